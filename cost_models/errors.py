@@ -1,0 +1,77 @@
+"""The error tree. Everything a user can cause is a `UserError`; our own bugs are `assert`s.
+
+    UserError(ValueError)        printed as one line, exit code 2
+    ├── UnknownName              a model, hardware, option or pin that does not exist
+    ├── BadValue                 a value out of its range or of the wrong type
+    ├── BadHardware              a hardware file with a missing, negative or unknown key
+    ├── BadPlan                  a plan file: truncated, of another version, for another graph
+    ├── DoesNotFit               no plan fits the memory
+    ├── NoPlan                   the pins, or the batch, leave no plan at all
+    ├── NotTraceable             the model cannot become one static graph
+    └── RunFailed                a process of a run failed, or could not start
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BadHardware",
+    "BadPlan",
+    "BadValue",
+    "DoesNotFit",
+    "NoPlan",
+    "NotTraceable",
+    "RunFailed",
+    "UnknownName",
+    "UserError",
+    "unknown_name",
+]
+
+
+class UserError(ValueError):
+    """A mistake of the user's, or a limit of theirs: the message says what, the values, and what to change."""
+
+    @property
+    def kind(self) -> str:
+        """The name of the error as it stands in `{"error": {"kind": ...}}`."""
+        return type(self).__name__
+
+
+class UnknownName(UserError):
+    pass
+
+
+class BadValue(UserError):
+    pass
+
+
+class BadHardware(UserError):
+    pass
+
+
+class BadPlan(UserError):
+    pass
+
+
+class DoesNotFit(UserError):
+    pass
+
+
+class NoPlan(UserError):
+    pass
+
+
+class NotTraceable(UserError):
+    pass
+
+
+class RunFailed(UserError):
+    pass
+
+
+def unknown_name(what: str, name: str, known: list[str] | tuple[str, ...]) -> UnknownName:
+    """The error for `name` not among `known`, with the nearest known name first."""
+    import difflib
+
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return UnknownName(f"unknown {what} {name!r}: {hint}known: {', '.join(sorted(known))}")

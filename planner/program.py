@@ -1,0 +1,145 @@
+"""The `Program`: what every rank executes in one training step, and what the simulator costs.
+
+All ranks run the same instructions on shards of the same shapes; what differs by rank (its place in the mesh) stands in
+the arguments as `Offset` and `Group`, which the executor resolves. Values are integers; every value is written once a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from planner.layout import Layout, Mesh, SubShape
+
+__all__ = ["Communicate", "Compute", "Group", "InputState", "Instruction", "Offset", "ParameterState", "Program", "Ref", "Update"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An argument that is the value `id`."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offset:
+    """An argument that is an int: `size` times the rank's linear position on `axes` (earlier axis outer)."""
+
+    axes: tuple[int, ...]
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An argument that is the process group of the ranks that differ only on `axes`."""
+
+    axes: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Compute:
+    """One op on local tensors. `op` names an ATen overload (`aten.mm.default`) or one of our kernels (`shardwright.lstm`).
+
+    `args` holds Ref, Offset, Group, constants and (nested) tuples of them; `results[i]` is the value id of the op's i-th
+    result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values with no later use.
+    `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the cost model.
+    """
+
+    id: str
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...] = ()
+    results: tuple[int | None, ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    kind: str
+    phase: str
+    path: str = ""
+    time: float = 0.0
+    frees: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Communicate:
+    """One change of layout of one or more values (more than one: a bucket, sent as one flat buffer).
+
+    `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`), `reduce_scatter` (along `split`),
+    `all_to_all` (from `gather` to `split`: what was split at `gather` becomes split at `split`), `slice` (along `split`; no
+    communication). `axes` are the mesh axes taking part. Per value: `expanded` is the local shape by flat sub-dims before,
+    `shapes` the local shape after, by dims. An asynchronous one is started where it stands and waited for at the first use
+    of its results.
+    """
+
+    id: str
+    kind: str
+    axes: tuple[int, ...]
+    sources: tuple[int, ...]
+    results: tuple[int, ...]
+    expanded: tuple[tuple[int, ...], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    gather: int | None = None
+    split: int | None = None
+    reduce: str = "sum"
+    phase: str
+    path: str = ""
+    asynchronous: bool = False
+    nbytes: int = 0  # of the whole logical buffer, as nccl-tests counts
+    time: float = 0.0
+    frees: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Update:
+    """The optimizer's step on all parameters: `gradients[i]` is the value id of the gradient of `Program.parameters[i]`."""
+
+    id: str
+    gradients: tuple[int, ...]
+    phase: str = "update"
+    kind: str = "optimizer"
+    path: str = "optimizer"
+    time: float = 0.0
+    frees: tuple[int, ...] = ()
+
+
+Instruction = Compute | Communicate | Update
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterState:
+    """A parameter: `value` is the id of the stored shard that the step reads; `shard` the id of the shard that the optimizer
+    updates: the same id where `stored == updated`, else a smaller piece that is gathered back into `value` after the update
+    (ZeRO-1/2) by instructions that stand after `Update` and write `value` anew."""
+
+    name: str
+    value: int
+    shard: int
+    subshape: SubShape
+    stored: Layout
+    updated: Layout
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InputState:
+    """A batch tensor (`name` = its position in the batch) or a buffer of the module, with the layout in which each rank gets it."""
+
+    name: str
+    value: int
+    subshape: SubShape
+    layout: Layout
+    dtype: str
+    is_buffer: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """One training step for every rank of `mesh`. `loss` is a replicated scalar's id; `initial_bytes` what is held before the step."""
+
+    mesh: Mesh
+    instructions: tuple[Instruction, ...]
+    parameters: tuple[ParameterState, ...]
+    inputs: tuple[InputState, ...]
+    loss: int
+    value_bytes: dict[int, int]
+    initial_bytes: dict[str, int]
