@@ -6,12 +6,19 @@ model name, sizes -> Workload. The same builder serves planning (called under fa
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-__all__ = ["Workload"]
+from cost_models.errors import BadValue, unknown_name
+from planner.models import MODELS, ModelSpec
+from planner.models import user as user_model
+from planner.models.spec import resolve
+
+__all__ = ["DTYPES", "Workload", "known_models", "load_workload", "resolve_options"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +27,8 @@ class Workload:
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. `options` are all sizes as resolved.
     `dim_names` gives the sub-dims of parameters the model's own words: a glob of parameter names to one comma list of
-    sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`.
+    sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that
+    fits a name counts.
     """
 
     name: str
@@ -32,3 +40,143 @@ class Workload:
     options: Mapping[str, Any] = field(default_factory=dict)
     dim_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokens_per_sample: int = 1
+
+
+def known_models() -> Mapping[str, ModelSpec]:
+    """The built-in models by name: each with its description, its options and their defaults, and its presets."""
+    return dict(MODELS)
+
+
+def resolve_options(
+    spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
+) -> Mapping[str, Any]:
+    """All sizes that `load_workload` would build with, checked, without building anything.
+
+    Of the user's own `module:function` only the sizes that were given are known before it is called.
+    Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
+    """
+    if user_model.is_user_model(spec):
+        _check_positive(spec, {"batch": batch, "seq": seq})
+        given = {"batch": batch, "seq": seq, **user_model.parse_settings(settings)}
+        return {key: value for key, value in given.items() if value is not None}
+    return resolve(_find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
+
+
+def load_workload(
+    spec: str,
+    *,
+    batch: int | None,
+    seq: int | None,
+    settings: Mapping[str, str],
+    num_devices: int,
+    dtype: str = "float32",
+) -> Workload:
+    """The workload of a built-in model or preset, or of the user's `module:function` or `path/to/file.py:function`.
+
+    `batch` is the global batch; its default is the model's batch per device times `num_devices`. `dtype` becomes that of the
+    parameters and of every floating tensor of the batch. Initial values come from the generator as it stands and are drawn
+    in float32 whatever `dtype` is, so that the same seed starts every dtype at the same point. Allocates nothing under
+    `FakeTensorMode`. Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.
+    """
+    if dtype not in DTYPES:
+        raise unknown_name("dtype", dtype, list(DTYPES))
+    options = resolve_options(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        workload = _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
+    finally:
+        torch.set_default_dtype(before)
+    return _cast(workload, DTYPES[dtype])
+
+
+def _find(name: str) -> ModelSpec:
+    for spec in MODELS.values():
+        if name == spec.name or name in spec.presets:
+            return spec
+    names = [name for spec in MODELS.values() for name in (spec.name, *spec.presets)]
+    error = unknown_name("model", name, names)
+    raise type(error)(f"{error}; or module:function of your own")
+
+
+def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
+    spec = _find(name)
+    module, batch, loss = spec.build(options)
+    return Workload(
+        name=name,
+        module=module,
+        batch=batch,
+        loss=loss,
+        optimizer=spec.optimizer,
+        learning_rate=spec.learning_rate,
+        options=options,
+        dim_names=spec.dim_names,
+        tokens_per_sample=options[spec.sequence] if spec.sequence else 1,
+    )
+
+
+def _from_user(spec: str, options: Mapping[str, Any]) -> Workload:
+    result = user_model.call(spec, user_model.load_function(spec), options)
+    if not isinstance(result, Workload):
+        result = _workload_of_parts(spec, result)
+    _check_batch(spec, result.batch)
+    return replace(result, options={"batch": result.batch[0].shape[0], **result.options, **options})
+
+
+def _workload_of_parts(spec: str, parts: object) -> Workload:
+    wanted = "(model, batch, loss): a torch.nn.Module, a tuple of tensors with the target last, and a function"
+    if not isinstance(parts, tuple) or len(parts) != 3:
+        got = f"a tuple of {len(parts)}" if isinstance(parts, tuple) else f"a {type(parts).__name__}"
+        raise BadValue(f"{spec} returned {got}: return {wanted}, or a Workload")
+    module, batch, loss = parts
+    if not isinstance(module, torch.nn.Module):
+        raise BadValue(f"{spec} returned a {type(module).__name__} as the model: return {wanted}")
+    if not callable(loss):
+        raise BadValue(f"{spec} returned a {type(loss).__name__} as the loss: return {wanted}")
+    if not isinstance(batch, tuple | list):
+        raise BadValue(f"{spec} returned a {type(batch).__name__} as the batch: return {wanted}")
+    _check_batch(spec, tuple(batch))
+    return Workload(name=spec, module=module, batch=tuple(batch), loss=loss, tokens_per_sample=_tokens(batch[0]))
+
+
+def _tokens(first: torch.Tensor) -> int:
+    """Tokens in a sample: whole numbers of shape (batch, seq) are read as token ids."""
+    return first.shape[1] if first.dim() == 2 and not first.dtype.is_floating_point else 1
+
+
+def _check_batch(spec: str, batch: tuple[Any, ...]) -> None:
+    if len(batch) < 2:
+        raise BadValue(f"{spec} returned a batch of {len(batch)}: return at least one input and, last, the target")
+    for index, tensor in enumerate(batch):
+        if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
+            got = "a tensor without dims" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
+            raise BadValue(f"{spec} returned {got} as number {index} of the batch: each is a tensor whose dim 0 is the batch")
+    sizes = [tensor.shape[0] for tensor in batch]
+    if len(set(sizes)) != 1 or sizes[0] == 0:
+        raise BadValue(f"{spec} returned a batch whose tensors have dim 0 of {sizes}: they must be equal and at least 1")
+
+
+def _check_positive(spec: str, sizes: Mapping[str, int | None]) -> None:
+    for key, value in sizes.items():
+        if value is not None and value < 1:
+            raise BadValue(f"{key} is {value} for model {spec!r}: give a whole number of at least 1")
+
+
+def _cast(workload: Workload, dtype: torch.dtype) -> Workload:
+    batch = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in workload.batch)
+    _cast_module(workload.module, dtype)
+    return replace(workload, batch=batch)
+
+
+def _cast_module(root: torch.nn.Module, dtype: torch.dtype) -> None:
+    """`root.to(dtype)`, which fails on fake tensors; a parameter that several modules share stays shared."""
+    casts: dict[torch.Tensor, torch.Tensor] = {}
+    for module in root.modules():
+        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            if parameter.is_floating_point() and parameter.dtype != dtype:
+                if parameter not in casts:
+                    casts[parameter] = torch.nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
+                setattr(module, name, casts[parameter])
+        for name, buffer in list(module.named_buffers(recurse=False)):
+            if buffer.is_floating_point() and buffer.dtype != dtype:
+                setattr(module, name, buffer.to(dtype))

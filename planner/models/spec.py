@@ -1,0 +1,109 @@
+"""What a built-in model says of itself, and the resolving of its sizes: `--batch`, `--seq` and `--set name=value`.
+
+Sizes are resolved without building anything, so that a wrong one is reported before any work is done.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from cost_models.errors import BadValue, unknown_name
+
+__all__ = ["ModelSpec", "Options", "Parts", "Preset", "parse_value", "per_device_batch", "resolve", "token_ids"]
+
+Options = Mapping[str, Any]
+"""Sizes by name: whole numbers of at least one, or true and false."""
+
+Parts = tuple[torch.nn.Module, tuple[torch.Tensor, ...], Callable[[Any, torch.Tensor], torch.Tensor]]
+"""The model, its example batch (inputs, then target) and its loss: what a builder returns, built-in or the user's."""
+
+_BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preset:
+    """A model's sizes under a name of their own; options that it leaves out keep the model's defaults."""
+
+    description: str
+    options: Options
+    batch_per_device: int
+    source: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """A built-in model: its options with their defaults, its presets, and the builder that they are given to.
+
+    `build` gets every option and `batch`. `check` raises `BadValue` for sizes that do not go together.
+    `sequence` names the option that holds the tokens in a sample, if a sample has any.
+    """
+
+    name: str
+    description: str
+    options: Options
+    batch_per_device: int
+    build: Callable[[Options], Parts]
+    dim_names: Mapping[str, tuple[str, ...]]
+    presets: Mapping[str, Preset] = field(default_factory=dict)
+    check: Callable[[Options], None] | None = None
+    sequence: str | None = None
+    optimizer: str = "adam"
+    learning_rate: float = 1e-3
+
+
+def resolve(
+    spec: ModelSpec, name: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
+) -> dict[str, Any]:
+    """All sizes of the model or preset `name`: `batch` first, then the options in the model's order.
+
+    The default batch is the per-device batch times `num_devices` (weak scaling), so that every number of devices divides it.
+    Raises `UnknownName` for an option that the model does not have, `BadValue` for a value that it cannot take.
+    """
+    if num_devices < 1:
+        raise BadValue(f"number of devices is {num_devices}: give at least 1")
+    defaults = {"batch": per_device_batch(spec, name) * num_devices, **spec.options}
+    if name in spec.presets:
+        defaults.update(spec.presets[name].options)
+    flags = {"batch": batch, "seq": seq}
+    if seq is not None and "seq" not in defaults:
+        raise BadValue(f"--seq {seq}: the samples of {name!r} are no sequences; leave --seq out")
+    for key in settings:
+        if key not in defaults:
+            raise unknown_name(f"{name} option", key, list(defaults))
+        if flags.get(key) is not None:
+            raise BadValue(f"--{key} {flags[key]} and --set {key}={settings[key]} both set the {key}: give one of them")
+    options = dict(defaults)
+    options.update({key: parse_value(key, text, like=defaults[key]) for key, text in settings.items()})
+    options.update({key: value for key, value in flags.items() if value is not None})
+    for key, value in options.items():
+        if not isinstance(value, bool) and value < 1:
+            raise BadValue(f"{key} is {value} for model {name!r}: give a whole number of at least 1")
+    if spec.check is not None:
+        spec.check(options)
+    return options
+
+
+def per_device_batch(spec: ModelSpec, name: str) -> int:
+    """The default number of samples that one device gets."""
+    return spec.presets[name].batch_per_device if name in spec.presets else spec.batch_per_device
+
+
+def parse_value(name: str, text: str, *, like: bool | int) -> bool | int:
+    """`text` as the kind of value that `like` is; raises `BadValue` with the kind that was wanted."""
+    if isinstance(like, bool):
+        if text.strip().lower() not in _BOOLS:
+            raise BadValue(f"--set {name}={text}: {name} is true or false")
+        return _BOOLS[text.strip().lower()]
+    try:
+        return int(text.replace("_", ""))
+    except ValueError:
+        raise BadValue(f"--set {name}={text}: {name} is a whole number, as in --set {name}={like}") from None
+
+
+def token_ids(options: Options, *shape: int) -> torch.Tensor:
+    """Random token ids below `options["vocab"]`, of the given shape."""
+    return torch.randint(0, options["vocab"], shape)
