@@ -1,0 +1,153 @@
+"""`shardwright::attention` and its backward: softmax(scale q k^T) v, by the flash kernel of the device where it has one.
+
+q [B, H, T, D], k and v [B, H, S, D]; lse [B, H, T] is the log of the softmax's denominator. Causal means key <= query,
+both counted from 0. Results lie in memory as [B, T, H, D], so that joining the heads afterwards copies nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["attention", "attention_backward"]
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The output [B, H, T, D] and lse."""
+    kernel = _kernel(q, k, v)
+    if kernel == "cpu":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+    elif kernel == "flash":
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
+    elif kernel == "efficient":
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)[:2]
+        lse = lse[..., : q.shape[2]]
+    else:
+        scores = _scores(q, k, is_causal, scale)
+        lse = torch.logsumexp(scores, -1)
+        out = torch.matmul(torch.exp(scores - lse[..., None]), v.to(scores.dtype)).to(q.dtype)
+    return _heads_inside(out), lse
+
+
+def attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of q, k and v."""
+    kernel = _kernel(q, k, v)
+    if kernel == "cpu":
+        grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            grad, q, k, v, out, lse, 0.0, is_causal, scale=scale
+        )
+    elif kernel == "flash":
+        grads = _flash_backward(grad, q, k, v, out, lse, is_causal, scale)
+    elif kernel == "efficient":
+        grads = _efficient_backward(grad, q, k, v, out, lse, is_causal, scale)
+    else:
+        grads = _math_backward(grad, q, k, v, out, lse, is_causal, scale)
+    return _heads_inside(grads[0]), _heads_inside(grads[1]), _heads_inside(grads[2])
+
+
+def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
+    """Which kernel runs: `cpu`, `flash`, `efficient` or `math`; the same for forward and backward."""
+    plain = q.shape[-1] == k.shape[-1] == v.shape[-1] and all(t.stride(-1) == 1 for t in (q, k, v))
+    half = q.dtype in (torch.float16, torch.bfloat16)
+    if plain and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64, torch.bfloat16):
+        return "cpu"
+    if plain and q.is_cuda and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+        return "flash"
+    if plain and q.is_cuda and q.dtype == torch.float32 and q.shape[-1] % 4 == 0:
+        return "efficient"
+    return "math"
+
+
+def _flash_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    unused = q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64)  # the dropout's random state
+    result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_backward(
+        grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, is_causal, *unused, scale=scale
+    )
+    return result
+
+
+def _efficient_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    unused = q.new_zeros((), dtype=torch.int64)  # the dropout's seed and offset
+    padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))  # the kernel wants rows by 32
+    grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
+        grad, q, k, v, None, out, padded, unused, unused, 0.0, [True, True, True, False], is_causal, scale=scale
+    )
+    return grads[0], grads[1], grads[2]
+
+
+def _math_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    weights = torch.exp(_scores(q, k, is_causal, scale) - lse[..., None])
+    wide = grad.to(weights.dtype)
+    delta = (wide * out).sum(-1, keepdim=True)
+    grad_scores = weights * (torch.matmul(wide, v.to(wide.dtype).mT) - delta) * scale
+    gq, gk = torch.matmul(grad_scores, k.to(wide.dtype)), torch.matmul(grad_scores.mT, q.to(wide.dtype))
+    gv = torch.matmul(weights.mT, wide)
+    return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype)
+
+
+def _scores(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
+    dtype = _lse_dtype(q)
+    scores = torch.matmul(q.to(dtype), k.to(dtype).mT) * scale
+    if is_causal:
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
+        scores.masked_fill_(hidden, float("-inf"))
+    return scores
+
+
+def _lse_dtype(q: Tensor) -> torch.dtype:
+    return torch.float64 if q.dtype == torch.float64 else torch.float32
+
+
+def _heads_inside(t: Tensor) -> Tensor:
+    """`t` [B, H, T, D] laid out in memory as [B, T, H, D]."""
+    return t.transpose(1, 2).contiguous().transpose(1, 2)
+
+
+@torch.library.custom_op("shardwright::attention", mutates_args=())
+def _attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    return attention(q, k, v, is_causal, scale)
+
+
+@torch.library.custom_op("shardwright::attention_backward", mutates_args=())
+def _attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    return attention_backward(grad, q, k, v, out, lse, is_causal, scale)
+
+
+@_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    batch, heads, length, _ = q.shape
+    out = q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
+    return out, q.new_empty(batch, heads, length, dtype=_lse_dtype(q))
+
+
+@_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    return tuple(t.new_empty(t.shape[0], t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in (q, k, v))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, ctx.is_causal, ctx.scale = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, out, lse)
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    grads = torch.ops.shardwright.attention_backward(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale)
+    return (*grads, None, None)
+
+
+_attention.register_autograd(_differentiate, setup_context=_save)

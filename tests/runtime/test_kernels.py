@@ -1,0 +1,141 @@
+"""Every canonical op against plain torch: forward and all gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from cost_models.errors import NotTraceable
+from planner.kernels import Canonical, embedding_backward_shard, embedding_shard
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
+DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+
+
+def outputs_and_gradients(f: Callable[..., Any], *inputs: Tensor) -> list[Tensor]:
+    """The outputs of `f` and the gradients, of a fixed random projection of them, of its floating-point inputs."""
+    leaves = [t.detach().clone().requires_grad_(t.is_floating_point()) for t in inputs]
+    outs = f(*leaves)
+    outs = list(outs) if isinstance(outs, (tuple, list)) else [outs]
+    generator = torch.Generator().manual_seed(1)
+    scalar = sum((o * torch.randn(o.shape, dtype=o.dtype, generator=generator)).sum() for o in outs)
+    grads = torch.autograd.grad(scalar, [leaf for leaf in leaves if leaf.requires_grad])
+    return [o.detach() for o in outs] + list(grads)
+
+
+def check_same(f: Callable[..., Any], *inputs: Tensor) -> None:
+    """`f` gives the same with and without Canonical."""
+    plain = outputs_and_gradients(f, *inputs)
+    with Canonical():
+        ours = outputs_and_gradients(f, *inputs)
+    tolerance = TOLERANCE[plain[0].dtype]
+    assert len(plain) == len(ours)
+    for a, b in zip(plain, ours, strict=True):
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance * max(1.0, a.abs().max().item()))
+
+
+@DTYPES
+@pytest.mark.parametrize("num_layers", [1, 2])
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_lstm(dtype: torch.dtype, num_layers: int, bidirectional: bool, batch_first: bool, bias: bool) -> None:
+    torch.manual_seed(0)
+    module = torch.nn.LSTM(3, 4, num_layers, bias=bias, batch_first=batch_first, bidirectional=bidirectional, dtype=dtype)
+    names, weights = zip(*module.named_parameters(), strict=True)
+    states = torch.randn(2, num_layers * (1 + bidirectional), 5, 4, dtype=dtype)
+    x = torch.randn((5, 6, 3) if batch_first else (6, 5, 3), dtype=dtype)
+
+    def run(x: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor) -> tuple[Tensor, ...]:
+        y, (h, c) = torch.func.functional_call(module, dict(zip(names, weights, strict=True)), (x, (h0, c0)))
+        return y, h, c
+
+    check_same(run, x, states[0], states[1], *weights)
+
+
+def test_lstm_packed_is_refused() -> None:
+    packed = torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(2, 2)])
+    with Canonical(), pytest.raises(NotTraceable, match="packed"):
+        torch.nn.LSTM(2, 2)(packed)
+
+
+def test_lstm_dropout_is_refused() -> None:
+    with Canonical(), pytest.raises(NotTraceable, match=r"dropout=0\.5"):
+        torch.nn.LSTM(2, 2, num_layers=2, dropout=0.5)(torch.zeros(3, 1, 2))
+
+
+@DTYPES
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("shape", [(7, 11), (2, 11, 3), (2, 11, 3, 2), (300, 1000)])
+@pytest.mark.parametrize("ignore_index", [-100, 2])
+def test_cross_entropy(dtype: torch.dtype, reduction: str, shape: tuple[int, ...], ignore_index: int) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(shape, dtype=dtype)
+    target = torch.randint(0, shape[1], (shape[0], *shape[2:]))
+    target.view(-1)[:2] = ignore_index
+
+    def run(logits: Tensor) -> Tensor:
+        return F.cross_entropy(logits, target, reduction=reduction, ignore_index=ignore_index)
+
+    check_same(run, logits)
+
+
+@DTYPES
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize(("length", "keys", "dim", "value_dim"), [(6, 6, 4, 4), (5, 7, 4, 4), (5, 5, 4, 3)])
+def test_attention(dtype: torch.dtype, is_causal: bool, length: int, keys: int, dim: int, value_dim: int) -> None:
+    torch.manual_seed(0)
+    q, k = torch.randn(2, 3, length, dim, dtype=dtype), torch.randn(2, 3, keys, dim, dtype=dtype)
+    v = torch.randn(2, 3, keys, value_dim, dtype=dtype)
+    check_same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal), q, k, v)
+    check_same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=0.3), q, k, v)
+
+
+def test_embedding_shards_add_up() -> None:
+    weight, ids = torch.randn(12, 3, dtype=torch.float64), torch.randint(0, 12, (4, 5))
+    parts = [embedding_shard(weight[at : at + 4], ids, at) for at in (0, 4, 8)]
+    torch.testing.assert_close(sum(parts), F.embedding(ids, weight), rtol=0, atol=0)
+    grad = torch.randn(4, 5, 3, dtype=torch.float64)
+    whole = torch.ops.aten.embedding_dense_backward(grad, ids, 12, -1, False)
+    rows = [embedding_backward_shard(grad, ids, 4, at) for at in (0, 4, 8)]
+    torch.testing.assert_close(torch.cat(rows), whole)
+
+
+def test_tracing_shows_one_node_forward_and_one_backward() -> None:
+    class Model(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.lstm = torch.nn.LSTM(4, 4, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.lstm(x)[0].unsqueeze(1)
+            return F.scaled_dot_product_attention(y, y, y, is_causal=True).squeeze(1)
+
+    model = Model()
+    parameters = dict(model.named_parameters())
+
+    def step(parameters: dict[str, Tensor], x: Tensor, target: Tensor) -> Any:
+        out = torch.func.functional_call(model, parameters, (x,))
+        return torch.autograd.grad(F.cross_entropy(out.flatten(0, 1), target), list(parameters.values()))
+
+    with Canonical():
+        graph = make_fx(step, tracing_mode="fake")(parameters, torch.zeros(2, 3, 4), torch.zeros(6, dtype=torch.int64))
+    ours = [node.target.name() for node in graph.graph.nodes if "shardwright" in str(node.target)]
+    forward = ["lstm", "attention", "cross_entropy"]
+    assert ours == [f"shardwright::{name}" for name in (*forward, *(f"{name}_backward" for name in reversed(forward)))]
+    assert not any("log_softmax" in str(node.target) or "flash" in str(node.target) for node in graph.graph.nodes)
+
+
+def test_cross_entropy_in_half_precision() -> None:
+    logits, target = torch.randn(9, 13).bfloat16(), torch.randint(0, 13, (9,))
+    plain = outputs_and_gradients(lambda x: F.cross_entropy(x, target), logits)
+    with Canonical():
+        ours = outputs_and_gradients(lambda x: F.cross_entropy(x, target), logits)
+    for a, b in zip(plain, ours, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-2, atol=1e-3)
