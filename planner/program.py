@@ -9,16 +9,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from planner.graph import Ref
 from planner.layout import Layout, Mesh, SubShape
 
-__all__ = ["Communicate", "Compute", "Group", "InputState", "Instruction", "Offset", "ParameterState", "Program", "Ref", "Update"]
-
-
-@dataclass(frozen=True, slots=True)
-class Ref:
-    """An argument that is the value `id`."""
-
-    id: int
+__all__ = [
+    "Communicate",
+    "Compute",
+    "Group",
+    "InputState",
+    "Instruction",
+    "Offset",
+    "ParameterState",
+    "Program",
+    "Ref",
+    "Update",
+]
 
 
 @dataclass(frozen=True, slots=True)

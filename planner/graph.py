@@ -1,0 +1,120 @@
+"""The `Graph`: one whole training step (forward, loss, backward) as ops on values.
+
+Written by `trace`, read by every later stage. Nodes stand in the order of execution; values are numbered from 0 and each
+is written once. In-place ops, tuples and aliases are gone: an op has tensor results, and a value has one writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Graph", "Node", "Parameter", "Ref", "Value", "map_refs", "refs_in"]
+
+
+@dataclass(frozen=True, slots=True)
+class Ref:
+    """An argument that is the value `id`."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Value:
+    """A tensor of the step. `kind`: `parameter`, `buffer`, `input` or `activation`; `writer` is the node that makes it."""
+
+    id: int
+    shape: tuple[int, ...]
+    dtype: str
+    kind: str
+    name: str
+    writer: int | None = None
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One op. `args` holds `Ref`, constants and nested tuples of them; `path` is the module that ran it (or whose backward
+    it is); `results[i]` is None where the op's i-th result is never read."""
+
+    index: int
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    results: tuple[int | None, ...]
+    result_shapes: tuple[tuple[int, ...], ...]
+    result_dtypes: tuple[str, ...]
+    phase: str
+    path: str
+
+    @property
+    def operands(self) -> tuple[int, ...]:
+        """The ids of the values read, in the order of the arguments, one entry a use."""
+        return tuple(refs_in(self.args))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A trained tensor: its value, and the value that holds its gradient at the end of the step."""
+
+    name: str
+    value: int
+    gradient: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """The whole step. `inputs` are the batch tensors in order, `buffers` the module's; `loss` is a scalar value."""
+
+    nodes: tuple[Node, ...]
+    values: tuple[Value, ...]
+    parameters: tuple[Parameter, ...]
+    inputs: tuple[int, ...]
+    buffers: tuple[int, ...]
+    loss: int
+
+    def readers(self) -> dict[int, list[tuple[int, int]]]:
+        """For each value, the (node index, operand position) pairs that read it, in order."""
+        out: dict[int, list[tuple[int, int]]] = {value.id: [] for value in self.values}
+        for node in self.nodes:
+            for position, value in enumerate(node.operands):
+                out[value].append((node.index, position))
+        return out
+
+    @property
+    def num_parameters(self) -> int:
+        return sum(self.values[p.value].numel for p in self.parameters)
+
+    def digest(self) -> str:
+        """A hash of ops, arguments, shapes and parameter names: the same for the same step, whoever traced it."""
+        state = hashlib.sha256()
+        for value in self.values:
+            state.update(f"{value.id} {value.shape} {value.dtype} {value.kind} {value.name}\n".encode())
+        for node in self.nodes:
+            state.update(f"{node.op} {node.args} {node.kwargs} {node.results}\n".encode())
+        state.update(f"{self.parameters} {self.inputs} {self.loss}".encode())
+        return state.hexdigest()
+
+
+def refs_in(args: Any) -> Iterator[int]:
+    """The value ids in nested arguments, in order."""
+    if isinstance(args, Ref):
+        yield args.id
+    elif isinstance(args, tuple):
+        for item in args:
+            yield from refs_in(item)
+
+
+def map_refs(args: Any, replace: Any) -> Any:
+    """Nested arguments with every `Ref` replaced by `replace(id)`."""
+    if isinstance(args, Ref):
+        return replace(args.id)
+    if isinstance(args, tuple):
+        return tuple(map_refs(item, replace) for item in args)
+    return args

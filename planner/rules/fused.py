@@ -1,0 +1,163 @@
+"""Our own fused ops: recurrent layers, attention, the classification loss (`planner.kernels`)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from planner.graph import Ref
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
+
+T, B, I, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
+
+
+def _unit_group(call: Call, local: Local) -> LocalCall:
+    """Split over hidden units, the kernel gets the process group with which it gathers h at every step."""
+    from planner.program import Group
+
+    return call.op, call.args, (("group", Group(local.split[H])),) if H in local.split else ()
+
+
+def _lstm_letters(name: str) -> Letters:
+    tables: dict[str, Letters] = {
+        "x": ((T,), (B,), (I,)), "state": ((B,), (H,)), "w_ih": ((GATES, H), (I,)), "w_hh": ((GATES, H), (H_IN,)),
+        "bias": ((GATES, H),), "y": ((T,), (B,), (H,)), "reserve": ((T,), (B,), (FIVE, H)),
+    }  # fmt: skip
+    return tables[name]
+
+
+def _lstm_sizes(x: tuple[int, ...], w_hh: tuple[int, ...]) -> tuple[int, ...]:
+    hidden = w_hh[1]
+    return (x[0], x[1], x[2], 4, hidden, hidden, 5)
+
+
+def _lstm_cost(passes: int) -> Any:
+    def cost(s: tuple[int, ...]) -> OpCost:
+        flops = 2.0 * s[T] * s[B] * 4 * s[H] * (s[I] + s[H_IN]) * passes
+        weights = 4 * s[H] * (s[I] + s[H_IN]) * s[T] * passes
+        elements = float(weights + s[T] * s[B] * (s[I] + 14 * s[H]) * passes)
+        return OpCost(flops=flops, elements=elements, gemm=(1, s[B], 4 * s[H], s[H_IN]), steps=s[T] * passes)
+
+    return cost
+
+
+_LSTM_NAMES = ((T, "time"), (B, "batch"), (GATES, "gate"), (H, "hidden units"))
+
+
+@register("shardwright.lstm", localize=_unit_group)
+def _lstm(call: Call) -> Signature:
+    """x, h0, c0, w_ih, w_hh, (b_ih, b_hh) -> y, h, c, reserve. The batch can be split; so can the hidden units of every gate,
+    with an all-gather of h at every time step. Time cannot."""
+    names = ["x", "state", "state", "w_ih", "w_hh", *["bias"] * (len(call.operands) - 5)]
+    return Signature(
+        kind="lstm", sizes=_lstm_sizes(call.operands[0], call.operands[4]), operands=tuple(map(_lstm_letters, names)),
+        results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, I, GATES, H_IN, FIVE}),
+        reduced=(frozenset(),) * 4, inner=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES, cost=_lstm_cost(1),
+        inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
+    )  # fmt: skip
+
+
+@register("shardwright.lstm_backward", localize=_unit_group)
+def _lstm_backward(call: Call) -> Signature:
+    """Gradients of y (h, c), then the saved tensors -> gradients of x, h0, c0, w_ih, w_hh, bias."""
+    slots = ["y", "state", "state", "x", "state", "state", "w_ih", "w_hh", "bias", "bias", "y", "state", "reserve"]
+    names = [slot for slot, argument in zip(slots, call.args, strict=True) if isinstance(argument, Ref)]
+    results = ("x", "state", "state", "w_ih", "w_hh", "bias")
+    sizes = _lstm_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")])
+    batch = frozenset({B})
+    return Signature(
+        kind="lstm", sizes=sizes, operands=tuple(map(_lstm_letters, names)), results=tuple(map(_lstm_letters, results)),
+        fixed=frozenset({T, I, GATES, H_IN, FIVE}), inner=frozenset({H}), names=_LSTM_NAMES, cost=_lstm_cost(2),
+        reduced=(frozenset({H}), frozenset(), frozenset(), batch, batch, batch),
+        inner_traffic=lambda s, ranks: (
+            ("reduce_scatter", float(s[B] * s[H] * ranks), s[T]), ("all_gather", float(s[T] * s[B] * s[H] * ranks), 1),
+        ),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- attention
+
+
+def _attention_letters(q: tuple[int, ...], k: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Letters], frozenset[int]]:
+    """b, heads, query, depth, keys; with fewer key heads than query heads (`groups`), heads stay whole."""
+    same = q[1] == k[1]
+    sizes = (*q, k[2], k[1])
+    heads = 1 if same else 5
+    letters: dict[str, Letters] = {
+        "q": ((0,), (1,), (2,), (3,)), "k": ((0,), (heads,), (4,), (3,)), "lse": ((0,), (1,), (2,)),
+    }  # fmt: skip
+    return sizes, letters, frozenset({2, 3, 4, 5} if same else {1, 2, 3, 4, 5})
+
+
+def _attention_cost(products: float, causal: bool, passes: int) -> Any:
+    def cost(s: tuple[int, ...]) -> OpCost:
+        flops = products * 2.0 * s[0] * s[1] * s[2] * s[4] * s[3] * (0.5 if causal else 1.0)
+        elements = float(passes * s[0] * s[1] * s[3] * (2 * s[2] + 2 * s[4]))
+        return OpCost(flops=flops, elements=elements, gemm=(s[0] * s[1], s[2], s[4], s[3]))
+
+    return cost
+
+
+_ATTENTION_NAMES = ((0, "batch"), (1, "heads"), (2, "sequence"), (3, "head_dim"))
+
+
+@register("shardwright.attention")
+def _attention(call: Call) -> Signature:
+    """q, k, v -> out, lse: batch and heads can be split; the sequence cannot (it would take a ring)."""
+    q, k, _ = call.operands
+    sizes, letters, fixed = _attention_letters(q, k)
+    return Signature(
+        kind="attention", sizes=sizes, operands=(letters["q"], letters["k"], letters["k"]), results=(letters["q"], letters["lse"]),
+        fixed=fixed, names=_ATTENTION_NAMES, cost=_attention_cost(2.0, bool(call.args[3]), 1),
+    )  # fmt: skip
+
+
+@register("shardwright.attention_backward")
+def _attention_backward(call: Call) -> Signature:
+    """grad_out, q, k, v, out, lse -> gradients of q, k, v. The scores are computed again: five products for two."""
+    _, q, k, *_ = call.operands
+    sizes, letters, fixed = _attention_letters(q, k)
+    whole = letters["q"]
+    return Signature(
+        kind="attention", sizes=sizes, operands=(whole, whole, letters["k"], letters["k"], whole, letters["lse"]),
+        results=(whole, letters["k"], letters["k"]), fixed=fixed, names=_ATTENTION_NAMES,
+        cost=_attention_cost(5.0, bool(call.args[6]), 2),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- classification loss
+
+
+def _class_group(call: Call, local: Local) -> LocalCall:
+    from planner.program import Group, Offset
+
+    if 1 not in local.split:
+        return call.op, call.args, ()
+    offset = ("offset", Offset(local.split[1], local.sizes[1]))
+    if call.op.endswith("backward"):
+        return call.op, call.args, (offset,)
+    return call.op, call.args, (("group", Group(local.split[1])), offset)
+
+
+@register("shardwright.cross_entropy", localize=_class_group)
+def _cross_entropy(call: Call) -> Signature:
+    """logits [n, c], target [n] -> sum of losses, count, log-sum-exp [n]. Split over classes (a vocabulary-parallel loss), the
+    maximum, the sum and the target's logit are reduced inside."""
+    n, c = call.operands[0]
+    return Signature(
+        kind="softmax", sizes=(n, c), operands=(((0,), (1,)), ((0,),)), results=((), (), ((0,),)),
+        reduced=(frozenset({0}), frozenset({0}), frozenset()), inner=frozenset({1}), names=((1, "classes"),),
+        cost=lambda s: OpCost(flops=5.0 * math.prod(s), elements=2.0 * math.prod(s)),
+        inner_traffic=lambda s, ranks: (("all_reduce", float(s[0]), 3),),
+    )  # fmt: skip
+
+
+@register("shardwright.cross_entropy_backward", localize=_class_group)
+def _cross_entropy_backward(call: Call) -> Signature:
+    """grad of the sum, logits, target, lse -> grad of the logits; everything passes."""
+    n, c = call.operands[1]
+    return Signature(
+        kind="softmax", sizes=(n, c), operands=((), ((0,), (1,)), ((0,),), ((0,),)), results=(((0,), (1,)),),
+        names=((1, "classes"),), linear=(frozenset({0}),),
+        cost=lambda s: OpCost(flops=4.0 * math.prod(s), elements=2.0 * math.prod(s)),
+    )  # fmt: skip

@@ -1,0 +1,146 @@
+"""Element-wise ops, with broadcasting; and ops that make a tensor from nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from planner.graph import Ref
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
+
+__all__ = ["broadcast", "pointwise_signature"]
+
+#: Operand groups through which a partial sum passes. f(x) = a x; f(x, y) = x + y; f(x, y) = x y.
+_LINEAR_IN_FIRST = (
+    "aten.neg.default", "aten.mul.Scalar", "aten.div.Scalar", "aten.clone.default", "aten._to_copy.default",
+)  # fmt: skip
+_LINEAR_TOGETHER = ("aten.add.Tensor", "aten.sub.Tensor", "aten.where.self")
+_LINEAR_IN_EACH = ("aten.mul.Tensor",)
+_DIVISION = ("aten.div.Tensor",)
+
+POINTWISE = (
+    "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default", "aten.log.default",
+    "aten.log1p.default", "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default", "aten.sin.default",
+    "aten.cos.default", "aten.erf.default", "aten.gelu.default", "aten.silu.default", "aten.elu.default", "aten.softplus.default",
+    "aten.leaky_relu.default", "aten.hardtanh.default", "aten.mish.default", "aten.sign.default", "aten.floor.default",
+    "aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.clamp.default", "aten.clamp_min.default",
+    "aten.clamp_max.default", "aten.maximum.default", "aten.minimum.default", "aten.sigmoid_backward.default",
+    "aten.tanh_backward.default", "aten.threshold_backward.default", "aten.gelu_backward.default", "aten.silu_backward.default",
+    "aten.elu_backward.default", "aten.leaky_relu_backward.default", "aten.hardtanh_backward.default",
+    "aten.softplus_backward.default", "aten.eq.Scalar", "aten.eq.Tensor", "aten.ne.Scalar", "aten.ne.Tensor", "aten.gt.Scalar",
+    "aten.gt.Tensor", "aten.ge.Scalar", "aten.ge.Tensor", "aten.lt.Scalar", "aten.lt.Tensor", "aten.le.Scalar", "aten.le.Tensor",
+    "aten.logical_not.default", "aten.logical_and.default", "aten.logical_or.default", "aten.bitwise_not.default",
+    "aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.masked_fill.Scalar", "aten.add.Scalar", "aten.sub.Scalar",
+    "aten.rsub.Scalar", "aten.fmod.Scalar", "aten.remainder.Scalar",
+)  # fmt: skip
+
+
+def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letters, tuple[int, ...]]:
+    """The operand's letters where result dim d is letter d, and the dims at which it is stretched. A stretched dim has no letter."""
+    lead = len(result) - len(operand)
+    letters: list[tuple[int, ...]] = []
+    for d, size in enumerate(operand):
+        same = size == result[lead + d]
+        letters.append((lead + d,) if same else ())
+    return tuple(letters), tuple(d for d in range(len(result)) if d < lead or not letters[d - lead])
+
+
+def pointwise_signature(call: Call, linear: tuple[frozenset[int], ...] = (), view: bool = False) -> Signature:
+    """Every dim of the result is a letter; operands that lack one (broadcast) stay whole when it is split."""
+    (result,) = call.results
+    return Signature(
+        kind="elementwise",
+        sizes=result,
+        operands=tuple(broadcast(shape, result)[0] for shape in call.operands),
+        results=(tuple((d,) for d in range(len(result))),),
+        linear=linear,
+        view=view,
+    )
+
+
+def _tensors(call: Call) -> list[int]:
+    """Operand positions of the arguments, None for a scalar: `add(x, 2)` is linear in nothing."""
+    return [i for i, a in enumerate(call.args) if isinstance(a, Ref)]
+
+
+@register(*POINTWISE)
+def _plain(call: Call) -> Signature:
+    return pointwise_signature(call)
+
+
+@register(*_LINEAR_IN_FIRST)
+def _linear_in_first(call: Call) -> Signature:
+    kwargs = dict(call.kwargs)
+    floating = "int" not in str(kwargs.get("dtype", "")) and "bool" not in str(kwargs.get("dtype", ""))
+    return pointwise_signature(call, (frozenset({0}),) if floating else ())
+
+
+@register("aten.add.Tensor", "aten.sub.Tensor")
+def _linear_together(call: Call) -> Signature:
+    together = frozenset({0, 1}) if _tensors(call) == [0, 1] else frozenset()
+    return pointwise_signature(call, (together,) if together else ())
+
+
+@register("aten.where.self")
+def _where(call: Call) -> Signature:
+    return pointwise_signature(call, (frozenset({1, 2}),) if len(call.operands) == 3 else ())
+
+
+@register("aten.mul.Tensor")
+def _product(call: Call) -> Signature:
+    return pointwise_signature(call, tuple(frozenset({i}) for i in range(len(call.operands))))
+
+
+@register("aten.div.Tensor")
+def _quotient(call: Call) -> Signature:
+    return pointwise_signature(call, (frozenset({0}),) if isinstance(call.args[0], Ref) else ())
+
+
+# ------------------------------------------------------------------------------------------------- from nothing
+
+
+def _local_shape_first(call: Call, local: Local) -> LocalCall:
+    return call.op, (local.results[0], *call.args[1:]), call.kwargs
+
+
+@register("aten.full.default", "aten.zeros.default", "aten.ones.default", localize=_local_shape_first)
+def _constant(call: Call) -> Signature:
+    (result,) = call.results
+    return Signature(
+        kind="elementwise", sizes=result, operands=(), results=(tuple((d,) for d in range(len(result))),), cost=_write_only
+    )
+
+
+@register(
+    "aten.arange.default",
+    "aten.arange.start",
+    "aten.arange.start_step",
+    "aten.scalar_tensor.default",
+    "aten.tril_indices.default",
+)
+def _whole(call: Call) -> Signature:
+    (result,) = call.results
+    letters = tuple((d,) for d in range(len(result)))
+    return Signature(
+        kind="elementwise", sizes=result, operands=(), results=(letters,), fixed=frozenset(range(len(result))), cost=_write_only
+    )
+
+
+def _write_only(sizes: tuple[int, ...]) -> OpCost:
+    total = 1.0
+    for size in sizes:
+        total *= size
+    return OpCost(flops=0.0, elements=total)
+
+
+def _stretch_args(call: Call, local: Local) -> LocalCall:
+    args: tuple[Any, ...] = (call.args[0], local.results[0])
+    return call.op, args, ()
+
+
+@register("aten.expand.default", localize=_stretch_args)
+def _expand(call: Call) -> Signature:
+    signature = pointwise_signature(call, (frozenset({0}),))
+    return Signature(
+        kind="view", sizes=signature.sizes, operands=signature.operands, results=signature.results, linear=signature.linear,
+        cost=lambda sizes: OpCost(flops=0.0, elements=0.0),
+    )  # fmt: skip

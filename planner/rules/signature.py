@@ -1,0 +1,114 @@
+"""What an op does to the dims of its tensors: the `Signature`, written in *letters* as an einsum is.
+
+A rule says, for one call, which letter stands at every dim of every operand and result, and what splitting a letter does:
+where a result has the letter, the result is split too; where it has not, the result is partial (`reduced`) or the same on
+every shard. A rule is believed only because `tests/planner/test_rules.py` runs the op whole and in shards and compares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["RULES", "Call", "Letters", "Local", "OpCost", "Rule", "Signature", "register"]
+
+#: The letters of every dim of one tensor: ((0,), (1, 2)) is a tensor whose second dim is the product of letters 1 and 2.
+Letters = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One op with its arguments and the shapes of its tensors, all global."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    operands: tuple[tuple[int, ...], ...]
+    results: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpCost:
+    """The work of one call at given letter sizes. `gemm` is (batch, m, n, k); `steps` counts sequential time steps."""
+
+    flops: float
+    elements: float  # read and written, in elements
+    gemm: tuple[int, int, int, int] | None = None
+    steps: int = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Signature:
+    """`sizes[l]` is the size of letter l. `fixed` letters cannot be split. `reduced[r]` are the letters whose splitting makes
+    result r a partial sum. `linear` are groups of operand positions: with those operands partial sums (and all others
+    whole), every result is a partial sum. `inner` letters can be split only with collectives inside the op, of which
+    `inner_traffic` gives (kind, elements of the whole buffer, times) at the local letter sizes. `view`: no work at all."""
+
+    kind: str
+    sizes: tuple[int, ...]
+    operands: tuple[Letters, ...]
+    results: tuple[Letters, ...]
+    fixed: frozenset[int] = frozenset()
+    reduced: tuple[frozenset[int], ...] = ()
+    linear: tuple[frozenset[int], ...] = ()
+    inner: frozenset[int] = frozenset()
+    inner_traffic: Callable[[tuple[int, ...], int], tuple[tuple[str, float, int], ...]] | None = None
+    cost: Callable[[tuple[int, ...]], OpCost] | None = None
+    view: bool = False
+    opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
+    names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
+
+    def __post_init__(self) -> None:
+        for tensor in (*self.operands, *self.results):
+            for dim in tensor:
+                assert all(0 <= letter < len(self.sizes) for letter in dim), self
+        assert not self.reduced or len(self.reduced) == len(self.results)
+
+    def reduced_in(self, result: int) -> frozenset[int]:
+        """The letters whose splitting makes this result partial."""
+        return self.reduced[result] if self.reduced else frozenset()
+
+    def elements(self, sizes: tuple[int, ...]) -> float:
+        """Elements of all operands and results at the given letter sizes."""
+        return float(sum(math.prod(sizes[x] for dim in t for x in dim) for t in (*self.operands, *self.results)))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Local:
+    """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
+    split it; `results` the local shapes; `sizes` the local letter sizes."""
+
+    results: tuple[tuple[int, ...], ...]
+    split: dict[int, tuple[int, ...]]
+    sizes: tuple[int, ...]
+
+
+#: op, args, kwargs to run on a shard; args still hold `Ref`s.
+LocalCall = tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rule:
+    """The signature of an op's calls, and how its arguments change on a shard (default: not at all)."""
+
+    signature: Callable[[Call], Signature]
+    localize: Callable[[Call, Local], LocalCall] = field(default=lambda call, local: (call.op, call.args, call.kwargs))
+
+
+RULES: dict[str, Rule] = {}
+
+
+def register(
+    *ops: str, localize: Callable[[Call, Local], LocalCall] | None = None
+) -> Callable[[Callable[[Call], Signature]], Callable[[Call], Signature]]:
+    """Registers the decorated function as the signature of `ops`."""
+
+    def keep(signature: Callable[[Call], Signature]) -> Callable[[Call], Signature]:
+        for op in ops:
+            assert op not in RULES, op
+            RULES[op] = Rule(signature=signature) if localize is None else Rule(signature=signature, localize=localize)
+        return signature
+
+    return keep

@@ -1,0 +1,199 @@
+"""Ops that only look at a tensor differently: reshape, permute, slices, splits and joins."""
+
+from __future__ import annotations
+
+import math
+
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
+
+__all__ = ["common_letters"]
+
+
+def common_letters(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tuple[int, ...], Letters, Letters] | None:
+    """Letters that write both shapes as products, row-major: (4, 6) -> (2, 12) gives sizes (2, 2, 6) and the letters of each.
+
+    None where the boundaries do not nest, as in (2, 3) -> (3, 2): no dim can be split there.
+    """
+    if math.prod(before) != math.prod(after) or 0 in before:
+        return None
+    cuts = sorted(
+        {math.prod(before[i:]) for i in range(len(before) + 1)} | {math.prod(after[i:]) for i in range(len(after) + 1)}
+    )
+    for small, large in zip(cuts, cuts[1:], strict=False):
+        if large % small:
+            return None
+    sizes = tuple(large // small for small, large in zip(cuts, cuts[1:], strict=False))[::-1]
+    return sizes, _dims(before, cuts[::-1]), _dims(after, cuts[::-1])
+
+
+def _dims(shape: tuple[int, ...], cuts: list[int]) -> Letters:
+    out, letter = [], 0
+    for i, size in enumerate(shape):
+        end = math.prod(shape[i + 1 :])
+        letters: list[int] = []
+        while size > 1 and letter < len(cuts) - 1 and cuts[letter + 1] >= end:
+            letters.append(letter)
+            letter += 1
+        out.append(tuple(letters))
+    return tuple(out)
+
+
+def _no_cost(sizes: tuple[int, ...]) -> OpCost:
+    return OpCost(flops=0.0, elements=0.0)
+
+
+def _reshape_args(call: Call, local: Local) -> LocalCall:
+    return call.op, (call.args[0], local.results[0]), ()
+
+
+@register("shardwright.reshape", localize=_reshape_args)
+def _reshape(call: Call) -> Signature:
+    (before,), (after,) = call.operands, call.results
+    found = common_letters(before, after)
+    if found is None:
+        return _opaque(before, after)
+    sizes, operand, result = found
+    return Signature(kind="view", sizes=sizes, operands=(operand,), results=(result,), linear=(frozenset({0}),), view=True)
+
+
+def _opaque(before: tuple[int, ...], after: tuple[int, ...]) -> Signature:
+    """A reshape whose dims do not nest: nothing can be split, but partial sums pass."""
+    sizes = (*before, *after)
+    return Signature(
+        kind="view", sizes=sizes, operands=(tuple((d,) for d in range(len(before))),),
+        results=(tuple((len(before) + d,) for d in range(len(after))),), fixed=frozenset(range(len(sizes))),
+        linear=(frozenset({0}),), cost=_no_cost,
+    )  # fmt: skip
+
+
+@register("aten.permute.default")
+def _permute(call: Call) -> Signature:
+    (shape,) = call.operands
+    order = call.args[1]
+    return Signature(
+        kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),), results=(tuple((d,) for d in order),),
+        linear=(frozenset({0}),), view=True,
+    )  # fmt: skip
+
+
+def _replace_dim(call: Call, dim: int) -> Signature:
+    """All dims pass but `dim`, which has one letter before and another after, neither of which can be split."""
+    (before,), (after,) = call.operands, call.results
+    rank = len(before)
+    return Signature(
+        kind="view", sizes=(*before, after[dim]), operands=(tuple((d,) for d in range(rank)),),
+        results=(tuple((rank,) if d == dim else (d,) for d in range(rank)),), fixed=frozenset({dim, rank}),
+        linear=(frozenset({0}),), cost=_no_cost,
+    )  # fmt: skip
+
+
+def _slice_args(call: Call, local: Local) -> LocalCall:
+    return call.op, call.args, call.kwargs
+
+
+@register("aten.slice.Tensor", localize=_slice_args)
+def _slice(call: Call) -> Signature:
+    dim = (call.args[1] if len(call.args) > 1 else 0) % len(call.operands[0])
+    if call.operands[0] == call.results[0]:
+        letters = tuple((d,) for d in range(len(call.operands[0])))
+        return Signature(
+            kind="view", sizes=call.operands[0], operands=(letters,), results=(letters,), fixed=frozenset({dim}),
+            linear=(frozenset({0}),), cost=_no_cost,
+        )  # fmt: skip
+    return _replace_dim(call, dim)
+
+
+@register("aten.select.int")
+def _select(call: Call) -> Signature:
+    (shape,) = call.operands
+    dim = call.args[1] % len(shape)
+    return Signature(
+        kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),),
+        results=(tuple((d,) for d in range(len(shape)) if d != dim),), fixed=frozenset({dim}), linear=(frozenset({0}),),
+        cost=_no_cost,
+    )  # fmt: skip
+
+
+def _equal_split_args(call: Call, local: Local) -> LocalCall:
+    dim = (call.args[2] if len(call.args) > 2 else 0) % len(call.operands[0])
+    return call.op, (call.args[0], local.results[0][dim], dim), ()
+
+
+@register("aten.split.Tensor", localize=_equal_split_args)
+def _split(call: Call) -> Signature:
+    """Equal pieces: the dim is (pieces, size), and `size` can be split, as the heads inside a fused QKV."""
+    (shape,) = call.operands
+    dim = (call.args[2] if len(call.args) > 2 else 0) % len(shape)
+    if shape[dim] % call.args[1]:
+        return _pieces(call, dim)
+    rank, pieces = len(shape), shape[dim] // call.args[1]
+    sizes = (*(call.args[1] if d == dim else s for d, s in enumerate(shape)), pieces)
+    result = tuple((d,) for d in range(rank))
+    return Signature(
+        kind="view", sizes=sizes, operands=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),),
+        results=(result,) * len(call.results), fixed=frozenset({rank}), linear=(frozenset({0}),), cost=_no_cost,
+    )  # fmt: skip
+
+
+@register("aten.split_with_sizes.default")
+def _split_with_sizes(call: Call) -> Signature:
+    dim = (call.args[2] if len(call.args) > 2 else 0) % len(call.operands[0])
+    return _pieces(call, dim)
+
+
+def _pieces(call: Call, dim: int) -> Signature:
+    """Unequal pieces: the dim cannot be split."""
+    (shape,) = call.operands
+    rank = len(shape)
+    sizes = (*shape, *(result[dim] for result in call.results))
+    results = tuple(tuple((rank + i,) if d == dim else (d,) for d in range(rank)) for i in range(len(call.results)))
+    return Signature(
+        kind="view", sizes=sizes, operands=(tuple((d,) for d in range(rank)),), results=results,
+        fixed=frozenset({dim, *range(rank, len(sizes))}), linear=(frozenset({0}),), cost=_no_cost,
+    )  # fmt: skip
+
+
+@register("aten.cat.default")
+def _cat(call: Call) -> Signature:
+    """Equal operands: the dim is (pieces, size), and `size` can be split; unequal: the dim cannot be split."""
+    (result,) = call.results
+    rank, dim = len(result), (call.args[1] if len(call.args) > 1 else 0) % len(result)
+    together = (frozenset(range(len(call.operands))),)
+    if len(set(call.operands)) == 1:
+        sizes = (*call.operands[0], len(call.operands))
+        return Signature(
+            kind="copy", sizes=sizes, operands=(tuple((d,) for d in range(rank)),) * len(call.operands),
+            results=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),), fixed=frozenset({rank}), linear=together,
+        )  # fmt: skip
+    sizes = (*result, *(shape[dim] for shape in call.operands))
+    operands = tuple(tuple((rank + i,) if d == dim else (d,) for d in range(rank)) for i in range(len(call.operands)))
+    return Signature(
+        kind="copy", sizes=sizes, operands=operands, results=(tuple((d,) for d in range(rank)),),
+        fixed=frozenset({dim, *range(rank, len(sizes))}), linear=together,
+    )  # fmt: skip
+
+
+def _filled_args(call: Call, local: Local) -> LocalCall:
+    """slice_backward and select_backward take the global input sizes: all but `dim` become local."""
+    dim = call.args[2] % len(call.results[0])
+    return call.op, (call.args[0], local.results[0], dim, *call.args[3:]), call.kwargs
+
+
+@register("aten.slice_backward.default", localize=_filled_args)
+def _slice_backward(call: Call) -> Signature:
+    (before,), (after,) = call.operands, call.results
+    dim, rank = call.args[2] % len(call.results[0]), len(call.results[0])
+    return Signature(
+        kind="copy", sizes=(*after, before[dim]), operands=(tuple((rank,) if d == dim else (d,) for d in range(rank)),),
+        results=(tuple((d,) for d in range(rank)),), fixed=frozenset({dim, rank}), linear=(frozenset({0}),),
+    )  # fmt: skip
+
+
+@register("aten.select_backward.default", localize=_filled_args)
+def _select_backward(call: Call) -> Signature:
+    (after,) = call.results
+    dim, rank = call.args[2] % len(after), len(after)
+    return Signature(
+        kind="copy", sizes=after, operands=(tuple((d,) for d in range(rank) if d != dim),),
+        results=(tuple((d,) for d in range(rank)),), fixed=frozenset({dim}), linear=(frozenset({0}),),
+    )  # fmt: skip

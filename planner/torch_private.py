@@ -1,0 +1,43 @@
+"""Every use of a private torch API, each with its reason. Nothing else in the project imports a private name of torch's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.fx.traceback as fx_traceback
+from torch._decomp import get_decompositions
+from torch._subclasses import FakeTensorMode  # no public name for tensors with a shape and no memory, other than `meta`
+from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
+
+__all__ = ["FakeTensorMode", "decompositions", "joint_trace", "label_new_nodes", "sequence_number"]
+
+
+def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
+    """torch's own decompositions of the given ops. Private: the table has no public home outside `torch.export`."""
+    return get_decompositions(ops)
+
+
+def label_new_nodes(labels: dict[str, Any]) -> None:
+    """From now on, nodes that are traced carry `labels` in `meta["custom"]` (what `torch.fx.traceback.annotate` sets, but
+    open-ended: module hooks begin and end a label in different calls)."""
+    fx_traceback.current_meta["custom"] = labels
+
+
+def sequence_number(node: Any) -> int:
+    """The number that autograd gave to a grad_fn when its forward op ran. Private: no public way to pair the two."""
+    return int(node._sequence_nr())
+
+
+@contextmanager
+def _labels_kept() -> Iterator[None]:
+    with fx_traceback.preserve_node_meta():
+        yield
+
+
+def joint_trace(step: Callable[..., Any], arguments: tuple[Any, ...], table: dict[Any, Any]) -> torch.fx.Graph:
+    """The FX graph of `step(*arguments)`, with labels and sequence numbers on its nodes."""
+    with _labels_kept():
+        return make_fx(step, decomposition_table=table, tracing_mode="real")(*arguments).graph

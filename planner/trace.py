@@ -1,0 +1,397 @@
+"""Traces a model's whole training step into one `Graph`, without running it or holding its memory.
+
+Workload builder -> Graph. Invariant: the graph does not depend on the machine it was traced on (fused attention, recurrent
+layers and the loss are captured as our own ops), and every node knows its module and whether it is forward or backward.
+"""
+
+from __future__ import annotations
+
+import operator
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import NotTraceable, UserError
+from planner.graph import Graph, Node, Parameter, Ref, Value
+from planner.kernels import Canonical
+from planner.torch_private import FakeTensorMode, decompositions, joint_trace, label_new_nodes, sequence_number
+from planner.workload import Workload
+
+__all__ = ["Traced", "trace"]
+
+aten = torch.ops.aten
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Traced:
+    """The graph, and the workload it was traced from (its tensors are fake: shapes without memory)."""
+
+    graph: Graph
+    workload: Workload
+
+
+def trace(build: Callable[[], Workload]) -> Traced:
+    """The graph of one training step of the workload that `build` makes.
+
+    Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
+    """
+    mode = FakeTensorMode(allow_non_fake_inputs=False)
+    with mode:
+        workload = build()
+        try:
+            fx_graph, names = _record(workload)
+        except UserError:
+            raise
+        except Exception as error:
+            raise NotTraceable(_explain(error, workload.name)) from error
+    return Traced(graph=_Reader(fx_graph, names, workload).graph(), workload=workload)
+
+
+# ------------------------------------------------------------------------------------------------- recording
+
+
+def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str]]:
+    module = workload.module
+    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
+    buffers = dict(module.named_buffers()) | frozen
+    if not parameters:
+        raise NotTraceable(f"model {workload.name!r} has no parameter that requires a gradient: there is nothing to train")
+
+    def step(weights: dict[str, Tensor], state: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, ...]:
+        with _paths(module) as paths:
+            label_new_nodes({"phase": "forward", "path": ""})
+            with Canonical():
+                outputs = torch.func.functional_call(module, {**weights, **state}, tuple(batch[:-1]))
+                loss = workload.loss(outputs, batch[-1])
+            _check_loss(loss, workload.name)
+            paths.label_backward(loss)
+            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+        return (loss, *_all_used(gradients, weights))
+
+    graph = joint_trace(step, (parameters, buffers, *workload.batch), _table())
+    return graph, [*parameters, *buffers]
+
+
+def _check_loss(loss: Any, name: str) -> None:
+    if not isinstance(loss, Tensor) or loss.numel() != 1:
+        what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+        raise NotTraceable(f"model {name!r}: the loss must be one scalar tensor, got {what}; reduce it with .mean() or .sum()")
+
+
+def _all_used(gradients: tuple[Tensor | None, ...], weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    unused = [name for name, g in zip(weights, gradients, strict=True) if g is None]
+    if unused:
+        raise NotTraceable(f"parameters {', '.join(unused)} do not take part in the loss: freeze them (requires_grad_(False))")
+    return tuple(g for g in gradients if g is not None)
+
+
+class _Paths:
+    """Which module is running, forward; and which module each autograd node belongs to, for the backward."""
+
+    def __init__(self) -> None:
+        self.stack: list[str] = [""]
+        self.owner: dict[Any, str] = {}
+
+    def enter(self, path: str) -> None:
+        self.stack.append(path)
+        label_new_nodes({"phase": "forward", "path": path})
+
+    def leave(self, output: Any) -> None:
+        self._own(output, self.stack.pop())
+        label_new_nodes({"phase": "forward", "path": self.stack[-1]})
+
+    def _own(self, output: Any, path: str) -> None:
+        """Gives every autograd node behind `output` that has no owner yet to `path`."""
+        pending = [t.grad_fn for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn]
+        while pending:
+            node = pending.pop()
+            if node is None or node in self.owner:
+                continue
+            self.owner[node] = path
+            pending.extend(following for following, _ in node.next_functions)
+
+    def label_backward(self, loss: Tensor) -> None:
+        """Before each autograd node runs, labels what it will record with the node's owner."""
+        self._own(loss, "")
+        for node, path in self.owner.items():
+            labels = {"phase": "backward", "path": path, "sequence": sequence_number(node)}
+            node.register_prehook(lambda *_, labels=labels: label_new_nodes(labels))
+        label_new_nodes({"phase": "backward", "path": ""})
+
+
+@contextmanager
+def _paths(module: torch.nn.Module) -> Iterator[_Paths]:
+    paths, handles = _Paths(), []
+    for path, child in module.named_modules():
+        handles.append(child.register_forward_pre_hook(lambda _m, _a, path=path: paths.enter(path)))
+        handles.append(child.register_forward_hook(lambda _m, _a, out: paths.leave(out)))
+    try:
+        yield paths
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+# ------------------------------------------------------------------------------------------------- decomposing
+
+
+def _mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+    return aten.div.Scalar(aten.sum.default(x, dtype=dtype), x.numel())
+
+
+def _mean_dim(x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    dims = list(range(x.dim())) if not dim else dim
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return aten.div.Scalar(aten.sum.dim_IntList(x, dims, keepdim, dtype=dtype), count)
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+    product = aten.mm.default(a, b)
+    product = product if alpha == 1 else aten.mul.Scalar(product, alpha)
+    bias = bias if beta == 1 else aten.mul.Scalar(bias, beta)
+    return aten.add.Tensor(product, bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+    if bias is None:
+        return NotImplemented
+    out: Tensor = aten.convolution.default(x, weight, None, *rest)
+    return aten.add.Tensor(out, aten.view.default(bias, [1, -1] + [1] * (out.dim() - 2)))
+
+
+def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+    scale = 2.0 / x.numel() if reduction == 1 else 2.0
+    return aten.mul.Tensor(aten.mul.Scalar(aten.sub.Tensor(x, target), scale), grad)
+
+
+def _table() -> dict[Any, Any]:
+    """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division by the global count, and
+    a bias is added after the product, where a partial product has been reduced."""
+    table = decompositions(
+        [
+            aten.mse_loss,
+            aten.binary_cross_entropy,
+            aten.binary_cross_entropy_backward,
+            aten.binary_cross_entropy_with_logits,
+            aten.nll_loss_forward,
+            aten.nll_loss_backward,
+            aten.l1_loss,
+            aten.smooth_l1_loss,
+            aten.smooth_l1_loss_backward,
+            aten.huber_loss,
+            aten.huber_loss_backward,
+            aten.addcmul,
+            aten.addcdiv,
+            aten.baddbmm,
+            aten.stack,
+            aten.silu_backward,
+            aten.zeros_like,
+            aten.ones_like,
+            aten.full_like,
+            aten.new_zeros,
+            aten.new_full,
+            aten.rsub,
+        ]
+    )
+    ours: dict[Any, Any] = {
+        aten.mean.default: _mean,
+        aten.mean.dim: _mean_dim,
+        aten.addmm.default: _addmm,
+        aten.convolution.default: _convolution,
+        aten.mse_loss_backward.default: _mse_loss_backward,
+    }
+    return table | ours
+
+
+# ------------------------------------------------------------------------------------------------- reading
+
+#: Ops that give their operand back, whatever they promise about storage.
+_ALIASES = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
+_VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
+_RANDOM_HINT = "set its dropout to 0: random ops are not planned yet"
+
+
+class _Reader:
+    """Reads the recorded FX graph into a `Graph`: aliases removed, views normalised, unused work dropped."""
+
+    def __init__(self, fx_graph: torch.fx.Graph, names: list[str], workload: Workload) -> None:
+        fx_graph.eliminate_dead_code()
+        self.workload = workload
+        self.values: list[Value] = []
+        self.nodes: list[Node] = []
+        self.known: dict[torch.fx.Node, int | tuple[int | None, ...]] = {}
+        self.fx_graph = fx_graph
+        self.names = names
+        self.inplace: set[torch.fx.Node] = set()
+
+    def graph(self) -> Graph:
+        placeholders = [n for n in self.fx_graph.nodes if n.op == "placeholder"]
+        num_parameters = sum(p.requires_grad for _, p in self.workload.module.named_parameters())
+        for position, node in enumerate(placeholders):
+            if position < len(self.names):
+                kind = "parameter" if position < num_parameters else "buffer"
+                self.known[node] = self._value(node.meta["val"], kind, self.names[position])
+            else:
+                self.known[node] = self._value(node.meta["val"], "input", str(position - len(self.names)))
+        for node in self.fx_graph.nodes:
+            if node.op == "call_function":
+                self._read(node)
+            elif node.op == "get_attr":
+                raise NotTraceable(
+                    f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): register it as a buffer"
+                )
+        return self._finish(num_parameters)
+
+    def _finish(self, num_parameters: int) -> Graph:
+        output = next(n for n in self.fx_graph.nodes if n.op == "output")
+        loss, *gradients = (self._id(n) for n in output.args[0])
+        parameters = tuple(Parameter(name=self.names[i], value=i, gradient=gradient) for i, gradient in enumerate(gradients))
+        kinds = {kind: tuple(v.id for v in self.values if v.kind == kind) for kind in ("input", "buffer")}
+        return Graph(
+            nodes=tuple(self.nodes), values=tuple(self.values), parameters=parameters,
+            inputs=kinds["input"], buffers=kinds["buffer"], loss=loss,
+        )  # fmt: skip
+
+    def _value(self, tensor: Tensor, kind: str, name: str, writer: int | None = None) -> int:
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.values.append(
+            Value(id=len(self.values), shape=tuple(tensor.shape), dtype=dtype, kind=kind, name=name, writer=writer)
+        )
+        return len(self.values) - 1
+
+    def _id(self, node: torch.fx.Node) -> int:
+        found = self.known[node]
+        assert isinstance(found, int), node
+        return found
+
+    def _argument(self, argument: Any) -> Any:
+        if isinstance(argument, torch.fx.Node):
+            return Ref(self._id(argument))
+        if isinstance(argument, (list, tuple)):
+            return tuple(self._argument(item) for item in argument)
+        if isinstance(argument, (torch.dtype, torch.device, torch.memory_format, torch.layout)):
+            return str(argument)
+        return argument
+
+    def _read(self, node: torch.fx.Node) -> None:
+        if node.target is operator.getitem:
+            source, position = node.args
+            found = self.known[source]  # type: ignore[index]
+            assert isinstance(found, tuple)
+            self.known[node] = found[position]  # type: ignore[index, assignment]
+            return
+        op = str(node.target)
+        if op in _ALIASES:
+            self.known[node] = self._id(node.args[0])  # type: ignore[arg-type]
+            return
+        self._refuse(node, op)
+        args = tuple(self._argument(a) for a in node.args)
+        op, args, kwargs = _normalised(op, args, {k: self._argument(v) for k, v in node.kwargs.items()}, node.meta["val"])
+        self._add(node, op, args, kwargs)
+
+    def _refuse(self, node: torch.fx.Node, op: str) -> None:
+        target: Any = node.target
+        path = node.meta.get("custom", {}).get("path", "")
+        if torch.Tag.nondeterministic_seeded in target.tags:
+            raise NotTraceable(f"module {path or '(top)'!r} of {self.workload.name!r} runs {op}: {_RANDOM_HINT}")
+        if target._schema.is_mutable:
+            first = node.args[0]
+            assert isinstance(first, torch.fx.Node)
+            later = [user for user in first.users if user is not node and user > node]
+            functional = hasattr(aten, str(target._schema.name).split("::")[1].rstrip("_"))
+            if later or first.op == "placeholder" or not functional:
+                raise NotTraceable(
+                    f"module {path or '(top)'!r} of {self.workload.name!r} changes a tensor in place ({op}) "
+                    "that is a parameter, a buffer, or read again: use the out-of-place op"
+                )
+
+    def _add(self, node: torch.fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        result = node.meta["val"]
+        many = isinstance(result, (tuple, list))
+        tensors = list(result) if many else [result]
+        read = {n.args[1] for n in node.users if n.target is operator.getitem} if many else {0}
+        labels = node.meta.get("custom", {})
+        index = len(self.nodes)
+        ids = tuple(
+            self._value(t, "activation", node.name, index) if i in read and isinstance(t, Tensor) else None
+            for i, t in enumerate(tensors)
+        )
+        present = [t if isinstance(t, Tensor) else torch.empty(0) for t in tensors]
+        self.nodes.append(
+            Node(
+                index=index, op=op, args=args, kwargs=tuple(sorted(kwargs.items())), results=ids,
+                result_shapes=tuple(tuple(t.shape) for t in present),
+                result_dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in present),
+                phase=labels.get("phase", "forward"), path=labels.get("path", ""),
+            )
+        )  # fmt: skip
+        self.known[node] = ids if many else ids[0]  # type: ignore[assignment]
+
+
+def _normalised(
+    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, in-place ops out of place; arguments
+    that only say where a tensor lies (device, layout, pinning) are dropped."""
+    for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
+        kwargs.pop(name, None)
+    namespace, name, overload = op.split(".")
+    if namespace == "shardwright":
+        return f"{namespace}.{name}", args, kwargs
+    if name.endswith("_") and not name.endswith("__"):
+        op = f"{namespace}.{name[:-1]}.{overload}"
+    if op in _VIEWS:
+        return "shardwright.reshape", (args[0], tuple(result.shape)), {}
+    rank = result.dim() if isinstance(result, Tensor) else 0
+    filled = _fill_value(op, args)
+    if filled is not None:
+        return "aten.full.default", (tuple(result.shape), filled), {"dtype": str(result.dtype)}
+    if op == "aten.t.default":
+        return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
+    if op == "aten.transpose.int":
+        order = list(range(rank))
+        a, b = args[1] % rank, args[2] % rank
+        order[a], order[b] = order[b], order[a]
+        return "aten.permute.default", (args[0], tuple(order)), {}
+    if op == "aten.permute.default":
+        return op, (args[0], tuple(d % rank for d in args[1])), {}
+    if op in ("aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.default", "aten.squeeze.dims"):
+        return "shardwright.reshape", (args[0], tuple(result.shape)), {}
+    if op == "aten.expand.default":
+        return op, (args[0], tuple(result.shape)), {}
+    return op, args, kwargs
+
+
+def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
+    """The number that an op fills a new tensor with, None if it is no such op."""
+    name = op.split(".")[1]
+    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
+        return 0 if "zeros" in name else 1
+    if name in ("full_like", "full"):
+        return args[1]
+    return args[2] if name == "new_full" else None
+
+
+# ------------------------------------------------------------------------------------------------- explaining
+
+
+def _explain(error: Exception, name: str) -> str:
+    """One line: what went wrong, and the last line of the user's own code that was running."""
+    own = {Path(__file__).parent, Path(torch.__file__).parent}
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(parent in own for parent in Path(frame.filename).parents) or Path(frame.filename).parent.name == "models"
+    ]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return f"model {name!r} cannot be traced as one static graph{where}: {type(error).__name__}: {reason}"
