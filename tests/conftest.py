@@ -1,0 +1,26 @@
+"""One torch thread for each test process and for those that it starts; pictures without a display; `gpu` tests skipped."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+def pytest_configure() -> None:
+    import torch  # after the variables above, which it reads once
+
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,65 @@
+"""Dependencies point one way: cost_models <- planner <- runtime; and files are named for what they do."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+FORBIDDEN = {"cost_models": {"torch", "planner", "runtime"}, "planner": {"runtime"}, "runtime": set[str]()}
+MAY_REACH_INTO_RUNTIME_LAZILY = "planner/cli.py"
+SAYS_NOTHING = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.py"}
+
+
+def imports(source: str) -> Iterator[tuple[str, bool]]:
+    """(top-level name, whether inside a function) of every absolute import in `source`."""
+
+    def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.partition(".")[0], lazy) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0], lazy
+        inside = lazy or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, inside)
+
+    return walk(ast.parse(source), False)
+
+
+def broken(package: str, file: str, source: str) -> list[str]:
+    """The imports of `source` that point the wrong way."""
+    return [
+        name
+        for name, lazy in imports(source)
+        if name in FORBIDDEN[package] and not (lazy and name == "runtime" and file == MAY_REACH_INTO_RUNTIME_LAZILY)
+    ]
+
+
+@pytest.mark.parametrize("package", sorted(FORBIDDEN))
+def test_imports_point_one_way(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    found = {str(f.relative_to(ROOT)): broken(package, str(f.relative_to(ROOT)), f.read_text()) for f in files}
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+def test_files_are_named_for_what_they_do() -> None:
+    assert [file for package in FORBIDDEN for file in (ROOT / package).rglob("*.py") if file.name in SAYS_NOTHING] == []
+
+
+@pytest.mark.parametrize(
+    ("package", "file", "source", "names"),
+    [
+        ("cost_models", "cost_models/x.py", "import torch.nn", ["torch"]),
+        ("cost_models", "cost_models/x.py", "def f():\n    from planner.graph import Graph", ["planner"]),
+        ("planner", "planner/cli.py", "def f():\n    from runtime import launch", []),
+        ("planner", "planner/cli.py", "from runtime import launch", ["runtime"]),
+        ("planner", "planner/plan.py", "def f():\n    import runtime.launch", ["runtime"]),
+        ("planner", "planner/plan.py", "import torch, cost_models", []),
+    ],
+)
+def test_the_rule_itself(package: str, file: str, source: str, names: list[str]) -> None:
+    assert broken(package, file, source) == names
