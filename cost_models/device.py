@@ -1,0 +1,99 @@
+"""The `Device` record: what one accelerator (or CPU core) can do, in SI units, with measured tables where there are any."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cost_models.errors import BadHardware
+
+__all__ = ["Device", "ElementwiseRow", "GemmRow"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GemmRow:
+    """One measured product: `batch` times (m, k) @ (k, n) in `seconds`."""
+
+    batch: int
+    m: int
+    n: int
+    k: int
+    dtype: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ElementwiseRow:
+    """One measured element-wise kernel that read and wrote `nbytes` in all at `bandwidth` bytes/s."""
+
+    nbytes: float
+    bandwidth: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """One device. Seconds, bytes, flops/s, bytes/s; efficiencies and overlap are fractions.
+
+    `peak_flops` is by the device's own number formats (`fp32`, `tf32`, `bf16`, ...), the datasheet's figure;
+    `gemm_efficiency` the share of it that a large product reaches. `gemm_tiles` are the tile shapes tried for a product (none: the
+    smooth model, in which `gemm_half_work` flops an SM reach half of it). `kernel_overhead` is the least device time of a kernel, `launch_overhead` the host's
+    time to dispatch it. `overlap` is the share of the shorter of compute and communication that hides behind the other.
+    """
+
+    name: str
+    memory: int
+    reserved_memory: int
+    memory_bandwidth: float
+    memory_efficiency: float
+    peak_flops: tuple[tuple[str, float], ...]
+    num_sms: int
+    launch_overhead: float
+    kernel_overhead: float
+    gemm_efficiency: float
+    gemm_half_work: float
+    gemm_tiles: tuple[tuple[int, int], ...]
+    gemm_tile_half_area: float
+    gemm_half_k: float
+    lstm_step_overhead: float
+    overlap: float
+    kind_efficiency: tuple[tuple[str, float], ...] = ()
+    gemm_table: tuple[GemmRow, ...] = ()
+    elementwise_table: tuple[ElementwiseRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise BadHardware(f"device {self.name!r}: {name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.reserved_memory >= self.memory:
+            raise BadHardware(
+                f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves nothing of memory ({self.memory} B)"
+            )
+
+    @property
+    def usable_memory(self) -> int:
+        """Bytes left for tensors: memory less the context, the libraries' workspaces and the communicators."""
+        return self.memory - self.reserved_memory
+
+    def __hash__(self) -> int:
+        """A cheap hash for caches; equality still compares every figure."""
+        return hash((self.name, self.memory, self.memory_bandwidth, self.gemm_efficiency, len(self.gemm_table)))
+
+    def peak(self, number_format: str) -> float:
+        """Datasheet flops/s in `number_format`; asking for one that the device lacks raises `BadHardware`."""
+        for name, flops in self.peak_flops:
+            if name == number_format:
+                return flops
+        known = ", ".join(name for name, _ in self.peak_flops)
+        raise BadHardware(f"device {self.name!r} has no peak flops for {number_format!r}: it lists {known}")
+
+    def has_peak(self, number_format: str) -> bool:
+        """Whether the device lists a peak for `number_format`."""
+        return any(name == number_format for name, _ in self.peak_flops)
+
+    def efficiency_of(self, kind: str) -> float | None:
+        """The measured share of the roofline that kernels of `kind` reach on this device, None where not listed."""
+        for name, share in self.kind_efficiency:
+            if name == kind:
+                assert math.isfinite(share)
+                return share
+        return None

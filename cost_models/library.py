@@ -1,0 +1,60 @@
+"""The `Library` record: how a collective library (NCCL, gloo) behaves, by algorithm, protocol and kind of link.
+
+A protocol moves a message over one hop in `hop_latency[link kind]` seconds and reaches `bandwidth_share` of what the links
+give; NCCL has three (LL, LL128, Simple), which trade latency for bandwidth.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_models.errors import BadHardware
+
+__all__ = ["ALGORITHMS", "Library", "Protocol"]
+
+#: The algorithms that `collectives` can cost.
+ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Protocol:
+    """One protocol of one algorithm. `hop_latency` is seconds by link kind; `base_latency` seconds once a call."""
+
+    algorithm: str
+    name: str
+    base_latency: float
+    bandwidth_share: float
+    hop_latency: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        if self.algorithm not in ALGORITHMS:
+            raise BadHardware(f"protocol {self.name!r}: unknown algorithm {self.algorithm!r}, known: {', '.join(ALGORITHMS)}")
+        if not 0 < self.bandwidth_share <= 1:
+            raise BadHardware(f"protocol {self.name!r}: bandwidth_share is in (0, 1], got {self.bandwidth_share}")
+
+    def hop(self, link_kind: str) -> float:
+        """Seconds of one hop over a link of `link_kind`. Raises `BadHardware` for a kind that the library does not list."""
+        for name, seconds in self.hop_latency:
+            if name == link_kind:
+                return seconds
+        known = ", ".join(name for name, _ in self.hop_latency)
+        raise BadHardware(f"protocol {self.algorithm}/{self.name} has no hop latency for {link_kind!r} links: it lists {known}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Library:
+    """A collective library. `all_to_all_efficiency` is the share of the links' bandwidth that an all-to-all reaches."""
+
+    name: str
+    all_to_all_efficiency: float
+    protocols: tuple[Protocol, ...]
+
+    def __post_init__(self) -> None:
+        if not self.protocols:
+            raise BadHardware(f"library {self.name!r} lists no protocol")
+        if not 0 < self.all_to_all_efficiency <= 1:
+            raise BadHardware(f"library {self.name!r}: all_to_all_efficiency is in (0, 1], got {self.all_to_all_efficiency}")
+
+    def of(self, algorithm: str) -> tuple[Protocol, ...]:
+        """The protocols of `algorithm`; empty where the library does not have it."""
+        return tuple(protocol for protocol in self.protocols if protocol.algorithm == algorithm)

@@ -1,0 +1,170 @@
+"""The `Cluster`: devices, switches, NICs and the links between them; the graph on which collectives are costed.
+
+Device `r` is local device `r % node_width` of node `r // node_width`: meshes are laid on consecutive devices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import networkx as nx
+
+from cost_models.device import Device
+from cost_models.errors import BadHardware, BadValue
+from cost_models.library import Library
+
+__all__ = ["Cluster", "CollectiveRow", "Inter", "Intra", "Link", "device_name", "place"]
+
+FABRICS = ("switch", "mesh", "host")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Link:
+    """One direction of a link: bytes/s, seconds, and `kind` (`nvlink`, `pcie`, `infiniband`, ...)."""
+
+    source: str
+    target: str
+    bandwidth: float
+    latency: float
+    kind: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CollectiveRow:
+    """One measured collective: `num_groups` groups of `group_size` ranks at the same time, `nbytes` of the whole logical buffer."""
+
+    kind: str
+    group_size: int
+    num_groups: int
+    nbytes: float
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Intra:
+    """What connects the devices of a node.
+
+    `fabric`: `switch` (every device has one port of `bandwidth` a direction), `mesh` (`links` of (a, b, bricks), a brick is
+    `bandwidth`; other pairs go over the host at `host_bandwidth` a device), `host` (every device has `bandwidth` to the host). All
+    devices together move at most `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds a call.
+    """
+
+    fabric: str
+    link: str
+    bandwidth: float
+    efficiency: float
+    overhead: float
+    links: tuple[tuple[int, int, int], ...] = ()
+    shared_bandwidth: float | None = None
+    host_bandwidth: float | None = None
+    in_switch_reduction_efficiency: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.fabric not in FABRICS:
+            raise BadHardware(f"unknown fabric {self.fabric!r}, known: {', '.join(FABRICS)}")
+        if (self.fabric == "mesh") != bool(self.links):
+            raise BadHardware(f"links belong to the fabric 'mesh' and only to it, got {len(self.links)} links for {self.fabric!r}")
+        if self.fabric == "mesh" and self.host_bandwidth is None:
+            raise BadHardware("a mesh needs host_bandwidth_gb_s, for pairs of devices without a link")
+
+    def bricks(self, a: int, b: int) -> int:
+        """Number of direct links between local devices `a` and `b`."""
+        return sum(count for x, y, count in self.links if {x, y} == {a, b})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inter:
+    """What connects nodes: NICs of `bandwidth` bytes/s a direction each, all on one non-blocking fabric."""
+
+    link: str
+    nics_per_node: int
+    bandwidth: float
+    efficiency: float
+    overhead: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """`num_devices` devices on `num_nodes` nodes, `node_width` of them used on each (the last node may use fewer)."""
+
+    name: str
+    device: Device
+    library: Library
+    intra: Intra
+    inter: Inter | None
+    devices_per_node: int
+    max_nodes: int
+    num_devices: int
+    num_nodes: int
+    node_width: int
+    collective_table: tuple[CollectiveRow, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.inter is None and self.max_nodes > 1:
+            raise BadHardware(f"cluster {self.name!r}: max_nodes is {self.max_nodes}, but there is no [inter] table")
+        for a, b, count in self.intra.links:
+            if not (0 <= a < self.devices_per_node and 0 <= b < self.devices_per_node and a != b and count > 0):
+                raise BadHardware(f"cluster {self.name!r}: link {[a, b, count]} is not between two of {self.devices_per_node} devices")
+
+    def __hash__(self) -> int:
+        """A cheap hash for caches; equality still compares every figure."""
+        return hash((self.name, self.num_devices, self.num_nodes, self.node_width, len(self.collective_table)))
+
+    def node_of(self, rank: int) -> int:
+        """The node of device `rank`."""
+        return rank // self.node_width
+
+    def local_index(self, rank: int) -> int:
+        """The place of device `rank` in its node."""
+        return rank % self.node_width
+
+    def nic_of(self, local_index: int) -> tuple[int, ...]:
+        """The NICs nearest to a local device: `nics_per_node / devices_per_node` of its own, or one that it shares."""
+        assert self.inter is not None
+        nics, devices = self.inter.nics_per_node, self.devices_per_node
+        first = local_index * nics // devices
+        return tuple(range(first, max(first + 1, (local_index + 1) * nics // devices)))
+
+    def graph(self) -> nx.DiGraph:
+        """The used devices, switches, NICs and the fabric as a directed graph.
+
+        Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth` (bytes/s in that direction),
+        `latency` (seconds, that of the library's quickest protocol) and `kind` (the link's).
+        """
+        from cost_models.topology import build_graph
+
+        return build_graph(self)
+
+
+def device_name(rank: int) -> str:
+    """The graph's name of device `rank`."""
+    return f"device{rank}"
+
+
+def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> tuple[int, int, int]:
+    """(num_devices, num_nodes, node_width) for a request, either part of which may be open.
+
+    Devices open: all of the nodes. Nodes open: as many as needed, each filled before the next. Both given: spread evenly,
+    `ceil(num_devices / num_nodes)` a node. Raises `BadValue` for less than one of either and for more than the cluster has.
+    """
+    per_node, most = cluster.devices_per_node, cluster.devices_per_node * cluster.max_nodes
+    for what, value in (("devices", num_devices), ("nodes", num_nodes)):
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            raise BadValue(f"the number of {what} must be a whole number from 1 on, got {value!r}")
+    if num_nodes is not None and num_nodes > cluster.max_nodes:
+        raise BadValue(f"{cluster.name!r} has at most {cluster.max_nodes} nodes of {per_node} devices, {num_nodes} nodes were asked for")
+    if num_devices is not None and num_devices > most:
+        raise BadValue(f"{cluster.name!r} has at most {most} devices ({cluster.max_nodes} x {per_node}), {num_devices} were asked for")
+    if num_nodes is None:
+        devices = num_devices if num_devices is not None else per_node
+        return devices, -(-devices // per_node), min(devices, per_node)
+    devices = num_devices if num_devices is not None else num_nodes * per_node
+    width = -(-devices // num_nodes)
+    if width > per_node:
+        raise BadValue(
+            f"{num_nodes} nodes of {cluster.name!r} have {num_nodes * per_node} devices, {devices} were asked for: "
+            f"take {-(-devices // per_node)} nodes or more"
+        )
+    if -(-devices // width) != num_nodes:
+        raise BadValue(f"{devices} devices do not reach {num_nodes} nodes of {cluster.name!r}: take {-(-devices // width)} nodes")
+    return devices, num_nodes, width

@@ -1,0 +1,58 @@
+"""Bytes: of a dtype's element, of the optimizer's state, and of what the allocator makes of a request."""
+
+from __future__ import annotations
+
+import math
+
+from cost_models.errors import unknown_name
+
+__all__ = ["ALLOCATION_ROUNDING", "allocated_bytes", "dtype_bytes", "list_dtypes", "list_optimizers", "optimizer_state_bytes"]
+
+#: torch's names of dtypes and their bytes an element. Source: torch.dtype documentation ("Tensor Attributes").
+_DTYPE_BYTES = {
+    "float64": 8, "float32": 4, "bfloat16": 2, "float16": 2, "float8_e4m3fn": 1, "float8_e5m2": 1,
+    "complex64": 8, "complex128": 16,
+    "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
+}  # fmt: skip
+
+#: State tensors of a parameter's own shape and dtype. Source: torch.optim Adam/AdamW/SGD `_init_group`
+#: (`exp_avg`, `exp_avg_sq`; `momentum_buffer`; none).
+_STATE_TENSORS = {"adam": 2, "adamw": 2, "sgd": 0, "sgd-momentum": 1}
+
+#: Bytes of the `step` tensor, one float32 scalar a parameter. Source: torch.optim.Adam `_init_group`.
+_STEP_BYTES = {"adam": 4, "adamw": 4, "sgd": 0, "sgd-momentum": 0}
+
+#: Every request is rounded up to this many bytes. Source: torch c10/cuda/CUDACachingAllocator `kMinBlockSize = 512`.
+ALLOCATION_ROUNDING = 512
+
+
+def list_dtypes() -> tuple[str, ...]:
+    """The dtype names that are known, sorted."""
+    return tuple(sorted(_DTYPE_BYTES))
+
+
+def list_optimizers() -> tuple[str, ...]:
+    """The optimizer names that are known, sorted."""
+    return tuple(sorted(_STATE_TENSORS))
+
+
+def dtype_bytes(dtype: str) -> int:
+    """Bytes of one element of `dtype` (torch's name without `torch.`). Raises `UnknownName` for any other name."""
+    if dtype not in _DTYPE_BYTES:
+        raise unknown_name("dtype", dtype, tuple(_DTYPE_BYTES))
+    return _DTYPE_BYTES[dtype]
+
+
+def optimizer_state_bytes(optimizer: str, *, numel: int, dtype: str) -> int:
+    """Bytes of the state that `optimizer` keeps for one parameter of `numel` elements.
+
+    `tensors * numel * dtype_bytes + step`: Adam and AdamW keep two tensors and a step scalar, SGD with momentum one, plain SGD none.
+    """
+    if optimizer not in _STATE_TENSORS:
+        raise unknown_name("optimizer", optimizer, tuple(_STATE_TENSORS))
+    return _STATE_TENSORS[optimizer] * numel * dtype_bytes(dtype) + _STEP_BYTES[optimizer]
+
+
+def allocated_bytes(nbytes: int) -> int:
+    """Bytes that the caching allocator hands out for a request of `nbytes`: rounded up to 512 B; 0 for an empty tensor."""
+    return math.ceil(nbytes / ALLOCATION_ROUNDING) * ALLOCATION_ROUNDING

@@ -1,0 +1,147 @@
+"""Device seconds of one kernel: overhead + max(flops / achieved flops, bytes / achieved bandwidth), by kind of kernel.
+
+    kernel overhead + max(F / (P e), B / (BW e_m))
+
+Source: Williams et al., "Roofline", CACM 2009; MODELLING 5.2. Matrix products follow `gemm`; an LSTM is a chain of steps.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from cost_models.device import Device
+from cost_models.errors import BadValue, unknown_name
+from cost_models.gemm import gemm_seconds
+
+__all__ = ["KINDS", "host_time", "op_time"]
+
+#: Kinds bound by the tensor cores' or the core's flops.
+_MATRIX_KINDS = ("gemm", "conv", "attention", "lstm")
+#: Kinds bound by memory; their flops run on the ordinary (fp32, fp64) units.
+_VECTOR_KINDS = ("elementwise", "reduction", "norm", "embedding", "softmax", "optimizer", "copy")
+#: All kinds. A `view` only renames memory: no kernel, no dispatch.
+KINDS = (*_MATRIX_KINDS, *_VECTOR_KINDS, "view")
+
+#: Number format of a matrix kernel by dtype, in order of preference. fp32 products stay in fp32 and cuDNN kernels may use tf32:
+#: torch's defaults `backends.cuda.matmul.allow_tf32 = False`, `backends.cudnn.allow_tf32 = True` (torch docs, "CUDA semantics").
+_FORMATS = {"float64": ("fp64",), "float32": ("fp32",), "bfloat16": ("bf16",), "float16": ("fp16",)}
+_CUDNN_FP32 = ("tf32", "fp32")
+#: Number format of element-wise arithmetic: everything but fp64 is computed in fp32 registers (ATen's `opmath_t`).
+_VECTOR_FORMATS = {"float64": "fp64"}
+_VECTOR_DTYPES = (
+    "float64", "float32", "bfloat16", "float16", "int64", "int32", "int16", "int8", "uint8", "bool", "complex64", "complex128",
+)  # fmt: skip
+
+
+def _matrix_peak(device: Device, kind: str, dtype: str) -> float:
+    if dtype not in _FORMATS:
+        raise unknown_name(f"dtype of a {kind}", dtype, tuple(_FORMATS))
+    formats = _CUDNN_FP32 if dtype == "float32" and kind in ("conv", "lstm") else _FORMATS[dtype]
+    chosen = next((name for name in formats if device.has_peak(name)), formats[-1])
+    return device.peak(chosen)
+
+
+def _memory_time(device: Device, nbytes: float) -> float:
+    """Seconds to move `nbytes`: from the measured table where there is one (log-log, never falling), else at one bandwidth."""
+    if not device.elementwise_table:
+        return nbytes / (device.memory_bandwidth * device.memory_efficiency)
+    return _table_time(device, nbytes)
+
+
+def _table_time(device: Device, nbytes: float) -> float:
+    """Seconds interpolated over the table's (bytes, seconds); beyond its ends at the bandwidth of the end."""
+    points = _points(device)
+    if nbytes <= points[0][0]:
+        return nbytes * points[0][1] / points[0][0]
+    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+        if nbytes <= x1:
+            share = math.log(nbytes / x0) / math.log(x1 / x0)
+            return y0 * (y1 / y0) ** share
+    return nbytes * points[-1][1] / points[-1][0]
+
+
+@lru_cache(maxsize=64)
+def _points(device: Device) -> tuple[tuple[float, float], ...]:
+    """(bytes, seconds) of the table, seconds made to rise with bytes."""
+    points: list[tuple[float, float]] = []
+    for row in device.elementwise_table:
+        seconds = row.nbytes / row.bandwidth
+        points.append((row.nbytes, max(seconds, points[-1][1]) if points else seconds))
+    return tuple(points)
+
+
+def _check(kind: str, flops: float, nbytes: float, steps: int) -> None:
+    if kind not in KINDS:
+        raise unknown_name("kind of op", kind, KINDS)
+    if not (flops >= 0 and nbytes >= 0 and steps >= 1):
+        raise BadValue(f"a {kind} needs flops >= 0, bytes >= 0 and steps >= 1, got {flops}, {nbytes} and {steps}")
+
+
+def op_time(
+    device: Device,
+    *,
+    kind: str,
+    flops: float,
+    nbytes: float,
+    dtype: str,
+    gemm: tuple[int, int, int, int] | None = None,
+    steps: int = 1,
+) -> float:
+    """Device seconds of one kernel of `kind` that does `flops` and reads and writes `nbytes` in all; 0 for a `view`.
+
+    `gemm` is (batch, m, n, k) of the product; for an `lstm`, of the product of one of its `steps` sequential time steps. A `gemm`
+    without it is costed as a square product of the same flops. Raises `UnknownName` for a kind or dtype that is not known, and
+    `BadHardware` where the device has no peak in that dtype.
+    """
+    _check(kind, flops, nbytes, steps)
+    if kind == "view":
+        return 0.0
+    if kind == "gemm":
+        shape = gemm if gemm is not None else _square(flops)
+        return device.kernel_overhead + gemm_seconds(device, shape, nbytes, dtype, _matrix_peak(device, kind, dtype))
+    if kind == "lstm":
+        return _lstm_time(device, flops, nbytes, dtype, gemm, steps)
+    if kind in _MATRIX_KINDS:
+        return device.kernel_overhead + _matrix_time(device, kind, flops, nbytes, dtype)
+    return device.kernel_overhead + _vector_time(device, kind, flops, nbytes, dtype)
+
+
+def _square(flops: float) -> tuple[int, int, int, int]:
+    side = max(1, math.ceil((flops / 2) ** (1 / 3)))
+    return (1, side, side, side)
+
+
+def _matrix_time(device: Device, kind: str, flops: float, nbytes: float, dtype: str) -> float:
+    """max(F / (P e_kind), B / BW): fused convolution and attention kernels, whose tiles we do not model."""
+    share = device.efficiency_of(kind) or device.gemm_efficiency
+    return max(flops / (_matrix_peak(device, kind, dtype) * share), _memory_time(device, nbytes))
+
+
+def _vector_time(device: Device, kind: str, flops: float, nbytes: float, dtype: str) -> float:
+    """max(B / (BW e_kind), F / P) with P of the ordinary units; `e_kind` is 1 where the device lists none."""
+    if dtype not in _VECTOR_DTYPES:
+        raise unknown_name("dtype", dtype, _VECTOR_DTYPES)
+    share = device.efficiency_of(kind) or 1.0
+    return max(_memory_time(device, nbytes) / share, flops / device.peak(_VECTOR_FORMATS.get(dtype, "fp32")))
+
+
+def _lstm_time(
+    device: Device, flops: float, nbytes: float, dtype: str, gemm: tuple[int, int, int, int] | None, steps: int
+) -> float:
+    """overhead + steps * (step overhead + recurrent product of one step) + the other flops at the kind's rate.
+
+    The critical path of a recurrent layer is its time steps, one after the other; the product of the inputs is one large one.
+    """
+    peak, share = _matrix_peak(device, "lstm", dtype), device.efficiency_of("lstm") or device.gemm_efficiency
+    recurrent = gemm_seconds(device, gemm, 0.0, dtype, peak) if gemm is not None else 0.0
+    done = 2.0 * math.prod(gemm) * steps if gemm is not None else 0.0
+    chain = steps * (device.lstm_step_overhead + recurrent)
+    return device.kernel_overhead + max(chain + max(flops - done, 0.0) / (peak * share), _memory_time(device, nbytes))
+
+
+def host_time(device: Device, kind: str) -> float:
+    """Seconds that the host takes to dispatch an op of `kind`; 0 for a `view`, which the executor folds into its reader."""
+    if kind not in KINDS:
+        raise unknown_name("kind of op", kind, KINDS)
+    return 0.0 if kind == "view" else device.launch_overhead

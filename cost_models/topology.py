@@ -1,0 +1,70 @@
+"""The networkx graph of a cluster: one function a kind of fabric adds the devices' links, another the NICs' and the fabric's."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from cost_models.machine import Cluster, Link, device_name
+
+__all__ = ["build_graph"]
+
+
+def build_graph(cluster: Cluster) -> nx.DiGraph:
+    """The graph described at `Cluster.graph`."""
+    graph = nx.DiGraph(name=cluster.name)
+    for rank in range(cluster.num_devices):
+        graph.add_node(device_name(rank), kind="device", node=cluster.node_of(rank), rank=rank)
+    for node in range(cluster.num_nodes):
+        _add_node_fabric(graph, cluster, node)
+    if cluster.inter is not None and cluster.num_nodes > 1:
+        graph.add_node("fabric", kind="fabric", node=-1)
+        for node in range(cluster.num_nodes):
+            _add_nics(graph, cluster, node)
+    return graph
+
+
+def _ranks(cluster: Cluster, node: int) -> range:
+    start = node * cluster.node_width
+    return range(start, min(start + cluster.node_width, cluster.num_devices))
+
+
+def _connect(graph: nx.DiGraph, cluster: Cluster, a: str, b: str, bandwidth: float, kind: str) -> None:
+    """Both directions of a link."""
+    latency = min(seconds for protocol in cluster.library.protocols for name, seconds in protocol.hop_latency if name == kind)
+    for source, target in ((a, b), (b, a)):
+        link = Link(source=source, target=target, bandwidth=bandwidth, latency=latency, kind=kind)
+        graph.add_edge(source, target, bandwidth=link.bandwidth, latency=link.latency, kind=link.kind, link=link)
+
+
+def _add_node_fabric(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
+    intra, ranks = cluster.intra, _ranks(cluster, node)
+    if intra.fabric == "mesh":
+        for a in ranks:
+            for b in ranks:
+                bricks = intra.bricks(cluster.local_index(a), cluster.local_index(b))
+                if a < b and bricks:
+                    _connect(graph, cluster, device_name(a), device_name(b), bricks * intra.bandwidth, intra.link)
+        _add_hub(graph, cluster, node, "host", intra.host_bandwidth or 0.0, "pcie")
+    else:
+        _add_hub(graph, cluster, node, intra.fabric, intra.bandwidth, intra.link)
+
+
+def _add_hub(graph: nx.DiGraph, cluster: Cluster, node: int, kind: str, bandwidth: float, link: str) -> None:
+    """A switch or host in the middle, every device of the node on it."""
+    hub = f"node{node}/{kind}"
+    graph.add_node(hub, kind=kind, node=node)
+    for rank in _ranks(cluster, node):
+        _connect(graph, cluster, device_name(rank), hub, bandwidth, link)
+
+
+def _add_nics(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
+    """The node's NICs, each on the fabric and on the devices nearest to it."""
+    inter = cluster.inter
+    assert inter is not None
+    for nic in range(inter.nics_per_node):
+        name = f"node{node}/nic{nic}"
+        graph.add_node(name, kind="nic", node=node)
+        _connect(graph, cluster, name, "fabric", inter.bandwidth, inter.link)
+        for rank in _ranks(cluster, node):
+            if nic in cluster.nic_of(cluster.local_index(rank)):
+                _connect(graph, cluster, device_name(rank), name, inter.bandwidth, "pcie")
