@@ -1,0 +1,80 @@
+"""Data preparation: tokens, the vocabulary, and the way to ids and back."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cost_models.errors import BadValue
+from planner.text import PAD, UNKNOWN, Vocabulary, tokenise
+
+TEXTS = ("the cat sat.", "the cat ran!", "the dog")
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("Don't STOP, now!!", ("don't", "stop", ",", "now", "!", "!")),
+        ("snake_case 3.5%", ("snake", "_", "case", "3", ".", "5", "%")),
+        ("Grüße, 世界", ("grüße", ",", "世界")),
+        ("'quoted'", ("'", "quoted", "'")),
+        (" \t\n", ()),
+    ],
+)
+def test_tokenise(text: str, tokens: tuple[str, ...]) -> None:
+    assert tokenise(text) == tokens
+
+
+@given(st.text())
+def test_tokenise_loses_nothing_but_space_and_case(text: str) -> None:
+    assert "".join(tokenise(text)) == "".join(text.lower().split())
+    assert tokenise(" ".join(tokenise(text))) == tokenise(text)
+
+
+def test_vocabulary_by_frequency_then_alphabet() -> None:
+    assert Vocabulary.of(TEXTS, size=6).tokens == (PAD, UNKNOWN, "the", "cat", "!", ".")
+    assert len(Vocabulary.of(TEXTS, size=100)) == 2 + 7
+
+
+def test_encode_pads_in_front_and_truncates_behind() -> None:
+    vocabulary = Vocabulary.of(TEXTS, size=4)
+    assert vocabulary.encode("The cat flew", length=5) == (0, 0, 2, 3, 1)
+    assert vocabulary.encode("the cat the dog", length=2) == (2, 3)
+    assert vocabulary.encode("", length=2) == (0, 0)
+    assert vocabulary.decode((0, 2, 1)) == ("the", UNKNOWN)
+
+
+@given(st.lists(st.text(max_size=20), min_size=1, max_size=5), st.integers(1, 12))
+def test_known_text_comes_back(texts: list[str], length: int) -> None:
+    vocabulary = Vocabulary.of(texts, size=1000)
+    for text in texts:
+        ids = vocabulary.encode(text, length=length)
+        assert len(ids) == length
+        assert vocabulary.decode(ids) == tokenise(text)[:length]
+
+
+def test_encode_all_is_a_tensor() -> None:
+    vocabulary = Vocabulary.of(TEXTS, size=10)
+    ids = vocabulary.encode_all(TEXTS, length=4)
+    assert (ids.shape, ids.dtype) == ((3, 4), torch.int64)
+    assert tuple(ids[1].tolist()) == vocabulary.encode(TEXTS[1], length=4)
+    assert vocabulary.encode_all((), length=4).shape == (0, 4)
+
+
+def test_vocabulary_is_a_value() -> None:
+    assert Vocabulary.of(TEXTS, size=5) == Vocabulary.of(TEXTS, size=5)
+    with pytest.raises(AttributeError):
+        Vocabulary.of(TEXTS, size=5).tokens = ()  # type: ignore[misc]
+
+
+def test_wrong_values() -> None:
+    with pytest.raises(BadValue, match=r"vocabulary of 2 .* at least 3"):
+        Vocabulary.of(TEXTS, size=2)
+    with pytest.raises(BadValue, match="length 0"):
+        Vocabulary.of(TEXTS, size=5).encode("the", length=0)
+    with pytest.raises(BadValue, match="starts with <pad>, <unk>; this one with a, b"):
+        Vocabulary(("a", "b"))
+    with pytest.raises(BadValue, match="token 'x' is in the vocabulary twice"):
+        Vocabulary((PAD, UNKNOWN, "x", "x"))
