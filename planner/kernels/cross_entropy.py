@@ -36,9 +36,18 @@ def cross_entropy(
 
 
 def cross_entropy_backward(
-    grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int, offset: int = 0
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    ignore_index: int,
+    group: dist.ProcessGroup | None = None,
+    offset: int = 0,
 ) -> Tensor:
-    """The gradient of this rank's logits: grad * (softmax(logits) - onehot(target)), zero where the target is ignored."""
+    """The gradient of this rank's logits: grad * (softmax(logits) - onehot(target)), zero where the target is ignored.
+
+    It needs nothing of the other ranks; `group` is taken so that it is called as `cross_entropy` is.
+    """
     scale = (target != ignore_index).to(lse.dtype).mul_(grad)
     out = torch.empty_like(logits)
     for rows in _chunks(logits):

@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.kernels.groups import all_gather, reduce_blocks, scatter_blocks
+
 __all__ = ["Gradients", "loop_backward", "loop_forward"]
 
 #: Gradients of x, h0, c0, w_ih, w_hh and of either bias.
@@ -93,31 +95,23 @@ def _add_hidden(gates: Tensor, h: Tensor, blocks: Tensor, group: dist.ProcessGro
     if group is None:
         gates.addmm_(h, blocks[0])
         return
-    whole = h.new_empty(blocks.shape[0] * h.shape[0], h.shape[1])
-    dist.all_gather_into_tensor(whole, h, group=group)
-    gates.addbmm_(whole.view(-1, *h.shape), blocks)
+    whole, _ = all_gather(h, blocks.shape[0], group)
+    gates.addbmm_(whole, blocks)
 
 
 def _grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The gradient of this rank's h, summed over the ranks."""
     if group is None:
         return torch.mm(grad_gates, blocks[0])
-    partial = torch.matmul(grad_gates, blocks)
-    if partial.is_cuda:
-        out = torch.empty_like(partial[0])
-        dist.reduce_scatter_tensor(out, partial, group=group)
-        return out
-    dist.all_reduce(partial, group=group)
-    return partial[dist.get_rank(group)]
+    received, _ = scatter_blocks(torch.matmul(grad_gates, blocks), group)
+    return reduce_blocks(received)
 
 
 def _grad_w_hh(grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over time of grad_gates^T @ h_before; the whole of y is gathered once."""
     before = torch.cat([h0.unsqueeze(0), y[:-1]])
     if group is not None:
-        num_ranks = dist.get_world_size(group)
-        stacked = before.new_empty(num_ranks, *before.shape)
-        dist.all_gather_into_tensor(stacked, before, group=group)
+        stacked, _ = all_gather(before, dist.get_world_size(group), group)
         before = stacked.permute(1, 2, 0, 3).reshape(*before.shape[:2], -1)
     return torch.mm(grad_gates.view(-1, grad_gates.shape[2]).t(), before.view(-1, before.shape[2]))
 

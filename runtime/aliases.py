@@ -1,0 +1,72 @@
+"""Which values an instruction may overwrite: those that nothing else alive shares memory with."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from planner.program import Communicate, Compute, Program, Ref
+from runtime.operators import may_alias
+
+__all__ = ["references", "reusable_sources"]
+
+
+def references(argument: Any) -> Iterator[int]:
+    """The ids of the values in an argument, nested or not."""
+    if isinstance(argument, Ref):
+        yield argument.id
+    elif isinstance(argument, (tuple, list)):
+        for item in argument:
+            yield from references(item)
+
+
+def reusable_sources(program: Program) -> dict[str, list[bool]]:
+    """For each `Communicate`, by its id, which of its sources it may overwrite."""
+    families = _families(program)
+    written, freed = _lifetimes(program)
+    kept = {state.value for state in program.inputs} | {program.loss}
+    kept |= {i for state in program.parameters for i in (state.value, state.shard)}
+    out: dict[str, list[bool]] = {}
+    for at, instruction in enumerate(program.instructions):
+        if isinstance(instruction, Communicate):
+            out[instruction.id] = [
+                source in instruction.frees
+                and all(
+                    other not in kept and (written[other] >= at or freed.get(other, at + 1) <= at) for other in families[source]
+                )
+                for source in instruction.sources
+            ]
+    return out
+
+
+def _families(program: Program) -> dict[int, set[int]]:
+    """For each value, all values that may share its memory."""
+    families: dict[int, set[int]] = {}
+    for instruction in program.instructions:
+        if isinstance(instruction, Compute):
+            results = [i for i in instruction.results if i is not None]
+            sources = list(references((*instruction.args, *(value for _, value in instruction.kwargs))))
+            shared = may_alias(instruction.op)
+        elif isinstance(instruction, Communicate):
+            results, sources = list(instruction.results), list(instruction.sources)
+            shared = True
+        else:
+            continue
+        for group in [[*results, *sources]] if shared else [[i] for i in (*results, *sources)]:
+            joined = set(group).union(*(families.get(i, ()) for i in group))
+            families.update(dict.fromkeys(joined, joined))
+    return families
+
+
+def _lifetimes(program: Program) -> tuple[dict[int, int], dict[int, int]]:
+    """Where each value is written (-1: before the step), and where it is freed."""
+    written: dict[int, int] = {state.value: -1 for state in program.inputs}
+    for state in program.parameters:
+        written[state.value] = written[state.shard] = -1
+    freed: dict[int, int] = {}
+    for at, instruction in enumerate(program.instructions):
+        freed.update(dict.fromkeys(instruction.frees, at))
+        for result in getattr(instruction, "results", ()):
+            if result is not None:
+                written.setdefault(result, at)
+    return written, freed

@@ -1,0 +1,188 @@
+"""A `Communicate` as torch.distributed calls: gloo on CPU, NCCL on CUDA, one flat buffer for all of its values.
+
+Values are packed into one buffer, `[m]` or, where each rank gets a piece of its own, `[ranks, m]`; what arrives is unpacked
+by flat sub-dims. A sub-dim that leads is unpacked without a copy. The order of ranks in a group is mesh order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from planner.kernels.groups import all_gather, all_to_all, reduce_blocks, scatter_blocks
+from planner.program import Communicate
+
+__all__ = ["Collective", "Pending", "compile_collective"]
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """A collective under way: the buffer that it fills, and its work, None where it is done."""
+
+    buffer: Any
+    work: Any
+
+
+class Collective:
+    """One compiled `Communicate`: `start(*values)` then `finish(pending)`, or both at once by calling it."""
+
+    def __init__(
+        self, instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool]
+    ) -> None:
+        self.group = group
+        self.size = size
+        self.position = position
+        self.reusable = reusable
+        self.shapes = instruction.shapes
+        self.expanded = instruction.expanded
+        self.gather = instruction.gather
+        self.split = instruction.split
+        self.reduce = instruction.reduce
+        self.asynchronous = instruction.asynchronous
+        self.frees = [source in instruction.frees for source in instruction.sources]
+
+    def start(self, *values: Tensor) -> Pending:
+        """Starts the collective; waits for it too, unless it is asynchronous."""
+        raise NotImplementedError
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        """The results, waited for."""
+        raise NotImplementedError
+
+    def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
+        return self.finish(self.start(*values))
+
+    def pack(self, values: Sequence[Tensor]) -> Tensor:
+        """The values as one buffer [m]."""
+        if len(values) == 1:
+            return values[0].contiguous().view(-1)
+        return torch.cat([value.reshape(-1) for value in values])
+
+    def pack_blocks(self, values: Sequence[Tensor]) -> Tensor:
+        """The values as one buffer [ranks, m]: row r is what becomes rank r's at sub-dim `split`."""
+        assert self.split is not None
+        rows = []
+        for value, expanded in zip(values, self.expanded, strict=True):
+            sizes = (*expanded[: self.split], self.size, expanded[self.split] // self.size, *expanded[self.split + 1 :])
+            rows.append(value.reshape(sizes).movedim(self.split, 0).reshape(self.size, -1))
+        return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows, 1)
+
+    def unpack(self, buffer: Tensor) -> tuple[Tensor, ...]:
+        """The results in a buffer [m]."""
+        if len(self.shapes) == 1:
+            return (buffer.view(self.shapes[0]),)
+        parts = torch.split(buffer, [math.prod(shape) for shape in self.shapes])
+        return tuple(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
+
+    def unpack_blocks(self, buffer: Tensor, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
+        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are merged into sub-dim `gather`."""
+        assert self.gather is not None
+        out, at = [], 0
+        for flat, shape in zip(sizes, self.shapes, strict=True):
+            length = math.prod(flat)
+            block = buffer[:, at : at + length].view(self.size, *flat)
+            out.append(block.movedim(0, self.gather).reshape(shape))
+            at += length
+        return tuple(out)
+
+
+class _Local(Collective):
+    """Any kind on a group of one rank."""
+
+    def start(self, *values: Tensor) -> Pending:
+        return Pending(values, None)
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        return tuple(value.reshape(shape) for value, shape in zip(pending.buffer, self.shapes, strict=True))
+
+
+class _AllReduce(Collective):
+    def start(self, *values: Tensor) -> Pending:
+        buffer = self.pack(values)
+        if len(values) == 1 and not self.reusable[0] and buffer.data_ptr() == values[0].data_ptr():
+            buffer = buffer.clone()
+        op = dist.ReduceOp.MAX if self.reduce == "max" else dist.ReduceOp.SUM
+        return Pending(buffer, dist.all_reduce(buffer, op, group=self.group, async_op=self.asynchronous))
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        _wait(pending)
+        return self.unpack(pending.buffer)
+
+
+class _AllGather(Collective):
+    def start(self, *values: Tensor) -> Pending:
+        assert self.group is not None
+        return Pending(*all_gather(self.pack(values), self.size, self.group, self.asynchronous))
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        _wait(pending)
+        return self.unpack_blocks(pending.buffer, self.expanded)
+
+
+class _ReduceScatter(Collective):
+    def start(self, *values: Tensor) -> Pending:
+        assert self.group is not None
+        return Pending(*scatter_blocks(self.pack_blocks(values), self.group, self.reduce, self.asynchronous))
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        _wait(pending)
+        return self.unpack(reduce_blocks(pending.buffer, self.reduce))
+
+
+class _AllToAll(Collective):
+    def start(self, *values: Tensor) -> Pending:
+        assert self.group is not None
+        return Pending(*all_to_all(self.pack_blocks(values), self.group, self.asynchronous))
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        _wait(pending)
+        assert self.split is not None
+        sizes = [(*e[: self.split], e[self.split] // self.size, *e[self.split + 1 :]) for e in self.expanded]
+        return self.unpack_blocks(pending.buffer, sizes)
+
+
+class _Slice(Collective):
+    def start(self, *values: Tensor) -> Pending:
+        return Pending(values, None)
+
+    def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        assert self.split is not None
+        out = []
+        for i, value in enumerate(pending.buffer):
+            length = self.expanded[i][self.split] // self.size
+            piece = value.reshape(self.expanded[i]).narrow(self.split, self.position * length, length)
+            # A view would keep the whole of a value alive that is freed here.
+            out.append((piece.clone(memory_format=torch.contiguous_format) if self.frees[i] else piece).reshape(self.shapes[i]))
+        return tuple(out)
+
+
+_KINDS: dict[str, type[Collective]] = {
+    "all_reduce": _AllReduce,
+    "all_gather": _AllGather,
+    "reduce_scatter": _ReduceScatter,
+    "all_to_all": _AllToAll,
+    "slice": _Slice,
+}
+
+
+def compile_collective(
+    instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool] | None = None
+) -> Collective:
+    """The callable for `instruction` on a group of `size` ranks of which this one is number `position`.
+
+    `reusable[i]` says that source i may be overwritten.
+    """
+    kind = _Local if size == 1 else _KINDS[instruction.kind]
+    assert len(set(instruction.dtypes)) == 1, f"{instruction.id}: a bucket holds one dtype, got {instruction.dtypes}"
+    return kind(instruction, group, size, position, reusable or [False] * len(instruction.sources))
+
+
+def _wait(pending: Pending) -> None:
+    if pending.work is not None:
+        pending.work.wait()

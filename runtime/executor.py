@@ -1,0 +1,154 @@
+"""The `Executor`: runs a `Program` on one rank, step after step. It is the one place of the project that holds state."""
+
+from __future__ import annotations
+
+import math
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cost_models.errors import BadValue, RunFailed
+from cost_models.timeline import Timeline
+from planner.layout import is_split
+from planner.program import Program
+from planner.workload import Workload
+from runtime.groups import Groups
+from runtime.optimizers import make_optimizer, state_bytes
+from runtime.parameters import assemble, cut, shards
+from runtime.recorder import make_recorder
+from runtime.source import Step, generate
+
+__all__ = ["Executor", "gather_parameters"]
+
+
+class Executor:
+    """One rank's parameters, optimizer and compiled step.
+
+    `workload` gives the initial parameters and the optimizer; `groups` come from `make_groups`. With `keep_gradients`, the
+    gradients that the last update saw stand in `gradients`, by parameter name, as shards in the layout `updated`.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        workload: Workload,
+        *,
+        rank: int = 0,
+        groups: Groups | None = None,
+        device: str | torch.device = "cpu",
+        keep_gradients: bool = False,
+    ) -> None:
+        self.program = program
+        self.rank = rank
+        self.device = torch.device(device)
+        self.keep_gradients = keep_gradients
+        self.gradients: dict[str, Tensor] = {}
+        self.peak_memory_bytes = 0
+        self._groups = groups or {}
+        self._state = shards(program, workload, rank, self.device)
+        self._shards = [self._state[state.shard] for state in program.parameters]
+        self._optimizer = make_optimizer(workload.optimizer, self._shards, workload.learning_rate)
+        self._fast = self._generate(recorded=False)
+        self._recorded: Step | None = None
+
+    def step(self, batch: Sequence[Tensor]) -> float:
+        """The loss of one training step on the whole batch, of which this rank takes its part."""
+        return self.step_local(self.local_batch(batch))
+
+    def step_local(self, local: dict[int, Tensor]) -> float:
+        """As `step`, on what `local_batch` gave."""
+        return float(self._run(self._fast, local, None))
+
+    def recorded_step(self, batch: Sequence[Tensor]) -> Timeline:
+        """The timeline of one training step on this rank; also sets `peak_memory_bytes`. It trains as `step` does."""
+        self._recorded = self._recorded or self._generate(recorded=True)
+        local = self.local_batch(batch)
+        if dist.is_initialized() and self.program.mesh.num_devices > 1:
+            dist.barrier()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            torch.cuda.synchronize(self.device)
+        held = [*self._state.values(), *local.values()]
+        recorder = make_recorder(self.program, self.rank, held, state_bytes(self._optimizer), self.device)
+        del held
+        self._run(self._recorded, local, recorder)
+        timeline = recorder.timeline()
+        cuda = self.device.type == "cuda"
+        self.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device) if cuda else timeline.peak_memory
+        return timeline
+
+    def local_batch(self, batch: Sequence[Tensor]) -> dict[int, Tensor]:
+        """This rank's part of the batch, by value id."""
+        out: dict[int, Tensor] = {}
+        for state in self.program.inputs:
+            if not state.is_buffer:
+                full = batch[int(state.name)]
+                expected = tuple(math.prod(dim) for dim in state.subshape)
+                if tuple(full.shape) != expected:
+                    raise BadValue(f"batch tensor {state.name} has shape {tuple(full.shape)}: the plan was made for {expected}")
+                piece = cut(full, state.subshape, state.layout, self.program.mesh, self.rank)
+                out[state.value] = piece.to(self.device, getattr(torch, state.dtype))
+        return out
+
+    def parameter_shards(self) -> dict[str, Tensor]:
+        """The optimizer's shard of each parameter, by name, in the layout `updated`."""
+        return {state.name: shard for state, shard in zip(self.program.parameters, self._shards, strict=True)}
+
+    def _generate(self, *, recorded: bool) -> Step:
+        return generate(
+            self.program, rank=self.rank, groups=self._groups, device=self.device, update=self._update, recorded=recorded
+        )
+
+    @torch.no_grad()
+    def _run(self, step: Step, local: dict[int, Tensor], recorder: Any) -> Tensor:
+        self._state.update(local)
+        try:
+            return step.run(self._state, recorder)
+        except (RuntimeError, ValueError, TypeError, IndexError) as error:
+            raise RunFailed(f"rank {self.rank}: {self._place(step, error)}{error}") from error
+        finally:
+            for value in local:
+                self._state.pop(value, None)
+
+    def _place(self, step: Step, error: BaseException) -> str:
+        """The instruction that raised `error`, in words."""
+        for frame in traceback.extract_tb(error.__traceback__):
+            if frame.filename == step.filename and frame.lineno in step.lines:
+                instruction = self.program.instructions[step.lines[frame.lineno]]
+                what = getattr(instruction, "op", instruction.kind)
+                return f"instruction {instruction.id} ({what}, {instruction.path or 'no module'}): "
+        return ""
+
+    def _update(self, *gradients: Tensor) -> None:
+        for shard, gradient in zip(self._shards, gradients, strict=True):
+            # torch's fused kernels walk both in memory order.
+            shard.grad = gradient if gradient.stride() == shard.stride() else gradient.contiguous()
+        if self.keep_gradients:
+            names = [state.name for state in self.program.parameters]
+            self.gradients = {name: gradient.clone() for name, gradient in zip(names, gradients, strict=True)}
+        self._optimizer.step()
+        for shard in self._shards:
+            shard.grad = None
+
+
+def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The full parameters by name, on every rank; or what else lies in the same layout, such as `executor.gradients`.
+
+    All ranks call it together.
+    """
+    mesh = executor.program.mesh
+    values = executor.parameter_shards() if values is None else values
+    out: dict[str, Tensor] = {}
+    for state in executor.program.parameters:
+        shard = values[state.name].contiguous()
+        if any(is_split(placement) for placement in state.updated):
+            pieces = [torch.empty_like(shard) for _ in range(mesh.num_devices)]
+            dist.all_gather(pieces, shard)
+            out[state.name] = assemble(pieces, state.subshape, state.updated, mesh)
+        else:
+            out[state.name] = shard.clone()
+    return out

@@ -1,0 +1,124 @@
+"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from cost_models.errors import BadValue, RunFailed
+
+__all__ = ["Emit", "launch"]
+
+#: What a rank calls to send an event to the process that launched it.
+Emit = Callable[[dict[str, Any]], None]
+
+
+def launch(
+    function: str, num_ranks: int, payload: Any = None, *, on_event: Callable[[dict[str, Any]], None] | None = None
+) -> list[Any]:
+    """What `function` ("module:name", called as `name(payload, emit)`) returned on each of `num_ranks` processes, by rank.
+
+    `on_event` gets, in a thread of this process, the events that ranks emit. The processes find each other by the usual
+    environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port and have one thread each. Raises `RunFailed` with
+    the rank and the error of the process that failed first; the others are ended.
+    """
+    if num_ranks < 1:
+        raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
+    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _reader(queue, on_event):
+        try:
+            results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, queue)
+        except ChildFailedError as error:
+            raise _failure(error) from None
+        except SignalException:
+            raise KeyboardInterrupt from None
+    return [results[rank] for rank in range(num_ranks)]
+
+
+def _config(num_ranks: int, logs: str) -> LaunchConfig:
+    return LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=num_ranks,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        local_addr="localhost",
+        max_restarts=0,
+        monitor_interval=0.1,
+        start_method="spawn",
+        logs_specs=DefaultLogsSpecs(log_dir=logs, redirects=Std.ERR),
+    )
+
+
+@record
+def _rank(function: str, payload: Any, queue: Any) -> Any:
+    """What one process runs."""
+    torch.set_num_threads(1)
+    module, name = function.split(":")
+    return getattr(importlib.import_module(module), name)(payload, queue.put)
+
+
+def _failure(error: ChildFailedError) -> RunFailed:
+    rank, failure = error.get_first_failure()
+    report = failure.message.strip()
+    lines = report.splitlines() or [f"exit code {failure.exitcode}"]
+    # `record` writes "ErrorType: message"; our own errors need no type.
+    message = lines[-1].removeprefix("RunFailed: ")
+    found = RunFailed(message if message.startswith("rank ") else f"rank {rank}: {message}")
+    found.add_note(report)
+    return found
+
+
+@contextlib.contextmanager
+def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+    def read() -> None:
+        while (event := queue.get()) is not None:
+            if on_event is not None:
+                on_event(event)
+
+    thread = threading.Thread(target=read, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        queue.put(None)
+        thread.join(timeout=5)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Children inherit the environment; OpenMP reads it before any code of ours runs."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["OMP_NUM_THREADS"]
+        else:
+            os.environ["OMP_NUM_THREADS"] = before
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The agent logs every failure at length; the caller gets it as one error instead."""
+    logger = logging.getLogger("torch.distributed.elastic")
+    before = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

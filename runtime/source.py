@@ -1,0 +1,220 @@
+"""A `Program` as the Python function that one rank runs each step: one line an op, nothing looked up while it runs.
+
+Values are local variables, deleted where the program frees them. An asynchronous collective is waited for just before the
+first instruction that uses a result of it; its sources are freed there. The recorded variant of the function also calls a
+recorder around every instruction.
+"""
+
+from __future__ import annotations
+
+import itertools
+import linecache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from planner.program import Communicate, Compute, Group, Instruction, Offset, Program, Ref, Update
+from runtime.aliases import references, reusable_sources
+from runtime.collectives import compile_collective
+from runtime.groups import Groups, group_size, position
+from runtime.operators import resolve, returns_list
+
+__all__ = ["Step", "generate"]
+
+_SERIAL = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The compiled step: `run(state, recorder)` -> the loss; `lines[n]` is the index of the instruction that line n runs."""
+
+    run: Callable[[dict[int, torch.Tensor], Any], torch.Tensor]
+    source: str
+    filename: str
+    lines: dict[int, int]
+
+
+@dataclass(slots=True)
+class _Writer:
+    program: Program
+    rank: int
+    groups: Groups
+    device: torch.device
+    recorded: bool
+    names: dict[str, Any] = field(default_factory=dict)
+    lines: list[str] = field(default_factory=list)
+    origin: dict[int, int] = field(default_factory=dict)
+    waits: dict[int, int] = field(default_factory=dict)  # result id -> index of the collective still under way
+    stale: set[int] = field(default_factory=set)  # parameters of the last step that this one is still to replace
+    at: int = 0
+
+    def write(self, line: str) -> None:
+        self.lines.append(f"    {line}")
+        self.origin[len(self.lines) + 1] = self.at
+
+    def bind(self, stem: str, thing: Any) -> str:
+        name = f"{stem}{len(self.names)}"
+        self.names[name] = thing
+        return name
+
+    def argument(self, argument: Any) -> str:
+        """The Python expression of an argument."""
+        if isinstance(argument, Ref):
+            return f"t{argument.id}"
+        if isinstance(argument, Offset):
+            return str(argument.size * position(self.program.mesh, argument.axes, self.rank))
+        if isinstance(argument, Group):
+            return self.bind("group", self.groups.get(argument.axes))
+        if isinstance(argument, (tuple, list)):
+            return f"[{', '.join(self.argument(item) for item in argument)}]"
+        if argument is None or isinstance(argument, (bool, int, str)):
+            return repr(argument)
+        if isinstance(argument, torch.device):
+            return self.bind("device", self.device)
+        return self.bind("constant", argument)
+
+
+def generate(
+    program: Program,
+    *,
+    rank: int,
+    groups: Groups,
+    device: torch.device,
+    update: Callable[..., None],
+    recorded: bool,
+) -> Step:
+    """The compiled step of one rank; `update(*gradients)` is what an `Update` calls."""
+    writer = _Writer(program, rank, groups, device, recorded, names={"update": update})
+    _load(writer)
+    reusable = reusable_sources(program)
+    for writer.at, instruction in enumerate(program.instructions):
+        _instruction(writer, instruction, reusable)
+    _store(writer)
+    source = "def step(s, r):\n" + "\n".join(writer.lines) + "\n"
+    filename = f"<shardwright program {next(_SERIAL)}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    space = writer.names
+    exec(compile(source, filename, "exec"), space)
+    return Step(space["step"], source, filename, writer.origin)
+
+
+def _load(writer: _Writer) -> None:
+    """Values held before the step become variables; the batch, and what the program writes anew, leave the state."""
+    writer.stale = _rewritten(writer.program)
+    popped = writer.stale | {state.value for state in writer.program.inputs if not state.is_buffer}
+    held = [s.value for s in writer.program.inputs]
+    held += [i for p in writer.program.parameters for i in dict.fromkeys((p.value, p.shard))]
+    for value in dict.fromkeys(held):
+        writer.write(f"t{value} = s.pop({value})" if value in popped else f"t{value} = s[{value}]")
+
+
+def _store(writer: _Writer) -> None:
+    """Whatever is still under way is waited for, and the rewritten parameters go back to the state."""
+    _wait(writer, list(writer.waits))
+    for value in sorted(_rewritten(writer.program)):
+        writer.write(f"s[{value}] = t{value}")
+    writer.write(f"return t{writer.program.loss}")
+
+
+def _rewritten(program: Program) -> set[int]:
+    written = {i for instruction in program.instructions for i in getattr(instruction, "results", ())}
+    return {state.value for state in program.parameters} & written
+
+
+def _instruction(writer: _Writer, instruction: Instruction, reusable: dict[str, list[bool]]) -> None:
+    _wait(writer, _uses(instruction))
+    _free(writer, sorted(writer.stale.intersection(getattr(instruction, "results", ()))))
+    if isinstance(instruction, Communicate) and instruction.asynchronous:
+        _start(writer, instruction, reusable[instruction.id])
+        return
+    if isinstance(instruction, Compute):
+        line, results = _compute(writer, instruction)
+    elif isinstance(instruction, Communicate):
+        line, results = _communicate(writer, instruction, reusable[instruction.id])
+    else:
+        line, results = f"update({', '.join(f't{g}' for g in instruction.gradients)})", []
+    if writer.recorded:
+        writer.write(f"r.begin({writer.at})")
+    writer.write(line)
+    if writer.recorded:
+        writer.write(f"r.end({writer.at})")
+    _hold(writer, results)
+    _free(writer, instruction.frees)
+
+
+def _compute(writer: _Writer, instruction: Compute) -> tuple[str, list[int]]:
+    call = writer.bind("op", resolve(instruction.op))
+    arguments = [writer.argument(argument) for argument in instruction.args]
+    for key, value in instruction.kwargs:
+        if key == "device" and value is not None:
+            value = writer.device
+        if key != "pin_memory":
+            arguments.append(f"{key}={writer.argument(value)}")
+    targets = ["_" if i is None else f"t{i}" for i in instruction.results]
+    comma = "," if len(targets) == 1 and returns_list(instruction.op) else ""
+    line = f"{', '.join(targets)}{comma} = {call}({', '.join(arguments)})"
+    return line, [i for i in instruction.results if i is not None]
+
+
+def _communicate(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> tuple[str, list[int]]:
+    call = _bind_collective(writer, instruction, reusable)
+    targets = ", ".join(f"t{i}" for i in instruction.results)
+    return f"{targets}, = {call}({', '.join(f't{i}' for i in instruction.sources)})", list(instruction.results)
+
+
+def _start(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> None:
+    call = _bind_collective(writer, instruction, reusable)
+    writer.names[f"finish_{writer.at}"] = writer.names[call].finish
+    if writer.recorded:
+        writer.write(f"r.begin({writer.at})")
+    writer.write(f"p{writer.at} = {call}.start({', '.join(f't{i}' for i in instruction.sources)})")
+    if writer.recorded:
+        writer.write(f"r.launched({writer.at}, p{writer.at})")
+    writer.waits.update(dict.fromkeys(instruction.results, writer.at))
+
+
+def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:
+    mesh, axes = writer.program.mesh, instruction.axes
+    place = position(mesh, axes, writer.rank)
+    return writer.bind(
+        "collective",
+        compile_collective(instruction, writer.groups.get(axes), group_size(mesh, axes), place, reusable),
+    )
+
+
+def _wait(writer: _Writer, values: Sequence[int]) -> None:
+    """Waits for the collectives under way that give `values`."""
+    for index in dict.fromkeys(writer.waits[value] for value in values if value in writer.waits):
+        instruction = writer.program.instructions[index]
+        assert isinstance(instruction, Communicate)
+        writer.write(f"{', '.join(f't{i}' for i in instruction.results)}, = finish_{index}(p{index})")
+        writer.write(f"del p{index}")
+        for value in instruction.results:
+            del writer.waits[value]
+        _hold(writer, list(instruction.results))
+        _free(writer, instruction.frees)
+
+
+def _hold(writer: _Writer, results: Sequence[int]) -> None:
+    if writer.recorded and results:
+        writer.write(f"r.hold({', '.join(f't{i}' for i in results)})")
+
+
+def _free(writer: _Writer, frees: Sequence[int]) -> None:
+    writer.stale.difference_update(frees)
+    names = ", ".join(f"t{i}" for i in frees)
+    if writer.recorded and frees:
+        writer.write(f"r.release({names})")
+    if frees:
+        writer.write(f"del {names}")
+
+
+def _uses(instruction: Instruction) -> list[int]:
+    """What the instruction reads, and what it frees: a free waits for the collective that writes the value."""
+    if isinstance(instruction, Compute):
+        read = list(references((*instruction.args, *(value for _, value in instruction.kwargs))))
+    else:
+        read = list(instruction.gradients if isinstance(instruction, Update) else instruction.sources)
+    return [*read, *instruction.frees]

@@ -1,0 +1,101 @@
+"""`--verify`: the same steps with the plain module, plain autograd and the same optimizer in one process, and how far off we are."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from planner.program import Program
+from planner.workload import Workload
+from runtime.optimizers import make_optimizer
+from runtime.parameters import build, full_tensors
+
+__all__ = ["Reference", "Verification", "compare", "in_dtypes", "reference_run"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verification:
+    """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named."""
+
+    loss_error: float
+    gradient_error: float
+    parameter_error: float
+    worst_gradient: str
+    worst_parameter: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reference:
+    """What training gives: the losses, the gradients of the first step and the parameters at the end, by name."""
+
+    losses: tuple[float, ...]
+    gradients: Mapping[str, Tensor]
+    parameters: Mapping[str, Tensor]
+
+
+def in_dtypes(workload: Workload, program: Program) -> Workload:
+    """The workload with its parameters and buffers in the program's dtypes."""
+    wanted = {state.name: state.dtype for state in program.parameters}
+    wanted |= {state.name: state.dtype for state in program.inputs if state.is_buffer}
+    named = (*workload.module.named_parameters(), *workload.module.named_buffers())
+    for name, tensor in named:
+        if name in wanted:
+            tensor.data = tensor.data.to(getattr(torch, wanted[name]))
+    return workload
+
+
+def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, num_steps: int) -> Reference:
+    """`num_steps` of plain training in this process, in the program's dtypes."""
+    workload = in_dtypes(build(make, seed), program)
+    dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if not state.is_buffer}
+    batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate(workload.batch)]
+    parameters = dict(workload.module.named_parameters())
+    optimizer = make_optimizer(workload.optimizer, list(parameters.values()), workload.learning_rate)
+    losses: list[float] = []
+    gradients: dict[str, Tensor] = {}
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss = workload.loss(workload.module(*batch[:-1]), batch[-1])
+        loss.backward()  # type: ignore[no-untyped-call]
+        if not losses:
+            gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
+        optimizer.step()
+        losses.append(loss.item())
+    return Reference(losses=tuple(losses), gradients=gradients, parameters=full_tensors(workload))
+
+
+def compare(
+    losses: Sequence[float], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reference: Reference
+) -> Verification:
+    """How far a run is from the reference."""
+    worst_gradient, gradient_error = _worst(gradients, reference.gradients)
+    worst_parameter, parameter_error = _worst(parameters, reference.parameters)
+    tiny = sys.float_info.min
+    pairs = zip(losses, reference.losses, strict=True)
+    return Verification(
+        loss_error=max((_no_nan(abs(a - b) / max(abs(b), tiny)) for a, b in pairs), default=0.0),
+        gradient_error=gradient_error,
+        parameter_error=parameter_error,
+        worst_gradient=worst_gradient,
+        worst_parameter=worst_parameter,
+    )
+
+
+def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[str, float]:
+    errors = {name: _relative_error(tensor.cpu(), theirs[name]) for name, tensor in ours.items()}
+    name = max(errors, key=lambda name: errors[name], default="")
+    return name, errors.get(name, 0.0)
+
+
+def _relative_error(a: Tensor, b: Tensor) -> float:
+    difference = (a.double() - b.double()).abs().max().item()
+    return _no_nan(difference / max(b.double().abs().max().item(), sys.float_info.min))
+
+
+def _no_nan(error: float) -> float:
+    """A comparison with not-a-number has failed, whatever `max` makes of it."""
+    return float("inf") if error != error else error

@@ -1,0 +1,206 @@
+"""What every rank does: read the plan, join the group, train, and give the results to rank 0."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cost_models.errors import RunFailed
+from cost_models.timeline import Timeline
+from planner.program import Program
+from planner.workload import Workload
+from runtime.executor import Executor, gather_parameters
+from runtime.groups import make_groups
+from runtime.launcher import Emit
+from runtime.parameters import build
+from runtime.verify import Verification, compare, in_dtypes, reference_run
+
+__all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run", "train"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunRequest:
+    """What to run: the file of the plan, how many steps, and whether to verify and to record a timeline."""
+
+    plan: str
+    num_steps: int = 10
+    seed: int = 0
+    verify: bool = False
+    record: bool = False
+    device: str = ""  # "cpu" or "cuda"; by default what there is
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunResult:
+    """What a run gave. Step times are in seconds, of this rank; the peak is of the device that holds most."""
+
+    num_ranks: int
+    backend: str
+    losses: tuple[float, ...]
+    step_times_s: tuple[float, ...]
+    peak_memory_bytes: int
+    verification: Verification | None = None
+    timeline: Timeline | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """A process's place among the ranks of a run."""
+
+    rank: int
+    num_ranks: int
+    device: torch.device
+    backend: str
+
+
+@contextlib.contextmanager
+def join(num_ranks: int, device: str = "") -> Iterator[Place]:
+    """Joins the process group that the environment names (torchrun's variables) and leaves it at the end.
+
+    Raises `RunFailed` if the number of processes is not `num_ranks`, or if the group cannot be made.
+    """
+    rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+    if world != num_ranks:
+        raise RunFailed(
+            f"the plan needs {num_ranks} processes and {world} were started: start it with --nproc-per-node {num_ranks}"
+        )
+    kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = _device(kind)
+    backend = "nccl" if kind == "cuda" else "gloo"
+    if num_ranks > 1:
+        _init(backend, place)
+    try:
+        yield Place(rank=rank, num_ranks=num_ranks, device=place, backend=backend)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def run(request: RunRequest, emit: Emit) -> RunResult | None:
+    """Runs a plan on this rank; the result on rank 0, None on the others."""
+    from planner.lower import lower
+    from planner.plan import read_plan, workload_of
+
+    plan = read_plan(request.plan)
+    program = lower(plan)
+    with join(program.mesh.num_devices, request.device) as place:
+        return train(program, lambda: workload_of(plan), request, place, emit)
+
+
+def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:
+    """Trains `program` on the workload's example batch; the result on rank 0, None on the others.
+
+    Rank 0 emits `{"step", "loss", "time_s"}` after each step. The last step is the recorded one where memory is wanted, that
+    is always: its time is not among the step times unless it is the only one.
+    """
+    workload = in_dtypes(build(make, request.seed), program)
+    executor = Executor(
+        program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device,
+        keep_gradients=request.verify,
+    )  # fmt: skip
+    losses: list[float] = []
+    times: list[float] = []
+    gradients: dict[str, torch.Tensor] = {}
+    local = executor.local_batch(workload.batch)
+    for step in range(request.num_steps):
+        _synchronize(place)
+        start = time.perf_counter()
+        losses.append(executor.step_local(local))
+        times.append(time.perf_counter() - start)
+        if step == 0 and request.verify:
+            gradients = gather_parameters(executor, executor.gradients)
+            executor.keep_gradients = False
+        if place.rank == 0:
+            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1]})
+    parameters = gather_parameters(executor) if request.verify else {}
+    timeline = _gather_timelines(executor.recorded_step(workload.batch), place)
+    peak = _largest(executor.peak_memory_bytes, place)
+    if place.rank != 0:
+        return None
+    verification = None
+    if request.verify:
+        reference = reference_run(make, program, seed=request.seed, num_steps=request.num_steps)
+        verification = compare(losses, gradients, parameters, reference)
+    return RunResult(
+        num_ranks=place.num_ranks,
+        backend=place.backend,
+        losses=tuple(losses),
+        step_times_s=tuple(times),
+        peak_memory_bytes=peak,
+        verification=verification,
+        timeline=timeline if request.record else None,
+    )
+
+
+def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:
+    """One timeline of all devices, each counted from its own start of the step, where all had just met."""
+    return Timeline(
+        events=tuple(sorted((e for t in timelines for e in t.events), key=lambda event: event.start)),
+        memory=tuple(sample for t in timelines for sample in t.memory),
+        step_time=max(t.step_time for t in timelines),
+    )
+
+
+def _device(kind: str) -> torch.device:
+    if kind == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    return torch.device(kind)
+
+
+def _init(backend: str, device: torch.device) -> None:
+    try:
+        dist.init_process_group(backend, device_id=device if backend == "nccl" else None)
+    except (RuntimeError, ValueError) as error:
+        address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
+        if "EADDRINUSE" in str(error) or "already in use" in str(error):
+            raise RunFailed(f"the port of {address} is in use: choose another with --master-port") from error
+        first = str(error).strip().splitlines()[0]
+        raise RunFailed(f"cannot join the other processes at {address}: {first}") from error
+
+
+def _synchronize(place: Place) -> None:
+    if place.device.type == "cuda":
+        torch.cuda.synchronize(place.device)
+    if place.num_ranks > 1:
+        dist.barrier()
+
+
+def _gather_timelines(timeline: Timeline, place: Place) -> Timeline:
+    if place.num_ranks == 1:
+        return timeline
+    found: list[Any] | None = [None] * place.num_ranks if place.rank == 0 else None
+    dist.gather_object(timeline, found)
+    return merge_timelines(found) if found is not None else timeline
+
+
+def _largest(value: int, place: Place) -> int:
+    if place.num_ranks == 1:
+        return value
+    found = torch.tensor(value, device=place.device)
+    dist.all_reduce(found, dist.ReduceOp.MAX)
+    return int(found)
+
+
+def as_json(result: RunResult) -> dict[str, Any]:
+    """The result under the keys of `plan run --json`."""
+    import statistics
+
+    verification = result.verification
+    return {
+        "num_ranks": result.num_ranks,
+        "backend": result.backend,
+        "losses": list(result.losses),
+        "step_time_s": statistics.median(result.step_times_s),
+        "step_times_s": list(result.step_times_s),
+        "peak_memory_bytes": result.peak_memory_bytes,
+        "verify": asdict(verification) if verification is not None else None,
+    }
