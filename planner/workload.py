@@ -56,9 +56,7 @@ def resolve_options(
     Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
     """
     if user_model.is_user_model(spec):
-        _check_positive(spec, {"batch": batch, "seq": seq})
-        given = {"batch": batch, "seq": seq, **user_model.parse_settings(settings)}
-        return {key: value for key, value in given.items() if value is not None}
+        return user_model.resolve(spec, batch=batch, seq=seq, settings=settings)
     return resolve(_find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
 
 
@@ -154,12 +152,6 @@ def _check_batch(spec: str, batch: tuple[Any, ...]) -> None:
     sizes = [tensor.shape[0] for tensor in batch]
     if len(set(sizes)) != 1 or sizes[0] == 0:
         raise BadValue(f"{spec} returned a batch whose tensors have dim 0 of {sizes}: they must be equal and at least 1")
-
-
-def _check_positive(spec: str, sizes: Mapping[str, int | None]) -> None:
-    for key, value in sizes.items():
-        if value is not None and value < 1:
-            raise BadValue(f"{key} is {value} for model {spec!r}: give a whole number of at least 1")
 
 
 def _cast(workload: Workload, dtype: torch.dtype) -> Workload:

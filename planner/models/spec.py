@@ -13,7 +13,17 @@ import torch
 
 from cost_models.errors import BadValue, unknown_name
 
-__all__ = ["ModelSpec", "Options", "Parts", "Preset", "parse_value", "per_device_batch", "resolve", "token_ids"]
+__all__ = [
+    "ModelSpec",
+    "Options",
+    "Parts",
+    "Preset",
+    "check_given_once",
+    "parse_value",
+    "per_device_batch",
+    "resolve",
+    "token_ids",
+]
 
 Options = Mapping[str, Any]
 """Sizes by name: whole numbers of at least one, or true and false."""
@@ -74,8 +84,7 @@ def resolve(
     for key in settings:
         if key not in defaults:
             raise unknown_name(f"{name} option", key, list(defaults))
-        if flags.get(key) is not None:
-            raise BadValue(f"--{key} {flags[key]} and --set {key}={settings[key]} both set the {key}: give one of them")
+    check_given_once(flags, settings)
     options = dict(defaults)
     options.update({key: parse_value(key, text, like=defaults[key]) for key, text in settings.items()})
     options.update({key: value for key, value in flags.items() if value is not None})
@@ -85,6 +94,13 @@ def resolve(
     if spec.check is not None:
         spec.check(options)
     return options
+
+
+def check_given_once(flags: Mapping[str, int | None], settings: Mapping[str, str]) -> None:
+    """Raises `BadValue` if a size is given both by its flag and by `--set`."""
+    for key, value in flags.items():
+        if value is not None and key in settings:
+            raise BadValue(f"--{key} {value} and --set {key}={settings[key]} both set the {key}: give one of them")
 
 
 def per_device_batch(spec: ModelSpec, name: str) -> int:

@@ -16,8 +16,9 @@ from types import ModuleType
 from typing import Any
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
+from planner.models.spec import check_given_once
 
-__all__ = ["call", "is_user_model", "load_function", "parse_settings"]
+__all__ = ["call", "is_user_model", "load_function", "resolve"]
 
 
 def is_user_model(spec: str) -> bool:
@@ -25,9 +26,20 @@ def is_user_model(spec: str) -> bool:
     return ":" in spec
 
 
-def parse_settings(settings: Mapping[str, str]) -> dict[str, Any]:
-    """Each value as the first of int, float, bool and str that it reads as."""
-    return {key: _parse(text) for key, text in settings.items()}
+def resolve(spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str]) -> dict[str, Any]:
+    """The sizes that were given, each setting as the first of int, float, bool and str that it reads as.
+
+    Raises `BadValue` for a batch or a sequence length that is given twice or is no whole number of at least 1.
+    """
+    flags = {"batch": batch, "seq": seq}
+    check_given_once(flags, settings)
+    given = {key: value for key, value in flags.items() if value is not None}
+    options = {**given, **{key: _parse(text) for key, text in settings.items()}}
+    for key in flags:
+        value = options.get(key, 1)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise BadValue(f"{key} is {value} for model {spec!r}: give a whole number of at least 1")
+    return options
 
 
 def _parse(text: str) -> int | float | bool | str:
@@ -73,7 +85,7 @@ def call(spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) 
             raise BadValue(f"{spec} needs a value for {key!r}: give {flag}, or a default in its signature")
     try:
         return function(**given)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise BadValue(f"{spec} failed: {_reason(error)}") from error
 
 
@@ -81,7 +93,7 @@ def _import_module(spec: str, name: str) -> ModuleType:
     _put_cwd_on_path()
     try:
         return importlib.import_module(name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise UnknownName(f"model {spec!r}: no module {error.name!r} in {Path.cwd()} or on the Python path") from error
         raise BadValue(f"model {spec!r}: importing {name} failed: {_reason(error)}") from error
@@ -99,7 +111,7 @@ def _import_file(spec: str, path: Path) -> ModuleType:
     sys.modules[path.stem] = module  # dataclasses and pickles in the file look their module up by name
     try:
         found.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         _restore(path.stem, before)
         raise BadValue(f"model {spec!r}: importing {path} failed: {_reason(error)}") from error
     if before is not None:
@@ -119,7 +131,7 @@ def _put_cwd_on_path() -> None:
         sys.path.insert(0, str(Path.cwd()))
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     """The error's kind, the first line of its message and the line of code that raised it."""
     text = str(error).strip().splitlines()
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "importlib" not in frame.filename]

@@ -143,11 +143,23 @@ def test_an_option_that_the_function_lacks(here: Path) -> None:
         load(f"{MODULE}:parts", batch=0)
 
 
+def test_a_batch_given_twice(here: Path) -> None:
+    with pytest.raises(BadValue, match="--batch 4 and --set batch=8 both set the batch"):
+        resolve_options(f"{MODULE}:parts", batch=4, seq=None, settings={"batch": "8"}, num_devices=1)
+
+
+@pytest.mark.parametrize("text", ["0", "-3", "2.5", "true", "many"])
+def test_a_batch_by_setting_is_checked_too(here: Path, text: str) -> None:
+    with pytest.raises(BadValue, match=r"batch is .*: give a whole number"):
+        resolve_options(f"{MODULE}:parts", batch=None, seq=None, settings={"batch": text}, num_devices=1)
+
+
 @pytest.mark.parametrize(
     ("source", "words"),
     [
         ("import torch\n1 / 0\n", ["ZeroDivisionError: division by zero", "line 2"]),
         ("def build(:\n", ["SyntaxError", "line 1"]),
+        ("import sys\nsys.exit(3)\n", ["SystemExit: 3", "line 2"]),
         ("import no_such_thing\n", ["ModuleNotFoundError: No module named 'no_such_thing'"]),
     ],
 )
