@@ -11,7 +11,19 @@ from dataclasses import dataclass
 
 from cost_models.errors import BadValue
 
-__all__ = ["PARTIAL_MAX", "PARTIAL_SUM", "REPLICATE", "Layout", "Mesh", "SubShape", "is_partial", "is_split", "local_sizes", "local_shape", "show_layout"]
+__all__ = [
+    "PARTIAL_MAX",
+    "PARTIAL_SUM",
+    "REPLICATE",
+    "Layout",
+    "Mesh",
+    "SubShape",
+    "is_partial",
+    "is_split",
+    "local_sizes",
+    "local_shape",
+    "show_layout",
+]
 
 #: A placement on one axis is an int: k >= 0 is "split at flat sub-dim k"; the others stand here.
 Placement = int

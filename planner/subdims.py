@@ -8,7 +8,7 @@ Invariant: the atoms' sizes multiply to the dim's size, and two dims that an op 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
 from cost_models.errors import NotTraceable
@@ -33,15 +33,18 @@ class _Atom:
 class OpDims:
     """One node in terms of its *leaves*: the letters of its signature, each taken apart into atoms.
 
-    `sizes[i]` is leaf i's size; `letter[i]` the letter it is part of. `operands[o]` are the leaves of operand o's flat sub-dims in
-    order (so a leaf's position there is the sub-dim number that a layout names), `results[r]` those of result r.
+    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the leaves of operand o's flat sub-dims in
+    order (so a leaf's position there is the sub-dim number that a layout names), `results[r]` those of result r. `fixed` are
+    the leaves that cannot be split: those of fixed letters, and all but the first of a letter that must stay contiguous.
     """
 
     signature: Signature
     sizes: tuple[int, ...]
     letter: tuple[int, ...]
+    atoms: tuple[int, ...]
     operands: tuple[tuple[int, ...], ...]
     results: tuple[tuple[int, ...], ...]
+    fixed: frozenset[int] = frozenset()
 
     def letter_sizes(self, leaf_sizes: tuple[int, ...]) -> tuple[int, ...]:
         """The letters' sizes where the leaves have the given ones."""
@@ -84,6 +87,9 @@ def infer(graph: Graph) -> SubDims:
         clean = _unify_node(graph, node, signature, atoms, forest)
         signatures.append(signature if clean else _unsplittable(signature))
         letters.append(atoms)
+    for parameter in graph.parameters:
+        for left, right in zip(forest[parameter.value], forest[parameter.gradient], strict=True):
+            _unify(left, right)
     return _read(graph, forest, signatures, letters)
 
 
@@ -180,23 +186,24 @@ def _read(
         shapes=tuple(tuple(tuple(a.size for a in dim) for dim in dims) for dims in values),
         atoms=tuple(tuple(number(a) for dim in dims for a in dim) for dims in values),
         ops=tuple(
-            _op_dims(node, signature, atoms) for node, signature, atoms in zip(graph.nodes, signatures, letters, strict=True)
+            _op_dims(signature, atoms, number) for node, signature, atoms in zip(graph.nodes, signatures, letters, strict=True)
         ),
     )
 
 
-def _op_dims(node: Node, signature: Signature, atoms: list[_Atom]) -> OpDims:
+def _op_dims(signature: Signature, atoms: list[_Atom], number: Callable[[_Atom], int]) -> OpDims:
     parts = [_leaves([atom]) for atom in atoms]
-    first, sizes, letter = [], [], []
+    first, sizes, letter, numbers = [], [], [], []
     for index, leaves in enumerate(parts):
         first.append(len(sizes))
         sizes.extend(leaf.size for leaf in leaves)
         letter.extend([index] * len(leaves))
+        numbers.extend(number(leaf) for leaf in leaves)
 
     def flat(tensor: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         return tuple(first[x] + i for dim in tensor for x in dim for i in range(len(parts[x])))
 
     return OpDims(
-        signature=signature, sizes=tuple(sizes), letter=tuple(letter), operands=tuple(map(flat, signature.operands)),
-        results=tuple(map(flat, signature.results)),
+        signature=signature, sizes=tuple(sizes), letter=tuple(letter), atoms=tuple(numbers),
+        operands=tuple(map(flat, signature.operands)), results=tuple(map(flat, signature.results)),
     )  # fmt: skip

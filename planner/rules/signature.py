@@ -59,6 +59,7 @@ class Signature:
     view: bool = False
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
+    contiguous: frozenset[int] = frozenset()  # letters of which a shard must be one run: of their leaves only the first splits
 
     def __post_init__(self) -> None:
         for tensor in (*self.operands, *self.results):

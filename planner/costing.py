@@ -1,0 +1,133 @@
+"""What one op, one collective or one update costs on one mesh of one cluster.
+
+The one place where the planner asks `cost_models`. Every figure is of one device: devices do the same, side by side.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cost_models.cluster import Cluster
+from cost_models.collectives import CollectiveModel, collective_model
+from cost_models.memory import dtype_bytes, optimizer_state_bytes
+from cost_models.roofline import host_time, op_time
+from planner.graph import Graph, Node
+from planner.layout import Layout, local_sizes
+from planner.rules import OpCost
+from planner.strategies import ParameterStrategy, Strategy
+from planner.subdims import OpDims
+
+__all__ = ["BUCKET_BYTES", "Costing"]
+
+#: Gradients are reduced in flat buckets of about this size, as DDP's default (`bucket_cap_mb=25`).
+BUCKET_BYTES = 25 * 1024 * 1024
+
+
+class Costing:
+    """Costs on `cluster` under a mesh of `sizes`; `state` names the optimizer. Caches live and die with the object."""
+
+    def __init__(self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float) -> None:
+        self.cluster, self.sizes, self.optimizer = cluster, sizes, optimizer
+        self.bucket = min(float(BUCKET_BYTES), max(gradient_bytes, 1.0))
+        self._models: dict[tuple[int, ...], CollectiveModel] = {}
+        self._seconds: dict[tuple[str, tuple[int, ...], float], float] = {}
+        self._ops: dict[object, float] = {}
+
+    # ---------------------------------------------------------------------------------------------- communication
+
+    def communication(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        """Seconds of one collective on `nbytes` (the whole logical buffer); a `slice` is a view and free."""
+        if kind == "slice" or math.prod(self.sizes[a] for a in axes) == 1:
+            return 0.0
+        key = (kind, axes, nbytes)
+        if key not in self._seconds:
+            if axes not in self._models:
+                self._models[axes] = collective_model(self.cluster, self.sizes, axes)
+            self._seconds[key] = float(self._models[axes].time(kind, nbytes))
+        return self._seconds[key]
+
+    def bucketed(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        """Seconds of a gradient's collective as its share of a bucket: T(bucket) n / bucket."""
+        if nbytes >= self.bucket:
+            return self.communication(kind, axes, nbytes)
+        return self.communication(kind, axes, self.bucket) * nbytes / self.bucket
+
+    # ---------------------------------------------------------------------------------------------- compute
+
+    def op(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
+        """Seconds of an op on one shard: the kernel or its dispatch, whichever is longer, and the collectives inside."""
+        letters = dims.letter_sizes(strategy.sizes)
+        key = (node.op, node.args[1:] if dims.signature.cost else None, letters, node.result_dtypes, dims.signature.kind)
+        if key not in self._ops:
+            device = self.device_time(node, dims, letters)
+            self._ops[key] = max(device, host_time(self.cluster.device, dims.signature.kind))
+        return self._ops[key] + self.inner(node, dims, strategy)
+
+    def device_time(self, node: Node, dims: OpDims, letters: tuple[int, ...]) -> float:
+        """Seconds of the op's kernel at the given letter sizes."""
+        signature, dtype = dims.signature, op_dtype(node)
+        cost = signature.cost(letters) if signature.cost else OpCost(flops=0.0, elements=signature.elements(letters))
+        return op_time(
+            self.cluster.device, kind=signature.kind, flops=cost.flops, nbytes=cost.elements * dtype_bytes(dtype), dtype=dtype,
+            gemm=cost.gemm, steps=cost.steps,
+        )  # fmt: skip
+
+    def inner(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
+        """Seconds of the collectives that an op needs inside, where a strategy splits one of its `inner` letters."""
+        signature = dims.signature
+        if signature.inner_traffic is None:
+            return 0.0
+        axes = tuple(
+            a for a, o in enumerate(strategy.options) if o.kind == "split" and dims.letter[o.number] in signature.inner
+        )
+        if not axes:
+            return 0.0
+        ranks = math.prod(self.sizes[a] for a in axes)
+        itemsize = dtype_bytes(op_dtype(node))
+        traffic = signature.inner_traffic(dims.letter_sizes(strategy.sizes), ranks)
+        return sum(self.communication(kind, axes, elements * itemsize) * times for kind, elements, times in traffic)
+
+    # ---------------------------------------------------------------------------------------------- parameters
+
+    def update(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
+        """Seconds to update a parameter's piece, and to gather it back where it is stored whole (ZeRO-1/2)."""
+        piece = local_numel(flat, strategy.updated, self.sizes)
+        state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
+        nbytes = (3 * piece * itemsize) + 2 * state  # parameter in and out, gradient in, state in and out
+        seconds = op_time(self.cluster.device, kind="optimizer", flops=0.0, nbytes=nbytes, dtype=dtype)
+        axes = gathered_axes(strategy)
+        if axes:
+            full = local_numel(flat, strategy.stored, self.sizes) * itemsize
+            seconds += self.communication("all_gather", axes, float(full))
+        return seconds
+
+    def parameter_bytes(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> dict[str, int]:
+        """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state."""
+        stored, piece = local_numel(flat, strategy.stored, self.sizes), local_numel(flat, strategy.updated, self.sizes)
+        state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
+        if strategy.stored != strategy.updated:
+            state += piece * itemsize
+        return {"parameters": stored * itemsize, "optimizer": state}
+
+
+def op_dtype(node: Node) -> str:
+    """The dtype that an op computes in: its first floating result's, else its first result's."""
+    floating = [d for d in node.result_dtypes if "float" in d]
+    return (floating or list(node.result_dtypes))[0]
+
+
+def gathered_axes(strategy: ParameterStrategy) -> tuple[int, ...]:
+    """The axes over which an updated parameter is gathered back."""
+    return tuple(axis for axis, (s, u) in enumerate(zip(strategy.stored, strategy.updated, strict=True)) if s != u)
+
+
+def local_numel(flat: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> int:
+    """Elements of one shard."""
+    local = local_sizes(flat, layout, sizes)
+    assert local is not None
+    return math.prod(local)
+
+
+def total_gradient_bytes(graph: Graph) -> float:
+    """Bytes of all gradients, whole."""
+    return float(sum(graph.values[p.gradient].numel * dtype_bytes(graph.values[p.gradient].dtype) for p in graph.parameters))

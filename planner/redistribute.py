@@ -1,0 +1,152 @@
+"""Changing a tensor's layout: which steps of communication, and what they cost.
+
+For one tensor on one mesh: all layouts, the elementary steps between them (all-reduce, all-gather, reduce-scatter, all-to-all,
+slice), and the cheapest chain of steps from any layout to any other. The ILP's edge costs and the lowered program both read
+it, so what is costed is what runs.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
+
+__all__ = ["Layouts", "Step", "layouts_of"]
+
+#: (kind, mesh axes, bytes of the logical buffer) -> seconds.
+CommunicationTime = Callable[[str, tuple[int, ...], float], float]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One elementary change of layout, as `planner.program.Communicate` runs it."""
+
+    kind: str
+    axes: tuple[int, ...]
+    gather: int | None
+    split: int | None
+    before: Layout
+    after: Layout
+
+
+class Layouts:
+    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the distances between them."""
+
+    def __init__(self, flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime) -> None:
+        self.flat, self.itemsize, self.mesh_sizes, self._time = flat, itemsize, mesh_sizes, time
+        placements = (REPLICATE, PARTIAL_SUM, *range(len(flat)))
+        every = itertools.product(placements, repeat=len(mesh_sizes))
+        self.layouts: tuple[Layout, ...] = tuple(a for a in every if local_sizes(flat, a, mesh_sizes) is not None)
+        self.index = {layout: i for i, layout in enumerate(self.layouts)}
+        self.nbytes = np.array([self._nbytes(layout) for layout in self.layouts])
+        self._cost, self._next, self._steps = self._closest()
+
+    def _nbytes(self, layout: Layout) -> float:
+        sizes = local_sizes(self.flat, layout, self.mesh_sizes)
+        assert sizes is not None
+        return float(math.prod(sizes) * self.itemsize)
+
+    def cost(self, before: Layout, after: Layout) -> float:
+        """Seconds of the cheapest chain; infinite where there is none (nothing becomes a partial sum)."""
+        return float(self._cost[self.index[before], self.index[after]])
+
+    def cost_table(self, before: list[Layout], after: list[Layout]) -> NDArray[np.float64]:
+        """Seconds from each of some layouts to each of some others."""
+        rows, columns = [self.index[x] for x in before], [self.index[x] for x in after]
+        table: NDArray[np.float64] = self._cost[np.ix_(rows, columns)]
+        return table
+
+    def steps(self, before: Layout, after: Layout) -> tuple[Step, ...]:
+        """The cheapest chain of steps."""
+        at, end = self.index[before], self.index[after]
+        out = []
+        while at != end:
+            following = int(self._next[at, end])
+            assert following >= 0, (before, after)
+            out.append(self._steps[at, following])
+            at = following
+        return tuple(out)
+
+    def _closest(self) -> tuple[NDArray[np.float64], NDArray[np.int64], dict[tuple[int, int], Step]]:
+        """All-pairs cheapest chains (Floyd and Warshall), with the first step of each."""
+        n = len(self.layouts)
+        cost = np.full((n, n), np.inf)
+        following = np.full((n, n), -1, dtype=np.int64)
+        steps: dict[tuple[int, int], Step] = {}
+        for i, layout in enumerate(self.layouts):
+            cost[i, i] = 0.0
+            for step in self._elementary(layout):
+                j = self.index.get(step.after)
+                if j is None:
+                    continue
+                seconds = self._seconds(step, float(self.nbytes[i]))
+                if seconds < cost[i, j]:
+                    cost[i, j], following[i, j], steps[i, j] = seconds, j, step
+        for k in range(n):
+            through = cost[:, k, None] + cost[None, k, :]
+            better = through < cost * (1 - 1e-12)
+            cost = np.where(better, through, cost)
+            following = np.where(better, following[:, k, None], following)
+        return cost, following, steps
+
+    def _seconds(self, step: Step, nbytes: float) -> float:
+        if step.kind == "all_gather":
+            nbytes *= math.prod(self.mesh_sizes[a] for a in step.axes)
+        return self._time(step.kind, step.axes, nbytes)
+
+    def _elementary(self, layout: Layout) -> Iterator[Step]:
+        for axis, placement in enumerate(layout):
+            if placement == REPLICATE:
+                yield from self._split(layout, (axis,), "slice")
+            elif placement >= 0 and self._innermost(layout, axis, placement):
+                yield _step("all_gather", layout, (axis,), REPLICATE, gather=placement)
+                for other in range(len(self.flat)):
+                    if other != placement and self._innermost(layout, axis, other):
+                        yield _step("all_to_all", layout, (axis,), other, gather=placement, split=other)
+        partial = [axis for axis, placement in enumerate(layout) if placement == PARTIAL_SUM]
+        for axes in _subsets(partial):
+            yield _step("all_reduce", layout, axes, REPLICATE)
+            yield from self._split(layout, axes, "reduce_scatter")
+        for dim in range(len(self.flat)):
+            axes = tuple(axis for axis, placement in enumerate(layout) if placement == dim)
+            for first in range(len(axes) - 1):
+                yield _step("all_gather", layout, axes[first:], REPLICATE, gather=dim)
+
+    def _split(self, layout: Layout, axes: tuple[int, ...], kind: str) -> Iterator[Step]:
+        for dim in range(len(self.flat)):
+            if self._innermost(layout, axes[0], dim):
+                yield _step(kind, layout, axes, dim, split=dim)
+
+    @staticmethod
+    def _innermost(layout: Layout, axis: int, dim: int) -> bool:
+        """Whether no later axis splits `dim`: shards nest in the order of the axes, so only the innermost can come or go."""
+        return all(placement != dim for placement in layout[axis + 1 :])
+
+
+def _step(
+    kind: str, layout: Layout, axes: tuple[int, ...], placement: int, gather: int | None = None, split: int | None = None
+) -> Step:
+    after = tuple(placement if axis in axes else p for axis, p in enumerate(layout))
+    return Step(kind, axes, gather, split, layout, after)
+
+
+def _subsets(axes: list[int]) -> Iterator[tuple[int, ...]]:
+    for count in range(1, len(axes) + 1):
+        yield from itertools.combinations(axes, count)
+
+
+def layouts_of(
+    cache: dict[tuple[tuple[int, ...], int], Layouts],
+    flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime,
+) -> Layouts:  # fmt: skip
+    """The `Layouts` of a tensor, from the caller's cache (one cache a mesh and cost function)."""
+    key = (flat, itemsize)
+    if key not in cache:
+        cache[key] = Layouts(flat, itemsize, mesh_sizes, time)
+    return cache[key]

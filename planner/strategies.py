@@ -1,0 +1,133 @@
+"""Strategies: how one op, or one parameter, can be laid on the mesh.
+
+For each mesh axis an op takes one `Option`: whole (every shard does it all), split at one of its leaves, or linear (its
+operands of one group are partial sums, and so is its result). A strategy is an option for every axis; the layouts of all
+operands and results follow. A parameter's options say where it is stored and where it is updated, which is what ZeRO chooses.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
+from planner.subdims import OpDims
+
+__all__ = ["Option", "ParameterStrategy", "Strategy", "op_strategies", "options_of", "parameter_options", "parameter_strategies"]
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """What one axis does to one op: `whole`, `split` (leaf `number`), `linear` (group `number`); to a parameter: `whole`,
+    `split` (stored and updated in pieces: tensor parallel, ZeRO-3) or `update` (stored whole, updated in pieces: ZeRO-1/2)."""
+
+    kind: str
+    number: int = -1
+
+
+WHOLE = Option("whole")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Strategy:
+    """An option for each axis, the layouts of operands and results that follow, and the local sizes of the leaves."""
+
+    options: tuple[Option, ...]
+    operands: tuple[Layout, ...]
+    results: tuple[Layout, ...]
+    sizes: tuple[int, ...]
+
+    def axes_of(self, leaf: int) -> tuple[int, ...]:
+        """The mesh axes that split `leaf`."""
+        return tuple(a for a, o in enumerate(self.options) if o.kind == "split" and o.number == leaf)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParameterStrategy:
+    """Where a parameter is stored between steps, and in which pieces it is updated."""
+
+    options: tuple[Option, ...]
+    stored: Layout
+    updated: Layout
+
+
+#: (axis, option) -> whether a pin allows it.
+Allowed = Callable[[int, Option], bool]
+
+
+def options_of(dims: OpDims) -> tuple[Option, ...]:
+    """All options of an op on one axis."""
+    signature = dims.signature
+    splits = [Option("split", leaf) for leaf, letter in enumerate(dims.letter) if letter not in signature.fixed]
+    groups = [Option("linear", g) for g, group in enumerate(signature.linear) if group]
+    return (WHOLE, *splits, *groups)
+
+
+def op_strategies(dims: OpDims, mesh_sizes: tuple[int, ...], allowed: Allowed) -> tuple[Strategy, ...]:
+    """All strategies of an op that the mesh divides and the pins allow."""
+    options = options_of(dims)
+    per_axis = [[o for o in options if allowed(axis, o)] for axis in range(len(mesh_sizes))]
+    out = []
+    for chosen in itertools.product(*per_axis):
+        sizes = local_sizes(dims.sizes, tuple(o.number if o.kind == "split" else REPLICATE for o in chosen), mesh_sizes)
+        if sizes is not None:
+            out.append(_strategy(dims, chosen, sizes))
+    return tuple(out)
+
+
+def _strategy(dims: OpDims, chosen: tuple[Option, ...], sizes: tuple[int, ...]) -> Strategy:
+    operands = tuple(
+        tuple(_operand_placement(dims, position, leaves, option) for option in chosen)
+        for position, leaves in enumerate(dims.operands)
+    )
+    results = tuple(
+        tuple(_result_placement(dims, index, leaves, option) for option in chosen) for index, leaves in enumerate(dims.results)
+    )
+    return Strategy(options=chosen, operands=operands, results=results, sizes=sizes)
+
+
+def _operand_placement(dims: OpDims, position: int, leaves: tuple[int, ...], option: Option) -> int:
+    if option.kind == "linear":
+        return PARTIAL_SUM if position in dims.signature.linear[option.number] else REPLICATE
+    return leaves.index(option.number) if option.kind == "split" and option.number in leaves else REPLICATE
+
+
+def _result_placement(dims: OpDims, index: int, leaves: tuple[int, ...], option: Option) -> int:
+    if option.kind == "linear":
+        return PARTIAL_SUM
+    if option.kind == "split":
+        if option.number in leaves:
+            return leaves.index(option.number)
+        if dims.letter[option.number] in dims.signature.reduced_in(index):
+            return PARTIAL_SUM
+    return REPLICATE
+
+
+def parameter_options(num_flat: int) -> tuple[Option, ...]:
+    """All options of a parameter with `num_flat` sub-dims on one axis."""
+    places = range(num_flat)
+    return (WHOLE, *(Option("update", k) for k in places), *(Option("split", k) for k in places))
+
+
+def parameter_strategies(
+    flat: tuple[int, ...], mesh_sizes: tuple[int, ...], allowed: Allowed
+) -> tuple[ParameterStrategy, ...]:
+    """All ways to store and update a parameter that the mesh divides and the pins allow."""
+    options = parameter_options(len(flat))
+    per_axis = [[o for o in options if allowed(axis, o)] for axis in range(len(mesh_sizes))]
+    out = []
+    for chosen in itertools.product(*per_axis):
+        stored = tuple(o.number if o.kind == "split" else REPLICATE for o in chosen)
+        updated = tuple(o.number if o.kind != "whole" else REPLICATE for o in chosen)
+        if local_sizes(flat, updated, mesh_sizes) is not None and _nested(chosen):
+            out.append(ParameterStrategy(options=chosen, stored=stored, updated=updated))
+    return tuple(out)
+
+
+def _nested(chosen: tuple[Option, ...]) -> bool:
+    """After the update, pieces are gathered over the `update` axes: those must be the innermost on their sub-dim."""
+    for axis, option in enumerate(chosen):
+        if option.kind == "update" and any(o.kind == "split" and o.number == option.number for o in chosen[axis + 1 :]):
+            return False
+    return True
