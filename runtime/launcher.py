@@ -6,23 +6,35 @@ import contextlib
 import importlib
 import logging
 import os
+import signal
 import tempfile
 import threading
+import traceback
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException, Std
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from cost_models.errors import BadValue, RunFailed
+from cost_models.errors import BadValue, RunFailed, UserError
 
 __all__ = ["Emit", "launch"]
 
 #: What a rank calls to send an event to the process that launched it.
 Emit = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Failed:
+    """What a rank sends when it fails."""
+
+    rank: int
+    message: str
+    traceback: str
 
 
 def launch(
@@ -37,11 +49,13 @@ def launch(
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _reader(queue, on_event):
+    errors: list[RunFailed] = []
+    with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet():
         try:
-            results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, queue)
+            with _reader(queue, on_event, errors):
+                results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, queue)
         except ChildFailedError as error:
-            raise _failure(error) from None
+            raise _first(error, errors) from None
         except SignalException:
             raise KeyboardInterrupt from None
     return [results[rank] for rank in range(num_ranks)]
@@ -63,30 +77,43 @@ def _config(num_ranks: int, logs: str) -> LaunchConfig:
     )
 
 
-@record
 def _rank(function: str, payload: Any, queue: Any) -> Any:
-    """What one process runs."""
+    """What one process runs. It tells of its own error before its exit makes the others fail too."""
     torch.set_num_threads(1)
     module, name = function.split(":")
-    return getattr(importlib.import_module(module), name)(payload, queue.put)
+    try:
+        return getattr(importlib.import_module(module), name)(payload, queue.put)
+    except Exception as error:
+        queue.put(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc()))
+        raise
 
 
-def _failure(error: ChildFailedError) -> RunFailed:
-    rank, failure = error.get_first_failure()
-    report = failure.message.strip()
-    lines = report.splitlines() or [f"exit code {failure.exitcode}"]
-    # `record` writes "ErrorType: message"; our own errors need no type.
-    message = lines[-1].removeprefix("RunFailed: ")
-    found = RunFailed(message if message.startswith("rank ") else f"rank {rank}: {message}")
-    found.add_note(report)
-    return found
+def _one_line(error: Exception) -> str:
+    text = next(iter(str(error).strip().splitlines()), "")
+    return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"
+
+
+def _first(agent: ChildFailedError, told: list[RunFailed]) -> RunFailed:
+    """The cause: a process that a signal ended cannot tell; else the error that was told of first."""
+    for rank, failure in agent.failures.items():
+        if failure.exitcode < 0:
+            return RunFailed(
+                f"rank {rank}: ended by {signal.Signals(-failure.exitcode).name}; if that is SIGKILL, memory ran out"
+            )
+    if told:
+        return told[0]
+    rank, failure = agent.get_first_failure()
+    return RunFailed(f"rank {rank}: exit code {failure.exitcode}")
 
 
 @contextlib.contextmanager
-def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None) -> Iterator[None]:
+def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, errors: list[RunFailed]) -> Iterator[None]:
     def read() -> None:
         while (event := queue.get()) is not None:
-            if on_event is not None:
+            if isinstance(event, _Failed):
+                errors.append(RunFailed(f"rank {event.rank}: {event.message.removeprefix(f'rank {event.rank}: ')}"))
+                errors[-1].add_note(event.traceback)
+            elif on_event is not None:
                 on_event(event)
 
     thread = threading.Thread(target=read, daemon=True)

@@ -1,4 +1,4 @@
-"""`--verify`: the same steps with the plain module, plain autograd and the same optimizer in one process, and how far off we are."""
+"""`--verify`: the same steps in one process, with the plain module, plain autograd and the same optimizer; and how far off."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -49,6 +50,18 @@ class RunResult:
     verification: Verification | None = None
     timeline: Timeline | None = None
 
+    def as_json(self) -> dict[str, Any]:
+        """The keys of `plan run --json`."""
+        return {
+            "num_ranks": self.num_ranks,
+            "backend": self.backend,
+            "losses": list(self.losses),
+            "step_time_s": statistics.median(self.step_times_s),
+            "step_times_s": list(self.step_times_s),
+            "peak_memory_bytes": self.peak_memory_bytes,
+            "verify": asdict(self.verification) if self.verification is not None else None,
+        }
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
@@ -64,6 +77,8 @@ class Place:
 def join(num_ranks: int, device: str = "") -> Iterator[Place]:
     """Joins the process group that the environment names (torchrun's variables) and leaves it at the end.
 
+    On an error it does not: leaving makes the others fail, and their errors would come before the cause's.
+
     Raises `RunFailed` if the number of processes is not `num_ranks`, or if the group cannot be made.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -76,17 +91,16 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
     backend = "nccl" if kind == "cuda" else "gloo"
     if num_ranks > 1:
         _init(backend, place)
-    try:
-        yield Place(rank=rank, num_ranks=num_ranks, device=place, backend=backend)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+    yield Place(rank=rank, num_ranks=num_ranks, device=place, backend=backend)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def run(request: RunRequest, emit: Emit) -> RunResult | None:
     """Runs a plan on this rank; the result on rank 0, None on the others."""
-    from planner.lower import lower
     from planner.plan import read_plan, workload_of
+
+    from planner.lower import lower
 
     plan = read_plan(request.plan)
     program = lower(plan)
@@ -97,28 +111,12 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
 def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:
     """Trains `program` on the workload's example batch; the result on rank 0, None on the others.
 
-    Rank 0 emits `{"step", "loss", "time_s"}` after each step. The last step is the recorded one where memory is wanted, that
-    is always: its time is not among the step times unless it is the only one.
+    Rank 0 emits `{"step", "loss", "time_s"}` after each step. One step more is recorded, for the peak memory and the timeline.
     """
     workload = in_dtypes(build(make, request.seed), program)
-    executor = Executor(
-        program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device,
-        keep_gradients=request.verify,
-    )  # fmt: skip
-    losses: list[float] = []
-    times: list[float] = []
-    gradients: dict[str, torch.Tensor] = {}
-    local = executor.local_batch(workload.batch)
-    for step in range(request.num_steps):
-        _synchronize(place)
-        start = time.perf_counter()
-        losses.append(executor.step_local(local))
-        times.append(time.perf_counter() - start)
-        if step == 0 and request.verify:
-            gradients = gather_parameters(executor, executor.gradients)
-            executor.keep_gradients = False
-        if place.rank == 0:
-            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1]})
+    groups = make_groups(program, place.rank)
+    executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device, keep_gradients=request.verify)
+    losses, times, gradients = _steps(executor, workload, request, place, emit)
     parameters = gather_parameters(executor) if request.verify else {}
     timeline = _gather_timelines(executor.recorded_step(workload.batch), place)
     peak = _largest(executor.peak_memory_bytes, place)
@@ -137,6 +135,27 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
         verification=verification,
         timeline=timeline if request.record else None,
     )
+
+
+def _steps(
+    executor: Executor, workload: Workload, request: RunRequest, place: Place, emit: Emit
+) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
+    """The losses, the step times and, where verifying, the gradients of the first step."""
+    losses: list[float] = []
+    times: list[float] = []
+    gradients: dict[str, torch.Tensor] = {}
+    local = executor.local_batch(workload.batch)
+    for step in range(request.num_steps):
+        _synchronize(place)
+        start = time.perf_counter()
+        losses.append(executor.step_local(local))
+        times.append(time.perf_counter() - start)
+        if step == 0 and request.verify:
+            gradients = gather_parameters(executor, executor.gradients)
+            executor.keep_gradients = False
+        if place.rank == 0:
+            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1]})
+    return losses, times, gradients
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:
@@ -188,19 +207,3 @@ def _largest(value: int, place: Place) -> int:
     found = torch.tensor(value, device=place.device)
     dist.all_reduce(found, dist.ReduceOp.MAX)
     return int(found)
-
-
-def as_json(result: RunResult) -> dict[str, Any]:
-    """The result under the keys of `plan run --json`."""
-    import statistics
-
-    verification = result.verification
-    return {
-        "num_ranks": result.num_ranks,
-        "backend": result.backend,
-        "losses": list(result.losses),
-        "step_time_s": statistics.median(result.step_times_s),
-        "step_times_s": list(result.step_times_s),
-        "peak_memory_bytes": result.peak_memory_bytes,
-        "verify": asdict(verification) if verification is not None else None,
-    }

@@ -1,0 +1,162 @@
+"""What the tests run on every rank; each returns a dict of what is wrong, empty where all is well."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import signal
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from hand_programs import all_splits, make_workload, perceptron
+from torch import Tensor
+
+from planner import kernels
+from planner.program import Communicate, Ref
+from runtime.collectives import compile_collective
+from runtime.worker import RunRequest, join, train
+
+SIZES = (4, 8, 4)
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
+
+
+def failing(payload: Any, emit: Any) -> None:
+    with join(payload) as place:
+        if place.rank == 1:
+            raise RuntimeError("the disk is full\nand so is the log")
+        dist.barrier()
+
+
+def killed(payload: Any, emit: Any) -> None:
+    with join(2) as place:
+        if place.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        dist.barrier()
+
+
+def broken_program(payload: Any, emit: Any) -> None:
+    program = perceptron(all_splits(2)["data"])
+    first = dataclasses.replace(program.instructions[1], args=(Ref(0), Ref(1)), path="first")
+    wrong = dataclasses.replace(program, instructions=(program.instructions[0], first, *program.instructions[2:]))
+    with join(2) as place:
+        train(wrong, make_workload, RunRequest(plan=""), place, emit)
+
+
+def echo(payload: Any, emit: Any) -> tuple[int, Any]:
+    with join(2) as place:
+        emit({"rank": place.rank})
+        return place.rank, payload
+
+
+def run_programs(num_ranks: int, emit: Any) -> dict[str, Any]:
+    out = {}
+    with join(num_ranks) as place:
+        for name, split in all_splits(num_ranks).items():
+            request = RunRequest(plan="", num_steps=3, verify=True, record=True)
+            out[name] = train(perceptron(split), make_workload, request, place, emit)
+    return out
+
+
+def check_collectives(num_ranks: int, emit: Any) -> dict[str, Tensor]:
+    """Every kind at every sub-dim, one value and two, waited for at once and later; the differences to plain slicing."""
+    with join(num_ranks) as place:
+        return {
+            str(case): _collective_error(num_ranks, place.rank, *case)
+            for case in itertools.product(KINDS, range(3), (1, 2), (False, True), ("sum", "max"))
+        }
+
+
+def _collective_error(
+    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str
+) -> float:
+    other = (dim + 1) % 3
+    sizes = [tuple(s * (i + 1) for s in SIZES) for i in range(num_values)]
+    wholes, values, wanted = [], [], []
+    for size in sizes:
+        parts = torch.arange(num_ranks * math.prod(size), dtype=torch.float64).reshape(num_ranks, *size).sin()
+        summed = parts.amax(0) if reduce == "max" else parts.sum(0)
+        full = parts[0]
+        wholes.append(full)
+        chunk = full.chunk(num_ranks, dim)[rank]
+        values.append({"all_gather": chunk, "all_to_all": chunk, "slice": full}.get(kind, parts[rank]))
+        wanted.append(
+            {
+                "all_reduce": summed,
+                "all_gather": full,
+                "reduce_scatter": summed.chunk(num_ranks, dim)[rank],
+                "all_to_all": full.chunk(num_ranks, other)[rank],
+                "slice": chunk,
+            }[kind]
+        )
+    expanded = tuple(tuple(v.shape) for v in values)
+    instruction = Communicate(
+        id="x", kind=kind, axes=(0,), sources=tuple(range(num_values)), results=tuple(range(9, 9 + num_values)),
+        expanded=expanded, shapes=tuple((w.shape[0] * w.shape[1], w.shape[2]) for w in wanted),
+        dtypes=("float64",) * num_values,
+        gather=dim if kind in ("all_gather", "all_to_all") else None, split=other if kind == "all_to_all" else dim,
+        reduce=reduce, phase="forward", asynchronous=asynchronous,
+    )  # fmt: skip
+    collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank)
+    before = [v.clone() for v in values]
+    pending = collective.start(*(v.reshape(-1, v.shape[2]) for v in values))
+    results = collective.finish(pending)
+    error = max((r - w.reshape(r.shape)).abs().max().item() for r, w in zip(results, wanted, strict=True))
+    shapes_right = all(tuple(r.shape) == s for r, s in zip(results, instruction.shapes, strict=True))
+    untouched = all(torch.equal(a, b) for a, b in zip(before, values, strict=True))
+    return error if shapes_right and untouched else math.inf
+
+
+def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
+    """The kernels with their work split over the group against the unsplit ones: the largest differences."""
+    with join(num_ranks) as place:
+        group = dist.group.WORLD
+        assert group is not None
+        torch.manual_seed(0)
+        return {
+            **_lstm_errors(num_ranks, place.rank, group),
+            **_cross_entropy_errors(num_ranks, place.rank, group),
+        }
+
+
+def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
+    steps, batch, inputs, hidden = 5, 3, 6, 8
+    x, grad_y = torch.randn(steps, batch, inputs).double(), torch.randn(steps, batch, hidden).double()
+    h0, c0, gh, gc = torch.randn(4, batch, hidden).double()
+    weights = [torch.randn(s).double() for s in ((4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))]
+
+    def rows(t: Tensor) -> Tensor:
+        return t.view(4, num_ranks, hidden // num_ranks, *t.shape[1:])[:, rank].reshape(-1, *t.shape[1:])
+
+    def units(t: Tensor) -> Tensor:
+        return t.chunk(num_ranks, -1)[rank].contiguous()
+
+    def run(group: Any, x: Tensor, gy: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+        h0, c0, gh, gc = states
+        y, h, c, reserve = kernels.lstm_forward(x, h0, c0, *weights, group=group)
+        grads = kernels.lstm_backward(gy, gh, gc, x, h0, c0, *weights, y, c, reserve, group=group)
+        return [y, h, c, *grads]
+
+    y, h, c, gx, gh0, gc0, gw_ih, gw_hh, gb = run(None, x, grad_y, [h0, c0, gh, gc], weights)
+    wanted = [units(y), units(h), units(c), gx, units(gh0), units(gc0), rows(gw_ih), rows(gw_hh), rows(gb)]
+    ours = run(group, x, units(grad_y), [units(t) for t in (h0, c0, gh, gc)], [rows(w) for w in weights])
+    dist.all_reduce(ours[3])
+    names = ["y", "h", "c", "gx", "gh0", "gc0", "gw_ih", "gw_hh", "gb"]
+    return {f"lstm {n}": (a - b).abs().max().item() for n, a, b in zip(names, ours, wanted, strict=True)}
+
+
+def _cross_entropy_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
+    rows, classes = 10, 12
+    logits, target = 5 * torch.randn(rows, classes).double(), torch.randint(0, classes, (rows,))
+    target[3] = -100
+    grad = torch.tensor(0.7).double()
+    wanted = kernels.cross_entropy(logits, target, -100)
+    wanted_grad = kernels.cross_entropy_backward(grad, logits, target, wanted[2], -100)
+    mine, offset = logits.chunk(num_ranks, 1)[rank], rank * classes // num_ranks
+    ours = kernels.cross_entropy(mine, target, -100, group=group, offset=offset)
+    ours_grad = kernels.cross_entropy_backward(grad, mine, target, ours[2], -100, offset=offset)
+    pairs = [*zip(ours, wanted, strict=True), (ours_grad, wanted_grad.chunk(num_ranks, 1)[rank])]
+    names = ["loss", "count", "lse", "gradient"]
+    return {f"cross_entropy {n}": (a - b).abs().max().item() for n, (a, b) in zip(names, pairs, strict=True)}
