@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import tomllib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cost_models.atomic_write import write_atomically
 from cost_models.device import Device, ElementwiseRow, GemmRow
 from cost_models.errors import BadHardware, unknown_name
 from cost_models.library import Library, Protocol
@@ -33,7 +33,10 @@ from cost_models.schema import (
 from cost_models.toml_writer import to_toml
 from cost_models.units import US
 
-__all__ = ["Cluster", "Device", "Link", "list_clusters", "list_devices", "load_cluster", "load_device", "read_sources", "write_cluster"]
+__all__ = [
+    "Cluster", "CollectiveRow", "Device", "ElementwiseRow", "GemmRow", "Inter", "Intra", "Library", "Link", "Protocol",
+    "list_clusters", "list_devices", "load_cluster", "load_device", "read_sources", "write_cluster",
+]  # fmt: skip
 
 HARDWARE = Path(__file__).parent / "hardware"
 _PLAIN = ("sources", "provenance")
@@ -124,7 +127,8 @@ def _library(where: str, raw: Mapping[str, Any]) -> Library:
     for index, table in enumerate(raw.get("protocols", [])):
         at = f"{where} protocol {index + 1}"
         values = read_table(at, table, PROTOCOL_KEYS, ("hop_latency_us",))
-        protocols.append(Protocol(**values, hop_latency=read_numbers(f"{at} [hop_latency_us]", table.get("hop_latency_us"), US)))
+        hops = read_numbers(f"{at} [hop_latency_us]", table.get("hop_latency_us"), US)
+        protocols.append(Protocol(**values, hop_latency=hops))
     return Library(**fields, protocols=tuple(protocols))
 
 
@@ -177,8 +181,8 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
 def load_cluster(name_or_path: str, *, num_devices: int | None = None, num_nodes: int | None = None) -> Cluster:
     """The cluster of a shipped name or of a TOML file, at the asked size (one full node where nothing is asked).
 
-    `num_devices` alone takes as many nodes as needed; with `num_nodes` the devices are spread evenly. Raises `UnknownName` for a name
-    that is not there, `BadHardware` for a bad file and `BadValue` for more devices or nodes than there are.
+    `num_devices` alone takes as many nodes as needed; with `num_nodes` the devices are spread evenly. Raises `UnknownName` for
+    a name that is not there, `BadHardware` for a bad file and `BadValue` for more devices or nodes than there are.
     """
     path = _find("clusters", "hardware", str(name_or_path))
     cluster = _cluster(str(path), _read(path))
@@ -213,6 +217,7 @@ def write_cluster(path: str | Path, cluster: Cluster, *, provenance: Mapping[str
     """Write `cluster`, device and library included, as one TOML file that `load_cluster` reads back; atomic.
 
     `provenance` says how it came about (`date`, `host`, `versions`, `command`), `sources` where each figure is from.
+    Raises `BadValue` where the file cannot be written.
     """
     table = write_table(cluster, CLUSTER_KEYS)
     rows = [[r.kind, r.group_size, r.num_groups, r.nbytes, r.seconds] for r in cluster.collective_table]
@@ -226,18 +231,4 @@ def write_cluster(path: str | Path, cluster: Cluster, *, provenance: Mapping[str
         table["inter"] = write_table(cluster.inter, INTER_KEYS)
     table["device"] = _device_table(cluster.device)
     table["library"] = _library_table(cluster.library)
-    _write_atomically(Path(path), to_toml(table))
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".part")
-    except OSError as error:
-        raise BadHardware(f"{path}: cannot be written ({error.strerror})") from error
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, to_toml(table))

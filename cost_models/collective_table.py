@@ -30,8 +30,8 @@ class MeasuredTable:
 def measured_tables(rows: Sequence[CollectiveRow], group_size: int, num_groups: int) -> dict[str, MeasuredTable]:
     """kind -> table for groups of `group_size`, of which `num_groups` run at once.
 
-    Of the group sizes measured, the same one or the two around it (log-log in the size; the nearest beyond the ends); of the numbers
-    of groups measured at a size, the nearest. A kind without rows is left out: it keeps the formulas.
+    Of the group sizes measured, the same one or the two around it (log-log in the size; the nearest beyond the ends); of the
+    numbers of groups measured at a size, the nearest. A kind without rows is left out: it keeps the formulas.
     """
     out = {}
     for kind in sorted({row.kind for row in rows}):

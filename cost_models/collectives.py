@@ -1,9 +1,10 @@
 """Seconds of a collective on the links that its groups really cross: the best algorithm and protocol for each size.
 
-Every algorithm and protocol is a line a + b n in the bytes n of the whole logical buffer (as nccl-tests counts); the fastest line
-is taken, and the slowest group, since all groups of an axis run together. Symbols: k ranks on N nodes, w a node, B a rank's bytes/s
-along the ring inside a node, E the group's bytes/s through a node's NICs, l a hop's latency. Source: MODELLING 5.1; Thakur et
-al., "Optimization of Collective Communication Operations in MPICH", 2005; NCCL src/graph/tuning.cc for latencies.
+Every algorithm and protocol is a line a + b n in the bytes n of the whole logical buffer (as nccl-tests counts); the fastest
+line is taken, and the slowest group, since all groups of an axis run together. Symbols: k ranks on N nodes, w a node, B a
+rank's bytes/s along the ring inside a node, E the group's bytes/s through a node's NICs, l a hop's latency (l_i inside, l_e
+between nodes). Source: MODELLING 5.1; Thakur et al., "Optimization of Collective Communication Operations in MPICH", 2005; NCCL
+src/graph/tuning.cc for the latencies.
 """
 
 from __future__ import annotations
@@ -18,13 +19,11 @@ from numpy.typing import NDArray
 from cost_models.collective_table import MeasuredTable, measured_tables
 from cost_models.errors import BadValue, unknown_name
 from cost_models.group_links import GroupLinks, group_links
-from cost_models.library import Protocol
+from cost_models.library import COLLECTIVES, Protocol
 from cost_models.machine import Cluster
 
 __all__ = ["COLLECTIVES", "CollectiveModel", "collective_model", "collective_time"]
 
-#: `slice` keeps a part of what a rank holds already: nothing is sent.
-COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
 Line = tuple[float, float]
 
 
@@ -40,9 +39,10 @@ def _hops(cluster: Cluster, links: GroupLinks, protocol: Protocol, rounds: int) 
 
 
 def _ring(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Ring: r ((k - 1) l + (k - 1) / k n / min(B, E)), with r = 2 for an all-reduce, 1 for all-gather and reduce-scatter."""
+    """Ring: r ((k - 1) l + (k - 1) / k n / min(B, E) + n p / 2), with r = 2 for an all-reduce and 1 for an all-gather or
+    reduce-scatter, and p the seconds a byte of a rank's pass over its buffer."""
     rounds = 2 if kind == "all_reduce" else 1
-    share = rounds * (links.size - 1) / links.size / min(links.ring, links.node)
+    share = rounds * ((links.size - 1) / links.size / min(links.ring, links.node) + links.pass_time / 2)
     return [
         (protocol.base_latency + _hops(cluster, links, protocol, rounds), share / protocol.bandwidth_share)
         for protocol in cluster.library.of("ring")
@@ -110,13 +110,13 @@ def _nvls(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
 
 
 def _all_to_all(cluster: Cluster, links: GroupLinks) -> list[Line]:
-    """Pairwise sends, all at once: l + max((w - 1) / k n / B_pairs, w (k - w) / k n / E) / efficiency; n is a rank's buffer."""
+    """Pairwise sends at once: (k - 1) l + max((w - 1) / k n / B_pairs, w (k - w) / k n / E) + n p; n is a rank's buffer."""
     inside = (links.width - 1) / links.size / links.pairs
     outside = links.width * (links.size - links.width) / links.size / links.node
-    per_byte = max(inside, outside) / cluster.library.all_to_all_efficiency
+    per_byte = max(inside, outside) + links.pass_time
     return [
-        (protocol.base_latency + (links.size - 1) * _worst_hop(cluster, links, protocol) / 2, per_byte / protocol.bandwidth_share)
-        for protocol in cluster.library.of("ring")
+        (protocol.base_latency + (links.size - 1) * _worst_hop(cluster, links, protocol), per_byte / protocol.bandwidth_share)
+        for protocol in cluster.library.of("pairwise")
     ]
 
 
@@ -166,10 +166,10 @@ class CollectiveModel:
     @overload
     def time(self, kind: str, nbytes: NDArray[np.float64]) -> NDArray[np.float64]: ...
     def time(self, kind: str, nbytes: float | NDArray[np.float64]) -> float | NDArray[np.float64]:
-        """Seconds of `kind` for `nbytes` of the whole logical buffer (all-to-all: a rank's buffer); a number or an array.
+        """Seconds of `kind` for `nbytes` of the whole logical buffer (all-to-all: of a rank's buffer), a number or an array.
 
-        0 for a `slice`, for groups of one and for nothing to send. Never falls with `nbytes`. A measured table, where the cluster has one
-        for this kind, takes precedence. Raises `UnknownName` for another kind.
+        0 for a `slice`, for groups of one and for nothing to send. Never falls with `nbytes`. A measured table, where the
+        cluster has one for this kind and the groups stay inside a node, takes precedence. Raises `UnknownName` for other kinds.
         """
         if kind not in COLLECTIVES:
             raise unknown_name("collective", kind, COLLECTIVES)

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from cost_models.errors import BadHardware
+from cost_models.errors import BadHardware, unknown_name
 
-__all__ = ["Device", "ElementwiseRow", "GemmRow"]
+__all__ = ["KINDS", "MATRIX_KINDS", "NUMBER_FORMATS", "VECTOR_KINDS", "Device", "ElementwiseRow", "GemmRow"]
+
+#: Kinds of kernel bound by the tensor cores' or the core's flops.
+MATRIX_KINDS = ("gemm", "conv", "attention", "lstm")
+#: Kinds bound by memory; their flops run on the ordinary (fp32, fp64) units.
+VECTOR_KINDS = ("elementwise", "reduction", "norm", "embedding", "softmax", "optimizer", "copy")
+#: All kinds. A `view` only renames memory: no kernel, no dispatch.
+KINDS = (*MATRIX_KINDS, *VECTOR_KINDS, "view")
+#: The number formats that a datasheet gives a peak for.
+NUMBER_FORMATS = ("fp64", "fp32", "tf32", "bf16", "fp16", "fp8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,10 +42,11 @@ class ElementwiseRow:
 class Device:
     """One device. Seconds, bytes, flops/s, bytes/s; efficiencies and overlap are fractions.
 
-    `peak_flops` is by the device's own number formats (`fp32`, `tf32`, `bf16`, ...), the datasheet's figure;
-    `gemm_efficiency` the share of it that a large product reaches. `gemm_tiles` are the tile shapes tried for a product (none: the
-    smooth model, in which `gemm_half_work` flops an SM reach half of it). `kernel_overhead` is the least device time of a kernel, `launch_overhead` the host's
-    time to dispatch it. `overlap` is the share of the shorter of compute and communication that hides behind the other.
+    `peak_flops` is by the device's own number formats (`fp32`, `tf32`, `bf16`, ...), the datasheet's figure; `gemm_efficiency`
+    the share of it that a large product reaches. `gemm_tiles` are the tile shapes tried for a product (none: the smooth
+    model, in which `gemm_half_work` flops an SM reach half of it). `kernel_overhead` is the least device time of a kernel,
+    `launch_overhead` the host's time to dispatch it. `kind_efficiency` is the share of its roofline that a kind of kernel
+    reaches. `overlap` is the share of the shorter of compute and communication that hides behind the other.
     """
 
     name: str
@@ -54,6 +63,7 @@ class Device:
     gemm_tiles: tuple[tuple[int, int], ...]
     gemm_tile_half_area: float
     gemm_half_k: float
+    gemm_k_latency: float
     lstm_step_overhead: float
     overlap: float
     kind_efficiency: tuple[tuple[str, float], ...] = ()
@@ -64,6 +74,10 @@ class Device:
         for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadHardware(f"device {self.name!r}: {name} is a share between 0 and 1, got {getattr(self, name)}")
+        self._check_names("peak of", self.peak_flops, NUMBER_FORMATS)
+        self._check_names("efficiency of kind", self.kind_efficiency, KINDS)
+        if not self.has_peak("fp32") or (self.gemm_tiles and not (self.has_peak("fp16") or self.has_peak("bf16"))):
+            raise BadHardware(f"device {self.name!r} needs a peak for fp32 and, where it has gemm_tiles, for fp16 or bf16")
         if self.reserved_memory >= self.memory:
             raise BadHardware(
                 f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves nothing of memory ({self.memory} B)"
@@ -73,6 +87,11 @@ class Device:
     def usable_memory(self) -> int:
         """Bytes left for tensors: memory less the context, the libraries' workspaces and the communicators."""
         return self.memory - self.reserved_memory
+
+    def _check_names(self, what: str, table: tuple[tuple[str, float], ...], known: tuple[str, ...]) -> None:
+        for name, _ in table:
+            if name not in known:
+                raise BadHardware(f"device {self.name!r}: {unknown_name(what, name, known)}")
 
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
@@ -94,6 +113,5 @@ class Device:
         """The measured share of the roofline that kernels of `kind` reach on this device, None where not listed."""
         for name, share in self.kind_efficiency:
             if name == kind:
-                assert math.isfinite(share)
                 return share
         return None

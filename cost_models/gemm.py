@@ -3,10 +3,13 @@
 With tiles (Tm, Tn), S SMs, peak P and a split of k in s parts:
 
     tiles = batch * ceil(m / Tm) * ceil(n / Tn) * s        waves = ceil(tiles / S)
-    t = waves * 2 Tm Tn (ceil(k / s) + k0) / (P e / S * Tm Tn / (Tm Tn + a0)) + partial sums
+    t = waves * (ceil(k / s) + k0) * max(2 (Tm Tn + a0) / (P e / S), l0) + reduction of partial sums
 
-and the best of a few tiles and splits is taken, as cuBLAS's heuristic does. k0 (`gemm_half_k`) is the pipeline's fill and drain,
-a0 (`gemm_tile_half_area`) the operand traffic of small tiles. Source: MODELLING 5.2; NVIDIA "Matrix Multiplication Background".
+and the best of a few tiles and splits is taken, as cuBLAS's heuristic does. k0 (`gemm_half_k`) is the fill and
+drain of a tile's pipeline, a0 (`gemm_tile_half_area`) the operand traffic of small tiles, l0 (`gemm_k_latency`) the memory
+latency of a step along k that a small tile cannot hide. The first two stand for a fixed time and bandwidth,
+so they are stated at the device's 16-bit rate and shrink with the rate of slower formats. Source: MODELLING 5.2; NVIDIA,
+"Matrix Multiplication Background User's Guide".
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ import math
 from functools import lru_cache
 
 from cost_models.device import Device, GemmRow
+from cost_models.memory import dtype_bytes
 
 __all__ = ["gemm_seconds"]
 
@@ -55,16 +59,18 @@ def _tiled(device: Device, shape: tuple[int, int, int, int], peak: float) -> flo
     if not batch * m * n * k:
         return 0.0
     sm_rate = peak * device.gemm_efficiency / device.num_sms
+    slowness = peak / max(device.peak(name) for name in ("fp16", "bf16") if device.has_peak(name))
+    half_area, half_k = device.gemm_tile_half_area * slowness, device.gemm_half_k * slowness
     bandwidth = device.memory_bandwidth * device.memory_efficiency
     best = math.inf
     for tile_m, tile_n in device.gemm_tiles:
         area = tile_m * tile_n
         blocks = batch * -(-m // tile_m) * -(-n // tile_n)
-        step = 2.0 * (area + device.gemm_tile_half_area) / sm_rate
+        step = max(2.0 * (area + half_area) / sm_rate, device.gemm_k_latency)
         for split in _SPLITS:
             waves = -(-blocks * split // device.num_sms)
-            sums = 0.0 if split == 1 else split * batch * m * n * _PARTIAL_SUM_BYTES / bandwidth
-            best = min(best, waves * step * (-(-k // split) + device.gemm_half_k) + sums)
+            sums = 0.0 if split == 1 else device.kernel_overhead + split * batch * m * n * _PARTIAL_SUM_BYTES / bandwidth
+            best = min(best, waves * step * (-(-k // split) + half_k) + sums)
     return best
 
 
@@ -86,8 +92,6 @@ def _distance(row: GemmRow, shape: tuple[int, int, int, int]) -> float:
 @lru_cache(maxsize=4096)
 def _log_ratio(device: Device, row: GemmRow, peak: float) -> float:
     """log(measured / modelled) of one row: its bytes are those of its three matrices."""
-    from cost_models.memory import dtype_bytes
-
     elements = row.batch * (row.m * row.k + row.k * row.n + row.m * row.n)
     modelled = _modelled(device, (row.batch, row.m, row.n, row.k), elements * dtype_bytes(row.dtype), peak)
     return math.log(max(row.seconds - device.kernel_overhead, 0.05 * row.seconds) / modelled)

@@ -1,11 +1,12 @@
 """What links the groups of a collective cross: for each different kind of group, ranks a node and bytes/s a rank.
 
-The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); the groups of `axes` are the ranks that differ only on
-them. All groups work at the same time, so the links that several of them cross are shared: NICs, the host's bus.
+The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); the groups of `axes` are the ranks that differ only
+on them. All groups work at the same time, so the links that several of them cross are shared: NICs, the host's bus.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
@@ -23,8 +24,9 @@ __all__ = ["GroupLinks", "find_groups", "group_links"]
 class GroupLinks:
     """One kind of group. Bandwidths are bytes/s, after the fabric's efficiency; `inf` where the group has no such hop.
 
-    `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree where up and down share its port. `node`: what all
-    the group's members on one node together get through its NICs. `pairs`: a rank's rate when it sends to all others at once.
+    `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree where up and down share its port. `node`: what
+    all the group's members on one node together get through its NICs. `pairs`: a rank's rate when it sends to all others at
+    once. `pass_time`: seconds a byte of one pass of a rank over its own buffer.
     """
 
     size: int
@@ -36,6 +38,7 @@ class GroupLinks:
     pairs: float
     node: float
     in_switch: float
+    pass_time: float
 
 
 def find_groups(mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[int, ...]]:
@@ -57,7 +60,8 @@ def group_links(cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, 
     """The different kinds of groups of `axes`; empty where the groups have one member. Raises `BadValue` if the mesh has more
     devices than the cluster."""
     if math.prod(mesh_sizes) > cluster.num_devices:
-        raise BadValue(f"a mesh of {' x '.join(map(str, mesh_sizes))} does not fit on the {cluster.num_devices} devices of {cluster.name!r}")
+        shape = " x ".join(map(str, mesh_sizes))
+        raise BadValue(f"a mesh of {shape} does not fit on the {cluster.num_devices} devices of {cluster.name!r}")
     groups = [group for group in find_groups(mesh_sizes, axes) if len(group) > 1]
     nic_users = _nic_users(cluster, groups)
     active = Counter(cluster.node_of(rank) for group in groups for rank in group)
@@ -120,6 +124,7 @@ def _links(cluster: Cluster, group: tuple[int, ...], active: Counter[int], users
         pairs=min(pairs for _, _, pairs in inside),
         node=through,
         in_switch=intra.bandwidth * reduction if reduction is not None else 0.0,
+        pass_time=1.0 / intra.pass_bandwidth if intra.pass_bandwidth is not None else 0.0,
     )
 
 
@@ -165,7 +170,7 @@ def _pairs_on_graph(cluster: Cluster, local: tuple[int, ...]) -> float:
         for target in names:
             if source != target:
                 path = nx.shortest_path(graph, source, target)
-                flows.update(zip(path, path[1:], strict=False))
+                flows.update(itertools.pairwise(path))
     slowest = min(graph.edges[edge]["bandwidth"] / count for edge, count in flows.items())
     return float(slowest) * (len(local) - 1)
 

@@ -10,10 +10,13 @@ from dataclasses import dataclass
 
 from cost_models.errors import BadHardware
 
-__all__ = ["ALGORITHMS", "Library", "Protocol"]
+__all__ = ["ALGORITHMS", "COLLECTIVES", "Library", "Protocol"]
+
+#: The collectives. `slice` keeps a part of what a rank holds already: nothing is sent.
+COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
 
 #: The algorithms that `collectives` can cost.
-ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls")
+ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls", "pairwise")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,17 +46,15 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """A collective library. `all_to_all_efficiency` is the share of the links' bandwidth that an all-to-all reaches."""
+    """A collective library: its protocols by algorithm. `pairwise` is how it does an all-to-all, and it must have one."""
 
     name: str
-    all_to_all_efficiency: float
     protocols: tuple[Protocol, ...]
 
     def __post_init__(self) -> None:
-        if not self.protocols:
-            raise BadHardware(f"library {self.name!r} lists no protocol")
-        if not 0 < self.all_to_all_efficiency <= 1:
-            raise BadHardware(f"library {self.name!r}: all_to_all_efficiency is in (0, 1], got {self.all_to_all_efficiency}")
+        for algorithm in ("ring", "pairwise"):
+            if not self.of(algorithm):
+                raise BadHardware(f"library {self.name!r} needs at least one protocol of the algorithm {algorithm!r}")
 
     def of(self, algorithm: str) -> tuple[Protocol, ...]:
         """The protocols of `algorithm`; empty where the library does not have it."""

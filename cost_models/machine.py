@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import networkx as nx
 
 from cost_models.device import Device
-from cost_models.errors import BadHardware, BadValue
-from cost_models.library import Library
+from cost_models.errors import BadHardware, BadValue, unknown_name
+from cost_models.library import COLLECTIVES, Library
 
 __all__ = ["Cluster", "CollectiveRow", "Inter", "Intra", "Link", "device_name", "place"]
 
@@ -31,7 +31,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveRow:
-    """One measured collective: `num_groups` groups of `group_size` ranks at the same time, `nbytes` of the whole logical buffer."""
+    """One measured collective: `num_groups` groups of `group_size` ranks at once, `nbytes` of the whole logical buffer."""
 
     kind: str
     group_size: int
@@ -39,14 +39,19 @@ class CollectiveRow:
     nbytes: float
     seconds: float
 
+    def __post_init__(self) -> None:
+        if self.kind not in COLLECTIVES:
+            raise BadHardware(f"collective_table: {unknown_name('collective', self.kind, COLLECTIVES)}")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Intra:
     """What connects the devices of a node.
 
     `fabric`: `switch` (every device has one port of `bandwidth` a direction), `mesh` (`links` of (a, b, bricks), a brick is
-    `bandwidth`; other pairs go over the host at `host_bandwidth` a device), `host` (every device has `bandwidth` to the host). All
-    devices together move at most `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds a call.
+    `bandwidth`; other pairs go over the host at `host_bandwidth` a device), `host` (every device has `bandwidth` to the host).
+    All devices together move at most `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds.
+    Where the kernel cannot keep up, each pass of a rank over its buffer adds its bytes over `pass_bandwidth`.
     """
 
     fabric: str
@@ -57,13 +62,14 @@ class Intra:
     links: tuple[tuple[int, int, int], ...] = ()
     shared_bandwidth: float | None = None
     host_bandwidth: float | None = None
+    pass_bandwidth: float | None = None
     in_switch_reduction_efficiency: float | None = None
 
     def __post_init__(self) -> None:
         if self.fabric not in FABRICS:
             raise BadHardware(f"unknown fabric {self.fabric!r}, known: {', '.join(FABRICS)}")
         if (self.fabric == "mesh") != bool(self.links):
-            raise BadHardware(f"links belong to the fabric 'mesh' and only to it, got {len(self.links)} links for {self.fabric!r}")
+            raise BadHardware(f"links belong to the fabric 'mesh' and only there, {self.fabric!r} has {len(self.links)}")
         if self.fabric == "mesh" and self.host_bandwidth is None:
             raise BadHardware("a mesh needs host_bandwidth_gb_s, for pairs of devices without a link")
 
@@ -104,7 +110,8 @@ class Cluster:
             raise BadHardware(f"cluster {self.name!r}: max_nodes is {self.max_nodes}, but there is no [inter] table")
         for a, b, count in self.intra.links:
             if not (0 <= a < self.devices_per_node and 0 <= b < self.devices_per_node and a != b and count > 0):
-                raise BadHardware(f"cluster {self.name!r}: link {[a, b, count]} is not between two of {self.devices_per_node} devices")
+                among = f"two of the {self.devices_per_node} devices of a node"
+                raise BadHardware(f"cluster {self.name!r}: link {[a, b, count]} is not between {among}")
 
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
@@ -128,8 +135,8 @@ class Cluster:
     def graph(self) -> nx.DiGraph:
         """The used devices, switches, NICs and the fabric as a directed graph.
 
-        Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth` (bytes/s in that direction),
-        `latency` (seconds, that of the library's quickest protocol) and `kind` (the link's).
+        Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth` (bytes/s in that
+        direction), `latency` (seconds, that of the library's quickest protocol), `kind` and the `Link` itself as `link`.
         """
         from cost_models.topology import build_graph
 
@@ -152,9 +159,11 @@ def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> t
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             raise BadValue(f"the number of {what} must be a whole number from 1 on, got {value!r}")
     if num_nodes is not None and num_nodes > cluster.max_nodes:
-        raise BadValue(f"{cluster.name!r} has at most {cluster.max_nodes} nodes of {per_node} devices, {num_nodes} nodes were asked for")
+        size = f"{cluster.max_nodes} nodes of {per_node} devices"
+        raise BadValue(f"{cluster.name!r} has at most {size}, {num_nodes} nodes were asked for")
     if num_devices is not None and num_devices > most:
-        raise BadValue(f"{cluster.name!r} has at most {most} devices ({cluster.max_nodes} x {per_node}), {num_devices} were asked for")
+        size = f"{most} devices ({cluster.max_nodes} nodes of {per_node})"
+        raise BadValue(f"{cluster.name!r} has at most {size}, {num_devices} were asked for")
     if num_nodes is None:
         devices = num_devices if num_devices is not None else per_node
         return devices, -(-devices // per_node), min(devices, per_node)
@@ -166,5 +175,6 @@ def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> t
             f"take {-(-devices // per_node)} nodes or more"
         )
     if -(-devices // width) != num_nodes:
-        raise BadValue(f"{devices} devices do not reach {num_nodes} nodes of {cluster.name!r}: take {-(-devices // width)} nodes")
+        reached = -(-devices // width)
+        raise BadValue(f"{devices} devices, {width} a node, do not reach {num_nodes} nodes of {cluster.name!r}: take {reached}")
     return devices, num_nodes, width

@@ -46,7 +46,8 @@ def dtype_bytes(dtype: str) -> int:
 def optimizer_state_bytes(optimizer: str, *, numel: int, dtype: str) -> int:
     """Bytes of the state that `optimizer` keeps for one parameter of `numel` elements.
 
-    `tensors * numel * dtype_bytes + step`: Adam and AdamW keep two tensors and a step scalar, SGD with momentum one, plain SGD none.
+    `tensors * numel * dtype_bytes + step`: Adam and AdamW keep two tensors and a step scalar, SGD with momentum one tensor,
+    plain SGD nothing.
     """
     if optimizer not in _STATE_TENSORS:
         raise unknown_name("optimizer", optimizer, tuple(_STATE_TENSORS))

@@ -1,7 +1,8 @@
 """Rings and chains over direct links: how many NCCL-like rings a set of devices in a hybrid mesh can run at once.
 
 A ring uses one brick a hop in one direction, so an undirected Hamiltonian cycle carries two rings, one each way. The number of
-rings is twice the most cycles that can be packed into the bricks; found exactly by search, for at most eight devices.
+rings is twice the most cycles that can be packed into the bricks; found exactly by search, for at most eight devices (more:
+none, so that they are costed as a chain).
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from cost_models.machine import Intra
 __all__ = ["num_chains", "num_rings"]
 
 Bricks = tuple[tuple[int, ...], ...]
+#: The search is exponential; no machine that we know links more than eight devices directly.
+_LARGEST = 8
 
 
 def _matrix(intra: Intra, members: tuple[int, ...]) -> Bricks:
@@ -27,6 +30,8 @@ def num_rings(intra: Intra, members: tuple[int, ...]) -> int:
     """
     if len(members) == 2:
         return intra.bricks(*members)
+    if len(members) > _LARGEST:
+        return 0
     return 2 * _packed_cycles(_matrix(intra, members))
 
 

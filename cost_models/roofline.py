@@ -7,24 +7,18 @@ Source: Williams et al., "Roofline", CACM 2009; MODELLING 5.2. Matrix products f
 
 from __future__ import annotations
 
+import itertools
 import math
 from functools import lru_cache
 
-from cost_models.device import Device
+from cost_models.device import KINDS, MATRIX_KINDS, Device
 from cost_models.errors import BadValue, unknown_name
 from cost_models.gemm import gemm_seconds
 
 __all__ = ["KINDS", "host_time", "op_time"]
 
-#: Kinds bound by the tensor cores' or the core's flops.
-_MATRIX_KINDS = ("gemm", "conv", "attention", "lstm")
-#: Kinds bound by memory; their flops run on the ordinary (fp32, fp64) units.
-_VECTOR_KINDS = ("elementwise", "reduction", "norm", "embedding", "softmax", "optimizer", "copy")
-#: All kinds. A `view` only renames memory: no kernel, no dispatch.
-KINDS = (*_MATRIX_KINDS, *_VECTOR_KINDS, "view")
-
-#: Number format of a matrix kernel by dtype, in order of preference. fp32 products stay in fp32 and cuDNN kernels may use tf32:
-#: torch's defaults `backends.cuda.matmul.allow_tf32 = False`, `backends.cudnn.allow_tf32 = True` (torch docs, "CUDA semantics").
+#: Number format of a matrix kernel by dtype, in order of preference. fp32 products stay in fp32 and cuDNN kernels may use
+#: tf32: torch's defaults `backends.cuda.matmul.allow_tf32 = False`, `backends.cudnn.allow_tf32 = True` ("CUDA semantics").
 _FORMATS = {"float64": ("fp64",), "float32": ("fp32",), "bfloat16": ("bf16",), "float16": ("fp16",)}
 _CUDNN_FP32 = ("tf32", "fp32")
 #: Number format of element-wise arithmetic: everything but fp64 is computed in fp32 registers (ATen's `opmath_t`).
@@ -54,10 +48,10 @@ def _table_time(device: Device, nbytes: float) -> float:
     points = _points(device)
     if nbytes <= points[0][0]:
         return nbytes * points[0][1] / points[0][0]
-    for (x0, y0), (x1, y1) in zip(points, points[1:], strict=False):
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
         if nbytes <= x1:
             share = math.log(nbytes / x0) / math.log(x1 / x0)
-            return y0 * (y1 / y0) ** share
+            return float(y0 * (y1 / y0) ** share)
     return nbytes * points[-1][1] / points[-1][0]
 
 
@@ -90,9 +84,9 @@ def op_time(
 ) -> float:
     """Device seconds of one kernel of `kind` that does `flops` and reads and writes `nbytes` in all; 0 for a `view`.
 
-    `gemm` is (batch, m, n, k) of the product; for an `lstm`, of the product of one of its `steps` sequential time steps. A `gemm`
-    without it is costed as a square product of the same flops. Raises `UnknownName` for a kind or dtype that is not known, and
-    `BadHardware` where the device has no peak in that dtype.
+    `gemm` is (batch, m, n, k) of the product; for an `lstm`, of the product of one of its `steps` sequential time steps. A
+    `gemm` without it is costed as a square product of the same flops. Raises `UnknownName` for a kind or dtype that is not
+    known, and `BadHardware` where the device has no peak in that dtype.
     """
     _check(kind, flops, nbytes, steps)
     if kind == "view":
@@ -102,7 +96,7 @@ def op_time(
         return device.kernel_overhead + gemm_seconds(device, shape, nbytes, dtype, _matrix_peak(device, kind, dtype))
     if kind == "lstm":
         return _lstm_time(device, flops, nbytes, dtype, gemm, steps)
-    if kind in _MATRIX_KINDS:
+    if kind in MATRIX_KINDS:
         return device.kernel_overhead + _matrix_time(device, kind, flops, nbytes, dtype)
     return device.kernel_overhead + _vector_time(device, kind, flops, nbytes, dtype)
 

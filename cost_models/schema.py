@@ -14,7 +14,10 @@ from typing import Any
 from cost_models.errors import BadHardware
 from cost_models.units import GB, GIB, TERA, US
 
-__all__ = ["CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LIBRARY_KEYS", "PROTOCOL_KEYS", "Key", "read_numbers", "read_table", "write_table"]  # fmt: skip
+__all__ = [
+    "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LIBRARY_KEYS", "PEAK_UNIT", "PROTOCOL_KEYS", "Key",
+    "read_numbers", "read_table", "write_table",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ DEVICE_KEYS = (
     Key("gemm_half_work_flop", "gemm_half_work"),
     Key("gemm_tile_half_area", "gemm_tile_half_area"),
     Key("gemm_half_k", "gemm_half_k"),
+    Key("gemm_k_latency_us", "gemm_k_latency", float, US),
     Key("lstm_step_overhead_us", "lstm_step_overhead", float, US),
     Key("overlap", "overlap"),
 )
@@ -58,6 +62,7 @@ INTRA_KEYS = (
     Key("overhead_us", "overhead", float, US),
     Key("shared_bandwidth_gb_s", "shared_bandwidth", float, GB, positive=True, optional=True),
     Key("host_bandwidth_gb_s", "host_bandwidth", float, GB, positive=True, optional=True),
+    Key("pass_bandwidth_gb_s", "pass_bandwidth", float, GB, positive=True, optional=True),
     Key("in_switch_reduction_efficiency", "in_switch_reduction_efficiency", positive=True, optional=True),
 )
 INTER_KEYS = (
@@ -67,7 +72,7 @@ INTER_KEYS = (
     Key("efficiency", "efficiency", positive=True),
     Key("overhead_us", "overhead", float, US),
 )
-LIBRARY_KEYS = (Key("name", "name", str), Key("all_to_all_efficiency", "all_to_all_efficiency", positive=True))
+LIBRARY_KEYS = (Key("name", "name", str),)
 PROTOCOL_KEYS = (
     Key("algorithm", "algorithm", str),
     Key("name", "name", str),
@@ -101,7 +106,8 @@ def read_table(where: str, raw: Mapping[str, Any], keys: tuple[Key, ...], extra:
     for key in keys:
         if key.name not in raw:
             if not key.optional:
-                raise BadHardware(f"{where}: missing key {key.name!r}, needed: {', '.join(k.name for k in keys if not k.optional)}")
+                needed = ", ".join(k.name for k in keys if not k.optional)
+                raise BadHardware(f"{where}: missing key {key.name!r}, needed: {needed}")
             out[key.field] = None
         elif key.type is str:
             if not isinstance(raw[key.name], str):

@@ -3,7 +3,10 @@
 A device has a host queue that issues its tasks in order, an in-order compute stream and an in-order communication stream.
 A collective starts on all devices of its group together. While a device computes and communicates at the same time both
 run at the rate 1 / (2 - overlap), so that of two jobs of C and M seconds the share `overlap` of the shorter hides:
-T = C + M - overlap * min(C, M). overlap = 1 is max(C, M); overlap = 0 is C + M, one shared resource. Two-rate model: MODELLING 5.3.
+
+    T = C + M - overlap * min(C, M)        overlap = 1: max(C, M); overlap = 0: C + M, one shared resource
+
+Source: the two-rate model of MODELLING 5.3 with both slowdowns 2 - overlap.
 """
 
 from __future__ import annotations
@@ -11,56 +14,25 @@ from __future__ import annotations
 import heapq
 from collections import defaultdict, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from cost_models.breakdown import Breakdown, breakdown
 from cost_models.errors import BadValue
+from cost_models.task import COMMUNICATION, COMPUTE, HOST, Task
 from cost_models.timeline import Event, MemorySample, Timeline
 
 __all__ = ["COMMUNICATION", "COMPUTE", "HOST", "Breakdown", "Task", "breakdown", "simulate"]
 
-COMPUTE = "compute"
-COMMUNICATION = "communication"
-HOST = "host"
-_STREAMS = (COMPUTE, COMMUNICATION, HOST)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Task:
-    """One instruction on one device. `(id, device)` is unique; `deps` are ids of tasks on the same device.
-
-    `duration`: seconds alone on its stream. `host_duration`: seconds that the host takes to issue it. `allocates` bytes when it
-    starts, `frees` bytes when it ends. `group`: the devices that start the task of this id together; empty for a local task.
-    """
-
-    id: str
-    kind: str
-    phase: str
-    device: int
-    stream: str
-    duration: float
-    path: str = ""
-    host_duration: float = 0.0
-    deps: tuple[str, ...] = ()
-    allocates: int = 0
-    frees: int = 0
-    group: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        if self.stream not in _STREAMS:
-            raise BadValue(f"task {self.id!r}: unknown stream {self.stream!r}, known: {', '.join(_STREAMS)}")
-        if not (self.duration >= 0 and self.host_duration >= 0):
-            raise BadValue(f"task {self.id!r}: durations are >= 0, got {self.duration} and {self.host_duration} (host)")
+_OTHER = {COMPUTE: COMMUNICATION, COMMUNICATION: COMPUTE}
+Place = tuple[int, str]
 
 
 class _Run:
-    """A task (or all members of one collective) while it runs: work left, the rate, and when it was last looked at."""
+    """A task, or all members of one collective, while it runs: the work left, the rate, when the two were last set."""
 
-    __slots__ = ("contended", "devices", "left", "rate", "since", "start", "stream", "tasks", "version")
+    __slots__ = ("contended", "left", "rate", "since", "start", "stream", "tasks", "version")
 
     def __init__(self, tasks: list[Task], now: float) -> None:
         self.tasks = tasks
-        self.devices = [task.device for task in tasks]
         self.stream = tasks[0].stream
         self.left = max(task.duration for task in tasks)
         self.start = self.since = now
@@ -70,21 +42,21 @@ class _Run:
 
 
 class _Simulation:
-    """The state of one simulation; `run` drains the event heap."""
+    """The state of one simulation. Heap entries are the end of a run, or a place (device, stream) to look at again."""
 
     def __init__(self, tasks: Sequence[Task], num_devices: int, initial_memory: int, overlap: float) -> None:
         self.slow = 1.0 / (2.0 - overlap)
         self.now = 0.0
         self.sequence = 0
-        self.heap: list[tuple[float, int, _Run | int, int]] = []
+        self.heap: list[tuple[float, int, _Run | Place, int]] = []
+        self.wake_times: dict[Place, float] = {}
         self.done: set[tuple[int, str]] = set()
-        self.waiting: dict[tuple[int, str], list[tuple[int, str]]] = defaultdict(list)
+        self.waiting: dict[tuple[int, str], set[str]] = defaultdict(set)
         self.arrived: dict[str, dict[int, Task]] = defaultdict(dict)
-        self.running: dict[tuple[int, str], _Run] = {}
-        self.queues: dict[tuple[int, str], deque[Task]] = defaultdict(deque)
+        self.running: dict[Place, _Run] = {}
+        self.queues: dict[Place, deque[tuple[Task, float]]] = defaultdict(deque)
         self.program: list[deque[Task]] = [deque() for _ in range(num_devices)]
         self.host_free = [0.0] * num_devices
-        self.issued: dict[tuple[int, str], float] = {}
         self.events: list[Event] = []
         self.held = [initial_memory] * num_devices
         self.samples = [MemorySample(device=d, time=0.0, nbytes=initial_memory) for d in range(num_devices)]
@@ -92,18 +64,27 @@ class _Simulation:
             self.program[task.device].append(task)
 
     def run(self) -> None:
+        """Drain the heap. Raises `BadValue` where tasks are left that nothing can start."""
         for device in range(len(self.program)):
             self.issue(device)
         while self.heap:
             self.now, _, what, version = heapq.heappop(self.heap)
-            if isinstance(what, int):
-                self.advance(what)
+            if isinstance(what, tuple):
+                self.wake_times.pop(what, None)
+                self.look(*what)
             elif what.version == version:
                 self.finish(what)
-        left = [task.id for queue in (*self.program, *self.queues.values()) for task in queue]
-        left += [task.id for members in self.arrived.values() for task in members.values()]
+        left = [task.id for program in self.program for task in program]
+        left += [task.id for queue in self.queues.values() for task, _ in queue]
         if left:
-            raise BadValue(f"the tasks cannot all run: {left[0]!r} and {len(left) - 1} more wait for tasks or devices that never come")
+            raise BadValue(f"{len(left)} tasks wait for tasks or devices that never come, the first is {left[0]!r}")
+
+    def look(self, device: int, stream: str) -> None:
+        """Start what can start on one stream of one device."""
+        if stream == HOST:
+            self.issue(device)
+        else:
+            self.advance(device, stream)
 
     def issue(self, device: int) -> None:
         """Let the host of `device` issue tasks until it must wait for one of its own (stream `host`)."""
@@ -115,52 +96,46 @@ class _Simulation:
                 break
             program.popleft()
             self.host_free[device] += task.host_duration
-            self.issued[device, task.id] = self.host_free[device]
-            self.queues[device, task.stream].append(task)
-        self.advance_stream(device, COMPUTE)
-        self.advance_stream(device, COMMUNICATION)
+            self.queues[device, task.stream].append((task, self.host_free[device]))
+        self.advance(device, COMPUTE)
+        self.advance(device, COMMUNICATION)
 
     def start_host(self, device: int, task: Task) -> None:
         """Run a host task once its inputs are there: it holds the host queue."""
         if (device, HOST) in self.running or self.blocked(task):
             return
-        begin = self.host_free[device] + task.host_duration
-        if begin > self.now:
-            self.push(begin, device)
-            return
-        self.program[device].popleft()
-        self.start([task])
+        if not self.wait_until(self.host_free[device] + task.host_duration, (device, HOST)):
+            self.program[device].popleft()
+            self.start([task])
 
     def blocked(self, task: Task) -> bool:
         """Whether a dependency is open; the task's stream is then looked at again when it closes."""
         for dep in task.deps:
             if (task.device, dep) not in self.done:
-                self.waiting[task.device, dep].append((task.device, task.stream))
+                self.waiting[task.device, dep].add(task.stream)
                 return True
         return False
 
-    def push(self, time: float, what: _Run | int, version: int = 0) -> None:
+    def wait_until(self, time: float, place: Place) -> bool:
+        """Whether `time` is still to come; the place is then looked at again at that time."""
+        if time <= self.now:
+            return False
+        if self.wake_times.get(place) != time:
+            self.wake_times[place] = time
+            self.push(time, place)
+        return True
+
+    def push(self, time: float, what: _Run | Place, version: int = 0) -> None:
         self.sequence += 1
         heapq.heappush(self.heap, (time, self.sequence, what, version))
 
-    def advance(self, device: int) -> None:
-        if self.program[device]:
-            self.issue(device)
-        else:
-            self.advance_stream(device, COMPUTE)
-            self.advance_stream(device, COMMUNICATION)
-
-    def advance_stream(self, device: int, stream: str) -> None:
-        """Start the head of a stream if the stream is free, its inputs are there, the host has issued it and its group is ready."""
+    def advance(self, device: int, stream: str) -> None:
+        """Start the head of a stream if the stream is free, the host has issued it, its inputs and its group are there."""
         queue = self.queues[device, stream]
         if not queue or (device, stream) in self.running:
             return
-        task = queue[0]
-        if self.blocked(task):
-            return
-        issued = self.issued[device, task.id]
-        if issued > self.now:
-            self.push(issued, device)
+        task, issued = queue[0]
+        if self.blocked(task) or self.wait_until(issued, (device, stream)):
             return
         if len(task.group) <= 1:
             queue.popleft()
@@ -175,22 +150,24 @@ class _Simulation:
             self.start([members[member] for member in task.group])
 
     def start(self, tasks: list[Task]) -> None:
+        """Start a run; where the other stream of one of its devices is busy, both are slowed."""
         run = _Run(tasks, self.now)
         for task in tasks:
             self.running[task.device, task.stream] = run
             self.hold(task.device, task.allocates)
-        if run.stream != HOST:
-            other = COMMUNICATION if run.stream == COMPUTE else COMPUTE
-            for device in run.devices:
-                opponent = self.running.get((device, other))
-                if opponent is not None:
-                    run.contended += 1
-                    self.contend(opponent, 1)
+            opponent = self.opponent(task)
+            if opponent is not None:
+                run.contended += 1
+                self.contend(opponent, 1)
         run.rate = self.slow if run.contended else 1.0
         self.push(self.now + run.left / run.rate, run, run.version)
 
+    def opponent(self, task: Task) -> _Run | None:
+        """What runs on the other stream of the task's device."""
+        return None if task.stream == HOST else self.running.get((task.device, _OTHER[task.stream]))
+
     def contend(self, run: _Run, change: int) -> None:
-        """Count one more (or fewer) contended device of `run`, and move its end if its rate changes."""
+        """Count one more or one fewer contended device of `run`, and move its end if its rate changes."""
         run.contended += change
         rate = self.slow if run.contended else 1.0
         if rate != run.rate:
@@ -200,34 +177,29 @@ class _Simulation:
             self.push(self.now + run.left / rate, run, run.version)
 
     def finish(self, run: _Run) -> None:
-        other = COMMUNICATION if run.stream == COMPUTE else COMPUTE
+        """End a run on all its devices, then look at the streams that it was in the way of."""
         for task in run.tasks:
-            device = task.device
-            del self.running[device, run.stream]
-            self.hold(device, -task.frees)
-            self.done.add((device, task.id))
-            self.events.append(
-                Event(
-                    id=task.id, kind=task.kind, phase=task.phase, device=device, stream=task.stream,
-                    start=run.start, end=self.now, path=task.path,
-                )
-            )  # fmt: skip
+            del self.running[task.device, run.stream]
+            self.hold(task.device, -task.frees)
+            self.done.add((task.device, task.id))
+            self.record(task, run.start)
+            opponent = self.opponent(task)
+            if opponent is not None:
+                self.contend(opponent, -1)
             if run.stream == HOST:
-                self.host_free[device] = self.now
-            else:
-                opponent = self.running.get((device, other))
-                if opponent is not None:
-                    self.contend(opponent, -1)
+                self.host_free[task.device] = self.now
         for task in run.tasks:
-            self.wake(task.device, task.id, run.stream)
+            streams = self.waiting.pop((task.device, task.id), set()) | {run.stream}
+            for stream in sorted(streams):
+                self.look(task.device, stream)
 
-    def wake(self, device: int, task_id: str, stream: str) -> None:
-        """Look again at the stream that became free and at those that waited for the finished task."""
-        streams = {stream for _, stream in self.waiting.pop((device, task_id), ())} | {stream}
-        if HOST in streams:
-            self.issue(device)
-        for name in streams - {HOST}:
-            self.advance_stream(device, name)
+    def record(self, task: Task, start: float) -> None:
+        self.events.append(
+            Event(
+                id=task.id, kind=task.kind, phase=task.phase, device=task.device, stream=task.stream,
+                start=start, end=self.now, path=task.path,
+            )
+        )  # fmt: skip
 
     def hold(self, device: int, nbytes: int) -> None:
         if nbytes:
@@ -236,11 +208,11 @@ class _Simulation:
 
 
 def simulate(tasks: Sequence[Task], *, num_devices: int, initial_memory: int, overlap: float) -> Timeline:
-    """The `Timeline` of `tasks` (in program order on each device) on `num_devices` devices that hold `initial_memory` bytes each.
+    """The `Timeline` of `tasks` (in program order on each device) on devices that hold `initial_memory` bytes each.
 
-    A task starts when the host has issued it (`host_duration` each, in program order), the task before it on its stream has ended,
-    all its `deps` have ended and, in a `group`, all members are that far. Step time = the last end. Raises `BadValue` where
-    tasks wait for each other or for a device outside the step.
+    A task starts when the host has issued it (`host_duration` each, in program order), the task before it on its stream has
+    ended, all its `deps` have ended and, in a `group`, all members are that far; a collective takes as long as its longest
+    member. Step time = the last end. Raises `BadValue` where tasks wait for each other or for a device outside the step.
     """
     if not 0 <= overlap <= 1:
         raise BadValue(f"overlap is a share between 0 and 1, got {overlap}")

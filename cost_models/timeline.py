@@ -69,21 +69,21 @@ class Timeline:
             rows.append({"ph": "M", "pid": device, "name": "process_name", "args": {"name": f"device {device}"}})
             for thread, stream in enumerate(streams):
                 rows.append({"ph": "M", "pid": device, "tid": thread, "name": "thread_name", "args": {"name": stream}})
-        for event in self.events:
-            rows.append(
-                {
-                    "ph": "X",
-                    "pid": event.device,
-                    "tid": streams.index(event.stream),
-                    "ts": event.start * 1e6,
-                    "dur": event.duration * 1e6,
-                    "name": event.path or event.id,
-                    "cat": event.kind,
-                    "args": {"id": event.id, "kind": event.kind, "phase": event.phase},
-                }
-            )
-        for sample in self.memory:
-            rows.append(
-                {"ph": "C", "pid": sample.device, "ts": sample.time * 1e6, "name": "memory", "args": {"bytes": sample.nbytes}}
-            )
+        rows.extend(
+            {
+                "ph": "X",
+                "pid": event.device,
+                "tid": streams.index(event.stream),
+                "ts": event.start * 1e6,
+                "dur": event.duration * 1e6,
+                "name": event.path or event.id,
+                "cat": event.kind,
+                "args": {"id": event.id, "kind": event.kind, "phase": event.phase},
+            }
+            for event in self.events
+        )
+        rows.extend(
+            {"ph": "C", "pid": sample.device, "ts": sample.time * 1e6, "name": "memory", "args": {"bytes": sample.nbytes}}
+            for sample in self.memory
+        )
         return json.dumps({"traceEvents": rows, "displayTimeUnit": "ms", "metadata": self.metadata})

@@ -22,8 +22,9 @@ def _value(value: Any) -> str:
         assert math.isfinite(value), value
         return repr(value)
     if isinstance(value, list | tuple):
-        nested = value and isinstance(value[0], list | tuple)
-        return "[\n" + "".join(f"    {_value(row)},\n" for row in value) + "]" if nested else f"[{', '.join(map(_value, value))}]"
+        if value and isinstance(value[0], list | tuple):
+            return "[\n" + "".join(f"    {_value(row)},\n" for row in value) + "]"
+        return f"[{', '.join(map(_value, value))}]"
     assert isinstance(value, Mapping), f"cannot write {value!r} as TOML"
     return "{ " + ", ".join(f"{_key(k)} = {_value(v)}" for k, v in value.items()) + " }"
 
@@ -47,6 +48,5 @@ def to_toml(table: Mapping[str, Any], prefix: str = "") -> str:
         if isinstance(value, Mapping):
             lines.append(f"\n[{name}]\n{to_toml(value, name + '.')}")
         elif _is_table_list(value):
-            for row in value:
-                lines.append(f"\n[[{name}]]\n" + "".join(f"{_key(k)} = {_value(v)}\n" for k, v in row.items()))
+            lines.extend(f"\n[[{name}]]\n" + "".join(f"{_key(k)} = {_value(v)}\n" for k, v in row.items()) for row in value)
     return "".join(lines)

@@ -1,4 +1,4 @@
-"""The networkx graph of a cluster: one function a kind of fabric adds the devices' links, another the NICs' and the fabric's."""
+"""The networkx graph of a cluster: devices, switches or hosts, NICs and the fabric, with the links between them."""
 
 from __future__ import annotations
 

@@ -52,6 +52,6 @@ def format_bytes(nbytes: float) -> str:
 
 
 def format_rate(per_second: float, unit: str) -> str:
-    """`per_second` in decimal units: `format_rate(3.35e12, "B/s")` is `3.35 TB/s`, `format_rate(9.89e14, "FLOP/s")` `989 TFLOP/s`."""
+    """`per_second` in decimal units: `format_rate(3.35e12, "B/s")` is `3.35 TB/s`."""
     value, prefix = _scaled(per_second, _RATE_UNITS)
     return f"{_digits(value)} {prefix}{unit}"

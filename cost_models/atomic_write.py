@@ -1,0 +1,31 @@
+"""Write a file whole or not at all: into a temporary file beside it, then rename."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from cost_models.errors import BadValue
+
+__all__ = ["write_atomically"]
+
+
+def write_atomically(path: str | Path, content: str | bytes) -> None:
+    """Write `content` (text as UTF-8) to `path`; a reader sees the old file or the new one, never a part.
+
+    Raises `BadValue` where the folder does not exist or cannot be written.
+    """
+    target = Path(path)
+    data = content.encode() if isinstance(content, str) else content
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(temporary).chmod(0o644)
+        Path(temporary).replace(target)
+    except OSError as error:
+        if temporary:
+            Path(temporary).unlink(missing_ok=True)
+        raise BadValue(f"{target} cannot be written: {error.strerror}") from error
