@@ -8,7 +8,7 @@ Invariant: the atoms' sizes multiply to the dim's size, and two dims that an op 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from cost_models.errors import NotTraceable
@@ -33,9 +33,9 @@ class _Atom:
 class OpDims:
     """One node in terms of its *leaves*: the letters of its signature, each taken apart into atoms.
 
-    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the leaves of operand o's flat sub-dims in
-    order (so a leaf's position there is the sub-dim number that a layout names), `results[r]` those of result r. `fixed` are
-    the leaves that cannot be split: those of fixed letters, and all but the first of a letter that must stay contiguous.
+    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the leaves
+    of operand o's flat sub-dims in order (so a leaf's position there is the sub-dim number that a layout names), `results[r]`
+    those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first of a letter that must stay contiguous.
     """
 
     signature: Signature
@@ -131,7 +131,7 @@ def _leaves(atoms: Iterable[_Atom]) -> list[_Atom]:
         root = _root(atom)
         if root.parts is not None:
             out.extend(_leaves(root.parts))
-        elif root.size > 1:
+        elif root.size != 1:
             out.append(root)
     return out
 
@@ -148,8 +148,8 @@ def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
     """Makes two products of atoms equal, taking atoms apart where needed; False (and no change of meaning) where they do
     not nest, as 2 x 3 and 3 x 2."""
     a, b = _leaves(left), _leaves(right)
-    if math.prod(x.size for x in a) != math.prod(x.size for x in b):
-        return False
+    if math.prod(x.size for x in a) != math.prod(x.size for x in b) or any(x.size == 0 for x in a):
+        return [x.size for x in a] == [x.size for x in b]
     i = j = 0
     while i < len(a) and j < len(b):
         x, y = a[i], b[j]
@@ -206,4 +206,13 @@ def _op_dims(signature: Signature, atoms: list[_Atom], number: Callable[[_Atom],
     return OpDims(
         signature=signature, sizes=tuple(sizes), letter=tuple(letter), atoms=tuple(numbers),
         operands=tuple(map(flat, signature.operands)), results=tuple(map(flat, signature.results)),
+        fixed=frozenset(_fixed(signature, letter)),
     )  # fmt: skip
+
+
+def _fixed(signature: Signature, letter: list[int]) -> Iterator[int]:
+    """The leaves that cannot be split. A kernel that is told an offset into a letter, or gathers one, needs it in one run, and
+    of two leaves of one letter a shard is one run only where the first is split."""
+    for leaf, mine in enumerate(letter):
+        if mine in signature.fixed or (mine in signature.contiguous and leaf > 0 and letter[leaf - 1] == mine):
+            yield leaf
