@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planner.kernels.groups import all_gather, all_to_all, reduce_blocks, scatter_blocks
+from planner.kernels.groups import all_gather, all_to_all, is_small, reduce_blocks, scatter_blocks, send_to_all
 from planner.program import Communicate
 
 __all__ = ["Collective", "Pending", "compile_collective"]
@@ -104,7 +104,10 @@ class _Local(Collective):
 
 class _AllReduce(Collective):
     def start(self, *values: Tensor) -> Pending:
+        assert self.group is not None
         buffer = self.pack(values)
+        if is_small(buffer, self.size, self.group):
+            return Pending(*send_to_all(buffer, self.size, self.group, self.asynchronous))
         if len(values) == 1 and not self.reusable[0] and buffer.data_ptr() == values[0].data_ptr():
             buffer = buffer.clone()
         op = dist.ReduceOp.MAX if self.reduce == "max" else dist.ReduceOp.SUM
@@ -112,7 +115,8 @@ class _AllReduce(Collective):
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
         _wait(pending)
-        return self.unpack(pending.buffer)
+        buffer = pending.buffer
+        return self.unpack(reduce_blocks(buffer, self.reduce) if buffer.dim() == 2 else buffer)
 
 
 class _AllGather(Collective):

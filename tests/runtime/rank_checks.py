@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import signal
+import time
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from planner.program import Communicate, Ref
 from runtime.collectives import compile_collective
 from runtime.worker import RunRequest, join, train
 
-SIZES = (4, 8, 4)
+SIZES = {"small": (4, 8, 4), "large": (32, 32, 256)}  # on either side of where gloo takes another way
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
 
 
@@ -45,6 +46,11 @@ def broken_program(payload: Any, emit: Any) -> None:
         train(wrong, make_workload, RunRequest(plan=""), place, emit)
 
 
+def sleeping(payload: Any, emit: Any) -> None:
+    emit({"pid": os.getpid()})
+    time.sleep(120)
+
+
 def echo(payload: Any, emit: Any) -> tuple[int, Any]:
     with join(2) as place:
         emit({"rank": place.rank})
@@ -63,17 +69,16 @@ def run_programs(num_ranks: int, emit: Any) -> dict[str, Any]:
 def check_collectives(num_ranks: int, emit: Any) -> dict[str, Tensor]:
     """Every kind at every sub-dim, one value and two, waited for at once and later; the differences to plain slicing."""
     with join(num_ranks) as place:
-        return {
-            str(case): _collective_error(num_ranks, place.rank, *case)
-            for case in itertools.product(KINDS, range(3), (1, 2), (False, True), ("sum", "max"))
-        }
+        cases = [*itertools.product(KINDS, range(3), (1, 2), (False, True), ("sum", "max"), ("small",))]
+        cases += itertools.product(KINDS, range(3), (1,), (False,), ("sum", "max"), ("large",))
+        return {str(case): _collective_error(num_ranks, place.rank, *case) for case in cases}
 
 
 def _collective_error(
-    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str
+    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str
 ) -> float:
     other = (dim + 1) % 3
-    sizes = [tuple(s * (i + 1) for s in SIZES) for i in range(num_values)]
+    sizes = [tuple(s * (i + 1) for s in SIZES[scale]) for i in range(num_values)]
     wholes, values, wanted = [], [], []
     for size in sizes:
         parts = torch.arange(num_ranks * math.prod(size), dtype=torch.float64).reshape(num_ranks, *size).sin()

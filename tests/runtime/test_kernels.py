@@ -24,7 +24,7 @@ def outputs_and_gradients(f: Callable[..., Any], *inputs: Tensor) -> list[Tensor
     outs = f(*leaves)
     outs = list(outs) if isinstance(outs, (tuple, list)) else [outs]
     generator = torch.Generator().manual_seed(1)
-    scalar = sum((o * torch.randn(o.shape, dtype=o.dtype, generator=generator)).sum() for o in outs)
+    scalar = sum((o * torch.randn(o.shape, dtype=o.dtype, generator=generator).to(o.device)).sum() for o in outs)
     grads = torch.autograd.grad(scalar, [leaf for leaf in leaves if leaf.requires_grad])
     return [o.detach() for o in outs] + list(grads)
 
@@ -139,3 +139,24 @@ def test_cross_entropy_in_half_precision() -> None:
         ours = outputs_and_gradients(lambda x: F.cross_entropy(x, target), logits)
     for a, b in zip(plain, ours, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 3, 40, 16, dtype=dtype)
+    x, h0, c0 = torch.randn(6, 5, 8, dtype=dtype), *torch.randn(2, 5, 16, dtype=dtype)
+    weights = [torch.randn(size, dtype=dtype) / 4 for size in ((64, 8), (64, 16), (64,), (64,))]
+    logits, target = torch.randn(30, 50, dtype=dtype), torch.randint(0, 50, (30,))
+    cases: list[tuple[Callable[..., Any], list[Tensor]]] = [
+        (lambda *a: torch.ops.shardwright.attention(*a, True, 0.25)[0], [q, k, v]),
+        (lambda *a: torch.ops.shardwright.lstm(*a)[:3], [x, h0, c0, *weights]),
+        (lambda a: torch.ops.shardwright.cross_entropy(a, target.to(a.device), -100)[0], [logits]),
+    ]
+    tolerance = {torch.float32: 1e-3, torch.float64: 1e-9, torch.bfloat16: 5e-2}[dtype]
+    for f, inputs in cases:
+        whole = zip(outputs_and_gradients(f, *inputs), outputs_and_gradients(f, *(t.cuda() for t in inputs)), strict=True)
+        for a, b in whole:
+            torch.testing.assert_close(b.cpu(), a, rtol=tolerance, atol=tolerance * max(1.0, a.abs().max().item()))

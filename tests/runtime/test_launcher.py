@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +37,40 @@ def test_a_killed_process_is_the_cause() -> None:
 def test_a_failing_instruction_is_named() -> None:
     with pytest.raises(RunFailed, match=r"^rank \d: instruction c\d+ \(aten\.mm\.default, first\): mat1 and mat2"):
         launch("rank_checks:broken_program", 2)
+
+
+_INTERRUPTED = """
+import sys
+from runtime.launcher import launch
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    try:
+        launch("rank_checks:sleeping", 2, on_event=lambda event: print(event["pid"], flush=True))
+    except KeyboardInterrupt:
+        sys.exit(130)
+"""
+
+
+def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
+    script = tmp_path / "interrupted.py"
+    script.write_text(_INTERRUPTED)
+    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        children = [int(process.stdout.readline()) for _ in range(2)]
+        process.send_signal(signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert "Traceback" not in errors, errors
+    assert not any(_is_running(child) for child in children)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 def test_fewer_processes_than_needed() -> None:
