@@ -35,7 +35,8 @@ from cost_models.units import US
 
 __all__ = [
     "Cluster", "CollectiveRow", "Device", "ElementwiseRow", "GemmRow", "Inter", "Intra", "Library", "Link", "Protocol",
-    "list_clusters", "list_devices", "load_cluster", "load_device", "read_sources", "write_cluster",
+    "cluster_text", "list_clusters", "list_devices", "load_cluster", "load_device", "parse_cluster", "read_sources",
+    "write_cluster",
 ]  # fmt: skip
 
 HARDWARE = Path(__file__).parent / "hardware"
@@ -216,8 +217,25 @@ def _library_table(library: Library) -> dict[str, Any]:
 def write_cluster(path: str | Path, cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]) -> None:
     """Write `cluster`, device and library included, as one TOML file that `load_cluster` reads back; atomic.
 
-    `provenance` says how it came about (`date`, `host`, `versions`, `command`), `sources` where each figure is from.
     Raises `BadValue` where the file cannot be written.
+    """
+    write_atomically(path, cluster_text(cluster, provenance=provenance, sources=sources))
+
+
+def parse_cluster(text: str, where: str, *, num_devices: int, num_nodes: int) -> Cluster:
+    """The cluster of a TOML text that `cluster_text` made; `where` names it in errors."""
+    try:
+        cluster = _cluster(where, tomllib.loads(text))
+    except tomllib.TOMLDecodeError as error:
+        raise BadHardware(f"{where}: not a TOML text ({error})") from error
+    devices, nodes, width = place(cluster, num_devices, num_nodes)
+    return replace(cluster, num_devices=devices, num_nodes=nodes, node_width=width)
+
+
+def cluster_text(cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]) -> str:
+    """`cluster`, device and library included, as one TOML text.
+
+    `provenance` says how it came about (`date`, `host`, `versions`, `command`), `sources` where each figure is from.
     """
     table = write_table(cluster, CLUSTER_KEYS)
     rows = [[r.kind, r.group_size, r.num_groups, r.nbytes, r.seconds] for r in cluster.collective_table]
@@ -231,4 +249,4 @@ def write_cluster(path: str | Path, cluster: Cluster, *, provenance: Mapping[str
         table["inter"] = write_table(cluster.inter, INTER_KEYS)
     table["device"] = _device_table(cluster.device)
     table["library"] = _library_table(cluster.library)
-    write_atomically(path, to_toml(table))
+    return to_toml(table)

@@ -1,0 +1,76 @@
+"""Sizes of clusters, where their devices are, and their graphs."""
+
+from __future__ import annotations
+
+import networkx as nx
+import pytest
+
+from cost_models.cluster import list_clusters, load_cluster
+from cost_models.errors import BadValue
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "expected"),
+    [
+        (None, None, (8, 1, 8)),
+        (1, None, (1, 1, 1)),
+        (3, None, (3, 1, 3)),
+        (8, None, (8, 1, 8)),
+        (9, None, (9, 2, 8)),
+        (64, None, (64, 8, 8)),
+        (None, 2, (16, 2, 8)),
+        (8, 2, (8, 2, 4)),
+        (9, 2, (9, 2, 5)),
+        (15, 2, (15, 2, 8)),
+    ],
+)
+def test_sizes(devices: int | None, nodes: int | None, expected: tuple[int, int, int]) -> None:
+    cluster = load_cluster("dgx-h100", num_devices=devices, num_nodes=nodes)
+    assert (cluster.num_devices, cluster.num_nodes, cluster.node_width) == expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "message"),
+    [
+        (0, None, "number of devices must be a whole number from 1 on, got 0"),
+        (-1, None, "got -1"),
+        (1.5, None, "got 1.5"),
+        (None, 0, "number of nodes must be a whole number from 1 on, got 0"),
+        (1025, None, r"'dgx-h100' has at most 1024 devices \(128 nodes of 8\), 1025 were asked for"),
+        (None, 129, "'dgx-h100' has at most 128 nodes of 8 devices, 129 nodes were asked for"),
+        (17, 2, "2 nodes of 'dgx-h100' have 16 devices, 17 were asked for: take 3 nodes or more"),
+        (9, 8, "9 devices, 2 a node, do not reach 8 nodes of 'dgx-h100': take 5"),
+    ],
+)
+def test_impossible_sizes(devices: int, nodes: int, message: str) -> None:
+    with pytest.raises(BadValue, match=message):
+        load_cluster("dgx-h100", num_devices=devices, num_nodes=nodes)
+
+
+@pytest.mark.parametrize("name", list_clusters())
+@pytest.mark.parametrize("num_nodes", [1, 2])
+def test_graphs_are_connected_and_labelled(name: str, num_nodes: int) -> None:
+    graph = load_cluster(name, num_nodes=num_nodes).graph()
+    assert nx.is_strongly_connected(graph)
+    assert all(data["bandwidth"] > 0 and data["latency"] > 0 and data["kind"] for _, _, data in graph.edges(data=True))
+    assert {data["kind"] for _, data in graph.nodes(data=True)} <= {"device", "switch", "host", "nic", "fabric"}
+
+
+def test_the_graph_of_two_nodes_of_dgx_h100() -> None:
+    graph = load_cluster("dgx-h100", num_nodes=2).graph()
+    kinds = [data["kind"] for _, data in graph.nodes(data=True)]
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"device": 16, "switch": 2, "nic": 16, "fabric": 1}
+    assert graph.edges["device8", "node1/switch"]["bandwidth"] == 450e9
+    assert graph.edges["node1/nic0", "fabric"]["bandwidth"] == 50e9
+    assert nx.shortest_path_length(graph, "device0", "device8") == 4
+
+
+def test_every_v100_has_six_bricks() -> None:
+    intra = load_cluster("p3.16xlarge").intra
+    assert [sum(intra.bricks(a, b) for b in range(8) if a != b) for a in range(8)] == [6] * 8
+
+
+def test_nics_next_to_devices() -> None:
+    dgx, p3 = load_cluster("dgx-h100"), load_cluster("p3.16xlarge")
+    assert [dgx.nic_of(i) for i in range(8)] == [(i,) for i in range(8)]
+    assert [p3.nic_of(i) for i in range(8)] == [(0,)] * 8
