@@ -173,6 +173,37 @@ def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) 
     return aten.mul.Tensor(aten.mul.Scalar(aten.sub.Tensor(x, target), scale), grad)
 
 
+def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    dims = list(range(x.dim())) if not dim else dim
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    square = (x - _mean_dim(x, dims, True)) ** 2
+    over = max(0.0, count - (1 if correction is None else correction))
+    return aten.div.Scalar(aten.sum.dim_IntList(square, dims, keepdim), over)
+
+
+def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+    return aten.sqrt.default(_var(x, dim, correction=correction, keepdim=keepdim))
+
+
+def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids."""
+    ids = indices[0]
+    if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
+        return NotImplemented
+    rows = values.expand(*ids.shape, *x.shape[1:]).reshape(*ids.shape, -1)
+    added = aten.embedding_dense_backward.default(rows, aten.remainder.Scalar(ids, x.shape[0]), x.shape[0], -1, False)
+    return aten.add.Tensor(x, added.view(x.shape))
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+    """The gradient of `index_select` along the first dim, likewise."""
+    if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
+        return NotImplemented
+    return _index_put(x, [index.long()], source, True)
+
+
 def _table() -> dict[Any, Any]:
     """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division by the global count, and
     a bias is added after the product, where a partial product has been reduced."""
@@ -200,6 +231,15 @@ def _table() -> dict[Any, Any]:
             aten.new_zeros,
             aten.new_full,
             aten.rsub,
+            aten.celu,
+            aten.glu,
+            aten.glu_backward,
+            aten.log_sigmoid_forward,
+            aten.log_sigmoid_backward,
+            aten._prelu_kernel,
+            aten._prelu_kernel_backward,
+            aten.logsumexp,
+            aten.linalg_vector_norm,
         ]
     )
     ours: dict[Any, Any] = {
@@ -208,6 +248,10 @@ def _table() -> dict[Any, Any]:
         aten.addmm.default: _addmm,
         aten.convolution.default: _convolution,
         aten.mse_loss_backward.default: _mse_loss_backward,
+        aten.var.correction: _var,
+        aten.std.correction: _std,
+        aten.index_put.default: _index_put,
+        aten.index_add.default: _index_add,
     }
     return table | ours
 
@@ -216,6 +260,11 @@ def _table() -> dict[Any, Any]:
 
 #: Ops that give their operand back, whatever they promise about storage.
 _ALIASES = {"aten.detach.default", "aten.alias.default", "aten.lift_fresh_copy.default", "aten.lift_fresh.default"}
+#: Ops that give their operand back where the result has its shape: they take a part of a dim, or stretch it.
+_NO_CHANGE = {
+    "aten.slice.Tensor", "aten.slice_backward.default", "aten.expand.default", "aten.view.default", "aten._unsafe_view.default",
+    "aten.reshape.default", "aten.repeat.default", "aten.constant_pad_nd.default",
+}  # fmt: skip
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
 _RANDOM_HINT = "set its dropout to 0: random ops are not planned yet"
 
@@ -231,7 +280,8 @@ class _Reader:
         self.known: dict[torch.fx.Node, int | tuple[int | None, ...]] = {}
         self.fx_graph = fx_graph
         self.names = names
-        self.inplace: set[torch.fx.Node] = set()
+        self.roots = _roots(fx_graph)
+        self.zeros: set[int] = set()
 
     def graph(self) -> Graph:
         placeholders = [n for n in self.fx_graph.nodes if n.op == "placeholder"]
@@ -290,29 +340,59 @@ class _Reader:
             self.known[node] = found[position]  # type: ignore[index, assignment]
             return
         op = str(node.target)
-        if op in _ALIASES:
-            self.known[node] = self._id(node.args[0])  # type: ignore[arg-type]
-            return
         self._refuse(node, op)
+        same = self._same_as(node, op)
+        if same is not None:
+            self.known[node] = same
+            return
         args = tuple(self._argument(a) for a in node.args)
         op, args, kwargs = _normalised(op, args, {k: self._argument(v) for k, v in node.kwargs.items()}, node.meta["val"])
         self._add(node, op, args, kwargs)
 
+    def _same_as(self, node: torch.fx.Node, op: str) -> int | None:
+        """The value that the op gives back unchanged, if it does."""
+        first = node.args[0] if node.args else None
+        if not isinstance(first, torch.fx.Node):
+            return None
+        if op in _ALIASES or (op in _NO_CHANGE and first.meta["val"].shape == node.meta["val"].shape):
+            return self._id(first)
+        if op == "aten.add.Tensor" and not node.kwargs:
+            return self._other_than_zero(node)
+        return None
+
+    def _other_than_zero(self, node: torch.fx.Node) -> int | None:
+        """The operand of an addition whose other operand is a tensor of zeros just made, as gradients begin."""
+        for zero, other in (node.args, node.args[::-1]):
+            if isinstance(zero, torch.fx.Node) and isinstance(other, torch.fx.Node) and self._id(zero) in self.zeros:
+                ours, theirs = other.meta["val"], node.meta["val"]
+                if ours.shape == theirs.shape and ours.dtype == theirs.dtype:
+                    return self._id(other)
+        return None
+
     def _refuse(self, node: torch.fx.Node, op: str) -> None:
         target: Any = node.target
         path = node.meta.get("custom", {}).get("path", "")
+        where = f"module {path or '(top)'!r} of {self.workload.name!r}"
         if torch.Tag.nondeterministic_seeded in target.tags:
-            raise NotTraceable(f"module {path or '(top)'!r} of {self.workload.name!r} runs {op}: {_RANDOM_HINT}")
-        if target._schema.is_mutable:
-            first = node.args[0]
-            assert isinstance(first, torch.fx.Node)
-            later = [user for user in first.users if user is not node and user > node]
-            functional = hasattr(aten, str(target._schema.name).split("::")[1].rstrip("_"))
-            if later or first.op == "placeholder" or not functional:
-                raise NotTraceable(
-                    f"module {path or '(top)'!r} of {self.workload.name!r} changes a tensor in place ({op}) "
-                    "that is a parameter, a buffer, or read again: use the out-of-place op"
-                )
+            raise NotTraceable(f"{where} runs {op}: {_RANDOM_HINT}")
+        if _updates_statistics(node, op):
+            raise NotTraceable(
+                f"{where} is a batch norm in training mode, which changes its running statistics in place: "
+                "put it in eval mode, or use nn.GroupNorm"
+            )
+        if target._schema.is_mutable and not self._harmless(node):
+            raise NotTraceable(
+                f"{where} changes a tensor in place ({op}) "
+                "that is a parameter, a buffer, an input, or read again: use the out-of-place op"
+            )
+
+    def _harmless(self, node: torch.fx.Node) -> bool:
+        """Whether nobody sees that the op wrote in place: no view of what it wrote to, made before, is read after it."""
+        target: Any = node.target
+        root = self.roots[node]
+        seen = [n for n, r in self.roots.items() if r is root and n < node]
+        functional = hasattr(aten, str(target._schema.name).split("::")[1].rstrip("_"))
+        return functional and root.op != "placeholder" and not any(user > node for n in seen for user in n.users)
 
     def _add(self, node: torch.fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         result = node.meta["val"]
@@ -335,6 +415,28 @@ class _Reader:
             )
         )  # fmt: skip
         self.known[node] = ids if many else ids[0]  # type: ignore[assignment]
+        if op == "aten.full.default" and args[1] == 0:
+            self.zeros.update(i for i in ids if i is not None)
+
+
+def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
+    """For every node, the node whose memory its result is a view of, or is written to: itself, where it has its own."""
+    roots: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in fx_graph.nodes:
+        shares = node.target is operator.getitem
+        if isinstance(node.target, torch._ops.OpOverload):
+            shares = any(r.alias_info is not None for r in node.target._schema.returns)
+        first = node.args[0] if node.args else None
+        roots[node] = roots[first] if shares and isinstance(first, torch.fx.Node) else node
+    return roots
+
+
+def _updates_statistics(node: torch.fx.Node, op: str) -> bool:
+    """Whether the op is a batch norm's that writes its running statistics, or counts its batches."""
+    if op == "aten.native_batch_norm.default":
+        return bool(node.args[5]) and node.args[3] is not None
+    first = node.args[0] if node.args else None
+    return op == "aten.add_.Tensor" and isinstance(first, torch.fx.Node) and "num_batches_tracked" in str(first.target)
 
 
 def _normalised(
@@ -384,14 +486,26 @@ def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
 # ------------------------------------------------------------------------------------------------- explaining
 
 
+#: What the errors of fake tensors mean to the model's author, by the name of their (private) class.
+_REASONS = {
+    "DataDependentOutputException": "the value of a tensor is needed to go on (.item(), int(x), `if x:`): use torch.where",
+    "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, x[mask]): use torch.where",
+    "DataDependentOutputError": "the value of a tensor is needed to go on",
+}
+
+
 def _explain(error: Exception, name: str) -> str:
     """One line: what went wrong, and the last line of the user's own code that was running."""
-    own = {Path(__file__).parent, Path(torch.__file__).parent}
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if not any(parent in own for parent in Path(frame.filename).parents) or Path(frame.filename).parent.name == "models"
-    ]
-    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    return f"model {name!r} cannot be traced as one static graph{where}: {type(error).__name__}: {reason}"
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if not _is_library(Path(f.filename))]
+    where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    kind = type(error).__name__
+    reason = _REASONS.get(kind) or f"{kind}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    return f"model {name!r} cannot be traced as one static graph{where}: {reason}"
+
+
+def _is_library(path: Path) -> bool:
+    """Whether the file is ours (but for the built-in models), Python's or installed, and not the user's."""
+    ours, python = Path(__file__).parent, Path(traceback.__file__).parent
+    installed = "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents
+    return installed or python in path.parents or (ours in path.parents and path.parent.name != "models") or not path.is_absolute()

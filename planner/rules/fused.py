@@ -52,7 +52,7 @@ def _lstm(call: Call) -> Signature:
     return Signature(
         kind="lstm", sizes=_lstm_sizes(call.operands[0], call.operands[4]), operands=tuple(map(_lstm_letters, names)),
         results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, I, GATES, H_IN, FIVE}),
-        reduced=(frozenset(),) * 4, inner=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES, cost=_lstm_cost(1),
+        reduced=(frozenset(),) * 4, inner=frozenset({H}), contiguous=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES, cost=_lstm_cost(1),
         inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
     )  # fmt: skip
 
@@ -65,9 +65,11 @@ def _lstm_backward(call: Call) -> Signature:
     results = ("x", "state", "state", "w_ih", "w_hh", "bias")
     sizes = _lstm_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")])
     batch = frozenset({B})
+    grads = frozenset(range(sum(isinstance(argument, Ref) for argument in call.args[:3])))
     return Signature(
         kind="lstm", sizes=sizes, operands=tuple(map(_lstm_letters, names)), results=tuple(map(_lstm_letters, results)),
-        fixed=frozenset({T, I, GATES, H_IN, FIVE}), inner=frozenset({H}), names=_LSTM_NAMES, cost=_lstm_cost(2),
+        fixed=frozenset({T, I, GATES, H_IN, FIVE}), inner=frozenset({H}), contiguous=frozenset({H}), names=_LSTM_NAMES,
+        cost=_lstm_cost(2), linear=(grads,),
         reduced=(frozenset({H}), frozenset(), frozenset(), batch, batch, batch),
         inner_traffic=lambda s, ranks: (
             ("reduce_scatter", float(s[B] * s[H] * ranks), s[T]), ("all_gather", float(s[T] * s[B] * s[H] * ranks), 1),
@@ -78,21 +80,23 @@ def _lstm_backward(call: Call) -> Signature:
 # ------------------------------------------------------------------------------------------------- attention
 
 
-def _attention_letters(q: tuple[int, ...], k: tuple[int, ...]) -> tuple[tuple[int, ...], dict[str, Letters], frozenset[int]]:
-    """b, heads, query, depth, keys; with fewer key heads than query heads (`groups`), heads stay whole."""
-    same = q[1] == k[1]
-    sizes = (*q, k[2], k[1])
-    heads = 1 if same else 5
+def _attention_letters(
+    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], causal: bool
+) -> tuple[tuple[int, ...], dict[str, Letters], frozenset[int]]:
+    """Batch, heads, queries, depth, keys, the values' depth. Queries do not see each other: they can be split, but where the
+    mask is causal, since the kernel counts them from 0."""
+    assert q[1] == k[1] == v[1], "grouped key heads are left to torch"
     letters: dict[str, Letters] = {
-        "q": ((0,), (1,), (2,), (3,)), "k": ((0,), (heads,), (4,), (3,)), "lse": ((0,), (1,), (2,)),
+        "q": ((0,), (1,), (2,), (3,)), "k": ((0,), (1,), (4,), (3,)), "v": ((0,), (1,), (4,), (5,)),
+        "out": ((0,), (1,), (2,), (5,)), "lse": ((0,), (1,), (2,)),
     }  # fmt: skip
-    return sizes, letters, frozenset({2, 3, 4, 5} if same else {1, 2, 3, 4, 5})
+    return (*q, k[2], v[3]), letters, frozenset({2, 3, 4, 5} if causal else {3, 4, 5})
 
 
 def _attention_cost(products: float, causal: bool, passes: int) -> Any:
     def cost(s: tuple[int, ...]) -> OpCost:
-        flops = products * 2.0 * s[0] * s[1] * s[2] * s[4] * s[3] * (0.5 if causal else 1.0)
-        elements = float(passes * s[0] * s[1] * s[3] * (2 * s[2] + 2 * s[4]))
+        flops = products * s[0] * s[1] * s[2] * s[4] * (s[3] + s[5]) * (0.5 if causal else 1.0)
+        elements = float(passes * s[0] * s[1] * (s[2] + s[4]) * (s[3] + s[5]))
         return OpCost(flops=flops, elements=elements, gemm=(s[0] * s[1], s[2], s[4], s[3]))
 
     return cost
@@ -103,25 +107,26 @@ _ATTENTION_NAMES = ((0, "batch"), (1, "heads"), (2, "sequence"), (3, "head_dim")
 
 @register("shardwright.attention")
 def _attention(call: Call) -> Signature:
-    """q, k, v -> out, lse: batch and heads can be split; the sequence cannot (it would take a ring)."""
-    q, k, _ = call.operands
-    sizes, letters, fixed = _attention_letters(q, k)
+    """q, k, v -> out, lse: batch and heads can be split, and queries without a causal mask; keys cannot (it takes a ring)."""
+    causal = bool(call.args[3])
+    sizes, at, fixed = _attention_letters(*call.operands, causal)
     return Signature(
-        kind="attention", sizes=sizes, operands=(letters["q"], letters["k"], letters["k"]), results=(letters["q"], letters["lse"]),
-        fixed=fixed, names=_ATTENTION_NAMES, cost=_attention_cost(2.0, bool(call.args[3]), 1),
+        kind="attention", sizes=sizes, operands=(at["q"], at["k"], at["v"]), results=(at["out"], at["lse"]),
+        fixed=fixed, names=_ATTENTION_NAMES, cost=_attention_cost(2.0, causal, 1),
     )  # fmt: skip
 
 
 @register("shardwright.attention_backward")
 def _attention_backward(call: Call) -> Signature:
-    """grad_out, q, k, v, out, lse -> gradients of q, k, v. The scores are computed again: five products for two."""
-    _, q, k, *_ = call.operands
-    sizes, letters, fixed = _attention_letters(q, k)
-    whole = letters["q"]
+    """grad, q, k, v, out, lse -> gradients of q, k, v, the latter two partial over queries. Five products for two, since the
+    scores are computed again."""
+    causal = bool(call.args[6])
+    sizes, at, fixed = _attention_letters(*call.operands[1:4], causal)
+    queries = frozenset({2})
     return Signature(
-        kind="attention", sizes=sizes, operands=(whole, whole, letters["k"], letters["k"], whole, letters["lse"]),
-        results=(whole, letters["k"], letters["k"]), fixed=fixed, names=_ATTENTION_NAMES,
-        cost=_attention_cost(5.0, bool(call.args[6]), 2),
+        kind="attention", sizes=sizes, operands=tuple(at[name] for name in ("out", "q", "k", "v", "out", "lse")),
+        results=(at["q"], at["k"], at["v"]), fixed=fixed, names=_ATTENTION_NAMES, linear=(frozenset({0}),),
+        reduced=(frozenset(), queries, queries), cost=_attention_cost(5.0, causal, 2),
     )  # fmt: skip
 
 
@@ -146,7 +151,8 @@ def _cross_entropy(call: Call) -> Signature:
     n, c = call.operands[0]
     return Signature(
         kind="softmax", sizes=(n, c), operands=(((0,), (1,)), ((0,),)), results=((), (), ((0,),)),
-        reduced=(frozenset({0}), frozenset({0}), frozenset()), inner=frozenset({1}), names=((1, "classes"),),
+        reduced=(frozenset({0}), frozenset({0}), frozenset()), inner=frozenset({1}), contiguous=frozenset({1}),
+        names=((1, "classes"),),
         cost=lambda s: OpCost(flops=5.0 * math.prod(s), elements=2.0 * math.prod(s)),
         inner_traffic=lambda s, ranks: (("all_reduce", float(s[0]), 3),),
     )  # fmt: skip
@@ -158,6 +164,6 @@ def _cross_entropy_backward(call: Call) -> Signature:
     n, c = call.operands[1]
     return Signature(
         kind="softmax", sizes=(n, c), operands=((), ((0,), (1,)), ((0,),), ((0,),)), results=(((0,), (1,)),),
-        names=((1, "classes"),), linear=(frozenset({0}),),
+        names=((1, "classes"),), linear=(frozenset({0}),), contiguous=frozenset({1}),
         cost=lambda s: OpCost(flops=4.0 * math.prod(s), elements=2.0 * math.prod(s)),
     )  # fmt: skip

@@ -9,29 +9,37 @@ from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Sig
 
 __all__ = ["broadcast", "pointwise_signature"]
 
-#: Operand groups through which a partial sum passes. f(x) = a x; f(x, y) = x + y; f(x, y) = x y.
-_LINEAR_IN_FIRST = (
-    "aten.neg.default", "aten.mul.Scalar", "aten.div.Scalar", "aten.clone.default", "aten._to_copy.default",
-)  # fmt: skip
-_LINEAR_TOGETHER = ("aten.add.Tensor", "aten.sub.Tensor", "aten.where.self")
-_LINEAR_IN_EACH = ("aten.mul.Tensor",)
-_DIVISION = ("aten.div.Tensor",)
-
-POINTWISE = (
+#: Element-wise ops through which no partial sum passes.
+_CURVED = (
     "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default", "aten.log.default",
-    "aten.log1p.default", "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default", "aten.sin.default",
-    "aten.cos.default", "aten.erf.default", "aten.gelu.default", "aten.silu.default", "aten.elu.default", "aten.softplus.default",
-    "aten.leaky_relu.default", "aten.hardtanh.default", "aten.mish.default", "aten.sign.default", "aten.floor.default",
-    "aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.clamp.default", "aten.clamp_min.default",
-    "aten.clamp_max.default", "aten.maximum.default", "aten.minimum.default", "aten.sigmoid_backward.default",
-    "aten.tanh_backward.default", "aten.threshold_backward.default", "aten.gelu_backward.default", "aten.silu_backward.default",
-    "aten.elu_backward.default", "aten.leaky_relu_backward.default", "aten.hardtanh_backward.default",
-    "aten.softplus_backward.default", "aten.eq.Scalar", "aten.eq.Tensor", "aten.ne.Scalar", "aten.ne.Tensor", "aten.gt.Scalar",
-    "aten.gt.Tensor", "aten.ge.Scalar", "aten.ge.Tensor", "aten.lt.Scalar", "aten.lt.Tensor", "aten.le.Scalar", "aten.le.Tensor",
-    "aten.logical_not.default", "aten.logical_and.default", "aten.logical_or.default", "aten.bitwise_not.default",
-    "aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.masked_fill.Scalar", "aten.add.Scalar", "aten.sub.Scalar",
-    "aten.rsub.Scalar", "aten.fmod.Scalar", "aten.remainder.Scalar",
+    "aten.log1p.default", "aten.log2.default", "aten.expm1.default", "aten.sqrt.default", "aten.rsqrt.default",
+    "aten.reciprocal.default", "aten.sin.default", "aten.cos.default", "aten.tan.default", "aten.atan.default",
+    "aten.atan2.default", "aten.erf.default", "aten.gelu.default", "aten.silu.default", "aten.elu.default",
+    "aten.softplus.default", "aten.leaky_relu.default", "aten.hardtanh.default", "aten.hardswish.default",
+    "aten.hardsigmoid.default", "aten.mish.default", "aten.sign.default", "aten.sgn.default", "aten.floor.default",
+    "aten.ceil.default", "aten.round.default", "aten.trunc.default", "aten.isnan.default", "aten.isinf.default",
+    "aten.nan_to_num.default", "aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar", "aten.clamp.default",
+    "aten.clamp_min.default", "aten.clamp_max.default", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor",
+    "aten.maximum.default", "aten.minimum.default", "aten.xlogy.Tensor",
+    "aten.eq.Scalar", "aten.eq.Tensor", "aten.ne.Scalar", "aten.ne.Tensor", "aten.gt.Scalar", "aten.gt.Tensor",
+    "aten.ge.Scalar", "aten.ge.Tensor", "aten.lt.Scalar", "aten.lt.Tensor", "aten.le.Scalar", "aten.le.Tensor",
+    "aten.logical_not.default", "aten.logical_and.default", "aten.logical_or.default", "aten.logical_xor.default",
+    "aten.bitwise_not.default", "aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.masked_fill.Tensor",
+    "aten.add.Scalar", "aten.sub.Scalar", "aten.rsub.Scalar", "aten.fmod.Scalar", "aten.remainder.Scalar",
 )  # fmt: skip
+
+#: Gradients of element-wise ops: linear in the gradient that comes in, which is the first operand.
+_GRADIENTS = (
+    "aten.sigmoid_backward.default", "aten.tanh_backward.default", "aten.threshold_backward.default",
+    "aten.gelu_backward.default", "aten.silu_backward.default", "aten.elu_backward.default",
+    "aten.leaky_relu_backward.default", "aten.hardtanh_backward.default", "aten.softplus_backward.default",
+    "aten.hardswish_backward.default", "aten.hardsigmoid_backward.default", "aten.mish_backward.default",
+)  # fmt: skip
+
+#: The ops of one form of arguments, for the proof.
+POINTWISE = (*_CURVED, *_GRADIENTS, "aten.masked_fill.Scalar")
+
+_FIRST = (frozenset({0}),)
 
 
 def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letters, tuple[int, ...]]:
@@ -62,16 +70,26 @@ def _tensors(call: Call) -> list[int]:
     return [i for i, a in enumerate(call.args) if isinstance(a, Ref)]
 
 
-@register(*POINTWISE)
+@register(*_CURVED)
 def _plain(call: Call) -> Signature:
     return pointwise_signature(call)
 
 
-@register(*_LINEAR_IN_FIRST)
+@register(*_GRADIENTS, "aten.neg.default", "aten.mul.Scalar", "aten.div.Scalar", "aten.clone.default")
 def _linear_in_first(call: Call) -> Signature:
-    kwargs = dict(call.kwargs)
-    floating = "int" not in str(kwargs.get("dtype", "")) and "bool" not in str(kwargs.get("dtype", ""))
-    return pointwise_signature(call, (frozenset({0}),) if floating else ())
+    return pointwise_signature(call, _FIRST)
+
+
+@register("aten._to_copy.default")
+def _to_copy(call: Call) -> Signature:
+    """A partial sum passes, but for a change to whole numbers, which rounds."""
+    dtype = str(dict(call.kwargs).get("dtype", ""))
+    return pointwise_signature(call, () if "int" in dtype or "bool" in dtype else _FIRST)
+
+
+@register("aten.masked_fill.Scalar")
+def _masked_fill(call: Call) -> Signature:
+    return pointwise_signature(call, _FIRST if call.args[2] == 0 else ())
 
 
 @register("aten.add.Tensor", "aten.sub.Tensor")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-from planner.rules.signature import Call, OpCost, Signature, register
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 
 @register("aten.mm.default")
@@ -31,104 +32,122 @@ def _product(b: int, m: int, n: int, k: int) -> OpCost:
     return OpCost(flops=2.0 * b * m * n * k, elements=float(b * (m * k + k * n + m * n)), gemm=(b, m, n, k))
 
 
-def _conv_gemm(x: tuple[int, ...], weight: tuple[int, ...], out: tuple[int, ...], times: int) -> OpCost:
-    """A convolution as the product it is: [batch x positions, in x kernel] x [in x kernel, out]."""
-    m, n, k = out[0] * math.prod(out[2:]), weight[0], math.prod(weight[1:])
-    elements = math.prod(x) + math.prod(weight) + math.prod(out)
-    return OpCost(flops=2.0 * m * n * k * times, elements=float(elements * times), gemm=(1, m, n, k))
+# ------------------------------------------------------------------------------------------------- convolution
+
+N, G, CI, CO = range(4)  # batch, groups, input and output channels of a group; then the windows of x, weight and result
 
 
-def _window_letters(first: int, shape: tuple[int, ...]) -> tuple[tuple[int, ...], ...]:
-    return tuple((first + i,) for i in range(len(shape)))
+def _convolution_letters(
+    x: tuple[int, ...], weight: tuple[int, ...], out: tuple[int, ...], transposed: bool, groups: int
+) -> tuple[tuple[int, ...], tuple[Letters, Letters, Letters]]:
+    """Letter sizes, and the letters of x, weight and result. A transposed convolution has its input channels first."""
+    windows = len(x) - 2
+    sizes = (x[0], groups, x[1] // groups, out[1] // groups, *x[2:], *weight[2:], *out[2:])
+    at_x, at_w, at_out = (tuple((4 + i * windows + j,) for j in range(windows)) for i in range(3))
+    first, second = (CI, CO) if transposed else (CO, CI)
+    letters = (((N,), (G, CI), *at_x), ((G, first), (second,), *at_w), ((N,), (G, CO), *at_out))
+    return sizes, letters
 
 
-@register("aten.convolution.default")
+def _convolution_cost(windows: int, transposed: bool, times: int) -> Callable[[tuple[int, ...]], OpCost]:
+    """A convolution as the product it is, group by group: [batch x positions, in x kernel] x [in x kernel, out]."""
+
+    def cost(s: tuple[int, ...]) -> OpCost:
+        x, kernel, out = (math.prod(s[4 + i * windows : 4 + (i + 1) * windows]) for i in range(3))
+        m, n, k = s[N] * (x if transposed else out), s[CO], s[CI] * kernel
+        elements = s[G] * (s[N] * (s[CI] * x + s[CO] * out) + s[CI] * s[CO] * kernel)
+        return OpCost(flops=2.0 * s[G] * m * n * k * times, elements=float(elements * times), gemm=(s[G], m, n, k))
+
+    return cost
+
+
+def _local_groups(call: Call, local: Local) -> LocalCall:
+    return call.op, (*call.args[:8], local.sizes[G]), call.kwargs
+
+
+@register("aten.convolution.default", localize=_local_groups)
 def _convolution(call: Call) -> Signature:
-    """[b, c, ...] * [o, c, ...]: batch, input and output channels can be split; windows cannot (they would need halos), and
-    neither can the channels of a grouped convolution."""
-    x, weight, *_ = call.operands
+    """x, weight (the bias is traced on its own): batch, groups and channels can be split; windows would need halos."""
+    x, weight = call.operands
     (out,) = call.results
-    groups = call.args[8]
-    sizes = (x[0], x[1], weight[0], *x[2:], *weight[1:], *out[2:])
-    windows = len(x) - 2
-    at_x, at_w, at_out = 3, 3 + windows, 4 + 2 * windows
-    channel = (1,) if groups == 1 else (at_w,)
-    fixed = frozenset(range(3, len(sizes))) | (frozenset({1, 2}) if groups != 1 else frozenset())
+    sizes, (at_x, at_w, at_out) = _convolution_letters(x, weight, out, call.args[6], call.args[8])
     return Signature(
-        kind="conv", sizes=sizes,
-        operands=(((0,), (1,), *_window_letters(at_x, x[2:])), ((2,), channel, *_window_letters(at_w + 1, weight[2:]))),
-        results=(((0,), (2,), *_window_letters(at_out, out[2:])),), fixed=fixed,
-        reduced=(frozenset({1}) if groups == 1 else frozenset(),), linear=(frozenset({0}), frozenset({1})),
-        cost=lambda s: _conv_gemm(
-            (s[0], s[1], *s[at_x:at_w]), (s[2], s[1] if groups == 1 else s[at_w], *s[at_w + 1 : at_out]), (s[0], s[2], *s[at_out:]), 1
-        ),
+        kind="conv", sizes=sizes, operands=(at_x, at_w), results=(at_out,), fixed=frozenset(range(4, len(sizes))),
+        reduced=(frozenset({CI}),), linear=(frozenset({0}), frozenset({1})), names=_CONVOLUTION_NAMES,
+        cost=_convolution_cost(len(x) - 2, call.args[6], 1),
     )  # fmt: skip
 
 
-@register("aten.convolution_backward.default")
+_CONVOLUTION_NAMES = ((N, "batch"), (G, "groups"), (CI, "input channels"), (CO, "output channels"))
+
+
+def _local_bias_and_groups(call: Call, local: Local) -> LocalCall:
+    """The bias has the local output channels."""
+    bias = None if call.args[3] is None else (local.sizes[G] * local.sizes[CO],)
+    return call.op, (*call.args[:3], bias, *call.args[4:9], local.sizes[G], call.args[10]), call.kwargs
+
+
+@register("aten.convolution_backward.default", localize=_local_bias_and_groups)
 def _convolution_backward(call: Call) -> Signature:
-    """grad_out, x, weight -> grad_x, grad_weight (the bias's gradient is a sum that is traced on its own)."""
+    """grad, x, weight -> gradients of x (partial over output channels), weight and bias (partial over the batch)."""
     out, x, weight = call.operands
-    groups, mask = call.args[9], call.args[10]
-    windows = len(x) - 2
-    sizes = (x[0], x[1], weight[0], *x[2:], *weight[1:], *out[2:])
-    at_x, at_w, at_out = 3, 3 + windows, 4 + 2 * windows
-    channel = (1,) if groups == 1 else (at_w,)
-    letters_x = ((0,), (1,), *_window_letters(at_x, x[2:]))
-    letters_w = ((2,), channel, *_window_letters(at_w + 1, weight[2:]))
-    letters_out = ((0,), (2,), *_window_letters(at_out, out[2:]))
-    fixed = frozenset(range(3, len(sizes))) | (frozenset({1, 2}) if groups != 1 else frozenset())
-    used = sum(bool(m) for m in mask[:2])
+    mask = call.args[10]
+    sizes, (at_x, at_w, at_out) = _convolution_letters(x, weight, out, call.args[7], call.args[9])
+    wanted: tuple[Letters, ...] = (at_x, at_w, ((G, CO),))
+    sums = (frozenset({CO}), frozenset({N}), frozenset({N}))
     return Signature(
-        kind="conv", sizes=sizes, operands=(letters_out, letters_x, letters_w),
-        results=(letters_x if mask[0] else ((),), letters_w if mask[1] else ((),), ((2,),) if mask[2] else ((),)), fixed=fixed,
-        reduced=(frozenset({2}) if mask[0] else frozenset(), frozenset({0}) if mask[1] else frozenset(), frozenset({0})),
-        linear=(frozenset({0}),),
-        cost=lambda s: _conv_gemm(
-            (s[0], s[1], *s[at_x:at_w]), (s[2], s[1] if groups == 1 else s[at_w], *s[at_w + 1 : at_out]), (s[0], s[2], *s[at_out:]),
-            used,
-        ),
+        kind="conv", sizes=sizes, operands=(at_out, at_x, at_w),
+        results=tuple(letters if want else ((),) for letters, want in zip(wanted, mask, strict=True)),
+        fixed=frozenset(range(4, len(sizes))), reduced=tuple(s if w else frozenset() for s, w in zip(sums, mask, strict=True)),
+        linear=(frozenset({0}),), names=_CONVOLUTION_NAMES,
+        cost=_convolution_cost(len(x) - 2, call.args[7], sum(bool(m) for m in mask[:2])),
     )  # fmt: skip
 
 
-def _pool_signature(call: Call, operands: int) -> Signature:
-    """Batch and channels pass; windows cannot be split."""
-    big = max((*call.operands, *call.results), key=math.prod)
-    small = min((*call.operands, *call.results), key=math.prod)
-    sizes = (*big, *small[-2:])
-    lead = len(big) - 2
-    letters = {
-        big: (*((d,) for d in range(lead)), (lead,), (lead + 1,)),
-        small: (*((d,) for d in range(lead)), (lead + 2,), (lead + 3,)),
-    }
+# ------------------------------------------------------------------------------------------------- pooling
+
+#: Which tensors of a call have the windows of the input (`i`) and which those of the output (`o`): operands, then results.
+_POOLS = {
+    "aten.max_pool2d_with_indices.default": ("i", "oo"),
+    "aten.max_pool2d_with_indices_backward.default": ("oio", "i"),
+    "aten.max_pool3d_with_indices.default": ("i", "oo"),
+    "aten.max_pool3d_with_indices_backward.default": ("oio", "i"),
+    "aten.avg_pool2d.default": ("i", "o"),
+    "aten.avg_pool2d_backward.default": ("oi", "i"),
+    "aten.avg_pool3d.default": ("i", "o"),
+    "aten.avg_pool3d_backward.default": ("oi", "i"),
+    "aten._adaptive_avg_pool2d.default": ("i", "o"),
+    "aten._adaptive_avg_pool2d_backward.default": ("oi", "i"),
+    "aten._adaptive_avg_pool3d.default": ("i", "o"),
+    "aten._adaptive_avg_pool3d_backward.default": ("oi", "i"),
+    "aten.upsample_nearest2d.default": ("i", "o"),
+    "aten.upsample_nearest2d_backward.default": ("o", "i"),
+    "aten.upsample_bilinear2d.default": ("i", "o"),
+    "aten.upsample_bilinear2d_backward.default": ("o", "i"),
+}
+
+
+def _local_input_size(call: Call, local: Local) -> LocalCall:
+    """The backward of up-sampling is told the shape of the input."""
+    if "upsample" not in call.op or "backward" not in call.op:
+        return call.op, call.args, call.kwargs
+    return call.op, (*call.args[:2], local.results[0], *call.args[3:]), call.kwargs
+
+
+@register(*_POOLS, localize=_local_input_size)
+def _pool(call: Call) -> Signature:
+    """Batch and channels pass; windows cannot be split. All but the maximum itself are linear in what comes first."""
+    windows = int(call.op.split("d.")[0].split("d_")[0][-1])
+    roles = "".join(_POOLS[call.op])
+    shapes = dict(zip(roles, (*call.operands, *call.results), strict=True))
+    lead = len(shapes["i"]) - windows
+    sizes = (*shapes["i"], *shapes["o"][lead:])
+    passing = tuple((d,) for d in range(lead))
+    letters: dict[str, Letters] = {
+        "i": (*passing, *((lead + d,) for d in range(windows))), "o": (*passing, *((lead + windows + d,) for d in range(windows)))
+    }  # fmt: skip
+    linear = () if "max" in call.op and "backward" not in call.op else (frozenset({0}),)
     return Signature(
-        kind="reduction", sizes=sizes, operands=tuple(letters[shape] for shape in call.operands),
-        results=tuple(letters[shape] for shape in call.results), fixed=frozenset(range(lead, lead + 4)),
+        kind="reduction", sizes=sizes, operands=tuple(letters[r] for r in _POOLS[call.op][0]),
+        results=tuple(letters[r] for r in _POOLS[call.op][1]), fixed=frozenset(range(lead, len(sizes))), linear=linear,
     )  # fmt: skip
-
-
-@register("aten.max_pool2d_with_indices.default")
-def _max_pool(call: Call) -> Signature:
-    return _pool_signature(call, 1)
-
-
-@register("aten.max_pool2d_with_indices_backward.default")
-def _max_pool_backward(call: Call) -> Signature:
-    signature = _pool_signature(call, 3)
-    return _with_linear(signature, frozenset({0}))
-
-
-@register("aten.avg_pool2d.default", "aten._adaptive_avg_pool2d.default")
-def _avg_pool(call: Call) -> Signature:
-    return _with_linear(_pool_signature(call, 1), frozenset({0}))
-
-
-@register("aten.avg_pool2d_backward.default", "aten._adaptive_avg_pool2d_backward.default")
-def _avg_pool_backward(call: Call) -> Signature:
-    return _with_linear(_pool_signature(call, 2), frozenset({0}))
-
-
-def _with_linear(signature: Signature, group: frozenset[int]) -> Signature:
-    from dataclasses import replace
-
-    return replace(signature, linear=(group,))

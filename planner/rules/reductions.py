@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.rules.signature import Call, Local, LocalCall, OpCost, Signature, register
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 
 def _dims_of(argument: Any, rank: int) -> frozenset[int]:
@@ -36,27 +36,43 @@ def _sum(call: Call) -> Signature:
 
 
 @register(
-    "aten.amax.default",
-    "aten.amin.default",
-    "aten.max.default",
-    "aten.min.default",
-    "aten.cumsum.default",
-    "aten.argmax.default",
-)
+    "aten.amax.default", "aten.amin.default", "aten.max.default", "aten.min.default", "aten.max.dim", "aten.min.dim",
+    "aten.argmax.default", "aten.argmin.default", "aten.prod.default", "aten.prod.dim_int", "aten.any.default",
+    "aten.any.dim", "aten.all.default", "aten.all.dim",
+)  # fmt: skip
 def _extreme(call: Call) -> Signature:
-    """The dims reduced (or scanned) cannot be split: a partial maximum is not a layout that redistribution offers."""
-    (shape,), (result,) = call.operands, call.results
+    """The dims reduced cannot be split: a partial maximum is not a layout that redistribution offers."""
+    (shape,) = call.operands
+    dims = _dims_of(call.args[1] if len(call.args) > 1 else None, len(shape))
+    keep = bool(call.args[2]) if len(call.args) > 2 else False
+    kept = tuple(() if d in dims else (d,) for d in range(len(shape)) if keep or d not in dims)
+    letters = tuple((d,) for d in range(len(shape)))
+    return Signature(kind="reduction", sizes=shape, operands=(letters,), results=(kept,) * len(call.results), fixed=dims)
+
+
+@register("aten.cumsum.default", "aten.cumprod.default", "aten.sort.default")
+def _scan(call: Call) -> Signature:
+    """The dim scanned or sorted cannot be split."""
+    (shape,) = call.operands
+    letters = tuple((d,) for d in range(len(shape)))
+    dim = call.args[1] if len(call.args) > 1 else -1
+    return Signature(
+        kind="reduction", sizes=shape, operands=(letters,), results=(letters,) * len(call.results), fixed=_dims_of(dim, len(shape)),
+        linear=(frozenset({0}),) if "cumsum" in call.op else (),
+    )  # fmt: skip
+
+
+@register("aten.topk.default")
+def _topk(call: Call) -> Signature:
+    """The dim searched has one letter before and another after, neither of which can be split."""
+    (shape,) = call.operands
     rank = len(shape)
-    if call.op == "aten.cumsum.default":
-        dims, keep = _dims_of(call.args[1], rank), True
-        return Signature(
-            kind="reduction", sizes=shape, operands=(tuple((d,) for d in range(rank)),), results=(tuple((d,) for d in range(rank)),),
-            fixed=dims, linear=(frozenset({0}),),
-        )  # fmt: skip
-    dims = _dims_of(call.args[1] if len(call.args) > 1 else None, rank)
-    keep = len(result) == rank
-    kept = tuple(() if d in dims else (d,) for d in range(rank) if keep or d not in dims)
-    return Signature(kind="reduction", sizes=shape, operands=(tuple((d,) for d in range(rank)),), results=(kept,), fixed=dims)
+    dim = (call.args[2] if len(call.args) > 2 else -1) % rank
+    result = tuple((rank,) if d == dim else (d,) for d in range(rank))
+    return Signature(
+        kind="reduction", sizes=(*shape, call.args[1]), operands=(tuple((d,) for d in range(rank)),), results=(result, result),
+        fixed=frozenset({dim, rank}),
+    )  # fmt: skip
 
 
 @register("aten._softmax.default", "aten._log_softmax.default")
@@ -129,7 +145,7 @@ def _embedding(call: Call) -> Signature:
     where = tuple((2 + d,) for d in range(n))
     return Signature(
         kind="embedding", sizes=sizes, operands=(((0,), (1,)), where), results=((*where, (1,)),), reduced=(frozenset({0}),),
-        linear=(frozenset({0}),),
+        linear=(frozenset({0}),), contiguous=frozenset({0}),
         cost=lambda s: OpCost(flops=0.0, elements=2.0 * s[1] * math.prod(s[2:])),
     )  # fmt: skip
 
@@ -137,24 +153,25 @@ def _embedding(call: Call) -> Signature:
 def _embedding_backward_args(call: Call, local: Local) -> LocalCall:
     from planner.program import Offset
 
-    grad, ids, _, padding, _scale = call.args
     if 0 not in local.split:
         return call.op, call.args, ()
     offset = Offset(local.split[0], local.sizes[0])
-    return "shardwright.embedding_backward_shard", (grad, ids, local.sizes[0]), (("offset", offset), ("padding_idx", padding))
+    return "shardwright.embedding_backward_shard", (*call.args[:2], local.sizes[0]), (("offset", offset),)
 
 
 @register("aten.embedding_dense_backward.default", localize=_embedding_backward_args)
 def _embedding_backward(call: Call) -> Signature:
-    """grad [ids, d], ids -> grad_weight [v, d], partial over the ids."""
+    """grad [ids, d], ids -> grad_weight [v, d], partial over the ids. Rows that are not to be trained (`padding_idx`) or that
+    are scaled by how often they are looked up are known to torch's kernel alone, which needs all rows, or all ids."""
     grad, ids = call.operands
     (weight,) = call.results
-    n = len(ids)
-    sizes = (weight[0], weight[1], *ids)
+    n, padding, by_frequency = len(ids), call.args[3], call.args[4]
     where = tuple((2 + d,) for d in range(n))
+    letters = frozenset(range(2, 2 + n))
+    fixed = (frozenset({0}) if padding >= 0 or by_frequency else frozenset()) | (letters if by_frequency else frozenset())
     return Signature(
-        kind="embedding", sizes=sizes, operands=((*where, (1,)), where), results=(((0,), (1,)),),
-        reduced=(frozenset(range(2, 2 + n)),), linear=(frozenset({0}),),
+        kind="embedding", sizes=(weight[0], weight[1], *ids), operands=((*where, (1,)), where), results=(((0,), (1,)),),
+        reduced=(letters,), linear=(frozenset({0}),), contiguous=frozenset({0}), fixed=fixed,
         cost=lambda s: OpCost(flops=0.0, elements=float(s[0] * s[1] + 2 * s[1] * math.prod(s[2:]))),
     )  # fmt: skip
 
@@ -174,20 +191,83 @@ def _gather(call: Call) -> Signature:
     )  # fmt: skip
 
 
-def _scatter_signature(call: Call) -> Signature:
-    shape, index = call.operands[:2]
+@register("aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default")
+def _scatter(call: Call) -> Signature:
+    """The dim scattered along cannot be split; others pass where all tensors agree."""
+    shape, index, *sources = call.operands
     rank, dim = len(shape), call.args[1] % len(shape)
-    sizes = (*shape, *index)
-    same = [d for d in range(rank) if d != dim and shape[d] == index[d]]
-    where = tuple((d,) if d in same else (rank + d,) for d in range(rank))
-    fixed = frozenset(set(range(2 * rank)) - set(same))
-    whole = tuple((d,) for d in range(rank))
-    sources = (where,) * (len(call.operands) - 2)
+    sizes = (*shape, *index, *(size for source in sources for size in source))
+    same = {d for d in range(rank) if d != dim and all(s[d] == shape[d] for s in (index, *sources))}
+    letters = [
+        tuple((d,) if d in same else (i * rank + d,) for d in range(rank)) for i in range(2 + len(sources))
+    ]
+    together = frozenset({0, 2}) if sources else frozenset({0}) if call.args[3] == 0 else frozenset()
     return Signature(
-        kind="embedding", sizes=sizes, operands=(whole, where, *sources), results=(whole,), fixed=fixed,
+        kind="embedding", sizes=sizes, operands=tuple(letters), results=(letters[0],),
+        fixed=frozenset(range(len(sizes))) - same, linear=(together,) if together else (),
     )  # fmt: skip
 
 
-@register("aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default")
-def _scatter(call: Call) -> Signature:
-    return _scatter_signature(call)
+@register("aten.index_select.default", "aten.index_add.default")
+def _index_along(call: Call) -> Signature:
+    """x, ids (, source): one dim by a list of ids; the ids' letter can be split where it is looked up."""
+    shape, ids, *source = call.operands
+    rank, dim = len(shape), call.args[1] % len(shape)
+    whole = tuple((d,) for d in range(rank))
+    picked = tuple((rank,) if d == dim else (d,) for d in range(rank))
+    where: Letters = ((rank,),) if ids else ()
+    return Signature(
+        kind="embedding", sizes=(*shape, math.prod(ids)), operands=(whole, where, *((picked,) if source else ())),
+        results=(whole if source else picked,), fixed=frozenset({dim, rank} if source else {dim}),
+        linear=(frozenset({0, 2} if source else {0}),),
+    )  # fmt: skip
+
+
+def _index_letters(
+    shape: tuple[int, ...], indices: tuple[Any, ...], ids: tuple[tuple[int, ...], ...]
+) -> tuple[tuple[int, ...], Letters, list[Letters], frozenset[int]]:
+    """Letter sizes, the letters of `x[indices]`, those of each tensor of ids, and the dims of x that are looked up."""
+    rank, at = len(shape), [d for d, index in enumerate(indices) if index is not None]
+    together = tuple(_broadcast_shape(ids))
+    where = tuple((rank + d,) for d in range(len(together)))
+    letters = [
+        tuple(w if size == whole else () for size, whole, w in zip(i, together[-len(i) :], where[-len(i) :], strict=True)) if i else ()
+        for i in ids
+    ]
+    first = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
+    rest = [(d,) for d in range(rank) if d not in at]
+    result = (*rest[:first], *where, *rest[first:])
+    return (*shape, *together), result, letters, frozenset(at)
+
+
+def _broadcast_shape(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+    """The shape to which all of them broadcast."""
+    rank = max(map(len, shapes))
+    padded = [(1,) * (rank - len(s)) + s for s in shapes]
+    return tuple(next((size for size in column if size != 1), 1) for column in zip(*padded, strict=True))
+
+
+@register("aten.index.Tensor")
+def _index(call: Call) -> Signature:
+    """x[ids, :, ids]: dims looked up cannot be split, those of the ids can."""
+    shape, *ids = call.operands
+    sizes, result, letters, looked_up = _index_letters(shape, call.args[1], tuple(ids))
+    return Signature(
+        kind="embedding", sizes=sizes, operands=(tuple((d,) for d in range(len(shape))), *letters), results=(result,),
+        fixed=looked_up, linear=(frozenset({0}),),
+    )  # fmt: skip
+
+
+@register("aten.index_put.default")
+def _index_put(call: Call) -> Signature:
+    """x with x[ids] = values, or += values: only the dims that are not looked up can be split."""
+    shape, *ids, values = call.operands
+    sizes, result, letters, looked_up = _index_letters(shape, call.args[1], tuple(ids))
+    whole = tuple((d,) for d in range(len(shape)))
+    full = tuple(math.prod(sizes[x] for x in dim) for dim in result)
+    lead = len(full) - len(values)
+    at_values = tuple(result[lead + d] if size == full[lead + d] else () for d, size in enumerate(values))
+    return Signature(
+        kind="embedding", sizes=sizes, operands=(whole, *letters, at_values), results=(whole,),
+        fixed=looked_up | frozenset(range(len(shape), len(sizes))), linear=(frozenset({0, len(call.operands) - 1}),),
+    )  # fmt: skip

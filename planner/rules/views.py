@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
@@ -76,31 +78,48 @@ def _permute(call: Call) -> Signature:
     )  # fmt: skip
 
 
-def _replace_dim(call: Call, dim: int) -> Signature:
-    """All dims pass but `dim`, which has one letter before and another after, neither of which can be split."""
-    (before,), (after,) = call.operands, call.results
-    rank = len(before)
-    return Signature(
-        kind="view", sizes=(*before, after[dim]), operands=(tuple((d,) for d in range(rank)),),
-        results=(tuple((rank,) if d == dim else (d,) for d in range(rank)),), fixed=frozenset({dim, rank}),
-        linear=(frozenset({0}),), cost=_no_cost,
-    )  # fmt: skip
+def _run(length: int, args: tuple[Any, ...]) -> tuple[int, int, int]:
+    """The start, length and step of a slice of a dim."""
+    start, end, step = (*args, *(None, None, 1)[len(args) :])
+    found = range(length)[start:end:step]
+    return found.start, len(found), found.step
+
+
+def _slice_letters(shape: tuple[int, ...], dim: int, start: int, size: int, step: int) -> tuple[tuple[int, ...], Letters, Letters, int]:
+    """Sizes, letters of the whole and of the slice, and the letter that cannot be split. One of equal pieces, as a third of
+    a fused QKV, is (pieces, size), of which size passes; of any other slice the dim cannot be split."""
+    rank = len(shape)
+    own = tuple((d,) for d in range(rank))
+    if step == 1 and size > 1 and shape[dim] % size == 0 and start % size == 0:
+        sizes = (*(size if d == dim else s for d, s in enumerate(shape)), shape[dim] // size)
+        return sizes, tuple((rank, d) if d == dim else (d,) for d in range(rank)), own, rank
+    return (*shape, size), own, tuple((rank,) if d == dim else (d,) for d in range(rank)), -1
 
 
 def _slice_args(call: Call, local: Local) -> LocalCall:
-    return call.op, call.args, call.kwargs
+    """In one of equal pieces, the bounds shrink with the piece."""
+    (shape,) = call.operands
+    dim = (call.args[1] if len(call.args) > 1 else 0) % len(shape)
+    return call.op, (call.args[0], dim, *_local_bounds(shape, dim, call.args[2:], local)), ()
+
+
+def _local_bounds(shape: tuple[int, ...], dim: int, bounds: tuple[Any, ...], local: Local) -> tuple[Any, ...]:
+    start, size, step = _run(shape[dim], bounds)
+    if _slice_letters(shape, dim, start, size, step)[3] < 0:
+        return bounds
+    piece = local.sizes[dim]
+    return start // size * piece, (start // size + 1) * piece, 1
 
 
 @register("aten.slice.Tensor", localize=_slice_args)
 def _slice(call: Call) -> Signature:
-    dim = (call.args[1] if len(call.args) > 1 else 0) % len(call.operands[0])
-    if call.operands[0] == call.results[0]:
-        letters = tuple((d,) for d in range(len(call.operands[0])))
-        return Signature(
-            kind="view", sizes=call.operands[0], operands=(letters,), results=(letters,), fixed=frozenset({dim}),
-            linear=(frozenset({0}),), cost=_no_cost,
-        )  # fmt: skip
-    return _replace_dim(call, dim)
+    (shape,) = call.operands
+    dim = (call.args[1] if len(call.args) > 1 else 0) % len(shape)
+    sizes, whole, piece, fixed = _slice_letters(shape, dim, *_run(shape[dim], call.args[2:]))
+    return Signature(
+        kind="view", sizes=sizes, operands=(whole,), results=(piece,), linear=(frozenset({0}),), cost=_no_cost,
+        fixed=frozenset({fixed} if fixed >= 0 else {dim, len(shape)}),
+    )  # fmt: skip
 
 
 @register("aten.select.int")
@@ -174,18 +193,24 @@ def _cat(call: Call) -> Signature:
 
 
 def _filled_args(call: Call, local: Local) -> LocalCall:
-    """slice_backward and select_backward take the global input sizes: all but `dim` become local."""
+    """The shape to fill becomes local."""
     dim = call.args[2] % len(call.results[0])
     return call.op, (call.args[0], local.results[0], dim, *call.args[3:]), call.kwargs
 
 
-@register("aten.slice_backward.default", localize=_filled_args)
+def _slice_backward_args(call: Call, local: Local) -> LocalCall:
+    dim = call.args[2] % len(call.results[0])
+    return call.op, (call.args[0], local.results[0], dim, *_local_bounds(call.results[0], dim, call.args[3:], local)), ()
+
+
+@register("aten.slice_backward.default", localize=_slice_backward_args)
 def _slice_backward(call: Call) -> Signature:
-    (before,), (after,) = call.operands, call.results
-    dim, rank = call.args[2] % len(call.results[0]), len(call.results[0])
+    (shape,) = call.results
+    dim = call.args[2] % len(shape)
+    sizes, whole, piece, fixed = _slice_letters(shape, dim, *_run(shape[dim], call.args[3:]))
     return Signature(
-        kind="copy", sizes=(*after, before[dim]), operands=(tuple((rank,) if d == dim else (d,) for d in range(rank)),),
-        results=(tuple((d,) for d in range(rank)),), fixed=frozenset({dim, rank}), linear=(frozenset({0}),),
+        kind="copy", sizes=sizes, operands=(piece,), results=(whole,), linear=(frozenset({0}),),
+        fixed=frozenset({fixed} if fixed >= 0 else {dim, len(shape)}),
     )  # fmt: skip
 
 
@@ -196,4 +221,71 @@ def _select_backward(call: Call) -> Signature:
     return Signature(
         kind="copy", sizes=after, operands=(tuple((d,) for d in range(rank) if d != dim),),
         results=(tuple((d,) for d in range(rank)),), fixed=frozenset({dim}), linear=(frozenset({0}),),
+    )  # fmt: skip
+
+
+@register("aten.unbind.int")
+def _unbind(call: Call) -> Signature:
+    (shape,) = call.operands
+    dim = (call.args[1] if len(call.args) > 1 else 0) % len(shape)
+    rest = tuple((d,) for d in range(len(shape)) if d != dim)
+    return Signature(
+        kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),), results=(rest,) * len(call.results),
+        fixed=frozenset({dim}), linear=(frozenset({0}),), cost=_no_cost,
+    )  # fmt: skip
+
+
+def _within(call: Call, dims: Iterable[int], linear: bool = True) -> Signature:
+    """Every dim keeps its size; `dims` cannot be split, the others pass."""
+    (shape,) = call.operands
+    letters = tuple((d,) for d in range(len(shape)))
+    return Signature(
+        kind="copy", sizes=shape, operands=(letters,), results=(letters,), fixed=frozenset(d % len(shape) for d in dims),
+        linear=(frozenset({0}),) if linear else (),
+    )  # fmt: skip
+
+
+@register("aten.flip.default")
+def _flip(call: Call) -> Signature:
+    return _within(call, call.args[1])
+
+
+@register("aten.roll.default")
+def _roll(call: Call) -> Signature:
+    dims = call.args[2] if len(call.args) > 2 else ()
+    return _within(call, dims or range(len(call.operands[0])))
+
+
+@register("aten.tril.default", "aten.triu.default")
+def _triangle(call: Call) -> Signature:
+    return _within(call, (-1, -2))
+
+
+@register("aten.constant_pad_nd.default")
+def _pad(call: Call) -> Signature:
+    """Padded dims have one letter before and another after, neither of which can be split."""
+    (before,), (after,) = call.operands, call.results
+    rank, pad = len(before), call.args[1]
+    padded = [d for d in range(rank) if any(pad[2 * (rank - 1 - d) : 2 * (rank - d)])]
+    fill = call.args[2] if len(call.args) > 2 else 0
+    return Signature(
+        kind="copy", sizes=(*before, *after), operands=(tuple((d,) for d in range(rank)),),
+        results=(tuple((rank + d,) if d in padded else (d,) for d in range(rank)),),
+        fixed=frozenset(padded) | frozenset(range(rank, 2 * rank)), linear=(frozenset({0}),) if fill == 0 else (),
+    )  # fmt: skip
+
+
+def _repeat_args(call: Call, local: Local) -> LocalCall:
+    return call.op, (call.args[0], local.sizes[len(call.operands[0]) :]), ()
+
+
+@register("aten.repeat.default", localize=_repeat_args)
+def _repeat(call: Call) -> Signature:
+    """Each dim is (times, size), and both pass."""
+    (shape,), times = call.operands, call.args[1]
+    rank, lead = len(shape), len(times) - len(shape)
+    results = tuple((rank + d, d - lead) if d >= lead else (rank + d,) for d in range(len(times)))
+    return Signature(
+        kind="copy", sizes=(*shape, *times), operands=(tuple((d,) for d in range(rank)),), results=(results,),
+        linear=(frozenset({0}),),
     )  # fmt: skip

@@ -1,0 +1,74 @@
+"""Normalisation over groups of channels, and over the batch."""
+
+from __future__ import annotations
+
+from planner.rules.signature import Call, Letters, Local, LocalCall, Signature, register
+
+N, G, C = range(3)  # group norm: batch, groups, channels of a group; then the windows
+
+
+def _group_letters(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, ...], Letters]:
+    sizes = (shape[0], groups, shape[1] // groups, *shape[2:])
+    return sizes, ((N,), (G, C), *((d + 1,) for d in range(2, len(shape))))
+
+
+def _local_group_sizes(call: Call, local: Local) -> LocalCall:
+    """Group norm is told its batch, channels, positions and groups, after its tensors."""
+    at = 5 if "backward" in call.op else 3
+    s = local.sizes
+    return call.op, (*call.args[:at], s[N], s[G] * s[C], call.args[at + 2], s[G], *call.args[at + 4 :]), call.kwargs
+
+
+@register("aten.native_group_norm.default", localize=_local_group_sizes)
+def _group_norm(call: Call) -> Signature:
+    """x, weight, bias -> result, mean, 1/deviation: batch and groups can be split."""
+    sizes, x = _group_letters(call.operands[0], call.args[6])
+    stats = ((N,), (G,))
+    return Signature(
+        kind="norm", sizes=sizes, operands=(x, *((((G, C),),) * (len(call.operands) - 1))), results=(x, stats, stats),
+        fixed=frozenset(range(C, len(sizes))),
+    )  # fmt: skip
+
+
+@register("aten.native_group_norm_backward.default", localize=_local_group_sizes)
+def _group_norm_backward(call: Call) -> Signature:
+    """grad, x, mean, 1/deviation, weight -> gradients of x, weight and bias, the latter partial over the batch."""
+    sizes, x = _group_letters(call.operands[1], call.args[8])
+    stats, weight = ((N,), (G,)), ((G, C),)
+    mask = call.args[9]
+    return Signature(
+        kind="norm", sizes=sizes, operands=(x, x, stats, stats, *((weight,) * (len(call.operands) - 4))),
+        results=(x if mask[0] else ((),), weight if mask[1] else ((),), weight if mask[2] else ((),)),
+        fixed=frozenset(range(C, len(sizes))), reduced=(frozenset(), frozenset({N}), frozenset({N})), linear=(frozenset({0}),),
+    )  # fmt: skip
+
+
+def _batch_letters(shape: tuple[int, ...], training: bool) -> tuple[Letters, frozenset[int]]:
+    """x's letters, and those that the statistics of the batch run over: they cannot be split."""
+    over = frozenset(d for d in range(len(shape)) if d != 1)
+    return tuple((d,) for d in range(len(shape))), over if training else frozenset()
+
+
+@register("aten.native_batch_norm.default")
+def _batch_norm(call: Call) -> Signature:
+    """x, weight, bias, mean, variance -> result and, of a batch in training, its mean and 1/deviation."""
+    x, fixed = _batch_letters(call.operands[0], call.args[5])
+    stats: Letters = ((1,),) if call.args[5] else ((),)
+    return Signature(
+        kind="norm", sizes=call.operands[0], operands=(x, *((((1,),),) * (len(call.operands) - 1))), results=(x, stats, stats),
+        fixed=fixed,
+    )  # fmt: skip
+
+
+@register("aten.native_batch_norm_backward.default")
+def _batch_norm_backward(call: Call) -> Signature:
+    """grad, x, weight, mean, variance, saved mean and 1/deviation -> gradients of x, weight and bias."""
+    x, fixed = _batch_letters(call.operands[1], call.args[7])
+    over, channel = frozenset(d for d in range(len(x)) if d != 1), ((1,),)
+    mask = call.args[9]
+    saved: tuple[Letters, ...] = (channel if call.args[7] else ((),),) * 2
+    return Signature(
+        kind="norm", sizes=call.operands[1], operands=(x, x, *((channel,) * (len(call.operands) - 4)), *saved),
+        results=(x if mask[0] else ((),), channel if mask[1] else ((),), channel if mask[2] else ((),)), fixed=fixed,
+        reduced=(frozenset(), over, over), linear=(frozenset({0}),),
+    )  # fmt: skip

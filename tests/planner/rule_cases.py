@@ -1,0 +1,743 @@
+"""For every op with a rule, calls to prove it with: random small shapes, among them sizes 1, broadcasts and 0-dim tensors."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.rules.pointwise import POINTWISE
+from rule_proof import run_op
+
+__all__ = ["CASES", "Draw", "draw"]
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+DTYPE = torch.float64
+
+
+class Draw:
+    """Random sizes and tensors."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        torch.manual_seed(seed)
+
+    def size(self, *choices: int) -> int:
+        return self.random.choice(choices or (1, 2, 3, 4, 6, 12))
+
+    def sizes(self, rank: int) -> tuple[int, ...]:
+        return tuple(self.size(2, 3, 4, 6) for _ in range(rank))
+
+    def shape(self, low: int = 0, high: int = 3) -> tuple[int, ...]:
+        return tuple(self.size() for _ in range(self.random.randint(low, high)))
+
+    def chance(self, p: float = 0.5) -> bool:
+        return self.random.random() < p
+
+    def pick(self, *options: Any) -> Any:
+        return self.random.choice(options)
+
+    def real(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=DTYPE)
+
+    def positive(self, *shape: int) -> Tensor:
+        return torch.rand(shape, dtype=DTYPE) + 0.1
+
+    def ids(self, high: int, *shape: int) -> Tensor:
+        return torch.randint(0, high, shape)
+
+    def mask(self, *shape: int) -> Tensor:
+        return torch.rand(shape) < 0.5
+
+    def stretched(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """A shape that broadcasts to `shape`."""
+        kept = tuple(1 if self.chance(0.3) else size for size in shape)
+        return kept[self.random.randint(0, len(kept)) :] if self.chance(0.4) else kept
+
+    def dims(self, rank: int) -> tuple[int, ...]:
+        """Some dims of a tensor of that rank, some counted from the end; at least one where there is one."""
+        if not rank:
+            return ()
+        return tuple(d - rank if self.chance(0.3) else d for d in self.random.sample(range(rank), self.random.randint(1, rank)))
+
+
+CASES: dict[str, list[Callable[[Draw], Arguments]]] = {}
+
+
+def case(*ops: str) -> Callable[[Callable[[Draw], Arguments]], Callable[[Draw], Arguments]]:
+    def keep(make: Callable[[Draw], Arguments]) -> Callable[[Draw], Arguments]:
+        for op in ops:
+            CASES.setdefault(op, []).append(make)
+        return make
+
+    return keep
+
+
+def draw(make: Callable[[Draw], Arguments], seed: int) -> Arguments:
+    return make(Draw(seed))
+
+
+# ------------------------------------------------------------------------------------------------- element-wise
+
+_UNARY_ARGS: dict[str, tuple[Any, ...]] = {
+    "pow.Tensor_Scalar": (2.0,), "clamp.default": (-0.5, 0.5), "clamp_min.default": (0.1,), "clamp_max.default": (0.1,),
+    "leaky_relu.default": (0.2,), "hardtanh.default": (-1.0, 1.0), "fmod.Scalar": (0.7,), "remainder.Scalar": (0.7,),
+    "add.Scalar": (2.0,), "sub.Scalar": (2.0,), "rsub.Scalar": (2.0,), "mul.Scalar": (2.0,), "div.Scalar": (2.0,),
+    "softplus.default": (1, 20), "elu.default": (), "nan_to_num.default": (),
+    **{f"{name}.Scalar": (0.1,) for name in ("eq", "ne", "gt", "ge", "lt", "le")},
+}  # fmt: skip
+_POSITIVE = {"log.default", "log1p.default", "sqrt.default", "rsqrt.default", "log2.default"}
+_BOOLEAN = {"logical_not.default", "bitwise_not.default"}
+_BACKWARD_ARGS: dict[str, tuple[Any, ...]] = {
+    "threshold_backward.default": (0,), "leaky_relu_backward.default": (0.2, False), "hardtanh_backward.default": (-0.5, 0.5),
+    "softplus_backward.default": (1, 20), "gelu_backward.default": (), "silu_backward.default": (), "sigmoid_backward.default": (),
+    "tanh_backward.default": (), "hardsigmoid_backward.default": (), "hardswish_backward.default": (), "mish_backward.default": (),
+}  # fmt: skip
+_BINARY = {
+    "pow.Tensor_Tensor", "maximum.default", "minimum.default", "logical_and.default", "logical_or.default", "logical_xor.default",
+    "bitwise_and.Tensor", "bitwise_or.Tensor", "xlogy.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", "atan2.default",
+    *(f"{name}.Tensor" for name in ("eq", "ne", "gt", "ge", "lt", "le")),
+}  # fmt: skip
+
+
+def _pointwise(op: str) -> Callable[[Draw], Arguments]:
+    name = op.removeprefix("aten.")
+    if name in _BACKWARD_ARGS:
+        return lambda g: (lambda s: ((g.real(*s), g.real(*s), *_BACKWARD_ARGS[name]), {}))(g.shape())
+    if name == "elu_backward.default":
+        return lambda g: (lambda s: ((g.real(*s), 1.0, 1.0, 1.0, False, g.real(*s)), {}))(g.shape())
+    if name == "masked_fill.Scalar":
+        return lambda g: (lambda s: ((g.real(*s), g.mask(*g.stretched(s)), g.pick(0.0, float("-inf"))), {}))(g.shape())
+    if name == "masked_fill.Tensor":
+        return lambda g: (lambda s: ((g.real(*s), g.mask(*g.stretched(s)), g.real()), {}))(g.shape())
+    if name == "pow.Scalar":
+        return lambda g: ((2.0, g.real(*g.shape())), {})
+    if name in _BINARY:
+        return lambda g: _binary(g, name)
+    make = "positive" if name in _POSITIVE else "mask" if name in _BOOLEAN else "real"
+    return lambda g: ((getattr(g, make)(*g.shape()), *_UNARY_ARGS.get(name, ())), {})
+
+
+def _binary(g: Draw, name: str) -> Arguments:
+    shape = g.shape()
+    make: Any = g.mask if name.startswith(("logical", "bitwise")) else g.positive
+    pair = [make(*shape), make(*g.stretched(shape))]
+    if name not in ("pow.Tensor_Tensor", "clamp_min.Tensor", "clamp_max.Tensor"):
+        g.random.shuffle(pair)
+    if name.split(".")[0] in ("eq", "ne"):
+        pair = [(4 * t).long() for t in pair]
+    return tuple(pair), {}
+
+
+for _op in POINTWISE:
+    case(_op)(_pointwise(_op))
+
+
+@case("aten.neg.default", "aten.clone.default")
+def _unary_linear(g: Draw) -> Arguments:
+    return (g.real(*g.shape()),), {}
+
+
+@case("aten.mul.Scalar", "aten.div.Scalar")
+def _by_scalar(g: Draw) -> Arguments:
+    return (g.real(*g.shape()), 2.5), {}
+
+
+@case("aten._to_copy.default")
+def _to_copy(g: Draw) -> Arguments:
+    return (4 * g.real(*g.shape()),), {"dtype": g.pick("torch.float64", "torch.int64", "torch.bool", "torch.uint8", "torch.float32")}
+
+
+@case("aten._to_copy.default")
+def _mask_to_copy(g: Draw) -> Arguments:
+    return (g.pick(g.mask, lambda *s: g.ids(9, *s))(*g.shape()),), {"dtype": g.pick("torch.float64", "torch.int64")}
+
+
+@case("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor")
+def _arithmetic(g: Draw) -> Arguments:
+    shape = g.shape()
+    pair = [g.positive(*shape), g.positive(*g.stretched(shape))]
+    g.random.shuffle(pair)
+    return tuple(pair), {}
+
+
+@case("aten.add.Tensor", "aten.sub.Tensor")
+def _scaled(g: Draw) -> Arguments:
+    shape = g.sizes(2)
+    return (g.real(*shape), g.real(*shape)), {"alpha": 3}
+
+
+@case("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor")
+def _with_number(g: Draw) -> Arguments:
+    return (g.real(*g.shape()), 2.5), {}
+
+
+@case("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor", "aten.maximum.default")
+def _with_itself(g: Draw) -> Arguments:
+    x = g.positive(*g.sizes(2))
+    return (x, x), {}
+
+
+@case("aten.add.Tensor", "aten.mul.Tensor")
+def _integers(g: Draw) -> Arguments:
+    shape = g.sizes(2)
+    return (g.ids(9, *shape), g.ids(9, *shape)), {}
+
+
+@case("aten.mul.Tensor")
+def _masks_multiply(g: Draw) -> Arguments:
+    shape = g.sizes(2)
+    return g.pick((g.mask(*shape), g.real(*shape)), (g.mask(*shape), g.mask(*shape))), {}
+
+
+@case("aten.where.self")
+def _where(g: Draw) -> Arguments:
+    shape = g.shape()
+    return (g.mask(*g.stretched(shape)), g.real(*shape), g.pick(g.real(*g.stretched(shape)), g.real())), {}
+
+
+@case("aten.where.self")
+def _where_itself(g: Draw) -> Arguments:
+    x = g.real(*g.sizes(2))
+    return (g.mask(*x.shape), x, x), {}
+
+
+@case("aten.expand.default")
+def _expand(g: Draw) -> Arguments:
+    shape = g.shape(1, 3)
+    return (g.real(*g.stretched(shape)), shape), {}
+
+
+@case("aten.full.default")
+def _full(g: Draw) -> Arguments:
+    return (g.shape(), 1.5), {"dtype": "torch.float64"}
+
+
+@case("aten.zeros.default", "aten.ones.default")
+def _zeros(g: Draw) -> Arguments:
+    return (g.shape(),), {"dtype": "torch.float64"}
+
+
+@case("aten.arange.default")
+def _arange(g: Draw) -> Arguments:
+    return (g.size(),), {}
+
+
+@case("aten.arange.start")
+def _arange_start(g: Draw) -> Arguments:
+    return (2, 8), {}
+
+
+@case("aten.arange.start_step")
+def _arange_step(g: Draw) -> Arguments:
+    return (0, 12, 2), {}
+
+
+@case("aten.scalar_tensor.default")
+def _scalar(g: Draw) -> Arguments:
+    return (1.5,), {"dtype": "torch.float64"}
+
+
+@case("aten.tril_indices.default")
+def _tril_indices(g: Draw) -> Arguments:
+    return (3, 4), {}
+
+
+# ------------------------------------------------------------------------------------------------- products
+
+
+@case("aten.mm.default")
+def _mm(g: Draw) -> Arguments:
+    m, k, n = g.size(), g.size(), g.size()
+    return (g.real(m, k), g.real(k, n)), {}
+
+
+@case("aten.bmm.default")
+def _bmm(g: Draw) -> Arguments:
+    b, m, k, n = g.sizes(4)
+    return (g.real(b, m, k), g.real(b, k, n)), {}
+
+
+@case("aten.mm.default")
+def _square(g: Draw) -> Arguments:
+    x = g.real(4, 4)
+    return (x, x), {}
+
+
+def _convolution_args(g: Draw) -> tuple[Tensor, Tensor, list[Any]]:
+    windows, transposed = g.pick(1, 2, 2), g.chance(0.3)
+    groups = g.pick(1, 1, 2, 4)
+    c, o = groups * g.size(1, 2, 4), groups * g.size(1, 2, 3)
+    kernel, stride, padding = g.size(1, 3), g.size(1, 2), g.size(0, 1)
+    x = g.real(g.size(2, 4), c, *([6] * windows))
+    weight = g.real(*((c, o // groups) if transposed else (o, c // groups)), *([kernel] * windows))
+    each = lambda n: (n,) * windows  # noqa: E731
+    return x, weight, [each(stride), each(padding), each(1), transposed, each(0), groups]
+
+
+@case("aten.convolution.default")
+def _convolution(g: Draw) -> Arguments:
+    x, weight, rest = _convolution_args(g)
+    return (x, weight, None, *rest), {}
+
+
+@case("aten.convolution_backward.default")
+def _convolution_backward(g: Draw) -> Arguments:
+    x, weight, rest = _convolution_args(g)
+    (out,) = run_op("aten.convolution.default", (x, weight, None, *rest), ())
+    mask = g.pick((True, True, True), (False, True, True), (True, True, False), (False, True, False))
+    return (g.real(*out.shape), x, weight, (out.shape[1],), *rest, mask), {}
+
+
+#: Kernel, stride, padding: halving, overlapping, and one that changes nothing.
+_POOLS = (((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (0, 0)), ((3, 3), (1, 1), (1, 1)), ((1, 1), (1, 1), (0, 0)))
+
+
+def _image(g: Draw, windows: int = 2) -> Tensor:
+    return g.real(*(g.sizes(1) if g.chance(0.3) else g.sizes(2)), *([4] * windows))
+
+
+@case("aten.max_pool2d_with_indices.default")
+def _max_pool(g: Draw) -> Arguments:
+    return (_image(g), *g.pick(*_POOLS)), {}
+
+
+@case("aten.max_pool2d_with_indices_backward.default")
+def _max_pool_backward(g: Draw) -> Arguments:
+    x, (kernel, stride, padding) = _image(g), g.pick(*_POOLS)
+    out, indices = run_op("aten.max_pool2d_with_indices.default", (x, kernel, stride, padding), ())
+    return (g.real(*out.shape), x, kernel, stride, padding, (1, 1), False, indices), {}
+
+
+@case("aten.avg_pool2d.default")
+def _avg_pool(g: Draw) -> Arguments:
+    return (_image(g), *g.pick(*_POOLS)), {}
+
+
+@case("aten.avg_pool2d_backward.default")
+def _avg_pool_backward(g: Draw) -> Arguments:
+    x, (kernel, stride, padding) = _image(g), g.pick(*_POOLS)
+    (out,) = run_op("aten.avg_pool2d.default", (x, kernel, stride, padding), ())
+    return (g.real(*out.shape), x, kernel, stride, padding, False, True, None), {}
+
+
+@case("aten._adaptive_avg_pool2d.default")
+def _adaptive(g: Draw) -> Arguments:
+    return (_image(g), g.pick((2, 2), (1, 4), (4, 4))), {}
+
+
+@case("aten._adaptive_avg_pool2d_backward.default")
+def _adaptive_backward(g: Draw) -> Arguments:
+    x = _image(g)
+    return (g.real(*x.shape[:-2], *g.pick((2, 2), (1, 4), (4, 4))), x), {}
+
+
+@case("aten.max_pool3d_with_indices.default", "aten.avg_pool3d.default")
+def _pool_3d(g: Draw) -> Arguments:
+    return (_image(g, 3), *g.pick(((2,) * 3, (2,) * 3), ((1,) * 3, (1,) * 3))), {}
+
+
+@case("aten.max_pool3d_with_indices_backward.default")
+def _max_pool_3d_backward(g: Draw) -> Arguments:
+    (x, kernel, stride), _ = _pool_3d(g)
+    out, indices = run_op("aten.max_pool3d_with_indices.default", (x, kernel, stride), ())
+    return (g.real(*out.shape), x, kernel, stride, (0,) * 3, (1,) * 3, False, indices), {}
+
+
+@case("aten.avg_pool3d_backward.default")
+def _avg_pool_3d_backward(g: Draw) -> Arguments:
+    (x, kernel, stride), _ = _pool_3d(g)
+    (out,) = run_op("aten.avg_pool3d.default", (x, kernel, stride), ())
+    return (g.real(*out.shape), x, kernel, stride, (0,) * 3, False, True, None), {}
+
+
+@case("aten._adaptive_avg_pool3d.default")
+def _adaptive_3d(g: Draw) -> Arguments:
+    return (_image(g, 3), g.pick((2, 2, 2), (4, 4, 4))), {}
+
+
+@case("aten._adaptive_avg_pool3d_backward.default")
+def _adaptive_3d_backward(g: Draw) -> Arguments:
+    x = _image(g, 3)
+    return (g.real(*x.shape[:-3], *g.pick((2, 2, 2), (4, 4, 4))), x), {}
+
+
+@case("aten.upsample_bilinear2d.default")
+def _bilinear(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(2), 2, 3), (4, 6), False, 2.0, 2.0), {}
+
+
+@case("aten.upsample_bilinear2d_backward.default")
+def _bilinear_backward(g: Draw) -> Arguments:
+    b, c = g.sizes(2)
+    return (g.real(b, c, 4, 6), (4, 6), (b, c, 2, 3), False, 2.0, 2.0), {}
+
+
+@case("aten.upsample_nearest2d.default")
+def _upsample(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(2), 2, 3), (4, 6), 2.0, 2.0), {}
+
+
+@case("aten.upsample_nearest2d_backward.default")
+def _upsample_backward(g: Draw) -> Arguments:
+    b, c = g.sizes(2)
+    return (g.real(b, c, 4, 6), (4, 6), (b, c, 2, 3), 2.0, 2.0), {}
+
+
+# ------------------------------------------------------------------------------------------------- reductions
+
+
+@case("aten.sum.default")
+def _sum_all(g: Draw) -> Arguments:
+    return (g.pick(g.real, g.mask)(*g.shape()),), {}
+
+
+@case("aten.sum.dim_IntList")
+def _sum(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.pick(g.dims(len(shape)), ()), g.chance()), {}
+
+
+@case("aten.amax.default", "aten.amin.default")
+def _amax(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.pick(g.dims(len(shape)), ()), g.chance()), {}
+
+
+@case("aten.any.dim", "aten.all.dim")
+def _any(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.mask(*shape), g.dims(len(shape))[0], g.chance()), {}
+
+
+@case("aten.max.default", "aten.min.default", "aten.argmax.default", "aten.prod.default")
+def _max_all(g: Draw) -> Arguments:
+    return (g.real(*g.shape(1)),), {}
+
+
+@case("aten.any.default", "aten.all.default")
+def _any_all(g: Draw) -> Arguments:
+    return (g.mask(*g.shape(1)),), {}
+
+
+@case("aten.argmax.default", "aten.max.dim", "aten.min.dim", "aten.argmin.default", "aten.prod.dim_int")
+def _argmax(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.dims(len(shape))[0], g.chance()), {}
+
+
+@case("aten.cumsum.default", "aten.cumprod.default", "aten.sort.default")
+def _scan(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.dims(len(shape))[0]), {}
+
+
+@case("aten._softmax.default", "aten._log_softmax.default")
+def _softmax(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.dims(len(shape))[0], False), {}
+
+
+@case("aten._softmax_backward_data.default", "aten._log_softmax_backward_data.default")
+def _softmax_backward(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.real(*shape), g.dims(len(shape))[0], "torch.float64"), {}
+
+
+@case("aten.topk.default")
+def _topk(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(3)), 2, g.pick(0, 1, -1)), {}
+
+
+@case("aten.native_layer_norm.default")
+def _layer_norm(g: Draw) -> Arguments:
+    shape, tail = g.shape(2, 3), g.pick(1, 2)
+    norm = shape[-tail:]
+    weight, bias = g.pick((True, True), (True, False), (False, False))
+    return (g.real(*shape), norm, g.real(*norm) if weight else None, g.real(*norm) if bias else None, 1e-5), {}
+
+
+@case("aten.native_layer_norm_backward.default")
+def _layer_norm_backward(g: Draw) -> Arguments:
+    (x, norm, weight, bias, eps), _ = _layer_norm(g)
+    _, mean, rstd = run_op("aten.native_layer_norm.default", (x, norm, weight, bias, eps), ())
+    mask = (g.chance(0.8), weight is not None, bias is not None)
+    return (g.real(*x.shape), x, norm, mean, rstd, weight, bias, mask if any(mask) else (True, *mask[1:])), {}
+
+
+@case("aten.native_group_norm.default")
+def _group_norm(g: Draw) -> Arguments:
+    n, groups, per = g.size(2, 4), g.size(1, 2, 4), g.size(1, 2, 3)
+    c = groups * per
+    window = g.pick((6,), (2, 3), ())
+    affine = g.chance(0.7)
+    weights = (g.real(c), g.real(c)) if affine else (None, None)
+    positions = 6 if window else 1
+    return (g.real(n, c, *window), *weights, n, c, positions, groups, 1e-5), {}
+
+
+@case("aten.native_group_norm_backward.default")
+def _group_norm_backward(g: Draw) -> Arguments:
+    (x, weight, bias, n, c, positions, groups, eps), _ = _group_norm(g)
+    _, mean, rstd = run_op("aten.native_group_norm.default", (x, weight, bias, n, c, positions, groups, eps), ())
+    affine = weight is not None
+    return (g.real(*x.shape), x, mean, rstd, weight, n, c, positions, groups, (g.chance(0.8) or not affine, affine, affine)), {}
+
+
+@case("aten.native_batch_norm.default")
+def _batch_norm(g: Draw) -> Arguments:
+    c, training = g.size(2, 4, 6), g.chance(0.4)
+    x = g.real(g.size(2, 3), c, *g.pick((), (3,), (2, 2)))
+    weights = (g.real(c), g.real(c)) if g.chance(0.7) else (None, None)
+    running = (None, None) if training else (g.real(c), g.positive(c))
+    return (x, *weights, *running, training, 0.1, 1e-5), {}
+
+
+@case("aten.native_batch_norm_backward.default")
+def _batch_norm_backward(g: Draw) -> Arguments:
+    (x, weight, bias, mean, var, training, momentum, eps), _ = _batch_norm(g)
+    _, save_mean, save_rstd = run_op("aten.native_batch_norm.default", (x, weight, bias, mean, var, training, momentum, eps), ())
+    mask = (g.chance(0.8), weight is not None, weight is not None)
+    return (g.real(*x.shape), x, weight, mean, var, save_mean, save_rstd, training, eps, mask if any(mask) else (True, *mask[1:])), {}
+
+
+# ------------------------------------------------------------------------------------------------- lookups
+
+
+@case("aten.embedding.default")
+def _embedding(g: Draw) -> Arguments:
+    v, d = g.size(6, 12), g.size()
+    return (g.real(v, d), g.ids(v, *g.shape(0, 2)), *g.pick((), (-1,), (2,))), {}
+
+
+@case("aten.embedding_dense_backward.default")
+def _embedding_backward(g: Draw) -> Arguments:
+    v, d, shape = g.size(6, 12), g.size(), g.shape(1, 2)
+    return (g.real(*shape, d), g.ids(v, *shape), v, g.pick(-1, 0, 4), g.chance(0.2)), {}
+
+
+@case("aten.embedding_dense_backward.default")
+def _embedding_backward_padded(g: Draw) -> Arguments:
+    return (g.real(4, 6, 2), g.ids(4, 4, 6), 4, 2, False), {}
+
+
+@case("aten.gather.default")
+def _gather(g: Draw) -> Arguments:
+    shape = g.sizes(3)
+    dim = g.pick(0, 1, 2, -1)
+    index = [max(1, s - g.pick(0, 0, 1)) for s in shape]
+    index[dim] = g.size()
+    return (g.real(*shape), dim, g.ids(shape[dim], *index)), {}
+
+
+@case("aten.scatter.src", "aten.scatter_add.default")
+def _scatter(g: Draw) -> Arguments:
+    shape = g.sizes(3)
+    dim = g.pick(0, 1, 2, -1)
+    index = [max(1, s - g.pick(0, 0, 1)) for s in shape]
+    index[dim] = 1
+    source = [s + g.pick(0, 0, 1) for s in index]
+    return (g.real(*shape), dim, g.ids(shape[dim], *index), g.real(*source)), {}
+
+
+@case("aten.scatter.value")
+def _scatter_value(g: Draw) -> Arguments:
+    shape = g.sizes(2)
+    return (g.real(*shape), 1, g.ids(shape[1], shape[0], 1), 1.5), {}
+
+
+@case("aten.index_select.default")
+def _index_select(g: Draw) -> Arguments:
+    shape, dim = g.sizes(2), g.pick(0, 1, -1)
+    return (g.real(*shape), dim, g.ids(shape[dim], g.size(2, 4))), {}
+
+
+@case("aten.index_add.default")
+def _index_add(g: Draw) -> Arguments:
+    shape, dim, n = g.sizes(2), g.pick(0, 1, -1), g.size(2, 4)
+    source = [n if d == dim % 2 else s for d, s in enumerate(shape)]
+    return (g.real(*shape), dim, g.ids(shape[dim], n), g.real(*source)), {}
+
+
+@case("aten.index.Tensor")
+def _index(g: Draw) -> Arguments:
+    a, b, c = g.sizes(3)
+    where = g.shape(1, 2)
+    indices = g.pick(
+        (g.ids(a, *where),), (None, g.ids(b, *where)), (g.ids(a, *where), g.ids(b, *where)), (g.ids(a, 4), None, g.ids(c, 4)),
+        (g.ids(a, 4, 1), g.ids(b, 3)),
+    )  # fmt: skip
+    return (g.real(a, b, c), indices), {}
+
+
+@case("aten.index_put.default")
+def _index_put(g: Draw) -> Arguments:
+    (x, indices), _ = _index(g)
+    (picked,) = run_op("aten.index.Tensor", (x, indices), ())
+    return (x, indices, g.real(*picked.shape), True), {}
+
+
+# ------------------------------------------------------------------------------------------------- fused
+
+
+def _lstm_operands(g: Draw) -> tuple[Any, ...]:
+    t, b, i, h = g.size(1, 3), g.size(2, 4), g.size(1, 3), g.size(2, 4)
+    bias = g.chance(0.7)
+    x, h0, c0, w_ih, w_hh = g.real(t, b, i), g.real(b, h), g.real(b, h), g.real(4 * h, i), g.real(4 * h, h)
+    return (x, h0, c0, w_ih, w_hh, g.real(4 * h) if bias else None, g.real(4 * h) if bias else None)
+
+
+@case("shardwright.lstm")
+def _lstm(g: Draw) -> Arguments:
+    return _lstm_operands(g), {}
+
+
+@case("shardwright.lstm")
+def _lstm_from_zero(g: Draw) -> Arguments:
+    x, h0, _, *weights = _lstm_operands(g)
+    return (x, h0, h0, *weights), {}
+
+
+@case("shardwright.lstm_backward")
+def _lstm_backward(g: Draw) -> Arguments:
+    operands = _lstm_operands(g)
+    y, h, c, reserve = run_op("shardwright.lstm", operands, ())
+    grads = g.pick((True, False, False), (True, True, True), (False, True, False))
+    given = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True))
+    return (*given, *operands, y, c, reserve), {}
+
+
+@case("shardwright.attention")
+def _attention(g: Draw) -> Arguments:
+    b, h, t, d, s = g.sizes(5)
+    value_depth = g.pick(d, d, 3)
+    return (g.real(b, h, t, d), g.real(b, h, s, d), g.real(b, h, s, value_depth), g.chance(), 0.3), {}
+
+
+@case("shardwright.attention_backward")
+def _attention_backward(g: Draw) -> Arguments:
+    (q, k, v, causal, scale), _ = _attention(g)
+    out, lse = run_op("shardwright.attention", (q, k, v, causal, scale), ())
+    return (g.real(*out.shape), q, k, v, out, lse, causal, scale), {}
+
+
+@case("shardwright.cross_entropy")
+def _cross_entropy(g: Draw) -> Arguments:
+    n, c = g.size(2, 4, 6), g.size(4, 6)
+    return (g.real(n, c), g.ids(c, n), g.pick(-100, 1)), {}
+
+
+@case("shardwright.cross_entropy_backward")
+def _cross_entropy_backward(g: Draw) -> Arguments:
+    (logits, target, ignored), _ = _cross_entropy(g)
+    _, _, lse = run_op("shardwright.cross_entropy", (logits, target, ignored), ())
+    return (g.real(), logits, target, lse, ignored), {}
+
+
+# ------------------------------------------------------------------------------------------------- views
+
+RESHAPES = (
+    ((6, 4), (2, 3, 4)), ((2, 3, 4), (6, 4)), ((2, 3, 4), (24,)), ((24,), (2, 12)), ((4, 6), (2, 12)), ((2, 12), (4, 6)),
+    ((3, 4), (3, 1, 4)), ((1, 3, 1, 4), (12,)), ((), (1,)), ((1, 1), ()), ((2, 6, 18), (2, 6, 3, 2, 3)), ((2, 3), (3, 2)),
+    ((4, 2, 3), (4, 3, 2)), ((4, 1), (4,)), ((6,), (6,)), ((4, 9), (6, 6)),
+)  # fmt: skip
+
+
+@case("shardwright.reshape")
+def _reshape(g: Draw) -> Arguments:
+    before, after = g.pick(*RESHAPES)
+    return (g.real(*before), after), {}
+
+
+@case("aten.permute.default")
+def _permute(g: Draw) -> Arguments:
+    shape = g.shape()
+    order = list(range(len(shape)))
+    g.random.shuffle(order)
+    return (g.real(*shape), tuple(order)), {}
+
+
+@case("aten.slice.Tensor")
+def _slice(g: Draw) -> Arguments:
+    dim, where = g.pick(0, 1, -1), g.pick((0, 6), (2, 4), (6, 12), (1, 9223372036854775807), (-4, 9223372036854775807), (0, -3), (0, 12, 2), (0, 12), (3, 4))
+    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), dim, *where), {}
+
+
+@case("aten.slice_backward.default")
+def _slice_backward(g: Draw) -> Arguments:
+    (x, dim, *where), _ = _slice(g)
+    (out,) = run_op("aten.slice.Tensor", (x, dim, *where), ())
+    return (g.real(*out.shape), tuple(x.shape), dim, *where[:2], where[2] if len(where) > 2 else 1), {}
+
+
+@case("aten.select.int")
+def _select(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(3)), g.pick(0, 1, -1), g.pick(0, 1, -1)), {}
+
+
+@case("aten.select_backward.default")
+def _select_backward(g: Draw) -> Arguments:
+    (x, dim, index), _ = _select(g)
+    (out,) = run_op("aten.select.int", (x, dim, index), ())
+    return (g.real(*out.shape), tuple(x.shape), dim, index), {}
+
+
+@case("aten.split.Tensor")
+def _split(g: Draw) -> Arguments:
+    dim = g.pick(0, 1, -1)
+    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), g.pick(4, 6, 12, 5, 20), *g.pick((dim,), () if dim == 0 else (dim,))), {}
+
+
+@case("aten.split_with_sizes.default")
+def _split_with_sizes(g: Draw) -> Arguments:
+    dim = g.pick(0, 1, -1)
+    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), g.pick((4, 4, 4), (4, 8), (2, 4, 6)), dim), {}
+
+
+@case("aten.unbind.int")
+def _unbind(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(3)), g.pick(0, 1, -1)), {}
+
+
+@case("aten.cat.default")
+def _cat(g: Draw) -> Arguments:
+    shape, dim = g.shape(1, 3), 0
+    dim = g.dims(len(shape))[0]
+    equal = g.chance()
+    parts = [[s if equal or d != dim % len(shape) else g.size() for d, s in enumerate(shape)] for _ in range(g.pick(1, 2, 3))]
+    return (tuple(g.real(*part) for part in parts), dim), {}
+
+
+@case("aten.cat.default")
+def _cat_itself(g: Draw) -> Arguments:
+    x = g.real(*g.sizes(2))
+    return ((x, x),), {}
+
+
+@case("aten.flip.default")
+def _flip(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    return (g.real(*shape), g.dims(len(shape))), {}
+
+
+@case("aten.roll.default")
+def _roll(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(3)), *g.pick(((1,), (1,)), ((1, 2), (0, -1)), ((1,), ()))), {}
+
+
+@case("aten.repeat.default")
+def _repeat(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(2)), g.pick((1, 2), (2, 1, 3), (1, 1), (3, 2))), {}
+
+
+@case("aten.constant_pad_nd.default")
+def _pad(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(3)), g.pick((1, 1), (0, 2, 1, 0), (0, 0, 1, 1), (-1, 0)), 0.0), {}
+
+
+@case("aten.tril.default", "aten.triu.default")
+def _tril(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(g.pick(2, 3))), *g.pick((), (1,))), {}
