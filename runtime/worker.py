@@ -98,12 +98,10 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
 
 def run(request: RunRequest, emit: Emit) -> RunResult | None:
     """Runs a plan on this rank; the result on rank 0, None on the others."""
-    from planner.plan import read_plan, workload_of
-
-    from planner.lower import lower
+    from planner.plan import program_of, read_plan, workload_of
 
     plan = read_plan(request.plan)
-    program = lower(plan)
+    program = program_of(plan)
     with join(program.mesh.num_devices, request.device) as place:
         return train(program, lambda: workload_of(plan), request, place, emit)
 
