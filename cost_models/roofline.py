@@ -15,7 +15,7 @@ from cost_models.device import KINDS, MATRIX_KINDS, Device
 from cost_models.errors import BadValue, unknown_name
 from cost_models.gemm import gemm_seconds
 
-__all__ = ["KINDS", "host_time", "op_time"]
+__all__ = ["KINDS", "host_time", "matrix_peak", "op_time"]
 
 #: Number format of a matrix kernel by dtype, in order of preference. fp32 products stay in fp32 and cuDNN kernels may use
 #: tf32: torch's defaults `backends.cuda.matmul.allow_tf32 = False`, `backends.cudnn.allow_tf32 = True` ("CUDA semantics").
@@ -28,7 +28,7 @@ _VECTOR_DTYPES = (
 )  # fmt: skip
 
 
-def _matrix_peak(device: Device, kind: str, dtype: str) -> float:
+def matrix_peak(device: Device, kind: str, dtype: str) -> float:
     if dtype not in _FORMATS:
         raise unknown_name(f"dtype of a {kind}", dtype, tuple(_FORMATS))
     formats = _CUDNN_FP32 if dtype == "float32" and kind in ("conv", "lstm") else _FORMATS[dtype]
@@ -93,7 +93,7 @@ def op_time(
         return 0.0
     if kind == "gemm":
         shape = gemm if gemm is not None else _square(flops)
-        return device.kernel_overhead + gemm_seconds(device, shape, nbytes, dtype, _matrix_peak(device, kind, dtype))
+        return device.kernel_overhead + gemm_seconds(device, shape, nbytes, dtype, matrix_peak(device, kind, dtype))
     if kind == "lstm":
         return _lstm_time(device, flops, nbytes, dtype, gemm, steps)
     if kind in MATRIX_KINDS:
@@ -109,7 +109,7 @@ def _square(flops: float) -> tuple[int, int, int, int]:
 def _matrix_time(device: Device, kind: str, flops: float, nbytes: float, dtype: str) -> float:
     """max(F / (P e_kind), B / BW): fused convolution and attention kernels, whose tiles we do not model."""
     share = device.efficiency_of(kind) or device.gemm_efficiency
-    return max(flops / (_matrix_peak(device, kind, dtype) * share), _memory_time(device, nbytes))
+    return max(flops / (matrix_peak(device, kind, dtype) * share), _memory_time(device, nbytes))
 
 
 def _vector_time(device: Device, kind: str, flops: float, nbytes: float, dtype: str) -> float:
@@ -127,7 +127,7 @@ def _lstm_time(
 
     The critical path of a recurrent layer is its time steps, one after the other; the product of the inputs is one large one.
     """
-    peak, share = _matrix_peak(device, "lstm", dtype), device.efficiency_of("lstm") or device.gemm_efficiency
+    peak, share = matrix_peak(device, "lstm", dtype), device.efficiency_of("lstm") or device.gemm_efficiency
     recurrent = gemm_seconds(device, gemm, 0.0, dtype, peak) if gemm is not None else 0.0
     done = 2.0 * math.prod(gemm) * steps if gemm is not None else 0.0
     chain = steps * (device.lstm_step_overhead + recurrent)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def gemm_rows() -> Iterator[Row]:
 
 
 def collective_rows() -> Iterator[Row]:
-    """Collectives inside one node of A100, H100, H200 and V100 machines; with a time and without an algorithm forced by hand."""
+    """Collectives inside one node of A100, H100, H200 and V100 machines; with a time, and no algorithm forced by hand."""
     for row in _table("collectives.csv"):
         name = _CLUSTERS.get(row["gpu_model"])
         forced = "NVLS off" in row["algo"] or "-z 1" in row["notes"]
@@ -93,6 +93,29 @@ def collective_rows() -> Iterator[Row]:
         cluster = load_cluster(name, num_devices=size)
         yield Row(
             group=f"{row['op']} {name} {row['source'].split()[0]}",
+            what=f"{size} x {nbytes:.0f} B",
+            work=nbytes,
+            measured=float(row["time_us"]) * 1e-6,
+            predicted=collective_time(cluster, (size,), (0,), row["op"], nbytes),
+        )
+
+
+def multi_node_rows() -> Iterator[Row]:
+    """All-reduces over 2 and 4 nodes, from 512 MiB on, with the NICs of the machine that was measured in place of the DGX's.
+
+    Smaller ones say more about their network (GPUDirect-TCPXO, EFA) than about InfiniBand, which no public row here has.
+    """
+    nics = {"GCP A3 Mega 8x200Gb/s GPUDirect-TCPXO per node": 8, "AWS EFA v3 16x200Gb/s per node": 16}
+    for row in _table("collectives.csv"):
+        count, name = nics.get(row["inter_node"]), _CLUSTERS.get(row["gpu_model"])
+        if count is None or name is None or not row["nbytes"] or float(row["nbytes"]) < 2**29 or "forced" in row["algo"]:
+            continue
+        size, nbytes = int(row["n_gpus"]), float(row["nbytes"])
+        cluster = load_cluster(name, num_devices=size)
+        assert cluster.inter is not None
+        cluster = replace(cluster, inter=replace(cluster.inter, bandwidth=25e9, nics_per_node=count))
+        yield Row(
+            group=f"{row['op']} nodes {row['source'].split()[0]}",
             what=f"{size} x {nbytes:.0f} B",
             work=nbytes,
             measured=float(row["time_us"]) * 1e-6,
@@ -120,7 +143,7 @@ def by_group(rows: Iterator[Row]) -> dict[str, list[Row]]:
 
 
 def main() -> None:
-    for rows in (list(gemm_rows()), list(collective_rows())):
+    for rows in (list(gemm_rows()), list(collective_rows()), list(multi_node_rows())):
         for group, members in {"all": rows, **by_group(iter(rows))}.items():
             s = summary(members)
             print(

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
-from measurements import DATA, Row, by_group, collective_rows, gemm_rows, summary
+from measurements import DATA, Row, by_group, collective_rows, gemm_rows, multi_node_rows, summary
 
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no published measurements at {DATA}; set SHARDWRIGHT_DATA")
 
@@ -41,3 +41,10 @@ def test_large_messages_are_within_a_tenth() -> None:
     large = [row for row in collective_rows() if row.work >= 2**28]
     assert summary(large)["mean"] <= 0.05
     assert summary(large)["max"] <= 0.20
+
+
+def test_large_messages_between_nodes() -> None:
+    found = summary(list(multi_node_rows()))
+    assert found["n"] == 7
+    assert found["mean"] <= 0.10
+    assert found["max"] <= 0.15
