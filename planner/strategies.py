@@ -14,7 +14,15 @@ from dataclasses import dataclass
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
 from planner.subdims import OpDims
 
-__all__ = ["Option", "ParameterStrategy", "Strategy", "op_strategies", "options_of", "parameter_options", "parameter_strategies"]
+__all__ = [
+    "Option",
+    "ParameterStrategy",
+    "Strategy",
+    "op_strategies",
+    "options_of",
+    "parameter_options",
+    "parameter_strategies",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,9 +118,7 @@ def parameter_options(num_flat: int) -> tuple[Option, ...]:
     return (WHOLE, *(Option("update", k) for k in places), *(Option("split", k) for k in places))
 
 
-def parameter_strategies(
-    flat: tuple[int, ...], mesh_sizes: tuple[int, ...], allowed: Allowed
-) -> tuple[ParameterStrategy, ...]:
+def parameter_strategies(flat: tuple[int, ...], mesh_sizes: tuple[int, ...], allowed: Allowed) -> tuple[ParameterStrategy, ...]:
     """All ways to store and update a parameter that the mesh divides and the pins allow."""
     options = parameter_options(len(flat))
     per_axis = [[o for o in options if allowed(axis, o)] for axis in range(len(mesh_sizes))]

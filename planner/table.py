@@ -133,7 +133,9 @@ class _Builder:
                 continue
             nodes = [graph.nodes[m] for m in members]
             found = op_strategies(
-                dims.ops[node.index], costing.sizes, lambda a, o, nodes=nodes: all(self.pins.op(n, a, o) for n in nodes)  # type: ignore[misc]
+                dims.ops[node.index],
+                costing.sizes,
+                lambda a, o, nodes=nodes: all(self.pins.op(n, a, o) for n in nodes),  # type: ignore[misc]
             )
             found = tuple(s for s in found if self._reads_inputs_whole(node, s))
             if not found:
@@ -160,7 +162,9 @@ class _Builder:
             flat, itemsize = self._flat(value.id), dtype_bytes(value.dtype)
             tied = [graph.parameters[m] for m in members]
             found = parameter_strategies(
-                flat, self.costing.sizes, lambda a, o, tied=tied: all(self.pins.parameter(p, a, o) for p in tied)  # type: ignore[misc]
+                flat,
+                self.costing.sizes,
+                lambda a, o, tied=tied: all(self.pins.parameter(p, a, o) for p in tied),  # type: ignore[misc]
             )
             if not found:
                 raise NoPlan(f"no way to store parameter {parameter.name!r} is left under these pins: loosen one")
@@ -180,7 +184,9 @@ class _Builder:
 
     def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        cache, time = (self.bucketed, self.costing.bucketed) if phase == "update" else (self.blocking, self.costing.communication)
+        cache, time = (
+            (self.bucketed, self.costing.bucketed) if phase == "update" else (self.blocking, self.costing.communication)
+        )
         return layouts_of(cache, self._flat(value), itemsize, self.costing.sizes, time)
 
     def _produced(self, value: int) -> tuple[int, list[Layout]] | None:

@@ -508,4 +508,6 @@ def _is_library(path: Path) -> bool:
     """Whether the file is ours (but for the built-in models), Python's or installed, and not the user's."""
     ours, python = Path(__file__).parent, Path(traceback.__file__).parent
     installed = "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents
-    return installed or python in path.parents or (ours in path.parents and path.parent.name != "models") or not path.is_absolute()
+    return (
+        installed or python in path.parents or (ours in path.parents and path.parent.name != "models") or not path.is_absolute()
+    )

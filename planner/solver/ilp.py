@@ -200,7 +200,7 @@ class _Model:
         status = self.model.solve(solver)
         if pulp.LpStatus[status] == "Infeasible" or any(v.varValue is None for x in self.x for v in x.values()):
             return None
-        choice = tuple(max(x, key=lambda i: float(x[i].varValue)) for x in self.x)  # noqa: B023
+        choice = tuple(max(x, key=lambda i: float(x[i].varValue)) for x in self.x)
         highs = self.model.solverModel
         dual = float(highs.getInfo().mip_dual_bound) if highs is not None else float("nan")
         return choice, self.bound + dual / self.scale

@@ -1,0 +1,324 @@
+"""Lowers a plan's choices to the `Program` that every rank runs.
+
+Model, mesh, choices -> Program. For every op: bring each operand to the layout that its strategy reads (the steps that the cost
+table paid for), look at it through its views, run the op on the shard. Gradients are reduced in buckets as they appear, beside
+compute; parameters that are stored in pieces are gathered a layer ahead; what ZeRO updates in pieces is gathered after the update.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from cost_models.memory import dtype_bytes
+from planner.choices import Choices
+from planner.costing import BUCKET_BYTES, Costing, local_numel
+from planner.graph import Node, Parameter, map_refs
+from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
+from planner.redistribute import Layouts, Step, layouts_of
+from planner.rules import RULES, Local
+from planner.schedule import finish
+from planner.strategies import ParameterStrategy
+from planner.subdims import OpDims, call_of
+from planner.table import Model
+from planner.ties import layer_of
+from planner.views import is_view
+
+__all__ = ["lower"]
+
+
+def lower(model: Model, mesh: Mesh, choices: Choices, costing: Costing, *, timing: Costing | None = None) -> Program:
+    """The program of one training step. `costing` decides by which steps layouts change; `timing` (by default the same) gives
+    every instruction its seconds."""
+    return _Lowering(model, mesh, choices, costing, timing or costing).program()
+
+
+class _Lowering:
+    """Emits instructions in the order of the graph; `schedule.finish` then merges, moves ahead and frees."""
+
+    def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing) -> None:
+        self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
+        self.instructions: list[Instruction] = []
+        self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
+        self.value_bytes: dict[int, int] = {}
+        self.alias: dict[int, int] = {}
+        self.produced: dict[int, tuple[int, Layout]] = {}  # root value -> its program value and layout
+        self.delivered: dict[tuple[int, str, Layout], int] = {}
+        self.viewed: dict[tuple[int, int], int] = {}
+        self.layouts: dict[bool, dict[tuple[tuple[int, ...], int], Layouts]] = {False: {}, True: {}}
+        self.inputs: dict[tuple[int, Layout], InputState] = {}
+        self.names: dict[str, int] = defaultdict(int)
+
+    # ---------------------------------------------------------------------------------------------- values
+
+    def _new(self, nbytes: int, alias: int | None = None) -> int:
+        number = len(self.value_bytes)
+        self.value_bytes[number] = 0 if alias is not None else nbytes
+        if alias is not None:
+            self.alias[number] = alias
+        return number
+
+    def _shape(self, value: int) -> SubShape:
+        return self.model.dims.shapes[value]
+
+    def _flat(self, value: int) -> tuple[int, ...]:
+        return tuple(size for dim in self._shape(value) for size in dim)
+
+    def _dtype(self, value: int) -> str:
+        return self.model.graph.values[value].dtype
+
+    def _nbytes(self, value: int, layout: Layout) -> int:
+        return local_numel(self._flat(value), layout, self.costing.sizes) * dtype_bytes(self._dtype(value))
+
+    def _name(self, stem: str) -> str:
+        self.names[stem] += 1
+        return f"{stem}#{self.names[stem]}"
+
+    # ---------------------------------------------------------------------------------------------- layouts
+
+    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
+        """The chain of steps that the cost table paid for."""
+        if before == after:
+            return ()
+        itemsize, update = dtype_bytes(self._dtype(value)), phase == "update"
+        time = self.costing.bucketed if update else self.costing.communication
+        layouts = layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
+        return layouts.steps(before, after)
+
+    def _deliver(self, value: int, phase: str, wanted: Layout) -> int:
+        """The program value that holds root `value` in layout `wanted` during `phase`."""
+        kind = self.model.graph.values[value].kind
+        if kind in ("input", "buffer"):
+            return self._input(value, wanted)
+        source, layout = self.produced[value]
+        hub = self.choices.hubs.get((value, phase), layout)
+        source = self._convert(value, phase, source, layout, hub)
+        return self._convert(value, phase, source, hub, wanted)
+
+    def _convert(self, value: int, phase: str, source: int, before: Layout, after: Layout) -> int:
+        if before == after:
+            return source
+        key = (value, phase, after)
+        if key not in self.delivered:
+            found = self.model.graph.values[value]
+            gather = found.kind == "parameter"
+            for step in self._steps(value, phase, before, after):
+                source = self._communicate(value, phase, source, step, asynchronous=gather or phase == "update")
+                if gather:
+                    self.gathers[self.instructions[-1].id] = f"{layer_of(found.name.rpartition('.')[0])}:{phase}"
+            self.delivered[key] = source
+        return self.delivered[key]
+
+    def _communicate(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
+        found = self.model.graph.values[value]
+        sizes = self.costing.sizes
+        expanded = local_sizes(self._flat(value), step.before, sizes)
+        assert expanded is not None
+        nbytes = self._nbytes(value, step.before)
+        if step.kind == "all_gather":
+            for axis in step.axes:
+                nbytes *= sizes[axis]
+        result = self._new(self._nbytes(value, step.after), source if step.kind == "slice" else None)
+        self.instructions.append(
+            Communicate(
+                id=self._name(f"{phase}.{found.name}.{step.kind}"), kind=step.kind, axes=step.axes, sources=(source,),
+                results=(result,), expanded=(expanded,), shapes=(local_shape(self._shape(value), step.after, sizes),),
+                dtypes=(found.dtype,), gather=step.gather, split=step.split, phase=phase, path=found.name,
+                asynchronous=asynchronous and step.kind != "slice", nbytes=nbytes,
+                time=self.timing.communication(step.kind, step.axes, float(nbytes)),
+            )
+        )  # fmt: skip
+        return result
+
+    def _input(self, value: int, layout: Layout) -> int:
+        """Inputs come in the layout in which they are read: each rank loads its own piece."""
+        key = (value, layout)
+        if key not in self.inputs:
+            found = self.model.graph.values[value]
+            self.inputs[key] = InputState(
+                name=found.name, value=self._new(self._nbytes(value, layout)), subshape=self._shape(value), layout=layout,
+                dtype=found.dtype, is_buffer=found.kind == "buffer",
+            )  # fmt: skip
+        return self.inputs[key].value
+
+    # ---------------------------------------------------------------------------------------------- ops
+
+    def _operand(self, value: int, phase: str, seen: Layout) -> int:
+        """The program value of graph value `value` in the layout `seen`: its root, delivered, through its views."""
+        root = self.model.roots[value]
+        return self._through_views(value, self._deliver(root.value, phase, root.layout(seen)), seen)
+
+    def _through_views(self, value: int, source: int, seen: Layout) -> int:
+        if self.model.roots[value].value == value:
+            return source
+        key = (value, source)
+        if key not in self.viewed:
+            writer = self.model.graph.values[value].writer
+            assert writer is not None
+            node, dims = self.model.graph.nodes[writer], self.model.dims.ops[writer]
+            leaves = tuple(dims.results[0][p] if p >= 0 else p for p in seen)
+            under = tuple(dims.operands[0].index(p) if p >= 0 else p for p in leaves)
+            inner = self._through_views(node.operands[0], source, under)
+            sizes = local_sizes(dims.sizes, leaves, self.costing.sizes)
+            assert sizes is not None
+            split = {dims.letter[leaf]: (axis,) for axis, leaf in enumerate(leaves) if leaf >= 0}
+            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, 0.0)
+        return self.viewed[key]
+
+    def _op(self, node: Node) -> None:
+        dims, strategy = self.model.dims.ops[node.index], self.choices.strategies[node.index]
+        ids = [self._operand(v, node.phase, seen) for v, seen in zip(node.operands, strategy.operands, strict=True)]
+        split: dict[int, tuple[int, ...]] = {}
+        for axis, option in enumerate(strategy.options):
+            if option.kind == "split":
+                letter = dims.letter[option.number]
+                split[letter] = (*split.get(letter, ()), axis)
+        seconds = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
+        seconds += self.timing.inner(node, dims, strategy)
+        results = self._run(node, dims, None, ids, strategy.sizes, split, seconds)
+        for value, number, layout in zip(node.results, results, strategy.results, strict=True):
+            if value is not None:
+                self.produced[value] = (number, layout)
+
+    def _run(
+        self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], sizes: tuple[int, ...],
+        split: dict[int, tuple[int, ...]], seconds: float,
+    ) -> list[int]:  # fmt: skip
+        """Emits one op on a shard; the program values of its results."""
+        letters = dims.letter_sizes(sizes)
+        shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
+        op, args, kwargs = RULES[node.op].localize(
+            call_of(self.model.graph, node), Local(results=shapes, split=split, sizes=letters)
+        )
+        queue = iter(ids)
+        args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
+        alias = ids[0] if dims.signature.kind == "view" and ids else None
+        results = [self._new(_bytes_of(shape, dtype), alias) for shape, dtype in zip(shapes, node.result_dtypes, strict=True)]
+        used = tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True))
+        stem = f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"
+        self.instructions.append(
+            Compute(
+                id=self._name(stem), op=op, args=_torch_constants(args), kwargs=_torch_constants(kwargs), results=used,
+                shapes=shapes, dtypes=node.result_dtypes, kind=dims.signature.kind, phase=node.phase, path=node.path, time=seconds,
+            )
+        )  # fmt: skip
+        return results
+
+    # ---------------------------------------------------------------------------------------------- parameters
+
+    def _parameters(self) -> tuple[ParameterState, ...]:
+        out = []
+        for parameter, strategy in zip(self.model.graph.parameters, self.choices.parameters, strict=True):
+            value = self._new(self._nbytes(parameter.value, strategy.stored))
+            whole = strategy.stored == strategy.updated
+            shard = value if whole else self._new(self._nbytes(parameter.value, strategy.updated))
+            self.produced[parameter.value] = (value, strategy.stored)
+            out.append(
+                ParameterState(
+                    name=parameter.name, value=value, shard=shard, subshape=self._shape(parameter.value), stored=strategy.stored,
+                    updated=strategy.updated, dtype=self._dtype(parameter.value),
+                )
+            )  # fmt: skip
+        return tuple(out)
+
+    def _reduce(self, index: int, parameter: Parameter) -> None:
+        """Starts the reduction of a gradient as soon as it is there."""
+        root = self.model.roots[parameter.gradient]
+        self._deliver(root.value, "update", root.layout(self.choices.parameters[index].updated))
+
+    def _update(self, states: tuple[ParameterState, ...]) -> None:
+        gradients = tuple(
+            self._operand(p.gradient, "update", s.updated)
+            for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
+        )
+        seconds = sum(
+            self.timing.update(self._flat(p.value), dtype_bytes(self._dtype(p.value)), self._dtype(p.value),
+                                ParameterStrategy(options=s.options, stored=s.updated, updated=s.updated))
+            for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
+        )  # fmt: skip
+        self.instructions.append(Update(id="update.optimizer", gradients=gradients, time=seconds))
+        for parameter, state in zip(self.model.graph.parameters, states, strict=True):
+            self._gather_back(parameter, state)
+
+    def _gather_back(self, parameter: Parameter, state: ParameterState) -> None:
+        """After the update, what is stored whole and updated in pieces is gathered, the innermost axis first."""
+        source = state.shard
+        for step in self._steps(parameter.value, "update", state.updated, state.stored):
+            source = self._communicate(parameter.value, "update", source, step, asynchronous=True)
+        if source != state.shard:
+            last = self.instructions[-1]
+            assert isinstance(last, Communicate)
+            self.instructions[-1] = replace(last, results=(state.value,))
+
+    # ---------------------------------------------------------------------------------------------- the program
+
+    def program(self) -> Program:
+        graph = self.model.graph
+        states = self._parameters()
+        ready: dict[int, list[int]] = defaultdict(list)
+        for index, parameter in enumerate(graph.parameters):
+            ready[self.model.roots[parameter.gradient].value].append(index)
+        for node in graph.nodes:
+            if is_view(self.model.dims, node.index):
+                continue
+            self._op(node)
+            for value in node.results:
+                for index in ready.get(value, []) if value is not None else []:
+                    self._reduce(index, graph.parameters[index])
+        root = self.model.roots[graph.loss]
+        loss = self._operand(graph.loss, "forward", tuple(REPLICATE for _ in self.mesh.sizes))
+        assert root.value in self.produced
+        self._update(states)
+        instructions = finish(self.instructions, self.gathers, self.alias, self._kept(states, loss), self.timing, BUCKET_BYTES)
+        return Program(
+            mesh=self.mesh, instructions=instructions, parameters=states, inputs=tuple(self.inputs.values()), loss=loss,
+            value_bytes=self.value_bytes, initial_bytes=self._initial(states),
+        )  # fmt: skip
+
+    def _kept(self, states: tuple[ParameterState, ...], loss: int) -> set[int]:
+        """Values that outlive the step."""
+        inputs = {state.value for state in self.inputs.values()}
+        return {loss, *inputs, *(s.value for s in states), *(s.shard for s in states)}
+
+    def _initial(self, states: tuple[ParameterState, ...]) -> dict[str, int]:
+        held = {"parameters": 0, "optimizer": 0, "inputs": sum(self.value_bytes[s.value] for s in self.inputs.values())}
+        for parameter, strategy in zip(self.model.graph.parameters, self.choices.parameters, strict=True):
+            dtype = self._dtype(parameter.value)
+            parts = self.costing.parameter_bytes(self._flat(parameter.value), dtype_bytes(dtype), dtype, strategy)
+            for name, nbytes in parts.items():
+                held[name] += nbytes
+        return held
+
+
+def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:
+    """The local shape of a result; a result that is never read may have no letters, and keeps its global shape."""
+    table = dims.signature.results[result]
+    if len(table) != len(node.result_shapes[result]):
+        return node.result_shapes[result]
+    shape = []
+    for dim in table:
+        size = 1
+        for letter in dim:
+            size *= letters[letter]
+        shape.append(size)
+    return tuple(shape)
+
+
+def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:
+    size = dtype_bytes(dtype)
+    for s in shape:
+        size *= s
+    return size
+
+
+def _torch_constants(argument: Any) -> Any:
+    """`"torch.float32"` -> torch.float32, in nested arguments."""
+    if isinstance(argument, tuple):
+        return tuple(_torch_constants(a) for a in argument)
+    if isinstance(argument, str) and argument.startswith("torch."):
+        return getattr(torch, argument.removeprefix("torch."))
+    return argument

@@ -1,0 +1,240 @@
+"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON, versioned, tied to its graph by a hash.
+
+Ranks receive the plan's file: they trace the model again (`model_of`), check the hash and lower the choices; none solves again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cost_models.atomic_write import write_atomically
+from cost_models.cluster import Cluster, parse_cluster
+from cost_models.errors import BadPlan
+from planner.choices import Choices
+from planner.costing import Costing, total_gradient_bytes
+from planner.layout import Layout, Mesh, local_sizes
+from planner.lower import lower
+from planner.program import Program
+from planner.strategies import Option, op_strategies, parameter_strategies
+from planner.subdims import infer
+from planner.table import Model
+from planner.ties import tie
+from planner.trace import Traced, trace
+from planner.views import is_view, resolve
+from planner.workload import Workload, load_workload
+
+__all__ = [
+    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "model_of", "modelled", "program_of", "read_plan",
+    "workload_of", "write_plan",
+]  # fmt: skip
+
+FORMAT = "shardwright-plan"
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """The model as it was asked for: everything that building it again needs."""
+
+    model: str
+    batch: int | None
+    seq: int | None
+    settings: Mapping[str, str]
+    dtype: str
+    num_devices: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """The cluster planned for; `definition` is its whole hardware file, so that the plan means the same elsewhere."""
+
+    name: str
+    num_devices: int
+    num_nodes: int
+    definition: str
+
+    def cluster(self) -> Cluster:
+        return parse_cluster(
+            self.definition, f"the plan's hardware {self.name!r}", num_devices=self.num_devices, num_nodes=self.num_nodes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverRecord:
+    """How the choice was found. `objective` is the plan costed again on the whole graph; `hidden` is the share of parameters' and
+    gradients' communication that the objective leaves out because it runs beside compute."""
+
+    status: str
+    objective: float
+    bound: float
+    gap: float
+    time_s: float
+    num_variables: int
+    hidden: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """What a person would have typed, in the same cost model; None where the model admits no such plan (`reason` says why)."""
+
+    name: str
+    mesh: str
+    step_time_s: float | None
+    memory_bytes: int | None
+    fits: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """See the module. `options[c]` are the options of node class c (None for views), `parameters[c]` of parameter class c;
+    `hubs` are (root value, phase, layout)."""
+
+    ask: Ask
+    hardware: Hardware
+    graph_hash: str
+    mesh: Mesh
+    options: tuple[tuple[Option, ...] | None, ...]
+    parameters: tuple[tuple[Option, ...], ...]
+    hubs: tuple[tuple[int, str, Layout], ...]
+    solver: SolverRecord
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes the plan as JSON, whole or not at all."""
+    body = {
+        "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask), "hardware": asdict(plan.hardware),
+        "graph_hash": plan.graph_hash, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
+        "options": [None if o is None else [_show(x) for x in o] for o in plan.options],
+        "parameters": [[_show(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
+        "solver": asdict(plan.solver), "summary": dict(plan.summary), "alternatives": [asdict(a) for a in plan.alternatives],
+    }  # fmt: skip
+    write_atomically(path, json.dumps(body, indent=1) + "\n")
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a file. Raises BadPlan if it is no plan, truncated, or of another version."""
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadPlan(f"{path}: cannot be read ({error.strerror}); make a plan with: plan --model NAME --gpus N") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadPlan(f"{path}: not a whole plan file ({error}); plan again") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise BadPlan(f"{path}: not a plan file (no format {FORMAT!r})")
+    if body.get("version") != VERSION:
+        raise BadPlan(f"{path}: a plan of version {body.get('version')}, this program reads version {VERSION}; plan again")
+    try:
+        return _parse(body)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise BadPlan(f"{path}: the plan file is damaged ({type(error).__name__}: {error}); plan again") from error
+
+
+def _parse(body: dict[str, Any]) -> Plan:
+    return Plan(
+        ask=Ask(**body["ask"]), hardware=Hardware(**body["hardware"]), graph_hash=body["graph_hash"],
+        mesh=Mesh(tuple(body["mesh"]["names"]), tuple(body["mesh"]["sizes"])),
+        options=tuple(None if o is None else tuple(map(_read_option, o)) for o in body["options"]),
+        parameters=tuple(tuple(map(_read_option, o)) for o in body["parameters"]),
+        hubs=tuple((value, h["phase"], tuple(h["layout"])) for h in body["hubs"] for value in h["values"]),
+        solver=SolverRecord(**body["solver"]), summary=body["summary"],
+        alternatives=tuple(Alternative(**a) for a in body["alternatives"]),
+    )  # fmt: skip
+
+
+def _show(option: Option) -> str:
+    return option.kind if option.number < 0 else f"{option.kind}:{option.number}"
+
+
+def _read_option(text: str) -> Option:
+    kind, _, number = text.partition(":")
+    if kind not in ("whole", "split", "linear", "update"):
+        raise ValueError(f"unknown option {text!r}")
+    return Option(kind, int(number) if number else -1)
+
+
+def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, Layout], list[int]] = {}
+    for value, phase, layout in hubs:
+        groups.setdefault((phase, layout), []).append(value)
+    return [{"phase": phase, "layout": layout, "values": values} for (phase, layout), values in groups.items()]
+
+
+# ------------------------------------------------------------------------------------------------- from a plan
+
+
+def modelled(traced: Traced) -> Model:
+    """The traced graph with its sub-dims, ties and views."""
+    dims = infer(traced.graph)
+    return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims), roots=resolve(traced.graph, dims))
+
+
+def workload_of(plan: Plan) -> Workload:
+    """The workload that the plan is for, built anew (under the caller's seed, or under fake tensors)."""
+    ask = plan.ask
+    return load_workload(
+        ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype
+    )  # fmt: skip
+
+
+def model_of(plan: Plan) -> Model:
+    """The plan's model, traced again. Raises BadPlan if it is another graph than the plan was made for."""
+    traced = trace(lambda: workload_of(plan))
+    found = traced.graph.digest()
+    if found != plan.graph_hash:
+        raise BadPlan(
+            f"the plan was made for another graph of {plan.ask.model!r} (hash {plan.graph_hash[:12]}, now {found[:12]}): "
+            "the model's code or torch has changed; plan again"
+        )
+    return modelled(traced)
+
+
+def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
+    """Costs under the plan's mesh, on its own hardware or on another cluster."""
+    optimizer = plan.summary["optimizer"]
+    return Costing(cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph))
+
+
+def choices_of(plan: Plan, model: Model) -> Choices:
+    """The plan's choices for every node of its model."""
+    if len(plan.options) != len(model.ties.nodes_of) or len(plan.parameters) != len(model.ties.parameters_of):
+        raise BadPlan("the plan has choices for another number of ops than the model has; plan again")
+    sizes, strategies = plan.mesh.sizes, {}
+    for node in model.graph.nodes:
+        options = plan.options[model.ties.node_class[node.index]]
+        if is_view(model.dims, node.index) or options is None:
+            continue
+        found = op_strategies(model.dims.ops[node.index], sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
+        if len(found) != 1:
+            raise BadPlan(f"the plan's choice {[_show(o) for o in options]} does not exist for {node.op} in {node.path!r}")
+        strategies[node.index] = found[0]
+    parameters = []
+    for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
+        flat = tuple(size for dim in model.dims.shapes[parameter.value] for size in dim)
+        options = plan.parameters[number]
+        kept = parameter_strategies(flat, sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
+        if len(kept) != 1:
+            raise BadPlan(f"the plan's choice {[_show(o) for o in options]} does not exist for parameter {parameter.name!r}")
+        parameters.append(kept[0])
+    hubs = {(value, phase): layout for value, phase, layout in plan.hubs}
+    for (value, _), layout in hubs.items():
+        flat = tuple(size for dim in model.dims.shapes[value] for size in dim)
+        if local_sizes(flat, layout, sizes) is None:
+            raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
+    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs)
+
+
+def program_of(plan: Plan, cluster: Cluster | None = None) -> Program:
+    """The program that the plan's ranks run, timed on the plan's hardware or, if given, on another cluster."""
+    model = model_of(plan)
+    timing = None if cluster is None else costing_of(plan, model, cluster)
+    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing)

@@ -1,0 +1,128 @@
+"""What a Program will do: its simulated timeline, its time in parts, and its memory by category.
+
+Program, cluster -> Prediction. All ranks run the same instructions on shards of the same shapes, so one device is simulated for all.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from dataclasses import dataclass
+
+from cost_models.breakdown import breakdown
+from cost_models.cluster import Cluster
+from cost_models.roofline import host_time
+from cost_models.simulator import Task, simulate
+from cost_models.timeline import Timeline
+from planner.program import Communicate, Compute, Instruction, Program
+from planner.schedule import reads, writes
+
+__all__ = ["CATEGORIES", "Prediction", "memory_by_category", "peak_position", "predict", "simulate_program"]
+
+#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made;
+#: `temporaries` what backward holds besides gradients.
+CATEGORIES = ("parameters", "optimizer", "gradients", "activations", "gathered", "temporaries", "inputs")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """One step, predicted: seconds, and bytes of one device by category at the moment of its peak."""
+
+    step_time_s: float
+    compute_time_s: float
+    exposed_communication_time_s: float
+    idle_time_s: float
+    memory_bytes: dict[str, int]
+
+    @property
+    def total_memory_bytes(self) -> int:
+        return sum(self.memory_bytes.values())
+
+
+def predict(program: Program, cluster: Cluster) -> Prediction:
+    """The prediction for one device; all are alike."""
+    timeline = simulate_program(program, cluster)
+    parts = breakdown(timeline, 0)
+    return Prediction(
+        step_time_s=timeline.step_time, compute_time_s=parts.compute, idle_time_s=parts.idle,
+        exposed_communication_time_s=parts.exposed_communication, memory_bytes=memory_by_category(program),
+    )  # fmt: skip
+
+
+def simulate_program(program: Program, cluster: Cluster) -> Timeline:
+    """The timeline of device 0, with the ids of the program's instructions."""
+    writer: dict[int, str] = {}
+    tasks = []
+    for instruction in program.instructions:
+        tasks.append(_task(program, instruction, writer, cluster))
+        for value in writes(instruction):
+            writer[value] = instruction.id
+    return simulate(
+        tasks, num_devices=1, initial_memory=sum(program.initial_bytes.values()), overlap=cluster.device.overlap
+    )  # fmt: skip
+
+
+def _task(program: Program, instruction: Instruction, writer: dict[int, str], cluster: Cluster) -> Task:
+    free = instruction.kind in ("view", "slice")
+    communicates = isinstance(instruction, Communicate) and instruction.kind != "slice"
+    kind = "copy" if communicates else instruction.kind
+    kept = {state.value for state in program.parameters}
+    made = sum(program.value_bytes[v] for v in writes(instruction) if v not in kept)
+    return Task(
+        id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
+        stream="communication" if communicates else "compute", duration=instruction.time,
+        host_duration=0.0 if free else host_time(cluster.device, kind),
+        deps=tuple(dict.fromkeys(writer[v] for v in reads(instruction) if v in writer)),
+        allocates=made, frees=sum(program.value_bytes[v] for v in instruction.frees),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def memory_by_category(program: Program) -> dict[str, int]:
+    """Bytes of one device by category, at the instruction where their sum is largest."""
+    return _walk(program)[0]
+
+
+def peak_position(program: Program) -> str:
+    """The id of the instruction at which memory peaks."""
+    return _walk(program)[1]
+
+
+def _walk(program: Program) -> tuple[dict[str, int], str]:
+    category = _categories(program)
+    held: dict[str, int] = defaultdict(int, program.initial_bytes)
+    total = sum(held.values())
+    best, peak, where = dict(held), total, "start"
+    kept = {state.value for state in program.parameters}
+    for instruction in program.instructions:
+        for value in writes(instruction):
+            if value not in kept:
+                held[category[value]] += program.value_bytes[value]
+                total += program.value_bytes[value]
+        if total > peak:
+            best, peak, where = dict(held), total, instruction.id
+        for value in instruction.frees:
+            held[category.get(value, "inputs")] -= program.value_bytes[value]
+            total -= program.value_bytes[value]
+    return {name: best.get(name, 0) for name in CATEGORIES}, where
+
+
+def _categories(program: Program) -> dict[int, str]:
+    """Gradients are what the update reads, and what is reduced for it; then by who wrote the value and when."""
+    gradients: set[int] = set()
+    for instruction in reversed(program.instructions):
+        if instruction.kind == "optimizer" or (
+            gradients & set(writes(instruction)) and (isinstance(instruction, Communicate) or instruction.kind == "view")
+        ):
+            gradients.update(reads(instruction))
+    out: dict[int, str] = {}
+    for instruction in program.instructions:
+        for value in writes(instruction):
+            if value in gradients:
+                out[value] = "gradients"
+            elif isinstance(instruction, Compute):
+                out[value] = "activations" if instruction.phase == "forward" else "temporaries"
+            else:
+                out[value] = "gathered"
+    return out

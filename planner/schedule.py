@@ -1,0 +1,200 @@
+"""Orders a lowered step: buckets, prefetching, and where each value is freed.
+
+Instructions in order of need -> the final order. Gradients' reductions are merged into flat buckets, started when the bucket is
+full; gathers of one layer's parameters are merged and started one layer ahead; a value is freed after its last use, and so is
+what it looks at. Invariant: a value is written before it is read.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Hashable, Iterable
+from dataclasses import replace
+
+from planner.costing import Costing
+from planner.graph import refs_in
+from planner.program import Communicate, Compute, Instruction, Update
+
+__all__ = ["finish", "reads", "writes"]
+
+
+def reads(instruction: Instruction) -> tuple[int, ...]:
+    """The values that an instruction reads."""
+    if isinstance(instruction, Compute):
+        return tuple(refs_in(instruction.args))
+    return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
+
+
+def writes(instruction: Instruction) -> tuple[int, ...]:
+    """The values that an instruction writes."""
+    if isinstance(instruction, Update):
+        return ()
+    return tuple(r for r in instruction.results if r is not None)
+
+
+def finish(
+    instructions: list[Instruction],
+    gathers: dict[str, str],
+    alias: dict[int, int],
+    kept: set[int],
+    costing: Costing,
+    bucket: int,
+) -> tuple[Instruction, ...]:
+    """The final order. `gathers` names the instructions that gather parameters, with their layer; `alias` says which value a
+    view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes."""
+    ordered = _prefetched(instructions, gathers, costing)
+    ordered = _bucketed(ordered, costing, bucket)
+    return _freed(ordered, alias, kept)
+
+
+def _merge(parts: list[Communicate], costing: Costing) -> Communicate:
+    """Several communications as one, on one flat buffer."""
+    if len(parts) == 1:
+        return parts[0]
+    nbytes = sum(p.nbytes for p in parts)
+    first = parts[0]
+    return replace(
+        first, id=f"{first.id}+{len(parts) - 1}", path=f"{first.path} +{len(parts) - 1}", nbytes=nbytes,
+        sources=tuple(s for p in parts for s in p.sources), results=tuple(r for p in parts for r in p.results),
+        expanded=tuple(e for p in parts for e in p.expanded), shapes=tuple(s for p in parts for s in p.shapes),
+        dtypes=tuple(d for p in parts for d in p.dtypes), time=costing.communication(first.kind, first.axes, float(nbytes)),
+    )  # fmt: skip
+
+
+def _kind_key(part: Communicate) -> Hashable:
+    """What communications must share to go in one buffer."""
+    return (part.kind, part.axes, part.gather, part.split, part.reduce, part.dtypes[0])
+
+
+# ------------------------------------------------------------------------------------------------- gathers of parameters
+
+
+def _prefetched(instructions: list[Instruction], gathers: dict[str, str], costing: Costing) -> list[Instruction]:
+    """One merged gather a layer and phase, started where the layer before it is first needed."""
+    written = {value for instruction in instructions for value in writes(instruction)}
+    groups: dict[str, list[Communicate]] = {}
+    needed: dict[str, int] = {}
+    for position, instruction in enumerate(instructions):
+        group = gathers.get(instruction.id)
+        first_step = isinstance(instruction, Communicate) and not any(s in written for s in instruction.sources)
+        if group is not None and isinstance(instruction, Communicate) and first_step:
+            groups.setdefault(group, []).append(instruction)
+            needed.setdefault(group, position)
+    starts: dict[int, list[Instruction]] = defaultdict(list)
+    order = sorted(groups, key=needed.__getitem__)
+    for previous, group in zip([None, *order], order, strict=False):
+        starts[0 if previous is None else needed[previous]] += _merged(groups[group], costing)
+    moved = {part.id for parts in groups.values() for part in parts}
+    out: list[Instruction] = []
+    for position, instruction in enumerate(instructions):
+        out += starts.get(position, [])
+        if instruction.id not in moved:
+            out.append(instruction)
+    return out
+
+
+def _merged(parts: Iterable[Communicate], costing: Costing) -> list[Instruction]:
+    kinds: dict[Hashable, list[Communicate]] = defaultdict(list)
+    for part in parts:
+        kinds[_kind_key(part)].append(part)
+    return [_merge(same, costing) for same in kinds.values()]
+
+
+# ------------------------------------------------------------------------------------------------- gradients
+
+
+class _Buckets:
+    """Open buckets, and instructions that wait for one; all are written out in an order that keeps writes before reads."""
+
+    def __init__(self, costing: Costing, size: int) -> None:
+        self.costing, self.size = costing, size
+        self.out: list[Instruction] = []
+        self.open: dict[Hashable, list[Communicate]] = {}
+        self.pending: dict[int, Hashable] = {}  # value -> the open bucket that will write it
+        self.deferred: list[Instruction] = []
+        self.late: set[int] = set()
+
+    def add(self, part: Communicate) -> None:
+        for source in part.sources:
+            self._settle(source)
+        key = _kind_key(part)
+        self.open.setdefault(key, []).append(part)
+        for result in part.results:
+            self.pending[result] = key
+        if sum(p.nbytes for p in self.open[key]) >= self.size:
+            self.flush(key)
+
+    def defer(self, instruction: Instruction) -> None:
+        """Keeps an instruction until the update."""
+        self.deferred.append(instruction)
+        self.late.update(writes(instruction))
+
+    def waits(self, instruction: Instruction) -> bool:
+        """Whether the instruction reads what is not written yet."""
+        return any(value in self.pending or value in self.late for value in reads(instruction))
+
+    def _settle(self, value: int) -> None:
+        if value in self.late:
+            self._flush_deferred()
+        if value in self.pending:
+            self.flush(self.pending[value])
+
+    def flush(self, key: Hashable) -> None:
+        parts = self.open.pop(key, [])
+        if parts:
+            self.out.append(_merge(parts, self.costing))
+            for part in parts:
+                for result in part.results:
+                    del self.pending[result]
+
+    def _flush_deferred(self) -> None:
+        waiting, self.deferred, self.late = self.deferred, [], set()
+        for instruction in waiting:
+            for value in reads(instruction):
+                if value in self.pending:
+                    self.flush(self.pending[value])
+            self.out.append(instruction)
+
+    def flush_all(self) -> None:
+        for key in list(self.open):
+            self.flush(key)
+        self._flush_deferred()
+
+
+def _bucketed(instructions: list[Instruction], costing: Costing, size: int) -> list[Instruction]:
+    """Communications of the update phase in buckets: a bucket starts when it is full, and all before the update."""
+    buckets = _Buckets(costing, size)
+    for instruction in instructions:
+        if isinstance(instruction, Communicate) and instruction.phase == "update" and instruction.asynchronous:
+            buckets.add(instruction)
+        elif isinstance(instruction, Update):
+            buckets.flush_all()
+            buckets.out.append(instruction)
+        elif buckets.waits(instruction):
+            buckets.defer(instruction)
+        else:
+            buckets.out.append(instruction)
+    buckets.flush_all()
+    return buckets.out
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def _freed(instructions: list[Instruction], alias: dict[int, int], kept: set[int]) -> tuple[Instruction, ...]:
+    """Each value freed after its own last use and that of every view of it."""
+
+    def base(value: int) -> int:
+        while value in alias:
+            value = alias[value]
+        return value
+
+    last: dict[int, int] = {}
+    for position, instruction in enumerate(instructions):
+        for value in (*reads(instruction), *writes(instruction)):
+            last[value] = last[base(value)] = position
+    frees: dict[int, list[int]] = defaultdict(list)
+    for value, position in last.items():
+        if value not in kept:
+            frees[position].append(value)
+    return tuple(replace(instruction, frees=tuple(frees.get(i, ()))) for i, instruction in enumerate(instructions))

@@ -1,0 +1,58 @@
+"""The figures of a plan as plain data, SI, with stable keys: what `--json` prints and the report is drawn from."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from cost_models.cluster import Cluster
+from cost_models.roofline import matrix_peak
+from planner.choices import Choices
+from planner.costing import Costing, op_dtype
+from planner.layout import Mesh
+from planner.predict import Prediction
+from planner.table import Model
+from planner.words import describe, replicated_ops
+from planner.workload import Workload
+
+__all__ = ["model_flops", "summarise"]
+
+
+def model_flops(model: Model) -> float:
+    """Flops of one whole step: every product, convolution, attention and recurrent op, forward and backward, as the model defines
+    them (no recomputation)."""
+    total = 0.0
+    for op in model.dims.ops:
+        if op.signature.kind in ("gemm", "conv", "attention", "lstm") and op.signature.cost is not None:
+            total += op.signature.cost(op.letter_sizes(op.sizes)).flops
+    return total
+
+
+def summarise(
+    model: Model, workload: Workload, cluster: Cluster, mesh: Mesh, choices: Choices, costing: Costing, prediction: Prediction,
+    elapsed: float,
+) -> dict[str, Any]:  # fmt: skip
+    """The summary of a plan."""
+    step, batch = prediction.step_time_s, int(workload.batch[0].shape[0])
+    dtype = next((op_dtype(n) for n in model.graph.nodes if "float" in op_dtype(n)), "float32")
+    peak = matrix_peak(cluster.device, "gemm", dtype) * cluster.num_devices
+    return {
+        "model": workload.name,
+        "options": dict(workload.options),
+        "optimizer": workload.optimizer,
+        "dtype": dtype,
+        "num_parameters": model.graph.num_parameters,
+        "step_time_s": step,
+        "compute_time_s": prediction.compute_time_s,
+        "exposed_communication_time_s": prediction.exposed_communication_time_s,
+        "idle_time_s": prediction.idle_time_s,
+        "samples_per_s": batch / step,
+        "tokens_per_s": batch * workload.tokens_per_sample / step,
+        "mfu": model_flops(model) / (step * peak),
+        "memory_bytes": {**prediction.memory_bytes, "total": prediction.total_memory_bytes},
+        "memory_capacity_bytes": cluster.device.usable_memory,
+        "fits": prediction.total_memory_bytes <= cluster.device.usable_memory,
+        "replicated_ops": list(replicated_ops(model, choices, costing, mesh)),
+        "groups": [asdict(row) for row in describe(model, workload, mesh, choices, costing)],
+        "planning_time_s": elapsed,
+    }
