@@ -26,6 +26,7 @@ from cost_models.schema import (
     LIBRARY_KEYS,
     PEAK_UNIT,
     PROTOCOL_KEYS,
+    in_unit,
     read_numbers,
     read_table,
     write_table,
@@ -182,7 +183,7 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
 def load_cluster(name_or_path: str, *, num_devices: int | None = None, num_nodes: int | None = None) -> Cluster:
     """The cluster of a shipped name or of a TOML file, at the asked size (one full node where nothing is asked).
 
-    `num_devices` alone takes as many nodes as needed; with `num_nodes` the devices are spread evenly. Raises `UnknownName` for
+    `num_devices` alone takes as few nodes as hold them; devices are spread evenly over the nodes. Raises `UnknownName` for
     a name that is not there, `BadHardware` for a bad file and `BadValue` for more devices or nodes than there are.
     """
     path = _find("clusters", "hardware", str(name_or_path))
@@ -201,7 +202,7 @@ def _device_table(device: Device) -> dict[str, Any]:
     out["gemm_tiles"] = [list(tile) for tile in device.gemm_tiles]
     out["gemm_table"] = [[r.batch, r.m, r.n, r.k, r.dtype, r.seconds] for r in device.gemm_table]
     out["elementwise_table"] = [[r.nbytes, r.bandwidth] for r in device.elementwise_table]
-    out["peak_tflops"] = {name: flops / PEAK_UNIT for name, flops in device.peak_flops}
+    out["peak_tflops"] = {name: in_unit(flops, PEAK_UNIT) for name, flops in device.peak_flops}
     out["kind_efficiency"] = dict(device.kind_efficiency)
     return out
 
@@ -209,7 +210,7 @@ def _device_table(device: Device) -> dict[str, Any]:
 def _library_table(library: Library) -> dict[str, Any]:
     protocols = []
     for protocol in library.protocols:
-        hops = {kind: seconds / US for kind, seconds in protocol.hop_latency}
+        hops = {kind: in_unit(seconds, US) for kind, seconds in protocol.hop_latency}
         protocols.append(write_table(protocol, PROTOCOL_KEYS) | {"hop_latency_us": hops})
     return write_table(library, LIBRARY_KEYS) | {"protocols": protocols}
 

@@ -29,6 +29,7 @@ _VECTOR_DTYPES = (
 
 
 def matrix_peak(device: Device, kind: str, dtype: str) -> float:
+    """Datasheet flops/s of `device` for matrix kernels of `kind` in `dtype`. Raises as `op_time` does."""
     if dtype not in _FORMATS:
         raise unknown_name(f"dtype of a {kind}", dtype, tuple(_FORMATS))
     formats = _CUDNN_FP32 if dtype == "float32" and kind in ("conv", "lstm") else _FORMATS[dtype]

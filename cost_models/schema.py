@@ -16,7 +16,7 @@ from cost_models.units import GB, GIB, TERA, US
 
 __all__ = [
     "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LIBRARY_KEYS", "PEAK_UNIT", "PROTOCOL_KEYS", "Key",
-    "read_numbers", "read_table", "write_table",
+    "in_unit", "read_numbers", "read_table", "write_table",
 ]  # fmt: skip
 
 
@@ -125,11 +125,18 @@ def read_numbers(where: str, raw: Any, unit: float = 1.0) -> tuple[tuple[str, fl
     return tuple((name, float(_number(where, Key(name, name, positive=True), value)) * unit) for name, value in raw.items())
 
 
+def in_unit(value: float, unit: float) -> float:
+    """The number that times `unit` is `value` again, to the last bit where there is one: files read back as what was written."""
+    near = value / unit
+    candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0))
+    return next((x for x in candidates if x * unit == value), near)
+
+
 def write_table(record: Any, keys: tuple[Key, ...]) -> dict[str, Any]:
     """The inverse of `read_table`: the table that reads back as the fields of `record`."""
     out: dict[str, Any] = {}
     for key in keys:
         value = getattr(record, key.field)
         if value is not None:
-            out[key.name] = value if key.type is str or key.unit == 1.0 else value / key.unit
+            out[key.name] = value if key.type is str or key.unit == 1.0 else in_unit(value, key.unit)
     return out

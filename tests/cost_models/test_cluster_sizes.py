@@ -7,6 +7,7 @@ import pytest
 
 from cost_models.cluster import list_clusters, load_cluster
 from cost_models.errors import BadValue
+from cost_models.machine import place
 
 
 @pytest.mark.parametrize(
@@ -16,7 +17,9 @@ from cost_models.errors import BadValue
         (1, None, (1, 1, 1)),
         (3, None, (3, 1, 3)),
         (8, None, (8, 1, 8)),
-        (9, None, (9, 2, 8)),
+        (9, None, (9, 2, 5)),
+        (12, None, (12, 2, 6)),
+        (15, None, (15, 2, 8)),
         (64, None, (64, 8, 8)),
         (None, 2, (16, 2, 8)),
         (8, 2, (8, 2, 4)),
@@ -36,7 +39,7 @@ def test_sizes(devices: int | None, nodes: int | None, expected: tuple[int, int,
         (-1, None, "got -1"),
         (1.5, None, "got 1.5"),
         (None, 0, "number of nodes must be a whole number from 1 on, got 0"),
-        (1025, None, r"'dgx-h100' has at most 1024 devices \(128 nodes of 8\), 1025 were asked for"),
+        (1025, None, r"'dgx-h100' has at most 1024 devices, 1025 devices were asked for"),
         (None, 129, "'dgx-h100' has at most 128 nodes of 8 devices, 129 nodes were asked for"),
         (17, 2, "2 nodes of 'dgx-h100' have 16 devices, 17 were asked for: take 3 nodes or more"),
         (9, 8, "9 devices, 2 a node, do not reach 8 nodes of 'dgx-h100': take 5"),
@@ -74,3 +77,9 @@ def test_nics_next_to_devices() -> None:
     dgx, p3 = load_cluster("dgx-h100"), load_cluster("p3.16xlarge")
     assert [dgx.nic_of(i) for i in range(8)] == [(i,) for i in range(8)]
     assert [p3.nic_of(i) for i in range(8)] == [(0,)] * 8
+
+
+@pytest.mark.parametrize("devices", range(1, 70))
+def test_a_placed_cluster_is_placed_the_same_again(devices: int) -> None:
+    cluster = load_cluster("dgx-h100", num_devices=devices)
+    assert place(cluster, devices, cluster.num_nodes) == (devices, cluster.num_nodes, cluster.node_width)

@@ -15,10 +15,12 @@ from cost_models.cluster import (
     CollectiveRow,
     ElementwiseRow,
     GemmRow,
+    cluster_text,
     list_clusters,
     list_devices,
     load_cluster,
     load_device,
+    parse_cluster,
     write_cluster,
 )  # fmt: skip
 from cost_models.errors import BadHardware, BadValue, UnknownName
@@ -190,3 +192,15 @@ def test_written_clusters_read_back(tmp_path: Path, cluster: Cluster) -> None:
 def test_writing_where_there_is_no_folder(tmp_path: Path) -> None:
     with pytest.raises(BadValue, match=r"written.toml cannot be written: No such file or directory"):
         write_cluster(tmp_path / "nowhere" / "written.toml", load_cluster("cpu"), provenance={}, sources={})
+
+
+@pytest.mark.parametrize("name", list_clusters())
+def test_the_text_of_a_cluster_is_the_cluster(name: str) -> None:
+    cluster = load_cluster(name, num_devices=12)
+    again = parse_cluster(cluster_text(cluster, provenance={}, sources={}), "plan", num_devices=12, num_nodes=cluster.num_nodes)
+    assert again == cluster, "to the last bit: a plan is costed again on it"
+
+
+def test_a_text_that_is_no_cluster() -> None:
+    with pytest.raises(BadHardware, match=r"plan.json: not a TOML text"):
+        parse_cluster("[", "plan.json", num_devices=1, num_nodes=1)
