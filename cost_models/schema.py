@@ -126,7 +126,7 @@ def read_numbers(where: str, raw: Any, unit: float = 1.0) -> tuple[tuple[str, fl
 
 
 def in_unit(value: float, unit: float) -> float:
-    """The number that times `unit` is `value` again, to the last bit where there is one: files read back as what was written."""
+    """The number that times `unit` is `value` again, to the last bit where there is one: files read back as written."""
     near = value / unit
     candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0))
     return next((x for x in candidates if x * unit == value), near)
