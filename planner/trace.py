@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,8 @@ class _Paths:
         self.stack: list[str] = [""]
         self.owner: dict[Any, str] = {}
 
-    def enter(self, path: str) -> None:
+    def enter(self, path: str, inputs: Any) -> None:
+        self._own(inputs, self.stack[-1])
         self.stack.append(path)
         label_new_nodes({"phase": "forward", "path": path})
 
@@ -126,11 +128,16 @@ class _Paths:
         label_new_nodes({"phase": "backward", "path": ""})
 
 
+def _enter(paths: _Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:
+    paths.enter(path, (args, kwargs))
+
+
 @contextmanager
 def _paths(module: torch.nn.Module) -> Iterator[_Paths]:
     paths, handles = _Paths(), []
     for path, child in module.named_modules():
-        handles.append(child.register_forward_pre_hook(lambda _m, _a, path=path: paths.enter(path)))
+        entering = partial(_enter, paths, path)
+        handles.append(child.register_forward_pre_hook(entering, with_kwargs=True))
         handles.append(child.register_forward_hook(lambda _m, _a, out: paths.leave(out)))
     try:
         yield paths
@@ -375,7 +382,7 @@ class _Reader:
         where = f"module {path or '(top)'!r} of {self.workload.name!r}"
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise NotTraceable(f"{where} runs {op}: {_RANDOM_HINT}")
-        if _updates_statistics(node, op):
+        if self._updates_statistics(node, op):
             raise NotTraceable(
                 f"{where} is a batch norm in training mode, which changes its running statistics in place: "
                 "put it in eval mode, or use nn.GroupNorm"
@@ -385,6 +392,15 @@ class _Reader:
                 f"{where} changes a tensor in place ({op}) "
                 "that is a parameter, a buffer, an input, or read again: use the out-of-place op"
             )
+
+    def _updates_statistics(self, node: torch.fx.Node, op: str) -> bool:
+        """Whether the op is a batch norm's that writes its running statistics, or counts its batches."""
+        if op == "aten.native_batch_norm.default":
+            return bool(node.args[5]) and node.args[3] is not None
+        first = node.args[0] if node.args else None
+        if op != "aten.add_.Tensor" or not isinstance(first, torch.fx.Node):
+            return False
+        return self.values[self._id(first)].name.endswith("num_batches_tracked")
 
     def _harmless(self, node: torch.fx.Node) -> bool:
         """Whether nobody sees that the op wrote in place: no view of what it wrote to, made before, is read after it."""
@@ -429,58 +445,6 @@ def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
         first = node.args[0] if node.args else None
         roots[node] = roots[first] if shares and isinstance(first, torch.fx.Node) else node
     return roots
-
-
-def _updates_statistics(node: torch.fx.Node, op: str) -> bool:
-    """Whether the op is a batch norm's that writes its running statistics, or counts its batches."""
-    if op == "aten.native_batch_norm.default":
-        return bool(node.args[5]) and node.args[3] is not None
-    first = node.args[0] if node.args else None
-    return op == "aten.add_.Tensor" and isinstance(first, torch.fx.Node) and "num_batches_tracked" in str(first.target)
-
-
-def _normalised(
-    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
-) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, in-place ops out of place; arguments
-    that only say where a tensor lies (device, layout, pinning) are dropped."""
-    for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
-        kwargs.pop(name, None)
-    namespace, name, overload = op.split(".")
-    if namespace == "shardwright":
-        return f"{namespace}.{name}", args, kwargs
-    if name.endswith("_") and not name.endswith("__"):
-        op = f"{namespace}.{name[:-1]}.{overload}"
-    if op in _VIEWS:
-        return "shardwright.reshape", (args[0], tuple(result.shape)), {}
-    rank = result.dim() if isinstance(result, Tensor) else 0
-    filled = _fill_value(op, args)
-    if filled is not None:
-        return "aten.full.default", (tuple(result.shape), filled), {"dtype": str(result.dtype)}
-    if op == "aten.t.default":
-        return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
-    if op == "aten.transpose.int":
-        order = list(range(rank))
-        a, b = args[1] % rank, args[2] % rank
-        order[a], order[b] = order[b], order[a]
-        return "aten.permute.default", (args[0], tuple(order)), {}
-    if op == "aten.permute.default":
-        return op, (args[0], tuple(d % rank for d in args[1])), {}
-    if op in ("aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.default", "aten.squeeze.dims"):
-        return "shardwright.reshape", (args[0], tuple(result.shape)), {}
-    if op == "aten.expand.default":
-        return op, (args[0], tuple(result.shape)), {}
-    return op, args, kwargs
-
-
-def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
-    """The number that an op fills a new tensor with, None if it is no such op."""
-    name = op.split(".")[1]
-    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
-        return 0 if "zeros" in name else 1
-    if name in ("full_like", "full"):
-        return args[1]
-    return args[2] if name == "new_full" else None
 
 
 # ------------------------------------------------------------------------------------------------- explaining

@@ -178,13 +178,13 @@ def _embedding_backward(call: Call) -> Signature:
 
 @register("aten.gather.default")
 def _gather(call: Call) -> Signature:
-    """The dim gathered along cannot be split; others pass where input and index agree."""
+    """The input's dim gathered along cannot be split, the index's can; others pass where input and index agree."""
     shape, index = call.operands
     rank, dim = len(shape), call.args[1] % len(shape)
     sizes = (*shape, *index)
     same = [d for d in range(rank) if d != dim and shape[d] == index[d]]
     where = tuple((d,) if d in same else (rank + d,) for d in range(rank))
-    fixed = frozenset(set(range(2 * rank)) - set(same))
+    fixed = frozenset(set(range(2 * rank)) - {*same, rank + dim})
     return Signature(
         kind="embedding", sizes=sizes, operands=(tuple((d,) for d in range(rank)), where), results=(where,), fixed=fixed,
         linear=(frozenset({0}),), cost=lambda s: OpCost(flops=0.0, elements=3.0 * math.prod(s[x] for t in where for x in t)),

@@ -407,6 +407,11 @@ def _amax(g: Draw) -> Arguments:
     return (g.real(*shape), g.pick(g.dims(len(shape)), ()), g.chance()), {}
 
 
+@case("aten.amax.default", "aten.amin.default")
+def _amax_of_one(g: Draw) -> Arguments:
+    return (g.real(*g.sizes(3)), (g.pick(0, 1, -1),), g.chance()), {}
+
+
 @case("aten.any.dim", "aten.all.dim")
 def _any(g: Draw) -> Arguments:
     shape = g.shape(1)

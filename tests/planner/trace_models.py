@@ -24,7 +24,12 @@ def workload(module: nn.Module, *batch: Tensor, loss: Loss = F.mse_loss, name: s
 def built_in(spec: str, **sizes: int) -> Callable[[], Workload]:
     batch, seq = sizes.pop("batch", 4), sizes.pop("seq", None)
     settings = {key: str(value) for key, value in sizes.items()}
-    return lambda: load_workload(spec, batch=batch, seq=seq, settings=settings, num_devices=1)
+
+    def build() -> Workload:
+        dtype = str(torch.get_default_dtype()).removeprefix("torch.")
+        return load_workload(spec, batch=batch, seq=seq, settings=settings, num_devices=1, dtype=dtype)
+
+    return build
 
 
 class BiLSTM(nn.Module):

@@ -1,0 +1,307 @@
+"""Tracing: what the graph says of paths, phases and names; what is refused, and in which words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from cost_models.errors import NotTraceable
+from planner.graph import Graph
+from planner.rules import RULES
+from planner.subdims import infer
+from planner.trace import trace
+from planner.workload import Workload
+from trace_models import BUILDERS, MLP, Linear, built_in, workload
+
+HERE = Path(__file__).name
+
+
+class Apply(nn.Module):
+    """A linear layer, then `f` of its result."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 4)
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(self.linear(x))
+
+
+def graph_of(module: Callable[[], nn.Module], **words: Callable[..., Tensor]) -> Graph:
+    def build() -> Workload:
+        return workload(module(), torch.randn(8, 6), torch.randn(8, 4), **words)
+
+    return trace(build).graph
+
+
+def refusal(module: Callable[[], nn.Module], **words: Callable[..., Tensor]) -> str:
+    with pytest.raises(NotTraceable) as caught:
+        graph_of(module, **words)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+# ------------------------------------------------------------------------------------------------- the graph
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_graphs_are_well_formed(name: str) -> None:
+    graph = trace(BUILDERS[name]).graph
+    written = {v.id for v in graph.values if v.writer is None}
+    for index, node in enumerate(graph.nodes):
+        assert node.index == index
+        assert set(node.operands) <= written
+        assert node.op in RULES
+        written |= {v for v in node.results if v is not None}
+    assert written == {v.id for v in graph.values}
+    assert graph.values[graph.loss].shape == ()
+    for parameter in graph.parameters:
+        assert graph.values[parameter.gradient].shape == graph.values[parameter.value].shape
+    phases = [node.phase for node in graph.nodes]
+    assert phases == sorted(phases, key=["forward", "backward"].index)
+
+
+def test_backward_nodes_carry_the_modules_path() -> None:
+    graph = trace(built_in("gpt", layers=2, width=12, heads=2, vocab=18, positions=12, seq=6)).graph
+    products = [(node.phase, node.path) for node in graph.nodes if node.op == "aten.mm.default"]
+    forward = [path for phase, path in products if phase == "forward"]
+    layer = ["attn.qkv", "attn.proj", "mlp.fc", "mlp.proj"]
+    assert forward == [f"h.{i}.{name}" for i in range(2) for name in layer] + ["lm_head"]
+    backward = [path for phase, path in products if phase == "backward"]
+    assert backward == [path for path in reversed(forward) for _ in range(2)]
+    assert [n.path for n in graph.nodes if n.op == "shardwright.attention_backward"] == ["h.1.attn", "h.0.attn"]
+
+
+def test_names_and_kinds_of_values() -> None:
+    graph = graph_of(Linear)
+    assert [(v.name, v.kind) for v in graph.values[:4]] == [
+        ("linear.weight", "parameter"), ("linear.bias", "parameter"), ("0", "input"), ("1", "input"),
+    ]  # fmt: skip
+    assert [p.name for p in graph.parameters] == ["linear.weight", "linear.bias"]
+    assert graph.num_parameters == 28
+    assert graph.inputs == (2, 3)
+
+
+def test_frozen_parameters_are_buffers() -> None:
+    def build() -> nn.Module:
+        model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
+        model[0].requires_grad_(False)
+        return model
+
+    graph = graph_of(build)
+    assert [p.name for p in graph.parameters] == ["1.weight", "1.bias"]
+    assert [graph.values[v].name for v in graph.buffers] == ["0.weight", "0.bias"]
+
+
+def test_a_shared_parameter_is_one() -> None:
+    tied = trace(built_in("gpt", layers=1, width=8, heads=2, vocab=16, positions=8, seq=4)).graph
+    assert not any("lm_head" in p.name for p in tied.parameters)
+
+
+def test_the_digest_is_stable_and_knows_sizes() -> None:
+    sizes = {"layers": 1, "width": 8, "heads": 2, "vocab": 16, "positions": 8, "seq": 4}
+    first, second = (trace(built_in("gpt", **sizes)).graph.digest() for _ in range(2))
+    assert first == second
+    for name in sizes:
+        assert trace(built_in("gpt", **{**sizes, name: 2 * sizes[name]})).graph.digest() != first, name
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_ops_that_change_nothing_are_gone(name: str) -> None:
+    graph = trace(BUILDERS[name]).graph
+    for node in graph.nodes:
+        if node.op in ("aten.slice.Tensor", "aten.expand.default", "shardwright.reshape"):
+            assert graph.values[node.operands[0]].shape != node.result_shapes[0]
+        assert node.op not in ("aten.detach.default", "aten.alias.default")
+
+
+def test_tracing_leaves_the_module_as_it_was() -> None:
+    kept: list[nn.Module] = []
+
+    def build() -> nn.Module:
+        kept.append(MLP(6))
+        kept[0].layers.append(nn.Linear(2, 4))
+        return kept[0]
+
+    graph_of(build)
+    for module in kept[0].modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert all(p.grad is None for p in kept[0].parameters())
+
+
+def test_tracing_holds_no_memory() -> None:
+    """Two layers of a million by a million: 8 TB in float32."""
+
+    def build() -> Workload:
+        model = nn.Sequential(nn.Linear(10**6, 10**6), nn.ReLU(), nn.Linear(10**6, 1))
+        return workload(model, torch.randn(10**5, 10**6), torch.randn(10**5, 1))
+
+    assert trace(build).graph.num_parameters == 10**12 + 10**6 + 10**6 + 1
+
+
+def test_a_bias_is_added_after_the_product() -> None:
+    """So that a partial product is reduced before."""
+    ops = [n.op for n in graph_of(Linear).nodes if n.phase == "forward" and n.path == "linear"]
+    assert ops == ["aten.permute.default", "aten.mm.default", "aten.add.Tensor"]
+
+
+def test_the_gradient_of_a_lookup_is_that_of_an_embedding() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.table = nn.Parameter(torch.randn(10, 4))
+
+        def forward(self, ids: Tensor) -> Tensor:
+            return self.table[ids]
+
+    graph = trace(lambda: workload(Table(), torch.randint(0, 10, (8,)), torch.randn(8, 4))).graph
+    assert [n.op for n in graph.nodes if n.phase == "backward"][-2:] == ["aten.remainder.Scalar", "aten.embedding_dense_backward.default"]
+
+
+# ------------------------------------------------------------------------------------------------- in place
+
+
+def test_in_place_relu_is_out_of_place() -> None:
+    assert "aten.relu.default" in {n.op for n in graph_of(lambda: Apply(lambda x: F.relu(x, inplace=True))).nodes}
+
+
+def _slice_assignment(x: Tensor) -> Tensor:
+    x = x * 2
+    x[:, 0] = x[:, 1]
+    return x
+
+
+def _view_written(x: Tensor) -> Tensor:
+    y = x * 2
+    y.view(-1).relu_()
+    return y
+
+
+def _read_again(x: Tensor) -> Tensor:
+    y = x * 2
+    return y.view(-1).tanh_().view(y.shape) + y
+
+
+@pytest.mark.parametrize("f", [_slice_assignment, _view_written, _read_again])
+def test_in_place_is_refused_where_somebody_sees_it(f: Callable[[Tensor], Tensor]) -> None:
+    message = refusal(lambda: Apply(f))
+    assert "changes a tensor in place (aten." in message
+    assert message.endswith("use the out-of-place op")
+
+
+def test_an_input_changed_in_place_is_refused() -> None:
+    class Changes(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x.mul_(2))
+
+    assert "aten.mul_.Tensor" in refusal(Changes)
+
+
+def test_batch_norm_in_training_mode_is_refused() -> None:
+    message = refusal(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    assert message == (
+        "module '1' of 'test' is a batch norm in training mode, which changes its running statistics in place: "
+        "put it in eval mode, or use nn.GroupNorm"
+    )
+    graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4).eval()))
+
+
+def test_functional_batch_norm_in_training_mode_is_refused() -> None:
+    class Norm(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mean", torch.zeros(4))
+            self.register_buffer("var", torch.ones(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.batch_norm(self.linear(x), self.mean, self.var, training=True)  # type: ignore[arg-type]
+
+    assert "is a batch norm in training mode" in refusal(Norm)
+
+
+# ------------------------------------------------------------------------------------------------- refusals
+
+
+def test_a_value_read_while_tracing_names_the_users_line() -> None:
+    def reads(x: Tensor) -> Tensor:
+        return x * x.mean().item()  # the line
+
+    message = refusal(lambda: Apply(reads))
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# the line"))
+    assert f"{HERE}:{line} (return x * x.mean().item()" in message
+    assert message.startswith("model 'test' cannot be traced as one static graph at ")
+    assert message.endswith("the value of a tensor is needed to go on (.item(), int(x), `if x:`): use torch.where")
+
+
+def test_a_branch_on_a_value_is_refused() -> None:
+    assert "if x.sum() > 0" in refusal(lambda: Apply(lambda x: x if x.sum() > 0 else -x))
+
+
+def test_a_shape_that_depends_on_values_is_refused() -> None:
+    assert "the shape of a tensor depends on values" in refusal(lambda: Apply(lambda x: x[x > 0]), loss=lambda y, t: y.sum())
+
+
+def test_a_mistake_in_the_loss_names_its_line() -> None:
+    message = refusal(Linear, loss=lambda y, t: (y @ t).sum())  # not a product
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# not a product"))
+    assert f"{HERE}:{line} " in message
+    assert "RuntimeError" in message
+
+
+def test_dropout_is_refused() -> None:
+    message = refusal(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5)))
+    assert message.startswith("module '1' of 'test' runs aten.")
+    assert message.endswith("set its dropout to 0: random ops are not planned yet")
+    graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.0)))
+
+
+def test_an_unused_parameter_is_refused() -> None:
+    class Unused(Linear):
+        def __init__(self) -> None:
+            super().__init__()
+            self.other = nn.Linear(2, 2)
+
+    assert refusal(Unused) == (
+        "parameters other.weight, other.bias do not take part in the loss: freeze them (requires_grad_(False))"
+    )
+
+
+def test_a_model_without_parameters_is_refused() -> None:
+    assert "there is nothing to train" in refusal(nn.Identity)
+
+
+@pytest.mark.parametrize(
+    ("loss", "what"),
+    [(lambda y, t: y - t, "of shape (8, 4)"), (lambda y, t: (y - t).sum(0), "of shape (4,)"), (lambda y, t: 3.0, "a float")],
+)
+def test_a_loss_that_is_no_scalar_is_refused(loss: Callable[..., Tensor], what: str) -> None:
+    assert refusal(Linear, loss=loss) == (
+        f"model 'test': the loss must be one scalar tensor, got {what}; reduce it with .mean() or .sum()"
+    )
+
+
+def test_a_tensor_made_of_numbers_while_running_is_refused() -> None:
+    message = refusal(lambda: Apply(lambda x: x * torch.tensor([1.0, 2.0, 3.0, 4.0])))
+    assert "makes a constant tensor while running" in message
+    assert message.endswith("register it as a buffer")
+
+
+def test_an_op_without_a_rule_names_its_module() -> None:
+    graph = graph_of(lambda: Apply(lambda x: torch.erfinv(torch.tanh(x))))
+    with pytest.raises(NotTraceable, match=r"no rule says how to split aten\.erfinv\.default \(module '\(top\)', forward\)"):
+        infer(graph)
+
+
+def test_nodes_of_one_module_stand_together_in_forward() -> None:
+    paths = [n.path for n in trace(built_in("mlp", inputs=8, hidden=12, layers=2, outputs=4)).graph.nodes if n.phase == "forward"]
+    changes = [b for a, b in pairwise(["", *paths]) if a != b]
+    assert changes == ["layers.0", "", "layers.1", "", "output", ""]
