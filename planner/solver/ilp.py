@@ -4,25 +4,33 @@
     y[e,i,j] >= 0     edge e sees the pair i, j   sum_j y[e,i,j] = x[u,i]                (`_pairs`: the local polytope,
                                                   sum_i y[e,i,j] = x[v,j]                 whose LP is almost always integral)
     for each time t that was found over the limit:
-                      sum m_n[i] x[n,i] + sum M_e[i,j] y[e,i,j] <= limit                 (`_memory_row`, added lazily)
+                      sum m_n[i] x[n,i] + sum M_e[i,j] y[e,i,j] <= limit                 (`add_memory_row`, added lazily)
     minimise          sum c_n[i] x[n,i] + sum C_e[i,j] y[e,i,j]
 
-Before PuLP sees it, message passing gives a bound L and rules out every choice and pair that no solution of cost <= L + slack
-can contain. If the reduced program's optimum is within L + slack, it is the optimum of the whole problem: else the slack grows.
+Before PuLP sees it, message passing (with prices on memory, where the limit binds) gives a bound L and rules out every choice and
+pair that no solution of cost <= L + slack can contain. If the reduced program's optimum is within L + slack, it is the optimum of
+the whole problem; else the slack grows.
 """
 
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import pulp
+from numpy.typing import NDArray
 
 from planner.solver.bound import Reparametrised, decode, reparametrise
+from planner.solver.memory import leanest, price
 from planner.solver.problem import Array, Problem
+from planner.solver.quiet import silence_banner
 
 __all__ = ["Solution", "solve"]
+
+Labels = NDArray[np.int64]
+Terms = dict[pulp.LpVariable, float]
 
 #: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
 _SCALE = 1e3
@@ -30,8 +38,9 @@ _SCALE = 1e3
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """`status` is `optimal` (bound and objective meet), `feasible` (a time limit came first) or `infeasible` (no choice fits the
-    limit: `choice` is then the one with the least overflow found). `gap` is (objective - bound) / objective."""
+    """`status` is `optimal` (bound and objective meet within 1e-6), `feasible` (the time limit came first) or `infeasible` (no choice
+    within the limit was found: `choice` is then the leanest, `overflow` what it lacks, and `lean_bound` a lower bound on any peak).
+    `gap` is (objective - bound) / objective."""
 
     status: str
     choice: tuple[int, ...]
@@ -40,191 +49,189 @@ class Solution:
     time_s: float
     num_variables: int
     overflow: float = 0.0
+    lean_bound: float = 0.0
 
     @property
     def gap(self) -> float:
         return 0.0 if self.objective <= self.bound else (self.objective - self.bound) / max(abs(self.objective), 1e-30)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Start:
+    """What is known before the integer program: bound, costs moved (with `prices` on memory), a choice that fits."""
+
+    moved: Reparametrised
+    prices: Mapping[int, float]
+    bound: float
+    choice: tuple[int, ...]
+
+
 def solve(problem: Problem, *, time_limit: float = 60.0) -> Solution:
     """The best choice, its proof, and what the proof rests on."""
-    started = time.perf_counter()
-    moved = reparametrise(problem)
-    best = decode(problem, moved)
-    upper = problem.cost(best) if _fits(problem, best) else float("inf")
-    slack = max(min(upper - moved.bound, 0.02 * abs(moved.bound)), 1e-9 * abs(moved.bound)) * (1 + 1e-9)
+    began = time.perf_counter()
+    start = _start(problem)
+    if isinstance(start, Solution):
+        return start
+    upper = problem.cost(start.choice)
+    whole = max(upper - start.bound, 1e-9 * abs(start.bound))
+    slack = min(whole, max(0.1 * whole, 0.005 * abs(start.bound)))
     variables = 0
+    best, bound = start.choice, start.bound
     while True:
-        left = time_limit - (time.perf_counter() - started)
-        found = _reduced(problem, moved, slack, max(left, 1.0))
-        variables = max(variables, found.num_variables)
-        within = found.choice is not None and found.objective <= moved.bound + slack * (1 + 1e-9)
-        exhausted = found.complete or left <= 0
-        if within or exhausted:
-            return _conclude(problem, moved, found, best, upper, slack, variables, time.perf_counter() - started)
-        slack *= 5
+        model = _Model(problem, start, slack * (1 + 1e-9))
+        variables = max(variables, model.num_variables)
+        found = model.best_fitting(max(1.0, time_limit - (time.perf_counter() - began)))
+        if found is not None and problem.cost(found.choice) < problem.cost(best):
+            best = found.choice
+        proved = slack >= whole if found is None else problem.cost(found.choice) <= start.bound + slack or slack >= whole
+        if proved:
+            inside = found.bound if found is not None else float("inf")
+            bound = min(inside, start.bound + slack)
+            break
+        if time.perf_counter() - began > time_limit:
+            break
+        slack = min(whole, 4 * slack)
+    objective = problem.cost(best)
+    bound = max(start.bound, min(bound, objective))
+    status = "optimal" if objective - bound <= 1e-6 * abs(objective) else "feasible"
+    return Solution(
+        status=status, choice=best, objective=objective, bound=min(bound, objective), num_variables=variables,
+        time_s=time.perf_counter() - began,
+    )  # fmt: skip
+
+
+def _start(problem: Problem) -> _Start | Solution:
+    """Bound and first choice; a Solution at once where nothing fits."""
+    began = time.perf_counter()
+    moved = reparametrise(problem)
+    choice = decode(problem, moved)
+    if problem.limit == float("inf") or bool((problem.memory(choice) <= problem.limit).all()):
+        return _Start(moved=moved, prices={}, bound=moved.bound, choice=choice)
+    priced = price(problem, choice)
+    if priced is not None and priced.choice is not None:
+        better = priced if priced.bound > moved.bound else None
+        return _Start(
+            moved=better.moved if better else moved, prices=better.prices if better else {},
+            bound=max(priced.bound, moved.bound), choice=priced.choice,
+        )  # fmt: skip
+    lean, peak, bound = leanest(problem, choice)
+    if peak <= problem.limit:
+        return _Start(moved=moved, prices={}, bound=moved.bound, choice=lean)
+    return Solution(
+        status="infeasible", choice=lean, objective=problem.cost(lean), bound=moved.bound, num_variables=0,
+        time_s=time.perf_counter() - began, overflow=peak - problem.limit, lean_bound=bound,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    choice: tuple[int, ...] | None
-    objective: float
+    choice: tuple[int, ...]
     bound: float
-    num_variables: int
-    complete: bool  # nothing had been ruled out
-
-
-def _conclude(
-    problem: Problem, moved: Reparametrised, found: _Found, best: tuple[int, ...], upper: float, slack: float,
-    variables: int, elapsed: float,
-) -> Solution:  # fmt: skip
-    if found.choice is None and upper == float("inf"):
-        return _least_overflow(problem, best, variables, elapsed)
-    choice, objective = (best, upper) if found.choice is None or upper < found.objective else (found.choice, found.objective)
-    bound = min(objective, found.bound, moved.bound + slack if not found.complete else float("inf"))
-    bound = max(bound, min(moved.bound, objective))
-    status = "optimal" if objective - bound <= 1e-6 * abs(objective) else "feasible"
-    return Solution(
-        status=status, choice=choice, objective=objective, bound=bound, time_s=elapsed, num_variables=variables
-    )  # fmt: skip
-
-
-def _fits(problem: Problem, choice: tuple[int, ...]) -> bool:
-    return problem.limit == float("inf") or bool((problem.memory(choice) <= problem.limit).all())
-
-
-# ------------------------------------------------------------------------------------------------- the reduced program
-
-
-def _reduced(problem: Problem, moved: Reparametrised, slack: float, time_limit: float) -> _Found:
-    """The program without what no solution within `slack` of the bound can contain, memory rows added until none is violated."""
-    kept = [np.flatnonzero(n - n.min() <= slack) for n in moved.nodes]
-    complete = all(len(k) == np.isfinite(c).sum() for k, c in zip(kept, problem.costs, strict=True))
-    model = _Model(problem, moved, kept, slack)
-    complete = complete and model.complete
-    started = time.perf_counter()
-    while True:
-        answer = model.solve(max(1.0, time_limit - (time.perf_counter() - started)))
-        if answer is None:
-            return _Found(
-                choice=None, objective=float("inf"), bound=float("inf"), num_variables=model.num_variables, complete=complete
-            )
-        choice, bound = answer
-        memory = problem.memory(choice) if problem.limit < float("inf") else np.zeros(1)
-        over = np.flatnonzero(memory > problem.limit * (1 + 1e-9))
-        if not len(over):
-            return _Found(
-                choice=choice, objective=problem.cost(choice), bound=bound, num_variables=model.num_variables, complete=complete
-            )
-        for at in _peaks(memory, over):
-            model.add_memory_row(int(at))
-
-
-def _peaks(memory: Array, over: Array) -> Array:
-    """The few times to forbid first: the highest, and the first, middle and last that are too high."""
-    highest = over[np.argsort(memory[over])[-3:]]
-    return np.unique(np.concatenate([highest, over[[0, len(over) // 2, -1]]]))
 
 
 class _Model:
-    """The PuLP model of what is kept. Its costs are the reparametrised ones (same objective less a constant, better scaled)."""
+    """The PuLP model of what no bound rules out. Its objective is the moved costs above their minima, less what the prices added:
+    the same as the true objective but for a constant, and better scaled."""
 
-    def __init__(self, problem: Problem, moved: Reparametrised, kept: list[Array], slack: float) -> None:
-        self.problem, self.kept, self.bound = problem, kept, moved.bound
-        self.scale = _SCALE / max(abs(moved.bound), 1e-30)
+    def __init__(self, problem: Problem, start: _Start, slack: float) -> None:
+        silence_banner()
+        self.problem, self.start = problem, start
+        self.scale = _SCALE / max(abs(start.bound), 1e-30)
+        self.kept: list[Labels] = [np.flatnonzero(n - n.min() <= slack) for n in start.moved.nodes]
         self.model = pulp.LpProblem("strategies", pulp.LpMinimize)
-        self.x: list[dict[int, pulp.LpVariable]] = []
-        self.y: list[dict[tuple[int, int], pulp.LpVariable]] = []
-        self.objective: list[tuple[pulp.LpVariable, float]] = []
-        self.offset = 0.0
-        self.complete = True
-        self._choices(moved)
-        self._pairs(moved, slack)
-        self.model.setObjective(pulp.LpAffineExpression([(v, c * self.scale) for v, c in self.objective if c]))
+        self.x: list[dict[tuple[int, ...], pulp.LpVariable]] = []
+        self.y: list[dict[tuple[int, ...], pulp.LpVariable]] = []
+        self.objective: Terms = {}
+        used = {u.edge for u in problem.usages if u.edge is not None} if problem.limit < float("inf") else set()
+        self._choices()
+        for index in range(len(problem.edges)):
+            self._pairs(index, slack, index in used)
+        for at, rate in start.prices.items():
+            for variable, nbytes in self._memory(at).items():
+                self.objective[variable] = self.objective.get(variable, 0.0) - rate * nbytes
+        self.model.setObjective(pulp.LpAffineExpression([(v, c * self.scale) for v, c in self.objective.items() if c]))
 
     @property
     def num_variables(self) -> int:
         return sum(map(len, self.x)) + sum(map(len, self.y))
 
-    def _choices(self, moved: Reparametrised) -> None:
-        for node, (labels, costs) in enumerate(zip(self.kept, moved.nodes, strict=True)):
+    def _choices(self) -> None:
+        for node, (labels, costs) in enumerate(zip(self.kept, self.start.moved.nodes, strict=True)):
             low = float(costs.min())
-            variables = {int(i): pulp.LpVariable(f"x_{node}_{i}", cat="Binary") for i in labels}
+            variables = {(int(i),): pulp.LpVariable(f"x_{node}_{i}", cat="Binary") for i in labels}
             self.x.append(variables)
-            self.objective += [(v, float(costs[i]) - low) for i, v in variables.items()]
+            self.objective |= {v: float(costs[i]) - low for i, v in variables.items()}
             self.model += pulp.LpAffineExpression([(v, 1) for v in variables.values()]) == 1
 
-    def _pairs(self, moved: Reparametrised, slack: float) -> None:
-        for index, (edge, costs) in enumerate(zip(self.problem.edges, moved.edges, strict=True)):
-            low = float(costs.min())
-            above = costs - low
-            part = above[np.ix_(self.kept[edge.u], self.kept[edge.v])]
-            wanted = part <= slack
-            self.complete &= bool((wanted == np.isfinite(part)).all())
-            if wanted.all() and not np.any(part > 1e-12 * slack) and not self._has_usage(index):
-                self.y.append({})
-                continue
-            pairs = {
-                (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): pulp.LpVariable(f"y_{index}_{i}_{j}", 0, 1)
-                for i, j in np.argwhere(wanted)
-            }
-            self.y.append(pairs)
-            self.objective += [(v, float(above[key])) for key, v in pairs.items()]
-            self._marginals(pairs, edge.u, 0)
-            self._marginals(pairs, edge.v, 1)
+    def _pairs(self, index: int, slack: float, used: bool) -> None:
+        edge, costs = self.problem.edges[index], self.start.moved.edges[index]
+        above = costs - costs.min()
+        part = above[np.ix_(self.kept[edge.u], self.kept[edge.v])]
+        wanted = part <= slack
+        if not used and bool(wanted.all()) and float(part.max()) <= 1e-12 * abs(self.start.bound):
+            self.y.append({})
+            return
+        pairs = {
+            (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): pulp.LpVariable(f"y_{index}_{i}_{j}", 0, 1)
+            for i, j in np.argwhere(wanted)
+        }
+        self.y.append(pairs)
+        self.objective |= {v: float(above[key]) for key, v in pairs.items()}
+        self._marginals(pairs, edge.u, 0)
+        self._marginals(pairs, edge.v, 1)
 
-    def _has_usage(self, edge: int) -> bool:
-        return self.problem.limit < float("inf") and any(u.edge == edge for u in self.problem.usages)
-
-    def _marginals(self, pairs: dict[tuple[int, int], pulp.LpVariable], node: int, side: int) -> None:
+    def _marginals(self, pairs: dict[tuple[int, ...], pulp.LpVariable], node: int, side: int) -> None:
         """sum of y over the other side = x, for every label of `node`."""
-        rows: dict[int, list[tuple[pulp.LpVariable, int]]] = {label: [(x, -1)] for label, x in self.x[node].items()}
+        rows: dict[int, list[tuple[pulp.LpVariable, int]]] = {label: [(x, -1)] for (label,), x in self.x[node].items()}
         for key, y in pairs.items():
             rows[key[side]].append((y, 1))
         for row in rows.values():
             self.model += pulp.LpAffineExpression(row) == 0
 
-    def add_memory_row(self, at: int) -> None:
-        """Memory at time `at` stays within the limit."""
-        terms: dict[pulp.LpVariable, float] = {}
+    def _memory(self, at: int) -> Terms:
+        """Bytes held at time `at`, as terms of the model."""
+        terms: Terms = {}
         for usage in self.problem.usages:
             times = float(usage.profile[at])
+            if not times:
+                continue
             table = self.x[usage.node] if usage.node is not None else self.y[usage.edge]  # type: ignore[index]
-            for key, variable in table.items() if times else ():
-                terms[variable] = terms.get(variable, 0.0) + times * float(usage.nbytes[key]) / self.problem.limit
-        self.model += pulp.LpAffineExpression([(v, c) for v, c in terms.items() if c]) <= 1
+            for key, variable in table.items():
+                terms[variable] = terms.get(variable, 0.0) + times * float(usage.nbytes[key])
+        return terms
 
-    def solve(self, time_limit: float) -> tuple[tuple[int, ...], float] | None:
-        """The choice and a lower bound in the problem's own unit; None where nothing kept is feasible."""
-        solver = pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9, threads=1)
-        status = self.model.solve(solver)
-        if pulp.LpStatus[status] == "Infeasible" or any(v.varValue is None for x in self.x for v in x.values()):
+    def add_memory_row(self, at: int) -> None:
+        """Memory at time `at` stays within the limit."""
+        terms = [(v, nbytes / self.problem.limit) for v, nbytes in self._memory(at).items() if nbytes]
+        self.model += pulp.LpAffineExpression(terms) <= 1
+
+    def best_fitting(self, time_limit: float) -> _Found | None:
+        """The best choice of the model that fits at every time, rows added until none is violated; None where there is none."""
+        began = time.perf_counter()
+        for at in self.start.prices:
+            self.add_memory_row(at)
+        while True:
+            found = self._solve(max(1.0, time_limit - (time.perf_counter() - began)))
+            if found is None or self.problem.limit == float("inf"):
+                return found
+            memory = self.problem.memory(found.choice)
+            over = np.flatnonzero(memory > self.problem.limit * (1 + 1e-9))
+            if not len(over):
+                return found
+            for at in _peaks(memory, over):
+                self.add_memory_row(int(at))
+
+    def _solve(self, time_limit: float) -> _Found | None:
+        self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9))
+        info = self.model.solverModel.getInfo()
+        if info.primal_solution_status != 2:  # kSolutionStatusFeasible
             return None
-        choice = tuple(max(x, key=lambda i: float(x[i].varValue)) for x in self.x)
-        highs = self.model.solverModel
-        dual = float(highs.getInfo().mip_dual_bound) if highs is not None else float("nan")
-        return choice, self.bound + dual / self.scale
+        choice = tuple(max(x, key=lambda i: float(x[i].varValue))[0] for x in self.x)  # noqa: B023
+        constant = self.start.moved.bound
+        return _Found(choice=choice, bound=constant + float(info.mip_dual_bound) / self.scale)
 
 
-# ------------------------------------------------------------------------------------------------- nothing fits
-
-
-def _least_overflow(problem: Problem, start: tuple[int, ...], variables: int, elapsed: float) -> Solution:
-    """A choice with the smallest peak found (greedy descent on the peak): what to show where nothing fits."""
-    choice = list(start)
-    peak = float(problem.memory(start).max())
-    improved = True
-    while improved:
-        improved = False
-        for node, costs in enumerate(problem.costs):
-            for label in np.flatnonzero(np.isfinite(costs)):
-                candidate = [*choice[:node], int(label), *choice[node + 1 :]]
-                if not np.isfinite(problem.cost(tuple(candidate))):
-                    continue
-                high = float(problem.memory(tuple(candidate)).max())
-                if high < peak * (1 - 1e-12):
-                    choice, peak, improved = candidate, high, True
-    return Solution(
-        status="infeasible", choice=tuple(choice), objective=problem.cost(tuple(choice)), bound=float("inf"), time_s=elapsed,
-        num_variables=variables, overflow=peak - problem.limit,
-    )  # fmt: skip
+def _peaks(memory: Array, over: Labels) -> Labels:
+    """The few times to forbid first: the highest, and the first, middle and last that are too high."""
+    highest = over[np.argsort(memory[over])[-3:]]
+    return np.unique(np.concatenate([highest, over[[0, len(over) // 2, -1]]]))

@@ -1,0 +1,120 @@
+"""Memory in the bound: prices on the bytes held at critical times, and the leanest choice there is.
+
+With prices p_t >= 0 on some times T, every choice that fits costs at least what it costs with its memory at T priced, less
+sum p_t limit. So the priced problem's bound, less that, bounds the limited problem (Lagrange); its cheap choices tend to fit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from planner.solver.bound import Reparametrised, decode, reparametrise
+from planner.solver.problem import Array, Edge, Problem
+
+__all__ = ["Priced", "leanest", "price", "priced_problem"]
+
+_ROUNDS, _HALVINGS, _SWEEPS = 6, 7, 40
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Priced:
+    """`moved` is the priced problem's reparametrisation under `prices`; `bound` bounds the limited problem; `choice` is the best
+    one found that fits, None where none was found."""
+
+    moved: Reparametrised
+    prices: Mapping[int, float]
+    bound: float
+    choice: tuple[int, ...] | None
+
+
+def priced_problem(problem: Problem, prices: Mapping[int, float], *, keep_costs: bool = True) -> Problem:
+    """The problem with memory at the times of `prices` added to its costs, at that many cost units a byte."""
+    scale = 1.0 if keep_costs else 0.0
+    costs = [np.where(np.isfinite(c), c * scale, np.inf) for c in problem.costs]
+    tables = [np.where(np.isfinite(e.cost), e.cost * scale, np.inf) for e in problem.edges]
+    for usage in problem.usages:
+        rate = sum(price * float(usage.profile[at]) for at, price in prices.items())
+        if rate and usage.node is not None:
+            costs[usage.node] = costs[usage.node] + rate * usage.nbytes
+        elif rate and usage.edge is not None:
+            tables[usage.edge] = tables[usage.edge] + rate * usage.nbytes
+    edges = tuple(Edge(u=e.u, v=e.v, cost=t) for e, t in zip(problem.edges, tables, strict=True))
+    return replace(problem, costs=tuple(costs), edges=edges)
+
+
+def price(problem: Problem, start: tuple[int, ...]) -> Priced | None:
+    """Prices under which cheap choices fit, found by halving one common price on a growing set of critical times.
+
+    None where no choice that fits was found at any price.
+    """
+    times = [int(problem.memory(start).argmax())]
+    unit = abs(problem.cost(start)) / problem.limit
+    best: Priced | None = None
+    for _ in range(_ROUNDS):
+        low, high = 0.0, unit
+        for _ in range(_HALVINGS + 3):
+            common = high if low == 0.0 else (low * high) ** 0.5
+            trial = _trial(problem, {at: common / len(times) for at in times})
+            best = _better(problem, best, trial)
+            memory = problem.memory(trial.choice or start)
+            if (memory[times] <= problem.limit).all():
+                low, high = low or common / 64, common
+            elif common >= high:
+                low, high = common, common * 64
+            else:
+                low = common
+            if high / max(low, 1e-300) < 1.1:
+                break
+        over = int(problem.memory(trial.choice or start).argmax())
+        if over in times or problem.memory(trial.choice or start)[over] <= problem.limit:
+            break
+        times.append(over)
+    return best if best is not None and best.choice is not None else None
+
+
+def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
+    """One evaluation; its `choice` may not fit."""
+    priced = priced_problem(problem, prices)
+    moved = reparametrise(priced, sweeps=_SWEEPS)
+    bound = moved.bound - sum(prices.values()) * problem.limit
+    return Priced(moved=moved, prices=prices, bound=bound, choice=decode(priced, moved))
+
+
+def _better(problem: Problem, best: Priced | None, trial: Priced) -> Priced:
+    """The higher bound with the cheaper fitting choice."""
+    assert trial.choice is not None
+    fits = bool((problem.memory(trial.choice) <= problem.limit).all()) and np.isfinite(problem.cost(trial.choice))
+    choice = trial.choice if fits else None
+    if best is None:
+        return replace(trial, choice=choice)
+    choices = [c for c in (best.choice, choice) if c is not None]
+    cheapest = min(choices, key=problem.cost, default=None)
+    return replace(trial if trial.bound > best.bound else best, choice=cheapest)
+
+
+def leanest(problem: Problem, start: tuple[int, ...]) -> tuple[tuple[int, ...], float, float]:
+    """A choice with a small peak, its peak, and a lower bound on every choice's peak: costs left out, critical times added one
+    by one with equal weight."""
+    best, bound = start, 0.0
+    times = [int(problem.memory(start).argmax())]
+    for _ in range(2 * _ROUNDS):
+        weights = {at: 1.0 / len(times) for at in times}
+        lean = priced_problem(problem, weights, keep_costs=False)
+        moved = reparametrise(lean, sweeps=_SWEEPS)
+        bound = max(bound, moved.bound)
+        choice = decode(lean, moved)
+        if np.isfinite(problem.cost(choice)) and _peak(problem, choice) < _peak(problem, best):
+            best = choice
+        peak = int(problem.memory(choice).argmax())
+        if peak in times or _peak(problem, best) <= problem.limit:
+            break
+        times.append(peak)
+    return best, _peak(problem, best), bound
+
+
+def _peak(problem: Problem, choice: tuple[int, ...]) -> float:
+    memory: Array = problem.memory(choice)
+    return float(memory.max(initial=0.0))

@@ -1,0 +1,29 @@
+"""HiGHS prints a banner to the process's stdout when the first solver object is made, whatever its options say. Here it is made
+once with stdout closed off, so that `--json` prints one object and nothing else."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from functools import cache
+
+__all__ = ["silence_banner"]
+
+
+@cache
+def silence_banner() -> None:
+    """Makes one HiGHS object with file descriptor 1 on the null device."""
+    import highspy
+
+    sys.stdout.flush()
+    libc = ctypes.CDLL(None)
+    saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, 1)
+        highspy.Highs()
+        libc.fflush(None)
+    finally:
+        os.dup2(saved, 1)
+        os.close(saved)
+        os.close(null)
