@@ -447,6 +447,50 @@ def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
     return roots
 
 
+def _normalised(
+    op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
+) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
+    """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, in-place ops out of place; arguments
+    that only say where a tensor lies (device, layout, pinning) are dropped."""
+    for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
+        kwargs.pop(name, None)
+    namespace, name, overload = op.split(".")
+    if namespace == "shardwright":
+        return f"{namespace}.{name}", args, kwargs
+    if name.endswith("_") and not name.endswith("__"):
+        op = f"{namespace}.{name[:-1]}.{overload}"
+    if op in _VIEWS:
+        return "shardwright.reshape", (args[0], tuple(result.shape)), {}
+    rank = result.dim() if isinstance(result, Tensor) else 0
+    filled = _fill_value(op, args)
+    if filled is not None:
+        return "aten.full.default", (tuple(result.shape), filled), {"dtype": str(result.dtype)}
+    if op == "aten.t.default":
+        return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
+    if op == "aten.transpose.int":
+        order = list(range(rank))
+        a, b = args[1] % rank, args[2] % rank
+        order[a], order[b] = order[b], order[a]
+        return "aten.permute.default", (args[0], tuple(order)), {}
+    if op == "aten.permute.default":
+        return op, (args[0], tuple(d % rank for d in args[1])), {}
+    if op in ("aten.unsqueeze.default", "aten.squeeze.dim", "aten.squeeze.default", "aten.squeeze.dims"):
+        return "shardwright.reshape", (args[0], tuple(result.shape)), {}
+    if op == "aten.expand.default":
+        return op, (args[0], tuple(result.shape)), {}
+    return op, args, kwargs
+
+
+def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
+    """The number that an op fills a new tensor with, None if it is no such op."""
+    name = op.split(".")[1]
+    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
+        return 0 if "zeros" in name else 1
+    if name in ("full_like", "full"):
+        return args[1]
+    return args[2] if name == "new_full" else None
+
+
 # ------------------------------------------------------------------------------------------------- explaining
 
 
