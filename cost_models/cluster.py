@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from cost_models.atomic_write import write_atomically
-from cost_models.device import Device, ElementwiseRow, GemmRow
+from cost_models.device import Device, ElementwiseRow, GemmRow, OpRow
 from cost_models.errors import BadHardware, unknown_name
 from cost_models.library import Library, Protocol
-from cost_models.machine import Cluster, CollectiveRow, Inter, Intra, Link, place
+from cost_models.machine import Cluster, CollectiveRow, ContentionRow, Inter, Intra, Link, place
 from cost_models.schema import (
     CLUSTER_KEYS,
     DEVICE_KEYS,
@@ -35,8 +35,8 @@ from cost_models.toml_writer import to_toml
 from cost_models.units import US
 
 __all__ = [
-    "Cluster", "CollectiveRow", "Device", "ElementwiseRow", "GemmRow", "Inter", "Intra", "Library", "Link", "Protocol",
-    "cluster_text", "list_clusters", "list_devices", "load_cluster", "load_device", "parse_cluster", "read_sources",
+    "Cluster", "CollectiveRow", "ContentionRow", "Device", "ElementwiseRow", "GemmRow", "Inter", "Intra", "Library", "Link",
+    "OpRow", "Protocol", "cluster_text", "list_clusters", "list_devices", "load_cluster", "load_device", "parse_cluster", "read_sources",
     "write_cluster",
 ]  # fmt: skip
 
@@ -108,9 +108,10 @@ def _is_positive(value: Any) -> bool:
 
 
 def _device(where: str, raw: Mapping[str, Any]) -> Device:
-    extra = ("peak_tflops", "gemm_tiles", "kind_efficiency", "gemm_table", "elementwise_table", *_PLAIN)
+    extra = ("peak_tflops", "gemm_tiles", "kind_efficiency", "gemm_table", "elementwise_table", "op_table", *_PLAIN)
     fields = read_table(where, raw, DEVICE_KEYS, extra)
     gemms = _rows(where, raw, "gemm_table", (int, int, int, int, str, float))
+    ops = _rows(where, raw, "op_table", (str, str, str, float, float, int, int, int, int, int, float))
     return Device(
         **fields,
         peak_flops=read_numbers(f"{where} [peak_tflops]", _table(where, raw, "peak_tflops"), PEAK_UNIT),
@@ -119,6 +120,10 @@ def _device(where: str, raw: Mapping[str, Any]) -> Device:
         gemm_table=tuple(GemmRow(batch=b, m=m, n=n, k=k, dtype=d, seconds=s) for b, m, n, k, d, s in gemms),
         elementwise_table=tuple(
             ElementwiseRow(nbytes=n, bandwidth=b) for n, b in sorted(_rows(where, raw, "elementwise_table", (float, float)))
+        ),
+        op_table=tuple(
+            OpRow(op=op, kind=kind, dtype=dtype, flops=flops, nbytes=nbytes, gemm=(b, m, n, k), steps=steps, seconds=seconds)
+            for op, kind, dtype, flops, nbytes, b, m, n, k, steps, seconds in ops
         ),
     )
 
@@ -153,11 +158,12 @@ def load_device(name: str) -> Device:
 
 def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
     """The cluster of a file, at one full node."""
-    extra = ("device", "library", "intra", "inter", "collective_table", *_PLAIN)
+    extra = ("device", "library", "intra", "inter", "collective_table", "contention", *_PLAIN)
     fields = read_table(where, raw, CLUSTER_KEYS, extra)
     intra = _table(where, raw, "intra")
     inter = raw.get("inter")
     rows = _rows(where, raw, "collective_table", (str, int, int, float, float))
+    contention = _rows(where, raw, "contention", (int, str, float))
     try:
         return Cluster(
             **fields,
@@ -172,6 +178,7 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
                 CollectiveRow(kind=kind, group_size=size, num_groups=groups, nbytes=nbytes, seconds=seconds)
                 for kind, size, groups, nbytes, seconds in rows
             ),
+            contention=tuple(ContentionRow(num_devices=n, kind=kind, slowdown=s) for n, kind, s in contention),
             num_devices=fields["devices_per_node"],
             num_nodes=1,
             node_width=fields["devices_per_node"],
@@ -202,6 +209,9 @@ def _device_table(device: Device) -> dict[str, Any]:
     out["gemm_tiles"] = [list(tile) for tile in device.gemm_tiles]
     out["gemm_table"] = [[r.batch, r.m, r.n, r.k, r.dtype, r.seconds] for r in device.gemm_table]
     out["elementwise_table"] = [[r.nbytes, r.bandwidth] for r in device.elementwise_table]
+    out["op_table"] = [
+        [r.op, r.kind, r.dtype, r.flops, r.nbytes, *r.gemm, r.steps, r.seconds] for r in device.op_table
+    ]  # fmt: skip
     out["peak_tflops"] = {name: in_unit(flops, PEAK_UNIT) for name, flops in device.peak_flops}
     out["kind_efficiency"] = dict(device.kind_efficiency)
     return out
@@ -241,6 +251,7 @@ def cluster_text(cluster: Cluster, *, provenance: Mapping[str, str], sources: Ma
     table = write_table(cluster, CLUSTER_KEYS)
     rows = [[r.kind, r.group_size, r.num_groups, r.nbytes, r.seconds] for r in cluster.collective_table]
     table["collective_table"] = rows
+    table["contention"] = [[r.num_devices, r.kind, r.slowdown] for r in cluster.contention]
     table["provenance"] = dict(provenance)
     table["sources"] = dict(sources)
     table["intra"] = write_table(cluster.intra, INTRA_KEYS)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from cost_models.errors import BadHardware, unknown_name
 
-__all__ = ["KINDS", "MATRIX_KINDS", "NUMBER_FORMATS", "VECTOR_KINDS", "Device", "ElementwiseRow", "GemmRow"]
+__all__ = ["KINDS", "MATRIX_KINDS", "NUMBER_FORMATS", "VECTOR_KINDS", "Device", "ElementwiseRow", "GemmRow", "OpRow"]
 
 #: Kinds of kernel bound by the tensor cores' or the core's flops.
 MATRIX_KINDS = ("gemm", "conv", "attention", "lstm")
@@ -36,6 +36,27 @@ class ElementwiseRow:
 
     nbytes: float
     bandwidth: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpRow:
+    """One measured call of `op` (a name of the planner's): its work as the planner counts it, its seconds with dispatch.
+
+    `gemm` and `steps` as in `roofline.op_time`; (1, 1, 1, 1) for what is no product.
+    """
+
+    op: str
+    kind: str
+    dtype: str
+    flops: float
+    nbytes: float
+    gemm: tuple[int, int, int, int]
+    steps: int
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadHardware(f"op_table: {unknown_name('kind of op', self.kind, KINDS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +90,7 @@ class Device:
     kind_efficiency: tuple[tuple[str, float], ...] = ()
     gemm_table: tuple[GemmRow, ...] = ()
     elementwise_table: tuple[ElementwiseRow, ...] = ()
+    op_table: tuple[OpRow, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
@@ -95,7 +117,7 @@ class Device:
 
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
-        return hash((self.name, self.memory, self.memory_bandwidth, self.gemm_efficiency, len(self.gemm_table)))
+        return hash((self.name, self.memory, self.memory_bandwidth, self.gemm_efficiency, len(self.gemm_table) + len(self.op_table)))
 
     def peak(self, number_format: str) -> float:
         """Datasheet flops/s in `number_format`; asking for one that the device lacks raises `BadHardware`."""

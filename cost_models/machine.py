@@ -5,15 +5,17 @@ Device `r` is local device `r % node_width` of node `r // node_width`: meshes ar
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import dataclass
 
 import networkx as nx
 
-from cost_models.device import Device
+from cost_models.device import KINDS, Device
 from cost_models.errors import BadHardware, BadValue, unknown_name
 from cost_models.library import COLLECTIVES, Library
 
-__all__ = ["Cluster", "CollectiveRow", "Inter", "Intra", "Link", "device_name", "place"]
+__all__ = ["Cluster", "CollectiveRow", "ContentionRow", "Inter", "Intra", "Link", "device_name", "place"]
 
 FABRICS = ("switch", "mesh", "host")
 
@@ -42,6 +44,19 @@ class CollectiveRow:
     def __post_init__(self) -> None:
         if self.kind not in COLLECTIVES:
             raise BadHardware(f"collective_table: {unknown_name('collective', self.kind, COLLECTIVES)}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ContentionRow:
+    """Kernels of `kind` take `slowdown` times as long where `num_devices` of a node compute at once, as on one CPU."""
+
+    num_devices: int
+    kind: str
+    slowdown: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise BadHardware(f"contention: {unknown_name('kind of op', self.kind, KINDS)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +119,7 @@ class Cluster:
     num_nodes: int
     node_width: int
     collective_table: tuple[CollectiveRow, ...] = ()
+    contention: tuple[ContentionRow, ...] = ()
 
     def __post_init__(self) -> None:
         if self.inter is None and self.max_nodes > 1:
@@ -116,6 +132,19 @@ class Cluster:
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
         return hash((self.name, self.num_devices, self.num_nodes, self.node_width, len(self.collective_table)))
+
+    def slowdown(self, kind: str) -> float:
+        """How many times as long kernels of `kind` take where all used devices of a node compute at once; 1 where unmeasured.
+
+        Log-log between the numbers of devices measured (one device: 1); in proportion to their number beyond the last.
+        """
+        points = sorted({1: 1.0, **{row.num_devices: row.slowdown for row in self.contention if row.kind == kind}}.items())
+        if len(points) == 1:
+            return 1.0
+        for (n0, s0), (n1, s1) in itertools.pairwise(points):
+            if self.node_width <= n1:
+                return s0 * (s1 / s0) ** (math.log(self.node_width / n0) / math.log(n1 / n0))
+        return points[-1][1] * self.node_width / points[-1][0]
 
     def node_of(self, rank: int) -> int:
         """The node of device `rank`."""

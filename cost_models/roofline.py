@@ -11,7 +11,7 @@ import itertools
 import math
 from functools import lru_cache
 
-from cost_models.device import KINDS, MATRIX_KINDS, Device
+from cost_models.device import KINDS, MATRIX_KINDS, Device, OpRow
 from cost_models.errors import BadValue, unknown_name
 from cost_models.gemm import gemm_seconds
 
@@ -82,16 +82,26 @@ def op_time(
     dtype: str,
     gemm: tuple[int, int, int, int] | None = None,
     steps: int = 1,
+    op: str = "",
 ) -> float:
     """Device seconds of one kernel of `kind` that does `flops` and reads and writes `nbytes` in all; 0 for a `view`.
 
     `gemm` is (batch, m, n, k) of the product; for an `lstm`, of the product of one of its `steps` sequential time steps. A
     `gemm` without it is costed as a square product of the same flops. Raises `UnknownName` for a kind or dtype that is not
-    known, and `BadHardware` where the device has no peak in that dtype.
+    known, and `BadHardware` where the device has no peak in that dtype. Where the device has measured calls of `op` in `dtype`,
+    the roofline is corrected by the ratio of measured to modelled seconds at the nearest of them.
     """
     _check(kind, flops, nbytes, steps)
     if kind == "view":
         return 0.0
+    seconds = _modelled(device, kind, flops, nbytes, dtype, gemm, steps)
+    measured = _ratios(device, op, dtype) if op and device.op_table else ()
+    return seconds * _correction(measured, _features(flops, nbytes, gemm)) if measured else seconds
+
+
+def _modelled(
+    device: Device, kind: str, flops: float, nbytes: float, dtype: str, gemm: tuple[int, int, int, int] | None, steps: int
+) -> float:
     if kind == "gemm":
         shape = gemm if gemm is not None else _square(flops)
         return device.kernel_overhead + gemm_seconds(device, shape, nbytes, dtype, matrix_peak(device, kind, dtype))
@@ -100,6 +110,43 @@ def op_time(
     if kind in MATRIX_KINDS:
         return device.kernel_overhead + _matrix_time(device, kind, flops, nbytes, dtype)
     return device.kernel_overhead + _vector_time(device, kind, flops, nbytes, dtype)
+
+
+#: Number of measured calls that share in a correction, weighted by 1 / distance squared.
+_NEIGHBOURS = 3
+
+_Features = tuple[float, ...]
+
+
+def _features(flops: float, nbytes: float, gemm: tuple[int, int, int, int] | None) -> _Features:
+    """What makes two calls of one op alike, in log2: flops, bytes, and the shape of the product that it is."""
+    batch, m, n, k = gemm or (1, 1, 1, 1)
+    return tuple(math.log2(max(x, 1.0)) for x in (flops, nbytes, batch * m, n, k))
+
+
+@lru_cache(maxsize=4096)
+def _ratios(device: Device, op: str, dtype: str) -> tuple[tuple[_Features, float], ...]:
+    """(features, log of measured / modelled seconds) of the measured calls of `op`."""
+    return tuple((_features(r.flops, r.nbytes, r.gemm), _log_ratio(device, r)) for r in _rows(device).get((op, dtype), ()))
+
+
+@lru_cache(maxsize=64)
+def _rows(device: Device) -> dict[tuple[str, str], list[OpRow]]:
+    out: dict[tuple[str, str], list[OpRow]] = {}
+    for row in device.op_table:
+        out.setdefault((row.op, row.dtype), []).append(row)
+    return out
+
+
+def _log_ratio(device: Device, row: OpRow) -> float:
+    return math.log(row.seconds / _modelled(device, row.kind, row.flops, row.nbytes, row.dtype, row.gemm, row.steps))
+
+
+def _correction(measured: tuple[tuple[_Features, float], ...], wanted: _Features) -> float:
+    """Geometric mean of the nearest ratios, weighted by 1 / distance squared."""
+    distances = sorted((sum((a - b) ** 2 for a, b in zip(at, wanted, strict=True)), ratio) for at, ratio in measured)
+    nearest = [(1.0 / max(distance, 1e-9), ratio) for distance, ratio in distances[:_NEIGHBOURS]]
+    return math.exp(sum(weight * ratio for weight, ratio in nearest) / sum(weight for weight, _ in nearest))
 
 
 def _square(flops: float) -> tuple[int, int, int, int]:

@@ -72,9 +72,9 @@ class Costing:
         """Seconds of the op's kernel at the given letter sizes."""
         signature, dtype = dims.signature, op_dtype(node)
         cost = signature.cost(letters) if signature.cost else OpCost(flops=0.0, elements=signature.elements(letters))
-        return op_time(
+        return self.cluster.slowdown(signature.kind) * op_time(
             self.cluster.device, kind=signature.kind, flops=cost.flops, nbytes=cost.elements * dtype_bytes(dtype), dtype=dtype,
-            gemm=cost.gemm, steps=cost.steps,
+            gemm=cost.gemm, steps=cost.steps, op=node.op,
         )  # fmt: skip
 
     def inner(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
@@ -99,7 +99,9 @@ class Costing:
         piece = local_numel(flat, strategy.updated, self.sizes)
         state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
         nbytes = (3 * piece * itemsize) + 2 * state  # parameter in and out, gradient in, state in and out
-        seconds = op_time(self.cluster.device, kind="optimizer", flops=0.0, nbytes=nbytes, dtype=dtype)
+        name = f"optimizer.{self.optimizer}"
+        seconds = op_time(self.cluster.device, kind="optimizer", flops=0.0, nbytes=nbytes, dtype=dtype, op=name)
+        seconds *= self.cluster.slowdown("optimizer")
         axes = gathered_axes(strategy)
         if axes:
             full = local_numel(flat, strategy.stored, self.sizes) * itemsize
