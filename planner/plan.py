@@ -28,8 +28,8 @@ from planner.views import is_view, resolve
 from planner.workload import Workload, load_workload
 
 __all__ = [
-    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "model_of", "modelled", "program_of", "read_plan",
-    "workload_of", "write_plan",
+    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "model_of", "modelled", "plan_text", "program_of",
+    "read_plan", "workload_of", "write_plan",
 ]  # fmt: skip
 
 FORMAT = "shardwright-plan"
@@ -109,8 +109,8 @@ class Plan:
 # ------------------------------------------------------------------------------------------------- files
 
 
-def write_plan(plan: Plan, path: Path) -> None:
-    """Writes the plan as JSON, whole or not at all."""
+def plan_text(plan: Plan) -> str:
+    """The plan as JSON."""
     body = {
         "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask), "hardware": asdict(plan.hardware),
         "graph_hash": plan.graph_hash, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
@@ -118,7 +118,12 @@ def write_plan(plan: Plan, path: Path) -> None:
         "parameters": [[_show(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
         "solver": asdict(plan.solver), "summary": dict(plan.summary), "alternatives": [asdict(a) for a in plan.alternatives],
     }  # fmt: skip
-    write_atomically(path, json.dumps(body, indent=1) + "\n")
+    return json.dumps(body, indent=1) + "\n"
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes the plan as JSON, whole or not at all."""
+    write_atomically(path, plan_text(plan))
 
 
 def read_plan(path: str | Path) -> Plan:

@@ -1,0 +1,71 @@
+"""How `plan` ends: every mistake of the user's is one line on stderr, or one JSON object, and exit code 2; never a traceback.
+
+    0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+from cost_models.errors import BadValue, UnknownName, UserError, unknown_name
+
+__all__ = ["PlanGroup"]
+
+
+class PlanGroup(click.Group):
+    """A click group whose every error comes out in the same form, click's own included."""
+
+    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+        """Runs the command line and exits."""
+        words = list(sys.argv[1:] if args is None else args)
+        as_json = "--json" in words
+        try:
+            with self.make_context(prog_name or "plan", words) as context:
+                self.invoke(context)
+                sys.stdout.flush()
+        except click.exceptions.Exit as end:
+            sys.exit(end.exit_code)
+        except click.ClickException as error:
+            _fail(_of_click(error), as_json)
+        except UserError as error:
+            _fail(error, as_json)
+        except (KeyboardInterrupt, click.Abort):
+            _end("Interrupted", "interrupted", as_json, 130)
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who reads has gone; say nothing at exit either
+            sys.exit(0)
+        sys.exit(0)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb; an unknown one is answered with the nearest."""
+        if args and self.get_command(ctx, args[0]) is None:
+            error = unknown_name("verb", args[0], self.list_commands(ctx))
+            raise UnknownName(f"{error}; to plan a model: plan --model NAME --gpus N")
+        return super().resolve_command(ctx, args)
+
+
+def _of_click(error: click.ClickException) -> UserError:
+    """click's own errors as ours."""
+    message = error.format_message().rstrip(".").replace("\n", " ")
+    if isinstance(error, click.NoSuchOption):
+        return UnknownName(f"{message} (plan --help lists the options)")
+    return BadValue(message[:1].lower() + message[1:] if message[:1].isupper() else message)
+
+
+def _fail(error: UserError, as_json: bool) -> None:
+    _end(error.kind, " ".join(str(error).split()), as_json, 2)
+
+
+def _end(kind: str, message: str, as_json: bool, code: int) -> None:
+    if as_json:
+        print(json.dumps({"error": {"kind": kind, "message": message}}), flush=True)
+    else:
+        sep = "" if code == 130 else "error: "
+        print(f"plan: {sep}{message}", file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,94 @@
+"""The kinds of value that options take, and what is checked of them before anything takes long."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from cost_models.errors import BadPlan, BadValue
+
+__all__ = ["NATURAL", "WHOLE", "as_json", "check_folder", "json_option", "plan_argument", "plan_file", "settings_of", "slug"]
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class _Whole(click.ParamType):
+    name = "N"
+
+    def __init__(self, least: int) -> None:
+        self.least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip()
+        if not re.fullmatch(r"[0-9]+", text) or int(text) < self.least:
+            option = param.opts[0] if param is not None else "value"
+            raise BadValue(f"{option} {text}: give a whole number from {self.least} on")
+        return int(text)
+
+
+#: A whole number from 1 on, and one from 0 on.
+WHOLE = _Whole(1)
+NATURAL = _Whole(0)
+
+
+def json_option(function: Function) -> Function:
+    """`--json`."""
+    return click.option("--json", "json_", is_flag=True, help="Print one JSON object on stdout and nothing else.")(function)
+
+
+def plan_argument(function: Function) -> Function:
+    """`PLAN`."""
+    return click.argument("plan_path", metavar="PLAN")(function)
+
+
+def as_json(context: click.Context, json_: bool) -> bool:
+    """Whether `--json` stood on the verb, or before it."""
+    return json_ or bool(context.obj)
+
+
+def settings_of(pairs: tuple[str, ...]) -> Mapping[str, str]:
+    """`--set name=value` by name."""
+    found: dict[str, str] = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals or not name or not value:
+            raise BadValue(f"--set {pair}: write --set NAME=VALUE, as in --set hidden=1024")
+        if name in found:
+            raise BadValue(f"--set {name} is given twice, as {found[name]} and as {value}: give it once")
+        found[name] = value
+    return found
+
+
+def plan_file(path: str) -> Path:
+    """The plan.json that PLAN, a file or a plan's folder, names."""
+    found = Path(path)
+    if found.is_dir():
+        found = found / "plan.json"
+    if not found.is_file():
+        raise BadPlan(f"no plan file {found}: make one with plan --model NAME --gpus N")
+    return found
+
+
+def check_folder(folder: Path) -> Path:
+    """`folder`, where files can be written to it, or it can be made. Makes nothing."""
+    at = folder
+    while not at.exists() and at != at.parent and not at.is_symlink():
+        at = at.parent
+    if not at.is_dir():
+        raise BadValue(f"--out {folder}: {at} is a file, not a folder; choose another with --out DIR")
+    if not os.access(at, os.W_OK | os.X_OK):
+        raise BadValue(f"--out {folder}: {at} cannot be written to; choose another with --out DIR")
+    return folder
+
+
+def slug(model: str) -> str:
+    """A model's name as it stands in a folder's: `nets/my.py:make` is `my-make`."""
+    where, _, function = model.rpartition(":")
+    file = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
+    words = f"{file}-{function}" if where else model
+    return re.sub(r"[^\w.+-]+", "-", words).strip("-.") or "model"
