@@ -14,6 +14,7 @@ from typing import Any
 from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, parse_cluster
 from cost_models.errors import BadPlan
+from planner.ask import Ask, build
 from planner.choices import Choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.layout import Layout, Mesh, local_sizes
@@ -25,7 +26,7 @@ from planner.table import Model
 from planner.ties import tie
 from planner.trace import Traced, trace
 from planner.views import is_view, resolve
-from planner.workload import Workload, load_workload
+from planner.workload import Workload
 
 __all__ = [
     "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "model_of", "modelled", "plan_text", "program_of",
@@ -34,18 +35,6 @@ __all__ = [
 
 FORMAT = "shardwright-plan"
 VERSION = 1
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
-    """The model as it was asked for: everything that building it again needs."""
-
-    model: str
-    batch: int | None
-    seq: int | None
-    settings: Mapping[str, str]
-    dtype: str
-    num_devices: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,10 +174,7 @@ def modelled(traced: Traced) -> Model:
 
 def workload_of(plan: Plan) -> Workload:
     """The workload that the plan is for, built anew (under the caller's seed, or under fake tensors)."""
-    ask = plan.ask
-    return load_workload(
-        ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype
-    )  # fmt: skip
+    return build(plan.ask)
 
 
 def model_of(plan: Plan) -> Model:

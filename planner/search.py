@@ -11,48 +11,61 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cost_models.cluster import Cluster, cluster_text
 from cost_models.errors import DoesNotFit, NoPlan
-from cost_models.units import format_bytes
+from planner.ask import Ask, build
 from planner.choices import Choices, read_choices, recost
 from planner.costing import Costing, total_gradient_bytes
+from planner.fit import explain_misfit, nearest_change
 from planner.layout import Mesh
 from planner.lower import lower
 from planner.pins import Pin, pins_for
-from planner.plan import Alternative, Ask, Hardware, Plan, SolverRecord, modelled
+from planner.plan import Alternative, Hardware, Plan, SolverRecord, modelled
 from planner.predict import Prediction, peak_position, predict
 from planner.program import Program
 from planner.solver import Solution, solve
 from planner.summary import summarise
-from planner.table import Model, Pins, build_table
+from planner.table import Model, Table, build_table
 from planner.trace import trace
 from planner.words import axis_names
-from planner.workload import Workload, load_workload
+from planner.workload import Workload
 
-__all__ = ["Candidate", "Found", "meshes_of", "search"]
+__all__ = ["Candidate", "Found", "Proposal", "meshes_of", "search"]
 
 #: The share of parameters' and gradients' communication that the overlapping objective leaves out, times the device's `overlap`.
 HIDDEN = 0.9
+
+#: Of all meshes, how many are simulated for each objective, and how near to the best objective they must be.
+SHORT, NEAR = 2, 0.05
 
 #: Called with what is being done, and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Candidate:
-    """One solved mesh: its choices, the solver's answer, the program and what it is predicted to do."""
+class Proposal:
+    """The ILP's answer for one mesh and objective."""
 
     mesh: Mesh
-    choices: Choices
-    solution: Solution
-    objective: float
     hidden: float
+    table: Table
+    solution: Solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A proposal with its program, and what that is predicted to do."""
+
+    proposal: Proposal
+    choices: Choices
     program: Program
     prediction: Prediction
-    costing: Costing
-    picked: tuple[tuple[int, ...], object]  # the table's choice, and the table
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.proposal.mesh
 
     def fits(self, capacity: float) -> bool:
         return self.prediction.total_memory_bytes <= capacity
@@ -83,24 +96,25 @@ def search(
     """
     started = time.perf_counter()
     progress("tracing the model", 0.0)
-    traced = trace(lambda: load_workload(
-        ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype
-    ))  # fmt: skip
+    traced = trace(lambda: build(ask))
     model, workload = modelled(traced), traced.workload
-    searcher = _Searcher(model, workload, cluster, pins)
+    searcher = _Searcher(ask, model, workload, cluster, pins)
     meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
     if mesh is None:
         searcher.check_batch()
-    candidates = []
+    proposals = []
     for index, one in enumerate(meshes):
-        progress(f"planning mesh {one}", 0.1 + 0.6 * index / len(meshes))
-        candidates += searcher.candidates(one)
+        progress(f"planning a mesh of {'x'.join(map(str, one.sizes))}", 0.1 + 0.6 * index / len(meshes))
+        proposals += searcher.proposals(one)
+    progress("simulating the best", 0.7)
+    candidates = searcher.shortlist(proposals)
     best = searcher.best(candidates)
-    progress("comparing with plans typed by hand", 0.75)
+    progress("comparing with plans typed by hand", 0.8)
     alternatives, typed = searcher.alternatives()
     best = searcher.better_typed(best, typed if mesh is None and not pins else [])
-    named = Mesh(axis_names(model, best.choices, best.costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
-    plan = _plan(ask, cluster, model, workload, best, named, alternatives, time.perf_counter() - started)
+    costing = best.proposal.table.costing
+    named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
+    plan = _plan(ask, cluster, workload, best, named, alternatives, time.perf_counter() - started)
     progress("done", 1.0)
     return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))
 
@@ -129,7 +143,8 @@ def _divisors(n: int) -> list[int]:
 class _Searcher:
     """Plans of one model on one cluster."""
 
-    def __init__(self, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...]) -> None:
+    def __init__(self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...]) -> None:
+        self.ask = ask
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(cluster.device.usable_memory)
         self.gradient_bytes = total_gradient_bytes(model.graph)
@@ -143,38 +158,46 @@ class _Searcher:
                 f"or --mesh tp={n} to plan without splitting the batch"
             )
 
-    def candidates(self, mesh: Mesh) -> list[Candidate]:
-        """The best plan of a mesh for each objective."""
-        pins = pins_for(self.model, mesh, self.pins)
-        shares = (
-            [0.0] if self.cluster.device.overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * self.cluster.device.overlap]
-        )
-        return [self.candidate(mesh, pins, share, limited=True) for share in shares]
-
-    def candidate(self, mesh: Mesh, pins: Pins, hidden: float, *, limited: bool) -> Candidate:
-        """The ILP's plan of a mesh: first without the memory limit, which proves it where it fits; else with the limit."""
+    def proposals(self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False) -> list[Proposal]:
+        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
+        where it fits."""
         costing = Costing(self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes)
-        found = self._solve(mesh, pins, hidden, costing, float("inf"))
+        table = build_table(self.model, costing, pins_for(self.model, mesh, self.pins if pins is None else pins))
+        overlap = self.cluster.device.overlap
+        shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
+        return [Proposal(mesh=mesh, hidden=h, table=table, solution=solve(table.problem(hidden=h))) for h in (shares[-1:] if last else shares)]
+
+    def candidate(self, proposal: Proposal) -> Candidate:
+        """The proposal lowered and simulated."""
+        table = proposal.table
+        choices = read_choices(table, proposal.solution.choice)
+        program = lower(self.model, proposal.mesh, choices, table.costing)
+        return Candidate(proposal=proposal, choices=choices, program=program, prediction=predict(program, self.cluster))
+
+    def fitting(self, candidate: Candidate) -> Candidate:
+        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""
         limit = self.capacity
         for _ in range(4):
-            if not limited or found.fits(self.capacity):
-                return found
-            found = self._solve(mesh, pins, hidden, costing, limit)
-            if found.solution.status == "infeasible":
-                return found
-            limit *= min(0.99, self.capacity / found.prediction.total_memory_bytes)
-        return found
+            if candidate.fits(self.capacity):
+                break
+            old = candidate.proposal
+            solution = solve(old.table.problem(hidden=old.hidden, limit=limit))
+            candidate = self.candidate(replace(old, solution=solution))
+            if solution.status == "infeasible":
+                break
+            limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
+        return candidate
 
-    def _solve(self, mesh: Mesh, pins: Pins, hidden: float, costing: Costing, limit: float) -> Candidate:
-        table = build_table(self.model, costing, pins, hidden=hidden, limit=limit)
-        solution = solve(table.problem)
-        choices = read_choices(table, solution.choice)
-        program = lower(self.model, mesh, choices, costing)
-        return Candidate(
-            mesh=mesh, choices=choices, solution=solution, hidden=hidden, program=program, costing=costing,
-            objective=recost(self.model, costing, choices, hidden=hidden), prediction=predict(program, self.cluster),
-            picked=(solution.choice, table),
-        )  # fmt: skip
+    def shortlist(self, proposals: list[Proposal]) -> list[Candidate]:
+        """The proposals worth simulating: for each objective, the best few within `NEAR` of the best; all, where none of those fits."""
+        near: list[Proposal] = []
+        for hidden in sorted({p.hidden for p in proposals}):
+            same = sorted((p for p in proposals if p.hidden == hidden), key=lambda p: (p.solution.objective, len(p.mesh.sizes)))
+            near += [p for p in same[:SHORT] if p.solution.objective <= same[0].solution.objective * (1 + NEAR)]
+        found = [self.fitting(self.candidate(p)) for p in near]
+        if any(c.fits(self.capacity) for c in found):
+            return found
+        return found + [self.fitting(self.candidate(p)) for p in proposals if p not in near and p.hidden == 0.0]
 
     def best(self, candidates: list[Candidate]) -> Candidate:
         """The fitting candidate with the shortest simulated step; among equals the fewest axes, then the lowest objective."""
@@ -183,7 +206,7 @@ class _Searcher:
             raise DoesNotFit(self._does_not_fit(min(candidates, key=lambda c: c.prediction.total_memory_bytes)))
         fastest = min(c.prediction.step_time_s for c in fitting)
         equal = [c for c in fitting if c.prediction.step_time_s <= fastest * (1 + 1e-3)]
-        return min(equal, key=lambda c: (len(c.mesh.sizes), c.prediction.step_time_s, c.objective))
+        return min(equal, key=lambda c: (len(c.mesh.sizes), c.prediction.step_time_s))
 
     def better_typed(self, best: Candidate, typed: list[Candidate]) -> Candidate:
         """A plan typed by hand replaces the best only if it simulates more than 1 % faster; its gap is then told against the
@@ -192,17 +215,16 @@ class _Searcher:
         if not faster:
             return best
         chosen = min(faster, key=lambda c: c.prediction.step_time_s)
-        free = self.candidate(chosen.mesh, Pins(), chosen.hidden, limited=True)
-        from dataclasses import replace
-
-        return replace(chosen, solution=replace(chosen.solution, bound=free.solution.bound))
+        free = next(p for p in self.proposals(chosen.mesh) if p.hidden == chosen.proposal.hidden)
+        told = replace(chosen.proposal.solution, bound=free.solution.bound)
+        return replace(chosen, proposal=replace(chosen.proposal, solution=told))
 
     def alternatives(self) -> tuple[tuple[Alternative, ...], list[Candidate]]:
         """What a person would have typed, each as good as it can be."""
         rows, typed = [], []
         for name, mesh, pins in _typed(self.cluster):
             try:
-                found = self.candidate(mesh, pins_for(self.model, mesh, pins), 0.0, limited=False)
+                found = self.candidate(self.proposals(mesh, pins, last=True)[0])
             except NoPlan as error:
                 rows.append(
                     Alternative(name=name, mesh=str(mesh), step_time_s=None, memory_bytes=None, fits=False, reason=str(error))
@@ -218,13 +240,20 @@ class _Searcher:
         return tuple(rows), typed
 
     def _does_not_fit(self, least: Candidate) -> str:
-        held = sorted(least.prediction.memory_bytes.items(), key=lambda item: -item[1])[:3]
-        missing = least.prediction.total_memory_bytes - self.capacity
-        terms = ", ".join(f"{name} {format_bytes(nbytes)}" for name, nbytes in held)
-        return (
-            f"{self.workload.name!r} does not fit {self.cluster.num_devices} x {self.cluster.device.name}: the leanest plan "
-            f"(mesh {least.mesh}) lacks {format_bytes(missing)} a device at {peak_position(least.program)}; largest: {terms}"
-        )
+        batch = int(self.workload.batch[0].shape[0])
+        change = nearest_change(self.ask, batch, self.cluster, _some_plan_fits)
+        return explain_misfit(
+            self.workload.name, self.cluster, least.prediction, peak_position(least.program),
+            "x".join(map(str, least.mesh.sizes)), change,
+        )  # fmt: skip
+
+
+def _some_plan_fits(ask: Ask, cluster: Cluster) -> bool:
+    """Whether a plan on one axis or two fits: enough to tell a person what to change."""
+    traced = trace(lambda: build(ask))
+    searcher = _Searcher(ask, modelled(traced), traced.workload, cluster, ())
+    meshes = [mesh for mesh in meshes_of(cluster) if len(mesh.sizes) <= 2]
+    return any(searcher.fitting(searcher.candidate(searcher.proposals(mesh)[0])).fits(searcher.capacity) for mesh in meshes)
 
 
 def _typed(cluster: Cluster) -> Iterator[tuple[str, Mesh, tuple[Pin, ...]]]:
@@ -238,19 +267,18 @@ def _typed(cluster: Cluster) -> Iterator[tuple[str, Mesh, tuple[Pin, ...]]]:
 
 
 def _plan(
-    ask: Ask, cluster: Cluster, model: Model, workload: Workload, best: Candidate, mesh: Mesh,
-    alternatives: tuple[Alternative, ...], elapsed: float,
+    ask: Ask, cluster: Cluster, workload: Workload, best: Candidate, mesh: Mesh, alternatives: tuple[Alternative, ...],
+    elapsed: float,
 ) -> Plan:  # fmt: skip
-    solution = best.solution
-    bound = min(solution.bound, best.objective)
-    gap = (best.objective - bound) / best.objective if best.objective else 0.0
-    ties = model.ties
-    options = tuple(
-        best.choices.strategies[members[0]].options if members[0] in best.choices.strategies else None
-        for members in ties.nodes_of
-    )
+    table, solution, chosen = best.proposal.table, best.proposal.solution, best.choices.strategies
+    model, ties = table.model, table.model.ties
+    objective = recost(model, table.costing, best.choices, hidden=best.proposal.hidden)
+    assert abs(objective - solution.objective) <= 1e-9 * objective, (objective, solution.objective)
+    bound = min(solution.bound, objective)
+    gap = (objective - bound) / objective if objective else 0.0
     return Plan(
-        ask=ask, mesh=mesh, graph_hash=model.graph.digest(), options=options,
+        ask=ask, mesh=mesh, graph_hash=model.graph.digest(),
+        options=tuple(chosen[members[0]].options if members[0] in chosen else None for members in ties.nodes_of),
         hardware=Hardware(
             name=cluster.name, num_devices=cluster.num_devices, num_nodes=cluster.num_nodes,
             definition=cluster_text(cluster, provenance={}, sources={}),
@@ -258,9 +286,9 @@ def _plan(
         parameters=tuple(best.choices.parameters[members[0]].options for members in ties.parameters_of),
         hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
         solver=SolverRecord(
-            status=solution.status if gap <= 1e-6 else "feasible", objective=best.objective, bound=bound, gap=gap,
-            time_s=solution.time_s, num_variables=solution.num_variables, hidden=best.hidden,
+            status=solution.status if gap <= 1e-6 else "feasible", objective=objective, bound=bound, gap=gap,
+            time_s=solution.time_s, num_variables=solution.num_variables, hidden=best.proposal.hidden,
         ),
-        summary=summarise(model, workload, cluster, mesh, best.choices, best.costing, best.prediction, elapsed),
+        summary=summarise(model, workload, cluster, mesh, best.choices, table.costing, best.prediction, elapsed),
         alternatives=alternatives,
     )  # fmt: skip

@@ -8,8 +8,9 @@ Invariant: the objective of a choice is what `recost` finds by walking the whole
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from planner.views import Root, is_view
 __all__ = ["Model", "Pins", "Table", "Use", "build_table", "uses_of"]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """A traced model as every mesh sees it: computed once, shared by all tables."""
 
@@ -37,6 +38,11 @@ class Model:
     dims: SubDims
     ties: Ties
     roots: tuple[Root, ...]
+
+    @cached_property
+    def parameter_index(self) -> dict[int, int]:
+        """The number of the parameter that a value is."""
+        return {parameter.value: index for index, parameter in enumerate(self.graph.parameters)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,22 +66,89 @@ class Use:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The problem, and what its nodes are: `node_of[c]` for a class of ops (None for views), `parameter_of[c]` for a class of
-    parameters, `hub_of[root value, phase]` for hubs. `choices[n]` lists what problem node n chooses from."""
+    """The costs, and what the problem's nodes are: `node_of[c]` for a class of ops (None for views), `parameter_of[c]` for a class of
+    parameters, `hub_of[root value, phase]` for hubs. `strategies[n]` (or the like) lists what problem node n chooses from."""
 
     model: Model
     costing: Costing
-    problem: Problem
     node_of: tuple[int | None, ...]
     parameter_of: tuple[int, ...]
     hub_of: dict[tuple[int, str], int]
     strategies: dict[int, tuple[Strategy, ...]]
     parameter_strategies: dict[int, tuple[ParameterStrategy, ...]]
     hub_layouts: dict[int, tuple[Layout, ...]]
+    costs: tuple[Array, ...]
+    hideable_costs: dict[int, Array]
+    pairs: dict[tuple[int, int], Array]
+    hideable_pairs: dict[tuple[int, int], Array]
+    names: tuple[str, ...]
+
+    def problem(self, *, hidden: float = 0.0, limit: float = float("inf")) -> Problem:
+        """The problem. `hidden` is the share of parameters' and gradients' communication that runs beside compute and is left out of
+        the objective; `limit` the bytes a device has (usages are in the problem only where it is finite)."""
+        shown = 1.0 - hidden
+        costs = [c + shown * self.hideable_costs[n] if n in self.hideable_costs else c for n, c in enumerate(self.costs)]
+        keys = list(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
+        edges = tuple(Edge(u=u, v=v, cost=self._pair((u, v), shown)) for u, v in keys)
+        finite = limit < float("inf")
+        return Problem(
+            costs=tuple(costs), edges=edges, usages=usages(self, {key: i for i, key in enumerate(keys)}) if finite else (),
+            horizon=len(self.model.graph.nodes) + 1, limit=limit, names=self.names,
+        )  # fmt: skip
+
+    def _pair(self, key: tuple[int, int], shown: float) -> Array:
+        plain, hideable = self.pairs.get(key), self.hideable_pairs.get(key)
+        if hideable is None:
+            assert plain is not None
+            return plain
+        scaled = hideable * shown if shown else np.where(np.isfinite(hideable), 0.0, np.inf)
+        return scaled if plain is None else plain + scaled
+
+    def flat(self, value: int) -> tuple[int, ...]:
+        """The flat sub-dim sizes of a value."""
+        return tuple(size for dim in self.model.dims.shapes[value] for size in dim)
+
+    def produced(self, value: int) -> tuple[int, list[Layout]] | None:
+        """The problem node that writes a root value, and the layouts in which its choices leave it; None for inputs."""
+        found = self.model.graph.values[value]
+        if found.kind == "parameter":
+            index = self.parameter_of[self.model.ties.parameter_class[self.model.parameter_index[value]]]
+            return index, [s.stored for s in self.parameter_strategies[index]]
+        if found.writer is None:
+            return None
+        writer = self.node_of[self.model.ties.node_class[found.writer]]
+        assert writer is not None
+        place = self.model.graph.nodes[found.writer].results.index(value)
+        return writer, [s.results[place] for s in self.strategies[writer]]
+
+    def consumed(self, use: Use) -> tuple[int, list[Layout]]:
+        """The problem node of a use, and the root layouts in which its choices read."""
+        if use.parameter is not None:
+            index = self.parameter_of[self.model.ties.parameter_class[use.parameter]]
+            return index, [use.root.layout(s.updated) for s in self.parameter_strategies[index]]
+        assert use.node is not None
+        found = self.node_of[self.model.ties.node_class[use.node]]
+        assert found is not None
+        return found, [use.root.layout(s.operands[use.position]) for s in self.strategies[found]]
+
+    def producer_key(self, value: int) -> Hashable:
+        """What root values must share to be alike: their writer's class and place, or their parameter's class."""
+        found, ties = self.model.graph.values[value], self.model.ties
+        if found.writer is None:
+            return ("parameter", ties.parameter_class[self.model.parameter_index[value]]) if found.kind == "parameter" else None
+        return (ties.node_class[found.writer], self.model.graph.nodes[found.writer].results.index(value))
+
+    def consumer_key(self, use: Use) -> Hashable:
+        """What uses must share to be alike."""
+        ties = self.model.ties
+        if use.parameter is not None:
+            return ("update", ties.parameter_class[use.parameter], use.root.places)
+        assert use.node is not None
+        return (ties.node_class[use.node], use.position, use.root.places)
 
 
 def uses_of(model: Model) -> dict[tuple[int, str], list[Use]]:
-    """All readings of root values that a node writes or a parameter holds, by (root value, phase), in order."""
+    """All readings of root values, by (root value, phase), in order."""
     graph, roots = model.graph, model.roots
     found: dict[tuple[int, str], list[Use]] = defaultdict(list)
     for node in graph.nodes:
@@ -90,31 +163,38 @@ def uses_of(model: Model) -> dict[tuple[int, str], list[Use]]:
     return dict(found)
 
 
-def build_table(model: Model, costing: Costing, pins: Pins, *, hidden: float = 0.0, limit: float = float("inf")) -> Table:
-    """The problem of `model` under `costing`'s mesh. `hidden` is the share of parameters' and gradients' communication that runs
-    beside compute and is left out of the objective; `limit` the bytes a device has."""
-    return _Builder(model, costing, pins, hidden, limit).table()
+def build_table(model: Model, costing: Costing, pins: Pins) -> Table:
+    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave."""
+    return _Builder(model, costing, pins).table()
 
 
 class _Builder:
-    """Collects nodes, edges and usages, then makes the `Table`."""
+    """Collects nodes and edges, class by class, into a `Table`."""
 
-    def __init__(self, model: Model, costing: Costing, pins: Pins, hidden: float, limit: float) -> None:
-        self.model, self.costing, self.pins, self.limit = model, costing, pins, limit
-        self.shown = 1.0 - hidden
-        self.horizon = len(model.graph.nodes) + 1
+    def __init__(self, model: Model, costing: Costing, pins: Pins) -> None:
+        self.model, self.costing, self.pins = model, costing, pins
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
         self.parameter_strategies: dict[int, tuple[ParameterStrategy, ...]] = {}
         self.hub_layouts: dict[int, tuple[Layout, ...]] = {}
         self.hub_of: dict[tuple[int, str], int] = {}
-        self.hubs: dict[object, int] = {}
+        self.hideable_costs: dict[int, Array] = {}
         self.pairs: dict[tuple[int, int], Array] = {}
-        self.node_profiles: dict[tuple[int, object], tuple[Array, Array]] = {}
-        self.edge_profiles: dict[tuple[int, int, object], tuple[Array, Array]] = {}
+        self.hideable_pairs: dict[tuple[int, int], Array] = {}
         self.blocking: dict[tuple[tuple[int, ...], int], Layouts] = {}
         self.bucketed: dict[tuple[tuple[int, ...], int], Layouts] = {}
+
+    def table(self) -> Table:
+        """The whole table."""
+        node_of, parameter_of = self._ops(), self._parameters()
+        table = Table(
+            model=self.model, costing=self.costing, node_of=node_of, parameter_of=parameter_of, hub_of=self.hub_of,
+            strategies=self.strategies, parameter_strategies=self.parameter_strategies, hub_layouts=self.hub_layouts,
+            costs=(), hideable_costs=self.hideable_costs, pairs=self.pairs, hideable_pairs=self.hideable_pairs, names=(),
+        )  # fmt: skip
+        self._connect(table)
+        return replace(table, costs=tuple(self.costs), names=tuple(self.names))
 
     # ---------------------------------------------------------------------------------------------- nodes
 
@@ -124,26 +204,32 @@ class _Builder:
         return len(self.costs) - 1
 
     def _ops(self) -> tuple[int | None, ...]:
-        graph, dims, costing = self.model.graph, self.model.dims, self.costing
+        graph, dims = self.model.graph, self.model.dims
         out: list[int | None] = []
         for members in self.model.ties.nodes_of:
             node = graph.nodes[members[0]]
             if is_view(dims, node.index):
                 out.append(None)
                 continue
-            nodes = [graph.nodes[m] for m in members]
-            found = op_strategies(
-                dims.ops[node.index],
-                costing.sizes,
-                lambda a, o, nodes=nodes: all(self.pins.op(n, a, o) for n in nodes),  # type: ignore[misc]
-            )
-            found = tuple(s for s in found if self._reads_inputs_whole(node, s))
-            if not found:
-                raise NoPlan(f"no strategy is left for {node.op} in {node.path or 'the model'!r} under these pins: loosen one")
-            cost = np.array([costing.op(node, dims.ops[node.index], s) for s in found]) * len(members)
+            found = self._op_strategies([graph.nodes[m] for m in members])
+            cost = np.array([self.costing.op(node, dims.ops[node.index], s) for s in found]) * len(members)
             out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
             self.strategies[len(self.costs) - 1] = found
         return tuple(out)
+
+    def _op_strategies(self, nodes: list[Node]) -> tuple[Strategy, ...]:
+        """What all of some tied nodes may choose."""
+        first, dims = nodes[0], self.model.dims.ops[nodes[0].index]
+
+        @cache
+        def allowed(axis: int, option: Option) -> bool:
+            return all(self.pins.op(node, axis, option) for node in nodes)
+
+        found = op_strategies(dims, self.costing.sizes, allowed)
+        found = tuple(s for s in found if self._reads_inputs_whole(first, s))
+        if not found:
+            raise NoPlan(f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: loosen one")
+        return found
 
     def _reads_inputs_whole(self, node: Node, strategy: Strategy) -> bool:
         """Inputs and buffers come whole or in pieces, never as partial sums."""
@@ -157,77 +243,86 @@ class _Builder:
         graph, dims = self.model.graph, self.model.dims
         out = []
         for members in self.model.ties.parameters_of:
-            parameter = graph.parameters[members[0]]
-            value = graph.values[parameter.value]
-            flat, itemsize = self._flat(value.id), dtype_bytes(value.dtype)
             tied = [graph.parameters[m] for m in members]
-            found = parameter_strategies(
-                flat,
-                self.costing.sizes,
-                lambda a, o, tied=tied: all(self.pins.parameter(p, a, o) for p in tied),  # type: ignore[misc]
-            )
+            value = graph.values[tied[0].value]
+            flat = tuple(size for dim in dims.shapes[value.id] for size in dim)
+
+            @cache
+            def allowed(axis: int, option: Option, tied: tuple[Parameter, ...] = tuple(tied)) -> bool:
+                return all(self.pins.parameter(p, axis, option) for p in tied)
+
+            found = parameter_strategies(flat, self.costing.sizes, allowed)
             if not found:
-                raise NoPlan(f"no way to store parameter {parameter.name!r} is left under these pins: loosen one")
-            cost = np.array([self.costing.update(flat, itemsize, value.dtype, s) for s in found]) * len(members)
-            index = self._node(f"parameter:{parameter.name}", cost)
-            self.parameter_strategies[index] = found
-            held = [sum(self.costing.parameter_bytes(flat, itemsize, value.dtype, s).values()) for s in found]
-            self._hold(index, "state", np.array(held, dtype=float), 0, self.horizon, len(members))
-            out.append(index)
-        del dims
+                raise NoPlan(f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one")
+            cost = [self.costing.update(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
+            out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
+            self.parameter_strategies[out[-1]] = found
         return tuple(out)
-
-    # ---------------------------------------------------------------------------------------------- layouts
-
-    def _flat(self, value: int) -> tuple[int, ...]:
-        return tuple(size for dim in self.model.dims.shapes[value] for size in dim)
-
-    def _layouts(self, value: int, phase: str) -> Layouts:
-        itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        cache, time = (
-            (self.bucketed, self.costing.bucketed) if phase == "update" else (self.blocking, self.costing.communication)
-        )
-        return layouts_of(cache, self._flat(value), itemsize, self.costing.sizes, time)
-
-    def _produced(self, value: int) -> tuple[int, list[Layout]] | None:
-        """The problem node that writes a root value, and the layouts in which its choices leave it; None for inputs."""
-        found = self.model.graph.values[value]
-        if found.kind == "parameter":
-            number = next(i for i, p in enumerate(self.model.graph.parameters) if p.value == value)
-            index = self.parameter_of[self.model.ties.parameter_class[number]]
-            return index, [s.stored for s in self.parameter_strategies[index]]
-        if found.writer is None:
-            return None
-        index_or_none = self.node_of[self.model.ties.node_class[found.writer]]
-        assert index_or_none is not None
-        place = self.model.graph.nodes[found.writer].results.index(value)
-        return index_or_none, [s.results[place] for s in self.strategies[index_or_none]]
-
-    def _consumed(self, use: Use) -> tuple[int, list[Layout]]:
-        """The problem node of a use, and the root layouts in which its choices read."""
-        if use.parameter is not None:
-            index = self.parameter_of[self.model.ties.parameter_class[use.parameter]]
-            return index, [use.root.layout(s.updated) for s in self.parameter_strategies[index]]
-        assert use.node is not None
-        found = self.node_of[self.model.ties.node_class[use.node]]
-        assert found is not None
-        return found, [use.root.layout(s.operands[use.position]) for s in self.strategies[found]]
 
     # ---------------------------------------------------------------------------------------------- edges
 
-    def _pair(self, u: int, v: int, cost: Array) -> None:
+    def _connect(self, table: Table) -> None:
+        """Groups of readings that are alike are priced once, and counted as often as they occur."""
+        groups: dict[Hashable, list[tuple[int, str, list[Use]]]] = defaultdict(list)
+        for (value, phase), uses in uses_of(self.model).items():
+            producer = table.producer_key(value)
+            if producer is not None:
+                groups[producer, phase, tuple(map(table.consumer_key, uses))].append((value, phase, uses))
+        for alike in groups.values():
+            value, phase, uses = alike[0]
+            producer_node = table.produced(value)
+            assert producer_node is not None
+            if len(uses) == 1:
+                self._edge(value, phase, producer_node, table.consumed(uses[0]), len(alike))
+                continue
+            hub = self._hub(table, value, phase, producer_node, uses, len(alike))
+            self.hub_of.update({(v, p): hub for v, p, _ in alike})
+        self._loss(table)
+
+    def _hub(
+        self, table: Table, value: int, phase: str, produced: tuple[int, list[Layout]], uses: list[Use], times: int
+    ) -> int:
+        consumed = [table.consumed(use) for use in uses]
+        layouts = self._layouts(value, phase)
+        wanted = dict.fromkeys([*produced[1], *(layout for _, after in consumed for layout in after)])
+        states = [x for x in wanted if x in layouts.index]
+        hub = self._node(f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states)))
+        self.hub_layouts[hub] = tuple(states)
+        self._edge(value, phase, produced, (hub, states), times)
+        for read in consumed:
+            self._edge(value, phase, (hub, states), read, times)
+        return hub
+
+    def _edge(
+        self, value: int, phase: str, before: tuple[int, list[Layout]], after: tuple[int, list[Layout]], times: int
+    ) -> None:
+        """Adds the cost of bringing a value from the layouts of one node's choices to those of another's."""
+        cost = self._conversion(value, phase, before[1], after[1]) * times
+        hideable = phase == "update" or self.model.graph.values[value].kind == "parameter"
+        u, v = before[0], after[0]
         if u == v:
-            self.costs[u] = self.costs[u] + np.diagonal(cost)
+            diagonal = np.diagonal(cost)
+            if hideable:
+                self.hideable_costs[u] = self.hideable_costs.get(u, 0.0) + diagonal
+            else:
+                self.costs[u] = self.costs[u] + diagonal
             return
+        pairs = self.hideable_pairs if hideable else self.pairs
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
-        self.pairs[key] = self.pairs[key] + table if key in self.pairs else table.copy()
+        pairs[key] = pairs[key] + table if key in pairs else table.copy()
+
+    def _layouts(self, value: int, phase: str) -> Layouts:
+        itemsize = dtype_bytes(self.model.graph.values[value].dtype)
+        flat = tuple(size for dim in self.model.dims.shapes[value] for size in dim)
+        cache_, time = (
+            (self.bucketed, self.costing.bucketed) if phase == "update" else (self.blocking, self.costing.communication)
+        )
+        return layouts_of(cache_, flat, itemsize, self.costing.sizes, time)
 
     def _conversion(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
-        layouts = self._layouts(value, phase)
-        table = layouts.cost_table(before, after)
         if self._is_opaque(value):
             return np.where([[a == b for b in after] for a in before], 0.0, np.inf)
-        return table
+        return self._layouts(value, phase).cost_table(before, after)
 
     def _is_opaque(self, value: int) -> bool:
         writer = self.model.graph.values[value].writer
@@ -236,125 +331,100 @@ class _Builder:
         place = self.model.graph.nodes[writer].results.index(value)
         return place in self.model.dims.ops[writer].signature.opaque
 
-    def _hidden(self, value: int, phase: str) -> float:
-        """What of a conversion's cost counts: parameters are gathered, and gradients reduced, beside compute."""
-        return self.shown if phase == "update" or self.model.graph.values[value].kind == "parameter" else 1.0
-
-    def _connect(self) -> None:
-        groups = uses_of(self.model)
-        for (value, phase), uses in groups.items():
-            produced = self._produced(value)
-            if produced is None:
-                self._hold_input(value, uses)
-            elif len(uses) == 1:
-                self._direct(value, phase, produced, uses[0])
-            else:
-                self._hub(value, phase, produced, uses)
-        for value in {value for value, _ in groups}:
-            self._hold_value(value, [u for p in ("forward", "backward", "update") for u in groups.get((value, p), [])])
-        self._loss()
-
-    def _direct(self, value: int, phase: str, produced: tuple[int, list[Layout]], use: Use) -> None:
-        consumer, after = self._consumed(use)
-        producer, before = produced
-        self._pair(producer, consumer, self._conversion(value, phase, before, after) * self._hidden(value, phase))
-        if use.node is not None:
-            self._hold_copy(value, phase, (producer, before), (consumer, after), use.node, use.node + 1)
-
-    def _hub(self, value: int, phase: str, produced: tuple[int, list[Layout]], uses: list[Use]) -> None:
-        producer, before = produced
-        consumed = [self._consumed(use) for use in uses]
-        key = (producer, tuple(before), phase, tuple((c, tuple(a)) for c, a in consumed))
-        hub = self.hubs.get(key)
-        if hub is None:
-            wanted = dict.fromkeys([*before, *(layout for _, after in consumed for layout in after)])
-            layouts = self._layouts(value, phase)
-            states = tuple(x for x in wanted if x in layouts.index)
-            hub = self.hubs[key] = self._node(f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states)))
-            self.hub_layouts[hub] = states
-        self.hub_of[value, phase] = hub
-        states_list = list(self.hub_layouts[hub])
-        share = self._hidden(value, phase)
-        self._pair(producer, hub, self._conversion(value, phase, before, states_list) * share)
-        for consumer, after in consumed:
-            self._pair(hub, consumer, self._conversion(value, phase, states_list, after) * share)
-        times = [use.node for use in uses if use.node is not None]
-        if times:
-            self._hold_copy(value, phase, (producer, before), (hub, states_list), min(times), max(times) + 1)
-
-    def _loss(self) -> None:
+    def _loss(self, table: Table) -> None:
         """The loss is reduced: every device returns it."""
         root = self.model.roots[self.model.graph.loss]
-        produced = self._produced(root.value)
+        produced = table.produced(root.value)
         assert produced is not None
         whole = tuple(REPLICATE for _ in self.costing.sizes)
         cost = self._conversion(root.value, "forward", produced[1], [whole])
         self.costs[produced[0]] = self.costs[produced[0]] + cost[:, 0]
 
-    # ---------------------------------------------------------------------------------------------- memory
 
-    def _hold(self, node: int, key: object, nbytes: Array, start: int, end: int, times: int = 1) -> None:
-        if (node, key) not in self.node_profiles:
-            self.node_profiles[node, key] = (nbytes, np.zeros(self.horizon))
-        self.node_profiles[node, key][1][start:end] += times
+# ------------------------------------------------------------------------------------------------- memory
+
+
+def usages(table: Table, edge_number: dict[tuple[int, int], int]) -> tuple[Usage, ...]:
+    """What the choices hold and when: parameters and optimizer state throughout; a value from its writer to its last reader; a
+    reduced gradient until the update; what a change of layout makes, while it is read."""
+    return _Usages(table, edge_number).all()
+
+
+class _Usages:
+    def __init__(self, table: Table, edge_number: dict[tuple[int, int], int]) -> None:
+        self.table, self.edge_number = table, edge_number
+        self.horizon = len(table.model.graph.nodes) + 1
+        self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
+        self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
+        self.sizes: dict[Hashable, Array] = {}
+
+    def all(self) -> tuple[Usage, ...]:
+        """All usages, alike ones as one with a profile over time."""
+        self._states()
+        groups = uses_of(self.table.model)
+        by_value: dict[int, list[Use]] = defaultdict(list)
+        for (value, phase), uses in groups.items():
+            by_value[value] += uses
+            self._copies(value, phase, uses)
+        for value, uses in by_value.items():
+            self._value(value, uses)
+        out = [Usage(node=node, nbytes=nbytes, profile=profile) for (node, _), (nbytes, profile) in self.nodes.items()]
+        for (u, v, _), (nbytes, profile) in self.edges.items():
+            out.append(Usage(edge=self.edge_number[u, v], nbytes=nbytes, profile=profile))
+        return tuple(out)
+
+    def _hold(self, node: int, key: Hashable, nbytes: Callable[[], Array], start: int, end: int, times: int = 1) -> None:
+        if (node, key) not in self.nodes:
+            self.nodes[node, key] = (nbytes(), np.zeros(self.horizon))
+        self.nodes[node, key][1][start:end] += times
 
     def _bytes(self, value: int, layouts: list[Layout]) -> Array:
-        flat, itemsize = self._flat(value), dtype_bytes(self.model.graph.values[value].dtype)
-        return np.array([local_numel(flat, x, self.costing.sizes) * itemsize for x in layouts], dtype=float)
+        flat, itemsize = self.table.flat(value), dtype_bytes(self.table.model.graph.values[value].dtype)
+        return np.array([local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts], dtype=float)
 
-    def _hold_value(self, value: int, uses: list[Use]) -> None:
-        """A value lives from its writer to its last reader; a gradient that has been reduced, until the update."""
-        found = self.model.graph.values[value]
-        produced = self._produced(value)
-        if produced is None or found.writer is None:
+    def _states(self) -> None:
+        model, costing = self.table.model, self.table.costing
+        for node, members in zip(self.table.parameter_of, model.ties.parameters_of, strict=True):
+            value = model.graph.values[model.graph.parameters[members[0]].value]
+            flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
+            held = [
+                float(sum(costing.parameter_bytes(flat, itemsize, value.dtype, s).values()))
+                for s in self.table.parameter_strategies[node]
+            ]
+            self._hold(node, "state", lambda held=held: np.array(held), 0, self.horizon, len(members))  # type: ignore[misc]
+
+    def _value(self, value: int, uses: list[Use]) -> None:
+        found, table = self.table.model.graph.values[value], self.table
+        if found.kind in ("input", "buffer"):
+            consumer, after = table.consumed(uses[0])
+            last = max(use.node for use in uses if use.node is not None)
+            self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)
             return
+        if found.writer is None:
+            return
+        produced = table.produced(value)
+        assert produced is not None
         last = max([use.node for use in uses if use.node is not None], default=found.writer)
-        place = self.model.graph.nodes[found.writer].results.index(value)
-        self._hold(produced[0], ("result", place), self._bytes(value, produced[1]), found.writer, last + 1)
+        place = table.model.graph.nodes[found.writer].results.index(value)
+        self._hold(produced[0], ("result", place), lambda: self._bytes(value, produced[1]), found.writer, last + 1)
         for use in uses:
             if use.parameter is not None:
-                consumer, after = self._consumed(use)
-                self._hold(consumer, "gradient", self._bytes(value, after), found.writer, self.horizon)
+                consumer, after = table.consumed(use)
+                self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
 
-    def _hold_input(self, value: int, uses: list[Use]) -> None:
-        consumer, after = self._consumed(uses[0])
-        last = max(use.node for use in uses if use.node is not None)
-        self._hold(consumer, ("input", value), self._bytes(value, after), 0, last + 1)
-
-    def _hold_copy(
-        self, value: int, phase: str, produced: tuple[int, list[Layout]], read: tuple[int, list[Layout]], start: int, end: int
-    ) -> None:
-        """What a conversion makes lives while it is read."""
-        if self.limit == float("inf") or produced[0] == read[0]:
+    def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
+        times = [use.node for use in uses if use.node is not None]
+        produced = self.table.produced(value)
+        if not times or produced is None:
             return
-        changed = np.array([[a != b for b in read[1]] for a in produced[1]], dtype=float)
-        nbytes = changed * self._bytes(value, read[1])[None, :]
+        hub = self.table.hub_of.get((value, phase))
+        read = self.table.consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
         u, v = produced[0], read[0]
-        (u, v), nbytes = ((u, v), nbytes) if u < v else ((v, u), nbytes.T)
-        key = (u, v, (phase, tuple(produced[1]), tuple(read[1])))
-        if key not in self.edge_profiles:
-            self.edge_profiles[key] = (nbytes, np.zeros(self.horizon))
-        self.edge_profiles[key][1][start:end] += 1
-
-    # ---------------------------------------------------------------------------------------------- the table
-
-    def table(self) -> Table:
-        self.node_of = self._ops()
-        self.parameter_of = self._parameters()
-        self._connect()
-        keys = list(self.pairs)
-        number = {key: i for i, key in enumerate(keys)}
-        usages = [Usage(node=n, nbytes=nbytes, profile=profile) for (n, _), (nbytes, profile) in self.node_profiles.items()]
-        usages += [
-            Usage(edge=number[u, v], nbytes=nbytes, profile=profile)
-            for (u, v, _), (nbytes, profile) in self.edge_profiles.items()
-        ]
-        problem = Problem(
-            costs=tuple(self.costs), edges=tuple(Edge(u=u, v=v, cost=self.pairs[u, v]) for u, v in keys),
-            usages=tuple(usages), horizon=self.horizon, limit=self.limit, names=tuple(self.names),
-        )  # fmt: skip
-        return Table(
-            model=self.model, costing=self.costing, problem=problem, node_of=self.node_of, parameter_of=self.parameter_of,
-            hub_of=self.hub_of, strategies=self.strategies, parameter_strategies=self.parameter_strategies,
-            hub_layouts=self.hub_layouts,
-        )  # fmt: skip
+        if u == v:
+            return
+        key = (min(u, v), max(u, v), (phase, self.table.producer_key(value), hub))
+        if key not in self.edges:
+            changed = np.array([[a != b for b in read[1]] for a in produced[1]], dtype=float)
+            nbytes = changed * self._bytes(value, read[1])[None, :]
+            self.edges[key] = (nbytes if u < v else nbytes.T, np.zeros(self.horizon))
+        self.edges[key][1][min(times) : max(times) + 1] += 1

@@ -32,9 +32,8 @@ class Priced:
 
 def priced_problem(problem: Problem, prices: Mapping[int, float], *, keep_costs: bool = True) -> Problem:
     """The problem with memory at the times of `prices` added to its costs, at that many cost units a byte."""
-    scale = 1.0 if keep_costs else 0.0
-    costs = [np.where(np.isfinite(c), c * scale, np.inf) for c in problem.costs]
-    tables = [np.where(np.isfinite(e.cost), e.cost * scale, np.inf) for e in problem.edges]
+    costs = [c if keep_costs else np.where(np.isfinite(c), 0.0, np.inf) for c in problem.costs]
+    tables = [e.cost if keep_costs else np.where(np.isfinite(e.cost), 0.0, np.inf) for e in problem.edges]
     for usage in problem.usages:
         rate = sum(price * float(usage.profile[at]) for at, price in prices.items())
         if rate and usage.node is not None:
