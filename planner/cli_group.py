@@ -1,6 +1,6 @@
 """How `plan` ends: every mistake of the user's is one line on stderr, or one JSON object, and exit code 2; never a traceback.
 
-    0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C
+0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C
 """
 
 from __future__ import annotations

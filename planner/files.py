@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from planner.pictures import draw_memory, draw_timeline
 from planner.plan import plan_text
-from planner.predict import memory_by_category, simulate_program
+from planner.predict import memory_over_time, simulate_program
 from planner.report import markdown, report
 
 if TYPE_CHECKING:
@@ -28,11 +28,11 @@ def plan_files(found: Found, cluster: Cluster, folder: Path) -> tuple[dict[str, 
     names = file_names(folder)
     timeline = simulate_program(found.program, cluster)
     title = f"{found.plan.ask.model} on {cluster.num_devices} x {cluster.device.name}, {found.plan.mesh}"
-    held = memory_by_category(found.program)
+    times, held = memory_over_time(found.program, timeline)
     return names, {
         "timeline.json": timeline.to_chrome_trace(),
         "timeline.png": draw_timeline(timeline, title),
-        "memory.png": draw_memory(timeline, held, cluster.device.usable_memory, title),
+        "memory.png": draw_memory(times, held, timeline.step_time, cluster.device.usable_memory, title),
         "report.md": markdown(report(found.plan, names)),
         "plan.json": plan_text(found.plan),
     }

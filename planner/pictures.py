@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -12,30 +13,219 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from cost_models.timeline import Timeline
+from cost_models.timeline import Event, Timeline
 from cost_models.units import format_bytes, format_time
 
 __all__ = ["draw_memory", "draw_timeline"]
 
-#: Colours that stay apart for colour-blind readers. Source: Okabe and Ito, "Color Universal Design", 2008; and greys.
+#: From, to: seconds.
+Window = tuple[float, float]
+
+#: Compute in blues and yellows, communication in reds and greens: told apart by colour-blind readers too.
+#: Source: Okabe and Ito, "Color Universal Design", 2008, and lighter and darker steps of its colours.
 _KINDS = {
-    "gemm": "#0072b2", "attention": "#56b4e9", "lstm": "#004c77", "conv": "#3b6fb5", "embedding": "#9ad0f5",
-    "elementwise": "#f0e442", "norm": "#c9b400", "softmax": "#e8d98a", "reduction": "#a89c3c", "copy": "#bbbbbb", "view": "#dddddd",
-    "optimizer": "#cc79a7", "all_reduce": "#d55e00", "all_gather": "#e69f00", "reduce_scatter": "#a33c00", "all_to_all": "#009e73",
-    "slice": "#dddddd",
+    "gemm": "#0072b2", "attention": "#56b4e9", "lstm": "#004c77", "conv": "#2f8fd0", "embedding": "#a6d8f5",
+    "elementwise": "#f0e442", "norm": "#c7b800", "softmax": "#f7f2a5", "reduction": "#8f8500", "copy": "#bbbbbb",
+    "view": "#dddddd", "slice": "#dddddd", "optimizer": "#cc79a7",
+    "all_reduce": "#d55e00", "all_gather": "#e69f00", "reduce_scatter": "#8c3d00", "all_to_all": "#009e73",
 }  # fmt: skip
 _CATEGORIES = {
     "parameters": "#0072b2", "optimizer": "#56b4e9", "gradients": "#009e73", "activations": "#e69f00", "gathered": "#d55e00",
     "temporaries": "#f0e442", "inputs": "#999999",
 }  # fmt: skip
-_PHASES = {"forward": "#ffffff", "backward": "#f0f0f0", "update": "#e2e2e2"}
+_PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
+_OTHER = "#777777"
+_DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", _OTHER)
+_STREAMS = ("compute", "communication", "host")
+#: A bar is named where it has this share of the picture's width for every letter of the name.
+_LETTER = 0.0072
+#: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward, stand below the whole step.
+_MANY, _CLOSE = 250, 36
+#: A capacity line is drawn where the peak reaches this share of it; else it would flatten all that there is to see.
+_NEAR = 0.3
 
 
 def draw_timeline(timeline: Timeline, title: str) -> bytes:
-    """A PNG of device 0's step: a row a stream, coloured by kind, phases shaded."""
-    return b""
+    """A PNG of device 0's step: a row a stream, coloured by kind, phases shaded; with close-ups where there are many ops."""
+    events = [event for event in timeline.on(0) if event.duration > 0]
+    streams = [s for s in _STREAMS if s != "host" or any(event.stream == s for event in events)]
+    spans = _phase_spans(events, timeline.step_time)
+    windows = _close_ups(events, spans) if len(events) > _MANY else []
+    height = 0.9 + 0.7 * len(streams)
+    figure = Figure(figsize=(12, 1.5 + height * (2 if windows else 1)), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    grid = figure.add_gridspec(2 if windows else 1, max(len(windows), 1))
+    whole = (0.0, timeline.step_time or 1.0)
+    top = figure.add_subplot(grid[0, :])
+    _draw_window(top, events, streams, spans, whole, 1.0)
+    for column, window in enumerate(windows):
+        below = figure.add_subplot(grid[1, column])
+        _draw_window(below, events, streams, spans, window, 1 / len(windows))
+        scale, _ = _time_unit(timeline.step_time)
+        top.axvspan(window[0] * scale, window[1] * scale, fill=False, edgecolor="#cc0000", linewidth=1.2, zorder=4)
+        below.spines[:].set_color("#cc0000")
+    _legend(figure, events, timeline.step_time)
+    figure.suptitle(f"{title}: {format_time(timeline.step_time)} a step, simulated", fontsize=11)
+    return _png(canvas)
 
 
-def draw_memory(timeline: Timeline, held: Mapping[str, int], capacity: int, title: str) -> bytes:
-    """A PNG of memory: by category at the peak, and over the step, against the capacity."""
-    return b""
+def _time_unit(seconds: float) -> tuple[float, str]:
+    return (1e6, "us") if seconds < 1e-3 else (1e3, "ms") if seconds < 1 else (1.0, "s")
+
+
+def _phase_spans(events: Sequence[Event], step: float) -> dict[str, tuple[float, float]]:
+    """From the first op of a phase on the compute stream to that of the next."""
+    starts: dict[str, float] = {}
+    for event in events:
+        if event.stream == "compute":
+            starts.setdefault(event.phase, event.start)
+    edges = [0.0, *list(starts.values())[1:], step]
+    return {phase: (edges[i], edges[i + 1]) for i, phase in enumerate(starts)}
+
+
+def _close_ups(events: Sequence[Event], spans: Mapping[str, tuple[float, float]]) -> list[Window]:
+    """The windows of some ops in the middle of forward and of backward."""
+    out = []
+    for phase in ("forward", "backward"):
+        some = [e for e in events if e.stream == "compute" and e.phase == phase]
+        if some:
+            low, high = spans[phase]
+            middle = next((i for i, e in enumerate(some) if e.end >= (low + high) / 2), len(some) - 1)
+            first = max(0, min(middle - _CLOSE // 2, len(some) - _CLOSE))
+            out.append((some[first].start, some[min(first + _CLOSE, len(some)) - 1].end))
+    return out
+
+
+def _draw_window(
+    axes: Axes, events: Sequence[Event], streams: Sequence[str], spans: Mapping[str, tuple[float, float]], window: Window,
+    share: float,
+) -> None:  # fmt: skip
+    """The streams between two times, on axes that take `share` of the picture's width."""
+    scale, unit = _time_unit(window[1])
+    width = window[1] - window[0]
+    for phase, (low, high) in spans.items():
+        low, high = max(low, window[0]), min(high, window[1])
+        if low < high:
+            _draw_phase(axes, phase, low, high, window, scale, share)
+    for row, stream in enumerate(streams):
+        shown = [e for e in events if e.stream == stream and e.end > window[0] and e.start < window[1]]
+        _draw_bars(axes, shown, -row, scale, width)
+        _name_bars(axes, shown, -row, scale, window, width * _LETTER / share)
+    axes.set_yticks([-row for row in range(len(streams))], streams if share == 1 else [s[:4] + "." for s in streams])
+    axes.set_ylim(-len(streams) + 0.5, 0.72)
+    axes.set_xlim(window[0] * scale, window[1] * scale)
+    axes.set_xlabel(f"time ({unit})", fontsize=9)
+
+
+def _draw_phase(
+    axes: Axes, phase: str, low: float, high: float, window: Window, scale: float, share: float
+) -> None:  # fmt: skip
+    """A shaded band, with the phase's name where it fits; at the right end it may lean to the left."""
+    axes.axvspan(low * scale, high * scale, facecolor=_PHASES.get(phase, "#ffffff"), zorder=0)
+    wide = high - low > (window[1] - window[0]) * 0.008 * len(phase) / share
+    if wide or high == window[1]:
+        at, side = ((low + high) / 2, "center") if wide else (high - (window[1] - window[0]) * 0.003, "right")
+        axes.text(at * scale, 0.58, phase, ha=side, va="center", fontsize=9, color="#555555")
+
+
+def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, width: float) -> None:
+    """All bars of a stream, one collection a kind; the narrowest still show, wide ones are set apart by a white edge."""
+    groups: dict[tuple[str, bool], list[Event]] = defaultdict(list)
+    for event in events:
+        groups[event.kind, event.duration > 0.006 * width].append(event)
+    for (kind, edged), some in groups.items():
+        left = np.array([e.start for e in some]) * scale
+        right = np.maximum(np.array([e.end for e in some]) * scale, left + width * scale * 3e-4)
+        low, high = np.full_like(left, row - 0.36), np.full_like(left, row + 0.36)
+        corners = np.stack([np.stack(pair, 1) for pair in ((left, low), (left, high), (right, high), (right, low))], 1)
+        colour, edge = _KINDS.get(kind, _OTHER), "white" if edged else "none"
+        axes.add_collection(PolyCollection(corners, facecolor=colour, edgecolor=edge, linewidth=0.7 if edged else 0, zorder=2))
+
+
+def _name_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, window: Window, letter: float) -> None:
+    """The module of every bar that is wide enough for it, whole or its last part."""
+    for event in events:
+        low, high = max(event.start, window[0]), min(event.end, window[1])
+        names = (event.path, event.path.rpartition(".")[2], event.kind.replace("_", "-"))
+        name = next((n for n in names if n and high - low > letter * (len(n) + 1)), None)
+        if name is not None:
+            colour = "white" if _KINDS.get(event.kind, _OTHER) in _DARK else "black"
+            axes.text((low + high) / 2 * scale, row, name, ha="center", va="center", fontsize=8, color=colour, zorder=3)
+
+
+def _legend(figure: Figure, events: Sequence[Event], step: float) -> None:
+    """The kinds with the share of the step that each takes, the longest first."""
+    spent: dict[str, float] = defaultdict(float)
+    for event in events:
+        spent[event.kind] += event.duration
+    handles = [
+        Patch(color=_KINDS.get(kind, _OTHER), label=f"{kind.replace('_', '-')} {100 * seconds / step:.1f} %")
+        for kind, seconds in sorted(spent.items(), key=lambda item: -item[1])
+    ]
+    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=8, frameon=False)
+
+
+def draw_memory(
+    times: Sequence[float], held: Mapping[str, Sequence[int]], step: float, capacity: int, title: str
+) -> bytes:  # fmt: skip
+    """A PNG of memory over the step, by category, and of the categories at its peak, against the capacity.
+
+    `held[category][i]` are the bytes from `times[i]` on.
+    """
+    table = np.array([held[name] for name in held], dtype=float)
+    total = table.sum(axis=0)
+    at = int(total.argmax())
+    scale, unit = _byte_unit(float(total[at]))
+    seconds, time_unit = _time_unit(step)
+    figure = Figure(figsize=(12, 4.4), dpi=110, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
+    edges = np.append(np.array(times), step) * seconds
+    colours = [_CATEGORIES.get(name, _OTHER) for name in held]
+    left.stackplot(edges, np.append(table, table[:, -1:], axis=1) / scale, colors=colours, step="post", linewidth=0)
+    left.axvline(edges[at], color="#555555", linewidth=0.8, linestyle=":")
+    left.set_xlim(0, step * seconds or 1.0)
+    left.set_xlabel(f"time ({time_unit})")
+    left.set_ylabel(f"memory held ({unit})")
+    _capacity(left, float(total[at]), capacity, scale)
+    _bars(right, {name: float(values[at]) for name, values in held.items()}, unit, scale)
+    share = 100 * float(total[at]) / capacity
+    figure.suptitle(
+        f"{title}: peak {format_bytes(float(total[at]))} of {format_bytes(capacity)} a device ({share:.3g} %), simulated",
+        fontsize=11,
+    )
+    return _png(canvas)
+
+
+def _byte_unit(nbytes: float) -> tuple[float, str]:
+    powers = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
+    return next(((size, name) for size, name in powers if nbytes >= size), (1.0, "B"))
+
+
+def _capacity(axes: Axes, peak: float, capacity: int, scale: float) -> None:
+    if peak >= _NEAR * capacity:
+        axes.axhline(capacity / scale, color="#cc0000", linewidth=1.2)
+        axes.text(0.01, capacity / scale, f"usable {format_bytes(capacity)}", color="#cc0000", fontsize=9, va="bottom",
+                  transform=axes.get_yaxis_transform())  # fmt: skip
+        axes.set_ylim(0, max(peak, capacity) / scale * 1.1)
+    else:
+        axes.set_ylim(0, peak / scale * 1.1)
+
+
+def _bars(axes: Axes, peak: Mapping[str, float], unit: str, scale: float) -> None:
+    """The categories at the peak, the first on top; in the same colours, which makes it the legend too."""
+    names = list(reversed(peak))
+    values = [peak[name] / scale for name in names]
+    axes.barh(names, values, color=[_CATEGORIES.get(name, _OTHER) for name in names])
+    for row, name in enumerate(names):
+        axes.text(values[row], row, f" {format_bytes(peak[name])}" if peak[name] else " -", va="center", fontsize=9)
+    axes.set_xlim(0, max(values) * 1.35 or 1.0)
+    axes.set_xlabel(f"at the peak ({unit})")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _png(canvas: FigureCanvasAgg) -> bytes:
+    out = io.BytesIO()
+    canvas.print_png(out)
+    return out.getvalue()

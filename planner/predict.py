@@ -16,7 +16,9 @@ from cost_models.timeline import Timeline
 from planner.program import Communicate, Compute, Instruction, Program
 from planner.schedule import reads, writes
 
-__all__ = ["CATEGORIES", "Prediction", "memory_by_category", "peak_position", "predict", "simulate_program"]
+__all__ = [
+    "CATEGORIES", "Prediction", "memory_by_category", "memory_over_time", "peak_position", "predict", "simulate_program",
+]  # fmt: skip
 
 #: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made;
 #: `temporaries` what backward holds besides gradients.
@@ -87,6 +89,29 @@ def memory_by_category(program: Program) -> dict[str, int]:
 def peak_position(program: Program) -> str:
     """The id of the instruction at which memory peaks."""
     return _walk(program)[1]
+
+
+def memory_over_time(program: Program, timeline: Timeline) -> tuple[list[float], dict[str, list[int]]]:
+    """The times at which memory changes, from 0 on, and the bytes of every category from each of them on."""
+    category, kept = _categories(program), {state.value for state in program.parameters}
+    events = {event.id: event for event in timeline.events}
+    changes: list[tuple[float, int, str]] = []
+    for instruction in program.instructions:
+        event = events[instruction.id]
+        made = [(category[v], program.value_bytes[v]) for v in writes(instruction) if v not in kept]
+        changes += [(event.start, nbytes, name) for name, nbytes in made]
+        changes += [(event.end, -program.value_bytes[v], category.get(v, "inputs")) for v in instruction.frees]
+    held = {name: program.initial_bytes.get(name, 0) for name in CATEGORIES}
+    times, out = [0.0], {name: [held[name]] for name in CATEGORIES}
+    for time, nbytes, name in sorted(changes, key=lambda change: change[0]):
+        held[name] += nbytes
+        if time > times[-1]:
+            times.append(time)
+            for other in CATEGORIES:
+                out[other].append(held[other])
+        else:
+            out[name][-1] = held[name]
+    return times, out
 
 
 def _walk(program: Program) -> tuple[dict[str, int], str]:

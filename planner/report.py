@@ -161,7 +161,9 @@ def memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
 
 def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
     step = plan.summary["step_time_s"]
-    rows = [("this plan", str(plan.mesh), format_time(step), "1.00 x", format_bytes(plan.summary["memory_bytes"]["total"]), "yes")]
+    rows = [
+        ("this plan", str(plan.mesh), format_time(step), "1.00 x", format_bytes(plan.summary["memory_bytes"]["total"]), "yes")
+    ]
     reasons = []
     for row in plan.alternatives:
         if row.step_time_s is None or row.memory_bytes is None:
@@ -173,7 +175,10 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
             (row.name, row.mesh, format_time(row.step_time_s), f"{row.step_time_s / step:.2f} x",
              format_bytes(row.memory_bytes), fits)
         )  # fmt: skip
-    return (Table(header=("plan", "mesh", "step", "", "memory", "fits"), rows=tuple(rows), right=frozenset({2, 3, 4})), *reasons)
+    return (
+        Table(header=("plan", "mesh", "step", "", "memory", "fits"), rows=tuple(rows), right=frozenset({2, 3, 4})),
+        *reasons,
+    )
 
 
 def _solver_lines(plan: Plan) -> tuple[str, ...]:
