@@ -68,7 +68,7 @@ class Compute:
 class Communicate:
     """One change of layout of one or more values (more than one: a bucket, sent as one flat buffer).
 
-    `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`), `reduce_scatter` (along `split`),
+    `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`), `reduce_scatter` (`split`),
     `all_to_all` (from `gather` to `split`: what was split at `gather` becomes split at `split`), `slice` (along `split`; no
     communication). `axes` are the mesh axes taking part. Per value: `expanded` is the local shape by flat sub-dims before,
     `shapes` the local shape after, by dims. An asynchronous one is started where it stands and waited for at the first use
@@ -127,7 +127,7 @@ class ParameterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputState:
-    """A batch tensor (`name` = its position in the batch) or a buffer of the module, with the layout in which each rank gets it."""
+    """A batch tensor (`name` = its position in the batch) or a buffer of the module, in the layout in which each rank gets it."""
 
     name: str
     value: int
@@ -139,7 +139,7 @@ class InputState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step for every rank of `mesh`. `loss` is a replicated scalar's id; `initial_bytes` what is held before the step."""
+    """One training step for every rank of `mesh`. `loss` is a replicated scalar's id; `initial_bytes` is held before the step."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]

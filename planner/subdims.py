@@ -33,9 +33,10 @@ class _Atom:
 class OpDims:
     """One node in terms of its *leaves*: the letters of its signature, each taken apart into atoms.
 
-    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the leaves
-    of operand o's flat sub-dims in order (so a leaf's position there is the sub-dim number that a layout names), `results[r]`
-    those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first of a letter that must stay contiguous.
+    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the
+    leaves of operand o's flat sub-dims in order (a leaf's position there is the sub-dim number that a layout names),
+    `results[r]` those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first of a letter
+    that must stay contiguous.
     """
 
     signature: Signature
@@ -193,7 +194,10 @@ def _read(
 
 def _op_dims(signature: Signature, atoms: list[_Atom], number: Callable[[_Atom], int]) -> OpDims:
     parts = [_leaves([atom]) for atom in atoms]
-    first, sizes, letter, numbers = [], [], [], []
+    first: list[int] = []
+    sizes: list[int] = []
+    letter: list[int] = []
+    numbers: list[int] = []
     for index, leaves in enumerate(parts):
         first.append(len(sizes))
         sizes.extend(leaf.size for leaf in leaves)

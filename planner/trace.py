@@ -111,7 +111,7 @@ class _Paths:
 
     def _own(self, output: Any, path: str) -> None:
         """Gives every autograd node behind `output` that has no owner yet to `path`."""
-        pending = [t.grad_fn for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn]
+        pending: list[Any] = [t.grad_fn for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn]
         while pending:
             node = pending.pop()
             if node is None or node in self.owner:
@@ -149,39 +149,39 @@ def _paths(module: torch.nn.Module) -> Iterator[_Paths]:
 # ------------------------------------------------------------------------------------------------- decomposing
 
 
-def _mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Tensor:
+def _mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Any:
     return aten.div.Scalar(aten.sum.default(x, dtype=dtype), x.numel())
 
 
-def _mean_dim(x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
-    dims = list(range(x.dim())) if not dim else dim
+def _mean_dim(x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    dims = dim if dim else list(range(x.dim()))
     count = 1
     for d in dims:
         count *= x.shape[d]
     return aten.div.Scalar(aten.sum.dim_IntList(x, dims, keepdim, dtype=dtype), count)
 
 
-def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Tensor:
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
     product = aten.mm.default(a, b)
     product = product if alpha == 1 else aten.mul.Scalar(product, alpha)
     bias = bias if beta == 1 else aten.mul.Scalar(bias, beta)
     return aten.add.Tensor(product, bias)
 
 
-def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Tensor:
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
     if bias is None:
         return NotImplemented
-    out: Tensor = aten.convolution.default(x, weight, None, *rest)
+    out = aten.convolution.default(x, weight, None, *rest)
     return aten.add.Tensor(out, aten.view.default(bias, [1, -1] + [1] * (out.dim() - 2)))
 
 
-def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Tensor:
+def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Any:
     scale = 2.0 / x.numel() if reduction == 1 else 2.0
     return aten.mul.Tensor(aten.mul.Scalar(aten.sub.Tensor(x, target), scale), grad)
 
 
-def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
-    dims = list(range(x.dim())) if not dim else dim
+def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+    dims = dim if dim else list(range(x.dim()))
     count = 1
     for d in dims:
         count *= x.shape[d]
@@ -190,11 +190,11 @@ def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = 
     return aten.div.Scalar(aten.sum.dim_IntList(square, dims, keepdim), over)
 
 
-def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Tensor:
+def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
     return aten.sqrt.default(_var(x, dim, correction=correction, keepdim=keepdim))
 
 
-def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Tensor:
+def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
     """The gradient of `table[ids]` as that of an embedding, which can be split over the ids."""
     ids = indices[0]
     if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
@@ -204,7 +204,7 @@ def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumula
     return aten.add.Tensor(x, added.view(x.shape))
 
 
-def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Tensor:
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Any:
     """The gradient of `index_select` along the first dim, likewise."""
     if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
         return NotImplemented
@@ -304,7 +304,8 @@ class _Reader:
                 self._read(node)
             elif node.op == "get_attr":
                 raise NotTraceable(
-                    f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): register it as a buffer"
+                    f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): "
+                    "register it as a buffer"
                 )
         return self._finish(num_parameters)
 

@@ -8,7 +8,7 @@ from typing import Any
 from planner.graph import Ref
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
-T, B, I, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
+T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
 
 
 def _unit_group(call: Call, local: Local) -> LocalCall:
@@ -20,7 +20,7 @@ def _unit_group(call: Call, local: Local) -> LocalCall:
 
 def _lstm_letters(name: str) -> Letters:
     tables: dict[str, Letters] = {
-        "x": ((T,), (B,), (I,)), "state": ((B,), (H,)), "w_ih": ((GATES, H), (I,)), "w_hh": ((GATES, H), (H_IN,)),
+        "x": ((T,), (B,), (X_IN,)), "state": ((B,), (H,)), "w_ih": ((GATES, H), (X_IN,)), "w_hh": ((GATES, H), (H_IN,)),
         "bias": ((GATES, H),), "y": ((T,), (B,), (H,)), "reserve": ((T,), (B,), (FIVE, H)),
     }  # fmt: skip
     return tables[name]
@@ -33,9 +33,9 @@ def _lstm_sizes(x: tuple[int, ...], w_hh: tuple[int, ...]) -> tuple[int, ...]:
 
 def _lstm_cost(passes: int) -> Any:
     def cost(s: tuple[int, ...]) -> OpCost:
-        flops = 2.0 * s[T] * s[B] * 4 * s[H] * (s[I] + s[H_IN]) * passes
-        weights = 4 * s[H] * (s[I] + s[H_IN]) * s[T] * passes
-        elements = float(weights + s[T] * s[B] * (s[I] + 14 * s[H]) * passes)
+        flops = 2.0 * s[T] * s[B] * 4 * s[H] * (s[X_IN] + s[H_IN]) * passes
+        weights = 4 * s[H] * (s[X_IN] + s[H_IN]) * s[T] * passes
+        elements = float(weights + s[T] * s[B] * (s[X_IN] + 14 * s[H]) * passes)
         return OpCost(flops=flops, elements=elements, gemm=(1, s[B], 4 * s[H], s[H_IN]), steps=s[T] * passes)
 
     return cost
@@ -51,8 +51,9 @@ def _lstm(call: Call) -> Signature:
     names = ["x", "state", "state", "w_ih", "w_hh", *["bias"] * (len(call.operands) - 5)]
     return Signature(
         kind="lstm", sizes=_lstm_sizes(call.operands[0], call.operands[4]), operands=tuple(map(_lstm_letters, names)),
-        results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, I, GATES, H_IN, FIVE}),
-        reduced=(frozenset(),) * 4, inner=frozenset({H}), contiguous=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES, cost=_lstm_cost(1),
+        results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}),
+        reduced=(frozenset(),) * 4, inner=frozenset({H}), contiguous=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES,
+        cost=_lstm_cost(1),
         inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
     )  # fmt: skip
 
@@ -68,7 +69,7 @@ def _lstm_backward(call: Call) -> Signature:
     grads = frozenset(range(sum(isinstance(argument, Ref) for argument in call.args[:3])))
     return Signature(
         kind="lstm", sizes=sizes, operands=tuple(map(_lstm_letters, names)), results=tuple(map(_lstm_letters, results)),
-        fixed=frozenset({T, I, GATES, H_IN, FIVE}), inner=frozenset({H}), contiguous=frozenset({H}), names=_LSTM_NAMES,
+        fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), inner=frozenset({H}), contiguous=frozenset({H}), names=_LSTM_NAMES,
         cost=_lstm_cost(2), linear=(grads,),
         reduced=(frozenset({H}), frozenset(), frozenset(), batch, batch, batch),
         inner_traffic=lambda s, ranks: (
@@ -109,7 +110,8 @@ _ATTENTION_NAMES = ((0, "batch"), (1, "heads"), (2, "sequence"), (3, "head_dim")
 def _attention(call: Call) -> Signature:
     """q, k, v -> out, lse: batch and heads can be split, and queries without a causal mask; keys cannot (it takes a ring)."""
     causal = bool(call.args[3])
-    sizes, at, fixed = _attention_letters(*call.operands, causal)
+    q, k, v = call.operands
+    sizes, at, fixed = _attention_letters(q, k, v, causal)
     return Signature(
         kind="attention", sizes=sizes, operands=(at["q"], at["k"], at["v"]), results=(at["out"], at["lse"]),
         fixed=fixed, names=_ATTENTION_NAMES, cost=_attention_cost(2.0, causal, 1),
@@ -121,7 +123,8 @@ def _attention_backward(call: Call) -> Signature:
     """grad, q, k, v, out, lse -> gradients of q, k, v, the latter two partial over queries. Five products for two, since the
     scores are computed again."""
     causal = bool(call.args[6])
-    sizes, at, fixed = _attention_letters(*call.operands[1:4], causal)
+    _, q, k, v, _, _ = call.operands
+    sizes, at, fixed = _attention_letters(q, k, v, causal)
     queries = frozenset({2})
     return Signature(
         kind="attention", sizes=sizes, operands=tuple(at[name] for name in ("out", "q", "k", "v", "out", "lse")),

@@ -11,8 +11,9 @@ __all__ = ["broadcast", "pointwise_signature"]
 
 #: Element-wise ops through which no partial sum passes.
 _CURVED = (
-    "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default", "aten.log.default",
-    "aten.log1p.default", "aten.log2.default", "aten.expm1.default", "aten.sqrt.default", "aten.rsqrt.default",
+    "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default",
+    "aten.log.default", "aten.log1p.default", "aten.log2.default", "aten.expm1.default", "aten.sqrt.default",
+    "aten.rsqrt.default",
     "aten.reciprocal.default", "aten.sin.default", "aten.cos.default", "aten.tan.default", "aten.atan.default",
     "aten.atan2.default", "aten.erf.default", "aten.gelu.default", "aten.silu.default", "aten.elu.default",
     "aten.softplus.default", "aten.leaky_relu.default", "aten.hardtanh.default", "aten.hardswish.default",
@@ -43,7 +44,7 @@ _FIRST = (frozenset({0}),)
 
 
 def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letters, tuple[int, ...]]:
-    """The operand's letters where result dim d is letter d, and the dims at which it is stretched. A stretched dim has no letter."""
+    """The operand's letters where result dim d is letter d, and the dims at which it is stretched, which have no letter."""
     lead = len(result) - len(operand)
     letters: list[tuple[int, ...]] = []
     for d, size in enumerate(operand):

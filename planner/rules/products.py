@@ -144,7 +144,8 @@ def _pool(call: Call) -> Signature:
     sizes = (*shapes["i"], *shapes["o"][lead:])
     passing = tuple((d,) for d in range(lead))
     letters: dict[str, Letters] = {
-        "i": (*passing, *((lead + d,) for d in range(windows))), "o": (*passing, *((lead + windows + d,) for d in range(windows)))
+        "i": (*passing, *((lead + d,) for d in range(windows))),
+        "o": (*passing, *((lead + windows + d,) for d in range(windows))),
     }  # fmt: skip
     linear = () if "max" in call.op and "backward" not in call.op else (frozenset({0}),)
     return Signature(

@@ -57,8 +57,8 @@ def _scan(call: Call) -> Signature:
     letters = tuple((d,) for d in range(len(shape)))
     dim = call.args[1] if len(call.args) > 1 else -1
     return Signature(
-        kind="reduction", sizes=shape, operands=(letters,), results=(letters,) * len(call.results), fixed=_dims_of(dim, len(shape)),
-        linear=(frozenset({0}),) if "cumsum" in call.op else (),
+        kind="reduction", sizes=shape, operands=(letters,), results=(letters,) * len(call.results),
+        fixed=_dims_of(dim, len(shape)), linear=(frozenset({0}),) if "cumsum" in call.op else (),
     )  # fmt: skip
 
 
@@ -163,7 +163,7 @@ def _embedding_backward_args(call: Call, local: Local) -> LocalCall:
 def _embedding_backward(call: Call) -> Signature:
     """grad [ids, d], ids -> grad_weight [v, d], partial over the ids. Rows that are not to be trained (`padding_idx`) or that
     are scaled by how often they are looked up are known to torch's kernel alone, which needs all rows, or all ids."""
-    grad, ids = call.operands
+    _, ids = call.operands
     (weight,) = call.results
     n, padding, by_frequency = len(ids), call.args[3], call.args[4]
     where = tuple((2 + d,) for d in range(n))
@@ -198,9 +198,7 @@ def _scatter(call: Call) -> Signature:
     rank, dim = len(shape), call.args[1] % len(shape)
     sizes = (*shape, *index, *(size for source in sources for size in source))
     same = {d for d in range(rank) if d != dim and all(s[d] == shape[d] for s in (index, *sources))}
-    letters = [
-        tuple((d,) if d in same else (i * rank + d,) for d in range(rank)) for i in range(2 + len(sources))
-    ]
+    letters = [tuple((d,) if d in same else (i * rank + d,) for d in range(rank)) for i in range(2 + len(sources))]
     together = frozenset({0, 2}) if sources else frozenset({0}) if call.args[3] == 0 else frozenset()
     return Signature(
         kind="embedding", sizes=sizes, operands=tuple(letters), results=(letters[0],),
@@ -229,13 +227,15 @@ def _index_letters(
     """Letter sizes, the letters of `x[indices]`, those of each tensor of ids, and the dims of x that are looked up."""
     rank, at = len(shape), [d for d, index in enumerate(indices) if index is not None]
     together = tuple(_broadcast_shape(ids))
-    where = tuple((rank + d,) for d in range(len(together)))
-    letters = [
-        tuple(w if size == whole else () for size, whole, w in zip(i, together[-len(i) :], where[-len(i) :], strict=True)) if i else ()
+    where: Letters = tuple((rank + d,) for d in range(len(together)))
+    letters: list[Letters] = [
+        tuple(w if size == whole else () for size, whole, w in zip(i, together[-len(i) :], where[-len(i) :], strict=True))
+        if i
+        else ()
         for i in ids
     ]
     first = at[0] if at == list(range(at[0], at[0] + len(at))) else 0
-    rest = [(d,) for d in range(rank) if d not in at]
+    rest: list[tuple[int, ...]] = [(d,) for d in range(rank) if d not in at]
     result = (*rest[:first], *where, *rest[first:])
     return (*shape, *together), result, letters, frozenset(at)
 

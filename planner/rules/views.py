@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 from typing import Any
 
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
@@ -21,10 +22,10 @@ def common_letters(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tup
     cuts = sorted(
         {math.prod(before[i:]) for i in range(len(before) + 1)} | {math.prod(after[i:]) for i in range(len(after) + 1)}
     )
-    for small, large in zip(cuts, cuts[1:], strict=False):
+    for small, large in pairwise(cuts):
         if large % small:
             return None
-    sizes = tuple(large // small for small, large in zip(cuts, cuts[1:], strict=False))[::-1]
+    sizes = tuple(large // small for small, large in pairwise(cuts))[::-1]
     return sizes, _dims(before, cuts[::-1]), _dims(after, cuts[::-1])
 
 
@@ -80,12 +81,14 @@ def _permute(call: Call) -> Signature:
 
 def _run(length: int, args: tuple[Any, ...]) -> tuple[int, int, int]:
     """The start, length and step of a slice of a dim."""
-    start, end, step = (*args, *(None, None, 1)[len(args) :])
+    start, end, step = (tuple(args) + (None, None, 1)[len(args) :])[:3]
     found = range(length)[start:end:step]
     return found.start, len(found), found.step
 
 
-def _slice_letters(shape: tuple[int, ...], dim: int, start: int, size: int, step: int) -> tuple[tuple[int, ...], Letters, Letters, int]:
+def _slice_letters(
+    shape: tuple[int, ...], dim: int, start: int, size: int, step: int
+) -> tuple[tuple[int, ...], Letters, Letters, int]:
     """Sizes, letters of the whole and of the slice, and the letter that cannot be split. One of equal pieces, as a third of
     a fused QKV, is (pieces, size), of which size passes; of any other slice the dim cannot be split."""
     rank = len(shape)

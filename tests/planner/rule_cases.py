@@ -7,10 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rule_proof import run_op
 from torch import Tensor
 
 from planner.rules.pointwise import POINTWISE
-from rule_proof import run_op
 
 __all__ = ["CASES", "Draw", "draw"]
 
@@ -93,11 +93,14 @@ _POSITIVE = {"log.default", "log1p.default", "sqrt.default", "rsqrt.default", "l
 _BOOLEAN = {"logical_not.default", "bitwise_not.default"}
 _BACKWARD_ARGS: dict[str, tuple[Any, ...]] = {
     "threshold_backward.default": (0,), "leaky_relu_backward.default": (0.2, False), "hardtanh_backward.default": (-0.5, 0.5),
-    "softplus_backward.default": (1, 20), "gelu_backward.default": (), "silu_backward.default": (), "sigmoid_backward.default": (),
-    "tanh_backward.default": (), "hardsigmoid_backward.default": (), "hardswish_backward.default": (), "mish_backward.default": (),
+    "softplus_backward.default": (1, 20), "gelu_backward.default": (), "silu_backward.default": (),
+    "sigmoid_backward.default": (),
+    "tanh_backward.default": (), "hardsigmoid_backward.default": (), "hardswish_backward.default": (),
+    "mish_backward.default": (),
 }  # fmt: skip
 _BINARY = {
-    "pow.Tensor_Tensor", "maximum.default", "minimum.default", "logical_and.default", "logical_or.default", "logical_xor.default",
+    "pow.Tensor_Tensor", "maximum.default", "minimum.default", "logical_and.default", "logical_or.default",
+    "logical_xor.default",
     "bitwise_and.Tensor", "bitwise_or.Tensor", "xlogy.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", "atan2.default",
     *(f"{name}.Tensor" for name in ("eq", "ne", "gt", "ge", "lt", "le")),
 }  # fmt: skip
@@ -148,7 +151,9 @@ def _by_scalar(g: Draw) -> Arguments:
 
 @case("aten._to_copy.default")
 def _to_copy(g: Draw) -> Arguments:
-    return (4 * g.real(*g.shape()),), {"dtype": g.pick("torch.float64", "torch.int64", "torch.bool", "torch.uint8", "torch.float32")}
+    return (4 * g.real(*g.shape()),), {
+        "dtype": g.pick("torch.float64", "torch.int64", "torch.bool", "torch.uint8", "torch.float32")
+    }
 
 
 @case("aten._to_copy.default")
@@ -274,8 +279,7 @@ def _convolution_args(g: Draw) -> tuple[Tensor, Tensor, list[Any]]:
     kernel, stride, padding = g.size(1, 3), g.size(1, 2), g.size(0, 1)
     x = g.real(g.size(2, 4), c, *([6] * windows))
     weight = g.real(*((c, o // groups) if transposed else (o, c // groups)), *([kernel] * windows))
-    each = lambda n: (n,) * windows  # noqa: E731
-    return x, weight, [each(stride), each(padding), each(1), transposed, each(0), groups]
+    return x, weight, [(stride,) * windows, (padding,) * windows, (1,) * windows, transposed, (0,) * windows, groups]
 
 
 @case("aten.convolution.default")
@@ -504,9 +508,22 @@ def _batch_norm(g: Draw) -> Arguments:
 @case("aten.native_batch_norm_backward.default")
 def _batch_norm_backward(g: Draw) -> Arguments:
     (x, weight, bias, mean, var, training, momentum, eps), _ = _batch_norm(g)
-    _, save_mean, save_rstd = run_op("aten.native_batch_norm.default", (x, weight, bias, mean, var, training, momentum, eps), ())
+    _, save_mean, save_rstd = run_op(
+        "aten.native_batch_norm.default", (x, weight, bias, mean, var, training, momentum, eps), ()
+    )
     mask = (g.chance(0.8), weight is not None, weight is not None)
-    return (g.real(*x.shape), x, weight, mean, var, save_mean, save_rstd, training, eps, mask if any(mask) else (True, *mask[1:])), {}
+    return (
+        g.real(*x.shape),
+        x,
+        weight,
+        mean,
+        var,
+        save_mean,
+        save_rstd,
+        training,
+        eps,
+        mask if any(mask) else (True, *mask[1:]),
+    ), {}
 
 
 # ------------------------------------------------------------------------------------------------- lookups
@@ -667,7 +684,12 @@ def _permute(g: Draw) -> Arguments:
 
 @case("aten.slice.Tensor")
 def _slice(g: Draw) -> Arguments:
-    dim, where = g.pick(0, 1, -1), g.pick((0, 6), (2, 4), (6, 12), (1, 9223372036854775807), (-4, 9223372036854775807), (0, -3), (0, 12, 2), (0, 12), (3, 4))
+    dim, where = (
+        g.pick(0, 1, -1),
+        g.pick(
+            (0, 6), (2, 4), (6, 12), (1, 9223372036854775807), (-4, 9223372036854775807), (0, -3), (0, 12, 2), (0, 12), (3, 4)
+        ),
+    )
     return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), dim, *where), {}
 
 
@@ -693,7 +715,11 @@ def _select_backward(g: Draw) -> Arguments:
 @case("aten.split.Tensor")
 def _split(g: Draw) -> Arguments:
     dim = g.pick(0, 1, -1)
-    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), g.pick(4, 6, 12, 5, 20), *g.pick((dim,), () if dim == 0 else (dim,))), {}
+    return (
+        g.real(*(12 if d == dim % 3 else g.size() for d in range(3))),
+        g.pick(4, 6, 12, 5, 20),
+        *g.pick((dim,), () if dim == 0 else (dim,)),
+    ), {}
 
 
 @case("aten.split_with_sizes.default")

@@ -36,7 +36,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
 Choice = int | frozenset[int]
 
 
-class Wrong(AssertionError):
+class Wrong(AssertionError):  # noqa: N818 - reads as `raises(Wrong)`
     """The shards do not make up the whole."""
 
 
@@ -100,7 +100,9 @@ def trial(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, taken_apart
         if value.shape and math.prod(value.shape) > 0 and factored != value.shape:
             made = add(torch.empty(factored), "activation")
             shaped = torch.empty(factored)
-            nodes.append(replace(_node("shardwright.reshape", (Ref(value.id), factored), (), [made], [shaped]), index=len(nodes)))
+            nodes.append(
+                replace(_node("shardwright.reshape", (Ref(value.id), factored), (), [made], [shaped]), index=len(nodes))
+            )
     graph = Graph(nodes=tuple(nodes), values=tuple(values), parameters=(), inputs=(), buffers=(), loss=0)
     subdims = infer(graph)
     return Trial(graph=graph, node=node, subdims=subdims, op=subdims.ops[0], operands=tuple(operands), results=results)
@@ -186,9 +188,7 @@ def cut(tensor: Tensor, subshape: SubShape, layout: Layout, mesh: tuple[int, ...
     shards: Shards = {(): tensor.reshape([s for dim in subshape for s in dim])}
     for axis, placement in enumerate(layout):
         shards = {
-            (*at, i): piece
-            for at, shard in shards.items()
-            for i, piece in enumerate(_pieces(shard, placement, mesh[axis]))
+            (*at, i): piece for at, shard in shards.items() for i, piece in enumerate(_pieces(shard, placement, mesh[axis]))
         }
     return {at: shard.reshape(local_shape(subshape, layout, mesh)).contiguous() for at, shard in shards.items()}
 
@@ -300,11 +300,11 @@ def prove(trial: Trial, mesh: tuple[int, ...], choices: tuple[Choice, ...]) -> N
         shards.append(cut(trial.operands[position], trial.subdims.shapes[value], layout, mesh))
     places = list(itertools.product(*map(range, mesh)))
     out = {at: run_shard(trial, mesh, choices, at, [cuts[at] for cuts in shards]) for at in places}
-    for r, value in enumerate(trial.node.results):
-        if value is None:
+    for r, result in enumerate(trial.node.results):
+        if result is None:
             continue
         layout = result_layout(op, r, choices)
-        made = join({at: out[at][r] for at in places}, trial.subdims.shapes[value], layout, mesh)
+        made = join({at: out[at][r] for at in places}, trial.subdims.shapes[result], layout, mesh)
         whole = trial.results[r]
         assert whole is not None
         rounding = 1e-4 if any(t.dtype == torch.float32 for t in trial.operands) else 1e-10

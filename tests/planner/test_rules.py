@@ -8,21 +8,33 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rule_cases import CASES, RESHAPES, draw
+from rule_proof import (
+    Trial,
+    Wrong,
+    assignments,
+    caught,
+    cut,
+    join,
+    map_refs_in_order,
+    mutations,
+    operand_layout,
+    prove,
+    result_layout,
+    run_op,
+    run_shard,
+    trial,
+)  # fmt: skip
 from torch import Tensor
+from trace_models import BUILDERS
 
 from planner.graph import Value
 from planner.rules import RULES, Signature
 from planner.rules.views import common_letters
 from planner.subdims import call_of
 from planner.trace import trace
-from rule_cases import CASES, RESHAPES, draw
-from rule_proof import (
-    Trial, Wrong, assignments, caught, cut, join, map_refs_in_order, mutations, operand_layout, prove, result_layout, run_op, run_shard, trial,
-)  # fmt: skip
-from trace_models import BUILDERS
 
 SEEDS = range(5)
 
@@ -46,7 +58,8 @@ def test_shards_make_up_the_whole(op: str) -> None:
 
 #: Ops of which no dim can be split and through which no partial sum passes.
 NOTHING_TO_SPLIT = {
-    "aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.scalar_tensor.default", "aten.tril_indices.default",
+    "aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.scalar_tensor.default",
+    "aten.tril_indices.default",
     "aten.max.default", "aten.min.default", "aten.prod.default", "aten.any.default", "aten.all.default",
 }  # fmt: skip
 
@@ -109,7 +122,7 @@ _TRUE = {
 
 @pytest.mark.parametrize("op", sorted(set(RULES) - _CRASH))
 def test_a_wrong_rule_is_caught(op: str) -> None:
-    """So a letter that is fixed had to be: this is also the proof that nothing is fixed, or denied a partial sum, needlessly."""
+    """So a letter that is fixed had to be: nothing is fixed, or denied a partial sum, needlessly."""
     found: dict[str, bool] = {}
     for make in CASES[op]:
         for seed in SEEDS:
@@ -147,7 +160,13 @@ def test_the_letters_of_a_view_are_a_bijection(op: str, seed: int) -> None:
 
 
 def test_only_reshape_and_permute_claim_to_be_views() -> None:
-    claims = {op for op in RULES for make in CASES[op] for seed in SEEDS if trial(op, *draw(make, seed), taken_apart=False).op.signature.view}
+    claims = {
+        op
+        for op in RULES
+        for make in CASES[op]
+        for seed in SEEDS
+        if trial(op, *draw(make, seed), taken_apart=False).op.signature.view
+    }
     assert claims == {"shardwright.reshape", "aten.permute.default"}
 
 
@@ -179,7 +198,9 @@ def test_any_reshape(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
 
 @pytest.mark.parametrize(("before", "after"), RESHAPES)
 def test_reshape_is_refused_only_where_dims_do_not_nest(before: tuple[int, ...], after: tuple[int, ...]) -> None:
-    assert (common_letters(before, after) is None) == ((before, after) in {((2, 3), (3, 2)), ((4, 2, 3), (4, 3, 2)), ((4, 9), (6, 6))})
+    assert (common_letters(before, after) is None) == (
+        (before, after) in {((2, 3), (3, 2)), ((4, 2, 3), (4, 3, 2)), ((4, 9), (6, 6))}
+    )
 
 
 # ------------------------------------------------------------------------------------------------- letters split inside an op
@@ -194,7 +215,11 @@ def _inner_trials() -> list[tuple[Trial, int]]:
         for seed in range(4):
             for taken_apart in (False, True):
                 it = trial(op, *draw(CASES[op][0], seed), taken_apart=taken_apart)
-                free = [leaf for leaf, letter in enumerate(it.op.letter) if letter in it.op.signature.inner and leaf not in it.op.fixed]
+                free = [
+                    leaf
+                    for leaf, letter in enumerate(it.op.letter)
+                    if letter in it.op.signature.inner and leaf not in it.op.fixed
+                ]
                 out += [(it, leaf) for leaf in free if it.op.sizes[leaf] % 2 == 0]
     return out
 
@@ -214,8 +239,7 @@ def _inner_worker(rank: int, folder: str) -> None:
 
 
 def test_inner_letters_with_two_ranks(tmp_path: Path) -> None:
-    # Partial sums of operands are random: each worker draws its own, so none may be partial here, and none is.
-    mp.spawn(_inner_worker, (str(tmp_path),), nprocs=2)  # type: ignore[no-untyped-call]
+    torch.multiprocessing.spawn(_inner_worker, (str(tmp_path),), nprocs=2)  # type: ignore[attr-defined, no-untyped-call]
     trials = _inner_trials()
     assert {it.node.op for it, _ in trials} == set(_INNER)
     for i, (it, leaf) in enumerate(trials):
@@ -223,7 +247,7 @@ def test_inner_letters_with_two_ranks(tmp_path: Path) -> None:
         for r, value in enumerate(it.node.results):
             if value is None:
                 continue
-            shards = {(rank,): ranks[rank][r] for rank in range(2)}
+            shards: dict[tuple[int, ...], Tensor] = {(rank,): ranks[rank][r] for rank in range(2)}
             made = join(shards, it.subdims.shapes[value], result_layout(it.op, r, (leaf,)), (2,))
             torch.testing.assert_close(made, it.results[r], rtol=0, atol=1e-10)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from trace_models import BUILDERS, MLP, Linear, built_in, graph_named, workload
 
 from cost_models.errors import NotTraceable
 from planner.graph import Graph
@@ -17,7 +18,6 @@ from planner.rules import RULES
 from planner.subdims import infer
 from planner.trace import trace
 from planner.workload import Workload
-from trace_models import BUILDERS, MLP, Linear, built_in, workload
 
 HERE = Path(__file__).name
 
@@ -34,16 +34,16 @@ class Apply(nn.Module):
         return self.f(self.linear(x))
 
 
-def graph_of(module: Callable[[], nn.Module], **words: Callable[..., Tensor]) -> Graph:
+def graph_of(module: Callable[[], nn.Module], loss: Callable[..., Tensor] = F.mse_loss) -> Graph:
     def build() -> Workload:
-        return workload(module(), torch.randn(8, 6), torch.randn(8, 4), **words)
+        return workload(module(), torch.randn(8, 6), torch.randn(8, 4), loss=loss)
 
     return trace(build).graph
 
 
-def refusal(module: Callable[[], nn.Module], **words: Callable[..., Tensor]) -> str:
+def refusal(module: Callable[[], nn.Module], loss: Callable[..., Tensor] = F.mse_loss) -> str:
     with pytest.raises(NotTraceable) as caught:
-        graph_of(module, **words)
+        graph_of(module, loss)
     message = str(caught.value)
     assert "\n" not in message
     return message
@@ -54,7 +54,7 @@ def refusal(module: Callable[[], nn.Module], **words: Callable[..., Tensor]) -> 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_graphs_are_well_formed(name: str) -> None:
-    graph = trace(BUILDERS[name]).graph
+    graph = graph_named(name)
     written = {v.id for v in graph.values if v.writer is None}
     for index, node in enumerate(graph.nodes):
         assert node.index == index
@@ -116,7 +116,7 @@ def test_the_digest_is_stable_and_knows_sizes() -> None:
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_ops_that_change_nothing_are_gone(name: str) -> None:
-    graph = trace(BUILDERS[name]).graph
+    graph = graph_named(name)
     for node in graph.nodes:
         if node.op in ("aten.slice.Tensor", "aten.expand.default", "shardwright.reshape"):
             assert graph.values[node.operands[0]].shape != node.result_shapes[0]
@@ -127,8 +127,7 @@ def test_tracing_leaves_the_module_as_it_was() -> None:
     kept: list[nn.Module] = []
 
     def build() -> nn.Module:
-        kept.append(MLP(6))
-        kept[0].layers.append(nn.Linear(2, 4))
+        kept.append(nn.Sequential(MLP(6), nn.Linear(2, 4)))
         return kept[0]
 
     graph_of(build)
@@ -164,7 +163,10 @@ def test_the_gradient_of_a_lookup_is_that_of_an_embedding() -> None:
             return self.table[ids]
 
     graph = trace(lambda: workload(Table(), torch.randint(0, 10, (8,)), torch.randn(8, 4))).graph
-    assert [n.op for n in graph.nodes if n.phase == "backward"][-2:] == ["aten.remainder.Scalar", "aten.embedding_dense_backward.default"]
+    assert [n.op for n in graph.nodes if n.phase == "backward"][-2:] == [
+        "aten.remainder.Scalar",
+        "aten.embedding_dense_backward.default",
+    ]
 
 
 # ------------------------------------------------------------------------------------------------- in place
@@ -302,6 +304,8 @@ def test_an_op_without_a_rule_names_its_module() -> None:
 
 
 def test_nodes_of_one_module_stand_together_in_forward() -> None:
-    paths = [n.path for n in trace(built_in("mlp", inputs=8, hidden=12, layers=2, outputs=4)).graph.nodes if n.phase == "forward"]
+    paths = [
+        n.path for n in trace(built_in("mlp", inputs=8, hidden=12, layers=2, outputs=4)).graph.nodes if n.phase == "forward"
+    ]
     changes = [b for a, b in pairwise(["", *paths]) if a != b]
     assert changes == ["layers.0", "", "layers.1", "", "output", ""]

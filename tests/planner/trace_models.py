@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from planner.graph import Graph
+from planner.trace import trace
 from planner.workload import Workload, load_workload
 
-__all__ = ["BUILDERS", "built_in", "workload"]
+__all__ = ["BUILDERS", "built_in", "graph_named", "workload"]
 
 Loss = Callable[[Any, Tensor], Tensor]
 
@@ -52,11 +55,16 @@ class MLP(nn.Module):
         super().__init__()
         acts = (
             nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh(), nn.LeakyReLU(), nn.ELU(), nn.Softplus(), nn.Sigmoid(), nn.ReLU6(),
-            nn.Hardswish(), nn.Hardsigmoid(), nn.Mish(), nn.LogSigmoid(), nn.Softsign(), nn.SELU(), nn.PReLU(), nn.CELU(), nn.GLU(),
+            nn.Hardswish(), nn.Hardsigmoid(), nn.Mish(), nn.LogSigmoid(), nn.Softsign(), nn.SELU(), nn.PReLU(),
+            nn.CELU(), nn.GLU(),
         )  # fmt: skip
         layers: list[nn.Module] = []
         for act in acts:
-            layers += [nn.Linear(width, 2 * width if isinstance(act, nn.GLU) else width), nn.LayerNorm(2 * width if isinstance(act, nn.GLU) else width), act]
+            layers += [
+                nn.Linear(width, 2 * width if isinstance(act, nn.GLU) else width),
+                nn.LayerNorm(2 * width if isinstance(act, nn.GLU) else width),
+                act,
+            ]
         self.layers = nn.Sequential(*layers, nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -200,9 +208,18 @@ class Joins(nn.Module):
         whole = torch.einsum("btd,dhk->bthk", a, self.w)
         again = torch.einsum("bthk,bshk->bhts", whole, whole).softmax(-1)
         out = mixed.mean((1, 2)) + four.sum((1, 2, 3)) + again[:, 0, 0, 0] + whole[:, -1, 1:, 0].sum(-1) + x.roll(1, 1)[:, 0, 0]
-        std = b.var(-1).sum(-1) + a.std(-1).sum(-1) + a.max(-1).values.sum(-1) + a.logsumexp(-1).sum(-1) + a.cumsum(-1).sum((1, 2))
+        std = (
+            b.var(-1).sum(-1)
+            + a.std(-1).sum(-1)
+            + a.max(-1).values.sum(-1)
+            + a.logsumexp(-1).sum(-1)
+            + a.cumsum(-1).sum((1, 2))
+        )
         norm = a.norm(dim=-1).sum(-1) + torch.clamp(b, -1, 1).abs().sqrt().sum((1, 2)) + F.normalize(a, dim=-1).sum((1, 2))
-        return out + std + norm + a.min() + torch.minimum(a, x).sum((1, 2)) + torch.where(a > 0, a, 0.5 * a).prod(-1).sum(-1)
+        total: Tensor = (
+            out + std + norm + a.min() + torch.minimum(a, x).sum((1, 2)) + torch.where(a > 0, a, 0.5 * a).prod(-1).sum(-1)
+        )
+        return total
 
 
 class Lookups(nn.Module):
@@ -221,7 +238,8 @@ class Lookups(nn.Module):
         top = rows.topk(2, -1).values.sum(-1)
         y = torch.where(ids[..., None] > 3, rows, hot) + self.bag(ids)
         spread = torch.zeros_like(rows).scatter_add(1, (ids % 4).unsqueeze(-1).expand_as(rows), y)
-        return (y + spread).sum(-1) + best + top + picked.sum()
+        total: Tensor = (y + spread).sum(-1) + best + top + picked.sum()
+        return total
 
 
 class Linear(nn.Module):
@@ -279,3 +297,9 @@ BUILDERS: dict[str, Callable[[], Workload]] = {
     "hinge": _with_loss(lambda out, t: torch.clamp(1 - out * (2 * t - 1), min=0).pow(2).mean(), _floats),
     "cosine": _with_loss(lambda out, t: 1 - F.cosine_similarity(out, t).mean(), _floats),
 }
+
+
+@cache
+def graph_named(name: str) -> Graph:
+    """The graph of one of `BUILDERS`, traced once."""
+    return trace(BUILDERS[name]).graph
