@@ -1,0 +1,215 @@
+"""`plan calibrate`: measures this machine and writes a hardware file that plans are made for and compared with.
+
+    measure (real processes, `calibrate_ranks`) -> fit -> Cluster -> TOML with provenance and a source for every figure
+
+Compute is measured alone and by several ranks at once, since ranks share one CPU; collectives with as many ranks as will run.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import torch
+
+from cost_models.atomic_write import write_atomically
+from cost_models.cluster import cluster_text, load_cluster
+from cost_models.device import Device, ElementwiseRow, GemmRow, OpRow
+from cost_models.errors import BadHardware, BadValue
+from cost_models.machine import Cluster, ContentionRow
+from cost_models.roofline import op_time
+from runtime.calibrate_ranks import Measured, Settings
+from runtime.launcher import launch
+
+__all__ = ["calibrate", "calibrated_path", "fit", "this_machine"]
+
+#: Called with what is being measured, and how far it is (0 to 1).
+Progress = Callable[[str, float], None]
+
+_SECONDS = "measured by `plan calibrate`: the median over windows of a window's mean"
+
+
+def this_machine() -> Path:
+    """Where the calibration of this machine is kept: `$XDG_CACHE_HOME/shardwright/hardware/this-machine.toml`."""
+    cache = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(cache) if cache else Path.home() / ".cache") / "shardwright" / "hardware" / "this-machine.toml"
+
+
+def calibrated_path(hardware: str = "") -> str:
+    """`hardware`, or by default the last calibration of this machine. Raises `BadHardware` if there is none."""
+    if hardware:
+        return hardware
+    if not this_machine().is_file():
+        raise BadHardware(
+            f"this machine is not calibrated (no {this_machine()}): run `plan calibrate` first, or give --hardware"
+        )
+    return str(this_machine())
+
+
+def calibrate(
+    path: str | Path = "",
+    *,
+    device: str = "",
+    max_ranks: int = 4,
+    progress: Progress = lambda what, done: None,
+    quick: bool = False,
+    command: str = "plan calibrate",
+) -> Cluster:
+    """The measured cluster, written to `path` (by default `this_machine()`) whole or not at all.
+
+    `device` is `cpu`, `cuda` or, by default, what there is; `max_ranks` processes run at once at most (on CUDA, no more than
+    there are devices). `quick` measures only the smallest shapes, in a few seconds, for tests. Raises `BadValue` for a device
+    that is not there or a path that cannot be written, `RunFailed` if a process fails.
+    """
+    kind = _device_kind(device)
+    if max_ranks < 1:
+        raise BadValue(f"number of ranks is {max_ranks}: give at least 1")
+    ranks = min(max_ranks, torch.cuda.device_count()) if kind == "cuda" else max_ranks
+    target = Path(path) if path else this_machine()
+    settings = Settings(
+        num_ranks=ranks, device=kind, quick=quick, window_s=0.001 if quick else 0.008, num_windows=3 if quick else 5
+    )
+    progress("starting processes", 0.0)
+    found = launch(
+        "runtime.calibrate_ranks:measure", ranks, settings, on_event=lambda e: progress(str(e["what"]), float(e["done"]))
+    )
+    cluster = fit(found[0], _base(kind))
+    if not path:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, cluster_text(cluster, provenance=_provenance(kind, ranks, command), sources=_SOURCES))
+    progress("done", 1.0)
+    return cluster
+
+
+def _device_kind(device: str) -> str:
+    if device not in ("", "cpu", "cuda"):
+        raise BadValue(f"unknown device {device!r}: cpu or cuda")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise BadValue("no CUDA device is there: calibrate with --device cpu")
+    return device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# ------------------------------------------------------------------------------------------------- from figures to a cluster
+
+
+def fit(measured: Measured, base: Cluster) -> Cluster:
+    """`base` with its figures replaced by measured ones.
+
+    Peaks are the fastest products measured, so efficiencies are 1; bandwidth is that of the largest element-wise op. A kind's
+    efficiency is the median of roofline / measured seconds over its larger calls, for ops that were not measured by name.
+    """
+    device = _with_efficiencies(_device(measured, base.device), measured.ops)
+    rows = defaultdict(list)
+    for count, kind, slowdown in measured.shared:
+        rows[count, kind].append(max(1.0, slowdown))
+    contention = tuple(
+        ContentionRow(num_devices=count, kind=kind, slowdown=statistics.geometric_mean(values))
+        for (count, kind), values in sorted(rows.items())
+    )
+    contention += tuple(replace(row, kind="optimizer") for row in contention if row.kind == "elementwise")
+    return replace(base, name="this-machine", device=device, collective_table=measured.collectives, contention=contention)
+
+
+def _device(measured: Measured, base: Device) -> Device:
+    peaks: dict[str, float] = {}
+    for row in measured.gemms:
+        name = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16"}[row.dtype]
+        peaks[name] = max(peaks.get(name, 0.0), 2.0 * row.m * row.n * row.k / row.seconds)
+    adds = [row for row in measured.ops if row.op == "aten.add.Tensor"]
+    table = [
+        ElementwiseRow(nbytes=r.nbytes, bandwidth=r.nbytes / max(r.seconds - measured.op_overhead, 0.1 * r.seconds))
+        for r in adds
+    ]
+    on_cpu = not base.gemm_tiles
+    return replace(
+        base,
+        peak_flops=tuple(peaks.items()), gemm_efficiency=1.0, memory_bandwidth=table[-1].bandwidth, memory_efficiency=1.0,
+        kernel_overhead=measured.op_overhead if on_cpu else base.kernel_overhead,
+        launch_overhead=0.0 if on_cpu else measured.op_overhead, overlap=0.0 if on_cpu else base.overlap,
+        gemm_half_work=_half_work(measured.gemms, peaks["fp32"], measured.op_overhead) if on_cpu else base.gemm_half_work,
+        lstm_step_overhead=measured.op_overhead if on_cpu else base.lstm_step_overhead,
+        elementwise_table=tuple(table), gemm_table=measured.gemms, op_table=measured.ops, kind_efficiency=(),
+    )  # fmt: skip
+
+
+def _half_work(gemms: tuple[GemmRow, ...], peak: float, overhead: float) -> float:
+    """Flops that a small product's fixed cost is worth: the median of (t - overhead) P - F where F is below 1e7."""
+    small = [
+        (r.seconds - overhead) * peak - 2.0 * r.m * r.n * r.k for r in gemms if r.dtype == "float32" and r.m * r.n * r.k < 5e6
+    ]
+    return max(0.0, statistics.median(small)) if small else 0.0
+
+
+def _with_efficiencies(device: Device, ops: tuple[OpRow, ...]) -> Device:
+    shares = defaultdict(list)
+    for row in ops:
+        plain = op_time(
+            device, kind=row.kind, flops=row.flops, nbytes=row.nbytes, dtype=row.dtype, gemm=row.gemm, steps=row.steps
+        )
+        if row.seconds > 5 * device.kernel_overhead:
+            shares[row.kind].append(min(1.0, plain / row.seconds))
+    return replace(device, kind_efficiency=tuple((kind, statistics.median(found)) for kind, found in sorted(shares.items())))
+
+
+# ------------------------------------------------------------------------------------------------- what is not measured
+
+
+def _base(kind: str) -> Cluster:
+    """The shipped cluster that gives what is not measured: links, tiles; with this machine's memory and processors."""
+    if kind == "cuda":
+        return _cuda_base()
+    base = load_cluster("cpu")
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    cores = os.cpu_count() or 1
+    return replace(base, device=replace(base.device, name=f"1 of {cores} cores, {_cpu_name()}", memory=memory // max(cores, 4)))
+
+
+def _cuda_base() -> Cluster:
+    properties = torch.cuda.get_device_properties(0)
+    template = "dgx-h200" if "H200" in properties.name else "dgx-h100" if "H100" in properties.name else "dgx-a100"
+    base = load_cluster(template)
+    device = replace(
+        base.device, name=properties.name, memory=properties.total_memory, num_sms=properties.multi_processor_count
+    )
+    return replace(base, device=device, devices_per_node=max(1, torch.cuda.device_count()), max_nodes=1)
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def _provenance(kind: str, ranks: int, command: str) -> dict[str, str]:
+    processor = torch.cuda.get_device_name(0) if kind == "cuda" else f"{os.cpu_count()} x {_cpu_name()}"
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    if kind == "cuda":
+        versions += f", CUDA {torch.version.cuda}"
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"), "processor": processor, "versions": versions,
+        "command": command, "ranks": str(ranks),
+    }  # fmt: skip
+
+
+_SOURCES: dict[str, str] = {
+    "peak_tflops": f"the fastest product of the table; {_SECONDS}",
+    "memory_bandwidth_gb_s": "the largest element-wise op of the table",
+    "kernel_overhead_us": "slope of an executor's step over programs of 40 and 440 tiny ops (on CUDA: the launch overhead)",
+    "gemm_table": _SECONDS,
+    "op_table": f"{_SECONDS}; flops and bytes as the planner's rules count them",
+    "elementwise_table": "the rows of aten.add.Tensor, less the op's overhead",
+    "contention": "seconds while that many ranks compute / seconds alone, geometric mean over a kind's calls",
+    "collective_table": f"{_SECONDS}; packing and unpacking included, all ranks of the group calling at once",
+    "kind_efficiency": "median of roofline / measured seconds over the kind's calls, for ops that the table lacks",
+    "overlap": "zero on a CPU: gloo's threads and the ops share the cores",
+    "memory_gib": "physical memory / max(cores, 4) on a CPU; the driver's figure on CUDA",
+    "intra, library": "as shipped: only where the collective_table has no row",
+}

@@ -1,0 +1,256 @@
+"""What every process of a calibration does: time calls alone, then while others compute too, then collectives together.
+
+Rank 0 alone measures every call while the others wait in a barrier; the `shared` calls are then measured by 2, by 4, ... ranks
+at once. A figure is the median over windows of a window's mean, so what the clock's resolution or one interruption does is gone.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cost_models.device import GemmRow, OpRow
+from cost_models.machine import CollectiveRow
+from planner.program import Communicate
+from runtime.calibrate_cases import GEMM_SHAPES, Case, cases, gemm_case, row_of
+from runtime.calibrate_overhead import overheads
+from runtime.collectives import compile_collective
+from runtime.launcher import Emit
+from runtime.worker import Place, join
+
+__all__ = ["Measured", "Settings", "measure"]
+
+#: A call's arguments are taken in turn from copies of this many bytes in all: as in a step, they come from the shared cache.
+_ROTATED_BYTES = 8 << 20
+_DTYPES = ("float32", "float64", "bfloat16")
+_KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How much to measure: seconds a window, windows a figure, and whether only the smallest shapes."""
+
+    num_ranks: int
+    device: str
+    window_s: float = 0.008
+    num_windows: int = 5
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What rank 0 brings home. `shared` are (ranks at once, kind, seconds together / seconds alone), one a call."""
+
+    ops: tuple[OpRow, ...]
+    gemms: tuple[GemmRow, ...]
+    shared: tuple[tuple[int, str, float], ...]
+    collectives: tuple[CollectiveRow, ...]
+    op_overhead: float
+    step_overhead: float
+
+
+class _Timer:
+    """Seconds a call, on this place's clock."""
+
+    def __init__(self, settings: Settings, place: Place) -> None:
+        self.settings, self.place = settings, place
+
+    def arguments(self, case: Case) -> list[tuple[Any, ...]]:
+        """One or more sets of arguments, made anew."""
+        first = case.make()
+        nbytes = sum(t.nbytes for t in _flat(first))
+        copies = max(1, min(8, _ROTATED_BYTES // max(nbytes, 1)))
+        return [first, *(case.make() for _ in range(copies - 1))]
+
+    def seconds(self, call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], *, scale: float = 1.0) -> float:
+        """The median over windows of the mean seconds of a call; windows are `scale` times as long as usual."""
+        window, count = self.settings.window_s * scale, 1
+        for arguments in sets:
+            call(*arguments)
+        elapsed = self._window(call, sets, 1)
+        count = max(1, min(10_000, math.ceil(window / max(elapsed, 1e-7))))
+        figures = 3 if elapsed > 4 * window else self.settings.num_windows
+        return statistics.median(self._window(call, sets, count) / count for _ in range(figures))
+
+    def _window(self, call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], count: int) -> float:
+        order = [sets[i % len(sets)] for i in range(count)]
+        if self.place.device.type == "cuda":
+            return _device_seconds(call, order)
+        start = time.perf_counter()
+        for arguments in order:
+            call(*arguments)
+        return time.perf_counter() - start
+
+
+def _device_seconds(call: Callable[..., Any], order: Sequence[tuple[Any, ...]]) -> float:
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    torch.cuda.synchronize()
+    start.record()
+    for arguments in order:
+        call(*arguments)
+    end.record()
+    torch.cuda.synchronize()
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def _flat(value: Any) -> list[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        return [value]
+    return [t for item in value for t in _flat(item)] if isinstance(value, tuple | list) else []
+
+
+@torch.no_grad()
+def measure(settings: Settings, emit: Emit) -> Measured | None:
+    """The measurements on rank 0, None on the others. Emits `{"what", "done"}`, done from 0 to 1."""
+    with join(settings.num_ranks, settings.device) as place:
+        torch.manual_seed(place.rank)
+        timer = _Timer(settings, place)
+        found = _alone(timer, emit) if place.rank == 0 else None
+        _meet(place)
+        shared = _together(timer, emit)
+        collectives = _collectives(settings, place, emit)
+        if found is None:
+            return None
+        ops, gemms, overhead = found
+        return Measured(
+            ops=ops, gemms=gemms, shared=shared, collectives=collectives, op_overhead=overhead[0], step_overhead=overhead[1]
+        )  # fmt: skip
+
+
+def _meet(place: Place) -> None:
+    if place.num_ranks > 1:
+        dist.barrier()
+
+
+# ------------------------------------------------------------------------------------------------- compute
+
+
+def _alone(timer: _Timer, emit: Emit) -> tuple[tuple[OpRow, ...], tuple[GemmRow, ...], tuple[float, float]]:
+    """Every call, on this rank only."""
+    settings, device = timer.settings, timer.place.device
+    overhead = overheads(device)
+    found = cases(device, quick=settings.quick)
+    ops = []
+    for index, case in enumerate(found):
+        emit({"what": f"measuring {case.op}", "done": 0.4 * index / len(found)})
+        sets = timer.arguments(case)
+        ops.append(row_of(case, sets[0], timer.seconds(case.call(), sets)))
+    ops += [_optimizer_row(timer, numel) for numel in ((1 << 6, 1 << 12) if settings.quick else _OPTIMIZER_SIZES)]
+    gemms = []
+    for dtype in _DTYPES:
+        shapes = GEMM_SHAPES[:3] if settings.quick else GEMM_SHAPES if dtype == "float32" else GEMM_SHAPES[1::3]
+        for index, shape in enumerate(shapes):
+            emit({"what": f"measuring products in {dtype}", "done": 0.4 + 0.2 * index / len(shapes)})
+            gemms.append(_gemm_row(timer, shape, dtype))
+    return tuple(ops), tuple(gemms), overhead
+
+
+def _gemm_row(timer: _Timer, shape: tuple[int, int, int], dtype: str) -> GemmRow:
+    case = gemm_case(shape, getattr(torch, dtype), timer.place.device)
+    m, n, k = shape
+    return GemmRow(batch=1, m=m, n=n, k=k, dtype=dtype, seconds=timer.seconds(case.call(), timer.arguments(case)))
+
+
+_OPTIMIZER_SIZES = (1 << 6, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
+_OPTIMIZED_TENSORS = 8
+
+
+def _optimizer_row(timer: _Timer, numel: int) -> OpRow:
+    """Adam on 8 parameters of `numel`, as its share of one: parameter in and out, gradient in, two moments in and out."""
+    from runtime.optimizers import make_optimizer
+
+    tensors = [torch.randn(numel, device=timer.place.device) for _ in range(_OPTIMIZED_TENSORS)]
+    for tensor in tensors:
+        tensor.grad = torch.randn_like(tensor)
+    optimizer = make_optimizer("adam", tensors, 1e-3)
+    seconds = timer.seconds(lambda: optimizer.step(), [()]) / _OPTIMIZED_TENSORS
+    return OpRow(
+        op="optimizer.adam", kind="optimizer", dtype="float32", flops=1.0, nbytes=7.0 * 4 * numel, gemm=(1, 1, 1, 1), steps=1,
+        seconds=seconds,
+    )  # fmt: skip
+
+
+def _together(timer: _Timer, emit: Emit) -> tuple[tuple[int, str, float], ...]:
+    """The shared calls by 1, 2, 4, ... ranks at once; the mean over the ranks at work, against rank 0 alone just before."""
+    place, device = timer.place, timer.place.device
+    found = [case for case in cases(device, quick=timer.settings.quick) if case.shared]
+    found.append(gemm_case((256, 256, 256), torch.float32, device))
+    if not timer.settings.quick:
+        found.append(gemm_case((1024, 768, 256), torch.float32, device))
+        found.append(gemm_case((256, 1024, 4096), torch.float32, device))
+    out = []
+    for index, case in enumerate(found):
+        emit({"what": "measuring ranks together", "done": 0.6 + 0.2 * index / len(found)})
+        sets, alone = timer.arguments(case), 0.0
+        for count in _counts(place.num_ranks):
+            _meet(place)
+            seconds = timer.seconds(case.call(), sets, scale=2.0 if count > 2 else 1.0) if place.rank < count else 0.0
+            total = torch.tensor(seconds, dtype=torch.float64, device=device)
+            if place.num_ranks > 1:
+                dist.all_reduce(total)
+            alone = float(total) if count == 1 else alone
+            if count > 1:
+                out.append((count, row_of(case, sets[0], 1.0).kind, float(total) / count / alone))
+    return tuple(out)
+
+
+def _counts(num_ranks: int) -> list[int]:
+    return [n for n in (1, 2, 4, 8) if n <= num_ranks]
+
+
+# ------------------------------------------------------------------------------------------------- collectives
+
+_COLLECTIVE_SIZES = (1 << 8, 1 << 12, 1 << 15, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+
+
+def _collectives(settings: Settings, place: Place, emit: Emit) -> tuple[CollectiveRow, ...]:
+    """Every collective by size for groups of 2, 4, ... ranks; groups of 2 also all at once."""
+    sizes = _COLLECTIVE_SIZES[:2] if settings.quick else _COLLECTIVE_SIZES
+    rows: list[CollectiveRow] = []
+    layouts = [(n, g) for n in _counts(place.num_ranks)[1:] for g in range(1, place.num_ranks // n + 1)]
+    for at, (size, num_groups) in enumerate(layouts):
+        groups = [dist.new_group(list(range(i * size, (i + 1) * size))) for i in range(num_groups)]
+        mine = place.rank // size
+        for kind in _KINDS:
+            emit({"what": f"measuring {kind} of {size}", "done": 0.8 + 0.2 * at / len(layouts)})
+            for nbytes in sizes:
+                dist.barrier()
+                if mine < num_groups:
+                    seconds = _collective_seconds(kind, nbytes, size, place, groups[mine])
+                    rows.append(
+                        CollectiveRow(kind=kind, group_size=size, num_groups=num_groups, nbytes=nbytes, seconds=seconds)
+                    )
+    return tuple(rows)
+
+
+def _collective_seconds(kind: str, nbytes: int, size: int, place: Place, group: dist.ProcessGroup) -> float:
+    """The median over windows of the mean, packing and unpacking included."""
+    numel = nbytes // 4
+    part = numel // size if kind == "all_gather" else numel
+    expanded = (size, part // size) if kind != "all_gather" else (1, part)
+    result = (part,) if kind in ("all_reduce", "all_to_all") else (numel,) if kind == "all_gather" else (part // size,)
+    collective = compile_collective(
+        Communicate(
+            id="calibration", kind=kind, axes=(0,), sources=(0,), results=(1,), expanded=(expanded,), shapes=(result,),
+            dtypes=("float32",), gather=0 if kind != "reduce_scatter" else None, split=0, phase="forward",
+        ),
+        group, size, place.rank % size, [True],
+    )  # fmt: skip
+    value = torch.randn(part, device=place.device)
+    count = 20 if nbytes <= 1 << 16 else 6 if nbytes <= 1 << 20 else 2
+    figures = []
+    for _ in range(4):
+        start = time.perf_counter()
+        for _ in range(count):
+            collective(value)
+        if place.device.type == "cuda":
+            torch.cuda.synchronize()
+        figures.append((time.perf_counter() - start) / count)
+    return statistics.median(figures[1:])
