@@ -127,7 +127,7 @@ class ParameterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputState:
-    """A batch tensor (`name` = its position in the batch) or a buffer of the module, in the layout in which each rank gets it."""
+    """A batch tensor (`name` = its position in the batch) or a buffer of the module, in the layout that each rank gets."""
 
     name: str
     value: int
@@ -139,7 +139,7 @@ class InputState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step for every rank of `mesh`. `loss` is a replicated scalar's id; `initial_bytes` is held before the step."""
+    """One training step for every rank of `mesh`. `loss` is a replicated scalar's id, `initial_bytes` held before."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]

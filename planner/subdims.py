@@ -35,8 +35,8 @@ class OpDims:
 
     `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the
     leaves of operand o's flat sub-dims in order (a leaf's position there is the sub-dim number that a layout names),
-    `results[r]` those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first of a letter
-    that must stay contiguous.
+    `results[r]` those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first
+    of a letter that must stay contiguous.
     """
 
     signature: Signature
