@@ -15,6 +15,7 @@ from planner.layout import REPLICATE, Layout, Mesh, SubShape
 from planner.program import Compute, Program, Ref
 from runtime.aliases import reusable_sources
 from runtime.executor import Executor, gather_parameters
+from runtime.groups import group_size, position
 from runtime.parameters import assemble, build, cut
 from runtime.verify import compare, reference_run
 
@@ -149,3 +150,10 @@ def test_earlier_axis_is_the_outer_one() -> None:
     mesh = Mesh(("a", "b"), (2, 2))
     pieces = [cut(torch.arange(4), ((4,),), (0, 0), mesh, rank).item() for rank in range(4)]
     assert pieces == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("axes", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)])
+def test_position_on_axes_is_the_place_in_the_group(axes: tuple[int, ...]) -> None:
+    mesh = Mesh(("a", "b", "c"), (2, 3, 2))
+    for ranks in mesh.groups(axes):
+        assert [position(mesh, axes, rank) for rank in ranks] == list(range(group_size(mesh, axes)))

@@ -26,7 +26,7 @@ def test_failure_names_the_rank_and_its_error() -> None:
     with pytest.raises(RunFailed, match=r"^rank 1: .*the disk is full") as caught:
         launch("rank_checks:failing", 2, 2)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 25
+    assert time.perf_counter() - start < 90  # gloo itself would wait for half an hour
 
 
 def test_a_killed_process_is_the_cause() -> None:
