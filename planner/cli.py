@@ -1,7 +1,7 @@
 """The command line: `plan --model lstm --gpus 8`, and a verb for every later step.
 
-Nothing heavy is imported before it is needed: `plan --help` and `plan hardware` know no torch. The one place of the planner that
-may reach into `runtime`, inside functions only.
+Nothing heavy is imported before it is needed: `plan --help` and `plan hardware` know no torch. This is the one place of the
+planner that may reach into `runtime`, inside functions only; verbs that do not are in `cli_inspect`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,21 @@ from typing import Any
 import click
 
 from cost_models.errors import BadValue
+from planner import cli_inspect
 from planner.cli_group import PlanGroup
-from planner.cli_options import WHOLE, as_json, check_folder, json_option, plan_argument, plan_file, settings_of, slug
-from planner.cli_output import print_json, print_sections, progress_bar, write_files
+from planner.cli_options import (
+    NATURAL,
+    WHOLE,
+    as_json,
+    check_folder,
+    json_option,
+    out_option,
+    plan_argument,
+    plan_file,
+    settings_of,
+    slug,
+)
+from planner.cli_output import StepBar, print_json, print_sections, progress_bar, write_files
 
 __all__ = ["cli", "main"]
 
@@ -26,25 +38,48 @@ def main() -> None:
     cli.main()
 
 
-@click.group(cls=PlanGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--model", metavar="NAME", help="A built-in model (plan models lists them), module:function or FILE.py:function.")
-@click.option("--gpus", type=WHOLE, help="Number of devices; by default those of one node.")
-@click.option("--nodes", type=WHOLE, help="Spread them over N nodes; by default as few as hold them.")
-@click.option("--hardware", metavar="NAME|FILE", help=f"A cluster (plan hardware lists them); by default {DEFAULT_HARDWARE}.")
-@click.option("--batch", type=WHOLE, help="Global batch; by default the model's batch per device times the devices.")
-@click.option("--seq", type=WHOLE, help="Sequence length.")
+@click.group(
+    cls=PlanGroup,
+    invoke_without_command=True,
+    subcommand_metavar="[VERB PLAN ...]",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.option("--model", metavar="NAME", help="A built-in model (see plan models), module:function or FILE.py:function.")
+@click.option("--gpus", type=WHOLE, help="Number of devices.  [default: those of one node]")
+@click.option("--nodes", type=WHOLE, help="Spread them evenly over N nodes.  [default: as few as hold them]")
+@click.option("--hardware", metavar="NAME|FILE", help=f"A cluster (see plan hardware).  [default: {DEFAULT_HARDWARE}]")
+@click.option("--batch", type=WHOLE, help="Global batch.  [default: the model's own, a device]")
+@click.option("--seq", type=WHOLE, help="Sequence length.  [default: the model's own]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A size of the model; may be repeated.")
 @click.option("--dtype", metavar="TYPE", default="float32", show_default=True, help="float32, float64 or bfloat16.")
-@click.option("--mesh", metavar="AXES", help="Pin the mesh, as in dp=4,tp=2.")
-@click.option("--pin", "pins", metavar="PART=CHOICE", multiple=True, help="Pin a part of the model; may be repeated.")
-@click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help="Where the files go; by default plans/MODEL-GPUS.")
+@click.option("--mesh", metavar="AXES", help="Take this mesh: dp=4,tp=2. dp splits the batch, tp does not, others are free.")
+@click.option("--pin", "pins", metavar="PART=HOW", multiple=True, help=(
+    "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
+    "kept). May be repeated; the last that matches counts."
+))  # fmt: skip
+@out_option("plans/MODEL-GPUS")
 @json_option
 @click.pass_context
-def cli(context: click.Context, json_: bool, **asked: Any) -> None:
-    """Split a PyTorch model over devices.
+def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
+    """Split the training of a PyTorch model over devices: find the fastest split, predict its step and its memory, prove how
+    near it is to the best, and run it.
 
     \b
-    plan --model lstm --gpus 8
+    Examples
+      plan --model lstm --gpus 8                             a built-in model on one DGX H100
+      plan --model gpt2 --gpus 16 --hardware dgx-a100        two nodes of A100s
+      plan --model lstm --gpus 4 --set hidden=512 --set layers=2 --batch 1024
+      plan --model gpt --gpus 8 --mesh dp=4,tp=2 --pin 'h.*.attn=tensor' --out plans/pinned
+      plan --model my_model.py:make --gpus 2 --hardware cpu  your own: make() returns (model, batch, loss)
+
+    \b
+      plan simulate plans/lstm-8 --hardware dgx-a100         the same plan on other hardware
+      plan explain plans/lstm-8                              every choice, and what it costs
+      plan run plans/make-2 --steps 5 --verify               run it here; compare with one process
+      plan calibrate                                         measure this machine
+      plan compare plans/make-2                              predicted beside measured
+
+    PLAN is a plan's folder or its plan.json.
     """
     if context.invoked_subcommand is not None:
         given = [n for n in asked if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE]
@@ -52,13 +87,12 @@ def cli(context: click.Context, json_: bool, **asked: Any) -> None:
             verb, option = context.invoked_subcommand, "--" + {"settings": "set", "pins": "pin"}.get(given[0], given[0])
             raise BadValue(f"{option} stands before {verb!r}: write the options of {verb} after it (plan {verb} --help)")
         context.obj = json_
-        return
-    if asked["model"] is None:
-        if json_ or any(value for name, value in asked.items() if name != "dtype"):
-            raise BadValue("--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones")
+    elif asked["model"] is not None:
+        _front_door(json_=json_, **asked)
+    elif json_ or any(value for name, value in asked.items() if name != "dtype"):
+        raise BadValue("--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones")
+    else:
         click.echo(context.get_help())
-        return
-    _front_door(json_=json_, **asked)
 
 
 def _front_door(
@@ -73,39 +107,109 @@ def _front_door(
     values = settings_of(settings)
     with progress_bar() as progress:
         progress("loading torch", 0.0)
+        from planner.ask import Ask
+        from planner.files import plan_files
         from planner.pins import parse_mesh, parse_pin
-        from planner.plan import Ask
         from planner.search import search
 
         ask = Ask(model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices)
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress)
-        from planner.files import plan_files
-
         files, contents = plan_files(found, cluster, folder)
     write_files(folder, contents)
-    _print_plan(found.plan, files, json_)
-
-
-def _print_plan(plan: Any, files: dict[str, str], json_: bool) -> None:
-    if json_:
-        from planner.records import plan_record
-
-        print_json(plan_record(plan, files))
-    else:
-        from planner.report import report
-
-        print_sections(report(plan, files))
+    cli_inspect.print_plan(found.plan, files, json_)
 
 
 @cli.command()
 @plan_argument
+@click.option("--steps", type=WHOLE, default=10, show_default=True, help="Training steps.")
+@click.option("--verify", is_flag=True, help="Run the same steps in one process too; compare loss and every gradient.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
+@click.option("--seed", type=NATURAL, default=0, show_default=True, help="Of the initial parameters and the example batch.")
 @json_option
 @click.pass_context
-def report(context: click.Context, plan_path: str, json_: bool) -> None:
-    """Print a plan's report again."""
-    from planner.files import file_names
-    from planner.plan import read_plan
+def run(
+    context: click.Context, /, plan_path: str, steps: int, verify: bool, device: str | None, seed: int, json_: bool
+) -> None:
+    """Run a plan here and print its losses.
 
-    path = plan_file(plan_path)
-    _print_plan(read_plan(path), file_names(path.parent, plan=path.name), as_json(context, json_))
+    It takes as many processes as the plan has devices, more than there are cores if need be: gloo on CPU, NCCL on CUDA.
+    """
+    path, json_ = plan_file(plan_path), as_json(context, json_)
+    from planner.plan import read_plan
+    from runtime.launcher import launch
+    from runtime.worker import RunRequest
+
+    plan = read_plan(path)
+    request = RunRequest(plan=str(path), num_steps=steps, seed=seed, verify=verify, device=device or "")
+    with StepBar(f"starting {plan.mesh.num_devices} processes", steps, say=not json_) as bar:
+        result = launch("runtime.worker:run", plan.mesh.num_devices, request, on_event=bar.event)[0]
+    cli_inspect.print_run(plan, result.as_json(), json_)
+
+
+@cli.command()
+@plan_argument
+@click.option("--hardware", metavar="NAME|FILE", help="Predict on this.  [default: the last plan calibrate of this machine]")
+@click.option("--steps", type=WHOLE, default=20, show_default=True, help="Training steps that are measured.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
+@out_option("PLAN/compare")
+@json_option
+@click.pass_context
+def compare(
+    context: click.Context,
+    /,
+    plan_path: str,
+    hardware: str | None,
+    steps: int,
+    device: str | None,
+    out: Path | None,
+    json_: bool,
+) -> None:
+    """Show predicted beside measured, op by op.
+
+    The plan is simulated on this machine's hardware file, which plan calibrate writes, and run for some steps.
+    """
+    path, json_ = plan_file(plan_path), as_json(context, json_)
+    folder = check_folder(out or path.parent / "compare")
+    with progress_bar() as progress:
+        progress("loading torch", 0.0)
+        from runtime.compare import compare as compare_plan
+        from runtime.compare import write_comparison
+
+        found = compare_plan(path, hardware=hardware or "", num_steps=steps, device=device or "", progress=progress)
+    files = write_comparison(found, folder)
+    cli_inspect.print_comparison(found.as_json(), files, json_)
+
+
+@cli.command()
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
+@click.option("--ranks", type=WHOLE, default=4, show_default=True, help="Most processes at once.")
+@click.option("--quick", is_flag=True, help="The smallest shapes only: seconds, and not good enough to compare with.")
+@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="By default this machine's own file, in ~/.cache.")
+@json_option
+@click.pass_context
+def calibrate(context: click.Context, /, device: str | None, ranks: int, quick: bool, out: Path | None, json_: bool) -> None:
+    """Measure this machine into a hardware file.
+
+    plan compare uses it, and --hardware FILE plans for it. It takes about a minute.
+    """
+    json_ = as_json(context, json_)
+    if out is not None:
+        check_folder(out.parent)
+    with progress_bar() as progress:
+        progress("loading torch", 0.0)
+        from runtime.calibrate import calibrate as measure
+        from runtime.calibrate import this_machine
+
+        cluster = measure(out or "", device=device or "", max_ranks=ranks, quick=quick, progress=progress)
+    file = str(out or this_machine())
+    from planner.hardware_sheet import cluster_record, sheet
+
+    if json_:
+        print_json({**cluster_record(cluster), "files": {"hardware": file}})
+    else:
+        print_sections(sheet(file, cluster, {"hardware": file}))
+
+
+for _verb in cli_inspect.VERBS:
+    cli.add_command(_verb)

@@ -17,6 +17,8 @@ from cost_models.errors import BadValue, UnknownName, UserError, unknown_name
 
 __all__ = ["PlanGroup"]
 
+_VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "models", "hardware")
+
 
 class PlanGroup(click.Group):
     """A click group whose every error comes out in the same form, click's own included."""
@@ -41,6 +43,10 @@ class PlanGroup(click.Group):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who reads has gone; say nothing at exit either
             sys.exit(0)
         sys.exit(0)
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The verbs in the order in which one needs them."""
+        return [name for name in _VERBS if name in self.commands]
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         """The verb; an unknown one is answered with the nearest."""

@@ -12,12 +12,15 @@ import click
 
 from cost_models.errors import BadPlan, BadValue
 
-__all__ = ["NATURAL", "WHOLE", "as_json", "check_folder", "json_option", "plan_argument", "plan_file", "settings_of", "slug"]
+__all__ = [
+    "NATURAL", "WHOLE", "as_json", "check_folder", "json_option", "out_option", "plan_argument", "plan_file",
+    "settings_of", "slug",
+]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-class _Whole(click.ParamType):
+class _Whole(click.ParamType[int]):
     name = "N"
 
     def __init__(self, least: int) -> None:
@@ -39,6 +42,12 @@ NATURAL = _Whole(0)
 def json_option(function: Function) -> Function:
     """`--json`."""
     return click.option("--json", "json_", is_flag=True, help="Print one JSON object on stdout and nothing else.")(function)
+
+
+def out_option(default: str) -> Callable[[Function], Function]:
+    """`--out`."""
+    help_text = f"Folder of the files.  [default: {default}]"
+    return click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help=help_text)
 
 
 def plan_argument(function: Function) -> Function:

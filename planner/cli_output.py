@@ -1,4 +1,4 @@
-"""Where the command line's words go: the report or one JSON object to stdout, progress to stderr and only if a person sees it."""
+"""Where the command line's words go: the report or one JSON object to stdout, progress to stderr where a person sees it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue
+from cost_models.units import format_time
 
 if TYPE_CHECKING:
-    from planner.report import Section
+    from rich.progress import Progress
 
-__all__ = ["print_json", "print_sections", "progress_bar", "write_files"]
+    from planner.sections import Section
+
+__all__ = ["StepBar", "print_json", "print_sections", "progress_bar", "write_files"]
 
 #: The width of a report in a pipe or a file, where there is no terminal to ask.
 PIPE_WIDTH = 110
@@ -30,7 +33,7 @@ def print_sections(sections: Iterable[Section]) -> None:
     """The sections on stdout."""
     from rich.console import Console
 
-    from planner.report import show
+    from planner.sections import show
 
     show(sections, Console(width=None if sys.stdout.isatty() else PIPE_WIDTH, highlight=False))
 
@@ -48,6 +51,42 @@ def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
         yield lambda what, done: bar.update(task, description=what, completed=done)
+
+
+class StepBar:
+    """The steps of a run as they are done: a bar on stderr, a line each on stdout (`say`)."""
+
+    def __init__(self, what: str, total: int, *, say: bool) -> None:
+        self.what, self.total, self.say = what, total, say
+        self.bar: Progress | None = None
+
+    def __enter__(self) -> StepBar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
+            self.bar.add_task(self.what, total=self.total)
+            self.bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """A step is done."""
+        if "step" not in event:
+            return
+        if self.bar is not None:
+            self.bar.update(self.bar.task_ids[0], description="training", completed=event["step"])
+        if self.say:
+            line = f"step {event['step']:>{len(str(self.total))}}  loss {event['loss']:.6f}  {format_time(event['time_s'])}"
+            if self.bar is not None and sys.stdout.isatty():
+                self.bar.console.print(line, highlight=False)  # above the bar, on the same terminal
+            else:
+                print(line, flush=True)
 
 
 def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:

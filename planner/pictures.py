@@ -138,8 +138,9 @@ def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, widt
         right = np.maximum(np.array([e.end for e in some]) * scale, left + width * scale * 3e-4)
         low, high = np.full_like(left, row - 0.36), np.full_like(left, row + 0.36)
         corners = np.stack([np.stack(pair, 1) for pair in ((left, low), (left, high), (right, high), (right, low))], 1)
-        colour, edge = _KINDS.get(kind, _OTHER), "white" if edged else "none"
-        axes.add_collection(PolyCollection(corners, facecolor=colour, edgecolor=edge, linewidth=0.7 if edged else 0, zorder=2))
+        edge, width_of = ("white", 0.7) if edged else ("none", 0.0)
+        bars = PolyCollection(list(corners), facecolor=_KINDS.get(kind, _OTHER), edgecolor=edge, linewidth=width_of, zorder=2)
+        axes.add_collection(bars)
 
 
 def _name_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, window: Window, letter: float) -> None:
@@ -214,7 +215,7 @@ def _capacity(axes: Axes, peak: float, capacity: int, scale: float) -> None:
 
 def _bars(axes: Axes, peak: Mapping[str, float], unit: str, scale: float) -> None:
     """The categories at the peak, the first on top; in the same colours, which makes it the legend too."""
-    names = list(reversed(peak))
+    names = list(peak)[::-1]
     values = [peak[name] / scale for name in names]
     axes.barh(names, values, color=[_CATEGORIES.get(name, _OTHER) for name in names])
     for row, name in enumerate(names):
@@ -227,5 +228,5 @@ def _bars(axes: Axes, peak: Mapping[str, float], unit: str, scale: float) -> Non
 
 def _png(canvas: FigureCanvasAgg) -> bytes:
     out = io.BytesIO()
-    canvas.print_png(out)
+    canvas.print_png(out)  # type: ignore[no-untyped-call]
     return out.getvalue()

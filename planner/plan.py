@@ -29,8 +29,8 @@ from planner.views import is_view, resolve
 from planner.workload import Workload
 
 __all__ = [
-    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "model_of", "modelled", "plan_text", "program_of",
-    "read_plan", "workload_of", "write_plan",
+    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "costing_of", "model_of", "modelled", "plan_text",
+    "program_of", "read_plan", "traced_of", "workload_of", "write_plan",
 ]  # fmt: skip
 
 FORMAT = "shardwright-plan"
@@ -179,6 +179,11 @@ def workload_of(plan: Plan) -> Workload:
 
 def model_of(plan: Plan) -> Model:
     """The plan's model, traced again. Raises BadPlan if it is another graph than the plan was made for."""
+    return modelled(traced_of(plan))
+
+
+def traced_of(plan: Plan) -> Traced:
+    """The plan's model and workload, traced again, as `model_of`."""
     traced = trace(lambda: workload_of(plan))
     found = traced.graph.digest()
     if found != plan.graph_hash:
@@ -186,7 +191,7 @@ def model_of(plan: Plan) -> Model:
             f"the plan was made for another graph of {plan.ask.model!r} (hash {plan.graph_hash[:12]}, now {found[:12]}): "
             "the model's code or torch has changed; plan again"
         )
-    return modelled(traced)
+    return traced
 
 
 def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:

@@ -10,9 +10,10 @@ from cost_models.breakdown import breakdown
 if TYPE_CHECKING:
     from cost_models.cluster import Cluster
     from cost_models.timeline import Timeline
+    from planner.models import ModelSpec, Preset
     from planner.plan import Plan
 
-__all__ = ["plan_record", "simulate_record"]
+__all__ = ["compare_record", "models_record", "plan_record", "run_record", "simulate_record"]
 
 _STEP = ("step_time_s", "compute_time_s", "exposed_communication_time_s", "idle_time_s")
 _RATES = ("samples_per_s", "tokens_per_s", "mfu")
@@ -33,13 +34,27 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
             for a in plan.alternatives
         ],
         "solver": {
-            "status": plan.solver.status, "objective": plan.solver.objective, "bound": plan.solver.bound, "gap": plan.solver.gap,
-            "time_s": plan.solver.time_s, "num_variables": plan.solver.num_variables,
+            name: getattr(plan.solver, name) for name in ("status", "objective", "bound", "gap", "time_s", "num_variables")
         },
         "replicated_ops": list(summary["replicated_ops"]),
         "planning_time_s": summary["planning_time_s"],
         "files": {key: files[key] for key in ("plan", "report", "timeline")},
-    }  # fmt: skip
+    }
+
+
+def run_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `plan run`, from the result of a run."""
+    verify = result["verify"]
+    errors = verify and {name: verify[name] for name in ("loss_error", "gradient_error", "parameter_error")}
+    return {**result, "verify": errors}
+
+
+def compare_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `plan compare`, from the result of a comparison."""
+    steps = ("predicted_step_time_s", "measured_step_time_s", "error")
+    peaks = ("predicted_peak_memory_bytes", "measured_peak_memory_bytes")
+    kinds = [{key: row[key] for key in ("kind", "predicted_s", "measured_s", "error")} for row in result["by_kind"]]
+    return {**{key: result[key] for key in (*steps, *peaks)}, "by_kind": kinds}
 
 
 def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster: Cluster) -> dict[str, Any]:
@@ -54,4 +69,20 @@ def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster
         "memory_bytes": {**memory_bytes, "total": total},
         "memory_capacity_bytes": cluster.device.usable_memory,
         "fits": total <= cluster.device.usable_memory,
+    }
+
+
+def models_record(models: Mapping[str, ModelSpec]) -> dict[str, Any]:
+    """The object of `plan models`."""
+
+    def sizes(name: str, of: ModelSpec | Preset) -> dict[str, Any]:
+        return {
+            "name": name, "description": of.description, "batch_per_device": of.batch_per_device, "options": dict(of.options)
+        }  # fmt: skip
+
+    return {
+        "models": [
+            {**sizes(name, spec), "presets": [sizes(preset, of) for preset, of in spec.presets.items()]}
+            for name, spec in models.items()
+        ]
     }

@@ -1,23 +1,22 @@
-"""The report of a plan: sections of lines and tables, drawn in the terminal with rich or written as Markdown.
+"""The reports of the command line as sections of lines and tables: of a plan, a simulation, a run, the built-in models.
 
-Plan -> `report` -> Sections -> `show` | `markdown`. All of it stands in the plan's file, so that a plan can be reported again
+Plan -> `report` -> Sections, which `sections` draws. All of it stands in the plan's file, so that a plan can be reported again
 without its model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cost_models.units import format_bytes, format_rate, format_time
+from planner.sections import Section, Table
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
+    from cost_models.cluster import Cluster
     from planner.plan import Plan
 
-__all__ = ["Section", "Table", "group_words", "markdown", "memory_table", "report", "show", "time_lines"]
+__all__ = ["comparison", "mesh_body", "models_sections", "proof_lines", "report", "run_section", "simulation", "title"]
 
 _CATEGORY_WORDS = {
     "parameters": "parameters",
@@ -30,41 +29,22 @@ _CATEGORY_WORDS = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
-    """Rows of text under a header; `right` are the columns aligned to the right."""
-
-    header: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    right: frozenset[int] = frozenset()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """A title over lines and tables."""
-
-    title: str
-    body: tuple[str | Table, ...]
-
-
-# ------------------------------------------------------------------------------------------------- what it says
-
-
 def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
     """The whole report; `files` are the plan's files by what they hold."""
     summary = plan.summary
     return (
-        Section(title=_title(plan), body=(_model_line(plan),)),
-        Section(title="Mesh", body=(*_axis_lines(plan), group_words(plan))),
-        Section(title="One step", body=time_lines(summary)),
-        Section(title="Memory of a device", body=memory_table(summary)),
+        Section(title=title(plan), body=(_model_line(plan),)),
+        Section(title="Mesh", body=mesh_body(plan)),
+        Section(title="One step", body=_time_lines(summary)),
+        Section(title="Memory of a device", body=_memory_table(summary)),
         Section(title="Compared with what one would have typed", body=_alternatives(plan)),
-        Section(title="Proof", body=_solver_lines(plan)),
+        Section(title="Proof", body=proof_lines(plan)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )
 
 
-def _title(plan: Plan) -> str:
+def title(plan: Plan) -> str:
+    """The model and what it is planned for."""
     count = plan.hardware.num_devices
     nodes = f", {plan.hardware.num_nodes} nodes" if plan.hardware.num_nodes > 1 else ""
     return f"{plan.ask.model} on {count} device{'s' if count > 1 else ''} of {plan.hardware.name}{nodes}"
@@ -75,6 +55,12 @@ def _model_line(plan: Plan) -> str:
     sizes = ", ".join(f"{name} {value}" for name, value in summary["options"].items())
     parameters = format_rate(summary["num_parameters"], "").strip()
     return f"{parameters} parameters in {summary['dtype']}, optimizer {summary['optimizer']}; {sizes}"
+
+
+def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
+    """What every axis splits: in a sentence, and layer group by layer group."""
+    whole = plan.summary["replicated_ops"]
+    return (*_axis_lines(plan), _group_words(plan), *(["run whole on every device: " + ", ".join(whole)] if whole else []))
 
 
 def _axis_lines(plan: Plan) -> Iterable[str]:
@@ -88,25 +74,23 @@ def _axis_line(plan: Plan, axis: int) -> str:
     where: dict[str, list[str]] = {}
     for row in plan.summary["groups"]:
         where.setdefault(row["ops"][axis], []).append(row["group"])
-    kept = where.pop("whole", []) + where.pop("-", [])
+    for word in ("whole", "partial sums", "-"):
+        where.pop(word, None)
     name = f"{plan.mesh.names[axis]}={plan.mesh.sizes[axis]}"
     if not where:
-        return f"{name} splits nothing that the ops do"
-    if len(where) == 1 and not kept:
-        return f"{name} splits {next(iter(where))} everywhere"
+        return f"{name} splits no op, only parameters"
     return f"{name} splits " + "; ".join(f"{word} in {_some(groups)}" for word, groups in where.items())
 
 
-def _some(groups: Sequence[str], most: int = 4) -> str:
+def _some(groups: Sequence[str], most: int = 5) -> str:
     more = f" and {len(groups) - most} more" if len(groups) > most else ""
     return ", ".join(groups[:most]) + more
 
 
-def group_words(plan: Plan) -> Table:
-    """What every axis splits, layer group by layer group."""
+def _group_words(plan: Plan) -> Table:
     axes = [f"{name}={size}" for name, size in zip(plan.mesh.names, plan.mesh.sizes, strict=True)]
     rows = []
-    for row in plan.summary["groups"]:
+    for row in sorted(plan.summary["groups"], key=lambda row: row["group"].startswith("(")):
         name = row["group"] + (f" (x{row['count']})" if row["count"] > 1 else "")
         rows.append((name, *row["ops"], _parameter_words(plan.mesh.names, row["parameters"])))
     return Table(header=("layers", *axes, "parameters"), rows=tuple(rows))
@@ -119,7 +103,7 @@ def _parameter_words(names: Sequence[str], words: Sequence[str]) -> str:
     return "; ".join(f"{name}: {word}" for name, word in zip(names, words, strict=True) if word != "whole")
 
 
-def time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
+def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     """The step time in its parts, and the rates that follow."""
     step = summary["step_time_s"]
     parts = (
@@ -131,28 +115,29 @@ def time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     rows.append(("step (simulated)", format_time(step), ""))
     out: list[str | Table] = [Table(header=("time", "", "share"), rows=tuple(rows), right=frozenset({1, 2}))]
     if "samples_per_s" in summary:
-        tokens = f", {format_rate(summary['tokens_per_s'], 'tokens/s')}"
+        tokens = f", {_rate(summary['tokens_per_s'], 'tokens/s')}"
         shown = tokens if summary["tokens_per_s"] != summary["samples_per_s"] else ""
-        out.append(
-            f"{format_rate(summary['samples_per_s'], 'samples/s')}{shown}; "
-            f"MFU {_percent(summary['mfu'])} of the {summary['dtype']} peak"
-        )
+        rates = f"{_rate(summary['samples_per_s'], 'samples/s')}{shown}"
+        out.append(f"{rates}; MFU {_percent(summary['mfu'])} of the {summary['dtype']} peak")
     return tuple(out)
+
+
+def _rate(per_second: float, unit: str) -> str:
+    """`926 k samples/s`: a word is no unit that takes a prefix."""
+    return " ".join(format_rate(per_second, f" {unit}").split())
 
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
+def _memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     """Memory at its peak by category, against what the device has."""
     capacity = summary["memory_capacity_bytes"]
     held = dict(summary["memory_bytes"])
     total = held.pop("total")
-    rows = [
-        (_CATEGORY_WORDS.get(name, name), format_bytes(nbytes), _percent(nbytes / capacity))
-        for name, nbytes in held.items()
-        if nbytes
+    rows: list[tuple[str, ...]] = [
+        (_CATEGORY_WORDS[name], format_bytes(nbytes), _percent(nbytes / capacity)) for name, nbytes in held.items() if nbytes
     ]
     rows.append(("peak", format_bytes(total), _percent(total / capacity)))
     rows.append(("usable", format_bytes(capacity), "fits" if summary["fits"] else "DOES NOT FIT"))
@@ -181,75 +166,102 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
     )
 
 
-def _solver_lines(plan: Plan) -> tuple[str, ...]:
+def proof_lines(plan: Plan) -> tuple[str, ...]:
+    """How good the plan is, and how that is known."""
     solver = plan.solver
+    gap = f"{solver.gap:.1e}" if solver.gap > 1e-12 else "0"
+    shown = _percent(1 - solver.hidden)
     lines = [
-        f"{solver.status}: sum of costs {format_time(solver.objective)}, no plan on this mesh is below {format_time(solver.bound)} "
-        f"(gap {solver.gap:.1e}); {solver.num_variables:,} variables, {solver.time_s:.2f} s",
+        f"solver: {solver.status}; the plan's costs sum to {format_time(solver.objective)}, and no choice on this mesh sums to "
+        f"less than {format_time(solver.bound)}: gap {gap}",
+        f"{solver.num_variables:,} variables, {solver.time_s:.2f} s; planned in {plan.summary['planning_time_s']:.1f} s in all",
     ]
     if solver.hidden:
-        lines.append(
-            f"the sum counts {_percent(1 - solver.hidden)} of parameters' and gradients' communication: the rest hides behind compute"
-        )
-    whole = plan.summary["replicated_ops"]
-    if whole:
-        lines.append("run whole on every device: " + ", ".join(whole))
-    lines.append(f"planned in {plan.summary['planning_time_s']:.1f} s")
+        lines.append(f"of the communication of parameters and gradients the sum counts {shown}: the rest hides behind compute")
     return tuple(lines)
 
 
-# ------------------------------------------------------------------------------------------------- how it looks
+def simulation(plan: Plan, cluster: Cluster, record: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
+    """The report of `plan simulate`."""
+    where = f"simulated on {cluster.num_devices} x {cluster.device.name} ({cluster.name})"
+    return (
+        Section(title=title(plan), body=(f"{where}, mesh {plan.mesh}",)),
+        Section(title="One step", body=_time_lines(record)),
+        Section(title="Memory of a device", body=_memory_table(record)),
+        Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
+    )
 
 
-def show(sections: Iterable[Section], console: Console) -> None:
-    """Draws the sections in a terminal, or into a pipe; nothing is cut off, cells wrap."""
-    from rich.text import Text
-
-    for number, section in enumerate(sections):
-        if number:
-            console.print()
-        console.print(Text(section.title, style="bold cyan"))
-        for part in section.body:
-            console.print(Text(part) if isinstance(part, str) else _rich_table(part))
-
-
-def _rich_table(table: Table) -> Any:
-    from rich.box import SIMPLE_HEAD
-    from rich.table import Table as RichTable
-    from rich.text import Text
-
-    drawn = RichTable(box=SIMPLE_HEAD, show_header=bool(table.header), pad_edge=False, show_edge=False, header_style="bold")
-    for index in range(max(map(len, (table.header, *table.rows)))):
-        title = table.header[index] if index < len(table.header) else ""
-        drawn.add_column(Text(title), justify="right" if index in table.right else "left", overflow="fold")
-    for row in table.rows:
-        drawn.add_row(*map(Text, row))
-    return drawn
+def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section:
+    """What `plan run` prints at its end."""
+    rows = [
+        ("ranks", f"{result['num_ranks']} on {result['backend']}, mesh {plan.mesh}"),
+        ("loss", f"{result['losses'][0]:.6f} to {result['losses'][-1]:.6f} in {len(result['losses'])} steps"),
+        ("step time", f"{format_time(median)} median, {format_time(min(result['step_times_s']))} least"),
+        ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} a device"),
+    ]
+    verify = result["verify"]
+    if verify is not None:
+        rows += [
+            ("against one process", f"loss {verify['loss_error']:.1e} (largest relative errors)"),
+            ("", f"gradients {verify['gradient_error']:.1e} (worst: {verify['worst_gradient']})"),
+            ("", f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']})"),
+        ]
+    return Section(title=f"Ran {plan.ask.model}", body=(Table(header=(), rows=tuple(rows)),))
 
 
-def markdown(sections: Iterable[Section]) -> str:
-    """The same as a Markdown file."""
-    out: list[str] = []
-    for number, section in enumerate(sections):
-        out += [f"{'#' if number == 0 else '##'} {section.title}", ""]
-        for part in section.body:
-            out += [*_markdown_table(part), ""] if isinstance(part, Table) else [_escape(part), ""]
-    return "\n".join(out)
+def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
+    """What `plan compare` prints."""
+    predicted, measured = result["predicted_step_time_s"], result["measured_step_time_s"]
+    held, peak = result["predicted_peak_memory_bytes"], result["measured_peak_memory_bytes"]
+    whole = (
+        ("step time", format_time(predicted), format_time(measured), _error(result["error"])),
+        ("peak memory", format_bytes(held), format_bytes(peak), _error(held / peak - 1 if peak else None)),
+    )
+    numbers, header = frozenset({1, 2, 3}), ("predicted", "measured", "error")
+    tables = tuple(
+        Table(
+            header=(name, *header),
+            rows=tuple(
+                (row["kind"], format_time(row["predicted_s"]), format_time(row["measured_s"]), _error(row["error"]))
+                for row in result[key]
+            ),
+            right=numbers,
+        )
+        for name, key in (("kind", "by_kind"), ("phase", "by_phase"), ("collective", "by_collective"))
+        if result[key]
+    )
+    where = f"{result['num_ranks']} ranks, mesh {result['mesh']}; predicted on {result['hardware']}"
+    return (
+        Section(title=f"{result['model']}, predicted beside measured", body=(where,)),
+        Section(
+            title="One step", body=(Table(header=("", "predicted", "measured", "error"), rows=whole, right=numbers), *tables)
+        ),
+        Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
+    )
 
 
-def _markdown_table(table: Table) -> list[str]:
-    width = max(map(len, (table.header, *table.rows)))
-    header = table.header or ("",) * width
-    rule = ["--:" if index in table.right else "---" for index in range(width)]
-    return [_markdown_row(header), _markdown_row(rule), *map(_markdown_row, table.rows)]
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{100 * error:+.1f} %"
 
 
-def _markdown_row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(map(_escape, cells)) + " |"
+def models_sections(record: Mapping[str, Any]) -> tuple[Section, ...]:
+    """What `plan models` prints."""
+    header = ("", "batch a device", "sizes")
+    built_in = [
+        Section(title=spec["name"], body=(spec["description"], Table(header=header, rows=_sizes(spec))))
+        for spec in record["models"]
+    ]
+    return (*built_in, Section(title="your own", body=(_OWN_MODEL,)))
 
 
-def _escape(text: str) -> str:
-    """`*`, `_` and `|` as themselves: module patterns are full of them."""
-    for mark in ("*", "|"):
-        text = text.replace(mark, f"\\{mark}")
-    return text
+_OWN_MODEL = (
+    "module:function or FILE.py:function; the function returns (model, batch, loss): a torch.nn.Module, a tuple of tensors "
+    "with the target last, and a function of the model's output and the target; --batch, --seq and --set are passed to it"
+)
+
+
+def _sizes(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
+    rows = [("default", spec["batch_per_device"], spec["options"])]
+    rows += [(preset["name"], preset["batch_per_device"], preset["options"]) for preset in spec["presets"]]
+    return tuple((name, str(batch), ", ".join(f"{key}={value}" for key, value in sizes.items())) for name, batch, sizes in rows)

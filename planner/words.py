@@ -20,7 +20,7 @@ from planner.ties import pattern_of
 from planner.views import is_view
 from planner.workload import Workload
 
-__all__ = ["GroupWords", "atom_names", "axis_names", "describe", "replicated_ops"]
+__all__ = ["GroupWords", "atom_names", "axis_names", "describe", "op_words", "parameter_words", "replicated_ops"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,8 +104,8 @@ def describe(model: Model, workload: Workload, mesh: Mesh, choices: Choices, cos
         rows.append(
             GroupWords(
                 group=group or "(loss and top level)", count=len({n.path for n in ops.get(group, [])}),
-                ops=tuple(_op_words(model, names, choices, main, axis) for axis in axes),
-                parameters=tuple(_parameter_words(model, names, choices, parameters.get(group, []), axis) for axis in axes),
+                ops=tuple(op_words(model, names, choices, main, axis) for axis in axes),
+                parameters=tuple(parameter_words(model, names, choices, parameters.get(group, []), axis) for axis in axes),
             )
         )  # fmt: skip
     return tuple(rows)
@@ -119,7 +119,8 @@ def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -
     )  # fmt: skip
 
 
-def _op_words(model: Model, names: dict[int, str], choices: Choices, node: Node | None, axis: int) -> str:
+def op_words(model: Model, names: dict[int, str], choices: Choices, node: Node | None, axis: int) -> str:
+    """What an op splits on an axis."""
     if node is None:
         return "-"
     option, op = choices.strategies[node.index].options[axis], model.dims.ops[node.index]
@@ -128,7 +129,8 @@ def _op_words(model: Model, names: dict[int, str], choices: Choices, node: Node 
     return "whole" if option.kind == "whole" else "partial sums"
 
 
-def _parameter_words(model: Model, names: dict[int, str], choices: Choices, indices: list[int], axis: int) -> str:
+def parameter_words(model: Model, names: dict[int, str], choices: Choices, indices: list[int], axis: int) -> str:
+    """How parameters are kept on an axis."""
     words = []
     for index in indices:
         option: Option = choices.parameters[index].options[axis]

@@ -1,0 +1,181 @@
+"""The verbs that look at something: simulate, report, explain, models, hardware."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from planner.cli_options import WHOLE, as_json, check_folder, json_option, out_option, plan_argument, plan_file
+from planner.cli_output import print_json, print_sections, progress_bar, write_files
+
+if TYPE_CHECKING:
+    from planner.plan import Plan
+
+__all__ = ["VERBS", "print_comparison", "print_plan", "print_run"]
+
+
+def print_plan(plan: Plan, files: Mapping[str, str], json_: bool) -> None:
+    """A plan as its report, or as JSON."""
+    from planner.records import plan_record
+    from planner.report import report
+
+    if json_:
+        print_json(plan_record(plan, files))
+    else:
+        print_sections(report(plan, files))
+
+
+def print_run(plan: Plan, result: Mapping[str, Any], json_: bool) -> None:
+    """The result of a run."""
+    from planner.records import run_record
+    from planner.report import run_section
+
+    if json_:
+        print_json(run_record(result))
+    else:
+        print_sections([run_section(plan, result, statistics.median(result["step_times_s"]))])
+
+
+def print_comparison(result: Mapping[str, Any], files: Mapping[str, str], json_: bool) -> None:
+    """Predicted beside measured."""
+    from planner.records import compare_record
+    from planner.report import comparison
+
+    if json_:
+        print_json(compare_record(result))
+    else:
+        print_sections(comparison(result, files))
+
+
+@click.command()
+@plan_argument
+@json_option
+@click.pass_context
+def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
+    """Print a plan's report again."""
+    path = plan_file(plan_path)
+    from planner.files import file_names
+    from planner.plan import read_plan
+
+    print_plan(read_plan(path), file_names(path.parent, plan=path.name), as_json(context, json_))
+
+
+@click.command()
+@plan_argument
+@json_option
+@click.pass_context
+def explain(context: click.Context, /, plan_path: str, json_: bool) -> None:
+    """Show every choice of a plan and its cost.
+
+    What each op splits, how each parameter is kept, and how near to the best possible the plan is.
+    """
+    path = plan_file(plan_path)
+    with progress_bar() as progress:
+        progress("tracing the model", 0.0)
+        from planner.explain import explain as explain_plan
+        from planner.explain import explanation
+        from planner.plan import read_plan
+
+        plan = read_plan(path)
+        record = explain_plan(plan)
+    if as_json(context, json_):
+        print_json(record)
+    else:
+        print_sections(explanation(plan, record))
+
+
+@click.command()
+@plan_argument
+@click.option("--hardware", metavar="NAME|FILE", help="Simulate it there.  [default: what the plan was made for]")
+@out_option("PLAN, or PLAN/HARDWARE where that is given")
+@json_option
+@click.pass_context
+def simulate(context: click.Context, /, plan_path: str, hardware: str | None, out: Path | None, json_: bool) -> None:
+    """Simulate one step, here or on other hardware.
+
+    Every op and collective of a device, the step time in its parts, and memory over time; with a trace for Perfetto.
+    """
+    path = plan_file(plan_path)
+    with progress_bar() as progress:
+        progress("tracing the model", 0.0)
+        from cost_models.cluster import load_cluster
+        from planner.files import timeline_files
+        from planner.plan import program_of, read_plan
+        from planner.predict import memory_by_category, simulate_program
+        from planner.records import simulate_record
+        from planner.report import simulation
+
+        plan = read_plan(path)
+        own = plan.hardware
+        cluster = own.cluster() if hardware is None else load_cluster(hardware, num_devices=own.num_devices)
+        folder = check_folder(out or (path.parent if hardware is None else path.parent / cluster.name))
+        program = program_of(plan, cluster)
+        progress("simulating", 0.6)
+        timeline = simulate_program(program, cluster)
+        files, contents = timeline_files(plan, program, timeline, cluster, folder)
+        record = simulate_record(timeline, memory_by_category(program), cluster)
+    write_files(folder, contents)
+    if as_json(context, json_):
+        print_json(record)
+    else:
+        print_sections(simulation(plan, cluster, record, files))
+
+
+@click.command()
+@json_option
+@click.pass_context
+def models(context: click.Context, /, json_: bool) -> None:
+    """List the built-in models, their sizes and presets."""
+    from planner.records import models_record
+    from planner.report import models_sections
+    from planner.workload import known_models
+
+    record = models_record(known_models())
+    if as_json(context, json_):
+        print_json(record)
+    else:
+        print_sections(models_sections(record))
+
+
+@click.command()
+@click.argument("name", required=False)
+@click.option("--gpus", type=WHOLE, help="Number of devices.  [default: those of one node]")
+@click.option("--nodes", type=WHOLE, help="Number of nodes.")
+@out_option("plans/hardware")
+@json_option
+@click.pass_context
+def hardware(
+    context: click.Context, /, name: str | None, gpus: int | None, nodes: int | None, out: Path | None, json_: bool
+) -> None:
+    """List the known clusters, or show and draw one.
+
+    With a NAME or a FILE: all its figures with their sources, and a picture.
+    """
+    from planner.hardware_sheet import all_clusters, cluster_record, draw, list_section, sheet
+
+    json_ = as_json(context, json_)
+    if name is None:
+        clusters = all_clusters()
+        if json_:
+            print_json({"hardware": [cluster_record(cluster) for cluster in clusters]})
+        else:
+            print_sections([list_section(clusters)])
+        return
+    from cost_models.cluster import load_cluster
+
+    cluster = load_cluster(name, num_devices=gpus, num_nodes=nodes)
+    folder = check_folder(out or Path("plans") / "hardware")
+    files = {"picture": str(folder / f"{cluster.name}.png")}
+    write_files(folder, {})
+    draw(cluster, files["picture"])
+    if json_:
+        print_json({**cluster_record(cluster), "files": files})
+    else:
+        print_sections(sheet(name, cluster, files))
+
+
+VERBS = (simulate, report, explain, models, hardware)
