@@ -42,8 +42,10 @@ def finish(
 ) -> tuple[Instruction, ...]:
     """The final order. `gathers` names the instructions that gather parameters, with their layer; `alias` says which value a
     view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes."""
-    ordered = _prefetched(instructions, gathers, costing)
+    ordered = _started_early(instructions)
+    ordered = _prefetched(ordered, gathers, costing)
     ordered = _bucketed(ordered, costing, bucket)
+    ordered = _waited_late(ordered)
     return _freed(ordered, alias, kept)
 
 
@@ -64,6 +66,57 @@ def _merge(parts: list[Communicate], costing: Costing) -> Communicate:
 def _kind_key(part: Communicate) -> Hashable:
     """What communications must share to go in one buffer."""
     return (part.kind, part.axes, part.gather, part.split, part.reduce, part.dtypes[0])
+
+
+# ------------------------------------------------------------------------------------------------- small messages
+
+#: Messages up to this size are bound by latency, and holding them a little longer costs no memory to speak of.
+_SMALL = 64 * 1024
+
+
+def _started_early(instructions: list[Instruction]) -> list[Instruction]:
+    """Small messages start as soon as what they send is written, and are waited for where they are read."""
+    after: dict[int, list[Instruction]] = defaultdict(list)
+    early = {
+        i.id: i for i in instructions
+        if isinstance(i, Communicate) and i.kind != "slice" and i.phase != "update" and not i.asynchronous and i.nbytes <= _SMALL
+    }  # fmt: skip
+    for instruction in early.values():
+        after[instruction.sources[0]].append(replace(instruction, asynchronous=True))
+    out: list[Instruction] = []
+
+    def write(instruction: Instruction) -> None:
+        out.append(instruction)
+        for value in writes(instruction):
+            for message in after.pop(value, []):
+                write(message)
+
+    for instruction in instructions:
+        if instruction.id not in early:
+            write(instruction)
+    return out + [message for messages in after.values() for message in messages]
+
+
+def _waited_late(instructions: list[Instruction]) -> list[Instruction]:
+    """What only the loss needs of a reduced value is done at the end of the step, so that backward does not wait for it."""
+    needed: set[int] = set()
+    for instruction in reversed(instructions):
+        if isinstance(instruction, Update) or needed & set(writes(instruction)) or instruction.phase == "update":
+            needed.update(reads(instruction))
+    waiting: set[int] = set()
+    late: list[Instruction] = []
+    out: list[Instruction] = []
+    for instruction in instructions:
+        written = set(writes(instruction))
+        reported = bool(written) and not needed & written and instruction.phase != "update"
+        if reported and waiting & set(reads(instruction)):
+            waiting |= written
+            late.append(instruction)
+            continue
+        if reported and isinstance(instruction, Communicate) and instruction.asynchronous:
+            waiting |= written
+        out.append(instruction)
+    return out + late
 
 
 # ------------------------------------------------------------------------------------------------- gathers of parameters

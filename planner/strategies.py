@@ -67,7 +67,7 @@ Allowed = Callable[[int, Option], bool]
 def options_of(dims: OpDims) -> tuple[Option, ...]:
     """All options of an op on one axis."""
     signature = dims.signature
-    splits = [Option("split", leaf) for leaf, letter in enumerate(dims.letter) if letter not in signature.fixed]
+    splits = [Option("split", leaf) for leaf in range(len(dims.sizes)) if leaf not in dims.fixed]
     groups = [Option("linear", g) for g, group in enumerate(signature.linear) if group]
     return (WHOLE, *splits, *groups)
 

@@ -161,8 +161,10 @@ class _Slice(Collective):
         for i, value in enumerate(pending.buffer):
             length = self.expanded[i][self.split] // self.size
             piece = value.reshape(self.expanded[i]).narrow(self.split, self.position * length, length)
-            # A view would keep the whole of a value alive that is freed here.
-            out.append((piece.clone(memory_format=torch.contiguous_format) if self.frees[i] else piece).reshape(self.shapes[i]))
+            # A view would keep the whole of a value alive that is freed here; and a strided piece is copied, because ATen's
+            # native_layer_norm_backward (torch 2.13, CPU) reads strided statistics as if they were contiguous.
+            whole = piece.clone(memory_format=torch.contiguous_format) if self.frees[i] else piece.contiguous()
+            out.append(whole.reshape(self.shapes[i]))
         return tuple(out)
 
 
