@@ -158,7 +158,7 @@ class _Model:
     def _choices(self) -> None:
         for node, (labels, costs) in enumerate(zip(self.kept, self.start.moved.nodes, strict=True)):
             low = float(costs.min())
-            variables = {(int(i),): pulp.LpVariable(f"x_{node}_{i}", cat="Binary") for i in labels}
+            variables = {(int(i),): self.model.add_variable(f"x_{node}_{i}", cat="Binary") for i in labels}
             self.x.append(variables)
             self.objective |= {v: float(costs[i]) - low for i, v in variables.items()}
             self.model += pulp.LpAffineExpression([(v, 1) for v in variables.values()]) == 1
@@ -172,7 +172,7 @@ class _Model:
             self.y.append({})
             return
         pairs = {
-            (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): pulp.LpVariable(f"y_{index}_{i}_{j}", 0, 1)
+            (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): self.model.add_variable(f"y_{index}_{i}_{j}", 0, 1)
             for i, j in np.argwhere(wanted)
         }
         self.y.append(pairs)
