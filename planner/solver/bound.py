@@ -23,12 +23,20 @@ class Reparametrised:
     nodes: tuple[Array, ...]
     edges: tuple[Array, ...]
     bound: float
+    converged: bool = False
+
+    def kept(self, slack: float) -> int:
+        """How many choices, beyond one a node, are within `slack` of their node's best."""
+        return sum(int((n - n.min() <= slack).sum()) - 1 for n in self.nodes)
 
 
-def reparametrise(problem: Problem, *, sweeps: int = 200, tolerance: float = 1e-9) -> Reparametrised:
-    """The problem's costs after message passing, stopping where the bound no longer rises by `tolerance` of itself."""
-    nodes = [np.array(c, dtype=float) for c in problem.costs]
-    edges = [np.array(e.cost, dtype=float) for e in problem.edges]
+def reparametrise(
+    problem: Problem, *, sweeps: int = 200, tolerance: float = 1e-9, start: Reparametrised | None = None
+) -> Reparametrised:
+    """The problem's costs after message passing (going on from `start`), stopping where the bound no longer rises by `tolerance`
+    of itself."""
+    nodes = [np.array(c, dtype=float) for c in (start.nodes if start else problem.costs)]
+    edges = [np.array(e, dtype=float) for e in (start.edges if start else (e.cost for e in problem.edges))]
     order = list(range(len(edges)))
     bound, stalled = _bound(nodes, edges), 0
     for _ in range(sweeps):
@@ -40,7 +48,7 @@ def reparametrise(problem: Problem, *, sweeps: int = 200, tolerance: float = 1e-
         stalled = stalled + 1 if bound - previous <= tolerance * max(abs(bound), 1e-30) else 0
         if stalled >= 3:
             break
-    return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=bound)
+    return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=bound, converged=stalled >= 3)
 
 
 def _handshake(nodes: list[Array], edges: list[Array], u: int, v: int, index: int) -> None:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pulp
@@ -35,12 +35,18 @@ Terms = dict[pulp.LpVariable, float]
 #: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
 _SCALE = 1e3
 
+#: Where no choice that fits is found quickly, the whole integer program is asked if it is small, for so many seconds.
+_FEW_PAIRS, _PATIENCE = 20_000, 20.0
+
+#: Rounds of message passing, sweeps in each, and how many choices left over are few.
+_ROUNDS, _SWEEPS, _FEW = 8, 25, 150
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """`status` is `optimal` (bound and objective meet within 1e-6), `feasible` (the time limit came first) or `infeasible` (no choice
-    within the limit was found: `choice` is then the leanest, `overflow` what it lacks, and `lean_bound` a lower bound on any peak).
-    `gap` is (objective - bound) / objective."""
+    within the limit was found: `choice` is then the leanest, `overflow` what it lacks, and `lean_bound` a lower bound on any peak;
+    where the pairs leave no choice at all, `objective` is infinite). `gap` is (objective - bound) / objective."""
 
     status: str
     choice: tuple[int, ...]
@@ -103,8 +109,7 @@ def solve(problem: Problem, *, time_limit: float = 60.0) -> Solution:
 def _start(problem: Problem) -> _Start | Solution:
     """Bound and first choice; a Solution at once where nothing fits."""
     began = time.perf_counter()
-    moved = reparametrise(problem)
-    choice = decode(problem, moved)
+    moved, choice = _moved(problem)
     if problem.limit == float("inf") or bool((problem.memory(choice) <= problem.limit).all()):
         return _Start(moved=moved, prices={}, bound=moved.bound, choice=choice)
     priced = price(problem, choice)
@@ -115,12 +120,45 @@ def _start(problem: Problem) -> _Start | Solution:
             bound=max(priced.bound, moved.bound), choice=priced.choice,
         )  # fmt: skip
     lean, peak, bound = leanest(problem, choice)
-    if peak <= problem.limit:
+    if peak > problem.limit >= bound and _num_pairs(problem) <= _FEW_PAIRS:
+        lean = _exactly(problem, moved) or lean
+    if _peak(problem, lean) <= problem.limit * (1 + 1e-9):
         return _Start(moved=moved, prices={}, bound=moved.bound, choice=lean)
+    return _infeasible(problem, lean, moved.bound, began, lean_bound=bound)
+
+
+def _infeasible(problem: Problem, choice: tuple[int, ...], bound: float, began: float, lean_bound: float = 0.0) -> Solution:
     return Solution(
-        status="infeasible", choice=lean, objective=problem.cost(lean), bound=moved.bound, num_variables=0,
-        time_s=time.perf_counter() - began, overflow=peak - problem.limit, lean_bound=bound,
+        status="infeasible", choice=choice, objective=problem.cost(choice), bound=bound, num_variables=0, lean_bound=lean_bound,
+        time_s=time.perf_counter() - began, overflow=max(0.0, _peak(problem, choice) - problem.limit),
     )  # fmt: skip
+
+
+def _exactly(problem: Problem, moved: Reparametrised) -> tuple[int, ...] | None:
+    """A choice that is possible and fits, by the whole integer program: for where the quick ways find none."""
+    start = _Start(moved=moved, prices={}, bound=moved.bound, choice=())
+    found = _Model(problem, start, float("inf")).best_fitting(_PATIENCE)
+    return None if found is None or not np.isfinite(problem.cost(found.choice)) else found.choice
+
+
+def _num_pairs(problem: Problem) -> int:
+    return sum(int(np.isfinite(edge.cost).sum()) for edge in problem.edges)
+
+
+def _peak(problem: Problem, choice: tuple[int, ...]) -> float:
+    return float(problem.memory(choice).max(initial=0.0))
+
+
+def _moved(problem: Problem) -> tuple[Reparametrised, tuple[int, ...]]:
+    """Message passing until it has converged, or has left so few choices that the integer program is the quicker way on."""
+    moved = None
+    for _ in range(_ROUNDS):
+        moved = reparametrise(problem, sweeps=_SWEEPS, start=moved)
+        choice = decode(problem, moved)
+        if moved.converged or moved.kept(problem.cost(choice) - moved.bound) <= _FEW:
+            break
+    assert moved is not None
+    return moved, choice
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -136,8 +174,9 @@ class _Model:
     def __init__(self, problem: Problem, start: _Start, slack: float) -> None:
         silence_banner()
         self.problem, self.start = problem, start
-        self.scale = _SCALE / max(abs(start.bound), 1e-30)
-        self.kept: list[Labels] = [np.flatnonzero(n - n.min() <= slack) for n in start.moved.nodes]
+        self.kept: list[Labels] = [np.flatnonzero(np.isfinite(n) & (n - n.min() <= slack)) for n in start.moved.nodes]
+        unit = max(abs(start.bound), slack if np.isfinite(slack) else _largest(start.moved))
+        self.scale = _SCALE / (unit or 1.0)
         self.model = pulp.LpProblem("strategies", pulp.LpMinimize)
         self.x: list[dict[tuple[int, ...], pulp.LpVariable]] = []
         self.y: list[dict[tuple[int, ...], pulp.LpVariable]] = []
@@ -167,7 +206,7 @@ class _Model:
         edge, costs = self.problem.edges[index], self.start.moved.edges[index]
         above = costs - costs.min()
         part = above[np.ix_(self.kept[edge.u], self.kept[edge.v])]
-        wanted = part <= slack
+        wanted = np.isfinite(part) & (part <= slack)
         if not used and bool(wanted.all()) and float(part.max()) <= 1e-12 * abs(self.start.bound):
             self.y.append({})
             return
@@ -229,6 +268,11 @@ class _Model:
         choice = tuple(max(x, key=lambda i: float(x[i].varValue))[0] for x in self.x)  # noqa: B023
         constant = self.start.moved.bound
         return _Found(choice=choice, bound=constant + float(info.mip_dual_bound) / self.scale)
+
+
+def _largest(moved: Reparametrised) -> float:
+    """The largest possible cost."""
+    return max(float(np.abs(table[np.isfinite(table)]).max(initial=0.0)) for table in (*moved.nodes, *moved.edges))
 
 
 def _peaks(memory: Array, over: Labels) -> Labels:
