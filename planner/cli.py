@@ -13,7 +13,7 @@ import click
 
 from cost_models.errors import BadValue
 from planner import cli_inspect
-from planner.cli_group import PlanGroup
+from planner.cli_group import PlanGroup, watch_interrupts
 from planner.cli_options import (
     NATURAL,
     WHOLE,
@@ -35,6 +35,7 @@ DEFAULT_HARDWARE = "dgx-h100"
 
 def main() -> None:
     """The console script `plan`."""
+    watch_interrupts()
     cli.main()
 
 

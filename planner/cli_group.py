@@ -5,19 +5,39 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from cost_models.errors import BadValue, UnknownName, UserError, unknown_name
 
-__all__ = ["PlanGroup"]
+__all__ = ["PlanGroup", "check_interrupted", "watch_interrupts"]
 
 _VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "models", "hardware")
+
+_pressed: list[int] = []
+
+
+def watch_interrupts() -> None:
+    """Remembers Ctrl-C: while torch is imported, code of its own swallows the `KeyboardInterrupt` and goes on half imported."""
+
+    def pressed(number: int, frame: object) -> None:
+        _pressed.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, pressed)
+
+
+def check_interrupted() -> None:
+    """Raises `KeyboardInterrupt` if one was swallowed."""
+    if _pressed:
+        raise KeyboardInterrupt
 
 
 class PlanGroup(click.Group):
@@ -38,10 +58,14 @@ class PlanGroup(click.Group):
         except UserError as error:
             _fail(error, as_json)
         except (KeyboardInterrupt, click.Abort):
-            _end("Interrupted", "interrupted", as_json, 130)
+            _interrupted(as_json)
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who reads has gone; say nothing at exit either
             sys.exit(0)
+        except Exception:
+            if not _pressed:
+                raise
+            _interrupted(as_json)  # what Ctrl-C broke
         sys.exit(0)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -58,17 +82,27 @@ class PlanGroup(click.Group):
 
 def _of_click(error: click.ClickException) -> UserError:
     """click's own errors as ours."""
-    message = error.format_message().rstrip(".").replace("\n", " ")
+    context = error.ctx if isinstance(error, click.UsageError) else None
+    path = context.command_path if context is not None else "plan"
     if isinstance(error, click.NoSuchOption):
-        return UnknownName(f"{message} (plan --help lists the options)")
-    return BadValue(message[:1].lower() + message[1:] if message[:1].isupper() else message)
+        known = [option for p in context.command.params for option in p.opts if option.startswith("--")] if context else []
+        near = difflib.get_close_matches(error.option_name, known, n=1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        return UnknownName(f"unknown option {error.option_name}: {hint}{path} --help lists all")
+    message = error.format_message().rstrip(".")
+    return BadValue(f"{message[:1].lower()}{message[1:]}; see {path} --help")
 
 
-def _fail(error: UserError, as_json: bool) -> None:
+def _fail(error: UserError, as_json: bool) -> NoReturn:
     _end(error.kind, " ".join(str(error).split()), as_json, 2)
 
 
-def _end(kind: str, message: str, as_json: bool, code: int) -> None:
+def _interrupted(as_json: bool) -> NoReturn:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only make the end noisy
+    _end("Interrupted", "interrupted", as_json, 130)
+
+
+def _end(kind: str, message: str, as_json: bool, code: int) -> NoReturn:
     if as_json:
         print(json.dumps({"error": {"kind": kind, "message": message}}), flush=True)
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue
 from cost_models.units import format_time
+from planner.cli_group import check_interrupted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -42,7 +43,7 @@ def print_sections(sections: Iterable[Section]) -> None:
 def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
     """A callable (what is being done, how far) that draws a bar on stderr, or does nothing where nobody looks."""
     if not sys.stderr.isatty():
-        yield lambda what, done: None
+        yield lambda what, done: check_interrupted()
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -50,7 +51,12 @@ def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("", total=total)
-        yield lambda what, done: bar.update(task, description=what, completed=done)
+
+        def update(what: str, done: float) -> None:
+            check_interrupted()
+            bar.update(task, description=what, completed=done)
+
+        yield update
 
 
 class StepBar:
@@ -95,5 +101,8 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise BadValue(f"--out {folder} cannot be made: {error.strerror}; choose another with --out DIR") from error
+    in_the_way = next((folder / name for name in contents if (folder / name).is_dir()), None)
+    if in_the_way is not None:
+        raise BadValue(f"--out {folder}: {in_the_way} is a folder, where a file is to go; choose another with --out DIR")
     for name, content in contents.items():
         write_atomically(folder / name, content)

@@ -49,7 +49,7 @@ def _rich_table(table: Table) -> Any:
     drawn = RichTable(box=SIMPLE_HEAD, show_header=bool(table.header), pad_edge=False, show_edge=False, header_style="bold")
     for index in range(max(map(len, (table.header, *table.rows)))):
         title = table.header[index] if index < len(table.header) else ""
-        drawn.add_column(Text(title), justify="right" if index in table.right else "left", overflow="fold")
+        drawn.add_column(Text(title), justify="right" if index in table.right else "left", overflow="fold", no_wrap=not index)
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn
