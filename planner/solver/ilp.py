@@ -110,6 +110,11 @@ def _start(problem: Problem) -> _Start | Solution:
     """Bound and first choice; a Solution at once where nothing fits."""
     began = time.perf_counter()
     moved, choice = _moved(problem)
+    if not np.isfinite(problem.cost(choice)):
+        found = _exactly(replace(problem, limit=float("inf")), moved) if np.isfinite(moved.bound) else None
+        if found is None:
+            return _infeasible(problem, choice, float("inf"), began)
+        choice = found
     if problem.limit == float("inf") or bool((problem.memory(choice) <= problem.limit).all()):
         return _Start(moved=moved, prices={}, bound=moved.bound, choice=choice)
     priced = price(problem, choice)
@@ -155,7 +160,7 @@ def _moved(problem: Problem) -> tuple[Reparametrised, tuple[int, ...]]:
     for _ in range(_ROUNDS):
         moved = reparametrise(problem, sweeps=_SWEEPS, start=moved)
         choice = decode(problem, moved)
-        if moved.converged or moved.kept(problem.cost(choice) - moved.bound) <= _FEW:
+        if moved.converged or not np.isfinite(moved.bound) or moved.kept(problem.cost(choice) - moved.bound) <= _FEW:
             break
     assert moved is not None
     return moved, choice

@@ -1,0 +1,258 @@
+"""The solver against brute force on small random problems, and the parts that its proof rests on."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from planner.solver import Edge, Problem, Usage, solve
+from planner.solver.bound import decode, reparametrise
+from planner.solver.memory import leanest, priced_problem
+
+INF = float("inf")
+HORIZON = 4
+examples = settings(max_examples=60, deadline=None)
+
+numbers = st.integers(0, 9).map(float)
+costs_ = st.one_of(numbers, st.floats(0.0, 9.0, allow_nan=False).map(lambda x: round(x, 3)))
+pair_costs = st.one_of(costs_, costs_, costs_, st.just(INF))
+
+
+def _array(draw: st.DrawFn, elements: st.SearchStrategy[float], *shape: int) -> np.ndarray:
+    count = math.prod(shape)
+    return np.array(draw(st.lists(elements, min_size=count, max_size=count))).reshape(shape)
+
+
+@st.composite
+def problems(draw: st.DrawFn, *, memory: bool = False) -> Problem:
+    """Two to six nodes of one to four choices, edges between some, some pairs forbidden; usages of nodes and of edges."""
+    sizes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=6))
+    pairs = list(itertools.combinations(range(len(sizes)), 2))
+    chosen = sorted(draw(st.lists(st.sampled_from(pairs), unique=True, max_size=7)))
+    edges = tuple(Edge(u=u, v=v, cost=_array(draw, pair_costs, sizes[u], sizes[v])) for u, v in chosen)
+    usages: list[Usage] = []
+    if memory:
+        profile = st.sampled_from([0.0, 0.0, 1.0, 1.0, 3.0])
+        for node in draw(st.lists(st.integers(0, len(sizes) - 1), unique=True, min_size=1)):
+            usages.append(Usage(node=node, nbytes=_array(draw, numbers, sizes[node]), profile=_array(draw, profile, HORIZON)))
+        for edge in draw(st.lists(st.integers(0, len(edges) - 1), unique=True, max_size=2)) if edges else []:
+            nbytes = _array(draw, numbers, *edges[edge].cost.shape)
+            usages.append(Usage(edge=edge, nbytes=nbytes, profile=_array(draw, profile, HORIZON)))
+    return Problem(
+        costs=tuple(_array(draw, costs_, size) for size in sizes), edges=edges, usages=tuple(usages), horizon=HORIZON
+    )  # fmt: skip
+
+
+def choices_of(problem: Problem) -> list[tuple[int, ...]]:
+    return list(itertools.product(*(range(len(c)) for c in problem.costs)))
+
+
+def peak(problem: Problem, choice: tuple[int, ...]) -> float:
+    return float(problem.memory(choice).max(initial=0.0))
+
+
+def by_hand(problem: Problem, choice: tuple[int, ...]) -> tuple[float, list[float]]:
+    """Cost and memory of a choice, by the definition."""
+    cost = sum(problem.costs[n][i] for n, i in enumerate(choice))
+    cost += sum(e.cost[choice[e.u], choice[e.v]] for e in problem.edges)
+    held = [0.0] * problem.horizon
+    for usage in problem.usages:
+        if usage.node is not None:
+            nbytes = usage.nbytes[choice[usage.node]]
+        else:
+            edge = problem.edges[usage.edge]
+            nbytes = usage.nbytes[choice[edge.u], choice[edge.v]]
+        held = [h + nbytes * p for h, p in zip(held, usage.profile, strict=True)]
+    return cost, held
+
+
+# ------------------------------------------------------------------------------------------------- the problem
+
+
+@examples
+@given(problems(memory=True), st.randoms(use_true_random=False))
+def test_cost_and_memory_are_their_definition(problem: Problem, random: object) -> None:
+    for choice in choices_of(problem)[:20]:
+        cost, held = by_hand(problem, choice)
+        assert problem.cost(choice) == pytest.approx(cost, rel=1e-12)
+        assert problem.memory(choice).tolist() == pytest.approx(held, rel=1e-12)
+
+
+# ------------------------------------------------------------------------------------------------- the solver
+
+
+def check(problem: Problem) -> None:
+    """`solve` against all choices."""
+    solution = solve(problem)
+    possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
+    fitting = [c for c in possible if peak(problem, c) <= problem.limit * (1 + 1e-9)]
+    if not fitting:
+        check_infeasible(problem, possible)
+        return
+    best = min(map(problem.cost, fitting))
+    assert solution.status == "optimal"
+    assert solution.choice in fitting
+    assert solution.objective == problem.cost(solution.choice)
+    assert solution.objective == pytest.approx(best, rel=1e-6, abs=1e-9)
+    assert solution.bound <= best * (1 + 1e-9) + 1e-12
+    assert 0.0 <= solution.gap <= 1e-6
+    assert solution.overflow == 0.0
+
+
+def check_infeasible(problem: Problem, possible: list[tuple[int, ...]]) -> None:
+    solution = solve(problem)
+    assert solution.status == "infeasible"
+    if not possible:
+        assert solution.objective == INF
+        assert solution.gap == 0.0
+        return
+    assert solution.choice in possible
+    assert solution.objective == problem.cost(solution.choice)
+    least = min(peak(problem, c) for c in possible)
+    assert solution.overflow == pytest.approx(peak(problem, solution.choice) - problem.limit)
+    assert solution.overflow > 0.0
+    assert solution.lean_bound <= least * (1 + 1e-9) + 1e-9
+    assert solution.bound <= min(map(problem.cost, possible)) * (1 + 1e-9) + 1e-9
+
+
+@examples
+@given(problems())
+def test_without_a_limit_equals_brute_force(problem: Problem) -> None:
+    check(problem)
+
+
+@examples
+@given(problems(memory=True), st.floats(0.0, 1.0))
+def test_within_a_limit_equals_brute_force(problem: Problem, where: float) -> None:
+    """A limit between the least peak there is and the peak of the free optimum: it binds, and something fits."""
+    possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
+    if not possible:
+        return
+    least = min(peak(problem, c) for c in possible)
+    free = peak(problem, min(possible, key=problem.cost))
+    limit = least + where * (free - least)
+    if limit > 1e-3:
+        check(replace(problem, limit=limit))
+
+
+@examples
+@given(problems(memory=True), st.floats(0.1, 0.99))
+def test_a_limit_that_cannot_be_met(problem: Problem, share: float) -> None:
+    possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
+    least = min((peak(problem, c) for c in possible), default=0.0)
+    if least > 0.0:
+        check_infeasible(replace(problem, limit=share * least), possible)
+
+
+def test_a_node_without_a_possible_choice() -> None:
+    problem = Problem(costs=(np.array([INF, INF]), np.array([1.0, 2.0])), edges=(Edge(u=0, v=1, cost=np.zeros((2, 2))),))
+    check_infeasible(problem, [])
+
+
+def test_pairs_that_contradict_each_other() -> None:
+    """Each pair of nodes has a possible pair of choices, but three nodes of two colours around a ring have none."""
+    unlike = np.array([[INF, 0.0], [0.0, INF]])
+    edges = tuple(Edge(u=u, v=v, cost=unlike) for u, v in ((0, 1), (0, 2), (1, 2)))
+    check_infeasible(Problem(costs=(np.zeros(2),) * 3, edges=edges), [])
+
+
+def test_a_first_guess_that_is_impossible() -> None:
+    """Greedy decoding walks into a dead end here; the integer program must still find the one possible colouring."""
+    unlike = np.where(np.eye(3) > 0, INF, 0.0)
+    costs = (np.array([5.0, 0.0, 9.0]), np.array([0.0, 5.0, 9.0]), np.array([0.0, 0.0, 9.0]), np.array([1.0, 1.0, 9.0]))
+    edges = tuple(Edge(u=u, v=v, cost=unlike) for u, v in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3)))
+    check(Problem(costs=costs, edges=edges))
+
+
+def test_no_time_is_no_false_proof() -> None:
+    """What is given with no time left is a choice with an honest bound, never called optimal unless they meet."""
+    rng = np.random.default_rng(3)
+    costs = tuple(rng.integers(0, 50, 4).astype(float) for _ in range(9))
+    pairs = itertools.combinations(range(9), 2)
+    problem = Problem(costs=costs, edges=tuple(Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs))
+    hurried, proved = solve(problem, time_limit=0.0), solve(problem)
+    assert proved.status == "optimal"
+    assert hurried.bound <= proved.objective * (1 + 1e-9)
+    assert hurried.objective >= proved.bound * (1 - 1e-9)
+    assert (hurried.status == "optimal") == (hurried.gap <= 1e-6)
+
+
+def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
+    """HiGHS has a banner; `--json` must print one object and nothing else."""
+    problem = Problem(costs=(np.array([1.0, 2.0]), np.array([2.0, 1.0])), edges=(Edge(u=0, v=1, cost=np.eye(2)),))
+    assert solve(problem).status == "optimal"
+    assert capfd.readouterr() == ("", "")
+
+
+# ------------------------------------------------------------------------------------------------- what it rests on
+
+
+@examples
+@given(problems())
+def test_message_passing_moves_costs_and_changes_none(problem: Problem) -> None:
+    moved = reparametrise(problem)
+    same = replace(
+        problem, costs=moved.nodes,
+        edges=tuple(Edge(u=e.u, v=e.v, cost=t) for e, t in zip(problem.edges, moved.edges, strict=True)),
+    )  # fmt: skip
+    assert not any(np.isnan(table).any() for table in (*moved.nodes, *moved.edges))
+    best = INF
+    for choice in choices_of(problem):
+        before, after = problem.cost(choice), same.cost(choice)
+        assert (before == INF) == (after == INF)
+        if before < INF:
+            assert after == pytest.approx(before, rel=1e-9, abs=1e-9)
+        best = min(best, before)
+    assert moved.bound <= best + 1e-9
+    assert moved.bound >= sum(c.min() for c in problem.costs) + sum(e.cost.min() for e in problem.edges) - 1e-9
+
+
+@examples
+@given(problems())
+def test_decoding_gives_a_choice_that_no_single_change_betters(problem: Problem) -> None:
+    choice = decode(problem, reparametrise(problem))
+    assert len(choice) == len(problem.costs)
+    assert all(0 <= i < len(c) for i, c in zip(choice, problem.costs, strict=True))
+    for node, labels in enumerate(problem.costs):
+        for label in range(len(labels)):
+            changed = (*choice[:node], label, *choice[node + 1 :])
+            assert problem.cost(changed) >= problem.cost(choice) - 1e-9
+
+
+def test_message_passing_proves_a_chain() -> None:
+    """On a tree the bound meets the optimum."""
+    rng = np.random.default_rng(0)
+    problem = Problem(
+        costs=tuple(rng.random(3) for _ in range(6)), edges=tuple(Edge(u=i, v=i + 1, cost=rng.random((3, 3))) for i in range(5))
+    )
+    assert reparametrise(problem).bound == pytest.approx(min(map(problem.cost, choices_of(problem))), rel=1e-6)
+
+
+@examples
+@given(problems(memory=True), st.dictionaries(st.integers(0, HORIZON - 1), st.floats(0.01, 3.0), max_size=3))
+def test_prices_add_what_memory_costs(problem: Problem, prices: dict[int, float]) -> None:
+    priced = priced_problem(problem, prices)
+    for choice in choices_of(problem)[:20]:
+        due = sum(price * problem.memory(choice)[at] for at, price in prices.items())
+        assert priced.cost(choice) == pytest.approx(problem.cost(choice) + due, rel=1e-9)
+
+
+@examples
+@given(problems(memory=True))
+def test_the_leanest_choice_and_its_bound(problem: Problem) -> None:
+    """The choice is found by a heuristic; the bound is a bound. Where one node alone holds memory the choice is the best too."""
+    possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
+    if not possible:
+        return
+    start = max(possible, key=lambda c: peak(problem, c))
+    choice, found, bound = leanest(replace(problem, limit=1e-3), start)
+    least = min(peak(problem, c) for c in possible)
+    assert choice in possible
+    assert found == peak(problem, choice) >= least
+    assert bound <= least * (1 + 1e-9) + 1e-9
