@@ -163,17 +163,23 @@ class _Buckets:
         self.costing, self.size = costing, size
         self.out: list[Instruction] = []
         self.open: dict[Hashable, list[Communicate]] = {}
-        self.pending: dict[int, Hashable] = {}  # value -> the open bucket that will write it
+        self.following: dict[Hashable, list[Communicate]] = {}  # the next step of what an open bucket sends
+        self.pending: dict[int, Hashable] = {}  # value -> the open bucket that will write it, or what it is made of
         self.deferred: list[Instruction] = []
         self.late: set[int] = set()
 
     def add(self, part: Communicate) -> None:
-        for source in part.sources:
-            self._settle(source)
-        key = _kind_key(part)
-        self.open.setdefault(key, []).append(part)
+        """Puts a communication in its bucket; the second step of a chain waits for the bucket of the first."""
+        if any(source in self.late for source in part.sources):
+            self._flush_deferred()
+        first = next((self.pending[source] for source in part.sources if source in self.pending), None)
+        key = _kind_key(part) if first is None else first
         for result in part.results:
             self.pending[result] = key
+        if first is not None:
+            self.following.setdefault(key, []).append(part)
+            return
+        self.open.setdefault(key, []).append(part)
         if sum(p.nbytes for p in self.open[key]) >= self.size:
             self.flush(key)
 
@@ -186,31 +192,32 @@ class _Buckets:
         """Whether the instruction reads what is not written yet."""
         return any(value in self.pending or value in self.late for value in reads(instruction))
 
-    def _settle(self, value: int) -> None:
-        if value in self.late:
-            self._flush_deferred()
-        if value in self.pending:
-            self.flush(self.pending[value])
-
     def flush(self, key: Hashable) -> None:
-        parts = self.open.pop(key, [])
+        """Sends a bucket; the next steps of what it sent go to buckets of their own."""
+        parts, following = self.open.pop(key, []), self.following.pop(key, [])
         if parts:
             self.out.append(_merge(parts, self.costing))
-            for part in parts:
-                for result in part.results:
-                    del self.pending[result]
+        for part in (*parts, *following):
+            for result in part.results:
+                self.pending.pop(result, None)
+        for part in following:
+            self.add(part)
+
+    def _settle(self, value: int) -> None:
+        while value in self.pending:
+            self.flush(self.pending[value])
 
     def _flush_deferred(self) -> None:
         waiting, self.deferred, self.late = self.deferred, [], set()
         for instruction in waiting:
             for value in reads(instruction):
-                if value in self.pending:
-                    self.flush(self.pending[value])
+                self._settle(value)
             self.out.append(instruction)
 
     def flush_all(self) -> None:
-        for key in list(self.open):
-            self.flush(key)
+        """Sends all that is open, then what waited for it."""
+        while self.open:
+            self.flush(next(iter(self.open)))
         self._flush_deferred()
 
 

@@ -38,7 +38,7 @@ __all__ = ["Candidate", "Found", "Proposal", "meshes_of", "search"]
 HIDDEN = 0.9
 
 #: Of all meshes, how many are simulated for each objective, and how near to the best objective they must be.
-SHORT, NEAR = 2, 0.05
+SHORT, NEAR = 3, 0.05
 
 #: Called with what is being done, and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
@@ -165,7 +165,10 @@ class _Searcher:
         table = build_table(self.model, costing, pins_for(self.model, mesh, self.pins if pins is None else pins))
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
-        return [Proposal(mesh=mesh, hidden=h, table=table, solution=solve(table.problem(hidden=h))) for h in (shares[-1:] if last else shares)]
+        return [
+            Proposal(mesh=mesh, hidden=h, table=table, solution=solve(table.problem(hidden=h)))
+            for h in (shares[-1:] if last else shares)
+        ]
 
     def candidate(self, proposal: Proposal) -> Candidate:
         """The proposal lowered and simulated."""
@@ -193,7 +196,9 @@ class _Searcher:
         near: list[Proposal] = []
         for hidden in sorted({p.hidden for p in proposals}):
             same = sorted((p for p in proposals if p.hidden == hidden), key=lambda p: (p.solution.objective, len(p.mesh.sizes)))
-            near += [p for p in same[:SHORT] if p.solution.objective <= same[0].solution.objective * (1 + NEAR)]
+            alike = {f"{p.solution.objective:.9e}": p for p in reversed(same)}  # equal plans on several meshes: the fewest axes
+            distinct = sorted(alike.values(), key=lambda p: p.solution.objective)
+            near += [p for p in distinct[:SHORT] if p.solution.objective <= same[0].solution.objective * (1 + NEAR)]
         found = [self.fitting(self.candidate(p)) for p in near]
         if any(c.fits(self.capacity) for c in found):
             return found

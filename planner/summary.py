@@ -15,16 +15,18 @@ from planner.table import Model
 from planner.words import describe, replicated_ops
 from planner.workload import Workload
 
-__all__ = ["model_flops", "summarise"]
+__all__ = ["ideal_seconds", "summarise"]
 
 
-def model_flops(model: Model) -> float:
-    """Flops of one whole step: every product, convolution, attention and recurrent op, forward and backward, as the model defines
-    them (no recomputation)."""
+def ideal_seconds(model: Model, cluster: Cluster) -> float:
+    """Seconds of one whole step on one device at its peak: the flops of every product, convolution, attention and recurrent op, forward
+    and backward, as the model defines them (no recomputation), each at the peak of the format that its kernel uses (cuDNN's
+    convolutions and recurrent layers take float32 as TF32)."""
     total = 0.0
-    for op in model.dims.ops:
+    for node, op in zip(model.graph.nodes, model.dims.ops, strict=True):
         if op.signature.kind in ("gemm", "conv", "attention", "lstm") and op.signature.cost is not None:
-            total += op.signature.cost(op.letter_sizes(op.sizes)).flops
+            flops = op.signature.cost(op.letter_sizes(op.sizes)).flops
+            total += flops / matrix_peak(cluster.device, op.signature.kind, op_dtype(node))
     return total
 
 
@@ -35,7 +37,6 @@ def summarise(
     """The summary of a plan."""
     step, batch = prediction.step_time_s, int(workload.batch[0].shape[0])
     dtype = next((op_dtype(n) for n in model.graph.nodes if "float" in op_dtype(n)), "float32")
-    peak = matrix_peak(cluster.device, "gemm", dtype) * cluster.num_devices
     return {
         "model": workload.name,
         "options": dict(workload.options),
@@ -48,7 +49,7 @@ def summarise(
         "idle_time_s": prediction.idle_time_s,
         "samples_per_s": batch / step,
         "tokens_per_s": batch * workload.tokens_per_sample / step,
-        "mfu": model_flops(model) / (step * peak),
+        "mfu": ideal_seconds(model, cluster) / (step * cluster.num_devices),
         "memory_bytes": {**prediction.memory_bytes, "total": prediction.total_memory_bytes},
         "memory_capacity_bytes": cluster.device.usable_memory,
         "fits": prediction.total_memory_bytes <= cluster.device.usable_memory,
