@@ -36,8 +36,8 @@ from cost_models.units import US
 
 __all__ = [
     "Cluster", "CollectiveRow", "ContentionRow", "Device", "ElementwiseRow", "GemmRow", "Inter", "Intra", "Library", "Link",
-    "OpRow", "Protocol", "cluster_text", "list_clusters", "list_devices", "load_cluster", "load_device", "parse_cluster", "read_sources",
-    "write_cluster",
+    "OpRow", "Protocol", "cluster_text", "list_clusters", "list_devices", "load_cluster", "load_device",
+    "parse_cluster", "read_sources", "write_cluster",
 ]  # fmt: skip
 
 HARDWARE = Path(__file__).parent / "hardware"
@@ -112,6 +112,7 @@ def _device(where: str, raw: Mapping[str, Any]) -> Device:
     fields = read_table(where, raw, DEVICE_KEYS, extra)
     gemms = _rows(where, raw, "gemm_table", (int, int, int, int, str, float))
     ops = _rows(where, raw, "op_table", (str, str, str, float, float, int, int, int, int, int, float))
+    fields["step_overhead"] = fields["step_overhead"] or 0.0
     return Device(
         **fields,
         peak_flops=read_numbers(f"{where} [peak_tflops]", _table(where, raw, "peak_tflops"), PEAK_UNIT),

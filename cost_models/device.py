@@ -67,7 +67,8 @@ class Device:
     the share of it that a large product reaches. `gemm_tiles` are the tile shapes tried for a product (none: the smooth
     model, in which `gemm_half_work` flops an SM reach half of it). `kernel_overhead` is the least device time of a kernel,
     `launch_overhead` the host's time to dispatch it. `kind_efficiency` is the share of its roofline that a kind of kernel
-    reaches. `overlap` is the share of the shorter of compute and communication that hides behind the other.
+    reaches. `overlap` is the share of the shorter of compute and communication that hides behind the other. `step_overhead` is
+    the host's time once a step (the optimizer's Python).
     """
 
     name: str
@@ -87,6 +88,7 @@ class Device:
     gemm_k_latency: float
     lstm_step_overhead: float
     overlap: float
+    step_overhead: float = 0.0
     kind_efficiency: tuple[tuple[str, float], ...] = ()
     gemm_table: tuple[GemmRow, ...] = ()
     elementwise_table: tuple[ElementwiseRow, ...] = ()
@@ -117,7 +119,7 @@ class Device:
 
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
-        return hash((self.name, self.memory, self.memory_bandwidth, self.gemm_efficiency, len(self.gemm_table) + len(self.op_table)))
+        return hash((self.name, self.memory, self.memory_bandwidth, self.gemm_efficiency, len(self.op_table)))
 
     def peak(self, number_format: str) -> float:
         """Datasheet flops/s in `number_format`; asking for one that the device lacks raises `BadHardware`."""

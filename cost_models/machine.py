@@ -143,7 +143,7 @@ class Cluster:
             return 1.0
         for (n0, s0), (n1, s1) in itertools.pairwise(points):
             if self.node_width <= n1:
-                return s0 * (s1 / s0) ** (math.log(self.node_width / n0) / math.log(n1 / n0))
+                return float(s0 * (s1 / s0) ** (math.log(self.node_width / n0) / math.log(n1 / n0)))
         return points[-1][1] * self.node_width / points[-1][0]
 
     def node_of(self, rank: int) -> int:

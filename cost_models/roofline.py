@@ -11,7 +11,7 @@ import itertools
 import math
 from functools import lru_cache
 
-from cost_models.device import KINDS, MATRIX_KINDS, Device, OpRow
+from cost_models.device import KINDS, MATRIX_KINDS, VECTOR_KINDS, Device, OpRow
 from cost_models.errors import BadValue, unknown_name
 from cost_models.gemm import gemm_seconds
 
@@ -89,14 +89,49 @@ def op_time(
     `gemm` is (batch, m, n, k) of the product; for an `lstm`, of the product of one of its `steps` sequential time steps. A
     `gemm` without it is costed as a square product of the same flops. Raises `UnknownName` for a kind or dtype that is not
     known, and `BadHardware` where the device has no peak in that dtype. Where the device has measured calls of `op` in `dtype`,
-    the roofline is corrected by the ratio of measured to modelled seconds at the nearest of them.
+    they are interpolated by bytes (vector kinds), or the roofline is corrected by the ratio of measured to modelled seconds at
+    the nearest of them (products, convolutions, look-ups).
     """
     _check(kind, flops, nbytes, steps)
     if kind == "view":
         return 0.0
     seconds = _modelled(device, kind, flops, nbytes, dtype, gemm, steps)
-    measured = _ratios(device, op, dtype) if op and device.op_table else ()
+    if not (op and device.op_table):
+        return seconds
+    if kind in _BY_BYTES:
+        points = _curve(device, op, kind, dtype)
+        return _interpolated(points, nbytes) if points else seconds
+    measured = _ratios(device, op, dtype)
     return seconds * _correction(measured, _features(flops, nbytes, gemm)) if measured else seconds
+
+
+#: Kinds whose seconds are a function of their bytes alone, once the op is known.
+_BY_BYTES = tuple(kind for kind in VECTOR_KINDS if kind != "embedding")
+
+
+@lru_cache(maxsize=4096)
+def _curve(device: Device, op: str, kind: str, dtype: str) -> tuple[tuple[float, float], ...]:
+    """(bytes, seconds) measured for `op`; where it was not measured in `dtype`, in float32; else for its kind."""
+    rows = _rows(device)
+    found = rows.get((op, dtype)) or rows.get((op, "float32")) or rows.get((kind, "float32")) or []
+    seconds: dict[float, list[float]] = {}
+    for row in found:
+        seconds.setdefault(row.nbytes, []).append(row.seconds)
+    points: list[tuple[float, float]] = []
+    for nbytes, times in sorted(seconds.items()):
+        mean = math.exp(sum(map(math.log, times)) / len(times))
+        points.append((nbytes, max(mean, points[-1][1]) if points else mean))
+    return tuple(points)
+
+
+def _interpolated(points: tuple[tuple[float, float], ...], nbytes: float) -> float:
+    """Seconds log-log between the points; the first point's below it; in proportion to the bytes above the last."""
+    if nbytes <= points[0][0]:
+        return points[0][1]
+    for (x0, y0), (x1, y1) in itertools.pairwise(points):
+        if nbytes <= x1:
+            return float(y0 * (y1 / y0) ** (math.log(nbytes / x0) / math.log(x1 / x0)))
+    return points[-1][1] * nbytes / points[-1][0]
 
 
 def _modelled(

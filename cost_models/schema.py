@@ -48,6 +48,7 @@ DEVICE_KEYS = (
     Key("gemm_k_latency_us", "gemm_k_latency", float, US),
     Key("lstm_step_overhead_us", "lstm_step_overhead", float, US),
     Key("overlap", "overlap"),
+    Key("step_overhead_us", "step_overhead", float, US, optional=True),
 )
 CLUSTER_KEYS = (
     Key("name", "name", str),

@@ -108,6 +108,10 @@ class Costing:
             seconds += self.communication("all_gather", axes, float(full))
         return seconds
 
+    def step_overhead(self) -> float:
+        """Seconds of the host once a step, whatever it does."""
+        return self.cluster.device.step_overhead * self.cluster.slowdown("optimizer")
+
     def parameter_bytes(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> dict[str, int]:
         """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state."""
         stored, piece = local_numel(flat, strategy.stored, self.sizes), local_numel(flat, strategy.updated, self.sizes)

@@ -235,7 +235,7 @@ class _Lowering:
             self._operand(p.gradient, "update", s.updated)
             for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
         )
-        seconds = sum(
+        seconds = self.timing.step_overhead() + sum(
             self.timing.update(self._flat(p.value), dtype_bytes(self._dtype(p.value)), self._dtype(p.value),
                                 ParameterStrategy(options=s.options, stored=s.updated, updated=s.updated))
             for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)

@@ -32,7 +32,7 @@ __all__ = ["calibrate", "calibrated_path", "fit", "this_machine"]
 #: Called with what is being measured, and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
 
-_SECONDS = "measured by `plan calibrate`: the median over windows of a window's mean"
+_SECONDS = "measured by `plan calibrate`: the median of single calls on evicted caches, core time on a CPU"
 
 
 def this_machine() -> Path:
@@ -72,14 +72,12 @@ def calibrate(
         raise BadValue(f"number of ranks is {max_ranks}: give at least 1")
     ranks = min(max_ranks, torch.cuda.device_count()) if kind == "cuda" else max_ranks
     target = Path(path) if path else this_machine()
-    settings = Settings(
-        num_ranks=ranks, device=kind, quick=quick, window_s=0.001 if quick else 0.008, num_windows=3 if quick else 5
-    )
+    settings = Settings(num_ranks=ranks, device=kind, quick=quick)
     progress("starting processes", 0.0)
     found = launch(
         "runtime.calibrate_ranks:measure", ranks, settings, on_event=lambda e: progress(str(e["what"]), float(e["done"]))
     )
-    cluster = fit(found[0], _base(kind))
+    cluster = fit(found[0], _base(kind), cores=_cores() if kind == "cpu" else ranks)
     if not path:
         target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, cluster_text(cluster, provenance=_provenance(kind, ranks, command), sources=_SOURCES))
@@ -98,16 +96,17 @@ def _device_kind(device: str) -> str:
 # ------------------------------------------------------------------------------------------------- from figures to a cluster
 
 
-def fit(measured: Measured, base: Cluster) -> Cluster:
+def fit(measured: Measured, base: Cluster, *, cores: int) -> Cluster:
     """`base` with its figures replaced by measured ones.
 
     Peaks are the fastest products measured, so efficiencies are 1; bandwidth is that of the largest element-wise op. A kind's
-    efficiency is the median of roofline / measured seconds over its larger calls, for ops that were not measured by name.
+    efficiency is the median of roofline / measured seconds over its larger calls, for ops that were not measured by name. Ranks
+    beyond `cores` take turns: r ranks on c cores make every kernel max(1, r / c) times as long as its core time.
     """
     device = _with_efficiencies(_device(measured, base.device), measured.ops)
     rows = defaultdict(list)
     for count, kind, slowdown in measured.shared:
-        rows[count, kind].append(max(1.0, slowdown))
+        rows[count, kind].append(max(1.0, slowdown) * max(1.0, count / cores))
     contention = tuple(
         ContentionRow(num_devices=count, kind=kind, slowdown=statistics.geometric_mean(values))
         for (count, kind), values in sorted(rows.items())
@@ -133,9 +132,22 @@ def _device(measured: Measured, base: Device) -> Device:
         kernel_overhead=measured.op_overhead if on_cpu else base.kernel_overhead,
         launch_overhead=0.0 if on_cpu else measured.op_overhead, overlap=0.0 if on_cpu else base.overlap,
         gemm_half_work=_half_work(measured.gemms, peaks["fp32"], measured.op_overhead) if on_cpu else base.gemm_half_work,
+        step_overhead=measured.step_overhead,
         lstm_step_overhead=measured.op_overhead if on_cpu else base.lstm_step_overhead,
-        elementwise_table=tuple(table), gemm_table=measured.gemms, op_table=measured.ops, kind_efficiency=(),
+        elementwise_table=tuple(table), gemm_table=measured.gemms,
+        op_table=(*measured.ops, *_stand_ins(measured.ops)), kind_efficiency=(),
     )  # fmt: skip
+
+
+#: The op that stands for others of its kind that were not measured.
+_STAND_INS = {
+    "elementwise": "aten.mul.Tensor", "reduction": "aten.sum.dim_IntList", "norm": "aten.native_layer_norm.default",
+    "softmax": "shardwright.cross_entropy", "copy": "aten.cat.default", "optimizer": "optimizer.adam",
+}  # fmt: skip
+
+
+def _stand_ins(ops: tuple[OpRow, ...]) -> list[OpRow]:
+    return [replace(row, op=kind) for kind, op in _STAND_INS.items() for row in ops if row.op == op]
 
 
 def _half_work(gemms: tuple[GemmRow, ...], peak: float, overhead: float) -> float:
@@ -166,8 +178,13 @@ def _base(kind: str) -> Cluster:
         return _cuda_base()
     base = load_cluster("cpu")
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    cores = os.cpu_count() or 1
+    cores = _cores()
     return replace(base, device=replace(base.device, name=f"1 of {cores} cores, {_cpu_name()}", memory=memory // max(cores, 4)))
+
+
+def _cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cuda_base() -> Cluster:
@@ -189,7 +206,7 @@ def _cpu_name() -> str:
 
 
 def _provenance(kind: str, ranks: int, command: str) -> dict[str, str]:
-    processor = torch.cuda.get_device_name(0) if kind == "cuda" else f"{os.cpu_count()} x {_cpu_name()}"
+    processor = torch.cuda.get_device_name(0) if kind == "cuda" else f"{_cores()} x {_cpu_name()}"
     versions = f"torch {torch.__version__}, Python {platform.python_version()}"
     if kind == "cuda":
         versions += f", CUDA {torch.version.cuda}"
@@ -202,12 +219,13 @@ def _provenance(kind: str, ranks: int, command: str) -> dict[str, str]:
 _SOURCES: dict[str, str] = {
     "peak_tflops": f"the fastest product of the table; {_SECONDS}",
     "memory_bandwidth_gb_s": "the largest element-wise op of the table",
-    "kernel_overhead_us": "slope of an executor's step over programs of 40 and 440 tiny ops (on CUDA: the launch overhead)",
+    "kernel_overhead_us": "slope of an executor's step over programs of 32 and 128 tiny ops (on CUDA: the launch overhead)",
+    "step_overhead_us": "intercept of the same, and of Adam's step over its number of parameters",
     "gemm_table": _SECONDS,
     "op_table": f"{_SECONDS}; flops and bytes as the planner's rules count them",
     "elementwise_table": "the rows of aten.add.Tensor, less the op's overhead",
-    "contention": "seconds while that many ranks compute / seconds alone, geometric mean over a kind's calls",
-    "collective_table": f"{_SECONDS}; packing and unpacking included, all ranks of the group calling at once",
+    "contention": "core time while that many ranks compute / alone, geometric mean over a kind's calls, times ranks / cores",
+    "collective_table": "wall time; packing and unpacking included, all ranks of the group calling at once",
     "kind_efficiency": "median of roofline / measured seconds over the kind's calls, for ops that the table lacks",
     "overlap": "zero on a CPU: gloo's threads and the ops share the cores",
     "memory_gib": "physical memory / max(cores, 4) on a CPU; the driver's figure on CUDA",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -21,27 +22,30 @@ _OPS = (
     "aten.maximum.default", "aten.sigmoid.default",
 )  # fmt: skip
 _UNARY = ("aten.tanh.default", "aten.relu.default", "aten.sigmoid.default")
-_SHORT, _LONG = 40, 440
+_SHORT, _LONG = 32, 128
 
 
-def overheads(device: torch.device) -> tuple[float, float]:
-    """(seconds an op, seconds a step besides its ops): the slope and the intercept over programs of 40 and 440 tiny ops."""
-    short, long = (_step_seconds(length, device) for length in (_SHORT, _LONG))
+def overheads(device: torch.device, evict: Callable[[], None]) -> tuple[float, float]:
+    """(seconds an op, seconds a step besides its ops): slope and intercept over programs of 32 and 128 tiny ops, each run on
+    evicted caches, as a step finds them between two large ops."""
+    short, long = (_step_seconds(length, device, evict) for length in (_SHORT, _LONG))
     slope = max((long - short) / (_LONG - _SHORT), 1e-7)
     return slope, max(short - _SHORT * slope, 0.0)
 
 
-def _step_seconds(num_ops: int, device: torch.device) -> float:
+def _step_seconds(num_ops: int, device: torch.device, evict: Callable[[], None]) -> float:
     module = nn.Linear(8, 8, bias=False)
     batch = torch.randn(8, 8)
     workload = Workload(name="overhead", module=module, batch=(batch,), loss=lambda a, b: a, optimizer="sgd")
     executor = Executor(_program(num_ops), workload, device=device)
     local = executor.local_batch(workload.batch)
+    clock = time.perf_counter if device.type == "cuda" else time.thread_time
     times = []
-    for _ in range(12):
-        start = time.perf_counter()
+    for _ in range(22):
+        evict()
+        start = clock()
         executor.step_local(local)
-        times.append(time.perf_counter() - start)
+        times.append(clock() - start)
     return statistics.median(times[2:])
 
 

@@ -1,15 +1,15 @@
 """What every process of a calibration does: time calls alone, then while others compute too, then collectives together.
 
 Rank 0 alone measures every call while the others wait in a barrier; the `shared` calls are then measured by 2, by 4, ... ranks
-at once. A figure is the median over windows of a window's mean, so what the clock's resolution or one interruption does is gone.
+at once. A figure is the median of single calls on evicted caches. On a CPU the clock of a call is that of its thread: it counts
+what shared caches and memory cost, and not the time that another process had the core. Collectives, which wait, take wall time.
 """
 
 from __future__ import annotations
 
-import math
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,34 +19,34 @@ import torch.distributed as dist
 from cost_models.device import GemmRow, OpRow
 from cost_models.machine import CollectiveRow
 from planner.program import Communicate
-from runtime.calibrate_cases import GEMM_SHAPES, Case, cases, gemm_case, row_of
+from runtime.calibrate_cases import GEMM_SHAPES, cases, gemm_case, row_of
 from runtime.calibrate_overhead import overheads
 from runtime.collectives import compile_collective
 from runtime.launcher import Emit
+from runtime.optimizers import make_optimizer
 from runtime.worker import Place, join
 
 __all__ = ["Measured", "Settings", "measure"]
 
-#: A call's arguments are taken in turn from copies of this many bytes in all: as in a step, they come from the shared cache.
-_ROTATED_BYTES = 8 << 20
+#: More than a core's own caches, less than the one that cores share: what a call finds in a step of some milliseconds.
+_EVICTED_BYTES = 16 << 20
+_CALLS_IN_A_ROW = 20
 _DTYPES = ("float32", "float64", "bfloat16")
 _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How much to measure: seconds a window, windows a figure, and whether only the smallest shapes."""
+    """How many ranks, on what, and whether only the smallest shapes."""
 
     num_ranks: int
     device: str
-    window_s: float = 0.008
-    num_windows: int = 5
     quick: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What rank 0 brings home. `shared` are (ranks at once, kind, seconds together / seconds alone), one a call."""
+    """What rank 0 brings home. `shared` are (ranks at once, kind, core seconds together / core seconds alone), one a call."""
 
     ops: tuple[OpRow, ...]
     gemms: tuple[GemmRow, ...]
@@ -61,49 +61,38 @@ class _Timer:
 
     def __init__(self, settings: Settings, place: Place) -> None:
         self.settings, self.place = settings, place
+        self._evicting = torch.zeros(_EVICTED_BYTES // 4, device=place.device)
 
-    def arguments(self, case: Case) -> list[tuple[Any, ...]]:
-        """One or more sets of arguments, made anew."""
-        first = case.make()
-        nbytes = sum(t.nbytes for t in _flat(first))
-        copies = max(1, min(8, _ROTATED_BYTES // max(nbytes, 1)))
-        return [first, *(case.make() for _ in range(copies - 1))]
+    def evict(self) -> None:
+        """Fills the core's own caches with something else, as the other ops of a step do."""
+        self._evicting.add_(1.0)
 
-    def seconds(self, call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], *, scale: float = 1.0) -> float:
-        """The median over windows of the mean seconds of a call; windows are `scale` times as long as usual."""
-        window, count = self.settings.window_s * scale, 1
-        for arguments in sets:
-            call(*arguments)
-        elapsed = self._window(call, sets, 1)
-        count = max(1, min(10_000, math.ceil(window / max(elapsed, 1e-7))))
-        figures = 3 if elapsed > 4 * window else self.settings.num_windows
-        return statistics.median(self._window(call, sets, count) / count for _ in range(figures))
+    def seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...], *, more: int = 1) -> float:
+        """The median of single calls, each on evicted caches; `more` times as many calls as usual."""
+        call(*arguments)
+        on_cuda = self.place.device.type == "cuda"
+        once = _device_seconds if on_cuda else self._core_seconds
+        first = once(call, arguments)
+        count = 3 if self.settings.quick else 7 if first > 5e-3 else 15
+        return statistics.median(once(call, arguments) for _ in range(count * more))
 
-    def _window(self, call: Callable[..., Any], sets: Sequence[tuple[Any, ...]], count: int) -> float:
-        order = [sets[i % len(sets)] for i in range(count)]
-        if self.place.device.type == "cuda":
-            return _device_seconds(call, order)
-        start = time.perf_counter()
-        for arguments in order:
-            call(*arguments)
-        return time.perf_counter() - start
+    def _core_seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+        self.evict()
+        start = time.thread_time()
+        call(*arguments)
+        return time.thread_time() - start
 
 
-def _device_seconds(call: Callable[..., Any], order: Sequence[tuple[Any, ...]]) -> float:
+def _device_seconds(call: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
+    """The mean of a few calls in a row, by device events: a device's caches are small beside its tensors."""
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     torch.cuda.synchronize()
     start.record()
-    for arguments in order:
+    for _ in range(_CALLS_IN_A_ROW):
         call(*arguments)
     end.record()
     torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1e3
-
-
-def _flat(value: Any) -> list[torch.Tensor]:
-    if isinstance(value, torch.Tensor):
-        return [value]
-    return [t for item in value for t in _flat(item)] if isinstance(value, tuple | list) else []
+    return float(start.elapsed_time(end)) / 1e3 / _CALLS_IN_A_ROW
 
 
 @torch.no_grad()
@@ -135,46 +124,57 @@ def _meet(place: Place) -> None:
 def _alone(timer: _Timer, emit: Emit) -> tuple[tuple[OpRow, ...], tuple[GemmRow, ...], tuple[float, float]]:
     """Every call, on this rank only."""
     settings, device = timer.settings, timer.place.device
-    overhead = overheads(device)
+    overhead = overheads(device, timer.evict)
     found = cases(device, quick=settings.quick)
     ops = []
     for index, case in enumerate(found):
         emit({"what": f"measuring {case.op}", "done": 0.4 * index / len(found)})
-        sets = timer.arguments(case)
-        ops.append(row_of(case, sets[0], timer.seconds(case.call(), sets)))
-    ops += [_optimizer_row(timer, numel) for numel in ((1 << 6, 1 << 12) if settings.quick else _OPTIMIZER_SIZES)]
+        arguments = case.make()
+        ops.append(row_of(case, arguments, timer.seconds(case.call(), arguments)))
+    optimizer, step_overhead = _optimizer_rows(timer)
     gemms = []
     for dtype in _DTYPES:
         shapes = GEMM_SHAPES[:3] if settings.quick else GEMM_SHAPES if dtype == "float32" else GEMM_SHAPES[1::3]
         for index, shape in enumerate(shapes):
             emit({"what": f"measuring products in {dtype}", "done": 0.4 + 0.2 * index / len(shapes)})
             gemms.append(_gemm_row(timer, shape, dtype))
-    return tuple(ops), tuple(gemms), overhead
+    return (*ops, *optimizer), tuple(gemms), (overhead[0], overhead[1] + step_overhead)
 
 
 def _gemm_row(timer: _Timer, shape: tuple[int, int, int], dtype: str) -> GemmRow:
     case = gemm_case(shape, getattr(torch, dtype), timer.place.device)
     m, n, k = shape
-    return GemmRow(batch=1, m=m, n=n, k=k, dtype=dtype, seconds=timer.seconds(case.call(), timer.arguments(case)))
+    return GemmRow(batch=1, m=m, n=n, k=k, dtype=dtype, seconds=timer.seconds(case.call(), case.make()))
 
 
 _OPTIMIZER_SIZES = (1 << 6, 1 << 12, 1 << 16, 1 << 18, 1 << 20, 1 << 22)
 _OPTIMIZED_TENSORS = 8
 
 
-def _optimizer_row(timer: _Timer, numel: int) -> OpRow:
-    """Adam on 8 parameters of `numel`, as its share of one: parameter in and out, gradient in, two moments in and out."""
-    from runtime.optimizers import make_optimizer
+def _optimizer_rows(timer: _Timer) -> tuple[list[OpRow], float]:
+    """Adam on parameters of several sizes, as the share of one of 8, and what a step costs besides: the least size's seconds
+    on 1 tensor, less the share of one. A parameter is read and written, its gradient read, two moments read and written."""
+    sizes = _OPTIMIZER_SIZES[:2] if timer.settings.quick else _OPTIMIZER_SIZES
+    alone = _optimizer_seconds(timer, sizes[0], 1)
+    shares = [(_optimizer_seconds(timer, numel, 1 + _OPTIMIZED_TENSORS) - alone) / _OPTIMIZED_TENSORS for numel in sizes]
+    rows = [
+        OpRow(
+            op="optimizer.adam", kind="optimizer", dtype="float32", flops=1.0, nbytes=7.0 * 4 * numel, gemm=(1, 1, 1, 1),
+            steps=1, seconds=max(share, 1e-7),
+        )
+        for numel, share in zip(sizes, shares, strict=True)
+    ]  # fmt: skip
+    return rows, max(alone - shares[0], 0.0)
 
-    tensors = [torch.randn(numel, device=timer.place.device) for _ in range(_OPTIMIZED_TENSORS)]
+
+def _optimizer_seconds(timer: _Timer, numel: int, count: int) -> float:
+    """One step of Adam on `count` parameters: one of the least size, the others of `numel`."""
+    sizes = [_OPTIMIZER_SIZES[0], *[numel] * (count - 1)]
+    tensors = [torch.randn(n, device=timer.place.device) for n in sizes]
     for tensor in tensors:
         tensor.grad = torch.randn_like(tensor)
     optimizer = make_optimizer("adam", tensors, 1e-3)
-    seconds = timer.seconds(lambda: optimizer.step(), [()]) / _OPTIMIZED_TENSORS
-    return OpRow(
-        op="optimizer.adam", kind="optimizer", dtype="float32", flops=1.0, nbytes=7.0 * 4 * numel, gemm=(1, 1, 1, 1), steps=1,
-        seconds=seconds,
-    )  # fmt: skip
+    return timer.seconds(lambda: optimizer.step(), ())
 
 
 def _together(timer: _Timer, emit: Emit) -> tuple[tuple[int, str, float], ...]:
@@ -188,16 +188,16 @@ def _together(timer: _Timer, emit: Emit) -> tuple[tuple[int, str, float], ...]:
     out = []
     for index, case in enumerate(found):
         emit({"what": "measuring ranks together", "done": 0.6 + 0.2 * index / len(found)})
-        sets, alone = timer.arguments(case), 0.0
+        arguments, alone = case.make(), 0.0
         for count in _counts(place.num_ranks):
             _meet(place)
-            seconds = timer.seconds(case.call(), sets, scale=2.0 if count > 2 else 1.0) if place.rank < count else 0.0
+            seconds = timer.seconds(case.call(), arguments, more=2) if place.rank < count else 0.0
             total = torch.tensor(seconds, dtype=torch.float64, device=device)
             if place.num_ranks > 1:
                 dist.all_reduce(total)
             alone = float(total) if count == 1 else alone
             if count > 1:
-                out.append((count, row_of(case, sets[0], 1.0).kind, float(total) / count / alone))
+                out.append((count, row_of(case, arguments, 1.0).kind, float(total) / count / alone))
     return tuple(out)
 
 

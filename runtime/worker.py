@@ -19,6 +19,7 @@ from planner.program import Program
 from planner.workload import Workload
 from runtime.executor import Executor, gather_parameters
 from runtime.groups import make_groups
+from runtime.heap import keep_freed_memory
 from runtime.launcher import Emit
 from runtime.parameters import build
 from runtime.verify import Verification, compare, in_dtypes, reference_run
@@ -87,6 +88,7 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
             f"the plan needs {num_ranks} processes and {world} were started: start it with --nproc-per-node {num_ranks}"
         )
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    keep_freed_memory()
     place = _device(kind)
     backend = "nccl" if kind == "cuda" else "gloo"
     if num_ranks > 1:

@@ -172,7 +172,9 @@ def _embedding_backward(call: Call) -> Signature:
     return Signature(
         kind="embedding", sizes=(weight[0], weight[1], *ids), operands=((*where, (1,)), where), results=(((0,), (1,)),),
         reduced=(letters,), linear=(frozenset({0}),), contiguous=frozenset({0}), fixed=fixed,
-        cost=lambda s: OpCost(flops=0.0, elements=float(s[0] * s[1] + 2 * s[1] * math.prod(s[2:]))),
+        cost=lambda s: OpCost(
+            flops=float(s[1] * math.prod(s[2:])), elements=float(s[0] * s[1] + 2 * s[1] * math.prod(s[2:]))
+        ),
     )  # fmt: skip
 
 
