@@ -165,7 +165,7 @@ class _Lowering:
             inner = self._through_views(node.operands[0], source, under)
             sizes = local_sizes(dims.sizes, leaves, self.costing.sizes)
             assert sizes is not None
-            split = {dims.letter[leaf]: (axis,) for axis, leaf in enumerate(leaves) if leaf >= 0}
+            split: dict[int, tuple[int, ...]] = {dims.letter[leaf]: (axis,) for axis, leaf in enumerate(leaves) if leaf >= 0}
             (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, 0.0)
         return self.viewed[key]
 

@@ -81,20 +81,20 @@ def _started_early(instructions: list[Instruction]) -> list[Instruction]:
         i.id: i for i in instructions
         if isinstance(i, Communicate) and i.kind != "slice" and i.phase != "update" and not i.asynchronous and i.nbytes <= _SMALL
     }  # fmt: skip
-    for instruction in early.values():
-        after[instruction.sources[0]].append(replace(instruction, asynchronous=True))
+    for message in early.values():
+        after[message.sources[0]].append(replace(message, asynchronous=True))
     out: list[Instruction] = []
 
     def write(instruction: Instruction) -> None:
         out.append(instruction)
         for value in writes(instruction):
-            for message in after.pop(value, []):
-                write(message)
+            for waiting in after.pop(value, []):
+                write(waiting)
 
     for instruction in instructions:
         if instruction.id not in early:
             write(instruction)
-    return out + [message for messages in after.values() for message in messages]
+    return out + [left for messages in after.values() for left in messages]
 
 
 def _waited_late(instructions: list[Instruction]) -> list[Instruction]:

@@ -1,0 +1,131 @@
+"""Ops taken apart while tracing, so that each piece can be split on its own.
+
+A mean is a sum and a division by the global count; a bias is added after the product, where a partial product has been reduced.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.torch_private import decompositions
+
+__all__ = ["decomposition_table"]
+
+aten = torch.ops.aten
+
+
+def _mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Any:
+    return aten.div.Scalar(aten.sum.default(x, dtype=dtype), x.numel())
+
+
+def _mean_dim(x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+    dims = dim if dim else list(range(x.dim()))
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    return aten.div.Scalar(aten.sum.dim_IntList(x, dims, keepdim, dtype=dtype), count)
+
+
+def _addmm(bias: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+    product = aten.mm.default(a, b)
+    product = product if alpha == 1 else aten.mul.Scalar(product, alpha)
+    bias = bias if beta == 1 else aten.mul.Scalar(bias, beta)
+    return aten.add.Tensor(product, bias)
+
+
+def _convolution(x: Tensor, weight: Tensor, bias: Tensor | None, *rest: Any) -> Any:
+    if bias is None:
+        return NotImplemented
+    out = aten.convolution.default(x, weight, None, *rest)
+    return aten.add.Tensor(out, aten.view.default(bias, [1, -1] + [1] * (out.dim() - 2)))
+
+
+def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) -> Any:
+    scale = 2.0 / x.numel() if reduction == 1 else 2.0
+    return aten.mul.Tensor(aten.mul.Scalar(aten.sub.Tensor(x, target), scale), grad)
+
+
+def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+    dims = dim if dim else list(range(x.dim()))
+    count = 1
+    for d in dims:
+        count *= x.shape[d]
+    square = (x - _mean_dim(x, dims, True)) ** 2
+    over = max(0.0, count - (1 if correction is None else correction))
+    return aten.div.Scalar(aten.sum.dim_IntList(square, dims, keepdim), over)
+
+
+def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+    return aten.sqrt.default(_var(x, dim, correction=correction, keepdim=keepdim))
+
+
+def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids."""
+    ids = indices[0]
+    if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
+        return NotImplemented
+    rows = values.expand(*ids.shape, *x.shape[1:]).reshape(*ids.shape, -1)
+    added = aten.embedding_dense_backward.default(rows, aten.remainder.Scalar(ids, x.shape[0]), x.shape[0], -1, False)
+    return aten.add.Tensor(x, added.view(x.shape))
+
+
+def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Any:
+    """The gradient of `index_select` along the first dim, likewise."""
+    if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
+        return NotImplemented
+    return _index_put(x, [index.long()], source, True)
+
+
+def decomposition_table() -> dict[Any, Any]:
+    """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division by the global count, and
+    a bias is added after the product, where a partial product has been reduced."""
+    table = decompositions(
+        [
+            aten.mse_loss,
+            aten.binary_cross_entropy,
+            aten.binary_cross_entropy_backward,
+            aten.binary_cross_entropy_with_logits,
+            aten.nll_loss_forward,
+            aten.nll_loss_backward,
+            aten.l1_loss,
+            aten.smooth_l1_loss,
+            aten.smooth_l1_loss_backward,
+            aten.huber_loss,
+            aten.huber_loss_backward,
+            aten.addcmul,
+            aten.addcdiv,
+            aten.baddbmm,
+            aten.stack,
+            aten.silu_backward,
+            aten.zeros_like,
+            aten.ones_like,
+            aten.full_like,
+            aten.new_zeros,
+            aten.new_full,
+            aten.rsub,
+            aten.celu,
+            aten.glu,
+            aten.glu_backward,
+            aten.log_sigmoid_forward,
+            aten.log_sigmoid_backward,
+            aten._prelu_kernel,
+            aten._prelu_kernel_backward,
+            aten.logsumexp,
+            aten.linalg_vector_norm,
+        ]
+    )
+    ours: dict[Any, Any] = {
+        aten.mean.default: _mean,
+        aten.mean.dim: _mean_dim,
+        aten.addmm.default: _addmm,
+        aten.convolution.default: _convolution,
+        aten.mse_loss_backward.default: _mse_loss_backward,
+        aten.var.correction: _var,
+        aten.std.correction: _std,
+        aten.index_put.default: _index_put,
+        aten.index_add.default: _index_add,
+    }
+    return table | ours
