@@ -31,6 +31,7 @@ __all__ = ["Solution", "solve"]
 
 Labels = NDArray[np.int64]
 Terms = dict[pulp.LpVariable, float]
+_Variables = dict[tuple[int, ...], pulp.LpVariable]
 
 #: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
 _SCALE = 1e3
@@ -183,8 +184,8 @@ class _Model:
         unit = max(abs(start.bound), slack if np.isfinite(slack) else _largest(start.moved))
         self.scale = _SCALE / (unit or 1.0)
         self.model = pulp.LpProblem("strategies", pulp.LpMinimize)
-        self.x: list[dict[tuple[int, ...], pulp.LpVariable]] = []
-        self.y: list[dict[tuple[int, ...], pulp.LpVariable]] = []
+        self.x: list[_Variables] = []
+        self.y: list[_Variables] = []
         self.objective: Terms = {}
         used = {u.edge for u in problem.usages if u.edge is not None} if problem.limit < float("inf") else set()
         self._choices()
@@ -202,7 +203,7 @@ class _Model:
     def _choices(self) -> None:
         for node, (labels, costs) in enumerate(zip(self.kept, self.start.moved.nodes, strict=True)):
             low = float(costs.min())
-            variables = {(int(i),): self.model.add_variable(f"x_{node}_{i}", cat="Binary") for i in labels}
+            variables: _Variables = {(int(i),): self.model.add_variable(f"x_{node}_{i}", cat="Binary") for i in labels}
             self.x.append(variables)
             self.objective |= {v: float(costs[i]) - low for i, v in variables.items()}
             self.model += pulp.LpAffineExpression([(v, 1) for v in variables.values()]) == 1
@@ -215,7 +216,7 @@ class _Model:
         if not used and bool(wanted.all()) and float(part.max()) <= 1e-12 * abs(self.start.bound):
             self.y.append({})
             return
-        pairs = {
+        pairs: _Variables = {
             (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): self.model.add_variable(f"y_{index}_{i}_{j}", 0, 1)
             for i, j in np.argwhere(wanted)
         }
@@ -270,7 +271,7 @@ class _Model:
         info = self.model.solverModel.getInfo()
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible
             return None
-        choice = tuple(max(x, key=lambda i: float(x[i].varValue))[0] for x in self.x)  # noqa: B023
+        choice = tuple(max(x, key=lambda i: float(x[i].varValue))[0] for x in self.x)
         constant = self.start.moved.bound
         return _Found(choice=choice, bound=constant + float(info.mip_dual_bound) / self.scale)
 

@@ -21,7 +21,7 @@ def silence_banner() -> None:
     saved, null = os.dup(1), os.open(os.devnull, os.O_WRONLY)
     try:
         os.dup2(null, 1)
-        highspy.Highs()
+        highspy.Highs()  # type: ignore[no-untyped-call]
         libc.fflush(None)
     finally:
         os.dup2(saved, 1)
