@@ -1,0 +1,166 @@
+"""Small models planned step by step, for tests that look between the steps or choose what no cost would."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cost_models.cluster import Cluster, load_cluster
+from planner.ask import Ask, build
+from planner.choices import Choices, read_choices
+from planner.costing import Costing, total_gradient_bytes
+from planner.graph import Node
+from planner.layout import Mesh
+from planner.lower import lower
+from planner.pins import parse_pin, pins_for
+from planner.plan import modelled
+from planner.program import Program
+from planner.solver import Edge, Problem, Solution, solve
+from planner.solver.bound import decode, reparametrise
+from planner.strategies import Option, options_of
+from planner.table import Model, Pins, Table, build_table
+from planner.trace import trace
+from planner.words import atom_names
+from planner.workload import Workload
+
+__all__ = ["Planned", "ask_for", "bilstm", "chosen_at_random", "mesh_of", "planned", "split_by", "table_of", "traced", "with_choice"]
+
+#: Sizes that four ranks divide, on each of their axes.
+SIZES: dict[str, dict[str, int]] = {
+    "lstm": {"vocab": 16, "embed": 8, "hidden": 8, "layers": 2, "seq": 5},
+    "mlp": {"inputs": 16, "hidden": 32, "layers": 3, "outputs": 8},
+    "cnn": {"channels": 4, "width": 4, "blocks": 2, "classes": 8, "image": 8},
+    "gpt": {"layers": 2, "width": 16, "heads": 4, "vocab": 32, "positions": 8, "seq": 8},
+    "bilstm": {},
+}
+
+
+class BiLSTM(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+        self.lstm = nn.LSTM(8, 8, num_layers=2, bidirectional=True, batch_first=True)
+        self.head = nn.Linear(16, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        outputs, _ = self.lstm(self.embedding(ids))
+        logits: Tensor = self.head(outputs.mean(1))
+        return logits
+
+
+def bilstm(batch: int = 8) -> tuple[nn.Module, tuple[Tensor, ...], object]:
+    """A user's own model: this file is named as `FILE:bilstm`."""
+    return BiLSTM(), (torch.randint(0, 16, (batch, 5)), torch.randint(0, 4, (batch,))), nn.functional.cross_entropy
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """One plan and all that it was made from."""
+
+    ask: Ask
+    model: Model
+    workload: Workload
+    cluster: Cluster
+    mesh: Mesh
+    table: Table
+    solution: Solution
+    choices: Choices
+    program: Program
+
+
+def ask_for(name: str, num_devices: int = 4, *, batch: int = 8, dtype: str = "float64", **sizes: int | str) -> Ask:
+    """A small model of `SIZES`, some sizes replaced."""
+    settings = {key: str(value) for key, value in {**SIZES[name], **sizes}.items()}
+    model = f"{Path(__file__).resolve()}:bilstm" if name == "bilstm" else name
+    return Ask(model=model, batch=batch, seq=None, settings=settings, dtype=dtype, num_devices=num_devices)
+
+
+def traced(ask: Ask) -> tuple[Model, Workload]:
+    """The model of an ask and its workload; traced once for all numbers of devices, which matter to neither."""
+    return _traced(ask.model, ask.batch, tuple(sorted(ask.settings.items())), ask.dtype)
+
+
+@cache
+def _traced(model: str, batch: int, settings: tuple[tuple[str, str], ...], dtype: str) -> tuple[Model, Workload]:
+    found = trace(lambda: build(Ask(model=model, batch=batch, seq=None, settings=dict(settings), dtype=dtype, num_devices=1)))
+    return modelled(found), found.workload
+
+
+def mesh_of(text: str) -> Mesh:
+    """`dp=2,tp=2` as a mesh."""
+    parts = [part.split("=") for part in text.split(",")]
+    return Mesh(tuple(name for name, _ in parts), tuple(int(size) for _, size in parts))
+
+
+def split_by(model: Model, workload: Workload, words: Mapping[str, str], axis: int = 0, keep: Pins | None = None) -> Pins:
+    """Pins under which every op whose name or module contains a key of `words` splits, on `axis`, the sub-dim of that name if it
+    has one."""
+    names, keep = atom_names(model, workload), keep or Pins()
+
+    def is_word(node: Node, option: Option, word: str) -> bool:
+        return option.kind == "split" and names.get(model.dims.ops[node.index].atoms[option.number]) == word
+
+    def op(node: Node, at: int, option: Option) -> bool:
+        word = next((w for key, w in words.items() if key in node.op or key in node.path), None)
+        if word is None or at != axis or not any(is_word(node, o, word) for o in options_of(model.dims.ops[node.index])):
+            return keep.op(node, at, option)
+        return is_word(node, option, word)
+
+    return Pins(op=op, parameter=keep.parameter)
+
+
+def table_of(ask: Ask, mesh: str | Mesh, pins: tuple[str, ...] = (), *, cluster: Cluster | None = None) -> Table:
+    """The cost table of an ask on a mesh."""
+    model, workload = traced(ask)
+    mesh = mesh_of(mesh) if isinstance(mesh, str) else mesh
+    cluster = cluster or load_cluster("cpu", num_devices=mesh.num_devices)
+    costing = Costing(cluster, mesh.sizes, workload.optimizer, total_gradient_bytes(model.graph))
+    return build_table(model, costing, pins_for(model, mesh, tuple(map(parse_pin, pins))))
+
+
+def planned(
+    ask: Ask, mesh: str, pins: tuple[str, ...] = (), *, words: Mapping[str, str] | None = None, axis: int = 0,
+    seed: int | None = None, cluster: Cluster | None = None, limit: float = float("inf"),
+) -> Planned:  # fmt: skip
+    """The best plan on a mesh under pins and `split_by` words; with a `seed` the best under random costs instead."""
+    model, workload = traced(ask)
+    on = mesh_of(mesh)
+    cluster = cluster or load_cluster("cpu", num_devices=on.num_devices)
+    costing = Costing(cluster, on.sizes, workload.optimizer, total_gradient_bytes(model.graph))
+    allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
+    table = build_table(model, costing, split_by(model, workload, words, axis, allowed) if words else allowed)
+    problem = table.problem(limit=limit)
+    solution = solve(problem)
+    if seed is not None:
+        choice = chosen_at_random(problem, seed)
+        solution = replace(solution, choice=choice, objective=problem.cost(choice))
+    return with_choice(ask, on, table, solution, cluster)
+
+
+def with_choice(ask: Ask, mesh: Mesh, table: Table, solution: Solution, cluster: Cluster) -> Planned:
+    """The plan of a given choice."""
+    model, workload = traced(ask)
+    choices = read_choices(table, solution.choice)
+    program = lower(model, mesh, choices, table.costing)
+    return Planned(
+        ask=ask, model=model, workload=workload, cluster=cluster, mesh=mesh, table=table, solution=solution, choices=choices,
+        program=program,
+    )  # fmt: skip
+
+
+def chosen_at_random(problem: Problem, seed: int) -> tuple[int, ...]:
+    """A possible choice that is good under random costs: strategies that no cost model would put side by side."""
+    rng = np.random.default_rng(seed)
+    finite = [np.where(np.isfinite(c), rng.random(len(c)), np.inf) for c in problem.costs]
+    edges = tuple(
+        Edge(u=e.u, v=e.v, cost=np.where(np.isfinite(e.cost), 0.3 * rng.random(e.cost.shape), np.inf)) for e in problem.edges
+    )
+    noise = replace(problem, costs=tuple(finite), edges=edges, usages=(), limit=float("inf"))
+    choice = decode(noise, reparametrise(noise, sweeps=10))
+    return choice if np.isfinite(noise.cost(choice)) else solve(noise).choice

@@ -1,0 +1,197 @@
+"""Loss and every gradient of plans on real gloo ranks against one process, in float64, for every kind of strategy.
+
+All plans of one number of ranks run in one group of processes: `run_all` is what each rank does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from small_plans import Planned, ask_for, planned
+
+from planner.ask import Ask, build
+from planner.pins import HEAVY, batch_atoms
+from planner.program import Communicate, Program
+from planner.strategies import options_of
+from planner.words import atom_names, op_words
+from runtime.launcher import launch
+from runtime.worker import RunRequest, join, train
+
+#: Relative to the largest element of the tensor.
+TOLERANCE = 1e-9
+
+MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
+
+#: name -> (mesh, pins), on 2 and on 4 ranks.
+KINDS: dict[int, dict[str, tuple[str, tuple[str, ...]]]] = {
+    2: {
+        "free": ("a=2", ()),
+        "ddp": ("dp=2", ("*=ddp",)),
+        "zero1": ("dp=2", ("*=zero1",)),
+        "zero3": ("dp=2", ("*=zero3",)),
+        "tp": ("tp=2", ()),
+        "tensor": ("tp=2", ("*=tensor",)),
+    },
+    4: {
+        "free": ("a=4", ()),
+        "free 2x2": ("a=2,b=2", ()),
+        "ddp": ("dp=4", ("*=ddp",)),
+        "zero1": ("dp=4", ("*=zero1",)),
+        "zero3": ("dp=4", ("*=zero3",)),
+        "tensor": ("tp=4", ("*=tensor",)),
+        "dp x tensor, zero1": ("dp=2,tp=2", ("*=zero1", "*=tensor")),
+        "dp x tensor, zero3": ("dp=2,tp=2", ("*=zero3", "*=tensor")),
+        "tensor x dp, ddp": ("tp=2,dp=2", ("*=ddp", "*=tensor")),
+        "three axes": ("dp=2,tp=2,x=1", ("*=tensor",)),
+    },
+}
+
+#: name -> (model, sizes, {op or module: the sub-dim that it splits}): what costs would not choose at these sizes.
+WORDS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
+    "vocabulary-parallel embedding and loss": ("gpt", {}, {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"}),
+    "vocabulary-parallel, weights not tied": ("gpt", {"tied": "false"}, {"wte": "vocab", "cross_entropy": "vocab"}),
+    "vocabulary-parallel LSTM embedding": ("lstm", {}, {"embedding": "vocab"}),
+    "hidden units of each LSTM gate": ("lstm", {}, {"shardwright.lstm": "hidden"}),
+    "hidden units, both directions": ("bilstm", {}, {"shardwright.lstm": "hidden units"}),
+    "heads inside fused QKV": ("gpt", {}, {"attn": "heads"}),
+    "sequence-sharded LayerNorm": ("gpt", {}, {"native_layer_norm": "sequence"}),
+    "Megatron with sequence-sharded norms": ("gpt", {}, {"attn": "heads", "mlp": "mlp", "native_layer_norm": "sequence"}),
+    "channels in and out": ("cnn", {}, {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"}),
+}
+RANDOM = {2: range(2), 4: range(3)}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A program and the ask whose workload it trains."""
+
+    ask: Ask
+    program: Program
+
+
+def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Any]:
+    """On one rank: every program's verification, by name (None on all ranks but the first)."""
+    num_ranks, cases = payload
+    request = RunRequest(plan="", num_steps=2, verify=True)
+    out: dict[str, Any] = {}
+    with join(num_ranks) as place:
+        for name, case in cases.items():
+            try:
+                result = train(case.program, lambda case=case: build(case.ask), request, place, lambda event: None)
+            except Exception as error:
+                raise RuntimeError(f"{name}: {error}") from error
+            out[name] = result and result.verification
+    return out
+
+
+def plans(num_ranks: int) -> dict[str, Planned]:
+    """All plans for a number of ranks."""
+    out = {}
+    for model in MODELS:
+        ask = ask_for(model, num_ranks)
+        for kind, (mesh, pins) in KINDS[num_ranks].items():
+            out[f"{model}: {kind}"] = planned(ask, mesh, pins)
+        for seed in RANDOM[num_ranks]:
+            mesh = "a=2" if num_ranks == 2 else ("a=2,b=2", "a=4")[seed % 2]
+            out[f"{model}: random {seed}"] = planned(ask, mesh, seed=seed)
+    for name, (model, sizes, words) in WORDS.items():
+        ask = ask_for(model, num_ranks, **sizes)
+        out[f"{model}: {name}"] = planned(ask, f"t={num_ranks}", words=words)
+        if num_ranks == 4:
+            out[f"{model}: dp x {name}"] = planned(ask, "dp=2,t=2", words=words, axis=1)
+    return out
+
+
+def broken(program: Program) -> Program:
+    """The program with its last all-reduce of a gradient taking the maximum instead of the sum."""
+    at = max(
+        i for i, x in enumerate(program.instructions)
+        if isinstance(x, Communicate) and x.kind == "all_reduce" and x.phase == "update"
+    )  # fmt: skip
+    wrong = replace(program.instructions[at], reduce="max")
+    return replace(program, instructions=(*program.instructions[:at], wrong, *program.instructions[at + 1 :]))
+
+
+@dataclass(frozen=True)
+class Ran:
+    num_ranks: int
+    plans: dict[str, Planned]
+    found: dict[str, Any]
+
+
+@pytest.fixture(scope="module", params=[2, 4])
+def ran(request: pytest.FixtureRequest) -> Ran:
+    made = plans(request.param)
+    cases = {name: Case(plan.ask, plan.program) for name, plan in made.items()}
+    ddp = made["mlp: ddp"]
+    cases["broken"] = Case(ddp.ask, broken(ddp.program))
+    found = launch("test_numerics:run_all", request.param, (request.param, cases))[0]
+    return Ran(request.param, made, found)
+
+
+def test_every_plan_trains_as_one_process_does(ran: Ran) -> None:
+    worst = {name: max(ran.found[name].loss_error, ran.found[name].gradient_error) for name in ran.plans}
+    print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
+    assert {name: ran.found[name] for name, error in worst.items() if not error <= TOLERANCE} == {}
+
+
+def test_a_wrong_program_is_seen(ran: Ran) -> None:
+    assert ran.found["broken"].gradient_error > 1e-3
+
+
+def test_every_parameter_is_compared(ran: Ran) -> None:
+    for name, plan in ran.plans.items():
+        wanted = [parameter for parameter, _ in plan.workload.module.named_parameters()]
+        assert [state.name for state in plan.program.parameters] == wanted, name
+
+
+def test_named_plans_split_what_their_name_says(ran: Ran) -> None:
+    for name, (model, _, words) in WORDS.items():
+        for title, axis in ((f"{model}: {name}", 0), (f"{model}: dp x {name}", 1)):
+            if title in ran.plans:
+                split = words_split(ran.plans[title], words, axis)
+                assert {key: found for key, found in split.items() if found != {words[key]}} == {}, title
+
+
+def words_split(plan: Planned, words: dict[str, str], axis: int) -> dict[str, set[str]]:
+    """By key: the sub-dims that the ops which have the wanted one split on an axis."""
+    names = atom_names(plan.model, plan.workload)
+    out: dict[str, set[str]] = {key: set() for key in words}
+    for index in plan.choices.strategies:
+        node, dims = plan.model.graph.nodes[index], plan.model.dims.ops[index]
+        key = next((k for k in words if k in node.op or k in node.path), None)
+        able = {names.get(dims.atoms[o.number]) for o in options_of(dims) if o.kind == "split"}
+        if key is not None and words[key] in able:
+            out[key].add(op_words(plan.model, names, plan.choices, node, axis))
+    return out
+
+
+def test_pinned_tensor_parallel_splits_all_heavy_ops(ran: Ran) -> None:
+    """Every product, convolution, attention, LSTM and lookup is split on the tensor axis, and not at the batch."""
+    for name, plan in ran.plans.items():
+        if "tensor" not in name:
+            continue
+        batch, axis = batch_atoms(plan.model), plan.mesh.names.index("tp")
+        for index, strategy in plan.choices.strategies.items():
+            dims = plan.model.dims.ops[index]
+            able = any(
+                o.kind == "split" and dims.atoms[o.number] not in batch and dims.sizes[o.number] % plan.mesh.sizes[axis] == 0
+                for o in options_of(dims)
+            )
+            if dims.signature.kind in HEAVY and able:
+                option = strategy.options[axis]
+                assert option.kind == "split" and dims.atoms[option.number] not in batch, (name, plan.model.graph.nodes[index])
+        assert any(is_split_parameter(plan, state.name) for state in plan.program.parameters), name
+
+
+def is_split_parameter(plan: Planned, name: str) -> bool:
+    state = next(state for state in plan.program.parameters if state.name == name)
+    return any(placement >= 0 for placement in state.stored)
+
+
+def test_tied_weights_are_one_parameter_with_one_gradient(ran: Ran) -> None:
+    tied, free = ran.plans["gpt: ddp"], ran.plans["gpt: vocabulary-parallel, weights not tied"]
+    assert "lm_head.weight" not in {state.name for state in tied.program.parameters}
+    assert {"wte.weight", "lm_head.weight"} <= {state.name for state in free.program.parameters}
