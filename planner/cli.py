@@ -6,6 +6,7 @@ planner that may reach into `runtime`, inside functions only; verbs that do not 
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import click
 
 from cost_models.errors import BadValue
 from planner import cli_inspect
-from planner.cli_group import PlanGroup, watch_interrupts
+from planner.cli_group import INTERRUPTED, PlanGroup, watch_interrupts
 from planner.cli_options import (
     NATURAL,
     WHOLE,
@@ -36,7 +37,12 @@ DEFAULT_HARDWARE = "dgx-h100"
 def main() -> None:
     """The console script `plan`."""
     watch_interrupts()
-    cli.main()
+    try:
+        cli.main()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # an import that Ctrl-C broke leaves Python in a state in which it ends by the signal
+            os._exit(INTERRUPTED)
+        raise
 
 
 @click.group(
@@ -76,9 +82,9 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
     \b
       plan simulate plans/lstm-8 --hardware dgx-a100         the same plan on other hardware
       plan explain plans/lstm-8                              every choice, and what it costs
-      plan run plans/make-2 --steps 5 --verify               run it here; compare with one process
+      plan run plans/my_model-make-2 --steps 5 --verify      run it here; compare with one process
       plan calibrate                                         measure this machine
-      plan compare plans/make-2                              predicted beside measured
+      plan compare plans/my_model-make-2                     predicted beside measured
 
     PLAN is a plan's folder or its plan.json.
     """

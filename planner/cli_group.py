@@ -17,8 +17,10 @@ import click
 
 from cost_models.errors import BadValue, UnknownName, UserError, unknown_name
 
-__all__ = ["PlanGroup", "check_interrupted", "watch_interrupts"]
+__all__ = ["INTERRUPTED", "PlanGroup", "check_interrupted", "watch_interrupts"]
 
+#: The exit code after Ctrl-C, as shells count: 128 + SIGINT.
+INTERRUPTED = 130
 _VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "models", "hardware")
 
 _pressed: list[int] = []
@@ -48,7 +50,7 @@ class PlanGroup(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in words
         try:
-            with self.make_context(prog_name or "plan", words) as context:
+            with self.make_context("plan", words) as context:
                 self.invoke(context)
                 sys.stdout.flush()
         except click.exceptions.Exit as end:
@@ -99,13 +101,13 @@ def _fail(error: UserError, as_json: bool) -> NoReturn:
 
 def _interrupted(as_json: bool) -> NoReturn:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would only make the end noisy
-    _end("Interrupted", "interrupted", as_json, 130)
+    _end("Interrupted", "interrupted", as_json, INTERRUPTED)
 
 
 def _end(kind: str, message: str, as_json: bool, code: int) -> NoReturn:
     if as_json:
         print(json.dumps({"error": {"kind": kind, "message": message}}), flush=True)
     else:
-        sep = "" if code == 130 else "error: "
+        sep = "" if code == INTERRUPTED else "error: "
         print(f"plan: {sep}{message}", file=sys.stderr, flush=True)
     sys.exit(code)

@@ -37,7 +37,9 @@ def show(sections: Iterable[Section], console: Console) -> None:
         if number:
             console.print()
         console.print(Text(section.title, style="bold cyan"))
-        for part in section.body:
+        for before, part in zip((None, *section.body), section.body, strict=False):
+            if isinstance(part, Table) and isinstance(before, Table):
+                console.print()
             console.print(Text(part) if isinstance(part, str) else _rich_table(part))
 
 

@@ -1,0 +1,369 @@
+"""The command line as a person meets it: every verb, its JSON, and one line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from planner.cli import cli
+from planner.cli_output import StepBar
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
+TINY = ("--set", "inputs=16", "--set", "hidden=32", "--set", "outputs=8")
+
+MY_MODEL = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(16, 32), nn.Linear(32, 4)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x)))
+
+
+class Branches(Net):
+    def forward(self, x):
+        if x.sum() > 0:
+            x = x + 1
+        return super().forward(x)
+
+
+def make(batch=32, net=Net):
+    return net(), (torch.randn(batch, 16), torch.randn(batch, 4)), nn.functional.mse_loss
+
+
+def branches():
+    return make(net=Branches)
+"""
+
+
+def plan(*words: str) -> Result:
+    """`plan WORDS` in this process."""
+    result = CliRunner().invoke(cli, list(words))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result
+
+
+def fails(*words: str) -> str:
+    """The one line that `plan WORDS` prints on stderr; under `--json` the same stands alone on stdout."""
+    result = plan(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert result.stderr.startswith("plan: error: ")
+    assert result.stderr.count("\n") == 1
+    again = plan("--json", *words)
+    record = json.loads(again.stdout)
+    assert (again.exit_code, again.stderr, list(record), set(record["error"])) == (2, "", ["error"], {"kind", "message"})
+    message = str(record["error"]["message"])
+    assert result.stderr == f"plan: error: {message}\n"
+    return f"{record['error']['kind']}: {message}"
+
+
+def succeeds(*words: str) -> Any:
+    """The object that `plan WORDS --json` prints."""
+    result = plan(*words, "--json")
+    assert (result.exit_code, result.stderr) == (0, "")
+    return json.loads(result.stdout)
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty working directory with a model of the user's own."""
+    (tmp_path / "my_model.py").write_text(MY_MODEL)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """The folder of a plan of a small `mlp` for two CPU ranks, and what `--json` said of it."""
+    folder = tmp_path_factory.mktemp("plans") / "mlp"
+    words = ("--model", "mlp", "--gpus", "2", "--hardware", "cpu", "--dtype", "float64", "--batch", "8", *TINY)
+    return folder, succeeds(*words, "--out", str(folder))
+
+
+def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
+    """A copy of the plan's file with some keys changed."""
+    body = json.loads((planned[0] / "plan.json").read_text())
+    to.write_text(json.dumps(body | change))
+    return str(to)
+
+
+# ------------------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ("--model lsmt --gpus 8", "UnknownName: unknown model 'lsmt': did you mean 'lstm'?"),
+        ("--model mlp --hardware dgx-h10", "UnknownName: unknown hardware 'dgx-h10': did you mean 'dgx-h100'?"),
+        ("--model mlp --set hiden=3", "UnknownName: unknown mlp option 'hiden': did you mean 'hidden'?"),
+        ("--model mlp --set hidden=x", "BadValue: --set hidden=x: hidden is a whole number"),
+        ("--model mlp --set hidden", "BadValue: --set hidden: write --set NAME=VALUE"),
+        ("--model mlp --set hidden=1 --set hidden=2", "BadValue: --set hidden is given twice"),
+        ("--model mlp --dtype float23", "UnknownName: unknown dtype 'float23': did you mean 'float32'?"),
+        ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number from 1 on"),
+        ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number from 1 on"),
+        ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number from 1 on"),
+        ("--model mlp --gpus two", "BadValue: --gpus two: give a whole number from 1 on"),
+        ("--model mlp --gpus 2000", "BadValue: 'dgx-h100' has at most 1024 devices"),
+        ("--model mlp --gpus 32 --nodes 2", "BadValue: 2 nodes of 'dgx-h100' have 16 devices, 32 were asked for"),
+        ("--model mlp --batch 0", "BadValue: --batch 0: give a whole number from 1 on"),
+        ("--model mlp --batch 7 --gpus 8", "NoPlan: a batch of 7 is divided by no mesh of 8 devices: use --batch 8"),
+        ("--model mlp --mesh dp=3 --gpus 8", "BadValue: --mesh 'dp=3' has 3 devices and --gpus is 8"),
+        ("--model mlp --mesh dp", "BadValue: --mesh 'dp': 'dp' is not NAME=SIZE"),
+        ("--model mlp --pin layers=tensr", "UnknownName: unknown pin 'tensr': did you mean 'tensor'?"),
+        ("--model mlp --gpus 2 --pin nothing=tensor", "UnknownName: --pin 'nothing' matches nothing in the model"),
+        ("--modle mlp", "UnknownName: unknown option --modle: did you mean --model?"),
+        ("--model", "BadValue: option '--model' requires an argument"),
+        ("--gpus 4", "BadValue: --model is missing"),
+        ("simulat x", "UnknownName: unknown verb 'simulat': did you mean 'simulate'?"),
+        ("run", "BadValue: missing argument 'PLAN'; see plan run --help"),
+        ("run nothing", "BadPlan: no plan file nothing"),
+        ("--model mlp run nothing", "BadValue: --model stands before 'run'"),
+        ("hardware dgx", "UnknownName: unknown hardware 'dgx'"),
+        ("--model my_model.py:branches --gpus 2", "NotTraceable: model 'my_model.py:branches' cannot be traced"),
+        ("--model my_model.py:mak", "UnknownName: unknown function in my_model.py 'mak': did you mean 'make'?"),
+        ("--model mlp --gpus 1 --hardware p3.16xlarge --set hidden=40000", "DoesNotFit: 'mlp' does not fit 1 x v100"),
+    ],
+)
+def test_a_mistake_is_one_line_and_leaves_nothing(here: Path, words: str, message: str) -> None:
+    before = set(here.iterdir())
+    assert fails(*shlex.split(words)).startswith(message)
+    assert {path for path in here.iterdir() if path.name != "__pycache__"} == before
+
+
+def test_the_line_that_cannot_be_traced_is_named(here: Path) -> None:
+    line = MY_MODEL.splitlines().index("        if x.sum() > 0:") + 1
+    assert f"my_model.py:{line} (if x.sum() > 0:)" in fails("--model", "my_model.py:branches", "--gpus", "2")
+
+
+def test_what_does_not_fit_says_what_would(here: Path) -> None:
+    message = fails("--model", "mlp", "--gpus", "1", "--hardware", "p3.16xlarge", "--set", "hidden=40000")
+    assert re.search(
+        r"needs [\d.]+ GiB of 14.8 GiB a device, [\d.]+ [GM]iB too much, at \S+; largest: (\w+ [\d.]+ [GMK]iB(, )?){3}; ",
+        message,
+    )
+
+
+def test_plan_files_that_are_no_good(planned: tuple[Path, Any], tmp_path: Path) -> None:
+    truncated = tmp_path / "truncated.json"
+    truncated.write_text((planned[0] / "plan.json").read_text()[:2000])
+    assert fails("report", str(truncated)).startswith(f"BadPlan: {truncated}: not a whole plan file")
+    other = altered(planned, tmp_path / "version.json", {"version": 99})
+    assert fails("simulate", other) == f"BadPlan: {other}: a plan of version 99, this program reads version 1; plan again"
+    other = altered(planned, tmp_path / "hash.json", {"graph_hash": "0" * 64})
+    assert fails("simulate", other).startswith("BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, now ")
+    other = altered(planned, tmp_path / "format.json", {"format": "something"})
+    assert fails("explain", other) == f"BadPlan: {other}: not a plan file (no format 'shardwright-plan')"
+
+
+@pytest.mark.parametrize(
+    ("line", "to", "message"),
+    [
+        ("efficiency = 0.81", "", "[intra]: missing key 'efficiency', needed:"),
+        ("efficiency = 0.81", "efficiency = -1", "[intra]: efficiency must be positive, got -1"),
+        ("efficiency = 0.81", "efficiency = 0.81\nspeed = 1", "[intra]: unknown key 'speed', known:"),
+        ("[intra]", "[intra", "not a TOML file"),
+    ],
+)
+def test_hardware_files_that_are_no_good(here: Path, line: str, to: str, message: str) -> None:
+    text = (ROOT / "cost_models/hardware/clusters/dgx-h100.toml").read_text()
+    assert line in text
+    (here / "mine.toml").write_text(text.replace(line, to, 1))
+    found = fails("--model", "mlp", "--hardware", "mine.toml")
+    assert found.startswith("BadHardware: mine.toml")
+    assert message in found
+    assert "BadHardware: no.toml: cannot be read" in fails("--model", "mlp", "--hardware", "no.toml")
+
+
+@pytest.mark.parametrize("out", ["taken", "taken/below"])
+def test_a_file_in_the_way_of_the_output_is_found_before_planning(here: Path, out: str) -> None:
+    (here / "taken").write_text("mine")
+    started = time.perf_counter()
+    assert fails("--model", "gpt2-xl", "--gpus", "64", "--out", out).startswith(f"BadValue: --out {out}: taken is a file")
+    assert time.perf_counter() - started < 2
+    assert (here / "taken").read_text() == "mine"
+
+
+def test_an_output_folder_without_permission(here: Path) -> None:
+    (here / "locked").mkdir(mode=0o500)
+    if os.access(here / "locked", os.W_OK):
+        pytest.skip("this user may write everywhere")
+    assert "locked cannot be written to" in fails("--model", "mlp", "--out", "locked")
+
+
+def test_a_folder_where_a_file_is_to_go_leaves_all_as_it_was(here: Path) -> None:
+    (here / "out" / "plan.json").mkdir(parents=True)
+    assert "plan.json is a folder" in fails("--model", "mlp", "--gpus", "1", *TINY, "--out", "out")
+    assert [path.name for path in (here / "out").iterdir()] == ["plan.json"]
+
+
+def test_ctrl_c_is_one_line(here: Path) -> None:
+    command = [sys.executable, "-m", "planner", "--model", "gpt2-xl", "--gpus", "64"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err) == (130, "", "plan: interrupted\n")
+    assert not (here / "plans").exists()
+
+
+# ------------------------------------------------------------------------------------------------- what works
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 3, 5, 7, 64])
+def test_every_number_of_devices_gives_a_plan(here: Path, gpus: int) -> None:
+    found = succeeds("--model", "mlp", "--gpus", str(gpus), *TINY)
+    sizes = 1
+    for size in found["mesh"].values():
+        sizes *= size
+    assert (found["num_devices"], sizes, found["fits"]) == (gpus, gpus, True)
+    assert found["solver"]["gap"] <= 1e-6
+
+
+def test_a_plan_and_its_files(planned: tuple[Path, Any]) -> None:
+    folder, found = planned
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "memory.png",
+        "plan.json",
+        "report.md",
+        "timeline.json",
+        "timeline.png",
+    ]
+    assert found["files"] == {name: str(folder / file) for name, file in
+                              (("plan", "plan.json"), ("report", "report.md"), ("timeline", "timeline.json"))}  # fmt: skip
+    parts = ("compute_time_s", "exposed_communication_time_s", "idle_time_s")
+    assert sum(found[part] for part in parts) == pytest.approx(found["step_time_s"], rel=1e-9)
+    held = dict(found["memory_bytes"])
+    assert held.pop("total") == sum(held.values())
+    assert found["samples_per_s"] == pytest.approx(8 / found["step_time_s"])
+    events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
+    assert max(e["ts"] + e["dur"] for e in events if e["ph"] == "X") == pytest.approx(found["step_time_s"] * 1e6)
+
+
+def test_report_says_again_what_plan_said(planned: tuple[Path, Any]) -> None:
+    folder, found = planned
+    assert succeeds("report", str(folder)) == found
+    assert succeeds("report", str(folder / "plan.json")) == found
+    assert "mlp on 2 devices of cpu" in plan("report", str(folder)).stdout
+
+
+def test_simulate_agrees_with_the_plan_and_differs_elsewhere(planned: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, found = planned
+    again = succeeds("simulate", str(folder), "--out", str(tmp_path / "own"))
+    assert again == {key: found[key] for key in again}
+    other = succeeds("simulate", str(folder), "--hardware", "dgx-h100", "--out", str(tmp_path / "other"))
+    assert other["step_time_s"] != again["step_time_s"]
+    assert (tmp_path / "other" / "timeline.json").is_file()
+
+
+def test_a_run_says_every_step(capsys: pytest.CaptureFixture[str]) -> None:
+    with StepBar("starting", 10, say=True) as bar:
+        bar.event({"step": 3, "loss": 0.25, "time_s": 0.002})
+    with StepBar("starting", 10, say=False) as bar:
+        bar.event({"step": 4, "loss": 0.25, "time_s": 0.002})
+    assert capsys.readouterr() == ("step  3  loss 0.250000  2.00 ms\n", "")
+
+
+def test_no_torch_for_help_and_hardware() -> None:
+    code = (
+        "import sys; from planner.cli import cli\n"
+        "try: cli.main(sys.argv[1:])\n"
+        "except SystemExit: print('LOADED', [m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules])"
+    )
+    for words in (["--help"], ["run", "--help"], ["hardware"], ["--model", "x", "--gpus", "0"]):
+        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60)
+        assert done.stdout.splitlines()[-1] == "LOADED []", words
+
+
+def test_python_dash_m_is_the_same() -> None:
+    done = subprocess.run([sys.executable, "-m", "planner", "hardware"], capture_output=True, text=True, check=True, timeout=60)
+    assert "dgx-h100" in done.stdout
+
+
+# ------------------------------------------------------------------------------------------------- docs/json.md
+
+
+def documented(verb: str) -> set[str]:
+    """The keys that docs/json.md lists for a verb."""
+    text = (ROOT / "docs" / "json.md").read_text()
+    part = next(p for p in text.split("\n## ")[1:] if f"plan {verb}".strip() in p.splitlines()[0].split(", "))
+    return set(re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE))
+
+
+def keys(value: Any, at: str = "") -> Iterator[str]:
+    """The paths of all leaves; `[]` is any item of a list."""
+    if isinstance(value, dict):
+        for name, item in value.items():
+            yield from keys(item, f"{at}.{name}" if at else name)
+    elif isinstance(value, list):
+        for item in value:
+            yield from keys(item, f"{at}[]")
+    else:
+        yield at
+
+
+def stands_for(documented_key: str, key: str) -> bool:
+    pattern = re.escape(documented_key).replace(r"\[\]", r"(\[\])?")
+    return re.fullmatch(re.sub(r"\b[A-Z]{3,}\b", r"[^.]+", pattern), key) is not None
+
+
+def check_keys(verb: str, record: Any) -> None:
+    found, listed = set(keys(record)), documented(verb)
+    assert {key for key in found if not any(stands_for(d, key) for d in listed)} == set()
+    missing = {d for d in listed if not any(stands_for(d, key) for key in found)}
+    assert {d for d in missing if not d.startswith(("replicated_ops", "verify", "inter"))} == set()
+
+
+def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> None:
+    folder, found = planned
+    check_keys("", found)
+    check_keys("simulate", succeeds("simulate", str(folder), "--out", str(tmp_path)))
+    check_keys("explain", succeeds("explain", str(folder)))
+    check_keys("models", succeeds("models"))
+    check_keys("run", succeeds("run", str(folder), "--steps", "1", "--verify"))
+    for record in succeeds("hardware")["hardware"]:
+        check_keys("hardware", record)
+    one = succeeds("hardware", "dgx-h100", "--gpus", "16", "--out", str(tmp_path))
+    assert Path(one.pop("files")["picture"]).is_file()
+    check_keys("hardware", one)
+
+
+# ------------------------------------------------------------------------------------------------- plan --help
+
+
+@pytest.mark.slow
+def test_the_examples_of_help_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
+    examples = [
+        re.split(r"  +", line.strip())[0] for line in plan("--help").stdout.splitlines() if line.startswith("    plan ")
+    ]
+    assert len(examples) == 10
+    assert plan("--model", "lstm", "--gpus", "8").exit_code == 0
+    for example in examples:
+        words = shlex.split(example)[1:]
+        if words[0] in ("calibrate", "compare"):
+            record = succeeds(*words, *(["--quick", "--ranks", "2"] if words == ["calibrate"] else ["--steps", "3"]))
+            assert all(Path(path).is_file() for path in record.pop("files", {}).values())
+            check_keys(words[0], record)
+        else:
+            result = plan(*words)
+            assert (result.exit_code, result.stderr) == (0, ""), example
