@@ -29,7 +29,18 @@ from planner.trace import trace
 from planner.words import atom_names
 from planner.workload import Workload
 
-__all__ = ["Planned", "ask_for", "bilstm", "chosen_at_random", "mesh_of", "planned", "split_by", "table_of", "traced", "with_choice"]
+__all__ = [
+    "Planned",
+    "ask_for",
+    "bilstm",
+    "chosen_at_random",
+    "mesh_of",
+    "planned",
+    "split_by",
+    "table_of",
+    "traced",
+    "with_choice",
+]
 
 #: Sizes that four ranks divide, on each of their axes.
 SIZES: dict[str, dict[str, int]] = {

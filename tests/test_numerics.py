@@ -11,13 +11,18 @@ from typing import Any
 import pytest
 from small_plans import Planned, ask_for, planned
 
-from planner.ask import Ask, build
+from planner.ask import Ask
+from planner.ask import build as build_workload
 from planner.pins import HEAVY, batch_atoms
 from planner.program import Communicate, Program
 from planner.strategies import options_of
 from planner.words import atom_names, op_words
+from runtime.executor import Executor, gather_parameters
+from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch
-from runtime.worker import RunRequest, join, train
+from runtime.parameters import build
+from runtime.verify import Reference, Verification, compare, reference_run
+from runtime.worker import Place, join
 
 #: Relative to the largest element of the tensor.
 TOLERANCE = 1e-9
@@ -71,19 +76,36 @@ class Case:
     program: Program
 
 
-def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Any]:
-    """On one rank: every program's verification, by name (None on all ranks but the first)."""
+def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verification | None]:
+    """By name: how far a program's first loss and gradients are from those of one process (None on all ranks but the first)."""
     num_ranks, cases = payload
-    request = RunRequest(plan="", num_steps=2, verify=True)
-    out: dict[str, Any] = {}
+    out: dict[str, Verification | None] = {}
+    groups: dict[Any, Groups] = {}
+    references: dict[str, Reference] = {}
     with join(num_ranks) as place:
         for name, case in cases.items():
             try:
-                result = train(case.program, lambda case=case: build(case.ask), request, place, lambda event: None)
+                out[name] = run_one(case, place, groups, references)
             except Exception as error:
                 raise RuntimeError(f"{name}: {error}") from error
-            out[name] = result and result.verification
     return out
+
+
+def run_one(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> Verification | None:
+    """One step of one program. Process groups and the steps of one process are made once for all programs that share them."""
+    program, key = case.program, (case.program.mesh.sizes, tuple(axes_used(case.program)))
+    if key not in groups:
+        groups[key] = make_groups(program, place.rank)
+    workload = build(lambda: build_workload(case.ask), 0)
+    executor = Executor(program, workload, rank=place.rank, groups=groups[key], device=place.device, keep_gradients=True)
+    loss = executor.step(workload.batch)
+    gradients = gather_parameters(executor, executor.gradients)
+    if place.rank != 0:
+        return None
+    asked = repr(case.ask)
+    if asked not in references:
+        references[asked] = reference_run(lambda: build_workload(case.ask), program, seed=0, num_steps=1)
+    return compare([loss], gradients, {}, references[asked])
 
 
 def plans(num_ranks: int) -> dict[str, Planned]:

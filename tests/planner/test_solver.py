@@ -175,7 +175,9 @@ def test_no_time_is_no_false_proof() -> None:
     rng = np.random.default_rng(3)
     costs = tuple(rng.integers(0, 50, 4).astype(float) for _ in range(9))
     pairs = itertools.combinations(range(9), 2)
-    problem = Problem(costs=costs, edges=tuple(Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs))
+    problem = Problem(
+        costs=costs, edges=tuple(Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs)
+    )
     hurried, proved = solve(problem, time_limit=0.0), solve(problem)
     assert proved.status == "optimal"
     assert hurried.bound <= proved.objective * (1 + 1e-9)
