@@ -39,8 +39,10 @@ def problems(draw: st.DrawFn, *, memory: bool = False) -> Problem:
     usages: list[Usage] = []
     if memory:
         profile = st.sampled_from([0.0, 0.0, 1.0, 1.0, 3.0])
-        for node in draw(st.lists(st.integers(0, len(sizes) - 1), unique=True, min_size=1)):
-            usages.append(Usage(node=node, nbytes=_array(draw, numbers, sizes[node]), profile=_array(draw, profile, HORIZON)))
+        holders = draw(st.lists(st.integers(0, len(sizes) - 1), unique=True, min_size=1))
+        usages += [
+            Usage(node=n, nbytes=_array(draw, numbers, sizes[n]), profile=_array(draw, profile, HORIZON)) for n in holders
+        ]
         for edge in draw(st.lists(st.integers(0, len(edges) - 1), unique=True, max_size=2)) if edges else []:
             nbytes = _array(draw, numbers, *edges[edge].cost.shape)
             usages.append(Usage(edge=edge, nbytes=nbytes, profile=_array(draw, profile, HORIZON)))
