@@ -1,0 +1,126 @@
+"""The order of a step: gradients leave in buckets beside backward, parameters come one layer ahead, the loss is waited for last."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+
+import pytest
+from small_plans import Planned, ask_for, planned
+
+import planner.lower
+from planner.program import Communicate, Instruction, Update
+from planner.schedule import reads, writes
+
+
+def gpt(*pins: str, mesh: str = "dp=4") -> Planned:
+    return planned(ask_for("gpt", layers=4), mesh, pins)
+
+
+def positions(plan: Planned, where: Callable[[Instruction], bool]) -> list[int]:
+    return [at for at, instruction in enumerate(plan.program.instructions) if where(instruction)]
+
+
+def update_at(plan: Planned) -> int:
+    return positions(plan, lambda i: isinstance(i, Update))[0]
+
+
+@pytest.mark.parametrize("size", [1, 5_000, 20_000, 10**9])
+@pytest.mark.parametrize("kind", ["ddp", "zero1"])
+def test_buckets_are_sent_when_they_are_full(monkeypatch: pytest.MonkeyPatch, size: int, kind: str) -> None:
+    """Without its last part every bucket is below the size; but for the last of its kind, it has reached it."""
+    monkeypatch.setattr(planner.lower, "BUCKET_BYTES", size)
+    plan = gpt(f"*={kind}")
+    end = update_at(plan)
+    buckets = [i for i in plan.program.instructions[:end] if isinstance(i, Communicate) and i.phase == "update"]
+    assert sum(len(i.sources) for i in buckets) == len(plan.program.parameters)
+    last = {(i.kind, i.split): i.id for i in buckets}
+    for bucket in buckets:
+        assert bucket.asynchronous
+        assert bucket.nbytes >= size or bucket.id == last[bucket.kind, bucket.split]
+        assert bucket.nbytes - plan.program.value_bytes[bucket.sources[-1]] < size
+    assert len(buckets) == len(plan.program.parameters) if size == 1 else len(buckets) < len(plan.program.parameters)
+
+
+def test_gradients_leave_beside_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backward goes on after most buckets have started; nothing reads them before the update."""
+    monkeypatch.setattr(planner.lower, "BUCKET_BYTES", 10_000)
+    plan = gpt("*=ddp")
+    buckets = positions(plan, lambda i: isinstance(i, Communicate) and i.phase == "update")
+    last = positions(plan, lambda i: i.phase == "backward")[-1]
+    assert len(buckets) >= 4
+    assert sum(at < last for at in buckets) >= len(buckets) - 1
+    reduced = {v for at in buckets for v in writes(plan.program.instructions[at])}
+    readers = positions(plan, lambda i: bool(reduced & set(reads(i))) and i.kind != "view")
+    assert readers == [update_at(plan)]
+
+
+def test_all_gradients_are_there_before_the_update() -> None:
+    plan = gpt("*=ddp")
+    written = {v for i in plan.program.instructions[: update_at(plan)] for v in writes(i)}
+    assert set(plan.program.instructions[update_at(plan)].gradients) <= written  # type: ignore[union-attr]
+
+
+def test_updated_pieces_are_gathered_back_after_the_update() -> None:
+    plan = gpt("*=zero1")
+    end = update_at(plan)
+    after = [i for i in plan.program.instructions[end + 1 :] if isinstance(i, Communicate) and i.phase == "update"]
+    assert {i.kind for i in after} == {"all_gather"}
+    pieces = {s.shard: s.value for s in plan.program.parameters if s.shard != s.value}
+    assert {s: r for i in after for s, r in zip(i.sources, i.results, strict=True)} == pieces
+
+
+@pytest.mark.parametrize("phase", ["forward", "backward"])
+def test_a_layer_is_gathered_while_the_one_before_it_runs(phase: str) -> None:
+    """ZeRO-3: a layer's gathers start after those of the layer before, and before the first op that reads what those gathered."""
+    plan = gpt("*=zero3")
+    order = range(4) if phase == "forward" else range(3, -1, -1)
+    instructions = plan.program.instructions
+
+    def starts(layer: int) -> list[int]:
+        return positions(plan, lambda i: i.kind == "all_gather" and i.phase == phase and f"h.{layer}." in i.id)
+
+    def needed(layer: int) -> int:
+        gathered = {v for at in starts(layer) for v in writes(instructions[at])}
+        return positions(plan, lambda i: i.kind != "view" and bool(gathered & {seen(v) for v in reads(i)}))[0]
+
+    looks = {writes(i)[0]: reads(i)[0] for i in instructions if i.kind == "view" and reads(i)}
+
+    def seen(value: int) -> int:
+        return seen(looks[value]) if value in looks else value
+
+    for before, layer in itertools.pairwise(order):
+        assert len(starts(layer)) in (1, 2)
+        assert max(starts(before)) < min(starts(layer))
+        assert max(starts(layer)) < needed(before) < needed(layer)
+
+
+def test_gathers_of_a_layer_go_together() -> None:
+    """One message a layer, phase and split dim, of all its parameters."""
+    plan = gpt("*=zero3")
+    gathers = [
+        i for i in plan.program.instructions if isinstance(i, Communicate) and i.kind == "all_gather" and i.phase == "forward"
+    ]
+    in_layers = [i for i in gathers if ".h." in i.id]
+    assert sum(len(i.sources) for i in gathers) == len(plan.program.parameters)
+    assert len(in_layers) <= 2 * 4
+
+
+def test_backward_does_not_wait_for_the_reported_loss() -> None:
+    """What reads the reduced loss comes after everything else; its all-reduce starts where the loss is written."""
+    plan = gpt("*=ddp")
+    writer = next(i for i in plan.program.instructions if plan.program.loss in writes(i))
+    at = plan.program.instructions.index(writer)
+    assert all(i.phase == "forward" for i in plan.program.instructions[at:])
+    assert at > update_at(plan)
+    sums = positions(plan, lambda i: isinstance(i, Communicate) and i.phase == "forward" and i.nbytes <= 8)
+    assert sums and max(sums) < positions(plan, lambda i: i.phase == "backward")[5]
+    assert all(plan.program.instructions[s].asynchronous for s in sums)  # type: ignore[union-attr]
+
+
+def test_what_backward_reads_is_not_put_off() -> None:
+    plan = gpt("*=tensor", mesh="tp=4")
+    seen: set[int] = {s.value for s in (*plan.program.parameters, *plan.program.inputs)}
+    for instruction in plan.program.instructions:
+        assert set(reads(instruction)) <= seen, instruction.id
+        seen.update(writes(instruction))
