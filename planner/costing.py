@@ -77,6 +77,11 @@ class Costing:
             gemm=cost.gemm, steps=cost.steps, op=node.op,
         )  # fmt: skip
 
+    def view(self) -> float:
+        """Seconds of a view: the host's alone; where the host computes too (a CPU), the least time of an op."""
+        device = self.cluster.device
+        return device.kernel_overhead * self.cluster.slowdown("elementwise") if device.launch_overhead == 0 else 0.0
+
     def inner(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
         """Seconds of the collectives that an op needs inside, where a strategy splits one of its `inner` letters."""
         signature = dims.signature

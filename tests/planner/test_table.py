@@ -17,7 +17,7 @@ from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, ta
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
 from planner.choices import read_choices, recost
-from planner.costing import BUCKET_BYTES
+from planner.costing import BUCKET_BYTES, Costing
 from planner.predict import memory_by_category
 from planner.program import Communicate
 from planner.solver import Solution, solve
@@ -192,3 +192,13 @@ def test_plans_do_not_depend_on_the_process() -> None:
     for process in running:
         printed, _ = process.communicate(timeout=120)
         assert printed.strip() == here
+
+
+def test_ops_are_priced_one_by_one() -> None:
+    """A cached price is that of the op itself: a bias added to a tensor reads a third less than a residual of the same sizes."""
+    found = planned(ask_for("gpt", width=256, seq=8), "a=1", cluster=load_cluster("dgx-h100", num_devices=1))
+    costing, graph, dims = found.table.costing, found.model.graph, found.model.dims
+    for index, strategy in found.choices.strategies.items():
+        fresh = Costing(costing.cluster, costing.sizes, costing.optimizer, 1.0)
+        op = (graph.nodes[index], dims.ops[index], strategy)
+        assert costing.op(*op) == fresh.op(*op), graph.nodes[index]

@@ -1,0 +1,182 @@
+"""Pins: what each leaves, the roles of axes, and every error message."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from small_plans import Planned, ask_for, mesh_of, planned, traced
+
+from cost_models.errors import BadValue, NoPlan, UnknownName
+from planner.pins import PINS, Pin, batch_atoms, parse_mesh, parse_pin, pins_for, role_of
+
+
+def splits(plan: Planned, path: str, axis: int = 0, kind: str = "") -> set[str]:
+    """What the ops in a module do on an axis: `batch`, `other`, `whole` or `linear`."""
+    batch, out = batch_atoms(plan.model), set()
+    for index, strategy in plan.choices.strategies.items():
+        node, dims, option = plan.model.graph.nodes[index], plan.model.dims.ops[index], strategy.options[axis]
+        if node.path.startswith(path) and dims.signature.kind.startswith(kind):
+            in_batch = option.kind == "split" and dims.atoms[option.number] in batch
+            out.add("batch" if in_batch else "other" if option.kind == "split" else option.kind)
+    return out
+
+
+def kept(plan: Planned, axis: int = 0) -> set[str]:
+    return {strategy.options[axis].kind for strategy in plan.choices.parameters}
+
+
+# ------------------------------------------------------------------------------------------------- what they leave
+
+
+def test_data_splits_the_batch() -> None:
+    plan = planned(ask_for("gpt"), "x=2", ("*=data",))
+    assert splits(plan, "h.", kind="gemm") == {"batch"}
+    assert "other" not in splits(plan, "")
+
+
+@pytest.mark.parametrize("word", ["tensor", "tp"])
+def test_tensor_splits_something_else(word: str) -> None:
+    plan = planned(ask_for("gpt"), "x=2", (f"*={word}",))
+    assert splits(plan, "h.", kind="gemm") == splits(plan, "h.", kind="attention") == {"other"}
+    assert "batch" not in splits(plan, "")
+
+
+def test_replicate_runs_whole() -> None:
+    plan = planned(ask_for("gpt"), "x=2", ("h.*.mlp=replicate",))
+    assert splits(plan, "h.0.mlp") == splits(plan, "h.1.mlp") == {"whole"}
+
+
+def test_a_pattern_reaches_what_is_in_a_module() -> None:
+    plan = planned(ask_for("gpt"), "x=2", ("*=data", "h.*.attn=tensor"))
+    assert splits(plan, "h.0.attn", kind="gemm") == {"other"}
+    assert splits(plan, "h.0.mlp", kind="gemm") == {"batch"}
+
+
+def test_the_last_pin_wins() -> None:
+    one = planned(ask_for("mlp"), "x=2", ("*=data", "layers.*=replicate"))
+    two = planned(ask_for("mlp"), "x=2", ("layers.*=replicate", "*=data"))
+    assert splits(one, "layers.0") == {"whole"}
+    assert splits(two, "layers.0", kind="gemm") == {"batch"}
+
+
+@pytest.mark.parametrize(
+    ("word", "kinds"), [("ddp", {"whole"}), ("zero1", {"update"}), ("zero2", {"update"}), ("zero3", {"split"})]
+)
+def test_how_parameters_are_kept(word: str, kinds: set[str]) -> None:
+    assert kept(planned(ask_for("mlp"), "dp=4", (f"*={word}",))) == kinds
+
+
+def test_what_does_not_divide_is_kept_whole() -> None:
+    """The LSTM's linear.bias has one element: no way to cut it, and no reason to refuse the pin."""
+    plan = planned(ask_for("lstm"), "dp=4", ("*=zero3",))
+    by_name = {p.name: s.options[0].kind for p, s in zip(plan.model.graph.parameters, plan.choices.parameters, strict=True)}
+    assert by_name.pop("linear.bias") == "whole"
+    assert set(by_name.values()) == {"split"}
+
+
+def test_parameter_pins_leave_tensor_axes_alone() -> None:
+    plan = planned(ask_for("mlp"), "dp=2,tp=2", ("*=ddp", "*=tensor"))
+    assert kept(plan, axis=0) == {"whole"}
+    assert "split" in kept(plan, axis=1)
+
+
+def test_pins_may_be_by_parameter_name() -> None:
+    plan = planned(ask_for("mlp"), "dp=4", ("*=ddp", "layers.0.weight=zero3"))
+    by_name = {p.name: s.options[0].kind for p, s in zip(plan.model.graph.parameters, plan.choices.parameters, strict=True)}
+    assert [name for name, kind in by_name.items() if kind == "split"] == ["layers.0.weight"]
+
+
+def test_every_pin_has_a_description() -> None:
+    assert all(description for description in PINS.values())
+    assert {parse_pin(f"a=b={word}").choice for word in PINS} == set(PINS)
+    assert parse_pin("a=b=ddp").pattern == "a=b"
+
+
+# ------------------------------------------------------------------------------------------------- names of axes
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [("dp", "data"), ("ddp", "data"), ("fsdp", "data"), ("zero", "data"), ("dp2", "data"), ("tp", "tensor"), ("mp", "tensor"),
+     ("tensor1", "tensor"), ("a", "free"), ("x", "free"), ("dpx", "free")],
+)  # fmt: skip
+def test_roles(name: str, role: str) -> None:
+    assert role_of(name) == role
+
+
+def test_a_data_axis_splits_the_batch_and_a_tensor_axis_never() -> None:
+    plan = planned(ask_for("gpt"), "dp=2,tp=2")
+    assert splits(plan, "h.", axis=0, kind="gemm") == {"batch"}
+    assert "other" not in splits(plan, "", axis=0)
+    assert "batch" not in splits(plan, "", axis=1)
+
+
+def test_an_axis_of_one_takes_nothing() -> None:
+    plan = planned(ask_for("mlp"), "dp=2,tp=1", ("*=tensor", "*=zero3"))
+    assert splits(plan, "", axis=1) == {"whole"}
+    assert kept(plan, axis=1) == {"whole"}
+
+
+# ------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("text", "devices", "message"),
+    [
+        ("dp", 4, "--mesh 'dp': 'dp' is not NAME=SIZE with a size from 1 on; write --mesh dp=4,tp=2"),
+        ("dp=", 4, "--mesh 'dp=': 'dp=' is not NAME=SIZE"),
+        ("dp=two", 4, "'dp=two' is not NAME=SIZE"),
+        ("dp=0", 4, "'dp=0' is not NAME=SIZE with a size from 1 on"),
+        ("dp=-2", 4, "'dp=-2' is not NAME=SIZE"),
+        ("dp=4,", 4, "'' is not NAME=SIZE"),
+        ("2p=4", 4, "'2p=4' is not NAME=SIZE"),
+        ("", 4, "'' is not NAME=SIZE"),
+        ("dp=2,tp=4", 4, "--mesh 'dp=2,tp=4' has 8 devices and --gpus is 4: make them equal"),
+        ("a=2,b=2,c=2,d=2", 16, "has 4 axes: at most three are planned"),
+        ("dp=2,dp=2", 4, "one distinct name an axis"),
+    ],
+)
+def test_mesh_texts_that_are_refused(text: str, devices: int, message: str) -> None:
+    with pytest.raises(BadValue, match=re.escape(message)):
+        parse_mesh(text, devices)
+
+
+def test_mesh_texts_that_are_read() -> None:
+    assert parse_mesh(" dp=4, tp=2", 8) == mesh_of("dp=4,tp=2")
+    assert str(parse_mesh("dp=4,tp=2", 8)) == "dp=4,tp=2"
+
+
+@pytest.mark.parametrize("text", ["tensor", "=tensor", ""])
+def test_pins_that_are_no_pins(text: str) -> None:
+    with pytest.raises(BadValue, match=re.escape(f"--pin {text!r} is not PATTERN=CHOICE; write --pin 'h.*.attn=tensor'")):
+        parse_pin(text)
+
+
+def test_an_unknown_choice_lists_what_is_known() -> None:
+    with pytest.raises(
+        UnknownName, match=r"unknown pin 'zero4': did you mean 'zero\d'\? known: data, ddp, replicate, tensor, tp"
+    ):
+        parse_pin("*=zero4")
+
+
+def test_an_unknown_pattern_lists_the_parts() -> None:
+    model, _ = traced(ask_for("gpt"))
+    with pytest.raises(
+        UnknownName, match=r"--pin 'h.\*.atn' matches nothing in the model: its parts are .*h\.\*\.attn\.qkv, .*wte"
+    ) as error:
+        pins_for(model, mesh_of("tp=2"), (Pin("h.*.atn", "tensor"),))
+    assert "h.0." not in str(error.value)
+
+
+def test_a_parameter_pin_matches_parameters_only() -> None:
+    model, _ = traced(ask_for("gpt"))
+    with pytest.raises(UnknownName, match=r"--pin 'h\.\*\.attn\.qkv\.bia' matches nothing .*h\.\*\.attn\.qkv\.bias"):
+        pins_for(model, mesh_of("dp=2"), (Pin("h.*.attn.qkv.bia", "zero3"),))
+
+
+def test_a_batch_that_the_data_axes_do_not_divide() -> None:
+    model, _ = traced(ask_for("mlp", batch=6))
+    with pytest.raises(NoPlan, match="a batch of 6 does not divide over 4 data-parallel devices: use --batch 8"):
+        pins_for(model, mesh_of("dp=4"), ())
+    assert pins_for(model, mesh_of("dp=2,tp=2"), ())

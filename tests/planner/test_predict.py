@@ -1,0 +1,131 @@
+"""What a program will do: against the objective where nothing overlaps, and memory by category."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from small_plans import Planned, ask_for, mesh_of, planned
+
+import planner.lower
+from cost_models.cluster import Cluster, load_cluster
+from cost_models.memory import optimizer_state_bytes
+from planner.choices import recost
+from planner.costing import gathered_axes
+from planner.predict import CATEGORIES, memory_by_category, memory_over_time, peak_position, predict, simulate_program
+from planner.program import Communicate
+
+
+def serial(num_devices: int) -> Cluster:
+    """GPUs that do one thing at a time and are launched for nothing."""
+    cluster = load_cluster("dgx-h100", num_devices=num_devices)
+    return replace(cluster, device=replace(cluster.device, overlap=0.0, launch_overhead=0.0, step_overhead=0.0))
+
+
+PLANS = [
+    ("mlp", "dp=4", ("*=ddp",)), ("gpt", "dp=4", ("*=ddp",)), ("gpt", "tp=4", ("*=tensor",)), ("lstm", "dp=4", ("*=ddp",)),
+    ("cnn", "tp=2", ("*=tensor",)), ("mlp", "a=1", ()), ("gpt", "dp=4", ("*=zero3",)), ("mlp", "dp=4", ("*=zero1",)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
+def test_the_serial_step_is_the_objective(model: str, mesh: str, pins: tuple[str, ...]) -> None:
+    """With no overlap and no launches the simulated step is the sum of all seconds. What is not sent together with other messages
+    (gradients, parameters) costs what the objective says, but for the tie-break: a thousandth of the ops' memory time."""
+    found = serially_planned(model, mesh, pins)
+    step = simulate_program(found.program, found.cluster).step_time
+    assert step == pytest.approx(sum(i.time for i in found.program.instructions), rel=1e-9)
+    gathered = {s.value for s in found.program.parameters}
+    together = [
+        i
+        for i in found.program.instructions
+        if isinstance(i, Communicate) and (i.phase == "update" or gathered & set(i.sources))
+    ]
+    shown = recost(found.model, found.table.costing, found.choices, hidden=1.0) - gathered_back(found)
+    assert 0.998 * shown <= step - sum(i.time for i in together) <= shown * (1 + 1e-9)
+
+
+@pytest.mark.parametrize("model", ["mlp", "gpt", "cnn"])
+def test_one_bucket_of_gradients_costs_its_shares(model: str) -> None:
+    """Where all gradients go in one bucket, their shares of it add up to it, and the whole step is the objective."""
+    found = serially_planned(model, "dp=4", ("*=ddp",))
+    objective = recost(found.model, found.table.costing, found.choices)
+    assert objective == pytest.approx(found.solution.objective, rel=1e-12)
+    assert 0.998 * objective <= simulate_program(found.program, found.cluster).step_time <= objective * (1 + 1e-9)
+
+
+def serially_planned(model: str, mesh: str, pins: tuple[str, ...]) -> Planned:
+    return planned(ask_for(model, dtype="float32"), mesh, pins, cluster=serial(mesh_of(mesh).num_devices))
+
+
+def gathered_back(found: Planned) -> float:
+    """What the objective pays for ZeRO-1's gathers after the update."""
+    costing, total = found.table.costing, 0.0
+    for state, strategy in zip(found.program.parameters, found.choices.parameters, strict=True):
+        if axes := gathered_axes(strategy):
+            total += costing.communication("all_gather", axes, float(found.program.value_bytes[state.value]))
+    return total
+
+
+@pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
+def test_parts_and_categories_add_up(model: str, mesh: str, pins: tuple[str, ...]) -> None:
+    found = planned(ask_for(model), mesh, pins)
+    prediction = predict(found.program, found.cluster)
+    parts = prediction.compute_time_s + prediction.exposed_communication_time_s + prediction.idle_time_s
+    assert parts == pytest.approx(prediction.step_time_s, rel=1e-9)
+    assert min(prediction.compute_time_s, prediction.exposed_communication_time_s, prediction.idle_time_s) >= 0.0
+    assert tuple(prediction.memory_bytes) == CATEGORIES
+    assert min(prediction.memory_bytes.values()) >= 0
+    assert prediction.total_memory_bytes == sum(prediction.memory_bytes.values())
+    ids = {i.id for i in found.program.instructions}
+    assert peak_position(found.program) in ids | {"start"}
+    timeline = simulate_program(found.program, found.cluster)
+    assert {e.id for e in timeline.events} == ids
+
+
+def test_overlap_hides_communication(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of gradients in several buckets, all but the last can hide behind backward."""
+    monkeypatch.setattr(planner.lower, "BUCKET_BYTES", 30_000)
+    found = planned(ask_for("gpt", dtype="float32", width=64, batch=64), "dp=4", ("*=ddp",), cluster=serial(4))
+    together = replace(serial(4), device=replace(serial(4).device, overlap=1.0))
+    hidden, alone = predict(found.program, together), predict(found.program, serial(4))
+    assert hidden.step_time_s < alone.step_time_s
+    assert hidden.exposed_communication_time_s < alone.exposed_communication_time_s
+
+
+@pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
+def test_memory_over_time_meets_memory_by_category(model: str, mesh: str, pins: tuple[str, ...]) -> None:
+    """It starts with what is held before, ends with that and the loss, and where nothing overlaps peaks where the walk does."""
+    found = planned(ask_for(model), mesh, pins)
+    times, held = memory_over_time(found.program, simulate_program(found.program, found.cluster))
+    assert times[0] == 0.0 and times == sorted(times)
+    assert {len(values) for values in held.values()} == {len(times)}
+    assert all(value >= 0 for values in held.values() for value in values)
+    total = [sum(values) for values in zip(*held.values(), strict=True)]
+    before = sum(found.program.initial_bytes.values())
+    assert before <= total[-1] <= before + 64
+    walked = sum(memory_by_category(found.program).values())
+    assert max(total) == pytest.approx(walked, rel=0.3)
+
+
+def test_one_device_holds_what_a_person_would_count() -> None:
+    """mlp, float64, one device: parameters, two moments and a step count each, the batch, and a gradient of every parameter."""
+    found = planned(ask_for("mlp"), "a=1")
+    memory = memory_by_category(found.program)
+    numels = [found.model.graph.values[p.value].numel for p in found.model.graph.parameters]
+    assert memory["parameters"] == 8 * sum(numels)
+    assert memory["optimizer"] == sum(optimizer_state_bytes("adam", numel=n, dtype="float64") for n in numels)
+    assert memory["inputs"] == 8 * (8 * 16 + 8 * 8)
+    assert memory["gathered"] == 0
+    assert 0 < memory["gradients"] <= 8 * sum(numels)
+
+
+def test_zero_divides_what_it_says() -> None:
+    """On 4 ranks: ZeRO-1 a quarter of the optimizer state (and of a copy of the pieces), ZeRO-3 a quarter of the parameters too."""
+    ddp, zero1, zero3 = (
+        planned(ask_for("mlp"), "dp=4", (f"*={kind}",)).program.initial_bytes for kind in ("ddp", "zero1", "zero3")
+    )
+    assert zero1["parameters"] == ddp["parameters"] == 4 * zero3["parameters"]
+    assert math.isclose(zero3["optimizer"], ddp["optimizer"] / 4, rel_tol=0.01)
+    assert math.isclose(zero1["optimizer"], ddp["optimizer"] / 4 + ddp["parameters"] / 4, rel_tol=0.01)
