@@ -50,9 +50,9 @@ def launch(
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
     queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
     errors: list[RunFailed] = []
-    with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet():
+    with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _signals():
         try:
-            with _reader(queue, on_event, errors):
+            with _reader(queue, on_event, errors), _interrupts_held():
                 results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, queue)
         except ChildFailedError as error:
             raise _first(error, errors) from None
@@ -82,6 +82,7 @@ def _rank(function: str, payload: Any, queue: Any) -> Any:
     torch.set_num_threads(1)
     module, name = function.split(":")
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
         return getattr(importlib.import_module(module), name)(payload, queue.put)
     except Exception as error:
         queue.put(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc()))
@@ -109,6 +110,7 @@ def _first(agent: ChildFailedError, told: list[RunFailed]) -> RunFailed:
 @contextlib.contextmanager
 def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, errors: list[RunFailed]) -> Iterator[None]:
     def read() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # so that this process still gets it: see _interrupts_held
         while (event := queue.get()) is not None:
             if isinstance(event, _Failed):
                 errors.append(RunFailed(f"rank {event.rank}: {event.message.removeprefix(f'rank {event.rank}: ')}"))
@@ -123,6 +125,35 @@ def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, error
     finally:
         queue.put(None)
         thread.join(timeout=5)
+
+
+@contextlib.contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ranks start with Ctrl-C held back until `_rank` runs: in the seconds of their imports each would print a traceback.
+
+    They inherit it from this thread; in this process the thread of `_reader` takes the signal instead, and Python runs its
+    handler here as ever.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[None]:
+    """The agent leaves its own handlers behind; after a run Ctrl-C is to mean what it meant before."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # where the agent sets none
+        return
+    names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+    before = {name: signal.getsignal(name) for name in names}
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(name, handler)
 
 
 @contextlib.contextmanager

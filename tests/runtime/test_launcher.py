@@ -65,6 +65,41 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
     assert not any(_is_running(child) for child in children)
 
 
+_INTERRUPTED_EARLY = """
+import os, signal, sys, time
+if __name__ == "__mp_main__":
+    print(os.getpid(), flush=True)
+    time.sleep(1)
+from runtime.launcher import launch
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        launch("rank_checks:sleeping", 2)
+    except KeyboardInterrupt:
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        assert signal.getsignal(signal.SIGTERM) is before
+        sys.exit(130)
+"""
+
+
+def test_interrupt_while_ranks_start_is_quiet(tmp_path: Path) -> None:
+    """Ctrl-C in a terminal reaches every process at once, also those that are still importing."""
+    script = tmp_path / "interrupted.py"
+    script.write_text(_INTERRUPTED_EARLY)
+    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        children = [int(process.stdout.readline()) for _ in range(2)]
+        os.killpg(process.pid, signal.SIGINT)
+        errors = process.stderr.read()
+        assert process.wait(timeout=60) == 130
+    assert errors == ""
+    assert not any(_is_running(child) for child in children)
+
+
 def _is_running(pid: int) -> bool:
     try:
         os.kill(pid, 0)
