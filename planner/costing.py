@@ -61,7 +61,9 @@ class Costing:
     def op(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
         """Seconds of an op on one shard: the kernel or its dispatch, whichever is longer, and the collectives inside."""
         letters = dims.letter_sizes(strategy.sizes)
-        key = (node.op, node.args[1:] if dims.signature.cost else None, letters, node.result_dtypes, dims.signature.kind)
+        signature = dims.signature
+        shapes = (signature.operands, signature.results)  # a bias's sum and a residual's have the same letters
+        key = (node.op, node.args[1:] if signature.cost else None, letters, shapes, node.result_dtypes, signature.kind)
         if key not in self._ops:
             device = self.device_time(node, dims, letters)
             moved = dims.signature.elements(letters) * dtype_bytes(op_dtype(node)) / self.cluster.device.memory_bandwidth
