@@ -138,9 +138,10 @@ class Cluster:
 
         Log-log between the numbers of devices measured (one device: 1); in proportion to their number beyond the last.
         """
-        points = sorted({1: 1.0, **{row.num_devices: row.slowdown for row in self.contention if row.kind == kind}}.items())
-        if len(points) == 1:
+        measured = {row.num_devices: row.slowdown for row in self.contention if row.kind == kind}
+        if not measured:
             return 1.0
+        points = sorted({1: 1.0, **measured}.items())
         for (n0, s0), (n1, s1) in itertools.pairwise(points):
             if self.node_width <= n1:
                 return float(s0 * (s1 / s0) ** (math.log(self.node_width / n0) / math.log(n1 / n0)))

@@ -18,10 +18,11 @@ from planner.choices import Choices
 from planner.costing import BUCKET_BYTES, Costing, local_numel
 from planner.graph import Node, Parameter, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
 from planner.rules import RULES, Local
-from planner.schedule import finish
+from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy
 from planner.subdims import OpDims, call_of
 from planner.table import Model
@@ -52,6 +53,9 @@ class _Lowering:
         self.layouts: dict[bool, dict[tuple[tuple[int, ...], int], Layouts]] = {False: {}, True: {}}
         self.inputs: dict[tuple[int, Layout], InputState] = {}
         self.names: dict[str, int] = defaultdict(int)
+        self.small = {
+            v.id for v in model.graph.values if v.kind != "parameter" and v.numel * dtype_bytes(v.dtype) <= SMALL
+        }  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------- values
 
@@ -103,6 +107,9 @@ class _Lowering:
         if before == after:
             return source
         key = (value, phase, after)
+        earlier = self.delivered.get((value, "forward", after)) if phase == "backward" else None
+        if earlier is not None and value in self.small:
+            return earlier  # cheaper to keep than to send again
         if key not in self.delivered:
             found = self.model.graph.values[value]
             gather = found.kind == "parameter"
@@ -166,7 +173,7 @@ class _Lowering:
             sizes = local_sizes(dims.sizes, leaves, self.costing.sizes)
             assert sizes is not None
             split: dict[int, tuple[int, ...]] = {dims.letter[leaf]: (axis,) for axis, leaf in enumerate(leaves) if leaf >= 0}
-            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, 0.0)
+            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, self.timing.view())
         return self.viewed[key]
 
     def _op(self, node: Node) -> None:
@@ -275,9 +282,20 @@ class _Lowering:
         self._update(states)
         instructions = finish(self.instructions, self.gathers, self.alias, self._kept(states, loss), self.timing, BUCKET_BYTES)
         return Program(
-            mesh=self.mesh, instructions=instructions, parameters=states, inputs=tuple(self.inputs.values()), loss=loss,
-            value_bytes=self.value_bytes, initial_bytes=self._initial(states),
+            mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
+            inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
         )  # fmt: skip
+
+    def _shapes(self, instructions: tuple[Instruction, ...], states: tuple[ParameterState, ...]) -> dict[int, tuple[int, ...]]:
+        """The local shapes of all values."""
+        sizes = self.costing.sizes
+        shapes = {s.value: local_shape(s.subshape, s.stored, sizes) for s in states}
+        shapes |= {s.shard: local_shape(s.subshape, s.updated, sizes) for s in states}
+        shapes |= {s.value: local_shape(s.subshape, s.layout, sizes) for s in self.inputs.values()}
+        for instruction in instructions:
+            if not isinstance(instruction, Update):
+                shapes |= {v: s for v, s in zip(instruction.results, instruction.shapes, strict=True) if v is not None}
+        return shapes
 
     def _kept(self, states: tuple[ParameterState, ...], loss: int) -> set[int]:
         """Values that outlive the step."""

@@ -20,9 +20,9 @@ import torch
 
 from cost_models.atomic_write import write_atomically
 from cost_models.cluster import cluster_text, load_cluster
-from cost_models.device import Device, ElementwiseRow, GemmRow, OpRow
+from cost_models.device import KINDS, Device, ElementwiseRow, GemmRow, OpRow
 from cost_models.errors import BadHardware, BadValue
-from cost_models.machine import Cluster, ContentionRow
+from cost_models.machine import Cluster, CollectiveRow, ContentionRow
 from cost_models.roofline import op_time
 from runtime.calibrate_ranks import Measured, Settings
 from runtime.launcher import launch
@@ -72,12 +72,12 @@ def calibrate(
         raise BadValue(f"number of ranks is {max_ranks}: give at least 1")
     ranks = min(max_ranks, torch.cuda.device_count()) if kind == "cuda" else max_ranks
     target = Path(path) if path else this_machine()
-    settings = Settings(num_ranks=ranks, device=kind, quick=quick)
+    settings = Settings(num_ranks=ranks, device=kind, num_cores=_cores() if kind == "cpu" else ranks, quick=quick)
     progress("starting processes", 0.0)
     found = launch(
         "runtime.calibrate_ranks:measure", ranks, settings, on_event=lambda e: progress(str(e["what"]), float(e["done"]))
     )
-    cluster = fit(found[0], _base(kind), cores=_cores() if kind == "cpu" else ranks)
+    cluster = fit(found[0], _base(kind))
     if not path:
         target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, cluster_text(cluster, provenance=_provenance(kind, ranks, command), sources=_SOURCES))
@@ -96,23 +96,46 @@ def _device_kind(device: str) -> str:
 # ------------------------------------------------------------------------------------------------- from figures to a cluster
 
 
-def fit(measured: Measured, base: Cluster, *, cores: int) -> Cluster:
+def fit(measured: Measured, base: Cluster) -> Cluster:
     """`base` with its figures replaced by measured ones.
 
     Peaks are the fastest products measured, so efficiencies are 1; bandwidth is that of the largest element-wise op. A kind's
-    efficiency is the median of roofline / measured seconds over its larger calls, for ops that were not measured by name. Ranks
-    beyond `cores` take turns: r ranks on c cores make every kernel max(1, r / c) times as long as its core time.
+    efficiency is the median of roofline / measured seconds over its larger calls, for ops that were not measured by name.
+    Collectives' seconds are made to rise with their bytes.
     """
     device = _with_efficiencies(_device(measured, base.device), measured.ops)
     rows = defaultdict(list)
     for count, kind, slowdown in measured.shared:
-        rows[count, kind].append(max(1.0, slowdown) * max(1.0, count / cores))
+        rows[count, kind].append(max(1.0, slowdown))
     contention = tuple(
         ContentionRow(num_devices=count, kind=kind, slowdown=statistics.geometric_mean(values))
         for (count, kind), values in sorted(rows.items())
     )
+    if not base.device.gemm_tiles and not contention:  # one core: any second rank takes turns
+        contention = tuple(ContentionRow(num_devices=1, kind=kind, slowdown=1.0) for kind in KINDS)
     contention += tuple(replace(row, kind="optimizer") for row in contention if row.kind == "elementwise")
-    return replace(base, name="this-machine", device=device, collective_table=measured.collectives, contention=contention)
+    return replace(
+        base, name="this-machine", device=device, collective_table=_rising(measured.collectives), contention=contention
+    )
+
+
+def _rising(rows: tuple[CollectiveRow, ...]) -> tuple[CollectiveRow, ...]:
+    """The rows with seconds that never fall with bytes: of neighbours out of order, both become their geometric mean (isotonic
+    regression by pooling adjacent violators; Barlow et al., 1972)."""
+    out = []
+    curves: dict[tuple[str, int, int], list[CollectiveRow]] = defaultdict(list)
+    for row in rows:
+        curves[row.kind, row.group_size, row.num_groups].append(row)
+    for curve in curves.values():
+        pools: list[list[float]] = []
+        for row in sorted(curve, key=lambda r: r.nbytes):
+            pools.append([row.seconds])
+            while len(pools) > 1 and statistics.geometric_mean(pools[-2]) > statistics.geometric_mean(pools[-1]):
+                pools[-2:] = [pools[-2] + pools[-1]]
+        seconds = [statistics.geometric_mean(pool) for pool in pools for _ in pool]
+        ordered = sorted(curve, key=lambda r: r.nbytes)
+        out += [replace(row, seconds=value) for row, value in zip(ordered, seconds, strict=True)]
+    return tuple(out)
 
 
 def _device(measured: Measured, base: Device) -> Device:
@@ -224,8 +247,8 @@ _SOURCES: dict[str, str] = {
     "gemm_table": _SECONDS,
     "op_table": f"{_SECONDS}; flops and bytes as the planner's rules count them",
     "elementwise_table": "the rows of aten.add.Tensor, less the op's overhead",
-    "contention": "core time while that many ranks compute / alone, geometric mean over a kind's calls, times ranks / cores",
-    "collective_table": "wall time; packing and unpacking included, all ranks of the group calling at once",
+    "contention": "core time while that many ranks compute / alone, mean over a kind's calls; more ranks than cores take turns",
+    "collective_table": "wall time of a round of compute and the collective, less the compute's; packing included, isotonic in bytes",
     "kind_efficiency": "median of roofline / measured seconds over the kind's calls, for ops that the table lacks",
     "overlap": "zero on a CPU: gloo's threads and the ops share the cores",
     "memory_gib": "physical memory / max(cores, 4) on a CPU; the driver's figure on CUDA",

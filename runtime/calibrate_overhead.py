@@ -18,10 +18,10 @@ __all__ = ["overheads"]
 
 #: Ops in turn, as a step mixes them; each on the last result and the parameter, 8 x 8.
 _OPS = (
-    "aten.add.Tensor", "aten.mul.Tensor", "aten.tanh.default", "aten.sub.Tensor", "aten.relu.default", "aten.mm.default",
-    "aten.maximum.default", "aten.sigmoid.default",
+    "aten.add.Tensor", "aten.t.default", "aten.mul.Tensor", "aten.tanh.default", "aten.sub.Tensor", "aten.t.default",
+    "aten.relu.default", "aten.mm.default", "aten.maximum.default", "aten.sigmoid.default",
 )  # fmt: skip
-_UNARY = ("aten.tanh.default", "aten.relu.default", "aten.sigmoid.default")
+_UNARY = ("aten.t.default", "aten.tanh.default", "aten.relu.default", "aten.sigmoid.default")
 _SHORT, _LONG = 32, 128
 
 

@@ -28,8 +28,10 @@ from runtime.worker import Place, join
 
 __all__ = ["Measured", "Settings", "measure"]
 
-#: More than a core's own caches, less than the one that cores share: what a call finds in a step of some milliseconds.
-_EVICTED_BYTES = 16 << 20
+#: More than a core's own caches, less than the one that cores share: a call finds its operands there, as in a step. A step runs
+#: each kind of small call once in a while, so that its code has left even the shared cache: those are measured after more.
+_EVICTED_BYTES, _EVICTED_FOR_SMALL = 16 << 20, 64 << 20
+_SMALL_SECONDS = 5e-5
 _CALLS_IN_A_ROW = 20
 _DTYPES = ("float32", "float64", "bfloat16")
 _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
@@ -37,10 +39,11 @@ _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How many ranks, on what, and whether only the smallest shapes."""
+    """How many ranks, on what, with how many cores for them, and whether only the smallest shapes."""
 
     num_ranks: int
     device: str
+    num_cores: int
     quick: bool = False
 
 
@@ -61,23 +64,27 @@ class _Timer:
 
     def __init__(self, settings: Settings, place: Place) -> None:
         self.settings, self.place = settings, place
-        self._evicting = torch.zeros(_EVICTED_BYTES // 4, device=place.device)
+        self._evicting = torch.zeros(_EVICTED_FOR_SMALL // 4, device=place.device)
 
-    def evict(self) -> None:
-        """Fills the core's own caches with something else, as the other ops of a step do."""
-        self._evicting.add_(1.0)
+    def evict(self, *, small: bool = False) -> None:
+        """Fills the core's own caches with something else, as the other ops of a step do; before a `small` call, the shared too."""
+        self._evicting[: None if small else _EVICTED_BYTES // 4].add_(1.0)
 
-    def seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...], *, more: int = 1) -> float:
+    def seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...], *, more: int = 1, small: bool = False) -> float:
         """The median of single calls, each on evicted caches; `more` times as many calls as usual."""
         call(*arguments)
         on_cuda = self.place.device.type == "cuda"
         once = _device_seconds if on_cuda else self._core_seconds
         first = once(call, arguments)
+        if (small or first < _SMALL_SECONDS) and not on_cuda:
+            return statistics.median(
+                self._core_seconds(call, arguments, small=True) for _ in range(3 if self.settings.quick else 9)
+            )
         count = 3 if self.settings.quick else 7 if first > 5e-3 else 15
         return statistics.median(once(call, arguments) for _ in range(count * more))
 
-    def _core_seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-        self.evict()
+    def _core_seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...], *, small: bool = False) -> float:
+        self.evict(small=small)
         start = time.thread_time()
         call(*arguments)
         return time.thread_time() - start
@@ -124,11 +131,11 @@ def _meet(place: Place) -> None:
 def _alone(timer: _Timer, emit: Emit) -> tuple[tuple[OpRow, ...], tuple[GemmRow, ...], tuple[float, float]]:
     """Every call, on this rank only."""
     settings, device = timer.settings, timer.place.device
-    overhead = overheads(device, timer.evict)
+    overhead = overheads(device, lambda: timer.evict(small=True))
     found = cases(device, quick=settings.quick)
     ops = []
     for index, case in enumerate(found):
-        emit({"what": f"measuring {case.op}", "done": 0.4 * index / len(found)})
+        emit({"what": f"measuring {case.op}", "done": 0.3 * index / len(found)})
         arguments = case.make()
         ops.append(row_of(case, arguments, timer.seconds(case.call(), arguments)))
     optimizer, step_overhead = _optimizer_rows(timer)
@@ -136,7 +143,7 @@ def _alone(timer: _Timer, emit: Emit) -> tuple[tuple[OpRow, ...], tuple[GemmRow,
     for dtype in _DTYPES:
         shapes = GEMM_SHAPES[:3] if settings.quick else GEMM_SHAPES if dtype == "float32" else GEMM_SHAPES[1::3]
         for index, shape in enumerate(shapes):
-            emit({"what": f"measuring products in {dtype}", "done": 0.4 + 0.2 * index / len(shapes)})
+            emit({"what": f"measuring products in {dtype}", "done": 0.3 + 0.2 * index / len(shapes)})
             gemms.append(_gemm_row(timer, shape, dtype))
     return (*ops, *optimizer), tuple(gemms), (overhead[0], overhead[1] + step_overhead)
 
@@ -174,11 +181,13 @@ def _optimizer_seconds(timer: _Timer, numel: int, count: int) -> float:
     for tensor in tensors:
         tensor.grad = torch.randn_like(tensor)
     optimizer = make_optimizer("adam", tensors, 1e-3)
-    return timer.seconds(lambda: optimizer.step(), ())
+    optimizer.step()
+    return timer.seconds(lambda: optimizer.step(), (), small=numel <= _OPTIMIZER_SIZES[0])
 
 
 def _together(timer: _Timer, emit: Emit) -> tuple[tuple[int, str, float], ...]:
-    """The shared calls by 1, 2, 4, ... ranks at once; the mean over the ranks at work, against rank 0 alone just before."""
+    """The shared calls by 1, 2, 4, ... ranks at once, up to one a core; the mean over the ranks at work, against rank 0 alone just
+    before. More ranks take turns: that needs no measurement."""
     place, device = timer.place, timer.place.device
     found = [case for case in cases(device, quick=timer.settings.quick) if case.shared]
     found.append(gemm_case((256, 256, 256), torch.float32, device))
@@ -187,9 +196,9 @@ def _together(timer: _Timer, emit: Emit) -> tuple[tuple[int, str, float], ...]:
         found.append(gemm_case((256, 1024, 4096), torch.float32, device))
     out = []
     for index, case in enumerate(found):
-        emit({"what": "measuring ranks together", "done": 0.6 + 0.2 * index / len(found)})
+        emit({"what": "measuring ranks together", "done": 0.5 + 0.2 * index / len(found)})
         arguments, alone = case.make(), 0.0
-        for count in _counts(place.num_ranks):
+        for count in _counts(min(place.num_ranks, timer.settings.num_cores)):
             _meet(place)
             seconds = timer.seconds(case.call(), arguments, more=2) if place.rank < count else 0.0
             total = torch.tensor(seconds, dtype=torch.float64, device=device)
@@ -208,6 +217,9 @@ def _counts(num_ranks: int) -> list[int]:
 # ------------------------------------------------------------------------------------------------- collectives
 
 _COLLECTIVE_SIZES = (1 << 8, 1 << 12, 1 << 15, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+#: Products between two collectives: about two milliseconds of a core, as between the collectives of a step.
+_BURST = 6
+_ROUNDS = 5
 
 
 def _collectives(settings: Settings, place: Place, emit: Emit) -> tuple[CollectiveRow, ...]:
@@ -218,20 +230,52 @@ def _collectives(settings: Settings, place: Place, emit: Emit) -> tuple[Collecti
     for at, (size, num_groups) in enumerate(layouts):
         groups = [dist.new_group(list(range(i * size, (i + 1) * size))) for i in range(num_groups)]
         mine = place.rank // size
-        for kind in _KINDS:
-            emit({"what": f"measuring {kind} of {size}", "done": 0.8 + 0.2 * at / len(layouts)})
+        dist.barrier()
+        burst = _Burst(settings, place, size * num_groups)
+        for index, kind in enumerate(_KINDS):
+            done = (at + index / len(_KINDS)) / len(layouts)
+            emit({"what": f"measuring {kind} of {size} ranks", "done": 0.7 + 0.3 * done})
             for nbytes in sizes:
                 dist.barrier()
                 if mine < num_groups:
-                    seconds = _collective_seconds(kind, nbytes, size, place, groups[mine])
+                    call = _collective(kind, nbytes, size, place, groups[mine])
+                    seconds = burst.seconds(call, 7 if nbytes <= 1 << 19 else 3)
                     rows.append(
                         CollectiveRow(kind=kind, group_size=size, num_groups=num_groups, nbytes=nbytes, seconds=seconds)
                     )
     return tuple(rows)
 
 
-def _collective_seconds(kind: str, nbytes: int, size: int, place: Place, group: dist.ProcessGroup) -> float:
-    """The median over windows of the mean, packing and unpacking included."""
+class _Burst:
+    """Compute between collectives. A rank that wakes up finds its core taken by another rank that computes, and its peers late:
+    what that costs is part of a collective in a step, and no part of one that is called in a loop of its own."""
+
+    def __init__(self, settings: Settings, place: Place, num_ranks: int) -> None:
+        self.place = place
+        self.matrix = torch.randn(256, 256, device=place.device)
+        self.turns = max(1.0, num_ranks / settings.num_cores)
+
+    def seconds(self, call: Callable[[], Any], windows: int) -> float:
+        """Wall seconds of a round of compute and a call, less the core time of the compute times the ranks that share a core: the
+        median over windows of a window's mean."""
+        call()
+        return statistics.median(self._window(call) for _ in range(windows))
+
+    def _window(self, call: Callable[[], Any]) -> float:
+        if self.place.device.type == "cuda":
+            return _device_seconds(call, ())
+        computed, start = 0.0, time.perf_counter()
+        for _ in range(_ROUNDS):
+            core = time.thread_time()
+            for _ in range(_BURST):
+                torch.mm(self.matrix, self.matrix)
+            computed += time.thread_time() - core
+            call()
+        return max(time.perf_counter() - start - self.turns * computed, 1e-5) / _ROUNDS
+
+
+def _collective(kind: str, nbytes: int, size: int, place: Place, group: dist.ProcessGroup) -> Callable[[], Any]:
+    """The call as the executor makes it, packing and unpacking included."""
     numel = nbytes // 4
     part = numel // size if kind == "all_gather" else numel
     expanded = (size, part // size) if kind != "all_gather" else (1, part)
@@ -244,13 +288,4 @@ def _collective_seconds(kind: str, nbytes: int, size: int, place: Place, group: 
         group, size, place.rank % size, [True],
     )  # fmt: skip
     value = torch.randn(part, device=place.device)
-    count = 20 if nbytes <= 1 << 16 else 6 if nbytes <= 1 << 20 else 2
-    figures = []
-    for _ in range(4):
-        start = time.perf_counter()
-        for _ in range(count):
-            collective(value)
-        if place.device.type == "cuda":
-            torch.cuda.synchronize()
-        figures.append((time.perf_counter() - start) / count)
-    return statistics.median(figures[1:])
+    return lambda: collective(value)
