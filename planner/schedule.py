@@ -15,7 +15,7 @@ from planner.costing import Costing
 from planner.graph import refs_in
 from planner.program import Communicate, Compute, Instruction, Update
 
-__all__ = ["finish", "reads", "writes"]
+__all__ = ["SMALL", "finish", "reads", "writes"]
 
 
 def reads(instruction: Instruction) -> tuple[int, ...]:
@@ -71,7 +71,7 @@ def _kind_key(part: Communicate) -> Hashable:
 # ------------------------------------------------------------------------------------------------- small messages
 
 #: Messages up to this size are bound by latency, and holding them a little longer costs no memory to speak of.
-_SMALL = 64 * 1024
+SMALL = 64 * 1024
 
 
 def _started_early(instructions: list[Instruction]) -> list[Instruction]:
@@ -79,7 +79,7 @@ def _started_early(instructions: list[Instruction]) -> list[Instruction]:
     after: dict[int, list[Instruction]] = defaultdict(list)
     early = {
         i.id: i for i in instructions
-        if isinstance(i, Communicate) and i.kind != "slice" and i.phase != "update" and not i.asynchronous and i.nbytes <= _SMALL
+        if isinstance(i, Communicate) and i.kind != "slice" and i.phase != "update" and not i.asynchronous and i.nbytes <= SMALL
     }  # fmt: skip
     for message in early.values():
         after[message.sources[0]].append(replace(message, asynchronous=True))
