@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import click
 
 from cost_models.errors import BadValue
 from planner import cli_inspect
-from planner.cli_group import INTERRUPTED, PlanGroup, watch_interrupts
+from planner.cli_group import PlanGroup, watch_interrupts
 from planner.cli_options import (
     NATURAL,
     WHOLE,
@@ -43,8 +44,12 @@ def main() -> None:
     try:
         cli.main()
     except SystemExit as end:
-        if end.code == INTERRUPTED:  # an import that Ctrl-C broke leaves Python in a state in which it ends by the signal
-            os._exit(INTERRUPTED)
+        # Taking millions of records apart again lasts most of a second, and an import that Ctrl-C broke would end by the signal.
+        # Where processes were started, what they share is to be given back in order.
+        if "runtime.launcher" not in sys.modules:
+            with suppress(OSError):
+                sys.stdout.flush()
+            os._exit(end.code if isinstance(end.code, int) else 1)
         raise
 
 
