@@ -118,7 +118,7 @@ def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
         tokens = f", {_rate(summary['tokens_per_s'], 'tokens/s')}"
         shown = tokens if summary["tokens_per_s"] != summary["samples_per_s"] else ""
         rates = f"{_rate(summary['samples_per_s'], 'samples/s')}{shown}"
-        out.append(f"{rates}; MFU {_percent(summary['mfu'])} of the {summary['dtype']} peak")
+        out.append(f"{rates}; MFU {_percent(summary['mfu'])}, of the peak in {summary['dtype']}")
     return tuple(out)
 
 
