@@ -18,9 +18,9 @@ from planner.program import Communicate
 
 
 def serial(num_devices: int) -> Cluster:
-    """GPUs that do one thing at a time and are launched for nothing."""
+    """GPUs that do one thing at a time and are launched for next to nothing."""
     cluster = load_cluster("dgx-h100", num_devices=num_devices)
-    return replace(cluster, device=replace(cluster.device, overlap=0.0, launch_overhead=0.0, step_overhead=0.0))
+    return replace(cluster, device=replace(cluster.device, overlap=0.0, launch_overhead=1e-15, step_overhead=0.0))
 
 
 PLANS = [
@@ -30,9 +30,12 @@ PLANS = [
 
 
 @pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
-def test_the_serial_step_is_the_objective(model: str, mesh: str, pins: tuple[str, ...]) -> None:
+def test_the_serial_step_is_the_objective(
+    monkeypatch: pytest.MonkeyPatch, model: str, mesh: str, pins: tuple[str, ...]
+) -> None:
     """With no overlap and no launches the simulated step is the sum of all seconds. What is not sent together with other messages
     (gradients, parameters) costs what the objective says, but for the tie-break: a thousandth of the ops' memory time."""
+    plainly(monkeypatch)
     found = serially_planned(model, mesh, pins)
     step = simulate_program(found.program, found.cluster).step_time
     assert step == pytest.approx(sum(i.time for i in found.program.instructions), rel=1e-9)
@@ -47,12 +50,30 @@ def test_the_serial_step_is_the_objective(model: str, mesh: str, pins: tuple[str
 
 
 @pytest.mark.parametrize("model", ["mlp", "gpt", "cnn"])
-def test_one_bucket_of_gradients_costs_its_shares(model: str) -> None:
+def test_one_bucket_of_gradients_costs_its_shares(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     """Where all gradients go in one bucket, their shares of it add up to it, and the whole step is the objective."""
+    plainly(monkeypatch)
     found = serially_planned(model, "dp=4", ("*=ddp",))
     objective = recost(found.model, found.table.costing, found.choices)
     assert objective == pytest.approx(found.solution.objective, rel=1e-12)
     assert 0.998 * objective <= simulate_program(found.program, found.cluster).step_time <= objective * (1 + 1e-9)
+
+
+@pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
+def test_what_lowering_saves_makes_no_step_longer(model: str, mesh: str, pins: tuple[str, ...]) -> None:
+    """Joined biases and small values that backward keeps from forward are not in the objective: they can only save."""
+    saved = serially_planned(model, mesh, pins)
+    with pytest.MonkeyPatch.context() as patch:
+        plainly(patch)
+        plain = serially_planned(model, mesh, pins)
+    steps = [simulate_program(p.program, p.cluster).step_time for p in (saved, plain)]
+    assert 0.5 * steps[1] <= steps[0] <= steps[1]
+
+
+def plainly(patch: pytest.MonkeyPatch) -> None:
+    """Lowers op by op, value by value, as the objective prices them."""
+    patch.setattr(planner.lower, "join_biases", lambda instructions, shapes: instructions)
+    patch.setattr(planner.lower, "SMALL", 0)
 
 
 def serially_planned(model: str, mesh: str, pins: tuple[str, ...]) -> Planned:
