@@ -2,8 +2,8 @@
 
     python benchmarks/accuracy.py [--models lstm,mlp,cnn,gpt] [--ranks 1,2,4] [--steps 15] [--out FILE]
 
-Plans are made for the calibrated machine and run here. Error is predicted / measured - 1. The baseline is one constant fitted to the same
-rows: seconds a flop.
+Plans are made for the calibrated machine and run here. Error is predicted / measured - 1. The baseline is one constant, seconds a flop,
+fitted to the same rows.
 """
 
 from __future__ import annotations

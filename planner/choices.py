@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from cost_models.memory import dtype_bytes
 from planner.costing import Costing
 from planner.layout import REPLICATE, Layout
+from planner.model import Model, Use, uses_of
 from planner.redistribute import Layouts, layouts_of
 from planner.strategies import ParameterStrategy, Strategy
-from planner.table import Model, Table, Use, uses_of
+from planner.table import Table
 
 __all__ = ["Choices", "read_choices", "recost"]
 

@@ -13,10 +13,10 @@ from cost_models.units import format_bytes, format_time
 from planner.choices import Choices
 from planner.costing import Costing
 from planner.layout import show_layout
+from planner.model import Model
 from planner.plan import Plan, choices_of, costing_of, modelled, traced_of
 from planner.report import mesh_body, proof_lines, title
 from planner.sections import Section, Table
-from planner.table import Model
 from planner.ties import pattern_of
 from planner.views import is_view
 from planner.words import atom_names, op_words, parameter_words

@@ -18,6 +18,7 @@ from planner.choices import Choices
 from planner.costing import BUCKET_BYTES, Costing, local_numel
 from planner.graph import Node, Parameter, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
@@ -25,7 +26,6 @@ from planner.rules import RULES, Local
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy
 from planner.subdims import OpDims, call_of
-from planner.table import Model
 from planner.ties import layer_of
 from planner.views import is_view
 

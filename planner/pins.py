@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from cost_models.errors import BadValue, NoPlan, UnknownName, unknown_name
 from planner.graph import Node, Parameter
 from planner.layout import Mesh
+from planner.model import Model, Pins
 from planner.strategies import Option, options_of
 from planner.subdims import OpDims
-from planner.table import Model, Pins
 from planner.ties import pattern_of
 
 __all__ = ["PINS", "Pin", "batch_atoms", "parse_mesh", "parse_pin", "pins_for", "role_of"]

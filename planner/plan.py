@@ -19,10 +19,10 @@ from planner.choices import Choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.layout import Layout, Mesh, local_sizes
 from planner.lower import lower
+from planner.model import Model
 from planner.program import Program
 from planner.strategies import Option, op_strategies, parameter_strategies
 from planner.subdims import infer
-from planner.table import Model
 from planner.ties import tie
 from planner.trace import Traced, trace
 from planner.views import is_view, resolve

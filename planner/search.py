@@ -21,13 +21,14 @@ from planner.costing import Costing, total_gradient_bytes
 from planner.fit import explain_misfit, nearest_change
 from planner.layout import Mesh
 from planner.lower import lower
+from planner.model import Model
 from planner.pins import Pin, pins_for
 from planner.plan import Alternative, Hardware, Plan, SolverRecord, modelled
 from planner.predict import Prediction, peak_position, predict
 from planner.program import Program
 from planner.solver import Solution, solve
 from planner.summary import summarise
-from planner.table import Model, Table, build_table
+from planner.table import Table, build_table
 from planner.trace import trace
 from planner.words import axis_names
 from planner.workload import Workload

@@ -10,8 +10,8 @@ from cost_models.roofline import matrix_peak
 from planner.choices import Choices
 from planner.costing import Costing, op_dtype
 from planner.layout import Mesh
+from planner.model import Model
 from planner.predict import Prediction
-from planner.table import Model
 from planner.words import describe, replicated_ops
 from planner.workload import Workload
 

@@ -8,60 +8,26 @@ Invariant: the objective of a choice is what `recost` finds by walking the whole
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 
 import numpy as np
 
 from cost_models.errors import NoPlan
 from cost_models.memory import dtype_bytes
-from planner.costing import Costing, local_numel
-from planner.graph import Graph, Node, Parameter
+from planner.costing import Costing
+from planner.graph import Node, Parameter
 from planner.layout import REPLICATE, Layout, is_partial
+from planner.model import Model, Pins, Use, uses_of
 from planner.redistribute import Layouts, layouts_of
-from planner.solver import Edge, Problem, Usage
+from planner.solver import Edge, Problem
 from planner.solver.problem import Array
 from planner.strategies import Option, ParameterStrategy, Strategy, op_strategies, parameter_strategies
-from planner.subdims import SubDims
-from planner.ties import Ties
-from planner.views import Root, is_view
+from planner.usages import usages
+from planner.views import is_view
 
-__all__ = ["Model", "Pins", "Table", "Use", "build_table", "uses_of"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Model:
-    """A traced model as every mesh sees it: computed once, shared by all tables."""
-
-    graph: Graph
-    dims: SubDims
-    ties: Ties
-    roots: tuple[Root, ...]
-
-    @cached_property
-    def parameter_index(self) -> dict[int, int]:
-        """The number of the parameter that a value is."""
-        return {parameter.value: index for index, parameter in enumerate(self.graph.parameters)}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pins:
-    """Which options a person allows: of node n on axis a, and of parameter p on axis a."""
-
-    op: Callable[[Node, int, Option], bool] = lambda node, axis, option: True
-    parameter: Callable[[Parameter, int, Option], bool] = lambda parameter, axis, option: True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """One reading of a root value: by operand `position` of graph node `node`, or as the gradient of parameter `parameter`."""
-
-    root: Root
-    phase: str
-    node: int | None = None
-    position: int = 0
-    parameter: int | None = None
+__all__ = ["Table", "build_table"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -145,22 +111,6 @@ class Table:
             return ("update", ties.parameter_class[use.parameter], use.root.places)
         assert use.node is not None
         return (ties.node_class[use.node], use.position, use.root.places)
-
-
-def uses_of(model: Model) -> dict[tuple[int, str], list[Use]]:
-    """All readings of root values, by (root value, phase), in order."""
-    graph, roots = model.graph, model.roots
-    found: dict[tuple[int, str], list[Use]] = defaultdict(list)
-    for node in graph.nodes:
-        if is_view(model.dims, node.index):
-            continue
-        for position, value in enumerate(node.operands):
-            root = roots[value]
-            found[root.value, node.phase].append(Use(root=root, phase=node.phase, node=node.index, position=position))
-    for index, parameter in enumerate(graph.parameters):
-        root = roots[parameter.gradient]
-        found[root.value, "update"].append(Use(root=root, phase="update", parameter=index))
-    return dict(found)
 
 
 def build_table(model: Model, costing: Costing, pins: Pins) -> Table:
@@ -339,92 +289,3 @@ class _Builder:
         whole = tuple(REPLICATE for _ in self.costing.sizes)
         cost = self._conversion(root.value, "forward", produced[1], [whole])
         self.costs[produced[0]] = self.costs[produced[0]] + cost[:, 0]
-
-
-# ------------------------------------------------------------------------------------------------- memory
-
-
-def usages(table: Table, edge_number: dict[tuple[int, int], int]) -> tuple[Usage, ...]:
-    """What the choices hold and when: parameters and optimizer state throughout; a value from its writer to its last reader; a
-    reduced gradient until the update; what a change of layout makes, while it is read."""
-    return _Usages(table, edge_number).all()
-
-
-class _Usages:
-    def __init__(self, table: Table, edge_number: dict[tuple[int, int], int]) -> None:
-        self.table, self.edge_number = table, edge_number
-        self.horizon = len(table.model.graph.nodes) + 1
-        self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
-        self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
-        self.sizes: dict[Hashable, Array] = {}
-
-    def all(self) -> tuple[Usage, ...]:
-        """All usages, alike ones as one with a profile over time."""
-        self._states()
-        groups = uses_of(self.table.model)
-        by_value: dict[int, list[Use]] = defaultdict(list)
-        for (value, phase), uses in groups.items():
-            by_value[value] += uses
-            self._copies(value, phase, uses)
-        for value, uses in by_value.items():
-            self._value(value, uses)
-        out = [Usage(node=node, nbytes=nbytes, profile=profile) for (node, _), (nbytes, profile) in self.nodes.items()]
-        for (u, v, _), (nbytes, profile) in self.edges.items():
-            out.append(Usage(edge=self.edge_number[u, v], nbytes=nbytes, profile=profile))
-        return tuple(out)
-
-    def _hold(self, node: int, key: Hashable, nbytes: Callable[[], Array], start: int, end: int, times: int = 1) -> None:
-        if (node, key) not in self.nodes:
-            self.nodes[node, key] = (nbytes(), np.zeros(self.horizon))
-        self.nodes[node, key][1][start:end] += times
-
-    def _bytes(self, value: int, layouts: list[Layout]) -> Array:
-        flat, itemsize = self.table.flat(value), dtype_bytes(self.table.model.graph.values[value].dtype)
-        return np.array([local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts], dtype=float)
-
-    def _states(self) -> None:
-        model, costing = self.table.model, self.table.costing
-        for node, members in zip(self.table.parameter_of, model.ties.parameters_of, strict=True):
-            value = model.graph.values[model.graph.parameters[members[0]].value]
-            flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
-            held = [
-                float(sum(costing.parameter_bytes(flat, itemsize, value.dtype, s).values()))
-                for s in self.table.parameter_strategies[node]
-            ]
-            self._hold(node, "state", lambda held=held: np.array(held), 0, self.horizon, len(members))  # type: ignore[misc]
-
-    def _value(self, value: int, uses: list[Use]) -> None:
-        found, table = self.table.model.graph.values[value], self.table
-        if found.kind in ("input", "buffer"):
-            consumer, after = table.consumed(uses[0])
-            last = max(use.node for use in uses if use.node is not None)
-            self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)
-            return
-        if found.writer is None:
-            return
-        produced = table.produced(value)
-        assert produced is not None
-        last = max([use.node for use in uses if use.node is not None], default=found.writer)
-        place = table.model.graph.nodes[found.writer].results.index(value)
-        self._hold(produced[0], ("result", place), lambda: self._bytes(value, produced[1]), found.writer, last + 1)
-        for use in uses:
-            if use.parameter is not None:
-                consumer, after = table.consumed(use)
-                self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
-
-    def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
-        times = [use.node for use in uses if use.node is not None]
-        produced = self.table.produced(value)
-        if not times or produced is None:
-            return
-        hub = self.table.hub_of.get((value, phase))
-        read = self.table.consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
-        u, v = produced[0], read[0]
-        if u == v:
-            return
-        key = (min(u, v), max(u, v), (phase, self.table.producer_key(value), hub))
-        if key not in self.edges:
-            changed = np.array([[a != b for b in read[1]] for a in produced[1]], dtype=float)
-            nbytes = changed * self._bytes(value, read[1])[None, :]
-            self.edges[key] = (nbytes if u < v else nbytes.T, np.zeros(self.horizon))
-        self.edges[key][1][min(times) : max(times) + 1] += 1

@@ -13,9 +13,9 @@ from planner.choices import Choices
 from planner.costing import Costing
 from planner.graph import Node
 from planner.layout import Mesh
+from planner.model import Model
 from planner.pins import batch_atoms
 from planner.strategies import Option
-from planner.table import Model
 from planner.ties import pattern_of
 from planner.views import is_view
 from planner.workload import Workload

@@ -18,13 +18,14 @@ from planner.costing import Costing, total_gradient_bytes
 from planner.graph import Node
 from planner.layout import Mesh
 from planner.lower import lower
+from planner.model import Model, Pins
 from planner.pins import parse_pin, pins_for
 from planner.plan import modelled
 from planner.program import Program
 from planner.solver import Edge, Problem, Solution, solve
 from planner.solver.bound import decode, reparametrise
 from planner.strategies import Option, options_of
-from planner.table import Model, Pins, Table, build_table
+from planner.table import Table, build_table
 from planner.trace import trace
 from planner.words import atom_names
 from planner.workload import Workload

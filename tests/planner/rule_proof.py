@@ -36,7 +36,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
 Choice = int | frozenset[int]
 
 
-class Wrong(AssertionError):  # noqa: N818 - reads as `raises(Wrong)`
+class Wrong(AssertionError):
     """The shards do not make up the whole."""
 
 

@@ -18,10 +18,11 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
 from planner.choices import read_choices, recost
 from planner.costing import BUCKET_BYTES, Costing
+from planner.model import Pins, uses_of
 from planner.predict import memory_by_category
 from planner.program import Communicate
 from planner.solver import Solution, solve
-from planner.table import Pins, Table, build_table, uses_of
+from planner.table import Table, build_table
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
 MESHES = ("a=4", "a=2,b=2", "a=4,b=2", "a=2,b=2,c=2")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from small_plans import ask_for, traced
 
-from planner.table import Model
+from planner.model import Model
 from planner.ties import layer_of, pattern_of
 from planner.views import is_view
 

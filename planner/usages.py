@@ -1,0 +1,111 @@
+"""What every choice holds in memory, and when: the usages of the strategy-selection problem.
+
+Table -> usages. Parameters and optimizer state throughout; a value from its writer to its last reader; a reduced gradient until the
+update; what a change of layout makes, while it is read. Alike usages are one, with a profile over time.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cost_models.memory import dtype_bytes
+from planner.costing import local_numel
+from planner.layout import Layout
+from planner.model import Use, uses_of
+from planner.solver import Usage
+from planner.solver.problem import Array
+
+if TYPE_CHECKING:
+    from planner.table import Table
+
+__all__ = ["usages"]
+
+
+def usages(table: Table, edge_number: dict[tuple[int, int], int]) -> tuple[Usage, ...]:
+    """What the choices hold and when: parameters and optimizer state throughout; a value from its writer to its last reader; a
+    reduced gradient until the update; what a change of layout makes, while it is read."""
+    return _Usages(table, edge_number).all()
+
+
+class _Usages:
+    def __init__(self, table: Table, edge_number: dict[tuple[int, int], int]) -> None:
+        self.table, self.edge_number = table, edge_number
+        self.horizon = len(table.model.graph.nodes) + 1
+        self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
+        self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
+        self.sizes: dict[Hashable, Array] = {}
+
+    def all(self) -> tuple[Usage, ...]:
+        """All usages, alike ones as one with a profile over time."""
+        self._states()
+        groups = uses_of(self.table.model)
+        by_value: dict[int, list[Use]] = defaultdict(list)
+        for (value, phase), uses in groups.items():
+            by_value[value] += uses
+            self._copies(value, phase, uses)
+        for value, uses in by_value.items():
+            self._value(value, uses)
+        out = [Usage(node=node, nbytes=nbytes, profile=profile) for (node, _), (nbytes, profile) in self.nodes.items()]
+        for (u, v, _), (nbytes, profile) in self.edges.items():
+            out.append(Usage(edge=self.edge_number[u, v], nbytes=nbytes, profile=profile))
+        return tuple(out)
+
+    def _hold(self, node: int, key: Hashable, nbytes: Callable[[], Array], start: int, end: int, times: int = 1) -> None:
+        if (node, key) not in self.nodes:
+            self.nodes[node, key] = (nbytes(), np.zeros(self.horizon))
+        self.nodes[node, key][1][start:end] += times
+
+    def _bytes(self, value: int, layouts: list[Layout]) -> Array:
+        flat, itemsize = self.table.flat(value), dtype_bytes(self.table.model.graph.values[value].dtype)
+        return np.array([local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts], dtype=float)
+
+    def _states(self) -> None:
+        model, costing = self.table.model, self.table.costing
+        for node, members in zip(self.table.parameter_of, model.ties.parameters_of, strict=True):
+            value = model.graph.values[model.graph.parameters[members[0]].value]
+            flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
+            held = [
+                float(sum(costing.parameter_bytes(flat, itemsize, value.dtype, s).values()))
+                for s in self.table.parameter_strategies[node]
+            ]
+            self._hold(node, "state", lambda held=held: np.array(held), 0, self.horizon, len(members))  # type: ignore[misc]
+
+    def _value(self, value: int, uses: list[Use]) -> None:
+        found, table = self.table.model.graph.values[value], self.table
+        if found.kind in ("input", "buffer"):
+            consumer, after = table.consumed(uses[0])
+            last = max(use.node for use in uses if use.node is not None)
+            self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)
+            return
+        if found.writer is None:
+            return
+        produced = table.produced(value)
+        assert produced is not None
+        last = max([use.node for use in uses if use.node is not None], default=found.writer)
+        place = table.model.graph.nodes[found.writer].results.index(value)
+        self._hold(produced[0], ("result", place), lambda: self._bytes(value, produced[1]), found.writer, last + 1)
+        for use in uses:
+            if use.parameter is not None:
+                consumer, after = table.consumed(use)
+                self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
+
+    def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
+        times = [use.node for use in uses if use.node is not None]
+        produced = self.table.produced(value)
+        if not times or produced is None:
+            return
+        hub = self.table.hub_of.get((value, phase))
+        read = self.table.consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
+        u, v = produced[0], read[0]
+        if u == v:
+            return
+        key = (min(u, v), max(u, v), (phase, self.table.producer_key(value), hub))
+        if key not in self.edges:
+            changed = np.array([[a != b for b in read[1]] for a in produced[1]], dtype=float)
+            nbytes = changed * self._bytes(value, read[1])[None, :]
+            self.edges[key] = (nbytes if u < v else nbytes.T, np.zeros(self.horizon))
+        self.edges[key][1][min(times) : max(times) + 1] += 1
