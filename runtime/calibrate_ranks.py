@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,10 +216,11 @@ def _counts(num_ranks: int) -> list[int]:
 
 # ------------------------------------------------------------------------------------------------- collectives
 
-_COLLECTIVE_SIZES = (1 << 8, 1 << 12, 1 << 15, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
-#: Products between two collectives: about two milliseconds of a core, as between the collectives of a step.
-_BURST = 6
-_ROUNDS = 5
+_COLLECTIVE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+#: Products between two collectives: about two milliseconds of a core, as between the collectives of a step; where ranks share a
+#: core, about six, longer than the system lets one of them run before it turns to the next.
+_BURST, _LONG_BURST = 6, 18
+_ROUNDS = 4
 
 
 def _collectives(settings: Settings, place: Place, emit: Emit) -> tuple[CollectiveRow, ...]:
@@ -228,8 +229,7 @@ def _collectives(settings: Settings, place: Place, emit: Emit) -> tuple[Collecti
     rows: list[CollectiveRow] = []
     layouts = [(n, g) for n in _counts(place.num_ranks)[1:] for g in range(1, place.num_ranks // n + 1)]
     for at, (size, num_groups) in enumerate(layouts):
-        groups = [dist.new_group(list(range(i * size, (i + 1) * size))) for i in range(num_groups)]
-        mine = place.rank // size
+        groups = _groups(place.rank, size, num_groups)
         dist.barrier()
         burst = _Burst(settings, place, size * num_groups)
         for index, kind in enumerate(_KINDS):
@@ -237,13 +237,22 @@ def _collectives(settings: Settings, place: Place, emit: Emit) -> tuple[Collecti
             emit({"what": f"measuring {kind} of {size} ranks", "done": 0.7 + 0.3 * done})
             for nbytes in sizes:
                 dist.barrier()
-                if mine < num_groups:
-                    call = _collective(kind, nbytes, size, place, groups[mine])
-                    seconds = burst.seconds(call, 7 if nbytes <= 1 << 19 else 3)
+                if groups:
+                    calls = [_collective(kind, nbytes, size, place, group) for group in groups]
+                    seconds = burst.seconds(calls, 5 if nbytes <= 1 << 19 else 3)
                     rows.append(
                         CollectiveRow(kind=kind, group_size=size, num_groups=num_groups, nbytes=nbytes, seconds=seconds)
                     )
     return tuple(rows)
+
+
+def _groups(rank: int, size: int, num_groups: int) -> list[dist.ProcessGroup]:
+    """This rank's group; of several groups at once also that across them, as a mesh has both: ranks of one axis alone would
+    drift apart, and one group would compute while another waits."""
+    neighbours = [list(range(i * size, (i + 1) * size)) for i in range(num_groups)]
+    across = [list(range(i, size * num_groups, num_groups)) for i in range(num_groups)] if num_groups > 1 else []
+    made = [(ranks, dist.new_group(ranks)) for ranks in (*neighbours, *across)]
+    return [group for ranks, group in made if rank in ranks]
 
 
 class _Burst:
@@ -254,23 +263,25 @@ class _Burst:
         self.place = place
         self.matrix = torch.randn(256, 256, device=place.device)
         self.turns = max(1.0, num_ranks / settings.num_cores)
+        self.products = _LONG_BURST if self.turns > 1 else _BURST
 
-    def seconds(self, call: Callable[[], Any], windows: int) -> float:
-        """Wall seconds of a round of compute and a call, less the core time of the compute times the ranks that share a core: the
-        median over windows of a window's mean."""
-        call()
-        return statistics.median(self._window(call) for _ in range(windows))
+    def seconds(self, calls: Sequence[Callable[[], Any]], windows: int) -> float:
+        """Wall seconds of a round of compute and a call, the calls in turn, less the core time of the compute times the ranks
+        that share a core: the median over windows of a window's mean."""
+        for call in calls:
+            call()
+        return statistics.median(self._window(calls) for _ in range(windows))
 
-    def _window(self, call: Callable[[], Any]) -> float:
+    def _window(self, calls: Sequence[Callable[[], Any]]) -> float:
         if self.place.device.type == "cuda":
-            return _device_seconds(call, ())
+            return _device_seconds(calls[0], ())
         computed, start = 0.0, time.perf_counter()
-        for _ in range(_ROUNDS):
+        for index in range(_ROUNDS):
             core = time.thread_time()
-            for _ in range(_BURST):
+            for _ in range(self.products):
                 torch.mm(self.matrix, self.matrix)
             computed += time.thread_time() - core
-            call()
+            calls[index % len(calls)]()
         return max(time.perf_counter() - start - self.turns * computed, 1e-5) / _ROUNDS
 
 
@@ -285,7 +296,7 @@ def _collective(kind: str, nbytes: int, size: int, place: Place, group: dist.Pro
             id="calibration", kind=kind, axes=(0,), sources=(0,), results=(1,), expanded=(expanded,), shapes=(result,),
             dtypes=("float32",), gather=0 if kind != "reduce_scatter" else None, split=0, phase="forward",
         ),
-        group, size, place.rank % size, [True],
+        group, size, dist.get_rank(group), [True],
     )  # fmt: skip
     value = torch.randn(part, device=place.device)
     return lambda: collective(value)
