@@ -106,6 +106,7 @@ def _device_seconds(call: Callable[..., Any], arguments: tuple[Any, ...]) -> flo
 def measure(settings: Settings, emit: Emit) -> Measured | None:
     """The measurements on rank 0, None on the others. Emits `{"what", "done"}`, done from 0 to 1."""
     with join(settings.num_ranks, settings.device) as place:
+        emit = emit if place.rank == 0 else _silent
         torch.manual_seed(place.rank)
         timer = _Timer(settings, place)
         found = _alone(timer, emit) if place.rank == 0 else None
@@ -118,6 +119,10 @@ def measure(settings: Settings, emit: Emit) -> Measured | None:
         return Measured(
             ops=ops, gemms=gemms, shared=shared, collectives=collectives, op_overhead=overhead[0], step_overhead=overhead[1]
         )  # fmt: skip
+
+
+def _silent(event: dict[str, Any]) -> None:
+    """One rank tells how far all are."""
 
 
 def _meet(place: Place) -> None:
@@ -140,10 +145,10 @@ def _alone(timer: _Timer, emit: Emit) -> tuple[tuple[OpRow, ...], tuple[GemmRow,
         ops.append(row_of(case, arguments, timer.seconds(case.call(), arguments)))
     optimizer, step_overhead = _optimizer_rows(timer)
     gemms = []
-    for dtype in _DTYPES:
+    for number, dtype in enumerate(_DTYPES):
         shapes = GEMM_SHAPES[:3] if settings.quick else GEMM_SHAPES if dtype == "float32" else GEMM_SHAPES[1::3]
         for index, shape in enumerate(shapes):
-            emit({"what": f"measuring products in {dtype}", "done": 0.3 + 0.2 * index / len(shapes)})
+            emit({"what": f"measuring products in {dtype}", "done": 0.3 + 0.2 * (number + index / len(shapes)) / len(_DTYPES)})
             gemms.append(_gemm_row(timer, shape, dtype))
     return (*ops, *optimizer), tuple(gemms), (overhead[0], overhead[1] + step_overhead)
 
