@@ -1,9 +1,11 @@
 """Simulated against measured step time on this machine, after `plan calibrate`.
 
-    python benchmarks/accuracy.py [--models lstm,mlp,cnn,gpt] [--ranks 1,2,4] [--steps 15] [--out FILE]
+    plan calibrate
+    python benchmarks/accuracy.py [--models lstm,mlp,cnn,gpt] [--ranks 1,2,4] [--steps 15] [--rounds 2] [--out FILE]
 
-Plans are made for the calibrated machine and run here. Error is predicted / measured - 1. The baseline is one constant, seconds a flop,
-fitted to the same rows.
+Plans are made for the calibrated machine and run here, all of them in every round; the measured step is the median over the steps
+of all rounds. Error is predicted / measured - 1. The baseline is one constant, seconds a flop, fitted to the same rows. `others` is
+the share of the machine's cores that processes other than the run's had meanwhile: above a few percent the row measures them too.
 """
 
 from __future__ import annotations
@@ -11,13 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import resource
 import statistics
 import tempfile
-from datetime import UTC, datetime
+import time
+import tomllib
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from provenance import provenance
 
 from cost_models.cluster import load_cluster
 from planner.ask import Ask
@@ -26,7 +32,7 @@ from planner.search import search
 from planner.trace import trace
 from planner.workload import load_workload
 from runtime.calibrate import calibrated_path
-from runtime.compare import compare
+from runtime.compare import Comparison, compare
 
 #: Sizes at which a step takes some tens to hundreds of milliseconds on this machine.
 SIZES: dict[str, dict[str, Any]] = {
@@ -45,20 +51,54 @@ def flops_of(model: str) -> float:
     return sum(o.signature.cost(o.letter_sizes(o.sizes)).flops for o in ops if o.signature.kind in kinds and o.signature.cost)
 
 
-def measure(model: str, ranks: int, steps: int) -> dict[str, Any]:
-    """The row of one model on some ranks."""
+@dataclass
+class Case:
+    """One model on some ranks: its plan, and what every round measured."""
+
+    model: str
+    ranks: int
+    path: Path
+    mesh: str
+    compared: list[Comparison]
+    others: list[float]
+
+    def run(self, steps: int) -> None:
+        before, start = _busy(), time.perf_counter()
+        own = _children()
+        self.compared.append(compare(self.path, num_steps=steps))
+        cores = (os.cpu_count() or 1) * (time.perf_counter() - start)
+        self.others.append(max(0.0, (_busy() - before) - (_children() - own)) / cores)
+
+    def row(self) -> dict[str, Any]:
+        last = self.compared[-1]
+        measured = statistics.median(s for c in self.compared for s in c.step_times_s)
+        return {
+            "model": self.model, "ranks": self.ranks, "mesh": self.mesh, "predicted_s": last.predicted_step_time_s,
+            "measured_s": measured, "error": last.predicted_step_time_s / measured - 1, "flops": flops_of(self.model),
+            "round_medians_s": [c.measured_step_time_s for c in self.compared], "others": statistics.mean(self.others),
+            "predicted_peak_bytes": last.predicted_peak_memory_bytes, "measured_peak_bytes": last.measured_peak_memory_bytes,
+            "by_kind": [row.as_json() for row in last.by_kind],
+        }  # fmt: skip
+
+
+def _busy() -> float:
+    """Core seconds that the machine has spent on anything since it started."""
+    fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    return (sum(fields) - fields[3] - fields[4]) / os.sysconf("SC_CLK_TCK")
+
+
+def _children() -> float:
+    """Core seconds of this process and of the processes that it has waited for."""
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(u.ru_utime + u.ru_stime for u in used)
+
+
+def plan_case(model: str, ranks: int, folder: Path) -> Case:
     cluster = load_cluster(calibrated_path(), num_devices=ranks)
     found = search(Ask(model=model, dtype="float32", num_devices=ranks, **SIZES[model]), cluster)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "plan.json"
-        write_plan(found.plan, path)
-        compared = compare(path, num_steps=steps)
-    return {
-        "model": model, "ranks": ranks, "mesh": str(found.plan.mesh), "predicted_s": compared.predicted_step_time_s,
-        "measured_s": compared.measured_step_time_s, "error": compared.error, "flops": flops_of(model),
-        "predicted_peak_bytes": compared.predicted_peak_memory_bytes, "measured_peak_bytes": compared.measured_peak_memory_bytes,
-        "by_kind": [row.as_json() for row in compared.by_kind],
-    }  # fmt: skip
+    path = folder / f"{model}-{ranks}.json"
+    write_plan(found.plan, path)
+    return Case(model, ranks, path, str(found.plan.mesh), [], [])
 
 
 def summary(errors: list[float]) -> dict[str, float]:
@@ -75,6 +115,12 @@ def baseline(rows: list[dict[str, Any]]) -> list[float]:
     return [rate * r["flops"] / r["measured_s"] - 1 for r in rows]
 
 
+def provenance_of(hardware: str) -> dict[str, str]:
+    """When and how the hardware file was measured."""
+    found: dict[str, str] = tomllib.loads(Path(hardware).read_text())["provenance"]
+    return found
+
+
 def show(name: str, found: dict[str, float]) -> None:
     print(
         f"{name:9s} n {found['n']:.0f}  mean {found['mean']:.1%}  median {found['median']:.1%}  max {found['max']:.1%}  "
@@ -87,25 +133,29 @@ def main() -> None:
     parser.add_argument("--models", default="lstm,mlp,cnn,gpt")
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--steps", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
-    rows = []
-    for model in asked.models.split(","):
-        for ranks in map(int, asked.ranks.split(",")):
-            row = measure(model, ranks, asked.steps)
-            rows.append(row)
-            print(
-                f"{model:5s} {ranks} ranks  {row['mesh']:12s} predicted {row['predicted_s'] * 1e3:7.1f} ms  "
-                f"measured {row['measured_s'] * 1e3:7.1f} ms  {row['error']:+.1%}  memory {row['predicted_peak_bytes'] / 2**20:.0f} "
-                f"of {row['measured_peak_bytes'] / 2**20:.0f} MiB", flush=True
-            )  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        wanted = [(model, int(ranks)) for model in asked.models.split(",") for ranks in asked.ranks.split(",")]
+        cases = [plan_case(model, ranks, Path(folder)) for model, ranks in wanted]
+        for _ in range(asked.rounds):
+            for case in cases:
+                case.run(asked.steps)
+    rows = [case.row() for case in cases]
+    for row in rows:
+        print(
+            f"{row['model']:5s} {row['ranks']} ranks  {row['mesh']:12s} predicted {row['predicted_s'] * 1e3:7.1f} ms  "
+            f"measured {row['measured_s'] * 1e3:7.1f} ms  {row['error']:+.1%}  others {row['others']:.0%}  memory "
+            f"{row['predicted_peak_bytes'] / 2**20:.0f} of {row['measured_peak_bytes'] / 2**20:.0f} MiB", flush=True
+        )  # fmt: skip
     found, one = summary([r["error"] for r in rows]), summary(baseline(rows))
     show("simulated", found)
     show("one rate", one)
     if asked.out is not None:
         record = {
-            "date": datetime.now(UTC).date().isoformat(), "torch": torch.__version__, "command": "python benchmarks/accuracy.py",
-            "rows": rows, "summary": found, "baseline": one,
+            **provenance(f"python benchmarks/accuracy.py --steps {asked.steps} --rounds {asked.rounds}"),
+            "calibration": provenance_of(calibrated_path()), "rows": rows, "summary": found, "baseline": one,
         }  # fmt: skip
         asked.out.write_text(json.dumps(record, indent=1) + "\n")
 

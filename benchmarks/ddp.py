@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from provenance import provenance
 from torch.nn.parallel import DistributedDataParallel
 
 from cost_models.cluster import load_cluster
@@ -121,10 +120,7 @@ def main() -> None:
             f"ratio {row['ratio']:.3f} ({low:.3f} to {high:.3f})", flush=True
         )  # fmt: skip
     if asked.out is not None:
-        record = {
-            "date": datetime.now(UTC).date().isoformat(), "machine": platform.processor() or platform.machine(),
-            "torch": torch.__version__, "command": "python benchmarks/ddp.py", "rows": rows,
-        }  # fmt: skip
+        record = {**provenance(f"python benchmarks/ddp.py --steps {asked.steps}"), "rows": rows}
         asked.out.write_text(json.dumps(record, indent=1) + "\n")
 
 
