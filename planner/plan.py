@@ -207,8 +207,10 @@ def choices_of(plan: Plan, model: Model) -> Choices:
     sizes, strategies = plan.mesh.sizes, {}
     for node in model.graph.nodes:
         options = plan.options[model.ties.node_class[node.index]]
-        if is_view(model.dims, node.index) or options is None:
+        if is_view(model.dims, node.index):
             continue
+        if options is None or len(options) != len(sizes):
+            raise BadPlan(f"the plan has no choice for {node.op} in {node.path!r} on every axis of its mesh; plan again")
         found = op_strategies(model.dims.ops[node.index], sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
         if len(found) != 1:
             raise BadPlan(f"the plan's choice {[_show(o) for o in options]} does not exist for {node.op} in {node.path!r}")
@@ -217,16 +219,23 @@ def choices_of(plan: Plan, model: Model) -> Choices:
     for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
         flat = tuple(size for dim in model.dims.shapes[parameter.value] for size in dim)
         options = plan.parameters[number]
+        if len(options) != len(sizes):
+            raise BadPlan(f"the plan has no choice for parameter {parameter.name!r} on every axis of its mesh; plan again")
         kept = parameter_strategies(flat, sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
         if len(kept) != 1:
             raise BadPlan(f"the plan's choice {[_show(o) for o in options]} does not exist for parameter {parameter.name!r}")
         parameters.append(kept[0])
     hubs = {(value, phase): layout for value, phase, layout in plan.hubs}
     for (value, _), layout in hubs.items():
-        flat = tuple(size for dim in model.dims.shapes[value] for size in dim)
-        if local_sizes(flat, layout, sizes) is None:
-            raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
+        _check_layout(model, value, layout, sizes)
     return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs)
+
+
+def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:
+    known = 0 <= value < len(model.dims.shapes)
+    flat = tuple(size for dim in model.dims.shapes[value] for size in dim) if known else ()
+    if not known or len(layout) != len(sizes) or max(layout) >= len(flat) or local_sizes(flat, layout, sizes) is None:
+        raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
 
 
 def program_of(plan: Plan, cluster: Cluster | None = None) -> Program:

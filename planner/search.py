@@ -166,10 +166,12 @@ class _Searcher:
         table = build_table(self.model, costing, pins_for(self.model, mesh, self.pins if pins is None else pins))
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
-        return [
-            Proposal(mesh=mesh, hidden=h, table=table, solution=solve(table.problem(hidden=h)))
-            for h in (shares[-1:] if last else shares)
-        ]
+        found: list[Proposal] = []
+        for hidden in shares[-1:] if last else shares:
+            guess = found[-1].solution.choice if found else None
+            solution = solve(table.problem(hidden=hidden), guess=guess)
+            found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
+        return found
 
     def candidate(self, proposal: Proposal) -> Candidate:
         """The proposal lowered and simulated."""

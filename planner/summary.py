@@ -54,6 +54,9 @@ def summarise(
         "memory_capacity_bytes": cluster.device.usable_memory,
         "fits": prediction.total_memory_bytes <= cluster.device.usable_memory,
         "replicated_ops": list(replicated_ops(model, choices, costing, mesh)),
-        "groups": [asdict(row) for row in describe(model, workload, mesh, choices, costing)],
+        "groups": [  # lists, as JSON has no tuples: a plan read back is the plan that was written
+            asdict(row) | {"ops": list(row.ops), "parameters": list(row.parameters)}
+            for row in describe(model, workload, mesh, choices, costing)
+        ],
         "planning_time_s": elapsed,
     }

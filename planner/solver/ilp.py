@@ -42,6 +42,9 @@ _FEW_PAIRS, _PATIENCE = 20_000, 20.0
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
+#: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
+_MOST = 200_000
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
@@ -73,23 +76,28 @@ class _Start:
     choice: tuple[int, ...]
 
 
-def solve(problem: Problem, *, time_limit: float = 60.0) -> Solution:
-    """The best choice, its proof, and what the proof rests on."""
+def solve(problem: Problem, *, time_limit: float = 60.0, guess: tuple[int, ...] | None = None) -> Solution:
+    """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
+    the less is left for the integer program."""
     began = time.perf_counter()
     start = _start(problem)
     if isinstance(start, Solution):
         return start
+    if guess is not None and problem.cost(guess) < problem.cost(start.choice) and _peak(problem, guess) <= problem.limit:
+        start = replace(start, choice=guess)
     upper = problem.cost(start.choice)
     whole = max(upper - start.bound, 1e-9 * abs(start.bound))
     slack = min(whole, max(0.1 * whole, 0.005 * abs(start.bound)))
     variables = 0
     best, bound = start.choice, start.bound
-    while True:
+    while _num_kept(problem, start, slack) <= _MOST:
         model = _Model(problem, start, slack * (1 + 1e-9))
         variables = max(variables, model.num_variables)
         found = model.best_fitting(max(1.0, time_limit - (time.perf_counter() - began)))
         if found is not None and problem.cost(found.choice) < problem.cost(best):
             best = found.choice
+        if found is None and not model.exhausted:
+            break
         proved = slack >= whole if found is None else problem.cost(found.choice) <= start.bound + slack or slack >= whole
         if proved:
             inside = found.bound if found is not None else float("inf")
@@ -147,6 +155,13 @@ def _exactly(problem: Problem, moved: Reparametrised) -> tuple[int, ...] | None:
     return None if found is None or not np.isfinite(problem.cost(found.choice)) else found.choice
 
 
+def _num_kept(problem: Problem, start: _Start, slack: float) -> int:
+    """About how many variables the integer program has that `slack` leaves."""
+    kept = [n - n.min() <= slack for n in start.moved.nodes]
+    pairs = (t[np.ix_(kept[e.u], kept[e.v])] for e, t in zip(problem.edges, start.moved.edges, strict=True))
+    return sum(int(k.sum()) for k in kept) + sum(int((table - table.min() <= slack).sum()) for table in pairs)
+
+
 def _num_pairs(problem: Problem) -> int:
     return sum(int(np.isfinite(edge.cost).sum()) for edge in problem.edges)
 
@@ -180,6 +195,7 @@ class _Model:
     def __init__(self, problem: Problem, start: _Start, slack: float) -> None:
         silence_banner()
         self.problem, self.start = problem, start
+        self.exhausted = False  # whether it was shown that no choice (more) fits
         self.kept: list[Labels] = [np.flatnonzero(np.isfinite(n) & (n - n.min() <= slack)) for n in start.moved.nodes]
         unit = max(abs(start.bound), slack if np.isfinite(slack) else _largest(start.moved))
         self.scale = _SCALE / (unit or 1.0)
@@ -270,6 +286,7 @@ class _Model:
         self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9))
         info = self.model.solverModel.getInfo()
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible
+            self.exhausted = "nfeasible" in self.model.solverModel.modelStatusToString(self.model.solverModel.getModelStatus())
             return None
         choice = tuple(max(x, key=lambda i: float(x[i].varValue))[0] for x in self.x)
         constant = self.start.moved.bound

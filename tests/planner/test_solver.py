@@ -7,11 +7,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
+import pulp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from planner.solver import Edge, Problem, Usage, solve
+from planner.solver import Edge, Problem, Usage, ilp, solve
 from planner.solver.bound import decode, reparametrise
 from planner.solver.memory import leanest, priced_problem
 
@@ -174,17 +175,46 @@ def test_a_first_guess_that_is_impossible() -> None:
 
 def test_no_time_is_no_false_proof() -> None:
     """What is given with no time left is a choice with an honest bound, never called optimal unless they meet."""
-    rng = np.random.default_rng(3)
-    costs = tuple(rng.integers(0, 50, 4).astype(float) for _ in range(9))
-    pairs = itertools.combinations(range(9), 2)
-    problem = Problem(
-        costs=costs, edges=tuple(Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs)
-    )
+    problem = hard()
     hurried, proved = solve(problem, time_limit=0.0), solve(problem)
     assert proved.status == "optimal"
     assert hurried.bound <= proved.objective * (1 + 1e-9)
     assert hurried.objective >= proved.bound * (1 - 1e-9)
     assert (hurried.status == "optimal") == (hurried.gap <= 1e-6)
+
+
+def hard() -> Problem:
+    """Nine nodes, each at odds with all others: message passing alone leaves a gap."""
+    rng = np.random.default_rng(3)
+    costs = tuple(rng.integers(0, 50, 4).astype(float) for _ in range(9))
+    pairs = itertools.combinations(range(9), 2)
+    return Problem(
+        costs=costs, edges=tuple(Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs)
+    )  # fmt: skip
+
+
+def test_a_solver_that_ran_out_of_time_has_proved_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """HiGHS ends without a solution: that is no proof that there is none."""
+    real = pulp.HiGHS
+    best = solve(hard()).objective
+    monkeypatch.setattr(pulp, "HiGHS", lambda **options: real(**options | {"timeLimit": 0.0}))
+    hurried = solve(hard())
+    assert hurried.bound <= best
+    assert hurried.gap > 1e-3 and hurried.status == "feasible"
+
+
+def test_a_program_too_large_to_write_down_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ilp, "_MOST", 10)
+    left = solve(hard())
+    assert left.status == "feasible" and left.num_variables == 0
+    assert left.bound < left.objective == hard().cost(left.choice)
+
+
+def test_a_good_guess_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    best = solve(hard())
+    monkeypatch.setattr(ilp, "_MOST", 0)
+    assert solve(hard(), guess=best.choice).objective == best.objective < solve(hard()).objective
+    assert solve(hard(), guess=(0,) * 9).objective <= hard().cost((0,) * 9)
 
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,196 @@
+"""The plan's file: a round trip, the same choices on every rank, and damaged files named."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_plans import ask_for
+
+import planner.search
+from cost_models.cluster import load_cluster
+from cost_models.errors import BadPlan, UnknownName
+from planner.choices import recost
+from planner.plan import Plan, choices_of, costing_of, model_of, plan_text, program_of, read_plan, write_plan
+from planner.predict import predict
+from planner.search import Found, search
+from planner.strategies import Option
+
+
+@pytest.fixture(scope="module")
+def found() -> Found:
+    return search(ask_for("gpt"), load_cluster("cpu", num_devices=4))
+
+
+@pytest.fixture()
+def path(found: Found, tmp_path: Path) -> Path:
+    out = tmp_path / "plan.json"
+    write_plan(found.plan, out)
+    return out
+
+
+@pytest.mark.parametrize("model", ["gpt", "lstm", "mlp", "cnn"])
+def test_a_round_trip_is_the_identity(model: str, tmp_path: Path) -> None:
+    plan = search(ask_for(model), load_cluster("dgx-h100", num_devices=4)).plan
+    write_plan(plan, tmp_path / "plan.json")
+    again = read_plan(tmp_path / "plan.json")
+    assert again == plan
+    assert plan_text(again) == plan_text(plan)
+
+
+def test_ranks_make_the_same_program_without_solving(found: Found, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **named: Any) -> None:
+        raise AssertionError("solved again")
+
+    monkeypatch.setattr(planner.search, "solve", refuse)
+    plan = read_plan(path)
+    program = program_of(plan)
+    assert program.instructions == found.program.instructions
+    assert replace(program, mesh=found.program.mesh) == found.program
+
+
+def test_the_reported_figures_are_those_of_the_file(found: Found, path: Path) -> None:
+    """The objective is the choices costed again; the step time is the program's."""
+    plan = read_plan(path)
+    model = model_of(plan)
+    again = recost(model, costing_of(plan, model), choices_of(plan, model), hidden=plan.solver.hidden)
+    assert again == pytest.approx(plan.solver.objective, rel=1e-12)
+    assert predict(program_of(plan), plan.hardware.cluster()).step_time_s == plan.summary["step_time_s"]
+
+
+def test_the_hardware_travels_with_the_plan(path: Path) -> None:
+    assert read_plan(path).hardware.cluster() == load_cluster("cpu", num_devices=4)
+
+
+# ------------------------------------------------------------------------------------------------- damaged files
+
+
+def damaged(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
+    body = json.loads(path.read_text())
+    change(body)
+    path.write_text(json.dumps(body))
+    return path
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(
+        BadPlan, match=r"no\.json: cannot be read \(No such file or directory\); make a plan with: plan --model NAME"
+    ):
+        read_plan(tmp_path / "no.json")
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
+def test_truncated(path: Path, share: float) -> None:
+    text = path.read_text()
+    path.write_text(text[: int(share * len(text))])
+    with pytest.raises(BadPlan, match=r"plan\.json: not a whole plan file \(.*\); plan again"):
+        read_plan(path)
+
+
+def test_not_text(path: Path) -> None:
+    path.write_bytes(b"\x80\x04\x95\xff")
+    with pytest.raises(BadPlan, match="not a whole plan file"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("body", ["[]", "3", "{}", '{"format": "other"}'])
+def test_not_a_plan(path: Path, body: str) -> None:
+    path.write_text(body)
+    with pytest.raises(BadPlan, match=r"plan\.json: not a plan file \(no format 'shardwright-plan'\)"):
+        read_plan(path)
+
+
+@pytest.mark.parametrize("version", [0, 99, None, "1"])
+def test_another_version(path: Path, version: Any) -> None:
+    with pytest.raises(BadPlan, match=rf"a plan of version {version}, this program reads version 1; plan again"):
+        read_plan(damaged(path, lambda body: body.update(version=version)))
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda body: body.pop("mesh"), "KeyError: 'mesh'"),
+        (lambda body: body.pop("solver"), "KeyError: 'solver'"),
+        (lambda body: body["ask"].pop("dtype"), "dtype"),
+        (lambda body: body["ask"].update(colour="red"), "colour"),
+        (lambda body: body["mesh"].update(names=["a", "b"]), "one distinct name an axis"),
+        (lambda body: body.update(options=5), "TypeError"),
+        (lambda body: body["parameters"].__setitem__(0, ["melted"]), "unknown option 'melted'"),
+        (lambda body: body["parameters"].__setitem__(0, ["split:x"]), "split:x|invalid literal"),
+        (lambda body: body["hubs"].append({"phase": "forward"}), "KeyError"),
+    ],
+)
+def test_damaged_parts_are_named(path: Path, change: Callable[[dict[str, Any]], Any], named: str) -> None:
+    with pytest.raises(BadPlan, match=rf"plan\.json: the plan file is damaged \(.*({named}).*\); plan again"):
+        read_plan(damaged(path, change))
+
+
+def test_made_for_another_graph(path: Path) -> None:
+    plan = read_plan(damaged(path, lambda body: body.update(graph_hash="0" * 64)))
+    now = r"made for another graph of 'gpt' \(hash 000000000000, now [0-9a-f]{12}\): the model's code or torch has changed; plan again"
+    with pytest.raises(BadPlan, match=now):
+        model_of(plan)
+    other = read_plan(damaged(path, lambda body: body["ask"].update(batch=16)))
+    with pytest.raises(BadPlan, match="made for another graph"):
+        program_of(other)
+
+
+def test_a_model_that_is_gone(path: Path) -> None:
+    with pytest.raises(UnknownName, match="unknown model 'gtp'"):
+        program_of(read_plan(damaged(path, lambda body: body["ask"].update(model="gtp"))))
+
+
+def tampered(found: Found, **parts: Any) -> Plan:
+    return replace(found.plan, **parts)
+
+
+@pytest.mark.parametrize("part", ["options", "parameters"])
+def test_choices_for_another_number_of_ops(found: Found, part: str) -> None:
+    short = tampered(found, **{part: getattr(found.plan, part)[:-1]})
+    with pytest.raises(BadPlan, match="choices for another number of ops than the model has; plan again"):
+        choices_of(short, found.model)
+
+
+def test_a_choice_that_does_not_exist(found: Found) -> None:
+    wrong = (Option("split", 40),) * len(found.plan.mesh.sizes)
+    at = next(i for i, o in enumerate(found.plan.options) if o is not None)
+    options = (*found.plan.options[:at], wrong, *found.plan.options[at + 1 :])
+    with pytest.raises(BadPlan, match=r"the plan's choice \['split:40'.*\] does not exist for aten\."):
+        choices_of(tampered(found, options=options), found.model)
+    with pytest.raises(BadPlan, match=r"the plan's choice \['split:40'.*\] does not exist for parameter 'wte\.weight'"):
+        choices_of(tampered(found, parameters=(wrong, *found.plan.parameters[1:])), found.model)
+
+
+def test_too_few_axes_in_a_choice(found: Found) -> None:
+    """A choice of one axis too few, or none where an op needs one, is a damaged plan and no crash."""
+    at = next(i for i, o in enumerate(found.plan.options) if o is not None)
+    for wrong in ((), None):
+        options = (*found.plan.options[:at], wrong, *found.plan.options[at + 1 :])
+        with pytest.raises(BadPlan, match=r"does not exist for|has no choice for"):
+            choices_of(tampered(found, options=options), found.model)
+
+
+def test_a_layout_that_does_not_divide(found: Found) -> None:
+    axes = len(found.plan.mesh.sizes)
+    value = next(v.id for v in found.model.graph.values if v.kind == "activation" and v.shape == ())
+    for hubs in (((value, "forward", (0,) * axes),), ((10**6, "forward", (-1,) * axes),)):
+        with pytest.raises(BadPlan, match=r"the plan's layout .* value \d+; plan again"):
+            choices_of(tampered(found, hubs=hubs), found.model)
+
+
+def test_writing_is_whole_or_not_at_all(found: Found, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = path.read_text()
+
+    def fail(*args: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", fail)
+    with pytest.raises((OSError, ValueError)):
+        write_plan(tampered(found, graph_hash="x"), path)
+    assert path.read_text() == before
+    assert [p.name for p in path.parent.iterdir()] == ["plan.json"]

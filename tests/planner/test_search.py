@@ -1,0 +1,162 @@
+"""The search: any number of devices, what fits, what a person would have typed, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from small_plans import ask_for, mesh_of
+
+from cost_models.cluster import Cluster, load_cluster
+from cost_models.errors import DoesNotFit, NoPlan
+from planner.ask import Ask
+from planner.pins import parse_pin
+from planner.search import Found, meshes_of, search
+
+SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}
+
+
+def with_memory(cluster: Cluster, nbytes: float) -> Cluster:
+    """The cluster with so many usable bytes a device."""
+    device = cluster.device
+    return replace(cluster, device=replace(device, memory=int(nbytes) + device.reserved_memory))
+
+
+def check(found: Found, num_devices: int) -> None:
+    """What every plan keeps."""
+    plan = found.plan
+    assert plan.mesh.num_devices == num_devices
+    assert plan.solver.gap <= 1e-6 or plan.solver.status == "feasible"
+    assert plan.solver.bound <= plan.solver.objective
+    assert plan.summary["fits"] and plan.summary["step_time_s"] > 0.0
+    step = plan.summary["step_time_s"]
+    for row in plan.alternatives:
+        assert (row.step_time_s is None) == bool(row.reason)
+        assert not row.fits or row.step_time_s is None or step <= 1.01 * row.step_time_s, row
+
+
+@pytest.mark.parametrize("num_devices", [1, 2, 3, 5, 7, 64])
+def test_any_number_of_devices(num_devices: int) -> None:
+    settings = {key: str(size) for key, size in SIZES.items()}
+    ask = Ask(model="lstm", batch=None, seq=None, settings=settings, dtype="float32", num_devices=num_devices)
+    found = search(ask, load_cluster("dgx-h100", num_devices=num_devices))
+    check(found, num_devices)
+    assert found.plan.solver.gap <= 1e-6
+    assert math.prod(found.plan.mesh.sizes) == num_devices
+
+
+@pytest.mark.parametrize("model", ["mlp", "cnn", "gpt"])
+@pytest.mark.parametrize("hardware", ["cpu", "dgx-h100"])
+def test_no_fitting_alternative_is_faster(model: str, hardware: str) -> None:
+    found = search(ask_for(model, dtype="float32"), load_cluster(hardware, num_devices=4))
+    check(found, 4)
+    assert [row.name for row in found.plan.alternatives] == ["data parallel", "ZeRO-3", "tensor parallel", "Megatron 2-D"]
+    assert found.plan.solver.gap <= 1e-6
+
+
+def test_a_pinned_mesh_is_kept() -> None:
+    found = search(ask_for("gpt"), load_cluster("cpu", num_devices=4), mesh=mesh_of("dp=2,tp=2"), pins=(parse_pin("*=zero1"),))
+    assert str(found.plan.mesh) == "dp=2,tp=2"
+    assert all(o[0].kind == "update" for o in found.plan.parameters)
+
+
+@pytest.mark.parametrize("batch", [7, 5])
+def test_a_batch_that_no_mesh_divides(batch: int) -> None:
+    message = rf"a batch of {batch} is divided by no mesh of 8 devices: use --batch 8, or --mesh tp=8 to plan without splitting"
+    with pytest.raises(NoPlan, match=message):
+        search(ask_for("mlp", batch=batch), load_cluster("cpu", num_devices=8))
+
+
+def test_the_advice_about_the_batch_is_right() -> None:
+    ask = ask_for("mlp", batch=7)
+    cluster = load_cluster("cpu", num_devices=8)
+    assert search(replace(ask, batch=8), cluster).plan.summary["fits"]
+    assert str(search(ask, cluster, mesh=mesh_of("tp=8")).plan.mesh) == "tp=8"
+
+
+@pytest.mark.parametrize(("num_devices", "nodes", "sizes"), [
+    (1, 1, {(1,)}), (7, 1, {(7,)}), (8, 1, {(8,), (4, 2), (2, 2, 2)}), (16, 2, {(16,), (2, 8), (4, 4), (8, 2), (2, 4, 2)}),
+])  # fmt: skip
+def test_meshes(num_devices: int, nodes: int, sizes: set[tuple[int, ...]]) -> None:
+    """On one switch each shape once, largest axis first; over nodes in both orders, the nodes first of three axes."""
+    cluster = load_cluster("dgx-h100", num_devices=num_devices)
+    assert cluster.num_nodes == nodes
+    found = [mesh.sizes for mesh in meshes_of(cluster)]
+    assert len(found) == len(set(found))
+    assert set(found) == sizes
+
+
+# ------------------------------------------------------------------------------------------------- memory
+
+
+@pytest.fixture(scope="module")
+def roomy() -> Found:
+    return search(large(), load_cluster("dgx-h100", num_devices=4))
+
+
+def large() -> Ask:
+    """Parameters are nearly all that is held: 6.3 million of them against a batch of 8."""
+    return ask_for("mlp", dtype="float32", inputs=1024, hidden=1024, outputs=1024, layers=5)
+
+
+@pytest.mark.parametrize("share", [0.6, 0.4])
+def test_where_memory_binds_the_plan_is_cut_and_proved(roomy: Found, share: float) -> None:
+    """Whole copies do not fit: parameters, or at least their optimizer state, are kept in pieces, and no plan is better."""
+    whole = next(row for row in roomy.plan.alternatives if row.name == "data parallel").memory_bytes
+    found = search(large(), with_memory(load_cluster("dgx-h100", num_devices=4), share * whole))
+    check(found, 4)
+    assert found.plan.summary["memory_bytes"]["total"] <= share * whole
+    assert not next(row for row in found.plan.alternatives if row.name == "data parallel").fits
+    kinds = {option.kind for options in found.plan.parameters for option in options}
+    assert kinds & {"split", "update"}
+    assert found.plan.solver.gap <= 0.02
+    assert found.plan.solver.objective >= roomy.plan.solver.bound
+
+
+def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -> None:
+    """Activations are nearly all that is held, so a smaller batch fits, and so do more devices."""
+    ask = ask_for("gpt", 2, dtype="float32", batch=64, layers=1, width=16, vocab=512, positions=64, seq=64)
+    cluster = load_cluster("cpu", num_devices=2)
+    needed = search(ask, cluster)
+    least = with_memory(cluster, 0.6 * min(row.memory_bytes for row in needed.plan.alternatives if row.memory_bytes))
+    with pytest.raises(DoesNotFit) as caught:
+        search(ask, least)
+    message = str(caught.value)
+    parts = (
+        "'gpt' does not fit 2 x cpu-core: the leanest plan (mesh ",
+        ") needs ",
+        " a device, ",
+        " too much, at ",
+        "; largest: ",
+    )
+    for part in (*parts, "; what fits: --batch ", " or --gpus "):
+        assert part in message, (part, message)
+    assert len(message.split("; largest: ")[1].split(";")[0].split(", ")) == 3
+    assert "\n" not in message
+    advice = message.split("what fits: ")[1]
+    smaller, more = advice.split(" or ")
+    batch = int(smaller.split()[1])
+    assert batch < 64
+    assert search(replace(ask, batch=batch), least).plan.summary["fits"]
+    words = more.split()
+    devices = int(words[1])
+    assert words[0] == "--gpus" and words[2:] == ["--batch", "64"]
+    larger = with_memory(load_cluster("cpu", num_devices=devices), least.device.usable_memory)
+    assert search(replace(ask, num_devices=devices), larger).plan.summary["fits"]
+
+
+def test_where_nothing_helps_it_says_so() -> None:
+    ask = ask_for("mlp", 2, inputs=64, hidden=64, batch=2)
+    with pytest.raises(
+        DoesNotFit, match="neither a batch of one sample a device nor more of these devices helps"
+    ):
+        search(ask, with_memory(load_cluster("cpu", num_devices=2), 1000))
+
+
+def test_progress_rises_to_one() -> None:
+    told: list[tuple[str, float]] = []
+    search(ask_for("mlp"), load_cluster("cpu", num_devices=4), progress=lambda what, done: told.append((what, done)))
+    shares = [done for _, done in told]
+    assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
+    assert all(what for what, _ in told)
