@@ -1,0 +1,77 @@
+"""What is said where nothing fits, and the search for the nearest change that does."""
+
+from __future__ import annotations
+
+from cost_models.cluster import Cluster, load_cluster
+from planner.ask import Ask
+from planner.fit import explain_misfit, nearest_change
+from planner.predict import CATEGORIES, Prediction
+
+
+def ask(batch: int | None = 64) -> Ask:
+    return Ask(model="mlp", batch=batch, seq=None, settings={}, dtype="float32", num_devices=4)
+
+
+def told(
+    fits: object, *, batch: int = 64, hardware: str = "dgx-h100", num_devices: int = 4
+) -> tuple[str, list[tuple[int | None, int]]]:
+    tried: list[tuple[int | None, int]] = []
+
+    def record(asked: Ask, cluster: Cluster) -> bool:
+        tried.append((asked.batch, cluster.num_devices))
+        return fits(asked.batch, cluster.num_devices)  # type: ignore[operator]
+
+    return nearest_change(ask(batch), batch, load_cluster(hardware, num_devices=num_devices), record), tried
+
+
+def test_the_largest_batch_and_the_fewest_devices() -> None:
+    text, tried = told(lambda batch, devices: batch / devices <= 4)
+    assert text == "what fits: --batch 16 or --gpus 16 --batch 64"
+    assert tried == [(32, 4), (16, 4), (64, 8), (64, 16)]
+
+
+def test_more_devices_take_their_nodes() -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def fits(asked: Ask, cluster: Cluster) -> bool:
+        seen.append((cluster.num_devices, cluster.num_nodes, cluster.node_width))
+        return False
+
+    nearest_change(ask(1024), 1024, load_cluster("dgx-h100", num_devices=8), fits)
+    assert (16, 2, 8) in seen and (32, 4, 8) in seen
+
+
+def test_only_one_of_the_two_helps() -> None:
+    assert told(lambda batch, devices: devices >= 8)[0] == "what fits: --gpus 8 --batch 64"
+    assert told(lambda batch, devices: batch <= 8)[0] == "what fits: --batch 8"
+
+
+def test_neither_helps() -> None:
+    text, tried = told(lambda batch, devices: False)
+    assert text.startswith("neither a batch of one sample a device nor more of these devices helps: take a smaller model")
+    assert (4, 4) in tried and all(batch % devices == 0 for batch, devices in tried if batch is not None)
+
+
+def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
+    """Halves that the devices do not divide, devices that do not divide the batch, more devices than there are."""
+    text, tried = told(lambda batch, devices: False, batch=12)
+    assert tried == []
+    assert "neither" in text
+    _, tried = told(lambda batch, devices: False, batch=64, hardware="p3.16xlarge")
+    assert max(devices for _, devices in tried) <= 64
+
+
+def test_the_line_has_all_parts_in_si_and_words() -> None:
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    capacity = cluster.device.usable_memory
+    held = dict.fromkeys(CATEGORIES, 0) | {"parameters": capacity, "optimizer": 2**33, "activations": 2**32, "inputs": 5}
+    least = Prediction(
+        step_time_s=1.0, compute_time_s=1.0, exposed_communication_time_s=0.0, idle_time_s=0.0, memory_bytes=held
+    )  # fmt: skip
+    line = explain_misfit("mlp", cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8")
+    assert line.startswith("'mlp' does not fit 4 x h100-sxm: the leanest plan (mesh 2x2) needs ")
+    assert "12.0 GiB too much, at backward.h.0.mm#1; " in line
+    largest = line.split("largest: ")[1].split(";")[0]
+    assert [part.split()[0] for part in largest.split(", ")] == ["parameters", "optimizer", "activations"]
+    assert line.endswith("; what fits: --batch 8")
+    assert "\n" not in line
