@@ -1,0 +1,114 @@
+"""Training by a plan on data of one's own: global batches in, losses and whole parameters out.
+
+    plan file, batches -> ranks of this machine, each with its part of every batch -> Trained
+
+The batches and the result pass between this process and the ranks as files in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import BadValue
+from planner.plan import program_of, read_plan, workload_of
+from runtime.executor import Executor, gather_parameters
+from runtime.groups import make_groups
+from runtime.launcher import Emit, launch
+from runtime.parameters import build
+from runtime.verify import in_dtypes
+from runtime.worker import join
+
+__all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trained:
+    """The loss and the seconds (of rank 0) of every step, and the whole parameters after the last one, by name, on the CPU.
+
+    `module.load_state_dict(trained.parameters, strict=False)` puts them into the plain module; buffers are not trained.
+    """
+
+    losses: tuple[float, ...]
+    step_times_s: tuple[float, ...]
+    parameters: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainRequest:
+    """What a rank is told. Rank 0 writes its `Trained`, as a dict, to `result`."""
+
+    plan: str
+    batches: str
+    result: str
+    seed: int = 0
+    learning_rate: float | None = None
+    device: str = ""
+
+
+def train_plan(
+    plan: str | Path,
+    batches: Iterable[Sequence[Tensor]],
+    *,
+    seed: int = 0,
+    learning_rate: float | None = None,
+    device: str = "",
+    on_event: Callable[[dict[str, Any]], None] | None = None,
+) -> Trained:
+    """What training by the plan in a file gives: a step for each batch, on as many processes as the plan has devices.
+
+    Each of `batches` is global, (inputs..., target) in the shapes that the plan was made for; every rank takes its own part.
+    The model starts from `seed` and runs under the workload's optimizer, at its learning rate unless one is given. `device` is
+    "cpu" or "cuda", by default what there is. `on_event` gets `{"step", "loss", "time_s"}` after each step, in a thread.
+
+    Raises BadValue for no batches, BadPlan for a bad file, RunFailed for a batch of other shapes or if a rank fails otherwise.
+    """
+    num_ranks = read_plan(plan).mesh.num_devices
+    whole = [tuple(batch) for batch in batches]
+    if not whole:
+        raise BadValue("there are no batches to train on: give at least one")
+    with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
+        given, result = Path(folder) / "batches.pt", Path(folder) / "result.pt"
+        torch.save(whole, given)
+        request = TrainRequest(
+            plan=str(plan), batches=str(given), result=str(result), seed=seed, learning_rate=learning_rate, device=device
+        )
+        launch("runtime.training:train_rank", num_ranks, request, on_event=on_event)
+        return Trained(**torch.load(result, weights_only=True))
+
+
+def train_rank(request: TrainRequest, emit: Emit) -> None:
+    """One rank of `train_plan`."""
+    plan = read_plan(request.plan)
+    program = program_of(plan)
+    batches = torch.load(request.batches, weights_only=True, mmap=True)
+    workload = in_dtypes(build(lambda: workload_of(plan), request.seed), program)
+    if request.learning_rate is not None:
+        workload = replace(workload, learning_rate=request.learning_rate)
+    with join(program.mesh.num_devices, request.device) as place:
+        groups = make_groups(program, place.rank)
+        executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device)
+        losses: list[float] = []
+        times: list[float] = []
+        for number, batch in enumerate(batches, start=1):
+            _check_count(batch, len(workload.batch), number)
+            start = time.perf_counter()
+            losses.append(executor.step(batch))
+            times.append(time.perf_counter() - start)
+            if place.rank == 0:
+                emit({"step": number, "loss": losses[-1], "time_s": times[-1]})
+        parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}
+        if place.rank == 0:
+            torch.save({"losses": tuple(losses), "step_times_s": tuple(times), "parameters": parameters}, request.result)
+
+
+def _check_count(batch: Sequence[Tensor], expected: int, number: int) -> None:
+    if len(batch) != expected:
+        raise BadValue(f"batch {number} has {len(batch)} tensors: the plan's model takes {expected}, the target last")
