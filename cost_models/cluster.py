@@ -1,7 +1,7 @@
 """Hardware files: from TOML to `Device`, `Library` and `Cluster`, and back. Units end here; errors name the file and the key.
 
-    load_cluster("dgx-h100", num_devices=64)      8 nodes of 8
-    load_cluster("my_machine.toml", num_nodes=2)  a file of your own
+load_cluster("dgx-h100", num_devices=64)      8 nodes of 8
+load_cluster("my_machine.toml", num_nodes=2)  a file of your own
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """The error tree. Everything a user can cause is a `UserError`; our own bugs are `assert`s.
 
-    UserError(ValueError)        printed as one line, exit code 2
-    ├── UnknownName              a model, hardware, option or pin that does not exist
-    ├── BadValue                 a value out of its range or of the wrong type
-    ├── BadHardware              a hardware file with a missing, negative or unknown key
-    ├── BadPlan                  a plan file: truncated, of another version, for another graph
-    ├── DoesNotFit               no plan fits the memory
-    ├── NoPlan                   the pins, or the batch, leave no plan at all
-    ├── NotTraceable             the model cannot become one static graph
-    └── RunFailed                a process of a run failed, or could not start
+UserError(ValueError)        printed as one line, exit code 2
+├── UnknownName              a model, hardware, option or pin that does not exist
+├── BadValue                 a value out of its range or of the wrong type
+├── BadHardware              a hardware file with a missing, negative or unknown key
+├── BadPlan                  a plan file: truncated, of another version, for another graph
+├── DoesNotFit               no plan fits the memory
+├── NoPlan                   the pins, or the batch, leave no plan at all
+├── NotTraceable             the model cannot become one static graph
+└── RunFailed                a process of a run failed, or could not start
 """
 
 from __future__ import annotations
