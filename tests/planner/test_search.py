@@ -100,7 +100,7 @@ def large() -> Ask:
     return ask_for("mlp", dtype="float32", inputs=1024, hidden=1024, outputs=1024, layers=5)
 
 
-@pytest.mark.parametrize("share", [0.6, 0.4])
+@pytest.mark.parametrize("share", [0.4])
 def test_where_memory_binds_the_plan_is_cut_and_proved(roomy: Found, share: float) -> None:
     """Whole copies do not fit: parameters, or at least their optimizer state, are kept in pieces, and no plan is better."""
     whole = next(row for row in roomy.plan.alternatives if row.name == "data parallel").memory_bytes

@@ -25,7 +25,8 @@ from planner.solver import Solution, solve
 from planner.table import Table, build_table
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
-MESHES = ("a=4", "a=2,b=2", "a=4,b=2", "a=2,b=2,c=2")
+THREE_AXES = "a=2,b=2,c=2"
+MESHES = ("a=4", "a=2,b=2", "a=4,b=2", THREE_AXES)
 
 
 @cache
@@ -39,7 +40,8 @@ def table(model: str, mesh: str, hardware: str = "cpu") -> Table:
 
 
 @pytest.mark.parametrize(
-    ("model", "mesh"), [pair for pair in itertools.product(MODELS, MESHES) if pair != ("gpt", "a=2,b=2,c=2")]
+    ("model", "mesh"),
+    [pair for pair in itertools.product(MODELS, MESHES) if pair[0] in ("mlp", "lstm") or pair[1] != THREE_AXES],
 )
 def test_recost_equals_the_objective(model: str, mesh: str) -> None:
     """Of random choices and of the best, with and without hidden communication: walked over the whole graph, no two layers taken
@@ -47,8 +49,8 @@ def test_recost_equals_the_objective(model: str, mesh: str) -> None:
     found = table(model, mesh)
     for hidden in (0.0, 0.7):
         problem = found.problem(hidden=hidden)
-        choices = [chosen_at_random(problem, seed) for seed in range(3)]
-        if hidden == 0.0 and mesh != "a=2,b=2,c=2":
+        choices = [chosen_at_random(problem, seed) for seed in range(2)]
+        if hidden == 0.0 and mesh != THREE_AXES:
             choices.append(solve(problem).choice)
         for choice in choices:
             cost = problem.cost(choice)
@@ -119,7 +121,7 @@ def test_memory_of_random_choices_too(model: str) -> None:
     found = table(model, "a=2,b=2")
     problem = found.problem()
     ratios = []
-    for seed in range(5):
+    for seed in range(3):
         choice = chosen_at_random(problem, seed)
         solution = Solution(
             status="feasible", choice=choice, objective=problem.cost(choice), bound=0.0, time_s=0.0, num_variables=0
