@@ -68,7 +68,7 @@ class _Walk:
         return seconds + self._change(root, "forward", self._produced(root), whole)
 
     def _group(self, value: int, phase: str, uses: list[Use]) -> float:
-        if self.model.graph.values[value].kind in ("input", "buffer"):
+        if self.model.graph.values[value].is_given:
             return 0.0
         share = self.shown if phase == "update" or self.model.graph.values[value].kind == "parameter" else 1.0
         before = self._produced(value)

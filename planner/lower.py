@@ -16,13 +16,13 @@ import torch
 from cost_models.memory import dtype_bytes
 from planner.choices import Choices
 from planner.costing import BUCKET_BYTES, Costing, local_numel
-from planner.graph import Node, Parameter, map_refs
+from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
 from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
-from planner.rules import RULES, Local
+from planner.rules import RULES
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy
 from planner.subdims import OpDims, call_of
@@ -95,8 +95,7 @@ class _Lowering:
 
     def _deliver(self, value: int, phase: str, wanted: Layout) -> int:
         """The program value that holds root `value` in layout `wanted` during `phase`."""
-        kind = self.model.graph.values[value].kind
-        if kind in ("input", "buffer"):
+        if self.model.graph.values[value].is_given:
             return self._input(value, wanted)
         source, layout = self.produced[value]
         hub = self.choices.hubs.get((value, phase), layout)
@@ -148,7 +147,7 @@ class _Lowering:
             found = self.model.graph.values[value]
             self.inputs[key] = InputState(
                 name=found.name, value=self._new(self._nbytes(value, layout)), subshape=self._shape(value), layout=layout,
-                dtype=found.dtype, is_buffer=found.kind == "buffer",
+                dtype=found.dtype, kind=found.kind,
             )  # fmt: skip
         return self.inputs[key].value
 
@@ -172,18 +171,14 @@ class _Lowering:
             inner = self._through_views(node.operands[0], source, under)
             sizes = local_sizes(dims.sizes, leaves, self.costing.sizes)
             assert sizes is not None
-            split: dict[int, tuple[int, ...]] = {dims.letter[leaf]: (axis,) for axis, leaf in enumerate(leaves) if leaf >= 0}
+            split = _axes_by_leaf(leaves)
             (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, self.timing.view())
         return self.viewed[key]
 
     def _op(self, node: Node) -> None:
         dims, strategy = self.model.dims.ops[node.index], self.choices.strategies[node.index]
         ids = [self._operand(v, node.phase, seen) for v, seen in zip(node.operands, strategy.operands, strict=True)]
-        split: dict[int, tuple[int, ...]] = {}
-        for axis, option in enumerate(strategy.options):
-            if option.kind == "split":
-                letter = dims.letter[option.number]
-                split[letter] = (*split.get(letter, ()), axis)
+        split = _axes_by_leaf(tuple(o.number if o.kind == "split" else REPLICATE for o in strategy.options))
         seconds = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
         seconds += self.timing.inner(node, dims, strategy)
         results = self._run(node, dims, None, ids, strategy.sizes, split, seconds)
@@ -195,12 +190,10 @@ class _Lowering:
         self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], sizes: tuple[int, ...],
         split: dict[int, tuple[int, ...]], seconds: float,
     ) -> list[int]:  # fmt: skip
-        """Emits one op on a shard; the program values of its results."""
+        """Emits one op on a shard, `split` being the axes that split a leaf; the program values of its results."""
         letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
-        op, args, kwargs = RULES[node.op].localize(
-            call_of(self.model.graph, node), Local(results=shapes, split=split, sizes=letters)
-        )
+        op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), dims.local(shapes, sizes, split))
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None
@@ -277,14 +270,28 @@ class _Lowering:
                 for index in ready.get(value, []) if value is not None else []:
                     self._reduce(index, graph.parameters[index])
         root = self.model.roots[graph.loss]
-        loss = self._operand(graph.loss, "forward", tuple(REPLICATE for _ in self.mesh.sizes))
+        whole = tuple(REPLICATE for _ in self.mesh.sizes)
+        loss = self._operand(graph.loss, "forward", whole)
         assert root.value in self.produced
+        reported = tuple((name, self._operand(value, "forward", whole)) for name, value in graph.reported)
+        stores = self._stores()
         self._update(states)
-        instructions = finish(self.instructions, self.gathers, self.alias, self._kept(states, loss), self.timing, BUCKET_BYTES)
+        kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
+        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
+            stores=stores, reported=reported,
         )  # fmt: skip
+
+    def _stores(self) -> tuple[tuple[int, int], ...]:
+        """Buffers that the step changes, in the layouts in which it reads them: so they are stored."""
+        out = []
+        for buffer, new in self.model.graph.updates:
+            self._input(buffer, tuple(REPLICATE for _ in self.mesh.sizes))
+            states = [(layout, state) for (value, layout), state in self.inputs.items() if value == buffer]
+            out += [(state.value, self._operand(new, "update", layout)) for layout, state in states]
+        return tuple(out)
 
     def _shapes(self, instructions: tuple[Instruction, ...], states: tuple[ParameterState, ...]) -> dict[int, tuple[int, ...]]:
         """The local shapes of all values."""
@@ -312,6 +319,15 @@ class _Lowering:
         return held
 
 
+def _axes_by_leaf(leaves: Layout) -> dict[int, tuple[int, ...]]:
+    """The mesh axes that split each leaf, where `leaves[a]` is the leaf that axis a splits."""
+    split: dict[int, tuple[int, ...]] = {}
+    for axis, leaf in enumerate(leaves):
+        if leaf >= 0:
+            split[leaf] = (*split.get(leaf, ()), axis)
+    return split
+
+
 def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:
     """The local shape of a result; a result that is never read may have no letters, and keeps its global shape."""
     table = dims.signature.results[result]
@@ -337,6 +353,8 @@ def _torch_constants(argument: Any) -> Any:
     """`"torch.float32"` -> torch.float32, in nested arguments."""
     if isinstance(argument, tuple):
         return tuple(_torch_constants(a) for a in argument)
+    if isinstance(argument, Serial):
+        return argument.number
     if isinstance(argument, str) and argument.startswith("torch."):
         return getattr(torch, argument.removeprefix("torch."))
     return argument

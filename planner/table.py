@@ -185,7 +185,7 @@ class _Builder:
         """Inputs and buffers come whole or in pieces, never as partial sums."""
         for value, layout in zip(node.operands, strategy.operands, strict=True):
             root = self.model.graph.values[self.model.roots[value].value]
-            if root.kind in ("input", "buffer") and any(map(is_partial, layout)):
+            if root.is_given and any(map(is_partial, layout)):
                 return False
         return True
 

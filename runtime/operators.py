@@ -15,8 +15,12 @@ __all__ = ["may_alias", "resolve", "returns_list"]
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.batch_norm": kernels.batch_norm,
+    "shardwright.batch_norm_backward": kernels.batch_norm_backward,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
+    "shardwright.dropout": kernels.dropout,
+    "shardwright.dropout_backward": kernels.dropout_backward,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.lstm": kernels.lstm_forward,

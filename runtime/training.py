@@ -94,7 +94,7 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
         workload = replace(workload, learning_rate=request.learning_rate)
     with join(program.mesh.num_devices, request.device) as place:
         groups = make_groups(program, place.rank)
-        executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device)
+        executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device, seed=request.seed)
         losses: list[float] = []
         times: list[float] = []
         for number, batch in enumerate(batches, start=1):

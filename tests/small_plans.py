@@ -52,6 +52,10 @@ SIZES: dict[str, dict[str, int]] = {
     "bilstm": {},
 }
 
+#: The user's own models, by the file that they are in.
+OWN = {"bilstm": Path(__file__).resolve()}
+OWN |= dict.fromkeys(("dropped", "normed", "nested", "of_dict"), Path(__file__).resolve().parent / "step_models.py")
+
 
 class BiLSTM(nn.Module):
     def __init__(self) -> None:
@@ -88,8 +92,8 @@ class Planned:
 
 def ask_for(name: str, num_devices: int = 4, *, batch: int = 8, dtype: str = "float64", **sizes: int | str) -> Ask:
     """A small model of `SIZES`, some sizes replaced."""
-    settings = {key: str(value) for key, value in {**SIZES[name], **sizes}.items()}
-    model = f"{Path(__file__).resolve()}:bilstm" if name == "bilstm" else name
+    settings = {key: str(value) for key, value in {**SIZES.get(name, {}), **sizes}.items()}
+    model = f"{OWN[name]}:{name}" if name in OWN else name
     return Ask(model=model, batch=batch, seq=None, settings=settings, dtype=dtype, num_devices=num_devices)
 
 

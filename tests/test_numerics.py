@@ -17,7 +17,7 @@ from planner.pins import HEAVY, batch_atoms
 from planner.program import Communicate, Program
 from planner.strategies import options_of
 from planner.words import atom_names, op_words
-from runtime.executor import Executor, gather_parameters
+from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch
 from runtime.parameters import build
@@ -27,7 +27,7 @@ from runtime.worker import Place, join
 #: Relative to the largest element of the tensor.
 TOLERANCE = 1e-9
 
-MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
+MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt", "dropped", "normed", "nested", "of_dict")
 
 #: name -> (mesh, pins), on 2 and on 4 ranks.
 KINDS: dict[int, dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -99,13 +99,13 @@ def run_one(case: Case, place: Place, groups: dict[Any, Groups], references: dic
     workload = build(lambda: build_workload(case.ask), 0)
     executor = Executor(program, workload, rank=place.rank, groups=groups[key], device=place.device, keep_gradients=True)
     loss = executor.step(workload.batch)
-    gradients = gather_parameters(executor, executor.gradients)
+    gradients, buffers = gather_parameters(executor, executor.gradients), gather_buffers(executor)
     if place.rank != 0:
         return None
     asked = repr(case.ask)
     if asked not in references:
         references[asked] = reference_run(lambda: build_workload(case.ask), program, seed=0, num_steps=1)
-    return compare([loss], gradients, {}, references[asked])
+    return compare([loss], gradients, {}, references[asked], buffers)
 
 
 def plans(num_ranks: int) -> dict[str, Planned]:
@@ -154,9 +154,13 @@ def ran(request: pytest.FixtureRequest) -> Ran:
 
 
 def test_every_plan_trains_as_one_process_does(ran: Ran) -> None:
-    worst = {name: max(ran.found[name].loss_error, ran.found[name].gradient_error) for name in ran.plans}
+    worst = {name: _worst(ran.found[name]) for name in ran.plans}
     print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
     assert {name: ran.found[name] for name, error in worst.items() if not error <= TOLERANCE} == {}
+
+
+def _worst(found: Verification) -> float:
+    return max(found.loss_error, found.gradient_error, found.buffer_error)
 
 
 def test_a_wrong_program_is_seen(ran: Ran) -> None:

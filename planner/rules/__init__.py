@@ -1,12 +1,13 @@
 """Op rules, a file a family. Importing the package fills `RULES`."""
 
-from planner.rules import fused, norms, pointwise, products, reductions, views
-from planner.rules.signature import RULES, Call, Local, OpCost, Rule, Signature
+from planner.rules import fused, norms, pointwise, products, random, reductions, views
+from planner.rules.signature import RULES, Call, Local, LocalLeaf, OpCost, Rule, Signature
 
 __all__ = [
     "RULES",
     "Call",
     "Local",
+    "LocalLeaf",
     "OpCost",
     "Rule",
     "Signature",
@@ -14,6 +15,7 @@ __all__ = [
     "norms",
     "pointwise",
     "products",
+    "random",
     "reductions",
     "views",
 ]

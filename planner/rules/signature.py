@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RULES", "Call", "Letters", "Local", "OpCost", "Rule", "Signature", "register"]
+__all__ = ["RULES", "Call", "Letters", "Local", "LocalLeaf", "OpCost", "Rule", "Signature", "register"]
 
 #: The letters of every dim of one tensor: ((0,), (1, 2)) is a tensor whose second dim is the product of letters 1 and 2.
 Letters = tuple[tuple[int, ...], ...]
@@ -76,14 +76,24 @@ class Signature:
         return float(sum(math.prod(sizes[x] for dim in t for x in dim) for t in (*self.operands, *self.results)))
 
 
+@dataclass(frozen=True, slots=True)
+class LocalLeaf:
+    """A leaf's size in the whole tensor and on one shard, and the mesh axes that split it (earlier axis outer)."""
+
+    size: int
+    here: int
+    axes: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
     """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
-    split it; `results` the local shapes; `sizes` the local letter sizes."""
+    split it; `results` the local shapes; `sizes` the local letter sizes; `leaves` every letter's leaves, the outermost first."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
     sizes: tuple[int, ...]
+    leaves: tuple[tuple[LocalLeaf, ...], ...]
 
 
 #: op, args, kwargs to run on a shard; args still hold `Ref`s.

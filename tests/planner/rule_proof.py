@@ -15,7 +15,7 @@ from planner import kernels
 from planner.graph import Graph, Node, Ref, Value, map_refs, refs_in
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, SubShape, local_shape, local_sizes
 from planner.program import Group, Offset
-from planner.rules import RULES, Local, Signature
+from planner.rules import RULES, Signature
 from planner.subdims import OpDims, SubDims, call_of, infer
 
 __all__ = ["Choice", "Trial", "Wrong", "assignments", "caught", "mutations", "prove", "run_op", "run_shard", "trial"]
@@ -24,10 +24,14 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.reshape": torch.reshape,
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
+    "shardwright.batch_norm": kernels.batch_norm,
+    "shardwright.batch_norm_backward": kernels.batch_norm_backward,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.dropout": kernels.dropout,
+    "shardwright.dropout_backward": kernels.dropout_backward,
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
 }
@@ -260,14 +264,13 @@ def run_shard(
     for axis, choice in enumerate(choices):
         if isinstance(choice, int):
             sizes[choice] //= mesh[axis]
-            split[op.letter[choice]] = (*split.get(op.letter[choice], ()), axis)
+            split[choice] = (*split.get(choice, ()), axis)
     shapes = []
     for r, value in enumerate(trial.node.results):
         layout = result_layout(op, r, choices)
         shapes.append(trial.node.result_shapes[r] if value is None else local_shape(trial.subdims.shapes[value], layout, mesh))
     call = replace(call_of(trial.graph, trial.node), args=_by_position(trial.node.args))
-    local = Local(results=tuple(shapes), split=split, sizes=op.letter_sizes(tuple(sizes)))
-    name, args, kwargs = RULES[call.op].localize(call, local)
+    name, args, kwargs = RULES[call.op].localize(call, op.local(tuple(shapes), tuple(sizes), split))
 
     def resolve(argument: Any) -> Any:
         if isinstance(argument, Offset):

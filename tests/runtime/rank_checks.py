@@ -123,7 +123,24 @@ def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
         return {
             **_lstm_errors(num_ranks, place.rank, group),
             **_cross_entropy_errors(num_ranks, place.rank, group),
+            **_batch_norm_errors(num_ranks, place.rank, group),
         }
+
+
+def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
+    x, grad = 3 + 1e-2 * torch.randn(2, 8, 4, 3).double()  # its mean is far larger than its deviation
+    weight, bias, mean, var = torch.randn(4, 4).double()
+    wanted = kernels.batch_norm(x, weight, bias, mean, var, 0.1, 1e-5)
+    wanted_grads = kernels.batch_norm_backward(grad, x, weight, wanted[1], wanted[2], 1e-5)
+    own, own_grad = x.chunk(num_ranks)[rank], grad.chunk(num_ranks)[rank]
+    ours = kernels.batch_norm(own, weight, bias, mean, var, 0.1, 1e-5, group=group)
+    grads = kernels.batch_norm_backward(own_grad, own, weight, ours[1], ours[2], 1e-5, group=group)
+    names = ["y", "mean", "rstd", "running mean", "running var", "gx", "gw", "gb"]
+    found = zip(names, (*ours, *grads), (*wanted, *wanted_grads), strict=True)
+    return {
+        f"batch_norm {n}": ((a - (b.chunk(num_ranks)[rank] if n in ("y", "gx") else b)).abs().max() / b.abs().max()).item()
+        for n, a, b in found
+    }
 
 
 def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
