@@ -174,6 +174,9 @@ def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[
         isinstance(item, tuple | list | Mapping) or item is None for item in batch
     )
     tensors, nest = (tuple(batch), None) if plain else flatten(batch)
+    for number, item in enumerate(() if plain or isinstance(batch, Mapping) else batch):
+        if not flatten(item)[0]:
+            raise BadValue(f"{name} returned a {type(item).__name__} as number {number} of the batch: there is no tensor in it")
     _check_batch(name, tensors)
     more.setdefault("tokens_per_sample", _tokens(tensors))
     return Workload(name=name, module=module, batch=tensors, nest=nest, loss=loss, **more)
