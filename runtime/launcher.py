@@ -1,4 +1,8 @@
-"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when one fails."""
+"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when one fails.
+
+Each rank has a pipe of its own to this process. A queue that they share has a lock, and a rank that is ended while it holds the lock
+would leave everybody else waiting.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -48,12 +54,13 @@ def launch(
     """
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
+    pipes = [torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
+    readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     errors: list[RunFailed] = []
     with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _signals():
         try:
-            with _reader(queue, on_event, errors), _interrupts_held():
-                results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, queue)
+            with _reader(readers, writers, on_event, errors), _interrupts_held():
+                results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, writers)
         except ChildFailedError as error:
             raise _first(error, errors) from None
         except SignalException:
@@ -77,15 +84,16 @@ def _config(num_ranks: int, logs: str) -> LaunchConfig:
     )
 
 
-def _rank(function: str, payload: Any, queue: Any) -> Any:
+def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
     """What one process runs. It tells of its own error before its exit makes the others fail too."""
     torch.set_num_threads(1)
+    emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
-        return getattr(importlib.import_module(module), name)(payload, queue.put)
+        return getattr(importlib.import_module(module), name)(payload, emit)
     except Exception as error:
-        queue.put(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc()))
+        emit(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc()))
         raise
 
 
@@ -108,10 +116,17 @@ def _first(agent: ChildFailedError, told: list[RunFailed]) -> RunFailed:
 
 
 @contextlib.contextmanager
-def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, errors: list[RunFailed]) -> Iterator[None]:
+def _reader(
+    readers: list[Connection],
+    writers: list[Connection],
+    on_event: Callable[[dict[str, Any]], None] | None,
+    errors: list[RunFailed],
+) -> Iterator[None]:
+    """A thread takes what ranks send, until all ends that write are closed: those of ranks by their exit, those of this process here."""
+
     def read() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # so that this process still gets it: see _interrupts_held
-        while (event := queue.get()) is not None:
+        for event in _events(readers):
             if isinstance(event, _Failed):
                 errors.append(RunFailed(f"rank {event.rank}: {event.message.removeprefix(f'rank {event.rank}: ')}"))
                 errors[-1].add_note(event.traceback)
@@ -123,8 +138,24 @@ def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, error
     try:
         yield
     finally:
-        queue.put(None)
+        for writer in writers:
+            writer.close()
         thread.join(timeout=5)
+
+
+def _events(readers: list[Connection]) -> Iterator[Any]:
+    """What comes, from whichever rank, until every rank's pipe has ended; a rank may end in the middle of an event."""
+    waiting = list(readers)
+    while waiting:
+        for ready in wait(waiting):
+            assert isinstance(ready, Connection)
+            try:
+                event = ready.recv()
+            except (EOFError, OSError):
+                waiting.remove(ready)
+                ready.close()
+                continue
+            yield event
 
 
 @contextlib.contextmanager
@@ -132,8 +163,9 @@ def _interrupts_held() -> Iterator[None]:
     """Ranks start with Ctrl-C held back until `_rank` runs: in the seconds of their imports each would print a traceback.
 
     They inherit it from this thread; in this process the thread of `_reader` takes the signal instead, and Python runs its
-    handler here as ever.
+    handler here as ever. The first process would start multiprocessing's resource tracker, which lets the signal through again.
     """
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
