@@ -122,7 +122,7 @@ def _reader(
     on_event: Callable[[dict[str, Any]], None] | None,
     errors: list[RunFailed],
 ) -> Iterator[None]:
-    """A thread takes what ranks send, until all ends that write are closed: those of ranks by their exit, those of this process here."""
+    """A thread takes what ranks send, until all writing ends are closed: the ranks' by their exit, those of this process here."""
 
     def read() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # so that this process still gets it: see _interrupts_held
