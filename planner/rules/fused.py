@@ -53,7 +53,7 @@ def _lstm(call: Call) -> Signature:
         kind="lstm", sizes=_lstm_sizes(call.operands[0], call.operands[4]), operands=tuple(map(_lstm_letters, names)),
         results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}),
         reduced=(frozenset(),) * 4, inner=frozenset({H}), contiguous=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES,
-        cost=_lstm_cost(1),
+        cost=_lstm_cost(1), lstm=lambda s: (s[T], s[B], s[X_IN], s[H]),
         inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
     )  # fmt: skip
 
