@@ -36,11 +36,18 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What a rank sends when it fails."""
+    """What a rank sends when it fails; `mistake` is the kind of the user's mistake that it met, not the run's fault."""
 
     rank: int
     message: str
     traceback: str
+    mistake: type[UserError] | None
+
+    def error(self) -> UserError:
+        """The error for the caller: a mistake as one process would tell it, else which rank failed, and how."""
+        if self.mistake is not None:
+            return self.mistake(self.message)
+        return RunFailed(f"rank {self.rank}: {self.message.removeprefix(f'rank {self.rank}: ')}")
 
 
 def launch(
@@ -50,13 +57,13 @@ def launch(
 
     `on_event` gets, in a thread of this process, the events that ranks emit. The processes find each other by the usual
     environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port and have one thread each. Raises `RunFailed` with
-    the rank and the error of the process that failed first; the others are ended.
+    the rank and the error of the process that failed first, or the user's mistake that it met; the others are ended.
     """
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
     pipes = [torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
-    errors: list[RunFailed] = []
+    errors: list[UserError] = []
     with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _signals():
         try:
             with _reader(readers, writers, on_event, errors), _interrupts_held():
@@ -93,7 +100,8 @@ def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
         return getattr(importlib.import_module(module), name)(payload, emit)
     except Exception as error:
-        emit(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc()))
+        mistake = type(error) if isinstance(error, UserError) and not isinstance(error, RunFailed) else None
+        emit(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc(), mistake))
         raise
 
 
@@ -102,7 +110,7 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"
 
 
-def _first(agent: ChildFailedError, told: list[RunFailed]) -> RunFailed:
+def _first(agent: ChildFailedError, told: list[UserError]) -> UserError:
     """The cause: a process that a signal ended cannot tell; else the error that was told of first."""
     for rank, failure in agent.failures.items():
         if failure.exitcode < 0:
@@ -120,7 +128,7 @@ def _reader(
     readers: list[Connection],
     writers: list[Connection],
     on_event: Callable[[dict[str, Any]], None] | None,
-    errors: list[RunFailed],
+    errors: list[UserError],
 ) -> Iterator[None]:
     """A thread takes what ranks send, until all writing ends are closed: the ranks' by their exit, those of this process here."""
 
@@ -128,7 +136,7 @@ def _reader(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # so that this process still gets it: see _interrupts_held
         for event in _events(readers):
             if isinstance(event, _Failed):
-                errors.append(RunFailed(f"rank {event.rank}: {event.message.removeprefix(f'rank {event.rank}: ')}"))
+                errors.append(event.error())
                 errors[-1].add_note(event.traceback)
             elif on_event is not None:
                 on_event(event)
