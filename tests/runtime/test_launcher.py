@@ -89,7 +89,7 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
 _INTERRUPTED_EARLY = """
 import os, signal, sys, time
 if __name__ == "__mp_main__":
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # at once: both write to one pipe
     time.sleep(1)
 from runtime.launcher import launch
 if __name__ == "__main__":
