@@ -198,6 +198,8 @@ class _Lowering:
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None
         results = [self._new(_bytes_of(shape, dtype), alias) for shape, dtype in zip(shapes, node.result_dtypes, strict=True)]
+        for place in dims.signature.opaque:
+            self.value_bytes[results[place]] = self.costing.reserve_bytes(node, dims, sizes) or self.value_bytes[results[place]]
         used = tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True))
         stem = f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"
         self.instructions.append(

@@ -7,7 +7,7 @@ the same names here are what the executor calls, some with a process group over 
 from planner.kernels.attention import attention, attention_backward
 from planner.kernels.batch_norm import batch_norm, batch_norm_backward
 from planner.kernels.canonical import Canonical
-from planner.kernels.cross_entropy import cross_entropy, cross_entropy_backward
+from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
 from planner.kernels.dropout import dropout, dropout_backward, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
@@ -20,6 +20,7 @@ __all__ = [
     "attention_backward",
     "batch_norm",
     "batch_norm_backward",
+    "count_targets",
     "cross_entropy",
     "cross_entropy_backward",
     "dropout",

@@ -26,6 +26,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.lstm_backward": kernels.lstm_backward,
     "shardwright.batch_norm": kernels.batch_norm,
     "shardwright.batch_norm_backward": kernels.batch_norm_backward,
+    "shardwright.count_targets": kernels.count_targets,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.attention": kernels.attention,
