@@ -122,10 +122,8 @@ class _Filters:
         for name, n in zip(self.mesh.names, self.mesh.sizes, strict=True):
             size *= n if role_of(name) == "data" else 1
         batch = self.model.graph.values[self.model.graph.inputs[0]].shape[0]
-        if batch % size:
-            raise NoPlan(
-                f"a batch of {batch} does not divide over {size} data-parallel devices: use --batch {-(-batch // size) * size}"
-            )
+        if batch < size:
+            raise NoPlan(f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}")
 
     def _check_match(self, pin: Pin) -> None:
         known = {n.path for n in self.model.graph.nodes} if pin.choice in _OP_PINS else set()
@@ -162,7 +160,7 @@ class _Filters:
     def _data(self, dims: OpDims, axis: int, option: Option) -> bool:
         """An op that has the batch splits it; one that has not runs whole, or on partial sums."""
         size = self.mesh.sizes[axis]
-        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] % size == 0 for o in options_of(dims))
+        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] >= size for o in options_of(dims))
         return self._splits_batch(dims, option) if able else option.kind != "split"
 
     def _tensor(self, dims: OpDims, option: Option, *, must: bool) -> bool:
@@ -182,5 +180,5 @@ class _Filters:
             return True
         wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[choice]
         flat = [size for dim in self.model.dims.shapes[parameter.value] for size in dim]
-        able = any(size % self.mesh.sizes[axis] == 0 for size in flat)
+        able = any(size >= self.mesh.sizes[axis] for size in flat)
         return option.kind == (wanted if able else "whole")

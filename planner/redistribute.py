@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
 
-__all__ = ["Layouts", "Step", "layouts_of"]
+__all__ = ["Layouts", "Step", "buffer_numel", "layouts_of"]
 
 #: (kind, mesh axes, bytes of the logical buffer) -> seconds.
 CommunicationTime = Callable[[str, tuple[int, ...], float], float]
@@ -33,6 +33,20 @@ class Step:
     split: int | None
     before: Layout
     after: Layout
+
+
+def buffer_numel(step: Step, flat: tuple[int, ...], mesh_sizes: tuple[int, ...]) -> int:
+    """Elements of the whole logical buffer that a step sends, as nccl-tests counts. Pieces of a buffer are all as large as the
+    largest: that is what is sent."""
+    before, after = local_sizes(flat, step.before, mesh_sizes), local_sizes(flat, step.after, mesh_sizes)
+    assert before is not None and after is not None
+    if step.kind not in ("all_gather", "reduce_scatter", "all_to_all"):
+        return math.prod(before)
+    sent = before if step.kind == "all_gather" else after
+    if step.kind == "all_to_all":
+        assert step.gather is not None
+        sent = (*after[: step.gather], before[step.gather], *after[step.gather + 1 :])
+    return math.prod(sent) * math.prod(mesh_sizes[a] for a in step.axes)
 
 
 class Layouts:
@@ -85,7 +99,7 @@ class Layouts:
                 j = self.index.get(step.after)
                 if j is None:
                     continue
-                seconds = self._seconds(step, float(self.nbytes[i]))
+                seconds = self._seconds(step)
                 if seconds < cost[i, j]:
                     cost[i, j], following[i, j], steps[i, j] = seconds, j, step
         for k in range(n):
@@ -95,10 +109,8 @@ class Layouts:
             following = np.where(better, following[:, k, None], following)
         return cost, following, steps
 
-    def _seconds(self, step: Step, nbytes: float) -> float:
-        if step.kind == "all_gather":
-            nbytes *= math.prod(self.mesh_sizes[a] for a in step.axes)
-        return self._time(step.kind, step.axes, nbytes)
+    def _seconds(self, step: Step) -> float:
+        return self._time(step.kind, step.axes, float(buffer_numel(step, self.flat, self.mesh_sizes) * self.itemsize))
 
     def _elementary(self, layout: Layout) -> Iterator[Step]:
         for axis, placement in enumerate(layout):

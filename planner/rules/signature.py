@@ -79,11 +79,15 @@ class Signature:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
     """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
-    split it; `results` the local shapes; `sizes` the local letter sizes."""
+    split it; `results` the local shapes; `sizes` the local letter sizes; `pieces` the sizes that a split letter has on all ranks of
+    those axes, in the order of their group; `offsets` where this shard begins. The last two only of letters that shards take in
+    runs (`Signature.contiguous` sees to that)."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
     sizes: tuple[int, ...]
+    pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
 
 
 #: op, args, kwargs to run on a shard; args still hold `Ref`s.
