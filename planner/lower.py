@@ -48,7 +48,8 @@ class _Lowering:
 
     def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing, rank: int) -> None:
         self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
-        self.rank, self.place = rank, mesh.coordinate(rank)
+        self.rank, self.place, self.last = rank, mesh.coordinate(rank), mesh.coordinate(mesh.num_devices - 1)
+        self.uneven = False
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
         self.value_bytes: dict[int, int] = {}
@@ -85,6 +86,7 @@ class _Lowering:
         """The flat sub-dim sizes of this rank's shard."""
         sizes = local_sizes(flat, layout, self.mesh.sizes, self.place)
         assert sizes is not None, (flat, layout)
+        self.uneven |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
         return sizes
 
     def _local_shape(self, value: int, layout: Layout) -> tuple[int, ...]:
@@ -293,7 +295,7 @@ class _Lowering:
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
-            rank=self.rank,
+            rank=self.rank if self.uneven else None,
         )  # fmt: skip
 
     def _shapes(self, instructions: tuple[Instruction, ...], states: tuple[ParameterState, ...]) -> dict[int, tuple[int, ...]]:

@@ -134,7 +134,8 @@ class InputState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step of `rank` on `mesh`. `loss` is a replicated scalar's id, `initial_bytes` held before."""
+    """One training step of every rank of `mesh` or, where shards differ in size, of `rank`. `loss` is a replicated scalar's id,
+    `initial_bytes` held before."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]
@@ -143,4 +144,4 @@ class Program:
     loss: int
     value_bytes: dict[int, int]
     initial_bytes: dict[str, int]
-    rank: int = 0
+    rank: int | None = None

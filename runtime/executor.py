@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
-from planner.layout import is_split
-from planner.program import Program
+from planner.layout import Mesh, is_split, local_shape
+from planner.program import ParameterState, Program
 from planner.workload import Workload
 from runtime.groups import Groups
 from runtime.optimizers import make_optimizer, state_bytes
@@ -42,6 +42,7 @@ class Executor:
         device: str | torch.device = "cpu",
         keep_gradients: bool = False,
     ) -> None:
+        assert program.rank in (None, rank), (program.rank, rank)
         self.program = program
         self.rank = rank
         self.device = torch.device(device)
@@ -146,9 +147,17 @@ def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = Non
     for state in executor.program.parameters:
         shard = values[state.name].contiguous()
         if any(is_split(placement) for placement in state.updated):
-            pieces = [torch.empty_like(shard) for _ in range(mesh.num_devices)]
-            dist.all_gather(pieces, shard)
-            out[state.name] = assemble(pieces, state.subshape, state.updated, mesh)
+            out[state.name] = assemble(_all_shards(shard, state, mesh), state.subshape, state.updated, mesh)
         else:
             out[state.name] = shard.clone()
     return out
+
+
+def _all_shards(shard: Tensor, state: ParameterState, mesh: Mesh) -> list[Tensor]:
+    """Every rank's shard of a parameter; they are sent as large as the largest."""
+    shapes = [local_shape(state.subshape, state.updated, mesh.sizes, mesh.coordinate(rank)) for rank in range(mesh.num_devices)]
+    mine = shard.new_zeros(max(map(math.prod, shapes)))
+    mine[: shard.numel()] = shard.view(-1)
+    pieces = [torch.empty_like(mine) for _ in shapes]
+    dist.all_gather(pieces, mine)
+    return [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
