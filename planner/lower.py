@@ -22,7 +22,7 @@ from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local
 from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
-from planner.redistribute import Layouts, Step, buffer_numel, layouts_of
+from planner.redistribute import Layouts, Step, layouts_of
 from planner.rules import RULES
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy, local_of
@@ -50,6 +50,7 @@ class _Lowering:
         self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
         self.rank, self.place, self.last = rank, mesh.coordinate(rank), mesh.coordinate(mesh.num_devices - 1)
         self.uneven = False
+        self.locals: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
         self.value_bytes: dict[int, int] = {}
@@ -84,10 +85,12 @@ class _Lowering:
 
     def _local(self, flat: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
         """The flat sub-dim sizes of this rank's shard."""
-        sizes = local_sizes(flat, layout, self.mesh.sizes, self.place)
-        assert sizes is not None, (flat, layout)
-        self.uneven |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
-        return sizes
+        if (flat, layout) not in self.locals:
+            sizes = local_sizes(flat, layout, self.mesh.sizes, self.place)
+            assert sizes is not None, (flat, layout)
+            self.uneven |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
+            self.locals[flat, layout] = sizes
+        return self.locals[flat, layout]
 
     def _local_shape(self, value: int, layout: Layout) -> tuple[int, ...]:
         return local_shape(self._shape(value), layout, self.mesh.sizes, self.place)
@@ -101,14 +104,14 @@ class _Lowering:
 
     # ---------------------------------------------------------------------------------------------- layouts
 
-    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
-        """The chain of steps that the cost table paid for."""
-        if before == after:
-            return ()
+    def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize, update = dtype_bytes(self._dtype(value)), phase == "update"
         time = self.costing.bucketed if update else self.costing.communication
-        layouts = layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
-        return layouts.steps(before, after)
+        return layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
+
+    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
+        """The chain of steps that the cost table paid for."""
+        return () if before == after else self._layouts(value, phase).steps(before, after)
 
     def _deliver(self, value: int, phase: str, wanted: Layout) -> int:
         """The program value that holds root `value` in layout `wanted` during `phase`."""
@@ -139,7 +142,7 @@ class _Lowering:
 
     def _communicate(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
         found, flat = self.model.graph.values[value], self._flat(value)
-        nbytes = buffer_numel(step, flat, self.mesh.sizes) * dtype_bytes(found.dtype)
+        nbytes = self._layouts(value, phase).numel(step) * dtype_bytes(found.dtype)
         result = self._new(self._nbytes(value, step.after), source if step.kind == "slice" else None)
         self.instructions.append(
             Communicate(
@@ -210,7 +213,7 @@ class _Lowering:
         """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""
         letters = dims.letter_sizes(self._local(dims.sizes, leaves))
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
-        local = local_of(dims, leaves, self.mesh, self.rank, shapes)
+        local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
         op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), local)
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))

@@ -143,6 +143,8 @@ class _Filters:
         if self.mesh.sizes[axis] == 1:
             return option.kind == "whole"
         dims = self.model.dims.ops[node.index]
+        if self._too_few(dims, axis, option):
+            return False
         choice = self._of(node.path, _OP_PINS)
         if choice == "replicate":
             return option.kind == "whole"
@@ -156,6 +158,13 @@ class _Filters:
 
     def _splits_batch(self, dims: OpDims, option: Option) -> bool:
         return option.kind == "split" and dims.atoms[option.number] in self.batch
+
+    def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
+        """Whether the option splits two or three things unevenly that are not samples, as the 3 of a fused QKV over 2 devices: never
+        better than what else there is, and so many more strategies."""
+        if option.kind != "split" or self._splits_batch(dims, option):
+            return False
+        return dims.sizes[option.number] < 4 and dims.sizes[option.number] % self.mesh.sizes[axis] != 0
 
     def _data(self, dims: OpDims, axis: int, option: Option) -> bool:
         """An op that has the batch splits it; one that has not runs whole, or on partial sums."""

@@ -115,28 +115,23 @@ def _result_placement(dims: OpDims, index: int, leaves: tuple[int, ...], option:
     return REPLICATE
 
 
-def local_of(dims: OpDims, leaves: Layout, mesh: Mesh, rank: int, results: tuple[tuple[int, ...], ...]) -> Local:
-    """How an op runs on the shard of `rank`, where axis a splits leaf `leaves[a]`, or none (`REPLICATE`); `results` are the local
-    shapes of its results."""
-    sizes = local_sizes(dims.sizes, leaves, mesh.sizes, mesh.coordinate(rank))
-    assert sizes is not None, (dims, leaves)
-    axes_of: dict[int, tuple[int, ...]] = {}
-    for axis, leaf in enumerate(leaves):
-        if leaf >= 0:
-            axes_of[leaf] = (*axes_of.get(leaf, ()), axis)
+def local_of(
+    dims: OpDims, leaves: Layout, mesh: Mesh, rank: int, sizes: tuple[int, ...], results: tuple[tuple[int, ...], ...]
+) -> Local:
+    """How an op runs on the shard of `rank`, where axis a splits leaf `leaves[a]`, or none (`REPLICATE`); `sizes` are the local sizes
+    of its letters, `results` the local shapes of its results."""
     split: dict[int, tuple[int, ...]] = {}
-    pieces: dict[int, tuple[int, ...]] = {}
-    offsets: dict[int, int] = {}
     for axis, leaf in enumerate(leaves):
         if leaf >= 0:
             split[dims.letter[leaf]] = (*split.get(dims.letter[leaf], ()), axis)
-    for leaf, axes in axes_of.items():
-        letter = dims.letter[leaf]
-        if split[letter] == axes and dims.letter.index(letter) == leaf:
-            run = math.prod(size for other, size in enumerate(dims.sizes) if dims.letter[other] == letter and other != leaf)
-            pieces[letter] = tuple(p * run for p in piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)))
-            offsets[letter] = sum(pieces[letter][: mesh.position(axes, rank)])
-    return Local(results=results, split=split, sizes=dims.letter_sizes(sizes), pieces=pieces, offsets=offsets)
+    pieces: dict[int, tuple[int, ...]] = {}
+    offsets: dict[int, int] = {}
+    for letter in dims.signature.contiguous.intersection(split):
+        axes, leaf = split[letter], dims.letter.index(letter)
+        run = math.prod(size for other, size in enumerate(dims.sizes) if dims.letter[other] == letter and other != leaf)
+        pieces[letter] = tuple(piece * run for piece in piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)))
+        offsets[letter] = sum(pieces[letter][: mesh.position(axes, rank)])
+    return Local(results=results, split=split, sizes=sizes, pieces=pieces, offsets=offsets)
 
 
 def parameter_options(num_flat: int) -> tuple[Option, ...]:

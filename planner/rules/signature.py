@@ -79,9 +79,8 @@ class Signature:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
     """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
-    split it; `results` the local shapes; `sizes` the local letter sizes; `pieces` the sizes that a split letter has on all ranks of
-    those axes, in the order of their group; `offsets` where this shard begins. The last two only of letters that shards take in
-    runs (`Signature.contiguous` sees to that)."""
+    split it; `results` the local shapes; `sizes` the local letter sizes. Of the `contiguous` letters among those, `pieces` gives the
+    sizes on all ranks of the axes, in the order of their group, and `offsets` where this shard begins."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]

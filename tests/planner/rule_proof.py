@@ -264,7 +264,10 @@ def run_shard(
             trial.node.result_shapes[r] if value is None else local_shape(trial.subdims.shapes[value], layout, mesh, at)
         )
     call = replace(call_of(trial.graph, trial.node), args=_by_position(trial.node.args))
-    local = local_of(op, leaves, on, sum(i * math.prod(mesh[axis + 1 :]) for axis, i in enumerate(at)), tuple(shapes))
+    sizes = local_sizes(op.sizes, leaves, mesh, at)
+    assert sizes is not None
+    rank = sum(i * math.prod(mesh[axis + 1 :]) for axis, i in enumerate(at))
+    local = local_of(op, leaves, on, rank, op.letter_sizes(sizes), tuple(shapes))
     name, args, kwargs = RULES[call.op].localize(call, local)
 
     def resolve(argument: Any) -> Any:
