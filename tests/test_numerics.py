@@ -187,7 +187,7 @@ def words_split(plan: Planned, words: dict[str, str], axis: int) -> dict[str, se
         key = next((k for k in words if k in node.op or k in node.path), None)
         able = {names.get(dims.atoms[o.number]) for o in options_of(dims) if o.kind == "split"}
         if key is not None and words[key] in able:
-            out[key].add(op_words(plan.model, names, plan.choices, node, axis))
+            out[key].add(op_words(plan.model, names, plan.choices, node, axis, plan.mesh))
     return out
 
 
