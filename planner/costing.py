@@ -9,7 +9,7 @@ import math
 
 from cost_models.cluster import Cluster
 from cost_models.collectives import CollectiveModel, collective_model
-from cost_models.memory import dtype_bytes, optimizer_state_bytes
+from cost_models.memory import dtype_bytes, lstm_reserve_elements, optimizer_state_bytes
 from cost_models.roofline import host_time, op_time
 from planner.graph import Graph, Node
 from planner.layout import Layout, local_sizes
@@ -78,6 +78,17 @@ class Costing:
             self.cluster.device, kind=signature.kind, flops=cost.flops, nbytes=cost.elements * dtype_bytes(dtype), dtype=dtype,
             gemm=cost.gemm, steps=cost.steps, op=node.op,
         )  # fmt: skip
+
+    def reserve_bytes(self, node: Node, dims: OpDims, sizes: tuple[int, ...]) -> int | None:
+        """Bytes that one shard of an LSTM keeps for its backward, at the given leaf sizes; None of any other op. A library's own
+        kernel runs in float32 where the hidden units are whole, which is what keeps a workspace of its own."""
+        if dims.signature.lstm is None:
+            return None
+        letters, dtype = dims.letter_sizes(sizes), op_dtype(node)
+        whole = all(letters[i] == dims.signature.sizes[i] for i in dims.signature.inner)
+        library = self.cluster.device.lstm_library if whole and dtype == "float32" else None
+        steps, batch, width, hidden = dims.signature.lstm(letters)
+        return dtype_bytes(dtype) * lstm_reserve_elements(library, steps=steps, batch=batch, width=width, hidden=hidden)
 
     def view(self) -> float:
         """Seconds of a view: the host's alone; where the host computes too (a CPU), the least time of an op."""

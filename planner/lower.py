@@ -211,7 +211,8 @@ class _Lowering:
         self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], leaves: Layout, seconds: float
     ) -> list[int]:
         """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""
-        letters = dims.letter_sizes(self._local(dims.sizes, leaves))
+        sizes = self._local(dims.sizes, leaves)
+        letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
         local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
         op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), local)
@@ -219,6 +220,8 @@ class _Lowering:
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None
         results = [self._new(_bytes_of(shape, dtype), alias) for shape, dtype in zip(shapes, node.result_dtypes, strict=True)]
+        for place in dims.signature.opaque:
+            self.value_bytes[results[place]] = self.costing.reserve_bytes(node, dims, sizes) or self.value_bytes[results[place]]
         used = tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True))
         stem = f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"
         self.instructions.append(

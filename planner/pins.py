@@ -98,6 +98,17 @@ def batch_atoms(model: Model) -> frozenset[int]:
     return frozenset(a for v in graph.inputs for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0])
 
 
+def _of_batch_alone(model: Model) -> frozenset[int]:
+    """The nodes that read nothing but batch tensors, or what such nodes made of them."""
+    values = {v.id for v in model.graph.values if v.kind == "input"}
+    found = set()
+    for node in model.graph.nodes:
+        if node.operands and values.issuperset(node.operands):
+            values.update(v for v in node.results if v is not None)
+            found.add(node.index)
+    return frozenset(found)
+
+
 def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
     """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that matches nothing."""
     filters = _Filters(model, mesh, pins)
@@ -109,6 +120,7 @@ class _Filters:
         self.model, self.mesh, self.pins = model, mesh, pins
         self.roles = tuple(role_of(name) for name in mesh.names)
         self.batch = batch_atoms(model)
+        self.of_batch_alone = _of_batch_alone(model)
         self._check_batch()
         for pin in pins:
             self._check_match(pin)
@@ -149,11 +161,11 @@ class _Filters:
         if choice == "replicate":
             return option.kind == "whole"
         if choice == "data" or (choice is None and self.roles[axis] == "data"):
-            return self._data(dims, axis, option)
+            return self._data(node, axis, option)
         if choice in ("tensor", "tp") and axis == self.tensor_axis:
             return self._tensor(dims, option, must=dims.signature.kind in HEAVY)
         if self.roles[axis] == "data":
-            return self._data(dims, axis, option)
+            return self._data(node, axis, option)
         return self._tensor(dims, option, must=False) if self.roles[axis] == "tensor" else True
 
     def _splits_batch(self, dims: OpDims, option: Option) -> bool:
@@ -166,9 +178,12 @@ class _Filters:
             return False
         return dims.sizes[option.number] < 4 and dims.sizes[option.number] % self.mesh.sizes[axis] != 0
 
-    def _data(self, dims: OpDims, axis: int, option: Option) -> bool:
-        """An op that has the batch splits it; one that has not runs whole, or on partial sums."""
-        size = self.mesh.sizes[axis]
+    def _data(self, node: Node, axis: int, option: Option) -> bool:
+        """An op that has the batch splits it; one that has not runs whole, or on partial sums. What reads the batch tensors alone (the
+        number of targets that count) may run whole too: every rank can read them all."""
+        if node.index in self.of_batch_alone and option.kind == "whole":
+            return True
+        size, dims = self.mesh.sizes[axis], self.model.dims.ops[node.index]
         able = any(self._splits_batch(dims, o) and dims.sizes[o.number] >= size for o in options_of(dims))
         return self._splits_batch(dims, option) if able else option.kind != "split"
 

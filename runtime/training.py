@@ -68,7 +68,7 @@ def train_plan(
     The model starts from `seed` and runs under the workload's optimizer, at its learning rate unless one is given. `device` is
     "cpu" or "cuda", by default what there is. `on_event` gets `{"step", "loss", "time_s"}` after each step, in a thread.
 
-    Raises BadValue for no batches, BadPlan for a bad file, RunFailed for a batch of other shapes or if a rank fails otherwise.
+    Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a rank fails otherwise.
     """
     num_ranks = read_plan(plan).mesh.num_devices
     whole = [tuple(batch) for batch in batches]

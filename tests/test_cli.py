@@ -174,6 +174,9 @@ def test_plan_files_that_are_no_good(planned: tuple[Path, Any], tmp_path: Path) 
     assert fails("simulate", other) == f"BadPlan: {other}: a plan of version 99, this program reads version 1; plan again"
     other = altered(planned, tmp_path / "hash.json", {"graph_hash": "0" * 64})
     assert fails("simulate", other).startswith("BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, now ")
+    assert fails("run", other, "--steps", "1").startswith(
+        "BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, "
+    )
     other = altered(planned, tmp_path / "format.json", {"format": "something"})
     assert fails("explain", other) == f"BadPlan: {other}: not a plan file (no format 'shardwright-plan')"
 

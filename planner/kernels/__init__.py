@@ -6,7 +6,7 @@ the same names here are what the executor calls, some with a process group over 
 
 from planner.kernels.attention import attention, attention_backward
 from planner.kernels.canonical import Canonical
-from planner.kernels.cross_entropy import cross_entropy, cross_entropy_backward
+from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
 
@@ -14,6 +14,7 @@ __all__ = [
     "Canonical",
     "attention",
     "attention_backward",
+    "count_targets",
     "cross_entropy",
     "cross_entropy_backward",
     "embedding_backward_shard",

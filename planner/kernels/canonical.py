@@ -82,8 +82,10 @@ def _cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
     if logits.dim() > 2:
         logits = logits.movedim(1, -1).reshape(-1, logits.shape[1])
         target = target.reshape(-1)
-    loss, count, _ = torch.ops.shardwright.cross_entropy(logits, target, given["ignore_index"])
-    out: Tensor = loss / count if reduction == "mean" else loss
+    loss, _ = torch.ops.shardwright.cross_entropy(logits, target, given["ignore_index"])
+    out: Tensor = loss
+    if reduction == "mean":
+        out = loss / torch.ops.shardwright.count_targets(target, given["ignore_index"])
     return out.to(logits.dtype)
 
 

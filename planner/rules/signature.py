@@ -59,6 +59,9 @@ class Signature:
     view: bool = False
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
+    lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
+        None  # steps, batch, width, hidden: whose reserve is opaque
+    )
     contiguous: frozenset[int] = frozenset()  # letters of which a shard must be one run: of their leaves only the first splits
 
     def __post_init__(self) -> None:

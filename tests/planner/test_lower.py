@@ -115,7 +115,7 @@ def moved(program: Program, *, phases: tuple[str, ...] = ("forward", "backward",
     out: Counter[str] = Counter()
     for i in program.instructions:
         if isinstance(i, Communicate) and i.kind != "slice" and i.phase in phases and i.nbytes >= least:
-            out[i.kind] += i.nbytes
+            out[i.kind] += i.nbytes - sum(dtype_bytes(d) for d, shape in zip(i.dtypes, i.shapes, strict=True) if shape == ())
     return out
 
 
