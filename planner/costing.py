@@ -122,7 +122,7 @@ class Costing:
         seconds *= self.cluster.slowdown("optimizer")
         axes = gathered_axes(strategy)
         if axes:
-            full = local_numel(flat, strategy.stored, self.sizes) * itemsize
+            full = piece * math.prod(self.sizes[a] for a in axes) * itemsize
             seconds += self.communication("all_gather", axes, float(full))
         return seconds
 
@@ -130,9 +130,17 @@ class Costing:
         """Seconds of the host once a step, whatever it does."""
         return self.cluster.device.step_overhead * self.cluster.slowdown("optimizer")
 
-    def parameter_bytes(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> dict[str, int]:
-        """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state."""
-        stored, piece = local_numel(flat, strategy.stored, self.sizes), local_numel(flat, strategy.updated, self.sizes)
+    def parameter_bytes(
+        self,
+        flat: tuple[int, ...],
+        itemsize: int,
+        dtype: str,
+        strategy: ParameterStrategy,
+        place: tuple[int, ...] | None = None,
+    ) -> dict[str, int]:
+        """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state; of the device at
+        `place`, by default the one with the largest."""
+        stored, piece = (local_numel(flat, layout, self.sizes, place) for layout in (strategy.stored, strategy.updated))
         state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
         if strategy.stored != strategy.updated:
             state += piece * itemsize
@@ -150,9 +158,9 @@ def gathered_axes(strategy: ParameterStrategy) -> tuple[int, ...]:
     return tuple(axis for axis, (s, u) in enumerate(zip(strategy.stored, strategy.updated, strict=True)) if s != u)
 
 
-def local_numel(flat: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> int:
-    """Elements of one shard."""
-    local = local_sizes(flat, layout, sizes)
+def local_numel(flat: tuple[int, ...], layout: Layout, sizes: tuple[int, ...], place: tuple[int, ...] | None = None) -> int:
+    """Elements of the shard at `place`, by default of the largest."""
+    local = local_sizes(flat, layout, sizes, place)
     assert local is not None
     return math.prod(local)
 

@@ -122,10 +122,10 @@ class Graph:
 
 def refs_in(args: Any) -> Iterator[int]:
     """The value ids in nested arguments, in order."""
-    if isinstance(args, Ref):
-        yield args.id
-    elif isinstance(args, tuple):
-        for item in args:
+    for item in args if isinstance(args, tuple) else (args,):
+        if isinstance(item, Ref):
+            yield item.id
+        elif isinstance(item, tuple):
             yield from refs_in(item)
 
 

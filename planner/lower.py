@@ -7,6 +7,7 @@ compute; parameters that are stored in pieces are gathered a layer ahead; what Z
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -15,16 +16,16 @@ import torch
 
 from cost_models.memory import dtype_bytes
 from planner.choices import Choices
-from planner.costing import BUCKET_BYTES, Costing, local_numel
+from planner.costing import BUCKET_BYTES, Costing
 from planner.graph import Node, Parameter, Serial, map_refs
-from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
 from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
 from planner.rules import RULES
 from planner.schedule import SMALL, finish
-from planner.strategies import ParameterStrategy
+from planner.strategies import ParameterStrategy, local_of
 from planner.subdims import OpDims, call_of
 from planner.ties import layer_of
 from planner.views import is_view
@@ -32,17 +33,24 @@ from planner.views import is_view
 __all__ = ["lower"]
 
 
-def lower(model: Model, mesh: Mesh, choices: Choices, costing: Costing, *, timing: Costing | None = None) -> Program:
-    """The program of one training step. `costing` decides by which steps layouts change; `timing` (by default the same) gives
-    every instruction its seconds."""
-    return _Lowering(model, mesh, choices, costing, timing or costing).program()
+def lower(
+    model: Model, mesh: Mesh, choices: Choices, costing: Costing, *, timing: Costing | None = None, rank: int = 0
+) -> Program:
+    """The program of one training step of `rank`; rank 0 has the largest shards. `costing` decides by which steps layouts change;
+    `timing` (by default the same) gives every instruction its seconds, which are those of rank 0 on every rank."""
+    return _Lowering(model, mesh, choices, costing, timing or costing, rank).program()
 
 
 class _Lowering:
-    """Emits instructions in the order of the graph; `schedule.finish` then merges, moves ahead and frees."""
+    """Emits instructions in the order of the graph; `schedule.finish` then merges, moves ahead and frees.
 
-    def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing) -> None:
+    Which instructions there are, and how they are merged and ordered, depends on nothing that differs by rank."""
+
+    def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing, rank: int) -> None:
         self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
+        self.rank, self.place, self.last = rank, mesh.coordinate(rank), mesh.coordinate(mesh.num_devices - 1)
+        self.differs = False
+        self.locals: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
         self.value_bytes: dict[int, int] = {}
@@ -75,8 +83,20 @@ class _Lowering:
     def _dtype(self, value: int) -> str:
         return self.model.graph.values[value].dtype
 
+    def _local(self, flat: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+        """The flat sub-dim sizes of this rank's shard."""
+        if (flat, layout) not in self.locals:
+            sizes = local_sizes(flat, layout, self.mesh.sizes, self.place)
+            assert sizes is not None, (flat, layout)
+            self.differs |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
+            self.locals[flat, layout] = sizes
+        return self.locals[flat, layout]
+
+    def _local_shape(self, value: int, layout: Layout) -> tuple[int, ...]:
+        return local_shape(self._shape(value), layout, self.mesh.sizes, self.place)
+
     def _nbytes(self, value: int, layout: Layout) -> int:
-        return local_numel(self._flat(value), layout, self.costing.sizes) * dtype_bytes(self._dtype(value))
+        return math.prod(self._local(self._flat(value), layout)) * dtype_bytes(self._dtype(value))
 
     def _name(self, stem: str) -> str:
         self.names[stem] += 1
@@ -84,14 +104,14 @@ class _Lowering:
 
     # ---------------------------------------------------------------------------------------------- layouts
 
-    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
-        """The chain of steps that the cost table paid for."""
-        if before == after:
-            return ()
+    def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize, update = dtype_bytes(self._dtype(value)), phase == "update"
         time = self.costing.bucketed if update else self.costing.communication
-        layouts = layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
-        return layouts.steps(before, after)
+        return layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
+
+    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
+        """The chain of steps that the cost table paid for."""
+        return () if before == after else self._layouts(value, phase).steps(before, after)
 
     def _deliver(self, value: int, phase: str, wanted: Layout) -> int:
         """The program value that holds root `value` in layout `wanted` during `phase`."""
@@ -120,25 +140,28 @@ class _Lowering:
         return self.delivered[key]
 
     def _communicate(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
-        found = self.model.graph.values[value]
-        sizes = self.costing.sizes
-        expanded = local_sizes(self._flat(value), step.before, sizes)
-        assert expanded is not None
-        nbytes = self._nbytes(value, step.before)
-        if step.kind == "all_gather":
-            for axis in step.axes:
-                nbytes *= sizes[axis]
+        found, flat = self.model.graph.values[value], self._flat(value)
+        nbytes = self._layouts(value, phase).numel(step) * dtype_bytes(found.dtype)
         result = self._new(self._nbytes(value, step.after), source if step.kind == "slice" else None)
         self.instructions.append(
             Communicate(
                 id=self._name(f"{phase}.{found.name}.{step.kind}"), kind=step.kind, axes=step.axes, sources=(source,),
-                results=(result,), expanded=(expanded,), shapes=(local_shape(self._shape(value), step.after, sizes),),
+                results=(result,), expanded=(self._local(flat, step.before),), shapes=(self._local_shape(value, step.after),),
                 dtypes=(found.dtype,), gather=step.gather, split=step.split, phase=phase, path=found.name,
+                gather_pieces=(self._pieces(flat, step, step.gather),), split_pieces=(self._pieces(flat, step, step.split),),
                 asynchronous=asynchronous and step.kind != "slice", nbytes=nbytes,
                 time=self.timing.communication(step.kind, step.axes, float(nbytes)),
             )
         )  # fmt: skip
         return result
+
+    def _pieces(self, flat: tuple[int, ...], step: Step, dim: int | None) -> tuple[int, ...]:
+        """The sizes that the ranks of a step have of `dim`, in the order of their group; none where all are alike."""
+        if dim is None:
+            return ()
+        outer = tuple(p if p == dim and axis not in step.axes else REPLICATE for axis, p in enumerate(step.before))
+        pieces = piece_sizes(self._local(flat, outer)[dim], tuple(self.mesh.sizes[axis] for axis in step.axes))
+        return pieces if len(set(pieces)) > 1 else ()
 
     def _input(self, value: int, layout: Layout) -> int:
         """Inputs come in the layout in which they are read: each rank loads its own piece."""
@@ -169,31 +192,30 @@ class _Lowering:
             leaves = tuple(dims.results[0][p] if p >= 0 else p for p in seen)
             under = tuple(dims.operands[0].index(p) if p >= 0 else p for p in leaves)
             inner = self._through_views(node.operands[0], source, under)
-            sizes = local_sizes(dims.sizes, leaves, self.costing.sizes)
-            assert sizes is not None
-            split = _axes_by_leaf(leaves)
-            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, self.timing.view())
+            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], leaves, self.timing.view())
         return self.viewed[key]
 
     def _op(self, node: Node) -> None:
         dims, strategy = self.model.dims.ops[node.index], self.choices.strategies[node.index]
         ids = [self._operand(v, node.phase, seen) for v, seen in zip(node.operands, strategy.operands, strict=True)]
-        split = _axes_by_leaf(tuple(o.number if o.kind == "split" else REPLICATE for o in strategy.options))
+        leaves = tuple(option.number if option.kind == "split" else REPLICATE for option in strategy.options)
         seconds = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
         seconds += self.timing.inner(node, dims, strategy)
-        results = self._run(node, dims, None, ids, strategy.sizes, split, seconds)
+        results = self._run(node, dims, None, ids, leaves, seconds)
         for value, number, layout in zip(node.results, results, strategy.results, strict=True):
             if value is not None:
                 self.produced[value] = (number, layout)
 
     def _run(
-        self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], sizes: tuple[int, ...],
-        split: dict[int, tuple[int, ...]], seconds: float,
-    ) -> list[int]:  # fmt: skip
-        """Emits one op on a shard, `split` being the axes that split a leaf; the program values of its results."""
+        self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], leaves: Layout, seconds: float
+    ) -> list[int]:
+        """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""
+        sizes = self._local(dims.sizes, leaves)
         letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
-        op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), dims.local(shapes, sizes, split))
+        local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
+        self.differs |= bool(local.offsets or (local.leaves and local.split))
+        op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), local)
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None
@@ -284,6 +306,7 @@ class _Lowering:
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
             stores=stores, reported=reported,
+            rank=self.rank if self.differs else None,
         )  # fmt: skip
 
     def _stores(self) -> tuple[tuple[int, int], ...]:
@@ -297,10 +320,10 @@ class _Lowering:
 
     def _shapes(self, instructions: tuple[Instruction, ...], states: tuple[ParameterState, ...]) -> dict[int, tuple[int, ...]]:
         """The local shapes of all values."""
-        sizes = self.costing.sizes
-        shapes = {s.value: local_shape(s.subshape, s.stored, sizes) for s in states}
-        shapes |= {s.shard: local_shape(s.subshape, s.updated, sizes) for s in states}
-        shapes |= {s.value: local_shape(s.subshape, s.layout, sizes) for s in self.inputs.values()}
+        sizes, place = self.mesh.sizes, self.place
+        shapes = {s.value: local_shape(s.subshape, s.stored, sizes, place) for s in states}
+        shapes |= {s.shard: local_shape(s.subshape, s.updated, sizes, place) for s in states}
+        shapes |= {s.value: local_shape(s.subshape, s.layout, sizes, place) for s in self.inputs.values()}
         for instruction in instructions:
             if not isinstance(instruction, Update):
                 shapes |= {v: s for v, s in zip(instruction.results, instruction.shapes, strict=True) if v is not None}
@@ -315,19 +338,12 @@ class _Lowering:
         held = {"parameters": 0, "optimizer": 0, "inputs": sum(self.value_bytes[s.value] for s in self.inputs.values())}
         for parameter, strategy in zip(self.model.graph.parameters, self.choices.parameters, strict=True):
             dtype = self._dtype(parameter.value)
-            parts = self.costing.parameter_bytes(self._flat(parameter.value), dtype_bytes(dtype), dtype, strategy)
+            parts = self.costing.parameter_bytes(
+                self._flat(parameter.value), dtype_bytes(dtype), dtype, strategy, place=self.place
+            )
             for name, nbytes in parts.items():
                 held[name] += nbytes
         return held
-
-
-def _axes_by_leaf(leaves: Layout) -> dict[int, tuple[int, ...]]:
-    """The mesh axes that split each leaf, where `leaves[a]` is the leaf that axis a splits."""
-    split: dict[int, tuple[int, ...]] = {}
-    for axis, leaf in enumerate(leaves):
-        if leaf >= 0:
-            split[leaf] = (*split.get(leaf, ()), axis)
-    return split
 
 
 def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:

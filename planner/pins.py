@@ -134,10 +134,8 @@ class _Filters:
         for name, n in zip(self.mesh.names, self.mesh.sizes, strict=True):
             size *= n if role_of(name) == "data" else 1
         batch = self.model.graph.values[self.model.graph.inputs[0]].shape[0]
-        if batch % size:
-            raise NoPlan(
-                f"a batch of {batch} does not divide over {size} data-parallel devices: use --batch {-(-batch // size) * size}"
-            )
+        if batch < size:
+            raise NoPlan(f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}")
 
     def _check_match(self, pin: Pin) -> None:
         known = {n.path for n in self.model.graph.nodes} if pin.choice in _OP_PINS else set()
@@ -157,6 +155,8 @@ class _Filters:
         if self.mesh.sizes[axis] == 1:
             return option.kind == "whole"
         dims = self.model.dims.ops[node.index]
+        if self._too_few(dims, axis, option):
+            return False
         choice = self._of(node.path, _OP_PINS)
         if choice == "replicate":
             return option.kind == "whole"
@@ -171,13 +171,20 @@ class _Filters:
     def _splits_batch(self, dims: OpDims, option: Option) -> bool:
         return option.kind == "split" and dims.atoms[option.number] in self.batch
 
+    def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
+        """Whether the option splits two or three things unevenly that are not samples, as the 3 of a fused QKV over 2 devices: never
+        better than what else there is, and so many more strategies."""
+        if option.kind != "split" or self._splits_batch(dims, option):
+            return False
+        return dims.sizes[option.number] < 4 and dims.sizes[option.number] % self.mesh.sizes[axis] != 0
+
     def _data(self, node: Node, axis: int, option: Option) -> bool:
         """An op that has the batch splits it; one that has not runs whole, or on partial sums. What reads the batch tensors alone (the
         number of targets that count) may run whole too: every rank can read them all."""
         if node.index in self.of_batch_alone and option.kind == "whole":
             return True
         size, dims = self.mesh.sizes[axis], self.model.dims.ops[node.index]
-        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] % size == 0 for o in options_of(dims))
+        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] >= size for o in options_of(dims))
         return self._splits_batch(dims, option) if able else option.kind != "split"
 
     def _tensor(self, dims: OpDims, option: Option, *, must: bool) -> bool:
@@ -197,5 +204,5 @@ class _Filters:
             return True
         wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[choice]
         flat = [size for dim in self.model.dims.shapes[parameter.value] for size in dim]
-        able = any(size % self.mesh.sizes[axis] == 0 for size in flat)
+        able = any(size >= self.mesh.sizes[axis] for size in flat)
         return option.kind == (wanted if able else "whole")

@@ -238,8 +238,9 @@ def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ..
         raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
 
 
-def program_of(plan: Plan, cluster: Cluster | None = None) -> Program:
-    """The program that the plan's ranks run, timed on the plan's hardware or, if given, on another cluster."""
+def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0) -> Program:
+    """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on another cluster. Rank 0 holds the
+    largest shards."""
     model = model_of(plan)
     timing = None if cluster is None else costing_of(plan, model, cluster)
-    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing)
+    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank)

@@ -59,6 +59,7 @@ def _merge(parts: list[Communicate], costing: Costing) -> Communicate:
         first, id=f"{first.id}+{len(parts) - 1}", path=f"{first.path} +{len(parts) - 1}", nbytes=nbytes,
         sources=tuple(s for p in parts for s in p.sources), results=tuple(r for p in parts for r in p.results),
         expanded=tuple(e for p in parts for e in p.expanded), shapes=tuple(s for p in parts for s in p.shapes),
+        gather_pieces=tuple(g for p in parts for g in p.gather_pieces), split_pieces=tuple(s for p in parts for s in p.split_pieces),
         dtypes=tuple(d for p in parts for d in p.dtypes), time=costing.communication(first.kind, first.axes, float(nbytes)),
     )  # fmt: skip
 

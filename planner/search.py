@@ -151,11 +151,11 @@ class _Searcher:
         self.gradient_bytes = total_gradient_bytes(model.graph)
 
     def check_batch(self) -> None:
-        """A batch that no mesh divides is refused: its plan would leave the devices doing the same work."""
+        """A batch of fewer samples than devices, of which no mesh has an axis that divides it, is refused."""
         batch, n = self.model.graph.values[self.model.graph.inputs[0]].shape[0], self.cluster.num_devices
-        if n > 1 and math.gcd(batch, n) == 1:
+        if batch < n and math.gcd(batch, n) == 1:
             raise NoPlan(
-                f"a batch of {batch} is divided by no mesh of {n} devices: use --batch {-(-batch // n) * n}, "
+                f"a batch of {batch} has fewer samples than {n} devices, and shares no factor with them: use --batch {n}, "
                 f"or --mesh tp={n} to plan without splitting the batch"
             )
 

@@ -8,13 +8,13 @@ Invariant: the atoms' sizes multiply to the dim's size, and two dims that an op 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
 from cost_models.errors import NotTraceable
 from planner.graph import Graph, Node
 from planner.layout import SubShape
-from planner.rules import RULES, Call, Local, LocalLeaf, Signature
+from planner.rules import RULES, Call, Signature
 
 __all__ = ["OpDims", "SubDims", "call_of", "infer"]
 
@@ -46,17 +46,6 @@ class OpDims:
     operands: tuple[tuple[int, ...], ...]
     results: tuple[tuple[int, ...], ...]
     fixed: frozenset[int] = frozenset()
-
-    def local(self, results: tuple[tuple[int, ...], ...], here: tuple[int, ...], split: Mapping[int, tuple[int, ...]]) -> Local:
-        """One shard: its results' shapes, the sizes of the leaves there, and the mesh axes that split a leaf."""
-        leaves: list[list[LocalLeaf]] = [[] for _ in self.signature.sizes]
-        for leaf, letter in enumerate(self.letter):
-            leaves[letter].append(LocalLeaf(self.sizes[leaf], here[leaf], split.get(leaf, ())))
-        axes = {letter: tuple(a for leaf in own for a in leaf.axes) for letter, own in enumerate(leaves)}
-        return Local(
-            results=results, split={letter: found for letter, found in axes.items() if found},
-            sizes=self.letter_sizes(here), leaves=tuple(map(tuple, leaves)),
-        )  # fmt: skip
 
     def letter_sizes(self, leaf_sizes: tuple[int, ...]) -> tuple[int, ...]:
         """The letters' sizes where the leaves have the given ones."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
 from planner.kernels import step_key
-from planner.layout import Layout, Mesh, SubShape, is_split
+from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
 from planner.program import Program
 from planner.workload import Workload
 from runtime.groups import Groups
@@ -45,6 +45,7 @@ class Executor:
         keep_gradients: bool = False,
         seed: int = 0,
     ) -> None:
+        assert program.rank in (None, rank), (program.rank, rank)
         self.program = program
         self.rank = rank
         self.device = torch.device(device)
@@ -174,10 +175,14 @@ def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = Non
 
 
 def _gather(shard: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh) -> Tensor:
-    """The full tensor of which every rank has its shard."""
+    """The full tensor of which every rank has its shard; shards are sent as large as the largest."""
     shard = shard.contiguous()
     if not any(is_split(placement) for placement in layout):
         return shard.clone()
-    pieces = [torch.empty_like(shard) for _ in range(mesh.num_devices)]
-    dist.all_gather(pieces, shard)
-    return assemble(pieces, subshape, layout, mesh)
+    shapes = [local_shape(subshape, layout, mesh.sizes, mesh.coordinate(rank)) for rank in range(mesh.num_devices)]
+    mine = shard.new_zeros(max(map(math.prod, shapes)))
+    mine[: shard.numel()] = shard.view(-1)
+    pieces = [torch.empty_like(mine) for _ in shapes]
+    dist.all_gather(pieces, mine)
+    whole = [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return assemble(whole, subshape, layout, mesh)

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from planner.program import Communicate, Compute, Group, Instruction, Offset, Program, Ref, Update
+from planner.program import Communicate, Compute, Group, Instruction, Program, Ref, Update
 from runtime.aliases import references, reusable_sources
 from runtime.collectives import compile_collective
-from runtime.groups import Groups, group_size, position
+from runtime.groups import Groups, group_size
 from runtime.operators import resolve, returns_list
 
 __all__ = ["Step", "generate"]
@@ -64,8 +64,6 @@ class _Writer:
         """The Python expression of an argument."""
         if isinstance(argument, Ref):
             return f"t{argument.id}"
-        if isinstance(argument, Offset):
-            return str(argument.size * position(self.program.mesh, argument.axes, self.rank))
         if isinstance(argument, Group):
             return self.bind("group", self.groups.get(argument.axes))
         if isinstance(argument, (tuple, list)):
@@ -181,7 +179,7 @@ def _start(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) 
 
 def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:
     mesh, axes = writer.program.mesh, instruction.axes
-    place = position(mesh, axes, writer.rank)
+    place = mesh.position(axes, writer.rank)
     return writer.bind(
         "collective",
         compile_collective(instruction, writer.groups.get(axes), group_size(mesh, axes), place, reusable),

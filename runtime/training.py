@@ -87,12 +87,12 @@ def train_plan(
 def train_rank(request: TrainRequest, emit: Emit) -> None:
     """One rank of `train_plan`."""
     plan = read_plan(request.plan)
-    program = program_of(plan)
     batches = torch.load(request.batches, weights_only=True, mmap=True)
-    workload = in_dtypes(build(lambda: workload_of(plan), request.seed), program)
-    if request.learning_rate is not None:
-        workload = replace(workload, learning_rate=request.learning_rate)
-    with join(program.mesh.num_devices, request.device) as place:
+    with join(plan.mesh.num_devices, request.device) as place:
+        program = program_of(plan, rank=place.rank)
+        workload = in_dtypes(build(lambda: workload_of(plan), request.seed), program)
+        if request.learning_rate is not None:
+            workload = replace(workload, learning_rate=request.learning_rate)
         groups = make_groups(program, place.rank)
         executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device, seed=request.seed)
         losses: list[float] = []

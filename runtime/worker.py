@@ -103,9 +103,8 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
     from planner.plan import program_of, read_plan, workload_of
 
     plan = read_plan(request.plan)
-    program = program_of(plan)
-    with join(program.mesh.num_devices, request.device) as place:
-        return train(program, lambda: workload_of(plan), request, place, emit)
+    with join(plan.mesh.num_devices, request.device) as place:
+        return train(program_of(plan, rank=place.rank), lambda: workload_of(plan), request, place, emit)
 
 
 def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:

@@ -89,6 +89,14 @@ class Planned:
     choices: Choices
     program: Program
 
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """The program of every rank."""
+        if self.program.rank is None:
+            return (self.program,) * self.mesh.num_devices
+        costing = self.table.costing
+        return tuple(lower(self.model, self.mesh, self.choices, costing, rank=r) for r in range(self.mesh.num_devices))
+
 
 def ask_for(name: str, num_devices: int = 4, *, batch: int = 8, dtype: str = "float64", **sizes: int | str) -> Ask:
     """A small model of `SIZES`, some sizes replaced."""

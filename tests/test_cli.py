@@ -126,7 +126,10 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --gpus 2000", "BadValue: 'dgx-h100' has at most 1024 devices"),
         ("--model mlp --gpus 32 --nodes 2", "BadValue: 2 nodes of 'dgx-h100' have 16 devices, 32 were asked for"),
         ("--model mlp --batch 0", "BadValue: --batch 0: give a whole number from 1 on"),
-        ("--model mlp --batch 7 --gpus 8", "NoPlan: a batch of 7 is divided by no mesh of 8 devices: use --batch 8"),
+        (
+            "--model mlp --batch 7 --gpus 8",
+            "NoPlan: a batch of 7 has fewer samples than 8 devices, and shares no factor with them: use --batch 8",
+        ),
         ("--model mlp --mesh dp=3 --gpus 8", "BadValue: --mesh 'dp=3' has 3 devices and --gpus is 8"),
         ("--model mlp --mesh dp", "BadValue: --mesh 'dp': 'dp' is not NAME=SIZE"),
         ("--model mlp --pin layers=tensr", "UnknownName: unknown pin 'tensr': did you mean 'tensor'?"),

@@ -70,10 +70,10 @@ RANDOM = {2: range(2), 4: range(3)}
 
 @dataclass(frozen=True)
 class Case:
-    """A program and the ask whose workload it trains."""
+    """Every rank's program and the ask whose workload it trains."""
 
     ask: Ask
-    program: Program
+    programs: tuple[Program, ...]
 
 
 def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verification | None]:
@@ -93,7 +93,8 @@ def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verifi
 
 def run_one(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> Verification | None:
     """One step of one program. Process groups and the steps of one process are made once for all programs that share them."""
-    program, key = case.program, (case.program.mesh.sizes, tuple(axes_used(case.program)))
+    program = case.programs[place.rank]
+    key = (program.mesh.sizes, tuple(axes_used(program)))
     if key not in groups:
         groups[key] = make_groups(program, place.rank)
     workload = build(lambda: build_workload(case.ask), 0)
@@ -146,9 +147,9 @@ class Ran:
 @pytest.fixture(scope="module", params=[2, 4])
 def ran(request: pytest.FixtureRequest) -> Ran:
     made = plans(request.param)
-    cases = {name: Case(plan.ask, plan.program) for name, plan in made.items()}
+    cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
     ddp = made["mlp: ddp"]
-    cases["broken"] = Case(ddp.ask, broken(ddp.program))
+    cases["broken"] = Case(ddp.ask, (broken(ddp.program),) * request.param)
     found = launch("test_numerics:run_all", request.param, (request.param, cases))[0]
     return Ran(request.param, made, found)
 
@@ -190,7 +191,7 @@ def words_split(plan: Planned, words: dict[str, str], axis: int) -> dict[str, se
         key = next((k for k in words if k in node.op or k in node.path), None)
         able = {names.get(dims.atoms[o.number]) for o in options_of(dims) if o.kind == "split"}
         if key is not None and words[key] in able:
-            out[key].add(op_words(plan.model, names, plan.choices, node, axis))
+            out[key].add(op_words(plan.model, names, plan.choices, node, axis, plan.mesh))
     return out
 
 

@@ -1,13 +1,12 @@
 """Op rules, a file a family. Importing the package fills `RULES`."""
 
 from planner.rules import fused, norms, pointwise, products, random, reductions, views
-from planner.rules.signature import RULES, Call, Local, LocalLeaf, OpCost, Rule, Signature
+from planner.rules.signature import RULES, Call, Local, OpCost, Rule, Signature
 
 __all__ = [
     "RULES",
     "Call",
     "Local",
-    "LocalLeaf",
     "OpCost",
     "Rule",
     "Signature",

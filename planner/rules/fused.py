@@ -12,10 +12,14 @@ T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
 
 
 def _unit_group(call: Call, local: Local) -> LocalCall:
-    """Split over hidden units, the kernel gets the process group with which it gathers h at every step."""
+    """Split over hidden units, the kernel gets the process group with which it gathers h at every step, and how many units each of
+    its ranks has where they differ."""
     from planner.program import Group
 
-    return call.op, call.args, (("group", Group(local.split[H])),) if H in local.split else ()
+    if H not in local.split:
+        return call.op, call.args, ()
+    group, units = ("group", Group(local.split[H])), local.pieces[H]
+    return call.op, call.args, (group,) if len(set(units)) == 1 else (group, ("units", units))
 
 
 def _lstm_letters(name: str) -> Letters:
@@ -137,11 +141,11 @@ def _attention_backward(call: Call) -> Signature:
 
 
 def _class_group(call: Call, local: Local) -> LocalCall:
-    from planner.program import Group, Offset
+    from planner.program import Group
 
     if 1 not in local.split:
         return call.op, call.args, ()
-    offset = ("offset", Offset(local.split[1], local.sizes[1]))
+    offset = ("offset", local.offsets[1])
     if call.op.endswith("backward"):
         return call.op, call.args, (offset,)
     return call.op, call.args, (("group", Group(local.split[1])), offset)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
-from planner.rules.signature import Call, Local, LocalCall, LocalLeaf, OpCost, Signature, register
+from planner.rules.signature import Call, Local, LocalCall, OpCost, Signature, register
 
 #: Drawing a mask and applying it, in passes over the tensor: 5.0 ns an element where an addition, which has three operands, takes 1.9
 #: (torch 2.13, one thread of an EPYC, float32 4096 x 4096, 2026-11-24); torch's own dropout took 10.
@@ -14,14 +13,7 @@ _PASSES = 8.0
 
 def _with_places(call: Call, local: Local) -> LocalCall:
     """A shard is told which part of the whole it is."""
-    places = tuple(tuple(map(_run, leaves)) for leaves in local.leaves)
-    return call.op, call.args, (("places", places),) if local.split else ()
-
-
-def _run(leaf: LocalLeaf) -> tuple[int, int, Any]:
-    from planner.program import Offset
-
-    return leaf.size, leaf.here, Offset(leaf.axes, leaf.here) if leaf.axes else 0
+    return call.op, call.args, (("places", local.leaves),) if local.split else ()
 
 
 @register("shardwright.dropout", localize=_with_places)
@@ -30,7 +22,7 @@ def _dropout(call: Call) -> Signature:
     shape = call.operands[0]
     x = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="elementwise", sizes=shape, operands=(x, ()), results=(x, x),
+        kind="elementwise", sizes=shape, operands=(x, ()), results=(x, x), placed=True,
         cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RULES", "Call", "Letters", "Local", "LocalLeaf", "OpCost", "Rule", "Signature", "register"]
+__all__ = ["RULES", "Call", "Letters", "Local", "OpCost", "Rule", "Signature", "register"]
 
 #: The letters of every dim of one tensor: ((0,), (1, 2)) is a tensor whose second dim is the product of letters 1 and 2.
 Letters = tuple[tuple[int, ...], ...]
@@ -58,6 +58,7 @@ class Signature:
     cost: Callable[[tuple[int, ...]], OpCost] | None = None
     view: bool = False
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
+    placed: bool = False  # the kernel is told which part of the whole its shard is
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
     lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
         None  # steps, batch, width, hidden: whose reserve is opaque
@@ -79,24 +80,19 @@ class Signature:
         return float(sum(math.prod(sizes[x] for dim in t for x in dim) for t in (*self.operands, *self.results)))
 
 
-@dataclass(frozen=True, slots=True)
-class LocalLeaf:
-    """A leaf's size in the whole tensor and on one shard, and the mesh axes that split it (earlier axis outer)."""
-
-    size: int
-    here: int
-    axes: tuple[int, ...]
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
     """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
-    split it; `results` the local shapes; `sizes` the local letter sizes; `leaves` every letter's leaves, the outermost first."""
+    split it; `results` the local shapes; `sizes` the local letter sizes. Of the `contiguous` letters among those, `pieces` gives the
+    sizes on all ranks of the axes, in the order of their group, and `offsets` where this shard begins. `leaves` are
+    every letter's leaves, the outermost first, each as (size, size here, where this shard begins): of `placed` ops alone."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
     sizes: tuple[int, ...]
-    leaves: tuple[tuple[LocalLeaf, ...], ...]
+    pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
+    leaves: tuple[tuple[tuple[int, int, int], ...], ...] = ()
 
 
 #: op, args, kwargs to run on a shard; args still hold `Ref`s.
