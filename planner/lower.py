@@ -16,6 +16,7 @@ import torch
 
 from cost_models.memory import dtype_bytes
 from planner.choices import Choices
+from planner.clip import clip_gradients
 from planner.costing import BUCKET_BYTES, Costing
 from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
@@ -264,6 +265,10 @@ class _Lowering:
                                 ParameterStrategy(options=s.options, stored=s.updated, updated=s.updated))
             for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
         )  # fmt: skip
+        if self.timing.clip_norm is not None:
+            shapes = [local_shape(s.subshape, s.updated, self.mesh.sizes, self.place) for s in states]
+            more, gradients = clip_gradients(gradients, states, shapes, self.timing, self._new)
+            self.instructions += more
         self.instructions.append(Update(id="update.optimizer", gradients=gradients, time=seconds))
         for parameter, state in zip(self.model.graph.parameters, states, strict=True):
             self._gather_back(parameter, state)

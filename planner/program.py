@@ -135,9 +135,9 @@ class InputState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step of every rank of `mesh` or, where ranks are told a size or place of their own, of `rank`. `loss` is a replicated scalar's id, and
-    so are those of `reported`, by name; `initial_bytes` are held before. `stores` are buffers that the step changes: (the id of what
-    comes in, of what it is afterwards)."""
+    """One training step of every rank of `mesh` or, where ranks are told a size or place of their own, of `rank`. `loss` is a
+    replicated scalar's id, and so are those of `reported`, by name; `initial_bytes` are held before. `stores` are buffers that the
+    step changes: (the id of what comes in, of what it is afterwards)."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]

@@ -19,7 +19,7 @@ from torch import Tensor
 from cost_models.errors import NotTraceable, UserError
 from planner.decompose import decomposition_table
 from planner.graph import Graph
-from planner.kernels import Canonical
+from planner.kernels import Canonical, precision
 from planner.read_fx import Refused, read_graph
 from planner.source_line import from_frames
 from planner.torch_private import FakeTensorMode, joint_trace, label_new_nodes, sequence_number
@@ -77,7 +77,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths:
             label_new_nodes({"phase": "forward", "path": ""})
-            with Canonical(key):
+            with Canonical(key), precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
                 outputs = torch.func.functional_call(module, {**weights, **state}, inputs, named)
                 loss, several = workload.losses(outputs, target)

@@ -16,8 +16,12 @@ from planner.batches import arguments, flatten
 from planner.models import MODELS, ModelSpec
 from planner.models import user as user_model
 from planner.models.spec import resolve
+from planner.saved import is_saved, read_saved
 
-__all__ = ["DTYPES", "Workload", "known_models", "load_workload", "resolve_options", "workload_of"]
+__all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "workload_of"]
+
+#: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
+PRECISIONS = {"fp32": ("float32", ""), "fp64": ("float64", ""), "bf16": ("bfloat16", ""), "bf16-mixed": ("float32", "bfloat16")}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
@@ -28,7 +32,8 @@ class Workload:
     a dict or by number in a tuple, their sum is.
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested batch is given by its tensors and its
-    `nest` (`planner.batches`). `options` are all sizes as resolved.
+    `nest` (`planner.batches`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
+    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it. `options` are all sizes as resolved.
     `dim_names` gives the sub-dims of parameters the model's own words: a glob of parameter names to one comma list of
     sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that
     fits a name counts.
@@ -39,6 +44,8 @@ class Workload:
     batch: tuple[torch.Tensor, ...]
     loss: Callable[[Any, Any], Any]
     nest: Any = None
+    compute: str = ""
+    clip_norm: float | None = None
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     options: Mapping[str, Any] = field(default_factory=dict)
@@ -79,6 +86,8 @@ def resolve_options(
     Of the user's own `module:function` only the sizes that were given are known before it is called.
     Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
     """
+    if is_saved(spec):
+        return {}
     if user_model.is_user_model(spec):
         return user_model.resolve(spec, batch=batch, seq=seq, settings=settings)
     return resolve(_find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
@@ -92,13 +101,17 @@ def load_workload(
     settings: Mapping[str, str],
     num_devices: int,
     dtype: str = "float32",
+    compute: str = "",
+    clip_norm: float | None = None,
 ) -> Workload:
     """The workload of a built-in model or preset, or of the user's `module:function` or `path/to/file.py:function`.
 
     `batch` is the global batch; its default is the model's batch per device times `num_devices`. `dtype` becomes that of the
     parameters and of every floating tensor of the batch. Initial values come from the generator as it stands and are drawn
-    in float32 whatever `dtype` is, so that the same seed starts every dtype at the same point. Allocates nothing under
-    `FakeTensorMode`. Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.
+    in float32 whatever `dtype` is, so that the same seed starts every dtype at the same point. `compute` and `clip_norm`, where given,
+    replace the workload's own. Allocates nothing under `FakeTensorMode`.
+
+    Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, list(DTYPES))
@@ -106,9 +119,15 @@ def load_workload(
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        workload = _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
+        if is_saved(spec):
+            workload = _from_saved(spec)
+        else:
+            workload = _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
     finally:
         torch.set_default_dtype(before)
+    workload = replace(
+        workload, compute=compute or workload.compute, clip_norm=workload.clip_norm if clip_norm is None else clip_norm
+    )
     return _cast(workload, DTYPES[dtype])
 
 
@@ -135,6 +154,12 @@ def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
         dim_names=spec.dim_names,
         tokens_per_sample=options[spec.sequence] if spec.sequence else 1,
     )
+
+
+def _from_saved(spec: str) -> Workload:
+    saved = read_saved(spec)
+    workload = workload_of(type(saved["module"]).__name__, saved["module"], saved["batch"], saved["loss"], **saved["more"])
+    return replace(workload, options={"batch": workload.batch[0].shape[0]})
 
 
 def _from_user(spec: str, options: Mapping[str, Any]) -> Workload:

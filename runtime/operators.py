@@ -18,6 +18,8 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.batch_norm": kernels.batch_norm,
     "shardwright.batch_norm_backward": kernels.batch_norm_backward,
     "shardwright.count_targets": kernels.count_targets,
+    "shardwright.clipped": kernels.clipped,
+    "shardwright.square_sum": kernels.square_sum,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.dropout": kernels.dropout,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planner.kernels import Random, step_key
+from planner.kernels import Random, precision, step_key
 from planner.program import Program
 from planner.workload import Workload
 from runtime.optimizers import make_optimizer
@@ -63,9 +63,11 @@ def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, 
     gradients: dict[str, Tensor] = {}
     for step in range(num_steps):
         optimizer.zero_grad()
-        with Random(step_key(seed, step)):
+        with Random(step_key(seed, step)), precision(workload.compute):
             loss, _ = workload.loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        if workload.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), workload.clip_norm)
         if not losses:
             gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
         optimizer.step()
