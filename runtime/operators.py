@@ -21,6 +21,8 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
+    "shardwright.masked_attention": kernels.masked_attention,
+    "shardwright.masked_attention_backward": kernels.masked_attention_backward,
     "shardwright.reshape": torch.reshape,
 }
 

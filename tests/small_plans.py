@@ -49,6 +49,7 @@ SIZES: dict[str, dict[str, int]] = {
     "mlp": {"inputs": 16, "hidden": 32, "layers": 3, "outputs": 8},
     "cnn": {"channels": 4, "width": 4, "blocks": 2, "classes": 8, "image": 8},
     "gpt": {"layers": 2, "width": 16, "heads": 4, "vocab": 32, "positions": 8, "seq": 8},
+    "llama": {"layers": 2, "width": 16, "heads": 8, "kv_heads": 4, "mlp": 24, "vocab": 32, "seq": 8},
     "bilstm": {},
 }
 

@@ -1,7 +1,8 @@
 """Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
 
-`shardwright::lstm`, `cross_entropy` and `attention` with their backwards are torch custom ops for tracing; the functions of
-the same names here are what the executor calls, some with a process group over which their work is split.
+The ops `shardwright::lstm`, `cross_entropy`, `attention`, `masked_attention` and their backwards are torch custom ops for
+tracing; the functions of the same names here are what the executor calls, some with a process group over which their work is
+split.
 """
 
 from planner.kernels.attention import attention, attention_backward
@@ -9,6 +10,7 @@ from planner.kernels.canonical import Canonical
 from planner.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
+from planner.kernels.masked_attention import masked_attention, masked_attention_backward
 
 __all__ = [
     "Canonical",
@@ -20,4 +22,6 @@ __all__ = [
     "embedding_shard",
     "lstm_backward",
     "lstm_forward",
+    "masked_attention",
+    "masked_attention_backward",
 ]

@@ -1,6 +1,6 @@
 """While `Canonical` is active, torch's LSTM, cross-entropy and attention become ours: tracing shows one node of each.
 
-What they have and ours do not (dropout, masks, class weights, label smoothing) is left to torch, or refused where that
+What they have and ours do not (dropout, class weights, label smoothing) is left to torch, or refused where that
 would give another graph on another platform.
 """
 
@@ -97,11 +97,23 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    same_heads = query.dim() == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
-    if attn_mask is not None or dropout_p or not same_heads:
+    if dropout_p or query.dim() not in (3, 4) or not _fit(query, key, value, enable_gqa):
         return F.scaled_dot_product_attention(
             query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
         )
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    out, _ = torch.ops.shardwright.attention(query, key, value, is_causal, scale)
-    return out  # type: ignore[no-any-return]
+    q, k, v = (t if t.dim() == 4 else t.unsqueeze(-3) for t in (query, key, value))
+    if attn_mask is None:
+        out, _ = torch.ops.shardwright.attention(q, k, v, is_causal, scale)
+    else:
+        bias = attn_mask if query.dim() == 4 or attn_mask.dim() < 3 else attn_mask.unsqueeze(-3)
+        out, _ = torch.ops.shardwright.masked_attention(q, k, v, bias[(None,) * (4 - bias.dim())], is_causal, scale)
+    return out if query.dim() == 4 else out.squeeze(-3)  # type: ignore[no-any-return]
+
+
+def _fit(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
+    """Whether nothing but key heads has to be broadcast."""
+    if not query.dim() == key.dim() == value.dim() or query.shape[0] != key.shape[0] or key.shape[:-1] != value.shape[:-1]:
+        return False
+    heads, kv_heads = query.shape[-3], key.shape[-3]
+    return heads == kv_heads or (grouped and query.dim() == 4 and heads % kv_heads == 0)

@@ -634,9 +634,9 @@ def _lstm_backward(g: Draw) -> Arguments:
 
 @case("shardwright.attention")
 def _attention(g: Draw) -> Arguments:
-    b, h, t, d, s = g.sizes(5)
-    value_depth = g.pick(d, d, 3)
-    return (g.real(b, h, t, d), g.real(b, h, s, d), g.real(b, h, s, value_depth), g.chance(), 0.3), {}
+    b, kv_heads, t, d, s = g.sizes(5)
+    heads, value_depth = kv_heads * g.pick(1, 1, 2, 3), g.pick(d, d, 3)
+    return (g.real(b, heads, t, d), g.real(b, kv_heads, s, d), g.real(b, kv_heads, s, value_depth), g.chance(), 0.3), {}
 
 
 @case("shardwright.attention_backward")
@@ -644,6 +644,21 @@ def _attention_backward(g: Draw) -> Arguments:
     (q, k, v, causal, scale), _ = _attention(g)
     out, lse = run_op("shardwright.attention", (q, k, v, causal, scale), ())
     return (g.real(*out.shape), q, k, v, out, lse, causal, scale), {}
+
+
+@case("shardwright.masked_attention")
+def _masked_attention(g: Draw) -> Arguments:
+    (q, k, v, causal, scale), _ = _attention(g)
+    shape = tuple(g.pick(size, 1) for size in (*q.shape[:3], k.shape[2]))
+    return (q, k, v, g.pick(g.real, g.mask)(*shape), causal and g.chance(), scale), {}
+
+
+@case("shardwright.masked_attention_backward")
+def _masked_attention_backward(g: Draw) -> Arguments:
+    (q, k, v, bias, causal, scale), _ = _masked_attention(g)
+    out, lse = run_op("shardwright.masked_attention", (q, k, v, bias, causal, scale), ())
+    wanted = bias.is_floating_point() and g.chance()
+    return (g.real(*out.shape), q, k, v, bias, out, lse, causal, scale, wanted), {}
 
 
 @case("shardwright.cross_entropy")

@@ -28,6 +28,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.masked_attention": kernels.masked_attention,
+    "shardwright.masked_attention_backward": kernels.masked_attention_backward,
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
 }
