@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.fx.traceback as fx_traceback
 from torch._decomp import get_decompositions
-from torch._subclasses import FakeTensorMode  # no public name for tensors with a shape and no memory, other than `meta`
+from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory, other than `meta`
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
 
-__all__ = ["FakeTensorMode", "decompositions", "joint_trace", "label_new_nodes", "sequence_number"]
+__all__ = [
+    "FakeTensorMode", "decompositions", "fake_copies", "is_fake", "joint_trace", "label_new_nodes", "sequence_number",
+]  # fmt: skip
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether the tensor has a shape and no memory."""
+    return isinstance(tensor, FakeTensor)
+
+
+@contextmanager
+def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors as fake ones (as they are, where they are fake already), with the mode that goes with them active."""
+    if all(map(is_fake, tensors)):
+        yield list(tensors)
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        yield [mode.from_tensor(t) for t in tensors]
 
 
 def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:

@@ -45,13 +45,15 @@ def trace(build: Callable[[], Workload]) -> Traced:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     with mode:
-        workload = build()
+        name = "given"
         try:
+            workload = build()
+            name = workload.name
             fx_graph, names = _record(workload)
         except UserError:
             raise
         except Exception as error:
-            raise NotTraceable(_explain(error, workload.name)) from error
+            raise NotTraceable(_explain(error, name)) from error
     return Traced(graph=read_graph(fx_graph, names, workload), workload=workload)
 
 
