@@ -13,11 +13,20 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable
 from planner.graph import Graph, Node, Parameter, Ref, Value
+from planner.torch_private import is_fake, really
 from planner.workload import Workload
 
-__all__ = ["read_graph"]
+__all__ = ["ChangedInPlace", "read_graph"]
 
 aten = torch.ops.aten
+
+
+class ChangedInPlace(NotTraceable):
+    """An op writes to a tensor in place, and something else sees it."""
+
+
+#: A constant of more elements than this is refused: it belongs into a buffer.
+_CONSTANT = 4096
 
 
 def read_graph(fx_graph: torch.fx.Graph, names: list[str], workload: Workload) -> Graph:
@@ -63,11 +72,20 @@ class _Reader:
             if node.op == "call_function":
                 self._read(node)
             elif node.op == "get_attr":
-                raise NotTraceable(
-                    f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): "
-                    "register it as a buffer"
-                )
+                self._constant(node)
         return self._finish(num_parameters)
+
+    def _constant(self, node: torch.fx.Node) -> None:
+        """A tensor made of numbers while running: an op of ours that holds the numbers."""
+        tensor = getattr(self.fx_graph.owning_module, str(node.target))
+        if not isinstance(tensor, Tensor) or is_fake(tensor) or tensor.numel() > _CONSTANT:
+            raise NotTraceable(
+                f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): register it as a buffer"
+            )
+        values = really(lambda: tuple(tensor.reshape(-1).tolist()))
+        kwargs = {"dtype": str(tensor.dtype)}
+        node.meta.setdefault("val", tensor)
+        self._add(node, "shardwright.constant", (values, tuple(tensor.shape)), kwargs)
 
     def _finish(self, num_parameters: int) -> Graph:
         output = next(n for n in self.fx_graph.nodes if n.op == "output")
@@ -149,7 +167,7 @@ class _Reader:
                 "put it in eval mode, or use nn.GroupNorm"
             )
         if target._schema.is_mutable and not self._harmless(node):
-            raise NotTraceable(
+            raise ChangedInPlace(
                 f"{where} changes a tensor in place ({op}) "
                 "that is a parameter, a buffer, an input, or read again: use the out-of-place op"
             )

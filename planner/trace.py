@@ -21,8 +21,8 @@ from cost_models.errors import NotTraceable, UserError
 from planner.decompose import decomposition_table
 from planner.graph import Graph
 from planner.kernels import Canonical
-from planner.read_fx import read_graph
-from planner.torch_private import FakeTensorMode, joint_trace, label_new_nodes, sequence_number
+from planner.read_fx import ChangedInPlace, read_graph
+from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number
 from planner.workload import Workload
 
 __all__ = ["Traced", "trace"]
@@ -49,18 +49,28 @@ def trace(build: Callable[[], Workload]) -> Traced:
         try:
             workload = build()
             name = workload.name
-            fx_graph, names = _record(workload)
+            graph = _graph(workload)
         except UserError:
             raise
         except Exception as error:
             raise NotTraceable(_explain(error, name)) from error
-    return Traced(graph=read_graph(fx_graph, names, workload), workload=workload)
+    return Traced(graph=graph, workload=workload)
+
+
+def _graph(workload: Workload) -> Graph:
+    """The graph as recorded; where an op writes in place and something sees it, with all such ops made functional."""
+    fx_graph, names, arguments = _record(workload)
+    try:
+        return read_graph(fx_graph, names, workload)
+    except ChangedInPlace:
+        return read_graph(functional(fx_graph, arguments, decomposition_table()), names, workload)
 
 
 # ------------------------------------------------------------------------------------------------- recording
 
 
-def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str]]:
+def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str], tuple[Any, ...]]:
+    """The recorded step, the names of its parameters and buffers, and what it was called with."""
     module = workload.module
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -79,8 +89,8 @@ def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str]]:
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         return (loss, *_all_used(gradients, weights))
 
-    graph = joint_trace(step, (parameters, buffers, *workload.batch), decomposition_table())
-    return graph, [*parameters, *buffers]
+    arguments = (parameters, buffers, *workload.batch)
+    return joint_trace(step, arguments, decomposition_table()), [*parameters, *buffers], arguments
 
 
 def _check_loss(loss: Any, name: str) -> None:

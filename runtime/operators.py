@@ -15,6 +15,7 @@ __all__ = ["may_alias", "resolve", "returns_list"]
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.constant": kernels.constant,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,

@@ -96,12 +96,14 @@ def ask_for(name: str, num_devices: int = 4, *, batch: int = 8, dtype: str = "fl
 
 def traced(ask: Ask) -> tuple[Model, Workload]:
     """The model of an ask and its workload; traced once for all numbers of devices, which matter to neither."""
-    return _traced(ask.model, ask.batch, tuple(sorted(ask.settings.items())), ask.dtype)
+    return _traced(ask.model, ask.batch, ask.seq, tuple(sorted(ask.settings.items())), ask.dtype)
 
 
 @cache
-def _traced(model: str, batch: int, settings: tuple[tuple[str, str], ...], dtype: str) -> tuple[Model, Workload]:
-    found = trace(lambda: build(Ask(model=model, batch=batch, seq=None, settings=dict(settings), dtype=dtype, num_devices=1)))
+def _traced(
+    model: str, batch: int, seq: int | None, settings: tuple[tuple[str, str], ...], dtype: str
+) -> tuple[Model, Workload]:
+    found = trace(lambda: build(Ask(model=model, batch=batch, seq=seq, settings=dict(settings), dtype=dtype, num_devices=1)))
     return modelled(found), found.workload
 
 

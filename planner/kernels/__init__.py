@@ -7,6 +7,7 @@ split.
 
 from planner.kernels.attention import attention, attention_backward
 from planner.kernels.canonical import Canonical
+from planner.kernels.constant import constant
 from planner.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
@@ -16,6 +17,7 @@ __all__ = [
     "Canonical",
     "attention",
     "attention_backward",
+    "constant",
     "cross_entropy",
     "cross_entropy_backward",
     "embedding_backward_shard",

@@ -7,8 +7,10 @@ entry of the config can be set with `--set` (`--set num_hidden_layers=4`, `--set
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
-from planner.models.hugging_face_module import Headed, head_loss, regression_loss
+from planner.models.hugging_face_module import Building, Headed, head_loss, register_experts, regression_loss
 from planner.models.spec import Parts, check_given_once
+from planner.torch_private import fake_mode_is_on
 
-__all__ = ["PREFIX", "build", "is_hugging_face", "resolve"]
+__all__ = ["PREFIX", "build", "config_of", "is_hugging_face", "resolve"]
 
 PREFIX = "hf:"
 _BATCH_PER_DEVICE, _SEQ, _FRAMES, _SAMPLES = 4, 128, 256, 16_000
@@ -65,7 +68,7 @@ def _transformers() -> Any:
 # ------------------------------------------------------------------------------------------------- the config
 
 
-def _config(spec: str) -> Any:
+def config_of(spec: str) -> Any:
     """The config that `spec` names, as transformers makes it."""
     transformers = _transformers()
     name = spec.removeprefix(PREFIX)
@@ -103,7 +106,9 @@ def _made(spec: str, config_class: Any, entries: Mapping[str, Any]) -> Any:
     try:
         return config_class(**entries)
     except Exception as error:
-        raise BadValue(f"model {spec!r}: {config_class.__name__} refuses: {type(error).__name__}: {_first_line(error)}") from error
+        raise BadValue(
+            f"model {spec!r}: {config_class.__name__} refuses: {type(error).__name__}: {_first_line(error)}"
+        ) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -112,7 +117,7 @@ def _first_line(error: Exception) -> str:
 
 def _with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
     """The config with entries set: given to its class together, so that what follows from them (a list of layer types) does."""
-    base = _config(spec)
+    base = config_of(spec)
     changed: dict[str, Any] = {}
     for key, value in settings.items():
         *path, last = key.split(".")
@@ -134,7 +139,7 @@ def _differences(config: Any) -> dict[str, Any]:
     if not hasattr(config, "to_diff_dict"):
         return dict(config) if isinstance(config, dict) else {}
     out = dict(config.to_diff_dict())
-    for name in ("model_type", "transformers_version", "layer_types"):
+    for name in ("model_type", "transformers_version", "layer_types", "out_features", "out_indices", "stage_names"):
         out.pop(name, None)
     return out
 
@@ -148,16 +153,13 @@ def _entries(config: Any) -> list[str]:
 # ------------------------------------------------------------------------------------------------- sizes
 
 
-def resolve(
-    spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
-) -> dict[str, Any]:
+def resolve(spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int) -> dict[str, Any]:
     """`batch`, `seq` where given, `task`, and every entry of the config that is set.
 
     Raises UnknownName for a model type, a task or an entry that does not exist, BadValue for a value of the wrong kind.
     """
     flags = {"batch": batch, "seq": seq}
     check_given_once(flags, settings)
-    base = _config(spec)
     options: dict[str, Any] = {"batch": batch if batch is not None else _BATCH_PER_DEVICE * num_devices}
     if seq is not None:
         options["seq"] = seq
@@ -170,7 +172,6 @@ def resolve(
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadValue(f"{key} is {value} for model {spec!r}: give a whole number of at least 1")
     _with_settings(spec, {key: value for key, value in options.items() if key not in ("batch", "seq", "task")})
-    del base
     return options
 
 
@@ -194,7 +195,9 @@ def build(spec: str, options: Mapping[str, Any]) -> Parts:
     try:
         model = _instance(model_class, config)
     except Exception as error:
-        raise BadValue(f"model {spec!r}: {model_class.__name__} refuses: {type(error).__name__}: {_first_line(error)}") from error
+        raise BadValue(
+            f"model {spec!r}: {model_class.__name__} refuses: {type(error).__name__}: {_first_line(error)}"
+        ) from error
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
@@ -208,12 +211,15 @@ def build(spec: str, options: Mapping[str, Any]) -> Parts:
 
 def _instance(model_class: Any, config: Any) -> nn.Module:
     """The model, its initial values drawn as its class says; of implementations, those of which the shapes are static."""
-    from planner.models.hugging_face_module import register_experts
+    from transformers.initialization import no_init_weights
 
     register_experts()
     config._experts_implementation = "shardwright"
-    model: nn.Module = model_class(config) if not hasattr(model_class, "_from_config") else model_class._from_config(config)
-    return model.train()
+    with Building(), no_init_weights() if fake_mode_is_on() else nullcontext():
+        model: Any = model_class._from_config(config)
+    model.tie_weights()
+    out: nn.Module = model.train()
+    return out
 
 
 def _without_chance(config: Any) -> None:
@@ -240,7 +246,12 @@ def _class_of(transformers: Any, spec: str, config: Any, task: str | None) -> tu
         found = found[0] if isinstance(found, list | tuple) else found
         if found is None or (task is not None and name != task):
             continue
-        if task is None and named is not None and found != named and any(t.get(config.model_type) == named for t in tables.values()):
+        if (
+            task is None
+            and named is not None
+            and found != named
+            and any(t.get(config.model_type) == named for t in tables.values())
+        ):
             continue
         if task is None and name in _ENCODER_DECODER and not encoder_decoder and name != "speech-seq2seq":
             continue
@@ -248,7 +259,9 @@ def _class_of(transformers: Any, spec: str, config: Any, task: str | None) -> tu
             return name, getattr(transformers, found)
     having = [name for name, table in tables.items() if config.model_type in table]
     wanted = f"task {task}" if task else "any task that is known"
-    raise BadValue(f"model {spec!r}: transformers has no head for {wanted}; {config.model_type} has {', '.join(having) or 'none'}")
+    raise BadValue(
+        f"model {spec!r}: transformers has no head for {wanted}; {config.model_type} has {', '.join(having) or 'none'}"
+    )
 
 
 def _table(auto: Any, table: str) -> Mapping[str, Any]:
@@ -266,6 +279,9 @@ def _inputs(spec: str, model: Any, task: str, options: Mapping[str, Any]) -> tup
     tensors = {main: _example(spec, config, text, main, task, options)}
     if getattr(config, "is_encoder_decoder", False) and task in ("seq2seq", "speech-seq2seq", "base"):
         tensors["decoder_input_ids"] = _ids(_vocabulary(config, text), batch, _sequence(text, options))
+    for name, parameter in inspect.signature(model.forward).parameters.items():
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in tensors:
+            tensors[name] = _example(spec, config, text, name, task, options)
     return tuple(tensors), tuple(tensors.values())
 
 
@@ -283,11 +299,17 @@ def _example(spec: str, config: Any, text: Any, main: str, task: str, options: M
     if main == "input_values" and not hasattr(config, "num_mel_bins"):
         return torch.randn(batch, options.get("seq", _SAMPLES))
     if main in ("input_values", "input_features"):
-        mel = getattr(config, "num_mel_bins", None) or getattr(config, "feature_projection_input_dim", None) or getattr(config, "input_feat_per_channel", 80)
+        mel = (
+            getattr(config, "num_mel_bins", None)
+            or getattr(config, "feature_projection_input_dim", None)
+            or getattr(config, "input_feat_per_channel", 80)
+        )
         if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
             return torch.randn(batch, mel, 2 * config.max_source_positions)
         return torch.randn(batch, getattr(config, "max_length", None) or options.get("seq", _FRAMES), mel)
-    raise BadValue(f"model {spec!r}: its input {main!r} is of a kind that is not made up here; wrap it in a module:function of your own")
+    raise BadValue(
+        f"model {spec!r}: its input {main!r} is of a kind that is not made up here; wrap it in a module:function of your own"
+    )
 
 
 def _vocabulary(config: Any, text: Any) -> int:

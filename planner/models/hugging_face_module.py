@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
-from planner.torch_private import fake_copies, is_fake
+from planner.torch_private import fake_copies, fake_mode_is_on, is_fake, really
 
-__all__ = ["Headed", "head_loss", "register_experts", "regression_loss"]
+__all__ = ["Building", "Headed", "head_loss", "register_experts", "regression_loss"]
 
 
 def head_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -31,6 +31,7 @@ class Headed(nn.Module):
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         super().__init__()
+        _register_tensors(model)
         self.model = model
         self.names = tuple(names)
         self.extra = {"use_cache": False} if _takes(model, "use_cache") else {}
@@ -57,6 +58,15 @@ class Headed(nn.Module):
         return tuple(output.shape), output.dtype
 
 
+def _register_tensors(model: nn.Module) -> None:
+    """Makes buffers of the tensors that modules keep as mere attributes, such as tables of positions."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value, persistent=False)
+
+
 def _takes(model: Any, name: str) -> bool:
     import inspect
 
@@ -75,10 +85,24 @@ def _first_output(found: Any) -> Tensor:
     return tensors[0]
 
 
+class Building(TorchFunctionMode):
+    """While a model is built of fake tensors: numbers that its class works out with `torch.linspace(..., device="cpu")` are real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.linspace and kwargs.get("device") == "cpu":
+            return really(torch.linspace, *args, **kwargs)
+        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if tensors and fake_mode_is_on() and not any(map(is_fake, tensors)):
+            return really(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
 class _Doubles(TorchFunctionMode):
     """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
 
     def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
         self.double = dtype == torch.float64
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -135,6 +135,7 @@ def _constant(call: Call) -> Signature:
     "aten.arange.start_step",
     "aten.scalar_tensor.default",
     "aten.tril_indices.default",
+    "shardwright.constant",
 )
 def _whole(call: Call) -> Signature:
     (result,) = call.results

@@ -246,6 +246,25 @@ def _scalar(g: Draw) -> Arguments:
     return (1.5,), {"dtype": "torch.float64"}
 
 
+@case("shardwright.constant")
+def _constant(g: Draw) -> Arguments:
+    return ((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (3, 2)), {"dtype": "torch.float64"}
+
+
+@case("aten.slice_scatter.default")
+def _slice_scatter(g: Draw) -> Arguments:
+    shape = g.sizes(3)
+    dim = g.pick(0, 1, -1)
+    return (g.real(*shape), g.real(*shape).narrow(dim, 0, 1), dim, 1, 2), {}
+
+
+@case("aten.select_scatter.default")
+def _select_scatter(g: Draw) -> Arguments:
+    shape = g.sizes(3)
+    dim = g.pick(0, 1, -1)
+    return (g.real(*shape), g.real(*shape).select(dim, 0), dim, 1), {}
+
+
 @case("aten.tril_indices.default")
 def _tril_indices(g: Draw) -> Arguments:
     return (3, 4), {}

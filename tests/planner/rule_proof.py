@@ -24,6 +24,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.reshape": torch.reshape,
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
+    "shardwright.constant": kernels.constant,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.attention": kernels.attention,
