@@ -22,7 +22,7 @@ from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
-from planner.rules import RULES, Local
+from planner.rules import Local, local_call
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy
 from planner.subdims import OpDims, call_of
@@ -198,9 +198,8 @@ class _Lowering:
         """Emits one op on a shard; the program values of its results."""
         letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
-        op, args, kwargs = RULES[node.op].localize(
-            call_of(self.model.graph, node), Local(results=shapes, split=split, sizes=letters)
-        )
+        local = Local(results=shapes, split=split, sizes=letters)
+        op, args, kwargs = local_call(dims.signature, call_of(self.model.graph, node), local)
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None

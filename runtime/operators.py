@@ -24,6 +24,8 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.lstm_backward": kernels.lstm_backward,
     "shardwright.masked_attention": kernels.masked_attention,
     "shardwright.masked_attention_backward": kernels.masked_attention_backward,
+    "shardwright.recurrent": kernels.recurrent_forward,
+    "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,
 }
 

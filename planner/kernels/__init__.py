@@ -1,6 +1,6 @@
 """Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
 
-The ops `shardwright::lstm`, `cross_entropy`, `attention`, `masked_attention` and their backwards are torch custom ops for
+The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention` and their backwards are torch custom ops for
 tracing; the functions of the same names here are what the executor calls, some with a process group over which their work is
 split.
 """
@@ -12,6 +12,7 @@ from planner.kernels.cross_entropy import cross_entropy, cross_entropy_backward
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
 from planner.kernels.masked_attention import masked_attention, masked_attention_backward
+from planner.kernels.recurrent import recurrent_backward, recurrent_forward
 
 __all__ = [
     "Canonical",
@@ -26,4 +27,6 @@ __all__ = [
     "lstm_forward",
     "masked_attention",
     "masked_attention_backward",
+    "recurrent_backward",
+    "recurrent_forward",
 ]

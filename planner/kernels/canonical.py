@@ -1,4 +1,4 @@
-"""While `Canonical` is active, torch's LSTM, cross-entropy and attention become ours: tracing shows one node of each.
+"""While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become ours: tracing shows one node of each.
 
 What they have and ours do not (dropout, class weights, label smoothing) is left to torch, or refused where that
 would give another graph on another platform.
@@ -22,7 +22,7 @@ __all__ = ["Canonical"]
 
 
 class Canonical(TorchFunctionMode):
-    """Redirects `torch.lstm`, `F.cross_entropy` and `F.scaled_dot_product_attention` to `shardwright::` ops."""
+    """Redirects `torch.lstm`, `torch.gru`, `torch.rnn_*`, `F.cross_entropy` and `F.scaled_dot_product_attention` to `shardwright::` ops."""
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -30,6 +30,8 @@ class Canonical(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is torch.lstm:
             return _lstm(*args, **kwargs)
+        if func in _RECURRENT:
+            return _recurrent(_RECURRENT[func], *args, **kwargs)
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
@@ -37,16 +39,45 @@ class Canonical(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.lstm` as nn.LSTM calls it: layer by layer, direction by direction."""
+_RECURRENT = {torch.gru: "gru", torch.rnn_tanh: "tanh", torch.rnn_relu: "relu"}
+
+#: (x [T, B, I], the states [B, H], the weights and biases) -> y and the states after the last step.
+_Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, ...]:
+    """`torch.lstm` as nn.LSTM calls it."""
     if isinstance(second, Tensor):
         raise NotTraceable("nn.LSTM on a packed sequence is not supported: pad the batch to one length and pass the tensor")
-    weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
-    if dropout and training and num_layers > 1:
-        raise NotTraceable(f"nn.LSTM with dropout={dropout} is not supported: set dropout=0")
+    weights = rest[0]
     if weights[1].shape[1] * 4 != weights[1].shape[0]:
         raise NotTraceable("nn.LSTM with proj_size is not supported: set proj_size=0")
-    h0, c0 = second
+
+    def cell(x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, h, c, _ = torch.ops.shardwright.lstm(x, *states, *mine[:2], *(mine[2:] or (None, None)))
+        return y, (h, c)
+
+    return _layers("nn.LSTM", cell, x, tuple(second), *rest)
+
+
+def _recurrent(mode: str, x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, ...]:
+    """`torch.gru`, `torch.rnn_tanh` and `torch.rnn_relu` as nn.GRU and nn.RNN call them."""
+    name = "nn.GRU" if mode == "gru" else "nn.RNN"
+    if not isinstance(rest[0], list | tuple):
+        raise NotTraceable(f"{name} on a packed sequence is not supported: pad the batch to one length and pass the tensor")
+
+    def cell(x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, h, _ = torch.ops.shardwright.recurrent(x, *states, *mine[:2], *(mine[2:] or (None, None)), mode)
+        return y, (h,)
+
+    return _layers(name, cell, x, (second,), *rest)
+
+
+def _layers(name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest: Any) -> tuple[Tensor, ...]:
+    """Layer by layer, direction by direction: the outputs, then the last states of all."""
+    weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
+    if dropout and training and num_layers > 1:
+        raise NotTraceable(f"{name} with dropout={dropout} is not supported: set dropout=0")
     num_directions, per = 1 + bidirectional, 2 + 2 * has_biases
     y, last = x.transpose(0, 1) if batch_first else x, []
     for layer in range(num_layers):
@@ -54,18 +85,12 @@ def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         for direction in range(num_directions):
             at = layer * num_directions + direction
             mine = weights[at * per : (at + 1) * per]
-            out, h, c = _direction(y, h0[at], c0[at], mine, backwards=direction == 1)
-            outs.append(out)
-            last.append((h, c))
+            out, states = cell(y.flip(0) if direction else y, tuple(state[at] for state in first), mine)
+            outs.append(out.flip(0) if direction else out)
+            last.append(states)
         y = torch.cat(outs, -1) if bidirectional else outs[0]
-    states = [torch.stack([pair[i] for pair in last]) for i in (0, 1)]
-    return y.transpose(0, 1) if batch_first else y, states[0], states[1]
-
-
-def _direction(x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], backwards: bool) -> tuple[Tensor, Tensor, Tensor]:
-    biases = weights[2:] or (None, None)
-    y, h, c, _ = torch.ops.shardwright.lstm(x.flip(0) if backwards else x, h0, c0, *weights[:2], *biases)
-    return y.flip(0) if backwards else y, h, c
+    ends = [torch.stack([states[i] for states in last]) for i in range(len(first))]
+    return y.transpose(0, 1) if batch_first else y, *ends
 
 
 _CROSS_ENTROPY = inspect.signature(F.cross_entropy)

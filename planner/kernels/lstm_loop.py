@@ -13,7 +13,7 @@ from torch import Tensor
 
 from planner.kernels.groups import all_gather, reduce_blocks, scatter_blocks
 
-__all__ = ["Gradients", "loop_backward", "loop_forward"]
+__all__ = ["Gradients", "grad_hidden", "grad_w_hh", "hidden_blocks", "loop_backward", "loop_forward"]
 
 #: Gradients of x, h0, c0, w_ih, w_hh and of either bias.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -35,7 +35,7 @@ def loop_forward(
     y = x.new_empty(num_steps, batch, hidden)
     reserve = x.new_empty(num_steps, batch, 5 * hidden)
     _input_gates(x, w_ih, b_ih, b_hh, out=reserve.view(-1, 5 * hidden)[:, : 4 * hidden])
-    blocks = _hidden_blocks(w_hh, hidden).transpose(1, 2).contiguous()
+    blocks = hidden_blocks(w_hh, hidden).transpose(1, 2).contiguous()
     h, c = h0, c0
     for t in range(num_steps):
         gates = reserve[t, :, : 4 * hidden]
@@ -61,7 +61,7 @@ def loop_backward(
 ) -> Gradients:
     """The gradients; split over a group, that of x is a partial sum over the ranks and the others are this rank's."""
     num_steps, batch, hidden = y.shape
-    blocks = _hidden_blocks(w_hh, hidden).contiguous()
+    blocks = hidden_blocks(w_hh, hidden).contiguous()
     grad_gates = y.new_empty(num_steps, batch, 4 * hidden)
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
     dc = torch.zeros_like(c0) if grad_c is None else grad_c
@@ -70,11 +70,11 @@ def loop_backward(
             dh = dh + grad_y[t]
         c_before = reserve[t - 1, :, 4 * hidden :] if t else c0
         dc = _cell_backward(dh, dc, reserve[t], c_before, grad_gates[t])
-        dh = _grad_hidden(grad_gates[t], blocks, group)
+        dh = grad_hidden(grad_gates[t], blocks, group)
     flat = grad_gates.view(-1, 4 * hidden)
     gx = torch.mm(flat, w_ih).view_as(x)
     gw_ih = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
-    return gx, dh, dc, gw_ih, _grad_w_hh(grad_gates, h0, y, group), flat.sum(0)
+    return gx, dh, dc, gw_ih, grad_w_hh(grad_gates, h0, y, group), flat.sum(0)
 
 
 def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, out: Tensor) -> None:
@@ -85,7 +85,7 @@ def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | No
         torch.addmm(b_ih + b_hh, flat, w_ih.t(), out=out)
 
 
-def _hidden_blocks(w_hh: Tensor, hidden: int) -> Tensor:
+def hidden_blocks(w_hh: Tensor, hidden: int) -> Tensor:
     """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order a gather stacks them."""
     return w_hh.view(w_hh.shape[0], -1, hidden).transpose(0, 1)
 
@@ -99,7 +99,7 @@ def _add_hidden(gates: Tensor, h: Tensor, blocks: Tensor, group: dist.ProcessGro
     gates.addbmm_(whole, blocks)
 
 
-def _grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The gradient of this rank's h, summed over the ranks."""
     if group is None:
         return torch.mm(grad_gates, blocks[0])
@@ -107,7 +107,7 @@ def _grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | 
     return reduce_blocks(received)
 
 
-def _grad_w_hh(grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def grad_w_hh(grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum over time of grad_gates^T @ h_before; the whole of y is gathered once."""
     before = torch.cat([h0.unsqueeze(0), y[:-1]])
     if group is not None:

@@ -78,6 +78,54 @@ def _lstm_backward(call: Call) -> Signature:
     )  # fmt: skip
 
 
+def _recurrent_sizes(x: tuple[int, ...], w_hh: tuple[int, ...], mode: str) -> tuple[int, ...]:
+    hidden = w_hh[1]
+    return (x[0], x[1], x[2], w_hh[0] // hidden, hidden, hidden, 4 if mode == "gru" else 1)
+
+
+def _recurrent_cost(passes: int) -> Any:
+    def cost(s: tuple[int, ...]) -> OpCost:
+        rows = s[GATES] * s[H]
+        flops = 2.0 * s[T] * s[B] * rows * (s[X_IN] + s[H_IN]) * passes
+        weights = rows * (s[X_IN] + s[H_IN]) * s[T] * passes
+        elements = float(weights + s[T] * s[B] * (s[X_IN] + 3 * rows) * passes)
+        return OpCost(flops=flops, elements=elements, gemm=(1, s[B], rows, s[H_IN]), steps=s[T] * passes)
+
+    return cost
+
+
+@register("shardwright.recurrent", localize=_unit_group)
+def _recurrent(call: Call) -> Signature:
+    """x, h0, w_ih, w_hh, (b_ih, b_hh) -> y, h, reserve: as an LSTM."""
+    names = ["x", "state", "w_ih", "w_hh", *["bias"] * (len(call.operands) - 4)]
+    return Signature(
+        kind="lstm", sizes=_recurrent_sizes(call.operands[0], call.operands[3], call.args[6]),
+        operands=tuple(map(_lstm_letters, names)), results=tuple(map(_lstm_letters, ("y", "state", "reserve"))),
+        fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), reduced=(frozenset(),) * 3, inner=frozenset({H}), contiguous=frozenset({H}),
+        opaque=frozenset({2}), names=_LSTM_NAMES, cost=_recurrent_cost(1),
+        inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
+    )  # fmt: skip
+
+
+@register("shardwright.recurrent_backward", localize=_unit_group)
+def _recurrent_backward(call: Call) -> Signature:
+    """Gradients of y (h), then the saved tensors -> gradients of x, h0, w_ih, w_hh and both biases."""
+    slots = ["y", "state", "x", "state", "w_ih", "w_hh", "y", "reserve"]
+    names = [slot for slot, argument in zip(slots, call.args, strict=False) if isinstance(argument, Ref)]
+    sizes = _recurrent_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")], call.args[8])
+    batch = frozenset({B})
+    grads = frozenset(range(sum(isinstance(argument, Ref) for argument in call.args[:2])))
+    return Signature(
+        kind="lstm", sizes=sizes, operands=tuple(map(_lstm_letters, names)),
+        results=tuple(map(_lstm_letters, ("x", "state", "w_ih", "w_hh", "bias", "bias"))),
+        fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), inner=frozenset({H}), contiguous=frozenset({H}), names=_LSTM_NAMES,
+        cost=_recurrent_cost(2), linear=(grads,), reduced=(frozenset({H}), frozenset(), batch, batch, batch, batch),
+        inner_traffic=lambda s, ranks: (
+            ("reduce_scatter", float(s[B] * s[H] * ranks), s[T]), ("all_gather", float(s[T] * s[B] * s[H] * ranks), 1),
+        ),
+    )  # fmt: skip
+
+
 # ------------------------------------------------------------------------------------------------- attention
 
 

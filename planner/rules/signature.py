@@ -59,6 +59,10 @@ class Signature:
     view: bool = False
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
+    source: str = "written"  # or `discovered`, or `replicated` where neither found anything to split
+    arguments: tuple[
+        tuple[tuple[int, ...], int], ...
+    ] = ()  # of a discovered one: where a letter's size stands in the arguments
     contiguous: frozenset[int] = frozenset()  # letters of which a shard must be one run: of their leaves only the first splits
 
     def __post_init__(self) -> None:

@@ -101,7 +101,7 @@ _BACKWARD_ARGS: dict[str, tuple[Any, ...]] = {
 _BINARY = {
     "pow.Tensor_Tensor", "maximum.default", "minimum.default", "logical_and.default", "logical_or.default",
     "logical_xor.default",
-    "bitwise_and.Tensor", "bitwise_or.Tensor", "xlogy.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", "atan2.default",
+    "bitwise_and.Tensor", "bitwise_or.Tensor", "xlogy.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", "atan2.default", "floor_divide.default",
     *(f"{name}.Tensor" for name in ("eq", "ne", "gt", "ge", "lt", "le")),
 }  # fmt: skip
 
@@ -649,6 +649,24 @@ def _lstm_backward(g: Draw) -> Arguments:
     grads = g.pick((True, False, False), (True, True, True), (False, True, False))
     given = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True))
     return (*given, *operands, y, c, reserve), {}
+
+
+@case("shardwright.recurrent")
+def _recurrent(g: Draw) -> Arguments:
+    t, b, i, h = g.size(1, 3), g.size(2, 4), g.size(1, 3), g.size(2, 4)
+    mode, bias = g.pick("gru", "tanh", "relu"), g.chance(0.7)
+    rows = 3 * h if mode == "gru" else h
+    biases = (g.real(rows), g.real(rows)) if bias else (None, None)
+    return (g.real(t, b, i), g.real(b, h), g.real(rows, i), g.real(rows, h), *biases, mode), {}
+
+
+@case("shardwright.recurrent_backward")
+def _recurrent_backward(g: Draw) -> Arguments:
+    (x, h0, w_ih, w_hh, *biases, mode), _ = _recurrent(g)
+    y, h, reserve = run_op("shardwright.recurrent", (x, h0, w_ih, w_hh, *biases, mode), ())
+    wanted = g.pick((True, False), (True, True), (False, True))
+    grads = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True))
+    return (*grads, x, h0, w_ih, w_hh, y, reserve, mode), {}
 
 
 @case("shardwright.attention")

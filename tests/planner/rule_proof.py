@@ -21,6 +21,8 @@ from planner.subdims import OpDims, SubDims, call_of, infer
 __all__ = ["Choice", "Trial", "Wrong", "assignments", "caught", "mutations", "prove", "run_op", "run_shard", "trial"]
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "shardwright.recurrent": kernels.recurrent_forward,
+    "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,

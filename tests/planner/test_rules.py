@@ -110,6 +110,7 @@ _TRUE = {
     ("shardwright.attention", "free 5"): "the depth of the values: fused kernels want it equal to that of the keys",
     ("shardwright.masked_attention", "free 5"): "the same",
     ("shardwright.lstm_backward", "free 2"): "input features: true of our loop, not of oneDNN's reserve",
+    ("shardwright.recurrent_backward", "free 2"): "input features: as of an LSTM",
     ("aten.xlogy.Tensor", "linear 0"): "not where y is 0",
     ("aten.nan_to_num.default", "linear 0"): "not where there is a NaN",
     ("aten.isnan.default", "linear 0"): "not where there is a NaN",
@@ -206,7 +207,10 @@ def test_reshape_is_refused_only_where_dims_do_not_nest(before: tuple[int, ...],
 
 # ------------------------------------------------------------------------------------------------- letters split inside an op
 
-_INNER = ("shardwright.lstm", "shardwright.lstm_backward", "shardwright.cross_entropy")
+_INNER = (
+    "shardwright.lstm", "shardwright.lstm_backward", "shardwright.recurrent", "shardwright.recurrent_backward",
+    "shardwright.cross_entropy",
+)  # fmt: skip
 
 
 def _inner_trials() -> list[tuple[Trial, int]]:
