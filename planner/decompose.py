@@ -5,6 +5,7 @@ A mean is a sum and a division by the global count; a bias is added after the pr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -84,6 +85,15 @@ def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
     return aten.expand.default(source.to(x.dtype), list(x.shape))
 
 
+def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Any:
+    """A view by strides that are those of the rows of a new shape is that view."""
+    plain = [math.prod(size[d + 1 :]) for d in range(len(size))]
+    same = all(a == b or n == 1 for a, b, n in zip(stride, plain, size, strict=True))
+    if offset or not same or not x.is_contiguous() or math.prod(size) != x.numel():
+        return NotImplemented
+    return aten.view.default(x, size)
+
+
 def _fill(x: Tensor, value: Tensor) -> Any:
     return _copy(x, value)
 
@@ -151,6 +161,8 @@ def decomposition_table() -> dict[Any, Any]:
         aten.std.correction: _std,
         aten.index_put.default: _index_put,
         aten.index_add.default: _index_add,
+        aten._unsafe_index_put.default: _index_put,
+        aten.as_strided.default: _as_strided,
         aten.copy.default: _copy,
         aten.fill.Tensor: _fill,
         aten._safe_softmax.default: _safe_softmax,

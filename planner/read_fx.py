@@ -5,6 +5,7 @@ FX graph, names -> Graph. Refuses what cannot be planned: random ops, changed st
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -42,6 +43,8 @@ _NO_CHANGE = {
     "aten.reshape.default", "aten.repeat.default", "aten.constant_pad_nd.default",
 }  # fmt: skip
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
+#: Ops that promise to be given indices in range.
+_SAFE = {"aten._unsafe_index_put.default": "aten.index_put.default", "aten._unsafe_index.Tensor": "aten.index.Tensor"}
 _RANDOM_HINT = "set its dropout to 0: random ops are not planned yet"
 
 
@@ -140,6 +143,8 @@ class _Reader:
         first = node.args[0] if node.args else None
         if not isinstance(first, torch.fx.Node):
             return None
+        if op == "aten.constant_pad_nd.default" and any(node.args[1]):  # type: ignore[arg-type]
+            return None  # one before and one less behind: a shift
         if op in _ALIASES or (op in _NO_CHANGE and first.meta["val"].shape == node.meta["val"].shape):
             return self._id(first)
         if op == "aten.add.Tensor" and not node.kwargs:
@@ -238,12 +243,13 @@ def _normalised(
         return f"{namespace}.{name}", args, kwargs
     if name.endswith("_") and not name.endswith("__"):
         op = f"{namespace}.{name[:-1]}.{overload}"
+    op = _SAFE.get(op, op)
     if op in _VIEWS:
         return "shardwright.reshape", (args[0], tuple(result.shape)), {}
     rank = result.dim() if isinstance(result, Tensor) else 0
     filled = _fill_value(op, args)
     if filled is not None:
-        return "aten.full.default", (tuple(result.shape), filled), {"dtype": str(result.dtype)}
+        return "aten.full.default", (tuple(result.shape), _in_range(filled, result.dtype)), {"dtype": str(result.dtype)}
     if op == "aten.t.default":
         return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
     if op == "aten.transpose.int":
@@ -260,11 +266,18 @@ def _normalised(
     return op, args, kwargs
 
 
+def _in_range(value: Any, dtype: torch.dtype) -> Any:
+    """The number as a cast gives it: one that the dtype is too small for is infinite."""
+    if dtype.is_floating_point and isinstance(value, float) and abs(value) > torch.finfo(dtype).max:
+        return math.copysign(math.inf, value)
+    return value
+
+
 def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
     """The number that an op fills a new tensor with, None if it is no such op."""
     name = op.split(".")[1]
-    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
-        return 0 if "zeros" in name else 1
+    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "empty", "empty_like", "new_empty"):
+        return 1 if "ones" in name else 0  # what is empty is written before it is read
     if name in ("full_like", "full"):
         return args[1]
     return args[2] if name == "new_full" else None

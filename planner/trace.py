@@ -62,8 +62,11 @@ def _graph(workload: Workload) -> Graph:
     fx_graph, names, arguments = _record(workload)
     try:
         return read_graph(fx_graph, names, workload)
-    except ChangedInPlace:
-        return read_graph(functional(fx_graph, arguments, decomposition_table()), names, workload)
+    except ChangedInPlace as refused:
+        try:
+            return read_graph(functional(fx_graph, arguments, decomposition_table()), names, workload)
+        except ChangedInPlace:  # it writes to a parameter, a buffer or an input: told of the op as the person wrote it
+            raise refused from None
 
 
 # ------------------------------------------------------------------------------------------------- recording

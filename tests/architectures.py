@@ -1,14 +1,15 @@
 """Every Hugging Face architecture of `tiny_configs.py`: traced, planned, run and verified on two ranks; the table in the docs.
 
-python tests/architectures.py [NAME...] [--write docs/architectures.md]
+python tests/architectures.py [NAME...] [--save ROWS.json] [--write docs/architectures.md]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from matrix import TOLERANCE, Case, errors_of
@@ -17,6 +18,7 @@ from tiny_configs import ARCHITECTURES, tiny_settings
 
 from cost_models.errors import UserError
 from planner.ask import Ask
+from planner.model import Model
 from planner.models.hugging_face import config_of
 
 __all__ = ["KINDS", "Row", "ask_of", "rows_of"]
@@ -92,9 +94,10 @@ def _plans(row: Row, ask: Ask) -> dict[str, Case]:
     return {f"{row.name}: {kind}": Case(ask, planned(ask, mesh, pins).program) for kind, (mesh, pins) in KINDS.items()}
 
 
-def ops_by_source(model: object, source: str) -> tuple[str, ...]:
-    """The ops of which the rule comes from `source`."""
-    return ()
+def ops_by_source(model: Model, source: str) -> tuple[str, ...]:
+    """The ops of which the rule is discovered, or of which none is found and that are replicated."""
+    found = {n.op for n in model.graph.nodes if model.dims.ops[n.index].signature.source == source}
+    return tuple(sorted(found))
 
 
 def _table(rows: list[Row]) -> str:
@@ -138,12 +141,22 @@ def document(rows: list[Row]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    target = Path(arguments[arguments.index("--write") + 1]) if "--write" in arguments else None
-    wanted = arguments[: arguments.index("--write")] if target else arguments
-    rows = rows_of(wanted, say=True)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="architectures or kinds of them; all where none is named")
+    parser.add_argument("--save", type=Path, help="a JSON file for the rows")
+    parser.add_argument("--load", type=Path, nargs="*", help="rows saved before, instead of running")
+    parser.add_argument("--write", type=Path, help="the page of the docs")
+    given = parser.parse_args(arguments)
+    rows = (
+        [Row(**row) for path in given.load for row in json.loads(path.read_text())]
+        if given.load
+        else rows_of(given.names, say=True)
+    )
+    if given.save:
+        given.save.write_text(json.dumps([asdict(row) for row in rows], indent=1))
     text = document(rows)
-    if target:
-        target.write_text(text)
+    if given.write:
+        given.write.write_text(text)
     print(text)
 
 

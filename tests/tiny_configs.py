@@ -25,12 +25,12 @@ _COMMON: dict[str, Any] = {
 ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
     "decoder": {
         "gpt2": {}, "llama": {}, "mistral": {}, "gemma": {}, "gemma2": {}, "qwen2": {}, "qwen3": {}, "phi": {}, "phi3": {},
-        "gpt_neox": {}, "gpt_neo": {"attention_types": [[["global", "local"], 1]]}, "gptj": {"rotary_dim": 4}, "opt": {"word_embed_proj_dim": 32}, "bloom": {}, "falcon": {}, "mpt": {},
+        "gpt_neox": {}, "gpt_neo": {"num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]], "attention_layers": ["global", "local"]}, "gptj": {"rotary_dim": 4}, "opt": {"word_embed_proj_dim": 32}, "bloom": {}, "falcon": {}, "mpt": {},
         "stablelm": {}, "starcoder2": {}, "olmo": {}, "olmo2": {}, "cohere": {}, "codegen": {"rotary_dim": 4}, "gpt_bigcode": {},
         "granite": {}, "glm": {}, "smollm3": {}, "nemotron": {}, "xglm": {}, "biogpt": {}, "persimmon": {}, "exaone4": {}, "helium": {},
     },
     "encoder": {
-        "bert": {}, "roberta": {}, "distilbert": {"dim": 32}, "albert": {}, "electra": {}, "deberta-v2": {"attention_head_size": 8}, "mpnet": {}, "convbert": {"head_ratio": 2},
+        "bert": {}, "roberta": {}, "distilbert": {"dim": 32}, "albert": {}, "electra": {}, "deberta-v2": {}, "mpnet": {}, "convbert": {"head_ratio": 2},
         "modernbert": {}, "xlm-roberta": {}, "layoutlm": {}, "fnet": {}, "nystromformer": {}, "squeezebert": {}, "megatron-bert": {}, "esm": {"mask_token_id": 3}, "funnel": {},
     },
     "encoder-decoder": {
@@ -39,19 +39,18 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "vision": {
         "vit": {}, "deit": {}, "beit": {}, "swin": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16, "patch_size": 4, "window_size": 4},
-        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 16, 32]}, "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
+        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4}, "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
         "segformer": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "decoder_hidden_size": 16, "patch_size": None},
         "mobilevit": {}, "poolformer": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "patch_size": None}, "dinov2": {}, "pvt": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "patch_size": None},
-        "levit": {}, "efficientnet": {"hidden_dim": None}, "mobilenet_v2": {}, "vit_mae": {}, "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
-        "cvt": {"embed_dim": [16, 32], "depth": [1, 1], "num_heads": [1, 2], "num_channels": 3}, "videomae": {"num_frames": 4},
+        "efficientnet": {"hidden_dim": None}, "mobilenet_v2": {}, "vit_mae": {}, "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4}, "videomae": {"num_frames": 4},
     },
     "audio": {
-        "wav2vec2": {"num_mel_bins": None}, "hubert": {"num_mel_bins": None}, "wavlm": {"num_mel_bins": None}, "whisper": {"max_source_positions": 16},
-        "audio-spectrogram-transformer": {"max_length": 32, "patch_size": 8}, "speech_to_text": {"conv_channels": 32}, "unispeech": {"num_mel_bins": None}, "wav2vec2-bert": {"feature_projection_input_dim": 16},
+        "wav2vec2": {"num_mel_bins": None, "seq": 800}, "hubert": {"num_mel_bins": None, "seq": 800}, "wavlm": {"num_mel_bins": None, "seq": 800}, "whisper": {"max_source_positions": 16},
+        "audio-spectrogram-transformer": {"max_length": 32, "patch_size": 8}, "speech_to_text": {"conv_channels": 32}, "unispeech": {"num_mel_bins": None, "seq": 800}, "wav2vec2-bert": {"feature_projection_input_dim": 16},
     },
-    "state space": {"mamba": {}, "mamba2": {"num_heads": 8, "n_groups": 2, "chunk_size": 8}, "falcon_mamba": {}, "rwkv": {}, "bamba": {}, "jamba": {}, "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3}, "zamba": {}},
+    "state space": {"mamba": {}, "mamba2": {"num_heads": 8, "n_groups": 2, "chunk_size": 8}, "falcon_mamba": {}, "rwkv": {}, "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "attn_layer_indices": [1]}, "jamba": {}, "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3}, "zamba": {"num_hidden_layers": 3, "layer_types": ["mamba", "mamba", "hybrid"]}},
     "mixture of experts": {
-        "mixtral": {}, "qwen2_moe": {}, "qwen3_moe": {}, "olmoe": {}, "deepseek_v2": {"first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "topk_group": 1, "n_group": 1}, "deepseek_v3": {"first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8, "topk_group": 1, "n_group": 1}, "phimoe": {}, "granitemoe": {}, "gpt_oss": {}, "dbrx": {},
+        "mixtral": {}, "qwen2_moe": {}, "qwen3_moe": {}, "olmoe": {}, "deepseek_v2": {"first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "num_key_value_heads": 4, "v_head_dim": 8, "topk_group": 1, "n_group": 1}, "deepseek_v3": {"first_k_dense_replace": 1, "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "num_key_value_heads": 4, "v_head_dim": 8, "topk_group": 1, "n_group": 1}, "phimoe": {}, "granitemoe": {}, "gpt_oss": {}, "dbrx": {},
     },
     "multimodal": {"clip": {}, "siglip": {}, "blip": {}, "vilt": {}, "llava": {}},
 }  # fmt: skip
@@ -62,7 +61,7 @@ def tiny_settings(model_type: str, special: dict[str, Any], config: Any) -> dict
     and its special ones."""
     out: dict[str, Any] = {}
     for prefix, holder in _holders(config):
-        names = set(holder.to_dict()) | set(getattr(holder, "attribute_map", {}))
+        names = set(holder.to_dict()) | set(getattr(holder, "attribute_map", {})) | ({"num_labels"} if not prefix else set())
         for name, value in _COMMON.items():
             target = getattr(holder, "attribute_map", {}).get(name, name)
             if (

@@ -112,7 +112,9 @@ def _made(spec: str, config_class: Any, entries: Mapping[str, Any]) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or "no message").splitlines()[0]
+    """The first line of a message, with the next where the first only announces it."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or ["no message"]
+    return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
@@ -231,6 +233,8 @@ def _without_chance(config: Any) -> None:
             setattr(config, name, _RANDOM[name])
         elif "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
             setattr(config, name, type(value)(0))
+        elif "drop" in name and isinstance(value, list) and all(isinstance(v, float) for v in value):
+            setattr(config, name, [0.0] * len(value))
     if getattr(config, "use_cache", False):
         config.use_cache = False
 
@@ -279,7 +283,10 @@ def _inputs(spec: str, model: Any, task: str, options: Mapping[str, Any]) -> tup
     tensors = {main: _example(spec, config, text, main, task, options)}
     if getattr(config, "is_encoder_decoder", False) and task in ("seq2seq", "speech-seq2seq", "base"):
         tensors["decoder_input_ids"] = _ids(_vocabulary(config, text), batch, _sequence(text, options))
-    for name, parameter in inspect.signature(model.forward).parameters.items():
+    parameters = inspect.signature(model.forward).parameters
+    if main == "input_ids" and "pixel_values" in parameters and hasattr(config, "image_size"):
+        tensors["pixel_values"] = _example(spec, config, text, "pixel_values", task, options)
+    for name, parameter in parameters.items():
         if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in tensors:
             tensors[name] = _example(spec, config, text, name, task, options)
     return tuple(tensors), tuple(tensors.values())
