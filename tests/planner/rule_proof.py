@@ -18,7 +18,19 @@ from planner.program import Group, Offset
 from planner.rules import RULES, Local, Signature
 from planner.subdims import OpDims, SubDims, call_of, infer
 
-__all__ = ["Choice", "Trial", "Wrong", "assignments", "caught", "mutations", "prove", "run_op", "run_shard", "trial"]
+__all__ = [
+    "Choice",
+    "Trial",
+    "Wrong",
+    "as_torch",
+    "assignments",
+    "caught",
+    "mutations",
+    "prove",
+    "run_op",
+    "run_shard",
+    "trial",
+]
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.recurrent": kernels.recurrent_forward,
@@ -61,13 +73,14 @@ def run_op(op: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) 
     """The op's results as a tuple; dtypes are given by name, as a `Graph` holds them."""
     namespace, name, *overload = op.split(".")
     function = KERNELS[op] if namespace == "shardwright" else getattr(getattr(torch.ops.aten, name), overload[0])
-    out = function(*_real(args), **{key: _real(value) for key, value in kwargs})
+    out = function(*as_torch(args), **{key: as_torch(value) for key, value in kwargs})
     return tuple(out) if isinstance(out, tuple | list) else (out,)
 
 
-def _real(argument: Any) -> Any:
+def as_torch(argument: Any) -> Any:
+    """An argument with dtypes as torch's, which a `Graph` holds by name."""
     if isinstance(argument, tuple):
-        return tuple(_real(item) for item in argument)
+        return tuple(as_torch(item) for item in argument)
     if isinstance(argument, str) and argument.startswith("torch."):
         return getattr(torch, argument.removeprefix("torch."))
     return argument
