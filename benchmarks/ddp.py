@@ -53,8 +53,8 @@ class Request:
 def measure(request: Request, emit: Callable[[dict[str, Any]], None]) -> dict[str, list[float]]:
     """On one rank: the seconds of every step of ours and of DDP's, in turn."""
     plan = read_plan(request.plan)
-    program = program_of(plan)
-    with join(program.mesh.num_devices, "cpu") as place:
+    with join(plan.mesh.num_devices, "cpu") as place:
+        program = program_of(plan, rank=place.rank)
         ours = build(lambda: workload_of(plan), 0)
         executor = Executor(program, ours, rank=place.rank, groups=make_groups(program, place.rank), device=place.device)
         local = executor.local_batch(ours.batch)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cost_models.errors import BadHardware, unknown_name
+from cost_models.memory import LSTM_LIBRARIES
 
 __all__ = ["KINDS", "MATRIX_KINDS", "NUMBER_FORMATS", "VECTOR_KINDS", "Device", "ElementwiseRow", "GemmRow", "OpRow"]
 
@@ -68,7 +69,7 @@ class Device:
     model, in which `gemm_half_work` flops an SM reach half of it). `kernel_overhead` is the least device time of a kernel,
     `launch_overhead` the host's time to dispatch it. `kind_efficiency` is the share of its roofline that a kind of kernel
     reaches. `overlap` is the share of the shorter of compute and communication that hides behind the other. `step_overhead` is
-    the host's time once a step (the optimizer's Python).
+    the host's time once a step (the optimizer's Python). `lstm_library` says whose workspace an LSTM keeps for backward.
     """
 
     name: str
@@ -89,6 +90,7 @@ class Device:
     lstm_step_overhead: float
     overlap: float
     step_overhead: float = 0.0
+    lstm_library: str | None = None
     kind_efficiency: tuple[tuple[str, float], ...] = ()
     gemm_table: tuple[GemmRow, ...] = ()
     elementwise_table: tuple[ElementwiseRow, ...] = ()
@@ -98,6 +100,8 @@ class Device:
         for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadHardware(f"device {self.name!r}: {name} is a share between 0 and 1, got {getattr(self, name)}")
+        if self.lstm_library not in (None, *LSTM_LIBRARIES):
+            raise BadHardware(f"device {self.name!r}: {unknown_name('lstm_library', str(self.lstm_library), LSTM_LIBRARIES)}")
         self._check_names("peak of", self.peak_flops, NUMBER_FORMATS)
         self._check_names("efficiency of kind", self.kind_efficiency, KINDS)
         if not self.has_peak("fp32") or (self.gemm_tiles and not (self.has_peak("fp16") or self.has_peak("bf16"))):

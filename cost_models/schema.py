@@ -47,6 +47,7 @@ DEVICE_KEYS = (
     Key("gemm_half_k", "gemm_half_k"),
     Key("gemm_k_latency_us", "gemm_k_latency", float, US),
     Key("lstm_step_overhead_us", "lstm_step_overhead", float, US),
+    Key("lstm_library", "lstm_library", str, optional=True),
     Key("overlap", "overlap"),
     Key("step_overhead_us", "step_overhead", float, US, optional=True),
 )

@@ -9,7 +9,7 @@ import math
 
 from cost_models.cluster import Cluster
 from cost_models.collectives import CollectiveModel, collective_model
-from cost_models.memory import dtype_bytes, optimizer_state_bytes
+from cost_models.memory import dtype_bytes, lstm_reserve_elements, optimizer_state_bytes
 from cost_models.roofline import host_time, op_time
 from planner.graph import Graph, Node
 from planner.layout import Layout, local_sizes
@@ -28,9 +28,13 @@ _TIE_BREAK = 1e-3
 
 
 class Costing:
-    """Costs on `cluster` under a mesh of `sizes`; `state` names the optimizer. Caches live and die with the object."""
+    """Costs on `cluster` under a mesh of `sizes`; gradients are clipped where `clip_norm` is given. Caches live and die with
+    the object."""
 
-    def __init__(self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float) -> None:
+    def __init__(
+        self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float, *, clip_norm: float | None = None
+    ) -> None:
+        self.clip_norm = clip_norm
         self.cluster, self.sizes, self.optimizer = cluster, sizes, optimizer
         self.bucket = min(float(BUCKET_BYTES), max(gradient_bytes, 1.0))
         self._models: dict[tuple[int, ...], CollectiveModel] = {}
@@ -79,6 +83,17 @@ class Costing:
             gemm=cost.gemm, steps=cost.steps, op=node.op,
         )  # fmt: skip
 
+    def reserve_bytes(self, node: Node, dims: OpDims, sizes: tuple[int, ...]) -> int | None:
+        """Bytes that one shard of an LSTM keeps for its backward, at the given leaf sizes; None of any other op. A library's own
+        kernel runs in float32 where the hidden units are whole, which is what keeps a workspace of its own."""
+        if dims.signature.lstm is None:
+            return None
+        letters, dtype = dims.letter_sizes(sizes), op_dtype(node)
+        whole = all(letters[i] == dims.signature.sizes[i] for i in dims.signature.inner)
+        library = self.cluster.device.lstm_library if whole and dtype == "float32" else None
+        steps, batch, width, hidden = dims.signature.lstm(letters)
+        return dtype_bytes(dtype) * lstm_reserve_elements(library, steps=steps, batch=batch, width=width, hidden=hidden)
+
     def view(self) -> float:
         """Seconds of a view: the host's alone; where the host computes too (a CPU), the least time of an op."""
         device = self.cluster.device
@@ -111,17 +126,44 @@ class Costing:
         seconds *= self.cluster.slowdown("optimizer")
         axes = gathered_axes(strategy)
         if axes:
-            full = local_numel(flat, strategy.stored, self.sizes) * itemsize
+            full = piece * math.prod(self.sizes[a] for a in axes) * itemsize
             seconds += self.communication("all_gather", axes, float(full))
         return seconds
+
+    def square_sum(self, nbytes: float, dtype: str) -> float:
+        """Seconds to sum the squares of gradients."""
+        return self.cluster.slowdown("reduction") * op_time(
+            self.cluster.device, kind="reduction", flops=0.0, nbytes=nbytes, dtype=dtype
+        )
+
+    def scaling(self, nbytes: float, dtype: str) -> float:
+        """Seconds to scale gradients."""
+        return self.cluster.slowdown("elementwise") * op_time(
+            self.cluster.device, kind="elementwise", flops=0.0, nbytes=2 * nbytes, dtype=dtype
+        )
+
+    def clip(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
+        """Seconds to clip a parameter's piece of the gradient; 0 where none is clipped."""
+        if self.clip_norm is None:
+            return 0.0
+        nbytes = float(local_numel(flat, strategy.updated, self.sizes) * itemsize)
+        return self.square_sum(nbytes, dtype) + self.scaling(nbytes, dtype)
 
     def step_overhead(self) -> float:
         """Seconds of the host once a step, whatever it does."""
         return self.cluster.device.step_overhead * self.cluster.slowdown("optimizer")
 
-    def parameter_bytes(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> dict[str, int]:
-        """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state."""
-        stored, piece = local_numel(flat, strategy.stored, self.sizes), local_numel(flat, strategy.updated, self.sizes)
+    def parameter_bytes(
+        self,
+        flat: tuple[int, ...],
+        itemsize: int,
+        dtype: str,
+        strategy: ParameterStrategy,
+        place: tuple[int, ...] | None = None,
+    ) -> dict[str, int]:
+        """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state; of the device at
+        `place`, by default the one with the largest."""
+        stored, piece = (local_numel(flat, layout, self.sizes, place) for layout in (strategy.stored, strategy.updated))
         state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
         if strategy.stored != strategy.updated:
             state += piece * itemsize
@@ -139,9 +181,9 @@ def gathered_axes(strategy: ParameterStrategy) -> tuple[int, ...]:
     return tuple(axis for axis, (s, u) in enumerate(zip(strategy.stored, strategy.updated, strict=True)) if s != u)
 
 
-def local_numel(flat: tuple[int, ...], layout: Layout, sizes: tuple[int, ...]) -> int:
-    """Elements of one shard."""
-    local = local_sizes(flat, layout, sizes)
+def local_numel(flat: tuple[int, ...], layout: Layout, sizes: tuple[int, ...], place: tuple[int, ...] | None = None) -> int:
+    """Elements of the shard at `place`, by default of the largest."""
+    local = local_sizes(flat, layout, sizes, place)
     assert local is not None
     return math.prod(local)
 

@@ -63,7 +63,7 @@ def _ops(
             "op": node.op.split(".")[1],
             "phase": node.phase,
             "count": len(members),
-            "splits": {plan.mesh.names[axis]: op_words(model, names, choices, node, axis) for axis in axes},
+            "splits": {plan.mesh.names[axis]: op_words(model, names, choices, node, axis, plan.mesh) for axis in axes},
             "results": [show_layout(layout) for layout in strategy.results],
             "time_s": costing.op(node, model.dims.ops[node.index], strategy),
         }
@@ -83,7 +83,7 @@ def _parameters(
             "name": pattern_of(parameter.name),
             "shape": list(value.shape),
             "count": len(members),
-            "kept": {plan.mesh.names[axis]: parameter_words(model, names, choices, [index], axis) for axis in axes},
+            "kept": {plan.mesh.names[axis]: parameter_words(model, names, choices, [index], axis, plan.mesh) for axis in axes},
             "stored": show_layout(strategy.stored),
             "updated": show_layout(strategy.updated),
             "memory_bytes": sum(held.values()),

@@ -2,6 +2,10 @@
 
 A tensor dim is an ordered product of sub-dims; sub-dims are numbered flat, over all dims of the tensor. A layout gives
 one `Placement` for each mesh axis. Where several axes split one sub-dim, the earlier axis is the outer one.
+
+A split need not divide: n elements on k shards are n mod k pieces of ceil(n/k), then pieces of floor(n/k), each a run; a later axis
+splits each of those pieces in the same way. No piece is empty, and the piece at place 0 of every axis is the largest: what does not
+say whose shard it means speaks of that one.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ __all__ = [
     "is_split",
     "local_sizes",
     "local_shape",
+    "piece_sizes",
     "show_layout",
+    "start_of",
 ]
 
 #: A placement on one axis is an int: k >= 0 is "split at flat sub-dim k"; the others stand here.
@@ -61,6 +67,13 @@ class Mesh:
             rank //= size
         return tuple(reversed(out))
 
+    def position(self, axes: tuple[int, ...], rank: int) -> int:
+        """The linear position of `rank` on `axes`; the earlier axis is the outer one."""
+        place, out = self.coordinate(rank), 0
+        for axis in axes:
+            out = out * self.sizes[axis] + place[axis]
+        return out
+
     def groups(self, axes: tuple[int, ...]) -> list[list[int]]:
         """All groups of ranks that differ only on `axes`; in each, ranks in mesh order."""
         found: dict[tuple[int, ...], list[int]] = {}
@@ -84,20 +97,50 @@ def is_partial(placement: Placement) -> bool:
     return placement <= PARTIAL_SUM
 
 
-def local_sizes(flat: tuple[int, ...], layout: Layout, mesh_sizes: tuple[int, ...]) -> tuple[int, ...] | None:
-    """The flat sub-dim sizes of one shard, or None where an axis does not divide its sub-dim."""
-    out = list(flat)
+def piece_sizes(size: int, counts: tuple[int, ...]) -> tuple[int, ...]:
+    """The sizes of all pieces of a sub-dim that axes of the given sizes split, the first outermost: in the order of the ranks of
+    their group."""
+    pieces: tuple[int, ...] = (size,)
+    for count in counts:
+        pieces = tuple(piece // count + (at < piece % count) for piece in pieces for at in range(count))
+    return pieces
+
+
+def start_of(size: int, count: int, place: int) -> int:
+    """Where piece number `place` of `count` begins."""
+    return size // count * place + min(place, size % count)
+
+
+def local_sizes(
+    flat: tuple[int, ...], layout: Layout, mesh_sizes: tuple[int, ...], place: tuple[int, ...] | None = None
+) -> tuple[int, ...] | None:
+    """The flat sub-dim sizes of the shard at `place` on the mesh (by default of the largest), or None where a sub-dim has fewer
+    elements than shards."""
+    out, uneven = list(flat), False
     for axis, placement in enumerate(layout):
         if placement >= 0:
-            if out[placement] % mesh_sizes[axis]:
-                return None
-            out[placement] //= mesh_sizes[axis]
-    return tuple(out)
+            size, count = out[placement], mesh_sizes[axis]
+            if size % count == 0:
+                out[placement] = size // count
+            else:
+                uneven = True
+                out[placement] = size // count + ((0 if place is None else place[axis]) < size % count)
+    return tuple(out) if not uneven or _none_empty(flat, layout, mesh_sizes) else None
 
 
-def local_shape(subshape: SubShape, layout: Layout, mesh_sizes: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of one shard of a tensor."""
-    flat = local_sizes(tuple(s for dim in subshape for s in dim), layout, mesh_sizes)
+def _none_empty(flat: tuple[int, ...], layout: Layout, mesh_sizes: tuple[int, ...]) -> bool:
+    shards = [1] * len(flat)
+    for axis, placement in enumerate(layout):
+        if placement >= 0:
+            shards[placement] *= mesh_sizes[axis]
+    return all(size >= count or count == 1 for size, count in zip(flat, shards, strict=True))
+
+
+def local_shape(
+    subshape: SubShape, layout: Layout, mesh_sizes: tuple[int, ...], place: tuple[int, ...] | None = None
+) -> tuple[int, ...]:
+    """The shape of the shard at `place` (by default of the largest)."""
+    flat = local_sizes(tuple(s for dim in subshape for s in dim), layout, mesh_sizes, place)
     assert flat is not None, (subshape, layout, mesh_sizes)
     shape, at = [], 0
     for dim in subshape:

@@ -7,6 +7,7 @@ compute; parameters that are stored in pieces are gathered a layer ahead; what Z
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from dataclasses import replace
 from typing import Any
@@ -15,16 +16,17 @@ import torch
 
 from cost_models.memory import dtype_bytes
 from planner.choices import Choices
-from planner.costing import BUCKET_BYTES, Costing, local_numel
-from planner.graph import Node, Parameter, map_refs
-from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.clip import clip_gradients
+from planner.costing import BUCKET_BYTES, Costing
+from planner.graph import Node, Parameter, Serial, map_refs
+from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
 from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
-from planner.rules import Local, local_call
+from planner.rules import local_call
 from planner.schedule import SMALL, finish
-from planner.strategies import ParameterStrategy
+from planner.strategies import ParameterStrategy, local_of
 from planner.subdims import OpDims, call_of
 from planner.ties import layer_of
 from planner.views import is_view
@@ -32,17 +34,24 @@ from planner.views import is_view
 __all__ = ["lower"]
 
 
-def lower(model: Model, mesh: Mesh, choices: Choices, costing: Costing, *, timing: Costing | None = None) -> Program:
-    """The program of one training step. `costing` decides by which steps layouts change; `timing` (by default the same) gives
-    every instruction its seconds."""
-    return _Lowering(model, mesh, choices, costing, timing or costing).program()
+def lower(
+    model: Model, mesh: Mesh, choices: Choices, costing: Costing, *, timing: Costing | None = None, rank: int = 0
+) -> Program:
+    """The program of one training step of `rank`; rank 0 has the largest shards. `costing` decides by which steps layouts change;
+    `timing` (by default the same) gives every instruction its seconds, which are those of rank 0 on every rank."""
+    return _Lowering(model, mesh, choices, costing, timing or costing, rank).program()
 
 
 class _Lowering:
-    """Emits instructions in the order of the graph; `schedule.finish` then merges, moves ahead and frees."""
+    """Emits instructions in the order of the graph; `schedule.finish` then merges, moves ahead and frees.
 
-    def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing) -> None:
+    Which instructions there are, and how they are merged and ordered, depends on nothing that differs by rank."""
+
+    def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing, rank: int) -> None:
         self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
+        self.rank, self.place, self.last = rank, mesh.coordinate(rank), mesh.coordinate(mesh.num_devices - 1)
+        self.differs = False
+        self.locals: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
         self.value_bytes: dict[int, int] = {}
@@ -75,8 +84,20 @@ class _Lowering:
     def _dtype(self, value: int) -> str:
         return self.model.graph.values[value].dtype
 
+    def _local(self, flat: tuple[int, ...], layout: Layout) -> tuple[int, ...]:
+        """The flat sub-dim sizes of this rank's shard."""
+        if (flat, layout) not in self.locals:
+            sizes = local_sizes(flat, layout, self.mesh.sizes, self.place)
+            assert sizes is not None, (flat, layout)
+            self.differs |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
+            self.locals[flat, layout] = sizes
+        return self.locals[flat, layout]
+
+    def _local_shape(self, value: int, layout: Layout) -> tuple[int, ...]:
+        return local_shape(self._shape(value), layout, self.mesh.sizes, self.place)
+
     def _nbytes(self, value: int, layout: Layout) -> int:
-        return local_numel(self._flat(value), layout, self.costing.sizes) * dtype_bytes(self._dtype(value))
+        return math.prod(self._local(self._flat(value), layout)) * dtype_bytes(self._dtype(value))
 
     def _name(self, stem: str) -> str:
         self.names[stem] += 1
@@ -84,19 +105,18 @@ class _Lowering:
 
     # ---------------------------------------------------------------------------------------------- layouts
 
-    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
-        """The chain of steps that the cost table paid for."""
-        if before == after:
-            return ()
+    def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize, update = dtype_bytes(self._dtype(value)), phase == "update"
         time = self.costing.bucketed if update else self.costing.communication
-        layouts = layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
-        return layouts.steps(before, after)
+        return layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
+
+    def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
+        """The chain of steps that the cost table paid for."""
+        return () if before == after else self._layouts(value, phase).steps(before, after)
 
     def _deliver(self, value: int, phase: str, wanted: Layout) -> int:
         """The program value that holds root `value` in layout `wanted` during `phase`."""
-        kind = self.model.graph.values[value].kind
-        if kind in ("input", "buffer"):
+        if self.model.graph.values[value].is_given:
             return self._input(value, wanted)
         source, layout = self.produced[value]
         hub = self.choices.hubs.get((value, phase), layout)
@@ -121,25 +141,28 @@ class _Lowering:
         return self.delivered[key]
 
     def _communicate(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
-        found = self.model.graph.values[value]
-        sizes = self.costing.sizes
-        expanded = local_sizes(self._flat(value), step.before, sizes)
-        assert expanded is not None
-        nbytes = self._nbytes(value, step.before)
-        if step.kind == "all_gather":
-            for axis in step.axes:
-                nbytes *= sizes[axis]
+        found, flat = self.model.graph.values[value], self._flat(value)
+        nbytes = self._layouts(value, phase).numel(step) * dtype_bytes(found.dtype)
         result = self._new(self._nbytes(value, step.after), source if step.kind == "slice" else None)
         self.instructions.append(
             Communicate(
                 id=self._name(f"{phase}.{found.name}.{step.kind}"), kind=step.kind, axes=step.axes, sources=(source,),
-                results=(result,), expanded=(expanded,), shapes=(local_shape(self._shape(value), step.after, sizes),),
+                results=(result,), expanded=(self._local(flat, step.before),), shapes=(self._local_shape(value, step.after),),
                 dtypes=(found.dtype,), gather=step.gather, split=step.split, phase=phase, path=found.name,
+                gather_pieces=(self._pieces(flat, step, step.gather),), split_pieces=(self._pieces(flat, step, step.split),),
                 asynchronous=asynchronous and step.kind != "slice", nbytes=nbytes,
                 time=self.timing.communication(step.kind, step.axes, float(nbytes)),
             )
         )  # fmt: skip
         return result
+
+    def _pieces(self, flat: tuple[int, ...], step: Step, dim: int | None) -> tuple[int, ...]:
+        """The sizes that the ranks of a step have of `dim`, in the order of their group; none where all are alike."""
+        if dim is None:
+            return ()
+        outer = tuple(p if p == dim and axis not in step.axes else REPLICATE for axis, p in enumerate(step.before))
+        pieces = piece_sizes(self._local(flat, outer)[dim], tuple(self.mesh.sizes[axis] for axis in step.axes))
+        return pieces if len(set(pieces)) > 1 else ()
 
     def _input(self, value: int, layout: Layout) -> int:
         """Inputs come in the layout in which they are read: each rank loads its own piece."""
@@ -148,7 +171,7 @@ class _Lowering:
             found = self.model.graph.values[value]
             self.inputs[key] = InputState(
                 name=found.name, value=self._new(self._nbytes(value, layout)), subshape=self._shape(value), layout=layout,
-                dtype=found.dtype, is_buffer=found.kind == "buffer",
+                dtype=found.dtype, kind=found.kind,
             )  # fmt: skip
         return self.inputs[key].value
 
@@ -170,40 +193,36 @@ class _Lowering:
             leaves = tuple(dims.results[0][p] if p >= 0 else p for p in seen)
             under = tuple(dims.operands[0].index(p) if p >= 0 else p for p in leaves)
             inner = self._through_views(node.operands[0], source, under)
-            sizes = local_sizes(dims.sizes, leaves, self.costing.sizes)
-            assert sizes is not None
-            split: dict[int, tuple[int, ...]] = {dims.letter[leaf]: (axis,) for axis, leaf in enumerate(leaves) if leaf >= 0}
-            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], sizes, split, self.timing.view())
+            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], leaves, self.timing.view())
         return self.viewed[key]
 
     def _op(self, node: Node) -> None:
         dims, strategy = self.model.dims.ops[node.index], self.choices.strategies[node.index]
         ids = [self._operand(v, node.phase, seen) for v, seen in zip(node.operands, strategy.operands, strict=True)]
-        split: dict[int, tuple[int, ...]] = {}
-        for axis, option in enumerate(strategy.options):
-            if option.kind == "split":
-                letter = dims.letter[option.number]
-                split[letter] = (*split.get(letter, ()), axis)
+        leaves = tuple(option.number if option.kind == "split" else REPLICATE for option in strategy.options)
         seconds = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
         seconds += self.timing.inner(node, dims, strategy)
-        results = self._run(node, dims, None, ids, strategy.sizes, split, seconds)
+        results = self._run(node, dims, None, ids, leaves, seconds)
         for value, number, layout in zip(node.results, results, strategy.results, strict=True):
             if value is not None:
                 self.produced[value] = (number, layout)
 
     def _run(
-        self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], sizes: tuple[int, ...],
-        split: dict[int, tuple[int, ...]], seconds: float,
-    ) -> list[int]:  # fmt: skip
-        """Emits one op on a shard; the program values of its results."""
+        self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], leaves: Layout, seconds: float
+    ) -> list[int]:
+        """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""
+        sizes = self._local(dims.sizes, leaves)
         letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
-        local = Local(results=shapes, split=split, sizes=letters)
+        local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
+        self.differs |= bool(local.offsets or (local.leaves and local.split))
         op, args, kwargs = local_call(dims.signature, call_of(self.model.graph, node), local)
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None
         results = [self._new(_bytes_of(shape, dtype), alias) for shape, dtype in zip(shapes, node.result_dtypes, strict=True)]
+        for place in dims.signature.opaque:
+            self.value_bytes[results[place]] = self.costing.reserve_bytes(node, dims, sizes) or self.value_bytes[results[place]]
         used = tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True))
         stem = f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"
         self.instructions.append(
@@ -246,6 +265,10 @@ class _Lowering:
                                 ParameterStrategy(options=s.options, stored=s.updated, updated=s.updated))
             for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
         )  # fmt: skip
+        if self.timing.clip_norm is not None:
+            shapes = [local_shape(s.subshape, s.updated, self.mesh.sizes, self.place) for s in states]
+            more, gradients = clip_gradients(gradients, states, shapes, self.timing, self._new)
+            self.instructions += more
         self.instructions.append(Update(id="update.optimizer", gradients=gradients, time=seconds))
         for parameter, state in zip(self.model.graph.parameters, states, strict=True):
             self._gather_back(parameter, state)
@@ -276,21 +299,36 @@ class _Lowering:
                 for index in ready.get(value, []) if value is not None else []:
                     self._reduce(index, graph.parameters[index])
         root = self.model.roots[graph.loss]
-        loss = self._operand(graph.loss, "forward", tuple(REPLICATE for _ in self.mesh.sizes))
+        whole = tuple(REPLICATE for _ in self.mesh.sizes)
+        loss = self._operand(graph.loss, "forward", whole)
         assert root.value in self.produced
+        reported = tuple((name, self._operand(value, "forward", whole)) for name, value in graph.reported)
+        stores = self._stores()
         self._update(states)
-        instructions = finish(self.instructions, self.gathers, self.alias, self._kept(states, loss), self.timing, BUCKET_BYTES)
+        kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
+        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
+            stores=stores, reported=reported,
+            rank=self.rank if self.differs else None,
         )  # fmt: skip
+
+    def _stores(self) -> tuple[tuple[int, int], ...]:
+        """Buffers that the step changes, in the layouts in which it reads them: so they are stored."""
+        out = []
+        for buffer, new in self.model.graph.updates:
+            self._input(buffer, tuple(REPLICATE for _ in self.mesh.sizes))
+            states = [(layout, state) for (value, layout), state in self.inputs.items() if value == buffer]
+            out += [(state.value, self._operand(new, "update", layout)) for layout, state in states]
+        return tuple(out)
 
     def _shapes(self, instructions: tuple[Instruction, ...], states: tuple[ParameterState, ...]) -> dict[int, tuple[int, ...]]:
         """The local shapes of all values."""
-        sizes = self.costing.sizes
-        shapes = {s.value: local_shape(s.subshape, s.stored, sizes) for s in states}
-        shapes |= {s.shard: local_shape(s.subshape, s.updated, sizes) for s in states}
-        shapes |= {s.value: local_shape(s.subshape, s.layout, sizes) for s in self.inputs.values()}
+        sizes, place = self.mesh.sizes, self.place
+        shapes = {s.value: local_shape(s.subshape, s.stored, sizes, place) for s in states}
+        shapes |= {s.shard: local_shape(s.subshape, s.updated, sizes, place) for s in states}
+        shapes |= {s.value: local_shape(s.subshape, s.layout, sizes, place) for s in self.inputs.values()}
         for instruction in instructions:
             if not isinstance(instruction, Update):
                 shapes |= {v: s for v, s in zip(instruction.results, instruction.shapes, strict=True) if v is not None}
@@ -305,7 +343,9 @@ class _Lowering:
         held = {"parameters": 0, "optimizer": 0, "inputs": sum(self.value_bytes[s.value] for s in self.inputs.values())}
         for parameter, strategy in zip(self.model.graph.parameters, self.choices.parameters, strict=True):
             dtype = self._dtype(parameter.value)
-            parts = self.costing.parameter_bytes(self._flat(parameter.value), dtype_bytes(dtype), dtype, strategy)
+            parts = self.costing.parameter_bytes(
+                self._flat(parameter.value), dtype_bytes(dtype), dtype, strategy, place=self.place
+            )
             for name, nbytes in parts.items():
                 held[name] += nbytes
         return held
@@ -336,6 +376,8 @@ def _torch_constants(argument: Any) -> Any:
     """`"torch.float32"` -> torch.float32, in nested arguments."""
     if isinstance(argument, tuple):
         return tuple(_torch_constants(a) for a in argument)
+    if isinstance(argument, Serial):
+        return argument.number
     if isinstance(argument, str) and argument.startswith("torch."):
         return getattr(torch, argument.removeprefix("torch."))
     return argument

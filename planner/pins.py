@@ -110,6 +110,17 @@ def expert_atoms(model: Model) -> frozenset[int]:
     return frozenset(out)
 
 
+def _of_batch_alone(model: Model) -> frozenset[int]:
+    """The nodes that read nothing but batch tensors, or what such nodes made of them."""
+    values = {v.id for v in model.graph.values if v.kind == "input"}
+    found = set()
+    for node in model.graph.nodes:
+        if node.operands and values.issuperset(node.operands):
+            values.update(v for v in node.results if v is not None)
+            found.add(node.index)
+    return frozenset(found)
+
+
 def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
     """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that matches nothing."""
     filters = _Filters(model, mesh, pins)
@@ -122,6 +133,7 @@ class _Filters:
         self.roles = tuple(role_of(name) for name in mesh.names)
         self.batch = batch_atoms(model)
         self.experts = expert_atoms(model)
+        self.of_batch_alone = _of_batch_alone(model)
         self._check_batch()
         for pin in pins:
             self._check_match(pin)
@@ -135,10 +147,8 @@ class _Filters:
         for name, n in zip(self.mesh.names, self.mesh.sizes, strict=True):
             size *= n if role_of(name) == "data" else 1
         batch = self.model.graph.values[self.model.graph.inputs[0]].shape[0]
-        if batch % size:
-            raise NoPlan(
-                f"a batch of {batch} does not divide over {size} data-parallel devices: use --batch {-(-batch // size) * size}"
-            )
+        if batch < size:
+            raise NoPlan(f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}")
 
     def _check_match(self, pin: Pin) -> None:
         known = {n.path for n in self.model.graph.nodes} if pin.choice in _OP_PINS else set()
@@ -158,34 +168,48 @@ class _Filters:
         if self.mesh.sizes[axis] == 1:
             return option.kind == "whole"
         dims = self.model.dims.ops[node.index]
+        if self._too_few(dims, axis, option):
+            return False
         choice = self._of(node.path, _OP_PINS)
         if choice == "replicate":
             return option.kind == "whole"
         if choice == "data" or (choice is None and self.roles[axis] == "data"):
-            return self._data(dims, axis, option)
+            return self._data(node, axis, option)
         if choice == "expert" and axis == self.tensor_axis:
-            return self._expert(dims, axis, option)
+            return self._expert(node, axis, option)
         if choice in ("tensor", "tp") and axis == self.tensor_axis:
             return self._tensor(dims, option, must=dims.signature.kind in HEAVY)
         if self.roles[axis] == "data":
-            return self._data(dims, axis, option)
+            return self._data(node, axis, option)
         return self._tensor(dims, option, must=False) if self.roles[axis] == "tensor" else True
 
     def _splits_batch(self, dims: OpDims, option: Option) -> bool:
         return option.kind == "split" and dims.atoms[option.number] in self.batch
 
-    def _data(self, dims: OpDims, axis: int, option: Option) -> bool:
-        """An op that has the batch splits it; one that has not runs whole, or on partial sums."""
-        size = self.mesh.sizes[axis]
-        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] % size == 0 for o in options_of(dims))
+    def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
+        """Whether the option splits two or three things unevenly that are not samples, as the 3 of a fused QKV over 2 devices: never
+        better than what else there is, and so many more strategies."""
+        if option.kind != "split" or self._splits_batch(dims, option):
+            return False
+        return dims.sizes[option.number] < 4 and dims.sizes[option.number] % self.mesh.sizes[axis] != 0
+
+    def _data(self, node: Node, axis: int, option: Option) -> bool:
+        """An op that has the batch splits it; one that has not runs whole, or on partial sums. What reads the batch tensors alone (the
+        number of targets that count) may run whole too: every rank can read them all."""
+        if node.index in self.of_batch_alone and option.kind == "whole":
+            return True
+        size, dims = self.mesh.sizes[axis], self.model.dims.ops[node.index]
+        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] >= size for o in options_of(dims))
         return self._splits_batch(dims, option) if able else option.kind != "split"
 
-    def _expert(self, dims: OpDims, axis: int, option: Option) -> bool:
+    def _expert(self, node: Node, axis: int, option: Option) -> bool:
+        dims = self.model.dims.ops[node.index]
+
         def splits(other: Option) -> bool:
             return other.kind == "split" and dims.atoms[other.number] in self.experts
 
-        able = any(splits(o) and dims.sizes[o.number] % self.mesh.sizes[axis] == 0 for o in options_of(dims))
-        return splits(option) if able else self._data(dims, axis, option)
+        able = any(splits(o) and dims.sizes[o.number] >= self.mesh.sizes[axis] for o in options_of(dims))
+        return splits(option) if able else self._data(node, axis, option)
 
     def _tensor(self, dims: OpDims, option: Option, *, must: bool) -> bool:
         if self._splits_batch(dims, option):
@@ -204,5 +228,5 @@ class _Filters:
             return True
         wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[choice]
         flat = [size for dim in self.model.dims.shapes[parameter.value] for size in dim]
-        able = any(size % self.mesh.sizes[axis] == 0 for size in flat)
+        able = any(size >= self.mesh.sizes[axis] for size in flat)
         return option.kind == (wanted if able else "whole")

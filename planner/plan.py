@@ -197,7 +197,10 @@ def traced_of(plan: Plan) -> Traced:
 def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
     """Costs under the plan's mesh, on its own hardware or on another cluster."""
     optimizer = plan.summary["optimizer"]
-    return Costing(cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph))
+    return Costing(
+        cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph),
+        clip_norm=plan.summary.get("clip_norm"),
+    )  # fmt: skip
 
 
 def choices_of(plan: Plan, model: Model) -> Choices:
@@ -238,8 +241,9 @@ def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ..
         raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
 
 
-def program_of(plan: Plan, cluster: Cluster | None = None) -> Program:
-    """The program that the plan's ranks run, timed on the plan's hardware or, if given, on another cluster."""
+def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0) -> Program:
+    """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on another cluster. Rank 0 holds the
+    largest shards."""
     model = model_of(plan)
     timing = None if cluster is None else costing_of(plan, model, cluster)
-    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing)
+    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank)

@@ -1,6 +1,7 @@
 """What a Program will do: its simulated timeline, its time in parts, and its memory by category.
 
-Program, cluster -> Prediction. All ranks run the same instructions on shards of the same shapes, so one device is simulated for all.
+Program, cluster -> Prediction. All ranks run the same instructions, on shards of which rank 0 has the largest, so one device is
+simulated for all.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Prediction:
 
 
 def predict(program: Program, cluster: Cluster) -> Prediction:
-    """The prediction for one device; all are alike."""
+    """The prediction for one device: all are alike, or this is the one with the largest shards."""
     timeline = simulate_program(program, cluster)
     parts = breakdown(timeline, 0)
     return Prediction(
@@ -53,9 +54,10 @@ def predict(program: Program, cluster: Cluster) -> Prediction:
 def simulate_program(program: Program, cluster: Cluster) -> Timeline:
     """The timeline of device 0, with the ids of the program's instructions."""
     writer: dict[int, str] = {}
+    kept = {state.value for state in program.parameters}
     tasks = []
     for instruction in program.instructions:
-        tasks.append(_task(program, instruction, writer, cluster))
+        tasks.append(_task(program, instruction, writer, kept, cluster))
         for value in writes(instruction):
             writer[value] = instruction.id
     return simulate(
@@ -63,11 +65,10 @@ def simulate_program(program: Program, cluster: Cluster) -> Timeline:
     )  # fmt: skip
 
 
-def _task(program: Program, instruction: Instruction, writer: dict[int, str], cluster: Cluster) -> Task:
+def _task(program: Program, instruction: Instruction, writer: dict[int, str], kept: set[int], cluster: Cluster) -> Task:
     free = instruction.kind in ("view", "slice")
     communicates = isinstance(instruction, Communicate) and instruction.kind != "slice"
     kind = "copy" if communicates else instruction.kind
-    kept = {state.value for state in program.parameters}
     made = sum(program.value_bytes[v] for v in writes(instruction) if v not in kept)
     return Task(
         id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,

@@ -1,7 +1,8 @@
 """The `Program`: what every rank executes in one training step, and what the simulator costs.
 
-All ranks run the same instructions on shards of the same shapes; what differs by rank (its place in the mesh) stands in
-the arguments as `Offset` and `Group`, which the executor resolves. Values are integers; every value is written once a step.
+All ranks run the same instructions, with the same ids, in the same order; where a split does not divide evenly, shapes and the
+numbers in arguments are those of one rank. Rank 0's shards are the largest, so its program is the one that is simulated. A `Group`
+stands for a process group, which the executor knows. Values are integers; every value is written once a step.
 """
 
 from __future__ import annotations
@@ -18,20 +19,11 @@ __all__ = [
     "Group",
     "InputState",
     "Instruction",
-    "Offset",
     "ParameterState",
     "Program",
     "Ref",
     "Update",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Offset:
-    """An argument that is an int: `size` times the rank's linear position on `axes` (earlier axis outer)."""
-
-    axes: tuple[int, ...]
-    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +37,7 @@ class Group:
 class Compute:
     """One op on local tensors. `op` names an ATen overload (`aten.mm.default`) or one of our kernels (`shardwright.lstm`).
 
-    `args` holds Ref, Offset, Group, constants and (nested) tuples of them; `results[i]` is the value id of the op's i-th
+    `args` holds Ref, Group, constants and (nested) tuples of them; `results[i]` is the value id of the op's i-th
     result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values with no later use.
     `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the cost model.
     """
@@ -71,8 +63,9 @@ class Communicate:
     `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`), `reduce_scatter` (`split`),
     `all_to_all` (from `gather` to `split`: what was split at `gather` becomes split at `split`), `slice` (along `split`; no
     communication). `axes` are the mesh axes taking part. Per value: `expanded` is the local shape by flat sub-dims before,
-    `shapes` the local shape after, by dims. An asynchronous one is started where it stands and waited for at the first use
-    of its results.
+    `shapes` the local shape after, by dims; `gather_pieces` and `split_pieces` are the sizes that the ranks of the group have of
+    sub-dim `gather` before and of `split` after, in its order (none: all are alike). An asynchronous one is started where it stands
+    and waited for at the first use of its results.
     """
 
     id: str
@@ -85,11 +78,13 @@ class Communicate:
     dtypes: tuple[str, ...]
     gather: int | None = None
     split: int | None = None
+    gather_pieces: tuple[tuple[int, ...], ...] = ()
+    split_pieces: tuple[tuple[int, ...], ...] = ()
     reduce: str = "sum"
     phase: str
     path: str = ""
     asynchronous: bool = False
-    nbytes: int = 0  # of the whole logical buffer, as nccl-tests counts
+    nbytes: int = 0  # of the whole logical buffer, as nccl-tests counts, all pieces as large as the largest
     time: float = 0.0
     frees: tuple[int, ...] = ()
 
@@ -127,19 +122,22 @@ class ParameterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputState:
-    """A batch tensor (`name` = its position in the batch) or a buffer of the module, in the layout that each rank gets."""
+    """What comes into the step, in the layout that each rank gets. `kind`: `input`, a batch tensor (`name` is its position in the
+    batch); `buffer` of the module; `key`, the number from which the step's random masks are drawn."""
 
     name: str
     value: int
     subshape: SubShape
     layout: Layout
     dtype: str
-    is_buffer: bool = False
+    kind: str = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step for every rank of `mesh`. `loss` is a replicated scalar's id, `initial_bytes` held before."""
+    """One training step of every rank of `mesh` or, where ranks are told a size or place of their own, of `rank`. `loss` is a
+    replicated scalar's id, and so are those of `reported`, by name; `initial_bytes` are held before. `stores` are buffers that the
+    step changes: (the id of what comes in, of what it is afterwards)."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]
@@ -148,3 +146,6 @@ class Program:
     loss: int
     value_bytes: dict[int, int]
     initial_bytes: dict[str, int]
+    stores: tuple[tuple[int, int], ...] = ()
+    reported: tuple[tuple[str, int], ...] = ()
+    rank: int | None = None

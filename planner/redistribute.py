@@ -41,16 +41,11 @@ class Layouts:
     def __init__(self, flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime) -> None:
         self.flat, self.itemsize, self.mesh_sizes, self._time = flat, itemsize, mesh_sizes, time
         placements = (REPLICATE, PARTIAL_SUM, *range(len(flat)))
-        every = itertools.product(placements, repeat=len(mesh_sizes))
-        self.layouts: tuple[Layout, ...] = tuple(a for a in every if local_sizes(flat, a, mesh_sizes) is not None)
+        every = ((a, local_sizes(flat, a, mesh_sizes)) for a in itertools.product(placements, repeat=len(mesh_sizes)))
+        self.sizes: dict[Layout, tuple[int, ...]] = {layout: sizes for layout, sizes in every if sizes is not None}
+        self.layouts = tuple(self.sizes)
         self.index = {layout: i for i, layout in enumerate(self.layouts)}
-        self.nbytes = np.array([self._nbytes(layout) for layout in self.layouts])
         self._cost, self._next, self._steps = self._closest()
-
-    def _nbytes(self, layout: Layout) -> float:
-        sizes = local_sizes(self.flat, layout, self.mesh_sizes)
-        assert sizes is not None
-        return float(math.prod(sizes) * self.itemsize)
 
     def cost(self, before: Layout, after: Layout) -> float:
         """Seconds of the cheapest chain; infinite where there is none (nothing becomes a partial sum)."""
@@ -85,7 +80,7 @@ class Layouts:
                 j = self.index.get(step.after)
                 if j is None:
                     continue
-                seconds = self._seconds(step, float(self.nbytes[i]))
+                seconds = self._seconds(step)
                 if seconds < cost[i, j]:
                     cost[i, j], following[i, j], steps[i, j] = seconds, j, step
         for k in range(n):
@@ -95,10 +90,20 @@ class Layouts:
             following = np.where(better, following[:, k, None], following)
         return cost, following, steps
 
-    def _seconds(self, step: Step, nbytes: float) -> float:
-        if step.kind == "all_gather":
-            nbytes *= math.prod(self.mesh_sizes[a] for a in step.axes)
-        return self._time(step.kind, step.axes, nbytes)
+    def _seconds(self, step: Step) -> float:
+        return self._time(step.kind, step.axes, float(self.numel(step) * self.itemsize))
+
+    def numel(self, step: Step) -> int:
+        """Elements of the whole logical buffer that a step sends, as nccl-tests counts. Its pieces are all as large as the largest,
+        as they are sent."""
+        before, after = self.sizes[step.before], self.sizes[step.after]
+        if step.kind not in ("all_gather", "reduce_scatter", "all_to_all"):
+            return math.prod(before)
+        sent = math.prod(before if step.kind == "all_gather" else after)
+        if step.kind == "all_to_all":
+            assert step.gather is not None
+            sent = sent // after[step.gather] * before[step.gather]
+        return sent * math.prod(self.mesh_sizes[a] for a in step.axes)
 
     def _elementary(self, layout: Layout) -> Iterator[Step]:
         for axis, placement in enumerate(layout):

@@ -59,6 +59,7 @@ def _merge(parts: list[Communicate], costing: Costing) -> Communicate:
         first, id=f"{first.id}+{len(parts) - 1}", path=f"{first.path} +{len(parts) - 1}", nbytes=nbytes,
         sources=tuple(s for p in parts for s in p.sources), results=tuple(r for p in parts for r in p.results),
         expanded=tuple(e for p in parts for e in p.expanded), shapes=tuple(s for p in parts for s in p.shapes),
+        gather_pieces=tuple(g for p in parts for g in p.gather_pieces), split_pieces=tuple(s for p in parts for s in p.split_pieces),
         dtypes=tuple(d for p in parts for d in p.dtypes), time=costing.communication(first.kind, first.axes, float(nbytes)),
     )  # fmt: skip
 
@@ -99,10 +100,7 @@ def _started_early(instructions: list[Instruction]) -> list[Instruction]:
 
 def _waited_late(instructions: list[Instruction]) -> list[Instruction]:
     """What only the loss needs of a reduced value is done at the end of the step, so that backward does not wait for it."""
-    needed: set[int] = set()
-    for instruction in reversed(instructions):
-        if isinstance(instruction, Update) or needed & set(writes(instruction)) or instruction.phase == "update":
-            needed.update(reads(instruction))
+    needed = _needed(instructions)
     waiting: set[int] = set()
     late: list[Instruction] = []
     out: list[Instruction] = []
@@ -117,6 +115,15 @@ def _waited_late(instructions: list[Instruction]) -> list[Instruction]:
             waiting |= written
         out.append(instruction)
     return out + late
+
+
+def _needed(instructions: list[Instruction]) -> set[int]:
+    """The values that training needs; what else is made is only reported."""
+    needed: set[int] = set()
+    for instruction in reversed(instructions):
+        if isinstance(instruction, Update) or needed & set(writes(instruction)) or instruction.phase == "update":
+            needed.update(reads(instruction))
+    return needed
 
 
 # ------------------------------------------------------------------------------------------------- gathers of parameters
@@ -165,6 +172,7 @@ class _Buckets:
         self.open: dict[Hashable, list[Communicate]] = {}
         self.following: dict[Hashable, list[Communicate]] = {}  # the next step of what an open bucket sends
         self.pending: dict[int, Hashable] = {}  # value -> the open bucket that will write it, or what it is made of
+        self.riding: dict[Hashable, list[Communicate]] = {}  # what goes along with the last bucket of its kind
         self.deferred: list[Instruction] = []
         self.late: set[int] = set()
 
@@ -181,7 +189,12 @@ class _Buckets:
             return
         self.open.setdefault(key, []).append(part)
         if sum(p.nbytes for p in self.open[key]) >= self.size:
-            self.flush(key)
+            self.flush(key, last=False)
+
+    def ride(self, part: Communicate) -> None:
+        """Keeps a message for the last bucket of its kind."""
+        self.riding.setdefault(_kind_key(part), []).append(part)
+        self.pending.update(dict.fromkeys(part.results, _kind_key(part)))
 
     def defer(self, instruction: Instruction) -> None:
         """Keeps an instruction until the update."""
@@ -192,9 +205,10 @@ class _Buckets:
         """Whether the instruction reads what is not written yet."""
         return any(value in self.pending or value in self.late for value in reads(instruction))
 
-    def flush(self, key: Hashable) -> None:
-        """Sends a bucket; the next steps of what it sent go to buckets of their own."""
+    def flush(self, key: Hashable, *, last: bool = True) -> None:
+        """Sends a bucket, with what rides along if it is the last; the next steps of what it sent go to buckets of their own."""
         parts, following = self.open.pop(key, []), self.following.pop(key, [])
+        parts += self.riding.pop(key, []) if last else []
         if parts:
             self.out.append(_merge(parts, self.costing))
         for part in (*parts, *following):
@@ -216,16 +230,27 @@ class _Buckets:
 
     def flush_all(self) -> None:
         """Sends all that is open, then what waited for it."""
-        while self.open:
-            self.flush(next(iter(self.open)))
+        while self.open or self.riding:
+            self.flush(next(iter(self.open or self.riding)))
         self._flush_deferred()
 
 
+def _riders(instructions: list[Instruction]) -> set[str]:
+    """The reductions of what is only reported, where gradients are sent in the same way."""
+    messages = [i for i in instructions if isinstance(i, Communicate) and i.kind == "all_reduce"]
+    sent, needed = {_kind_key(i) for i in messages if i.phase == "update"}, _needed(instructions)
+    return {i.id for i in messages if not needed & set(i.results) and _kind_key(i) in sent}
+
+
 def _bucketed(instructions: list[Instruction], costing: Costing, size: int) -> list[Instruction]:
-    """Communications of the update phase in buckets: a bucket starts when it is full, and all before the update."""
+    """Communications of the update phase in buckets: a bucket starts when it is full, and all before the update. What is only reported
+    (the loss) goes along with the last bucket of its kind: one message less."""
     buckets = _Buckets(costing, size)
+    riding = _riders(instructions)
     for instruction in instructions:
-        if isinstance(instruction, Communicate) and instruction.phase == "update" and instruction.asynchronous:
+        if isinstance(instruction, Communicate) and instruction.id in riding and not buckets.waits(instruction):
+            buckets.ride(instruction)
+        elif isinstance(instruction, Communicate) and instruction.phase == "update" and instruction.asynchronous:
             buckets.add(instruction)
         elif isinstance(instruction, Update):
             buckets.flush_all()

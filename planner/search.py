@@ -151,18 +151,20 @@ class _Searcher:
         self.gradient_bytes = total_gradient_bytes(model.graph)
 
     def check_batch(self) -> None:
-        """A batch that no mesh divides is refused: its plan would leave the devices doing the same work."""
+        """A batch of fewer samples than devices, of which no mesh has an axis that divides it, is refused."""
         batch, n = self.model.graph.values[self.model.graph.inputs[0]].shape[0], self.cluster.num_devices
-        if n > 1 and math.gcd(batch, n) == 1:
+        if batch < n and math.gcd(batch, n) == 1:
             raise NoPlan(
-                f"a batch of {batch} is divided by no mesh of {n} devices: use --batch {-(-batch // n) * n}, "
+                f"a batch of {batch} has fewer samples than {n} devices, and shares no factor with them: use --batch {n}, "
                 f"or --mesh tp={n} to plan without splitting the batch"
             )
 
     def proposals(self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False) -> list[Proposal]:
         """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
         where it fits."""
-        costing = Costing(self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes)
+        costing = Costing(
+            self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes, clip_norm=self.workload.clip_norm
+        )
         table = build_table(self.model, costing, pins_for(self.model, mesh, self.pins if pins is None else pins))
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]

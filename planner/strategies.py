@@ -8,16 +8,19 @@ operands and results follow. A parameter's options say where it is stored and wh
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
+from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_sizes, piece_sizes
+from planner.rules import Local
 from planner.subdims import OpDims
 
 __all__ = [
     "Option",
     "ParameterStrategy",
     "Strategy",
+    "local_of",
     "op_strategies",
     "options_of",
     "parameter_options",
@@ -110,6 +113,36 @@ def _result_placement(dims: OpDims, index: int, leaves: tuple[int, ...], option:
         if dims.letter[option.number] in dims.signature.reduced_in(index):
             return PARTIAL_SUM
     return REPLICATE
+
+
+def local_of(
+    dims: OpDims, leaves: Layout, mesh: Mesh, rank: int, sizes: tuple[int, ...], results: tuple[tuple[int, ...], ...]
+) -> Local:
+    """How an op runs on the shard of `rank`, where axis a splits leaf `leaves[a]`, or none (`REPLICATE`); `sizes` are the local sizes
+    of its letters, `results` the local shapes of its results."""
+    split: dict[int, tuple[int, ...]] = {}
+    for axis, leaf in enumerate(leaves):
+        if leaf >= 0:
+            split[dims.letter[leaf]] = (*split.get(dims.letter[leaf], ()), axis)
+    pieces: dict[int, tuple[int, ...]] = {}
+    offsets: dict[int, int] = {}
+    for letter in dims.signature.contiguous.intersection(split):
+        axes, leaf = split[letter], dims.letter.index(letter)
+        run = math.prod(size for other, size in enumerate(dims.sizes) if dims.letter[other] == letter and other != leaf)
+        pieces[letter] = tuple(piece * run for piece in piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)))
+        offsets[letter] = sum(pieces[letter][: mesh.position(axes, rank)])
+    parts = _parts(dims, leaves, mesh, rank) if dims.signature.placed else ()
+    return Local(results=results, split=split, sizes=sizes, pieces=pieces, offsets=offsets, leaves=parts)
+
+
+def _parts(dims: OpDims, leaves: Layout, mesh: Mesh, rank: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+    """For each letter, its leaves as (size, size on this rank's shard, where that begins)."""
+    out: list[list[tuple[int, int, int]]] = [[] for _ in dims.signature.sizes]
+    for leaf, letter in enumerate(dims.letter):
+        axes = tuple(axis for axis, split in enumerate(leaves) if split == leaf)
+        pieces, at = piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)), mesh.position(axes, rank)
+        out[letter].append((dims.sizes[leaf], pieces[at], sum(pieces[:at])))
+    return tuple(map(tuple, out))
 
 
 def parameter_options(num_flat: int) -> tuple[Option, ...]:

@@ -9,16 +9,13 @@ from typing import Any
 import torch
 import torch.fx.traceback as fx_traceback
 from torch._decomp import get_decompositions
-from torch._subclasses import (
-    FakeTensor,
-    FakeTensorMode,
-)  # no public name for tensors with a shape and no memory, other than `meta`
+from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
 
 __all__ = [
-    "FakeTensorMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace", "label_new_nodes", "really",
-    "sequence_number",
+    "FakeTensorMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
+    "label_new_nodes", "really", "sequence_number",
 ]  # fmt: skip
 
 
@@ -65,10 +62,13 @@ def _labels_kept() -> Iterator[None]:
         yield
 
 
-def joint_trace(step: Callable[..., Any], arguments: tuple[Any, ...], table: dict[Any, Any]) -> torch.fx.Graph:
-    """The FX graph of `step(*arguments)`, with labels and sequence numbers on its nodes."""
+def joint_trace(
+    step: Callable[..., Any], arguments: tuple[Any, ...], table: dict[Any, Any], *, lines: bool = False
+) -> torch.fx.Graph:
+    """The FX graph of `step(*arguments)`, with labels and sequence numbers on its nodes; with `lines`, the stack that called each."""
     with _labels_kept():
-        return make_fx(step, decomposition_table=table, tracing_mode="real")(*arguments).graph
+        record = make_fx(step, decomposition_table=table, tracing_mode="real", record_stack_traces=lines)
+        return record(*arguments).graph
 
 
 def functional(graph: torch.fx.Graph, arguments: tuple[Any, ...], table: dict[Any, Any]) -> torch.fx.Graph:

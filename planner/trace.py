@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 from cost_models.errors import NotTraceable, UserError
 from planner.decompose import decomposition_table
 from planner.graph import Graph
-from planner.kernels import Canonical
-from planner.read_fx import ChangedInPlace, read_graph
+from planner.kernels import Canonical, precision
+from planner.read_fx import ChangedInPlace, Refused, read_graph
+from planner.source_line import from_frames
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number
 from planner.workload import Workload
 
@@ -49,7 +49,10 @@ def trace(build: Callable[[], Workload]) -> Traced:
         try:
             workload = build()
             name = workload.name
-            graph = _graph(workload)
+            try:
+                graph = _graph(workload)
+            except Refused:  # again, slowly, to name the line
+                graph = _graph(workload, lines=True)
         except UserError:
             raise
         except Exception as error:
@@ -57,23 +60,23 @@ def trace(build: Callable[[], Workload]) -> Traced:
     return Traced(graph=graph, workload=workload)
 
 
-def _graph(workload: Workload) -> Graph:
+def _graph(workload: Workload, *, lines: bool = False) -> Graph:
     """The graph as recorded; where an op writes in place and something sees it, with all such ops made functional."""
-    fx_graph, names, arguments = _record(workload)
+    fx_graph, names, losses, arguments = _record(workload, lines)
     try:
-        return read_graph(fx_graph, names, workload)
+        return read_graph(fx_graph, names, losses, workload)
     except ChangedInPlace as refused:
         try:
-            return read_graph(functional(fx_graph, arguments, decomposition_table()), names, workload)
-        except ChangedInPlace:  # it writes to a parameter, a buffer or an input: told of the op as the person wrote it
+            return read_graph(functional(fx_graph, arguments, decomposition_table()), names, losses, workload)
+        except ChangedInPlace:  # it writes to a parameter or an input: told of the op as the person wrote it
             raise refused from None
 
 
 # ------------------------------------------------------------------------------------------------- recording
 
 
-def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str], tuple[Any, ...]]:
-    """The recorded step, the names of its parameters and buffers, and what it was called with."""
+def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...]]:
+    """The recorded step, the names of its parameters and buffers, those of its losses, and what it was called with."""
     module = workload.module
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -81,19 +84,25 @@ def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str], tuple[Any, .
     if not parameters:
         raise NotTraceable(f"model {workload.name!r} has no parameter that requires a gradient: there is nothing to train")
 
-    def step(weights: dict[str, Tensor], state: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, ...]:
+    losses: list[str] = []
+
+    def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths:
             label_new_nodes({"phase": "forward", "path": ""})
-            with Canonical():
-                outputs = torch.func.functional_call(module, {**weights, **state}, tuple(batch[:-1]))
-                loss = workload.loss(outputs, batch[-1])
-            _check_loss(loss, workload.name)
+            with Canonical(key), precision(workload.compute):
+                inputs, named, target = workload.arguments(batch)
+                outputs = torch.func.functional_call(module, {**weights, **state}, inputs, named)
+                loss, several = workload.losses(outputs, target)
+            for one in (*several.values(), loss):
+                _check_loss(one, workload.name)
             paths.label_backward(loss)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        return (loss, *_all_used(gradients, weights))
+        losses[:] = several
+        return (loss, *_all_used(gradients, weights), *several.values())
 
-    arguments = (parameters, buffers, *workload.batch)
-    return joint_trace(step, arguments, decomposition_table()), [*parameters, *buffers], arguments
+    arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *workload.batch)
+    graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
+    return graph, [*parameters, *buffers], losses, arguments
 
 
 def _check_loss(loss: Any, name: str) -> None:
@@ -175,18 +184,8 @@ _REASONS = {
 
 def _explain(error: Exception, name: str) -> str:
     """One line: what went wrong, and the last line of the user's own code that was running."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _is_library(Path(f.filename))]
-    where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    line = from_frames(traceback.extract_tb(error.__traceback__))
+    where = f" at {line}" if line else ""
     kind = type(error).__name__
     reason = _REASONS.get(kind) or f"{kind}: {(str(error).strip() or 'no message').splitlines()[0]}"
     return f"model {name!r} cannot be traced as one static graph{where}: {reason}"
-
-
-def _is_library(path: Path) -> bool:
-    """Whether the file is ours (but for the built-in models), Python's or installed, and not the user's."""
-    ours, python = Path(__file__).parent, Path(traceback.__file__).parent
-    installed = "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents
-    return (
-        installed or python in path.parents or (ours in path.parents and path.parent.name != "models") or not path.is_absolute()
-    )

@@ -76,7 +76,7 @@ class _Usages:
 
     def _value(self, value: int, uses: list[Use]) -> None:
         found, table = self.table.model.graph.values[value], self.table
-        if found.kind in ("input", "buffer"):
+        if found.is_given:
             consumer, after = table.consumed(uses[0])
             last = max(use.node for use in uses if use.node is not None)
             self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)
@@ -87,11 +87,21 @@ class _Usages:
         assert produced is not None
         last = max([use.node for use in uses if use.node is not None], default=found.writer)
         place = table.model.graph.nodes[found.writer].results.index(value)
-        self._hold(produced[0], ("result", place), lambda: self._bytes(value, produced[1]), found.writer, last + 1)
+        self._hold(produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), found.writer, last + 1)
         for use in uses:
             if use.parameter is not None:
                 consumer, after = table.consumed(use)
                 self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
+
+    def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
+        """Bytes of a result under each choice of its writer; of what a kernel keeps for its backward, the kernel's own."""
+        writer = self.table.model.graph.values[value].writer
+        assert writer is not None
+        node, dims = self.table.model.graph.nodes[writer], self.table.model.dims.ops[writer]
+        if place not in dims.signature.opaque:
+            return self._bytes(value, produced[1])
+        kept = [self.table.costing.reserve_bytes(node, dims, s.sizes) for s in self.table.strategies[produced[0]]]
+        return self._bytes(value, produced[1]) if None in kept else np.array(kept, dtype=float)
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
         times = [use.node for use in uses if use.node is not None]

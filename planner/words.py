@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from planner.choices import Choices
 from planner.costing import Costing
 from planner.graph import Node
-from planner.layout import Mesh
+from planner.layout import Mesh, piece_sizes
 from planner.model import Model
 from planner.pins import batch_atoms
 from planner.strategies import Option
@@ -113,8 +113,8 @@ def describe(model: Model, workload: Workload, mesh: Mesh, choices: Choices, cos
         rows.append(
             GroupWords(
                 group=group or "(loss and top level)", count=len({n.path for n in ops.get(group, [])}),
-                ops=tuple(op_words(model, names, choices, main, axis) for axis in axes),
-                parameters=tuple(parameter_words(model, names, choices, parameters.get(group, []), axis) for axis in axes),
+                ops=tuple(op_words(model, names, choices, main, axis, mesh) for axis in axes),
+                parameters=tuple(parameter_words(model, names, choices, parameters.get(group, []), axis, mesh) for axis in axes),
             )
         )  # fmt: skip
     return tuple(rows)
@@ -128,25 +128,45 @@ def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -
     )  # fmt: skip
 
 
-def op_words(model: Model, names: dict[int, str], choices: Choices, node: Node | None, axis: int) -> str:
+def op_words(
+    model: Model, names: dict[int, str], choices: Choices, node: Node | None, axis: int, mesh: Mesh
+) -> str:  # fmt: skip
     """What an op splits on an axis."""
     if node is None:
         return "-"
-    option, op = choices.strategies[node.index].options[axis], model.dims.ops[node.index]
+    strategy, op = choices.strategies[node.index], model.dims.ops[node.index]
+    option = strategy.options[axis]
     if option.kind == "split":
-        return names.get(op.atoms[option.number], f"dim of size {op.sizes[option.number]}")
+        size, counts = op.sizes[option.number], strategy.axes_of(option.number)
+        what = names.get(op.atoms[option.number], f"dim of size {size}")
+        return f"{what}{_uneven(size, tuple(mesh.sizes[a] for a in counts))}"
     return "whole" if option.kind == "whole" else "partial sums"
 
 
-def parameter_words(model: Model, names: dict[int, str], choices: Choices, indices: list[int], axis: int) -> str:
+def _uneven(size: int, counts: tuple[int, ...]) -> str:
+    """` (uneven: 6283 or 6282)` where the shards of a sub-dim that axes of these sizes split differ in size."""
+    sizes = sorted(set(piece_sizes(size, counts)), reverse=True)
+    return f" (uneven: {' or '.join(map(str, sizes))})" if len(sizes) > 1 else ""
+
+
+def parameter_words(
+    model: Model, names: dict[int, str], choices: Choices, indices: list[int], axis: int, mesh: Mesh
+) -> str:  # fmt: skip
     """How parameters are kept on an axis."""
     words = []
     for index in indices:
         option: Option = choices.parameters[index].options[axis]
-        atoms = model.dims.atoms[model.graph.parameters[index].value]
-        what = names.get(atoms[option.number], f"dim {option.number}") if option.number >= 0 else ""
+        what = "" if option.number < 0 else _piece_words(model, names, choices, index, option.number, mesh)
         words.append({"whole": "whole", "update": f"whole, updated by {what} (ZeRO)", "split": f"by {what}"}[option.kind])
     return "; ".join(dict.fromkeys(words)) or "-"
+
+
+def _piece_words(model: Model, names: dict[int, str], choices: Choices, index: int, number: int, mesh: Mesh) -> str:
+    """The sub-dim at which a parameter is taken apart."""
+    value, updated = model.graph.parameters[index].value, choices.parameters[index].updated
+    size = [s for dim in model.dims.shapes[value] for s in dim][number]
+    counts = tuple(count for count, placement in zip(mesh.sizes, updated, strict=True) if placement == number)
+    return names.get(model.dims.atoms[value][number], f"dim {number}") + _uneven(size, counts)
 
 
 def replicated_ops(model: Model, choices: Choices, costing: Costing, mesh: Mesh) -> tuple[str, ...]:

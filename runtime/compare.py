@@ -174,8 +174,8 @@ def run_rank(request: _Request, emit: Emit) -> _Ran | None:
     from runtime.worker import join
 
     plan = read_plan(request.plan)
-    program = program_of(plan)
-    with join(program.mesh.num_devices, request.device) as place:
+    with join(plan.mesh.num_devices, request.device) as place:
+        program = program_of(plan, rank=place.rank)
         workload = in_dtypes(build(lambda: workload_of(plan), 0), program)
         executor = Executor(program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device)
         local = executor.local_batch(workload.batch)

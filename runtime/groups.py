@@ -11,7 +11,7 @@ import torch.distributed as dist
 from planner.layout import Mesh
 from planner.program import Communicate, Compute, Group, Program
 
-__all__ = ["Groups", "axes_used", "group_size", "make_groups", "position"]
+__all__ = ["Groups", "axes_used", "group_size", "make_groups"]
 
 #: The process group of this rank by mesh axes; none for axes of one rank.
 Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
@@ -46,14 +46,6 @@ def make_groups(program: Program, rank: int) -> Groups:
 def group_size(mesh: Mesh, axes: tuple[int, ...]) -> int:
     """The number of ranks that differ only on `axes`."""
     return math.prod(mesh.sizes[axis] for axis in axes)
-
-
-def position(mesh: Mesh, axes: tuple[int, ...], rank: int) -> int:
-    """The linear position of `rank` on `axes`; the earlier axis is the outer one."""
-    place, out = mesh.coordinate(rank), 0
-    for axis in axes:
-        out = out * mesh.sizes[axis] + place[axis]
-    return out
 
 
 def _groups_in(argument: Any) -> Iterator[Group]:

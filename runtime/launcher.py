@@ -1,4 +1,8 @@
-"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when one fails."""
+"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when one fails.
+
+Each rank has a pipe of its own to this process. A queue that they share has a lock, and a rank that is ended while it holds the lock
+would leave everybody else waiting.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,8 @@ import traceback
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import torch
@@ -30,11 +36,18 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What a rank sends when it fails."""
+    """What a rank sends when it fails; `mistake` is the kind of the user's mistake that it met, not the run's fault."""
 
     rank: int
     message: str
     traceback: str
+    mistake: type[UserError] | None
+
+    def error(self) -> UserError:
+        """The error for the caller: a mistake as one process would tell it, else which rank failed, and how."""
+        if self.mistake is not None:
+            return self.mistake(self.message)
+        return RunFailed(f"rank {self.rank}: {self.message.removeprefix(f'rank {self.rank}: ')}")
 
 
 def launch(
@@ -44,16 +57,17 @@ def launch(
 
     `on_event` gets, in a thread of this process, the events that ranks emit. The processes find each other by the usual
     environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port and have one thread each. Raises `RunFailed` with
-    the rank and the error of the process that failed first; the others are ended.
+    the rank and the error of the process that failed first, or the user's mistake that it met; the others are ended.
     """
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
-    queue = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    errors: list[RunFailed] = []
+    pipes = [torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
+    readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
+    errors: list[UserError] = []
     with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _signals():
         try:
-            with _reader(queue, on_event, errors), _interrupts_held():
-                results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, queue)
+            with _reader(readers, writers, on_event, errors), _interrupts_held():
+                results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, writers)
         except ChildFailedError as error:
             raise _first(error, errors) from None
         except SignalException:
@@ -77,15 +91,17 @@ def _config(num_ranks: int, logs: str) -> LaunchConfig:
     )
 
 
-def _rank(function: str, payload: Any, queue: Any) -> Any:
+def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
     """What one process runs. It tells of its own error before its exit makes the others fail too."""
     torch.set_num_threads(1)
+    emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
-        return getattr(importlib.import_module(module), name)(payload, queue.put)
+        return getattr(importlib.import_module(module), name)(payload, emit)
     except Exception as error:
-        queue.put(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc()))
+        mistake = type(error) if isinstance(error, UserError) and not isinstance(error, RunFailed) else None
+        emit(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc(), mistake))
         raise
 
 
@@ -94,7 +110,7 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"
 
 
-def _first(agent: ChildFailedError, told: list[RunFailed]) -> RunFailed:
+def _first(agent: ChildFailedError, told: list[UserError]) -> UserError:
     """The cause: a process that a signal ended cannot tell; else the error that was told of first."""
     for rank, failure in agent.failures.items():
         if failure.exitcode < 0:
@@ -108,12 +124,19 @@ def _first(agent: ChildFailedError, told: list[RunFailed]) -> RunFailed:
 
 
 @contextlib.contextmanager
-def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, errors: list[RunFailed]) -> Iterator[None]:
+def _reader(
+    readers: list[Connection],
+    writers: list[Connection],
+    on_event: Callable[[dict[str, Any]], None] | None,
+    errors: list[UserError],
+) -> Iterator[None]:
+    """A thread takes what ranks send, until all writing ends are closed: the ranks' by their exit, those of this process here."""
+
     def read() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # so that this process still gets it: see _interrupts_held
-        while (event := queue.get()) is not None:
+        for event in _events(readers):
             if isinstance(event, _Failed):
-                errors.append(RunFailed(f"rank {event.rank}: {event.message.removeprefix(f'rank {event.rank}: ')}"))
+                errors.append(event.error())
                 errors[-1].add_note(event.traceback)
             elif on_event is not None:
                 on_event(event)
@@ -123,8 +146,24 @@ def _reader(queue: Any, on_event: Callable[[dict[str, Any]], None] | None, error
     try:
         yield
     finally:
-        queue.put(None)
+        for writer in writers:
+            writer.close()
         thread.join(timeout=5)
+
+
+def _events(readers: list[Connection]) -> Iterator[Any]:
+    """What comes, from whichever rank, until every rank's pipe has ended; a rank may end in the middle of an event."""
+    waiting = list(readers)
+    while waiting:
+        for ready in wait(waiting):
+            assert isinstance(ready, Connection)
+            try:
+                event = ready.recv()
+            except (EOFError, OSError):
+                waiting.remove(ready)
+                ready.close()
+                continue
+            yield event
 
 
 @contextlib.contextmanager
@@ -132,8 +171,9 @@ def _interrupts_held() -> Iterator[None]:
     """Ranks start with Ctrl-C held back until `_rank` runs: in the seconds of their imports each would print a traceback.
 
     They inherit it from this thread; in this process the thread of `_reader` takes the signal instead, and Python runs its
-    handler here as ever.
+    handler here as ever. The first process would start multiprocessing's resource tracker, which lets the signal through again.
     """
+    resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield

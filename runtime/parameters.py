@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
+from planner.layout import Layout, Mesh, SubShape, is_split, local_shape, piece_sizes, start_of
 from planner.program import Program
 from planner.workload import Workload
 
@@ -30,7 +30,9 @@ def cut(full: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh, rank: int)
     Sub-dims are narrowed axis by axis, so where several axes split one the earlier is the outer.
     """
     piece = _narrow(full.reshape(_flat(subshape)), layout, mesh, rank)
-    return piece.clone(memory_format=torch.contiguous_format).reshape(local_shape(subshape, layout, mesh.sizes))
+    return piece.clone(memory_format=torch.contiguous_format).reshape(
+        local_shape(subshape, layout, mesh.sizes, mesh.coordinate(rank))
+    )
 
 
 def assemble(pieces: Sequence[Tensor], subshape: SubShape, layout: Layout, mesh: Mesh) -> Tensor:
@@ -52,7 +54,7 @@ def shards(program: Program, workload: Workload, rank: int, device: torch.device
                 piece = cut(full[state.name], state.subshape, layout, program.mesh, rank)
                 out[value] = piece.to(device, getattr(torch, state.dtype))
     for buffer in program.inputs:
-        if buffer.is_buffer:
+        if buffer.kind == "buffer":
             piece = cut(full[buffer.name], buffer.subshape, buffer.layout, program.mesh, rank)
             out[buffer.value] = piece.to(device, getattr(torch, buffer.dtype))
     return out
@@ -68,8 +70,8 @@ def _narrow(flat: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:
     place = mesh.coordinate(rank)
     for axis, placement in enumerate(layout):
         if is_split(placement):
-            length = flat.shape[placement] // mesh.sizes[axis]
-            flat = flat.narrow(placement, place[axis] * length, length)
+            size, count = flat.shape[placement], mesh.sizes[axis]
+            flat = flat.narrow(placement, start_of(size, count, place[axis]), piece_sizes(size, (count,))[place[axis]])
     return flat
 
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from planner.program import Communicate, Compute, Group, Instruction, Offset, Program, Ref, Update
+from planner.program import Communicate, Compute, Group, Instruction, Program, Ref, Update
 from runtime.aliases import references, reusable_sources
 from runtime.collectives import compile_collective
-from runtime.groups import Groups, group_size, position
+from runtime.groups import Groups, group_size
 from runtime.operators import resolve, returns_list
 
 __all__ = ["Step", "generate"]
@@ -28,9 +28,10 @@ _SERIAL = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The compiled step: `run(state, recorder)` -> the loss; `lines[n]` is the index of the instruction that line n runs."""
+    """The compiled step: `run(state, recorder)` -> the loss, and those that it is the sum of; `lines[n]` is the index of the
+    instruction that line n runs."""
 
-    run: Callable[[dict[int, torch.Tensor], Any], torch.Tensor]
+    run: Callable[[dict[int, torch.Tensor], Any], tuple[torch.Tensor, ...]]
     source: str
     filename: str
     lines: dict[int, int]
@@ -63,8 +64,6 @@ class _Writer:
         """The Python expression of an argument."""
         if isinstance(argument, Ref):
             return f"t{argument.id}"
-        if isinstance(argument, Offset):
-            return str(argument.size * position(self.program.mesh, argument.axes, self.rank))
         if isinstance(argument, Group):
             return self.bind("group", self.groups.get(argument.axes))
         if isinstance(argument, (tuple, list)):
@@ -103,7 +102,7 @@ def generate(
 def _load(writer: _Writer) -> None:
     """Values held before the step become variables; the batch, and what the program writes anew, leave the state."""
     writer.stale = _rewritten(writer.program)
-    popped = writer.stale | {state.value for state in writer.program.inputs if not state.is_buffer}
+    popped = writer.stale | {state.value for state in writer.program.inputs if state.kind != "buffer"}
     held = [s.value for s in writer.program.inputs]
     held += [i for p in writer.program.parameters for i in dict.fromkeys((p.value, p.shard))]
     for value in dict.fromkeys(held):
@@ -115,7 +114,10 @@ def _store(writer: _Writer) -> None:
     _wait(writer, list(writer.waits))
     for value in sorted(_rewritten(writer.program)):
         writer.write(f"s[{value}] = t{value}")
-    writer.write(f"return t{writer.program.loss}")
+    for value, new in writer.program.stores:
+        writer.write(f"s[{value}] = t{new}")
+    reported = (value for _, value in writer.program.reported)
+    writer.write(f"return {', '.join(f't{value}' for value in (writer.program.loss, *reported))},")
 
 
 def _rewritten(program: Program) -> set[int]:
@@ -177,7 +179,7 @@ def _start(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) 
 
 def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:
     mesh, axes = writer.program.mesh, instruction.axes
-    place = position(mesh, axes, writer.rank)
+    place = mesh.position(axes, writer.rank)
     return writer.bind(
         "collective",
         compile_collective(instruction, writer.groups.get(axes), group_size(mesh, axes), place, reusable),

@@ -91,7 +91,7 @@ def _plans(row: Row, ask: Ask) -> dict[str, Case]:
     row.model = type(workload.module.model).__name__
     row.num_nodes = len(model.graph.nodes)
     row.discovered, row.replicated = ops_by_source(model, "discovered"), ops_by_source(model, "replicated")
-    return {f"{row.name}: {kind}": Case(ask, planned(ask, mesh, pins).program) for kind, (mesh, pins) in KINDS.items()}
+    return {f"{row.name}: {kind}": Case(ask, planned(ask, mesh, pins).programs) for kind, (mesh, pins) in KINDS.items()}
 
 
 def ops_by_source(model: Model, source: str) -> tuple[str, ...]:

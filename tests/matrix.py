@@ -9,7 +9,7 @@ from typing import Any
 from planner.ask import Ask
 from planner.ask import build as build_workload
 from planner.program import Program
-from runtime.executor import Executor, gather_parameters
+from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch
 from runtime.parameters import build
@@ -26,10 +26,10 @@ VANISHING = 1e-6
 
 @dataclass(frozen=True)
 class Case:
-    """A program and the ask whose workload it trains."""
+    """Every rank's program and the ask whose workload it trains."""
 
     ask: Ask
-    program: Program
+    programs: tuple[Program, ...]
 
 
 def errors_of(
@@ -58,7 +58,8 @@ def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, float 
 
 
 def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> float:
-    program, key = case.program, (case.program.mesh.sizes, tuple(axes_used(case.program)))
+    program = case.programs[place.rank]
+    key = (program.mesh.sizes, tuple(axes_used(program)))
     if key not in groups:
         groups[key] = make_groups(program, place.rank)
     workload = build(lambda: build_workload(case.ask), 0)
@@ -66,7 +67,7 @@ def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[s
     losses = [executor.step(workload.batch)]
     gradients = gather_parameters(executor, executor.gradients)
     losses += [executor.step(workload.batch) for _ in range(STEPS - 1)]
-    parameters = gather_parameters(executor)
+    parameters, buffers = gather_parameters(executor), gather_buffers(executor)
     asked = repr(case.ask)
     if asked not in references:
         references.clear()
@@ -74,5 +75,5 @@ def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[s
     largest = max(float(gradient.abs().max()) for gradient in references[asked].gradients.values() if gradient.numel())
     if largest < VANISHING:
         raise ValueError(f"the largest gradient is {largest:.0e}: nothing is compared")
-    found = compare(losses, gradients, parameters, references[asked])
-    return max(found.loss_error, found.gradient_error, found.parameter_error)
+    found = compare(losses, gradients, parameters, references[asked], buffers)
+    return max(found.loss_error, found.gradient_error, found.parameter_error, found.buffer_error)

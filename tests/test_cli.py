@@ -95,7 +95,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The folder of a plan of a small `mlp` for two CPU ranks, and what `--json` said of it."""
     folder = tmp_path_factory.mktemp("plans") / "mlp"
-    words = ("--model", "mlp", "--gpus", "2", "--hardware", "cpu", "--dtype", "float64", "--batch", "8", *TINY)
+    words = ("--model", "mlp", "--gpus", "2", "--hardware", "cpu", "--precision", "fp64", "--batch", "8", *TINY)
     return folder, succeeds(*words, "--out", str(folder))
 
 
@@ -118,7 +118,7 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --set hidden=x", "BadValue: --set hidden=x: hidden is a whole number"),
         ("--model mlp --set hidden", "BadValue: --set hidden: write --set NAME=VALUE"),
         ("--model mlp --set hidden=1 --set hidden=2", "BadValue: --set hidden is given twice"),
-        ("--model mlp --dtype float23", "UnknownName: unknown dtype 'float23': did you mean 'float32'?"),
+        ("--model mlp --precision fp23", "UnknownName: unknown precision 'fp23': did you mean 'fp32'?"),
         ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number from 1 on"),
         ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number from 1 on"),
         ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number from 1 on"),
@@ -126,7 +126,10 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --gpus 2000", "BadValue: 'dgx-h100' has at most 1024 devices"),
         ("--model mlp --gpus 32 --nodes 2", "BadValue: 2 nodes of 'dgx-h100' have 16 devices, 32 were asked for"),
         ("--model mlp --batch 0", "BadValue: --batch 0: give a whole number from 1 on"),
-        ("--model mlp --batch 7 --gpus 8", "NoPlan: a batch of 7 is divided by no mesh of 8 devices: use --batch 8"),
+        (
+            "--model mlp --batch 7 --gpus 8",
+            "NoPlan: a batch of 7 has fewer samples than 8 devices, and shares no factor with them: use --batch 8",
+        ),
         ("--model mlp --mesh dp=3 --gpus 8", "BadValue: --mesh 'dp=3' has 3 devices and --gpus is 8"),
         ("--model mlp --mesh dp", "BadValue: --mesh 'dp': 'dp' is not NAME=SIZE"),
         ("--model mlp --pin layers=tensr", "UnknownName: unknown pin 'tensr': did you mean 'tensor'?"),
@@ -171,6 +174,9 @@ def test_plan_files_that_are_no_good(planned: tuple[Path, Any], tmp_path: Path) 
     assert fails("simulate", other) == f"BadPlan: {other}: a plan of version 99, this program reads version 1; plan again"
     other = altered(planned, tmp_path / "hash.json", {"graph_hash": "0" * 64})
     assert fails("simulate", other).startswith("BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, now ")
+    assert fails("run", other, "--steps", "1").startswith(
+        "BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, "
+    )
     other = altered(planned, tmp_path / "format.json", {"format": "something"})
     assert fails("explain", other) == f"BadPlan: {other}: not a plan file (no format 'shardwright-plan')"
 

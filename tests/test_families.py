@@ -29,11 +29,11 @@ def cases_of(names: tuple[str, ...] | list[str]) -> dict[str, Case]:
     for name in names:
         ask = ask_for(name, 2)
         for kind, (mesh, pins) in KINDS.items():
-            out[f"{name}: {kind}"] = Case(ask, planned(ask, mesh, pins).program)
+            out[f"{name}: {kind}"] = Case(ask, planned(ask, mesh, pins).programs)
         if name == "moe":
-            out[f"{name}: expert"] = Case(ask, planned(ask, "ep=2", ("*=expert",)).program)
+            out[f"{name}: expert"] = Case(ask, planned(ask, "ep=2", ("*=expert",)).programs)
         if name in ("llama", "bert", "t5"):
-            out[f"{name}: sequence"] = Case(ask, planned(ask, "t=2", words={"norm": "sequence"}).program)
+            out[f"{name}: sequence"] = Case(ask, planned(ask, "t=2", words={"norm": "sequence"}).programs)
     return out
 
 

@@ -64,7 +64,7 @@ def grouped(k: Tensor, q: Tensor) -> Tensor:
 
 def sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
     """The gradient of k or v from that of its repeated heads."""
-    return grad if grad.shape[1] == num_kv_heads else grad.unflatten(1, (num_kv_heads, -1)).sum(2)
+    return grad if grad.shape[1] == num_kv_heads else grad.reshape(grad.shape[0], num_kv_heads, -1, *grad.shape[2:]).sum(2)
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str:

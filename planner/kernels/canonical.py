@@ -1,7 +1,7 @@
 """While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become ours: tracing shows one node of each.
 
-What they have and ours do not (dropout, class weights, label smoothing) is left to torch, or refused where that
-would give another graph on another platform.
+What they have and ours do not (class weights, label smoothing) is left to torch, or refused where that would give another graph on
+another platform.
 """
 
 from __future__ import annotations
@@ -14,28 +14,31 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import NotTraceable
+from planner.kernels.random import Random
 
 __all__ = ["Canonical"]
 
+_SDPA = F.scaled_dot_product_attention
 
-class Canonical(TorchFunctionMode):
-    """Redirects `torch.lstm`, `torch.gru`, `torch.rnn_*`, `F.cross_entropy` and `F.scaled_dot_product_attention` to `shardwright::` ops."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+class Canonical(Random):
+    """Redirects LSTM, cross-entropy, attention and batch norm to `shardwright::` ops, and dropout as `Random` does."""
+
+    in_place = False  # a graph has no places; should the operand be read again, verifying a run shows it
+
+    def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if func is torch.lstm:
             return _lstm(*args, **kwargs)
         if func in _RECURRENT:
             return _recurrent(_RECURRENT[func], *args, **kwargs)
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
+        if func is _SDPA:
             return _attention(*args, **kwargs)
+        if func in (F.batch_norm, torch.batch_norm):
+            return _batch_norm(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -76,8 +79,7 @@ def _recurrent(mode: str, x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, .
 def _layers(name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest: Any) -> tuple[Tensor, ...]:
     """Layer by layer, direction by direction: the outputs, then the last states of all."""
     weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
-    if dropout and training and num_layers > 1:
-        raise NotTraceable(f"{name} with dropout={dropout} is not supported: set dropout=0")
+    assert not (dropout and training and num_layers > 1), f"`Random` takes dropout out of {name}"
     num_directions, per = 1 + bidirectional, 2 + 2 * has_biases
     y, last = x.transpose(0, 1) if batch_first else x, []
     for layer in range(num_layers):
@@ -107,8 +109,10 @@ def _cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
     if logits.dim() > 2:
         logits = logits.movedim(1, -1).reshape(-1, logits.shape[1])
         target = target.reshape(-1)
-    loss, count, _ = torch.ops.shardwright.cross_entropy(logits, target, given["ignore_index"])
-    out: Tensor = loss / count if reduction == "mean" else loss
+    loss, _ = torch.ops.shardwright.cross_entropy(logits, target, given["ignore_index"])
+    out: Tensor = loss
+    if reduction == "mean":
+        out = loss / torch.ops.shardwright.count_targets(target, given["ignore_index"])
     return out.to(logits.dtype)
 
 
@@ -123,9 +127,7 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if dropout_p or query.dim() not in (3, 4) or not _fit(query, key, value, enable_gqa):
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     q, k, v = (t if t.dim() == 4 else t.unsqueeze(-3) for t in (query, key, value))
     if attn_mask is None:
@@ -142,3 +144,24 @@ def _fit(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
         return False
     heads, kv_heads = query.shape[-3], key.shape[-3]
     return heads == kv_heads or (grouped and query.dim() == 4 and heads % kv_heads == 0)
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
+
+
+def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    """Of a batch in training: its own statistics, over all its shards; the running ones are written by `copy_`, which the trace
+    reads as their new value."""
+    if func is torch.batch_norm:
+        x, weight, bias, mean, var, training, momentum, eps, _ = args
+    else:
+        call = _BATCH_NORM.bind(*args, **kwargs)
+        call.apply_defaults()
+        x, mean, var, weight, bias, training, momentum, eps = call.arguments.values()
+    if not training:
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+    out, _, _, new_mean, new_var = torch.ops.shardwright.batch_norm(x, weight, bias, mean, var, momentum, eps)
+    if mean is not None and var is not None:
+        mean.copy_(new_mean)
+        var.copy_(new_var)
+    return out  # type: ignore[no-any-return]

@@ -1,6 +1,8 @@
 """`shardwright::cross_entropy` and its backward: the summed loss over class indices, from the logits in few passes over memory.
 
 Softmax is never stored: backward rebuilds it from the logits and `lse`, the log of the sum of exponentials [N].
+The number of targets that count is an op of its own (`count_targets`): it reads the batch alone, so that every rank can count all
+targets, and backward, which divides by it, waits for no message.
 With a group, the classes are split over it: this rank's logits are the classes [offset, offset + C).
 """
 
@@ -12,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["cross_entropy", "cross_entropy_backward"]
+__all__ = ["count_targets", "cross_entropy", "cross_entropy_backward"]
 
 #: Rows are taken in chunks of about this many elements, so that a chunk's temporaries stay in a CPU core's L2 cache.
 _CHUNK_CPU = 1 << 18
@@ -22,14 +24,19 @@ _CHUNK_DEVICE = 1 << 27
 
 def cross_entropy(
     logits: Tensor, target: Tensor, ignore_index: int, group: dist.ProcessGroup | None = None, offset: int = 0
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, their number, and lse [N]."""
+) -> tuple[Tensor, Tensor]:
+    """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, and lse [N]."""
     lse = _local_lse(logits)
     picked = _pick(logits, target, offset)
     if group is not None:
         lse, picked = _over_group(lse, picked, group)
     kept = target != ignore_index
-    return (lse - picked).mul_(kept).sum(), kept.sum().to(lse.dtype), lse
+    return (lse - picked).mul_(kept).sum(), lse
+
+
+def count_targets(target: Tensor, ignore_index: int) -> Tensor:
+    """The number of targets [N] that are not `ignore_index`."""
+    return (target != ignore_index).sum()
 
 
 def cross_entropy_backward(
@@ -100,8 +107,13 @@ def _chunks(logits: Tensor) -> list[slice]:
 
 
 @torch.library.custom_op("shardwright::cross_entropy", mutates_args=())
-def _cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     return cross_entropy(logits, target, ignore_index)
+
+
+@torch.library.custom_op("shardwright::count_targets", mutates_args=())
+def _count_targets(target: Tensor, ignore_index: int) -> Tensor:
+    return count_targets(target, ignore_index)
 
 
 @torch.library.custom_op("shardwright::cross_entropy_backward", mutates_args=())
@@ -110,9 +122,14 @@ def _cross_entropy_backward(grad: Tensor, logits: Tensor, target: Tensor, lse: T
 
 
 @_cross_entropy.register_fake
-def _(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(logits: Tensor, target: Tensor, ignore_index: int) -> tuple[Tensor, Tensor]:
     dtype = _sum_dtype(logits)
-    return logits.new_empty((), dtype=dtype), logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape[0], dtype=dtype)
+    return logits.new_empty((), dtype=dtype), logits.new_empty(logits.shape[0], dtype=dtype)
+
+
+@_count_targets.register_fake
+def _(target: Tensor, ignore_index: int) -> Tensor:
+    return target.new_empty(())
 
 
 @_cross_entropy_backward.register_fake
@@ -122,9 +139,9 @@ def _(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: i
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     logits, target, ctx.ignore_index = inputs
-    _, count, lse = output
+    _, lse = output
     ctx.save_for_backward(logits, target, lse)
-    ctx.mark_non_differentiable(count, lse)
+    ctx.mark_non_differentiable(lse)
     ctx.set_materialize_grads(False)
 
 

@@ -5,6 +5,7 @@ The reserve is opaque: [T, B, 5H] under fake tensors, whatever the kernel that r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -28,16 +29,18 @@ def lstm_forward(
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     group: dist.ProcessGroup | None = None,
+    units: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [T, B, H], hT, cT [B, H] and the reserve of one layer over x [T, B, I].
 
-    With a group the hidden units are split over it: weights are this rank's rows of each gate, h0, c0 and y its units.
+    With a group the hidden units are split over it: weights are this rank's rows of each gate, h0, c0 and y its units; `units` is
+    how many each rank of the group has, where they differ.
     """
     if group is None and _has_onednn(x, b_ih):
         return _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
     if group is None and _has_cudnn(x):
         return _cudnn_forward(x, h0, c0, [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None])
-    return loop_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, group)
+    return loop_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, group, units)
 
 
 def lstm_backward(
@@ -55,6 +58,7 @@ def lstm_backward(
     c_last: Tensor,
     reserve: Tensor,
     group: dist.ProcessGroup | None = None,
+    units: Sequence[int] = (),
 ) -> Gradients:
     """The gradients of x, h0, c0, w_ih, w_hh and of either bias; with a group, that of x is a partial sum over it."""
     if group is None and _has_onednn(x, b_ih):
@@ -62,7 +66,7 @@ def lstm_backward(
     if group is None and _has_cudnn(x):
         weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
         return _cudnn_backward(grad_y, grad_h, grad_c, x, h0, c0, weights, y, reserve)
-    return loop_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, y, reserve, group)
+    return loop_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, y, reserve, group, units)
 
 
 def _has_onednn(x: Tensor, bias: Tensor | None) -> bool:

@@ -7,6 +7,7 @@ partial gradient scattered. `reserve` [T, B, 4H] holds r, z, n and h_n of a GRU,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from planner.kernels.groups import all_gather
-from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks
+from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks, padded
 
 __all__ = ["recurrent_backward", "recurrent_forward", "saved_parts"]
 
@@ -27,14 +28,18 @@ def saved_parts(mode: str) -> int:
 def recurrent_forward(
     x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mode: str,
     group: dist.ProcessGroup | None = None,
+    units: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden units."""
+    """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden units. `units` are those of each rank
+    of the group, where they differ."""
     hidden = h0.shape[1]
     inputs = torch.nn.functional.linear(x, w_ih, b_ih)
-    blocks = hidden_blocks(w_hh, hidden).transpose(1, 2).contiguous()
+    blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
     h, ys, saved = h0, [], []
     for t in range(x.shape[0]):
-        whole = h.unsqueeze(0) if group is None else all_gather(h.contiguous(), blocks.shape[0], group)[0]
+        whole = (
+            h.unsqueeze(0) if group is None else all_gather(padded(h.contiguous(), blocks.shape[1]), blocks.shape[0], group)[0]
+        )
         recurrent = torch.bmm(whole, blocks).sum(0)
         h, kept = _cell(inputs[t], recurrent if b_hh is None else recurrent + b_hh, h, mode)
         ys.append(h)
@@ -45,22 +50,23 @@ def recurrent_forward(
 def recurrent_backward(
     grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
     mode: str, group: dist.ProcessGroup | None = None,
+    units: Sequence[int] = (),
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x (a partial sum over a group), h0, w_ih, w_hh and of either bias."""
-    blocks = hidden_blocks(w_hh, h0.shape[1]).contiguous()
+    blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
     into, through = [], []  # gradients of what comes from x, and of what comes from h
     for t in reversed(range(x.shape[0])):
         dh = dh if grad_y is None else dh + grad_y[t]
         from_x, from_h, rest = _cell_backward(dh, reserve[t], y[t - 1] if t else h0, mode)
-        dh = grad_hidden(from_h, blocks, group)
+        dh = grad_hidden(from_h, blocks, group)[:, : h0.shape[1]]
         dh = dh if rest is None else dh + rest
         into.append(from_x)
         through.append(from_h)
     gi, gh = torch.stack(into[::-1]), torch.stack(through[::-1])
     flat = gi.view(-1, gi.shape[2])
     gx, gw_ih = torch.mm(flat, w_ih).view(x.shape), torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
-    return gx, dh, gw_ih, grad_w_hh(gh, h0, y, group), flat.sum(0), gh.sum((0, 1))
+    return gx, dh, gw_ih, grad_w_hh(gh, h0, y, group, units), flat.sum(0), gh.sum((0, 1))
 
 
 def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor, Tensor]:
@@ -95,7 +101,8 @@ def _recurrent(
 
 @torch.library.custom_op("shardwright::recurrent_backward", mutates_args=())
 def _recurrent_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor, mode: str
+    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
+    mode: str,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     return recurrent_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, mode)
 

@@ -5,6 +5,8 @@ Source: Naumov et al. 2019, "Deep Learning Recommendation Model for Personalizat
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -19,7 +21,7 @@ class MLP(nn.Module):
 
     def __init__(self, *widths: int) -> None:
         super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.layers = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
 
     def forward(self, x: Tensor) -> Tensor:
         for index, layer in enumerate(self.layers):
@@ -68,7 +70,7 @@ SPEC = ModelSpec(
             description="26 tables of 1.3 million rows of 16 (the mean of the data's tables): 541 million parameters",
             options={"dense": 13, "tables": 26, "rows": 1_300_000, "embed": 16, "bottom": 512, "top": 512},
             batch_per_device=512,
-            source="Naumov et al. 2019, section 5: 13 dense and 26 categorical features of the Criteo Kaggle data, 540 million parameters",
+            source="Naumov et al. 2019, section 5: 13 dense, 26 categorical features of Criteo Kaggle, 540 million parameters",
         )
     },
 )

@@ -61,7 +61,7 @@ def _transformers() -> Any:
         import transformers
     except ImportError:
         raise BadValue("models named hf:... need the package transformers: pip install 'shardwright[hf]'") from None
-    transformers.logging.set_verbosity_error()
+    transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return transformers
 
 
@@ -203,8 +203,6 @@ def build(spec: str, options: Mapping[str, Any]) -> Parts:
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.eval()
     names, inputs = _inputs(spec, model, task, options)
     module = Headed(model, names)
     shape, dtype = module.freeze_unused(inputs)
@@ -306,27 +304,27 @@ def _example(spec: str, config: Any, text: Any, main: str, task: str, options: M
     if main == "input_values" and not hasattr(config, "num_mel_bins"):
         return torch.randn(batch, options.get("seq", _SAMPLES))
     if main in ("input_values", "input_features"):
-        mel = (
-            getattr(config, "num_mel_bins", None)
-            or getattr(config, "feature_projection_input_dim", None)
-            or getattr(config, "input_feat_per_channel", 80)
-        )
+        mel = int(_entry(config, "num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel") or 80)
         if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
-            return torch.randn(batch, mel, 2 * config.max_source_positions)
-        return torch.randn(batch, getattr(config, "max_length", None) or options.get("seq", _FRAMES), mel)
+            return torch.randn(batch, mel, 2 * int(config.max_source_positions))
+        return torch.randn(batch, int(_entry(config, "max_length") or options.get("seq", _FRAMES)), mel)
     raise BadValue(
         f"model {spec!r}: its input {main!r} is of a kind that is not made up here; wrap it in a module:function of your own"
     )
 
 
+def _entry(config: Any, *names: str) -> Any:
+    """The first of some entries that a config has and that is set."""
+    return next((value for name in names if (value := getattr(config, name, None))), None)
+
+
 def _vocabulary(config: Any, text: Any) -> int:
-    return int(getattr(text, "vocab_size", None) or getattr(config, "vocab_size", None) or getattr(text, "n_vocab", 2))
+    return int(_entry(text, "vocab_size", "n_vocab") or _entry(config, "vocab_size") or 2)
 
 
 def _sequence(text: Any, options: Mapping[str, Any]) -> int:
     limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_target_positions")]
-    limits = [limit for limit in limits if isinstance(limit, int) and limit > 0]
-    return int(options.get("seq") or min([_SEQ, *limits]))
+    return int(options.get("seq") or min([_SEQ, *(limit for limit in limits if isinstance(limit, int) and limit > 0)]))
 
 
 def _ids(vocabulary: int, batch: int, seq: int) -> Tensor:

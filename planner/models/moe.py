@@ -54,7 +54,8 @@ class MixtureLayer(nn.Module):
         sent = sent.view(batch, self.num_experts, capacity, width).transpose(0, 1).reshape(self.num_experts, -1, width)
         done = self.experts(sent).view(self.num_experts, batch, capacity, width).transpose(0, 1).reshape(batch, -1, width)
         back = done.gather(1, slot[:, :, None].expand(batch, slot.shape[1], width)) * weights[:, :, None]
-        return back.view(batch, seq, self.top_k, width).sum(2)
+        out: Tensor = back.view(batch, seq, self.top_k, width).sum(2)
+        return out
 
     def _slots(self, chosen: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
         """Of each choice (batch, seq x top_k), its place among all experts' slots, and whether the expert had room."""

@@ -99,7 +99,7 @@ def _preset(depth: int, parameters: str) -> Preset:
 SPEC = ModelSpec(
     name="resnet",
     description="ResNet-shaped image classifier (depth 10, 18, 34 or 50) with group norm or batch norm; cross-entropy",
-    options={"depth": 18, "width": 16, "image": 32, "classes": 10, "batch_norm": False},
+    options={"depth": 18, "width": 16, "image": 32, "classes": 10, "batch_norm": True},
     batch_per_device=64,
     build=_build,
     dim_names={

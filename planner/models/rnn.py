@@ -20,7 +20,7 @@ class RecurrentClassifier(nn.Module):
     """Probability of the positive class, (batch,), for token ids (batch, seq)."""
 
     def __init__(
-        self, layer: type[nn.RNNBase], *, vocab: int, embed: int, hidden: int, layers: int, bidirectional: bool
+        self, layer: type[nn.RNN | nn.GRU], *, vocab: int, embed: int, hidden: int, layers: int, bidirectional: bool
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab, embed)
@@ -32,7 +32,7 @@ class RecurrentClassifier(nn.Module):
         return torch.sigmoid(self.linear(outputs[:, -1])).squeeze(-1)
 
 
-def _build(layer: type[nn.RNNBase], options: Options) -> Parts:
+def _build(layer: type[nn.RNN | nn.GRU], options: Options) -> Parts:
     names = ("vocab", "embed", "hidden", "layers", "bidirectional")
     module = RecurrentClassifier(layer, **{key: options[key] for key in names})
     ids = token_ids(options, options["batch"], options["seq"])
@@ -40,7 +40,7 @@ def _build(layer: type[nn.RNNBase], options: Options) -> Parts:
     return module, (ids, labels), F.binary_cross_entropy
 
 
-def _spec(name: str, layer: type[nn.RNNBase], what: str, rows: str) -> ModelSpec:
+def _spec(name: str, layer: type[nn.RNN | nn.GRU], what: str, rows: str) -> ModelSpec:
     return ModelSpec(
         name=name,
         description=f"binary text classifier: embedding, {what}, linear, sigmoid; binary cross-entropy",

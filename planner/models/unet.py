@@ -59,9 +59,8 @@ class UNet(nn.Module):
 def _check(options: Options) -> None:
     image, halved = options["image"], 2 ** options["levels"]
     if image % halved:
-        raise BadValue(
-            f"image {image} is not a multiple of {halved}, as {options['levels']} levels need: --set image={-(-image // halved) * halved}"
-        )
+        near = -(-image // halved) * halved
+        raise BadValue(f"image {image} is not a multiple of {halved}, as {options['levels']} levels need: --set image={near}")
 
 
 def _build(options: Options) -> Parts:

@@ -1,7 +1,7 @@
 """Op rules, a file a family. Importing the package fills `RULES`; `signature_of` and `local_call` are for any op, with a rule or
 without (then it is discovered)."""
 
-from planner.rules import fused, norms, pointwise, products, reductions, views
+from planner.rules import fused, norms, pointwise, products, random, reductions, views
 from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule, Signature
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "norms",
     "pointwise",
     "products",
+    "random",
     "reductions",
     "signature_of",
     "views",

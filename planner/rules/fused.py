@@ -12,10 +12,14 @@ T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
 
 
 def _unit_group(call: Call, local: Local) -> LocalCall:
-    """Split over hidden units, the kernel gets the process group with which it gathers h at every step."""
+    """Split over hidden units, the kernel gets the process group with which it gathers h at every step, and how many units each of
+    its ranks has where they differ."""
     from planner.program import Group
 
-    return call.op, call.args, (("group", Group(local.split[H])),) if H in local.split else ()
+    if H not in local.split:
+        return call.op, call.args, ()
+    group, units = ("group", Group(local.split[H])), local.pieces[H]
+    return call.op, call.args, (group,) if len(set(units)) == 1 else (group, ("units", units))
 
 
 def _lstm_letters(name: str) -> Letters:
@@ -53,7 +57,7 @@ def _lstm(call: Call) -> Signature:
         kind="lstm", sizes=_lstm_sizes(call.operands[0], call.operands[4]), operands=tuple(map(_lstm_letters, names)),
         results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}),
         reduced=(frozenset(),) * 4, inner=frozenset({H}), contiguous=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES,
-        cost=_lstm_cost(1),
+        cost=_lstm_cost(1), lstm=lambda s: (s[T], s[B], s[X_IN], s[H]),
         inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
     )  # fmt: skip
 
@@ -229,11 +233,11 @@ def _masked_attention_backward(call: Call) -> Signature:
 
 
 def _class_group(call: Call, local: Local) -> LocalCall:
-    from planner.program import Group, Offset
+    from planner.program import Group
 
     if 1 not in local.split:
         return call.op, call.args, ()
-    offset = ("offset", Offset(local.split[1], local.sizes[1]))
+    offset = ("offset", local.offsets[1])
     if call.op.endswith("backward"):
         return call.op, call.args, (offset,)
     return call.op, call.args, (("group", Group(local.split[1])), offset)
@@ -241,16 +245,22 @@ def _class_group(call: Call, local: Local) -> LocalCall:
 
 @register("shardwright.cross_entropy", localize=_class_group)
 def _cross_entropy(call: Call) -> Signature:
-    """logits [n, c], target [n] -> sum of losses, count, log-sum-exp [n]. Split over classes (a vocabulary-parallel loss), the
-    maximum, the sum and the target's logit are reduced inside."""
+    """logits [n, c], target [n] -> sum of losses, log-sum-exp [n]. Split over classes (a vocabulary-parallel loss), the maximum, the
+    sum and the target's logit are reduced inside."""
     n, c = call.operands[0]
     return Signature(
-        kind="softmax", sizes=(n, c), operands=(((0,), (1,)), ((0,),)), results=((), (), ((0,),)),
-        reduced=(frozenset({0}), frozenset({0}), frozenset()), inner=frozenset({1}), contiguous=frozenset({1}),
+        kind="softmax", sizes=(n, c), operands=(((0,), (1,)), ((0,),)), results=((), ((0,),)),
+        reduced=(frozenset({0}), frozenset()), inner=frozenset({1}), contiguous=frozenset({1}),
         names=((1, "classes"),),
         cost=lambda s: OpCost(flops=5.0 * math.prod(s), elements=2.0 * math.prod(s)),
         inner_traffic=lambda s, ranks: (("all_reduce", float(s[0]), 3),),
     )  # fmt: skip
+
+
+@register("shardwright.count_targets")
+def _count_targets(call: Call) -> Signature:
+    """target [n] -> how many count, partial over n."""
+    return Signature(kind="reduction", sizes=call.operands[0], operands=(((0,),),), results=((),), reduced=(frozenset({0}),))
 
 
 @register("shardwright.cross_entropy_backward", localize=_class_group)

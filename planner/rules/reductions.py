@@ -128,12 +128,9 @@ def _layer_norm_backward(call: Call) -> Signature:
 
 
 def _embedding_args(call: Call, local: Local) -> LocalCall:
-    from planner.program import Offset
-
     if 0 not in local.split:
         return call.op, call.args[:2], ()
-    offset = Offset(local.split[0], local.sizes[0])
-    return "shardwright.embedding_shard", call.args[:2], (("offset", offset),)
+    return "shardwright.embedding_shard", call.args[:2], (("offset", local.offsets[0]),)
 
 
 @register("aten.embedding.default", localize=_embedding_args)
@@ -151,12 +148,9 @@ def _embedding(call: Call) -> Signature:
 
 
 def _embedding_backward_args(call: Call, local: Local) -> LocalCall:
-    from planner.program import Offset
-
     if 0 not in local.split:
         return call.op, call.args, ()
-    offset = Offset(local.split[0], local.sizes[0])
-    return "shardwright.embedding_backward_shard", (*call.args[:2], local.sizes[0]), (("offset", offset),)
+    return "shardwright.embedding_backward_shard", (*call.args[:2], local.sizes[0]), (("offset", local.offsets[0]),)
 
 
 @register("aten.embedding_dense_backward.default", localize=_embedding_backward_args)

@@ -58,11 +58,15 @@ class Signature:
     cost: Callable[[tuple[int, ...]], OpCost] | None = None
     view: bool = False
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
+    placed: bool = False  # the kernel is told which part of the whole its shard is
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
     source: str = "written"  # or `discovered`, or `replicated` where neither found anything to split
     arguments: tuple[
         tuple[tuple[int, ...], int], ...
     ] = ()  # of a discovered one: where a letter's size stands in the arguments
+    lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
+        None  # steps, batch, width, hidden: whose reserve is opaque
+    )
     contiguous: frozenset[int] = frozenset()  # letters of which a shard must be one run: of their leaves only the first splits
 
     def __post_init__(self) -> None:
@@ -83,11 +87,16 @@ class Signature:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
     """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
-    split it; `results` the local shapes; `sizes` the local letter sizes."""
+    split it; `results` the local shapes; `sizes` the local letter sizes. Of the `contiguous` letters among those, `pieces` gives the
+    sizes on all ranks of the axes, in the order of their group, and `offsets` where this shard begins. `leaves` are
+    every letter's leaves, the outermost first, each as (size, size here, where this shard begins): of `placed` ops alone."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
     sizes: tuple[int, ...]
+    pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    offsets: dict[int, int] = field(default_factory=dict)
+    leaves: tuple[tuple[tuple[int, int, int], ...], ...] = ()
 
 
 #: op, args, kwargs to run on a shard; args still hold `Ref`s.

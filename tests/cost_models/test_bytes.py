@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cost_models.errors import UnknownName
-from cost_models.memory import allocated_bytes, dtype_bytes, list_dtypes, optimizer_state_bytes
+from cost_models.memory import allocated_bytes, dtype_bytes, list_dtypes, lstm_reserve_elements, optimizer_state_bytes
 
 
 def test_dtype_bytes_agree_with_torch() -> None:
@@ -34,6 +34,28 @@ def test_optimizer_state_agrees_with_torch_adam() -> None:
     optimizer.step()
     held = sum(value.nbytes for value in optimizer.state[parameter].values())
     assert optimizer_state_bytes("adam", numel=15, dtype="float64") == held
+
+
+@pytest.mark.parametrize(
+    ("steps", "batch", "width", "hidden"),
+    [(100, 256, 64, 64), (50, 64, 128, 64), (50, 64, 64, 128), (20, 32, 256, 100), (50, 64, 512, 512), (30, 48, 96, 320)],
+)
+def test_lstm_reserve_agrees_with_onednn(steps: int, batch: int, width: int, hidden: int) -> None:
+    import torch
+
+    from planner.kernels import lstm_forward
+
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        pytest.skip("this torch has no oneDNN")
+    state, weights = torch.zeros(batch, hidden), [torch.zeros(4 * hidden, size) for size in (width, hidden)]
+    biases = [torch.zeros(4 * hidden)] * 2
+    held = lstm_forward(torch.zeros(steps, batch, width), state, state, *weights, *biases)[3].nbytes
+    found = 4 * lstm_reserve_elements("onednn", steps=steps, batch=batch, width=width, hidden=hidden)
+    assert found == pytest.approx(held, rel=2e-3)
+
+
+def test_lstm_reserve_without_a_workspace_is_gates_and_cell() -> None:
+    assert lstm_reserve_elements(None, steps=7, batch=3, width=11, hidden=5) == 7 * 3 * 25
 
 
 def test_unknown_optimizer() -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from planner import kernels
 from planner.graph import Graph, Node, Ref, Value, map_refs, refs_in
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, SubShape, local_shape, local_sizes
-from planner.program import Group, Offset
-from planner.rules import RULES, Local, Signature
+from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.program import Group
+from planner.rules import RULES, Signature
+from planner.strategies import local_of
 from planner.subdims import OpDims, SubDims, call_of, infer
 
 __all__ = [
@@ -39,12 +40,17 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
     "shardwright.constant": kernels.constant,
+    "shardwright.batch_norm": kernels.batch_norm,
+    "shardwright.batch_norm_backward": kernels.batch_norm_backward,
+    "shardwright.count_targets": kernels.count_targets,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
     "shardwright.masked_attention": kernels.masked_attention,
     "shardwright.masked_attention_backward": kernels.masked_attention_backward,
+    "shardwright.dropout": kernels.dropout,
+    "shardwright.dropout_backward": kernels.dropout_backward,
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
 }
@@ -150,16 +156,16 @@ def map_refs_in_order(args: Any, tensors: Any) -> Any:
 
 
 def assignments(op: OpDims, limit: int = 24) -> Iterator[tuple[tuple[int, ...], tuple[Choice, ...]]]:
-    """(mesh sizes, what each axis does): every free leaf alone, nested axes on one leaf, pairs of leaves, linear groups
+    """(mesh sizes, what each axis does): every free leaf alone, evenly or not, nested axes on one leaf, pairs of leaves, linear groups
     alone and beside a split leaf."""
     free = [leaf for leaf in range(len(op.sizes)) if leaf not in op.fixed and op.letter[leaf] not in op.signature.inner]
-    counts = {leaf: [n for n in (2, 3) if op.sizes[leaf] % n == 0] for leaf in free}
+    counts = {leaf: [n for n in (2, 3) if op.sizes[leaf] >= n] for leaf in free}
     free = [leaf for leaf in free if counts[leaf]]
     for leaf in free:
         for n in counts[leaf]:
             yield (n,), (leaf,)
         for a, b in itertools.product((2, 3), repeat=2):
-            if op.sizes[leaf] % (a * b) == 0:
+            if op.sizes[leaf] >= a * b:
                 yield (a, b), (leaf, leaf)
     for one, two in itertools.islice(itertools.permutations(free, 2), limit):
         yield (counts[one][-1], counts[two][0]), (one, two)
@@ -208,14 +214,14 @@ def cut(tensor: Tensor, subshape: SubShape, layout: Layout, mesh: tuple[int, ...
         shards = {
             (*at, i): piece for at, shard in shards.items() for i, piece in enumerate(_pieces(shard, placement, mesh[axis]))
         }
-    return {at: shard.reshape(local_shape(subshape, layout, mesh)).contiguous() for at, shard in shards.items()}
+    return {at: shard.reshape(local_shape(subshape, layout, mesh, at)).contiguous() for at, shard in shards.items()}
 
 
 def _pieces(shard: Tensor, placement: int, count: int) -> list[Tensor]:
     if placement == REPLICATE:
         return [shard] * count
     if placement >= 0:
-        return list(shard.chunk(count, placement))
+        return list(shard.tensor_split(count, placement))
     if shard.dtype == torch.bool:
         return [shard, *[torch.zeros_like(shard)] * (count - 1)]
     if shard.is_floating_point():
@@ -227,9 +233,8 @@ def _pieces(shard: Tensor, placement: int, count: int) -> list[Tensor]:
 
 def join(shards: Shards, subshape: SubShape, layout: Layout, mesh: tuple[int, ...]) -> Tensor:
     """The inverse of `cut`. Raises Wrong where shards that should be the same differ."""
-    flat = local_sizes(tuple(s for dim in subshape for s in dim), layout, mesh)
-    assert flat is not None
-    shards = {at: shard.reshape(flat) for at, shard in shards.items()}
+    flat = tuple(s for dim in subshape for s in dim)
+    shards = {at: shard.reshape(local_sizes(flat, layout, mesh, at)) for at, shard in shards.items()}
     for axis in reversed(range(len(mesh))):
         ahead = sorted({at[:axis] for at in shards})
         shards = {at: _joined([shards[(*at, i)] for i in range(mesh[axis])], layout[axis]) for at in ahead}
@@ -273,26 +278,22 @@ def run_shard(
 ) -> tuple[Any, ...]:
     """The call on the shard at mesh coordinate `at`, as the rule's `localize` writes it. Checks the results' shapes."""
     op = trial.op
-    sizes = list(op.sizes)
-    split: dict[int, tuple[int, ...]] = {}
-    for axis, choice in enumerate(choices):
-        if isinstance(choice, int):
-            sizes[choice] //= mesh[axis]
-            split[op.letter[choice]] = (*split.get(op.letter[choice], ()), axis)
+    leaves = tuple(choice if isinstance(choice, int) else REPLICATE for choice in choices)
+    on = Mesh(tuple(map(str, range(len(mesh)))), mesh)
     shapes = []
     for r, value in enumerate(trial.node.results):
         layout = result_layout(op, r, choices)
-        shapes.append(trial.node.result_shapes[r] if value is None else local_shape(trial.subdims.shapes[value], layout, mesh))
+        shapes.append(
+            trial.node.result_shapes[r] if value is None else local_shape(trial.subdims.shapes[value], layout, mesh, at)
+        )
     call = replace(call_of(trial.graph, trial.node), args=_by_position(trial.node.args))
-    local = Local(results=tuple(shapes), split=split, sizes=op.letter_sizes(tuple(sizes)))
+    sizes = local_sizes(op.sizes, leaves, mesh, at)
+    assert sizes is not None
+    rank = sum(i * math.prod(mesh[axis + 1 :]) for axis, i in enumerate(at))
+    local = local_of(op, leaves, on, rank, op.letter_sizes(sizes), tuple(shapes))
     name, args, kwargs = RULES[call.op].localize(call, local)
 
     def resolve(argument: Any) -> Any:
-        if isinstance(argument, Offset):
-            position = 0
-            for axis in argument.axes:
-                position = position * mesh[axis] + at[axis]
-            return position * argument.size
         if isinstance(argument, Group):
             assert group is not None, "an inner letter needs a process group"
             return group

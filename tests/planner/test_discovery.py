@@ -1,4 +1,4 @@
-"""Discovery: what it finds alone of ops whose rules are written by hand, its cache, and what becomes of ops of which it finds nothing."""
+"""Discovery: what it finds alone of ops with written rules, its cache, and what becomes of ops of which it finds nothing."""
 
 from __future__ import annotations
 

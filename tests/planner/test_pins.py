@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import pytest
-from small_plans import Planned, ask_for, mesh_of, planned, traced
+from small_plans import Planned, ask_for, mesh_of, planned, table_of, traced
 
 from cost_models.errors import BadValue, NoPlan, UnknownName
 from planner.pins import PINS, Pin, batch_atoms, parse_mesh, parse_pin, pins_for, role_of
+from planner.words import atom_names
 
 
 def splits(plan: Planned, path: str, axis: int = 0, kind: str = "") -> set[str]:
@@ -175,8 +176,20 @@ def test_a_parameter_pin_matches_parameters_only() -> None:
         pins_for(model, mesh_of("dp=2"), (Pin("h.*.attn.qkv.bia", "zero3"),))
 
 
-def test_a_batch_that_the_data_axes_do_not_divide() -> None:
-    model, _ = traced(ask_for("mlp", batch=6))
-    with pytest.raises(NoPlan, match="a batch of 6 does not divide over 4 data-parallel devices: use --batch 8"):
+def test_a_batch_of_fewer_samples_than_data_parallel_devices() -> None:
+    model, _ = traced(ask_for("mlp", batch=3))
+    with pytest.raises(NoPlan, match="a batch of 3 has fewer samples than 4 data-parallel devices: use --batch 4"):
         pins_for(model, mesh_of("dp=4"), ())
+    assert pins_for(model, mesh_of("dp=3"), ())
     assert pins_for(model, mesh_of("dp=2,tp=2"), ())
+
+
+def test_a_batch_is_split_unevenly_and_the_three_of_qkv_are_not() -> None:
+    table = table_of(ask_for("gpt", batch=3), "a=2")
+    names = atom_names(*traced(ask_for("gpt", batch=3)))
+    uneven = set()
+    for index, node in enumerate(table.node_of):
+        dims = table.model.dims.ops[table.model.ties.nodes_of[index][0]]
+        for strategy in table.strategies[node] if node is not None else ():
+            uneven |= {names[dims.atoms[o.number]] for o in strategy.options if o.kind == "split" and dims.sizes[o.number] % 2}
+    assert uneven == {"batch"}

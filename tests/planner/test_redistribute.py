@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes
+from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes, piece_sizes
 from planner.redistribute import Layouts, Step, layouts_of
 
-MESHES = ((2,), (4,), (2, 2), (2, 4), (2, 2, 2))
+MESHES = ((2,), (3,), (4,), (2, 2), (3, 2), (2, 4), (2, 2, 2))
 Shards = list[NDArray[np.float64]]
 
 
@@ -41,7 +41,7 @@ def shards_of(full: NDArray[np.float64], layout: Layout, mesh: Mesh) -> Shards:
                 terms = np.arange(1.0, mesh.sizes[axis] + 1)
                 weight *= terms[place[axis]] / terms.sum()
             elif placement >= 0:
-                piece = np.split(piece, mesh.sizes[axis], placement)[place[axis]]
+                piece = np.array_split(piece, mesh.sizes[axis], placement)[place[axis]]
         out.append(piece * weight)
     return out
 
@@ -50,27 +50,32 @@ def run(step: Step, shards: Shards, mesh: Mesh) -> Shards:
     """What `step` makes of all ranks' shards. In a group, ranks stand in mesh order: the earlier axis is the outer one."""
     out: Shards = list(shards)
     for group in mesh.groups(step.axes):
-        parts, count = [shards[rank] for rank in group], len(group)
+        parts, counts = [shards[rank] for rank in group], tuple(mesh.sizes[axis] for axis in step.axes)
         for index, rank in enumerate(group):
-            out[rank] = _result(step, parts, index, count)
+            out[rank] = _result(step, parts, index, counts)
     return out
 
 
-def _result(step: Step, parts: Shards, index: int, count: int) -> NDArray[np.float64]:
+def _split(part: NDArray[np.float64], counts: tuple[int, ...], dim: int | None) -> Shards:
+    assert dim is not None
+    return np.split(part, np.cumsum(piece_sizes(part.shape[dim], counts))[:-1], dim)
+
+
+def _result(step: Step, parts: Shards, index: int, counts: tuple[int, ...]) -> NDArray[np.float64]:
     if step.kind == "all_reduce":
         return sum(parts[1:], start=parts[0])
     if step.kind == "all_gather":
         return np.concatenate(parts, step.gather)
     if step.kind == "reduce_scatter":
-        return np.split(sum(parts[1:], start=parts[0]), count, step.split)[index]
+        return _split(sum(parts[1:], start=parts[0]), counts, step.split)[index]
     if step.kind == "slice":
-        return np.split(parts[index], count, step.split)[index]
+        return _split(parts[index], counts, step.split)[index]
     assert step.kind == "all_to_all"
-    return np.concatenate([np.split(part, count, step.split)[index] for part in parts], step.gather)
+    return np.concatenate([_split(part, counts, step.split)[index] for part in parts], step.gather)
 
 
 @pytest.mark.parametrize("sizes", MESHES)
-@pytest.mark.parametrize("flat", [(8,), (8, 4), (4, 3)])
+@pytest.mark.parametrize("flat", [(8,), (8, 4), (4, 3), (7,), (13, 5)])
 def test_steps_make_the_shards_of_the_target(sizes: tuple[int, ...], flat: tuple[int, ...]) -> None:
     """For every pair of layouts with a way between them."""
     mesh, layouts = mesh_of(sizes), Layouts(flat, 8, sizes, seconds)
@@ -117,7 +122,7 @@ def test_pieces_nest_in_the_order_of_the_axes() -> None:
 @st.composite
 def tensors(draw: st.DrawFn) -> Layouts:
     sizes = draw(st.sampled_from(MESHES))
-    flat = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 8, 12]), min_size=0, max_size=2 if len(sizes) == 3 else 3)))
+    flat = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 7, 8, 12]), min_size=0, max_size=2 if len(sizes) == 3 else 3)))
     factors = {k: draw(st.floats(0.2, 5.0)) for k in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")}
     latency = draw(st.floats(1e-7, 1e-4))
 
@@ -160,7 +165,7 @@ def test_a_chain_costs_the_sum_of_its_steps(layouts: Layouts) -> None:
         at, total = before, 0.0
         for step in layouts.steps(before, after):
             assert step.before == at
-            at, total = step.after, total + layouts._seconds(step, layouts.nbytes[layouts.index[step.before]])
+            at, total = step.after, total + layouts._seconds(step)
             assert local_sizes(layouts.flat, at, layouts.mesh_sizes) is not None
         assert at == after
         assert total == pytest.approx(cost, rel=1e-9, abs=1e-18)
@@ -202,8 +207,22 @@ def test_bytes_are_those_of_the_whole_buffer() -> None:
     assert set(seen) == {("all_gather", 64.0), ("reduce_scatter", 64.0), ("all_reduce", 64.0), ("slice", 64.0)}
 
 
-def test_what_does_not_divide_is_no_layout() -> None:
-    layouts = Layouts((6, 4), 4, (4,), seconds)
+def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
+    seen: list[tuple[str, float]] = []
+
+    def time(kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        seen.append((kind, nbytes))
+        return 1.0
+
+    Layouts((7,), 4, (4,), time)  # pieces of 2, 2, 2 and 1
+    assert set(seen) == {("all_gather", 32.0), ("reduce_scatter", 32.0), ("all_reduce", 28.0), ("slice", 28.0)}
+    seen.clear()
+    Layouts((7, 5), 4, (2,), time)  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
+    assert {nbytes for kind, nbytes in seen if kind == "all_to_all"} == {2 * 4 * 3 * 4.0}
+
+
+def test_a_split_into_empty_shards_is_no_layout() -> None:
+    layouts = Layouts((3, 4), 4, (4,), seconds)
     assert set(layouts.layouts) == {(REPLICATE,), (PARTIAL_SUM,), (1,)}
     assert not math.isfinite(layouts.cost((REPLICATE,), (PARTIAL_SUM,)))
 

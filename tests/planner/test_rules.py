@@ -109,6 +109,7 @@ _CRASH = {"aten.max_pool2d_with_indices_backward.default", "aten.max_pool3d_with
 _TRUE = {
     ("shardwright.attention", "free 5"): "the depth of the values: fused kernels want it equal to that of the keys",
     ("shardwright.masked_attention", "free 5"): "the same",
+    ("shardwright.dropout", "linear 0"): "true of the result; of a mask there is no partial sum",
     ("shardwright.lstm_backward", "free 2"): "input features: true of our loop, not of oneDNN's reserve",
     ("shardwright.recurrent_backward", "free 2"): "input features: as of an LSTM",
     ("aten.xlogy.Tensor", "linear 0"): "not where y is 0",

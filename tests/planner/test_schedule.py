@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 from small_plans import Planned, ask_for, planned
@@ -25,6 +26,14 @@ def update_at(plan: Planned) -> int:
     return positions(plan, lambda i: isinstance(i, Update))[0]
 
 
+def without_loss(bucket: Communicate) -> Communicate:
+    """A bucket without the scalar that rides along."""
+    kept = [at for at, shape in enumerate(bucket.shapes) if shape != ()]
+    return replace(
+        bucket, sources=tuple(bucket.sources[at] for at in kept), nbytes=bucket.nbytes - 8 * (len(bucket.shapes) - len(kept))
+    )
+
+
 @pytest.mark.parametrize("size", [1, 5_000, 20_000, 10**9])
 @pytest.mark.parametrize("kind", ["ddp", "zero1"])
 def test_buckets_are_sent_when_they_are_full(monkeypatch: pytest.MonkeyPatch, size: int, kind: str) -> None:
@@ -32,7 +41,7 @@ def test_buckets_are_sent_when_they_are_full(monkeypatch: pytest.MonkeyPatch, si
     monkeypatch.setattr(planner.lower, "BUCKET_BYTES", size)
     plan = gpt(f"*={kind}")
     end = update_at(plan)
-    buckets = [i for i in plan.program.instructions[:end] if isinstance(i, Communicate) and i.phase == "update"]
+    buckets = [without_loss(i) for i in plan.program.instructions[:end] if isinstance(i, Communicate) and i.phase == "update"]
     assert sum(len(i.sources) for i in buckets) == len(plan.program.parameters)
     last = {(i.kind, i.split): i.id for i in buckets}
     for bucket in buckets:
@@ -51,7 +60,7 @@ def test_gradients_leave_beside_backward(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(buckets) >= 4
     assert sum(at < last for at in buckets) >= len(buckets) - 1
     reduced = {v for at in buckets for v in writes(plan.program.instructions[at])}
-    readers = positions(plan, lambda i: bool(reduced & set(reads(i))) and i.kind != "view")
+    readers = positions(plan, lambda i: bool(reduced & set(reads(i))) and i.kind != "view" and i.phase != "forward")
     assert readers == [update_at(plan)]
 
 
@@ -106,10 +115,22 @@ def test_gathers_of_a_layer_go_together() -> None:
     assert len(in_layers) <= 2 * 4
 
 
-@pytest.mark.parametrize("model", ["gpt", "mlp", "lstm"])
+@pytest.mark.parametrize("model", ["gpt", "mlp", "lstm", "cnn"])
+def test_the_loss_goes_along_with_the_gradients(model: str) -> None:
+    """Data parallel, a step sends its buckets and nothing else: the loss rides, and targets are counted by every rank."""
+    plan = planned(ask_for(model), "dp=4", ("*=ddp",))
+    messages = [i for i in plan.program.instructions if isinstance(i, Communicate) and i.kind != "slice"]
+    assert {i.phase for i in messages} == {"update"}
+    assert sum(shape == () for i in messages for shape in i.shapes) == 1
+    update = plan.program.instructions[update_at(plan)]
+    assert isinstance(update, Update)
+    assert sum(len(i.sources) for i in messages) == len(set(update.gradients)) + 1
+
+
+@pytest.mark.parametrize("model", ["gpt", "mlp", "cnn"])
 def test_backward_does_not_wait_for_the_reported_loss(model: str) -> None:
     """A message that only the loss needs is asynchronous, and what reads it comes after all that trains."""
-    plan = planned(ask_for(model), "dp=4", ("*=ddp",))
+    plan = planned(ask_for(model), "dp=4", ("*=zero3",))
     instructions = plan.program.instructions
     trains: set[int] = {s.value for s in plan.program.parameters}
     for instruction in reversed(instructions):

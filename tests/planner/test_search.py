@@ -11,6 +11,7 @@ from small_plans import ask_for, mesh_of
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from planner.ask import Ask
+from planner.layout import local_shape
 from planner.pins import parse_pin
 from planner.search import Found, meshes_of, search
 
@@ -62,10 +63,22 @@ def test_a_pinned_mesh_is_kept() -> None:
 
 
 @pytest.mark.parametrize("batch", [7, 5])
-def test_a_batch_that_no_mesh_divides(batch: int) -> None:
-    message = rf"a batch of {batch} is divided by no mesh of 8 devices: use --batch 8, or --mesh tp=8 to plan without splitting"
+def test_a_batch_of_fewer_samples_than_devices(batch: int) -> None:
+    message = (
+        rf"a batch of {batch} has fewer samples than 8 devices, .*: use --batch 8, or --mesh tp=8 to plan without splitting"
+    )
     with pytest.raises(NoPlan, match=message):
         search(ask_for("mlp", batch=batch), load_cluster("cpu", num_devices=8))
+
+
+@pytest.mark.parametrize("batch", [9, 32, 35])
+def test_a_batch_that_shares_no_factor_with_the_devices_is_planned(batch: int) -> None:
+    """Three devices, 32 samples: pieces of 11, 11 and 10."""
+    num_devices = 3 if batch == 32 else 8
+    found = search(ask_for("mlp", batch=batch), load_cluster("cpu", num_devices=num_devices), mesh=mesh_of(f"dp={num_devices}"))
+    state = next(s for s in found.program.inputs if s.name == "0")
+    assert local_shape(state.subshape, state.layout, (num_devices,))[0] == -(-batch // num_devices)
+    assert found.program.rank == 0
 
 
 def test_the_advice_about_the_batch_is_right() -> None:

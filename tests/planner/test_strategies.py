@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import ask_for, traced
 
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_split, local_shape, local_sizes, show_layout
+from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_split, local_shape, local_sizes, piece_sizes, show_layout
 from planner.strategies import WHOLE, Option, op_strategies, options_of, parameter_strategies
 from planner.subdims import OpDims
 from planner.views import is_view
@@ -35,7 +35,8 @@ def test_a_product_can_be_split_at_every_sub_dim() -> None:
     by_word = {
         words[s.options[0].number]: s for s in op_strategies(dims, (2,), every) if s.options[0].kind == "split"
     }  # fmt: skip
-    assert set(by_word) == {"batch", "sequence", "embed", "heads", "head_dim"}  # three does not divide by two
+    assert set(by_word) == {"batch", "sequence", "embed", "heads", "head_dim", "three"}
+    assert by_word["three"].sizes[by_word["three"].options[0].number] == 2  # of three: the larger piece
     assert by_word["batch"].operands == ((0,), (REPLICATE,))
     assert by_word["batch"].results == ((0,),)
     heads = by_word["heads"]
@@ -82,10 +83,8 @@ def test_layouts_follow_from_options(model: str, pick: int, mesh: tuple[int, ...
     assert len({s.options for s in strategies}) == len(strategies)
     for strategy in strategies:
         for leaf, size in enumerate(dims.sizes):
-            parts = 1
-            for axis in strategy.axes_of(leaf):
-                parts *= mesh[axis]
-            assert strategy.sizes[leaf] * parts == size
+            pieces = piece_sizes(size, tuple(mesh[axis] for axis in strategy.axes_of(leaf)))
+            assert strategy.sizes[leaf] == max(pieces) and min(pieces) >= 1 and sum(pieces) == size
         for leaves, layout in (
             *zip(dims.operands, strategy.operands, strict=True),
             *zip(dims.results, strategy.results, strict=True),

@@ -78,8 +78,8 @@ def test_partial_sums_have_words() -> None:
     plan = planned(ask_for("gpt"), "t=2", words={"wte": "vocab"})
     names = atom_names(plan.model, plan.workload)
     node = next(n for n in plan.model.graph.nodes if n.path == "wte" and "embedding.default" in n.op)
-    assert op_words(plan.model, names, plan.choices, node, 0) == "vocab"
-    assert op_words(plan.model, names, plan.choices, None, 0) == "-"
+    assert op_words(plan.model, names, plan.choices, node, 0, plan.mesh) == "vocab"
+    assert op_words(plan.model, names, plan.choices, None, 0, plan.mesh) == "-"
 
 
 @pytest.mark.parametrize(

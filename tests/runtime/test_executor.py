@@ -15,7 +15,7 @@ from planner.layout import REPLICATE, Layout, Mesh, SubShape
 from planner.program import Compute, Program, Ref
 from runtime.aliases import reusable_sources
 from runtime.executor import Executor, gather_parameters
-from runtime.groups import group_size, position
+from runtime.groups import group_size
 from runtime.parameters import assemble, build, cut
 from runtime.verify import compare, reference_run
 
@@ -156,4 +156,4 @@ def test_earlier_axis_is_the_outer_one() -> None:
 def test_position_on_axes_is_the_place_in_the_group(axes: tuple[int, ...]) -> None:
     mesh = Mesh(("a", "b", "c"), (2, 3, 2))
     for ranks in mesh.groups(axes):
-        assert [position(mesh, axes, rank) for rank in ranks] == list(range(group_size(mesh, axes)))
+        assert [mesh.position(axes, rank) for rank in ranks] == list(range(group_size(mesh, axes)))

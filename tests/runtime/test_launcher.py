@@ -29,6 +29,27 @@ def test_failure_names_the_rank_and_its_error() -> None:
     assert time.perf_counter() - start < 90  # gloo itself would wait for half an hour
 
 
+_ENDED_WHILE_TALKING = """
+import sys, time
+from cost_models.errors import RunFailed
+from runtime.launcher import launch
+if __name__ == "__main__":
+    sys.path.insert(0, sys.argv[1])
+    try:
+        launch("rank_checks:talking", 2, on_event=lambda event: time.sleep(5))
+    except RunFailed as error:
+        print(error)
+"""
+
+
+def test_a_process_that_is_ended_while_it_talks_holds_up_nobody(tmp_path: Path) -> None:
+    script = tmp_path / "talking.py"
+    script.write_text(_ENDED_WHILE_TALKING)
+    command = [sys.executable, str(script), str(Path(__file__).parent)]
+    found = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert found.stdout.startswith("rank 1: ended by SIGKILL")
+
+
 def test_a_killed_process_is_the_cause() -> None:
     with pytest.raises(RunFailed, match=r"^rank 1: ended by SIGKILL"):
         launch("rank_checks:killed", 2)
@@ -68,7 +89,7 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
 _INTERRUPTED_EARLY = """
 import os, signal, sys, time
 if __name__ == "__mp_main__":
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\\n" % os.getpid())  # at once: both write to one pipe
     time.sleep(1)
 from runtime.launcher import launch
 if __name__ == "__main__":

@@ -1,0 +1,104 @@
+"""Plans whose splits do not divide evenly, on real gloo ranks against one process: batch, vocabulary, heads, hidden units, biases."""
+
+from __future__ import annotations
+
+import pytest
+from small_plans import Planned, ask_for, planned, traced
+from test_numerics import TOLERANCE, Case, Ran
+
+from planner.ask import Ask
+from planner.words import atom_names
+from runtime.launcher import launch
+
+#: Sizes that neither 2, 3 nor 4 ranks divide, where the model allows.
+SIZES: dict[str, dict[str, int]] = {
+    "lstm": {"vocab": 17, "embed": 5, "hidden": 7, "layers": 2, "seq": 5},
+    "mlp": {"inputs": 13, "hidden": 25, "layers": 3, "outputs": 7},
+    "cnn": {"channels": 5, "width": 7, "blocks": 2, "classes": 11, "image": 8},
+    "gpt": {"layers": 2, "width": 35, "heads": 7, "vocab": 37, "positions": 8, "seq": 7},
+}
+BATCH = 11
+
+KINDS: dict[int, dict[str, tuple[str, tuple[str, ...]]]] = {
+    2: {
+        "free": ("a=2", ()),
+        "ddp": ("dp=2", ("*=ddp",)),
+        "zero1": ("dp=2", ("*=zero1",)),
+        "zero3": ("dp=2", ("*=zero3",)),
+        "tensor": ("tp=2", ("*=tensor",)),
+    },
+    3: {
+        "free": ("a=3", ()),
+        "zero1": ("dp=3", ("*=zero1",)),
+        "zero3": ("dp=3", ("*=zero3",)),
+        "tensor": ("tp=3", ("*=tensor",)),
+    },
+    4: {
+        "free": ("a=4", ()),
+        "zero3": ("dp=4", ("*=zero3",)),
+        "tensor": ("tp=4", ("*=tensor",)),
+        "nested zero1": ("dp1=2,dp2=2", ("*=zero1",)),
+        "nested zero3": ("dp1=2,dp2=2", ("*=zero3",)),
+        "dp x tensor, zero1": ("dp=2,tp=2", ("*=zero1", "*=tensor")),
+        "tensor x dp, zero3": ("tp=2,dp=2", ("*=zero3", "*=tensor")),
+    },
+}
+
+#: name -> (model, {op or module: the sub-dim that it splits}).
+WORDS: dict[str, tuple[str, dict[str, str]]] = {
+    "vocabulary-parallel embedding and loss": ("gpt", {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"}),
+    "vocabulary-parallel LSTM embedding": ("lstm", {"embedding": "vocab"}),
+    "hidden units of each LSTM gate": ("lstm", {"shardwright.lstm": "hidden"}),
+    "heads inside fused QKV": ("gpt", {"attn": "heads"}),
+    "sequence-sharded LayerNorm": ("gpt", {"native_layer_norm": "sequence"}),
+    "channels in and out": ("cnn", {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"}),
+}
+
+
+def asked(model: str, num_ranks: int) -> Ask:
+    return ask_for(model, num_ranks, batch=BATCH, **SIZES[model])
+
+
+def plans(num_ranks: int) -> dict[str, Planned]:
+    out = {}
+    for model in SIZES:
+        for kind, (mesh, pins) in KINDS[num_ranks].items():
+            out[f"{model}: {kind}"] = planned(asked(model, num_ranks), mesh, pins)
+        for seed in range(2):
+            mesh = "a=2,b=2" if num_ranks == 4 and seed else f"a={num_ranks}"
+            out[f"{model}: random {seed}"] = planned(asked(model, num_ranks), mesh, seed=seed)
+    for name, (model, words) in WORDS.items():
+        out[f"{model}: {name}"] = planned(asked(model, num_ranks), f"t={num_ranks}", words=words)
+        if num_ranks == 4:
+            out[f"{model}: nested {name}"] = planned(asked(model, num_ranks), "dp=2,t=2", words=words, axis=1)
+    return out
+
+
+@pytest.fixture(scope="module", params=[2, 3, 4])
+def ran(request: pytest.FixtureRequest) -> Ran:
+    made = plans(request.param)
+    cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
+    return Ran(request.param, made, launch("test_numerics:run_all", request.param, (request.param, cases))[0])
+
+
+def test_every_uneven_plan_trains_as_one_process_does(ran: Ran) -> None:
+    worst = {name: max(ran.found[name].loss_error, ran.found[name].gradient_error) for name in ran.plans}
+    print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
+    assert {name: ran.found[name] for name, error in worst.items() if not error <= TOLERANCE} == {}
+
+
+def test_they_are_uneven(ran: Ran) -> None:
+    """All but those where costs decide, at these sizes for running the whole model everywhere."""
+    assert [name for name, plan in ran.plans.items() if plan.program.rank is None and "free" not in name] == []
+
+
+def test_batch_vocabulary_heads_and_hidden_units_are_split(ran: Ran) -> None:
+    found: set[tuple[str, str]] = set()
+    for title, plan in ran.plans.items():
+        names = atom_names(*traced(plan.ask))
+        for index, strategy in plan.choices.strategies.items():
+            dims = plan.model.dims.ops[index]
+            splits = [dims.atoms[o.number] for o in strategy.options if o.kind == "split"]
+            found |= {(title.split(":")[0], names[atom]) for atom in splits if atom in names}
+    wanted = {("gpt", "batch"), ("gpt", "vocab"), ("gpt", "heads"), ("lstm", "vocab"), ("lstm", "hidden"), ("lstm", "batch")}
+    assert wanted | {("cnn", "batch"), ("cnn", "width"), ("mlp", "batch")} <= found
