@@ -60,7 +60,10 @@ def _model_line(plan: Plan) -> str:
 def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
     """What every axis splits: in a sentence, and layer group by layer group."""
     whole = plan.summary["replicated_ops"]
-    return (*_axis_lines(plan), _group_words(plan), *(["run whole on every device: " + ", ".join(whole)] if whole else []))
+    told = [("run whole on every device: ", whole)]
+    told.append(("run whole for want of a rule: ", plan.summary.get("ops_without_rule", [])))
+    told.append(("rule discovered by running the op in shards: ", plan.summary.get("discovered_ops", [])))
+    return (*_axis_lines(plan), _group_words(plan), *(words + ", ".join(ops) for words, ops in told if ops))
 
 
 def _axis_lines(plan: Plan) -> Iterable[str]:

@@ -23,6 +23,9 @@ __all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", 
 #: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
 PRECISIONS = {"fp32": ("float32", ""), "fp64": ("float64", ""), "bf16": ("bfloat16", ""), "bf16-mixed": ("float32", "bfloat16")}
 
+#: How the name of a Hugging Face config begins; the module that reads it is imported only then.
+_HUGGING_FACE = "hf:"
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -86,6 +89,10 @@ def resolve_options(
     Of the user's own `module:function` only the sizes that were given are known before it is called.
     Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
     """
+    if spec.startswith(_HUGGING_FACE):
+        from planner.models import hugging_face
+
+        return hugging_face.resolve(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
     if is_saved(spec):
         return {}
     if user_model.is_user_model(spec):
@@ -119,10 +126,7 @@ def load_workload(
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        if is_saved(spec):
-            workload = _from_saved(spec)
-        else:
-            workload = _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
+        workload = _built(spec, options)
     finally:
         torch.set_default_dtype(before)
     workload = replace(
@@ -138,6 +142,17 @@ def _find(name: str) -> ModelSpec:
     names = [name for spec in MODELS.values() for name in (spec.name, *spec.presets)]
     error = unknown_name("model", name, names)
     raise type(error)(f"{error}; or module:function of your own")
+
+
+def _built(spec: str, options: Mapping[str, Any]) -> Workload:
+    if is_saved(spec):
+        return _from_saved(spec)
+    if spec.startswith(_HUGGING_FACE):
+        from planner.models import hugging_face
+
+        module, batch, loss = hugging_face.build(spec, options)
+        return Workload(name=spec, module=module, batch=batch, loss=loss, options=options, tokens_per_sample=_tokens(batch))
+    return _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
 
 
 def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
