@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from planner.workload import Workload, load_workload
+from cost_models.errors import unknown_name
+from planner.workload import DTYPES, PRECISIONS, Workload, load_workload
 
-__all__ = ["Ask", "build"]
+__all__ = ["Ask", "build", "dtypes_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the texts of `--set`."""
+    """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the texts of `--set`; `dtype` is that of
+    the parameters, `compute` that of products in mixed precision."""
 
     model: str
     batch: int | None
@@ -20,10 +22,23 @@ class Ask:
     settings: Mapping[str, str]
     dtype: str
     num_devices: int
+    compute: str = ""
+    clip_norm: float | None = None
 
 
 def build(ask: Ask) -> Workload:
     """The workload, under the caller's seed or fake tensors."""
     return load_workload(
-        ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype
+        ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype,
+        compute=ask.compute, clip_norm=ask.clip_norm,
     )  # fmt: skip
+
+
+def dtypes_of(precision: str) -> tuple[str, str]:
+    """The dtype of parameters and that of products in mixed precision (else empty), of a `--precision`; torch's names of dtypes are
+    taken too. Raises `UnknownName` for any other."""
+    if precision in DTYPES:
+        return precision, ""
+    if precision not in PRECISIONS:
+        raise unknown_name("precision", precision, list(PRECISIONS))
+    return PRECISIONS[precision]

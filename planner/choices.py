@@ -60,7 +60,8 @@ class _Walk:
         seconds = sum(self.costing.op(graph.nodes[n], dims.ops[n], s) for n, s in self.choices.strategies.items())
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
             value = graph.values[parameter.value]
-            seconds += self.costing.update(self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy)
+            given = self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
+            seconds += self.costing.update(*given) + self.costing.clip(*given)
         for (value_id, phase), uses in uses_of(self.model).items():
             seconds += self._group(value_id, phase, uses)
         whole = tuple(REPLICATE for _ in self.costing.sizes)
@@ -68,7 +69,7 @@ class _Walk:
         return seconds + self._change(root, "forward", self._produced(root), whole)
 
     def _group(self, value: int, phase: str, uses: list[Use]) -> float:
-        if self.model.graph.values[value].kind in ("input", "buffer"):
+        if self.model.graph.values[value].is_given:
             return 0.0
         share = self.shown if phase == "update" or self.model.graph.values[value].kind == "parameter" else 1.0
         before = self._produced(value)

@@ -23,6 +23,7 @@ from planner.cli_options import (
     NATURAL,
     WHOLE,
     as_json,
+    check_clip_norm,
     check_folder,
     json_option,
     out_option,
@@ -66,7 +67,12 @@ def main() -> None:
 @click.option("--batch", type=WHOLE, help="Global batch.  [default: the model's own, a device]")
 @click.option("--seq", type=WHOLE, help="Sequence length.  [default: the model's own]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A size of the model; may be repeated.")
-@click.option("--dtype", metavar="TYPE", default="float32", show_default=True, help="float32, float64 or bfloat16.")
+@click.option("--precision", metavar="FORMAT", default="fp32", show_default=True, help=(
+    "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16."
+))  # fmt: skip
+@click.option(
+    "--clip-norm", metavar="X", type=float, help="Scale gradients down to this norm, over all of them.  [default: not]"
+)
 @click.option("--mesh", metavar="AXES", help="Take this mesh: dp=4,tp=2. dp splits the batch, tp does not, others are free.")
 @click.option("--pin", "pins", metavar="PART=HOW", multiple=True, help=(
     "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
@@ -104,7 +110,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
         context.obj = json_
     elif asked["model"] is not None:
         _front_door(json_=json_, **asked)
-    elif json_ or any(value for name, value in asked.items() if name != "dtype"):
+    elif json_ or any(value for name, value in asked.items() if name != "precision"):
         raise BadValue("--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones")
     else:
         click.echo(context.get_help())
@@ -125,7 +131,8 @@ def _uncollected() -> Iterator[None]:
 
 def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
-    settings: tuple[str, ...], dtype: str, mesh: str | None, pins: tuple[str, ...], out: Path | None, json_: bool,
+    settings: tuple[str, ...], precision: str, clip_norm: float | None, mesh: str | None,
+    pins: tuple[str, ...], out: Path | None, json_: bool,
 ) -> None:  # fmt: skip
     """Plan, write, report."""
     from cost_models.cluster import load_cluster
@@ -133,14 +140,19 @@ def _front_door(
     cluster = load_cluster(hardware or DEFAULT_HARDWARE, num_devices=gpus, num_nodes=nodes)
     folder = check_folder(out or Path("plans") / f"{slug(model)}-{cluster.num_devices}")
     values = settings_of(settings)
+    check_clip_norm(clip_norm)
     with progress_bar() as progress, _uncollected():
         progress("loading torch", 0.0)
-        from planner.ask import Ask
+        from planner.ask import Ask, dtypes_of
         from planner.files import plan_files
         from planner.pins import parse_mesh, parse_pin
         from planner.search import search
 
-        ask = Ask(model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices)
+        dtype, compute = dtypes_of(precision)
+        ask = Ask(
+            model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices, compute=compute,
+            clip_norm=clip_norm,
+        )  # fmt: skip
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress)
         files, contents = plan_files(found, cluster, folder)

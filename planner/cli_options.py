@@ -13,7 +13,7 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "WHOLE", "as_json", "check_folder", "json_option", "out_option", "plan_argument", "plan_file",
+    "NATURAL", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "out_option", "plan_argument", "plan_file",
     "settings_of", "slug",
 ]  # fmt: skip
 
@@ -81,6 +81,12 @@ def plan_file(path: str) -> Path:
     if not found.is_file():
         raise BadPlan(f"no plan file {found}: make one with plan --model NAME --gpus N")
     return found
+
+
+def check_clip_norm(value: float | None) -> None:
+    """Raises `BadValue` for a norm that is not positive."""
+    if value is not None and not 0 < value < float("inf"):
+        raise BadValue(f"--clip-norm {value}: give a positive number")
 
 
 def check_folder(folder: Path) -> Path:

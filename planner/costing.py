@@ -28,9 +28,13 @@ _TIE_BREAK = 1e-3
 
 
 class Costing:
-    """Costs on `cluster` under a mesh of `sizes`; `state` names the optimizer. Caches live and die with the object."""
+    """Costs on `cluster` under a mesh of `sizes`; gradients are clipped where `clip_norm` is given. Caches live and die with
+    the object."""
 
-    def __init__(self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float) -> None:
+    def __init__(
+        self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float, *, clip_norm: float | None = None
+    ) -> None:
+        self.clip_norm = clip_norm
         self.cluster, self.sizes, self.optimizer = cluster, sizes, optimizer
         self.bucket = min(float(BUCKET_BYTES), max(gradient_bytes, 1.0))
         self._models: dict[tuple[int, ...], CollectiveModel] = {}
@@ -125,6 +129,25 @@ class Costing:
             full = piece * math.prod(self.sizes[a] for a in axes) * itemsize
             seconds += self.communication("all_gather", axes, float(full))
         return seconds
+
+    def square_sum(self, nbytes: float, dtype: str) -> float:
+        """Seconds to sum the squares of gradients."""
+        return self.cluster.slowdown("reduction") * op_time(
+            self.cluster.device, kind="reduction", flops=0.0, nbytes=nbytes, dtype=dtype
+        )
+
+    def scaling(self, nbytes: float, dtype: str) -> float:
+        """Seconds to scale gradients."""
+        return self.cluster.slowdown("elementwise") * op_time(
+            self.cluster.device, kind="elementwise", flops=0.0, nbytes=2 * nbytes, dtype=dtype
+        )
+
+    def clip(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
+        """Seconds to clip a parameter's piece of the gradient; 0 where none is clipped."""
+        if self.clip_norm is None:
+            return 0.0
+        nbytes = float(local_numel(flat, strategy.updated, self.sizes) * itemsize)
+        return self.square_sum(nbytes, dtype) + self.scaling(nbytes, dtype)
 
     def step_overhead(self) -> float:
         """Seconds of the host once a step, whatever it does."""

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Graph", "Node", "Parameter", "Ref", "Value", "map_refs", "refs_in"]
+__all__ = ["Graph", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,9 +22,17 @@ class Ref:
     id: int
 
 
+@dataclass(frozen=True, slots=True)
+class Serial:
+    """An argument that is a number by which like ops of a step are told apart; no choice depends on it."""
+
+    number: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """A tensor of the step. `kind`: `parameter`, `buffer`, `input` or `activation`; `writer` is the node that makes it."""
+    """A tensor of the step; `writer` is the node that makes it. `kind`: `parameter`, `buffer`, `input`, `activation`, or `key`:
+    the number from which the step's random masks are drawn, another in every step."""
 
     id: int
     shape: tuple[int, ...]
@@ -32,6 +40,11 @@ class Value:
     kind: str
     name: str
     writer: int | None = None
+
+    @property
+    def is_given(self) -> bool:
+        """Whether it comes into the step from outside and is no parameter: in whatever layout it is read."""
+        return self.kind in ("input", "buffer", "key")
 
     @property
     def numel(self) -> int:
@@ -70,7 +83,8 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """The whole step. `inputs` are the batch tensors in order, `buffers` the module's; `loss` is a scalar value."""
+    """The whole step. `inputs` are the batch tensors in order, `buffers` the module's; `loss` is a scalar value, and `reported` are
+    the scalars that it is the sum of, by name. `updates` are the buffers that the step changes: (buffer, its new value)."""
 
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
@@ -78,6 +92,8 @@ class Graph:
     inputs: tuple[int, ...]
     buffers: tuple[int, ...]
     loss: int
+    updates: tuple[tuple[int, int], ...] = ()
+    reported: tuple[tuple[str, int], ...] = ()
 
     def readers(self) -> dict[int, list[tuple[int, int]]]:
         """For each value, the (node index, operand position) pairs that read it, in order."""
@@ -99,6 +115,8 @@ class Graph:
         for node in self.nodes:
             state.update(f"{node.op} {node.args} {node.kwargs} {node.results}\n".encode())
         state.update(f"{self.parameters} {self.inputs} {self.loss}".encode())
+        if self.updates or self.reported:
+            state.update(f"{self.updates} {self.reported}".encode())
         return state.hexdigest()
 
 

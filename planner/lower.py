@@ -16,8 +16,9 @@ import torch
 
 from cost_models.memory import dtype_bytes
 from planner.choices import Choices
+from planner.clip import clip_gradients
 from planner.costing import BUCKET_BYTES, Costing
-from planner.graph import Node, Parameter, map_refs
+from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
 from planner.model import Model
 from planner.peephole import join_biases
@@ -49,7 +50,7 @@ class _Lowering:
     def __init__(self, model: Model, mesh: Mesh, choices: Choices, costing: Costing, timing: Costing, rank: int) -> None:
         self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
         self.rank, self.place, self.last = rank, mesh.coordinate(rank), mesh.coordinate(mesh.num_devices - 1)
-        self.uneven = False
+        self.differs = False
         self.locals: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
@@ -88,7 +89,7 @@ class _Lowering:
         if (flat, layout) not in self.locals:
             sizes = local_sizes(flat, layout, self.mesh.sizes, self.place)
             assert sizes is not None, (flat, layout)
-            self.uneven |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
+            self.differs |= local_sizes(flat, layout, self.mesh.sizes, self.last) != local_sizes(flat, layout, self.mesh.sizes)
             self.locals[flat, layout] = sizes
         return self.locals[flat, layout]
 
@@ -115,8 +116,7 @@ class _Lowering:
 
     def _deliver(self, value: int, phase: str, wanted: Layout) -> int:
         """The program value that holds root `value` in layout `wanted` during `phase`."""
-        kind = self.model.graph.values[value].kind
-        if kind in ("input", "buffer"):
+        if self.model.graph.values[value].is_given:
             return self._input(value, wanted)
         source, layout = self.produced[value]
         hub = self.choices.hubs.get((value, phase), layout)
@@ -171,7 +171,7 @@ class _Lowering:
             found = self.model.graph.values[value]
             self.inputs[key] = InputState(
                 name=found.name, value=self._new(self._nbytes(value, layout)), subshape=self._shape(value), layout=layout,
-                dtype=found.dtype, is_buffer=found.kind == "buffer",
+                dtype=found.dtype, kind=found.kind,
             )  # fmt: skip
         return self.inputs[key].value
 
@@ -215,6 +215,7 @@ class _Lowering:
         letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
         local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
+        self.differs |= bool(local.offsets or (local.leaves and local.split))
         op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), local)
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
@@ -264,6 +265,10 @@ class _Lowering:
                                 ParameterStrategy(options=s.options, stored=s.updated, updated=s.updated))
             for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
         )  # fmt: skip
+        if self.timing.clip_norm is not None:
+            shapes = [local_shape(s.subshape, s.updated, self.mesh.sizes, self.place) for s in states]
+            more, gradients = clip_gradients(gradients, states, shapes, self.timing, self._new)
+            self.instructions += more
         self.instructions.append(Update(id="update.optimizer", gradients=gradients, time=seconds))
         for parameter, state in zip(self.model.graph.parameters, states, strict=True):
             self._gather_back(parameter, state)
@@ -294,15 +299,29 @@ class _Lowering:
                 for index in ready.get(value, []) if value is not None else []:
                     self._reduce(index, graph.parameters[index])
         root = self.model.roots[graph.loss]
-        loss = self._operand(graph.loss, "forward", tuple(REPLICATE for _ in self.mesh.sizes))
+        whole = tuple(REPLICATE for _ in self.mesh.sizes)
+        loss = self._operand(graph.loss, "forward", whole)
         assert root.value in self.produced
+        reported = tuple((name, self._operand(value, "forward", whole)) for name, value in graph.reported)
+        stores = self._stores()
         self._update(states)
-        instructions = finish(self.instructions, self.gathers, self.alias, self._kept(states, loss), self.timing, BUCKET_BYTES)
+        kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
+        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
-            rank=self.rank if self.uneven else None,
+            stores=stores, reported=reported,
+            rank=self.rank if self.differs else None,
         )  # fmt: skip
+
+    def _stores(self) -> tuple[tuple[int, int], ...]:
+        """Buffers that the step changes, in the layouts in which it reads them: so they are stored."""
+        out = []
+        for buffer, new in self.model.graph.updates:
+            self._input(buffer, tuple(REPLICATE for _ in self.mesh.sizes))
+            states = [(layout, state) for (value, layout), state in self.inputs.items() if value == buffer]
+            out += [(state.value, self._operand(new, "update", layout)) for layout, state in states]
+        return tuple(out)
 
     def _shapes(self, instructions: tuple[Instruction, ...], states: tuple[ParameterState, ...]) -> dict[int, tuple[int, ...]]:
         """The local shapes of all values."""
@@ -357,6 +376,8 @@ def _torch_constants(argument: Any) -> Any:
     """`"torch.float32"` -> torch.float32, in nested arguments."""
     if isinstance(argument, tuple):
         return tuple(_torch_constants(a) for a in argument)
+    if isinstance(argument, Serial):
+        return argument.number
     if isinstance(argument, str) and argument.startswith("torch."):
         return getattr(torch, argument.removeprefix("torch."))
     return argument

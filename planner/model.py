@@ -30,6 +30,20 @@ class Model:
         """The number of the parameter that a value is."""
         return {parameter.value: index for index, parameter in enumerate(self.graph.parameters)}
 
+    @cached_property
+    def cast_gradients(self) -> frozenset[int]:
+        """Root values in a short format that are read by nothing but the cast to a parameter's gradient: they are summed over ranks
+        after it, in the parameter's format."""
+        gradients = {self.roots[parameter.gradient].value for parameter in self.graph.parameters}
+        casts = [n for n in self.graph.nodes if n.op == "aten._to_copy.default" and n.results[0] in gradients]
+        if not casts:
+            return frozenset()
+        readers: dict[int, int] = defaultdict(int)
+        for (value, _), uses in uses_of(self).items():
+            readers[value] += len(uses)
+        found = (self.roots[node.operands[0]].value for node in casts)
+        return frozenset(v for v in found if readers[v] == 1 and self.graph.values[v].writer is not None)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:

@@ -197,7 +197,10 @@ def traced_of(plan: Plan) -> Traced:
 def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
     """Costs under the plan's mesh, on its own hardware or on another cluster."""
     optimizer = plan.summary["optimizer"]
-    return Costing(cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph))
+    return Costing(
+        cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph),
+        clip_norm=plan.summary.get("clip_norm"),
+    )  # fmt: skip
 
 
 def choices_of(plan: Plan, model: Model) -> Choices:

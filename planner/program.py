@@ -122,20 +122,22 @@ class ParameterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputState:
-    """A batch tensor (`name` = its position in the batch) or a buffer of the module, in the layout that each rank gets."""
+    """What comes into the step, in the layout that each rank gets. `kind`: `input`, a batch tensor (`name` is its position in the
+    batch); `buffer` of the module; `key`, the number from which the step's random masks are drawn."""
 
     name: str
     value: int
     subshape: SubShape
     layout: Layout
     dtype: str
-    is_buffer: bool = False
+    kind: str = "input"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step of every rank of `mesh` or, where shards differ in size, of `rank`. `loss` is a replicated scalar's id,
-    `initial_bytes` held before."""
+    """One training step of every rank of `mesh` or, where ranks are told a size or place of their own, of `rank`. `loss` is a
+    replicated scalar's id, and so are those of `reported`, by name; `initial_bytes` are held before. `stores` are buffers that the
+    step changes: (the id of what comes in, of what it is afterwards)."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]
@@ -144,4 +146,6 @@ class Program:
     loss: int
     value_bytes: dict[int, int]
     initial_bytes: dict[str, int]
+    stores: tuple[tuple[int, int], ...] = ()
+    reported: tuple[tuple[str, int], ...] = ()
     rank: int | None = None

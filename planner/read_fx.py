@@ -12,17 +12,24 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable
-from planner.graph import Graph, Node, Parameter, Ref, Value
+from planner.graph import Graph, Node, Parameter, Ref, Serial, Value
+from planner.source_line import from_text
 from planner.workload import Workload
 
-__all__ = ["read_graph"]
+__all__ = ["Refused", "read_graph"]
+
+
+class Refused(NotTraceable):
+    """Of one op: traced again with stacks, the message names the line that called it."""
+
 
 aten = torch.ops.aten
 
 
-def read_graph(fx_graph: torch.fx.Graph, names: list[str], workload: Workload) -> Graph:
-    """The graph of a recorded step; `names` are those of its parameters and then its buffers, in the order of its arguments."""
-    return _Reader(fx_graph, names, workload).graph()
+def read_graph(fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload) -> Graph:
+    """The graph of a recorded step; `names` are those of its parameters and then its buffers, in the order of its arguments, `losses`
+    those of its last results."""
+    return _Reader(fx_graph, names, losses, workload).graph()
 
 
 #: Ops that give their operand back, whatever they promise about storage.
@@ -33,13 +40,15 @@ _NO_CHANGE = {
     "aten.reshape.default", "aten.repeat.default", "aten.constant_pad_nd.default",
 }  # fmt: skip
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
-_RANDOM_HINT = "set its dropout to 0: random ops are not planned yet"
+_RANDOM_HINT = (
+    "of random ops only dropout is planned (F.dropout, nn.Dropout and those of channels, attention and recurrent layers)"
+)
 
 
 class _Reader:
     """Reads the recorded FX graph into a `Graph`: aliases removed, views normalised, unused work dropped."""
 
-    def __init__(self, fx_graph: torch.fx.Graph, names: list[str], workload: Workload) -> None:
+    def __init__(self, fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload) -> None:
         fx_graph.eliminate_dead_code()
         self.workload = workload
         self.values: list[Value] = []
@@ -49,16 +58,20 @@ class _Reader:
         self.names = names
         self.roots = _roots(fx_graph)
         self.zeros: set[int] = set()
+        self.losses = losses
+        self.changed: dict[int, int] = {}  # a buffer's value -> the value that it has now
 
     def graph(self) -> Graph:
         placeholders = [n for n in self.fx_graph.nodes if n.op == "placeholder"]
         num_parameters = sum(p.requires_grad for _, p in self.workload.module.named_parameters())
-        for position, node in enumerate(placeholders):
-            if position < len(self.names):
-                kind = "parameter" if position < num_parameters else "buffer"
-                self.known[node] = self._value(node.meta["val"], kind, self.names[position])
-            else:
-                self.known[node] = self._value(node.meta["val"], "input", str(position - len(self.names)))
+        named, key, batch = placeholders[: len(self.names)], placeholders[len(self.names)], placeholders[len(self.names) + 1 :]
+        for position, node in enumerate(named):
+            kind = "parameter" if position < num_parameters else "buffer"
+            self.known[node] = self._value(node.meta["val"], kind, self.names[position])
+        for position, node in enumerate(batch):
+            self.known[node] = self._value(node.meta["val"], "input", str(position))
+        if key.users:
+            self.known[key] = self._value(key.meta["val"], "key", "key")
         for node in self.fx_graph.nodes:
             if node.op == "call_function":
                 self._read(node)
@@ -71,12 +84,14 @@ class _Reader:
 
     def _finish(self, num_parameters: int) -> Graph:
         output = next(n for n in self.fx_graph.nodes if n.op == "output")
-        loss, *gradients = (self._id(n) for n in output.args[0])
+        loss, *rest = (self._id(n) for n in output.args[0])
+        gradients, reported = rest[:num_parameters], rest[num_parameters:]
         parameters = tuple(Parameter(name=self.names[i], value=i, gradient=gradient) for i, gradient in enumerate(gradients))
         kinds = {kind: tuple(v.id for v in self.values if v.kind == kind) for kind in ("input", "buffer")}
         return Graph(
             nodes=tuple(self.nodes), values=tuple(self.values), parameters=parameters,
-            inputs=kinds["input"], buffers=kinds["buffer"], loss=loss,
+            inputs=kinds["input"], buffers=kinds["buffer"], loss=loss, updates=tuple(sorted(self.changed.items())),
+            reported=tuple(zip(self.losses, reported, strict=True)),
         )  # fmt: skip
 
     def _value(self, tensor: Tensor, kind: str, name: str, writer: int | None = None) -> int:
@@ -89,7 +104,7 @@ class _Reader:
     def _id(self, node: torch.fx.Node) -> int:
         found = self.known[node]
         assert isinstance(found, int), node
-        return found
+        return self.changed.get(found, found)
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, torch.fx.Node):
@@ -110,18 +125,46 @@ class _Reader:
         op = str(node.target)
         self._refuse(node, op)
         same = self._same_as(node, op)
-        if same is not None:
+        if same is None:
+            args = tuple(self._argument(a) for a in node.args)
+            op, args, kwargs = _normalised(op, args, {k: self._argument(v) for k, v in node.kwargs.items()}, node.meta["val"])
+            self._add(node, op, args, kwargs)
+        else:
             self.known[node] = same
-            return
-        args = tuple(self._argument(a) for a in node.args)
-        op, args, kwargs = _normalised(op, args, {k: self._argument(v) for k, v in node.kwargs.items()}, node.meta["val"])
-        self._add(node, op, args, kwargs)
+        if self._is_changed_buffer(node):
+            self._rebind(self.roots[node], self._id(node))
+
+    def _is_changed_buffer(self, node: torch.fx.Node) -> bool:
+        """Whether the op writes a whole buffer: its result is then what the buffer is from there on."""
+        target: Any = node.target
+        root = self.roots[node]
+        if not target._schema.is_mutable or root.op != "placeholder" or not isinstance(node.args[0], torch.fx.Node):
+            return False
+        first = self.known[root]
+        assert isinstance(first, int)
+        whole = node.args[0].meta["val"].shape == root.meta["val"].shape
+        return self.values[first].kind == "buffer" and whole and _functional(target)
+
+    def _rebind(self, buffer: torch.fx.Node, value: int) -> None:
+        """From here on, the buffer and what is the same as it have the value."""
+        first = self.known[buffer]
+        assert isinstance(first, int)
+        before = self.changed.get(first, first)
+        for node, root in self.roots.items():
+            if root is buffer and node is not buffer and self.known.get(node) == before:
+                self.known[node] = value
+        self.changed[first] = value
 
     def _same_as(self, node: torch.fx.Node, op: str) -> int | None:
         """The value that the op gives back unchanged, if it does."""
         first = node.args[0] if node.args else None
         if not isinstance(first, torch.fx.Node):
             return None
+        if op == "aten.copy_.default":
+            source = node.args[1]
+            assert isinstance(source, torch.fx.Node)
+            ours, theirs = first.meta["val"], source.meta["val"]
+            return self._id(source) if ours.shape == theirs.shape and ours.dtype == theirs.dtype else None
         if op in _ALIASES or (op in _NO_CHANGE and first.meta["val"].shape == node.meta["val"].shape):
             return self._id(first)
         if op == "aten.add.Tensor" and not node.kwargs:
@@ -140,36 +183,28 @@ class _Reader:
     def _refuse(self, node: torch.fx.Node, op: str) -> None:
         target: Any = node.target
         path = node.meta.get("custom", {}).get("path", "")
-        where = f"module {path or '(top)'!r} of {self.workload.name!r}"
+        where = f"module {path or '(top)'!r} of {self.workload.name!r}{_line(node)}"
         if torch.Tag.nondeterministic_seeded in target.tags:
-            raise NotTraceable(f"{where} runs {op}: {_RANDOM_HINT}")
-        if self._updates_statistics(node, op):
-            raise NotTraceable(
-                f"{where} is a batch norm in training mode, which changes its running statistics in place: "
-                "put it in eval mode, or use nn.GroupNorm"
+            raise Refused(f"{where} runs {op}: {_RANDOM_HINT}")
+        if op == "aten.copy_.default" and node.args[0].meta["val"].shape != node.args[1].meta["val"].shape:  # type: ignore[union-attr]
+            raise Refused(f"{where} copies a tensor into a larger one: expand it before")
+        if op == "aten.native_batch_norm.default" and node.args[5] and node.args[3] is not None:
+            raise Refused(
+                f"{where} normalises by the statistics of a sample or group and changes running ones in place: "
+                "set its track_running_stats to False"
             )
-        if target._schema.is_mutable and not self._harmless(node):
-            raise NotTraceable(
-                f"{where} changes a tensor in place ({op}) "
-                "that is a parameter, a buffer, an input, or read again: use the out-of-place op"
+        if target._schema.is_mutable and not self._harmless(node) and not self._is_changed_buffer(node):
+            raise Refused(
+                f"{where} changes a tensor in place ({op}) that is a parameter, an input, part of a buffer, or read "
+                "again: use the out-of-place op; a whole buffer may be changed"
             )
-
-    def _updates_statistics(self, node: torch.fx.Node, op: str) -> bool:
-        """Whether the op is a batch norm's that writes its running statistics, or counts its batches."""
-        if op == "aten.native_batch_norm.default":
-            return bool(node.args[5]) and node.args[3] is not None
-        first = node.args[0] if node.args else None
-        if op != "aten.add_.Tensor" or not isinstance(first, torch.fx.Node):
-            return False
-        return self.values[self._id(first)].name.endswith("num_batches_tracked")
 
     def _harmless(self, node: torch.fx.Node) -> bool:
         """Whether nobody sees that the op wrote in place: no view of what it wrote to, made before, is read after it."""
         target: Any = node.target
         root = self.roots[node]
         seen = [n for n, r in self.roots.items() if r is root and n < node]
-        functional = hasattr(aten, str(target._schema.name).split("::")[1].rstrip("_"))
-        return functional and root.op != "placeholder" and not any(user > node for n in seen for user in n.users)
+        return _functional(target) and root.op != "placeholder" and not any(user > node for n in seen for user in n.users)
 
     def _add(self, node: torch.fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         result = node.meta["val"]
@@ -196,6 +231,17 @@ class _Reader:
             self.zeros.update(i for i in ids if i is not None)
 
 
+def _functional(target: Any) -> bool:
+    """Whether the op has a form that does not write in place."""
+    return hasattr(aten, str(target._schema.name).split("::")[1].rstrip("_"))
+
+
+def _line(node: torch.fx.Node) -> str:
+    """Where in the user's code the op was called, if that was recorded."""
+    place = from_text(str(node.meta.get("stack_trace") or ""))
+    return f" at {place}" if place else ""
+
+
 def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
     """For every node, the node whose memory its result is a view of, or is written to: itself, where it has its own."""
     roots: dict[torch.fx.Node, torch.fx.Node] = {}
@@ -216,14 +262,18 @@ def _normalised(
     for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
         kwargs.pop(name, None)
     namespace, name, overload = op.split(".")
+    if namespace == "shardwright" and name == "dropout":
+        args = (*args[:3], Serial(args[3]))
     if namespace == "shardwright":
         return f"{namespace}.{name}", args, kwargs
+    if op == "aten.copy_.default":
+        return "aten._to_copy.default", (args[1],), {"dtype": str(result.dtype)}
+    filled = _fill_value(op, args)
     if name.endswith("_") and not name.endswith("__"):
         op = f"{namespace}.{name[:-1]}.{overload}"
     if op in _VIEWS:
         return "shardwright.reshape", (args[0], tuple(result.shape)), {}
     rank = result.dim() if isinstance(result, Tensor) else 0
-    filled = _fill_value(op, args)
     if filled is not None:
         return "aten.full.default", (tuple(result.shape), filled), {"dtype": str(result.dtype)}
     if op == "aten.t.default":
@@ -247,6 +297,8 @@ def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
     name = op.split(".")[1]
     if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
         return 0 if "zeros" in name else 1
-    if name in ("full_like", "full"):
+    if name == "zero_":
+        return 0
+    if name in ("full_like", "full") or op == "aten.fill_.Scalar":
         return args[1]
     return args[2] if name == "new_full" else None

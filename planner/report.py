@@ -206,6 +206,11 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
             ("against one process", f"loss {verify['loss_error']:.1e} (largest relative errors)"),
             ("", f"gradients {verify['gradient_error']:.1e} (worst: {verify['worst_gradient']})"),
             ("", f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']})"),
+            *(
+                [("", f"buffers {verify['buffer_error']:.1e} (worst: {verify['worst_buffer']})")]
+                if verify["worst_buffer"]
+                else []
+            ),
         ]
     return Section(title=f"Ran {plan.ask.model}", body=(Table(header=(), rows=tuple(rows)),))
 

@@ -162,7 +162,9 @@ class _Searcher:
     def proposals(self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False) -> list[Proposal]:
         """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
         where it fits."""
-        costing = Costing(self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes)
+        costing = Costing(
+            self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes, clip_norm=self.workload.clip_norm
+        )
         table = build_table(self.model, costing, pins_for(self.model, mesh, self.pins if pins is None else pins))
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]

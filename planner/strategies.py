@@ -131,7 +131,18 @@ def local_of(
         run = math.prod(size for other, size in enumerate(dims.sizes) if dims.letter[other] == letter and other != leaf)
         pieces[letter] = tuple(piece * run for piece in piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)))
         offsets[letter] = sum(pieces[letter][: mesh.position(axes, rank)])
-    return Local(results=results, split=split, sizes=sizes, pieces=pieces, offsets=offsets)
+    parts = _parts(dims, leaves, mesh, rank) if dims.signature.placed else ()
+    return Local(results=results, split=split, sizes=sizes, pieces=pieces, offsets=offsets, leaves=parts)
+
+
+def _parts(dims: OpDims, leaves: Layout, mesh: Mesh, rank: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+    """For each letter, its leaves as (size, size on this rank's shard, where that begins)."""
+    out: list[list[tuple[int, int, int]]] = [[] for _ in dims.signature.sizes]
+    for leaf, letter in enumerate(dims.letter):
+        axes = tuple(axis for axis, split in enumerate(leaves) if split == leaf)
+        pieces, at = piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)), mesh.position(axes, rank)
+        out[letter].append((dims.sizes[leaf], pieces[at], sum(pieces[:at])))
+    return tuple(map(tuple, out))
 
 
 def parameter_options(num_flat: int) -> tuple[Option, ...]:

@@ -36,12 +36,13 @@ def summarise(
 ) -> dict[str, Any]:  # fmt: skip
     """The summary of a plan."""
     step, batch = prediction.step_time_s, int(workload.batch[0].shape[0])
-    dtype = next((op_dtype(n) for n in model.graph.nodes if "float" in op_dtype(n)), "float32")
+    dtype = workload.compute or next((op_dtype(n) for n in model.graph.nodes if "float" in op_dtype(n)), "float32")
     return {
         "model": workload.name,
         "options": dict(workload.options),
         "optimizer": workload.optimizer,
         "dtype": dtype,
+        **({} if workload.clip_norm is None else {"clip_norm": workload.clip_norm}),
         "num_parameters": model.graph.num_parameters,
         "step_time_s": step,
         "compute_time_s": prediction.compute_time_s,

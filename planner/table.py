@@ -200,7 +200,7 @@ class _Builder:
         """Inputs and buffers come whole or in pieces, never as partial sums."""
         for value, layout in zip(node.operands, strategy.operands, strict=True):
             root = self.model.graph.values[self.model.roots[value].value]
-            if root.kind in ("input", "buffer") and any(map(is_partial, layout)):
+            if root.is_given and any(map(is_partial, layout)):
                 return False
         return True
 
@@ -219,7 +219,8 @@ class _Builder:
             found = parameter_strategies(flat, self.costing.sizes, allowed)
             if not found:
                 raise NoPlan(f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one")
-            cost = [self.costing.update(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
+            given = [(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
+            cost = [self.costing.update(*one) + self.costing.clip(*one) for one in given]
             out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
             self.parameter_strategies[out[-1]] = found
         return tuple(out)
@@ -285,7 +286,7 @@ class _Builder:
         return layouts_of(cache_, flat, itemsize, self.costing.sizes, time)
 
     def _conversion(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
-        if self._is_opaque(value):
+        if self._is_opaque(value) or value in self.model.cast_gradients:
             return np.where([[a == b for b in after] for a in before], 0.0, np.inf)
         return self._layouts(value, phase).cost_table(before, after)
 

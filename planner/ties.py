@@ -11,7 +11,7 @@ from collections import defaultdict
 from dataclasses import dataclass
 from typing import Any
 
-from planner.graph import Graph, Node, map_refs
+from planner.graph import Graph, Node, Serial, map_refs
 from planner.subdims import SubDims
 
 __all__ = ["Ties", "layer_of", "pattern_of", "tie"]
@@ -65,7 +65,7 @@ def _word(graph: Graph, dims: SubDims, node: Node) -> Any:
     """All that matters of a node but which values it reads."""
     op = dims.ops[node.index]
     operands = tuple((dims.shapes[v], graph.values[v].dtype, graph.values[v].kind) for v in node.operands)
-    arguments = map_refs(node.args, lambda _: "tensor")
+    arguments = tuple("number" if isinstance(a, Serial) else map_refs(a, lambda _: "tensor") for a in node.args)
     return (node.op, arguments, node.kwargs, operands, op.sizes, tuple(r is None for r in node.results))
 
 

@@ -37,7 +37,10 @@ def _labels_kept() -> Iterator[None]:
         yield
 
 
-def joint_trace(step: Callable[..., Any], arguments: tuple[Any, ...], table: dict[Any, Any]) -> torch.fx.Graph:
-    """The FX graph of `step(*arguments)`, with labels and sequence numbers on its nodes."""
+def joint_trace(
+    step: Callable[..., Any], arguments: tuple[Any, ...], table: dict[Any, Any], *, lines: bool = False
+) -> torch.fx.Graph:
+    """The FX graph of `step(*arguments)`, with labels and sequence numbers on its nodes; with `lines`, the stack that called each."""
     with _labels_kept():
-        return make_fx(step, decomposition_table=table, tracing_mode="real")(*arguments).graph
+        record = make_fx(step, decomposition_table=table, tracing_mode="real", record_stack_traces=lines)
+        return record(*arguments).graph

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,8 +19,9 @@ from torch import Tensor
 from cost_models.errors import NotTraceable, UserError
 from planner.decompose import decomposition_table
 from planner.graph import Graph
-from planner.kernels import Canonical
-from planner.read_fx import read_graph
+from planner.kernels import Canonical, precision
+from planner.read_fx import Refused, read_graph
+from planner.source_line import from_frames
 from planner.torch_private import FakeTensorMode, joint_trace, label_new_nodes, sequence_number
 from planner.workload import Workload
 
@@ -47,18 +47,24 @@ def trace(build: Callable[[], Workload]) -> Traced:
     with mode:
         workload = build()
         try:
-            fx_graph, names = _record(workload)
-        except UserError:
-            raise
-        except Exception as error:
-            raise NotTraceable(_explain(error, workload.name)) from error
-    return Traced(graph=read_graph(fx_graph, names, workload), workload=workload)
+            return Traced(graph=read_graph(*_recorded(workload, lines=False), workload), workload=workload)
+        except Refused:  # again, slowly, to name the line
+            return Traced(graph=read_graph(*_recorded(workload, lines=True), workload), workload=workload)
+
+
+def _recorded(workload: Workload, *, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str]]:
+    try:
+        return _record(workload, lines)
+    except UserError:
+        raise
+    except Exception as error:
+        raise NotTraceable(_explain(error, workload.name)) from error
 
 
 # ------------------------------------------------------------------------------------------------- recording
 
 
-def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str]]:
+def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str]]:
     module = workload.module
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -66,19 +72,25 @@ def _record(workload: Workload) -> tuple[torch.fx.Graph, list[str]]:
     if not parameters:
         raise NotTraceable(f"model {workload.name!r} has no parameter that requires a gradient: there is nothing to train")
 
-    def step(weights: dict[str, Tensor], state: dict[str, Tensor], *batch: Tensor) -> tuple[Tensor, ...]:
+    losses: list[str] = []
+
+    def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths:
             label_new_nodes({"phase": "forward", "path": ""})
-            with Canonical():
-                outputs = torch.func.functional_call(module, {**weights, **state}, tuple(batch[:-1]))
-                loss = workload.loss(outputs, batch[-1])
-            _check_loss(loss, workload.name)
+            with Canonical(key), precision(workload.compute):
+                inputs, named, target = workload.arguments(batch)
+                outputs = torch.func.functional_call(module, {**weights, **state}, inputs, named)
+                loss, several = workload.losses(outputs, target)
+            for one in (*several.values(), loss):
+                _check_loss(one, workload.name)
             paths.label_backward(loss)
             gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        return (loss, *_all_used(gradients, weights))
+        losses[:] = several
+        return (loss, *_all_used(gradients, weights), *several.values())
 
-    graph = joint_trace(step, (parameters, buffers, *workload.batch), decomposition_table())
-    return graph, [*parameters, *buffers]
+    key = torch.empty((), dtype=torch.int64)
+    graph = joint_trace(step, (parameters, buffers, key, *workload.batch), decomposition_table(), lines=lines)
+    return graph, [*parameters, *buffers], losses
 
 
 def _check_loss(loss: Any, name: str) -> None:
@@ -160,18 +172,8 @@ _REASONS = {
 
 def _explain(error: Exception, name: str) -> str:
     """One line: what went wrong, and the last line of the user's own code that was running."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if not _is_library(Path(f.filename))]
-    where = f" at {own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    line = from_frames(traceback.extract_tb(error.__traceback__))
+    where = f" at {line}" if line else ""
     kind = type(error).__name__
     reason = _REASONS.get(kind) or f"{kind}: {(str(error).strip() or 'no message').splitlines()[0]}"
     return f"model {name!r} cannot be traced as one static graph{where}: {reason}"
-
-
-def _is_library(path: Path) -> bool:
-    """Whether the file is ours (but for the built-in models), Python's or installed, and not the user's."""
-    ours, python = Path(__file__).parent, Path(traceback.__file__).parent
-    installed = "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents
-    return (
-        installed or python in path.parents or (ours in path.parents and path.parent.name != "models") or not path.is_absolute()
-    )

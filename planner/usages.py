@@ -76,7 +76,7 @@ class _Usages:
 
     def _value(self, value: int, uses: list[Use]) -> None:
         found, table = self.table.model.graph.values[value], self.table
-        if found.kind in ("input", "buffer"):
+        if found.is_given:
             consumer, after = table.consumed(uses[0])
             last = max(use.node for use in uses if use.node is not None)
             self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)

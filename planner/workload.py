@@ -5,27 +5,35 @@ model name, sizes -> Workload. The same builder serves planning (called under fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from cost_models.errors import BadValue, unknown_name
+from planner.batches import arguments, flatten
 from planner.models import MODELS, ModelSpec
 from planner.models import user as user_model
 from planner.models.spec import resolve
+from planner.saved import is_saved, read_saved
 
-__all__ = ["DTYPES", "Workload", "known_models", "load_workload", "resolve_options"]
+__all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "workload_of"]
+
+#: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
+PRECISIONS = {"fp32": ("float32", ""), "fp64": ("float64", ""), "bf16": ("bfloat16", ""), "bf16-mixed": ("float32", "bfloat16")}
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is trained: `loss(module(*batch[:-1]), batch[-1])` is the scalar that one step differentiates.
+    """What is trained: `loss(module(*batch[:-1]), batch[-1])` is the scalar that one step differentiates; of several losses, by name in
+    a dict or by number in a tuple, their sum is.
 
-    `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. `options` are all sizes as resolved.
+    `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested batch is given by its tensors and its
+    `nest` (`planner.batches`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
+    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it. `options` are all sizes as resolved.
     `dim_names` gives the sub-dims of parameters the model's own words: a glob of parameter names to one comma list of
     sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that
     fits a name counts.
@@ -34,12 +42,35 @@ class Workload:
     name: str
     module: torch.nn.Module
     batch: tuple[torch.Tensor, ...]
-    loss: Callable[[Any, torch.Tensor], torch.Tensor]
+    loss: Callable[[Any, Any], Any]
+    nest: Any = None
+    compute: str = ""
+    clip_norm: float | None = None
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     options: Mapping[str, Any] = field(default_factory=dict)
     dim_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokens_per_sample: int = 1
+
+    def arguments(self, batch: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """What the module is called with on these tensors, by position and by name, and the target."""
+        return (tuple(batch[:-1]), {}, batch[-1]) if self.nest is None else arguments(self.nest, batch)
+
+    def losses(self, outputs: Any, target: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """The scalar to differentiate, and where there are several the losses that it is the sum of, by name."""
+        found = self.loss(outputs, target)
+        if isinstance(found, tuple | list):
+            found = {f"loss_{number}": loss for number, loss in enumerate(found)}
+        if not isinstance(found, Mapping):
+            return found, {}
+        if not found:
+            raise BadValue(f"the loss of {self.name!r} returned no losses: return one scalar, or several by name")
+        return sum(found.values()), dict(found)  # type: ignore[return-value]
+
+    def loss_of(self, batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        """`losses` of the module on these tensors, in plain torch."""
+        inputs, named, target = self.arguments(batch)
+        return self.losses(self.module(*inputs, **named), target)
 
 
 def known_models() -> Mapping[str, ModelSpec]:
@@ -55,6 +86,8 @@ def resolve_options(
     Of the user's own `module:function` only the sizes that were given are known before it is called.
     Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
     """
+    if is_saved(spec):
+        return {}
     if user_model.is_user_model(spec):
         return user_model.resolve(spec, batch=batch, seq=seq, settings=settings)
     return resolve(_find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
@@ -68,13 +101,17 @@ def load_workload(
     settings: Mapping[str, str],
     num_devices: int,
     dtype: str = "float32",
+    compute: str = "",
+    clip_norm: float | None = None,
 ) -> Workload:
     """The workload of a built-in model or preset, or of the user's `module:function` or `path/to/file.py:function`.
 
     `batch` is the global batch; its default is the model's batch per device times `num_devices`. `dtype` becomes that of the
     parameters and of every floating tensor of the batch. Initial values come from the generator as it stands and are drawn
-    in float32 whatever `dtype` is, so that the same seed starts every dtype at the same point. Allocates nothing under
-    `FakeTensorMode`. Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.
+    in float32 whatever `dtype` is, so that the same seed starts every dtype at the same point. `compute` and `clip_norm`, where given,
+    replace the workload's own. Allocates nothing under `FakeTensorMode`.
+
+    Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, list(DTYPES))
@@ -82,9 +119,15 @@ def load_workload(
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        workload = _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
+        if is_saved(spec):
+            workload = _from_saved(spec)
+        else:
+            workload = _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
     finally:
         torch.set_default_dtype(before)
+    workload = replace(
+        workload, compute=compute or workload.compute, clip_norm=workload.clip_norm if clip_norm is None else clip_norm
+    )
     return _cast(workload, DTYPES[dtype])
 
 
@@ -113,6 +156,12 @@ def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
     )
 
 
+def _from_saved(spec: str) -> Workload:
+    saved = read_saved(spec)
+    workload = workload_of(type(saved["module"]).__name__, saved["module"], saved["batch"], saved["loss"], **saved["more"])
+    return replace(workload, options={"batch": workload.batch[0].shape[0]})
+
+
 def _from_user(spec: str, options: Mapping[str, Any]) -> Workload:
     result = user_model.call(spec, user_model.load_function(spec), options)
     if not isinstance(result, Workload):
@@ -121,8 +170,11 @@ def _from_user(spec: str, options: Mapping[str, Any]) -> Workload:
     return replace(result, options={"batch": result.batch[0].shape[0], **result.options, **options})
 
 
+WANTED = "(model, batch, loss): a torch.nn.Module, a tuple of tensors with the target last (or a dict), and a function"
+
+
 def _workload_of_parts(spec: str, parts: object) -> Workload:
-    wanted = "(model, batch, loss): a torch.nn.Module, a tuple of tensors with the target last, and a function"
+    wanted = WANTED
     if not isinstance(parts, tuple) or len(parts) != 3:
         got = f"a tuple of {len(parts)}" if isinstance(parts, tuple) else f"a {type(parts).__name__}"
         raise BadValue(f"{spec} returned {got}: return {wanted}, or a Workload")
@@ -131,20 +183,39 @@ def _workload_of_parts(spec: str, parts: object) -> Workload:
         raise BadValue(f"{spec} returned a {type(module).__name__} as the model: return {wanted}")
     if not callable(loss):
         raise BadValue(f"{spec} returned a {type(loss).__name__} as the loss: return {wanted}")
-    if not isinstance(batch, tuple | list):
-        raise BadValue(f"{spec} returned a {type(batch).__name__} as the batch: return {wanted}")
-    _check_batch(spec, tuple(batch))
-    return Workload(name=spec, module=module, batch=tuple(batch), loss=loss, tokens_per_sample=_tokens(batch[0]))
+    return workload_of(spec, module, batch, loss)
 
 
-def _tokens(first: torch.Tensor) -> int:
-    """Tokens in a sample: whole numbers of shape (batch, seq) are read as token ids."""
+def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], Any], **more: Any) -> Workload:
+    """The workload of a module, an example batch (a tuple with the target last, or a dict; nested as may be) and a loss.
+
+    Raises `BadValue` for a batch whose tensors do not share their dim 0.
+    """
+    if not isinstance(batch, tuple | list | Mapping):
+        raise BadValue(f"{name} returned a {type(batch).__name__} as the batch: return {WANTED}")
+    if len(batch) < 2 and not isinstance(batch, Mapping):
+        raise BadValue(f"{name} returned a batch of {len(batch)}: return at least one input and, last, the target")
+    plain = not isinstance(batch, Mapping) and not any(
+        isinstance(item, tuple | list | Mapping) or item is None for item in batch
+    )
+    tensors, nest = (tuple(batch), None) if plain else flatten(batch)
+    for number, item in enumerate(() if plain or isinstance(batch, Mapping) else batch):
+        if not flatten(item)[0]:
+            raise BadValue(f"{name} returned a {type(item).__name__} as number {number} of the batch: there is no tensor in it")
+    _check_batch(name, tensors)
+    more.setdefault("tokens_per_sample", _tokens(tensors))
+    return Workload(name=name, module=module, batch=tensors, nest=nest, loss=loss, **more)
+
+
+def _tokens(batch: tuple[torch.Tensor, ...]) -> int:
+    """Tokens in a sample: the first whole numbers of shape (batch, seq) are read as token ids."""
+    first = batch[0]
     return first.shape[1] if first.dim() == 2 and not first.dtype.is_floating_point else 1
 
 
 def _check_batch(spec: str, batch: tuple[Any, ...]) -> None:
-    if len(batch) < 2:
-        raise BadValue(f"{spec} returned a batch of {len(batch)}: return at least one input and, last, the target")
+    if not batch:
+        raise BadValue(f"{spec} returned a batch without tensors: return at least one input and, last, the target")
     for index, tensor in enumerate(batch):
         if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
             got = "a tensor without dims" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"

@@ -25,6 +25,7 @@ def reusable_sources(program: Program) -> dict[str, list[bool]]:
     families = _families(program)
     written, freed = _lifetimes(program)
     kept = {state.value for state in program.inputs} | {program.loss}
+    kept |= {value for _, value in (*program.stores, *program.reported)}
     kept |= {i for state in program.parameters for i in (state.value, state.shard)}
     out: dict[str, list[bool]] = {}
     for at, instruction in enumerate(program.instructions):

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
-from planner.layout import Mesh, is_split, local_shape
-from planner.program import ParameterState, Program
+from planner.kernels import step_key
+from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
+from planner.program import Program
 from planner.workload import Workload
 from runtime.groups import Groups
 from runtime.optimizers import make_optimizer, state_bytes
@@ -22,13 +23,14 @@ from runtime.parameters import assemble, cut, shards
 from runtime.recorder import make_recorder
 from runtime.source import Step, generate
 
-__all__ = ["Executor", "gather_parameters"]
+__all__ = ["Executor", "gather_buffers", "gather_parameters"]
 
 
 class Executor:
     """One rank's parameters, optimizer and compiled step.
 
-    `workload` gives the initial parameters and the optimizer; `groups` come from `make_groups`. With `keep_gradients`, the
+    `workload` gives the initial parameters and the optimizer; `groups` come from `make_groups`; dropout's masks are drawn from `seed`
+    and the number of the step, `num_steps` having been done. With `keep_gradients`, the
     gradients that the last update saw stand in `gradients`, by parameter name, as shards in the layout `updated`.
     """
 
@@ -41,12 +43,16 @@ class Executor:
         groups: Groups | None = None,
         device: str | torch.device = "cpu",
         keep_gradients: bool = False,
+        seed: int = 0,
     ) -> None:
         assert program.rank in (None, rank), (program.rank, rank)
         self.program = program
         self.rank = rank
         self.device = torch.device(device)
         self.keep_gradients = keep_gradients
+        self.seed = seed
+        self.num_steps = 0
+        self.reported: dict[str, float] = {}
         self.gradients: dict[str, Tensor] = {}
         self.peak_memory_bytes = 0
         self._groups = groups or {}
@@ -61,8 +67,10 @@ class Executor:
         return self.step_local(self.local_batch(batch))
 
     def step_local(self, local: dict[int, Tensor]) -> float:
-        """As `step`, on what `local_batch` gave."""
-        return float(self._run(self._fast, local, None))
+        """As `step`, on what `local_batch` gave. Of several losses `reported` then has each, by name."""
+        loss, *several = self._run(self._fast, local, None)
+        self.reported = {name: float(value) for (name, _), value in zip(self.program.reported, several, strict=True)}
+        return float(loss)
 
     def recorded_step(self, batch: Sequence[Tensor]) -> Timeline:
         """The timeline of one training step on this rank; also sets `peak_memory_bytes`. It trains as `step` does."""
@@ -86,7 +94,7 @@ class Executor:
         """This rank's part of the batch, by value id."""
         out: dict[int, Tensor] = {}
         for state in self.program.inputs:
-            if not state.is_buffer:
+            if state.kind == "input":
                 full = batch[int(state.name)]
                 expected = tuple(math.prod(dim) for dim in state.subshape)
                 if tuple(full.shape) != expected:
@@ -99,14 +107,21 @@ class Executor:
         """The optimizer's shard of each parameter, by name, in the layout `updated`."""
         return {state.name: shard for state, shard in zip(self.program.parameters, self._shards, strict=True)}
 
+    def buffer(self, value: int) -> Tensor:
+        """This rank's shard of a buffer, by its value id."""
+        return self._state[value]
+
     def _generate(self, *, recorded: bool) -> Step:
         return generate(
             self.program, rank=self.rank, groups=self._groups, device=self.device, update=self._update, recorded=recorded
         )
 
     @torch.no_grad()
-    def _run(self, step: Step, local: dict[int, Tensor], recorder: Any) -> Tensor:
+    def _run(self, step: Step, local: dict[int, Tensor], recorder: Any) -> tuple[Tensor, ...]:
         self._state.update(local)
+        key = step_key(self.seed, self.num_steps)
+        self._state.update({state.value: key for state in self.program.inputs if state.kind == "key"})
+        self.num_steps += 1
         try:
             return step.run(self._state, recorder)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
@@ -136,6 +151,16 @@ class Executor:
             shard.grad = None
 
 
+def gather_buffers(executor: Executor) -> dict[str, Tensor]:
+    """The full buffers that the step changes, by name, on every rank. All ranks call it together."""
+    program, out = executor.program, {}
+    stored = {value for value, _ in program.stores}
+    for state in program.inputs:
+        if state.value in stored and state.name not in out:
+            out[state.name] = _gather(executor.buffer(state.value), state.subshape, state.layout, program.mesh)
+    return out
+
+
 def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
     """The full parameters by name, on every rank; or what else lies in the same layout, such as `executor.gradients`.
 
@@ -145,19 +170,19 @@ def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = Non
     values = executor.parameter_shards() if values is None else values
     out: dict[str, Tensor] = {}
     for state in executor.program.parameters:
-        shard = values[state.name].contiguous()
-        if any(is_split(placement) for placement in state.updated):
-            out[state.name] = assemble(_all_shards(shard, state, mesh), state.subshape, state.updated, mesh)
-        else:
-            out[state.name] = shard.clone()
+        out[state.name] = _gather(values[state.name], state.subshape, state.updated, mesh)
     return out
 
 
-def _all_shards(shard: Tensor, state: ParameterState, mesh: Mesh) -> list[Tensor]:
-    """Every rank's shard of a parameter; they are sent as large as the largest."""
-    shapes = [local_shape(state.subshape, state.updated, mesh.sizes, mesh.coordinate(rank)) for rank in range(mesh.num_devices)]
+def _gather(shard: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh) -> Tensor:
+    """The full tensor of which every rank has its shard; shards are sent as large as the largest."""
+    shard = shard.contiguous()
+    if not any(is_split(placement) for placement in layout):
+        return shard.clone()
+    shapes = [local_shape(subshape, layout, mesh.sizes, mesh.coordinate(rank)) for rank in range(mesh.num_devices)]
     mine = shard.new_zeros(max(map(math.prod, shapes)))
     mine[: shard.numel()] = shard.view(-1)
     pieces = [torch.empty_like(mine) for _ in shapes]
     dist.all_gather(pieces, mine)
-    return [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    whole = [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    return assemble(whole, subshape, layout, mesh)

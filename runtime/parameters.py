@@ -54,7 +54,7 @@ def shards(program: Program, workload: Workload, rank: int, device: torch.device
                 piece = cut(full[state.name], state.subshape, layout, program.mesh, rank)
                 out[value] = piece.to(device, getattr(torch, state.dtype))
     for buffer in program.inputs:
-        if buffer.is_buffer:
+        if buffer.kind == "buffer":
             piece = cut(full[buffer.name], buffer.subshape, buffer.layout, program.mesh, rank)
             out[buffer.value] = piece.to(device, getattr(torch, buffer.dtype))
     return out

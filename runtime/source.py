@@ -28,9 +28,10 @@ _SERIAL = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The compiled step: `run(state, recorder)` -> the loss; `lines[n]` is the index of the instruction that line n runs."""
+    """The compiled step: `run(state, recorder)` -> the loss, and those that it is the sum of; `lines[n]` is the index of the
+    instruction that line n runs."""
 
-    run: Callable[[dict[int, torch.Tensor], Any], torch.Tensor]
+    run: Callable[[dict[int, torch.Tensor], Any], tuple[torch.Tensor, ...]]
     source: str
     filename: str
     lines: dict[int, int]
@@ -101,7 +102,7 @@ def generate(
 def _load(writer: _Writer) -> None:
     """Values held before the step become variables; the batch, and what the program writes anew, leave the state."""
     writer.stale = _rewritten(writer.program)
-    popped = writer.stale | {state.value for state in writer.program.inputs if not state.is_buffer}
+    popped = writer.stale | {state.value for state in writer.program.inputs if state.kind != "buffer"}
     held = [s.value for s in writer.program.inputs]
     held += [i for p in writer.program.parameters for i in dict.fromkeys((p.value, p.shard))]
     for value in dict.fromkeys(held):
@@ -113,7 +114,10 @@ def _store(writer: _Writer) -> None:
     _wait(writer, list(writer.waits))
     for value in sorted(_rewritten(writer.program)):
         writer.write(f"s[{value}] = t{value}")
-    writer.write(f"return t{writer.program.loss}")
+    for value, new in writer.program.stores:
+        writer.write(f"s[{value}] = t{new}")
+    reported = (value for _, value in writer.program.reported)
+    writer.write(f"return {', '.join(f't{value}' for value in (writer.program.loss, *reported))},")
 
 
 def _rewritten(program: Program) -> set[int]:

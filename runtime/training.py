@@ -10,7 +10,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import BadValue
+from planner.batches import flatten
 from planner.plan import program_of, read_plan, workload_of
-from runtime.executor import Executor, gather_parameters
+from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
 from runtime.parameters import build
@@ -31,14 +32,20 @@ __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The loss and the seconds (of rank 0) of every step, and the whole parameters after the last one, by name, on the CPU.
-
-    `module.load_state_dict(trained.parameters, strict=False)` puts them into the plain module; buffers are not trained.
+    """The loss and the seconds (of rank 0) of every step, and the whole parameters, and buffers that the step changes, after the last
+    one, by name, on the CPU. Of several losses `reported` has each by name, for every step.
     """
 
     losses: tuple[float, ...]
     step_times_s: tuple[float, ...]
     parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    reported: tuple[Mapping[str, float], ...] = ()
+
+    @property
+    def state(self) -> dict[str, Tensor]:
+        """All that was learned: `module.load_state_dict(trained.state, strict=False)`."""
+        return {**self.parameters, **self.buffers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +62,7 @@ class TrainRequest:
 
 def train_plan(
     plan: str | Path,
-    batches: Iterable[Sequence[Tensor]],
+    batches: Iterable[Any],
     *,
     seed: int = 0,
     learning_rate: float | None = None,
@@ -64,14 +71,14 @@ def train_plan(
 ) -> Trained:
     """What training by the plan in a file gives: a step for each batch, on as many processes as the plan has devices.
 
-    Each of `batches` is global, (inputs..., target) in the shapes that the plan was made for; every rank takes its own part.
+    Each of `batches` is global, (inputs..., target) or nested as the plan's example was, in its shapes; every rank takes its own part.
     The model starts from `seed` and runs under the workload's optimizer, at its learning rate unless one is given. `device` is
     "cpu" or "cuda", by default what there is. `on_event` gets `{"step", "loss", "time_s"}` after each step, in a thread.
 
     Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a rank fails otherwise.
     """
     num_ranks = read_plan(plan).mesh.num_devices
-    whole = [tuple(batch) for batch in batches]
+    whole = [flatten(batch)[0] for batch in batches]
     if not whole:
         raise BadValue("there are no batches to train on: give at least one")
     with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
@@ -94,19 +101,29 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
         if request.learning_rate is not None:
             workload = replace(workload, learning_rate=request.learning_rate)
         groups = make_groups(program, place.rank)
-        executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device)
+        executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device, seed=request.seed)
         losses: list[float] = []
         times: list[float] = []
+        reported: list[Mapping[str, float]] = []
         for number, batch in enumerate(batches, start=1):
             _check_count(batch, len(workload.batch), number)
             start = time.perf_counter()
             losses.append(executor.step(batch))
             times.append(time.perf_counter() - start)
+            reported.append(executor.reported)
             if place.rank == 0:
                 emit({"step": number, "loss": losses[-1], "time_s": times[-1]})
         parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}
+        buffers = {name: tensor.cpu() for name, tensor in gather_buffers(executor).items()}
         if place.rank == 0:
-            torch.save({"losses": tuple(losses), "step_times_s": tuple(times), "parameters": parameters}, request.result)
+            trained = Trained(
+                losses=tuple(losses),
+                step_times_s=tuple(times),
+                parameters=parameters,
+                buffers=buffers,
+                reported=tuple(reported),
+            )
+            torch.save({f.name: getattr(trained, f.name) for f in fields(trained)}, request.result)
 
 
 def _check_count(batch: Sequence[Tensor], expected: int, number: int) -> None:

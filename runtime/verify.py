@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from planner.kernels import Random, precision, step_key
 from planner.program import Program
 from planner.workload import Workload
 from runtime.optimizers import make_optimizer
@@ -19,18 +20,21 @@ __all__ = ["Reference", "Verification", "compare", "in_dtypes", "reference_run"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named."""
+    """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named. Gradients that are
+    0 but for rounding are compared with sqrt(eps) of the largest gradient of all."""
 
     loss_error: float
     gradient_error: float
     parameter_error: float
     worst_gradient: str
     worst_parameter: str
+    buffer_error: float = 0.0
+    worst_buffer: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What training gives: the losses, the gradients of the first step and the parameters at the end, by name."""
+    """What training gives: the losses, the gradients of the first step, and the parameters and buffers at the end, by name."""
 
     losses: tuple[float, ...]
     gradients: Mapping[str, Tensor]
@@ -40,7 +44,7 @@ class Reference:
 def in_dtypes(workload: Workload, program: Program) -> Workload:
     """The workload with its parameters and buffers in the program's dtypes."""
     wanted = {state.name: state.dtype for state in program.parameters}
-    wanted |= {state.name: state.dtype for state in program.inputs if state.is_buffer}
+    wanted |= {state.name: state.dtype for state in program.inputs if state.kind == "buffer"}
     named = (*workload.module.named_parameters(), *workload.module.named_buffers())
     for name, tensor in named:
         if name in wanted:
@@ -49,31 +53,38 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
 
 
 def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, num_steps: int) -> Reference:
-    """`num_steps` of plain training in this process, in the program's dtypes."""
+    """`num_steps` of plain training in this process, in the program's dtypes, under the same masks of dropout."""
     workload = in_dtypes(build(make, seed), program)
-    dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if not state.is_buffer}
+    dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if state.kind == "input"}
     batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate(workload.batch)]
     parameters = dict(workload.module.named_parameters())
     optimizer = make_optimizer(workload.optimizer, list(parameters.values()), workload.learning_rate)
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}
-    for _ in range(num_steps):
+    for step in range(num_steps):
         optimizer.zero_grad()
-        loss = workload.loss(workload.module(*batch[:-1]), batch[-1])
+        with Random(step_key(seed, step)), precision(workload.compute):
+            loss, _ = workload.loss_of(batch)
         loss.backward()  # type: ignore[no-untyped-call]
+        if workload.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(parameters.values(), workload.clip_norm)
         if not losses:
             gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
         optimizer.step()
         losses.append(loss.item())
-    return Reference(losses=tuple(losses), gradients=gradients, parameters=full_tensors(workload))
+    tensors = {name: tensor.clone() for name, tensor in full_tensors(workload).items()}
+    return Reference(losses=tuple(losses), gradients=gradients, parameters=tensors)
 
 
 def compare(
-    losses: Sequence[float], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reference: Reference
-) -> Verification:
-    """How far a run is from the reference."""
-    worst_gradient, gradient_error = _worst(gradients, reference.gradients)
+    losses: Sequence[float], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reference: Reference,
+    buffers: Mapping[str, Tensor] | None = None,
+) -> Verification:  # fmt: skip
+    """How far a run is from the reference; `buffers` are those that the step changes."""
+    least = _rounding_of_zero(reference.gradients)
+    worst_gradient, gradient_error = _worst(gradients, reference.gradients, least)
     worst_parameter, parameter_error = _worst(parameters, reference.parameters)
+    worst_buffer, buffer_error = _worst(buffers or {}, reference.parameters)
     tiny = sys.float_info.min
     pairs = zip(losses, reference.losses, strict=True)
     return Verification(
@@ -82,18 +93,27 @@ def compare(
         parameter_error=parameter_error,
         worst_gradient=worst_gradient,
         worst_parameter=worst_parameter,
+        buffer_error=buffer_error,
+        worst_buffer=worst_buffer,
     )
 
 
-def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[str, float]:
-    errors = {name: _relative_error(tensor.cpu(), theirs[name]) for name, tensor in ours.items()}
+def _rounding_of_zero(gradients: Mapping[str, Tensor]) -> float:
+    """sqrt(eps) of the largest gradient: a gradient all below it is 0 but for rounding, as a bias's before a batch norm is."""
+    largest = max((gradient.abs().max().item() for gradient in gradients.values()), default=0.0)
+    eps = max((torch.finfo(gradient.dtype).eps for gradient in gradients.values()), default=0.0)
+    return float(largest * eps**0.5)
+
+
+def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], least: float = 0.0) -> tuple[str, float]:
+    errors = {name: _relative_error(tensor.cpu(), theirs[name], least) for name, tensor in ours.items()}
     name = max(errors, key=lambda name: errors[name], default="")
     return name, errors.get(name, 0.0)
 
 
-def _relative_error(a: Tensor, b: Tensor) -> float:
+def _relative_error(a: Tensor, b: Tensor, least: float) -> float:
     difference = (a.double() - b.double()).abs().max().item()
-    return _no_nan(difference / max(b.double().abs().max().item(), sys.float_info.min))
+    return _no_nan(difference / max(b.double().abs().max().item(), least, sys.float_info.min))
 
 
 def _no_nan(error: float) -> float:

@@ -17,7 +17,7 @@ from cost_models.errors import RunFailed
 from cost_models.timeline import Timeline
 from planner.program import Program
 from planner.workload import Workload
-from runtime.executor import Executor, gather_parameters
+from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.heap import keep_freed_memory
 from runtime.launcher import Emit
@@ -114,9 +114,12 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
     """
     workload = in_dtypes(build(make, request.seed), program)
     groups = make_groups(program, place.rank)
-    executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device, keep_gradients=request.verify)
+    executor = Executor(
+        program, workload, rank=place.rank, groups=groups, device=place.device, keep_gradients=request.verify, seed=request.seed
+    )
     losses, times, gradients = _steps(executor, workload, request, place, emit)
     parameters = gather_parameters(executor) if request.verify else {}
+    buffers = gather_buffers(executor) if request.verify else {}
     timeline = _gather_timelines(executor.recorded_step(workload.batch), place)
     peak = _largest(executor.peak_memory_bytes, place)
     if place.rank != 0:
@@ -124,7 +127,7 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
     verification = None
     if request.verify:
         reference = reference_run(make, program, seed=request.seed, num_steps=request.num_steps)
-        verification = compare(losses, gradients, parameters, reference)
+        verification = compare(losses, gradients, parameters, reference, buffers)
     return RunResult(
         num_ranks=place.num_ranks,
         backend=place.backend,
@@ -153,8 +156,12 @@ def _steps(
             gradients = gather_parameters(executor, executor.gradients)
             executor.keep_gradients = False
         if place.rank == 0:
-            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1]})
+            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1], **_several(executor)})
     return losses, times, gradients
+
+
+def _several(executor: Executor) -> dict[str, dict[str, float]]:
+    return {"losses": executor.reported} if executor.reported else {}
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +51,10 @@ SIZES: dict[str, dict[str, int]] = {
     "bilstm": {},
 }
 
+#: The user's own models, by the file that they are in.
+OWN = {"bilstm": Path(__file__).resolve()}
+OWN |= dict.fromkeys(("dropped", "normed", "nested", "of_dict"), Path(__file__).resolve().parent / "step_models.py")
+
 
 class BiLSTM(nn.Module):
     def __init__(self) -> None:
@@ -94,22 +97,35 @@ class Planned:
         return tuple(lower(self.model, self.mesh, self.choices, costing, rank=r) for r in range(self.mesh.num_devices))
 
 
-def ask_for(name: str, num_devices: int = 4, *, batch: int = 8, dtype: str = "float64", **sizes: int | str) -> Ask:
+def ask_for(
+    name: str, num_devices: int = 4, *, batch: int = 8, dtype: str = "float64", compute: str = "",
+    clip_norm: float | None = None, **sizes: int | str,
+) -> Ask:  # fmt: skip
     """A small model of `SIZES`, some sizes replaced."""
-    settings = {key: str(value) for key, value in {**SIZES[name], **sizes}.items()}
-    model = f"{Path(__file__).resolve()}:bilstm" if name == "bilstm" else name
-    return Ask(model=model, batch=batch, seq=None, settings=settings, dtype=dtype, num_devices=num_devices)
+    settings = {key: str(value) for key, value in {**SIZES.get(name, {}), **sizes}.items()}
+    model = f"{OWN[name]}:{name}" if name in OWN else name
+    return Ask(
+        model=model,
+        batch=batch,
+        seq=None,
+        settings=settings,
+        dtype=dtype,
+        num_devices=num_devices,
+        compute=compute,
+        clip_norm=clip_norm,
+    )
 
 
 def traced(ask: Ask) -> tuple[Model, Workload]:
     """The model of an ask and its workload; traced once for all numbers of devices, which matter to neither."""
-    return _traced(ask.model, ask.batch, tuple(sorted(ask.settings.items())), ask.dtype)
+    key = repr(replace(ask, num_devices=1))
+    if key not in _TRACED:
+        found = trace(lambda: build(replace(ask, num_devices=1)))
+        _TRACED[key] = modelled(found), found.workload
+    return _TRACED[key]
 
 
-@cache
-def _traced(model: str, batch: int, settings: tuple[tuple[str, str], ...], dtype: str) -> tuple[Model, Workload]:
-    found = trace(lambda: build(Ask(model=model, batch=batch, seq=None, settings=dict(settings), dtype=dtype, num_devices=1)))
-    return modelled(found), found.workload
+_TRACED: dict[str, tuple[Model, Workload]] = {}
 
 
 def mesh_of(text: str) -> Mesh:
@@ -140,7 +156,7 @@ def table_of(ask: Ask, mesh: str | Mesh, pins: tuple[str, ...] = (), *, cluster:
     model, workload = traced(ask)
     mesh = mesh_of(mesh) if isinstance(mesh, str) else mesh
     cluster = cluster or load_cluster("cpu", num_devices=mesh.num_devices)
-    costing = Costing(cluster, mesh.sizes, workload.optimizer, total_gradient_bytes(model.graph))
+    costing = Costing(cluster, mesh.sizes, workload.optimizer, total_gradient_bytes(model.graph), clip_norm=workload.clip_norm)
     return build_table(model, costing, pins_for(model, mesh, tuple(map(parse_pin, pins))))
 
 
@@ -152,7 +168,7 @@ def planned(
     model, workload = traced(ask)
     on = mesh_of(mesh)
     cluster = cluster or load_cluster("cpu", num_devices=on.num_devices)
-    costing = Costing(cluster, on.sizes, workload.optimizer, total_gradient_bytes(model.graph))
+    costing = Costing(cluster, on.sizes, workload.optimizer, total_gradient_bytes(model.graph), clip_norm=workload.clip_norm)
     allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
     table = build_table(model, costing, split_by(model, workload, words, axis, allowed) if words else allowed)
     problem = table.problem(limit=limit)

@@ -95,7 +95,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The folder of a plan of a small `mlp` for two CPU ranks, and what `--json` said of it."""
     folder = tmp_path_factory.mktemp("plans") / "mlp"
-    words = ("--model", "mlp", "--gpus", "2", "--hardware", "cpu", "--dtype", "float64", "--batch", "8", *TINY)
+    words = ("--model", "mlp", "--gpus", "2", "--hardware", "cpu", "--precision", "fp64", "--batch", "8", *TINY)
     return folder, succeeds(*words, "--out", str(folder))
 
 
@@ -118,7 +118,7 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --set hidden=x", "BadValue: --set hidden=x: hidden is a whole number"),
         ("--model mlp --set hidden", "BadValue: --set hidden: write --set NAME=VALUE"),
         ("--model mlp --set hidden=1 --set hidden=2", "BadValue: --set hidden is given twice"),
-        ("--model mlp --dtype float23", "UnknownName: unknown dtype 'float23': did you mean 'float32'?"),
+        ("--model mlp --precision fp23", "UnknownName: unknown precision 'fp23': did you mean 'fp32'?"),
         ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number from 1 on"),
         ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number from 1 on"),
         ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number from 1 on"),

@@ -5,20 +5,34 @@ the same names here are what the executor calls, some with a process group over 
 """
 
 from planner.kernels.attention import attention, attention_backward
+from planner.kernels.batch_norm import batch_norm, batch_norm_backward
 from planner.kernels.canonical import Canonical
+from planner.kernels.clip import clipped, square_sum
 from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
+from planner.kernels.dropout import dropout, dropout_backward, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
+from planner.kernels.precision import precision
+from planner.kernels.random import Random
 
 __all__ = [
     "Canonical",
+    "Random",
     "attention",
     "attention_backward",
+    "batch_norm",
+    "clipped",
+    "batch_norm_backward",
     "count_targets",
     "cross_entropy",
     "cross_entropy_backward",
+    "dropout",
+    "dropout_backward",
     "embedding_backward_shard",
     "embedding_shard",
     "lstm_backward",
     "lstm_forward",
+    "precision",
+    "square_sum",
+    "step_key",
 ]

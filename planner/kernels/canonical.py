@@ -1,7 +1,7 @@
 """While `Canonical` is active, torch's LSTM, cross-entropy and attention become ours: tracing shows one node of each.
 
-What they have and ours do not (dropout, masks, class weights, label smoothing) is left to torch, or refused where that
-would give another graph on another platform.
+What they have and ours do not (masks, class weights, label smoothing) is left to torch, or refused where that would give another
+graph on another platform.
 """
 
 from __future__ import annotations
@@ -14,26 +14,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import NotTraceable
+from planner.kernels.random import Random
 
 __all__ = ["Canonical"]
 
+_SDPA = F.scaled_dot_product_attention
 
-class Canonical(TorchFunctionMode):
-    """Redirects `torch.lstm`, `F.cross_entropy` and `F.scaled_dot_product_attention` to `shardwright::` ops."""
 
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
+class Canonical(Random):
+    """Redirects LSTM, cross-entropy, attention and batch norm to `shardwright::` ops, and dropout as `Random` does."""
+
+    in_place = False  # a graph has no places; should the operand be read again, verifying a run shows it
+
+    def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if func is torch.lstm:
             return _lstm(*args, **kwargs)
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
+        if func is _SDPA:
             return _attention(*args, **kwargs)
+        if func in (F.batch_norm, torch.batch_norm):
+            return _batch_norm(func, *args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -42,8 +45,7 @@ def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
     if isinstance(second, Tensor):
         raise NotTraceable("nn.LSTM on a packed sequence is not supported: pad the batch to one length and pass the tensor")
     weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
-    if dropout and training and num_layers > 1:
-        raise NotTraceable(f"nn.LSTM with dropout={dropout} is not supported: set dropout=0")
+    assert not (dropout and training and num_layers > 1), "`Random` takes dropout out"
     if weights[1].shape[1] * 4 != weights[1].shape[0]:
         raise NotTraceable("nn.LSTM with proj_size is not supported: set proj_size=0")
     h0, c0 = second
@@ -101,9 +103,28 @@ def _attention(
 ) -> Tensor:
     same_heads = query.dim() == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
     if attn_mask is not None or dropout_p or not same_heads:
-        return F.scaled_dot_product_attention(
-            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-        )
+        return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     out, _ = torch.ops.shardwright.attention(query, key, value, is_causal, scale)
+    return out  # type: ignore[no-any-return]
+
+
+_BATCH_NORM = inspect.signature(F.batch_norm)
+
+
+def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
+    """Of a batch in training: its own statistics, over all its shards; the running ones are written by `copy_`, which the trace
+    reads as their new value."""
+    if func is torch.batch_norm:
+        x, weight, bias, mean, var, training, momentum, eps, _ = args
+    else:
+        call = _BATCH_NORM.bind(*args, **kwargs)
+        call.apply_defaults()
+        x, mean, var, weight, bias, training, momentum, eps = call.arguments.values()
+    if not training:
+        return func(*args, **kwargs)  # type: ignore[no-any-return]
+    out, _, _, new_mean, new_var = torch.ops.shardwright.batch_norm(x, weight, bias, mean, var, momentum, eps)
+    if mean is not None and var is not None:
+        mean.copy_(new_mean)
+        var.copy_(new_var)
     return out  # type: ignore[no-any-return]

@@ -1,6 +1,6 @@
 """Op rules, a file a family. Importing the package fills `RULES`."""
 
-from planner.rules import fused, norms, pointwise, products, reductions, views
+from planner.rules import fused, norms, pointwise, products, random, reductions, views
 from planner.rules.signature import RULES, Call, Local, OpCost, Rule, Signature
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "norms",
     "pointwise",
     "products",
+    "random",
     "reductions",
     "views",
 ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from planner.rules.signature import Call, Letters, Local, LocalCall, Signature, register
+import math
+
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 N, G, C = range(3)  # group norm: batch, groups, channels of a group; then the windows
 
@@ -72,3 +74,41 @@ def _batch_norm_backward(call: Call) -> Signature:
         results=(x if mask[0] else ((),), channel if mask[1] else ((),), channel if mask[2] else ((),)), fixed=fixed,
         reduced=(frozenset(), over, over), linear=(frozenset({0}),),
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- a batch in training
+
+
+def _statistics_group(call: Call, local: Local) -> LocalCall:
+    """Where what the statistics run over is split, the kernel gets the process group over which it joins them."""
+    from planner.program import Group
+
+    axes = sorted(a for letter, split in local.split.items() if letter != 1 for a in split)
+    return call.op, call.args, (("group", Group(tuple(axes))),) if axes else ()
+
+
+def _training_norm(call: Call, x_at: int, backward: bool) -> Signature:
+    """Every dim can be split; but for channels, with the statistics joined inside."""
+    shape = call.operands[x_at]
+    x, channel = tuple((d,) for d in range(len(shape))), ((1,),)
+    return Signature(
+        kind="norm", sizes=shape, operands=tuple(x if len(s) == len(shape) else channel for s in call.operands),
+        results=(x, channel, channel) if backward else (x, *(channel,) * 4), linear=(frozenset({0}),) if backward else (),
+        inner=frozenset(d for d in range(len(shape)) if d != 1), names=((1, "channels"),),
+        inner_traffic=lambda s, ranks: (
+            ("all_reduce", 2.0 * s[1] + 1, 1) if backward else ("all_gather", (2.0 * s[1] + 1) * ranks, 1),
+        ),
+        cost=lambda s: OpCost(flops=(14.0 if backward else 8.0) * math.prod(s), elements=(5.0 if backward else 3.0) * math.prod(s)),
+    )  # fmt: skip
+
+
+@register("shardwright.batch_norm", localize=_statistics_group)
+def _batch_norm_training(call: Call) -> Signature:
+    """x, weight, bias, running mean and variance -> result, mean, 1/deviation, new running mean and variance."""
+    return _training_norm(call, 0, backward=False)
+
+
+@register("shardwright.batch_norm_backward", localize=_statistics_group)
+def _batch_norm_training_backward(call: Call) -> Signature:
+    """grad, x, weight, mean, 1/deviation -> gradients of x, weight and bias."""
+    return _training_norm(call, 1, backward=True)

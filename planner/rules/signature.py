@@ -58,6 +58,7 @@ class Signature:
     cost: Callable[[tuple[int, ...]], OpCost] | None = None
     view: bool = False
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
+    placed: bool = False  # the kernel is told which part of the whole its shard is
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
     lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
         None  # steps, batch, width, hidden: whose reserve is opaque
@@ -83,13 +84,15 @@ class Signature:
 class Local:
     """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
     split it; `results` the local shapes; `sizes` the local letter sizes. Of the `contiguous` letters among those, `pieces` gives the
-    sizes on all ranks of the axes, in the order of their group, and `offsets` where this shard begins."""
+    sizes on all ranks of the axes, in the order of their group, and `offsets` where this shard begins. `leaves` are
+    every letter's leaves, the outermost first, each as (size, size here, where this shard begins): of `placed` ops alone."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
     sizes: tuple[int, ...]
     pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
     offsets: dict[int, int] = field(default_factory=dict)
+    leaves: tuple[tuple[tuple[int, int, int], ...], ...] = ()
 
 
 #: op, args, kwargs to run on a shard; args still hold `Ref`s.

@@ -10,6 +10,7 @@ import torch
 from rule_proof import run_op
 from torch import Tensor
 
+from planner.kernels import step_key
 from planner.rules.pointwise import POINTWISE
 
 __all__ = ["CASES", "Draw", "draw"]
@@ -524,6 +525,33 @@ def _batch_norm_backward(g: Draw) -> Arguments:
         eps,
         mask if any(mask) else (True, *mask[1:]),
     ), {}
+
+
+@case("shardwright.batch_norm")
+def _training_norm(g: Draw) -> Arguments:
+    c = g.size(2, 4, 6)
+    x = g.real(g.size(2, 3), c, *g.pick((), (3,), (2, 2)))
+    weights = (g.real(c), g.real(c)) if g.chance(0.7) else (None, None)
+    running = (g.real(c), g.positive(c)) if g.chance(0.7) else (None, None)
+    return (x, *weights, *running, 0.1, 1e-5), {}
+
+
+@case("shardwright.batch_norm_backward")
+def _training_norm_backward(g: Draw) -> Arguments:
+    (x, weight, bias, *rest), _ = _training_norm(g)
+    _, mean, rstd, _, _ = run_op("shardwright.batch_norm", (x, weight, bias, *rest), ())
+    return (g.real(*x.shape), x, weight, mean, rstd, 1e-5), {}
+
+
+@case("shardwright.dropout")
+def _dropout(g: Draw) -> Arguments:
+    return (g.real(*g.shape()), step_key(g.size(), g.size()), g.pick(0.1, 0.5, 0.9), g.size()), {}
+
+
+@case("shardwright.dropout_backward")
+def _dropout_backward(g: Draw) -> Arguments:
+    shape = g.shape()
+    return (g.real(*shape), g.mask(*shape), 0.3), {}
 
 
 # ------------------------------------------------------------------------------------------------- lookups

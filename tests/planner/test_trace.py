@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from trace_models import BUILDERS, MLP, Linear, built_in, graph_named, workload
 
 from cost_models.errors import NotTraceable
-from planner.graph import Graph
+from planner.graph import Graph, Serial
 from planner.rules import RULES
 from planner.subdims import infer
 from planner.trace import trace
@@ -197,7 +197,7 @@ def _read_again(x: Tensor) -> Tensor:
 def test_in_place_is_refused_where_somebody_sees_it(f: Callable[[Tensor], Tensor]) -> None:
     message = refusal(lambda: Apply(f))
     assert "changes a tensor in place (aten." in message
-    assert message.endswith("use the out-of-place op")
+    assert message.endswith("use the out-of-place op; a whole buffer may be changed")
 
 
 def test_an_input_changed_in_place_is_refused() -> None:
@@ -208,26 +208,56 @@ def test_an_input_changed_in_place_is_refused() -> None:
     assert "aten.mul_.Tensor" in refusal(Changes)
 
 
-def test_batch_norm_in_training_mode_is_refused() -> None:
-    message = refusal(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
-    assert message == (
-        "module '1' of 'test' is a batch norm in training mode, which changes its running statistics in place: "
-        "put it in eval mode, or use nn.GroupNorm"
-    )
-    graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4).eval()))
+def test_batch_norm_in_training_mode_writes_new_running_statistics() -> None:
+    graph = graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4)))
+    names = [graph.values[buffer].name for buffer, _ in graph.updates]
+    assert names == ["1.running_mean", "1.running_var", "1.num_batches_tracked"]
+    writers = [graph.nodes[graph.values[new].writer or 0].op for _, new in graph.updates]
+    assert writers == ["shardwright.batch_norm", "shardwright.batch_norm", "aten.add.Tensor"]
+    assert graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4).eval())).updates == ()
 
 
-def test_functional_batch_norm_in_training_mode_is_refused() -> None:
-    class Norm(Linear):
-        def __init__(self) -> None:
-            super().__init__()
-            self.register_buffer("mean", torch.zeros(4))
-            self.register_buffer("var", torch.ones(4))
+class _Counts(Linear):
+    def __init__(self, change: Callable[[Tensor, Tensor], object]) -> None:
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(4))
+        self.change = change
 
+    def forward(self, x: Tensor) -> Tensor:
+        y = super().forward(x)
+        with torch.no_grad():
+            self.change(self.seen, y)  # type: ignore[arg-type]
+        return y * self.seen  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda seen, y: seen.mul_(0.5).add_(y.sum(0)),
+        lambda seen, y: seen.copy_(y.sum(0)),
+        lambda seen, y: seen.fill_(2.0),
+        lambda seen, y: seen.detach().add_(1),
+    ],
+)
+def test_a_changed_buffer_is_read_as_its_new_value(change: Callable[[Tensor, Tensor], object]) -> None:
+    graph = graph_of(lambda: _Counts(change))
+    ((buffer, new),) = graph.updates
+    assert graph.values[buffer].name == "seen"
+    assert graph.values[new].shape == (4,)
+    product = next(n for n in graph.nodes if n.op == "aten.mul.Tensor" and n.result_shapes == ((8, 4),))
+    assert product.operands[1] == new
+
+
+def test_a_part_of_a_buffer_that_changes_is_refused_with_its_line() -> None:
+    class Part(_Counts):
         def forward(self, x: Tensor) -> Tensor:
-            return F.batch_norm(self.linear(x), self.mean, self.var, training=True)  # type: ignore[arg-type]
+            self.seen[0] = x.sum()  # a part
+            return self.linear(x) * self.seen  # type: ignore[operator]
 
-    assert "is a batch norm in training mode" in refusal(Norm)
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# a part"))
+    message = refusal(lambda: Part(lambda seen, y: None))
+    assert f"{HERE}:{line} (self.seen[0] = x.sum()" in message
+    assert "part of a buffer" in message
 
 
 # ------------------------------------------------------------------------------------------------- refusals
@@ -259,11 +289,23 @@ def test_a_mistake_in_the_loss_names_its_line() -> None:
     assert "RuntimeError" in message
 
 
-def test_dropout_is_refused() -> None:
-    message = refusal(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5)))
-    assert message.startswith("module '1' of 'test' runs aten.")
-    assert message.endswith("set its dropout to 0: random ops are not planned yet")
-    graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.0)))
+def test_dropout_is_one_op_of_ours_and_numbered() -> None:
+    graph = graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.Dropout(0.5), nn.Dropout(0.2), nn.Dropout(0.0)))
+    drops = [n for n in graph.nodes if n.op == "shardwright.dropout"]
+    assert [n.args[2:] for n in drops] == [(0.5, Serial(0)), (0.2, Serial(1))]
+    assert graph.values[drops[0].operands[1]].kind == "key"
+    assert not any(v.kind == "key" for v in graph_of(Linear).values)
+
+
+def test_random_ops_but_dropout_are_refused_with_their_line() -> None:
+    class Noise(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x))  # noise
+
+    line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# noise"))
+    message = refusal(Noise)
+    assert f"{HERE}:{line} (return super().forward(x + torch.randn_like(x))" in message
+    assert "runs aten.randn_like.default: of random ops only dropout is planned" in message
 
 
 def test_an_unused_parameter_is_refused() -> None:

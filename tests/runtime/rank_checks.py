@@ -180,7 +180,27 @@ def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
             **{f"uneven {n}": e for n, e in _lstm_errors(num_ranks, place.rank, group, hidden=7).items()},
             **_cross_entropy_errors(num_ranks, place.rank, group, classes=12),
             **{f"uneven {n}": e for n, e in _cross_entropy_errors(num_ranks, place.rank, group, classes=11).items()},
+            **_batch_norm_errors(num_ranks, place.rank, group, batch=8),
+            **{f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, place.rank, group, batch=7).items()},
         }
+
+
+def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, batch: int) -> dict[str, float]:
+    x, grad = 3 + torch.randn(2, batch, 4, 3).double()
+    weight, bias, mean, var = torch.randn(4, 4).double()
+    wanted = kernels.batch_norm(x, weight, bias, mean, var, 0.1, 1e-5)
+    wanted_grads = kernels.batch_norm_backward(grad, x, weight, wanted[1], wanted[2], 1e-5)
+    own, own_grad = x.tensor_split(num_ranks)[rank], grad.tensor_split(num_ranks)[rank]
+    ours = kernels.batch_norm(own, weight, bias, mean, var, 0.1, 1e-5, group=group)
+    grads = kernels.batch_norm_backward(own_grad, own, weight, ours[1], ours[2], 1e-5, group=group)
+    names = ["y", "mean", "rstd", "running mean", "running var", "gx", "gw", "gb"]
+    found = zip(names, (*ours, *grads), (*wanted, *wanted_grads), strict=True)
+    return {
+        f"batch_norm {n}": (
+            (a - (b.tensor_split(num_ranks)[rank] if n in ("y", "gx") else b)).abs().max() / b.abs().max()
+        ).item()
+        for n, a, b in found
+    }
 
 
 def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, hidden: int) -> dict[str, float]:

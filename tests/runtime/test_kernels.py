@@ -65,11 +65,6 @@ def test_lstm_packed_is_refused() -> None:
         torch.nn.LSTM(2, 2)(packed)
 
 
-def test_lstm_dropout_is_refused() -> None:
-    with Canonical(), pytest.raises(NotTraceable, match=r"dropout=0\.5"):
-        torch.nn.LSTM(2, 2, num_layers=2, dropout=0.5)(torch.zeros(3, 1, 2))
-
-
 @DTYPES
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
 @pytest.mark.parametrize("shape", [(7, 11), (2, 11, 3), (2, 11, 3, 2), (300, 1000)])

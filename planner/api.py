@@ -1,0 +1,111 @@
+"""The Python API: plan a module that one has, look at the plan, save it. docs/api.md shows it from beginning to end.
+
+    module, batch, loss, cluster -> Planned
+
+Running is `runtime.training.train_plan(planned.path, batches)`: planning does not import the runtime.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cost_models.atomic_write import write_atomically
+from cost_models.cluster import Cluster, load_cluster
+from planner.ask import Ask, dtypes_of
+from planner.files import plan_files
+from planner.pins import parse_mesh, parse_pin
+from planner.plan import Plan, program_of, write_plan
+from planner.predict import Prediction, predict
+from planner.saved import write_saved
+from planner.search import Found, search
+from planner.workload import workload_of
+
+__all__ = ["Planned", "plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """A plan, the cluster that it is for, and the folder that holds its model and, with `save`, its report and pictures too."""
+
+    found: Found
+    cluster: Cluster
+    folder: Path
+
+    @property
+    def plan(self) -> Plan:
+        """The plan: mesh, choices, figures (`plan.summary`), proof, alternatives."""
+        return self.found.plan
+
+    @property
+    def path(self) -> Path:
+        """The plan's file, which `train_plan` and every verb of the command line take."""
+        return self.folder / "plan.json"
+
+    def simulate(self, cluster: Cluster | str | None = None) -> Prediction:
+        """One step, predicted: on the plan's cluster, or on another of as many devices."""
+        if cluster is None:
+            return predict(self.found.program, self.cluster)
+        other = load_cluster(cluster, num_devices=self.cluster.num_devices) if isinstance(cluster, str) else cluster
+        return predict(program_of(self.plan, other), other)
+
+    def save(self) -> Path:
+        """Writes report, timeline and pictures beside the plan; returns the plan's file."""
+        _, contents = plan_files(self.found, self.cluster, self.folder)
+        for name, content in contents.items():
+            write_atomically(self.folder / name, content)
+        return self.path
+
+    def report(self) -> str:
+        """The report as Markdown."""
+        _, contents = plan_files(self.found, self.cluster, self.folder)
+        return str(contents["report.md"])
+
+
+def plan(
+    model: torch.nn.Module,
+    batch: Any,
+    loss: Callable[[Any, Any], Any],
+    *,
+    cluster: Cluster | str = "cpu",
+    num_devices: int | None = None,
+    mesh: str | None = None,
+    pins: Sequence[str] = (),
+    optimizer: str = "adam",
+    learning_rate: float = 1e-3,
+    precision: str = "fp32",
+    clip_norm: float | None = None,
+    folder: str | Path = "",
+) -> Planned:
+    """The best plan to train `model` on `cluster` (a name of `plan hardware`, a file, or a record).
+
+    `batch` is an example: a tuple with the target last, or a dict that goes whole to the module and the loss; nested as may be. `loss`
+    takes what the module returns and the target, and returns a scalar, or several in a dict or tuple, of which the sum is trained.
+    `mesh`, `pins`, `precision` and `clip_norm` are as on the command line. The model's values, as they are, and the plan are written to
+    `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
+
+    Raises BadValue for a model or loss that other processes cannot import, NotTraceable, NoPlan and DoesNotFit as planning does.
+    """
+    on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
+    where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
+    workload_of(type(model).__name__, model, batch, loss)  # what is wrong with the batch is said before anything is written
+    dtype, compute = dtypes_of(precision)
+    name = write_saved(where / "model.pt", model, batch, loss, {"optimizer": optimizer, "learning_rate": learning_rate})
+    ask = Ask(
+        model=name,
+        batch=None,
+        seq=None,
+        settings={},
+        dtype=dtype,
+        num_devices=on.num_devices,
+        compute=compute,
+        clip_norm=clip_norm,
+    )
+    pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
+    found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)))
+    write_plan(found.plan, where / "plan.json")
+    return Planned(found=found, cluster=on, folder=where)

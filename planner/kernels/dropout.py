@@ -1,0 +1,140 @@
+"""`shardwright::dropout` and its backward: masks that do not depend on how a tensor is split, nor on the device.
+
+Whether an element is kept is a function of the step's key, the op's number in the step and the element's place in the whole
+tensor, by a counter-based generator in plain integer ops. Every row (all dims but the last) and every column has 32 bits of
+splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); an element's draw is murmur3's
+32-bit finaliser (Appleby, MurmurHash3, 2011) of the two. Replicas draw the same, shards their part of the whole; a seed repeats.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Places", "dropout", "dropout_backward", "step_key"]
+
+#: For every dim of a shard, its runs from the outermost in: (size in the whole, size here, where this shard's part begins).
+Places = tuple[tuple[tuple[int, int, int], ...], ...]
+
+#: Rows are drawn in chunks of about this many elements: their temporaries stay in a CPU core's L2 cache, or a GPU's.
+_CHUNK_CPU = 1 << 15
+_CHUNK_DEVICE = 1 << 22
+
+#: splitmix64's increment and multipliers; murmur3's multipliers, as signed integers.
+_GOLDEN, _MIX_A, _MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_MURMUR_A, _MURMUR_B = -0x7A143595, -0x3D4D51CB
+
+
+def step_key(seed: int, step: int) -> Tensor:
+    """The key from which all masks of step number `step` are drawn: a whole number of 64 bits, in the host's memory."""
+    return torch.tensor(_signed(_mix(_mix(seed) + step)))
+
+
+def dropout(x: Tensor, key: Tensor, p: float, number: int, places: Places | None = None) -> tuple[Tensor, Tensor]:
+    """x / (1 - p) where the mask keeps it and 0 elsewhere, and the mask (bool); each element is kept with probability 1 - p.
+
+    `places` says which part of the whole tensor x is; None: all of it.
+    """
+    mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
+    rows, columns = _hashes(x, key, number, places)
+    flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
+    threshold = min(2**31 - 1, round(p * 2**32) - 2**31)  # of the signed draws, the share p lies below it
+    step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_DEVICE) // flat.shape[1])
+    for at in range(0, flat.shape[0], step):
+        torch.ge(_draw(rows[at : at + step], columns), threshold, out=flat[at : at + step])
+    return dropout_backward(x, mask, p), mask
+
+
+def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
+    """The gradient of x: that of the result where the mask kept it, divided by 1 - p."""
+    kept = mask.view(torch.uint8).to(grad.dtype)  # torch's own product of a number and a bool takes four times as long
+    return kept.mul_(grad).mul_(0.0 if p >= 1 else 1 / (1 - p))
+
+
+def _draw(rows: Tensor, columns: Tensor) -> Tensor:
+    """A draw of 32 bits for every pair of a row and a column. Shifts of signed integers copy the sign, which is masked away."""
+    draw = torch.bitwise_xor(rows[:, None], columns[None])
+    for shift, factor in ((16, _MURMUR_A), (13, _MURMUR_B)):
+        draw.bitwise_xor_(torch.bitwise_right_shift(draw, shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+    return draw  # the last step of the finaliser changes low bits only, and the comparison reads the high ones
+
+
+def _hashes(x: Tensor, key: Tensor, number: int, places: Places | None) -> tuple[Tensor, Tensor]:
+    """A hash of 32 bits for every row and column of x, by their numbers in the whole tensor."""
+    own = _mix(_mix(int(key)) + number)
+    if places is None:
+        places = tuple(((size, size, 0),) for size in x.shape)
+    row = torch.zeros(1, dtype=torch.int64, device=x.device)
+    for runs in places[:-1]:
+        size, index = _indices(runs, x.device)
+        row = (row[:, None] * size + index).view(-1)
+    _, column = _indices(places[-1], x.device) if places else (1, row)
+    return _hash(row, own), _hash(column, _mix(own))
+
+
+def _indices(runs: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[int, Tensor]:
+    """The size of a dim of the whole tensor, and the numbers in it of this shard's places."""
+    (whole, here, start), *inner = runs or ((1, 1, 0),)
+    index = torch.arange(start, start + here, device=device)
+    for size, here, start in inner:
+        whole *= size
+        index = (index[:, None] * size + torch.arange(start, start + here, device=device)).view(-1)
+    return whole, index
+
+
+def _hash(index: Tensor, seed: int) -> Tensor:
+    """32 bits of splitmix64's sequence from `seed`, at every index."""
+    x = (index * _signed(_GOLDEN)).add_(_signed(seed))
+    for shift, factor in ((30, _MIX_A), (27, _MIX_B)):
+        x.bitwise_xor_((x >> shift).bitwise_and_((1 << (64 - shift)) - 1)).mul_(_signed(factor))
+    return x.bitwise_right_shift_(32).int()
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finaliser of a number."""
+    x = (x + _GOLDEN) % (1 << 64)
+    x = (x ^ (x >> 30)) * _MIX_A % (1 << 64)
+    x = (x ^ (x >> 27)) * _MIX_B % (1 << 64)
+    return x ^ (x >> 31)
+
+
+def _signed(x: int) -> int:
+    """The signed integer of 64 bits with the low 64 bits of x."""
+    return (x + (1 << 63)) % (1 << 64) - (1 << 63)
+
+
+@torch.library.custom_op("shardwright::dropout", mutates_args=())
+def _dropout(x: Tensor, key: Tensor, p: float, number: int) -> tuple[Tensor, Tensor]:
+    return dropout(x, key, p, number)
+
+
+@torch.library.custom_op("shardwright::dropout_backward", mutates_args=())
+def _dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
+    return dropout_backward(grad, mask, p)
+
+
+@_dropout.register_fake
+def _(x: Tensor, key: Tensor, p: float, number: int) -> tuple[Tensor, Tensor]:
+    return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
+
+
+@_dropout_backward.register_fake
+def _(grad: Tensor, mask: Tensor, p: float) -> Tensor:
+    return torch.empty_like(grad)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    ctx.p = inputs[2]
+    ctx.save_for_backward(output[1])
+    ctx.mark_non_differentiable(output[1])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    (mask,) = ctx.saved_tensors
+    return torch.ops.shardwright.dropout_backward(grad, mask, ctx.p), None, None, None
+
+
+_dropout.register_autograd(_differentiate, setup_context=_save)
