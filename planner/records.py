@@ -37,6 +37,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
             name: getattr(plan.solver, name) for name in ("status", "objective", "bound", "gap", "time_s", "num_variables")
         },
         "replicated_ops": list(summary["replicated_ops"]),
+        "padding": summary.get("padding"),
         "planning_time_s": summary["planning_time_s"],
         "files": {key: files[key] for key in ("plan", "report", "timeline")},
     }
