@@ -3,21 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.fx.traceback as fx_traceback
 from torch._decomp import get_decompositions
 from torch._subclasses import FakeTensorMode  # no public name for tensors with a shape and no memory, other than `meta`
+from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
 
-__all__ = ["FakeTensorMode", "decompositions", "joint_trace", "label_new_nodes", "sequence_number"]
+__all__ = ["FakeTensorMode", "decompositions", "is_fake", "joint_trace", "label_new_nodes", "sequence_number", "unfaked"]
 
 
 def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
     """torch's own decompositions of the given ops. Private: the table has no public home outside `torch.export`."""
     return get_decompositions(ops)
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether the tensor has a shape and no memory."""
+    return isinstance(tensor, FakeTensor)
+
+
+def unfaked() -> AbstractContextManager[Any]:
+    """Within it tensors are real, under fake tensors too. Private: no public way for a library that reads its own values (Keras)."""
+    return unset_fake_temporarily()
 
 
 def label_new_nodes(labels: dict[str, Any]) -> None:
