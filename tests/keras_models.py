@@ -25,7 +25,9 @@ def normed(batch: int = 16) -> tuple[Any, tuple[Any, Any]]:
     import numpy as np
 
     layers = keras.layers
-    model = keras.Sequential([layers.Input((6,)), layers.Dense(8), layers.BatchNormalization(), layers.Dense(1)])
+    model = keras.Sequential(
+        [layers.Input((6,)), layers.Dense(8, use_bias=False), layers.BatchNormalization(), layers.Dense(1)]
+    )
     model.compile(optimizer=keras.optimizers.SGD(0.05), loss="mean_squared_error")
     rng = np.random.default_rng(0)
     return model, (rng.normal(size=(batch, 6)).astype("float32"), rng.normal(size=(batch, 1)).astype("float32"))

@@ -1,13 +1,14 @@
 """A compiled Keras 3 model on its torch backend, taken as it is: `keras:module:function`.
 
-The function returns (model, (x, y)). The model is called by Keras's `stateless_call`, its variables being the parameters and buffers of a
-plain module; its loss is Keras's, its optimizer the torch one of the same name. `put_back` hands what was learned back to Keras.
+The function returns (model, (x, y)). The model is called by Keras's `stateless_call`, its variables being the parameters and buffers
+of a plain module; its loss is Keras's, its optimizer the torch one of the same name. `put_back` hands what was learned back to Keras.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +36,7 @@ class KerasModule(nn.Module):
     def __init__(self, model: Any) -> None:
         super().__init__()
         object.__setattr__(self, "keras_model", model)  # no submodule: its variables are ours
-        self.trained = [name_of(v) for v in model.trainable_variables]
-        self.state = [name_of(v) for v in model.non_trainable_variables]
+        self.trained, self.state = _names(model.trainable_variables), _names(model.non_trainable_variables)
         for name, value in zip(self.trained, map(_value, model.trainable_variables), strict=True):
             self.register_parameter(name, nn.Parameter(value))
         for name, value in zip(self.state, map(_value, model.non_trainable_variables), strict=True):
@@ -54,9 +54,16 @@ class KerasModule(nn.Module):
         return out  # type: ignore[no-any-return]
 
 
-def name_of(variable: Any) -> str:
-    """A variable's path without the model's name, as a parameter's."""
-    return str(variable.path.partition("/")[2] or variable.path).replace("/", "_").replace(".", "_")
+def _names(variables: Sequence[Any]) -> list[str]:
+    """Variables' paths as parameters' names. Keras numbers models and layers through a whole process (`lstm_1`, `lstm_2`), and another
+    process is to find the same names: so they are numbered here, in order."""
+    out: list[str] = []
+    for variable in variables:
+        path = str(variable.path.partition("/")[2] or variable.path)
+        name = re.sub(r"_\d+(?=/|$)", "", path).replace("/", "_").replace(".", "_")
+        same = sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", other) is not None for other in out)
+        out.append(f"{name}_{same}" if same else name)
+    return out
 
 
 def _value(variable: Any) -> Tensor:
@@ -88,7 +95,7 @@ def parts_of(
             f"{spec} returned a model that is not compiled: model.compile(optimizer='adam', loss='binary_crossentropy')"
         )
     kind = type(model.optimizer).__name__
-    if kind not in _OPTIMIZERS or getattr(model.optimizer, "momentum", 0):
+    if kind not in _OPTIMIZERS or getattr(model.optimizer, "momentum", None):
         raise BadValue(
             f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_OPTIMIZERS)}, without momentum"
         )
@@ -109,9 +116,10 @@ def parts_of(
 
 def put_back(model: Any, state: Mapping[str, Tensor]) -> None:
     """Gives the Keras model what was learned: `state` is `Trained.state`."""
-    for variable in (*model.trainable_variables, *model.non_trainable_variables):
-        if name_of(variable) in state:
-            variable.assign(state[name_of(variable)])
+    for variables in (model.trainable_variables, model.non_trainable_variables):
+        for name, variable in zip(_names(variables), variables, strict=True):
+            if name in state:
+                variable.assign(state[name])
 
 
 def _keras() -> Any:
