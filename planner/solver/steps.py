@@ -54,15 +54,14 @@ def fold(work: Working, node: int) -> None:
 
 
 def merge(work: Working, node: int) -> None:
-    """Neighbours whose strategy this node's forces go into it, and it into one that forces its own."""
+    """Neighbours whose strategy this node's forces go into it, and it into one that forces its own; where either could go, the one
+    with fewer edges does."""
     for other in list(work.near[node]):
-        table = work.near[node].get(other)
-        if table is None:
-            continue
-        for u, v, pairs in ((node, other, table), (other, node, table.T)):
-            possible = np.isfinite(pairs)
-            if (possible.sum(axis=1) == 1).all() and _grows_little(work, v, u):
-                work.merge(v, u, possible.argmax(axis=1))
+        possible = np.isfinite(work.near[node][other])
+        ways = [(other, node, possible), (node, other, possible.T)]
+        for gone, into, pairs in sorted(ways, key=lambda way: len(work.near[way[0]])):
+            if (pairs.sum(axis=1) == 1).all() and _grows_little(work, gone, into):
+                work.merge(gone, into, pairs.argmax(axis=1))
                 break
         if not work.alive[node]:
             return
@@ -85,7 +84,7 @@ def push(work: Working, node: int) -> None:
             continue  # most tables are told apart by their corners
         rows, columns = table[:, 0], table[0] - corner
         if np.isfinite(table).all() and (table == rows[:, None] + columns[None, :]).all():
-            work.touch(node)
+            work.touched.update((node, other))
             work.costs[node] = work.costs[node] + rows
             work.costs[other] = work.costs[other] + columns
             work.drop_edge(node, other)
@@ -164,7 +163,6 @@ def chain(work: Working, node: int) -> None:
         best[better], label[better] = total[better], index
     work.eliminate(node, (a, b), label)
     work.add_table(a, b, best)
-    work.touch(a)
 
 
 def room(work: Working) -> None:

@@ -6,6 +6,8 @@ Every change is undone exactly: what a choice of the smaller problem means for t
 
 from __future__ import annotations
 
+import itertools
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -127,7 +129,6 @@ class Working:
             self.add_table(into, other, table[forced])
         for spans, nbytes in self.parts[gone].items():
             self.add_part(into, spans, nbytes[forced])
-        self.touch(into)
 
         def undo(choice: list[int]) -> None:
             choice[gone] = int(forced[choice[into]])
@@ -175,9 +176,7 @@ class Working:
             Edge(u=number[u], v=number[v], cost=np.ascontiguousarray(table))
             for u in nodes for v, table in self.near[u].items() if u < v
         ]  # fmt: skip
-        usages = [
-            Usage(node=number[n], nbytes=nbytes, spans=spans) for n in nodes for spans, nbytes in self.parts[n].items()
-        ]
+        usages = [usage for n in nodes for usage in self._usages(n, number[n])]
         limit = self.whole.limit
         problem = Problem(
             costs=tuple(self.costs[n] for n in nodes), edges=tuple(edges), usages=tuple(usages), horizon=len(self.room),
@@ -199,6 +198,14 @@ class Working:
         """The nodes that are left."""
         found: list[int] = np.flatnonzero(self.alive).tolist()
         return found
+
+    def _usages(self, node: int, number: int) -> Iterable[Usage]:
+        """A node's parts of memory, those with the same bytes as one."""
+        alike: dict[bytes, list[tuple[Span, ...]]] = defaultdict(list)
+        for spans, nbytes in self.parts[node].items():
+            alike[nbytes.tobytes()].append(spans)
+        for held, many in alike.items():
+            yield Usage(node=number, nbytes=np.frombuffer(held), spans=tuple(itertools.chain.from_iterable(many)))
 
 
 def _priced(table: Table) -> Array:
