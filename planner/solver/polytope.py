@@ -4,6 +4,8 @@
     y[e,i,j] >= 0     sum_j y[e,i,j] = x[u,i],  sum_i y[e,i,j] = x[v,j];  a forbidden pair has no y
     each time t that was found over the limit:  sum m_t(s) x(s) <= room(t), in units of the limit
 
+An *elastic* program leaves costs out and minimises z in  sum m_t(s) x(s) <= room(t) + z, z in units of the limit too.
+
 PuLP models the planner's small programs (`ilp`); here there are up to a million y, for which one object each is too slow.
 """
 
@@ -35,7 +37,7 @@ _LOOSE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`choice` fits, None where none was found; `bound` holds for every choice of the program that fits, infinite where there is
+    """`choice` fits (within z), None where none was found; `bound` holds for every choice of the program that fits, infinite where there is
     none; `proved` where the two met."""
 
     choice: Choice | None
@@ -46,11 +48,15 @@ class Outcome:
 class Polytope:
     """The program of a problem, memory rows added as they are needed."""
 
-    def __init__(self, problem: Problem, rows: Rows, *, stopped: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, problem: Problem, rows: Rows, *, elastic: bool = False, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
         silence_banner()
-        self.problem, self.rows, self.stopped = problem, rows, stopped
-        self.added: list[int] = []
-        self.scale = _SCALE / _magnitude(problem)
+        self.problem, self.rows, self.stopped, self.elastic = problem, rows, stopped, elastic
+        self.added: set[int] = set()
+        self.improved: list[Array] = []  # what HiGHS's thread found last
+        self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
+        self.scale = 1.0 if elastic else _SCALE / _magnitude(problem)
         self.highs = highspy.Highs()
         for name, value in (
             ("output_flag", False), ("threads", 1), ("mip_rel_gap", 0.0), ("mip_abs_gap", 1e-6), ("random_seed", 0),
@@ -59,7 +65,10 @@ class Polytope:
             self.highs.setOptionValue(name, value)
         self.highs.HandleUserInterrupt = True
         self.num_states = int(rows.first[-1])
+        self.highs.cbMipImprovingSolution += self._on_improved
         self.highs.passModel(self._model())
+        if elastic:
+            self.highs.addCol(1.0, -1.0, highspy.kHighsInf, 0, np.zeros(0, dtype=np.int32), np.zeros(0))
 
     def _model(self) -> highspy.HighsLp:
         """All but the memory rows, column by column."""
@@ -103,12 +112,19 @@ class Polytope:
         return lp
 
     def add_row(self, at: int) -> None:
-        """Memory at a time stays within its room."""
+        """Memory at a time stays within its room (and z)."""
         states, nbytes = self.rows.row(at)
-        unit = self.rows.limit or 1.0
-        room = self.rows.room[at] / unit
-        self.highs.addRow(-highspy.kHighsInf, room, len(states), states.astype(np.int32), nbytes / unit)
-        self.added.append(at)
+        room = self.rows.room[at] / self.unit
+        columns, values = states.astype(np.int32), nbytes / self.unit
+        if self.elastic:
+            columns, values = np.append(columns, np.int32(self.highs.getNumCol() - 1)), np.append(values, -1.0)
+        self.highs.addRow(-highspy.kHighsInf, room, len(columns), columns, values)
+        self.added.add(at)
+
+    def _missing(self, held: Array, over: float, tolerance: float = 0.0) -> list[int]:
+        """Times whose rows `held` breaks and that are not in yet, worst first; `over` is z."""
+        found = self.rows.over(held - over * self.unit, tolerance).tolist()
+        return [t for t in found if t not in self.added]
 
     def relax(self, deadline: float) -> Outcome:
         """The linear relaxation, rows added until it is within the limit: a bound, and a choice where it came out whole."""
@@ -118,45 +134,50 @@ class Polytope:
                 return Outcome(choice=None, bound=float("inf"), proved=True)
             if status != highspy.HighsModelStatus.kOptimal:
                 return Outcome(choice=None, bound=-float("inf"), proved=False)
-            weight = np.array(self.highs.getSolution().col_value[: self.num_states])
-            bound = self.highs.getInfo().objective_function_value / self.scale
-            over = [t for t in self.rows.over(self.rows.held(weight), _LOOSE).tolist() if t not in self.added]
-            if not over:
-                whole = bool((np.abs(weight - np.rint(weight)) < 1e-6).all())
-                choice = self._choice(weight) if whole else None
-                fits = choice is not None and self.rows.fits(choice)
-                return Outcome(choice=choice if fits else None, bound=bound, proved=fits)
-            for at in over[:_ROWS]:
+            values = np.array(self.highs.getSolution().col_value)
+            weight, over = values[: self.num_states], float(values[-1]) if self.elastic else 0.0
+            missing = self._missing(self.rows.held(weight), over, _LOOSE)
+            for at in missing[:_ROWS]:
                 self.add_row(at)
+            if missing:
+                continue
+            bound = self.highs.getInfo().objective_function_value / self.scale
+            choice = self._choice(weight) if bool((np.abs(weight - np.rint(weight)) < 1e-6).all()) else None
+            if choice is not None and not self._fits(choice, over):
+                choice = None
+            return Outcome(choice=choice, bound=bound, proved=choice is not None)
 
-    def solve(self, deadline: float, *, start: Choice | None = None) -> Outcome:
-        """The best choice that fits; the relaxation first, for the rows that it brings."""
-        found = self.relax(deadline)
-        if found.proved or found.bound == -float("inf"):
-            return found
-        count = self.num_states
-        self.highs.changeColsIntegrality(
-            count, np.arange(count, dtype=np.int32), np.full(count, int(highspy.HighsVarType.kInteger), dtype=np.uint8)
-        )
-        bound = found.bound
+    def solve(self, deadline: float, *, found: Callable[[Choice], None] = lambda choice: None) -> Outcome:
+        """The best choice that fits; the relaxation first, for the rows that it brings. `found` is told of choices on the way."""
+        first = self.relax(deadline)
+        if first.proved or first.bound == -float("inf"):
+            return first
+        count, bound = self.num_states, first.bound
+        whole = np.full(count, int(highspy.HighsVarType.kInteger), dtype=np.uint8)
+        self.highs.changeColsIntegrality(count, np.arange(count, dtype=np.int32), whole)
         while True:
-            status = self._run(deadline)
+            status = self._run(deadline, found)
             if status == highspy.HighsModelStatus.kInfeasible:
                 return Outcome(choice=None, bound=float("inf"), proved=True)
-            info = self.highs.getInfo()
-            bound = max(bound, info.mip_dual_bound / self.scale)
+            info, done = self.highs.getInfo(), status == highspy.HighsModelStatus.kOptimal
+            bound = max(bound, info.mip_dual_bound / self.scale) if np.isfinite(info.mip_dual_bound) else bound
             if info.primal_solution_status != 2:  # kSolutionStatusFeasible
                 return Outcome(choice=None, bound=bound, proved=False)
-            choice = self._choice(np.array(self.highs.getSolution().col_value[:count]))
-            if self.rows.fits(choice):
-                return Outcome(choice=choice, bound=bound, proved=status == highspy.HighsModelStatus.kOptimal)
-            over = [t for t in self.rows.over(self.rows.held_by(np.array(choice))).tolist() if t not in self.added]
-            if not over or status != highspy.HighsModelStatus.kOptimal:
+            values = np.array(self.highs.getSolution().col_value)
+            choice, over = self._choice(values[:count]), float(values[-1]) if self.elastic else 0.0
+            if self._fits(choice, over):
+                return Outcome(choice=choice, bound=bound, proved=done)
+            missing = self._missing(self.rows.held_by(np.array(choice)), over)
+            if not missing or not done:
                 return Outcome(choice=None, bound=bound, proved=False)
-            for at in over[:_ROWS]:
+            for at in missing[:_ROWS]:
                 self.add_row(at)
 
-    def _run(self, deadline: float) -> highspy.HighsModelStatus:
+    def _fits(self, choice: Choice, over: float) -> bool:
+        excess = self.rows.excess(choice) - over * self.unit
+        return bool((excess <= (_LOOSE * self.unit if self.elastic else self.rows.slack)).all())
+
+    def _run(self, deadline: float, found: Callable[[Choice], None] | None = None) -> highspy.HighsModelStatus:
         """Runs HiGHS until it is done, the time is up, or the person at the keyboard has had enough."""
         left = deadline - time.perf_counter()
         if left <= 0 or self.stopped():
@@ -166,7 +187,14 @@ class Polytope:
         while not self.highs.wait(0.02)[0]:
             if self.stopped():
                 self.highs.cancelSolve()
+            if found is not None and self.improved and not self.elastic:
+                choice = self._choice(self.improved.pop())
+                if self.rows.fits(choice):
+                    found(choice)
         return self.highs.getModelStatus()
+
+    def _on_improved(self, event: highspy.highs.HighsCallbackEvent) -> None:
+        self.improved = [np.array(event.data_out.mip_solution)[: self.num_states]]
 
     def _choice(self, weight: Array) -> Choice:
         first = self.rows.first

@@ -5,12 +5,12 @@ The steps of `steps` and `timepoints` run over the nodes that changed until none
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from planner.solver.problem import Problem
 from planner.solver.steps import NODE_STEPS, room
 from planner.solver.timepoints import times
-from planner.solver.working import Contradiction, Reduced, Working
+from planner.solver.working import Contradiction, Labels, Reduced, Working
 
 __all__ = ["STEPS", "Contradiction", "Reduced", "reduce"]
 
@@ -21,10 +21,14 @@ STEPS = (*NODE_STEPS, "room", "times")
 _ROUNDS = 10
 
 
-def reduce(problem: Problem, steps: Collection[str] = STEPS) -> Reduced:
-    """The reduced problem. Raises Contradiction where a step shows that no choice is possible and fits."""
+def reduce(problem: Problem, steps: Collection[str] = STEPS, kept: Sequence[Labels] | None = None) -> Reduced:
+    """The reduced problem, its nodes left only the strategies `kept`. Raises Contradiction where a step shows that no choice is
+    possible and fits."""
     assert set(steps) <= set(STEPS), set(steps) - set(STEPS)
     work = Working(problem)
+    for node, labels in enumerate(kept or ()):
+        if len(labels) < len(problem.costs[node]):
+            work.keep(node, labels)
     for _ in range(_ROUNDS):
         if "times" in steps:
             times(work)

@@ -28,11 +28,14 @@ class Contradiction(Exception):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
     """`problem` has the whole problem's solutions and no others that matter: its optimum plus `offset` is the whole's, and
-    `restore` turns its best choice into one of the whole."""
+    `restore` turns its best choice into one of the whole, `project` a choice of the whole into one near it, where the strategies
+    that it takes are still there. `clock` numbers its times in the whole."""
 
     problem: Problem
     offset: float
     restore: Callable[[Choice], Choice]
+    project: Callable[[Choice], Choice]
+    clock: Labels
 
 
 class Working:
@@ -44,6 +47,8 @@ class Working:
         self.near: list[dict[int, Array]] = [{} for _ in problem.costs]
         self.parts: list[dict[tuple[Span, ...], Array]] = [{} for _ in problem.costs]
         self.alive = np.ones(len(problem.costs), dtype=bool)
+        self.strategies: list[Labels] = [np.arange(len(c)) for c in problem.costs]
+        self.clock: Labels = np.arange(problem.horizon)
         self.offset = 0.0
         self.limited = problem.limit < float("inf")
         held = np.zeros(problem.horizon) if problem.base is None else problem.base.astype(float)
@@ -91,7 +96,7 @@ class Working:
         if not len(kept):
             raise Contradiction
         self.touch(node)
-        self.costs[node] = self.costs[node][kept]
+        self.costs[node], self.strategies[node] = self.costs[node][kept], self.strategies[node][kept]
         for other, table in self.near[node].items():
             table = np.ascontiguousarray(table[kept])
             self.near[node][other], self.near[other][node] = table, table.T
@@ -157,7 +162,7 @@ class Working:
 
     def retime(self, times: Labels, renamed: Callable[[Span], Span | None]) -> None:
         """Keeps only some times, in order; `renamed` gives a span in their numbers."""
-        self.room = self.room[times]
+        self.room, self.clock = self.room[times], self.clock[times]
         for node in np.flatnonzero(self.alive):
             parts = self.parts[node]
             self.parts[node] = {}
@@ -183,6 +188,7 @@ class Working:
             limit=limit, base=limit - self.room if self.limited else None,
         )  # fmt: skip
         trail, size = tuple(self._trail), len(self.whole.costs)
+        strategies = [self.strategies[n] for n in nodes]
 
         def restore(choice: Choice) -> Choice:
             found = [-1] * size
@@ -192,7 +198,10 @@ class Working:
                 undo(found)
             return tuple(found)
 
-        return Reduced(problem=problem, offset=self.offset, restore=restore)
+        def project(choice: Choice) -> Choice:
+            return tuple(int((own == choice[node]).argmax()) for node, own in zip(nodes, strategies, strict=True))
+
+        return Reduced(problem=problem, offset=self.offset, restore=restore, project=project, clock=self.clock)
 
     def nodes(self) -> Iterable[int]:
         """The nodes that are left."""
