@@ -32,10 +32,16 @@ __all__ = ["certify"]
 _SMALL, _TRY = 120_000, 0.35
 
 #: Shares of the time left that the first rise of the bound takes, and seconds of search between two of fixing.
-_RISE, _SEARCH = 0.22, 30.0
+_RISE, _SEARCH = 0.3, 30.0
 
-#: Seconds between two choices that are read off the rising bound, at first; local search may take a third of the time.
-_READ = 1.0
+#: Seconds that local search may take over a choice read off the rising bound; all such take a third of the time at most.
+_READ = 4.0
+
+#: A choice over the limit is worth reading off if its cost and this many times the price of what it is over promise the best yet.
+_DEAR = 5.0
+
+#: Factors on the best prices at which choices are read off at the end of a rise: a little more memory is saved than need be.
+_ABOVE = (1.0, 1.005, 1.02)
 
 #: Called with the cost of the best choice, infinite before there is one, and the bound.
 Tell = Callable[[float, float], None]
@@ -141,6 +147,7 @@ class _Search:
         dual.settle()
         self._raise(level.offset + dual.certified())
         self._remember(level, dual)
+        self._read_off(level, dual, primal)
         if self.best is None:
             self._any_that_fits(level, dual, primal)
         if not self.over():
@@ -151,24 +158,37 @@ class _Search:
         from planner.solver.primal import weight_of
 
         now = time.perf_counter()
-        due, wait = now, _READ
+        due, promise = now, float("inf")
         until = now + share * (self.deadline - now)
 
         def after_round() -> None:
-            nonlocal due, wait
-            now = time.perf_counter()
-            if now < due:
-                return
+            nonlocal due, promise
             self.tell(self.cost, max(self.bound, level.offset + dual.bound))
-            paired = len(level.problem.costs) < 20_000
-            if primal.improve(dual.labels, weight_of(dual, dual.bound), paired=paired, stopped=self._hurry):
+            began, hope = time.perf_counter(), _promise(dual, primal)
+            if began < due or hope >= promise:
+                return
+            promise = hope
+            weight, until = weight_of(dual, dual.bound), began + _READ
+            if primal.improve(dual.labels, weight, stopped=lambda: self._hurry() or time.perf_counter() > until):
                 self._take_labels(level, primal)
-            took = time.perf_counter() - now
-            due, wait = time.perf_counter() + max(wait, 2 * took), wait * 1.2
+            due = time.perf_counter() + 2 * (time.perf_counter() - began)
 
         if self.best is not None:
-            primal.improve(_labels(level.project(self.best)), weight_of(dual, self.cost), paired=True, stopped=self._hurry)
+            primal.improve(_labels(level.project(self.best)), weight_of(dual, self.cost), stopped=self._hurry)
         dual.rise(until, self._hurry, after_round)
+
+    def _read_off(self, level: _Level, dual: Dual, primal: Primal) -> None:
+        """The choices that the best prices give, and ones a little above them."""
+        from planner.solver.primal import weight_of
+
+        for factor in _ABOVE:
+            costs = dual.priced(dual.prices * factor)
+            for index in range(8):
+                dual.sweep(costs, index % 2 == 0)
+                if index >= 6 and not self._hurry():
+                    primal.improve(dual.labels, weight_of(dual, dual.bound), stopped=self._hurry)
+        self._take_labels(level, primal)
+        dual.settle()
 
     def _any_that_fits(self, level: _Level, dual: Dual, primal: Primal) -> None:
         """Where no choice read off came to fit: prices ever higher, until memory is all that counts."""
@@ -181,7 +201,7 @@ class _Search:
             for index in range(6):
                 dual.sweep(costs, index % 2 == 0)
             weight = weight_of(dual, dual.bound) * 16
-            if self._hurry() or primal.improve(dual.labels, weight, paired=False, stopped=self._hurry):
+            if self._hurry() or primal.improve(dual.labels, weight, stopped=self._hurry):
                 break
         if primal.labels is None and not self._hurry():
             found = smallest_peak(level.problem, self.deadline, self.stopped)
@@ -284,6 +304,12 @@ class _Search:
             time_s=elapsed, num_variables=0, lean_bound=lean.peak, lean_at=lean.at,
             overflow=max(0.0, (self.whole.peak(choice) if choice else float("inf")) - self.whole.limit),
         )  # fmt: skip
+
+
+def _promise(dual: Dual, primal: Primal) -> float:
+    """What the choice that the dual reads off costs, with what it is over the limit at the worst time charged."""
+    over = max(0.0, float(primal.rows.excess(dual.labels).max(initial=0.0))) / dual.unit
+    return primal.flat.cost(dual.labels) + _DEAR * over * max(float(dual.prices.sum()), abs(dual.bound))
 
 
 def _labels(choice: Choice) -> Labels:

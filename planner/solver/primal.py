@@ -54,7 +54,7 @@ class Primal:
         self.labels, self.cost = labels.copy(), cost
         return True
 
-    def improve(self, labels: Labels, weight: float, *, paired: bool, stopped: Callable[[], bool]) -> bool:
+    def improve(self, labels: Labels, weight: float, *, stopped: Callable[[], bool]) -> bool:
         """Repairs and improves a choice by local search; whether it became the best so far. `weight` is cost a byte over the room."""
         labels, excess = labels.copy(), self.rows.excess(labels)
         order, edges = np.arange(self.flat.num_nodes), np.arange(len(self.flat.u))
@@ -63,8 +63,10 @@ class Primal:
                 way = order if index % 2 == 0 else order[::-1].copy()
                 if stopped() or not one_opt(*self.tables, *self.memory, excess, labels, way, weight):
                     break
-            changed = two_opt(*self.tables, *self.memory, excess, labels, edges, weight) if paired and not stopped() else 0
             over = len(excess) and float(excess.max()) > self.rows.slack
+            changed = 0
+            if not over and not stopped():  # paired changes are dear, and repair little
+                changed = two_opt(*self.tables, *self.memory, excess, labels, edges, weight)
             if stopped() or (not over and not changed):
                 break
             weight *= 4.0 if over else 1.0

@@ -40,6 +40,10 @@ class Usage:
     nbytes: Table
     spans: tuple[Span, ...]
 
+    def times(self, at: int) -> float:
+        """How many times over it is held at a time."""
+        return sum(times for start, end, times in self.spans if start <= at < end)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
@@ -87,6 +91,10 @@ class Problem:
         if len(values) and max(values) >= FORBIDDEN:
             return float("inf")
         return sum(int(v) for v in taken) if self.is_integral else float(sum(map(float, taken)))
+
+    def room(self, at: int) -> float:
+        """Bytes left at a time beside what is always held."""
+        return self.limit if self.base is None else self.limit - float(self.base[at])
 
     def memory(self, choice: Choice) -> Table:
         """Bytes held at every time under a choice."""
