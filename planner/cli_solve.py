@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import signal
 import sys
 import time
@@ -56,12 +57,14 @@ def solve(context: click.Context, /, file: str, time_limit: float, out: Path | N
     json_ = as_json(context, json_)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise BadValue(f"--out {out}: give a file in a folder that exists")
-    gc.disable()  # millions of numbers that live to the end
+    gc.disable()  # millions of numbers are read that live to the end; what the search makes does not
     from planner.solver.anytime import certify
     from planner.solver.contest import read_contest
 
     with _told(began) as tell, _stoppable() as stopped:
         problem = read_contest(Path(file))
+        gc.freeze()
+        gc.enable()
         solution = certify(problem, time_limit=time_limit, began=began, tell=tell, stopped=stopped)
     _refuse(problem, solution)
     if out is not None:
@@ -77,7 +80,7 @@ def _record(problem: Problem, solution: Solution) -> dict[str, Any]:
     """What `--json` prints. Where all costs are whole numbers, so is the bound."""
     bound = solution.bound
     if problem.is_integral and bound > -float("inf"):
-        bound = int(bound)
+        bound = math.floor(bound)
     limit = problem.limit
     return {
         "cost": solution.objective, "bound": None if bound == -float("inf") else bound, "gap": _gap(solution),

@@ -94,6 +94,7 @@ class _Search:
         self.best: Choice | None = None
         self.cost, self.bound = float("inf"), -float("inf")
         self.exhausted = False  # whether it was shown that no choice (better than the best) is there
+        self.shown = -float("inf")  # the highest bound that was told
         self.num_variables = 0
         self.prices: dict[int, float] = {}
 
@@ -163,7 +164,7 @@ class _Search:
 
         def after_round() -> None:
             nonlocal due, promise
-            self.tell(self.cost, max(self.bound, level.offset + dual.bound))
+            self._say(level.offset + dual.bound)
             began, hope = time.perf_counter(), _promise(dual, primal)
             if began < due or hope >= promise:
                 return
@@ -241,6 +242,11 @@ class _Search:
     def _hurry(self) -> bool:
         return self.stopped() or time.perf_counter() >= self.deadline
 
+    def _say(self, bound: float) -> None:
+        """Tells of progress; a bound that is told is never taken back."""
+        self.shown = max(self.shown, min(bound, self.cost))
+        self.tell(self.cost, self.shown)
+
     def _take_labels(self, level: _Level, primal: Primal) -> None:
         if primal.labels is not None:
             self._take(level, tuple(primal.labels.tolist()), level.offset + primal.cost)
@@ -253,14 +259,14 @@ class _Search:
         cost = self.whole.cost(whole)
         if cost < self.cost and self.whole.fits(whole):
             self.best, self.cost = whole, cost
-            self.tell(self.cost, self.bound)
+            self._say(self.bound)
 
     def _raise(self, bound: float) -> None:
         """A bound of what is left. Where fixing took out all that does not better the best, the best's cost is the bound."""
         bound = min(bound, self.cost)
         if bound > self.bound:
             self.bound = bound
-            self.tell(self.cost, self.bound)
+            self._say(self.bound)
         if bound == float("inf"):
             self.exhausted = True
 

@@ -55,7 +55,9 @@ def parse_contest(record: Any) -> Problem:
     usages = _tables(nodes["usages"], "nodes.usages")
     intervals = _pairs(nodes["intervals"], "nodes.intervals")
     if not len(costs) == len(usages) == len(intervals):
-        raise BadValue(f"nodes has {len(costs)} costs, {len(usages)} usages and {len(intervals)} intervals: give one of each a node")
+        raise BadValue(
+            f"nodes has {len(costs)} costs, {len(usages)} usages and {len(intervals)} intervals: give one of each a node"
+        )
     limit = problem.get("usage_limit")
     if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit < _MOST):
         raise BadValue(f"usage_limit {limit!r}: give a whole number of bytes from 0 to 2^63, or leave it out")

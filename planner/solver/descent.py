@@ -15,7 +15,7 @@ from planner.solver.working import Labels
 __all__ = ["one_opt", "two_opt"]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _charge(
     n: int, old: int, new: int, usage_at: Labels, starts: Labels, nbytes: Array, span_at: Labels, lo: Labels, hi: Labels,
     times: Array, excess: Array, allowed: float,
@@ -45,7 +45,7 @@ def _charge(
     return np.inf
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _strained(usage_at: Labels, span_at: Labels, lo: Labels, hi: Labels, excess: Array, out: Array) -> None:
     """Sets `out[n]` to the bytes over the room, summed over the times at which node n holds."""
     upto = np.zeros(len(excess) + 1)
@@ -58,7 +58,7 @@ def _strained(usage_at: Labels, span_at: Labels, lo: Labels, hi: Labels, excess:
                 out[n] += upto[hi[s]] - upto[lo[s]]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _around(
     n: int, skip: int, costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels,
     labels: Labels, out: Array,
@@ -80,7 +80,7 @@ def _around(
                 out[i] += pairs[table[e] + labels[u[e]] * columns + i]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def one_opt(
     costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels,
     usage_at: Labels, starts: Labels, nbytes: Array, span_at: Labels, lo: Labels, hi: Labels, times: Array, excess: Array,
@@ -113,7 +113,7 @@ def one_opt(
     return changed
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def two_opt(
     costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels,
     usage_at: Labels, starts: Labels, nbytes: Array, span_at: Labels, lo: Labels, hi: Labels, times: Array, excess: Array,

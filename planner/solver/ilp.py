@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from planner.solver.bound import Reparametrised, decode, reparametrise
 from planner.solver.memory import price
+from planner.solver.pairs import completed
 from planner.solver.peak import smallest_peak
 from planner.solver.polytope import Polytope
 from planner.solver.problem import Array, Choice, Problem
@@ -72,8 +73,8 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
         return _infeasible(problem, began)
     choices, bound, variables = [reduced.restore(start.choice)], start.bound, 0
     if reduced.problem.costs:
-        if guess is not None and problem.fits(guess):
-            choices.append(guess)
+        if guess is not None and problem.fits(whole := completed(problem, guess)):
+            choices.append(whole)
         upper = min(map(problem.cost, choices)) - reduced.offset
         found, bound, variables = _improve(reduced.problem, start, upper, began + time_limit)
         choices.append(reduced.restore(found))
@@ -82,7 +83,12 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     bound = min(bound + reduced.offset, objective)
     status = "optimal" if objective - bound <= TOLERANCE * abs(objective) else "feasible"
     return Solution(
-        status=status, choice=best, objective=objective, bound=bound, num_variables=variables, time_s=time.perf_counter() - began
+        status=status,
+        choice=best,
+        objective=objective,
+        bound=bound,
+        num_variables=variables,
+        time_s=time.perf_counter() - began,
     )
 
 

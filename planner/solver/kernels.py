@@ -17,7 +17,7 @@ from planner.solver.working import Labels
 __all__ = ["sweep"]
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def sweep(
     costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels, to_u: Labels,
     to_v: Labels, messages: Array, forward: bool, marginals: Array, labels: Labels,
@@ -64,7 +64,7 @@ def sweep(
     return bound
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _collect(
     e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels,
     messages: Array,
@@ -87,7 +87,7 @@ def _collect(
                 messages[b + j] = min(messages[b + j], pairs[start + i * columns + j] - taken)
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator]
+@numba.njit(cache=True)
 def _decide(
     e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, mine: int, messages: Array,
     labels: Labels, given: Array,
@@ -102,13 +102,13 @@ def _decide(
         given[i] += pair - messages[mine + i]
 
 
-@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, inline="always")
 def a_of(e: int, first: Labels, u: Labels, mine: int) -> int:
     """Where the message to an edge's first node starts, from that to its second."""
-    return mine - (first[u[e] + 1] - first[u[e]])
+    return int(mine - (first[u[e] + 1] - first[u[e]]))
 
 
-@numba.njit(cache=True, inline="always")  # type: ignore[untyped-decorator]
+@numba.njit(cache=True, inline="always")
 def b_of(e: int, first: Labels, u: Labels, mine: int) -> int:
     """Where the message to an edge's second node starts, from that to its first."""
-    return mine + (first[u[e] + 1] - first[u[e]])
+    return int(mine + (first[u[e] + 1] - first[u[e]]))

@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.solver.problem import Edge, Problem, Span, Table, Usage
+from planner.solver.problem import Choice, Edge, Problem, Span, Table, Usage
 
-__all__ = ["PairUsage", "with_pair_usages"]
+__all__ = ["PairUsage", "completed", "with_pair_usages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,6 +44,20 @@ def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
             edges[pair.edge] = to_u
         else:
             edges.append(to_u)
-        edges.append(Edge(u=edge.v, v=node, cost=np.where(np.arange(len(costs[edge.v]))[:, None] == follows[None, :], 0.0, np.inf)))
+        edges.append(
+            Edge(u=edge.v, v=node, cost=np.where(np.arange(len(costs[edge.v]))[:, None] == follows[None, :], 0.0, np.inf))
+        )
         usages.append(Usage(node=node, nbytes=values, spans=pair.spans))
     return replace(problem, costs=tuple(costs), edges=tuple(edges), usages=tuple(usages), names=tuple(names))
+
+
+def completed(problem: Problem, choice: Choice) -> Choice:
+    """A choice of the first nodes with what it leaves the nodes of pair usages, which stand after them."""
+    out = list(choice)
+    for node in range(len(choice), len(problem.costs)):
+        cost = problem.costs[node].astype(float)
+        for edge in problem.edges:
+            if edge.v == node:
+                cost = cost + edge.cost[out[edge.u]]
+        out.append(int(cost.argmin()))
+    return tuple(out)

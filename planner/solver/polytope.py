@@ -11,6 +11,7 @@ PuLP models the planner's small programs (`ilp`); here there are up to a million
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -37,8 +38,8 @@ _LOOSE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`choice` fits (within z), None where none was found; `bound` holds for every choice of the program that fits, infinite where there is
-    none; `proved` where the two met."""
+    """`choice` fits (within z), None where none was found; `bound` holds for every choice of the program that fits, infinite where
+    there is none; `proved` where the two met."""
 
     choice: Choice | None
     bound: float
@@ -57,7 +58,7 @@ class Polytope:
         self.improved: list[Array] = []  # what HiGHS's thread found last
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
         self.scale = 1.0 if elastic else _SCALE / _magnitude(problem)
-        self.highs = highspy.Highs()
+        self.highs = highspy.Highs()  # type: ignore[no-untyped-call]
         for name, value in (
             ("output_flag", False), ("threads", 1), ("mip_rel_gap", 0.0), ("mip_abs_gap", 1e-6), ("random_seed", 0),
             ("mip_feasibility_tolerance", 1e-7),
@@ -186,7 +187,7 @@ class Polytope:
         self.highs.startSolve()
         while not self.highs.wait(0.02)[0]:
             if self.stopped():
-                self.highs.cancelSolve()
+                self.highs.cancelSolve()  # type: ignore[no-untyped-call]
             if found is not None and self.improved and not self.elastic:
                 choice = self._choice(self.improved.pop())
                 if self.rows.fits(choice):
@@ -198,7 +199,7 @@ class Polytope:
 
     def _choice(self, weight: Array) -> Choice:
         first = self.rows.first
-        return tuple(int(weight[a:b].argmax()) for a, b in zip(first[:-1], first[1:], strict=True))
+        return tuple(int(weight[a:b].argmax()) for a, b in itertools.pairwise(first))
 
 
 def _magnitude(problem: Problem) -> float:

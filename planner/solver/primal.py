@@ -6,6 +6,7 @@ growing size are solved exactly. Strategies that the dual finds dear are left ou
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable
 
@@ -14,7 +15,7 @@ import numpy as np
 from planner.solver.descent import one_opt, two_opt
 from planner.solver.flat import Flat
 from planner.solver.lagrange import Dual
-from planner.solver.problem import Array, Problem
+from planner.solver.problem import Problem
 from planner.solver.rows import Rows
 from planner.solver.windows import Surroundings
 from planner.solver.working import Labels
@@ -27,8 +28,8 @@ _ROUNDS, _PASSES = 12, 10
 #: Pairs that a window may have at first, and the seconds that it may take; it grows where it is solved in a quarter of them.
 _PAIRS, _PATIENCE = 4_000, 4.0
 
-#: Strategies a node that a window considers, cheapest by the dual first.
-_KEPT = 12
+#: Kinds of window: strategies a node that one considers, cheapest by the dual first, beside the incumbent's.
+_KEPT = (5, 12, 40, 1000)
 
 
 class Primal:
@@ -74,17 +75,18 @@ class Primal:
 
 
 class Windows:
-    """Window after window over the incumbent of a `Primal`; sizes adapt to the time that windows take."""
+    """Window after window over the incumbent of a `Primal`: many nodes with few strategies each, or few with many, in turn. The pairs
+    that a window of a kind may have adapt to the time that such windows take."""
 
     def __init__(self, primal: Primal, dual: Dual) -> None:
         self.primal, self.dual = primal, dual
         self.around = Surroundings(primal.problem, primal.rows)
-        self.pairs = float(_PAIRS)
-        self.kept = self._kept(_KEPT)
+        self.pairs = dict.fromkeys(_KEPT, float(_PAIRS))
+        self.kept = {count: self._kept(count) for count in _KEPT}
 
     def _kept(self, count: int) -> list[Labels]:
         first, marginals = self.dual.flat.first, self.dual.marginals
-        pieces = (marginals[a:b] for a, b in zip(first[:-1], first[1:], strict=True))
+        pieces = (marginals[a:b] for a, b in itertools.pairwise(first))
         return [np.sort(np.argsort(piece, kind="stable")[:count]) for piece in pieces]
 
     def step(self, deadline: float, stopped: Callable[[], bool]) -> bool:
@@ -92,28 +94,30 @@ class Windows:
         primal = self.primal
         assert primal.labels is not None
         began = time.perf_counter()
-        nodes = self._nodes()
-        allowed = [np.unique(np.append(self.kept[n], primal.labels[n])) for n in nodes]
+        count = _KEPT[int(primal.rng.integers(len(_KEPT)))]
+        nodes = self._nodes(count)
+        allowed = [np.unique(np.append(self.kept[count][n], primal.labels[n])) for n in nodes]
         found, proved = self.around.better(primal.labels, nodes, allowed, min(deadline, began + _PATIENCE), stopped)
         took = time.perf_counter() - began
         if not proved:
-            self.pairs = max(_PAIRS / 8, self.pairs * 0.7)
+            self.pairs[count] = max(_PAIRS / 8, self.pairs[count] * 0.7)
         elif took < _PATIENCE / 8:
-            self.pairs *= 1.05
+            self.pairs[count] *= 1.1
         return found is not None and primal.offer(found)
 
-    def _nodes(self) -> list[int]:
-        """A connected window of about `pairs` pairs around a random node."""
-        rng, near = self.primal.rng, self.around.near
-        found, edge, pairs = set(), [int(rng.integers(self.primal.flat.num_nodes))], 0.0
-        while edge and pairs < self.pairs:
+    def _nodes(self, count: int) -> list[int]:
+        """A connected window of about as many pairs as windows of this kind may have, around a random node."""
+        rng, near, kept = self.primal.rng, self.around.near, self.kept[count]
+        found: set[int] = set()
+        edge, pairs = [int(rng.integers(self.primal.flat.num_nodes))], 0.0
+        while edge and pairs < self.pairs[count]:
             node = edge.pop(int(rng.integers(len(edge))))
             if node in found:
                 continue
             found.add(node)
             for other, _ in near[node]:
                 if other in found:
-                    pairs += len(self.kept[node]) * len(self.kept[other])
+                    pairs += len(kept[node]) * len(kept[other])
                 else:
                     edge.append(other)
         return sorted(found)
@@ -121,5 +125,4 @@ class Windows:
 
 def weight_of(dual: Dual, cost: float) -> float:
     """What a byte over the room is charged at first: all prices together, or a share of the cost where there are none."""
-    total: Array = dual.prices.sum()
-    return float(max(total, 0.1 * abs(cost), 1e-9)) / dual.unit
+    return max(float(dual.prices.sum()), 0.1 * abs(cost), 1e-9) / dual.unit

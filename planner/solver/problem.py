@@ -9,6 +9,7 @@ all tables are integers, cost and memory of a choice are integers, exactly.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -130,10 +131,12 @@ def forbids(table: Table) -> NDArray[np.bool_]:
 def spans_of(profile: Array) -> tuple[Span, ...]:
     """A profile over time as spans: where it is not zero, and how many times over."""
     edges = np.flatnonzero(np.diff(profile, prepend=0.0, append=0.0))
-    return tuple((int(a), int(b), float(profile[a])) for a, b in zip(edges[:-1], edges[1:], strict=True) if profile[a])
+    return tuple((int(a), int(b), float(profile[a])) for a, b in itertools.pairwise(edges) if profile[a])
 
 
-def _check_numbers(what: str, tables: Sequence[Table], *, least: float = -FORBIDDEN, names: Iterable[int] | None = None) -> None:
+def _check_numbers(
+    what: str, tables: Sequence[Table], *, least: float = -FORBIDDEN, names: Iterable[int] | None = None
+) -> None:
     """No NaN, and nothing below `least`; the first table that has either is named."""
     if not tables:
         return

@@ -20,12 +20,15 @@ from collections.abc import Callable
 import numpy as np
 
 from planner.solver.problem import Array
-from planner.solver.working import Contradiction, Working
+from planner.solver.working import Contradiction, Labels, Working
 
 __all__ = ["NODE_STEPS", "room"]
 
 #: A merge or a chain may not make more pairs than it takes away, times this, plus that: tables would fill memory.
 _GROWTH, _SPARE = 1.5, 2_000
+
+#: Below any sum of costs, and finite: added to infinity it leaves that.
+_LOW = -1e300
 
 #: Cells of a block of a dominance test: 2 MB, within a core's cache.
 _BLOCK = 250_000
@@ -93,8 +96,8 @@ def push(work: Working, node: int) -> None:
 def dominate(work: Working, node: int) -> None:
     """Strategies that another one betters whatever the neighbours choose go."""
     size = len(work.costs[node])
-    if size == 1:
-        return
+    if size == 1 or not np.isfinite(work.costs[node]).all():
+        return  # what is forbidden goes by another step
     worse = work.costs[node][None, :] - work.costs[node][:, None]  # [i, j]: what j costs more than i, at worst
     leaner = np.ones((size, size), dtype=bool)
     for nbytes in work.parts[node].values():
@@ -114,8 +117,9 @@ def dominate(work: Working, node: int) -> None:
         work.keep(node, np.flatnonzero(~gone))
 
 
-def _worst(table: Array, rows: Array) -> Array:
-    """max_x C[j,x] - C[i,x] for each i of `rows` and every j; -inf where i allows no x, +inf where i allows an x that j does not."""
+def _worst(table: Array, rows: Labels) -> Array:
+    """max_x C[j,x] - C[i,x] for each i of `rows` and every j; +inf where i allows an x that j does not, much below 0 where i
+    allows none."""
     size, width = table.shape
     allowed = np.isfinite(table)
     filled = np.where(allowed, table, 0.0)
@@ -127,7 +131,7 @@ def _worst(table: Array, rows: Array) -> Array:
         more = filled[None, :, :] - filled[block][:, None, :]
         if mixed:
             more[np.broadcast_to(~allowed[None, :, :], more.shape)] = np.inf
-            more = np.where(allowed[block][:, None, :], more, -np.inf)
+            more = np.where(allowed[block][:, None, :], more, _LOW)
         out[start : start + step] = more.max(axis=2)
     return out
 
@@ -138,7 +142,7 @@ def leaf(work: Working, node: int) -> None:
         return
     if not work.near[node]:
         if np.isfinite(work.costs[node]).any():
-            work.keep(node, work.costs[node].argmin(keepdims=True))
+            work.keep(node, np.array([work.costs[node].argmin()]))
             work.fold(node)
         return
     ((other, table),) = work.near[node].items()

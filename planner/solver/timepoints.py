@@ -8,9 +8,12 @@ usages fit is always kept.
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.solver.problem import Array, Span
 from planner.solver.working import Labels, Working
+
+Flags = NDArray[np.bool_]
 
 __all__ = ["times"]
 
@@ -40,7 +43,7 @@ def _telling(work: Working) -> Labels:
     return _maximal(work.room, starts, ends, np.cumsum(most)[:-1])
 
 
-def _maximal(room: Array, starts: Array, ends: Array, most: Array) -> Labels:
+def _maximal(room: Array, starts: Flags, ends: Flags, most: Array) -> Labels:
     """Times in stretches between events; a stretch whose nodes are also those of the one before or after, and with no less room
     than there, goes. `most` is what is held when all hold their largest."""
     stretch = np.cumsum((starts | ends)[:-1])

@@ -163,7 +163,7 @@ class Working:
     def retime(self, times: Labels, renamed: Callable[[Span], Span | None]) -> None:
         """Keeps only some times, in order; `renamed` gives a span in their numbers."""
         self.room, self.clock = self.room[times], self.clock[times]
-        for node in np.flatnonzero(self.alive):
+        for node in self.nodes():
             parts = self.parts[node]
             self.parts[node] = {}
             for spans, nbytes in parts.items():
@@ -171,7 +171,7 @@ class Working:
                 if left:
                     self.add_part(node, left, nbytes)
             if len(self.parts[node]) < len(parts):
-                self.touched.add(int(node))
+                self.touched.add(node)
 
     def reduced(self) -> Reduced:
         """What is left, as a problem of its own."""
