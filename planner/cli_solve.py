@@ -57,14 +57,12 @@ def solve(context: click.Context, /, file: str, time_limit: float, out: Path | N
     json_ = as_json(context, json_)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise BadValue(f"--out {out}: give a file in a folder that exists")
-    gc.disable()  # millions of numbers are read that live to the end; what the search makes does not
     from planner.solver.anytime import certify
     from planner.solver.contest import read_contest
 
     with _told(began) as tell, _stoppable() as stopped:
-        problem = read_contest(Path(file))
-        gc.freeze()
-        gc.enable()
+        with _kept():
+            problem = read_contest(Path(file))
         solution = certify(problem, time_limit=time_limit, began=began, tell=tell, stopped=stopped)
     _refuse(problem, solution)
     if out is not None:
@@ -119,6 +117,19 @@ def _print(record: dict[str, Any], out: Path | None) -> None:
     ]  # fmt: skip
     for name, value in rows + ([("choice", str(out))] if out is not None else []):
         print(f"{name:8s}{value}")
+
+
+@contextmanager
+def _kept() -> Iterator[None]:
+    """No garbage collection, and none of what is made inside later on: a file is millions of numbers that live to the end."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.freeze()
+            gc.enable()
 
 
 @contextmanager

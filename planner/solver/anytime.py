@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["certify"]
 
 #: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is given up after `_TRY` of the time.
-_SMALL, _TRY = 120_000, 0.35
+_SMALL, _TRY = 120_000, 0.5
 
 #: Shares of the time left that the first rise of the bound takes, and seconds of search between two of fixing.
 _RISE, _SEARCH = 0.3, 30.0
@@ -109,6 +109,7 @@ class _Search:
         """All stages."""
         reduced = reduce(self.whole)
         level = _Level(reduced.problem, Rows(reduced.problem), reduced.offset, (reduced,), reduced.clock)
+        self._raise(level.offset + _sum_of_minima(level.problem))
         tried = self._exactly(level, time.perf_counter() + _TRY * max(0.0, self.deadline - time.perf_counter()))
         share = _RISE
         while not self.over():
@@ -310,6 +311,11 @@ class _Search:
             time_s=elapsed, num_variables=0, lean_bound=lean.peak, lean_at=lean.at,
             overflow=max(0.0, (self.whole.peak(choice) if choice else float("inf")) - self.whole.limit),
         )  # fmt: skip
+
+
+def _sum_of_minima(problem: Problem) -> float:
+    """A bound at once: every node and edge at its cheapest."""
+    return float(sum(c.min() for c in problem.costs) + sum(e.cost.min() for e in problem.edges))
 
 
 def _promise(dual: Dual, primal: Primal) -> float:

@@ -129,12 +129,14 @@ class Polytope:
 
     def relax(self, deadline: float) -> Outcome:
         """The linear relaxation, rows added until it is within the limit: a bound, and a choice where it came out whole."""
+        bound = -float("inf")
         while True:
             status = self._run(deadline)
             if status == highspy.HighsModelStatus.kInfeasible:
                 return Outcome(choice=None, bound=float("inf"), proved=True)
             if status != highspy.HighsModelStatus.kOptimal:
-                return Outcome(choice=None, bound=-float("inf"), proved=False)
+                return Outcome(choice=None, bound=bound, proved=False)
+            bound = self.highs.getInfo().objective_function_value / self.scale
             values = np.array(self.highs.getSolution().col_value)
             weight, over = values[: self.num_states], float(values[-1]) if self.elastic else 0.0
             missing = self._missing(self.rows.held(weight), over, _LOOSE)
@@ -142,7 +144,6 @@ class Polytope:
                 self.add_row(at)
             if missing:
                 continue
-            bound = self.highs.getInfo().objective_function_value / self.scale
             choice = self._choice(weight) if bool((np.abs(weight - np.rint(weight)) < 1e-6).all()) else None
             if choice is not None and not self._fits(choice, over):
                 choice = None
@@ -151,7 +152,7 @@ class Polytope:
     def solve(self, deadline: float, *, found: Callable[[Choice], None] = lambda choice: None) -> Outcome:
         """The best choice that fits; the relaxation first, for the rows that it brings. `found` is told of choices on the way."""
         first = self.relax(deadline)
-        if first.proved or first.bound == -float("inf"):
+        if first.proved or self._late(deadline):
             return first
         count, bound = self.num_states, first.bound
         whole = np.full(count, int(highspy.HighsVarType.kInteger), dtype=np.uint8)
@@ -174,6 +175,9 @@ class Polytope:
             for at in missing[:_ROWS]:
                 self.add_row(at)
 
+    def _late(self, deadline: float) -> bool:
+        return self.stopped() or time.perf_counter() >= deadline
+
     def _fits(self, choice: Choice, over: float) -> bool:
         excess = self.rows.excess(choice) - over * self.unit
         return bool((excess <= (_LOOSE * self.unit if self.elastic else self.rows.slack)).all())
@@ -181,7 +185,7 @@ class Polytope:
     def _run(self, deadline: float, found: Callable[[Choice], None] | None = None) -> highspy.HighsModelStatus:
         """Runs HiGHS until it is done, the time is up, or the person at the keyboard has had enough."""
         left = deadline - time.perf_counter()
-        if left <= 0 or self.stopped():
+        if self._late(deadline):
             return highspy.HighsModelStatus.kTimeLimit
         self.highs.setOptionValue("time_limit", self.highs.getRunTime() + left)
         self.highs.startSolve()

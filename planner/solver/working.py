@@ -61,7 +61,9 @@ class Working:
             else:
                 self.add_table(edge.u, edge.v, _priced(edge.cost))
         for usage in problem.usages if self.limited else ():
-            self.add_part(usage.node, usage.spans, usage.nbytes.astype(float))
+            spans = tuple(span for span in usage.spans if span[0] < span[1] and span[2])
+            if spans:
+                self.add_part(usage.node, spans, usage.nbytes.astype(float))
 
     # ------------------------------------------------------------------------------------------ changes
 
