@@ -40,7 +40,8 @@ def smallest_peak(problem: Problem, deadline: float, stopped: Callable[[], bool]
     rows = Rows(reduced.problem)
     start = _least(problem)
     if not reduced.problem.costs:
-        return _peak_of(problem, reduced.restore(()), start)
+        only = reduced.restore(())  # what reduction leaves alone is least, where it is over the limit
+        return _peak_of(problem, only, max(start, problem.peak(only) if not problem.fits(only) else start))
     program = Polytope(reduced.problem, rows, elastic=True, stopped=stopped)
     found = program.solve(deadline)
     if found.proved and found.bound == float("inf"):
