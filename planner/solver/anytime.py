@@ -40,8 +40,9 @@ _READ = 4.0
 #: A choice over the limit is worth reading off if its cost and this many times the price of what it is over promise the best yet.
 _DEAR = 5.0
 
-#: Factors on the best prices at which choices are read off at the end of a rise: a little more memory is saved than need be.
-_ABOVE = (1.0, 1.005, 1.02)
+#: Factors on the best prices at which choices are read off at the end of a rise (a little more memory is saved than need be), and
+#: the share of the time left that this may take.
+_ABOVE, _READING = (1.0, 1.005, 1.02), 0.2
 
 #: Called with the cost of the best choice, infinite before there is one, and the bound.
 Tell = Callable[[float, float], None]
@@ -154,7 +155,7 @@ class _Search:
             self._any_that_fits(level, dual, primal)
         if not self.over():
             self._windows(level, dual, primal)
-        return self._fixed(level, dual)
+        return level if self.over() else self._fixed(level, dual)
 
     def _rise(self, level: _Level, dual: Dual, primal: Primal, share: float) -> None:
         from planner.solver.primal import weight_of
@@ -183,12 +184,15 @@ class _Search:
         """The choices that the best prices give, and ones a little above them."""
         from planner.solver.primal import weight_of
 
+        now = time.perf_counter()
+        until = now + _READING * (self.deadline - now)
         for factor in _ABOVE:
             costs = dual.priced(dual.prices * factor)
             for index in range(8):
                 dual.sweep(costs, index % 2 == 0)
-                if index >= 6 and not self._hurry():
-                    primal.improve(dual.labels, weight_of(dual, dual.bound), stopped=self._hurry)
+            if primal.labels is None or time.perf_counter() < until:
+                weight = weight_of(dual, dual.bound)
+                primal.improve(dual.labels, weight, stopped=lambda: self._hurry() or time.perf_counter() > until)
         self._take_labels(level, primal)
         dual.settle()
 
