@@ -21,7 +21,7 @@ from planner.graph import Node, Parameter
 from planner.layout import REPLICATE, Layout, is_partial
 from planner.model import Model, Pins, Use, uses_of
 from planner.redistribute import Layouts, layouts_of
-from planner.solver import Edge, Problem
+from planner.solver import Edge, Problem, with_pair_usages
 from planner.solver.problem import Array
 from planner.strategies import Option, ParameterStrategy, Strategy, op_strategies, options_of, parameter_strategies
 from planner.subdims import OpDims
@@ -52,16 +52,18 @@ class Table:
 
     def problem(self, *, hidden: float = 0.0, limit: float = float("inf")) -> Problem:
         """The problem. `hidden` is the share of parameters' and gradients' communication that runs beside compute and is left out of
-        the objective; `limit` the bytes a device has (usages are in the problem only where it is finite)."""
+        the objective; `limit` the bytes a device has (usages, and nodes for those of pairs after all others, are in the problem only
+        where it is finite)."""
         shown = 1.0 - hidden
         costs = [c + shown * self.hideable_costs[n] if n in self.hideable_costs else c for n, c in enumerate(self.costs)]
         keys = list(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
         edges = tuple(Edge(u=u, v=v, cost=self._pair((u, v), shown)) for u, v in keys)
-        finite = limit < float("inf")
-        return Problem(
-            costs=tuple(costs), edges=edges, usages=usages(self, {key: i for i, key in enumerate(keys)}) if finite else (),
-            horizon=len(self.model.graph.nodes) + 1, limit=limit, names=self.names,
-        )  # fmt: skip
+        horizon = len(self.model.graph.nodes) + 1
+        problem = Problem(costs=tuple(costs), edges=edges, horizon=horizon, limit=limit, names=self.names)
+        if limit == float("inf"):
+            return problem
+        nodes, pairs = usages(self, {key: i for i, key in enumerate(keys)})
+        return with_pair_usages(replace(problem, usages=nodes), pairs)
 
     def _pair(self, key: tuple[int, int], shown: float) -> Array:
         plain, hideable = self.pairs.get(key), self.hideable_pairs.get(key)
