@@ -22,6 +22,7 @@ from runtime.worker import join
 #: Sizes that neither 2, 3 nor 4 ranks divide, where the model allows.
 SIZES: dict[str, dict[str, int]] = {
     "lstm": {"vocab": 17, "embed": 5, "hidden": 7, "layers": 2, "seq": 5},
+    "gru": {"vocab": 17, "embed": 5, "hidden": 7, "layers": 2, "seq": 5},
     "mlp": {"inputs": 13, "hidden": 25, "layers": 3, "outputs": 7},
     "cnn": {"channels": 5, "width": 7, "blocks": 2, "classes": 11, "image": 8},
     "gpt": {"layers": 2, "width": 35, "heads": 7, "vocab": 37, "positions": 8, "seq": 7},
@@ -58,6 +59,7 @@ WORDS: dict[str, tuple[str, dict[str, str]]] = {
     "vocabulary-parallel embedding and loss": ("gpt", {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"}),
     "vocabulary-parallel LSTM embedding": ("lstm", {"embedding": "vocab"}),
     "hidden units of each LSTM gate": ("lstm", {"shardwright.lstm": "hidden"}),
+    "hidden units of each GRU gate": ("gru", {"shardwright.recurrent": "hidden"}),
     "heads inside fused QKV": ("gpt", {"attn": "heads"}),
     "sequence-sharded LayerNorm": ("gpt", {"native_layer_norm": "sequence"}),
     "channels in and out": ("cnn", {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"}),
