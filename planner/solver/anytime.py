@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["certify"]
 
 #: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is given up after `_TRY` of the time.
-_SMALL, _TRY = 120_000, 0.5
+_SMALL, _TRY = 120_000, 0.6
 
 #: Shares of the time left that the first rise of the bound takes, and seconds of search between two of fixing.
-_RISE, _SEARCH = 0.3, 30.0
+_RISE, _SEARCH = 0.4, 30.0
 
 #: Seconds that local search may take over a choice read off the rising bound; all such take a third of the time at most.
 _READ = 4.0
@@ -176,7 +176,13 @@ class _Search:
                 self._take_labels(level, primal)
             due = time.perf_counter() + 2 * (time.perf_counter() - began)
 
-        if self.best is not None:
+        if self.best is None:
+            dual.begin(primal.offer)
+            self._take_labels(level, primal)
+            if primal.labels is not None:
+                primal.improve(primal.labels, weight_of(dual, dual.bound), stopped=self._hurry)
+                self._take_labels(level, primal)
+        else:
             primal.improve(_labels(level.project(self.best)), weight_of(dual, self.cost), stopped=self._hurry)
         dual.rise(until, self._hurry, after_round)
 
