@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 __all__ = ["certify"]
 
 #: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is given up after `_TRY` of the time.
-_SMALL, _TRY = 120_000, 0.5
+_SMALL, _TRY = 120_000, 0.6
 
 #: Shares of the time left that the first rise of the bound takes, and seconds of search between two of fixing.
-_RISE, _SEARCH = 0.3, 30.0
+_RISE, _SEARCH = 0.4, 30.0
 
 #: Seconds that local search may take over a choice read off the rising bound; all such take a third of the time at most.
 _READ = 4.0
@@ -41,7 +41,7 @@ _READ = 4.0
 _DEAR = 5.0
 
 #: Factors on the best prices at which choices are read off at the end of a rise (a little more memory is saved than need be), and
-#: the share of the time left that this may take.
+#: the share of the time left within which the next may begin.
 _ABOVE, _READING = (1.0, 1.005, 1.02), 0.2
 
 #: Called with the cost of the best choice, infinite before there is one, and the bound.
@@ -176,7 +176,13 @@ class _Search:
                 self._take_labels(level, primal)
             due = time.perf_counter() + 2 * (time.perf_counter() - began)
 
-        if self.best is not None:
+        if self.best is None:
+            dual.begin(primal.offer)
+            self._take_labels(level, primal)
+            if primal.labels is not None:
+                primal.improve(primal.labels, weight_of(dual, dual.bound), stopped=self._hurry)
+                self._take_labels(level, primal)
+        else:
             primal.improve(_labels(level.project(self.best)), weight_of(dual, self.cost), stopped=self._hurry)
         dual.rise(until, self._hurry, after_round)
 
@@ -186,13 +192,13 @@ class _Search:
 
         now = time.perf_counter()
         until = now + _READING * (self.deadline - now)
-        for factor in _ABOVE:
-            costs = dual.priced(dual.prices * factor)
+        for number, factor in enumerate(_ABOVE):
+            costs, read = dual.priced(dual.prices * factor), []
             for index in range(8):
                 dual.sweep(costs, index % 2 == 0)
-            if primal.labels is None or time.perf_counter() < until:
-                weight = weight_of(dual, dual.bound)
-                primal.improve(dual.labels, weight, stopped=lambda: self._hurry() or time.perf_counter() > until)
+                read.append((_promise(dual, primal), index, dual.labels.copy()))
+            if number == 0 or time.perf_counter() < until:  # the best prices' own choice is worth all the time that it takes
+                primal.improve(min(read)[2], weight_of(dual, dual.bound), stopped=self._hurry)
         self._take_labels(level, primal)
         dual.settle()
 

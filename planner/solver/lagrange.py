@@ -29,6 +29,9 @@ _RISE, _MOMENTUM = 1e-4, 0.8
 #: The temperature, in mean cost of a node.
 _TEMPERATURE = 0.1
 
+#: Factors on the free bound that all prices together take at first, sweeps at each, and how strongly what is over draws them.
+_FACTORS, _STEADY, _BIAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4, 1e5, 1e6), 10, 8.0
+
 #: Times that may enter in a round, sweeps without and with prices changing.
 _NEW, _WARM, _SWEEPS = 20, 40, 2
 
@@ -62,6 +65,26 @@ class Dual:
             costs, f.first, f.u, f.v, f.pairs, f.table, f.near, f.at, self.to_u, self.to_v, self.messages, forward,
             self.marginals, self.labels,
         ))  # fmt: skip
+
+    def begin(self, fits: Callable[[Labels], bool]) -> bool:
+        """Raises all prices together, more where the choice read off is more over the room, until `fits` says that one fits; whether
+        one did. The prices with the best bound are where `rise` goes on."""
+        free = abs(self.sweep(self.priced(np.zeros(self.rows.horizon)), True)) or 1.0
+        share, found = np.full(self.rows.horizon, 1.0 / max(self.rows.horizon, 1)), False
+        for factor in _FACTORS:
+            prices = factor * free * share
+            costs = self.priced(prices)
+            for index in range(_STEADY):
+                bound = self.sweep(costs, index % 2 == 0) - float(prices @ self.room)
+            if bound > self.bound:
+                self.bound, self.prices, self.best = bound, prices, (prices, self.messages.copy())
+            found = fits(self.labels)
+            if found:
+                break
+            share = share * np.exp(_BIAS * np.clip(self.rows.excess(self.labels) / self.unit, -1.0, 1.0))
+            share /= share.sum() or 1.0
+        self.messages[:] = self.best[1]
+        return found
 
     def rise(self, deadline: float, stopped: Callable[[], bool], tell: Callable[[], None]) -> None:
         """Raises the bound until the deadline or until it is at rest; `tell` is called after every round."""
