@@ -55,7 +55,8 @@ class Hardware:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverRecord:
     """How the choice was found. `objective` is the plan costed again on the whole graph; `hidden` is the share of parameters' and
-    gradients' communication that the objective leaves out because it runs beside compute."""
+    gradients' communication that the objective leaves out because it runs beside compute. `bound` is that of the plan's mesh;
+    `bound_all_meshes` that of all `num_meshes` that were searched, whatever fits the memory."""
 
     status: str
     objective: float
@@ -64,6 +65,8 @@ class SolverRecord:
     time_s: float
     num_variables: int
     hidden: float
+    num_meshes: int
+    bound_all_meshes: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

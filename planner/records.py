@@ -34,7 +34,8 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
             for a in plan.alternatives
         ],
         "solver": {
-            name: getattr(plan.solver, name) for name in ("status", "objective", "bound", "gap", "time_s", "num_variables")
+            name: getattr(plan.solver, name)
+            for name in ("status", "objective", "bound", "gap", "time_s", "num_variables", "num_meshes", "bound_all_meshes")
         },
         "replicated_ops": list(summary["replicated_ops"]),
         "planning_time_s": summary["planning_time_s"],

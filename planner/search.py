@@ -115,7 +115,7 @@ def search(
     best = searcher.better_typed(best, typed if mesh is None and not pins else [])
     costing = best.proposal.table.costing
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
-    plan = _plan(ask, cluster, workload, best, named, alternatives, time.perf_counter() - started)
+    plan = _plan(ask, cluster, workload, best, named, proposals, alternatives, time.perf_counter() - started)
     progress("done", 1.0)
     return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))
 
@@ -277,8 +277,8 @@ def _typed(cluster: Cluster) -> Iterator[tuple[str, Mesh, tuple[Pin, ...]]]:
 
 
 def _plan(
-    ask: Ask, cluster: Cluster, workload: Workload, best: Candidate, mesh: Mesh, alternatives: tuple[Alternative, ...],
-    elapsed: float,
+    ask: Ask, cluster: Cluster, workload: Workload, best: Candidate, mesh: Mesh, proposals: list[Proposal],
+    alternatives: tuple[Alternative, ...], elapsed: float,
 ) -> Plan:  # fmt: skip
     table, solution, chosen = best.proposal.table, best.proposal.solution, best.choices.strategies
     model, ties = table.model, table.model.ties
@@ -286,6 +286,7 @@ def _plan(
     assert abs(objective - solution.objective) <= 1e-9 * objective, (objective, solution.objective)
     bound = min(solution.bound, objective)
     gap = (objective - bound) / objective if objective else 0.0
+    rivals = [p.solution.bound for p in proposals if p.hidden == best.proposal.hidden]
     return Plan(
         ask=ask, mesh=mesh, graph_hash=model.graph.digest(),
         options=tuple(chosen[members[0]].options if members[0] in chosen else None for members in ties.nodes_of),
@@ -298,6 +299,7 @@ def _plan(
         solver=SolverRecord(
             status=solution.status if gap <= 1e-6 else "feasible", objective=objective, bound=bound, gap=gap,
             time_s=solution.time_s, num_variables=solution.num_variables, hidden=best.proposal.hidden,
+            num_meshes=len(rivals), bound_all_meshes=min([bound, *rivals]),
         ),
         summary=summarise(model, workload, cluster, mesh, best.choices, table.costing, best.prediction, elapsed),
         alternatives=alternatives,

@@ -104,12 +104,17 @@ def test_markdown_keeps_stars_and_bars() -> None:
 @pytest.mark.parametrize(("gap", "word"), [(0.0, "gap 0"), (1e-15, "gap 0"), (2.5e-4, "gap 2.5e-04")])
 def test_the_gap_in_words(found: Found, gap: float, word: str) -> None:
     solver = SolverRecord(
-        status="feasible", objective=1.0, bound=1 - gap, gap=gap, time_s=0.1, num_variables=1234, hidden=0.0
+        status="feasible", objective=1.0, bound=1 - gap, gap=gap, time_s=0.1, num_variables=1234, hidden=0.0, num_meshes=1,
+        bound_all_meshes=1 - gap,
     )  # fmt: skip
     lines = proof_lines(replace(found.plan, solver=solver))
     assert lines[0].endswith(word)
     assert lines[1].startswith("1,234 variables, 0.10 s; planned in ")
     assert len(lines) == 2
+    several = replace(solver, num_meshes=7, bound_all_meshes=0.9)
+    assert proof_lines(replace(found.plan, solver=several))[1] == (
+        "on none of the 7 meshes searched does a choice sum to less than 900 ms"
+    )
 
 
 def test_an_alternative_that_is_not_there_says_why(found: Found) -> None:
