@@ -27,7 +27,7 @@ OPS = (
     "aten.amax.default", "aten._softmax.default", "aten._log_softmax.default", "aten._softmax_backward_data.default",
     "aten.native_layer_norm.default", "aten.native_layer_norm_backward.default", "aten.embedding.default",
     "aten.permute.default", "aten.expand.default", "aten.cumsum.default", "aten.tril.default", "aten.gather.default",
-    "aten.index_select.default", "aten.topk.default", "aten.sort.default", "aten.convolution.default", "aten.flip.default",
+    "aten.index_select.default", "aten.topk.default", "aten.sort.default", "aten.convolution.default",
     "aten.slice.Tensor", "aten.select.int", "aten.split.Tensor", "aten.cat.default", "aten.gelu_backward.default",
 )  # fmt: skip
 

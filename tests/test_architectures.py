@@ -1,0 +1,86 @@
+"""Hugging Face by config: names, settings and refusals; and a sample of architectures trained on two ranks as in one process."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="Hugging Face models need the extra: pip install 'shardwright[hf]'")
+
+from architectures import rows_of
+from matrix import TOLERANCE
+from tiny_configs import ARCHITECTURES
+
+from cost_models.errors import BadValue, UnknownName
+from planner.workload import Workload, load_workload, resolve_options
+
+SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
+SAMPLE = ["gpt2", "bert", "mixtral"]
+
+
+def load(spec: str, seq: int | None = 8, **settings: str) -> Workload:
+    torch.manual_seed(0)
+    return load_workload(spec, batch=2, seq=seq, settings=settings, num_devices=1)
+
+
+def test_names_of_a_type_of_a_class_and_of_a_file_give_the_same_model(tmp_path: Path) -> None:
+    path = tmp_path / "config.json"
+    path.write_text(
+        json.dumps({"model_type": "gpt2", "n_layer": 1, "n_embd": 16, "n_head": 2, "vocab_size": 32, "n_positions": 16})
+    )
+    models = [load("hf:gpt2", **SMALL), load("hf:GPT2Config", **SMALL), load(f"hf:{path}")]
+    shapes = [{name: tuple(p.shape) for name, p in work.module.named_parameters()} for work in models]
+    assert shapes[0] == shapes[1] == shapes[2]
+    assert models[0].batch[0].shape == (2, 8)
+
+
+def test_tasks_give_other_heads() -> None:
+    assert type(load("hf:gpt2", **SMALL).module.model).__name__ == "GPT2LMHeadModel"
+    work = load("hf:gpt2", task="base", **SMALL)
+    assert type(work.module.model).__name__ == "GPT2Model"
+    assert work.batch[-1].shape == (2, 8, 16)
+
+
+def test_nothing_is_dropped_at_random() -> None:
+    module = load("hf:gpt2", **SMALL).module
+    assert module.training
+    assert {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+
+
+@pytest.mark.parametrize(
+    ("spec", "settings", "error", "words"),
+    [
+        ("hf:gpt3", {}, UnknownName, "unknown Hugging Face model type 'gpt3': did you mean 'gptj'"),
+        ("hf:gpt2", {"n_layers": "2"}, UnknownName, "unknown hf:gpt2 option 'n_layers': did you mean 'n_layer'"),
+        ("hf:gpt2", {"task": "poetry"}, UnknownName, "unknown task 'poetry'"),
+        ("hf:none/config.json", {}, UnknownName, "no file none/config.json"),
+        ("hf:llama", {"num_attention_heads": "5"}, BadValue, "LlamaConfig refuses"),
+    ],
+)
+def test_a_mistake_is_one_line(spec: str, settings: dict[str, str], error: type[Exception], words: str) -> None:
+    with pytest.raises(error) as caught:
+        resolve_options(spec, batch=2, seq=None, settings=settings, num_devices=1)
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def wrong(names: list[str]) -> list[str]:
+    return [f"{row.name}: {row.refused or row.errors}" for row in rows_of(names) if not row.passed]
+
+
+def test_a_sample_trains_as_one_process_does() -> None:
+    assert TOLERANCE == 1e-9
+    assert wrong(SAMPLE) == []
+
+
+#: What is known not to pass; docs/architectures.md says why.
+KNOWN = {"led", "switch_transformers", "phimoe", "vit_mae", "dbrx", "convnext", "zamba", "vilt", "mobilevit", "efficientnet"}
+
+
+@pytest.mark.slow_matrix
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_all_train_as_one_process_does(kind: str) -> None:
+    assert wrong([name for name in ARCHITECTURES[kind] if name not in KNOWN]) == []
