@@ -4,13 +4,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-gpu check clean
+.PHONY: demo test test-all test-gpu check clean
 
 demo: $(STAMP)
 	$(BIN)/plan --model lstm --gpus 8
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest -n 2 -m ""
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

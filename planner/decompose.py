@@ -5,6 +5,7 @@ A mean is a sum and a division by the global count; a bias is added after the pr
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -79,6 +80,35 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
     return _index_put(x, [index.long()], source, True)
 
 
+def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
+    """What stands in x once source is copied to it."""
+    return aten.expand.default(source.to(x.dtype), list(x.shape))
+
+
+def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Any:
+    """A view by strides that are those of the rows of a new shape is that view."""
+    plain = [math.prod(size[d + 1 :]) for d in range(len(size))]
+    same = all(a == b or n == 1 for a, b, n in zip(stride, plain, size, strict=True))
+    if offset or not same or not x.is_contiguous() or math.prod(size) != x.numel():
+        return NotImplemented
+    return aten.view.default(x, size)
+
+
+def _fill(x: Tensor, value: Tensor) -> Any:
+    return _copy(x, value)
+
+
+def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
+    """A softmax that is 0 where every entry is minus infinity."""
+    x = x if dtype is None else x.to(dtype)
+    hidden = aten.all.dim(aten.eq.Scalar(x, float("-inf")), dim, True)
+    return aten.where.self(hidden, aten.scalar_tensor.default(0.0, dtype=x.dtype), aten._softmax.default(x, dim, False))
+
+
+def _new_empty_strided(x: Tensor, size: list[int], stride: list[int], **kwargs: Any) -> Any:
+    return aten.full.default(size, 0, dtype=kwargs.get("dtype") or x.dtype)
+
+
 def decomposition_table() -> dict[Any, Any]:
     """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division by the global count, and
     a bias is added after the product, where a partial product has been reduced."""
@@ -115,6 +145,10 @@ def decomposition_table() -> dict[Any, Any]:
             aten._prelu_kernel_backward,
             aten.logsumexp,
             aten.linalg_vector_norm,
+            aten.im2col,
+            aten.col2im,
+            aten._weight_norm_interface,
+            aten._weight_norm_interface_backward,
         ]
     )
     ours: dict[Any, Any] = {
@@ -127,5 +161,11 @@ def decomposition_table() -> dict[Any, Any]:
         aten.std.correction: _std,
         aten.index_put.default: _index_put,
         aten.index_add.default: _index_add,
+        aten._unsafe_index_put.default: _index_put,
+        aten.as_strided.default: _as_strided,
+        aten.copy.default: _copy,
+        aten.fill.Tensor: _fill,
+        aten._safe_softmax.default: _safe_softmax,
+        aten.new_empty_strided.default: _new_empty_strided,
     }
     return table | ours

@@ -43,6 +43,8 @@ def explain(plan: Plan) -> dict[str, Any]:
         "ops": list(_ops(plan, model, choices, costing, names)),
         "parameters": list(_parameters(plan, model, choices, costing, names)),
         "replicated_ops": list(plan.summary["replicated_ops"]),
+        "discovered_ops": list(plan.summary.get("discovered_ops", [])),
+        "ops_without_rule": list(plan.summary.get("ops_without_rule", [])),
         "solver": asdict(plan.solver),
     }  # fmt: skip
 

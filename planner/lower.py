@@ -24,7 +24,7 @@ from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step, layouts_of
-from planner.rules import RULES
+from planner.rules import local_call
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy, local_of
 from planner.subdims import OpDims, call_of
@@ -216,7 +216,7 @@ class _Lowering:
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
         local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
         self.differs |= bool(local.offsets or (local.leaves and local.split))
-        op, args, kwargs = RULES[node.op].localize(call_of(self.model.graph, node), local)
+        op, args, kwargs = local_call(dims.signature, call_of(self.model.graph, node), local)
         queue = iter(ids)
         args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
         alias = ids[0] if dims.signature.kind == "view" and ids else None

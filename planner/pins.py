@@ -18,7 +18,7 @@ from planner.strategies import Option, options_of
 from planner.subdims import OpDims
 from planner.ties import pattern_of
 
-__all__ = ["PINS", "Pin", "batch_atoms", "parse_mesh", "parse_pin", "pins_for", "role_of"]
+__all__ = ["PINS", "Pin", "batch_atoms", "expert_atoms", "parse_mesh", "parse_pin", "pins_for", "role_of"]
 
 _ROLES = {
     "dp": "data",
@@ -31,18 +31,19 @@ _ROLES = {
     "mp": "tensor",
 }
 
-#: What a pattern can be pinned to. The first four say how ops run, the others how parameters are kept on data axes.
+#: What a pattern can be pinned to. The first five say how ops run, the others how parameters are kept on data axes.
 PINS = {
     "data": "split the batch on every axis",
     "tensor": "split something other than the batch on the innermost tensor axis",
     "tp": "the same as tensor",
+    "expert": "split the experts on the innermost tensor axis, and the batch where there are none",
     "replicate": "run whole on every device",
     "ddp": "parameters and optimizer state whole on every device",
     "zero1": "parameters whole, optimizer state and update in pieces (ZeRO-1; gradients are reduce-scattered, as ZeRO-2)",
     "zero2": "the same as zero1",
     "zero3": "parameters, gradients and optimizer state in pieces, gathered where they are used",
 }  # fmt: skip
-_OP_PINS = ("data", "tensor", "tp", "replicate")
+_OP_PINS = ("data", "tensor", "tp", "expert", "replicate")
 
 #: Kinds of op that do a model's work: what `tensor` must split.
 HEAVY = ("gemm", "conv", "attention", "lstm", "embedding")
@@ -98,6 +99,17 @@ def batch_atoms(model: Model) -> frozenset[int]:
     return frozenset(a for v in graph.inputs for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0])
 
 
+def expert_atoms(model: Model) -> frozenset[int]:
+    """The atoms of experts: what a batched product has of its own in a parameter, one matrix for each of its batch."""
+    graph, dims, roots = model.graph, model.dims, model.roots
+    out: set[int] = set()
+    for node in graph.nodes:
+        if node.op == "aten.bmm.default" and any(graph.values[roots[v].value].kind == "parameter" for v in node.operands):
+            op = dims.ops[node.index]
+            out |= {atom for atom, letter in zip(op.atoms, op.letter, strict=True) if letter == 0}
+    return frozenset(out)
+
+
 def _of_batch_alone(model: Model) -> frozenset[int]:
     """The nodes that read nothing but batch tensors, or what such nodes made of them."""
     values = {v.id for v in model.graph.values if v.kind == "input"}
@@ -120,6 +132,7 @@ class _Filters:
         self.model, self.mesh, self.pins = model, mesh, pins
         self.roles = tuple(role_of(name) for name in mesh.names)
         self.batch = batch_atoms(model)
+        self.experts = expert_atoms(model)
         self.of_batch_alone = _of_batch_alone(model)
         self._check_batch()
         for pin in pins:
@@ -162,6 +175,8 @@ class _Filters:
             return option.kind == "whole"
         if choice == "data" or (choice is None and self.roles[axis] == "data"):
             return self._data(node, axis, option)
+        if choice == "expert" and axis == self.tensor_axis:
+            return self._expert(node, axis, option)
         if choice in ("tensor", "tp") and axis == self.tensor_axis:
             return self._tensor(dims, option, must=dims.signature.kind in HEAVY)
         if self.roles[axis] == "data":
@@ -186,6 +201,15 @@ class _Filters:
         size, dims = self.mesh.sizes[axis], self.model.dims.ops[node.index]
         able = any(self._splits_batch(dims, o) and dims.sizes[o.number] >= size for o in options_of(dims))
         return self._splits_batch(dims, option) if able else option.kind != "split"
+
+    def _expert(self, node: Node, axis: int, option: Option) -> bool:
+        dims = self.model.dims.ops[node.index]
+
+        def splits(other: Option) -> bool:
+            return other.kind == "split" and dims.atoms[other.number] in self.experts
+
+        able = any(splits(o) and dims.sizes[o.number] >= self.mesh.sizes[axis] for o in options_of(dims))
+        return splits(option) if able else self._data(node, axis, option)
 
     def _tensor(self, dims: OpDims, option: Option, *, must: bool) -> bool:
         if self._splits_batch(dims, option):

@@ -5,6 +5,7 @@ FX graph, names -> Graph. Refuses what cannot be planned: random ops, changed st
 
 from __future__ import annotations
 
+import math
 import operator
 from typing import Any
 
@@ -14,13 +15,22 @@ from torch import Tensor
 from cost_models.errors import NotTraceable
 from planner.graph import Graph, Node, Parameter, Ref, Serial, Value
 from planner.source_line import from_text
+from planner.torch_private import is_fake, really
 from planner.workload import Workload
 
-__all__ = ["Refused", "read_graph"]
+__all__ = ["ChangedInPlace", "Refused", "read_graph"]
 
 
 class Refused(NotTraceable):
     """Of one op: traced again with stacks, the message names the line that called it."""
+
+
+class ChangedInPlace(Refused):
+    """An op writes to a tensor in place, and something else sees it."""
+
+
+#: A constant of more elements than this is refused: it belongs into a buffer.
+_CONSTANT = 4096
 
 
 aten = torch.ops.aten
@@ -40,6 +50,8 @@ _NO_CHANGE = {
     "aten.reshape.default", "aten.repeat.default", "aten.constant_pad_nd.default",
 }  # fmt: skip
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
+#: Ops that promise to be given indices in range.
+_SAFE = {"aten._unsafe_index_put.default": "aten.index_put.default", "aten._unsafe_index.Tensor": "aten.index.Tensor"}
 _RANDOM_HINT = (
     "of random ops only dropout is planned (F.dropout, nn.Dropout and those of channels, attention and recurrent layers)"
 )
@@ -76,11 +88,20 @@ class _Reader:
             if node.op == "call_function":
                 self._read(node)
             elif node.op == "get_attr":
-                raise NotTraceable(
-                    f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): "
-                    "register it as a buffer"
-                )
+                self._constant(node)
         return self._finish(num_parameters)
+
+    def _constant(self, node: torch.fx.Node) -> None:
+        """A tensor made of numbers while running: an op of ours that holds the numbers."""
+        tensor = getattr(self.fx_graph.owning_module, str(node.target))
+        if not isinstance(tensor, Tensor) or is_fake(tensor) or tensor.numel() > _CONSTANT:
+            raise NotTraceable(
+                f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): register it as a buffer"
+            )
+        values = really(lambda: tuple(tensor.reshape(-1).tolist()))
+        kwargs = {"dtype": str(tensor.dtype)}
+        node.meta.setdefault("val", tensor)
+        self._add(node, "shardwright.constant", (values, tuple(tensor.shape)), kwargs)
 
     def _finish(self, num_parameters: int) -> Graph:
         output = next(n for n in self.fx_graph.nodes if n.op == "output")
@@ -160,6 +181,8 @@ class _Reader:
         first = node.args[0] if node.args else None
         if not isinstance(first, torch.fx.Node):
             return None
+        if op == "aten.constant_pad_nd.default" and any(node.args[1]):  # type: ignore[arg-type]
+            return None  # one before and one less behind: a shift
         if op == "aten.copy_.default":
             source = node.args[1]
             assert isinstance(source, torch.fx.Node)
@@ -194,7 +217,7 @@ class _Reader:
                 "set its track_running_stats to False"
             )
         if target._schema.is_mutable and not self._harmless(node) and not self._is_changed_buffer(node):
-            raise Refused(
+            raise ChangedInPlace(
                 f"{where} changes a tensor in place ({op}) that is a parameter, an input, part of a buffer, or read "
                 "again: use the out-of-place op; a whole buffer may be changed"
             )
@@ -271,11 +294,12 @@ def _normalised(
     filled = _fill_value(op, args)
     if name.endswith("_") and not name.endswith("__"):
         op = f"{namespace}.{name[:-1]}.{overload}"
+    op = _SAFE.get(op, op)
     if op in _VIEWS:
         return "shardwright.reshape", (args[0], tuple(result.shape)), {}
     rank = result.dim() if isinstance(result, Tensor) else 0
     if filled is not None:
-        return "aten.full.default", (tuple(result.shape), filled), {"dtype": str(result.dtype)}
+        return "aten.full.default", (tuple(result.shape), _in_range(filled, result.dtype)), {"dtype": str(result.dtype)}
     if op == "aten.t.default":
         return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
     if op == "aten.transpose.int":
@@ -292,11 +316,18 @@ def _normalised(
     return op, args, kwargs
 
 
+def _in_range(value: Any, dtype: torch.dtype) -> Any:
+    """The number as a cast gives it: one that the dtype is too small for is infinite."""
+    if dtype.is_floating_point and isinstance(value, float) and abs(value) > torch.finfo(dtype).max:
+        return math.copysign(math.inf, value)
+    return value
+
+
 def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
     """The number that an op fills a new tensor with, None if it is no such op."""
     name = op.split(".")[1]
-    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"):
-        return 0 if "zeros" in name else 1
+    if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "empty", "empty_like", "new_empty"):
+        return 1 if "ones" in name else 0  # what is empty is written before it is read
     if name == "zero_":
         return 0
     if name in ("full_like", "full") or op == "aten.fill_.Scalar":

@@ -60,7 +60,10 @@ def _model_line(plan: Plan) -> str:
 def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
     """What every axis splits: in a sentence, and layer group by layer group."""
     whole = plan.summary["replicated_ops"]
-    return (*_axis_lines(plan), _group_words(plan), *(["run whole on every device: " + ", ".join(whole)] if whole else []))
+    told = [("run whole on every device: ", whole)]
+    told.append(("run whole for want of a rule: ", plan.summary.get("ops_without_rule", [])))
+    told.append(("rule discovered by running the op in shards: ", plan.summary.get("discovered_ops", [])))
+    return (*_axis_lines(plan), _group_words(plan), *(words + ", ".join(ops) for words, ops in told if ops))
 
 
 def _axis_lines(plan: Plan) -> Iterable[str]:
@@ -119,6 +122,10 @@ def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
         shown = tokens if summary["tokens_per_s"] != summary["samples_per_s"] else ""
         rates = f"{_rate(summary['samples_per_s'], 'samples/s')}{shown}"
         out.append(f"{rates}; MFU {_percent(summary['mfu'])}, of the peak in {summary['dtype']}")
+    if "padding" in summary:
+        padded = summary["padding"]
+        saved = _percent(1 - padded["step_time_s"] / step)
+        out.append(f"--set {padded['setting']} would take {saved} less: {format_time(padded['step_time_s'])} on the same mesh")
     return tuple(out)
 
 

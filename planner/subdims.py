@@ -11,10 +11,9 @@ import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from cost_models.errors import NotTraceable
 from planner.graph import Graph, Node
 from planner.layout import SubShape
-from planner.rules import RULES, Call, Signature
+from planner.rules import Call, Signature, signature_of
 
 __all__ = ["OpDims", "SubDims", "call_of", "infer"]
 
@@ -73,15 +72,12 @@ def call_of(graph: Graph, node: Node) -> Call:
 
 
 def infer(graph: Graph) -> SubDims:
-    """The sub-dims of every value, and every node's signature in terms of them.
-
-    Raises NotTraceable for an op that has no rule, naming its module.
-    """
+    """The sub-dims of every value, and every node's signature in terms of them; an op without a rule is discovered."""
     dims = [tuple([_Atom(size=size)] for size in value.shape) for value in graph.values]
     forest: list[tuple[list[_Atom], ...]] = [tuple(d) for d in dims]
     letters: list[list[_Atom]] = []
     signatures: list[Signature] = []
-    memo: dict[Call, Signature] = {}
+    memo: dict[tuple[Call, tuple[str, ...]], Signature] = {}
     for node in graph.nodes:
         signature = _signature(graph, node, memo)
         atoms = [_Atom(size=size) for size in signature.sizes]
@@ -98,17 +94,12 @@ def _unsplittable(signature: Signature) -> Signature:
     return replace(signature, fixed=frozenset(range(len(signature.sizes))), view=False)
 
 
-def _signature(graph: Graph, node: Node, memo: dict[Call, Signature]) -> Signature:
-    rule = RULES.get(node.op)
-    if rule is None:
-        raise NotTraceable(
-            f"no rule says how to split {node.op} (module {node.path or '(top)'!r}, {node.phase}); "
-            "ops with rules: " + ", ".join(sorted({op.split(".")[1] for op in RULES}))
-        )
+def _signature(graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]) -> Signature:
     call = call_of(graph, node)
-    if call not in memo:
-        memo[call] = rule.signature(call)
-    return memo[call]
+    dtypes = tuple(graph.values[v].dtype for v in node.operands)
+    if (call, dtypes) not in memo:
+        memo[call, dtypes] = signature_of(call, dtypes)
+    return memo[call, dtypes]
 
 
 def _unify_node(

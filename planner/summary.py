@@ -12,7 +12,7 @@ from planner.costing import Costing, op_dtype
 from planner.layout import Mesh
 from planner.model import Model
 from planner.predict import Prediction
-from planner.words import describe, replicated_ops
+from planner.words import describe, ops_by_source, replicated_ops
 from planner.workload import Workload
 
 __all__ = ["ideal_seconds", "summarise"]
@@ -55,6 +55,8 @@ def summarise(
         "memory_capacity_bytes": cluster.device.usable_memory,
         "fits": prediction.total_memory_bytes <= cluster.device.usable_memory,
         "replicated_ops": list(replicated_ops(model, choices, costing, mesh)),
+        "discovered_ops": list(ops_by_source(model, "discovered")),
+        "ops_without_rule": list(ops_by_source(model, "replicated")),
         "groups": [  # lists, as JSON has no tuples: a plan read back is the plan that was written
             asdict(row) | {"ops": list(row.ops), "parameters": list(row.parameters)}
             for row in describe(model, workload, mesh, choices, costing)

@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 import torch.fx.traceback as fx_traceback
 from torch._decomp import get_decompositions
-from torch._subclasses import FakeTensorMode  # no public name for tensors with a shape and no memory, other than `meta`
-from torch._subclasses.fake_tensor import FakeTensor, unset_fake_temporarily
+from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
 
-__all__ = ["FakeTensorMode", "decompositions", "is_fake", "joint_trace", "label_new_nodes", "sequence_number", "unfaked"]
+__all__ = [
+    "FakeTensorMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
+    "label_new_nodes", "really", "sequence_number", "unfaked",
+]  # fmt: skip
 
 
-def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
-    """torch's own decompositions of the given ops. Private: the table has no public home outside `torch.export`."""
-    return get_decompositions(ops)
+def fake_mode_is_on() -> bool:
+    """Whether tensors made now have no memory."""
+    return is_fake(torch.empty(()))
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether the tensor has a shape and no memory."""
     return isinstance(tensor, FakeTensor)
+
+
+@contextmanager
+def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors as fake ones (as they are, where they are fake already), with the mode that goes with them active."""
+    if all(map(is_fake, tensors)):
+        yield list(tensors)
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        yield [mode.from_tensor(t) for t in tensors]
+
+
+def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
+    """torch's own decompositions of the given ops. Private: the table has no public home outside `torch.export`."""
+    return get_decompositions(ops)
 
 
 def unfaked() -> AbstractContextManager[Any]:
@@ -55,3 +74,25 @@ def joint_trace(
     with _labels_kept():
         record = make_fx(step, decomposition_table=table, tracing_mode="real", record_stack_traces=lines)
         return record(*arguments).graph
+
+
+def functional(graph: torch.fx.Graph, arguments: tuple[Any, ...], table: dict[Any, Any]) -> torch.fx.Graph:
+    """The recorded graph again, with its in-place ops as ops that give a new tensor, and the same labels on its nodes.
+
+    Only `torch.func.functionalize` knows which views of a tensor see a write. It knows no autograd: the recorded graph has none.
+    """
+    module = torch.fx.GraphModule(graph.owning_module or torch.nn.Module(), graph)
+
+    def again(*inputs: Any) -> Any:
+        return torch.fx.Interpreter(module).run(*inputs, enable_io_processing=False)
+
+    with _labels_kept(), torch.no_grad():
+        flat = tuple(torch.utils._pytree.tree_leaves(arguments))
+        made = make_fx(torch.func.functionalize(again, remove="mutations"), decomposition_table=table, tracing_mode="real")
+        return made(*flat).graph
+
+
+def really(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """What `function` returns outside the mode of fake tensors. Private: the mode has no public way to pause."""
+    with unfaked():
+        return function(*args, **kwargs)

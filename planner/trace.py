@@ -20,9 +20,9 @@ from cost_models.errors import NotTraceable, UserError
 from planner.decompose import decomposition_table
 from planner.graph import Graph
 from planner.kernels import Canonical, precision
-from planner.read_fx import Refused, read_graph
+from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
-from planner.torch_private import FakeTensorMode, joint_trace, label_new_nodes, sequence_number
+from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number
 from planner.workload import Workload
 
 __all__ = ["Traced", "trace"]
@@ -45,26 +45,38 @@ def trace(build: Callable[[], Workload]) -> Traced:
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     with mode:
-        workload = build()
+        name = "given"
         try:
-            return Traced(graph=read_graph(*_recorded(workload, lines=False), workload), workload=workload)
-        except Refused:  # again, slowly, to name the line
-            return Traced(graph=read_graph(*_recorded(workload, lines=True), workload), workload=workload)
+            workload = build()
+            name = workload.name
+            try:
+                graph = _graph(workload)
+            except Refused:  # again, slowly, to name the line
+                graph = _graph(workload, lines=True)
+        except UserError:
+            raise
+        except Exception as error:
+            raise NotTraceable(_explain(error, name)) from error
+    return Traced(graph=graph, workload=workload)
 
 
-def _recorded(workload: Workload, *, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str]]:
+def _graph(workload: Workload, *, lines: bool = False) -> Graph:
+    """The graph as recorded; where an op writes in place and something sees it, with all such ops made functional."""
+    fx_graph, names, losses, arguments = _record(workload, lines)
     try:
-        return _record(workload, lines)
-    except UserError:
-        raise
-    except Exception as error:
-        raise NotTraceable(_explain(error, workload.name)) from error
+        return read_graph(fx_graph, names, losses, workload)
+    except ChangedInPlace as refused:
+        try:
+            return read_graph(functional(fx_graph, arguments, decomposition_table()), names, losses, workload)
+        except ChangedInPlace:  # it writes to a parameter or an input: told of the op as the person wrote it
+            raise refused from None
 
 
 # ------------------------------------------------------------------------------------------------- recording
 
 
-def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str]]:
+def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...]]:
+    """The recorded step, the names of its parameters and buffers, those of its losses, and what it was called with."""
     module = workload.module
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -88,9 +100,9 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
         losses[:] = several
         return (loss, *_all_used(gradients, weights), *several.values())
 
-    key = torch.empty((), dtype=torch.int64)
-    graph = joint_trace(step, (parameters, buffers, key, *workload.batch), decomposition_table(), lines=lines)
-    return graph, [*parameters, *buffers], losses
+    arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *workload.batch)
+    graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
+    return graph, [*parameters, *buffers], losses, arguments
 
 
 def _check_loss(loss: Any, name: str) -> None:

@@ -20,7 +20,16 @@ from planner.ties import pattern_of
 from planner.views import is_view
 from planner.workload import Workload
 
-__all__ = ["GroupWords", "atom_names", "axis_names", "describe", "op_words", "parameter_words", "replicated_ops"]
+__all__ = [
+    "GroupWords",
+    "atom_names",
+    "axis_names",
+    "describe",
+    "op_words",
+    "ops_by_source",
+    "parameter_words",
+    "replicated_ops",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,3 +183,14 @@ def replicated_ops(model: Model, choices: Choices, costing: Costing, mesh: Mesh)
             node = model.graph.nodes[index]
             whole[f"{pattern_of(node.path) or '(top)'}: {node.op.split('.')[1]} ({node.phase})"] += seconds[index]
     return tuple(name for name, spent in whole.items() if spent > 1e-3 * total)
+
+
+def ops_by_source(model: Model, source: str) -> tuple[str, ...]:
+    """Ops whose signature is `discovered`, or `replicated` because nothing was found to split: `module pattern: op`."""
+    dims = model.dims.ops
+    found = (
+        f"{pattern_of(n.path) or '(top)'}: {n.op.split('.')[1]}"
+        for n in model.graph.nodes
+        if dims[n.index].signature.source == source
+    )
+    return tuple(dict.fromkeys(found))

@@ -24,6 +24,9 @@ __all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", 
 #: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
 PRECISIONS = {"fp32": ("float32", ""), "fp64": ("float64", ""), "bf16": ("bfloat16", ""), "bf16-mixed": ("float32", "bfloat16")}
 
+#: How the name of a Hugging Face config begins; the module that reads it is imported only then.
+_HUGGING_FACE = "hf:"
+
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
 
 
@@ -87,6 +90,10 @@ def resolve_options(
     Of the user's own `module:function` only the sizes that were given are known before it is called.
     Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
     """
+    if spec.startswith(_HUGGING_FACE):
+        from planner.models import hugging_face
+
+        return hugging_face.resolve(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
     if is_saved(spec):
         return {}
     if is_keras(spec) or user_model.is_user_model(spec):
@@ -159,7 +166,16 @@ def _loader(spec: str) -> Callable[[str, Mapping[str, Any]], Workload]:
         return _from_saved
     if is_keras(spec):
         return _from_keras
+    if spec.startswith(_HUGGING_FACE):
+        return _from_hugging_face
     return _from_user if user_model.is_user_model(spec) else _built_in
+
+
+def _from_hugging_face(spec: str, options: Mapping[str, Any]) -> Workload:
+    from planner.models import hugging_face
+
+    module, batch, loss = hugging_face.build(spec, options)
+    return Workload(name=spec, module=module, batch=batch, loss=loss, options=options, tokens_per_sample=_tokens(batch))
 
 
 def _from_keras(spec: str, options: Mapping[str, Any]) -> Workload:

@@ -15,6 +15,7 @@ __all__ = ["may_alias", "resolve", "returns_list"]
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.constant": kernels.constant,
     "shardwright.batch_norm": kernels.batch_norm,
     "shardwright.batch_norm_backward": kernels.batch_norm_backward,
     "shardwright.count_targets": kernels.count_targets,
@@ -28,6 +29,10 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
+    "shardwright.masked_attention": kernels.masked_attention,
+    "shardwright.masked_attention_backward": kernels.masked_attention_backward,
+    "shardwright.recurrent": kernels.recurrent_forward,
+    "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,
 }
 

@@ -20,8 +20,12 @@ __all__ = ["Reference", "Verification", "compare", "in_dtypes", "reference_run"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named. Gradients that are
-    0 but for rounding are compared with sqrt(eps) of the largest gradient of all."""
+    """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named.
+
+    A tensor that is 0 but for rounding (the gradient of a bias that softmax or a batch norm takes away) is held against the largest
+    |b| of all times the fourth root of the dtype's rounding; and where a gradient is that, Adam moves the parameter at random, which
+    is not compared.
+    """
 
     loss_error: float
     gradient_error: float
@@ -81,9 +85,8 @@ def compare(
     buffers: Mapping[str, Tensor] | None = None,
 ) -> Verification:  # fmt: skip
     """How far a run is from the reference; `buffers` are those that the step changes."""
-    least = _rounding_of_zero(reference.gradients)
-    worst_gradient, gradient_error = _worst(gradients, reference.gradients, least)
-    worst_parameter, parameter_error = _worst(parameters, reference.parameters)
+    worst_gradient, gradient_error = _worst(gradients, reference.gradients)
+    worst_parameter, parameter_error = _worst(_settled(parameters, reference), reference.parameters)
     worst_buffer, buffer_error = _worst(buffers or {}, reference.parameters)
     tiny = sys.float_info.min
     pairs = zip(losses, reference.losses, strict=True)
@@ -98,22 +101,32 @@ def compare(
     )
 
 
-def _rounding_of_zero(gradients: Mapping[str, Tensor]) -> float:
-    """sqrt(eps) of the largest gradient: a gradient all below it is 0 but for rounding, as a bias's before a batch norm is."""
-    largest = max((gradient.abs().max().item() for gradient in gradients.values()), default=0.0)
-    eps = max((torch.finfo(gradient.dtype).eps for gradient in gradients.values()), default=0.0)
-    return float(largest * eps**0.5)
+def _settled(parameters: Mapping[str, Tensor], reference: Reference) -> dict[str, Tensor]:
+    """The parameters, with the reference's elements where its gradient is not 0 but below 100 roundings of the largest one."""
+    gradients = reference.gradients
+    largest = max((float(g.abs().max()) for g in gradients.values() if g.numel()), default=0.0)
+    out = {}
+    for name, tensor in parameters.items():
+        out[name], gradient = tensor.cpu(), gradients.get(name)
+        if gradient is not None:
+            noise = (gradient != 0) & (gradient.abs() < 100 * torch.finfo(gradient.dtype).eps * largest)
+            out[name] = torch.where(noise, reference.parameters[name].to(tensor.dtype), out[name])
+    return out
 
 
-def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], least: float = 0.0) -> tuple[str, float]:
-    errors = {name: _relative_error(tensor.cpu(), theirs[name], least) for name, tensor in ours.items()}
+def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[str, float]:
+    largest = max((float(theirs[name].abs().max()) for name in ours if theirs[name].numel()), default=0.0)
+    errors = {name: _relative_error(tensor.cpu(), theirs[name], largest) for name, tensor in ours.items()}
     name = max(errors, key=lambda name: errors[name], default="")
     return name, errors.get(name, 0.0)
 
 
-def _relative_error(a: Tensor, b: Tensor, least: float) -> float:
+def _relative_error(a: Tensor, b: Tensor, largest: float) -> float:
+    if not b.numel():
+        return 0.0
     difference = (a.double() - b.double()).abs().max().item()
-    return _no_nan(difference / max(b.double().abs().max().item(), least, sys.float_info.min))
+    floor = largest * torch.finfo(b.dtype).eps ** 0.25 if b.is_floating_point() else 0.0
+    return _no_nan(difference / max(b.double().abs().max().item(), floor, sys.float_info.min))
 
 
 def _no_nan(error: float) -> float:

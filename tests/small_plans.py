@@ -48,7 +48,18 @@ SIZES: dict[str, dict[str, int]] = {
     "mlp": {"inputs": 16, "hidden": 32, "layers": 3, "outputs": 8},
     "cnn": {"channels": 4, "width": 4, "blocks": 2, "classes": 8, "image": 8},
     "gpt": {"layers": 2, "width": 16, "heads": 4, "vocab": 32, "positions": 8, "seq": 8},
+    "llama": {"layers": 2, "width": 16, "heads": 8, "kv_heads": 4, "mlp": 24, "vocab": 32, "seq": 8},
     "bilstm": {},
+    "rnn": {"vocab": 16, "embed": 8, "hidden": 8, "layers": 2, "seq": 5, "bidirectional": 1},
+    "gru": {"vocab": 16, "embed": 8, "hidden": 8, "layers": 2, "seq": 5},
+    "bert": {"layers": 2, "width": 16, "heads": 4, "mlp": 32, "vocab": 32, "positions": 8, "seq": 8},
+    "t5": {"layers": 2, "width": 16, "heads": 4, "head_dim": 4, "mlp": 32, "vocab": 32, "seq": 8, "target_seq": 4},
+    "vit": {"layers": 2, "width": 16, "heads": 4, "mlp": 32, "image": 16, "patch": 8, "classes": 8},
+    "moe": {"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "mlp": 24, "experts": 4, "vocab": 32, "seq": 8},
+    "resnet": {"depth": 10, "width": 8, "image": 64, "classes": 8},
+    "unet": {"image": 16, "channels": 4, "width": 8, "levels": 2, "classes": 4},
+    "dlrm": {"dense": 4, "tables": 3, "rows": 16, "embed": 8, "bottom": 16, "top": 16},
+    "seq2seq-lstm": {"vocab": 16, "embed": 8, "hidden": 8, "layers": 2, "seq": 5},
 }
 
 #: The user's own models, by the file that they are in.

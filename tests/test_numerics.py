@@ -27,7 +27,7 @@ from runtime.worker import Place, join
 #: Relative to the largest element of the tensor.
 TOLERANCE = 1e-9
 
-MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
+MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt", "llama")
 
 #: What a step may contain, under some of the kinds.
 CONTENTS = ("dropped", "normed", "nested", "of_dict")
@@ -64,6 +64,7 @@ WORDS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
     "vocabulary-parallel LSTM embedding": ("lstm", {}, {"embedding": "vocab"}),
     "hidden units of each LSTM gate": ("lstm", {}, {"shardwright.lstm": "hidden"}),
     "hidden units, both directions": ("bilstm", {}, {"shardwright.lstm": "hidden units"}),
+    "key heads": ("llama", {}, {"attn": "kv_heads"}),
     "heads inside fused QKV": ("gpt", {}, {"attn": "heads"}),
     "sequence-sharded LayerNorm": ("gpt", {}, {"native_layer_norm": "sequence"}),
     "Megatron with sequence-sharded norms": ("gpt", {}, {"attn": "heads", "mlp": "mlp", "native_layer_norm": "sequence"}),

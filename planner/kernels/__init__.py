@@ -1,25 +1,30 @@
 """Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
 
-`shardwright::lstm`, `cross_entropy` and `attention` with their backwards are torch custom ops for tracing; the functions of
-the same names here are what the executor calls, some with a process group over which their work is split.
+The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention` and their backwards are torch custom ops for
+tracing; the functions of the same names here are what the executor calls, some with a process group over which their work is
+split.
 """
 
 from planner.kernels.attention import attention, attention_backward
 from planner.kernels.batch_norm import batch_norm, batch_norm_backward
 from planner.kernels.canonical import Canonical
 from planner.kernels.clip import clipped, square_sum
+from planner.kernels.constant import constant
 from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
 from planner.kernels.dropout import dropout, dropout_backward, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
+from planner.kernels.masked_attention import masked_attention, masked_attention_backward
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
+from planner.kernels.recurrent import recurrent_backward, recurrent_forward
 
 __all__ = [
     "Canonical",
     "Random",
     "attention",
     "attention_backward",
+    "constant",
     "batch_norm",
     "clipped",
     "batch_norm_backward",
@@ -32,6 +37,10 @@ __all__ = [
     "embedding_shard",
     "lstm_backward",
     "lstm_forward",
+    "masked_attention",
+    "masked_attention_backward",
+    "recurrent_backward",
+    "recurrent_forward",
     "precision",
     "square_sum",
     "step_key",

@@ -1,7 +1,8 @@
 """`shardwright::attention` and its backward: softmax(scale q k^T) v, by the flash kernel of the device where it has one.
 
-q [B, H, T, D], k and v [B, H, S, D]; lse [B, H, T] is the log of the softmax's denominator. Causal means key <= query,
-both counted from 0. Results lie in memory as [B, T, H, D], so that joining the heads afterwards copies nothing.
+q [B, H, T, D], k and v [B, K, S, D] where K divides H (grouped queries: H/K heads of q read one of k); lse [B, H, T] is the
+log of the softmax's denominator. Causal means key <= query, both counted from 0. Results lie in memory as [B, T, H, D], so
+that joining the heads afterwards copies nothing.
 """
 
 from __future__ import annotations
@@ -11,12 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["attention", "attention_backward"]
+__all__ = [
+    "attention", "attention_backward", "empty_heads_inside", "grouped", "heads_inside", "lse_dtype", "scores_of", "sum_groups",
+]  # fmt: skip
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """The output [B, H, T, D] and lse."""
     kernel = _kernel(q, k, v)
+    k, v = grouped(k, q), grouped(v, q)
     if kernel == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
     elif kernel == "flash":
@@ -25,10 +29,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) ->
         out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)[:2]
         lse = lse[..., : q.shape[2]]
     else:
-        scores = _scores(q, k, is_causal, scale)
+        scores = scores_of(q, k, is_causal, scale)
         lse = torch.logsumexp(scores, -1)
         out = torch.matmul(torch.exp(scores - lse[..., None]), v.to(scores.dtype)).to(q.dtype)
-    return _heads_inside(out), lse
+    return heads_inside(out), lse
 
 
 def attention_backward(
@@ -36,6 +40,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     kernel = _kernel(q, k, v)
+    num_kv_heads = k.shape[1]
+    k, v = grouped(k, q), grouped(v, q)
     if kernel == "cpu":
         grads = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
             grad, q, k, v, out, lse, 0.0, is_causal, scale=scale
@@ -46,7 +52,19 @@ def attention_backward(
         grads = _efficient_backward(grad, q, k, v, out, lse, is_causal, scale)
     else:
         grads = _math_backward(grad, q, k, v, out, lse, is_causal, scale)
-    return _heads_inside(grads[0]), _heads_inside(grads[1]), _heads_inside(grads[2])
+    gk, gv = sum_groups(grads[1], num_kv_heads), sum_groups(grads[2], num_kv_heads)
+    return heads_inside(grads[0]), heads_inside(gk), heads_inside(gv)
+
+
+def grouped(k: Tensor, q: Tensor) -> Tensor:
+    """Keys or values with each head as often as query heads read it."""
+    groups = q.shape[1] // k.shape[1]
+    return k if groups == 1 else k.repeat_interleave(groups, 1)
+
+
+def sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
+    """The gradient of k or v from that of its repeated heads."""
+    return grad if grad.shape[1] == num_kv_heads else grad.reshape(grad.shape[0], num_kv_heads, -1, *grad.shape[2:]).sum(2)
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
@@ -86,7 +104,7 @@ def _efficient_backward(
 def _math_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    weights = torch.exp(_scores(q, k, is_causal, scale) - lse[..., None])
+    weights = torch.exp(scores_of(q, k, is_causal, scale) - lse[..., None])
     wide = grad.to(weights.dtype)
     delta = (wide * out).sum(-1, keepdim=True)
     grad_scores = weights * (torch.matmul(wide, v.to(wide.dtype).mT) - delta) * scale
@@ -95,8 +113,9 @@ def _math_backward(
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype)
 
 
-def _scores(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
-    dtype = _lse_dtype(q)
+def scores_of(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
+    """scale q k^T, with minus infinity where a causal mask hides the key."""
+    dtype = lse_dtype(q)
     scores = torch.matmul(q.to(dtype), k.to(dtype).mT) * scale
     if is_causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
@@ -104,11 +123,17 @@ def _scores(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
     return scores
 
 
-def _lse_dtype(q: Tensor) -> torch.dtype:
+def lse_dtype(q: Tensor) -> torch.dtype:
+    """The dtype in which scores are summed."""
     return torch.float64 if q.dtype == torch.float64 else torch.float32
 
 
-def _heads_inside(t: Tensor) -> Tensor:
+def empty_heads_inside(t: Tensor) -> Tensor:
+    """A new tensor of the shape of `t` in that layout."""
+    return t.new_empty(t.shape[0], t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2)
+
+
+def heads_inside(t: Tensor) -> Tensor:
     """`t` [B, H, T, D] laid out in memory as [B, T, H, D]."""
     return t.transpose(1, 2).contiguous().transpose(1, 2)
 
@@ -129,12 +154,12 @@ def _attention_backward(
 def _(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     batch, heads, length, _ = q.shape
     out = q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
-    return out, q.new_empty(batch, heads, length, dtype=_lse_dtype(q))
+    return out, q.new_empty(batch, heads, length, dtype=lse_dtype(q))
 
 
 @_attention_backward.register_fake
 def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, *_: Any) -> tuple[Tensor, ...]:
-    return tuple(t.new_empty(t.shape[0], t.shape[2], t.shape[1], t.shape[3]).transpose(1, 2) for t in (q, k, v))
+    return tuple(empty_heads_inside(t) for t in (q, k, v))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

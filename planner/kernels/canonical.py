@@ -1,7 +1,7 @@
-"""While `Canonical` is active, torch's LSTM, cross-entropy and attention become ours: tracing shows one node of each.
+"""While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become ours: tracing shows one node of each.
 
-What they have and ours do not (masks, class weights, label smoothing) is left to torch, or refused where that would give another
-graph on another platform.
+What they have and ours do not (class weights, label smoothing) is left to torch, or refused where that would give another graph on
+another platform.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ class Canonical(Random):
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if func is torch.lstm:
             return _lstm(*args, **kwargs)
+        if func in _RECURRENT:
+            return _recurrent(_RECURRENT[func], *args, **kwargs)
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
         if func is _SDPA:
@@ -40,15 +42,44 @@ class Canonical(Random):
         return func(*args, **kwargs)
 
 
-def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """`torch.lstm` as nn.LSTM calls it: layer by layer, direction by direction."""
+_RECURRENT = {torch.gru: "gru", torch.rnn_tanh: "tanh", torch.rnn_relu: "relu"}
+
+#: (x [T, B, I], the states [B, H], the weights and biases) -> y and the states after the last step.
+_Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, tuple[Tensor, ...]]]
+
+
+def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, ...]:
+    """`torch.lstm` as nn.LSTM calls it."""
     if isinstance(second, Tensor):
         raise NotTraceable("nn.LSTM on a packed sequence is not supported: pad the batch to one length and pass the tensor")
-    weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
-    assert not (dropout and training and num_layers > 1), "`Random` takes dropout out"
+    weights = rest[0]
     if weights[1].shape[1] * 4 != weights[1].shape[0]:
         raise NotTraceable("nn.LSTM with proj_size is not supported: set proj_size=0")
-    h0, c0 = second
+
+    def cell(x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, h, c, _ = torch.ops.shardwright.lstm(x, *states, *mine[:2], *(mine[2:] or (None, None)))
+        return y, (h, c)
+
+    return _layers("nn.LSTM", cell, x, tuple(second), *rest)
+
+
+def _recurrent(mode: str, x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, ...]:
+    """`torch.gru`, `torch.rnn_tanh` and `torch.rnn_relu` as nn.GRU and nn.RNN call them."""
+    name = "nn.GRU" if mode == "gru" else "nn.RNN"
+    if not isinstance(rest[0], list | tuple):
+        raise NotTraceable(f"{name} on a packed sequence is not supported: pad the batch to one length and pass the tensor")
+
+    def cell(x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, h, _ = torch.ops.shardwright.recurrent(x, *states, *mine[:2], *(mine[2:] or (None, None)), mode)
+        return y, (h,)
+
+    return _layers(name, cell, x, (second,), *rest)
+
+
+def _layers(name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest: Any) -> tuple[Tensor, ...]:
+    """Layer by layer, direction by direction: the outputs, then the last states of all."""
+    weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
+    assert not (dropout and training and num_layers > 1), f"`Random` takes dropout out of {name}"
     num_directions, per = 1 + bidirectional, 2 + 2 * has_biases
     y, last = x.transpose(0, 1) if batch_first else x, []
     for layer in range(num_layers):
@@ -56,18 +87,12 @@ def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
         for direction in range(num_directions):
             at = layer * num_directions + direction
             mine = weights[at * per : (at + 1) * per]
-            out, h, c = _direction(y, h0[at], c0[at], mine, backwards=direction == 1)
-            outs.append(out)
-            last.append((h, c))
+            out, states = cell(y.flip(0) if direction else y, tuple(state[at] for state in first), mine)
+            outs.append(out.flip(0) if direction else out)
+            last.append(states)
         y = torch.cat(outs, -1) if bidirectional else outs[0]
-    states = [torch.stack([pair[i] for pair in last]) for i in (0, 1)]
-    return y.transpose(0, 1) if batch_first else y, states[0], states[1]
-
-
-def _direction(x: Tensor, h0: Tensor, c0: Tensor, weights: Sequence[Tensor], backwards: bool) -> tuple[Tensor, Tensor, Tensor]:
-    biases = weights[2:] or (None, None)
-    y, h, c, _ = torch.ops.shardwright.lstm(x.flip(0) if backwards else x, h0, c0, *weights[:2], *biases)
-    return y.flip(0) if backwards else y, h, c
+    ends = [torch.stack([states[i] for states in last]) for i in range(len(first))]
+    return y.transpose(0, 1) if batch_first else y, *ends
 
 
 _CROSS_ENTROPY = inspect.signature(F.cross_entropy)
@@ -101,12 +126,24 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    same_heads = query.dim() == 4 and query.shape[:2] == key.shape[:2] == value.shape[:2]
-    if attn_mask is not None or dropout_p or not same_heads:
+    if dropout_p or query.dim() not in (3, 4) or not _fit(query, key, value, enable_gqa):
         return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    out, _ = torch.ops.shardwright.attention(query, key, value, is_causal, scale)
-    return out  # type: ignore[no-any-return]
+    q, k, v = (t if t.dim() == 4 else t.unsqueeze(-3) for t in (query, key, value))
+    if attn_mask is None:
+        out, _ = torch.ops.shardwright.attention(q, k, v, is_causal, scale)
+    else:
+        bias = attn_mask if query.dim() == 4 or attn_mask.dim() < 3 else attn_mask.unsqueeze(-3)
+        out, _ = torch.ops.shardwright.masked_attention(q, k, v, bias[(None,) * (4 - bias.dim())], is_causal, scale)
+    return out if query.dim() == 4 else out.squeeze(-3)  # type: ignore[no-any-return]
+
+
+def _fit(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
+    """Whether nothing but key heads has to be broadcast."""
+    if not query.dim() == key.dim() == value.dim() or query.shape[0] != key.shape[0] or key.shape[:-1] != value.shape[:-1]:
+        return False
+    heads, kv_heads = query.shape[-3], key.shape[-3]
+    return heads == kv_heads or (grouped and query.dim() == 4 and heads % kv_heads == 0)
 
 
 _BATCH_NORM = inspect.signature(F.batch_norm)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from planner.kernels.groups import all_gather, reduce_blocks, scatter_blocks
 
-__all__ = ["Gradients", "loop_backward", "loop_forward"]
+__all__ = ["Gradients", "grad_hidden", "grad_w_hh", "hidden_blocks", "loop_backward", "loop_forward", "padded"]
 
 #: Gradients of x, h0, c0, w_ih, w_hh and of either bias.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -40,7 +40,7 @@ def loop_forward(
     y = x.new_empty(num_steps, batch, hidden)
     reserve = x.new_empty(num_steps, batch, 5 * hidden)
     _input_gates(x, w_ih, b_ih, b_hh, out=reserve.view(-1, 5 * hidden)[:, : 4 * hidden])
-    blocks = _hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
+    blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
     h, c = h0, c0
     for t in range(num_steps):
         gates = reserve[t, :, : 4 * hidden]
@@ -67,7 +67,7 @@ def loop_backward(
 ) -> Gradients:
     """The gradients; split over a group, that of x is a partial sum over the ranks and the others are this rank's."""
     num_steps, batch, hidden = y.shape
-    blocks = _hidden_blocks(w_hh, hidden, units).contiguous()
+    blocks = hidden_blocks(w_hh, hidden, units).contiguous()
     grad_gates = y.new_empty(num_steps, batch, 4 * hidden)
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
     dc = torch.zeros_like(c0) if grad_c is None else grad_c
@@ -76,11 +76,11 @@ def loop_backward(
             dh = dh + grad_y[t]
         c_before = reserve[t - 1, :, 4 * hidden :] if t else c0
         dc = _cell_backward(dh, dc, reserve[t], c_before, grad_gates[t])
-        dh = _grad_hidden(grad_gates[t], blocks, group)[:, :hidden]
+        dh = grad_hidden(grad_gates[t], blocks, group)[:, :hidden]
     flat = grad_gates.view(-1, 4 * hidden)
     gx = torch.mm(flat, w_ih).view_as(x)
     gw_ih = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
-    return gx, dh, dc, gw_ih, _grad_w_hh(grad_gates, h0, y, group, units), flat.sum(0)
+    return gx, dh, dc, gw_ih, grad_w_hh(grad_gates, h0, y, group, units), flat.sum(0)
 
 
 def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, out: Tensor) -> None:
@@ -91,15 +91,15 @@ def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | No
         torch.addmm(b_ih + b_hh, flat, w_ih.t(), out=out)
 
 
-def _hidden_blocks(w_hh: Tensor, hidden: int, units: Sequence[int]) -> Tensor:
+def hidden_blocks(w_hh: Tensor, hidden: int, units: Sequence[int] = ()) -> Tensor:
     """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order a gather stacks them; filled up with
     zeros where the ranks' `units` differ."""
     if not units:
         return w_hh.view(w_hh.shape[0], -1, hidden).transpose(0, 1)
-    return torch.stack([_padded(block, max(units)) for block in torch.split(w_hh, list(units), 1)])
+    return torch.stack([padded(block, max(units)) for block in torch.split(w_hh, list(units), 1)])
 
 
-def _padded(x: Tensor, size: int) -> Tensor:
+def padded(x: Tensor, size: int) -> Tensor:
     """x with its last dim filled up to `size` with zeros."""
     return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
 
@@ -109,11 +109,11 @@ def _add_hidden(gates: Tensor, h: Tensor, blocks: Tensor, group: dist.ProcessGro
     if group is None:
         gates.addmm_(h, blocks[0])
         return
-    whole, _ = all_gather(_padded(h, blocks.shape[1]), blocks.shape[0], group)
+    whole, _ = all_gather(padded(h, blocks.shape[1]), blocks.shape[0], group)
     gates.addbmm_(whole, blocks)
 
 
-def _grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+def grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The gradient of this rank's h, summed over the ranks; as wide as the widest rank's."""
     if group is None:
         return torch.mm(grad_gates, blocks[0])
@@ -121,13 +121,13 @@ def _grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | 
     return reduce_blocks(received)
 
 
-def _grad_w_hh(
-    grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None, units: Sequence[int]
+def grad_w_hh(
+    grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None, units: Sequence[int] = ()
 ) -> Tensor:  # fmt: skip
     """The sum over time of grad_gates^T @ h_before; the whole of y is gathered once."""
     before = torch.cat([h0.unsqueeze(0), y[:-1]])
     if group is not None and units:
-        stacked, _ = all_gather(_padded(before, max(units)), len(units), group)
+        stacked, _ = all_gather(padded(before, max(units)), len(units), group)
         before = torch.cat([part[..., :size] for part, size in zip(stacked, units, strict=True)], -1)
     elif group is not None:
         stacked, _ = all_gather(before, dist.get_world_size(group), group)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cost_models.errors import BadValue
-from planner.models.spec import ModelSpec, Options, Parts, Preset, token_ids
+from planner.models.spec import ModelSpec, Options, Parts, Preset, check_divides, token_ids
 
 __all__ = ["GPT", "SPEC"]
 
@@ -101,10 +101,7 @@ def next_token_loss(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def _check(options: Options) -> None:
-    width, heads = options["width"], options["heads"]
-    if width % heads:
-        near = min((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(h - heads))
-        raise BadValue(f"width {width} is not a multiple of heads {heads}: --set heads={near} divides it")
+    check_divides(options, "width", "heads")
     if options["seq"] > options["positions"]:
         raise BadValue(
             f"seq {options['seq']} is beyond the {options['positions']} learned positions: "

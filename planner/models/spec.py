@@ -18,7 +18,9 @@ __all__ = [
     "Options",
     "Parts",
     "Preset",
+    "check_divides",
     "check_given_once",
+    "padding_mask",
     "parse_value",
     "per_device_batch",
     "resolve",
@@ -123,3 +125,17 @@ def parse_value(name: str, text: str, *, like: bool | int) -> bool | int:
 def token_ids(options: Options, *shape: int) -> torch.Tensor:
     """Random token ids below `options["vocab"]`, of the given shape."""
     return torch.randint(0, options["vocab"], shape)
+
+
+def padding_mask(batch: int, seq: int) -> torch.Tensor:
+    """Which tokens (batch, seq) are real: the first few of each sample, at least one."""
+    lengths = torch.randint(1, seq + 1, (batch, 1))
+    return torch.arange(seq)[None, :] < lengths
+
+
+def check_divides(options: Options, whole: str, part: str) -> None:
+    """Raises BadValue where option `part` does not divide option `whole`, with one that does."""
+    size, given = options[whole], options[part]
+    if size % given:
+        near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - given))
+        raise BadValue(f"{whole} {size} is not a multiple of {part} {given}: --set {part}={near} divides it")

@@ -1,7 +1,8 @@
-"""Op rules, a file a family. Importing the package fills `RULES`."""
+"""Op rules, a file a family. Importing the package fills `RULES`; `signature_of` and `local_call` are for any op, with a rule or
+without (then it is discovered)."""
 
 from planner.rules import fused, norms, pointwise, products, random, reductions, views
-from planner.rules.signature import RULES, Call, Local, OpCost, Rule, Signature
+from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule, Signature
 
 __all__ = [
     "RULES",
@@ -11,10 +12,32 @@ __all__ = [
     "Rule",
     "Signature",
     "fused",
+    "local_call",
     "norms",
     "pointwise",
     "products",
     "random",
     "reductions",
+    "signature_of",
     "views",
 ]
+
+
+def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
+    """The signature of a call on operands of the given dtypes: by its rule, else discovered."""
+    rule = RULES.get(call.op)
+    if rule is not None:
+        return rule.signature(call)
+    from planner.rules import discovered
+
+    return discovered.signature_of(call, dtypes)
+
+
+def local_call(signature: Signature, call: Call, local: Local) -> LocalCall:
+    """The call on one shard."""
+    rule = RULES.get(call.op)
+    if rule is not None:
+        return rule.localize(call, local)
+    from planner.rules import discovered
+
+    return discovered.localized(signature, call, local)

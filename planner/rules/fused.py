@@ -82,58 +82,150 @@ def _lstm_backward(call: Call) -> Signature:
     )  # fmt: skip
 
 
-# ------------------------------------------------------------------------------------------------- attention
+def _recurrent_sizes(x: tuple[int, ...], w_hh: tuple[int, ...], mode: str) -> tuple[int, ...]:
+    hidden = w_hh[1]
+    return (x[0], x[1], x[2], w_hh[0] // hidden, hidden, hidden, 4 if mode == "gru" else 1)
 
 
-def _attention_letters(
-    q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], causal: bool
-) -> tuple[tuple[int, ...], dict[str, Letters], frozenset[int]]:
-    """Batch, heads, queries, depth, keys, the values' depth. Queries do not see each other: they can be split, but where the
-    mask is causal, since the kernel counts them from 0."""
-    assert q[1] == k[1] == v[1], "grouped key heads are left to torch"
-    letters: dict[str, Letters] = {
-        "q": ((0,), (1,), (2,), (3,)), "k": ((0,), (1,), (4,), (3,)), "v": ((0,), (1,), (4,), (5,)),
-        "out": ((0,), (1,), (2,), (5,)), "lse": ((0,), (1,), (2,)),
-    }  # fmt: skip
-    return (*q, k[2], v[3]), letters, frozenset({2, 3, 4, 5} if causal else {3, 4, 5})
-
-
-def _attention_cost(products: float, causal: bool, passes: int) -> Any:
+def _recurrent_cost(passes: int) -> Any:
     def cost(s: tuple[int, ...]) -> OpCost:
-        flops = products * s[0] * s[1] * s[2] * s[4] * (s[3] + s[5]) * (0.5 if causal else 1.0)
-        elements = float(passes * s[0] * s[1] * (s[2] + s[4]) * (s[3] + s[5]))
-        return OpCost(flops=flops, elements=elements, gemm=(s[0] * s[1], s[2], s[4], s[3]))
+        rows = s[GATES] * s[H]
+        flops = 2.0 * s[T] * s[B] * rows * (s[X_IN] + s[H_IN]) * passes
+        weights = rows * (s[X_IN] + s[H_IN]) * s[T] * passes
+        elements = float(weights + s[T] * s[B] * (s[X_IN] + 3 * rows) * passes)
+        return OpCost(flops=flops, elements=elements, gemm=(1, s[B], rows, s[H_IN]), steps=s[T] * passes)
 
     return cost
 
 
-_ATTENTION_NAMES = ((0, "batch"), (1, "heads"), (2, "sequence"), (3, "head_dim"))
+@register("shardwright.recurrent", localize=_unit_group)
+def _recurrent(call: Call) -> Signature:
+    """x, h0, w_ih, w_hh, (b_ih, b_hh) -> y, h, reserve: as an LSTM."""
+    names = ["x", "state", "w_ih", "w_hh", *["bias"] * (len(call.operands) - 4)]
+    return Signature(
+        kind="lstm", sizes=_recurrent_sizes(call.operands[0], call.operands[3], call.args[6]),
+        operands=tuple(map(_lstm_letters, names)), results=tuple(map(_lstm_letters, ("y", "state", "reserve"))),
+        fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), reduced=(frozenset(),) * 3, inner=frozenset({H}), contiguous=frozenset({H}),
+        opaque=frozenset({2}), names=_LSTM_NAMES, cost=_recurrent_cost(1),
+        inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
+    )  # fmt: skip
+
+
+@register("shardwright.recurrent_backward", localize=_unit_group)
+def _recurrent_backward(call: Call) -> Signature:
+    """Gradients of y (h), then the saved tensors -> gradients of x, h0, w_ih, w_hh and both biases."""
+    slots = ["y", "state", "x", "state", "w_ih", "w_hh", "y", "reserve"]
+    names = [slot for slot, argument in zip(slots, call.args, strict=False) if isinstance(argument, Ref)]
+    sizes = _recurrent_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")], call.args[8])
+    batch = frozenset({B})
+    grads = frozenset(range(sum(isinstance(argument, Ref) for argument in call.args[:2])))
+    return Signature(
+        kind="lstm", sizes=sizes, operands=tuple(map(_lstm_letters, names)),
+        results=tuple(map(_lstm_letters, ("x", "state", "w_ih", "w_hh", "bias", "bias"))),
+        fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), inner=frozenset({H}), contiguous=frozenset({H}), names=_LSTM_NAMES,
+        cost=_recurrent_cost(2), linear=(grads,), reduced=(frozenset({H}), frozenset(), batch, batch, batch, batch),
+        inner_traffic=lambda s, ranks: (
+            ("reduce_scatter", float(s[B] * s[H] * ranks), s[T]), ("all_gather", float(s[T] * s[B] * s[H] * ranks), 1),
+        ),
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- attention
+
+
+BATCH, KV_HEADS, QUERIES, DEPTH, KEYS, VALUE_DEPTH, GROUP = range(7)  # the letters of attention; heads are (KV_HEADS, GROUP)
+
+_ATTENTION_NAMES = ((BATCH, "batch"), (KV_HEADS, "heads"), (QUERIES, "sequence"), (DEPTH, "head_dim"), (GROUP, "query group"))
+_ATTENTION: dict[str, Letters] = {
+    "q": ((BATCH,), (KV_HEADS, GROUP), (QUERIES,), (DEPTH,)), "k": ((BATCH,), (KV_HEADS,), (KEYS,), (DEPTH,)),
+    "v": ((BATCH,), (KV_HEADS,), (KEYS,), (VALUE_DEPTH,)), "out": ((BATCH,), (KV_HEADS, GROUP), (QUERIES,), (VALUE_DEPTH,)),
+    "lse": ((BATCH,), (KV_HEADS, GROUP), (QUERIES,)),
+}  # fmt: skip
+
+
+def _attention_sizes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...]) -> tuple[int, ...]:
+    return (q[0], k[1], q[2], q[3], k[2], v[3], q[1] // k[1])
+
+
+def _attention_fixed(causal: bool) -> frozenset[int]:
+    """Queries do not see each other: they can be split, but where the mask is causal, since the kernel counts them from 0."""
+    return frozenset({QUERIES, DEPTH, KEYS, VALUE_DEPTH} if causal else {DEPTH, KEYS, VALUE_DEPTH})
+
+
+def _bias_letters(bias: tuple[int, ...], s: tuple[int, ...]) -> tuple[Letters, frozenset[int]]:
+    """The letters of a bias that broadcasts, and those over which its gradient is a sum."""
+    full = ((BATCH,), (KV_HEADS, GROUP), (QUERIES,), (KEYS,))
+    letters: list[tuple[int, ...]] = []
+    over: set[int] = set()
+    for size, dim in zip(bias, full, strict=True):
+        whole = math.prod(s[x] for x in dim)
+        letters.append(dim if size == whole else ())
+        over |= set() if size == whole else set(dim)
+    return tuple(letters), frozenset(over)
+
+
+def _attention_cost(products: float, causal: bool, passes: int, biased: bool = False) -> Any:
+    def cost(s: tuple[int, ...]) -> OpCost:
+        heads = s[BATCH] * s[KV_HEADS] * s[GROUP]
+        flops = products * heads * s[QUERIES] * s[KEYS] * (s[DEPTH] + s[VALUE_DEPTH]) * (0.5 if causal else 1.0)
+        ours, theirs = s[GROUP] * s[QUERIES], s[KEYS]
+        elements = passes * s[BATCH] * s[KV_HEADS] * (ours + theirs) * (s[DEPTH] + s[VALUE_DEPTH])
+        elements += passes * 4 * heads * s[QUERIES] * s[KEYS] if biased else 0  # scores are stored: no fused kernel
+        return OpCost(flops=flops, elements=float(elements), gemm=(heads, s[QUERIES], s[KEYS], s[DEPTH]))
+
+    return cost
 
 
 @register("shardwright.attention")
 def _attention(call: Call) -> Signature:
-    """q, k, v -> out, lse: batch and heads can be split, and queries without a causal mask; keys cannot (it takes a ring)."""
+    """q, k, v -> out, lse: batch, key heads and the query heads of each can be split, and queries without a causal mask; keys
+    cannot (it takes a ring)."""
     causal = bool(call.args[3])
-    q, k, v = call.operands
-    sizes, at, fixed = _attention_letters(q, k, v, causal)
+    sizes, at = _attention_sizes(*call.operands), _ATTENTION
     return Signature(
         kind="attention", sizes=sizes, operands=(at["q"], at["k"], at["v"]), results=(at["out"], at["lse"]),
-        fixed=fixed, names=_ATTENTION_NAMES, cost=_attention_cost(2.0, causal, 1),
+        fixed=_attention_fixed(causal), names=_ATTENTION_NAMES, cost=_attention_cost(2.0, causal, 1),
     )  # fmt: skip
 
 
 @register("shardwright.attention_backward")
 def _attention_backward(call: Call) -> Signature:
-    """grad, q, k, v, out, lse -> gradients of q, k, v, the latter two partial over queries. Five products for two, since the
-    scores are computed again."""
+    """grad, q, k, v, out, lse -> gradients of q, k, v, the latter two partial over queries and over the query heads of a key
+    head. Five products for two, since the scores are computed again."""
     causal = bool(call.args[6])
-    _, q, k, v, _, _ = call.operands
-    sizes, at, fixed = _attention_letters(q, k, v, causal)
-    queries = frozenset({2})
+    sizes, at = _attention_sizes(*call.operands[1:4]), _ATTENTION
+    queries = frozenset({QUERIES, GROUP})
     return Signature(
         kind="attention", sizes=sizes, operands=tuple(at[name] for name in ("out", "q", "k", "v", "out", "lse")),
-        results=(at["q"], at["k"], at["v"]), fixed=fixed, names=_ATTENTION_NAMES, linear=(frozenset({0}),),
+        results=(at["q"], at["k"], at["v"]), fixed=_attention_fixed(causal), names=_ATTENTION_NAMES, linear=(frozenset({0}),),
         reduced=(frozenset(), queries, queries), cost=_attention_cost(5.0, causal, 2),
+    )  # fmt: skip
+
+
+@register("shardwright.masked_attention")
+def _masked_attention(call: Call) -> Signature:
+    """q, k, v, bias -> out, lse."""
+    causal = bool(call.args[4])
+    sizes, at = _attention_sizes(*call.operands[:3]), _ATTENTION
+    bias, _ = _bias_letters(call.operands[3], sizes)
+    return Signature(
+        kind="attention", sizes=sizes, operands=(at["q"], at["k"], at["v"], bias), results=(at["out"], at["lse"]),
+        fixed=_attention_fixed(causal), names=_ATTENTION_NAMES, cost=_attention_cost(2.0, False, 1, biased=True),
+    )  # fmt: skip
+
+
+@register("shardwright.masked_attention_backward")
+def _masked_attention_backward(call: Call) -> Signature:
+    """grad, q, k, v, bias, out, lse -> gradients of q, k, v and the bias, that of the bias partial over what it broadcasts."""
+    causal, wanted = bool(call.args[7]), bool(call.args[9])
+    sizes, at = _attention_sizes(*call.operands[1:4]), _ATTENTION
+    bias, over = _bias_letters(call.operands[4], sizes)
+    queries = frozenset({QUERIES, GROUP})
+    return Signature(
+        kind="attention", sizes=sizes, operands=(at["out"], at["q"], at["k"], at["v"], bias, at["out"], at["lse"]),
+        results=(at["q"], at["k"], at["v"], bias if wanted else ((),)), fixed=_attention_fixed(causal), names=_ATTENTION_NAMES,
+        linear=(frozenset({0}),), reduced=(frozenset(), queries, queries, over if wanted else frozenset()),
+        cost=_attention_cost(5.0, False, 2, biased=True),
     )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ _CURVED = (
     "aten.logical_not.default", "aten.logical_and.default", "aten.logical_or.default", "aten.logical_xor.default",
     "aten.bitwise_not.default", "aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.masked_fill.Tensor",
     "aten.add.Scalar", "aten.sub.Scalar", "aten.rsub.Scalar", "aten.fmod.Scalar", "aten.remainder.Scalar",
+    "aten.floor_divide.default",
 )  # fmt: skip
 
 #: Gradients of element-wise ops: linear in the gradient that comes in, which is the first operand.
@@ -135,6 +136,7 @@ def _constant(call: Call) -> Signature:
     "aten.arange.start_step",
     "aten.scalar_tensor.default",
     "aten.tril_indices.default",
+    "shardwright.constant",
 )
 def _whole(call: Call) -> Signature:
     (result,) = call.results

@@ -60,6 +60,10 @@ class Signature:
     opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
     placed: bool = False  # the kernel is told which part of the whole its shard is
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
+    source: str = "written"  # or `discovered`, or `replicated` where neither found anything to split
+    arguments: tuple[
+        tuple[tuple[int, ...], int], ...
+    ] = ()  # of a discovered one: where a letter's size stands in the arguments
     lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
         None  # steps, batch, width, hidden: whose reserve is opaque
     )

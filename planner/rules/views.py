@@ -292,3 +292,17 @@ def _repeat(call: Call) -> Signature:
         kind="copy", sizes=(*shape, *times), operands=(tuple((d,) for d in range(rank)),), results=(results,),
         linear=(frozenset({0}),),
     )  # fmt: skip
+
+
+@register("aten.slice_scatter.default", "aten.select_scatter.default")
+def _put_slice(call: Call) -> Signature:
+    """x with a slice of a dim replaced: the dim cannot be split, the others pass. Partial sums pass where both are."""
+    whole, piece = call.operands
+    rank, select = len(whole), "select" in call.op
+    dim = (call.args[2] if len(call.args) > 2 else 0) % rank
+    at_piece = tuple((rank,) if d == dim else (d,) for d in range(rank) if not (select and d == dim))
+    letters = tuple((d,) for d in range(rank))
+    return Signature(
+        kind="copy", sizes=(*whole, 1 if select else piece[dim]), operands=(letters, at_piece), results=(letters,),
+        fixed=frozenset({dim, rank}), linear=(frozenset({0, 1}),),
+    )  # fmt: skip

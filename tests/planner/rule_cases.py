@@ -103,6 +103,7 @@ _BINARY = {
     "pow.Tensor_Tensor", "maximum.default", "minimum.default", "logical_and.default", "logical_or.default",
     "logical_xor.default",
     "bitwise_and.Tensor", "bitwise_or.Tensor", "xlogy.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", "atan2.default",
+    "floor_divide.default",
     *(f"{name}.Tensor" for name in ("eq", "ne", "gt", "ge", "lt", "le")),
 }  # fmt: skip
 
@@ -245,6 +246,25 @@ def _arange_step(g: Draw) -> Arguments:
 @case("aten.scalar_tensor.default")
 def _scalar(g: Draw) -> Arguments:
     return (1.5,), {"dtype": "torch.float64"}
+
+
+@case("shardwright.constant")
+def _constant(g: Draw) -> Arguments:
+    return ((1.0, 2.0, 3.0, 4.0, 5.0, 6.0), (3, 2)), {"dtype": "torch.float64"}
+
+
+@case("aten.slice_scatter.default")
+def _slice_scatter(g: Draw) -> Arguments:
+    shape = g.sizes(3)
+    dim = g.pick(0, 1, -1)
+    return (g.real(*shape), g.real(*shape).narrow(dim, 0, 1), dim, 1, 2), {}
+
+
+@case("aten.select_scatter.default")
+def _select_scatter(g: Draw) -> Arguments:
+    shape = g.sizes(3)
+    dim = g.pick(0, 1, -1)
+    return (g.real(*shape), g.real(*shape).select(dim, 0), dim, 1), {}
 
 
 @case("aten.tril_indices.default")
@@ -660,11 +680,29 @@ def _lstm_backward(g: Draw) -> Arguments:
     return (*given, *operands, y, c, reserve), {}
 
 
+@case("shardwright.recurrent")
+def _recurrent(g: Draw) -> Arguments:
+    t, b, i, h = g.size(1, 3), g.size(2, 4), g.size(1, 3), g.size(2, 4)
+    mode, bias = g.pick("gru", "tanh", "relu"), g.chance(0.7)
+    rows = 3 * h if mode == "gru" else h
+    biases = (g.real(rows), g.real(rows)) if bias else (None, None)
+    return (g.real(t, b, i), g.real(b, h), g.real(rows, i), g.real(rows, h), *biases, mode), {}
+
+
+@case("shardwright.recurrent_backward")
+def _recurrent_backward(g: Draw) -> Arguments:
+    (x, h0, w_ih, w_hh, *biases, mode), _ = _recurrent(g)
+    y, h, reserve = run_op("shardwright.recurrent", (x, h0, w_ih, w_hh, *biases, mode), ())
+    wanted = g.pick((True, False), (True, True), (False, True))
+    grads = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True))
+    return (*grads, x, h0, w_ih, w_hh, y, reserve, mode), {}
+
+
 @case("shardwright.attention")
 def _attention(g: Draw) -> Arguments:
-    b, h, t, d, s = g.sizes(5)
-    value_depth = g.pick(d, d, 3)
-    return (g.real(b, h, t, d), g.real(b, h, s, d), g.real(b, h, s, value_depth), g.chance(), 0.3), {}
+    b, kv_heads, t, d, s = g.sizes(5)
+    heads, value_depth = kv_heads * g.pick(1, 1, 2, 3), g.pick(d, d, 3)
+    return (g.real(b, heads, t, d), g.real(b, kv_heads, s, d), g.real(b, kv_heads, s, value_depth), g.chance(), 0.3), {}
 
 
 @case("shardwright.attention_backward")
@@ -672,6 +710,21 @@ def _attention_backward(g: Draw) -> Arguments:
     (q, k, v, causal, scale), _ = _attention(g)
     out, lse = run_op("shardwright.attention", (q, k, v, causal, scale), ())
     return (g.real(*out.shape), q, k, v, out, lse, causal, scale), {}
+
+
+@case("shardwright.masked_attention")
+def _masked_attention(g: Draw) -> Arguments:
+    (q, k, v, causal, scale), _ = _attention(g)
+    shape = tuple(g.pick(size, 1) for size in (*q.shape[:3], k.shape[2]))
+    return (q, k, v, g.pick(g.real, g.mask)(*shape), causal and g.chance(), scale), {}
+
+
+@case("shardwright.masked_attention_backward")
+def _masked_attention_backward(g: Draw) -> Arguments:
+    (q, k, v, bias, causal, scale), _ = _masked_attention(g)
+    out, lse = run_op("shardwright.masked_attention", (q, k, v, bias, causal, scale), ())
+    wanted = bias.is_floating_point() and g.chance()
+    return (g.real(*out.shape), q, k, v, bias, out, lse, causal, scale, wanted), {}
 
 
 @case("shardwright.cross_entropy")

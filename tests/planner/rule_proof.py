@@ -19,12 +19,27 @@ from planner.rules import RULES, Signature
 from planner.strategies import local_of
 from planner.subdims import OpDims, SubDims, call_of, infer
 
-__all__ = ["Choice", "Trial", "Wrong", "assignments", "caught", "mutations", "prove", "run_op", "run_shard", "trial"]
+__all__ = [
+    "Choice",
+    "Trial",
+    "Wrong",
+    "as_torch",
+    "assignments",
+    "caught",
+    "mutations",
+    "prove",
+    "run_op",
+    "run_shard",
+    "trial",
+]
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "shardwright.recurrent": kernels.recurrent_forward,
+    "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
+    "shardwright.constant": kernels.constant,
     "shardwright.batch_norm": kernels.batch_norm,
     "shardwright.batch_norm_backward": kernels.batch_norm_backward,
     "shardwright.count_targets": kernels.count_targets,
@@ -32,6 +47,8 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.masked_attention": kernels.masked_attention,
+    "shardwright.masked_attention_backward": kernels.masked_attention_backward,
     "shardwright.dropout": kernels.dropout,
     "shardwright.dropout_backward": kernels.dropout_backward,
     "shardwright.embedding_shard": kernels.embedding_shard,
@@ -62,13 +79,14 @@ def run_op(op: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) 
     """The op's results as a tuple; dtypes are given by name, as a `Graph` holds them."""
     namespace, name, *overload = op.split(".")
     function = KERNELS[op] if namespace == "shardwright" else getattr(getattr(torch.ops.aten, name), overload[0])
-    out = function(*_real(args), **{key: _real(value) for key, value in kwargs})
+    out = function(*as_torch(args), **{key: as_torch(value) for key, value in kwargs})
     return tuple(out) if isinstance(out, tuple | list) else (out,)
 
 
-def _real(argument: Any) -> Any:
+def as_torch(argument: Any) -> Any:
+    """An argument with dtypes as torch's, which a `Graph` holds by name."""
     if isinstance(argument, tuple):
-        return tuple(_real(item) for item in argument)
+        return tuple(as_torch(item) for item in argument)
     if isinstance(argument, str) and argument.startswith("torch."):
         return getattr(torch, argument.removeprefix("torch."))
     return argument

@@ -156,7 +156,7 @@ def test_pins_that_are_no_pins(text: str) -> None:
 
 def test_an_unknown_choice_lists_what_is_known() -> None:
     with pytest.raises(
-        UnknownName, match=r"unknown pin 'zero4': did you mean 'zero\d'\? known: data, ddp, replicate, tensor, tp"
+        UnknownName, match=r"unknown pin 'zero4': did you mean 'zero\d'\? known: data, ddp, expert, replicate, tensor, tp"
     ):
         parse_pin("*=zero4")
 

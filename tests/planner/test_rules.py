@@ -59,7 +59,7 @@ def test_shards_make_up_the_whole(op: str) -> None:
 #: Ops of which no dim can be split and through which no partial sum passes.
 NOTHING_TO_SPLIT = {
     "aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.scalar_tensor.default",
-    "aten.tril_indices.default",
+    "aten.tril_indices.default", "shardwright.constant",
     "aten.max.default", "aten.min.default", "aten.prod.default", "aten.any.default", "aten.all.default",
 }  # fmt: skip
 
@@ -108,8 +108,10 @@ _CRASH = {"aten.max_pool2d_with_indices_backward.default", "aten.max_pool3d_with
 #: Mutations that are true, each with why the rule does not say so.
 _TRUE = {
     ("shardwright.attention", "free 5"): "the depth of the values: fused kernels want it equal to that of the keys",
+    ("shardwright.masked_attention", "free 5"): "the same",
     ("shardwright.dropout", "linear 0"): "true of the result; of a mask there is no partial sum",
     ("shardwright.lstm_backward", "free 2"): "input features: true of our loop, not of oneDNN's reserve",
+    ("shardwright.recurrent_backward", "free 2"): "input features: as of an LSTM",
     ("aten.xlogy.Tensor", "linear 0"): "not where y is 0",
     ("aten.nan_to_num.default", "linear 0"): "not where there is a NaN",
     ("aten.isnan.default", "linear 0"): "not where there is a NaN",
@@ -206,7 +208,10 @@ def test_reshape_is_refused_only_where_dims_do_not_nest(before: tuple[int, ...],
 
 # ------------------------------------------------------------------------------------------------- letters split inside an op
 
-_INNER = ("shardwright.lstm", "shardwright.lstm_backward", "shardwright.cross_entropy")
+_INNER = (
+    "shardwright.lstm", "shardwright.lstm_backward", "shardwright.recurrent", "shardwright.recurrent_backward",
+    "shardwright.cross_entropy",
+)  # fmt: skip
 
 
 def _inner_trials() -> list[tuple[Trial, int]]:

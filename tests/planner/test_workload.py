@@ -170,7 +170,7 @@ def test_sizes_come_from_preset_settings_and_flags() -> None:
 
 
 def test_known_models_describe_themselves() -> None:
-    assert set(known_models()) == {"lstm", "mlp", "cnn", "gpt"}
+    assert set(known_models()) == set(MODELS) >= {"lstm", "mlp", "cnn", "gpt", "llama", "moe", "t5"}
     for spec in known_models().values():
         assert spec.description
         for preset in spec.presets.values():
@@ -217,3 +217,15 @@ def test_unknown_dtype() -> None:
 
 def fails() -> None:
     raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    ("preset", "millions"),
+    [
+        ("llama3-8b", 8030), ("llama3-70b", 70_554), ("llama3-405b", 405_853), ("mixtral-8x7b", 46_703), ("bert-base", 109.5),
+        ("bert-large", 335.2), ("t5-small", 60.5), ("t5-base", 222.9), ("t5-large", 737.7), ("vit-base-16", 86.6),
+        ("vit-large-16", 304.3), ("vit-huge-14", 632.0), ("resnet-18", 11.69), ("resnet-50", 25.56), ("unet-64", 31.0),
+    ],
+)  # fmt: skip
+def test_presets_have_the_published_number_of_parameters(preset: str, millions: float) -> None:
+    assert num_parameters(fake(preset)) == pytest.approx(millions * 1e6, rel=2e-3)

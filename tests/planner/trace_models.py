@@ -278,6 +278,7 @@ BUILDERS: dict[str, Callable[[], Workload]] = {
     "cnn": built_in("cnn", image=8, width=4, blocks=2, classes=6),
     "gpt": built_in("gpt", layers=2, width=12, heads=2, vocab=18, positions=12, seq=6),
     "gpt-untied": built_in("gpt", layers=1, width=8, heads=4, vocab=16, positions=8, seq=8, tied=0),
+    "llama": built_in("llama", layers=2, width=16, heads=4, kv_heads=2, mlp=12, vocab=18, seq=6),
     "bilstm": lambda: workload(BiLSTM(), _ids(20, 4, 6), _ids(3, 4), loss=F.cross_entropy),
     "activations": lambda: workload(MLP(), torch.randn(6, 8), torch.randn(6, 2)),
     "residual-cnn": lambda: workload(ResidualCNN(), torch.randn(4, 3, 8, 8), _ids(5, 4), loss=F.cross_entropy),

@@ -1,0 +1,93 @@
+"""`shardwright::masked_attention` and its backward: softmax(scale q k^T + bias) v, where a boolean bias says which keys count.
+
+As `attention`, with a bias that broadcasts to [B, H, T, S] over heads, queries or the batch: padding masks, sliding windows,
+learned relative positions. A query that may see no key gets zeros. Only a bias that asks for it gets a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.kernels.attention import empty_heads_inside, grouped, heads_inside, lse_dtype, scores_of, sum_groups
+
+__all__ = ["masked_attention", "masked_attention_backward"]
+
+
+def masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    """The output [B, H, T, D] and lse [B, H, T]."""
+    k, v = grouped(k, q), grouped(v, q)
+    scores = _biased(q, k, bias, is_causal, scale)
+    lse = torch.logsumexp(scores, -1)
+    out = torch.matmul(_weights(scores, lse), v.to(scores.dtype)).to(q.dtype)
+    return heads_inside(out), lse
+
+
+def masked_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of q, k, v and, where `wanted`, of the bias (else one zero)."""
+    num_kv_heads = k.shape[1]
+    wide_k, wide_v = grouped(k, q).to(lse.dtype), grouped(v, q).to(lse.dtype)
+    weights = _weights(_biased(q, wide_k, bias, is_causal, scale), lse)
+    wide = grad.to(lse.dtype)
+    delta = (wide * out).sum(-1, keepdim=True)
+    grad_scores = weights * (torch.matmul(wide, wide_v.mT) - delta)
+    grad_bias = grad_scores.sum_to_size(bias.shape).to(bias.dtype) if wanted else grad.new_zeros(1)
+    gq, gk = torch.matmul(grad_scores, wide_k) * scale, torch.matmul(grad_scores.mT, q.to(lse.dtype)) * scale
+    gk, gv = sum_groups(gk, num_kv_heads), sum_groups(torch.matmul(weights.mT, wide), num_kv_heads)
+    return heads_inside(gq.to(q.dtype)), heads_inside(gk.to(k.dtype)), heads_inside(gv.to(v.dtype)), grad_bias
+
+
+def _biased(q: Tensor, k: Tensor, bias: Tensor, is_causal: bool, scale: float) -> Tensor:
+    scores = scores_of(q, k, is_causal, scale)
+    return scores.masked_fill_(~bias, float("-inf")) if bias.dtype == torch.bool else scores.add_(bias)
+
+
+def _weights(scores: Tensor, lse: Tensor) -> Tensor:
+    """The softmax; zeros where every key is hidden, of which lse is minus infinity."""
+    return torch.exp(scores - torch.where(lse == float("-inf"), 0.0, lse)[..., None])
+
+
+@torch.library.custom_op("shardwright::masked_attention", mutates_args=())
+def _masked_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    return masked_attention(q, k, v, bias, is_causal, scale)
+
+
+@torch.library.custom_op("shardwright::masked_attention_backward", mutates_args=())
+def _masked_attention_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return masked_attention_backward(grad, q, k, v, bias, out, lse, is_causal, scale, wanted)
+
+
+@_masked_attention.register_fake
+def _(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+    batch, heads, length, _ = q.shape
+    out = q.new_empty(batch, length, heads, v.shape[3]).transpose(1, 2)
+    return out, q.new_empty(batch, heads, length, dtype=lse_dtype(q))
+
+
+@_masked_attention_backward.register_fake
+def _(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    grad_bias = torch.empty_like(bias) if rest[-1] else grad.new_empty(1)
+    return (*(empty_heads_inside(t) for t in (q, k, v)), grad_bias)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    q, k, v, bias, ctx.is_causal, ctx.scale = inputs
+    out, lse = output
+    ctx.save_for_backward(q, k, v, bias, out, lse)
+    ctx.mark_non_differentiable(lse)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+    wanted = bool(ctx.needs_input_grad[3])
+    *grads, bias = torch.ops.shardwright.masked_attention_backward(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale, wanted)
+    return (*grads, bias if wanted else None, None, None)
+
+
+_masked_attention.register_autograd(_differentiate, setup_context=_save)

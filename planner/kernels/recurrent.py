@@ -1,0 +1,135 @@
+"""`shardwright::recurrent` and its backward: one GRU or plain recurrent layer in one direction, as a loop over time.
+
+`mode` is `gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n: n = tanh(x_n + r h_n), h = (1 - z) n + z h_before.
+Split over a group of k ranks, a rank holds H/k hidden units of each gate; the whole h is gathered at every step and, backward, its
+partial gradient scattered. `reserve` [T, B, 4H] holds r, z, n and h_n of a GRU, [T, B, H] the result of a plain layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from planner.kernels.groups import all_gather
+from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks, padded
+
+__all__ = ["recurrent_backward", "recurrent_forward", "saved_parts"]
+
+
+def saved_parts(mode: str) -> int:
+    """How many times H the reserve holds of each step."""
+    return 4 if mode == "gru" else 1
+
+
+def recurrent_forward(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mode: str,
+    group: dist.ProcessGroup | None = None,
+    units: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden units. `units` are those of each rank
+    of the group, where they differ."""
+    hidden = h0.shape[1]
+    inputs = torch.nn.functional.linear(x, w_ih, b_ih)
+    blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
+    h, ys, saved = h0, [], []
+    for t in range(x.shape[0]):
+        whole = (
+            h.unsqueeze(0) if group is None else all_gather(padded(h.contiguous(), blocks.shape[1]), blocks.shape[0], group)[0]
+        )
+        recurrent = torch.bmm(whole, blocks).sum(0)
+        h, kept = _cell(inputs[t], recurrent if b_hh is None else recurrent + b_hh, h, mode)
+        ys.append(h)
+        saved.append(kept)
+    return torch.stack(ys), h.clone(), torch.stack(saved)
+
+
+def recurrent_backward(
+    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
+    mode: str, group: dist.ProcessGroup | None = None,
+    units: Sequence[int] = (),
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients of x (a partial sum over a group), h0, w_ih, w_hh and of either bias."""
+    blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
+    dh = torch.zeros_like(h0) if grad_h is None else grad_h
+    into, through = [], []  # gradients of what comes from x, and of what comes from h
+    for t in reversed(range(x.shape[0])):
+        dh = dh if grad_y is None else dh + grad_y[t]
+        from_x, from_h, rest = _cell_backward(dh, reserve[t], y[t - 1] if t else h0, mode)
+        dh = grad_hidden(from_h, blocks, group)[:, : h0.shape[1]]
+        dh = dh if rest is None else dh + rest
+        into.append(from_x)
+        through.append(from_h)
+    gi, gh = torch.stack(into[::-1]), torch.stack(through[::-1])
+    flat = gi.view(-1, gi.shape[2])
+    gx, gw_ih = torch.mm(flat, w_ih).view(x.shape), torch.mm(flat.t(), x.reshape(-1, x.shape[2]))
+    return gx, dh, gw_ih, grad_w_hh(gh, h0, y, group, units), flat.sum(0), gh.sum((0, 1))
+
+
+def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor, Tensor]:
+    """The next h, and what backward needs."""
+    if mode != "gru":
+        out = torch.tanh(from_x + from_h) if mode == "tanh" else torch.relu(from_x + from_h)
+        return out, out
+    (xr, xz, xn), (hr, hz, hn) = from_x.chunk(3, 1), from_h.chunk(3, 1)
+    r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
+    n = torch.tanh(xn + r * hn)
+    return n + z * (h - n), torch.cat([r, z, n, hn], 1)
+
+
+def _cell_backward(dh: Tensor, saved: Tensor, before: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The gradients of what came from x and from h, and of h where it passes by the gates."""
+    if mode != "gru":
+        slope = 1 - saved * saved if mode == "tanh" else (saved > 0).to(dh.dtype)
+        return dh * slope, dh * slope, None
+    r, z, n, hn = saved.chunk(4, 1)
+    dn = dh * (1 - z) * (1 - n * n)
+    dz = dh * (before - n) * z * (1 - z)
+    dr = dn * hn * r * (1 - r)
+    return torch.cat([dr, dz, dn], 1), torch.cat([dr, dz, dn * r], 1), dh * z
+
+
+@torch.library.custom_op("shardwright::recurrent", mutates_args=())
+def _recurrent(
+    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mode: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    return recurrent_forward(x, h0, w_ih, w_hh, b_ih, b_hh, mode)
+
+
+@torch.library.custom_op("shardwright::recurrent_backward", mutates_args=())
+def _recurrent_backward(
+    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    return recurrent_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, mode)
+
+
+@_recurrent.register_fake
+def _(x: Tensor, h0: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
+    steps, batch, hidden = x.shape[0], x.shape[1], h0.shape[1]
+    reserve = x.new_empty(steps, batch, saved_parts(rest[-1]) * hidden)
+    return x.new_empty(steps, batch, hidden), torch.empty_like(h0), reserve
+
+
+@_recurrent_backward.register_fake
+def _(grad_y: Any, grad_h: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any) -> tuple[Tensor, ...]:
+    bias = w_ih.new_empty(w_ih.shape[0])
+    return (*(torch.empty_like(t) for t in (x, h0, w_ih, w_hh)), bias, torch.empty_like(bias))
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, h0, w_ih, w_hh, b_ih, _, ctx.mode = inputs
+    ctx.has_bias = b_ih is not None
+    ctx.save_for_backward(x, h0, w_ih, w_hh, output[0], output[2])
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, _: Any) -> tuple[Any, ...]:
+    grads = torch.ops.shardwright.recurrent_backward(grad_y, grad_h, *ctx.saved_tensors, ctx.mode)
+    return (*grads, None) if ctx.has_bias else (*grads[:4], None, None, None)
+
+
+_recurrent.register_autograd(_differentiate, setup_context=_save)

@@ -1,0 +1,149 @@
+"""The module around a Hugging Face model: tensors in, logits out; and the loss of a head."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from cost_models.errors import BadValue
+from planner.torch_private import fake_copies, fake_mode_is_on, is_fake, really
+
+__all__ = ["Building", "Headed", "head_loss", "register_experts", "regression_loss"]
+
+
+def head_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean cross-entropy over the last dim of logits."""
+    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), target.reshape(-1))
+
+
+def regression_loss(outputs: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error."""
+    return F.mse_loss(outputs, target)
+
+
+class Headed(nn.Module):
+    """Logits (or the first output) of a Hugging Face model for tensors given in the order of `names`."""
+
+    def __init__(self, model: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        _register_tensors(model)
+        self.model = model
+        self.names = tuple(names)
+        self.extra = {"use_cache": False} if _takes(model, "use_cache") else {}
+        if _takes(model, "return_dict"):
+            self.extra["return_dict"] = True
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        with _Doubles(next(self.parameters()).dtype):
+            found = self.model(**dict(zip(self.names, inputs, strict=True)), **self.extra)
+        return _first_output(found)
+
+    def freeze_unused(self, inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
+        """Freezes the parameters that take no part in the output (on tensors without memory); its shape and dtype."""
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        with fake_copies([*tensors.values(), *inputs]) as copies:
+            state = dict(zip(tensors, copies, strict=False))
+            output = torch.func.functional_call(self, state, tuple(copies[len(tensors) :]))
+            grads = torch.autograd.grad(output.sum(), [state[name] for name in trained], allow_unused=True)
+        for name, grad in zip(trained, grads, strict=True):
+            if grad is None:
+                self.get_parameter(name).requires_grad_(False)
+        assert is_fake(output)
+        return tuple(output.shape), output.dtype
+
+
+def _register_tensors(model: nn.Module) -> None:
+    """Makes buffers of the tensors that modules keep as mere attributes, such as tables of positions."""
+    for module in model.modules():
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value, persistent=False)
+
+
+def _takes(model: Any, name: str) -> bool:
+    import inspect
+
+    parameters = inspect.signature(model.forward).parameters
+    return name in parameters
+
+
+def _first_output(found: Any) -> Tensor:
+    for name in ("logits", "predicted_depth", "reconstruction", "last_hidden_state", "start_logits"):
+        value = getattr(found, name, None)
+        if isinstance(value, Tensor):
+            return value
+    tensors = [t for t in torch.utils._pytree.tree_leaves(tuple(found.values())) if isinstance(t, Tensor) and t.requires_grad]
+    if not tensors:
+        raise BadValue(f"{type(found).__name__} of the model holds no tensor that depends on its parameters")
+    return tensors[0]
+
+
+class Building(TorchFunctionMode):
+    """While a model is built of fake tensors: numbers that its class works out with `torch.linspace(..., device="cpu")` are real."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.linspace and kwargs.get("device") == "cpu":
+            return really(torch.linspace, *args, **kwargs)
+        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        if tensors and fake_mode_is_on() and not any(map(is_fake, tensors)):
+            return really(func, *args, **kwargs)
+        return func(*args, **kwargs)
+
+
+class _Doubles(TorchFunctionMode):
+    """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.double = dtype == torch.float64
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self.double:
+            if func is Tensor.float:
+                return args[0].double()
+            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        return func(*args, **kwargs)
+
+
+def register_experts() -> None:
+    """Makes our way to run experts known to transformers: shapes do not depend on the routing."""
+    from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
+
+    ALL_EXPERTS_FUNCTIONS["shardwright"] = _experts
+
+
+def _experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+    """Every expert on every token, weighted by the router: exact, static, and split over experts or inside each.
+
+    It does experts / top-k times the products of a dispatch; the built-in `moe` has the dispatch with a capacity.
+    """
+    gate: Tensor = torch.zeros(hidden.shape[0], self.num_experts, dtype=weights.dtype, device=hidden.device)
+    gate = gate.scatter_add(1, index, weights)
+    wide = hidden.unsqueeze(0).expand(self.num_experts, *hidden.shape)
+    first = self.gate_up_proj if self.has_gate else self.up_proj
+    inner = _linear(self, wide, first, "gate_up_proj_bias" if self.has_gate else "up_proj_bias")
+    inner = self._apply_gate(inner) if self.has_gate else self.act_fn(inner)
+    out = _linear(self, inner, self.down_proj, "down_proj_bias")
+    if self.has_post_expert_norm:
+        out = self.post_expert_norm(out)
+    return (out * gate.t().unsqueeze(-1)).sum(0).to(hidden.dtype)
+
+
+def _linear(self: Any, x: Tensor, weight: Tensor, bias: str) -> Tensor:
+    """x [experts, tokens, in] by each expert's weight, [in, out] where `is_transposed`, else [out, in]."""
+    out = torch.bmm(x, weight if self.is_transposed else weight.transpose(1, 2))
+    return out + getattr(self, bias).unsqueeze(1) if self.has_bias else out
+
+
+#: What a head's loss takes.
+Loss = Callable[[Tensor, Tensor], Tensor]

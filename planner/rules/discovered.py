@@ -1,0 +1,143 @@
+"""Signatures of ops without a written rule: discovered and cached on disk, or whole on every device where nothing is found.
+
+Call, dtypes -> Signature. A finding is kept by op, arguments, pattern of sizes, dtypes and torch's version, in one small JSON file
+each under `$SHARDWRIGHT_CACHE` (default `~/.cache/shardwright`), so that an op is run in shards once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cost_models.atomic_write import write_atomically
+from cost_models.errors import BadValue
+from planner.graph import Ref, map_refs
+from planner.rules.discovery import SUM, Finding, FoundLetter, discover
+from planner.rules.instance import replaced
+from planner.rules.signature import Call, Letters, Local, LocalCall, Signature
+
+__all__ = ["cache_folder", "localized", "signature_of"]
+
+#: Raised whenever discovery finds otherwise than before: older files are then not read.
+_VERSION = 1
+
+
+def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
+    """The discovered signature of a call; where nothing is found, one that cannot be split (`source` says which)."""
+    with torch.no_grad():
+        finding = _cached(call, dtypes)
+    return _whole(call) if finding is None else _signature(call, finding)
+
+
+def localized(signature: Signature, call: Call, local: Local) -> LocalCall:
+    """The call on a shard: whole numbers that shrink with a letter are the local ones."""
+    args = call.args
+    for path, letter in signature.arguments:
+        args = replaced(args, path, local.sizes[letter])
+    return call.op, args, call.kwargs
+
+
+def _signature(call: Call, finding: Finding) -> Signature:
+    """Letters as found; every other dim has one of its own, which is fixed."""
+    sizes: list[int] = []
+    operands: list[list[tuple[int, ...]]] = [[() for _ in shape] for shape in call.operands]
+    results: list[list[tuple[int, ...]]] = [[() for _ in shape] for shape in call.results]
+    for number, letter in enumerate(finding.letters):
+        first, dim = letter.operands[0]
+        sizes.append(call.operands[first][dim])
+        for operand, at in letter.operands:
+            operands[operand][at] = (number,)
+        for result, place in enumerate(letter.results):
+            if place >= 0:
+                results[result][place] = (number,)
+    split = len(sizes)
+    for shapes, tensors in ((call.operands, operands), (call.results, results)):
+        for shape, dims in zip(shapes, tensors, strict=True):
+            for d, size in enumerate(shape):
+                if not dims[d]:
+                    dims[d] = (len(sizes),)
+                    sizes.append(size)
+    sums = [frozenset(n for n, x in enumerate(finding.letters) if x.results[r] == SUM) for r in range(len(results))]
+    return Signature(
+        kind="elementwise", sizes=tuple(sizes), operands=tuple(map(_letters, operands)), results=tuple(map(_letters, results)),
+        fixed=frozenset(range(split, len(sizes))), reduced=tuple(sums), linear=tuple(map(frozenset, finding.linear)),
+        contiguous=frozenset(n for n, x in enumerate(finding.letters) if x.contiguous), source="discovered",
+        arguments=tuple((path, n) for n, x in enumerate(finding.letters) for path in x.arguments),
+    )  # fmt: skip
+
+
+def _letters(dims: list[tuple[int, ...]]) -> Letters:
+    return tuple(dims)
+
+
+def _whole(call: Call) -> Signature:
+    shapes = (*call.operands, *call.results)
+    sizes = tuple(size for shape in shapes for size in shape)
+    numbers = iter(range(len(sizes)))
+    letters: list[Letters] = [tuple((next(numbers),) for _ in shape) for shape in shapes]
+    return Signature(
+        kind="elementwise", sizes=sizes, operands=tuple(letters[: len(call.operands)]),
+        results=tuple(letters[len(call.operands) :]), fixed=frozenset(range(len(sizes))), source="replicated",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- the cache
+
+
+def cache_folder() -> Path:
+    """Where findings are kept."""
+    given = os.environ.get("SHARDWRIGHT_CACHE")
+    return (Path(given) if given else Path.home() / ".cache" / "shardwright") / "rules"
+
+
+def _cached(call: Call, dtypes: tuple[str, ...]) -> Finding | None:
+    path = cache_folder() / f"{_key(call, dtypes)}.json"
+    kept = _read(path)
+    if kept is not None:
+        return kept[0]
+    finding = discover(call, dtypes)
+    _keep(path, call, finding)
+    return finding
+
+
+def _key(call: Call, dtypes: tuple[str, ...]) -> str:
+    args: Any = map_refs(call.args, lambda _: Ref(0))
+    text = repr((_VERSION, torch.__version__, call.op, args, call.kwargs, call.operands, call.results, dtypes))
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _read(path: Path) -> tuple[Finding | None] | None:
+    """The finding in a file (None in a tuple: nothing was found); None where there is no such file, or it is none of ours."""
+    try:
+        found = json.loads(path.read_text())["finding"]
+        if found is None:
+            return (None,)
+        letters = tuple(
+            FoundLetter(
+                operands=tuple((o, d) for o, d in x["operands"]), results=tuple(x["results"]), contiguous=x["contiguous"],
+                arguments=tuple(tuple(p) for p in x["arguments"]),
+            )
+            for x in found["letters"]
+        )  # fmt: skip
+        return (Finding(letters=letters, linear=tuple(tuple(group) for group in found["linear"])),)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _keep(path: Path, call: Call, finding: Finding | None) -> None:
+    """Writes the finding; where the folder cannot be written the op is discovered again next time."""
+    letters = [] if finding is None else [
+        {"operands": x.operands, "results": x.results, "contiguous": x.contiguous, "arguments": x.arguments}
+        for x in finding.letters
+    ]  # fmt: skip
+    content = {"op": call.op, "finding": None if finding is None else {"letters": letters, "linear": finding.linear}}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(content))
+    except (OSError, BadValue):
+        return

@@ -1,0 +1,121 @@
+"""A small instance of an op's call, with numbers in its tensors: what discovery runs whole and in shards."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.graph import Ref, map_refs
+from planner.rules.signature import Call
+
+__all__ = ["Instance", "int_paths", "replaced", "run", "small_instances"]
+
+#: Calls of no more elements than this are tried at their own shapes, where no smaller ones do.
+_LARGEST = 1 << 18
+#: The sizes that stand for a call's own, in the order of first use: four shards divide each.
+_SMALL = (4, 8, 12, 16, 20, 24, 28, 32)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Instance:
+    """A call at small shapes. `args` holds Refs by operand position; `sizes` maps the call's own sizes to the small ones."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    operands: tuple[tuple[int, ...], ...]
+    dtypes: tuple[str, ...]
+    sizes: tuple[tuple[int, int], ...]
+
+    def draw(self, seed: int, positive: bool) -> list[Tensor]:
+        """Numbers for the operands: floating ones in doubles, whole ones small enough to index any dim."""
+        generator = torch.Generator().manual_seed(seed)
+        high = max(2, min((s for shape in self.operands for s in shape if s > 1), default=2))
+        return [
+            _numbers(shape, dtype, high, positive, generator) for shape, dtype in zip(self.operands, self.dtypes, strict=True)
+        ]
+
+
+def _numbers(shape: tuple[int, ...], dtype: str, high: int, positive: bool, generator: torch.Generator) -> Tensor:
+    kind = getattr(torch, dtype)
+    if kind == torch.bool:
+        return torch.rand(shape, generator=generator) < 0.5
+    if kind.is_complex:
+        return torch.randn(shape, generator=generator, dtype=torch.complex128)
+    if kind.is_floating_point:
+        if positive:  # between 0.1 and 0.9, where logarithms and inverses of most functions are finite
+            return 0.1 + 0.8 * torch.rand(shape, generator=generator, dtype=torch.float64)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)
+    return torch.randint(0, high, shape, generator=generator).to(kind)
+
+
+def small_instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
+    """The call with each of its sizes replaced by a small one, in arguments too; then at its own shapes, where they are small."""
+    order = iter(range(len(call.operands)))
+    args = map_refs(call.args, lambda _: Ref(next(order)))
+    shapes = (*call.operands, *call.results)
+    distinct = list(dict.fromkeys(size for shape in shapes for size in shape if size > 1))
+    if len(distinct) <= len(_SMALL):
+        sizes = dict(zip(distinct, _SMALL, strict=False))
+        yield _instance(call, _with_sizes(args, sizes), dtypes, sizes)
+        yield _instance(call, args, dtypes, sizes)
+    if sum(math.prod(shape) for shape in shapes) <= _LARGEST:
+        yield _instance(call, args, dtypes, {size: size for size in distinct})
+
+
+def _instance(call: Call, args: Any, dtypes: tuple[str, ...], sizes: dict[int, int]) -> Instance:
+    operands = tuple(tuple(sizes.get(size, size) for size in shape) for shape in call.operands)
+    return Instance(
+        op=call.op, args=args, kwargs=call.kwargs, operands=operands, dtypes=dtypes, sizes=tuple(sizes.items())
+    )  # fmt: skip
+
+
+def _with_sizes(args: Any, sizes: dict[int, int]) -> Any:
+    if isinstance(args, tuple):
+        return tuple(_with_sizes(item, sizes) for item in args)
+    return sizes.get(args, args) if isinstance(args, int) and not isinstance(args, bool) else args
+
+
+def int_paths(args: Any, value: int, at: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Where the whole number `value` stands in nested arguments."""
+    if isinstance(args, tuple):
+        for index, item in enumerate(args):
+            yield from int_paths(item, value, (*at, index))
+    elif isinstance(args, int) and not isinstance(args, bool) and args == value:
+        yield at
+
+
+def replaced(args: Any, path: tuple[int, ...], value: int) -> Any:
+    """Nested arguments with `value` at `path`."""
+    if not path:
+        return value
+    return tuple(replaced(item, path[1:], value) if index == path[0] else item for index, item in enumerate(args))
+
+
+def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | None:
+    """The op's tensor results; None where it refuses its arguments."""
+    place: Any = torch.ops
+    for part in instance.op.split("."):
+        place = getattr(place, part)
+    try:
+        out = place(*_real(map_refs(args, lambda i: tensors[i])), **{k: _real(v) for k, v in instance.kwargs})
+    except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError):
+        return None
+    results = list(out) if isinstance(out, tuple | list) else [out]
+    return [r if isinstance(r, Tensor) else torch.empty(0) for r in results]
+
+
+def _real(argument: Any) -> Any:
+    """What a `Graph` spells as text, as torch has it."""
+    if isinstance(argument, tuple):
+        return [_real(item) for item in argument]
+    if isinstance(argument, str) and argument.startswith("torch."):
+        found = getattr(torch, argument.removeprefix("torch."))
+        wide = isinstance(found, torch.dtype) and found.is_floating_point
+        return torch.float64 if wide else found
+    return argument

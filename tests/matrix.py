@@ -1,0 +1,79 @@
+"""Many small plans on real gloo ranks against one process: three steps of training in float64, all in one group of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from planner.ask import Ask
+from planner.ask import build as build_workload
+from planner.program import Program
+from runtime.executor import Executor, gather_buffers, gather_parameters
+from runtime.groups import Groups, axes_used, make_groups
+from runtime.launcher import launch
+from runtime.parameters import build
+from runtime.verify import Reference, compare, reference_run
+from runtime.worker import Place, join
+
+__all__ = ["STEPS", "TOLERANCE", "VANISHING", "Case", "errors_of", "run_all"]
+
+STEPS = 3
+TOLERANCE = 1e-9
+#: A model of which no gradient is larger compares nothing but rounding.
+VANISHING = 1e-6
+
+
+@dataclass(frozen=True)
+class Case:
+    """Every rank's program and the ask whose workload it trains."""
+
+    ask: Ask
+    programs: tuple[Program, ...]
+
+
+def errors_of(
+    cases: dict[str, Case], num_ranks: int = 2, report: Callable[[Any], None] | None = None
+) -> dict[str, float | str]:
+    """By name: the largest relative error of the losses and parameters of `STEPS` steps and of the first gradients; or, of a
+    program that failed alike on every rank, what it said."""
+    found: dict[str, float | str] = launch(f"{__name__}:run_all", num_ranks, (num_ranks, cases), on_event=report)[0]
+    return found
+
+
+def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, float | str]:
+    """What each rank does."""
+    num_ranks, cases = payload
+    groups: dict[Any, Groups] = {}
+    references: dict[str, Reference] = {}
+    out: dict[str, float | str] = {}
+    with join(num_ranks) as place:
+        for name, case in cases.items():
+            try:
+                out[name] = _run(case, place, groups, references)
+            except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
+                out[name] = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
+            emit({"name": name, "error": str(out[name])})
+    return out
+
+
+def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> float:
+    program = case.programs[place.rank]
+    key = (program.mesh.sizes, tuple(axes_used(program)))
+    if key not in groups:
+        groups[key] = make_groups(program, place.rank)
+    workload = build(lambda: build_workload(case.ask), 0)
+    executor = Executor(program, workload, rank=place.rank, groups=groups[key], device=place.device, keep_gradients=True)
+    losses = [executor.step(workload.batch)]
+    gradients = gather_parameters(executor, executor.gradients)
+    losses += [executor.step(workload.batch) for _ in range(STEPS - 1)]
+    parameters, buffers = gather_parameters(executor), gather_buffers(executor)
+    asked = repr(case.ask)
+    if asked not in references:
+        references.clear()
+        references[asked] = reference_run(lambda: build_workload(case.ask), program, seed=0, num_steps=STEPS)
+    largest = max(float(gradient.abs().max()) for gradient in references[asked].gradients.values() if gradient.numel())
+    if largest < VANISHING:
+        raise ValueError(f"the largest gradient is {largest:.0e}: nothing is compared")
+    found = compare(losses, gradients, parameters, references[asked], buffers)
+    return max(found.loss_error, found.gradient_error, found.parameter_error, found.buffer_error)
