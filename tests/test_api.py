@@ -62,6 +62,15 @@ def test_a_module_trains_on_two_ranks_as_in_one_process(make: Any, tmp_path: Pat
         assert [sum(one.values()) for one in trained.reported] == pytest.approx(losses, rel=1e-9)
 
 
+def test_a_batch_that_is_nested_otherwise_is_refused(tmp_path: Path) -> None:
+    parts = nested()
+    found = planned(parts, tmp_path / "plan")
+    ids, named, target = parts[1]
+    other = (ids, {"MASK" if key == "mask" else key: value for key, value in named.items()}, target)
+    with pytest.raises(BadValue, match=r"batch 1 is .*'MASK': tensor .* the plan was made for"):
+        train_plan(found.path, [other])
+
+
 def test_what_a_plan_can_do_without_running(tmp_path: Path) -> None:
     found = planned(nested(), tmp_path / "plan")
     assert found.simulate().step_time_s == pytest.approx(found.plan.summary["step_time_s"])
