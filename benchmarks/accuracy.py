@@ -27,7 +27,7 @@ from provenance import provenance
 
 from cost_models.cluster import load_cluster
 from planner.ask import Ask
-from planner.plan import modelled, write_plan
+from planner.plan_file import modelled, write_plan
 from planner.search import search
 from planner.trace import trace
 from planner.workload import load_workload

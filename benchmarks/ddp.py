@@ -26,7 +26,7 @@ from cost_models.cluster import load_cluster
 from planner.ask import Ask
 from planner.layout import Mesh
 from planner.pins import Pin
-from planner.plan import program_of, read_plan, workload_of, write_plan
+from planner.plan_file import program_of, read_plan, workload_of, write_plan
 from planner.search import search
 from planner.workload import Workload
 from runtime.executor import Executor

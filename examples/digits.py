@@ -17,7 +17,7 @@ import torch
 from digits_model import DigitNet, loss
 from torch import Tensor
 
-from planner.api import plan
+from planner import plan
 from runtime.training import train_plan
 
 DATA = Path(__file__).parent / "data" / "digits.csv.gz"

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planner.api import plan
+from planner import plan
 from planner.models.gpt import GPT, next_token_loss
 from runtime.training import train_plan
 

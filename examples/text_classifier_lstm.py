@@ -22,7 +22,7 @@ from mail import Batch, Mails, accuracy, batches, load, majority, prepare
 from cost_models.cluster import load_cluster
 from planner.ask import Ask, build
 from planner.pins import parse_mesh, parse_pin
-from planner.plan import Plan, write_plan
+from planner.plan_file import Plan, write_plan
 from planner.search import search
 from planner.workload import Workload
 from runtime.training import train_plan

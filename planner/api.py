@@ -19,7 +19,7 @@ from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask, dtypes_of
 from planner.files import plan_files
 from planner.pins import parse_mesh, parse_pin
-from planner.plan import Plan, program_of, write_plan
+from planner.plan_file import Plan, program_of, write_plan
 from planner.predict import Prediction, predict
 from planner.saved import write_saved
 from planner.search import Found, search

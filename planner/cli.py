@@ -176,7 +176,7 @@ def run(
     It takes as many processes as the plan has devices, more than there are cores if need be: gloo on CPU, NCCL on CUDA.
     """
     path, json_ = plan_file(plan_path), as_json(context, json_)
-    from planner.plan import read_plan
+    from planner.plan_file import read_plan
     from runtime.launcher import launch
     from runtime.worker import RunRequest
 

@@ -13,7 +13,7 @@ from planner.cli_options import WHOLE, as_json, check_folder, json_option, out_o
 from planner.cli_output import print_json, print_sections, progress_bar, write_files
 
 if TYPE_CHECKING:
-    from planner.plan import Plan
+    from planner.plan_file import Plan
 
 __all__ = ["VERBS", "print_comparison", "print_plan", "print_run"]
 
@@ -59,7 +59,7 @@ def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
     """Print a plan's report again."""
     path = plan_file(plan_path)
     from planner.files import file_names
-    from planner.plan import read_plan
+    from planner.plan_file import read_plan
 
     print_plan(read_plan(path), file_names(path.parent, plan=path.name), as_json(context, json_))
 
@@ -78,7 +78,7 @@ def explain(context: click.Context, /, plan_path: str, json_: bool) -> None:
         progress("tracing the model", 0.0)
         from planner.explain import explain as explain_plan
         from planner.explain import explanation
-        from planner.plan import read_plan
+        from planner.plan_file import read_plan
 
         plan = read_plan(path)
         record = explain_plan(plan)
@@ -104,7 +104,7 @@ def simulate(context: click.Context, /, plan_path: str, hardware: str | None, ou
         progress("tracing the model", 0.0)
         from cost_models.cluster import load_cluster
         from planner.files import timeline_files
-        from planner.plan import program_of, read_plan
+        from planner.plan_file import program_of, read_plan
         from planner.predict import memory_by_category, simulate_program
         from planner.records import simulate_record
         from planner.report import simulation

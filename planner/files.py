@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from planner.plan import plan_text
+from planner.plan_file import plan_text
 from planner.predict import memory_over_time, simulate_program
 from planner.report import report
 from planner.sections import markdown
@@ -13,7 +13,7 @@ from planner.sections import markdown
 if TYPE_CHECKING:
     from cost_models.cluster import Cluster
     from cost_models.timeline import Timeline
-    from planner.plan import Plan
+    from planner.plan_file import Plan
     from planner.program import Program
     from planner.search import Found
 

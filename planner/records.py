@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from cost_models.cluster import Cluster
     from cost_models.timeline import Timeline
     from planner.models import ModelSpec, Preset
-    from planner.plan import Plan
+    from planner.plan_file import Plan
 
 __all__ = ["compare_record", "models_record", "plan_record", "run_record", "simulate_record"]
 

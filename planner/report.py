@@ -14,7 +14,7 @@ from planner.sections import Section, Table
 
 if TYPE_CHECKING:
     from cost_models.cluster import Cluster
-    from planner.plan import Plan
+    from planner.plan_file import Plan
 
 __all__ = ["comparison", "mesh_body", "models_sections", "proof_lines", "report", "run_section", "simulation", "title"]
 

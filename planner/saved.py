@@ -49,7 +49,7 @@ def read_saved(spec: str) -> dict[str, Any]:
     """The module, batch, loss and what else the workload has. Raises UnknownName where there is no such file."""
     path = Path(spec.removeprefix(_PREFIX))
     if not path.is_file():
-        raise UnknownName(f"model {spec!r}: there is no such file; plan again with planner.api.plan")
+        raise UnknownName(f"model {spec!r}: there is no such file; plan again with planner.plan")
     try:
         found: dict[str, Any] = torch.load(path, weights_only=False)
     except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, RuntimeError) as error:

@@ -25,7 +25,7 @@ from planner.lower import lower
 from planner.model import Model
 from planner.padding import cheaper_sizes, resized, vocabulary
 from planner.pins import Pin, pins_for
-from planner.plan import Alternative, Hardware, Plan, SolverRecord, modelled
+from planner.plan_file import Alternative, Hardware, Plan, SolverRecord, modelled
 from planner.predict import Prediction, peak_position, predict
 from planner.program import Program
 from planner.solver import Solution, solve

@@ -25,7 +25,7 @@ from cost_models.atomic_write import write_atomically
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
 from cost_models.timeline import Event, Timeline
-from planner.plan import Plan, program_of, read_plan, workload_of
+from planner.plan_file import Plan, program_of, read_plan, workload_of
 from planner.predict import simulate_program
 from planner.program import Program
 from runtime.calibrate import calibrated_path

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cost_models.errors import BadValue
 from planner.batches import flatten
-from planner.plan import program_of, read_plan, workload_of
+from planner.plan_file import program_of, read_plan, workload_of
 from planner.workload import Workload
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups

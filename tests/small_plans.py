@@ -19,7 +19,7 @@ from planner.layout import Mesh
 from planner.lower import lower
 from planner.model import Model, Pins
 from planner.pins import parse_pin, pins_for
-from planner.plan import modelled
+from planner.plan_file import modelled
 from planner.program import Program
 from planner.solver import Edge, Problem, Solution, solve
 from planner.solver.bound import decode, reparametrise

@@ -1,4 +1,4 @@
-"""`planner.api.plan` on a module that one has: planned, simulated, saved, trained on two ranks as in one process."""
+"""`planner.plan` on a module that one has: planned, simulated, saved, trained on two ranks as in one process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from step_models import Parts, nested, normed
 from torch import nn
 
 from cost_models.errors import BadValue, UnknownName
-from planner.api import Planned, plan
-from planner.plan import read_plan, workload_of
+from planner import Planned, plan
+from planner.plan_file import read_plan, workload_of
 from planner.workload import workload_of as workload_from
 from runtime.training import train_plan
 

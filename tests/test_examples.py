@@ -18,7 +18,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import UnknownName
 from planner.ask import Ask
 from planner.pins import parse_mesh, parse_pin
-from planner.plan import Plan
+from planner.plan_file import Plan
 from planner.search import search
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

@@ -16,7 +16,7 @@ from cost_models.errors import BadValue
 from planner.ask import Ask, build
 from planner.models.keras_model import KerasModule, put_back
 from planner.pins import parse_mesh
-from planner.plan import write_plan
+from planner.plan_file import write_plan
 from planner.search import search
 from runtime.training import train_plan
 

@@ -57,8 +57,8 @@ def test_files_are_named_for_what_they_do() -> None:
         ("cost_models", "cost_models/x.py", "def f():\n    from planner.graph import Graph", ["planner"]),
         ("planner", "planner/cli.py", "def f():\n    from runtime import launch", []),
         ("planner", "planner/cli.py", "from runtime import launch", ["runtime"]),
-        ("planner", "planner/plan.py", "def f():\n    import runtime.launch", ["runtime"]),
-        ("planner", "planner/plan.py", "import torch, cost_models", []),
+        ("planner", "planner/search.py", "def f():\n    import runtime.launch", ["runtime"]),
+        ("planner", "planner/search.py", "import torch, cost_models", []),
     ],
 )
 def test_the_rule_itself(package: str, file: str, source: str, names: list[str]) -> None:

@@ -19,7 +19,7 @@ def golden(model: str) -> dict[str, Any]:
     """The mesh, the objective and every choice of the plan of `model` on one DGX H100, as JSON holds them; no timings."""
     from cost_models.cluster import load_cluster
     from planner.ask import Ask
-    from planner.plan import plan_text
+    from planner.plan_file import plan_text
     from planner.search import search
 
     ask = Ask(model=model, batch=None, seq=None, settings={}, dtype="float32", num_devices=8)

@@ -15,7 +15,7 @@ from cost_models.timeline import Event, Timeline
 from planner.ask import Ask
 from planner.explain import explain, explanation
 from planner.pictures import draw_memory, draw_timeline
-from planner.plan import SolverRecord
+from planner.plan_file import SolverRecord
 from planner.predict import memory_by_category, memory_over_time, simulate_program
 from planner.records import compare_record, plan_record, run_record
 from planner.report import comparison, proof_lines, report, run_section

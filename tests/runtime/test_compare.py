@@ -11,7 +11,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import BadHardware, BadPlan, BadValue
 from cost_models.timeline import Event, Timeline
 from planner.ask import Ask
-from planner.plan import write_plan
+from planner.plan_file import write_plan
 from planner.search import search
 from runtime.compare import BETWEEN, WAITING, Comparison, compare, join_events, write_comparison
 

@@ -12,7 +12,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, BadValue
 from planner.ask import Ask, build
 from planner.pins import Pin, parse_mesh
-from planner.plan import write_plan
+from planner.plan_file import write_plan
 from planner.search import search
 from runtime.training import Trained, train_plan
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from cost_models.cluster import load_cluster
-from planner.plan import Ask, write_plan
+from planner.plan_file import Ask, write_plan
 from planner.search import search
 from runtime.launcher import launch
 from runtime.worker import RunRequest

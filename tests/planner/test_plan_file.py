@@ -16,7 +16,7 @@ import planner.search
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
 from planner.choices import recost
-from planner.plan import Plan, choices_of, costing_of, model_of, plan_text, program_of, read_plan, write_plan
+from planner.plan_file import Plan, choices_of, costing_of, model_of, plan_text, program_of, read_plan, write_plan
 from planner.predict import predict
 from planner.search import Found, search
 from planner.strategies import Option
