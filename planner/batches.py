@@ -21,6 +21,9 @@ class Slot:
 
     index: int
 
+    def __repr__(self) -> str:
+        return f"tensor {self.index}"
+
 
 def flatten(batch: Any) -> tuple[tuple[Tensor, ...], Any]:
     """The tensors of a nested batch, and its nest: the same containers with a `Slot` at every tensor; other things stay."""

@@ -17,7 +17,7 @@ from typing import Any
 import click
 
 from cost_models.errors import BadValue
-from planner import cli_inspect
+from planner import cli_inspect, cli_solve
 from planner.cli_group import PlanGroup, watch_interrupts
 from planner.cli_options import (
     NATURAL,
@@ -251,5 +251,5 @@ def calibrate(context: click.Context, /, device: str | None, ranks: int, quick: 
         print_sections(sheet(file, cluster, {"hardware": file}))
 
 
-for _verb in cli_inspect.VERBS:
+for _verb in (*cli_inspect.VERBS, cli_solve.solve):
     cli.add_command(_verb)

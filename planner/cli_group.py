@@ -21,7 +21,7 @@ __all__ = ["INTERRUPTED", "PlanGroup", "check_interrupted", "watch_interrupts"]
 
 #: The exit code after Ctrl-C, as shells count: 128 + SIGINT.
 INTERRUPTED = 130
-_VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "models", "hardware")
+_VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "solve", "models", "hardware")
 
 _pressed: list[int] = []
 

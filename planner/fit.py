@@ -40,7 +40,7 @@ def nearest_change(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str:
 
 def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:
     smaller = batch // 2
-    while smaller >= cluster.num_devices and smaller % cluster.num_devices == 0:
+    while smaller >= cluster.num_devices:
         if fits(replace(ask, batch=smaller), cluster):
             return f"--batch {smaller}"
         smaller //= 2
@@ -50,7 +50,7 @@ def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | 
 def _more_devices(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:
     most = cluster.devices_per_node * cluster.max_nodes
     devices = cluster.num_devices * 2
-    while devices <= most and batch % devices == 0:
+    while devices <= most and batch >= devices:
         try:
             count, nodes, width = place(cluster, devices, None)
         except UserError:

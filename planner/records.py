@@ -38,6 +38,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
             for name in ("status", "objective", "bound", "gap", "time_s", "num_variables", "num_meshes", "bound_all_meshes")
         },
         "replicated_ops": list(summary["replicated_ops"]),
+        "padding": summary.get("padding"),
         "planning_time_s": summary["planning_time_s"],
         "files": {key: files[key] for key in ("plan", "report", "timeline")},
     }

@@ -122,6 +122,10 @@ def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
         shown = tokens if summary["tokens_per_s"] != summary["samples_per_s"] else ""
         rates = f"{_rate(summary['samples_per_s'], 'samples/s')}{shown}"
         out.append(f"{rates}; MFU {_percent(summary['mfu'])}, of the peak in {summary['dtype']}")
+    if "padding" in summary:
+        padded = summary["padding"]
+        saved = _percent(1 - padded["step_time_s"] / step)
+        out.append(f"--set {padded['setting']} would take {saved} less: {format_time(padded['step_time_s'])} on the same mesh")
     return tuple(out)
 
 

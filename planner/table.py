@@ -8,7 +8,7 @@ Invariant: the objective of a choice is what `recost` finds by walking the whole
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache
 
@@ -21,9 +21,10 @@ from planner.graph import Node, Parameter
 from planner.layout import REPLICATE, Layout, is_partial
 from planner.model import Model, Pins, Use, uses_of
 from planner.redistribute import Layouts, layouts_of
-from planner.solver import Edge, Problem
+from planner.solver import Edge, Problem, with_pair_usages
 from planner.solver.problem import Array
-from planner.strategies import Option, ParameterStrategy, Strategy, op_strategies, parameter_strategies
+from planner.strategies import Option, ParameterStrategy, Strategy, op_strategies, options_of, parameter_strategies
+from planner.subdims import OpDims
 from planner.usages import usages
 from planner.views import is_view
 
@@ -51,16 +52,18 @@ class Table:
 
     def problem(self, *, hidden: float = 0.0, limit: float = float("inf")) -> Problem:
         """The problem. `hidden` is the share of parameters' and gradients' communication that runs beside compute and is left out of
-        the objective; `limit` the bytes a device has (usages are in the problem only where it is finite)."""
+        the objective; `limit` the bytes a device has (usages, and nodes for those of pairs after all others, are in the problem only
+        where it is finite)."""
         shown = 1.0 - hidden
         costs = [c + shown * self.hideable_costs[n] if n in self.hideable_costs else c for n, c in enumerate(self.costs)]
         keys = list(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
         edges = tuple(Edge(u=u, v=v, cost=self._pair((u, v), shown)) for u, v in keys)
-        finite = limit < float("inf")
-        return Problem(
-            costs=tuple(costs), edges=edges, usages=usages(self, {key: i for i, key in enumerate(keys)}) if finite else (),
-            horizon=len(self.model.graph.nodes) + 1, limit=limit, names=self.names,
-        )  # fmt: skip
+        horizon = len(self.model.graph.nodes) + 1
+        problem = Problem(costs=tuple(costs), edges=edges, horizon=horizon, limit=limit, names=self.names)
+        if limit == float("inf"):
+            return problem
+        nodes, pairs = usages(self, {key: i for i, key in enumerate(keys)})
+        return with_pair_usages(replace(problem, usages=nodes), pairs)
 
     def _pair(self, key: tuple[int, int], shown: float) -> Array:
         plain, hideable = self.pairs.get(key), self.hideable_pairs.get(key)
@@ -178,8 +181,22 @@ class _Builder:
         found = op_strategies(dims, self.costing.sizes, allowed)
         found = tuple(s for s in found if self._reads_inputs_whole(first, s))
         if not found:
-            raise NoPlan(f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: loosen one")
+            raise NoPlan(
+                f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: "
+                f"{self._what_would_fit(dims, allowed)}loosen one"
+            )
         return found
+
+    def _what_would_fit(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> str:
+        """The splits that are too fine: `8 heads cannot be split over 16 devices, at most over 8: take smaller axes, or `."""
+        words, told = dict(dims.signature.names), {}
+        for axis, count in enumerate(self.costing.sizes):
+            for option in options_of(dims):
+                if option.kind == "split" and dims.sizes[option.number] < count and allowed(axis, option):
+                    size, word = dims.sizes[option.number], words.get(dims.letter[option.number])
+                    what = f"a dim of {size}" if word is None else f"{size} {word}"
+                    told[f"{what} cannot be split over {count} devices, at most over {size}"] = True
+        return f"{', '.join(told)}: take smaller axes, or " if told else ""
 
     def _reads_inputs_whole(self, node: Node, strategy: Strategy) -> bool:
         """Inputs and buffers come whole or in pieces, never as partial sums."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that r
 
 __all__ = [
     "FakeTensorMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
-    "label_new_nodes", "really", "sequence_number",
+    "label_new_nodes", "really", "sequence_number", "unfaked",
 ]  # fmt: skip
 
 
@@ -43,6 +43,11 @@ def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]
 def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
     """torch's own decompositions of the given ops. Private: the table has no public home outside `torch.export`."""
     return get_decompositions(ops)
+
+
+def unfaked() -> AbstractContextManager[Any]:
+    """Within it tensors are real, under fake tensors too. Private: no public way for a library that reads its own values (Keras)."""
+    return unset_fake_temporarily()
 
 
 def label_new_nodes(labels: dict[str, Any]) -> None:
@@ -89,5 +94,5 @@ def functional(graph: torch.fx.Graph, arguments: tuple[Any, ...], table: dict[An
 
 def really(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `function` returns outside the mode of fake tensors. Private: the mode has no public way to pause."""
-    with unset_fake_temporarily():
+    with unfaked():
         return function(*args, **kwargs)

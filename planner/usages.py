@@ -16,7 +16,7 @@ from cost_models.memory import dtype_bytes
 from planner.costing import local_numel
 from planner.layout import Layout
 from planner.model import Use, uses_of
-from planner.solver import Usage
+from planner.solver import PairUsage, Usage, spans_of
 from planner.solver.problem import Array
 
 if TYPE_CHECKING:
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 __all__ = ["usages"]
 
 
-def usages(table: Table, edge_number: dict[tuple[int, int], int]) -> tuple[Usage, ...]:
+def usages(table: Table, edge_number: dict[tuple[int, int], int]) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
     """What the choices hold and when: parameters and optimizer state throughout; a value from its writer to its last reader; a
-    reduced gradient until the update; what a change of layout makes, while it is read."""
+    reduced gradient until the update; what a change of layout makes, while it is read (held by the pair of its ends)."""
     return _Usages(table, edge_number).all()
 
 
@@ -39,7 +39,7 @@ class _Usages:
         self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
         self.sizes: dict[Hashable, Array] = {}
 
-    def all(self) -> tuple[Usage, ...]:
+    def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
         """All usages, alike ones as one with a profile over time."""
         self._states()
         groups = uses_of(self.table.model)
@@ -49,10 +49,12 @@ class _Usages:
             self._copies(value, phase, uses)
         for value, uses in by_value.items():
             self._value(value, uses)
-        out = [Usage(node=node, nbytes=nbytes, profile=profile) for (node, _), (nbytes, profile) in self.nodes.items()]
-        for (u, v, _), (nbytes, profile) in self.edges.items():
-            out.append(Usage(edge=self.edge_number[u, v], nbytes=nbytes, profile=profile))
-        return tuple(out)
+        nodes = [Usage(node=n, nbytes=nbytes, spans=spans_of(profile)) for (n, _), (nbytes, profile) in self.nodes.items()]
+        pairs = [
+            PairUsage(edge=self.edge_number[u, v], nbytes=nbytes, spans=spans_of(profile))
+            for (u, v, _), (nbytes, profile) in self.edges.items()
+        ]
+        return tuple(nodes), tuple(pairs)
 
     def _hold(self, node: int, key: Hashable, nbytes: Callable[[], Array], start: int, end: int, times: int = 1) -> None:
         if (node, key) not in self.nodes:

@@ -15,6 +15,7 @@ from cost_models.errors import BadValue, unknown_name
 from planner.batches import arguments, flatten
 from planner.models import MODELS, ModelSpec
 from planner.models import user as user_model
+from planner.models.keras_model import is_keras, parts_of
 from planner.models.spec import resolve
 from planner.saved import is_saved, read_saved
 
@@ -95,7 +96,7 @@ def resolve_options(
         return hugging_face.resolve(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
     if is_saved(spec):
         return {}
-    if user_model.is_user_model(spec):
+    if is_keras(spec) or user_model.is_user_model(spec):
         return user_model.resolve(spec, batch=batch, seq=seq, settings=settings)
     return resolve(_find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
 
@@ -126,7 +127,7 @@ def load_workload(
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        workload = _built(spec, options)
+        workload = _loader(spec)(spec, options)
     finally:
         torch.set_default_dtype(before)
     workload = replace(
@@ -142,17 +143,6 @@ def _find(name: str) -> ModelSpec:
     names = [name for spec in MODELS.values() for name in (spec.name, *spec.presets)]
     error = unknown_name("model", name, names)
     raise type(error)(f"{error}; or module:function of your own")
-
-
-def _built(spec: str, options: Mapping[str, Any]) -> Workload:
-    if is_saved(spec):
-        return _from_saved(spec)
-    if spec.startswith(_HUGGING_FACE):
-        from planner.models import hugging_face
-
-        module, batch, loss = hugging_face.build(spec, options)
-        return Workload(name=spec, module=module, batch=batch, loss=loss, options=options, tokens_per_sample=_tokens(batch))
-    return _from_user(spec, options) if user_model.is_user_model(spec) else _built_in(spec, options)
 
 
 def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
@@ -171,7 +161,30 @@ def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
     )
 
 
-def _from_saved(spec: str) -> Workload:
+def _loader(spec: str) -> Callable[[str, Mapping[str, Any]], Workload]:
+    if is_saved(spec):
+        return _from_saved
+    if is_keras(spec):
+        return _from_keras
+    if spec.startswith(_HUGGING_FACE):
+        return _from_hugging_face
+    return _from_user if user_model.is_user_model(spec) else _built_in
+
+
+def _from_hugging_face(spec: str, options: Mapping[str, Any]) -> Workload:
+    from planner.models import hugging_face
+
+    module, batch, loss = hugging_face.build(spec, options)
+    return Workload(name=spec, module=module, batch=batch, loss=loss, options=options, tokens_per_sample=_tokens(batch))
+
+
+def _from_keras(spec: str, options: Mapping[str, Any]) -> Workload:
+    module, batch, loss, more = parts_of(spec, lambda name: user_model.call(name, user_model.load_function(name), options))
+    workload = workload_of(spec, module, batch, loss, **more)
+    return replace(workload, options={"batch": workload.batch[0].shape[0], **options})
+
+
+def _from_saved(spec: str, _: Mapping[str, Any]) -> Workload:
     saved = read_saved(spec)
     workload = workload_of(type(saved["module"]).__name__, saved["module"], saved["batch"], saved["loss"], **saved["more"])
     return replace(workload, options={"batch": workload.batch[0].shape[0]})

@@ -208,7 +208,7 @@ def run_rank(request: _Request, emit: Emit) -> _Ran | None:
 
 def compare_programs(plan: Plan, hardware: str, program: Program, simulated: Timeline, ran: _Ran) -> Comparison:
     """The comparison of one simulated step and the measured ones."""
-    events, waiting = join_events(simulated, ran.timelines)
+    events, waiting = join_events(simulated, ran.timelines, uneven=program.rank is not None)
     recorded = statistics.median(statistics.mean(t.step_time for t in step) for step in ran.timelines)
     between = max(0.0, recorded - _covered(ran.timelines))
     extra = [
@@ -226,14 +226,17 @@ def compare_programs(plan: Plan, hardware: str, program: Program, simulated: Tim
     )  # fmt: skip
 
 
-def join_events(simulated: Timeline, recorded: Sequence[Sequence[Timeline]]) -> tuple[pd.DataFrame, float]:
+def join_events(
+    simulated: Timeline, recorded: Sequence[Sequence[Timeline]], *, uneven: bool = False
+) -> tuple[pd.DataFrame, float]:
     """One row an event id, predicted and measured, and the seconds a step that ranks waited for each other in collectives.
 
     `recorded` holds the recorded steps, each the timelines of all ranks. The measured time is the median over steps of the mean
-    over ranks; of a collective's, of the least over ranks. Every id stands in both, or one of our stages has lost an event.
+    over ranks, or of rank 0 where it has larger shards than others (`uneven`), since those are what is predicted; of a collective's,
+    of the least over ranks. Every id stands in both, or one of our stages has lost an event.
     """
     predicted = {event.id: event for event in simulated.events}
-    per_step = [_measured_step(step) for step in recorded]
+    per_step = [_measured_step(step, uneven) for step in recorded]
     for found in per_step:
         assert found.keys() == predicted.keys(), sorted(found.keys() ^ predicted.keys())[:5]
     rows = []
@@ -250,7 +253,7 @@ def join_events(simulated: Timeline, recorded: Sequence[Sequence[Timeline]]) -> 
     return pd.DataFrame(rows), waiting
 
 
-def _measured_step(timelines: Sequence[Timeline]) -> dict[str, tuple[float, float]]:
+def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tuple[float, float]]:
     """id -> (seconds, seconds of waiting) of one recorded step on all ranks."""
     durations: dict[str, list[float]] = defaultdict(list)
     talks: set[str] = set()
@@ -262,7 +265,9 @@ def _measured_step(timelines: Sequence[Timeline]) -> dict[str, tuple[float, floa
     for name, found in durations.items():
         assert len(found) == len(timelines), f"{name} was recorded on {len(found)} of {len(timelines)} ranks"
     return {
-        name: (min(found), statistics.mean(found) - min(found)) if name in talks else (statistics.mean(found), 0.0)
+        name: (min(found), statistics.mean(found) - min(found))
+        if name in talks
+        else (found[0] if uneven else statistics.mean(found), 0.0)
         for name, found in durations.items()
     }
 

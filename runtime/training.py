@@ -20,6 +20,7 @@ from torch import Tensor
 from cost_models.errors import BadValue
 from planner.batches import flatten
 from planner.plan import program_of, read_plan, workload_of
+from planner.workload import Workload
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
@@ -78,7 +79,7 @@ def train_plan(
     Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a rank fails otherwise.
     """
     num_ranks = read_plan(plan).mesh.num_devices
-    whole = [flatten(batch)[0] for batch in batches]
+    whole = [(tensors, str(nest)) for tensors, nest in map(flatten, batches)]
     if not whole:
         raise BadValue("there are no batches to train on: give at least one")
     with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
@@ -105,8 +106,8 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
         losses: list[float] = []
         times: list[float] = []
         reported: list[Mapping[str, float]] = []
-        for number, batch in enumerate(batches, start=1):
-            _check_count(batch, len(workload.batch), number)
+        for number, (batch, nest) in enumerate(batches, start=1):
+            _check_nest(batch, nest, workload, number)
             start = time.perf_counter()
             losses.append(executor.step(batch))
             times.append(time.perf_counter() - start)
@@ -126,6 +127,10 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
             torch.save({f.name: getattr(trained, f.name) for f in fields(trained)}, request.result)
 
 
-def _check_count(batch: Sequence[Tensor], expected: int, number: int) -> None:
+def _check_nest(batch: Sequence[Tensor], nest: str, workload: Workload, number: int) -> None:
+    """Raises BadValue for a batch that is not nested as the plan's example."""
+    expected = len(workload.batch)
     if len(batch) != expected:
         raise BadValue(f"batch {number} has {len(batch)} tensors: the plan's model takes {expected}, the target last")
+    if workload.nest is not None and nest != str(workload.nest):
+        raise BadValue(f"batch {number} is {nest}: the plan was made for {workload.nest}")

@@ -27,7 +27,11 @@ from runtime.worker import Place, join
 #: Relative to the largest element of the tensor.
 TOLERANCE = 1e-9
 
-MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt", "llama", "dropped", "normed", "nested", "of_dict")
+MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt", "llama")
+
+#: What a step may contain, under some of the kinds.
+CONTENTS = ("dropped", "normed", "nested", "of_dict")
+SOME = {2: ("ddp", "zero3", "tensor"), 4: ("free 2x2", "zero3", "dp x tensor, zero3")}
 
 #: name -> (mesh, pins), on 2 and on 4 ranks.
 KINDS: dict[int, dict[str, tuple[str, tuple[str, ...]]]] = {
@@ -73,7 +77,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixed": ("gpt", {"dtype": "float32", "compute": "bfloat16"}),
     "mixed batch norm": ("normed", {"dtype": "float32", "compute": "bfloat16", "clip_norm": 1.0}),
 }
-MIXED_TOLERANCE = 0.05
+MIXED_TOLERANCE = 0.15
 
 RANDOM = {2: range(2), 4: range(3)}
 
@@ -122,15 +126,15 @@ def run_one(case: Case, place: Place, groups: dict[Any, Groups], references: dic
 def plans(num_ranks: int) -> dict[str, Planned]:
     """All plans for a number of ranks."""
     out = {}
-    for model in MODELS:
+    for model in (*MODELS, *CONTENTS):
         ask = ask_for(model, num_ranks)
-        for kind, (mesh, pins) in KINDS[num_ranks].items():
-            out[f"{model}: {kind}"] = planned(ask, mesh, pins)
-        for seed in RANDOM[num_ranks]:
+        for kind in KINDS[num_ranks] if model in MODELS else SOME[num_ranks]:
+            out[f"{model}: {kind}"] = planned(ask, *KINDS[num_ranks][kind])
+        for seed in RANDOM[num_ranks] if model in MODELS else RANDOM[num_ranks][:1]:
             mesh = "a=2" if num_ranks == 2 else ("a=2,b=2", "a=4")[seed % 2]
             out[f"{model}: random {seed}"] = planned(ask, mesh, seed=seed)
     for name, (model, more) in STEPS.items():
-        for kind in ("free", "ddp", "zero3", "tensor"):
+        for kind in ("ddp", "tensor") if num_ranks == 2 else ("ddp", "tensor", "dp x tensor, zero3"):
             out[f"{name}: {kind}"] = planned(ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind])
     for name, (model, sizes, words) in WORDS.items():
         ask = ask_for(model, num_ranks, **sizes)
@@ -171,6 +175,7 @@ def test_every_plan_trains_as_one_process_does(ran: Ran) -> None:
     worst = {name: _worst(ran.found[name]) for name in ran.plans}
     print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
     assert {name: ran.found[name] for name, error in worst.items() if not error <= _tolerance(name)} == {}
+    assert all(ran.found[name].loss_error < 0.01 for name in ran.plans)
 
 
 def _tolerance(name: str) -> float:

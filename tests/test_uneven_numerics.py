@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+import torch.distributed as dist
 from small_plans import Planned, ask_for, planned, traced
 from test_numerics import TOLERANCE, Case, Ran
 
 from planner.ask import Ask
+from planner.ask import build as build_workload
+from planner.predict import memory_by_category
 from planner.words import atom_names
+from runtime.executor import Executor
+from runtime.groups import make_groups
 from runtime.launcher import launch
+from runtime.parameters import build
+from runtime.worker import join
 
 #: Sizes that neither 2, 3 nor 4 ranks divide, where the model allows.
 SIZES: dict[str, dict[str, int]] = {
     "lstm": {"vocab": 17, "embed": 5, "hidden": 7, "layers": 2, "seq": 5},
+    "gru": {"vocab": 17, "embed": 5, "hidden": 7, "layers": 2, "seq": 5},
     "mlp": {"inputs": 13, "hidden": 25, "layers": 3, "outputs": 7},
     "cnn": {"channels": 5, "width": 7, "blocks": 2, "classes": 11, "image": 8},
     "gpt": {"layers": 2, "width": 35, "heads": 7, "vocab": 37, "positions": 8, "seq": 7},
@@ -49,6 +59,7 @@ WORDS: dict[str, tuple[str, dict[str, str]]] = {
     "vocabulary-parallel embedding and loss": ("gpt", {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"}),
     "vocabulary-parallel LSTM embedding": ("lstm", {"embedding": "vocab"}),
     "hidden units of each LSTM gate": ("lstm", {"shardwright.lstm": "hidden"}),
+    "hidden units of each GRU gate": ("gru", {"shardwright.recurrent": "hidden"}),
     "heads inside fused QKV": ("gpt", {"attn": "heads"}),
     "sequence-sharded LayerNorm": ("gpt", {"native_layer_norm": "sequence"}),
     "channels in and out": ("cnn", {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"}),
@@ -102,3 +113,32 @@ def test_batch_vocabulary_heads_and_hidden_units_are_split(ran: Ran) -> None:
             found |= {(title.split(":")[0], names[atom]) for atom in splits if atom in names}
     wanted = {("gpt", "batch"), ("gpt", "vocab"), ("gpt", "heads"), ("lstm", "vocab"), ("lstm", "hidden"), ("lstm", "batch")}
     assert wanted | {("cnn", "batch"), ("cnn", "width"), ("mlp", "batch")} <= found
+
+
+def peaks(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, list[int]]:
+    """By name: the measured peak of every rank."""
+    num_ranks, cases = payload
+    out: dict[str, list[int]] = {}
+    with join(num_ranks) as place:
+        for name, case in cases.items():
+            program, workload = case.programs[place.rank], build(lambda case=case: build_workload(case.ask), 0)  # type: ignore[misc]
+            executor = Executor(program, workload, rank=place.rank, groups=make_groups(program, place.rank))
+            executor.step(workload.batch)  # makes the optimizer's state
+            executor.recorded_step(workload.batch)
+            found: list[Any] = [None] * num_ranks
+            dist.all_gather_object(found, executor.peak_memory_bytes)
+            out[name] = found
+    return out
+
+
+def test_the_fullest_device_is_the_one_that_is_predicted() -> None:
+    """Rank 0 has the largest pieces of everything; each rank's own program says what that rank holds."""
+    kinds = [("gpt", "zero1"), ("gpt", "tensor"), ("mlp", "zero1"), ("lstm", "zero1"), ("lstm", "tensor")]
+    made = {f"{m}: {kind}": planned(asked(m, 3), *KINDS[3][kind]) for m, kind in kinds}
+    cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
+    measured = launch("test_uneven_numerics:peaks", 3, (3, cases))[0]
+    for name, plan in made.items():
+        predicted = [sum(memory_by_category(program).values()) for program in plan.programs]
+        assert max(predicted) == predicted[0] > predicted[2]
+        assert max(measured[name]) == measured[name][0] > measured[name][2]
+        assert measured[name] == pytest.approx(predicted, rel=0.05)

@@ -91,7 +91,7 @@ def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | No
         torch.addmm(b_ih + b_hh, flat, w_ih.t(), out=out)
 
 
-def hidden_blocks(w_hh: Tensor, hidden: int, units: Sequence[int]) -> Tensor:
+def hidden_blocks(w_hh: Tensor, hidden: int, units: Sequence[int] = ()) -> Tensor:
     """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order a gather stacks them; filled up with
     zeros where the ranks' `units` differ."""
     if not units:
@@ -122,7 +122,7 @@ def grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | N
 
 
 def grad_w_hh(
-    grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None, units: Sequence[int]
+    grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None, units: Sequence[int] = ()
 ) -> Tensor:  # fmt: skip
     """The sum over time of grad_gates^T @ h_before; the whole of y is gathered once."""
     before = torch.cat([h0.unsqueeze(0), y[:-1]])

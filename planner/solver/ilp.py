@@ -4,7 +4,7 @@
     y[e,i,j] >= 0     edge e sees the pair i, j   sum_j y[e,i,j] = x[u,i]                (`_pairs`: the local polytope,
                                                   sum_i y[e,i,j] = x[v,j]                 whose LP is almost always integral)
     for each time t that was found over the limit:
-                      sum m_n[i] x[n,i] + sum M_e[i,j] y[e,i,j] <= limit                 (`add_memory_row`, added lazily)
+                      sum m_n[i] x[n,i] <= room                                          (`add_memory_row`, added lazily)
     minimise          sum c_n[i] x[n,i] + sum C_e[i,j] y[e,i,j]
 
 Before PuLP sees it, message passing (with prices on memory, where the limit binds) gives a bound L and rules out every choice and
@@ -23,11 +23,17 @@ import pulp
 from numpy.typing import NDArray
 
 from planner.solver.bound import Reparametrised, decode, reparametrise
-from planner.solver.memory import leanest, price
-from planner.solver.problem import Array, Problem
+from planner.solver.memory import price
+from planner.solver.pairs import completed
+from planner.solver.peak import smallest_peak
+from planner.solver.polytope import Polytope
+from planner.solver.problem import Array, Choice, Problem
 from planner.solver.quiet import silence_banner
+from planner.solver.reduce import Contradiction, reduce
+from planner.solver.rows import Rows
+from planner.solver.solution import TOLERANCE, Solution
 
-__all__ = ["Solution", "solve"]
+__all__ = ["solve"]
 
 Labels = NDArray[np.int64]
 Terms = dict[pulp.LpVariable, float]
@@ -36,8 +42,8 @@ _Variables = dict[tuple[int, ...], pulp.LpVariable]
 #: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
 _SCALE = 1e3
 
-#: Where no choice that fits is found quickly, the whole integer program is asked if it is small, for so many seconds.
-_FEW_PAIRS, _PATIENCE = 20_000, 20.0
+#: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so many seconds.
+_PATIENCE = 20.0
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
@@ -47,53 +53,55 @@ _MOST = 200_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Solution:
-    """`status` is `optimal` (bound and objective meet within 1e-6), `feasible` (the time limit came first) or `infeasible` (no choice
-    within the limit was found: `choice` is then the leanest, `overflow` what it lacks, and `lean_bound` a lower bound on any peak;
-    where the pairs leave no choice at all, `objective` is infinite). `gap` is (objective - bound) / objective."""
-
-    status: str
-    choice: tuple[int, ...]
-    objective: float
-    bound: float
-    time_s: float
-    num_variables: int
-    overflow: float = 0.0
-    lean_bound: float = 0.0
-
-    @property
-    def gap(self) -> float:
-        return 0.0 if self.objective <= self.bound else (self.objective - self.bound) / max(abs(self.objective), 1e-30)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class _Start:
     """What is known before the integer program: bound, costs moved (with `prices` on memory), a choice that fits."""
 
     moved: Reparametrised
     prices: Mapping[int, float]
     bound: float
-    choice: tuple[int, ...]
+    choice: Choice
 
 
-def solve(problem: Problem, *, time_limit: float = 60.0, guess: tuple[int, ...] | None = None) -> Solution:
+def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None) -> Solution:
     """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
     the less is left for the integer program."""
     began = time.perf_counter()
-    start = _start(problem)
-    if isinstance(start, Solution):
-        return start
-    if guess is not None and problem.cost(guess) < problem.cost(start.choice) and _peak(problem, guess) <= problem.limit:
-        start = replace(start, choice=guess)
-    upper = problem.cost(start.choice)
+    try:
+        reduced = reduce(problem)
+        start = _start(reduced.problem)
+    except Contradiction:
+        return _infeasible(problem, began)
+    choices, bound, variables = [reduced.restore(start.choice)], start.bound, 0
+    if reduced.problem.costs:
+        if guess is not None and problem.fits(whole := completed(problem, guess)):
+            choices.append(whole)
+        upper = min(map(problem.cost, choices)) - reduced.offset
+        found, bound, variables = _improve(reduced.problem, start, upper, began + time_limit)
+        choices.append(reduced.restore(found))
+    best = min(choices, key=problem.cost)
+    objective = problem.cost(best)
+    bound = min(bound + reduced.offset, objective)
+    status = "optimal" if objective - bound <= TOLERANCE * abs(objective) else "feasible"
+    return Solution(
+        status=status,
+        choice=best,
+        objective=objective,
+        bound=bound,
+        num_variables=variables,
+        time_s=time.perf_counter() - began,
+    )
+
+
+def _improve(problem: Problem, start: _Start, upper: float, deadline: float) -> tuple[Choice, float, int]:
+    """The best choice that programs within a growing slack find, the bound, and the variables of the largest. `upper` is the cost
+    of a choice that is known, of `start` or another."""
     whole = max(upper - start.bound, 1e-9 * abs(start.bound))
     slack = min(whole, max(0.1 * whole, 0.005 * abs(start.bound)))
-    variables = 0
-    best, bound = start.choice, start.bound
+    best, bound, variables = start.choice, start.bound, 0
     while _num_kept(problem, start, slack) <= _MOST:
         model = _Model(problem, start, slack * (1 + 1e-9))
         variables = max(variables, model.num_variables)
-        found = model.best_fitting(max(1.0, time_limit - (time.perf_counter() - began)))
+        found = model.best_fitting(max(1.0, deadline - time.perf_counter()))
         if found is not None and problem.cost(found.choice) < problem.cost(best):
             best = found.choice
         if found is None and not model.exhausted:
@@ -103,28 +111,21 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: tuple[int, ...] 
             inside = found.bound if found is not None else float("inf")
             bound = min(inside, start.bound + slack)
             break
-        if time.perf_counter() - began > time_limit:
+        if time.perf_counter() > deadline:
             break
         slack = min(whole, 4 * slack)
-    objective = problem.cost(best)
-    bound = max(start.bound, min(bound, objective))
-    status = "optimal" if objective - bound <= 1e-6 * abs(objective) else "feasible"
-    return Solution(
-        status=status, choice=best, objective=objective, bound=min(bound, objective), num_variables=variables,
-        time_s=time.perf_counter() - began,
-    )  # fmt: skip
+    return best, max(start.bound, bound), variables
 
 
-def _start(problem: Problem) -> _Start | Solution:
-    """Bound and first choice; a Solution at once where nothing fits."""
-    began = time.perf_counter()
+def _start(problem: Problem) -> _Start:
+    """Bound and first choice. Raises Contradiction where nothing is possible, or nothing fits."""
+    if not problem.costs:
+        nothing = Reparametrised(nodes=(), edges=(), bound=0.0, converged=True)
+        return _Start(moved=nothing, prices={}, bound=0.0, choice=())
     moved, choice = _moved(problem)
     if not np.isfinite(problem.cost(choice)):
-        found = _exactly(replace(problem, limit=float("inf")), moved) if np.isfinite(moved.bound) else None
-        if found is None:
-            return _infeasible(problem, choice, float("inf"), began)
-        choice = found
-    if problem.limit == float("inf") or bool((problem.memory(choice) <= problem.limit).all()):
+        choice = _possible(problem)
+    if problem.limit == float("inf") or problem.fits(choice):
         return _Start(moved=moved, prices={}, bound=moved.bound, choice=choice)
     priced = price(problem, choice)
     if priced is not None and priced.choice is not None:
@@ -133,26 +134,31 @@ def _start(problem: Problem) -> _Start | Solution:
             moved=better.moved if better else moved, prices=better.prices if better else {},
             bound=max(priced.bound, moved.bound), choice=priced.choice,
         )  # fmt: skip
-    lean, peak, bound = leanest(problem, choice)
-    if peak > problem.limit >= bound and _num_pairs(problem) <= _FEW_PAIRS:
-        lean = _exactly(problem, moved) or lean
-    if _peak(problem, lean) <= problem.limit * (1 + 1e-9):
-        return _Start(moved=moved, prices={}, bound=moved.bound, choice=lean)
-    return _infeasible(problem, lean, moved.bound, began, lean_bound=bound)
+    lean = smallest_peak(problem, time.perf_counter() + _PATIENCE)
+    if lean.choice is None or not problem.fits(lean.choice):
+        raise Contradiction
+    return _Start(moved=moved, prices={}, bound=moved.bound, choice=lean.choice)
 
 
-def _infeasible(problem: Problem, choice: tuple[int, ...], bound: float, began: float, lean_bound: float = 0.0) -> Solution:
+def _possible(problem: Problem) -> Choice:
+    """A choice that nothing forbids, by integer program: for where the quick ways find none."""
+    free = replace(problem, limit=float("inf"), base=None)
+    found = Polytope(free, Rows(free)).solve(time.perf_counter() + _PATIENCE)
+    if found.choice is None:
+        raise Contradiction
+    return found.choice
+
+
+def _infeasible(problem: Problem, began: float) -> Solution:
+    """The leanest choice, or none where the pairs leave none."""
+    lean = smallest_peak(problem, time.perf_counter() + _PATIENCE)
+    choice = lean.choice if lean.choice is not None else ()
+    free = solve(replace(problem, limit=float("inf"))) if lean.choice is not None else None
     return Solution(
-        status="infeasible", choice=choice, objective=problem.cost(choice), bound=bound, num_variables=0, lean_bound=lean_bound,
-        time_s=time.perf_counter() - began, overflow=max(0.0, _peak(problem, choice) - problem.limit),
+        status="infeasible", choice=choice, objective=problem.cost(choice) if choice else float("inf"),
+        bound=free.bound if free is not None else float("inf"), num_variables=0, lean_bound=lean.peak, lean_at=lean.at,
+        time_s=time.perf_counter() - began, overflow=max(0.0, problem.peak(choice) - problem.limit) if choice else 0.0,
     )  # fmt: skip
-
-
-def _exactly(problem: Problem, moved: Reparametrised) -> tuple[int, ...] | None:
-    """A choice that is possible and fits, by the whole integer program: for where the quick ways find none."""
-    start = _Start(moved=moved, prices={}, bound=moved.bound, choice=())
-    found = _Model(problem, start, float("inf")).best_fitting(_PATIENCE)
-    return None if found is None or not np.isfinite(problem.cost(found.choice)) else found.choice
 
 
 def _num_kept(problem: Problem, start: _Start, slack: float) -> int:
@@ -160,14 +166,6 @@ def _num_kept(problem: Problem, start: _Start, slack: float) -> int:
     kept = [n - n.min() <= slack for n in start.moved.nodes]
     pairs = (t[np.ix_(kept[e.u], kept[e.v])] for e, t in zip(problem.edges, start.moved.edges, strict=True))
     return sum(int(k.sum()) for k in kept) + sum(int((table - table.min() <= slack).sum()) for table in pairs)
-
-
-def _num_pairs(problem: Problem) -> int:
-    return sum(int(np.isfinite(edge.cost).sum()) for edge in problem.edges)
-
-
-def _peak(problem: Problem, choice: tuple[int, ...]) -> float:
-    return float(problem.memory(choice).max(initial=0.0))
 
 
 def _moved(problem: Problem) -> tuple[Reparametrised, tuple[int, ...]]:
@@ -184,7 +182,7 @@ def _moved(problem: Problem) -> tuple[Reparametrised, tuple[int, ...]]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Found:
-    choice: tuple[int, ...]
+    choice: Choice
     bound: float
 
 
@@ -203,10 +201,9 @@ class _Model:
         self.x: list[_Variables] = []
         self.y: list[_Variables] = []
         self.objective: Terms = {}
-        used = {u.edge for u in problem.usages if u.edge is not None} if problem.limit < float("inf") else set()
         self._choices()
         for index in range(len(problem.edges)):
-            self._pairs(index, slack, index in used)
+            self._pairs(index, slack)
         for at, rate in start.prices.items():
             for variable, nbytes in self._memory(at).items():
                 self.objective[variable] = self.objective.get(variable, 0.0) - rate * nbytes
@@ -224,12 +221,12 @@ class _Model:
             self.objective |= {v: float(costs[i]) - low for i, v in variables.items()}
             self.model += pulp.LpAffineExpression([(v, 1) for v in variables.values()]) == 1
 
-    def _pairs(self, index: int, slack: float, used: bool) -> None:
+    def _pairs(self, index: int, slack: float) -> None:
         edge, costs = self.problem.edges[index], self.start.moved.edges[index]
         above = costs - costs.min()
         part = above[np.ix_(self.kept[edge.u], self.kept[edge.v])]
         wanted = np.isfinite(part) & (part <= slack)
-        if not used and bool(wanted.all()) and float(part.max()) <= 1e-12 * abs(self.start.bound):
+        if bool(wanted.all()) and float(part.max()) <= 1e-12 * abs(self.start.bound):
             self.y.append({})
             return
         pairs: _Variables = {
@@ -253,18 +250,16 @@ class _Model:
         """Bytes held at time `at`, as terms of the model."""
         terms: Terms = {}
         for usage in self.problem.usages:
-            times = float(usage.profile[at])
-            if not times:
-                continue
-            table = self.x[usage.node] if usage.node is not None else self.y[usage.edge]  # type: ignore[index]
-            for key, variable in table.items():
-                terms[variable] = terms.get(variable, 0.0) + times * float(usage.nbytes[key])
+            times = usage.times(at)
+            if times:
+                for (label,), variable in self.x[usage.node].items():
+                    terms[variable] = terms.get(variable, 0.0) + times * float(usage.nbytes[label])
         return terms
 
     def add_memory_row(self, at: int) -> None:
         """Memory at time `at` stays within the limit."""
         terms = [(v, nbytes / self.problem.limit) for v, nbytes in self._memory(at).items() if nbytes]
-        self.model += pulp.LpAffineExpression(terms) <= 1
+        self.model += pulp.LpAffineExpression(terms) <= self.problem.room(at) / self.problem.limit
 
     def best_fitting(self, time_limit: float) -> _Found | None:
         """The best choice of the model that fits at every time, rows added until none is violated; None where there is none."""

@@ -1,7 +1,7 @@
-"""Memory in the bound: prices on the bytes held at critical times, and the leanest choice there is.
+"""Memory in the bound: prices on the bytes held at critical times.
 
 With prices p_t >= 0 on some times T, every choice that fits costs at least what it costs with its memory at T priced, less
-sum p_t limit. So the priced problem's bound, less that, bounds the limited problem (Lagrange); its cheap choices tend to fit.
+sum p_t room_t. So the priced problem's bound, less that, bounds the limited problem (Lagrange); its cheap choices tend to fit.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from planner.solver.bound import Reparametrised, decode, reparametrise
-from planner.solver.problem import Array, Edge, Problem
+from planner.solver.problem import Problem
 
-__all__ = ["Priced", "leanest", "price", "priced_problem"]
+__all__ = ["Priced", "price", "priced_problem"]
 
 _ROUNDS, _HALVINGS, _SWEEPS = 6, 7, 40
 
@@ -30,18 +30,14 @@ class Priced:
     choice: tuple[int, ...] | None
 
 
-def priced_problem(problem: Problem, prices: Mapping[int, float], *, keep_costs: bool = True) -> Problem:
+def priced_problem(problem: Problem, prices: Mapping[int, float]) -> Problem:
     """The problem with memory at the times of `prices` added to its costs, at that many cost units a byte."""
-    costs = [c if keep_costs else np.where(np.isfinite(c), 0.0, np.inf) for c in problem.costs]
-    tables = [e.cost if keep_costs else np.where(np.isfinite(e.cost), 0.0, np.inf) for e in problem.edges]
+    costs = list(problem.costs)
     for usage in problem.usages:
-        rate = sum(price * float(usage.profile[at]) for at, price in prices.items())
-        if rate and usage.node is not None:
+        rate = sum(price * usage.times(at) for at, price in prices.items())
+        if rate:
             costs[usage.node] = costs[usage.node] + rate * usage.nbytes
-        elif rate and usage.edge is not None:
-            tables[usage.edge] = tables[usage.edge] + rate * usage.nbytes
-    edges = tuple(Edge(u=e.u, v=e.v, cost=t) for e, t in zip(problem.edges, tables, strict=True))
-    return replace(problem, costs=tuple(costs), edges=edges)
+    return replace(problem, costs=tuple(costs))
 
 
 def price(problem: Problem, start: tuple[int, ...]) -> Priced | None:
@@ -78,7 +74,7 @@ def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
     """One evaluation; its `choice` may not fit."""
     priced = priced_problem(problem, prices)
     moved = reparametrise(priced, sweeps=_SWEEPS)
-    bound = moved.bound - sum(prices.values()) * problem.limit
+    bound = moved.bound - sum(price * problem.room(at) for at, price in prices.items())
     return Priced(moved=moved, prices=prices, bound=bound, choice=decode(priced, moved))
 
 
@@ -92,28 +88,3 @@ def _better(problem: Problem, best: Priced | None, trial: Priced) -> Priced:
     choices = [c for c in (best.choice, choice) if c is not None]
     cheapest = min(choices, key=problem.cost, default=None)
     return replace(trial if trial.bound > best.bound else best, choice=cheapest)
-
-
-def leanest(problem: Problem, start: tuple[int, ...]) -> tuple[tuple[int, ...], float, float]:
-    """A choice with a small peak, its peak, and a lower bound on every choice's peak: costs left out, critical times added one
-    by one with equal weight."""
-    best, bound = start, 0.0
-    times = [int(problem.memory(start).argmax())]
-    for _ in range(2 * _ROUNDS):
-        weights = {at: 1.0 / len(times) for at in times}
-        lean = priced_problem(problem, weights, keep_costs=False)
-        moved = reparametrise(lean, sweeps=_SWEEPS)
-        bound = max(bound, moved.bound)
-        choice = decode(lean, moved)
-        if np.isfinite(problem.cost(choice)) and _peak(problem, choice) < _peak(problem, best):
-            best = choice
-        peak = int(problem.memory(choice).argmax())
-        if peak in times or _peak(problem, best) <= problem.limit:
-            break
-        times.append(peak)
-    return best, _peak(problem, best), bound
-
-
-def _peak(problem: Problem, choice: tuple[int, ...]) -> float:
-    memory: Array = problem.memory(choice)
-    return float(memory.max(initial=0.0))

@@ -1,79 +1,173 @@
 """The strategy-selection problem: one choice a node, costs on nodes and on pairs, memory over time.
 
     minimise   sum_n c_n[x_n] + sum_(u,v) C_uv[x_u, x_v]
-    such that  for every time t:  sum_n p_n(t) m_n[x_n] + sum_(uv) p_uv(t) M_uv[x_u, x_v] <= limit
+    such that  for every time t:  base(t) + sum_n p_n(t) m_n[x_n] <= limit
 
-Plain numpy, knows nothing of models or meshes; an infinite cost forbids a choice or a pair.
+Plain numpy, knows nothing of models or meshes. A cost of `FORBIDDEN` or more, infinity included, forbids a choice or a pair. Where
+all tables are integers, cost and memory of a choice are integers, exactly.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Edge", "Problem", "Usage"]
+from cost_models.errors import BadValue
+
+__all__ = ["FORBIDDEN", "Array", "Choice", "Edge", "Problem", "Span", "Table", "Usage", "forbids", "spans_of"]
 
 Array = NDArray[np.float64]
+#: A table of costs or bytes: floats, or integers that are to be added exactly.
+Table = NDArray[Any]
+Choice = tuple[int, ...]
+#: From when to when (exclusive), and how many times over.
+Span = tuple[int, int, float]
+
+#: The contest marks what is impossible by 10^18; one of its costs is at most 10^14.
+FORBIDDEN = 1e17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Bytes held, `nbytes[choice]` of node `node` or `nbytes[choice_u, choice_v]` of edge `edge`, as often at each time as
-    `profile` says (a repeated layer holds its tensors once a layer)."""
+    """Bytes held: `nbytes[choice]` of a node, at each time of `spans` as often as that says (a repeated layer holds its tensors
+    once a layer)."""
 
-    nbytes: Array
-    profile: Array
-    node: int | None = None
-    edge: int | None = None
+    node: int
+    nbytes: Table
+    spans: tuple[Span, ...]
+
+    def times(self, at: int) -> float:
+        """How many times over it is held at a time."""
+        return sum(times for start, end, times in self.spans if start <= at < end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """A pairwise cost: `cost[i, j]` where `u` chooses i and `v` chooses j; u < v, one edge a pair of nodes."""
+    """A pairwise cost: `cost[i, j]` where `u` chooses i and `v` chooses j. Parallel edges add up; an edge from a node to itself
+    costs its diagonal."""
 
     u: int
     v: int
-    cost: Array
+    cost: Table
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Nodes by number, edges, and usages against one `limit` in bytes (infinite: no limit)."""
+    """Nodes by number, edges, and usages against one `limit` in bytes (infinite: no limit). `base` are the bytes held at each time
+    whatever is chosen, `clock` what each time is called where that is not its number."""
 
-    costs: tuple[Array, ...]
-    edges: tuple[Edge, ...]
+    costs: tuple[Table, ...]
+    edges: tuple[Edge, ...] = ()
     usages: tuple[Usage, ...] = ()
     horizon: int = 0
     limit: float = float("inf")
+    base: Table | None = None
+    clock: tuple[int, ...] = ()
     names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        seen = set()
-        for edge in self.edges:
-            assert edge.u < edge.v and (edge.u, edge.v) not in seen, (edge.u, edge.v)
-            assert edge.cost.shape == (len(self.costs[edge.u]), len(self.costs[edge.v]))
-            seen.add((edge.u, edge.v))
+        _check_numbers("costs of node", self.costs)
+        _check_numbers("costs of edge", [edge.cost for edge in self.edges])
+        _check_numbers("usages of node", [usage.nbytes for usage in self.usages], least=0, names=[u.node for u in self.usages])
+        _check_edges(self)
+        _check_usages(self)
+        if np.isnan(self.limit) or self.limit < 0:
+            raise BadValue(f"a limit of {self.limit} bytes: give a number from 0 on, or leave it out for none")
 
-    def cost(self, choice: tuple[int, ...]) -> float:
-        """The objective of a choice; infinite where it takes a forbidden pair."""
-        total = sum(float(c[x]) for c, x in zip(self.costs, choice, strict=True))
-        return total + sum(float(e.cost[choice[e.u], choice[e.v]]) for e in self.edges)
+    @property
+    def is_integral(self) -> bool:
+        """Whether costs add up exactly, as integers."""
+        return all(c.dtype.kind in "iu" for c in self.costs) and all(e.cost.dtype.kind in "iu" for e in self.edges)
 
-    def memory(self, choice: tuple[int, ...]) -> Array:
+    def cost(self, choice: Choice) -> float:
+        """The objective of a choice, an exact integer where all costs are; infinite where it takes what is forbidden."""
+        taken = [table[x] for table, x in zip(self.costs, choice, strict=True)]
+        taken += [edge.cost[choice[edge.u], choice[edge.v]] for edge in self.edges]
+        values = np.array(taken, dtype=object)
+        if len(values) and max(values) >= FORBIDDEN:
+            return float("inf")
+        return sum(int(v) for v in taken) if self.is_integral else float(sum(map(float, taken)))
+
+    def room(self, at: int) -> float:
+        """Bytes left at a time beside what is always held."""
+        return self.limit if self.base is None else self.limit - float(self.base[at])
+
+    def memory(self, choice: Choice) -> Table:
         """Bytes held at every time under a choice."""
-        held = np.zeros(self.horizon)
+        whole = all(u.nbytes.dtype.kind in "iu" and all(float(s[2]).is_integer() for s in u.spans) for u in self.usages)
+        steps = np.zeros(self.horizon + 1, dtype=np.int64 if whole else np.float64)
         for usage in self.usages:
-            nbytes = float(usage.nbytes[self.picked(usage, choice)])
+            nbytes = usage.nbytes[choice[usage.node]]
             if nbytes:
-                held += nbytes * usage.profile
-        return held
+                for start, end, times in usage.spans:
+                    held = nbytes * (int(times) if whole else times)
+                    steps[start] += held
+                    steps[end] -= held
+        held = np.cumsum(steps[:-1])
+        return held if self.base is None else held + self.base
 
-    def picked(self, usage: Usage, choice: tuple[int, ...]) -> tuple[int, ...]:
-        """The index into `usage.nbytes` that a choice picks."""
-        if usage.node is not None:
-            return (choice[usage.node],)
-        assert usage.edge is not None
-        edge = self.edges[usage.edge]
-        return (choice[edge.u], choice[edge.v])
+    def peak(self, choice: Choice) -> float:
+        """The most bytes held at any time."""
+        held = self.memory(choice)
+        return held.max().item() if len(held) else 0
+
+    def fits(self, choice: Choice) -> bool:
+        """Whether a choice stays within the limit, to 1e-9 of it where bytes are floats."""
+        peak = self.peak(choice)
+        return peak <= self.limit if isinstance(peak, int) else peak <= self.limit * (1 + 1e-9)
+
+
+def forbids(table: Table) -> NDArray[np.bool_]:
+    """What a table of costs forbids."""
+    found: NDArray[np.bool_] = table >= FORBIDDEN
+    return found
+
+
+def spans_of(profile: Array) -> tuple[Span, ...]:
+    """A profile over time as spans: where it is not zero, and how many times over."""
+    edges = np.flatnonzero(np.diff(profile, prepend=0.0, append=0.0))
+    return tuple((int(a), int(b), float(profile[a])) for a, b in itertools.pairwise(edges) if profile[a])
+
+
+def _check_numbers(
+    what: str, tables: Sequence[Table], *, least: float = -FORBIDDEN, names: Iterable[int] | None = None
+) -> None:
+    """No NaN, and nothing below `least`; the first table that has either is named."""
+    if not tables:
+        return
+    flat = np.concatenate([table.ravel() for table in tables])
+    bad = ~(flat >= least)
+    if bad.any():
+        where = np.repeat(np.arange(len(tables)), [table.size for table in tables])[bad][0]
+        name = list(names)[where] if names is not None else where
+        told = "is not a number" if np.isnan(flat[bad][0]) else f"is below {'0' if least == 0 else '-10^17'}"
+        raise BadValue(f"{what} {name}: {flat[bad][0]} {told}")
+
+
+def _check_edges(problem: Problem) -> None:
+    sizes = [len(table) for table in problem.costs]
+    if 0 in sizes:
+        raise BadValue(f"node {sizes.index(0)} has no strategy to choose: give every node at least one")
+    for index, edge in enumerate(problem.edges):
+        if not (0 <= edge.u < len(sizes) and 0 <= edge.v < len(sizes)):
+            raise BadValue(f"edge {index} joins nodes {edge.u} and {edge.v}, there are {len(sizes)} (from 0 on)")
+        if edge.cost.shape != (sizes[edge.u], sizes[edge.v]):
+            raise BadValue(
+                f"edge {index} has a table of shape {edge.cost.shape}, its nodes {edge.u} and {edge.v} have "
+                f"{sizes[edge.u]} and {sizes[edge.v]} strategies"
+            )
+
+
+def _check_usages(problem: Problem) -> None:
+    for usage in problem.usages:
+        if not 0 <= usage.node < len(problem.costs):
+            raise BadValue(f"a usage of node {usage.node}, there are {len(problem.costs)} (from 0 on)")
+        if usage.nbytes.shape != problem.costs[usage.node].shape:
+            raise BadValue(f"node {usage.node} has {len(problem.costs[usage.node])} strategies, but {usage.nbytes.size} usages")
+        if any(not 0 <= start <= end <= problem.horizon or times < 0 for start, end, times in usage.spans):
+            raise BadValue(f"node {usage.node} holds memory over {usage.spans}, outside of 0 to {problem.horizon}")

@@ -3,61 +3,20 @@
 from __future__ import annotations
 
 import itertools
-import math
+import time
 from dataclasses import replace
 
 import numpy as np
 import pulp
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from small_problems import HORIZON, INF, array_of, choices_of, examples, numbers, peak, problems
 
-from planner.solver import Edge, Problem, Usage, ilp, solve
+from planner.solver import Edge, PairUsage, Problem, completed, ilp, solve, spans_of, with_pair_usages
 from planner.solver.bound import decode, reparametrise
-from planner.solver.memory import leanest, priced_problem
-
-INF = float("inf")
-HORIZON = 4
-examples = settings(max_examples=60, deadline=None)
-
-numbers = st.integers(0, 9).map(float)
-costs_ = st.one_of(numbers, st.floats(0.0, 9.0, allow_nan=False).map(lambda x: round(x, 3)))
-pair_costs = st.one_of(costs_, costs_, costs_, st.just(INF))
-
-
-def _array(draw: st.DrawFn, elements: st.SearchStrategy[float], *shape: int) -> np.ndarray:
-    count = math.prod(shape)
-    return np.array(draw(st.lists(elements, min_size=count, max_size=count))).reshape(shape)
-
-
-@st.composite
-def problems(draw: st.DrawFn, *, memory: bool = False) -> Problem:
-    """Two to six nodes of one to four choices, edges between some, some pairs forbidden; usages of nodes and of edges."""
-    sizes = draw(st.lists(st.integers(1, 4), min_size=2, max_size=6))
-    pairs = list(itertools.combinations(range(len(sizes)), 2))
-    chosen = sorted(draw(st.lists(st.sampled_from(pairs), unique=True, max_size=7)))
-    edges = tuple(Edge(u=u, v=v, cost=_array(draw, pair_costs, sizes[u], sizes[v])) for u, v in chosen)
-    usages: list[Usage] = []
-    if memory:
-        profile = st.sampled_from([0.0, 0.0, 1.0, 1.0, 3.0])
-        holders = draw(st.lists(st.integers(0, len(sizes) - 1), unique=True, min_size=1))
-        usages += [
-            Usage(node=n, nbytes=_array(draw, numbers, sizes[n]), profile=_array(draw, profile, HORIZON)) for n in holders
-        ]
-        for edge in draw(st.lists(st.integers(0, len(edges) - 1), unique=True, max_size=2)) if edges else []:
-            nbytes = _array(draw, numbers, *edges[edge].cost.shape)
-            usages.append(Usage(edge=edge, nbytes=nbytes, profile=_array(draw, profile, HORIZON)))
-    return Problem(
-        costs=tuple(_array(draw, costs_, size) for size in sizes), edges=edges, usages=tuple(usages), horizon=HORIZON
-    )  # fmt: skip
-
-
-def choices_of(problem: Problem) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(len(c)) for c in problem.costs)))
-
-
-def peak(problem: Problem, choice: tuple[int, ...]) -> float:
-    return float(problem.memory(choice).max(initial=0.0))
+from planner.solver.memory import priced_problem
+from planner.solver.peak import smallest_peak
 
 
 def by_hand(problem: Problem, choice: tuple[int, ...]) -> tuple[float, list[float]]:
@@ -66,12 +25,8 @@ def by_hand(problem: Problem, choice: tuple[int, ...]) -> tuple[float, list[floa
     cost += sum(e.cost[choice[e.u], choice[e.v]] for e in problem.edges)
     held = [0.0] * problem.horizon
     for usage in problem.usages:
-        if usage.node is not None:
-            nbytes = usage.nbytes[choice[usage.node]]
-        else:
-            edge = problem.edges[usage.edge]
-            nbytes = usage.nbytes[choice[edge.u], choice[edge.v]]
-        held = [h + nbytes * p for h, p in zip(held, usage.profile, strict=True)]
+        nbytes = usage.nbytes[choice[usage.node]]
+        held = [h + nbytes * usage.times(at) for at, h in enumerate(held)]
     return cost, held
 
 
@@ -278,15 +233,58 @@ def test_prices_add_what_memory_costs(problem: Problem, prices: dict[int, float]
 
 
 @examples
-@given(problems(memory=True))
-def test_the_leanest_choice_and_its_bound(problem: Problem) -> None:
-    """The choice is found by a heuristic; the bound is a bound. Where one node alone holds memory the choice is the best too."""
+@given(problems(memory=True), st.floats(0.3, 2.0))
+def test_the_smallest_peak(problem: Problem, share: float) -> None:
+    """Below or above the limit: a choice that has it, and no choice has less."""
     possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
     if not possible:
+        assert smallest_peak(replace(problem, limit=1.0), time.perf_counter() + 9).peak == INF
         return
-    start = max(possible, key=lambda c: peak(problem, c))
-    choice, found, bound = leanest(replace(problem, limit=1e-3), start)
     least = min(peak(problem, c) for c in possible)
-    assert choice in possible
-    assert found == peak(problem, choice) >= least
-    assert bound <= least * (1 + 1e-9) + 1e-9
+    found = smallest_peak(replace(problem, limit=max(share * least, 0.5)), time.perf_counter() + 9)
+    assert found.choice in possible
+    assert found.peak <= least * (1 + 1e-6)
+    if share < 1 and least > 0.5:
+        assert peak(problem, found.choice) == pytest.approx(least, rel=1e-6)
+        assert found.peak == pytest.approx(least, rel=1e-6)
+        assert problem.memory(found.choice)[found.at] == pytest.approx(least, rel=1e-6)
+    else:
+        assert peak(problem, found.choice) <= max(share * least, 0.5) * (1 + 1e-5)
+
+
+@examples
+@given(problems(), st.data())
+def test_memory_of_pairs_is_memory_of_nodes_between_them(problem: Problem, data: st.DataObject) -> None:
+    """For every choice of the nodes there is just one of the nodes between, with its cost and memory; no other is possible."""
+    if not problem.edges:
+        return
+    pairs = []
+    for edge in data.draw(st.lists(st.integers(0, len(problem.edges) - 1), min_size=1, max_size=2)):
+        nbytes = array_of(data.draw, numbers, *problem.edges[edge].cost.shape)
+        pairs.append(PairUsage(edge=edge, nbytes=nbytes, spans=((edge % 3, 4, 2.0),)))
+    whole = with_pair_usages(problem, pairs)
+    for choice in choices_of(problem)[:30]:
+        cost, held = problem.cost(choice), problem.memory(choice).astype(float)
+        for pair in pairs:
+            edge = problem.edges[pair.edge]
+            held += spans_profile(pair.spans) * pair.nbytes[choice[edge.u], choice[edge.v]]
+        full = completed(whole, choice)
+        assert full[: len(choice)] == choice
+        assert whole.cost(full) == pytest.approx(cost)
+        if cost < INF:
+            assert whole.memory(full).tolist() == pytest.approx(held.tolist())
+            for node in range(len(choice), len(full)):
+                for other in set(range(len(whole.costs[node]))) - {full[node]}:
+                    assert whole.cost((*full[:node], other, *full[node + 1 :])) == INF
+
+
+def spans_profile(spans: tuple[tuple[int, int, float], ...]) -> np.ndarray:
+    out = np.zeros(HORIZON)
+    for start, end, times in spans:
+        out[start:end] += times
+    return out
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=HORIZON, max_size=HORIZON))
+def test_spans_are_their_profile(profile: list[float]) -> None:
+    assert spans_profile(spans_of(np.array(profile))).tolist() == profile

@@ -21,7 +21,7 @@ from planner.costing import BUCKET_BYTES, Costing
 from planner.model import Pins, uses_of
 from planner.predict import memory_by_category
 from planner.program import Communicate
-from planner.solver import Solution, solve
+from planner.solver import Solution, completed, solve
 from planner.table import Table, build_table
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
@@ -99,6 +99,13 @@ def test_pins_that_leave_nothing_name_the_op() -> None:
         build_table(found.model, found.costing, unkept)
 
 
+def test_a_split_that_is_too_fine_says_what_would_fit() -> None:
+    message = "shardwright.attention in 'h.0.attn' under these pins: 4 heads cannot be split over 8 devices, at most over 4"
+    with pytest.raises(NoPlan, match=message):
+        table_of(ask_for("gpt", 8), "tp=8", ("h.*.attn=tensor",))
+    assert table_of(ask_for("gpt", 8, heads=8), "tp=8", ("h.*.attn=tensor",))
+
+
 # ------------------------------------------------------------------------------------------------- memory
 
 #: The problem's peak with one open bucket of gradients added, over the lowered program's. Above 1: the problem holds a gradient from
@@ -142,7 +149,8 @@ def ratio(plan: Planned) -> float:
 
 
 def peak(plan: Planned) -> float:
-    return float(plan.table.problem(limit=1e18).memory(plan.solution.choice).max())
+    problem = plan.table.problem(limit=1e18)
+    return float(problem.peak(completed(problem, plan.solution.choice)))
 
 
 def test_parameters_and_optimizer_state_are_exact() -> None:
@@ -150,7 +158,8 @@ def test_parameters_and_optimizer_state_are_exact() -> None:
     for pins in (("*=ddp",), ("*=zero1",), ("*=zero3",)):
         plan = planned(ask_for("mlp"), "dp=4", pins)
         numel, held = plan.model.graph.num_parameters, plan.program.initial_bytes
-        first = plan.table.problem(limit=1e18).memory(plan.solution.choice)[0]
+        problem = plan.table.problem(limit=1e18)
+        first = problem.memory(completed(problem, plan.solution.choice))[0]
         assert first >= held["parameters"] + held["optimizer"]
         if pins == ("*=ddp",):
             assert (held["parameters"], held["optimizer"]) == (8 * numel, pytest.approx(16 * numel, rel=0.02))

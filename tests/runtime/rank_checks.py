@@ -16,6 +16,7 @@ from hand_programs import all_splits, make_workload, perceptron
 from torch import Tensor
 
 from planner import kernels
+from planner.layout import piece_sizes, start_of
 from planner.program import Communicate, Ref
 from runtime.collectives import compile_collective
 from runtime.worker import RunRequest, join, train
@@ -123,6 +124,51 @@ def _collective_error(
     return error if shapes_right and untouched else math.inf
 
 
+def check_uneven_collectives(num_ranks: int, emit: Any) -> dict[str, float]:
+    """As `check_collectives`, of pieces that differ in size, of one value or of an uneven and an even one in one buffer."""
+    with join(num_ranks) as place:
+        cases = itertools.product(KINDS[1:], range(3), (1, 2), (False, True), ("sum", "max"), ("odd", "large odd"))
+        return {str(case): _uneven_error(num_ranks, place.rank, *case) for case in cases}
+
+
+def _uneven_error(
+    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str
+) -> float:
+    other = (dim + 1) % 3
+    gathers, splits = kind in ("all_gather", "all_to_all"), kind != "all_gather"
+    at = other if kind == "all_to_all" else dim
+    odd = {"odd": (5, 7, 6), "large odd": (33, 31, 130)}[scale]
+    sizes = [odd, SIZES["small"]][:num_values]
+    values, wanted, gather_pieces, split_pieces = [], [], [], []
+    for size in sizes:
+        parts = torch.arange(num_ranks * math.prod(size), dtype=torch.float64).reshape(num_ranks, *size).sin()
+        full, summed = parts[0], parts.amax(0) if reduce == "max" else parts.sum(0)
+        values.append(full.tensor_split(num_ranks, dim)[rank] if gathers else full if kind == "slice" else parts[rank])
+        result = summed if kind == "reduce_scatter" else full
+        wanted.append(result.tensor_split(num_ranks, at)[rank] if splits else result)
+        gather_pieces.append(_unlike(size[dim], num_ranks))
+        split_pieces.append(_unlike(size[at], num_ranks))
+    instruction = Communicate(
+        id="x", kind=kind, axes=(0,), sources=tuple(range(num_values)), results=tuple(range(9, 9 + num_values)),
+        expanded=tuple(tuple(v.shape) for v in values), shapes=tuple(tuple(w.shape) for w in wanted),
+        dtypes=("float64",) * num_values, gather=dim if gathers else None, split=at if splits else None,
+        gather_pieces=tuple(gather_pieces) if gathers else (), split_pieces=tuple(split_pieces) if splits else (),
+        reduce=reduce, phase="forward", asynchronous=asynchronous,
+    )  # fmt: skip
+    collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank)
+    before = [v.clone() for v in values]
+    results = collective.finish(collective.start(*values))
+    same = all(torch.equal(a, b) for a, b in zip(before, values, strict=True))
+    shapes = all(r.shape == w.shape for r, w in zip(results, wanted, strict=True))
+    return max((r - w).abs().max().item() for r, w in zip(results, wanted, strict=True)) if same and shapes else math.inf
+
+
+def _unlike(size: int, num_ranks: int) -> tuple[int, ...]:
+    """The pieces, or none where all are alike, as a program tells them."""
+    pieces = piece_sizes(size, (num_ranks,))
+    return pieces if len(set(pieces)) > 1 else ()
+
+
 def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
     """The kernels with their work split over the group against the unsplit ones: the largest differences."""
     with join(num_ranks) as place:
@@ -130,44 +176,50 @@ def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
         assert group is not None
         torch.manual_seed(0)
         return {
-            **_lstm_errors(num_ranks, place.rank, group),
-            **_cross_entropy_errors(num_ranks, place.rank, group),
-            **_batch_norm_errors(num_ranks, place.rank, group),
+            **_lstm_errors(num_ranks, place.rank, group, hidden=12),
+            **{f"uneven {n}": e for n, e in _lstm_errors(num_ranks, place.rank, group, hidden=7).items()},
+            **_cross_entropy_errors(num_ranks, place.rank, group, classes=12),
+            **{f"uneven {n}": e for n, e in _cross_entropy_errors(num_ranks, place.rank, group, classes=11).items()},
+            **_batch_norm_errors(num_ranks, place.rank, group, batch=8),
+            **{f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, place.rank, group, batch=7).items()},
         }
 
 
-def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
-    x, grad = 3 + torch.randn(2, 8, 4, 3).double()
+def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, batch: int) -> dict[str, float]:
+    x, grad = 3 + torch.randn(2, batch, 4, 3).double()
     weight, bias, mean, var = torch.randn(4, 4).double()
     wanted = kernels.batch_norm(x, weight, bias, mean, var, 0.1, 1e-5)
     wanted_grads = kernels.batch_norm_backward(grad, x, weight, wanted[1], wanted[2], 1e-5)
-    own, own_grad = x.chunk(num_ranks)[rank], grad.chunk(num_ranks)[rank]
+    own, own_grad = x.tensor_split(num_ranks)[rank], grad.tensor_split(num_ranks)[rank]
     ours = kernels.batch_norm(own, weight, bias, mean, var, 0.1, 1e-5, group=group)
     grads = kernels.batch_norm_backward(own_grad, own, weight, ours[1], ours[2], 1e-5, group=group)
     names = ["y", "mean", "rstd", "running mean", "running var", "gx", "gw", "gb"]
     found = zip(names, (*ours, *grads), (*wanted, *wanted_grads), strict=True)
     return {
-        f"batch_norm {n}": ((a - (b.chunk(num_ranks)[rank] if n in ("y", "gx") else b)).abs().max() / b.abs().max()).item()
+        f"batch_norm {n}": (
+            (a - (b.tensor_split(num_ranks)[rank] if n in ("y", "gx") else b)).abs().max() / b.abs().max()
+        ).item()
         for n, a, b in found
     }
 
 
-def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
-    steps, batch, inputs, hidden = 5, 3, 6, 8
+def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, hidden: int) -> dict[str, float]:
+    steps, batch, inputs, pieces = 5, 3, 6, _unlike(hidden, num_ranks)
     x, grad_y = torch.randn(steps, batch, inputs).double(), torch.randn(steps, batch, hidden).double()
     h0, c0, gh, gc = torch.randn(4, batch, hidden).double()
     weights = [torch.randn(s).double() for s in ((4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))]
 
     def rows(t: Tensor) -> Tensor:
-        return t.view(4, num_ranks, hidden // num_ranks, *t.shape[1:])[:, rank].reshape(-1, *t.shape[1:])
+        return t.view(4, hidden, *t.shape[1:]).tensor_split(num_ranks, 1)[rank].reshape(-1, *t.shape[1:])
 
     def units(t: Tensor) -> Tensor:
-        return t.chunk(num_ranks, -1)[rank].contiguous()
+        return t.tensor_split(num_ranks, -1)[rank].contiguous()
 
     def run(group: Any, x: Tensor, gy: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
         h0, c0, gh, gc = states
-        y, h, c, reserve = kernels.lstm_forward(x, h0, c0, *weights, group=group)
-        grads = kernels.lstm_backward(gy, gh, gc, x, h0, c0, *weights, y, c, reserve, group=group)
+        split = {} if group is None else {"group": group, "units": pieces}
+        y, h, c, reserve = kernels.lstm_forward(x, h0, c0, *weights, **split)
+        grads = kernels.lstm_backward(gy, gh, gc, x, h0, c0, *weights, y, c, reserve, **split)
         return [y, h, c, *grads]
 
     y, h, c, gx, gh0, gc0, gw_ih, gw_hh, gb = run(None, x, grad_y, [h0, c0, gh, gc], weights)
@@ -178,16 +230,16 @@ def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[st
     return {f"lstm {n}": (a - b).abs().max().item() for n, a, b in zip(names, ours, wanted, strict=True)}
 
 
-def _cross_entropy_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
-    rows, classes = 10, 12
+def _cross_entropy_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, classes: int) -> dict[str, float]:
+    rows = 10
     logits, target = 5 * torch.randn(rows, classes).double(), torch.randint(0, classes, (rows,))
     target[3] = -100
     grad = torch.tensor(0.7).double()
     wanted = kernels.cross_entropy(logits, target, -100)
     wanted_grad = kernels.cross_entropy_backward(grad, logits, target, wanted[1], -100)
-    mine, offset = logits.chunk(num_ranks, 1)[rank], rank * classes // num_ranks
+    mine, offset = logits.tensor_split(num_ranks, 1)[rank], start_of(classes, num_ranks, rank)
     ours = kernels.cross_entropy(mine, target, -100, group=group, offset=offset)
     ours_grad = kernels.cross_entropy_backward(grad, mine, target, ours[1], -100, offset=offset)
-    pairs = [*zip(ours, wanted, strict=True), (ours_grad, wanted_grad.chunk(num_ranks, 1)[rank])]
+    pairs = [*zip(ours, wanted, strict=True), (ours_grad, wanted_grad.tensor_split(num_ranks, 1)[rank])]
     names = ["loss", "lse", "gradient"]
     return {f"cross_entropy {n}": (a - b).abs().max().item() for n, (a, b) in zip(names, pairs, strict=True)}

@@ -49,6 +49,11 @@ def test_several_recorded_steps_count_by_their_median() -> None:
     assert join_events(SIMULATED, steps)[0].set_index("id").loc["mm", "measured_s"] == 3.0
 
 
+def test_of_unlike_ranks_the_one_with_the_largest_shards_is_compared() -> None:
+    events, _ = join_events(SIMULATED, [two_ranks((3.0, 1.0), (2.5, 0.5))], uneven=True)
+    assert events.set_index("id").loc["mm", "measured_s"] == 3.0
+
+
 def test_an_event_that_only_one_side_has_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="sum"):
         join_events(SIMULATED, [[timeline(event("mm", 0, 1))]])

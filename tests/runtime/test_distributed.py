@@ -16,10 +16,17 @@ def test_collectives_equal_plain_slicing(num_ranks: int) -> None:
         assert {case: error for case, error in errors.items() if error > 1e-14} == {}
 
 
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_collectives_of_unlike_pieces(num_ranks: int) -> None:
+    for errors in launch("rank_checks:check_uneven_collectives", num_ranks, num_ranks):
+        assert len(errors) == 4 * 3 * 2 * 2 * 2 * 2
+        assert {case: error for case, error in errors.items() if error > 1e-14} == {}
+
+
 @RANKS
 def test_split_kernels_equal_whole_ones(num_ranks: int) -> None:
     for errors in launch("rank_checks:check_kernels", num_ranks, num_ranks):
-        assert len(errors) == 20
+        assert len(errors) == 40
         assert {case: error for case, error in errors.items() if error > 1e-12} == {}
 
 

@@ -129,6 +129,7 @@ def layouts(draw: st.DrawFn) -> tuple[SubShape, Layout, Mesh]:
     for size, placement in zip(sizes, layout, strict=True):
         if placement >= 0:
             flat[placement] *= size
+    flat = [size + draw(st.integers(0, 5)) for size in flat]  # no shard is empty; not all are alike
     at = draw(st.integers(0, num_subdims))
     return tuple(dim for dim in (tuple(flat[:at]), tuple(flat[at:])) if dim), layout, mesh
 
@@ -144,6 +145,7 @@ def test_cut_then_assemble_is_the_identity(case: tuple[SubShape, Layout, Mesh]) 
     for size, placement in zip(mesh.sizes, layout, strict=True):
         num_copies *= size if placement == REPLICATE else 1
     assert sum(piece.numel() for piece in pieces) == full.numel() * num_copies
+    assert max(piece.numel() for piece in pieces) == pieces[0].numel()
 
 
 def test_earlier_axis_is_the_outer_one() -> None:

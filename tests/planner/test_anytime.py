@@ -1,0 +1,149 @@
+"""The whole solver on problems of the contest's kind: against brute force, every stage by itself, and on two of the contest's own."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_problems import INF, choices_of, everything, least, problems
+
+from planner.solver import Edge, Problem, Usage, anytime
+from planner.solver.anytime import certify
+from planner.solver.contest import read_contest
+from planner.solver.flat import Flat
+from planner.solver.lagrange import Dual
+from planner.solver.primal import Primal, Windows, weight_of
+from planner.solver.reduce import Contradiction, reduce
+from planner.solver.rows import Rows
+
+examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+DATA = Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "iopddl"
+
+
+def tight(problem: Problem, where: float) -> Problem:
+    excess = everything(replace(problem, limit=0.0))[1]
+    return replace(problem, limit=max(0.5, float(excess.min() + where * (excess.max() - excess.min()))))
+
+
+def ring(num: int, size: int, seed: int) -> Problem:
+    """Nodes in a ring with chords, whole costs, memory that binds: too small to need the large machinery, large enough to use it."""
+    rng = np.random.default_rng(seed)
+    ends = [(i, (i + step) % num) for step in (1, 3) for i in range(num)]
+    edges = [Edge(u=min(p), v=max(p), cost=rng.integers(0, 60, (size, size))) for p in ends]
+    usages = [
+        Usage(node=n, nbytes=np.sort(rng.integers(1, 40, size))[::-1].copy(), spans=((n, min(n + 6, num), 1),))
+        for n in range(num)
+    ]
+    costs = tuple(np.sort(rng.integers(0, 60, size)) for _ in range(num))
+    return Problem(costs=costs, edges=tuple(edges), usages=tuple(usages), horizon=num, limit=85)
+
+
+@examples
+@given(problems(memory=True), st.floats(0.0, 1.0))
+def test_equals_brute_force(problem: Problem, where: float) -> None:
+    problem = tight(problem, where)
+    solution, best = certify(problem, time_limit=20.0), least(problem)
+    if best == INF:
+        assert solution.status == "infeasible"
+        return
+    assert solution.status == "optimal"
+    assert problem.fits(solution.choice)
+    assert solution.objective == problem.cost(solution.choice) == pytest.approx(best, rel=1e-6, abs=1e-6)
+    assert solution.bound <= best + 1e-6 * abs(best)
+
+
+@examples
+@given(problems(memory=True), st.floats(0.0, 1.0), st.integers(0, 3))
+def test_bound_and_fixing_of_the_dual_hold(problem: Problem, where: float, rounds: int) -> None:
+    """The bound is below the best choice that fits; what is fixed leaves every choice that is no dearer than the best."""
+    problem = tight(problem, where)
+    try:
+        small = reduce(problem, ("forbid", "arcs")).problem
+    except Contradiction:
+        return
+    best = least(small)
+    dual = Dual(Flat.of(small), Rows(small))
+    dual.rise(time.perf_counter() + 0.03 * rounds, lambda: False, lambda: None)
+    if dual.bound > -INF:
+        dual.settle()
+    assert dual.certified() <= best + 1e-9 * abs(best) + 1e-12
+    if best == INF:
+        return
+    kept = set(dual.fixed(best).tolist())
+    cost, excess = everything(small)
+    for index in np.flatnonzero((cost <= best + 1e-9) & (excess <= 0)).tolist():
+        choice = choices_of(small)[index]
+        assert {int(dual.flat.first[n]) + s for n, s in enumerate(choice)} <= kept
+
+
+def test_the_bound_of_the_dual_is_near_the_best() -> None:
+    problem = ring(14, 4, seed=1)
+    flat, rows = Flat.of(problem), Rows(problem)
+    dual = Dual(flat, rows)
+    free = dual.sweep(flat.costs, True)
+    dual.rise(time.perf_counter() + 5, lambda: False, lambda: None)
+    dual.settle()
+    best = certify(problem, time_limit=20.0)
+    assert best.status == "optimal"
+    assert free < 0.9 * best.objective < dual.certified() <= best.objective
+
+
+def test_local_search_and_windows_near_the_best() -> None:
+    problem = ring(14, 4, seed=2)
+    best = certify(problem, time_limit=20.0)
+    assert best.status == "optimal" and problem.is_integral and isinstance(best.objective, int)
+    flat, rows = Flat.of(problem), Rows(problem)
+    dual, primal = Dual(flat, rows), Primal(problem, flat, rows)
+    dual.rise(time.perf_counter() + 0.5, lambda: False, lambda: None)
+    dual.settle()
+    assert primal.improve(np.zeros(14, dtype=np.int64), weight_of(dual, dual.bound), stopped=lambda: False)
+    assert primal.labels is not None
+    first = primal.cost
+    assert problem.fits(tuple(primal.labels.tolist())) and problem.cost(tuple(primal.labels.tolist())) == first
+    windows, bettered = Windows(primal, dual), 0
+    for _ in range(8):
+        bettered += windows.step(time.perf_counter() + 10, lambda: False)
+    assert (primal.cost < first) == (bettered > 0)
+    assert best.objective <= primal.cost <= 1.03 * best.objective
+    assert problem.cost(tuple(primal.labels.tolist())) == primal.cost
+
+
+def test_the_way_of_large_problems_proves_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the integer program out of reach at first: bound, search and fixing leave so little that it comes into reach."""
+    problem = ring(14, 4, seed=2)
+    best = certify(problem, time_limit=20.0)
+    monkeypatch.setattr(anytime, "_SMALL", 150)
+    monkeypatch.setattr(anytime, "_SEARCH", 1.0)
+    told: list[tuple[float, float]] = []
+    found = certify(problem, time_limit=6.0, tell=lambda cost, bound: told.append((cost, bound)))
+    assert found.objective == pytest.approx(best.objective, rel=0.01)
+    assert found.bound <= best.objective <= found.objective and found.gap < 0.2
+    costs, bounds = zip(*told, strict=True)
+    assert list(costs) == sorted(costs, reverse=True) and list(bounds) == sorted(bounds)
+
+
+def test_stopped_at_once_it_says_what_it_knows() -> None:
+    problem = ring(14, 4, seed=2)
+    hurried = certify(problem, time_limit=1e-9)
+    assert hurried.status in ("feasible", "unknown", "optimal")
+    stopped = certify(problem, time_limit=60.0, stopped=lambda: True)
+    assert stopped.time_s < 30 and stopped.bound <= certify(problem, time_limit=20.0).objective
+    for solution in (hurried, stopped):
+        assert not solution.choice or (problem.fits(solution.choice) == (solution.status != "unknown"))
+
+
+@pytest.mark.parametrize(("name", "best"), [("B", 532_843), ("G", 217_039)])
+def test_instances_of_the_contest(name: str, best: int) -> None:
+    file = DATA / f"asplos-2025-iopddl-{name}.json.gz"
+    if not file.is_file():
+        pytest.skip(f"no {file.name}: set SHARDWRIGHT_DATA to the folder with iopddl/")
+    problem = read_contest(file)
+    solution = certify(problem, time_limit=60.0)
+    assert (solution.status, solution.objective) == ("optimal", best)
+    assert problem.fits(solution.choice)
