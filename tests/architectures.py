@@ -128,7 +128,8 @@ def document(rows: list[Row]) -> str:
         f"torch {torch.__version__}. Each architecture is built from its config at a tiny size (`tests/tiny_configs.py`), in float64, "
         "with dropout 0; its whole step is traced, planned for two devices without a pin "
         "(*chosen*) and under each pure strategy, and trained for three steps on two gloo ranks. The figures are the largest "
-        "relative error of losses, first gradients and last parameters against one process; 1e-9 passes. Rows of several runs can be joined (`--save`, `--load`); these were measured in five on 2026-11-24.",
+        "relative error of losses, first gradients and last parameters against one process; 1e-9 passes. "
+        "Rows of several runs can be joined (`--save`, `--load`).",
         f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
     ]
     for kind in ARCHITECTURES:
