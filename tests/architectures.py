@@ -126,9 +126,10 @@ def document(rows: list[Row]) -> str:
         "# Hugging Face architectures",
         f"Written by `python tests/architectures.py --write docs/architectures.md` with transformers {transformers.__version__}, "
         f"torch {torch.__version__}. Each architecture is built from its config at a tiny size (`tests/tiny_configs.py`), in float64, "
-        "with dropout 0 and batch norm by its running statistics; its whole step is traced, planned for two devices without a pin "
+        "with dropout 0; its whole step is traced, planned for two devices without a pin "
         "(*chosen*) and under each pure strategy, and trained for three steps on two gloo ranks. The figures are the largest "
-        "relative error of losses, first gradients and last parameters against one process; 1e-9 passes.",
+        "relative error of losses, first gradients and last parameters against one process; 1e-9 passes. "
+        "Rows of several runs can be joined (`--save`, `--load`).",
         f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
     ]
     for kind in ARCHITECTURES:
