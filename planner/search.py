@@ -102,7 +102,7 @@ def search(
     """
     started = time.perf_counter()
     progress("tracing the model", 0.0)
-    traced = trace(lambda: build(ask))
+    traced = trace(lambda: build(ask), ask.model)
     model, workload = modelled(traced), traced.workload
     searcher = _Searcher(ask, model, workload, cluster, pins)
     meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
@@ -282,7 +282,7 @@ class _Searcher:
 
 def _some_plan_fits(ask: Ask, cluster: Cluster) -> bool:
     """Whether a plan on one axis or two fits: enough to tell a person what to change."""
-    traced = trace(lambda: build(ask))
+    traced = trace(lambda: build(ask), ask.model)
     searcher = _Searcher(ask, modelled(traced), traced.workload, cluster, ())
     meshes = [mesh for mesh in meshes_of(cluster) if len(mesh.sizes) <= 2]
     return any(searcher.fitting(searcher.candidate(searcher.proposals(mesh)[0])).fits(searcher.capacity) for mesh in meshes)

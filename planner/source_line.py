@@ -1,4 +1,4 @@
-"""Which line of the user's own code an error or an op comes from."""
+"""Which line of the model's own code an error or an op comes from."""
 
 from __future__ import annotations
 
@@ -11,24 +11,39 @@ import torch
 
 __all__ = ["from_frames", "from_text"]
 
+#: Files beside the built-in models that hold no model: they build or wrap those of others.
+_NO_MODELS = ("hugging_face.py", "hugging_face_module.py", "keras_model.py", "spec.py", "user.py")
+
+_Line = tuple[str, str, str]
+
 
 def from_frames(frames: Iterable[traceback.FrameSummary]) -> str:
-    """`FILE:LINE (CODE)` of the innermost frame in the user's code; empty where there is none."""
-    own = [f for f in frames if not _is_library(Path(f.filename))]
-    return f"{own[-1].filename}:{own[-1].lineno} ({own[-1].line})" if own else ""
+    """`FILE:LINE (CODE)` of the innermost frame in the user's code, else in that of an installed model; empty where there is none."""
+    return _told([(frame.filename, str(frame.lineno), str(frame.line)) for frame in frames])
 
 
 def from_text(stack: str) -> str:
     """The same, of a stack trace as text."""
-    found = re.findall(r'File "(.*?)", line (\d+), in .*\n +(.*)', stack)
-    own = [(file, line, code) for file, line, code in found if not _is_library(Path(file))]
+    return _told(re.findall(r'File "(.*?)", line (\d+), in .*\n +(.*)', stack))
+
+
+def _told(lines: list[_Line]) -> str:
+    own = [line for line in lines if _is_own(Path(line[0]))] or [line for line in lines if _is_installed_model(Path(line[0]))]
     return "{}:{} ({})".format(*own[-1]) if own else ""
 
 
-def _is_library(path: Path) -> bool:
-    """Whether the file is ours (but for the built-in models), Python's or installed, and not the user's."""
+def _is_own(path: Path) -> bool:
+    """Whether the file is the user's, or a built-in model: not Python's, not installed, no other of ours."""
     ours, python = Path(__file__).parent, Path(traceback.__file__).parent
-    installed = "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents
-    return (
-        installed or python in path.parents or (ours in path.parents and path.parent.name != "models") or not path.is_absolute()
-    )
+    if ours in path.parents:
+        return path.parent.name == "models" and path.name not in _NO_MODELS
+    return path.is_absolute() and not _is_installed(path) and python not in path.parents
+
+
+def _is_installed_model(path: Path) -> bool:
+    """Whether the file is installed and not torch's: of a library of models (transformers, Keras)."""
+    return _is_installed(path) and Path(torch.__file__).parent not in path.parents
+
+
+def _is_installed(path: Path) -> bool:
+    return "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents

@@ -38,14 +38,13 @@ class Traced:
     workload: Workload
 
 
-def trace(build: Callable[[], Workload]) -> Traced:
-    """The graph of one training step of the workload that `build` makes.
+def trace(build: Callable[[], Workload], name: str = "of one's own") -> Traced:
+    """The graph of one training step of the workload that `build` makes; `name` is what it is called where building fails.
 
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     with mode:
-        name = "given"
         try:
             workload = build()
             name = workload.name
