@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "attention", "attention_backward", "empty_heads_inside", "grouped", "heads_inside", "lse_dtype", "scores_of", "sum_groups",
+    "attention", "attention_backward", "empty_heads_inside", "grouped", "heads_inside", "lse_dtype", "rows_together", "scores_of",
+    "sum_groups",
 ]  # fmt: skip
 
 
@@ -40,6 +41,7 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     kernel = _kernel(q, k, v)
+    grad, out = rows_together(grad), rows_together(out)
     num_kv_heads = k.shape[1]
     k, v = grouped(k, q), grouped(v, q)
     if kernel == "cpu":
@@ -54,6 +56,11 @@ def attention_backward(
         grads = _math_backward(grad, q, k, v, out, lse, is_causal, scale)
     gk, gv = sum_groups(grads[1], num_kv_heads), sum_groups(grads[2], num_kv_heads)
     return heads_inside(grads[0]), heads_inside(gk), heads_inside(gv)
+
+
+def rows_together(t: Tensor) -> Tensor:
+    """`t` with its last dim's elements side by side, as flash kernels take a gradient to lie; they do not look."""
+    return t if t.stride(-1) == 1 else t.contiguous()
 
 
 def grouped(k: Tensor, q: Tensor) -> Tensor:
@@ -85,7 +92,7 @@ def _flash_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     unused = q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64)  # the dropout's random state
     result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, lse, None, None, q.shape[2], k.shape[2], 0.0, is_causal, *unused, scale=scale
+        grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, is_causal, *unused, scale=scale
     )
     return result
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from cost_models.errors import NotTraceable
+from planner import kernels
 from planner.kernels import Canonical, embedding_backward_shard, embedding_shard
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
@@ -90,6 +91,23 @@ def test_attention(dtype: torch.dtype, is_causal: bool, length: int, keys: int, 
     v = torch.randn(2, 3, keys, value_dim, dtype=dtype)
     check_same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal), q, k, v)
     check_same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=0.3), q, k, v)
+
+
+@pytest.mark.parametrize("heads", [3, 6])
+def test_attention_backward_does_not_mind_how_its_operands_lie(heads: int) -> None:
+    """What a collective delivers may lie in any order; flash kernels read rows without looking."""
+    q, (k, v) = torch.randn(2, heads, 8, 4, dtype=torch.float64), torch.randn(2, 2, 3, 8, 4, dtype=torch.float64)
+    out, lse = kernels.attention(q, k, v, True, 0.5)
+    tensors = [torch.randn_like(q), q, k, v, out, lse]
+    plain = kernels.attention_backward(*tensors, True, 0.5)
+    turned = [t.transpose(0, -1).contiguous().transpose(0, -1) for t in tensors]
+    assert all(t.stride(-1) != 1 for t in turned)
+    for a, b in zip(kernels.attention_backward(*turned, True, 0.5), plain, strict=True):
+        torch.testing.assert_close(a, b)
+    for at in (0, 4):  # the gradient alone, and the output alone: q, k and v still choose the flash kernel
+        one = [turned[i] if i == at else t for i, t in enumerate(tensors)]
+        for a, b in zip(kernels.attention_backward(*one, True, 0.5), plain, strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def test_embedding_shards_add_up() -> None:
