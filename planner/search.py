@@ -198,7 +198,7 @@ class _Searcher:
             old = candidate.proposal
             solution = solve(old.table.problem(hidden=old.hidden, limit=limit))
             candidate = self.candidate(replace(old, solution=solution))
-            if solution.status == "infeasible":
+            if solution.status in ("infeasible", "unknown"):
                 break
             limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
         return candidate

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from planner.solver.bound import Reparametrised, decode, reparametrise
 from planner.solver.memory import price
 from planner.solver.pairs import completed
-from planner.solver.peak import smallest_peak
+from planner.solver.peak import leanest, smallest_peak
 from planner.solver.polytope import Polytope
 from planner.solver.problem import Array, Choice, Problem
 from planner.solver.quiet import silence_banner
@@ -42,8 +42,9 @@ _Variables = dict[tuple[int, ...], pulp.LpVariable]
 #: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
 _SCALE = 1e3
 
-#: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so many seconds.
-_PATIENCE = 20.0
+#: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so many seconds; for a choice that is
+#: asked for anyway, only where so few pairs make that quick.
+_PATIENCE, _FEW_PAIRS = 20.0, 20_000
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
@@ -134,10 +135,24 @@ def _start(problem: Problem) -> _Start:
             moved=better.moved if better else moved, prices=better.prices if better else {},
             bound=max(priced.bound, moved.bound), choice=priced.choice,
         )  # fmt: skip
-    lean = smallest_peak(problem, time.perf_counter() + _PATIENCE)
-    if lean.choice is None or not problem.fits(lean.choice):
+    lean = _leanest(problem, choice)
+    if not problem.fits(lean):
         raise Contradiction
-    return _Start(moved=moved, prices={}, bound=moved.bound, choice=lean.choice)
+    return _Start(moved=moved, prices={}, bound=moved.bound, choice=lean)
+
+
+def _leanest(problem: Problem, possible: Choice) -> Choice:
+    """A choice that fits, or the leanest found; exactly, where the quick way leaves that open and the problem is small."""
+    lean = leanest(problem, possible)
+    assert lean.choice is not None
+    if problem.fits(lean.choice) or lean.peak > problem.limit or _num_pairs(problem) > _FEW_PAIRS:
+        return lean.choice
+    exact = smallest_peak(problem, time.perf_counter() + _PATIENCE).choice
+    return lean.choice if exact is None or problem.peak(exact) > problem.peak(lean.choice) else exact
+
+
+def _num_pairs(problem: Problem) -> int:
+    return sum(int(np.isfinite(edge.cost).sum()) for edge in problem.edges)
 
 
 def _possible(problem: Problem) -> Choice:
@@ -150,14 +165,23 @@ def _possible(problem: Problem) -> Choice:
 
 
 def _infeasible(problem: Problem, began: float) -> Solution:
-    """The leanest choice, or none where the pairs leave none."""
-    lean = smallest_peak(problem, time.perf_counter() + _PATIENCE)
-    choice = lean.choice if lean.choice is not None else ()
-    free = solve(replace(problem, limit=float("inf"))) if lean.choice is not None else None
+    """The leanest choice that is found, or none where the pairs leave none."""
+    impossible = problem.limit == float("inf")
+    free = None if impossible else solve(replace(problem, limit=float("inf")))
+    if free is None or not free.choice:
+        return Solution(
+            status="infeasible", choice=(), objective=float("inf"), bound=float("inf"), num_variables=0, lean_bound=float("inf"),
+            time_s=time.perf_counter() - began,
+        )  # fmt: skip
+    lean = leanest(problem, free.choice)
+    if lean.peak <= problem.limit or _num_pairs(problem) <= _FEW_PAIRS:
+        exact = smallest_peak(problem, time.perf_counter() + _PATIENCE)
+        lean = exact if exact.choice is not None and problem.peak(exact.choice) <= problem.peak(lean.choice or ()) else lean
+    choice = lean.choice or ()
     return Solution(
-        status="infeasible", choice=choice, objective=problem.cost(choice) if choice else float("inf"),
-        bound=free.bound if free is not None else float("inf"), num_variables=0, lean_bound=lean.peak, lean_at=lean.at,
-        time_s=time.perf_counter() - began, overflow=max(0.0, problem.peak(choice) - problem.limit) if choice else 0.0,
+        status="infeasible" if lean.peak > problem.limit else "unknown", choice=choice, objective=problem.cost(choice),
+        bound=free.bound, num_variables=0, lean_bound=lean.peak, lean_at=lean.at, time_s=time.perf_counter() - began,
+        overflow=max(0.0, problem.peak(choice) - problem.limit),
     )  # fmt: skip
 
 

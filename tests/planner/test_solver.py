@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_problems import HORIZON, INF, array_of, choices_of, examples, numbers, peak, problems
 
-from planner.solver import Edge, PairUsage, Problem, completed, ilp, solve, spans_of, with_pair_usages
+from planner.solver import Edge, PairUsage, Problem, Usage, completed, ilp, solve, spans_of, with_pair_usages
 from planner.solver.bound import decode, reparametrise
 from planner.solver.memory import priced_problem
 from planner.solver.peak import smallest_peak
@@ -61,6 +61,20 @@ def check(problem: Problem) -> None:
     assert solution.bound <= best * (1 + 1e-9) + 1e-12
     assert 0.0 <= solution.gap <= 1e-6
     assert solution.overflow == 0.0
+
+
+def test_a_large_problem_that_nothing_fits_still_gets_the_leanest_choice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the exact way would take too long, what is left is a choice and a bound on every peak."""
+    monkeypatch.setattr(ilp, "_FEW_PAIRS", 0)
+    monkeypatch.setattr(ilp, "_PATIENCE", 0.0)
+    nbytes = np.array([5.0, 3.0])
+    problem = Problem(
+        costs=(np.array([1.0, 2.0]), np.array([1.0, 2.0])), edges=(Edge(u=0, v=1, cost=np.zeros((2, 2))),), horizon=1, limit=4.0,
+        usages=tuple(Usage(node=n, nbytes=nbytes, spans=((0, 1, 1.0),)) for n in (0, 1)),
+    )  # fmt: skip
+    solution = solve(problem)
+    assert (solution.status, solution.choice, solution.objective) == ("infeasible", (1, 1), 4.0)
+    assert (solution.lean_bound, solution.overflow) == (6.0, 2.0)
 
 
 def check_infeasible(problem: Problem, possible: list[tuple[int, ...]]) -> None:
