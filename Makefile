@@ -10,10 +10,10 @@ demo: $(STAMP)
 	$(BIN)/plan --model lstm --gpus 8
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -n 2
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
+	$(BIN)/python -m pytest -n 2 -m ""
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

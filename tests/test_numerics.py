@@ -161,7 +161,7 @@ class Ran:
     found: dict[str, Any]
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(f"numerics {n}")) for n in [2, 4]])
+@pytest.fixture(scope="module", params=[2, 4])
 def ran(request: pytest.FixtureRequest) -> Ran:
     made = plans(request.param)
     cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}

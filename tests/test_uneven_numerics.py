@@ -85,7 +85,7 @@ def plans(num_ranks: int) -> dict[str, Planned]:
     return out
 
 
-@pytest.fixture(scope="module", params=[pytest.param(n, marks=pytest.mark.xdist_group(f"uneven {n}")) for n in [2, 3, 4]])
+@pytest.fixture(scope="module", params=[2, 3, pytest.param(4, marks=pytest.mark.slow_matrix)])
 def ran(request: pytest.FixtureRequest) -> Ran:
     made = plans(request.param)
     cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
