@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Graph", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in"]
+__all__ = ["Graph", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in", "result_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +119,13 @@ class Graph:
         if self.updates or self.reported:
             state.update(f"{self.updates} {self.reported}".encode())
         return state.hexdigest()
+
+
+def result_name(op: str, counts: Counter[str]) -> str:
+    """The name of what an op makes: `mm_3` of the fourth product. It depends on the ops before alone; `counts` counts them."""
+    stem = op.split(".")[1]
+    counts[stem] += 1
+    return f"{stem}_{counts[stem] - 1}"
 
 
 def refs_in(args: Any) -> Iterator[int]:
