@@ -7,7 +7,7 @@ likewise. The second, third and fourth block must be the same ops on the same va
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -116,7 +116,9 @@ class Homes:
     def _word(self, node: Node, block: int) -> Any:
         """All there is of a node, what it reads as seen from its block."""
         path = self.stack.renamed(node.path, by=-self.stack.inner[block]) if self._is_inner(node.path) else node.path
-        args = replaced(node.args, lambda ref: self._relative(self.values, ref, block), lambda s: self._relative(self.serials, s, block))
+        args = replaced(
+            node.args, lambda ref: self._relative(self.values, ref, block), lambda s: self._relative(self.serials, s, block)
+        )
         results = tuple(r is None for r in node.results)
         return node.op, args, node.kwargs, results, node.result_shapes, node.result_dtypes, path
 

@@ -23,7 +23,7 @@ from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local
 from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
-from planner.redistribute import Layouts, Step, layouts_of
+from planner.redistribute import Layouts, Step
 from planner.rules import local_call
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy, local_of
@@ -59,7 +59,6 @@ class _Lowering:
         self.produced: dict[int, tuple[int, Layout]] = {}  # root value -> its program value and layout
         self.delivered: dict[tuple[int, str, Layout], int] = {}
         self.viewed: dict[tuple[int, int], int] = {}
-        self.layouts: dict[bool, dict[tuple[tuple[int, ...], int], Layouts]] = {False: {}, True: {}}
         self.inputs: dict[tuple[int, Layout], InputState] = {}
         self.names: dict[str, int] = defaultdict(int)
         self.small = {
@@ -106,9 +105,7 @@ class _Lowering:
     # ---------------------------------------------------------------------------------------------- layouts
 
     def _layouts(self, value: int, phase: str) -> Layouts:
-        itemsize, update = dtype_bytes(self._dtype(value)), phase == "update"
-        time = self.costing.bucketed if update else self.costing.communication
-        return layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
+        return self.costing.layouts(self._flat(value), dtype_bytes(self._dtype(value)), phase)
 
     def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
         """The chain of steps that the cost table paid for."""

@@ -30,7 +30,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Children `start` to `start + length` (exclusive) of a container are alike; it is at `path`, in the shortened module at `short`."""
+    """Children `start` to `start + length` (exclusive) of the container at `path` are alike; it is at `short` where it is shortened."""
 
     path: str
     short: str
@@ -113,8 +113,10 @@ def _alike_modules(one: nn.Module, other: nn.Module, numbers: tuple[int, int], s
     settings = [{k: v for k, v in vars(m).items() if k not in _OWN} for m in (one, other)]
     if hooked or not _alike(settings[0], settings[1], numbers):
         return False
-    mine, theirs = dict(one.named_children()), dict(other.named_children())
-    return list(mine) == list(theirs) and all(_alike_modules(mine[k], theirs[k], numbers, shared) for k in mine)
+    children = [dict(m.named_children()) for m in (one, other)]
+    return list(children[0]) == list(children[1]) and all(
+        _alike_modules(child, children[1][name], numbers, shared) for name, child in children[0].items()
+    )
 
 
 def _alike_tensors(one: Mapping[str, Tensor | None], other: Mapping[str, Tensor | None]) -> bool:

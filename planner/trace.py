@@ -31,6 +31,9 @@ __all__ = ["Traced", "trace"]
 
 aten = torch.ops.aten
 
+#: What a step raises whose blocks are not all there.
+_FAILURES = (UserError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError, ArithmeticError)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
@@ -68,7 +71,7 @@ def _repeated(workload: Workload) -> Graph | None:
     with shortened(module, stacks):
         try:
             short = _graph(workload)
-        except Exception:  # a step that needs all its blocks: whatever is wrong with the model, tracing the whole tells it
+        except _FAILURES:  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
             return None
     return unroll(short, stacks, tuple(_given(module)))
 

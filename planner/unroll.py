@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from planner.blocks import Homes, NotAlike, Place, replaced, segments_of
 from planner.graph import Graph, Node, Parameter, Ref, Serial, Value, result_name
@@ -145,18 +144,18 @@ class _Unroller:
 
     def _emit(self, node: Node, at: _At | None) -> None:
         index, name = len(self.nodes), result_name(node.op, self.counts)
-        results = []
+        results: list[int | None] = []
         for old in node.results:
             if old is None:
                 results.append(None)
                 continue
-            found = self.old.values[old]
-            self.values.append(replace(found, id=len(self.values), name=name, writer=index))
-            results.append(self.values[-1].id)
+            new = len(self.values)
+            self.values.append(replace(self.old.values[old], id=new, name=name, writer=index))
+            results.append(new)
             if at is None:
-                self.outside[old] = results[-1]
+                self.outside[old] = new
             else:
-                self.inner[at, self.homes[at.stack].values[old][1]] = results[-1]
+                self.inner[at, self.homes[at.stack].values[old][1]] = new
         args = replaced(node.args, lambda ref: Ref(self._value(ref, at)), lambda number: Serial(self._serial(number, at)))
         self.nodes.append(replace(node, index=index, args=args, results=tuple(results), path=self._renamed(node.path, at)))
 
@@ -194,7 +193,7 @@ class _Unroller:
     # ---------------------------------------------------------------------------------------------- the graph
 
     def _whole(self) -> Graph:
-        made = self._made(dict((p.value, p.gradient) for p in self.old.parameters))
+        made = self._made({p.value: p.gradient for p in self.old.parameters})
         kept = self._made(dict(self.old.updates))
         kinds = {kind: tuple(v.id for v in self.values if v.kind == kind) for kind in ("parameter", "input", "buffer")}
         return Graph(

@@ -50,8 +50,8 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 #: for what message passing rules out anyway.
 _CHEAP = [step for step in STEPS if step != "dominate"]
 
-#: Of so many pairs and more, compiled message passing narrows the problem first: to import it takes a third of a second. Chains are then
-#: left for later: their tables are the largest.
+#: Of so many pairs and more, compiled message passing narrows the problem first (to import it takes a third of a second). Chains are
+#: then left for later: their tables are the largest.
 _LARGE = 1_000_000
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.

@@ -12,7 +12,9 @@ from planner.solver import Problem, solve
 from planner.solver.narrow import narrow
 from planner.solver.reduce import STEPS, Contradiction, reduce
 
-examples = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+examples = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
 
 
 @examples

@@ -95,7 +95,9 @@ def traced(build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch) -> tu
 
 REPEATED: dict[str, Callable[[], Workload]] = {
     "dropout and buffers": step(chain),
-    "two chains": step(lambda: nn.Sequential(*[Block(i) for i in range(9)], nn.Linear(6, 6), Chain([Block(i) for i in range(12)]))),
+    "two chains": step(
+        lambda: nn.Sequential(*[Block(i) for i in range(9)], nn.Linear(6, 6), Chain([Block(i) for i in range(12)]))
+    ),
     "gpt": built_in("gpt", layers=9, width=8, heads=2, vocab=16, positions=8, seq=4),
     "llama": built_in("llama", layers=8, width=16, heads=4, kv_heads=2, mlp=8, vocab=16, seq=4),
     "bert": built_in("bert", layers=8, width=8, heads=2, vocab=16, seq=4),
