@@ -28,7 +28,11 @@ from planner.subdims import OpDims
 from planner.usages import usages
 from planner.views import is_view
 
-__all__ = ["Table", "build_table"]
+__all__ = ["Table", "TooLarge", "build_table"]
+
+
+class TooLarge(Exception):
+    """The table has more pairs of strategies than were allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,16 +105,17 @@ class Table:
         return found, use.root.layouts(s.operands[use.position] for s in self.strategies[found])
 
 
-def build_table(model: Model, costing: Costing, pins: Pins) -> Table:
-    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave."""
-    return _Builder(model, costing, pins).table()
+def build_table(model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")) -> Table:
+    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises TooLarge where that is more than
+    `most_pairs` pairs of strategies."""
+    return _Builder(model, costing, pins, most_pairs).table()
 
 
 class _Builder:
     """Collects nodes and edges, class by class, into a `Table`."""
 
-    def __init__(self, model: Model, costing: Costing, pins: Pins) -> None:
-        self.model, self.costing, self.pins = model, costing, pins
+    def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
+        self.model, self.costing, self.pins, self.pairs_left = model, costing, pins, most_pairs
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
@@ -262,6 +267,9 @@ class _Builder:
             else:
                 self.costs[u] = self.costs[u] + diagonal
             return
+        self.pairs_left -= cost.size
+        if self.pairs_left < 0:
+            raise TooLarge
         pairs = self.hideable_pairs if hideable else self.pairs
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
         pairs[key] = pairs[key] + table if key in pairs else table.copy()

@@ -58,7 +58,7 @@ _LARGE = 1_000_000
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
 #: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
-_MOST = 200_000
+_MOST = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

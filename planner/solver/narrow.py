@@ -25,8 +25,12 @@ __all__ = ["Narrowed", "narrow"]
 #: Sweeps in each round, and after each node that is held.
 _SWEEPS, _AFTER = (40, 100, 200, 200), 4
 
-#: A node's best strategy stands out where the next one costs more by this share of the bound.
-_CLEAR = 1e-4
+#: A node's best strategy stands out where the next one costs more by this share of the bound: one dive for each.
+_CLEAR = (1e-4, 1e-3)
+
+
+#: What a node that is held pays for another strategy, in costs of the whole: more than any choice costs, and still exact to 1e-9.
+_DEAR = 1e3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +57,7 @@ def narrow(problem: Problem, steps: Collection[str], *, upper: float = float("in
 
     left = problem
     for sweeps in _SWEEPS:
-        if not left.costs or left.num_pairs > 0.5 * pairs:
+        if not left.costs or left.num_pairs > 0.9 * pairs:
             break
         pairs = left.num_pairs
         choice, kept, cost = _round(left, sweeps, upper - offset, constant + offset)
@@ -71,7 +75,11 @@ def _round(problem: Problem, sweeps: int, upper: float, constant: float) -> tupl
     for index in range(sweeps):
         bound = dual.sweep(flat.costs, index % 2 == 0)
     dual.best = (dual.prices, dual.messages.copy())
-    labels = _dive(flat, dual, _CLEAR * abs(bound + constant))
+    labels = dual.labels.copy()
+    for clear in _CLEAR:
+        dual.messages[:] = dual.best[1]
+        dual.sweep(flat.costs, False)
+        labels = min(labels, _dive(flat, dual, clear, abs(bound + constant)), key=flat.cost)
     dual.settle(0)
     cost = flat.cost(labels)
     states = dual.fixed(min(upper, cost))
@@ -79,33 +87,43 @@ def _round(problem: Problem, sweeps: int, upper: float, constant: float) -> tupl
     return tuple(labels.tolist()), [k - first for k, first in zip(kept, flat.first, strict=False)], cost
 
 
-def _dive(flat: Flat, dual: Dual, clear: float) -> Labels:
-    """A choice of low cost; the messages are another's afterwards."""
+def _dive(flat: Flat, dual: Dual, clear: float, size: float) -> Labels:
+    """A choice of low cost, where costs are about `size` in all; the messages are another's afterwards."""
     costs, held = flat.costs.copy(), np.zeros(flat.num_nodes, dtype=bool)
-    num_edges = np.diff(flat.at)
+    num_edges, dear = np.diff(flat.at), size * _DEAR
     best, least = dual.labels.copy(), flat.cost(dual.labels)
     while not held.all():
         lead = _lead(flat, dual)
-        now = ~held & (lead > clear)
-        if not now.any():
-            free = np.flatnonzero(~held)
-            now[free[np.lexsort((-lead[free], -num_edges[free]))[0]]] = True
-        for node in np.flatnonzero(now):
-            states = slice(flat.first[node], flat.first[node + 1])
-            label = int(dual.marginals[states].argmin())
-            kept = costs[states][label]
-            costs[states] = np.inf
-            costs[flat.first[node] + label] = kept
-        held |= now
-        for index in range(_AFTER):
-            bound = dual.sweep(costs, index % 2 == 0)
-        if not np.isfinite(bound):
+        free = np.flatnonzero(~held)
+        first = free[np.lexsort((-lead[free], -num_edges[free]))[0]]
+        for now in (np.flatnonzero(~held & (lead > clear * size)), np.array([first])):  # together, or else one by itself
+            messages, marginals = dual.messages.copy(), dual.marginals.copy()
+            trial = _held(flat, dual, costs, now, dear)
+            for index in range(_AFTER):
+                bound = dual.sweep(trial, index % 2 == 0)
+            if len(now) and bound < 0.5 * dear:
+                costs, held[now] = trial, True
+                break
+            dual.messages[:], dual.marginals[:] = messages, marginals
+        else:
             break
-        if flat.cost(dual.labels) < least:
-            best, least = dual.labels.copy(), flat.cost(dual.labels)
-        if least - bound <= TOLERANCE * abs(least):
+        cost = flat.cost(dual.labels)
+        if cost < least:
+            best, least = dual.labels.copy(), cost
+        if np.isfinite(least) and least - bound <= TOLERANCE * abs(least):
             break
     return best
+
+
+def _held(flat: Flat, dual: Dual, costs: Array, nodes: Labels, dear: float) -> Array:
+    """The costs with some nodes held to their best strategies: all others cost `dear` more."""
+    out = costs.copy()
+    for node in nodes:
+        states = slice(flat.first[node], flat.first[node + 1])
+        label = int(dual.marginals[states].argmin())
+        out[states] += dear
+        out[states][label] -= dear
+    return out
 
 
 def _lead(flat: Flat, dual: Dual) -> Array:
