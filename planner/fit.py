@@ -18,6 +18,10 @@ __all__ = ["explain_misfit", "nearest_change"]
 Fits = Callable[[Ask, Cluster], bool]
 
 
+#: Sequences shorter than this are not offered.
+_SHORTEST = 128
+
+
 def explain_misfit(name: str, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str) -> str:
     """The one line of `DoesNotFit`."""
     missing = least.total_memory_bytes - cluster.device.usable_memory
@@ -30,12 +34,25 @@ def explain_misfit(name: str, cluster: Cluster, least: Prediction, where: str, m
     )
 
 
-def nearest_change(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str:
-    """What would fit: the largest halving of the batch, and the smallest doubling of the devices."""
+def nearest_change(ask: Ask, batch: int, seq: int | None, cluster: Cluster, fits: Fits) -> str:
+    """What would fit: the largest halving of the batch, and the smallest doubling of the devices; else of `seq`, the sequence's length
+    where it can be set, the largest halving."""
     found = [text for text in (_smaller_batch(ask, batch, cluster, fits), _more_devices(ask, batch, cluster, fits)) if text]
+    shorter = _shorter(ask, seq, cluster, fits) if seq is not None and not found else None
+    if shorter:
+        return f"neither a batch of one sample a device nor more of these devices helps; what fits: {shorter}"
     if not found:
         return "neither a batch of one sample a device nor more of these devices helps: take a smaller model or larger devices"
     return f"what fits: {' or '.join(found)}"
+
+
+def _shorter(ask: Ask, seq: int, cluster: Cluster, fits: Fits) -> str | None:
+    shorter = seq // 2
+    while shorter >= _SHORTEST:
+        if fits(replace(ask, seq=shorter), cluster):
+            return f"--seq {shorter}"
+        shorter //= 2
+    return None
 
 
 def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:

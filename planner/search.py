@@ -289,7 +289,8 @@ class _Searcher:
 
     def _does_not_fit(self, least: Candidate) -> str:
         batch = int(self.workload.batch[0].shape[0])
-        change = nearest_change(self.ask, batch, self.cluster, _some_plan_fits)
+        seq = self.workload.options.get("seq")
+        change = nearest_change(self.ask, batch, seq if isinstance(seq, int) else None, self.cluster, _some_plan_fits)
         return explain_misfit(
             self.workload.name, self.cluster, least.prediction, peak_position(least.program),
             "x".join(map(str, least.mesh.sizes)), change,

@@ -21,7 +21,7 @@ def told(
         tried.append((asked.batch, cluster.num_devices))
         return fits(asked.batch, cluster.num_devices)  # type: ignore[operator]
 
-    return nearest_change(ask(batch), batch, load_cluster(hardware, num_devices=num_devices), record), tried
+    return nearest_change(ask(batch), batch, None, load_cluster(hardware, num_devices=num_devices), record), tried
 
 
 def test_the_largest_batch_and_the_fewest_devices() -> None:
@@ -37,7 +37,7 @@ def test_more_devices_take_their_nodes() -> None:
         seen.append((cluster.num_devices, cluster.num_nodes, cluster.node_width))
         return False
 
-    nearest_change(ask(1024), 1024, load_cluster("dgx-h100", num_devices=8), fits)
+    nearest_change(ask(1024), 1024, None, load_cluster("dgx-h100", num_devices=8), fits)
     assert (16, 2, 8) in seen and (32, 4, 8) in seen
 
 
@@ -50,6 +50,16 @@ def test_neither_helps() -> None:
     text, tried = told(lambda batch, devices: False)
     assert text.startswith("neither a batch of one sample a device nor more of these devices helps: take a smaller model")
     assert (4, 4) in tried and all(batch >= devices for batch, devices in tried if batch is not None)
+
+
+def test_a_shorter_sequence_where_neither_helps() -> None:
+    def fits(asked: Ask, _: Cluster) -> bool:
+        return asked.seq is not None and asked.seq <= 1024
+
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    text = nearest_change(ask(8), 8, 4096, cluster, fits)
+    assert text == "neither a batch of one sample a device nor more of these devices helps; what fits: --seq 1024"
+    assert "take a smaller model" in nearest_change(ask(8), 8, 1024, cluster, lambda asked, _: asked.seq == 64)
 
 
 def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
