@@ -66,7 +66,7 @@ class Table:
         problem = Problem(costs=tuple(costs), edges=edges, horizon=horizon, limit=limit, names=self.names)
         if limit == float("inf"):
             return problem
-        nodes, pairs = usages(self, {key: i for i, key in enumerate(keys)})
+        nodes, pairs = usages(self, {key: i for i, key in enumerate(keys)}, limit)
         return with_pair_usages(replace(problem, usages=nodes), pairs)
 
     def _pair(self, key: tuple[int, int], shown: float) -> Array:

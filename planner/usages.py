@@ -6,6 +6,7 @@ update; what a change of layout makes, while it is read. Alike usages are one, w
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING
@@ -25,14 +26,21 @@ if TYPE_CHECKING:
 __all__ = ["usages"]
 
 
-def usages(table: Table, edge_number: dict[tuple[int, int], int]) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
+#: A copy of a value may be large where the whole value is more than this share of the limit.
+_LARGE = 0.02
+
+
+def usages(
+    table: Table, edge_number: dict[tuple[int, int], int], limit: float
+) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
     """What the choices hold and when: parameters and optimizer state throughout; a value from its writer to its last reader; a
     reduced gradient until the update; what a change of layout makes, while it is read (held by the pair of its ends)."""
-    return _Usages(table, edge_number).all()
+    return _Usages(table, edge_number, _LARGE * limit).all()
 
 
 class _Usages:
-    def __init__(self, table: Table, edge_number: dict[tuple[int, int], int]) -> None:
+    def __init__(self, table: Table, edge_number: dict[tuple[int, int], int], large: float) -> None:
+        self.large = large
         self.table, self.edge_number = table, edge_number
         self.horizon = len(table.model.graph.nodes) + 1
         self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
@@ -106,18 +114,38 @@ class _Usages:
         return self._bytes(value, produced[1]) if None in kept else np.array(kept, dtype=float)
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
+        """What changes layout is there twice: as it is written and, until its last reading in a phase, as it is read. Where several
+        read it, it is brought to a hub first; from there a copy for one reader is counted where it may be large."""
         times = [use.node for use in uses if use.node is not None]
         produced = self.table.produced(value)
         if not times or produced is None:
             return
         hub = self.table.hub_of.get((value, phase))
+        key = (phase, self.table.model.producer_key(value), hub)
         read = self.table.consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
-        u, v = produced[0], read[0]
+        self._copy(value, produced, read, key, (min(times), max(times) + 1))
+        if hub is not None and self._whole(value) >= self.large:
+            for use in uses:
+                if use.node is not None:
+                    self._copy(value, read, self.table.consumed(use), (*key, use.position), (use.node, use.node + 1))
+
+    def _copy(
+        self,
+        value: int,
+        before: tuple[int, list[Layout]],
+        after: tuple[int, list[Layout]],
+        key: Hashable,
+        span: tuple[int, int],
+    ) -> None:
+        u, v = before[0], after[0]
         if u == v:
             return
-        key = (min(u, v), max(u, v), (phase, self.table.model.producer_key(value), hub))
-        if key not in self.edges:
-            changed = np.array([[a != b for b in read[1]] for a in produced[1]], dtype=float)
-            nbytes = changed * self._bytes(value, read[1])[None, :]
-            self.edges[key] = (nbytes if u < v else nbytes.T, np.zeros(self.horizon))
-        self.edges[key][1][min(times) : max(times) + 1] += 1
+        where = (min(u, v), max(u, v), key)
+        if where not in self.edges:
+            changed = np.array([[a != b for b in after[1]] for a in before[1]], dtype=float)
+            nbytes = changed * self._bytes(value, after[1])[None, :]
+            self.edges[where] = (nbytes if u < v else nbytes.T, np.zeros(self.horizon))
+        self.edges[where][1][span[0] : span[1]] += 1
+
+    def _whole(self, value: int) -> int:
+        return math.prod(self.table.flat(value)) * dtype_bytes(self.table.model.graph.values[value].dtype)
