@@ -23,6 +23,9 @@ __all__ = ["Annealer", "Run"]
 #: Moves between two looks at all times and at the prices, and the most nodes of a tree.
 _BLOCK, _MOST = 4_000, 20
 
+#: Gumbel numbers that are made once; a draw takes a stretch of them.
+_NOISE = 100_000
+
 #: What a price is multiplied by where less than `_TIGHT` of the limit is left, and where more than `_LOOSE` is.
 _UP, _DOWN, _TIGHT, _LOOSE = 1.1, 0.95, 0.001, 0.003
 
@@ -51,6 +54,7 @@ class Annealer:
         self.flat, self.rows, self.weight = flat, rows, weight
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
         self.graph = _graph(problem, flat)
+        self.noise: Array = -np.random.default_rng(0).gumbel(size=_NOISE + int(np.diff(flat.first).max()))
         self.prices = prices.copy()
         self.times: Labels = np.flatnonzero(prices > 0)
         self.held = self._held()
@@ -71,8 +75,8 @@ class Annealer:
         before, best = labels.copy(), labels.copy()
         excess: Array = self.rows.excess(labels)[self.times] / self.unit
         dearer = anneal(
-            self.graph, self.held, labels, excess, self.prices[self.times], self.weight, heats[0], heats[1], _BLOCK, _MOST, seed,
-            best,
+            self.graph, self.held, labels, excess, self.prices[self.times], self._priced(), self.weight, heats[0], heats[1],
+            self.noise, _BLOCK, _MOST, seed, best,
         )  # fmt: skip
         over = np.union1d(self._over(labels), self._over(best))
         if self._look_at(over):
@@ -81,6 +85,10 @@ class Annealer:
             found(best)
         self._steer(excess)
         return labels
+
+    def _priced(self) -> Array:
+        """The states' costs with memory priced."""
+        return self.graph.costs + self.rows.charged(self.prices) / self.unit
 
     def _over(self, labels: Labels) -> Labels:
         return self.rows.over(self.rows.held_by(labels))

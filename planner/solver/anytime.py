@@ -19,7 +19,7 @@ from planner.solver.peak import smallest_peak
 from planner.solver.polytope import Outcome, Polytope
 from planner.solver.problem import Problem
 from planner.solver.reduce import Contradiction
-from planner.solver.solution import TOLERANCE, Solution
+from planner.solver.solution import Solution, found, not_found
 
 if TYPE_CHECKING:
     from planner.solver.flat import Flat
@@ -37,6 +37,9 @@ _RISE, _AGAIN = 0.4, 0.1
 
 #: Seconds of annealing and of windows between two looks at what can be fixed.
 _SEARCH, _WINDOWS = 20.0, 10.0
+
+#: Times, the dearest, whose crude prices a search starts with.
+_CRUDE = 30
 
 #: A further level must have at most this share of the states for its bound to be raised anew.
 _SMALLER = 0.97
@@ -91,20 +94,23 @@ class _Search:
             return
         program = Polytope(level.problem, level.rows, stopped=lambda: best.stopped() or best.ended)
         self.num_variables = level.num_states + level.num_pairs
-        found: Outcome = program.solve(deadline, found=lambda choice: best.take(level.restore(choice)))
-        if found.choice is not None:
-            best.take(level.restore(found.choice))
-        best.raise_bound(level.offset + found.bound)
+        outcome: Outcome = program.solve(deadline, found=lambda choice: best.take(level.restore(choice)))
+        if outcome.choice is not None:
+            best.take(level.restore(outcome.choice))
+        best.raise_bound(level.offset + outcome.bound)
 
     def _side_by_side(self, level: Level) -> None:
-        """The bound, fixing and windows here; annealing in a second thread."""
+        """The bound, fixing and windows here; annealing in a second thread, and here once the bound is at rest."""
         from planner.solver.searcher import Searcher
 
-        dual, start = self._bounded(level, _RISE)
-        there, here = Searcher(self.best, start), Searcher(self.best, start, number=1)
+        dual, start = self._begun(level)
+        there = Searcher(self.best, start)
         with ThreadPoolExecutor(1) as pool:
             searching = pool.submit(there.until_over)
             try:
+                start = self._risen(level, dual, _RISE)
+                there.put(start)
+                here = Searcher(self.best, start, number=1)
                 if self.best.choice is None:
                     self._any_that_fits(start)
                 while not self.best.over():
@@ -129,29 +135,43 @@ class _Search:
         if level.num_states > _SMALLER * start.level.num_states:
             return dual, start
         self._exactly(level, best.deadline)
-        return self._bounded(level, _AGAIN)
+        return (dual, start) if best.over() else self._further(level)
 
     # ------------------------------------------------------------------------------------------ the bound
 
-    def _bounded(self, level: Level, share: float) -> tuple[Dual, Start]:
-        """The bound of a level raised, and where a search can start on it."""
+    def _begun(self, level: Level) -> tuple[Dual, Start]:
+        """Crude prices, and a choice that fits or nearly does: where a search can start before the bound is known."""
         from planner.solver.flat import Flat
         from planner.solver.lagrange import Dual
         from planner.solver.searcher import Start
 
         best, flat = self.best, Flat.of(level.problem)
-        dual = Dual(flat, level.rows, level.prices(self.prices))
-        if best.choice is None:
-            dual.begin(lambda labels: best.take(level.restore(tuple(labels.tolist()))) if level.rows.fits(labels) else False)
-        now = time.perf_counter()
+        dual = Dual(flat, level.rows)
+        dual.begin(lambda labels: level.rows.fits(labels) and best.take(level.restore(tuple(labels.tolist()))))
+        prices = np.where(dual.prices >= np.sort(dual.prices)[-_CRUDE:].min(initial=0.0), dual.prices, 0.0)
+        return dual, Start(level=level, flat=flat, prices=prices, labels=dual.labels.copy())
+
+    def _risen(self, level: Level, dual: Dual, share: float) -> Start:
+        """The bound of a level raised in a share of the time left, and where a search can go on."""
+        from planner.solver.searcher import Start
+
+        best, now = self.best, time.perf_counter()
         dual.rise(now + share * (best.deadline - now), best.over, lambda: best.say(level.offset + dual.bound))
         dual.settle()
         best.raise_bound(level.offset + dual.certified())
         self.prices = {int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
-        labels = _read_off(flat, dual)
+        labels = _read_off(dual.flat, dual)
         if best.choice is not None:
-            labels = min(labels, level.project(best.choice), key=lambda one: _promise(flat, dual, one))
-        return dual, Start(level=level, flat=flat, prices=dual.prices.copy(), labels=labels)
+            labels = min(labels, level.project(best.choice), key=lambda one: _promise(dual.flat, dual, one))
+        return Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=labels)
+
+    def _further(self, level: Level) -> tuple[Dual, Start]:
+        """The same on a further level, from the prices of the last."""
+        from planner.solver.flat import Flat
+        from planner.solver.lagrange import Dual
+
+        dual = Dual(Flat.of(level.problem), level.rows, level.prices(self.prices))
+        return dual, self._risen(level, dual, _AGAIN)
 
     def _fixed(self, start: Start, dual: Dual) -> Level:
         """The level without what no better choice takes."""
@@ -167,10 +187,10 @@ class _Search:
     def _any_that_fits(self, start: Start) -> None:
         """A lean choice, where none was read off that fits; or that there is none."""
         level, best = start.level, self.best
-        found = smallest_peak(level.problem, best.deadline, lambda: best.hurry() or best.choice is not None)
-        if found.choice is not None:
-            best.take(level.restore(found.choice))
-        best.exhausted = best.exhausted or found.peak > level.problem.limit
+        lean = smallest_peak(level.problem, best.deadline, lambda: best.hurry() or best.choice is not None)
+        if lean.choice is not None:
+            best.take(level.restore(lean.choice))
+        best.exhausted = best.exhausted or lean.peak > level.problem.limit
 
     def _windows(self, start: Start, dual: Dual) -> None:
         """Large-neighbourhood search for some seconds, on the best choice of both threads."""
@@ -208,29 +228,13 @@ def _promise(flat: Flat, dual: Dual, labels: Labels) -> float:
 
 
 def _answer(best: Incumbent, began: float, num_variables: int) -> Solution:
-    """What was found."""
-    if best.choice is None:
-        return _nothing_fits(best, began, num_variables)
-    bound = best.cost if best.exhausted else min(best.bound, best.cost)
-    proved = best.cost - bound <= TOLERANCE * abs(best.cost)
-    return Solution(
-        status="optimal" if proved else "feasible", choice=best.choice, objective=best.cost, bound=bound,
-        time_s=time.perf_counter() - began, num_variables=num_variables,
-    )  # fmt: skip
-
-
-def _nothing_fits(best: Incumbent, began: float, num_variables: int) -> Solution:
-    """The leanest choice, and how lean any could be."""
+    """What was found; where nothing was, the leanest choice, and how lean any could be."""
     whole = best.problem
+    if best.choice is not None:
+        bound = best.cost if best.exhausted else best.bound
+        return found(whole, best.choice, bound=bound, began=began, num_variables=num_variables)
     lean = smallest_peak(whole, time.perf_counter() + 10.0, best.stopped)
-    choice = lean.choice
-    if choice is not None and best.take(choice):
-        best.exhausted = False
-        return _answer(best, began, num_variables)
+    if lean.choice is not None and best.take(lean.choice):
+        return found(whole, lean.choice, bound=best.bound, began=began, num_variables=num_variables)
     known = best.exhausted or lean.peak > whole.limit * (1 + 1e-9)
-    objective = float("inf") if choice is None else whole.cost(choice)
-    return Solution(
-        status="infeasible" if known else "unknown", choice=choice or (), objective=objective, bound=best.bound,
-        time_s=time.perf_counter() - began, num_variables=0, lean_bound=lean.peak, lean_at=lean.at,
-        overflow=max(0.0, (whole.peak(choice) if choice else float("inf")) - whole.limit),
-    )  # fmt: skip
+    return not_found(whole, lean.choice, began=began, bound=best.bound, lean=lean.peak, at=lean.at, known=known)

@@ -84,26 +84,32 @@ def _grow(graph: Graph, tree: _Tree, target: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _weigh(graph: Graph, held: Held, tree: _Tree, size: int, labels: Labels, excess: Array, prices: Array, weight: float,
-           heat: float) -> None:  # fmt: skip
+def _weigh(graph: Graph, tree: _Tree, size: int, labels: Labels, priced: Array, noise: Array, heat: float) -> None:
     """What each state of the tree's nodes costs beside the tree's own edges, memory priced and noise added."""
     for x in range(size):
         n = tree.nodes[x]
         a, wide = graph.first[n], graph.first[n + 1] - graph.first[n]
+        drawn = np.random.randint(len(noise) - wide)
         for i in range(wide):
-            tree.theta[a + i] = graph.costs[a + i] + heat * np.log(1e-300 - np.log(1e-300 + np.random.random()))
+            tree.theta[a + i] = priced[a + i] + heat * noise[drawn + i]
         for k in range(graph.at[n], graph.at[n + 1]):
             if tree.place[graph.other[k]] < 0:
                 row = graph.row[k] + labels[graph.other[k]] * wide
                 for i in range(wide):
                     tree.theta[a + i] += graph.pairs[row + i]
-        many = held.at[n + 1] - held.at[n]
+
+
+@numba.njit(cache=True, nogil=True)
+def _strain(graph: Graph, held: Held, tree: _Tree, size: int, excess: Array, prices: Array, weight: float) -> None:
+    """Charges at least `weight` at the times that are over the room."""
+    for x in range(size):
+        n = tree.nodes[x]
+        a, many = graph.first[n], held.at[n + 1] - held.at[n]
         for k in range(many):
             t = held.time[held.at[n] + k]
-            price = max(prices[t], weight) if excess[t] > 0.0 else prices[t]
-            if price > 0.0:
-                for i in range(wide):
-                    tree.theta[a + i] += price * held.values[held.start[n] + i * many + k]
+            if excess[t] > 0.0 and weight > prices[t]:
+                for i in range(graph.first[n + 1] - a):
+                    tree.theta[a + i] += (weight - prices[t]) * held.values[held.start[n] + i * many + k]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -164,9 +170,31 @@ def _hold(held: Held, tree: _Tree, size: int, labels: Labels, after: Array) -> N
 
 
 @numba.njit(cache=True, nogil=True)
-def anneal(graph: Graph, held: Held, labels: Labels, excess: Array, prices: Array, weight: float, heat: float, cool: float,
-           moves: int, most: int, seed: int, best: Labels) -> float:  # fmt: skip
-    """Draws `moves` trees of up to `most` nodes while the temperature falls from `heat` to `cool`; changes `labels` and `excess`. What
+def _over(before: Array, after: Array) -> tuple[float, bool]:
+    """How much more is over the room in `after`, summed over times, and whether that is within the room."""
+    more, within = 0.0, True
+    for t in range(len(after)):
+        more += max(after[t], 0.0) - max(before[t], 0.0)
+        within = within and after[t] <= 0.0
+    return more, within
+
+
+@numba.njit(cache=True, nogil=True)
+def _clear(graph: Graph, tree: _Tree, size: int, labels: Labels) -> None:
+    """Makes room for the next tree."""
+    for x in range(size):
+        n = tree.nodes[x]
+        tree.place[n], tree.touching[n], tree.new[n] = -1, 0, labels[n]
+        for k in range(graph.at[n], graph.at[n + 1]):
+            tree.touching[graph.other[k]] = 0
+
+
+@numba.njit(cache=True, nogil=True)
+def anneal(graph: Graph, held: Held, labels: Labels, excess: Array, prices: Array, priced: Array, weight: float, heat: float,
+           cool: float, noise: Array, moves: int, most: int, seed: int, best: Labels) -> float:  # fmt: skip
+    """Draws `moves` trees of up to `most` nodes while the temperature falls from `heat` to `cool`; changes `labels` and `excess`.
+
+    `priced` are the states' costs with memory at `prices`, `noise` many Gumbel numbers, of which stretches are taken. Returns what
     `best`, the best labels within the room, cost more than the labels at first; infinite where none came within the room."""
     np.random.seed(seed)
     num = len(labels)
@@ -175,30 +203,27 @@ def anneal(graph: Graph, held: Held, labels: Labels, excess: Array, prices: Arra
         np.empty(2 * len(graph.other) + 1, np.int64), np.empty(len(graph.costs)), labels.copy(),
     )  # fmt: skip
     after, found, now = excess.copy(), np.inf, 0.0
+    strained = len(excess) > 0 and excess.max() > 0.0
     for index in range(moves):
         temperature = heat * (cool / heat) ** (index / moves)
         size = _grow(graph, tree, 2 + int((most - 1) * np.random.random() ** 2))
-        _weigh(graph, held, tree, size, labels, excess, prices, weight, temperature)
+        _weigh(graph, tree, size, labels, priced, noise, temperature)
+        if strained:
+            _strain(graph, held, tree, size, excess, prices, weight)
         _draw(graph, tree, size)
         dearer = _dearer(graph, tree, size, labels)
         after[:] = excess
         _hold(held, tree, size, labels, after)
-        over, within = 0.0, True
-        for t in range(len(after)):
-            over += max(after[t], 0.0) - max(excess[t], 0.0)
-            within = within and after[t] <= 0.0
+        over, within = _over(excess, after)
         charged = dearer + weight * over
         if charged <= 0.0 or np.random.random() < np.exp(-charged / temperature):
             now += dearer
             excess[:] = after
+            strained = not within
             for x in range(size):
                 labels[tree.nodes[x]] = tree.new[tree.nodes[x]]
             if within and now < found:
                 found = now
                 best[:] = labels
-        for x in range(size):
-            n = tree.nodes[x]
-            tree.place[n], tree.touching[n], tree.new[n] = -1, 0, labels[n]
-            for k in range(graph.at[n], graph.at[n + 1]):
-                tree.touching[graph.other[k]] = 0
+        _clear(graph, tree, size, labels)
     return found

@@ -17,7 +17,7 @@ from planner.solver.working import Labels
 __all__ = ["sweep"]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def sweep(
     costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels, to_u: Labels,
     to_v: Labels, messages: Array, forward: bool, marginals: Array, labels: Labels,
@@ -64,7 +64,7 @@ def sweep(
     return bound
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _collect(
     e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels,
     messages: Array,
@@ -87,7 +87,7 @@ def _collect(
                 messages[b + j] = min(messages[b + j], pairs[start + i * columns + j] - taken)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _decide(
     e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, mine: int, messages: Array,
     labels: Labels, given: Array,

@@ -51,12 +51,7 @@ class Dual:
 
     def priced(self, prices: Array) -> Array:
         """The states' costs with memory priced."""
-        if not len(self.rows.nbytes):
-            return self.flat.costs
-        rows, paid = self.rows, np.concatenate([[0.0], np.cumsum(prices)])
-        each = np.bincount(rows.owner, (paid[rows.hi] - paid[rows.lo]) * rows.times, len(rows.starts) - 1)
-        held = np.repeat(each, np.diff(rows.starts)) * rows.nbytes / self.unit
-        return self.flat.costs + np.bincount(rows.states, held, len(self.flat.costs))
+        return self.flat.costs + self.rows.charged(prices) / self.unit
 
     def sweep(self, costs: Array, forward: bool) -> float:
         """One pass; its bound, prices not taken off."""

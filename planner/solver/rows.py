@@ -6,7 +6,6 @@ A state is a strategy of a node; all states stand in one line, node by node. Row
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.solver.problem import Array, Choice, Problem
 from planner.solver.working import Labels
@@ -82,10 +81,11 @@ class Rows:
         worst = np.array([group[excess[group].argmax()] for group in groups])
         return worst[np.argsort(-excess[worst])]
 
-    def prices_on_states(self, prices: dict[int, float]) -> NDArray[np.float64]:
-        """What each state's memory costs at so much a byte at some times."""
-        out = np.zeros(int(self.first[-1]))
-        for at, price in prices.items():
-            states, nbytes = self.row(at)
-            out[states] += price * nbytes
-        return out
+    def charged(self, prices: Array) -> Array:
+        """What each state's memory costs at so much a byte at each time."""
+        if not len(self.nbytes):
+            return np.zeros(int(self.first[-1]))
+        paid = np.concatenate([[0.0], np.cumsum(prices)])
+        each = np.bincount(self.owner, (paid[self.hi] - paid[self.lo]) * self.times, len(self.starts) - 1)
+        held = np.repeat(each, np.diff(self.starts)) * self.nbytes
+        return np.bincount(self.states, held, int(self.first[-1])).astype(np.float64)

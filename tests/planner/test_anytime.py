@@ -50,7 +50,7 @@ def ring(num: int, size: int, seed: int) -> Problem:
 @given(problems(memory=True), st.floats(0.0, 1.0))
 def test_equals_brute_force(problem: Problem, where: float) -> None:
     problem = tight(problem, where)
-    solution, best = certify(problem, time_limit=20.0), least(problem)
+    solution, best = certify(problem, time_limit=120.0), least(problem)
     if best == INF:
         assert solution.status == "infeasible"
         return
@@ -91,7 +91,7 @@ def test_the_bound_of_the_dual_is_near_the_best() -> None:
     free = dual.sweep(flat.costs, True)
     dual.rise(time.perf_counter() + 5, lambda: False, lambda: None)
     dual.settle()
-    best = certify(problem, time_limit=20.0)
+    best = certify(problem, time_limit=120.0)
     assert best.status == "optimal"
     assert free < 0.9 * best.objective < dual.certified() <= best.objective
 
@@ -113,7 +113,7 @@ def ended(problem: Problem, start: Labels, run: Run) -> list[int]:
 def test_annealing_finds_the_best_and_the_same_again() -> None:
     """From a start far over the limit, with the times that bind still to be found; by its seed alone."""
     problem = ring(14, 4, seed=2)
-    best = certify(problem, time_limit=20.0)
+    best = certify(problem, time_limit=120.0)
     assert best.status == "optimal" and problem.is_integral and isinstance(best.objective, int)
     start, run = np.zeros(14, dtype=np.int64), Run(heat=60.0, cool=1.0, moves=40_000, seed=3)
     assert not problem.fits(tuple(start.tolist()))
@@ -142,7 +142,7 @@ def test_annealing_of_small_problems(problem: Problem, where: float, seed: int) 
 
 def test_windows_better_a_choice() -> None:
     problem = ring(14, 4, seed=2)
-    best = certify(problem, time_limit=20.0)
+    best = certify(problem, time_limit=120.0)
     flat, rows = Flat.of(problem), Rows(problem)
     dual = Dual(flat, rows)
     dual.rise(time.perf_counter() + 0.5, lambda: False, lambda: None)
@@ -161,7 +161,7 @@ def test_windows_better_a_choice() -> None:
 def test_the_way_of_large_problems_proves_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """With the integer program out of reach at first: bound, search and fixing leave so little that it comes into reach."""
     problem = ring(14, 4, seed=2)
-    best = certify(problem, time_limit=20.0)
+    best = certify(problem, time_limit=120.0)
     monkeypatch.setattr(anytime, "_SMALL", 150)
     monkeypatch.setattr(anytime, "_SEARCH", 1.0)
     told: list[tuple[float, float]] = []
@@ -177,7 +177,7 @@ def test_stopped_at_once_it_says_what_it_knows() -> None:
     hurried = certify(problem, time_limit=1e-9)
     assert hurried.status in ("feasible", "unknown", "optimal")
     stopped = certify(problem, time_limit=60.0, stopped=lambda: True)
-    assert stopped.time_s < 30 and stopped.bound <= certify(problem, time_limit=20.0).objective
+    assert stopped.time_s < 30 and stopped.bound <= certify(problem, time_limit=120.0).objective
     for solution in (hurried, stopped):
         assert not solution.choice or (problem.fits(solution.choice) == (solution.status != "unknown"))
 
