@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +39,8 @@ _RISE, _AGAIN = 0.4, 0.1
 #: Seconds of annealing and of windows between two looks at what can be fixed.
 _SEARCH, _WINDOWS = 20.0, 10.0
 
-#: Times, the dearest, whose crude prices a search starts with.
-_CRUDE = 30
+#: A search starts with those crude prices that are so many times the mean one; it would be slow with all.
+_CRUDE = 10.0
 
 #: A further level must have at most this share of the states for its bound to be raised anew.
 _SMALLER = 0.97
@@ -148,7 +149,7 @@ class _Search:
         best, flat = self.best, Flat.of(level.problem)
         dual = Dual(flat, level.rows)
         dual.begin(lambda labels: level.rows.fits(labels) and best.take(level.restore(tuple(labels.tolist()))))
-        prices = np.where(dual.prices >= np.sort(dual.prices)[-_CRUDE:].min(initial=0.0), dual.prices, 0.0)
+        prices = np.where(dual.prices > _CRUDE * dual.prices.sum() / max(len(dual.prices), 1), dual.prices, 0.0)
         return dual, Start(level=level, flat=flat, prices=prices, labels=dual.labels.copy())
 
     def _risen(self, level: Level, dual: Dual, share: float) -> Start:
@@ -160,10 +161,7 @@ class _Search:
         dual.settle()
         best.raise_bound(level.offset + dual.certified())
         self.prices = {int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
-        labels = _read_off(dual.flat, dual)
-        if best.choice is not None:
-            labels = min(labels, level.project(best.choice), key=lambda one: _promise(dual.flat, dual, one))
-        return Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=labels)
+        return Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=_read_off(dual.flat, dual))
 
     def _further(self, level: Level) -> tuple[Dual, Start]:
         """The same on a further level, from the prices of the last."""
@@ -171,7 +169,9 @@ class _Search:
         from planner.solver.lagrange import Dual
 
         dual = Dual(Flat.of(level.problem), level.rows, level.prices(self.prices))
-        return dual, self._risen(level, dual, _AGAIN)
+        start = self._risen(level, dual, _AGAIN)
+        assert self.best.choice is not None  # else nothing was fixed
+        return dual, replace(start, labels=level.project(self.best.choice))
 
     def _fixed(self, start: Start, dual: Dual) -> Level:
         """The level without what no better choice takes."""

@@ -66,14 +66,15 @@ class Searcher:
             raise
 
     def step(self) -> None:
-        """One run."""
-        if self._fresh:
+        """One run. The first on a level begins where it says, even if a better choice is known: that may lie in a worse valley."""
+        first = self._fresh
+        if first:
             self._fresh, self._level = False, self.start
             self._heat, self._moves, self._labels = self.number % len(_HEATS), _MOVES, self.start.labels
             self._rounds = 0
             self._annealer = _annealer(self.start, _WEIGHTS[0])
         before = self.best.cost
-        self._anneal(_HEATS[self._heat], self._moves)
+        self._anneal(_HEATS[self._heat], self._moves, first)
         if self.best.cost < before - _WORTH * abs(before):
             return
         self._heat = (self._heat + 1) % len(_HEATS)
@@ -82,11 +83,11 @@ class Searcher:
             self._rounds += 1
             self._annealer = _annealer(self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)])  # its prices have wandered
 
-    def _anneal(self, heat: float, moves: int) -> None:
-        """One run from the better of the best known and where the last run ended."""
+    def _anneal(self, heat: float, moves: int, first: bool) -> None:
+        """One run, unless it is the first from the better of the best known and where the last run ended."""
         level, flat, best = self._level.level, self._level.flat, self.best
         labels = self._labels
-        if best.choice is not None:
+        if best.choice is not None and not first:
             labels = min(labels, level.project(best.choice), key=self._charged)
         above = (flat.cost(labels) - sum_of_minima(level.problem)) / flat.num_nodes
         unit = max(above, 1e-12) if np.isfinite(above) else magnitude(level.problem)
