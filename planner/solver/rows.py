@@ -14,7 +14,7 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """The memory rows of a problem. `first[n]` is node n's first state; `room` what is left at each time."""
+    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first state; `room` what is left at each time."""
 
     def __init__(self, problem: Problem) -> None:
         sizes = np.array([len(c) for c in problem.costs], dtype=np.int64)
@@ -30,8 +30,8 @@ class Rows:
         table = np.array(spans, dtype=float).reshape(-1, 4)
         self.owner, self.lo, self.hi = (table[:, i].astype(np.int64) for i in range(3))
         self.times: Array = table[:, 3]
-        self.horizon, self.limit = problem.horizon, problem.limit
-        base = np.zeros(problem.horizon) if problem.base is None else problem.base
+        self.horizon, self.limit = problem.horizon if problem.limit < float("inf") else 0, problem.limit
+        base = np.zeros(self.horizon) if problem.base is None else problem.base[: self.horizon]
         self.room: Array = problem.limit - base
         #: How much over the room still counts as within: what `Problem.fits` allows, less for rounding here.
         self.slack = 0.5e-9 * problem.limit if self.times.size else 0.0

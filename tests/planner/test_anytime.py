@@ -172,6 +172,21 @@ def test_the_way_of_large_problems_proves_too(monkeypatch: pytest.MonkeyPatch) -
     assert list(costs) == sorted(costs, reverse=True) and list(bounds) == sorted(bounds)
 
 
+@pytest.mark.parametrize("without", ["limit", "edges", "costs"])
+def test_the_way_of_large_problems_where_something_is_missing(monkeypatch: pytest.MonkeyPatch, without: str) -> None:
+    problem = ring(14, 4, seed=2)
+    free = {
+        "limit": replace(problem, limit=INF),
+        "edges": replace(problem, edges=()),
+        "costs": replace(problem, costs=tuple(0 * c for c in problem.costs)),
+    }[without]
+    best = certify(free, time_limit=120.0)
+    assert best.status == "optimal"
+    monkeypatch.setattr(anytime, "_SMALL", 0)
+    found = certify(free, time_limit=3.0)
+    assert found.objective == best.objective and 0.8 * best.objective <= found.bound <= best.objective
+
+
 def test_stopped_at_once_it_says_what_it_knows() -> None:
     problem = ring(14, 4, seed=2)
     hurried = certify(problem, time_limit=1e-9)
