@@ -14,7 +14,7 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first state; `room` what is left at each time."""
+    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first state; `room` what is left at a time."""
 
     def __init__(self, problem: Problem) -> None:
         sizes = np.array([len(c) for c in problem.costs], dtype=np.int64)

@@ -6,6 +6,7 @@ the moves: a small problem is melted down many times, a large one first brought 
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -24,11 +25,18 @@ __all__ = ["Searcher", "Start"]
 _HEATS, _COOL = (0.1, 0.4, 1.5, 5.0), 0.02
 
 #: Moves a node of the first runs, by what factor later ones may have more, and what a run must better to be followed by its like.
-_MOVES, _GROWTH, _WORTH = 100, 64, 2e-4
+_MOVES, _GROWTH, _WORTH = 100, 16, 2e-4
 
 #: What a share of the limit over the room is charged in one round of temperatures after another, as a multiple of all prices together;
 #: their least, as a share of the cost.
 _WEIGHTS, _LEAST = (4.0, 10.0, 2.0), 0.1
+
+#: Runs from this temperature on melt the choice: they start with the bound's prices times one of these in turn; the others with what
+#: prices the last run left.
+_MELTED, _FACTORS = 1.5, (1.0, 0.5)
+
+#: Seconds between two finds that are made known: a choice of the whole problem takes 0.1 s to restore and add up.
+_EVERY = 1.0
 
 #: Between the random numbers of two runs, and of two searchers.
 _SEED, _APART = 1_000_003, 500_000_003
@@ -71,8 +79,11 @@ class Searcher:
         if first:
             self._fresh, self._level = False, self.start
             self._heat, self._moves, self._labels = self.number % len(_HEATS), _MOVES, self.start.labels
-            self._rounds = 0
+            self._rounds, self._melts = 0, -1
             self._annealer = _annealer(self.start, _WEIGHTS[0])
+        if _HEATS[self._heat] >= _MELTED:
+            self._melts += 1
+            self._annealer.prices = self._level.prices * _FACTORS[self._melts % len(_FACTORS)]
         before = self.best.cost
         self._anneal(_HEATS[self._heat], self._moves, first)
         if self.best.cost < before - _WORTH * abs(before):
@@ -92,18 +103,39 @@ class Searcher:
         above = (flat.cost(labels) - sum_of_minima(level.problem)) / flat.num_nodes
         unit = max(above, 1e-12) if np.isfinite(above) else magnitude(level.problem)
 
-        def found(labels: Labels) -> None:
-            if best.bettered_by(level.offset + flat.cost(labels)) and level.rows.fits(labels):
-                best.take(level.restore(tuple(labels.tolist())))
-
+        finds = _Finds(best, level, flat)
         self._seed = (self._seed + _SEED) % 2**31
         run = Run(heat=heat * unit, cool=_COOL * unit, moves=moves * flat.num_nodes, seed=self._seed)
-        self._labels = self._annealer.run(labels, run, found, lambda: best.over() or self._fresh)
+        self._labels = self._annealer.run(labels, run, finds.found, lambda: best.over() or self._fresh)
+        finds.tell()
 
     def _charged(self, labels: Labels) -> float:
         """What a choice costs, with what it is over the limit at the worst time."""
         over = float(self._level.level.rows.excess(labels).max(initial=0.0)) / self._annealer.unit
         return self._level.flat.cost(labels) + self._annealer.weight * over
+
+
+class _Finds:
+    """The best choice of a run, made known from time to time."""
+
+    def __init__(self, best: Incumbent, level: Level, flat: Flat) -> None:
+        self.best, self.level, self.flat = best, level, flat
+        self.labels: Labels | None = None
+        self.cost, self.told = float("inf"), time.perf_counter() if best.choice is not None else 0.0
+
+    def found(self, labels: Labels) -> None:
+        """Keeps labels, if they are the best of the run."""
+        cost = self.flat.cost(labels)
+        if cost < self.cost and self.level.rows.fits(labels):
+            self.labels, self.cost = labels.copy(), cost
+            if time.perf_counter() - self.told > _EVERY:
+                self.tell()
+
+    def tell(self) -> None:
+        """Makes the best of the run known, if it is the best of all."""
+        if self.labels is not None and self.best.bettered_by(self.level.offset + self.cost):
+            self.best.take(self.level.restore(tuple(self.labels.tolist())))
+            self.told = time.perf_counter()
 
 
 def _annealer(start: Start, factor: float) -> Annealer:
