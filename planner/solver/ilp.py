@@ -8,7 +8,8 @@ the whole problem; else the slack grows.
 from __future__ import annotations
 
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -33,31 +34,62 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 #: for what message passing rules out anyway.
 _CHEAP = [step for step in STEPS if step != "dominate"]
 
+#: Of so many pairs and more, compiled message passing narrows the problem first (to import it takes a third of a second). Chains are
+#: then left for later: their tables are the largest.
+_LARGE = 1_000_000
+
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
 #: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
-_MOST = 200_000
+_MOST = 60_000
 
 
 def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None) -> Solution:
     """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
     the less is left for the integer program."""
     began = time.perf_counter()
+    choices = [completed(problem, guess)] if guess is not None else []
+    choices = [choice for choice in choices if problem.fits(choice)]
     try:
-        reduced = reduce(problem, _CHEAP)
-        start = _start(reduced.problem)
+        left = _reduced(problem, min(map(problem.cost, choices), default=float("inf")))
+        start = _start(left.problem)
     except Contradiction:
         return _infeasible(problem, began)
-    choices, bound, variables = [reduced.restore(start.choice)], start.bound, 0
-    if reduced.problem.costs:
-        if guess is not None and problem.fits(whole := completed(problem, guess)):
-            choices.append(whole)
-        upper = min(map(problem.cost, choices)) - reduced.offset
-        better, bound, variables = _improve(reduced.problem, start, upper, began + time_limit)
-        choices.append(reduced.restore(better))
+    choices += [left.restore(start.choice), *([left.choice] if left.choice is not None else [])]
+    bound, variables = start.bound, 0
+    if left.problem.costs:
+        upper = min(map(problem.cost, choices)) - left.offset
+        better, bound, variables = _improve(left.problem, start, upper, began + time_limit)
+        choices.append(left.restore(better))
     best = min(choices, key=problem.cost)
-    return found(problem, best, bound=bound + reduced.offset, began=began, num_variables=variables)
+    return found(problem, best, bound=bound + left.offset, began=began, num_variables=variables)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Left:
+    """What is left of a problem after reduction, and a choice of the whole that was met on the way."""
+
+    problem: Problem
+    offset: float
+    restore: Callable[[Choice], Choice]
+    choice: Choice | None = None
+
+
+def _reduced(problem: Problem, upper: float) -> _Left:
+    """The problem reduced; one of many pairs and without a limit narrowed to what may better `upper`, too."""
+    if problem.limit < float("inf") or problem.num_pairs < _LARGE:
+        reduced = reduce(problem, _CHEAP)
+        return _Left(problem=reduced.problem, offset=reduced.offset, restore=reduced.restore)
+    from planner.solver.narrow import narrow
+
+    first = reduce(problem, [step for step in _CHEAP if step != "chain"])
+    narrowed = narrow(first.problem, _CHEAP, upper=upper - first.offset, constant=first.offset)
+    return _Left(
+        problem=narrowed.problem, offset=first.offset + narrowed.offset,
+        restore=lambda choice: first.restore(narrowed.restore(choice)),
+        choice=None if narrowed.choice is None else first.restore(narrowed.choice),
+    )  # fmt: skip
 
 
 def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> tuple[Choice, float, int]:
@@ -112,13 +144,13 @@ def _leanest(problem: Problem, possible: Choice) -> Choice:
     """A choice that fits, or the leanest found; exactly, where the quick way leaves that open and the problem is small."""
     lean = leanest(problem, possible)
     assert lean.choice is not None
-    if problem.fits(lean.choice) or lean.peak > problem.limit or _num_pairs(problem) > _FEW_PAIRS:
+    if problem.fits(lean.choice) or lean.peak > problem.limit or _num_possible(problem) > _FEW_PAIRS:
         return lean.choice
     exact = smallest_peak(problem, time.perf_counter() + _PATIENCE).choice
     return lean.choice if exact is None or problem.peak(exact) > problem.peak(lean.choice) else exact
 
 
-def _num_pairs(problem: Problem) -> int:
+def _num_possible(problem: Problem) -> int:
     return sum(int(np.isfinite(edge.cost).sum()) for edge in problem.edges)
 
 
@@ -138,7 +170,7 @@ def _infeasible(problem: Problem, began: float) -> Solution:
     if free is None or not free.choice:
         return not_found(problem, None, began=began, bound=float("inf"), lean=float("inf"), known=True)
     lean = leanest(problem, free.choice)
-    if lean.peak <= problem.limit or _num_pairs(problem) <= _FEW_PAIRS:
+    if lean.peak <= problem.limit or _num_possible(problem) <= _FEW_PAIRS:
         exact = smallest_peak(problem, time.perf_counter() + _PATIENCE)
         lean = exact if exact.choice is not None and problem.peak(exact.choice) <= problem.peak(lean.choice or ()) else lean
     known = lean.peak > problem.limit

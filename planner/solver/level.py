@@ -49,7 +49,7 @@ class Level:
 
     @property
     def num_pairs(self) -> int:
-        return sum(edge.cost.size for edge in self.problem.edges)
+        return self.problem.num_pairs
 
     @property
     def num_states(self) -> int:
