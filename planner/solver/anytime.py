@@ -1,4 +1,4 @@
-"""A problem of any size, best choice first: reduce, prove by integer program what is small, else bound, search, fix, and reduce again.
+"""A problem of any size, best choice first: reduce, prove by integer program what is small, else bound and search side by side.
 
 Problem -> Solution. Ends when the cost meets the bound, when the time is up, or when it is stopped, always with the best choice found
 and a bound that holds. What it returns was added up anew from the problem's own numbers.
@@ -8,22 +8,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from planner.solver.incumbent import Incumbent, Tell
+from planner.solver.level import Level, sum_of_minima
 from planner.solver.peak import smallest_peak
 from planner.solver.polytope import Outcome, Polytope
-from planner.solver.problem import Choice, Problem
-from planner.solver.reduce import Contradiction, Reduced, reduce
-from planner.solver.rows import Rows
-from planner.solver.solution import TOLERANCE, Solution
+from planner.solver.problem import Problem
+from planner.solver.reduce import Contradiction
+from planner.solver.solution import Solution, found, not_found
 
 if TYPE_CHECKING:
+    from planner.solver.flat import Flat
     from planner.solver.lagrange import Dual
-    from planner.solver.primal import Primal
-    from planner.solver.problem import Array
+    from planner.solver.searcher import Searcher, Start
     from planner.solver.working import Labels
 
 __all__ = ["certify"]
@@ -31,21 +33,23 @@ __all__ = ["certify"]
 #: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is given up after `_TRY` of the time.
 _SMALL, _TRY = 120_000, 0.6
 
-#: Shares of the time left that the first rise of the bound takes, and seconds of search between two of fixing.
-_RISE, _SEARCH = 0.4, 30.0
+#: Shares of the time left that a rise of the bound may take, the first and later ones.
+_RISE, _AGAIN = 0.4, 0.1
 
-#: Seconds that local search may take over a choice read off the rising bound; all such take a third of the time at most.
-_READ = 4.0
+#: Seconds of annealing and of windows between two looks at what can be fixed.
+_SEARCH, _WINDOWS = 20.0, 10.0
+
+#: A search starts with those crude prices that are so many times the mean one; it would be slow with all.
+_CRUDE = 10.0
+
+#: A further level must have at most this share of the states for its bound to be raised anew.
+_SMALLER = 0.97
 
 #: A choice over the limit is worth reading off if its cost and this many times the price of what it is over promise the best yet.
 _DEAR = 5.0
 
-#: Factors on the best prices at which choices are read off at the end of a rise (a little more memory is saved than need be), and
-#: the share of the time left within which the next may begin.
-_ABOVE, _READING = (1.0, 1.005, 1.02), 0.2
-
-#: Called with the cost of the best choice, infinite before there is one, and the bound.
-Tell = Callable[[float, float], None]
+#: Factors on the best prices at which choices are read off (a little more memory is saved than need be), and sweeps at each.
+_ABOVE, _READ = (1.0, 1.005, 1.02), 8
 
 
 def certify(
@@ -53,286 +57,184 @@ def certify(
     stopped: Callable[[], bool] = lambda: False,
 ) -> Solution:  # fmt: skip
     """The best choice found within `time_limit` seconds (from `began`), and its bound."""
-    search = _Search(problem, time.perf_counter() if began is None else began, time_limit, tell, stopped)
+    began = time.perf_counter() if began is None else began
+    best = Incumbent(problem, began + time_limit, tell, stopped)
+    search = _Search(best)
     try:
         search.run()
     except Contradiction:
-        search.exhausted = True
-    return search.solution()
-
-
-@dataclass(slots=True)
-class _Level:
-    """A reduced problem, and the way from it to the whole one."""
-
-    problem: Problem
-    rows: Rows
-    offset: float
-    chain: tuple[Reduced, ...]
-    clock: Labels
-
-    def restore(self, choice: Choice) -> Choice:
-        for reduced in reversed(self.chain):
-            choice = reduced.restore(choice)
-        return choice
-
-    def project(self, choice: Choice) -> Choice:
-        for reduced in self.chain:
-            choice = reduced.project(choice)
-        return choice
-
-    @property
-    def num_pairs(self) -> int:
-        return sum(edge.cost.size for edge in self.problem.edges)
+        best.exhausted = True
+    return _answer(best, began, search.num_variables)
 
 
 class _Search:
-    """The state of one `certify`: the best choice of the whole problem, and the best bound."""
+    """One `certify`: its stages."""
 
-    def __init__(self, problem: Problem, began: float, time_limit: float, tell: Tell, stopped: Callable[[], bool]) -> None:
-        self.whole, self.began, self.deadline = problem, began, began + time_limit
-        self.tell, self.stopped = tell, stopped
-        self.best: Choice | None = None
-        self.cost, self.bound = float("inf"), -float("inf")
-        self.exhausted = False  # whether it was shown that no choice (better than the best) is there
-        self.shown = -float("inf")  # the highest bound that was told
+    def __init__(self, best: Incumbent) -> None:
+        self.best = best
         self.num_variables = 0
-        self.prices: dict[int, float] = {}
-
-    def over(self) -> bool:
-        """Whether there is nothing left to do, or no time to do it."""
-        return self.exhausted or self.stopped() or time.perf_counter() >= self.deadline or self._proved()
-
-    def _proved(self) -> bool:
-        return self.best is not None and self.cost - self.bound <= TOLERANCE * abs(self.cost)
+        self.prices: dict[int, float] = {}  # by the whole problem's times
 
     def run(self) -> None:
         """All stages."""
-        reduced = reduce(self.whole)
-        level = _Level(reduced.problem, Rows(reduced.problem), reduced.offset, (reduced,), reduced.clock)
-        self._raise(level.offset + _sum_of_minima(level.problem))
-        tried = self._exactly(level, time.perf_counter() + _TRY * max(0.0, self.deadline - time.perf_counter()))
-        share = _RISE
-        while not self.over():
-            level, share = self._round(level, share), 0.25 * _RISE
-            tried = tried or self._exactly(level, self.deadline)
-            if tried and level.num_pairs <= _SMALL and not self.over():
-                tried = False
+        level, best = Level.of(self.best.problem), self.best
+        best.raise_bound(level.offset + sum_of_minima(level.problem))
+        now = time.perf_counter()
+        self._exactly(level, now + _TRY * max(0.0, best.deadline - now))
+        if not best.over():
+            self._side_by_side(level)
 
-    # ------------------------------------------------------------------------------------------ stages
-
-    def _exactly(self, level: _Level, deadline: float) -> bool:
-        """The integer program of a level, if it is small enough; whether it was tried."""
+    def _exactly(self, level: Level, deadline: float) -> None:
+        """The integer program of a level, if it is small enough."""
         if level.num_pairs > _SMALL:
-            return False
+            return
+        best = self.best
         if not level.problem.costs:
-            self._take(level, (), level.offset)
-            self._raise(level.offset)
-            return True
-        program = Polytope(level.problem, level.rows, stopped=self.stopped)
-        self.num_variables = level.rows.first[-1].item() + level.num_pairs
-        found: Outcome = program.solve(deadline, found=lambda choice: self._take(level, choice))
-        if found.choice is not None:
-            self._take(level, found.choice)
-        self._raise(level.offset + found.bound)
-        return True
+            best.take(level.restore(()))
+            best.raise_bound(level.offset)
+            return
+        program = Polytope(level.problem, level.rows, stopped=lambda: best.stopped() or best.ended)
+        self.num_variables = level.num_states + level.num_pairs
+        outcome: Outcome = program.solve(deadline, found=lambda choice: best.take(level.restore(choice)))
+        if outcome.choice is not None:
+            best.take(level.restore(outcome.choice))
+        best.raise_bound(level.offset + outcome.bound)
 
-    def _round(self, level: _Level, share: float) -> _Level:
-        """The bound risen, choices read off and bettered, strategies fixed; the level that is left."""
+    def _side_by_side(self, level: Level) -> None:
+        """The bound, fixing and windows here; annealing in a second thread, and here once the bound is at rest."""
+        from planner.solver.searcher import Searcher
+
+        dual, start = self._begun(level)
+        there = Searcher(self.best, start)
+        with ThreadPoolExecutor(1) as pool:
+            searching = pool.submit(there.until_over)
+            try:
+                start = self._risen(level, dual, _RISE)
+                there.put(start)
+                here = Searcher(self.best, start, number=1)
+                if self.best.choice is None:
+                    self._any_that_fits(start)
+                while not self.best.over():
+                    dual, start = self._round(here, dual, start)
+                    if start is not here.start:
+                        here.put(start)
+                        there.put(start)
+            finally:
+                self.best.ended = True  # ends the thread
+        searching.result()
+
+    def _round(self, searcher: Searcher, dual: Dual, start: Start) -> tuple[Dual, Start]:
+        """Annealing and windows for a while; strategies fixed, and where that leaves much less, a new level."""
+        best = self.best
+        until = min(best.deadline, time.perf_counter() + _SEARCH)
+        while time.perf_counter() < until and not best.over():
+            searcher.step()
+        self._windows(start, dual)
+        if best.over() or best.choice is None:
+            return dual, start
+        level = self._fixed(start, dual)
+        if level.num_states > _SMALLER * start.level.num_states:
+            return dual, start
+        self._exactly(level, best.deadline)
+        return (dual, start) if best.over() else self._further(level)
+
+    # ------------------------------------------------------------------------------------------ the bound
+
+    def _begun(self, level: Level) -> tuple[Dual, Start]:
+        """Crude prices, and a choice that fits or nearly does: where a search can start before the bound is known."""
         from planner.solver.flat import Flat
         from planner.solver.lagrange import Dual
-        from planner.solver.primal import Primal
+        from planner.solver.searcher import Start
 
-        flat, rows = Flat.of(level.problem), level.rows
-        dual = Dual(flat, rows, self._carried(level))
-        primal = Primal(level.problem, flat, rows)
-        self._rise(level, dual, primal, share)
+        best, flat = self.best, Flat.of(level.problem)
+        dual = Dual(flat, level.rows)
+        dual.begin(lambda labels: level.rows.fits(labels) and best.take(level.restore(tuple(labels.tolist()))))
+        prices = np.where(dual.prices > _CRUDE * dual.prices.sum() / max(len(dual.prices), 1), dual.prices, 0.0)
+        return dual, Start(level=level, flat=flat, prices=prices, labels=dual.labels.copy())
+
+    def _risen(self, level: Level, dual: Dual, share: float) -> Start:
+        """The bound of a level raised in a share of the time left, and where a search can go on."""
+        from planner.solver.searcher import Start
+
+        best, now = self.best, time.perf_counter()
+        dual.rise(now + share * (best.deadline - now), best.over, lambda: best.say(level.offset + dual.bound))
         dual.settle()
-        self._raise(level.offset + dual.certified())
-        self._remember(level, dual)
-        self._read_off(level, dual, primal)
-        if self.best is None:
-            self._any_that_fits(level, dual, primal)
-        if not self.over():
-            self._windows(level, dual, primal)
-        return level if self.over() else self._fixed(level, dual)
+        best.raise_bound(level.offset + dual.certified())
+        self.prices = {int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
+        return Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=_read_off(dual.flat, dual))
 
-    def _rise(self, level: _Level, dual: Dual, primal: Primal, share: float) -> None:
-        from planner.solver.primal import weight_of
+    def _further(self, level: Level) -> tuple[Dual, Start]:
+        """The same on a further level, from the prices of the last."""
+        from planner.solver.flat import Flat
+        from planner.solver.lagrange import Dual
 
-        now = time.perf_counter()
-        due, promise = now, float("inf")
-        until = now + share * (self.deadline - now)
+        dual = Dual(Flat.of(level.problem), level.rows, level.prices(self.prices))
+        start = self._risen(level, dual, _AGAIN)
+        assert self.best.choice is not None  # else nothing was fixed
+        return dual, replace(start, labels=level.project(self.best.choice))
 
-        def after_round() -> None:
-            nonlocal due, promise
-            self._say(level.offset + dual.bound)
-            began, hope = time.perf_counter(), _promise(dual, primal)
-            if began < due or hope >= promise:
-                return
-            promise = hope
-            weight, until = weight_of(dual, dual.bound), began + _READ
-            if primal.improve(dual.labels, weight, stopped=lambda: self._hurry() or time.perf_counter() > until):
-                self._take_labels(level, primal)
-            due = time.perf_counter() + 2 * (time.perf_counter() - began)
-
-        if self.best is None:
-            dual.begin(primal.offer)
-            self._take_labels(level, primal)
-            if primal.labels is not None:
-                primal.improve(primal.labels, weight_of(dual, dual.bound), stopped=self._hurry)
-                self._take_labels(level, primal)
-        else:
-            primal.improve(_labels(level.project(self.best)), weight_of(dual, self.cost), stopped=self._hurry)
-        dual.rise(until, self._hurry, after_round)
-
-    def _read_off(self, level: _Level, dual: Dual, primal: Primal) -> None:
-        """The choices that the best prices give, and ones a little above them."""
-        from planner.solver.primal import weight_of
-
-        now = time.perf_counter()
-        until = now + _READING * (self.deadline - now)
-        for number, factor in enumerate(_ABOVE):
-            costs, read = dual.priced(dual.prices * factor), []
-            for index in range(8):
-                dual.sweep(costs, index % 2 == 0)
-                read.append((_promise(dual, primal), index, dual.labels.copy()))
-            if number == 0 or time.perf_counter() < until:  # the best prices' own choice is worth all the time that it takes
-                primal.improve(min(read)[2], weight_of(dual, dual.bound), stopped=self._hurry)
-        self._take_labels(level, primal)
-        dual.settle()
-
-    def _any_that_fits(self, level: _Level, dual: Dual, primal: Primal) -> None:
-        """Where no choice read off came to fit: prices ever higher, until memory is all that counts."""
-        from planner.solver.primal import weight_of
-
-        prices = dual.prices.copy()
-        for _ in range(12):
-            prices *= 2.0
-            costs = dual.priced(prices)
-            for index in range(6):
-                dual.sweep(costs, index % 2 == 0)
-            weight = weight_of(dual, dual.bound) * 16
-            if self._hurry() or primal.improve(dual.labels, weight, stopped=self._hurry):
-                break
-        if primal.labels is None and not self._hurry():
-            found = smallest_peak(level.problem, self.deadline, self.stopped)
-            if found.choice is not None:
-                primal.offer(_labels(found.choice))
-            self.exhausted = found.peak > level.problem.limit
-        self._take_labels(level, primal)
-        dual.settle()
-
-    def _windows(self, level: _Level, dual: Dual, primal: Primal) -> None:
-        """Large-neighbourhood search for some seconds."""
-        from planner.solver.primal import Windows
-
-        if primal.labels is None:
-            return
-        windows = Windows(primal, dual)
-        until = min(self.deadline, time.perf_counter() + _SEARCH)
-        while time.perf_counter() < until and not self.stopped():
-            if windows.step(until, self.stopped):
-                self._take_labels(level, primal)
-
-    def _fixed(self, level: _Level, dual: Dual) -> _Level:
+    def _fixed(self, start: Start, dual: Dual) -> Level:
         """The level without what no better choice takes."""
         dual.settle(0)
-        states = dual.fixed(self.cost - level.offset)
-        kept = np.split(states, np.searchsorted(states, dual.flat.first[1:-1]))
-        if len(states) == len(dual.flat.costs):
-            return level
-        reduced = reduce(level.problem, kept=[k - first for k, first in zip(kept, dual.flat.first, strict=False)])
-        return _Level(
-            reduced.problem, Rows(reduced.problem), level.offset + reduced.offset, (*level.chain, reduced),
-            level.clock[reduced.clock],
-        )  # fmt: skip
+        states, first = dual.fixed(self.best.cost - start.level.offset), start.flat.first
+        kept = np.split(states, np.searchsorted(states, first[1:-1]))
+        if len(states) > _SMALLER * len(start.flat.costs):
+            return start.level
+        return start.level.without([labels - at for labels, at in zip(kept, first, strict=False)])
 
-    # ------------------------------------------------------------------------------------------ what is known
+    # ------------------------------------------------------------------------------------------ choices
 
-    def _hurry(self) -> bool:
-        return self.stopped() or time.perf_counter() >= self.deadline
+    def _any_that_fits(self, start: Start) -> None:
+        """A lean choice, where none was read off that fits; or that there is none."""
+        level, best = start.level, self.best
+        lean = smallest_peak(level.problem, best.deadline, lambda: best.hurry() or best.choice is not None)
+        if lean.choice is not None:
+            best.take(level.restore(lean.choice))
+        best.exhausted = best.exhausted or lean.peak > level.problem.limit
 
-    def _say(self, bound: float) -> None:
-        """Tells of progress; a bound that is told is never taken back."""
-        self.shown = max(self.shown, min(bound, self.cost))
-        self.tell(self.cost, self.shown)
+    def _windows(self, start: Start, dual: Dual) -> None:
+        """Large-neighbourhood search for some seconds, on the best choice of both threads."""
+        from planner.solver.windows import Windows
 
-    def _take_labels(self, level: _Level, primal: Primal) -> None:
-        if primal.labels is not None:
-            self._take(level, tuple(primal.labels.tolist()), level.offset + primal.cost)
-
-    def _take(self, level: _Level, choice: Choice, near: float = -float("inf")) -> None:
-        """A choice of a level, taken if it is the best of the whole problem so far, by the problem's own numbers."""
-        if not near < self.cost - 1e-9 * abs(self.cost) and np.isfinite(self.cost):
+        best, level = self.best, start.level
+        until = min(best.deadline, time.perf_counter() + _WINDOWS)
+        if best.choice is None:
             return
-        whole = level.restore(choice)
-        cost = self.whole.cost(whole)
-        if cost < self.cost and self.whole.fits(whole):
-            self.best, self.cost = whole, cost
-            self._say(self.bound)
-
-    def _raise(self, bound: float) -> None:
-        """A bound of what is left. Where fixing took out all that does not better the best, the best's cost is the bound."""
-        bound = min(bound, self.cost)
-        if bound > self.bound:
-            self.bound = bound
-            self._say(self.bound)
-        if bound == float("inf"):
-            self.exhausted = True
-
-    def _carried(self, level: _Level) -> Array | None:
-        """The last prices in the level's times."""
-        clock = level.clock
-        if not self.prices or not len(clock):
-            return None
-        out = np.zeros(len(clock))
-        for at, price in self.prices.items():
-            out[min(int(np.searchsorted(clock, at)), len(clock) - 1)] += price
-        return out
-
-    def _remember(self, level: _Level, dual: Dual) -> None:
-        clock = level.clock
-        self.prices = {int(clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
-
-    def solution(self) -> Solution:
-        """What was found."""
-        elapsed = time.perf_counter() - self.began
-        if self.best is not None:
-            bound = self.cost if self.exhausted else min(self.bound, self.cost)
-            proved = self.cost - bound <= TOLERANCE * abs(self.cost)
-            return Solution(
-                status="optimal" if proved else "feasible", choice=self.best, objective=self.cost, bound=bound, time_s=elapsed,
-                num_variables=self.num_variables,
-            )  # fmt: skip
-        return self._nothing_fits(elapsed)
-
-    def _nothing_fits(self, elapsed: float) -> Solution:
-        """The leanest choice, and how lean any could be."""
-        lean = smallest_peak(self.whole, time.perf_counter() + 10.0, self.stopped)
-        choice = lean.choice
-        if choice is not None and self.whole.fits(choice):
-            self.best, self.cost, self.exhausted = choice, self.whole.cost(choice), False
-            return self.solution()
-        known = self.exhausted or lean.peak > self.whole.limit * (1 + 1e-9)
-        objective = float("inf") if choice is None else self.whole.cost(choice)
-        return Solution(
-            status="infeasible" if known else "unknown", choice=choice or (), objective=objective, bound=self.bound,
-            time_s=elapsed, num_variables=0, lean_bound=lean.peak, lean_at=lean.at,
-            overflow=max(0.0, (self.whole.peak(choice) if choice else float("inf")) - self.whole.limit),
-        )  # fmt: skip
+        windows, cost = Windows(level.problem, start.flat, level.rows, dual.marginals, level.project(best.choice), 0), best.cost
+        while time.perf_counter() < until and not best.over():
+            if best.cost < cost:
+                windows.put(level.project(best.choice))
+            if windows.step(until, best.over):
+                best.take(level.restore(tuple(windows.labels.tolist())))
+            cost = best.cost
 
 
-def _sum_of_minima(problem: Problem) -> float:
-    """A bound at once: every node and edge at its cheapest."""
-    return float(sum(c.min() for c in problem.costs) + sum(e.cost.min() for e in problem.edges))
+def _read_off(flat: Flat, dual: Dual) -> Labels:
+    """The most promising choice that the best prices give, or ones a little above them."""
+    read = []
+    for factor in _ABOVE:
+        costs = dual.priced(dual.prices * factor)
+        for index in range(_READ):
+            dual.sweep(costs, index % 2 == 0)
+            read.append(dual.labels.copy())
+    dual.settle()
+    return min(read, key=lambda labels: _promise(flat, dual, labels))
 
 
-def _promise(dual: Dual, primal: Primal) -> float:
-    """What the choice that the dual reads off costs, with what it is over the limit at the worst time charged."""
-    over = max(0.0, float(primal.rows.excess(dual.labels).max(initial=0.0))) / dual.unit
-    return primal.flat.cost(dual.labels) + _DEAR * over * max(float(dual.prices.sum()), abs(dual.bound))
+def _promise(flat: Flat, dual: Dual, labels: Labels) -> float:
+    """What a choice costs, with what it is over the limit at the worst time charged."""
+    over = max(0.0, float(dual.rows.excess(labels).max(initial=0.0))) / dual.unit
+    return flat.cost(labels) + _DEAR * over * max(float(dual.prices.sum()), abs(dual.bound))
 
 
-def _labels(choice: Choice) -> Labels:
-    return np.array(choice, dtype=np.int64)
+def _answer(best: Incumbent, began: float, num_variables: int) -> Solution:
+    """What was found; where nothing was, the leanest choice, and how lean any could be."""
+    whole = best.problem
+    if best.choice is not None:
+        bound = best.cost if best.exhausted else best.bound
+        return found(whole, best.choice, bound=bound, began=began, num_variables=num_variables)
+    lean = smallest_peak(whole, time.perf_counter() + 10.0, best.stopped)
+    if lean.choice is not None and best.take(lean.choice):
+        return found(whole, lean.choice, bound=best.bound, began=began, num_variables=num_variables)
+    known = best.exhausted or lean.peak > whole.limit * (1 + 1e-9)
+    return not_found(whole, lean.choice, began=began, bound=best.bound, lean=lean.peak, at=lean.at, known=known)

@@ -17,7 +17,7 @@ from planner.solver.working import Labels
 __all__ = ["least_pairs", "sweep"]
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def sweep(
     costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels, to_u: Labels,
     to_v: Labels, messages: Array, forward: bool, marginals: Array, labels: Labels,
@@ -64,7 +64,7 @@ def sweep(
     return bound
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _collect(
     e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels,
     messages: Array,
@@ -87,7 +87,7 @@ def _collect(
                 messages[b + j] = min(messages[b + j], pairs[start + i * columns + j] - taken)
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def _decide(
     e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, mine: int, messages: Array,
     labels: Labels, given: Array,
@@ -114,7 +114,7 @@ def b_of(e: int, first: Labels, u: Labels, mine: int) -> int:
     return int(mine + (first[u[e] + 1] - first[u[e]]))
 
 
-@numba.njit(cache=True)
+@numba.njit(cache=True, nogil=True)
 def least_pairs(
     u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels, messages: Array
 ) -> float:

@@ -42,7 +42,7 @@ class Dual:
     def __init__(self, flat: Flat, rows: Rows, prices: Array | None = None) -> None:
         self.flat, self.rows = flat, rows
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
-        self.room: Array = np.where(np.isfinite(rows.room), rows.room, 0.0) / self.unit  # without a limit no time has a price
+        self.room: Array = rows.room / self.unit
         self.prices: Array = np.zeros(rows.horizon) if prices is None else prices
         self.to_u, self.to_v, length = flat.messages
         self.messages, self.marginals = np.zeros(length), np.zeros(len(flat.costs))
@@ -51,12 +51,7 @@ class Dual:
 
     def priced(self, prices: Array) -> Array:
         """The states' costs with memory priced."""
-        if not len(self.rows.nbytes):
-            return self.flat.costs
-        rows, paid = self.rows, np.concatenate([[0.0], np.cumsum(prices)])
-        each = np.bincount(rows.owner, (paid[rows.hi] - paid[rows.lo]) * rows.times, len(rows.starts) - 1)
-        held = np.repeat(each, np.diff(rows.starts)) * rows.nbytes / self.unit
-        return self.flat.costs + np.bincount(rows.states, held, len(self.flat.costs))
+        return self.flat.costs + self.rows.charged(prices) / self.unit
 
     def sweep(self, costs: Array, forward: bool) -> float:
         """One pass; its bound, prices not taken off."""

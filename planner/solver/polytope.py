@@ -24,7 +24,7 @@ from planner.solver.quiet import silence_banner
 from planner.solver.rows import Rows
 from planner.solver.working import Labels
 
-__all__ = ["Outcome", "Polytope"]
+__all__ = ["Outcome", "Polytope", "magnitude"]
 
 #: Costs are scaled so that the largest one that matters is about this: the solver's tolerances are absolute, 1e-7 and less.
 _SCALE = 1e4
@@ -57,7 +57,7 @@ class Polytope:
         self.added: set[int] = set()
         self.improved: list[Array] = []  # what HiGHS's thread found last
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
-        self.scale = 1.0 if elastic else _SCALE / _magnitude(problem)
+        self.scale = 1.0 if elastic else _SCALE / magnitude(problem)
         self.highs = highspy.Highs()  # type: ignore[no-untyped-call]
         for name, value in (
             ("output_flag", False), ("threads", 1), ("mip_rel_gap", 0.0), ("mip_abs_gap", 1e-6), ("random_seed", 0),
@@ -149,7 +149,7 @@ class Polytope:
                 choice = None
             return Outcome(choice=choice, bound=bound, proved=choice is not None)
 
-    def solve(self, deadline: float, *, found: Callable[[Choice], None] = lambda choice: None) -> Outcome:
+    def solve(self, deadline: float, *, found: Callable[[Choice], object] = lambda choice: None) -> Outcome:
         """The best choice that fits; the relaxation first, for the rows that it brings. `found` is told of choices on the way."""
         first = self.relax(deadline)
         if first.proved or self._late(deadline):
@@ -182,7 +182,7 @@ class Polytope:
         excess = self.rows.excess(choice) - over * self.unit
         return bool((excess <= (_LOOSE * self.unit if self.elastic else self.rows.slack)).all())
 
-    def _run(self, deadline: float, found: Callable[[Choice], None] | None = None) -> highspy.HighsModelStatus:
+    def _run(self, deadline: float, found: Callable[[Choice], object] | None = None) -> highspy.HighsModelStatus:
         """Runs HiGHS until it is done, the time is up, or the person at the keyboard has had enough."""
         left = deadline - time.perf_counter()
         if self._late(deadline):
@@ -206,7 +206,7 @@ class Polytope:
         return tuple(int(weight[a:b].argmax()) for a, b in itertools.pairwise(first))
 
 
-def _magnitude(problem: Problem) -> float:
+def magnitude(problem: Problem) -> float:
     """The size of costs that tell choices apart: the spread of each node's and edge's, summed, a state of each on average."""
     tables = [*problem.costs, *(edge.cost for edge in problem.edges)]
     spread = sum(float(np.ptp(finite)) for table in tables if len(finite := table[~forbids(table)]))

@@ -6,7 +6,6 @@ A state is a strategy of a node; all states stand in one line, node by node. Row
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from planner.solver.problem import Array, Choice, Problem
 from planner.solver.working import Labels
@@ -15,7 +14,7 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """The memory rows of a problem. `first[n]` is node n's first state; `room` what is left at each time."""
+    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first state; `room` what is left at a time."""
 
     def __init__(self, problem: Problem) -> None:
         sizes = np.array([len(c) for c in problem.costs], dtype=np.int64)
@@ -31,8 +30,8 @@ class Rows:
         table = np.array(spans, dtype=float).reshape(-1, 4)
         self.owner, self.lo, self.hi = (table[:, i].astype(np.int64) for i in range(3))
         self.times: Array = table[:, 3]
-        self.horizon, self.limit = problem.horizon, problem.limit
-        base = np.zeros(problem.horizon) if problem.base is None else problem.base
+        self.horizon, self.limit = problem.horizon if problem.limit < float("inf") else 0, problem.limit
+        base = np.zeros(self.horizon) if problem.base is None else problem.base[: self.horizon]
         self.room: Array = problem.limit - base
         #: How much over the room still counts as within: what `Problem.fits` allows, less for rounding here.
         self.slack = 0.5e-9 * problem.limit if self.times.size else 0.0
@@ -82,10 +81,11 @@ class Rows:
         worst = np.array([group[excess[group].argmax()] for group in groups])
         return worst[np.argsort(-excess[worst])]
 
-    def prices_on_states(self, prices: dict[int, float]) -> NDArray[np.float64]:
-        """What each state's memory costs at so much a byte at some times."""
-        out = np.zeros(int(self.first[-1]))
-        for at, price in prices.items():
-            states, nbytes = self.row(at)
-            out[states] += price * nbytes
-        return out
+    def charged(self, prices: Array) -> Array:
+        """What each state's memory costs at so much a byte at each time."""
+        if not len(self.nbytes):
+            return np.zeros(int(self.first[-1]))
+        paid = np.concatenate([[0.0], np.cumsum(prices)])
+        each = np.bincount(self.owner, (paid[self.hi] - paid[self.lo]) * self.times, len(self.starts) - 1)
+        held = np.repeat(each, np.diff(self.starts)) * self.nbytes
+        return np.bincount(self.states, held, int(self.first[-1])).astype(np.float64)

@@ -1,22 +1,34 @@
 """Large-neighbourhood search: a window of nodes is freed, all others kept, and the window solved exactly, memory included.
 
+Windows of several kinds in turn, many nodes with few strategies each or few nodes with many; the pairs that a window of a kind may
+have adapt to whether the last one was solved. Strategies that the dual finds dear are left out first.
+
 A window's problem is an ordinary one: its nodes' costs hold what edges to the outside cost, its base what the outside holds. It is
 reduced and given to the local-polytope program like any other.
 """
 
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable
 
 import numpy as np
 
+from planner.solver.flat import Flat
 from planner.solver.polytope import Polytope
 from planner.solver.problem import Array, Choice, Edge, Problem, Usage
 from planner.solver.reduce import Contradiction, reduce
 from planner.solver.rows import Rows
 from planner.solver.working import Labels
 
-__all__ = ["Surroundings"]
+__all__ = ["Surroundings", "Windows"]
+
+#: Pairs that a window may have at first, and the seconds that it may take; it grows where it is solved in an eighth of them.
+_PAIRS, _PATIENCE = 4_000, 4.0
+
+#: Kinds of window: strategies a node that one considers, cheapest by the dual first, beside the incumbent's.
+_KEPT = (5, 12, 40, 1000)
 
 
 class Surroundings:
@@ -55,17 +67,6 @@ class Surroundings:
             base=outside if limited else None,
         )  # fmt: skip
 
-    def ball(self, centre: int, size: int, rng: np.random.Generator) -> list[int]:
-        """A connected window around a node, grown in random order."""
-        found, edge = {centre}, [centre]
-        while edge and len(found) < size:
-            node = edge.pop(int(rng.integers(len(edge))))
-            for other, _ in self.near[node]:
-                if other not in found and len(found) < size:
-                    found.add(other)
-                    edge.append(other)
-        return sorted(found)
-
     def better(
         self, labels: Labels, nodes: list[int], allowed: list[Labels], deadline: float, stopped: Callable[[], bool]
     ) -> tuple[Labels | None, bool]:
@@ -90,3 +91,53 @@ class Surroundings:
         out = labels.copy()
         out[nodes] = [int(kept[s]) for s, kept in zip(whole, allowed, strict=True)]
         return (out if self.rows.fits(out) else None), proved
+
+
+class Windows:
+    """Window after window over a choice of a level: `labels` and their `cost`."""
+
+    def __init__(self, problem: Problem, flat: Flat, rows: Rows, marginals: Array, labels: Labels, seed: int) -> None:
+        self.flat = flat
+        self.put(labels)
+        self.around = Surroundings(problem, rows)
+        self.rng = np.random.default_rng(seed)
+        self.pairs = dict.fromkeys(_KEPT, float(_PAIRS))
+        pieces = [np.argsort(marginals[a:b], kind="stable") for a, b in itertools.pairwise(flat.first)]
+        self.kept = {count: [np.sort(piece[:count]) for piece in pieces] for count in _KEPT}
+
+    def put(self, labels: Labels) -> None:
+        """Goes on from another choice."""
+        self.labels, self.cost = labels, self.flat.cost(labels)
+
+    def step(self, deadline: float, stopped: Callable[[], bool]) -> bool:
+        """One window; whether it bettered the choice."""
+        began = time.perf_counter()
+        count = _KEPT[int(self.rng.integers(len(_KEPT)))]
+        nodes = self._nodes(count)
+        allowed = [np.unique(np.append(self.kept[count][n], self.labels[n])) for n in nodes]
+        found, proved = self.around.better(self.labels, nodes, allowed, min(deadline, began + _PATIENCE), stopped)
+        if not proved:
+            self.pairs[count] = max(_PAIRS / 8, self.pairs[count] * 0.7)
+        elif time.perf_counter() - began < _PATIENCE / 8:
+            self.pairs[count] *= 1.1
+        if found is None or not self.flat.cost(found) < self.cost:
+            return False
+        self.labels, self.cost = found, self.flat.cost(found)
+        return True
+
+    def _nodes(self, count: int) -> list[int]:
+        """A connected window of about as many pairs as windows of this kind may have, around a random node."""
+        near, kept = self.around.near, self.kept[count]
+        found: set[int] = set()
+        edge, pairs = [int(self.rng.integers(self.flat.num_nodes))], 0.0
+        while edge and pairs < self.pairs[count]:
+            node = edge.pop(int(self.rng.integers(len(edge))))
+            if node in found:
+                continue
+            found.add(node)
+            for other, _ in near[node]:
+                if other in found:
+                    pairs += len(kept[node]) * len(kept[other])
+                else:
+                    edge.append(other)
+        return sorted(found)
