@@ -10,10 +10,10 @@ demo: $(STAMP)
 	$(BIN)/plan --model lstm --gpus 8
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

@@ -88,7 +88,9 @@ class StepBar:
         if self.bar is not None:
             self.bar.update(self.bar.task_ids[0], description="training", completed=event["step"])
         if self.say:
-            line = f"step {event['step']:>{len(str(self.total))}}  loss {event['loss']:.6f}  {format_time(event['time_s'])}"
+            several = ", ".join(f"{name} {loss:.6f}" for name, loss in event["losses"].items())
+            loss = f"loss {event['loss']:.6f}" + (f" ({several})" if several else "")
+            line = f"step {event['step']:>{len(str(self.total))}}  {loss}  {format_time(event['time_s'])}"
             if self.bar is not None and sys.stdout.isatty():
                 self.bar.console.print(line, highlight=False)  # above the bar, on the same terminal
             else:

@@ -162,11 +162,12 @@ class _Filters:
         return option.kind == "split" and dims.atoms[option.number] in self.batch
 
     def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
-        """Whether the option splits two or three things unevenly that are not samples, as the 3 of a fused QKV over 2 devices: never
-        better than what else there is, and so many more strategies."""
+        """Whether the option splits three things unevenly that are not samples, as those of a fused QKV over 2 devices: never better
+        than what else there is, and so many more strategies. Fewer things than devices cannot be split, which is told elsewhere."""
         if option.kind != "split" or self._splits_batch(dims, option):
             return False
-        return dims.sizes[option.number] < 4 and dims.sizes[option.number] % self.mesh.sizes[axis] != 0
+        size, count = dims.sizes[option.number], self.mesh.sizes[axis]
+        return count <= size < 4 and size % count != 0
 
     def _data(self, node: Node, axis: int, option: Option) -> bool:
         """An op that has the batch splits it; one that has not runs whole, or on partial sums. What reads the batch tensors alone (the

@@ -219,7 +219,7 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
         rows += [
             ("against one process", f"loss {verify['loss_error']:.1e} (largest relative errors)"),
             ("", f"gradients {verify['gradient_error']:.1e} (worst: {verify['worst_gradient']})"),
-            ("", f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']})"),
+            ("", f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']}{_left_out(verify)})"),
             *(
                 [("", f"buffers {verify['buffer_error']:.1e} (worst: {verify['worst_buffer']})")]
                 if verify["worst_buffer"]
@@ -227,6 +227,12 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
             ),
         ]
     return Section(title=f"Ran {plan.ask.model}", body=(Table(header=(), rows=tuple(rows)),))
+
+
+def _left_out(verify: Mapping[str, Any]) -> str:
+    """The part of the parameters that says less than the rest, where there is one."""
+    left_out, whole = verify["num_left_out"], verify["num_elements"]
+    return f"; {left_out:,} of {whole:,} elements left out: rounding alone may explain as much" if left_out else ""
 
 
 def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:

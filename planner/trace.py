@@ -55,6 +55,10 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
             workload = build()
             name = workload.name
             graph = (None if whole else _repeated(workload)) or _whole(workload)
+        except NotTraceable as error:
+            if isinstance(error, Refused) or not _module(error):
+                raise
+            raise NotTraceable(f"{error} ({_place(error).strip()})") from error
         except UserError:
             raise
         except Exception as error:
@@ -121,7 +125,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     losses: list[str] = []
 
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        with _paths(module) as paths:
+        with _paths(module) as paths, _written_back(module, state):
             label_new_nodes({"phase": "forward", "path": ""})
             with Canonical(key), precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
@@ -137,6 +141,28 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *workload.batch)
     graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
     return graph, [*parameters, *buffers], losses, arguments
+
+
+@contextmanager
+def _written_back(module: torch.nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
+    """What the module sets a buffer to (`self.seen = 0.9 * self.seen`) is written to the buffer, as if it were changed in place."""
+
+    def write(*_: Any) -> None:
+        for name, value in module.named_buffers():
+            given = state.get(name, value)  # one that the module has just made is no state of the step
+            if value is not given:
+                if value.requires_grad or (value.shape, value.dtype) != (given.shape, given.dtype):
+                    raise NotTraceable(
+                        f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: "
+                        "set it to a detached one like it"
+                    )
+                given.copy_(value)
+
+    handle = module.register_forward_hook(write)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def _check_loss(loss: Any, name: str) -> None:
@@ -200,6 +226,10 @@ def _paths(module: torch.nn.Module) -> Iterator[_Paths]:
         handles.append(child.register_forward_hook(lambda _m, _a, out: paths.leave(out)))
     try:
         yield paths
+    except Exception as error:
+        if paths.stack[-1]:
+            error.add_note(f"{_IN_MODULE}{paths.stack[-1]!r}")
+        raise
     finally:
         for handle in handles:
             handle.remove()
@@ -207,6 +237,9 @@ def _paths(module: torch.nn.Module) -> Iterator[_Paths]:
 
 # ------------------------------------------------------------------------------------------------- explaining
 
+
+#: How a note on an error begins that names the module that was running.
+_IN_MODULE = " in module "
 
 #: What the errors of fake tensors mean to the model's author, by the name of their (private) class.
 _REASONS = {
@@ -218,8 +251,16 @@ _REASONS = {
 
 def _explain(error: Exception, name: str) -> str:
     """One line: what went wrong, and the last line of the user's own code that was running."""
-    line = from_frames(traceback.extract_tb(error.__traceback__))
-    where = f" at {line}" if line else ""
     kind = type(error).__name__
     reason = _REASONS.get(kind) or f"{kind}: {(str(error).strip() or 'no message').splitlines()[0]}"
-    return f"model {name!r} cannot be traced as one static graph{where}: {reason}"
+    return f"model {name!r} cannot be traced as one static graph{_place(error)}: {reason}"
+
+
+def _place(error: Exception) -> str:
+    """Where an error happened: ` at FILE:LINE (CODE) in module 'PATH'`, as far as it is known."""
+    line = from_frames(traceback.extract_tb(error.__traceback__))
+    return (f" at {line}" if line else "") + _module(error)
+
+
+def _module(error: Exception) -> str:
+    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(_IN_MODULE)), "")

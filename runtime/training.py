@@ -74,7 +74,8 @@ def train_plan(
 
     Each of `batches` is global, (inputs..., target) or nested as the plan's example was, in its shapes; every rank takes its own part.
     The model starts from `seed` and runs under the workload's optimizer, at its learning rate unless one is given. `device` is
-    "cpu" or "cuda", by default what there is. `on_event` gets `{"step", "loss", "time_s"}` after each step, in a thread.
+    "cpu" or "cuda", by default what there is. `on_event` gets `{"step", "loss", "time_s", "losses"}` after each step, in a thread;
+    "losses" has each of several by name.
 
     Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a rank fails otherwise.
     """
@@ -113,7 +114,7 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
             times.append(time.perf_counter() - start)
             reported.append(executor.reported)
             if place.rank == 0:
-                emit({"step": number, "loss": losses[-1], "time_s": times[-1]})
+                emit({"step": number, "loss": losses[-1], "time_s": times[-1], "losses": reported[-1]})
         parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}
         buffers = {name: tensor.cpu() for name, tensor in gather_buffers(executor).items()}
         if place.rank == 0:

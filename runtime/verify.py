@@ -18,13 +18,24 @@ from runtime.parameters import build, full_tensors
 __all__ = ["Reference", "Verification", "compare", "in_dtypes", "reference_run"]
 
 
+#: Relative errors up to which a run counts as the same, by the dtype of products.
+LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
+COARSE = 1e-2
+#: A run may be as far from the reference as this many times what one rounding of the parameters does to it.
+MARGIN = 10.0
+#: A buffer that is 0 but for rounding (the running mean of what is centred) is held against this part of the largest of all.
+BUFFER_FLOOR = 1e-3
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
     """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named.
 
-    A tensor that is 0 but for rounding (the gradient of a bias that softmax or a batch norm takes away) is held against the largest
-    |b| of all times the fourth root of the dtype's rounding; and where a gradient is that, Adam moves the parameter at random, which
-    is not compared.
+    What plain torch in one process loses in rounding is measured (`Reference`). A gradient that is 0 but for rounding (of a bias that
+    softmax or a batch norm takes away) is held against that. An element of a parameter whose gradient is, or nearly, and which an
+    optimizer like Adam therefore moves at random, counts by what it is further off than rounding may carry it: `num_left_out` of
+    `num_elements` could so be wrong by more than the limit of their dtype without being seen here. Their gradients are compared like
+    all others.
     """
 
     loss_error: float
@@ -34,15 +45,29 @@ class Verification:
     worst_parameter: str
     buffer_error: float = 0.0
     worst_buffer: str = ""
+    num_left_out: int = 0
+    num_elements: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What training gives: the losses, the gradients of the first step, and the parameters and buffers at the end, by name."""
+    """What training gives: the losses, the gradients of the first step, and the parameters and buffers at the end, by name.
+
+    The same training is done again after every parameter has been moved by one rounding, up or down at random: `rounding` is how far
+    that moves the first gradients. `doubt` has, for every element, how far its gradient has moved so far, and at least as far as is
+    typical of its tensor (the root mean square of what moved), over the largest that it has been, at the worst step; `noise` is the
+    same of a tensor's largest elements; `moved` is how far the element of a parameter that moved most has moved at the end. `limit`
+    is the dtype's.
+    """
 
     losses: tuple[float, ...]
     gradients: Mapping[str, Tensor]
     parameters: Mapping[str, Tensor]
+    rounding: Mapping[str, Tensor]
+    doubt: Mapping[str, Tensor]
+    noise: Mapping[str, float]
+    moved: Mapping[str, float]
+    limit: float
 
 
 def in_dtypes(workload: Workload, program: Program) -> Workload:
@@ -58,26 +83,81 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
 
 def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, num_steps: int) -> Reference:
     """`num_steps` of plain training in this process, in the program's dtypes, under the same masks of dropout."""
-    workload = in_dtypes(build(make, seed), program)
-    dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if state.kind == "input"}
-    batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate(workload.batch)]
-    parameters = dict(workload.module.named_parameters())
-    optimizer = make_optimizer(workload.optimizer, list(parameters.values()), workload.learning_rate)
+    trainer, rounded = _Trainer(make, program, seed), _Trainer(make, program, seed)
+    rounded.move_by_a_rounding()
+    before = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}
+    rounding: dict[str, Tensor] = {}
+    doubts: dict[str, _Doubt] = {}
     for step in range(num_steps):
-        optimizer.zero_grad()
-        with Random(step_key(seed, step)), precision(workload.compute):
-            loss, _ = workload.loss_of(batch)
+        losses.append(trainer.step(step))
+        rounded.step(step)
+        found, other = trainer.gradients(), rounded.gradients()
+        change = {name: (other[name] - g).abs() for name, g in found.items()}
+        gradients, rounding = gradients or found, rounding or change
+        for name, gradient in found.items():
+            doubts.setdefault(name, _Doubt(gradient)).add(gradient, change[name])
+    return Reference(
+        losses=tuple(losses),
+        gradients=gradients,
+        parameters={name: tensor.clone() for name, tensor in full_tensors(trainer.workload).items()},
+        rounding=rounding,
+        doubt={name: doubt.worst for name, doubt in doubts.items()},
+        noise={name: doubt.of_largest for name, doubt in doubts.items()},
+        moved={name: _largest(parameter.detach() - before[name]) for name, parameter in trainer.parameters.items()},
+        limit=LIMITS.get(trainer.compute, COARSE),
+    )
+
+
+class _Doubt:
+    """How much of every element of a parameter's gradient is noise, step by step (`Reference.doubt`, `Reference.noise`)."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.strongest, self.change = torch.zeros_like(like), torch.zeros_like(like)
+        self.worst, self.of_largest = torch.zeros_like(like, dtype=torch.float64), 0.0
+
+    def add(self, gradient: Tensor, change: Tensor) -> None:
+        self.strongest, self.change = torch.maximum(self.strongest, gradient.abs()), torch.maximum(self.change, change)
+        moved = self.change[self.change > 0].double()
+        typical = float(moved.square().mean().sqrt()) if moved.numel() else 0.0
+        share = self.change.double().clamp(min=typical) / self.strongest.double()  # infinite where the gradient is 0 by chance
+        self.worst = torch.maximum(self.worst, share.masked_fill((self.strongest == 0) & (self.change == 0), 0.0))
+        self.of_largest = max(self.of_largest, _largest(self.change) / max(_largest(self.strongest), sys.float_info.min))
+
+
+class _Trainer:
+    """The module in plain torch, with its batch and optimizer."""
+
+    def __init__(self, make: Callable[[], Workload], program: Program, seed: int) -> None:
+        self.workload, self.seed = in_dtypes(build(make, seed), program), seed
+        dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if state.kind == "input"}
+        self.batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate(self.workload.batch)]
+        self.parameters = dict(self.workload.module.named_parameters())
+        held = list(self.parameters.values())
+        self.compute = getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
+        self.optimizer = make_optimizer(self.workload.optimizer, held, self.workload.learning_rate)
+
+    def move_by_a_rounding(self) -> None:
+        """Moves every element of the parameters by one rounding of what products are in, up or down at random."""
+        generator = torch.Generator().manual_seed(self.seed)
+        for parameter in self.parameters.values():
+            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
+            parameter.data *= 1 + torch.finfo(self.compute).eps * signs.to(parameter.dtype)
+
+    def step(self, step: int) -> float:
+        """The loss of a step, whose gradients, clipped, the parameters then have."""
+        self.optimizer.zero_grad()
+        with Random(step_key(self.seed, step)), precision(self.workload.compute):
+            loss, _ = self.workload.loss_of(self.batch)
         loss.backward()  # type: ignore[no-untyped-call]
-        if workload.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(parameters.values(), workload.clip_norm)
-        if not losses:
-            gradients = {name: p.grad.clone() for name, p in parameters.items() if p.grad is not None}
-        optimizer.step()
-        losses.append(loss.item())
-    tensors = {name: tensor.clone() for name, tensor in full_tensors(workload).items()}
-    return Reference(losses=tuple(losses), gradients=gradients, parameters=tensors)
+        if self.workload.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.workload.clip_norm)
+        self.optimizer.step()
+        return float(loss.item())
+
+    def gradients(self) -> dict[str, Tensor]:
+        return {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
 
 
 def compare(
@@ -85,9 +165,19 @@ def compare(
     buffers: Mapping[str, Tensor] | None = None,
 ) -> Verification:  # fmt: skip
     """How far a run is from the reference; `buffers` are those that the step changes."""
-    worst_gradient, gradient_error = _worst(gradients, reference.gradients)
-    worst_parameter, parameter_error = _worst(_settled(parameters, reference), reference.parameters)
-    worst_buffer, buffer_error = _worst(buffers or {}, reference.parameters)
+    floors = {name: MARGIN * _largest(rounding) / reference.limit for name, rounding in reference.rounding.items()}
+    worst_gradient, gradient_error = _worst(gradients, reference.gradients, floors)
+    allowed = {name: _allowance(name, gradients, reference) for name in parameters}
+    left_out = {name: allowed[name] > reference.limit * _largest(reference.parameters[name]) for name in parameters}
+    near = {
+        name: torch.where(left_out[name], _nearer(ours.cpu(), reference.parameters[name], allowed[name]), ours.cpu().double())
+        for name, ours in parameters.items()
+    }
+    worst_parameter, parameter_error = _worst(near, reference.parameters, {})
+    largest = max((_largest(reference.parameters[name]) for name in buffers or {}), default=0.0)
+    worst_buffer, buffer_error = _worst(
+        buffers or {}, reference.parameters, dict.fromkeys(buffers or {}, BUFFER_FLOOR * largest)
+    )
     tiny = sys.float_info.min
     pairs = zip(losses, reference.losses, strict=True)
     return Verification(
@@ -98,35 +188,48 @@ def compare(
         worst_parameter=worst_parameter,
         buffer_error=buffer_error,
         worst_buffer=worst_buffer,
+        num_left_out=sum(int(mask.sum()) for mask in left_out.values()),
+        num_elements=sum(tensor.numel() for tensor in parameters.values()),
     )
 
 
-def _settled(parameters: Mapping[str, Tensor], reference: Reference) -> dict[str, Tensor]:
-    """The parameters, with the reference's elements where its gradient is not 0 but below 100 roundings of the largest one."""
-    gradients = reference.gradients
-    largest = max((float(g.abs().max()) for g in gradients.values() if g.numel()), default=0.0)
-    out = {}
-    for name, tensor in parameters.items():
-        out[name], gradient = tensor.cpu(), gradients.get(name)
-        if gradient is not None:
-            noise = (gradient != 0) & (gradient.abs() < 100 * torch.finfo(gradient.dtype).eps * largest)
-            out[name] = torch.where(noise, reference.parameters[name].to(tensor.dtype), out[name])
-    return out
+def _allowance(name: str, gradients: Mapping[str, Tensor], reference: Reference) -> Tensor:
+    """How far each element of a parameter may be from the reference.
+
+    An optimizer that divides the gradient by its size moves an element by up to r = doubt times as far as it moves, and the other way
+    at worst: min(MARGIN r, 2) moved. Of a tensor that is all noise, too small to be divided by its size (Adam's epsilon), every
+    element moves in proportion to it: by MARGIN noise, but not more than 2 times as far as any tensor has moved. An element that never
+    has a gradient in the reference, rounded or not, may move as noise does if it has one in the run.
+    """
+    doubt, moved = reference.doubt.get(name), reference.moved.get(name, 0.0)
+    if doubt is None:
+        return torch.zeros_like(reference.parameters[name], dtype=torch.float64)
+    if name in gradients:
+        doubt = doubt.masked_fill((doubt == 0) & (gradients[name].cpu() != 0) & (reference.noise[name] > 0), float("inf"))
+    most = max(2 * moved, min(MARGIN * reference.noise[name] * moved, 2 * max(reference.moved.values())))
+    return (MARGIN * doubt * moved).clamp(max=most)
 
 
-def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> tuple[str, float]:
-    largest = max((float(theirs[name].abs().max()) for name in ours if theirs[name].numel()), default=0.0)
-    errors = {name: _relative_error(tensor.cpu(), theirs[name], largest) for name, tensor in ours.items()}
+def _nearer(ours: Tensor, theirs: Tensor, allowed: Tensor) -> Tensor:
+    """Our tensor, each element moved towards theirs by what is allowed, at most to it."""
+    difference = ours.double() - theirs.double()
+    return theirs.double() + difference.sign() * (difference.abs() - allowed).clamp(min=0.0)
+
+
+def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], floors: Mapping[str, float]) -> tuple[str, float]:
+    """The tensor with the largest relative error, and that error; a tensor whose elements are below its floor is held against that."""
+    errors = {name: _relative_error(tensor.cpu(), theirs[name], floors.get(name, 0.0)) for name, tensor in ours.items()}
     name = max(errors, key=lambda name: errors[name], default="")
     return name, errors.get(name, 0.0)
 
 
-def _relative_error(a: Tensor, b: Tensor, largest: float) -> float:
-    if not b.numel():
-        return 0.0
-    difference = (a.double() - b.double()).abs().max().item()
-    floor = largest * torch.finfo(b.dtype).eps ** 0.25 if b.is_floating_point() else 0.0
-    return _no_nan(difference / max(b.double().abs().max().item(), floor, sys.float_info.min))
+def _relative_error(a: Tensor, b: Tensor, floor: float) -> float:
+    return _no_nan(_largest(a.double() - b.double()) / max(_largest(b), floor, sys.float_info.min))
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest |element|; 0 of none."""
+    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
 
 
 def _no_nan(error: float) -> float:

@@ -6,8 +6,8 @@ import contextlib
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -41,13 +41,15 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run gave. Step times are in seconds, of this rank; the peak is of the device that holds most."""
+    """What a run gave. Step times are in seconds, of this rank; the peak is of the device that holds most. Of several losses
+    `losses_by_name` has each, for every step; `losses` are their sums."""
 
     num_ranks: int
     backend: str
     losses: tuple[float, ...]
     step_times_s: tuple[float, ...]
     peak_memory_bytes: int
+    losses_by_name: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     verification: Verification | None = None
     timeline: Timeline | None = None
 
@@ -57,6 +59,7 @@ class RunResult:
             "num_ranks": self.num_ranks,
             "backend": self.backend,
             "losses": list(self.losses),
+            "losses_by_name": {name: list(losses) for name, losses in self.losses_by_name.items()},
             "step_time_s": statistics.median(self.step_times_s),
             "step_times_s": list(self.step_times_s),
             "peak_memory_bytes": self.peak_memory_bytes,
@@ -110,14 +113,14 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
 def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:
     """Trains `program` on the workload's example batch; the result on rank 0, None on the others.
 
-    Rank 0 emits `{"step", "loss", "time_s"}` after each step. One step more is recorded, for the peak memory and the timeline.
+    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One step more is recorded, for peak memory and timeline.
     """
     workload = in_dtypes(build(make, request.seed), program)
     groups = make_groups(program, place.rank)
     executor = Executor(
         program, workload, rank=place.rank, groups=groups, device=place.device, keep_gradients=request.verify, seed=request.seed
     )
-    losses, times, gradients = _steps(executor, workload, request, place, emit)
+    losses, several, times, gradients = _steps(executor, workload, request, place, emit)
     parameters = gather_parameters(executor) if request.verify else {}
     buffers = gather_buffers(executor) if request.verify else {}
     timeline = _gather_timelines(executor.recorded_step(workload.batch), place)
@@ -134,6 +137,7 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
         losses=tuple(losses),
         step_times_s=tuple(times),
         peak_memory_bytes=peak,
+        losses_by_name={name: tuple(step[name] for step in several) for name in several[0]},
         verification=verification,
         timeline=timeline if request.record else None,
     )
@@ -141,9 +145,10 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
 
 def _steps(
     executor: Executor, workload: Workload, request: RunRequest, place: Place, emit: Emit
-) -> tuple[list[float], list[float], dict[str, torch.Tensor]]:
-    """The losses, the step times and, where verifying, the gradients of the first step."""
+) -> tuple[list[float], list[dict[str, float]], list[float], dict[str, torch.Tensor]]:
+    """The losses, each of several by name, the step times and, where verifying, the gradients of the first step."""
     losses: list[float] = []
+    several: list[dict[str, float]] = []
     times: list[float] = []
     gradients: dict[str, torch.Tensor] = {}
     local = executor.local_batch(workload.batch)
@@ -152,16 +157,13 @@ def _steps(
         start = time.perf_counter()
         losses.append(executor.step_local(local))
         times.append(time.perf_counter() - start)
+        several.append(executor.reported)
         if step == 0 and request.verify:
             gradients = gather_parameters(executor, executor.gradients)
             executor.keep_gradients = False
         if place.rank == 0:
-            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1], **_several(executor)})
-    return losses, times, gradients
-
-
-def _several(executor: Executor) -> dict[str, dict[str, float]]:
-    return {"losses": executor.reported} if executor.reported else {}
+            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1], "losses": several[-1]})
+    return losses, several, times, gradients
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:

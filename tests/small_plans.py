@@ -55,7 +55,7 @@ SIZES: dict[str, dict[str, int]] = {
     "bert": {"layers": 2, "width": 16, "heads": 4, "mlp": 32, "vocab": 32, "positions": 8, "seq": 8},
     "t5": {"layers": 2, "width": 16, "heads": 4, "head_dim": 4, "mlp": 32, "vocab": 32, "seq": 8, "target_seq": 4},
     "vit": {"layers": 2, "width": 16, "heads": 4, "mlp": 32, "image": 16, "patch": 8, "classes": 8},
-    "moe": {"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "mlp": 24, "experts": 4, "vocab": 32, "seq": 8},
+    "moe": {"layers": 2, "width": 16, "heads": 8, "kv_heads": 4, "mlp": 24, "experts": 4, "vocab": 32, "seq": 8},
     "resnet": {"depth": 10, "width": 8, "image": 64, "classes": 8},
     "unet": {"image": 16, "channels": 4, "width": 8, "levels": 2, "classes": 4},
     "dlrm": {"dense": 4, "tables": 3, "rows": 16, "embed": 8, "bottom": 16, "top": 16},

@@ -39,10 +39,11 @@ def dropped(batch: int = 8) -> Parts:
 
 
 class Normed(nn.Module):
-    """Batch norms of images and vectors, with and without weights, and a running mean of one's own. No bias stands before a norm:
-    its gradient would be 0 but for rounding."""
+    """Batch norms of images and vectors, with and without weights, and running means of one's own, one changed in place and one set.
+    No bias stands before a norm: its gradient would be 0 but for rounding."""
 
     scale: Tensor
+    shift: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -52,6 +53,7 @@ class Normed(nn.Module):
         self.linear, self.last = nn.Linear(8, 16, bias=False), nn.BatchNorm1d(16)
         self.head = nn.Linear(16, 4)
         self.register_buffer("scale", torch.ones(16))
+        self.register_buffer("shift", torch.zeros(16))
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.norm(self.conv(x)))
@@ -59,7 +61,8 @@ class Normed(nn.Module):
         x = self.last(self.linear(x))
         with torch.no_grad():
             self.scale.mul_(0.9).add_(0.1 * x.abs().mean(0))
-        logits: Tensor = self.head(x / self.scale)
+        self.shift = 0.9 * self.shift + 0.1 * x.detach().mean(0)
+        logits: Tensor = self.head(x / self.scale - self.shift)
         return logits
 
 

@@ -1,11 +1,14 @@
-"""The examples of the Python API, shortened: digits and letters learned on two ranks."""
+"""The examples of the Python API, shortened: digits, letters, translating and answering learned on two ranks."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -25,6 +28,42 @@ def test_letters_are_guessed_better_than_by_their_frequency(tmp_path: Path) -> N
     found = re.search(r"held out: ([0-9.]+) bits a letter \(([0-9.]+) by frequency\)", out)
     assert found, out
     assert float(found[1]) < float(found[2]) - 0.3
+
+
+def test_messages_are_translated_better_than_by_the_untrained(tmp_path: Path) -> None:
+    assert (EXAMPLES / "data" / "messages.tsv").stat().st_size <= 500_000
+    assert (EXAMPLES / "data" / "LICENSE.messages").read_text().count("Redistribution and use in source and binary forms") == 3
+    out = run(tmp_path, "translation.py", "--steps", "80")
+    found = re.search(r"held out: chrF ([0-9.]+) \(untrained ([0-9.]+), English ([0-9.]+), memory ([0-9.]+)\)", out)
+    assert found, out
+    trained, untrained, english, memory = map(float, found.groups())
+    assert trained > untrained + 2
+    assert untrained < english < memory
+    assert out.count(" -> ") == 6
+
+
+def test_chrf_of_hand_made_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    chrf = importlib.import_module("translation").chrf
+    assert chrf([["une", "page"]], [["unep", "age"]]) == pytest.approx(100)
+    assert chrf([["xyz"]], [["page"]]) == 0
+    # "ab" in "abc": precisions 1, 1, 0 of sizes 1 to 3 and recalls 2/3, 1/2, 0
+    precision, recall = 2 / 3, (2 / 3 + 1 / 2) / 3
+    assert chrf([["ab"]], [["abc"]]) == pytest.approx(100 * 5 * precision * recall / (4 * precision + recall))
+
+
+def test_questions_are_answered_better_than_by_the_untrained(tmp_path: Path) -> None:
+    assert (EXAMPLES / "data" / "parameters.tsv").stat().st_size <= 500_000
+    assert (EXAMPLES / "data" / "LICENSE.parameters").read_text().count(
+        "Redistribution and use in source and binary forms"
+    ) == 3
+    out = run(tmp_path, "question_answering.py", "--steps", "40")
+    found = re.search(r"held out: ([0-9.]+) right \(untrained ([0-9.]+), by the rule ([0-9.]+)\)", out)
+    assert found, out
+    trained, untrained, by_rule = map(float, found.groups())
+    assert trained > untrained + 0.02
+    assert 0.2 < by_rule < 0.5
+    assert "losses {'start': " in out
 
 
 def run(folder: Path, example: str, *options: str) -> str:

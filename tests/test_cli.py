@@ -283,10 +283,12 @@ def test_simulate_agrees_with_the_plan_and_differs_elsewhere(planned: tuple[Path
 
 def test_a_run_says_every_step(capsys: pytest.CaptureFixture[str]) -> None:
     with StepBar("starting", 10, say=True) as bar:
-        bar.event({"step": 3, "loss": 0.25, "time_s": 0.002})
+        bar.event({"step": 3, "loss": 0.25, "time_s": 0.002, "losses": {}})
+        bar.event({"step": 4, "loss": 0.25, "time_s": 0.002, "losses": {"near": 0.05, "far": 0.2}})
     with StepBar("starting", 10, say=False) as bar:
-        bar.event({"step": 4, "loss": 0.25, "time_s": 0.002})
-    assert capsys.readouterr() == ("step  3  loss 0.250000  2.00 ms\n", "")
+        bar.event({"step": 5, "loss": 0.25, "time_s": 0.002, "losses": {}})
+    several = "step  4  loss 0.250000 (near 0.050000, far 0.200000)  2.00 ms\n"
+    assert capsys.readouterr() == (f"step  3  loss 0.250000  2.00 ms\n{several}", "")
 
 
 def test_no_torch_for_help_and_hardware() -> None:
@@ -336,9 +338,10 @@ def check_keys(verb: str, record: Any) -> None:
     found, listed = set(keys(record)), documented(verb)
     assert {key for key in found if not any(stands_for(d, key) for d in listed)} == set()
     missing = {d for d in listed if not any(stands_for(d, key) for key in found)}
-    assert {
-        d for d in missing if not d.startswith(("replicated_ops", "discovered_ops", "ops_without_rule", "verify", "inter"))
-    } == set()
+    assert {d for d in missing if not d.startswith(MAY_BE_EMPTY)} == set()
+
+
+MAY_BE_EMPTY = ("replicated_ops", "discovered_ops", "ops_without_rule", "verify", "inter", "losses_by_name")
 
 
 def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> None:
@@ -353,6 +356,17 @@ def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> Non
     one = succeeds("hardware", "dgx-h100", "--gpus", "16", "--out", str(tmp_path))
     assert Path(one.pop("files")["picture"]).is_file()
     check_keys("hardware", one)
+
+
+def test_several_losses_have_names(tmp_path: Path) -> None:
+    model = f"{ROOT / 'tests' / 'step_models.py'}:nested"
+    succeeds("--model", model, "--gpus", "2", "--hardware", "cpu", "--batch", "8", "--out", str(tmp_path))
+    found = succeeds("run", str(tmp_path), "--steps", "2")
+    check_keys("run", found)
+    several = found["losses_by_name"]
+    assert {name: len(losses) for name, losses in several.items()} == {"words": 2, "value": 2}
+    assert [sum(step) for step in zip(*several.values(), strict=True)] == pytest.approx(found["losses"], rel=1e-6)
+    assert several["words"][1] < several["words"][0]
 
 
 # ------------------------------------------------------------------------------------------------- plan --help

@@ -64,13 +64,40 @@ def test_a_keras_model_trains_on_two_ranks_and_gets_its_weights_back(name: str, 
         torch.testing.assert_close(value, trained.parameters[key])
 
 
+MADE = """
+import keras
+import numpy as np
+from keras import optimizers
+
+def made(optimizer, **settings):
+    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, **settings)])
+    model.compile(optimizer=optimizer, loss="mse")
+    return model, (np.zeros((4, 3), "float32"), np.zeros((4, 1), "float32"))
+"""
+
+
+@needs_keras
+def test_a_keras_optimizers_settings_are_taken_or_refused(tmp_path: Path) -> None:
+    (tmp_path / "right.py").write_text(f"{MADE}\ndef make():\n    return made(optimizers.Adam(0.03, global_clipnorm=2.0))\n")
+    made = build(
+        Ask(model=f"keras:{tmp_path}/right.py:make", batch=None, seq=None, settings={}, dtype="float32", num_devices=2)
+    )
+    assert (made.optimizer, made.learning_rate, made.clip_norm) == ("adam", pytest.approx(0.03), 2.0)
+
+
 @needs_keras
 @pytest.mark.parametrize(("body", "words"), [
     ("return 3", "return \\(model, \\(x, y\\)\\)"),
     ("return keras.Sequential([keras.layers.Dense(1)]), (1, 2)", "is not compiled"),
+    ("return made('rmsprop')", "the optimizer RMSprop is not planned"),
+    ("return made(optimizers.SGD(0.1, momentum=0.9))", "SGD with momentum=0.9 is not planned, momentum=0.0 is"),
+    ("return made(optimizers.Adam(beta_1=0.5))", "Adam with beta_1=0.5 is not planned, beta_1=0.9 is"),
+    ("return made(optimizers.AdamW())", "AdamW with weight_decay=0.004 is not planned, weight_decay=0.01 is"),
+    ("return made(optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)))", "a schedule of the learning rate"),
+    ("return made('adam', kernel_regularizer='l2')", "losses that layers add"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "wrong.py").write_text(f"import keras\ndef make():\n    {body}\n")
+    (tmp_path / "wrong.py").write_text(f"{MADE}\ndef make():\n    {body}\n")
     wrong = Ask(model=f"keras:{tmp_path}/wrong.py:make", batch=None, seq=None, settings={}, dtype="float32", num_devices=2)
     with pytest.raises(BadValue, match=words):
         build(wrong)

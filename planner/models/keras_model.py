@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -21,8 +22,10 @@ __all__ = ["KerasModule", "is_keras", "parts_of", "put_back"]
 
 _PREFIX = "keras:"
 
-#: Keras's optimizers by the name of ours. torch's own defaults hold but for the learning rate: Adam's epsilon is 1e-8, in Keras 1e-7.
+#: Keras's optimizers by the name of ours. Adam's epsilon is 1e-8, in Keras 1e-7.
 _OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "SGD": "sgd"}
+#: Where the settings of ours are not the defaults of Keras's: what Keras's are to be.
+_OURS = {"AdamW": {"weight_decay": 0.01}}
 
 
 def is_keras(spec: str) -> bool:
@@ -94,13 +97,8 @@ def parts_of(
         raise BadValue(
             f"{spec} returned a model that is not compiled: model.compile(optimizer='adam', loss='binary_crossentropy')"
         )
-    kind = type(model.optimizer).__name__
-    if kind not in _OPTIMIZERS or getattr(model.optimizer, "momentum", None):
-        raise BadValue(
-            f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_OPTIMIZERS)}, without momentum"
-        )
     with unfaked():
-        more = {"optimizer": _OPTIMIZERS[kind], "learning_rate": float(model.optimizer.learning_rate)}
+        more = _optimizer_of(spec, model)
         real = tuple(torch.as_tensor(part) for part in batch)
     made = tuple(torch.empty(part.shape, dtype=part.dtype) for part in real)
     per_sample = keras.losses.get(model.loss)
@@ -112,6 +110,25 @@ def parts_of(
         return mean
 
     return KerasModule(model), made if is_fake(made[0]) else real, loss, more
+
+
+def _optimizer_of(spec: str, model: Any) -> dict[str, Any]:
+    """What a workload says of the optimizer. Raises BadValue for what training by a plan would leave out."""
+    kind = type(model.optimizer).__name__
+    if kind not in _OPTIMIZERS:
+        raise BadValue(f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_OPTIMIZERS)}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Keras's, of numpy's newest
+        found = model.optimizer.get_config()
+        planned = {**type(model.optimizer)().get_config(), **_OURS.get(kind, {})}
+    for key, value in found.items():
+        if key not in ("name", "learning_rate", "global_clipnorm") and value != planned[key]:
+            raise BadValue(f"{spec}: {kind} with {key}={value} is not planned, {key}={planned[key]} is")
+    if not isinstance(found["learning_rate"], float):
+        raise BadValue(f"{spec}: a schedule of the learning rate is not planned; compile with a number")
+    if model.losses:
+        raise BadValue(f"{spec}: losses that layers add (regularizers) are not planned; return them from a torch module")
+    return {"optimizer": _OPTIMIZERS[kind], "learning_rate": found["learning_rate"], "clip_norm": found["global_clipnorm"]}
 
 
 def put_back(model: Any, state: Mapping[str, Tensor]) -> None:

@@ -176,6 +176,14 @@ def test_a_parameter_pin_matches_parameters_only() -> None:
         pins_for(model, mesh_of("dp=2"), (Pin("h.*.attn.qkv.bia", "zero3"),))
 
 
+@pytest.mark.parametrize("kv_heads", [2, 3])
+def test_fewer_key_heads_than_devices_are_told(kv_heads: int) -> None:
+    message = f"{kv_heads} heads cannot be split over 4 devices, at most over {kv_heads}, .*: take smaller axes, or loosen one"
+    ask = ask_for("llama", heads=2 * kv_heads, kv_heads=kv_heads, width=8 * kv_heads)
+    with pytest.raises(NoPlan, match=message):
+        table_of(ask, "tp=4", ("*=tensor",))
+
+
 def test_a_batch_of_fewer_samples_than_data_parallel_devices() -> None:
     model, _ = traced(ask_for("mlp", batch=3))
     with pytest.raises(NoPlan, match="a batch of 3 has fewer samples than 4 data-parallel devices: use --batch 4"):

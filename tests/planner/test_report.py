@@ -138,14 +138,15 @@ def test_what_a_run_gave(found: Found) -> None:
     assert "2.000000 to 1.500000 in 2 steps" in text
     assert "250 ms median, 200 ms least" in text
     assert "1.00 MiB a device" in text
-    verify = {"loss_error": 1e-12, "gradient_error": 2e-11, "parameter_error": 3e-10, "buffer_error": 4e-9}
+    errors = {"loss_error": 1e-12, "gradient_error": 2e-11, "parameter_error": 3e-10, "buffer_error": 4e-9}
+    verify = {**errors, "num_left_out": 1200, "num_elements": 50_000}
     checked = {**RUN, "verify": {**verify, "worst_gradient": "a.weight", "worst_parameter": "b.bias", "worst_buffer": "c.seen"}}
     assert run_record(checked)["verify"] == verify
-    text = drawn((run_section(found.plan, checked, 0.25),), 100)
+    text = drawn((run_section(found.plan, checked, 0.25),), 140)
     for words in (
         "loss 1.0e-12",
         "gradients 2.0e-11 (worst: a.weight)",
-        "parameters 3.0e-10 (worst: b.bias)",
+        "parameters 3.0e-10 (worst: b.bias; 1,200 of 50,000 elements left out: rounding alone may explain as much)",
         "buffers 4.0e-09 (worst: c.seen)",
     ):
         assert words in text

@@ -284,7 +284,107 @@ def test_a_part_of_a_buffer_that_changes_is_a_new_value_of_the_buffer() -> None:
     assert product.operands[1] == new
 
 
+def test_a_buffer_that_is_set_is_a_changed_buffer() -> None:
+    class Sets(_Counts):
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.linear(x)
+            self.seen = 0.9 * self.seen + y.detach().sum(0)  # type: ignore[operator]
+            return y * self.seen
+
+    graph = graph_of(lambda: Sets(lambda seen, y: None))
+    ((buffer, new),) = graph.updates
+    assert graph.values[buffer].name == "seen"
+    product = next(n for n in graph.nodes if n.op == "aten.mul.Tensor" and n.result_shapes == ((8, 4),))
+    assert graph.values[new].shape == (4,)
+    writer = graph.values[product.operands[1]].writer
+    assert writer is not None
+    assert graph.nodes[writer].op == "aten.add.Tensor"
+
+
+def test_a_buffer_that_is_set_to_something_else_is_refused() -> None:
+    class Grows(_Counts):
+        def forward(self, x: Tensor) -> Tensor:
+            self.seen = torch.cat([self.seen, self.seen])  # type: ignore[list-item]
+            return self.linear(x)  # type: ignore[no-any-return]
+
+    message = refusal(lambda: Grows(lambda seen, y: None))
+    assert (
+        message
+        == "buffer 'seen' is set to a tensor with a gradient, or of another shape or dtype: set it to a detached one like it"
+    )
+
+
 # ------------------------------------------------------------------------------------------------- refusals
+
+
+class Body(nn.Module):
+    """A model whose layers do what cannot be traced, as those of libraries of models do."""
+
+    def __init__(self, f: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([nn.Linear(6, 4), Layer(f)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Layer(nn.Module):
+    def __init__(self, f: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.linear, self.f = nn.Linear(4, 4), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return self.f(self.linear, x)  # line: of the call
+
+
+def _bias_changed(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        layer.bias.mul_(0.9)  # type: ignore[operator, union-attr]
+    return x
+
+
+def _packed(_: nn.Module, x: Tensor) -> Tensor:
+    rnn = nn.LSTM(4, 4, batch_first=True)
+    packed = nn.utils.rnn.PackedSequence(x, torch.tensor([8]))
+    return rnn(packed)[0].data  # line: a packed sequence
+
+
+def _compiled(_: nn.Module, x: Tensor) -> Tensor:
+    return torch.compile(torch.sin, backend="eager")(x)  # line: a compiled function
+
+
+_VALUE, _SHAPE = "the value of a tensor is needed", "the shape of a tensor depends on values"
+REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
+    "a value": (lambda _, x: x * x.mean().item(), _VALUE),  # line: a value
+    "a branch": (lambda _, x: x if (x > 0).any() else -x, _VALUE),  # line: a branch
+    "a loop": (lambda _, x: x * len(range(int(x.max()))), _VALUE),  # line: a loop
+    "a list": (lambda _, x: x * sum(x[0].tolist()), _VALUE),  # line: a list
+    "a mask": (lambda _, x: x[x > 0], _SHAPE),  # line: a mask
+    "tokens of an expert": (lambda _, x: x[torch.where(x[:, 0] > 0)], _SHAPE),  # line: tokens of an expert
+    "repeats": (lambda _, x: x.repeat_interleave((x[:, 0] > 0).long() + 1, 0), _SHAPE),  # line: repeats
+    "numpy": (lambda _, x: x + torch.from_numpy(x.detach().numpy()), "RuntimeError: .numpy()"),  # line: numpy
+    "a format": (lambda _, x: x * float(f"{x.sum():.2f}"), "TypeError: unsupported format string"),  # line: a format
+    "a compiled function": (_compiled, "dynamo-optimized function"),
+    "a packed sequence": (_packed, "nn.LSTM on a packed sequence is not supported"),
+    "a changed bias": (_bias_changed, "changes a tensor in place (aten.mul_.Tensor)"),
+    "noise": (lambda _, x: x + torch.rand_like(x), "runs aten.rand_like.default"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_the_module_and_the_line(name: str) -> None:
+    f, reason = REFUSED[name]
+    message = refusal(lambda: Body(f), loss=lambda y, t: y.sum())
+    lines = Path(__file__).read_text().splitlines()
+    if name in ("a changed bias", "noise"):  # of ops that are recorded torch keeps the innermost `forward`
+        name = "of the call"
+    at = next(i for i, text in enumerate(lines, 1) if text.endswith(f"# line: {name}"))
+    assert f"{HERE}:{at} (" in message
+    assert "module 'layers.1'" in message
+    assert reason in message
 
 
 def test_a_value_read_while_tracing_names_the_users_line() -> None:

@@ -1,0 +1,108 @@
+"""What `--verify` sees and what it leaves out: on gradients whose rounding is known."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hand_programs import INPUTS, OUTPUTS, Split, make_workload, perceptron
+from torch import Tensor, nn
+
+from planner.layout import Mesh
+from planner.workload import Workload
+from runtime.verify import Reference, Verification, compare, reference_run
+
+ONE = Mesh(("dp",), (1,))
+
+
+def reference(gradient: list[float], rounding: list[float]) -> Reference:
+    """Two tensors in float32: `large`, whose gradient is exact, and `small`, whose elements moved by 0.003."""
+    gradients = {"large": torch.ones(2), "small": torch.tensor(gradient)}
+    return Reference(
+        losses=(1.0,),
+        gradients=gradients,
+        parameters={"large": torch.ones(2), "small": torch.full((len(gradient),), 0.003)},
+        rounding={"large": torch.zeros(2), "small": torch.tensor(rounding)},
+        doubt={"large": torch.zeros(2), "small": torch.tensor([max(rounding) / abs(g) if g else 0.0 for g in gradient])},
+        noise={"large": 0.0, "small": max(rounding) / max(map(abs, gradient))},
+        moved={"large": 0.003, "small": 0.003},
+        limit=1e-4,
+    )
+
+
+def verify(of: Reference, gradient: list[float], parameter: list[float]) -> Verification:
+    ours = {"large": torch.ones(2), "small": torch.tensor(gradient)}
+    return compare([1.0], ours, {"large": torch.ones(2), "small": torch.tensor(parameter)}, of)
+
+
+def test_a_wrong_gradient_far_below_the_largest_is_seen() -> None:
+    """Of 1e-7 beside gradients of 1: less than a rounding of the largest, and exact in its own tensor."""
+    found = verify(reference([1e-7, 2e-7], [1e-14, 1e-14]), [1e-7, 4e-7], [0.003, 0.003])
+    assert found.worst_gradient == "small"
+    assert found.gradient_error == pytest.approx(1.0)
+    assert found.num_left_out == 0
+
+
+def test_a_gradient_of_rounding_noise_says_nothing_and_is_counted() -> None:
+    """Ours has the other sign, and Adam went the other way."""
+    found = verify(reference([1e-9, -2e-9], [3e-9, 1e-9]), [-1e-9, 2e-9], [-0.003, 0.003])
+    assert found.gradient_error <= 1e-4
+    assert found.parameter_error < 1e-6
+    assert (found.num_left_out, found.num_elements) == (2, 4)
+
+
+def test_noise_allows_no_more_than_noise() -> None:
+    """A gradient that should vanish and does not; a parameter further off than it has moved back and forth."""
+    of = reference([1e-9, -2e-9], [3e-9, 1e-9])
+    assert verify(of, [1e-6, 0.0], [0.003, 0.003]).gradient_error > 1e-3
+    assert verify(of, [1e-9, -2e-9], [0.0091, 0.003]).parameter_error > 1e-2
+
+
+def test_what_has_no_gradient_stays_where_it_was() -> None:
+    found = verify(reference([0.0, 1.0], [0.0, 1e-7]), [0.0, 1.0], [0.0031, 0.003])
+    assert found.parameter_error == pytest.approx(0.1 / 3, rel=1e-3)
+    assert found.num_left_out == 0
+
+
+def test_elements_between_are_allowed_in_proportion() -> None:
+    """A gradient of a hundred times the tensor's rounding: a tenth of what was moved."""
+    of = reference([1.0, 1e-5], [1e-7, 0.0])
+    assert verify(of, [1.0, 1e-5], [0.003, 0.0033]).parameter_error < 1e-6
+    assert verify(of, [1.0, 1e-5], [0.003, 0.0036]).parameter_error == pytest.approx(0.1, rel=1e-3)
+    assert verify(of, [1.0, 1e-5], [0.003, 0.003]).num_left_out == 1
+
+
+class Centred(nn.Module):
+    """A linear layer whose bias a mean takes away."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(INPUTS, OUTPUTS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x)
+        return (x - x.mean(0)).pow(3)
+
+
+def test_rounding_is_measured_where_it_happens() -> None:
+    def make() -> Workload:
+        return replace(make_workload(), module=Centred().double())
+
+    found = reference_run(make, perceptron(Split(ONE, batch=(0,))), seed=0, num_steps=1)
+    share = {name: float(r.max() / found.gradients[name].abs().max()) for name, r in found.rounding.items()}
+    assert share["linear.bias"] > 0.1
+    assert share["linear.weight"] < 1e-13
+    assert found.moved["linear.weight"] == pytest.approx(1e-3, rel=1e-2)
+    assert found.limit == 1e-9
+
+
+def test_what_training_makes_of_a_rounding_is_measured_too() -> None:
+    found = reference_run(make_workload, perceptron(Split(ONE, batch=(0,))), seed=0, num_steps=3)
+    first = reference_run(make_workload, perceptron(Split(ONE, batch=(0,))), seed=0, num_steps=1)
+    for name, doubt in found.doubt.items():
+        assert bool((doubt >= first.doubt[name]).all())
+        assert found.noise[name] > first.noise[name] > 0
+        largest, smallest = float(first.rounding[name].max()), float(first.rounding[name].min())
+        share = first.doubt[name] * first.gradients[name].abs().double()
+        assert smallest < float(share.min()) <= float(share.max()) == pytest.approx(largest)
