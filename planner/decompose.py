@@ -81,8 +81,13 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
 
 
 def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
-    """What stands in x once source is copied to it."""
-    return aten.expand.default(source.to(x.dtype), list(x.shape))
+    """What stands in x once source is copied to it, lying in memory as x does, since views of x may be taken of it."""
+    out = aten.expand.default(source.to(x.dtype), list(x.shape))
+    if out.stride() == x.stride() or x.numel() != sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1:
+        return out
+    order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+    lying = aten.clone.default(aten.permute.default(out, order), memory_format=torch.contiguous_format)
+    return aten.permute.default(lying, [order.index(d) for d in range(x.dim())])
 
 
 def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Any:

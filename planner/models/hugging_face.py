@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
-from planner.models.hugging_face_module import Building, Headed, head_loss, register_experts, regression_loss
+from planner.models.hugging_face_module import Headed, head_loss, register_experts, regression_loss
 from planner.models.spec import Parts, check_given_once
 from planner.torch_private import fake_mode_is_on
 
@@ -215,7 +215,7 @@ def _instance(model_class: Any, config: Any) -> nn.Module:
 
     register_experts()
     config._experts_implementation = "shardwright"
-    with Building(), no_init_weights() if fake_mode_is_on() else nullcontext():
+    with no_init_weights() if fake_mode_is_on() else nullcontext():
         model: Any = model_class._from_config(config)
     model.tie_weights()
     out: nn.Module = model.train()

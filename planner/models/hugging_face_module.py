@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
-from planner.torch_private import fake_copies, fake_mode_is_on, is_fake, really
+from planner.torch_private import fake_copies, is_fake
 
-__all__ = ["Building", "Headed", "head_loss", "register_experts", "regression_loss"]
+__all__ = ["Headed", "head_loss", "register_experts", "regression_loss"]
 
 
 def head_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -83,19 +83,6 @@ def _first_output(found: Any) -> Tensor:
     if not tensors:
         raise BadValue(f"{type(found).__name__} of the model holds no tensor that depends on its parameters")
     return tensors[0]
-
-
-class Building(TorchFunctionMode):
-    """While a model is built of fake tensors: numbers that its class works out with `torch.linspace(..., device="cpu")` are real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace and kwargs.get("device") == "cpu":
-            return really(torch.linspace, *args, **kwargs)
-        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if tensors and fake_mode_is_on() and not any(map(is_fake, tensors)):
-            return really(func, *args, **kwargs)
-        return func(*args, **kwargs)
 
 
 class _Doubles(TorchFunctionMode):

@@ -568,6 +568,11 @@ def _dropout(g: Draw) -> Arguments:
     return (g.real(*g.shape()), step_key(g.size(), g.size()), g.pick(0.1, 0.5, 0.9), g.size()), {}
 
 
+@case("shardwright.uniform")
+def _uniform(g: Draw) -> Arguments:
+    return (step_key(g.size(), g.size()), g.shape(), g.size(), "torch.float64"), {}
+
+
 @case("shardwright.dropout_backward")
 def _dropout_backward(g: Draw) -> Arguments:
     shape = g.shape()

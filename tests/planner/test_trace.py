@@ -321,15 +321,24 @@ def test_dropout_is_one_op_of_ours_and_numbered() -> None:
     assert not any(v.kind == "key" for v in graph_of(Linear).values)
 
 
-def test_random_ops_but_dropout_are_refused_with_their_line() -> None:
+def test_random_numbers_are_ops_of_ours_and_numbered() -> None:
+    class Noisy(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x) + torch.empty_like(x).uniform_(0, 2))
+
+    draws = [n for n in graph_of(Noisy).nodes if n.op == "shardwright.uniform"]
+    assert [(n.args[1], n.args[2]) for n in draws] == [((8, 6), Serial(0)), ((8, 6), Serial(1))]
+
+
+def test_random_ops_that_are_not_planned_are_refused_with_their_line() -> None:
     class Noise(Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x + torch.randn_like(x))  # noise
+            return super().forward(x + torch.poisson(x))  # noise
 
     line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# noise"))
     message = refusal(Noise)
-    assert f"{HERE}:{line} (return super().forward(x + torch.randn_like(x))" in message
-    assert "runs aten.randn_like.default: of random ops only dropout is planned" in message
+    assert f"{HERE}:{line} (return super().forward(x + torch.poisson(x))" in message
+    assert "runs aten.poisson.default: this random op is not planned" in message
 
 
 def test_an_unused_parameter_is_refused() -> None:
