@@ -48,21 +48,39 @@ class Known(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._property(func, args)
+        if name == "__iter__":
+            func, args, kwargs = torch.unbind, args[:1], {}
         tensors = [t for t in _tree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = all(t in self.values for t in tensors) and not any(word in name for word in _CHANCE)
         try:
             out = func(*args, **kwargs)
         except RuntimeError:  # the value or a shape depends on data: known data?
-            if known and tensors:
-                return self._answer(func, args, kwargs)
-            if name == "__getitem__" and self._knows_masks(args[1]):
-                return func(args[0], self._indices(args[1]))
-            raise
+            out = self._without_data(func, name, args, kwargs, known and bool(tensors))
+            if out is NotImplemented:
+                raise
+            return out
         if known:
             self._follow(func, name, args, kwargs, out)
         elif tensors and _writes(name, kwargs):
             self._forget_memory(tensors[0] if "out" not in kwargs else kwargs["out"])
-        return out
+        return iter(out) if name == "__iter__" else out
+
+    def _without_data(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool) -> Any:
+        """The result where all that the call reads is known, or what decides: masks, or single numbers; else NotImplemented."""
+        if known:
+            return self._answer(func, args, kwargs)
+        if name == "__getitem__" and self._knows_masks(args[1]):
+            return func(args[0], self._indices(args[1]))
+        numbers = _tree.tree_map(self._number, args), _tree.tree_map(self._number, kwargs)
+        changed = any(a is not b for a, b in zip(_tree.tree_leaves(numbers), _tree.tree_leaves((args, kwargs)), strict=True))
+        return func(*numbers[0], **numbers[1]) if changed else NotImplemented
+
+    def _number(self, x: Any) -> Any:
+        """A known tensor without dims as the number in it."""
+        if not isinstance(x, Tensor) or x.dim() or x not in self.values:
+            return x
+        with without_modes():
+            return self.values[x].item()
 
     def _property(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """`x.T`, `x.data`; and `x.shape`, which is none of our business."""
@@ -77,7 +95,10 @@ class Known(TorchFunctionMode):
         writes = _writes(name, kwargs)
         if not (made or writes) or any(not is_fake(t) or t.numel() > _LARGEST for t in made):
             return
-        found = [t for t in _tree.tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)]
+        try:
+            found = [t for t in _tree.tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)]
+        except (RuntimeError, TypeError, ValueError):  # what only fake tensors have: unknown from here on
+            found = []
         if len(found) == len(made) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, made, strict=True)):
             for fake, value in zip(made, found, strict=True):
                 self.values[fake] = value

@@ -19,6 +19,9 @@ _COMMON: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "vocab_size": 64, "n_positions": 32, "max_position_embeddings": 32, "max_target_positions": 32, "n_ctx": 32,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2, "cls_token_id": 1,
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2,
+    "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4, "shared_intermediate_size": 32,
     "image_size": 32, "patch_size": 8, "num_labels": 8, "layerdrop": 0.0, "state_size": 8, "num_mel_bins": 16,
 }  # fmt: skip
 
@@ -62,6 +65,37 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "persimmon": {},
         "exaone4": {},
         "helium": {},
+        "apertus": {},
+        "arcee": {},
+        "bitnet": {},
+        "cohere2": {},
+        "cpmant": {"dim_head": 8, "dim_ff": 64, "prompt_length": 4, "prompt_types": 4, "segment_types": 4},
+        "ctrl": {"dff": 64},
+        "cwm": {},
+        "diffllama": {},
+        "doge": {},
+        "ernie4_5": {},
+        "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]},
+        "gemma3n_text": {"num_kv_shared_layers": 0},
+        "glm4": {},
+        "gpt_neox_japanese": {},
+        "hunyuan_v1_dense": {},
+        "imagegpt": {},
+        "jais2": {},
+        "minicpm3": {"num_key_value_heads": 4},
+        "ministral": {},
+        "modernbert-decoder": {},
+        "nanochat": {},
+        "olmo3": {"layer_types": ["sliding_attention", "full_attention"]},
+        "openai-gpt": {},
+        "reformer": {
+            "axial_pos_shape": [4, 4], "axial_pos_embds_dim": [8, 24], "attn_layers": ["local", "local"], "attention_head_size": 8,
+            "feed_forward_size": 64, "local_attn_chunk_length": 4,
+        },
+        "seed_oss": {},
+        "trocr": {},
+        "vaultgemma": {},
+        "xlnet": {"d_head": 8},
     },
     "encoder": {
         "bert": {},
@@ -81,6 +115,33 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "megatron-bert": {},
         "esm": {"mask_token_id": 3},
         "funnel": {},
+        "bert-generation": {},
+        "big_bird": {"block_size": 4},
+        "camembert": {},
+        "canine": {},
+        "data2vec-text": {},
+        "deberta": {},
+        "ernie": {},
+        "eurobert": {},
+        "flaubert": {},
+        "ibert": {},
+        "layoutlmv3": {"coordinate_size": 5, "shape_size": 6},
+        "lilt": {"hidden_size": 48},
+        "longformer": {"attention_window": [8, 8]},
+        "luke": {"entity_vocab_size": 16, "entity_emb_size": 16},
+        "markuplm": {},
+        "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
+        "mra": {"block_per_row": 2},
+        "nomic_bert": {},
+        "rembert": {"input_embedding_size": 16, "output_embedding_size": 32},
+        "roberta-prelayernorm": {},
+        "roc_bert": {"pronunciation_vocab_size": 16, "shape_vocab_size": 16, "pronunciation_embed_dim": 8, "shape_embed_dim": 8},
+        "roformer": {},
+        "splinter": {},
+        "tapas": {},
+        "xlm": {},
+        "xlm-roberta-xl": {},
+        "yoso": {},
     },
     "encoder-decoder": {
         "t5": {},
@@ -96,13 +157,21 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "longt5": {},
         "switch_transformers": {},
         "umt5": {},
+        "bigbird_pegasus": {"block_size": 4},
+        "blenderbot-small": {},
+        "fsmt": {"src_vocab_size": 64, "tgt_vocab_size": 64},
+        "mvp": {},
+        "nllb-moe": {"encoder_sparse_step": 1, "decoder_sparse_step": 1},
+        "pegasus_x": {"block_size": 8, "num_global_tokens": 4},
+        "plbart": {},
+        "t5gemma": {},
     },
     "vision": {
         "vit": {},
         "deit": {},
         "beit": {},
         "swin": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16, "patch_size": 4, "window_size": 4},
-        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4},
+        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "num_stages": None},
         "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
         "segformer": {
             "hidden_sizes": [8, 16, 16, 32],
@@ -125,6 +194,35 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "vit_mae": {},
         "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
         "videomae": {"num_frames": 4},
+        "bit": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 4, "drop_path_rate": 0.1},
+        "convnextv2": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "num_stages": None},
+        "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
+        "data2vec-vision": {},
+        "dinov2_with_registers": {},
+        "dinov3_vit": {},
+        "focalnet": {"embed_dim": 16, "depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3], "patch_size": 4},
+        "glpn": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "patch_size": None,
+                 "decoder_hidden_size": 16},
+        "hgnet_v2": {},
+        "hiera": {
+            "embed_dim": 16, "image_size": [32, 32], "patch_size": [7, 7], "patch_stride": [4, 4], "depths": [1, 1],
+            "num_heads": [1, 2], "masked_unit_size": [4, 4], "masked_unit_attention": [True, False], "num_query_pool": 1,
+            "num_layers": None,
+        },
+        "ijepa": {},
+        "levit": {"image_size": 64, "hidden_sizes": [16, 32, 32], "num_attention_heads": [2, 2, 4], "depths": [1, 1, 1],
+                  "key_dim": [8, 8, 8], "patch_size": 16},
+        "mobilenet_v1": {},
+        "mobilevitv2": {"patch_size": None, "image_size": 64},
+        "pvt_v2": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "num_attention_heads": [1, 2, 2, 4], "patch_size": None},
+        "swiftformer": {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
+        "swinv2": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16, "patch_size": 4, "window_size": 4,
+                   "pretrained_window_sizes": [0, 0]},
+        "textnet": {},
+        "timesformer": {"num_frames": 4},
+        "vit_msn": {},
+        "vivit": {"num_frames": 4, "tubelet_size": [2, 8, 8]},
+        "vjepa2": {},
     },
     "audio": {
         "wav2vec2": {"num_mel_bins": None, "seq": 800},
@@ -135,6 +233,13 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "speech_to_text": {"conv_channels": 32},
         "unispeech": {"num_mel_bins": None, "seq": 800},
         "wav2vec2-bert": {"feature_projection_input_dim": 16},
+        "data2vec-audio": {"num_mel_bins": None, "seq": 800},
+        "moonshine": {"seq": 2000},
+        "sew": {"num_mel_bins": None, "seq": 800},
+        "sew-d": {"num_mel_bins": None, "seq": 800},
+        "unispeech-sat": {"num_mel_bins": None, "seq": 800},
+        "wav2vec2-conformer": {"num_mel_bins": None, "seq": 800},
+        "pop2piano": {},
     },
     "state space": {
         "mamba": {},
@@ -144,7 +249,27 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "attn_layer_indices": [1]},
         "jamba": {},
         "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3},
-        "zamba": {"num_hidden_layers": 3, "layer_types": ["mamba", "mamba", "hybrid"]},
+        "zamba": {"num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+        "zamba2": {
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"], "num_hidden_layers": 4, "n_mamba_heads": 8,
+            "mamba_d_state": 8, "chunk_size": 8, "num_key_value_heads": 4, "head_dim": None,
+        },
+        "nemotron_h": {},
+        "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8, "mamba_d_ssm": 64},
+        "granitemoehybrid": {
+            "mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8, "num_key_value_heads": 4,
+            "layer_types": ["mamba", "attention"],
+        },
+        "xlstm": {"embedding_dim": 32, "num_blocks": 2, "chunk_size": 8, "mode": "train", "num_heads": 4,
+                  "ffn_round_up_to_multiple_of": 8, "qk_dim_factor": 0.5, "return_last_states": False},
+        "lfm2": {"layer_types": ["conv", "full_attention"]},
+        "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+        "qwen3_next": {
+            "layer_types": ["linear_attention", "full_attention"], "linear_num_value_heads": 4, "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8, "linear_value_head_dim": 8,
+        },
+        "olmo_hybrid": {},
+        "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
     },
     "mixture of experts": {
         "mixtral": {},
@@ -177,8 +302,39 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "granitemoe": {},
         "gpt_oss": {},
         "dbrx": {},
+        "afmoe": {},
+        "aria_text": {},
+        "dots1": {"num_key_value_heads": 4},
+        "ernie4_5_moe": {},
+        "flex_olmo": {},
+        "glm4_moe": {},
+        "granitemoeshared": {},
+        "hunyuan_v1_moe": {},
+        "jetmoe": {},
+        "llama4_text": {},
+        "minimax_m2": {},
+        "openai_privacy_filter": {},
+        "solar_open": {},
     },
-    "multimodal": {"clip": {}, "siglip": {}, "blip": {}, "vilt": {}, "llava": {}},
+    "multimodal": {
+        "clip": {},
+        "siglip": {},
+        "blip": {},
+        "vilt": {},
+        "llava": {},
+        "gemma3": {},
+        "git": {},
+        "idefics3": {},
+        "kosmos-2.5": {},
+        "metaclip_2": {},
+        "mllama": {},
+        "paligemma": {},
+        "qwen2_audio": {},
+        "qwen3_vl": {},
+        "smolvlm": {},
+        "udop": {},
+        "voxtral": {},
+    },
 }
 
 
@@ -192,7 +348,7 @@ def tiny_settings(model_type: str, special: dict[str, Any], config: Any) -> dict
             target = getattr(holder, "attribute_map", {}).get(name, name)
             if (
                 name in names
-                and not isinstance(getattr(holder, name, None), list | tuple | dict)
+                and not isinstance(_read(holder, name), list | tuple | dict)
                 and f"{prefix}{target}" not in out
             ):
                 out[f"{prefix}{target}"] = value
@@ -200,8 +356,16 @@ def tiny_settings(model_type: str, special: dict[str, Any], config: Any) -> dict
     return {name: value for name, value in out.items() if value is not None}
 
 
+def _read(config: Any, name: str) -> Any:
+    """An entry of a config; None where it may only be read layer by layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
+
+
 def _holders(config: Any) -> list[tuple[str, Any]]:
     inside = [
-        (f"{name}.", getattr(config, name)) for name in config.to_dict() if hasattr(getattr(config, name, None), "to_diff_dict")
+        (f"{name}.", _read(config, name)) for name in config.to_dict() if hasattr(_read(config, name), "to_diff_dict")
     ]
     return [("", config), *inside]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +14,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
+from planner.known import Known
 from planner.torch_private import fake_copies, is_fake
 
-__all__ = ["Headed", "head_loss", "register_experts", "regression_loss"]
+__all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss"]
 
 
 def head_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -37,9 +41,12 @@ class Headed(nn.Module):
         self.extra = {"use_cache": False} if _takes(model, "use_cache") else {}
         if _takes(model, "return_dict"):
             self.extra["return_dict"] = True
+        self._caches = _caches(model)
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with _Doubles(next(self.parameters()).dtype):
+        for cached in self._caches:
+            cached.cache_clear()
+        with _doubles(next(self.parameters()).dtype):
             found = self.model(**dict(zip(self.names, inputs, strict=True)), **self.extra)
         return _first_output(found)
 
@@ -47,7 +54,7 @@ class Headed(nn.Module):
         """Freezes the parameters that take no part in the output (on tensors without memory); its shape and dtype."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        with fake_copies([*tensors.values(), *inputs]) as copies:
+        with fake_copies([*tensors.values(), *inputs]) as copies, Known():
             state = dict(zip(tensors, copies, strict=False))
             output = torch.func.functional_call(self, state, tuple(copies[len(tensors) :]))
             grads = torch.autograd.grad(output.sum(), [state[name] for name in trained], allow_unused=True)
@@ -65,6 +72,26 @@ def _register_tensors(model: nn.Module) -> None:
             if isinstance(value, Tensor):
                 delattr(module, name)
                 module.register_buffer(name, value, persistent=False)
+
+
+def make_fake(model: nn.Module) -> None:
+    """Replaces the parameters and buffers of a model that was built with memory by fake ones of the mode that is on."""
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for held in (module._parameters, module._buffers):
+            for name, tensor in held.items():
+                if tensor is not None and tensor not in made:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    trained = tensor.requires_grad
+                    made[tensor] = nn.Parameter(fake, trained) if isinstance(tensor, nn.Parameter) else fake
+                if tensor is not None:
+                    held[name] = made[tensor]
+
+
+def _caches(model: nn.Module) -> list[Any]:
+    """Functions beside the model's classes that keep their results: a tensor of one trace has no place in another, nor in a run."""
+    sources = {sys.modules[type(module).__module__] for module in model.modules()}
+    return [thing for source in sources for thing in vars(source).values() if hasattr(thing, "cache_clear")]
 
 
 def _takes(model: Any, name: str) -> bool:
@@ -85,21 +112,39 @@ def _first_output(found: Any) -> Tensor:
     return tensors[0]
 
 
-class _Doubles(TorchFunctionMode):
+@contextmanager
+def _doubles(dtype: torch.dtype) -> Iterator[None]:
     """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
+    if dtype != torch.float64:
+        yield
+        return
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with _Doubles(), patch.object(nn.Module, "to", _to_doubles):
+            yield
+    finally:
+        torch.set_default_dtype(before)
 
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.double = dtype == torch.float64
 
+class _Doubles(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.double:
-            if func is Tensor.float:
-                return args[0].double()
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        if func is Tensor.float:
+            return args[0].double()
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
         return func(*args, **kwargs)
+
+
+_MODULE_TO = nn.Module.to
+
+
+def _to_doubles(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """`module.to(torch.float32)` inside a forward pass: its parameters are doubles and stay so."""
+    if torch.float32 in (*args, *kwargs.values()):
+        return module
+    return _MODULE_TO(module, *args, **kwargs)
 
 
 def register_experts() -> None:
