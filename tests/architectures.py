@@ -12,7 +12,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from matrix import TOLERANCE, Case, errors_of
+from matrix import TOLERANCE, Case, errors_and_rounding
 from small_plans import planned, traced
 from tiny_configs import ARCHITECTURES, tiny_settings
 
@@ -22,6 +22,9 @@ from planner.model import Model
 from planner.models.hugging_face import config_of
 
 __all__ = ["KINDS", "Row", "ask_of", "rows_of"]
+
+#: A plan may differ from one process by so many times what one process differs from itself, moved by one rounding.
+ROUNDINGS = 10.0
 
 #: name -> (mesh, pins): the plan that is chosen, and the pure strategies.
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -43,6 +46,7 @@ class Row:
     discovered: tuple[str, ...] = ()
     replicated: tuple[str, ...] = ()
     errors: dict[str, float | str] = field(default_factory=dict)
+    rounding: float = 0.0
     refused: str = ""
 
     @property
@@ -50,7 +54,7 @@ class Row:
         return (
             not self.refused
             and not self.replicated
-            and all(isinstance(e, float) and e <= TOLERANCE for e in self.errors.values())
+            and all(isinstance(e, float) and e <= max(TOLERANCE, ROUNDINGS * self.rounding) for e in self.errors.values())
         )
 
 
@@ -80,9 +84,11 @@ def rows_of(wanted: list[str], say: bool = False) -> list[Row]:
                 print(
                     f"{time.perf_counter() - started:5.1f} s {name} {row.num_nodes} {row.replicated} {row.refused}", flush=True
                 )
-    found = errors_of(cases, report=print if say else None)
+    found, rounding = errors_and_rounding(cases, report=print if say else None)
     for row in rows:
-        row.errors = {kind: found[f"{row.name}: {kind}"] for kind in KINDS if f"{row.name}: {kind}" in found}
+        mine = {kind: f"{row.name}: {kind}" for kind in KINDS}
+        row.errors = {kind: found[name] for kind, name in mine.items() if name in found}
+        row.rounding = max((rounding[name] for name in mine.values() if name in rounding), default=0.0)
     return rows
 
 

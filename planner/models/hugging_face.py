@@ -18,7 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
-from planner.models.hugging_face_module import Headed, head_loss, make_fake, register_experts, regression_loss
+from planner.models.hugging_face_module import (
+    Headed,
+    head_loss,
+    make_fake,
+    register_experts,
+    regression_loss,
+    static_experts,
+)
 from planner.models.spec import Parts, check_given_once
 from planner.torch_private import fake_mode_is_on, really
 
@@ -257,6 +264,7 @@ def _instance(model_class: Any, config: Any) -> nn.Module:
             model = really(model_class._from_config, config)
             make_fake(model)
     model.tie_weights()
+    static_experts(model)
     out: nn.Module = model.train()
     return out
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 from unittest.mock import patch
 
@@ -17,7 +18,7 @@ from cost_models.errors import BadValue
 from planner.known import Known
 from planner.torch_private import fake_copies, is_fake
 
-__all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss"]
+__all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss", "static_experts"]
 
 
 def head_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -91,7 +92,9 @@ def make_fake(model: nn.Module) -> None:
 def _caches(model: nn.Module) -> list[Any]:
     """Functions beside the model's classes that keep their results: a tensor of one trace has no place in another, nor in a run."""
     sources = {sys.modules[type(module).__module__] for module in model.modules()}
-    return [thing for source in sources for thing in vars(source).values() if hasattr(thing, "cache_clear")]
+    things = [thing for source in sources for thing in vars(source).values() if callable(thing)]
+    inside = [cell.cell_contents for thing in things for cell in getattr(thing, "__closure__", None) or ()]
+    return [thing for thing in (*things, *inside) if hasattr(thing, "cache_clear")]
 
 
 def _takes(model: Any, name: str) -> bool:
@@ -116,12 +119,13 @@ def _first_output(found: Any) -> Tensor:
 def _doubles(dtype: torch.dtype) -> Iterator[None]:
     """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
     if dtype != torch.float64:
-        yield
+        with patch.object(nn.Module, "to", _to):
+            yield
         return
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype)
     try:
-        with _Doubles(), patch.object(nn.Module, "to", _to_doubles):
+        with _Doubles(), patch.object(nn.Module, "to", _to):
             yield
     finally:
         torch.set_default_dtype(before)
@@ -140,9 +144,11 @@ class _Doubles(TorchFunctionMode):
 _MODULE_TO = nn.Module.to
 
 
-def _to_doubles(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """`module.to(torch.float32)` inside a forward pass: its parameters are doubles and stay so."""
-    if torch.float32 in (*args, *kwargs.values()):
+def _to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """`module.to(torch.float32)` inside a forward pass, which gives every parameter anew, where they are float32 already; doubles
+    stay what they are."""
+    has, wanted = {p.dtype for p in module.parameters()}, [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+    if has == set(wanted) or (has == {torch.float64} and wanted == [torch.float32]):
         return module
     return _MODULE_TO(module, *args, **kwargs)
 
@@ -169,6 +175,25 @@ def _experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tenso
     if self.has_post_expert_norm:
         out = self.post_expert_norm(out)
     return (out * gate.t().unsqueeze(-1)).sum(0).to(hidden.dtype)
+
+
+def static_experts(model: nn.Module) -> None:
+    """Gives modules that hold experts one by one (`expert_0`, `expert_1`, ...) our way to run them too."""
+    for module in model.modules():
+        names = [name for name in module._modules if name.startswith("expert_")]
+        if isinstance(module, nn.ModuleDict) and names and names == [f"expert_{i}" for i in range(len(names))]:
+            module.forward = partial(_experts_one_by_one, module)  # type: ignore[method-assign]
+
+
+def _experts_one_by_one(self: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Every expert on every token; `chosen` are the experts of a token, [tokens, k], or ones for those, [tokens, k, experts]."""
+    experts = [expert for name, expert in self.items() if name.startswith("expert_")]
+    taken = chosen if chosen.dim() == 3 else F.one_hot(chosen, len(experts))
+    gate = (taken * weights.unsqueeze(-1)).sum(1)
+    outs = [expert(hidden) * gate[:, i, None] for i, expert in enumerate(experts)]
+    if getattr(self, "moe_token_dropout", 0.0) > 0:
+        outs = [self.token_dropout(out) for out in outs]
+    return torch.stack(outs).sum(0).to(hidden.dtype)
 
 
 def _linear(self: Any, x: Tensor, weight: Tensor, bias: str) -> Tensor:

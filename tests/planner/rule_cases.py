@@ -618,6 +618,12 @@ def _scatter(g: Draw) -> Arguments:
     return (g.real(*shape), dim, g.ids(shape[dim], *index), g.real(*source)), {}
 
 
+@case("aten.scatter_reduce.two")
+def _scatter_reduce(g: Draw) -> Arguments:
+    (x, dim, index, source), _ = _scatter(g)
+    return (x, dim, index, source, g.pick("amin", "amax", "prod", "mean")), {}
+
+
 @case("aten.scatter.value")
 def _scatter_value(g: Draw) -> Arguments:
     shape = g.sizes(2)
