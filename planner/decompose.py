@@ -64,8 +64,11 @@ def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = 
 
 
 def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids."""
+    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids; `x[mask] = number` as a choice."""
     ids = indices[0]
+    if not accumulate and len(indices) == 1 and ids is not None and ids.dtype == torch.bool and values.numel() == 1:
+        mask = ids.view(*ids.shape, *(1 for _ in range(x.dim() - ids.dim())))
+        return aten.where.self(mask, values.to(x.dtype).reshape(()), x)
     if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
         return NotImplemented
     rows = values.expand(*ids.shape, *x.shape[1:]).reshape(*ids.shape, -1)

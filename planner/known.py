@@ -1,6 +1,6 @@
 """What is known while tracing although tensors have no memory: values that depend on no parameter, buffer or input.
 
-A mask of ones, a table of positions, the ends of an even spacing: models branch on such values (`if mask.any():`, `x.tolist()`, `x[mask]`).
+A mask of ones, a table of positions, the ends of an even spacing: models branch on such values (`if mask.any():`, `x[mask]`).
 Beside every fake tensor that is made of numbers alone `Known` keeps its value, worked out by the same calls, and answers with it
 where a fake tensor has none. What depends on data stays refused.
 """

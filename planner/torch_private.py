@@ -12,7 +12,10 @@ from torch._decomp import get_decompositions
 from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
-from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes  # a function mode does not see what torch's own Python functions call
+from torch.utils._python_dispatch import (  # a function mode does not see what torch's own Python functions call
+    TorchDispatchMode,
+    _disable_current_modes,
+)
 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",

@@ -26,7 +26,11 @@ _BITS = 23
 def uniform(key: Tensor, shape: Sequence[int], number: int, dtype: torch.dtype, places: Places | None = None) -> Tensor:
     """Numbers above 0 and below 1, of which `places` says which part of the whole tensor they are; None: all of it."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
-    bits = draws(tuple(shape), torch.get_default_device(), key, number, places).bitwise_right_shift_(32 - _BITS).bitwise_and_((1 << _BITS) - 1)
+    bits = (
+        draws(tuple(shape), torch.get_default_device(), key, number, places)
+        .bitwise_right_shift_(32 - _BITS)
+        .bitwise_and_((1 << _BITS) - 1)
+    )
     found = bits.to(wide).add_(0.5).mul_(2.0**-_BITS)
     return found.to(dtype).clamp_(max=1 - torch.finfo(dtype).eps / 2)
 
@@ -52,7 +56,9 @@ class Noise(TorchDispatchMode):
         super().__init__()
         self.key, self.number = key, number
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         drawn = _RANDOM.get(str(func))
         if drawn is None:
             return func(*args, **(kwargs or {}))
@@ -103,9 +109,7 @@ def _randint(draw: Draw, high: int, size: Sequence[int], *, dtype: torch.dtype |
     return _between(draw, 0, high, size, dtype)
 
 
-def _randint_low(
-    draw: Draw, low: int, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any
-) -> Tensor:
+def _randint_low(draw: Draw, low: int, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
     return _between(draw, low, high, size, dtype)
 
 

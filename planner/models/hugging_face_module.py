@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -43,13 +43,26 @@ class Headed(nn.Module):
         if _takes(model, "return_dict"):
             self.extra["return_dict"] = True
         self._caches = _caches(model)
+        self.unpadded = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
         for cached in self._caches:
             cached.cache_clear()
+        given = dict(zip(self.names, inputs, strict=True))
         with _doubles(next(self.parameters()).dtype):
-            found = self.model(**dict(zip(self.names, inputs, strict=True)), **self.extra)
+            found = self.model(**given, **(self._said(given) if self.unpadded else {}), **self.extra)
         return _first_output(found)
+
+    def _said(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What says that no sample is padded, to a model that else looks for padding in the ids, and branches on it."""
+        out: dict[str, Tensor] = {}
+        for ids, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+            if ids in given and mask not in given and _takes(self.model, mask):
+                out[mask] = torch.ones(given[ids].shape, dtype=torch.int64)
+        if "input_ids" in given and _takes(self.model, "lengths"):
+            batch, seq = given["input_ids"].shape
+            out["lengths"] = torch.full((batch,), seq)
+        return out
 
     def freeze_unused(self, inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
         """Freezes the parameters that take no part in the output (on tensors without memory); its shape and dtype."""
@@ -59,6 +72,11 @@ class Headed(nn.Module):
             state = dict(zip(tensors, copies, strict=False))
             output = torch.func.functional_call(self, state, tuple(copies[len(tensors) :]))
             grads = torch.autograd.grad(output.sum(), [state[name] for name in trained], allow_unused=True)
+            if any(state[name].grad is not None for name in trained):
+                raise BadValue(
+                    f"the backward pass of {type(self.model).__name__} adds to the gradients itself (torch.autograd.backward in an "
+                    "autograd.Function), so that no graph holds them: it cannot be planned"
+                )
         for name, grad in zip(trained, grads, strict=True):
             if grad is None:
                 self.get_parameter(name).requires_grad_(False)
@@ -118,17 +136,8 @@ def _first_output(found: Any) -> Tensor:
 @contextmanager
 def _doubles(dtype: torch.dtype) -> Iterator[None]:
     """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
-    if dtype != torch.float64:
-        with patch.object(nn.Module, "to", _to):
-            yield
-        return
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with _Doubles(), patch.object(nn.Module, "to", _to):
-            yield
-    finally:
-        torch.set_default_dtype(before)
+    with patch.object(nn.Module, "to", _to), _Doubles() if dtype == torch.float64 else nullcontext():
+        yield
 
 
 class _Doubles(TorchFunctionMode):
@@ -136,6 +145,8 @@ class _Doubles(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.float:
             return args[0].double()
+        if func is torch.tensor and isinstance(args[0], float):
+            kwargs.setdefault("dtype", torch.float64)
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
         return func(*args, **kwargs)

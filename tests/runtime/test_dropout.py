@@ -1,4 +1,4 @@
-"""Dropout's masks and other random numbers: reproducible, independent, of the right distribution, the same for any part of the whole."""
+"""Dropout's masks and other random numbers: reproducible, independent, of the right distribution, the same for any part."""
 
 from __future__ import annotations
 
