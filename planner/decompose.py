@@ -88,7 +88,7 @@ def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
     out = aten.expand.default(source.to(x.dtype), list(x.shape))
     if out.stride() == x.stride() or x.numel() != sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1:
         return out
-    order = sorted(range(x.dim()), key=lambda d: -x.stride(d))
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
     lying = aten.clone.default(aten.permute.default(out, order), memory_format=torch.contiguous_format)
     return aten.permute.default(lying, [order.index(d) for d in range(x.dim())])
 

@@ -46,7 +46,7 @@ def errors_of(
 def errors_and_rounding(
     cases: dict[str, Case], num_ranks: int = 2, report: Callable[[Any], None] | None = None
 ) -> tuple[dict[str, float | str], dict[str, float]]:
-    """The errors; and, of cases that are above `TOLERANCE` in the parameters alone, how far one process is from itself when its
+    """The errors; and, of cases that are above `TOLERANCE` in the parameters or buffers at the end alone, how far one process is from itself when its
     initial parameters are moved by one rounding: what of the error is the model's own, since no two orders of summation agree."""
     found: tuple[dict[str, float | str], dict[str, float]]
     found = launch(f"{__name__}:run_all", num_ranks, (num_ranks, cases), on_event=report)[0]
@@ -64,9 +64,9 @@ def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> tuple[dict[str, 
         for name, case in cases.items():
             try:
                 found = _run(case, place, groups, references)
-                exact = max(found.loss_error, found.gradient_error, found.buffer_error)
-                out[name] = max(exact, found.parameter_error)
-                if exact <= TOLERANCE < found.parameter_error:
+                exact, later = max(found.loss_error, found.gradient_error), max(found.parameter_error, found.buffer_error)
+                out[name] = max(exact, later)
+                if exact <= TOLERANCE < later:
                     rounding[name] = _rounding(case, place, references)
             except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
                 out[name] = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
@@ -96,7 +96,7 @@ def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[s
 
 
 def _rounding(case: Case, place: Place, references: dict[str, Reference]) -> float:
-    """The largest error of the parameters over three runs in one process, each from initial parameters moved by one rounding."""
+    """The largest error of the parameters and buffers over three runs in one process, each from initial parameters moved by one rounding."""
     reference, key = references[repr(case.ask)], f"{case.ask!r} moved"
     if key not in references:
         program = case.programs[place.rank]
@@ -104,11 +104,7 @@ def _rounding(case: Case, place: Place, references: dict[str, Reference]) -> flo
             reference_run(lambda n=n: _moved(build_workload(case.ask), n), program, seed=0, num_steps=STEPS)  # type: ignore[misc]
             for n in range(3)
         ]
-        trained = reference.gradients
-        errors = [
-            compare(r.losses, r.gradients, {k: v for k, v in r.parameters.items() if k in trained}, reference).parameter_error
-            for r in runs
-        ]
+        errors = [compare(r.losses, r.gradients, r.parameters, reference).parameter_error for r in runs]
         references[key] = replace(reference, losses=(max(errors),))
     return references[key].losses[0]
 

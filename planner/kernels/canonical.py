@@ -187,6 +187,7 @@ def _windows(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offs
         others = [*range(c), *range(c + 1, long.dim())]
         same = all((long.shape[d], long.stride(d)) == (size[d + (d > c)], stride[d + (d > c)]) for d in others)
         if same and long.stride(c) == stride[c + 1] and (count - 1) * step + width <= long.shape[c]:
-            pieces = [long.narrow(c, at, count * step).unflatten(c, (count, step)) for at in range(0, width, step)]
+            apart = (*long.shape[:c], count, step, *long.shape[c + 1 :])
+            pieces = [long.narrow(c, at, count * step).reshape(apart) for at in range(0, width, step)]
             return torch.cat(pieces, c + 1)
     return None

@@ -49,11 +49,11 @@ def _(key: Tensor, shape: Sequence[int], number: int, dtype: torch.dtype) -> Ten
 Draw = Callable[[Sequence[int], torch.dtype | None], Tensor]
 
 
-class Noise(TorchDispatchMode):
+class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Works random ops out from `shardwright::uniform` under `key`; `number` tells the ops of a step apart."""
 
     def __init__(self, key: Tensor, number: Callable[[], int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.key, self.number = key, number
 
     def __torch_dispatch__(
@@ -154,7 +154,7 @@ def _normal_around(draw: Draw, mean: Tensor, std: float = 1.0, **_: Any) -> Tens
 
 
 def _normal_both(draw: Draw, mean: Tensor, std: Tensor, **_: Any) -> Tensor:
-    return _normal(draw(torch.broadcast_shapes(mean.shape, std.shape), mean.dtype)) * std + mean
+    return _normal(draw((mean + std).shape, mean.dtype)) * std + mean
 
 
 def _multinomial(draw: Draw, p: Tensor, count: int, replacement: bool = False, **_: Any) -> Tensor:

@@ -97,7 +97,8 @@ def make_fake(model: nn.Module) -> None:
     """Replaces the parameters and buffers of a model that was built with memory by fake ones of the mode that is on."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
-        for held in (module._parameters, module._buffers):
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in holders:
             for name, tensor in held.items():
                 if tensor is not None and tensor not in made:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -195,7 +196,7 @@ def static_experts(model: nn.Module) -> None:
     for module in model.modules():
         names = [name for name in module._modules if name.startswith("expert_")]
         if isinstance(module, nn.ModuleDict) and names and names == [f"expert_{i}" for i in range(len(names))]:
-            module.forward = partial(_experts_one_by_one, module)  # type: ignore[method-assign]
+            module.forward = partial(_experts_one_by_one, module)
 
 
 def _experts_one_by_one(self: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

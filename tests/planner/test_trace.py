@@ -193,7 +193,26 @@ def _read_again(x: Tensor) -> Tensor:
     return y.view(-1).tanh_().view(y.shape) + y
 
 
-@pytest.mark.parametrize("f", [_slice_assignment, _view_written, _read_again])
+def _under_a_mask(x: Tensor) -> Tensor:
+    x = x * 2
+    x[x > 0.5] = 3.0
+    return x
+
+
+def _copied_over_a_turned_one(x: Tensor) -> Tensor:
+    """What is copied lies otherwise than what is written to, of which a view is taken after."""
+    y = x.new_zeros(4, 4, 2).transpose(0, 1)
+    y.copy_(x.view(2, 4, 4).permute(2, 1, 0))
+    return y.transpose(0, 1).view(8, 4)
+
+
+def _joined_with_nothing(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(0), x * 2])
+
+
+@pytest.mark.parametrize(
+    "f", [_slice_assignment, _view_written, _read_again, _under_a_mask, _copied_over_a_turned_one, _joined_with_nothing]
+)
 def test_in_place_that_somebody_sees_is_made_functional(f: Callable[[Tensor], Tensor]) -> None:
     """No op of the graph writes in place, and what it computes is what the module does."""
     graph = graph_of(lambda: Apply(f))
