@@ -140,11 +140,11 @@ def document(rows: list[Row]) -> str:
         "with the dropout and the noise of its config; its whole step is traced, planned for two devices without a pin "
         "(*chosen*) and under each pure strategy, and trained for three steps on two gloo ranks. The figures are the largest "
         "relative error of losses, first gradients and last parameters and buffers against one process; 1e-9 passes.",
-        "Where losses and first gradients agree to 1e-9 and the last parameters do not, *rounding* tells how far one process is from "
-        "itself after its initial parameters are moved by one rounding (the largest of three draws): Adam divides a gradient by its own "
-        f"size, so that one which is all but rounding moves its parameter as far as any. There {ROUNDINGS:.0f} times that passes "
-        "([0050](decisions/0050-tolerance-from-rounding.md)); an error in a plan is not of that kind: it is as large in all columns and "
-        "far above it.",
+        "Where losses and first gradients agree to 1e-9 and the last parameters do not, *rounding* tells how far one process is "
+        "from itself after its initial parameters are moved by one rounding (the largest of three draws): Adam divides a gradient "
+        "by its own size, so that one which is all but rounding moves its parameter as far as any. There "
+        f"{ROUNDINGS:.0f} times that passes ([0050](decisions/0050-tolerance-from-rounding.md)); an error in a plan is not of that "
+        "kind: it is as large in all columns and far above it.",
         f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
     ]
     for kind, names in ARCHITECTURES.items():

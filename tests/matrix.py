@@ -46,8 +46,8 @@ def errors_of(
 def errors_and_rounding(
     cases: dict[str, Case], num_ranks: int = 2, report: Callable[[Any], None] | None = None
 ) -> tuple[dict[str, float | str], dict[str, float]]:
-    """The errors; and, of cases that are above `TOLERANCE` in the parameters or buffers at the end alone, how far one process is from itself when its
-    initial parameters are moved by one rounding: what of the error is the model's own, since no two orders of summation agree."""
+    """The errors; and, of cases that are above `TOLERANCE` in the parameters or buffers at the end alone, how far one process is
+    from itself when its initial parameters are moved by one rounding: what of the error is the model's own."""
     found: tuple[dict[str, float | str], dict[str, float]]
     found = launch(f"{__name__}:run_all", num_ranks, (num_ranks, cases), on_event=report)[0]
     return found
@@ -96,7 +96,7 @@ def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[s
 
 
 def _rounding(case: Case, place: Place, references: dict[str, Reference]) -> float:
-    """The largest error of the parameters and buffers over three runs in one process, each from initial parameters moved by one rounding."""
+    """The largest error of parameters and buffers over three runs in one process, each begun one rounding off."""
     reference, key = references[repr(case.ask)], f"{case.ask!r} moved"
     if key not in references:
         program = case.programs[place.rank]
