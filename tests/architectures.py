@@ -127,8 +127,8 @@ def _without_folders(text: str) -> str:
     return re.sub(r"\S*site-packages/", "", text)
 
 
-def document(rows: list[Row]) -> str:
-    """The page of the docs."""
+def document(rows: list[Row], note: str = "") -> str:
+    """The page of the docs; `note` says which runs its rows are of."""
     import torch
     import transformers
 
@@ -145,6 +145,7 @@ def document(rows: list[Row]) -> str:
         "by its own size, so that one which is all but rounding moves its parameter as far as any. There "
         f"{ROUNDINGS:.0f} times that passes ([0050](decisions/0050-tolerance-from-rounding.md)); an error in a plan is not of that "
         "kind: it is as large in all columns and far above it.",
+        *([note] if note else []),
         f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
     ]
     for kind, names in ARCHITECTURES.items():
@@ -161,6 +162,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("names", nargs="*", help="architectures or kinds of them; all where none is named")
     parser.add_argument("--save", type=Path, help="a JSON file for the rows")
     parser.add_argument("--load", type=Path, nargs="*", help="rows saved before, instead of running")
+    parser.add_argument("--note", default="", help="what the page says of the runs that its rows are of")
     parser.add_argument("--write", type=Path, help="the page of the docs")
     given = parser.parse_args(arguments)
     rows = (
@@ -170,7 +172,7 @@ def main(arguments: list[str]) -> None:
     )
     if given.save:
         given.save.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    text = document(rows)
+    text = document(rows, given.note)
     if given.write:
         given.write.write_text(text)
     print(text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,15 @@ import torch
 
 pytest.importorskip("transformers", reason="Hugging Face models need the extra: pip install 'shardwright[hf]'")
 
-from architectures import rows_of
+from architectures import ask_of, rows_of
 from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
 from cost_models.errors import BadValue, UnknownName
+from planner.ask import build
 from planner.models.hugging_face import _with_settings
 from planner.models.hugging_face_module import static_experts
+from planner.trace import trace
 from planner.workload import Workload, load_workload, resolve_options
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
@@ -100,6 +103,19 @@ def test_a_mistake_is_one_line(spec: str, settings: dict[str, str], error: type[
         resolve_options(spec, batch=2, seq=None, settings=settings, num_devices=1)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["bit", "fsmt"])
+def test_models_that_read_values_which_depend_on_no_data_are_traced(name: str) -> None:
+    """One reads them in its constructor, the other looks for padding."""
+    special = {name: entries for kind in ARCHITECTURES.values() for name, entries in kind.items()}
+    assert trace(partial(build, ask_of(name, special[name]))).graph.nodes
+
+
+def test_a_backward_pass_that_adds_to_the_gradients_itself_is_refused() -> None:
+    special = ARCHITECTURES["decoder"]["reformer"]
+    with pytest.raises(BadValue, match="adds to the gradients itself"):
+        trace(partial(build, ask_of("reformer", special)))
 
 
 def wrong(names: list[str]) -> list[str]:
