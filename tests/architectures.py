@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import sys
 import time
@@ -23,9 +24,6 @@ from planner.model import Model
 from planner.models.hugging_face import config_of
 
 __all__ = ["KINDS", "Row", "ask_of", "rows_of"]
-
-#: A plan may differ from one process by so many times what one process differs from itself, moved by one rounding.
-ROUNDINGS = 10.0
 
 #: name -> (mesh, pins): the plan that is chosen, and the pure strategies.
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
@@ -55,8 +53,14 @@ class Row:
         return (
             not self.refused
             and not self.replicated
-            and all(isinstance(e, float) and e <= max(TOLERANCE, ROUNDINGS * self.rounding) for e in self.errors.values())
+            and all(isinstance(e, float) and e <= self.tolerance for e in self.errors.values())
         )
+
+    @property
+    def tolerance(self) -> float:
+        """1e-9; or, where that is more, what one rounding does to the model, times the root of the number of ops, each of which rounds:
+        independent errors add as their squares do."""
+        return max(TOLERANCE, math.sqrt(self.num_nodes) * self.rounding)
 
 
 def ask_of(name: str, special: dict[str, object]) -> Ask:
@@ -142,9 +146,9 @@ def document(rows: list[Row], note: str = "") -> str:
         "relative error of losses, first gradients and last parameters and buffers against one process; 1e-9 passes.",
         "Where losses and first gradients agree to 1e-9 and the last parameters do not, *rounding* tells how far one process is "
         "from itself after its initial parameters are moved by one rounding (the largest of three draws): Adam divides a gradient "
-        "by its own size, so that one which is all but rounding moves its parameter as far as any. There "
-        f"{ROUNDINGS:.0f} times that passes ([0050](decisions/0050-tolerance-from-rounding.md)); an error in a plan is not of that "
-        "kind: it is as large in all columns and far above it.",
+        "by its own size, so that one which is all but rounding moves its parameter as far as any. Every op rounds, so that the root "
+        "of the number of nodes times that passes ([0050](decisions/0050-tolerance-from-rounding.md)); an error in a plan is not of "
+        "that kind: it is as large in all columns and far above it.",
         *([note] if note else []),
         f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
     ]
