@@ -257,7 +257,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "window_size": 4,
             "pretrained_window_sizes": [0, 0],
         },
-        "textnet": {"stem_out_channels": 8, "hidden_sizes": [8, 8, 16, 16, 32]},
+        "textnet": {"stem_out_channels": 8, "hidden_sizes": [8, 8, 16, 16, 32], "image_size": 64},
         "timesformer": {"num_frames": 4},
         "vivit": {"num_frames": 4, "tubelet_size": [2, 8, 8]},
         "vjepa2": {},
