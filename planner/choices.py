@@ -6,14 +6,12 @@ reports is this one, and it must equal the solver's.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
 from planner.costing import Costing
 from planner.layout import REPLICATE, Layout
-from planner.model import Model, Use, uses_of
-from planner.redistribute import Layouts, layouts_of
+from planner.model import Model, Use
 from planner.strategies import ParameterStrategy, Strategy
 from planner.table import Table
 
@@ -53,7 +51,6 @@ def recost(model: Model, costing: Costing, choices: Choices, *, hidden: float = 
 class _Walk:
     def __init__(self, model: Model, costing: Costing, choices: Choices, shown: float) -> None:
         self.model, self.costing, self.choices, self.shown = model, costing, choices, shown
-        self.caches: dict[bool, dict[tuple[tuple[int, ...], int], Layouts]] = defaultdict(dict)
 
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims
@@ -62,7 +59,7 @@ class _Walk:
             value = graph.values[parameter.value]
             given = self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             seconds += self.costing.update(*given) + self.costing.clip(*given)
-        for (value_id, phase), uses in uses_of(self.model).items():
+        for (value_id, phase), uses in self.model.uses.items():
             seconds += self._group(value_id, phase, uses)
         whole = tuple(REPLICATE for _ in self.costing.sizes)
         root = self.model.roots[graph.loss].value
@@ -96,7 +93,5 @@ class _Walk:
     def _change(self, value: int, phase: str, before: Layout, after: Layout) -> float:
         if before == after:
             return 0.0
-        update = phase == "update"
-        time = self.costing.bucketed if update else self.costing.communication
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        return layouts_of(self.caches[update], self._flat(value), itemsize, self.costing.sizes, time).cost(before, after)
+        return self.costing.layouts(self._flat(value), itemsize, phase).cost(before, after)

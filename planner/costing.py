@@ -13,6 +13,7 @@ from cost_models.memory import dtype_bytes, lstm_reserve_elements, optimizer_sta
 from cost_models.roofline import host_time, op_time
 from planner.graph import Graph, Node
 from planner.layout import Layout, local_sizes
+from planner.redistribute import Layouts
 from planner.rules import OpCost
 from planner.strategies import ParameterStrategy, Strategy
 from planner.subdims import OpDims
@@ -40,6 +41,7 @@ class Costing:
         self._models: dict[tuple[int, ...], CollectiveModel] = {}
         self._seconds: dict[tuple[str, tuple[int, ...], float], float] = {}
         self._ops: dict[object, float] = {}
+        self._layouts: dict[tuple[tuple[int, ...], int, bool], Layouts] = {}
 
     # ---------------------------------------------------------------------------------------------- communication
 
@@ -59,6 +61,14 @@ class Costing:
         if nbytes >= self.bucket:
             return self.communication(kind, axes, nbytes)
         return self.communication(kind, axes, self.bucket) * nbytes / self.bucket
+
+    def layouts(self, flat: tuple[int, ...], itemsize: int, phase: str) -> Layouts:
+        """The layouts of a tensor and what it costs to change them; gradients' and updated parameters', as shares of buckets."""
+        key = (flat, itemsize, phase == "update")
+        if key not in self._layouts:
+            time = self.bucketed if phase == "update" else self.communication
+            self._layouts[key] = Layouts(flat, itemsize, self.sizes, time)
+        return self._layouts[key]
 
     # ---------------------------------------------------------------------------------------------- compute
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Graph", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in"]
+__all__ = ["Graph", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in", "result_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Value:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One op. `args` holds `Ref`, constants and nested tuples of them; `path` is the module that ran it (or whose backward
-    it is); `results[i]` is None where the op's i-th result is never read."""
+    it is); `results[i]` is None where the op's i-th result is never read; `operands` are the values read, in the order of the
+    arguments, one entry a use."""
 
     index: int
     op: str
@@ -65,11 +67,10 @@ class Node:
     result_dtypes: tuple[str, ...]
     phase: str
     path: str
+    operands: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
-    @property
-    def operands(self) -> tuple[int, ...]:
-        """The ids of the values read, in the order of the arguments, one entry a use."""
-        return tuple(refs_in(self.args))
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operands", tuple(refs_in(self.args)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,6 +119,13 @@ class Graph:
         if self.updates or self.reported:
             state.update(f"{self.updates} {self.reported}".encode())
         return state.hexdigest()
+
+
+def result_name(op: str, counts: Counter[str]) -> str:
+    """The name of what an op makes: `mm_3` of the fourth product. It depends on the ops before alone; `counts` counts them."""
+    stem = op.split(".")[1]
+    counts[stem] += 1
+    return f"{stem}_{counts[stem] - 1}"
 
 
 def refs_in(args: Any) -> Iterator[int]:

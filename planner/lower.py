@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local
 from planner.model import Model
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
-from planner.redistribute import Layouts, Step, layouts_of
+from planner.redistribute import Layouts, Step
 from planner.rules import local_call
 from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy, local_of
@@ -42,6 +43,18 @@ def lower(
     return _Lowering(model, mesh, choices, costing, timing or costing, rank).program()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Shard:
+    """An op on this rank's shard; `args` still hold the graph's values."""
+
+    op: str
+    args: tuple[Any, ...]
+    kwargs: tuple[tuple[str, Any], ...]
+    shapes: tuple[tuple[int, ...], ...]
+    nbytes: tuple[int, ...]
+    seconds: float
+
+
 class _Lowering:
     """Emits instructions in the order of the graph; `schedule.finish` then merges, moves ahead and frees.
 
@@ -51,6 +64,7 @@ class _Lowering:
         self.model, self.mesh, self.choices, self.costing, self.timing = model, mesh, choices, costing, timing
         self.rank, self.place, self.last = rank, mesh.coordinate(rank), mesh.coordinate(mesh.num_devices - 1)
         self.differs = False
+        self.shards: dict[tuple[int, Layout], _Shard] = {}
         self.locals: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
@@ -59,7 +73,6 @@ class _Lowering:
         self.produced: dict[int, tuple[int, Layout]] = {}  # root value -> its program value and layout
         self.delivered: dict[tuple[int, str, Layout], int] = {}
         self.viewed: dict[tuple[int, int], int] = {}
-        self.layouts: dict[bool, dict[tuple[tuple[int, ...], int], Layouts]] = {False: {}, True: {}}
         self.inputs: dict[tuple[int, Layout], InputState] = {}
         self.names: dict[str, int] = defaultdict(int)
         self.small = {
@@ -106,9 +119,7 @@ class _Lowering:
     # ---------------------------------------------------------------------------------------------- layouts
 
     def _layouts(self, value: int, phase: str) -> Layouts:
-        itemsize, update = dtype_bytes(self._dtype(value)), phase == "update"
-        time = self.costing.bucketed if update else self.costing.communication
-        return layouts_of(self.layouts[update], self._flat(value), itemsize, self.costing.sizes, time)
+        return self.costing.layouts(self._flat(value), dtype_bytes(self._dtype(value)), phase)
 
     def _steps(self, value: int, phase: str, before: Layout, after: Layout) -> tuple[Step, ...]:
         """The chain of steps that the cost table paid for."""
@@ -193,45 +204,68 @@ class _Lowering:
             leaves = tuple(dims.results[0][p] if p >= 0 else p for p in seen)
             under = tuple(dims.operands[0].index(p) if p >= 0 else p for p in leaves)
             inner = self._through_views(node.operands[0], source, under)
-            (self.viewed[key],) = self._run(node, dims, {node.operands[0]: inner}, [inner], leaves, self.timing.view())
+            (self.viewed[key],) = self._run(node, dims, [inner], leaves, self.timing.view)
         return self.viewed[key]
 
     def _op(self, node: Node) -> None:
         dims, strategy = self.model.dims.ops[node.index], self.choices.strategies[node.index]
         ids = [self._operand(v, node.phase, seen) for v, seen in zip(node.operands, strategy.operands, strict=True)]
         leaves = tuple(option.number if option.kind == "split" else REPLICATE for option in strategy.options)
-        seconds = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
-        seconds += self.timing.inner(node, dims, strategy)
-        results = self._run(node, dims, None, ids, leaves, seconds)
+
+        def seconds() -> float:
+            kernel = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
+            return kernel + self.timing.inner(node, dims, strategy)
+
+        results = self._run(node, dims, ids, leaves, seconds)
         for value, number, layout in zip(node.results, results, strategy.results, strict=True):
             if value is not None:
                 self.produced[value] = (number, layout)
 
-    def _run(
-        self, node: Node, dims: OpDims, named: dict[int, int] | None, ids: list[int], leaves: Layout, seconds: float
-    ) -> list[int]:
+    def _run(self, node: Node, dims: OpDims, ids: list[int], leaves: Layout, seconds: Callable[[], float]) -> list[int]:
         """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""
+        shard = self._shard(node, dims, leaves, seconds)
+        queue = iter(ids)
+        alias = ids[0] if dims.signature.kind == "view" and ids else None
+        results = [self._new(nbytes, alias) for nbytes in shard.nbytes]
+        self.instructions.append(
+            Compute(
+                id=self._name(f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"), op=shard.op,
+                args=map_refs(shard.args, lambda _: Ref(next(queue))), kwargs=shard.kwargs,
+                results=tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True)),
+                shapes=shard.shapes, dtypes=node.result_dtypes, kind=dims.signature.kind, phase=node.phase, path=node.path,
+                time=shard.seconds,
+            )
+        )  # fmt: skip
+        return results
+
+    def _shard(self, node: Node, dims: OpDims, leaves: Layout, seconds: Callable[[], float]) -> _Shard:
+        """What the node runs on this rank: the same for all nodes of a class, but those that have numbers of their own."""
+        key = (self.model.ties.node_class[node.index], leaves)
+        found = self.shards.get(key)
+        if found is None:
+            found = self._new_shard(node, dims, leaves, seconds())
+            if not any(isinstance(argument, Serial) for argument in node.args):
+                self.shards[key] = found
+        return found
+
+    def _new_shard(self, node: Node, dims: OpDims, leaves: Layout, seconds: float) -> _Shard:
         sizes = self._local(dims.sizes, leaves)
         letters = dims.letter_sizes(sizes)
         shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
         local = local_of(dims, leaves, self.mesh, self.rank, letters, shapes)
         self.differs |= bool(local.offsets or (local.leaves and local.split))
         op, args, kwargs = local_call(dims.signature, call_of(self.model.graph, node), local)
-        queue = iter(ids)
-        args = map_refs(args, lambda value: Ref(named[value] if named is not None else next(queue)))
-        alias = ids[0] if dims.signature.kind == "view" and ids else None
-        results = [self._new(_bytes_of(shape, dtype), alias) for shape, dtype in zip(shapes, node.result_dtypes, strict=True)]
+        nbytes = [_bytes_of(shape, dtype) for shape, dtype in zip(shapes, node.result_dtypes, strict=True)]
         for place in dims.signature.opaque:
-            self.value_bytes[results[place]] = self.costing.reserve_bytes(node, dims, sizes) or self.value_bytes[results[place]]
-        used = tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True))
-        stem = f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"
-        self.instructions.append(
-            Compute(
-                id=self._name(stem), op=op, args=_torch_constants(args), kwargs=_torch_constants(kwargs), results=used,
-                shapes=shapes, dtypes=node.result_dtypes, kind=dims.signature.kind, phase=node.phase, path=node.path, time=seconds,
-            )
-        )  # fmt: skip
-        return results
+            nbytes[place] = self.costing.reserve_bytes(node, dims, sizes) or nbytes[place]
+        return _Shard(
+            op=op,
+            args=_torch_constants(args),
+            kwargs=_torch_constants(kwargs),
+            shapes=shapes,
+            nbytes=tuple(nbytes),
+            seconds=seconds,
+        )
 
     # ---------------------------------------------------------------------------------------------- parameters
 

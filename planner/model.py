@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,18 @@ from planner.subdims import SubDims
 from planner.ties import Ties
 from planner.views import Root, is_view
 
-__all__ = ["Model", "Pins", "Use", "uses_of"]
+__all__ = ["Model", "Pins", "Use"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """One reading of a root value: by operand `position` of graph node `node`, or as the gradient of parameter `parameter`."""
+
+    root: Root
+    phase: str
+    node: int | None = None
+    position: int = 0
+    parameter: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +42,85 @@ class Model:
         return {parameter.value: index for index, parameter in enumerate(self.graph.parameters)}
 
     @cached_property
+    def batch_atoms(self) -> frozenset[int]:
+        """The atoms of dim 0 of the batch tensors."""
+        dims = self.dims
+        return frozenset(a for v in self.graph.inputs for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0])
+
+    @cached_property
+    def expert_atoms(self) -> frozenset[int]:
+        """The atoms of experts: what a batched product has of its own in a parameter, one matrix for each of its batch."""
+        values, out = self.graph.values, set()
+        for node in self.graph.nodes:
+            if node.op == "aten.bmm.default" and any(values[self.roots[v].value].kind == "parameter" for v in node.operands):
+                op = self.dims.ops[node.index]
+                out |= {atom for atom, letter in zip(op.atoms, op.letter, strict=True) if letter == 0}
+        return frozenset(out)
+
+    @cached_property
+    def of_batch_alone(self) -> frozenset[int]:
+        """The nodes that read nothing but batch tensors, or what such nodes made of them."""
+        values = {v.id for v in self.graph.values if v.kind == "input"}
+        found = set()
+        for node in self.graph.nodes:
+            if node.operands and values.issuperset(node.operands):
+                values.update(v for v in node.results if v is not None)
+                found.add(node.index)
+        return frozenset(found)
+
+    @cached_property
+    def roles(self) -> tuple[Hashable, ...]:
+        """For every node, which of its leaves are samples and which experts, and whether it reads the batch alone."""
+        alone = self.of_batch_alone
+        return tuple(
+            (
+                tuple((atom in self.batch_atoms, atom in self.expert_atoms) for atom in op.atoms),
+                index in alone,
+            )
+            for index, op in enumerate(self.dims.ops)
+        )
+
+    @cached_property
+    def uses(self) -> dict[tuple[int, str], list[Use]]:
+        """All readings of root values, by (root value, phase), in order."""
+        found: dict[tuple[int, str], list[Use]] = defaultdict(list)
+        for node in self.graph.nodes:
+            if is_view(self.dims, node.index):
+                continue
+            for position, value in enumerate(node.operands):
+                root = self.roots[value]
+                found[root.value, node.phase].append(Use(root=root, phase=node.phase, node=node.index, position=position))
+        for index, parameter in enumerate(self.graph.parameters):
+            root = self.roots[parameter.gradient]
+            found[root.value, "update"].append(Use(root=root, phase="update", parameter=index))
+        return dict(found)
+
+    @cached_property
+    def alike_uses(self) -> tuple[tuple[tuple[int, str, list[Use]], ...], ...]:
+        """The readings of a value in a phase, those that are alike together: of tied writers, by tied readers. What comes from outside
+        is read in any layout, and left out."""
+        groups: dict[Hashable, list[tuple[int, str, list[Use]]]] = defaultdict(list)
+        for (value, phase), uses in self.uses.items():
+            producer = self.producer_key(value)
+            if producer is not None:
+                groups[producer, phase, tuple(map(self._consumer_key, uses))].append((value, phase, uses))
+        return tuple(map(tuple, groups.values()))
+
+    def producer_key(self, value: int) -> Hashable:
+        """What root values must share to be alike: their writer's class and place, or their parameter's class."""
+        found = self.graph.values[value]
+        if found.writer is None:
+            return ("parameter", self.ties.parameter_class[self.parameter_index[value]]) if found.kind == "parameter" else None
+        return (self.ties.node_class[found.writer], self.graph.nodes[found.writer].results.index(value))
+
+    def _consumer_key(self, use: Use) -> Hashable:
+        """What uses must share to be alike."""
+        if use.parameter is not None:
+            return ("update", self.ties.parameter_class[use.parameter], use.root.places)
+        assert use.node is not None
+        return (self.ties.node_class[use.node], use.position, use.root.places)
+
+    @cached_property
     def cast_gradients(self) -> frozenset[int]:
         """Root values in a short format that are read by nothing but the cast to a parameter's gradient: they are summed over ranks
         after it, in the parameter's format."""
@@ -39,7 +129,7 @@ class Model:
         if not casts:
             return frozenset()
         readers: dict[int, int] = defaultdict(int)
-        for (value, _), uses in uses_of(self).items():
+        for (value, _), uses in self.uses.items():
             readers[value] += len(uses)
         found = (self.roots[node.operands[0]].value for node in casts)
         return frozenset(v for v in found if readers[v] == 1 and self.graph.values[v].writer is not None)
@@ -47,34 +137,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
-    """Which options a person allows: of node n on axis a, and of parameter p on axis a."""
+    """Which options a person allows: of node n on axis a, and of parameter p on axis a; the same of tied nodes that are `alike`."""
 
     op: Callable[[Node, int, Option], bool] = lambda node, axis, option: True
+    alike: Callable[[Node], Hashable] = lambda node: node.index
     parameter: Callable[[Parameter, int, Option], bool] = lambda parameter, axis, option: True
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Use:
-    """One reading of a root value: by operand `position` of graph node `node`, or as the gradient of parameter `parameter`."""
-
-    root: Root
-    phase: str
-    node: int | None = None
-    position: int = 0
-    parameter: int | None = None
-
-
-def uses_of(model: Model) -> dict[tuple[int, str], list[Use]]:
-    """All readings of root values, by (root value, phase), in order."""
-    graph, roots = model.graph, model.roots
-    found: dict[tuple[int, str], list[Use]] = defaultdict(list)
-    for node in graph.nodes:
-        if is_view(model.dims, node.index):
-            continue
-        for position, value in enumerate(node.operands):
-            root = roots[value]
-            found[root.value, node.phase].append(Use(root=root, phase=node.phase, node=node.index, position=position))
-    for index, parameter in enumerate(graph.parameters):
-        root = roots[parameter.gradient]
-        found[root.value, "update"].append(Use(root=root, phase="update", parameter=index))
-    return dict(found)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
+from collections.abc import Hashable
 from dataclasses import dataclass
 
 from cost_models.errors import BadValue, NoPlan, UnknownName, unknown_name
@@ -18,7 +19,7 @@ from planner.strategies import Option, options_of
 from planner.subdims import OpDims
 from planner.ties import pattern_of
 
-__all__ = ["PINS", "Pin", "batch_atoms", "expert_atoms", "parse_mesh", "parse_pin", "pins_for", "role_of"]
+__all__ = ["PINS", "Pin", "parse_mesh", "parse_pin", "pins_for", "role_of"]
 
 _ROLES = {
     "dp": "data",
@@ -93,47 +94,17 @@ def role_of(axis: str) -> str:
     return _ROLES.get(axis.rstrip("0123456789"), "free")
 
 
-def batch_atoms(model: Model) -> frozenset[int]:
-    """The atoms of dim 0 of the batch tensors."""
-    graph, dims = model.graph, model.dims
-    return frozenset(a for v in graph.inputs for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0])
-
-
-def expert_atoms(model: Model) -> frozenset[int]:
-    """The atoms of experts: what a batched product has of its own in a parameter, one matrix for each of its batch."""
-    graph, dims, roots = model.graph, model.dims, model.roots
-    out: set[int] = set()
-    for node in graph.nodes:
-        if node.op == "aten.bmm.default" and any(graph.values[roots[v].value].kind == "parameter" for v in node.operands):
-            op = dims.ops[node.index]
-            out |= {atom for atom, letter in zip(op.atoms, op.letter, strict=True) if letter == 0}
-    return frozenset(out)
-
-
-def _of_batch_alone(model: Model) -> frozenset[int]:
-    """The nodes that read nothing but batch tensors, or what such nodes made of them."""
-    values = {v.id for v in model.graph.values if v.kind == "input"}
-    found = set()
-    for node in model.graph.nodes:
-        if node.operands and values.issuperset(node.operands):
-            values.update(v for v in node.results if v is not None)
-            found.add(node.index)
-    return frozenset(found)
-
-
 def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
     """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that matches nothing."""
     filters = _Filters(model, mesh, pins)
-    return Pins(op=filters.op, parameter=filters.parameter)
+    return Pins(op=filters.op, alike=filters.alike, parameter=filters.parameter)
 
 
 class _Filters:
     def __init__(self, model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> None:
         self.model, self.mesh, self.pins = model, mesh, pins
         self.roles = tuple(role_of(name) for name in mesh.names)
-        self.batch = batch_atoms(model)
-        self.experts = expert_atoms(model)
-        self.of_batch_alone = _of_batch_alone(model)
+        self.batch, self.experts, self.of_batch_alone = model.batch_atoms, model.expert_atoms, model.of_batch_alone
         self._check_batch()
         for pin in pins:
             self._check_match(pin)
@@ -162,6 +133,10 @@ class _Filters:
         return next((p.choice for p in reversed(self.pins) if p.choice in choices and p.matches(path)), None)
 
     # ---------------------------------------------------------------------------------------------- ops
+
+    def alike(self, node: Node) -> Hashable:
+        """What tied nodes must share for `op` to say the same of them."""
+        return self._of(node.path, _OP_PINS) if self.pins else None, self.model.roles[node.index]
 
     def op(self, node: Node, axis: int, option: Option) -> bool:
         """Whether `option` is allowed for `node` on `axis`."""

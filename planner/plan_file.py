@@ -187,7 +187,7 @@ def model_of(plan: Plan) -> Model:
 
 def traced_of(plan: Plan) -> Traced:
     """The plan's model and workload, traced again, as `model_of`."""
-    traced = trace(lambda: workload_of(plan))
+    traced = trace(lambda: workload_of(plan), plan.ask.model, whole=True)
     found = traced.graph.digest()
     if found != plan.graph_hash:
         raise BadPlan(

@@ -7,10 +7,10 @@ stands for a process group, which the executor knows. Values are integers; every
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from planner.graph import Ref
+from planner.graph import Ref, refs_in
 from planner.layout import Layout, Mesh, SubShape
 
 __all__ = [
@@ -37,8 +37,8 @@ class Group:
 class Compute:
     """One op on local tensors. `op` names an ATen overload (`aten.mm.default`) or one of our kernels (`shardwright.lstm`).
 
-    `args` holds Ref, Group, constants and (nested) tuples of them; `results[i]` is the value id of the op's i-th
-    result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values with no later use.
+    `args` holds Ref, Group, constants and (nested) tuples of them, `operands` the values among them; `results[i]` is the value id of
+    the op's i-th result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values with no later use.
     `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the cost model.
     """
 
@@ -54,6 +54,10 @@ class Compute:
     path: str = ""
     time: float = 0.0
     frees: tuple[int, ...] = ()
+    operands: tuple[int, ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "operands", tuple(refs_in(self.args)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 import operator
+from collections import Counter
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable
-from planner.graph import Graph, Node, Parameter, Ref, Serial, Value
+from planner.graph import Graph, Node, Parameter, Ref, Serial, Value, result_name
 from planner.source_line import from_text
 from planner.torch_private import is_fake, really
 from planner.workload import Workload
@@ -71,6 +72,7 @@ class _Reader:
         self.roots = _roots(fx_graph)
         self.zeros: set[int] = set()
         self.losses = losses
+        self.counts: Counter[str] = Counter()
         self.changed: dict[int, int] = {}  # a buffer's value -> the value that it has now
 
     def graph(self) -> Graph:
@@ -232,12 +234,13 @@ class _Reader:
     def _add(self, node: torch.fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         result = node.meta["val"]
         many = isinstance(result, (tuple, list))
+        name = result_name(op, self.counts)
         tensors = list(result) if many else [result]
         read = {n.args[1] for n in node.users if n.target is operator.getitem} if many else {0}
         labels = node.meta.get("custom", {})
         index = len(self.nodes)
         ids = tuple(
-            self._value(t, "activation", node.name, index) if i in read and isinstance(t, Tensor) else None
+            self._value(t, "activation", name, index) if i in read and isinstance(t, Tensor) else None
             for i, t in enumerate(tensors)
         )
         present = [t if isinstance(t, Tensor) else torch.empty(0) for t in tensors]

@@ -11,13 +11,14 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
 
-__all__ = ["Layouts", "Step", "layouts_of"]
+__all__ = ["Layouts", "Step"]
 
 #: (kind, mesh axes, bytes of the logical buffer) -> seconds.
 CommunicationTime = Callable[[str, tuple[int, ...], float], float]
@@ -43,7 +44,8 @@ class Layouts:
         placements = (REPLICATE, PARTIAL_SUM, *range(len(flat)))
         every = ((a, local_sizes(flat, a, mesh_sizes)) for a in itertools.product(placements, repeat=len(mesh_sizes)))
         self.sizes: dict[Layout, tuple[int, ...]] = {layout: sizes for layout, sizes in every if sizes is not None}
-        self.layouts = tuple(self.sizes)
+        self.layouts = tuple(sorted(self.sizes, key=lambda layout: PARTIAL_SUM in layout))
+        self.num_whole = sum(PARTIAL_SUM not in layout for layout in self.layouts)
         self.index = {layout: i for i, layout in enumerate(self.layouts)}
         self._cost, self._next, self._steps = self._closest()
 
@@ -69,14 +71,16 @@ class Layouts:
         return tuple(out)
 
     def _closest(self) -> tuple[NDArray[np.float64], NDArray[np.int64], dict[tuple[int, int], Step]]:
-        """All-pairs cheapest chains (Floyd and Warshall), with the first step of each."""
+        """All-pairs cheapest chains (Floyd and Warshall), with the first step of each. Layouts with partial sums stand last: they are
+        reached from such alone."""
         n = len(self.layouts)
         cost = np.full((n, n), np.inf)
         following = np.full((n, n), -1, dtype=np.int64)
         steps: dict[tuple[int, int], Step] = {}
+        elementary = _elementary(len(self.flat), len(self.mesh_sizes))
         for i, layout in enumerate(self.layouts):
             cost[i, i] = 0.0
-            for step in self._elementary(layout):
+            for step in elementary[layout]:
                 j = self.index.get(step.after)
                 if j is None:
                     continue
@@ -84,10 +88,13 @@ class Layouts:
                 if seconds < cost[i, j]:
                     cost[i, j], following[i, j], steps[i, j] = seconds, j, step
         for k in range(n):
-            through = cost[:, k, None] + cost[None, k, :]
-            better = through < cost * (1 - 1e-12)
-            cost = np.where(better, through, cost)
-            following = np.where(better, following[:, k, None], following)
+            rows = slice(0, n) if k < self.num_whole else slice(self.num_whole, n)
+            columns = slice(0, self.num_whole) if k < self.num_whole else slice(0, n)
+            through = cost[rows, k, None] + cost[None, k, columns]
+            better = through < cost[rows, columns] * (1 - 1e-12)
+            if better.any():
+                np.copyto(cost[rows, columns], through, where=better)
+                np.copyto(following[rows, columns], following[rows, k, None], where=better)
         return cost, following, steps
 
     def _seconds(self, step: Step) -> float:
@@ -105,33 +112,42 @@ class Layouts:
             sent = sent // max(1, after[step.gather]) * before[step.gather]  # of a tensor without elements: 0
         return sent * math.prod(self.mesh_sizes[a] for a in step.axes)
 
-    def _elementary(self, layout: Layout) -> Iterator[Step]:
-        for axis, placement in enumerate(layout):
-            if placement == REPLICATE:
-                yield from self._split(layout, (axis,), "slice")
-            elif placement >= 0 and self._innermost(layout, axis, placement):
-                yield _step("all_gather", layout, (axis,), REPLICATE, gather=placement)
-                for other in range(len(self.flat)):
-                    if other != placement and self._innermost(layout, axis, other):
-                        yield _step("all_to_all", layout, (axis,), other, gather=placement, split=other)
-        partial = [axis for axis, placement in enumerate(layout) if placement == PARTIAL_SUM]
-        for axes in _subsets(partial):
-            yield _step("all_reduce", layout, axes, REPLICATE)
-            yield from self._split(layout, axes, "reduce_scatter")
-        for dim in range(len(self.flat)):
-            axes = tuple(axis for axis, placement in enumerate(layout) if placement == dim)
-            for first in range(len(axes) - 1):
-                yield _step("all_gather", layout, axes[first:], REPLICATE, gather=dim)
 
-    def _split(self, layout: Layout, axes: tuple[int, ...], kind: str) -> Iterator[Step]:
-        for dim in range(len(self.flat)):
-            if self._innermost(layout, axes[0], dim):
-                yield _step(kind, layout, axes, dim, split=dim)
+@cache
+def _elementary(num_dims: int, num_axes: int) -> dict[Layout, tuple[Step, ...]]:
+    """All elementary steps from every layout of a tensor of so many flat sub-dims."""
+    placements = (REPLICATE, PARTIAL_SUM, *range(num_dims))
+    return {layout: tuple(_steps_from(layout, num_dims)) for layout in itertools.product(placements, repeat=num_axes)}
 
-    @staticmethod
-    def _innermost(layout: Layout, axis: int, dim: int) -> bool:
-        """Whether no later axis splits `dim`: shards nest in the order of the axes, so only the innermost can come or go."""
-        return all(placement != dim for placement in layout[axis + 1 :])
+
+def _steps_from(layout: Layout, num_dims: int) -> Iterator[Step]:
+    for axis, placement in enumerate(layout):
+        if placement == REPLICATE:
+            yield from _split(layout, (axis,), num_dims, "slice")
+        elif placement >= 0 and _innermost(layout, axis, placement):
+            yield _step("all_gather", layout, (axis,), REPLICATE, gather=placement)
+            for other in range(num_dims):
+                if other != placement and _innermost(layout, axis, other):
+                    yield _step("all_to_all", layout, (axis,), other, gather=placement, split=other)
+    partial = [axis for axis, placement in enumerate(layout) if placement == PARTIAL_SUM]
+    for axes in _subsets(partial):
+        yield _step("all_reduce", layout, axes, REPLICATE)
+        yield from _split(layout, axes, num_dims, "reduce_scatter")
+    for dim in range(num_dims):
+        axes = tuple(axis for axis, placement in enumerate(layout) if placement == dim)
+        for first in range(len(axes) - 1):
+            yield _step("all_gather", layout, axes[first:], REPLICATE, gather=dim)
+
+
+def _split(layout: Layout, axes: tuple[int, ...], num_dims: int, kind: str) -> Iterator[Step]:
+    for dim in range(num_dims):
+        if _innermost(layout, axes[0], dim):
+            yield _step(kind, layout, axes, dim, split=dim)
+
+
+def _innermost(layout: Layout, axis: int, dim: int) -> bool:
+    """Whether no later axis splits `dim`: shards nest in the order of the axes, so only the innermost can come or go."""
+    return dim not in layout[axis + 1 :]
 
 
 def _step(
@@ -144,14 +160,3 @@ def _step(
 def _subsets(axes: list[int]) -> Iterator[tuple[int, ...]]:
     for count in range(1, len(axes) + 1):
         yield from itertools.combinations(axes, count)
-
-
-def layouts_of(
-    cache: dict[tuple[tuple[int, ...], int], Layouts],
-    flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime,
-) -> Layouts:  # fmt: skip
-    """The `Layouts` of a tensor, from the caller's cache (one cache a mesh and cost function)."""
-    key = (flat, itemsize)
-    if key not in cache:
-        cache[key] = Layouts(flat, itemsize, mesh_sizes, time)
-    return cache[key]

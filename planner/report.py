@@ -188,6 +188,8 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
             1,
             f"on none of the {solver.num_meshes} meshes searched does a choice sum to less than {format_time(solver.bound_all_meshes)}",
         )
+    if left_out := plan.summary.get("left_out"):
+        lines.append(f"left out: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one")
     if solver.hidden:
         lines.append(f"of the communication of parameters and gradients the sum counts {shown}: the rest hides behind compute")
     return tuple(lines)

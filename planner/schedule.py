@@ -12,7 +12,6 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 from planner.costing import Costing
-from planner.graph import refs_in
 from planner.program import Communicate, Compute, Instruction, Update
 
 __all__ = ["SMALL", "finish", "reads", "writes"]
@@ -21,7 +20,7 @@ __all__ = ["SMALL", "finish", "reads", "writes"]
 def reads(instruction: Instruction) -> tuple[int, ...]:
     """The values that an instruction reads."""
     if isinstance(instruction, Compute):
-        return tuple(refs_in(instruction.args))
+        return instruction.operands
     return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
 
 

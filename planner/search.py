@@ -30,7 +30,7 @@ from planner.predict import Prediction, peak_position, predict
 from planner.program import Program
 from planner.solver import Solution, solve
 from planner.summary import summarise
-from planner.table import Table, build_table
+from planner.table import Table, TooLarge, build_table
 from planner.trace import trace
 from planner.words import axis_names
 from planner.workload import Workload
@@ -42,6 +42,9 @@ HIDDEN = 0.9
 
 #: Of all meshes, how many are simulated for each objective, and how near to the best objective they must be.
 SHORT, NEAR = 3, 0.05
+
+#: A mesh whose table has more pairs of strategies than this is left out, unless it was asked for: 25 million are 200 MB.
+MOST_PAIRS = 25_000_000
 
 #: The share of the step time that a padded vocabulary must save to be told.
 WORTH = 0.005
@@ -108,10 +111,14 @@ def search(
     meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
     if mesh is None:
         searcher.check_batch()
-    proposals = []
+    proposals, left_out = [], []
     for index, one in enumerate(meshes):
-        progress(f"planning a mesh of {'x'.join(map(str, one.sizes))}", 0.1 + 0.6 * index / len(meshes))
-        proposals += searcher.proposals(one)
+        size = "x".join(map(str, one.sizes))
+        progress(f"planning a mesh of {size}", 0.1 + 0.6 * index / len(meshes))
+        try:
+            proposals += searcher.proposals(one, most_pairs=MOST_PAIRS if len(one.sizes) > 2 and mesh is None else math.inf)
+        except TooLarge:
+            left_out.append(size)
     progress("simulating the best", 0.7)
     candidates = searcher.shortlist(proposals)
     best = searcher.best(candidates)
@@ -122,7 +129,8 @@ def search(
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = searcher.padding(best)
     plan = _plan(ask, cluster, workload, best, named, proposals, alternatives, time.perf_counter() - started)
-    plan = replace(plan, summary={**plan.summary, "padding": padding}) if padding else plan
+    more: dict[str, Any] = {"padding": padding, "left_out": left_out}
+    plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
     progress("done", 1.0)
     return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))
 
@@ -155,6 +163,7 @@ class _Searcher:
         self.ask = ask
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(cluster.device.usable_memory)
+        self.lowered: dict[tuple[int, tuple[int, ...]], Candidate] = {}  # by table and choice
         self.gradient_bytes = total_gradient_bytes(model.graph)
 
     def check_batch(self) -> None:
@@ -166,13 +175,16 @@ class _Searcher:
                 f"or --mesh tp={n} to plan without splitting the batch"
             )
 
-    def proposals(self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False) -> list[Proposal]:
+    def proposals(
+        self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False, most_pairs: float = math.inf
+    ) -> list[Proposal]:
         """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
-        where it fits."""
+        where it fits. Raises TooLarge where the mesh's table has more than `most_pairs` pairs of strategies."""
         costing = Costing(
             self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes, clip_norm=self.workload.clip_norm
         )
-        table = build_table(self.model, costing, pins_for(self.model, mesh, self.pins if pins is None else pins))
+        allowed = pins_for(self.model, mesh, self.pins if pins is None else pins)
+        table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
         found: list[Proposal] = []
@@ -183,11 +195,15 @@ class _Searcher:
         return found
 
     def candidate(self, proposal: Proposal) -> Candidate:
-        """The proposal lowered and simulated."""
-        table = proposal.table
-        choices = read_choices(table, proposal.solution.choice)
-        program = lower(self.model, proposal.mesh, choices, table.costing)
-        return Candidate(proposal=proposal, choices=choices, program=program, prediction=predict(program, self.cluster))
+        """The proposal lowered and simulated, once where two objectives choose the same."""
+        table, key = proposal.table, (id(proposal.table), proposal.solution.choice)
+        if key not in self.lowered:
+            choices = read_choices(table, proposal.solution.choice)
+            program = lower(self.model, proposal.mesh, choices, table.costing)
+            self.lowered[key] = Candidate(
+                proposal=proposal, choices=choices, program=program, prediction=predict(program, self.cluster)
+            )
+        return replace(self.lowered[key], proposal=proposal)
 
     def fitting(self, candidate: Candidate) -> Candidate:
         """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""

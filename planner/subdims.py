@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from planner.graph import Graph, Node
+from planner.graph import Graph, Node, Ref, map_refs
 from planner.layout import SubShape
 from planner.rules import Call, Signature, signature_of
 
@@ -95,11 +96,14 @@ def _unsplittable(signature: Signature) -> Signature:
 
 
 def _signature(graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]) -> Signature:
+    """The node's signature; like calls, whatever values they read, have one."""
     call = call_of(graph, node)
     dtypes = tuple(graph.values[v].dtype for v in node.operands)
-    if (call, dtypes) not in memo:
-        memo[call, dtypes] = signature_of(call, dtypes)
-    return memo[call, dtypes]
+    numbers: dict[int, int] = {}
+    key = replace(call, args=map_refs(call.args, lambda value: Ref(numbers.setdefault(value, len(numbers))))), dtypes
+    if key not in memo:
+        memo[key] = signature_of(call, dtypes)
+    return memo[key]
 
 
 def _unify_node(
@@ -140,6 +144,9 @@ def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
     """Makes two products of atoms equal, taking atoms apart where needed; False (and no change of meaning) where they do
     not nest, as 2 x 3 and 3 x 2."""
     a, b = _leaves(left), _leaves(right)
+    left[:], right[:] = a, b
+    if _match(a, b):
+        return True
     if math.prod(x.size for x in a) != math.prod(x.size for x in b) or any(x.size == 0 for x in a):
         return [x.size for x in a] == [x.size for x in b]
     i = j = 0
@@ -162,6 +169,17 @@ def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
     return True
 
 
+def _match(a: list[_Atom], b: list[_Atom]) -> bool:
+    """Makes leaves of the same sizes the same; False where the sizes differ."""
+    if [x.size for x in a] != [y.size for y in b]:
+        return False
+    for x, y in zip(a, b, strict=True):
+        one, other = _root(x), _root(y)
+        if one is not other:
+            other.same = one
+    return True
+
+
 def _read(
     graph: Graph, forest: list[tuple[list[_Atom], ...]], signatures: list[Signature], letters: list[list[_Atom]]
 ) -> SubDims:
@@ -174,32 +192,40 @@ def _read(
         return atom.number
 
     values = [[_leaves(dim) for dim in dims] for dims in forest]
+    memo: dict[Any, OpDims] = {}
     return SubDims(
         shapes=tuple(tuple(tuple(a.size for a in dim) for dim in dims) for dims in values),
         atoms=tuple(tuple(number(a) for dim in dims for a in dim) for dims in values),
         ops=tuple(
-            _op_dims(signature, atoms, number) for node, signature, atoms in zip(graph.nodes, signatures, letters, strict=True)
+            _op_dims(signature, [_leaves([atom]) for atom in atoms], number, memo)
+            for signature, atoms in zip(signatures, letters, strict=True)
         ),
     )
 
 
-def _op_dims(signature: Signature, atoms: list[_Atom], number: Callable[[_Atom], int]) -> OpDims:
-    parts = [_leaves([atom]) for atom in atoms]
+def _op_dims(signature: Signature, parts: list[list[_Atom]], number: Callable[[_Atom], int], memo: dict[Any, OpDims]) -> OpDims:
+    """The node's leaves; in `memo` those of nodes with the same signature and sizes, whose atoms alone differ."""
+    numbers = tuple(number(leaf) for leaves in parts for leaf in leaves)
+    key = id(signature), tuple(tuple(leaf.size for leaf in leaves) for leaves in parts)
+    if key not in memo:
+        memo[key] = _leaf_dims(signature, key[1])
+    return replace(memo[key], atoms=numbers)
+
+
+def _leaf_dims(signature: Signature, parts: tuple[tuple[int, ...], ...]) -> OpDims:
     first: list[int] = []
     sizes: list[int] = []
     letter: list[int] = []
-    numbers: list[int] = []
     for index, leaves in enumerate(parts):
         first.append(len(sizes))
-        sizes.extend(leaf.size for leaf in leaves)
+        sizes.extend(leaves)
         letter.extend([index] * len(leaves))
-        numbers.extend(number(leaf) for leaf in leaves)
 
     def flat(tensor: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
         return tuple(first[x] + i for dim in tensor for x in dim for i in range(len(parts[x])))
 
     return OpDims(
-        signature=signature, sizes=tuple(sizes), letter=tuple(letter), atoms=tuple(numbers),
+        signature=signature, sizes=tuple(sizes), letter=tuple(letter), atoms=(),
         operands=tuple(map(flat, signature.operands)), results=tuple(map(flat, signature.results)),
         fixed=frozenset(_fixed(signature, letter)),
     )  # fmt: skip

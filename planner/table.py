@@ -7,7 +7,7 @@ Invariant: the objective of a choice is what `recost` finds by walking the whole
 
 from __future__ import annotations
 
-from collections import defaultdict
+import itertools
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from functools import cache
@@ -19,8 +19,8 @@ from cost_models.memory import dtype_bytes
 from planner.costing import Costing
 from planner.graph import Node, Parameter
 from planner.layout import REPLICATE, Layout, is_partial
-from planner.model import Model, Pins, Use, uses_of
-from planner.redistribute import Layouts, layouts_of
+from planner.model import Model, Pins, Use
+from planner.redistribute import Layouts
 from planner.solver import Edge, Problem, with_pair_usages
 from planner.solver.problem import Array
 from planner.strategies import Option, ParameterStrategy, Strategy, op_strategies, options_of, parameter_strategies
@@ -28,7 +28,11 @@ from planner.subdims import OpDims
 from planner.usages import usages
 from planner.views import is_view
 
-__all__ = ["Table", "build_table"]
+__all__ = ["Table", "TooLarge", "build_table"]
+
+
+class TooLarge(Exception):
+    """The table has more pairs of strategies than were allowed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,49 +98,34 @@ class Table:
         """The problem node of a use, and the root layouts in which its choices read."""
         if use.parameter is not None:
             index = self.parameter_of[self.model.ties.parameter_class[use.parameter]]
-            return index, [use.root.layout(s.updated) for s in self.parameter_strategies[index]]
+            return index, use.root.layouts(s.updated for s in self.parameter_strategies[index])
         assert use.node is not None
         found = self.node_of[self.model.ties.node_class[use.node]]
         assert found is not None
-        return found, [use.root.layout(s.operands[use.position]) for s in self.strategies[found]]
-
-    def producer_key(self, value: int) -> Hashable:
-        """What root values must share to be alike: their writer's class and place, or their parameter's class."""
-        found, ties = self.model.graph.values[value], self.model.ties
-        if found.writer is None:
-            return ("parameter", ties.parameter_class[self.model.parameter_index[value]]) if found.kind == "parameter" else None
-        return (ties.node_class[found.writer], self.model.graph.nodes[found.writer].results.index(value))
-
-    def consumer_key(self, use: Use) -> Hashable:
-        """What uses must share to be alike."""
-        ties = self.model.ties
-        if use.parameter is not None:
-            return ("update", ties.parameter_class[use.parameter], use.root.places)
-        assert use.node is not None
-        return (ties.node_class[use.node], use.position, use.root.places)
+        return found, use.root.layouts(s.operands[use.position] for s in self.strategies[found])
 
 
-def build_table(model: Model, costing: Costing, pins: Pins) -> Table:
-    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave."""
-    return _Builder(model, costing, pins).table()
+def build_table(model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")) -> Table:
+    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises TooLarge where that is more than
+    `most_pairs` pairs of strategies."""
+    return _Builder(model, costing, pins, most_pairs).table()
 
 
 class _Builder:
     """Collects nodes and edges, class by class, into a `Table`."""
 
-    def __init__(self, model: Model, costing: Costing, pins: Pins) -> None:
-        self.model, self.costing, self.pins = model, costing, pins
+    def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
+        self.model, self.costing, self.pins, self.pairs_left = model, costing, pins, most_pairs
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
         self.parameter_strategies: dict[int, tuple[ParameterStrategy, ...]] = {}
         self.hub_layouts: dict[int, tuple[Layout, ...]] = {}
         self.hub_of: dict[tuple[int, str], int] = {}
+        self.splits: dict[Hashable, tuple[Strategy, ...]] = {}
         self.hideable_costs: dict[int, Array] = {}
         self.pairs: dict[tuple[int, int], Array] = {}
         self.hideable_pairs: dict[tuple[int, int], Array] = {}
-        self.blocking: dict[tuple[tuple[int, ...], int], Layouts] = {}
-        self.bucketed: dict[tuple[tuple[int, ...], int], Layouts] = {}
 
     def table(self) -> Table:
         """The whole table."""
@@ -173,19 +162,30 @@ class _Builder:
     def _op_strategies(self, nodes: list[Node]) -> tuple[Strategy, ...]:
         """What all of some tied nodes may choose."""
         first, dims = nodes[0], self.model.dims.ops[nodes[0].index]
+        distinct = {self.pins.alike(node): node for node in nodes}.values()
 
         @cache
         def allowed(axis: int, option: Option) -> bool:
-            return all(self.pins.op(node, axis, option) for node in nodes)
+            return all(self.pins.op(node, axis, option) for node in distinct)
 
-        found = op_strategies(dims, self.costing.sizes, allowed)
-        found = tuple(s for s in found if self._reads_inputs_whole(first, s))
+        found = self._splits(dims, allowed)
+        given = self._given(first)
+        found = tuple(s for s in found if not any(map(is_partial, itertools.chain.from_iterable(s.operands[i] for i in given))))
         if not found:
             raise NoPlan(
                 f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: "
                 f"{self._what_would_fit(dims, allowed)}loosen one"
             )
         return found
+
+    def _splits(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> tuple[Strategy, ...]:
+        """The strategies of an op, those of ops with the same leaves once."""
+        options, signature = options_of(dims), dims.signature
+        left = tuple(tuple(o for o in options if allowed(axis, o)) for axis in range(len(self.costing.sizes)))
+        key = (dims.sizes, dims.letter, dims.operands, dims.results, signature.linear, signature.reduced, left)
+        if key not in self.splits:
+            self.splits[key] = op_strategies(dims, self.costing.sizes, lambda axis, option: option in left[axis])
+        return self.splits[key]
 
     def _what_would_fit(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> str:
         """The splits that are too fine: `8 heads cannot be split over 16 devices, at most over 8: take smaller axes, or `."""
@@ -198,13 +198,10 @@ class _Builder:
                     told[f"{what} cannot be split over {count} devices, at most over {size}"] = True
         return f"{', '.join(told)}: take smaller axes, or " if told else ""
 
-    def _reads_inputs_whole(self, node: Node, strategy: Strategy) -> bool:
-        """Inputs and buffers come whole or in pieces, never as partial sums."""
-        for value, layout in zip(node.operands, strategy.operands, strict=True):
-            root = self.model.graph.values[self.model.roots[value].value]
-            if root.is_given and any(map(is_partial, layout)):
-                return False
-        return True
+    def _given(self, node: Node) -> list[int]:
+        """The operands that come into the step from outside: they come whole or in pieces, never as partial sums."""
+        values, roots = self.model.graph.values, self.model.roots
+        return [i for i, value in enumerate(node.operands) if values[roots[value].value].is_given]
 
     def _parameters(self) -> tuple[int, ...]:
         graph, dims = self.model.graph, self.model.dims
@@ -231,12 +228,7 @@ class _Builder:
 
     def _connect(self, table: Table) -> None:
         """Groups of readings that are alike are priced once, and counted as often as they occur."""
-        groups: dict[Hashable, list[tuple[int, str, list[Use]]]] = defaultdict(list)
-        for (value, phase), uses in uses_of(self.model).items():
-            producer = table.producer_key(value)
-            if producer is not None:
-                groups[producer, phase, tuple(map(table.consumer_key, uses))].append((value, phase, uses))
-        for alike in groups.values():
+        for alike in self.model.alike_uses:
             value, phase, uses = alike[0]
             producer_node = table.produced(value)
             assert producer_node is not None
@@ -275,6 +267,9 @@ class _Builder:
             else:
                 self.costs[u] = self.costs[u] + diagonal
             return
+        self.pairs_left -= cost.size
+        if self.pairs_left < 0:
+            raise TooLarge
         pairs = self.hideable_pairs if hideable else self.pairs
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
         pairs[key] = pairs[key] + table if key in pairs else table.copy()
@@ -282,10 +277,7 @@ class _Builder:
     def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
         flat = tuple(size for dim in self.model.dims.shapes[value] for size in dim)
-        cache_, time = (
-            (self.bucketed, self.costing.bucketed) if phase == "update" else (self.blocking, self.costing.communication)
-        )
-        return layouts_of(cache_, flat, itemsize, self.costing.sizes, time)
+        return self.costing.layouts(flat, itemsize, phase)
 
     def _conversion(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
         if self._is_opaque(value) or value in self.model.cast_gradients:

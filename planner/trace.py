@@ -23,12 +23,17 @@ from planner.kernels import Canonical, precision
 from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
+from planner.stacks import shortened, stacks_of
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number
+from planner.unroll import Given, unroll
 from planner.workload import Workload
 
 __all__ = ["Traced", "trace"]
 
 aten = torch.ops.aten
+
+#: What a step raises whose blocks are not all there.
+_FAILURES = (UserError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,8 +44,9 @@ class Traced:
     workload: Workload
 
 
-def trace(build: Callable[[], Workload], name: str = "of one's own") -> Traced:
-    """The graph of one training step of the workload that `build` makes; `name` is what it is called where building fails.
+def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: bool = False) -> Traced:
+    """The graph of one training step of the workload that `build` makes; `name` is what it is called where building fails. Of a long
+    stack of like blocks a few are traced and repeated, unless the `whole` is to be traced.
 
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
@@ -50,15 +56,44 @@ def trace(build: Callable[[], Workload], name: str = "of one's own") -> Traced:
             workload = build()
             name = workload.name
             known.forget([*workload.module.parameters(), *workload.module.buffers(), *workload.batch])
-            try:
-                graph = _graph(workload)
-            except Refused:  # again, slowly, to name the line
-                graph = _graph(workload, lines=True)
+            graph = (None if whole else _repeated(workload)) or _whole(workload)
         except UserError:
             raise
         except Exception as error:
             raise NotTraceable(_explain(error, name)) from error
     return Traced(graph=graph, workload=workload)
+
+
+def _repeated(workload: Workload) -> Graph | None:
+    """The graph of a module with long stacks, from a trace of a few blocks of each; None where that does not give it."""
+    module = workload.module
+    stacks = stacks_of(module)
+    if not stacks:
+        return None
+    with shortened(module, stacks):
+        try:
+            short = _graph(workload)
+        except _FAILURES:  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
+            return None
+    return unroll(short, stacks, tuple(_given(module)))
+
+
+def _given(module: torch.nn.Module) -> Iterator[Given]:
+    """What the step is given by the module, in the order of `_record`'s arguments."""
+    named = list(module.named_parameters())
+    for kind, tensors in (
+        ("parameter", [(n, p) for n, p in named if p.requires_grad]),
+        ("buffer", [*module.named_buffers(), *((n, p) for n, p in named if not p.requires_grad)]),
+    ):
+        for name, tensor in tensors:
+            yield Given(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."), kind=kind)
+
+
+def _whole(workload: Workload) -> Graph:
+    try:
+        return _graph(workload)
+    except Refused:  # again, slowly, to name the line
+        return _graph(workload, lines=True)
 
 
 def _graph(workload: Workload, *, lines: bool = False) -> Graph:

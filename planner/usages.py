@@ -15,7 +15,7 @@ import numpy as np
 from cost_models.memory import dtype_bytes
 from planner.costing import local_numel
 from planner.layout import Layout
-from planner.model import Use, uses_of
+from planner.model import Use
 from planner.solver import PairUsage, Usage, spans_of
 from planner.solver.problem import Array
 
@@ -42,7 +42,7 @@ class _Usages:
     def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
         """All usages, alike ones as one with a profile over time."""
         self._states()
-        groups = uses_of(self.table.model)
+        groups = self.table.model.uses
         by_value: dict[int, list[Use]] = defaultdict(list)
         for (value, phase), uses in groups.items():
             by_value[value] += uses
@@ -115,7 +115,7 @@ class _Usages:
         u, v = produced[0], read[0]
         if u == v:
             return
-        key = (min(u, v), max(u, v), (phase, self.table.producer_key(value), hub))
+        key = (min(u, v), max(u, v), (phase, self.table.model.producer_key(value), hub))
         if key not in self.edges:
             changed = np.array([[a != b for b in read[1]] for a in produced[1]], dtype=float)
             nbytes = changed * self._bytes(value, read[1])[None, :]

@@ -6,6 +6,7 @@ has no node for it, and a change of layout happens on the tensor itself. Exact: 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from planner.graph import Graph
@@ -21,6 +22,12 @@ class Root:
 
     value: int
     places: tuple[int, ...]
+
+    def layouts(self, seen: Iterable[Layout]) -> list[Layout]:
+        """`layout` of each."""
+        every = list(seen)
+        placed = {one: self.layout(one) for one in set(every)}
+        return [placed[one] for one in every]
 
     def layout(self, seen: Layout) -> Layout:
         """The root's layout that gives the view the layout `seen`."""

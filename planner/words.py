@@ -14,7 +14,6 @@ from planner.costing import Costing
 from planner.graph import Node
 from planner.layout import Mesh, piece_sizes
 from planner.model import Model
-from planner.pins import batch_atoms
 from planner.strategies import Option
 from planner.ties import pattern_of
 from planner.views import is_view
@@ -44,7 +43,7 @@ class GroupWords:
 
 def atom_names(model: Model, workload: Workload) -> dict[int, str]:
     """A word for every atom that has one."""
-    names = dict.fromkeys(batch_atoms(model), "batch")
+    names = dict.fromkeys(model.batch_atoms, "batch")
     dims = model.dims
     for value in model.graph.inputs:
         shape = dims.shapes[value]
@@ -84,7 +83,7 @@ def _from_hints(model: Model, workload: Workload, name: str, value: int, names: 
 
 def axis_names(model: Model, choices: Choices, costing: Costing, sizes: tuple[int, ...]) -> tuple[str, ...]:
     """`dp` for an axis that mostly splits the batch, `tp` for one that mostly splits something else, weighed by time."""
-    batch = batch_atoms(model)
+    batch = model.batch_atoms
     weights = [[0.0, 0.0] for _ in sizes]
     for index, strategy in choices.strategies.items():
         op = model.dims.ops[index]

@@ -8,7 +8,6 @@ from matrix import TOLERANCE, Case, errors_of
 from small_plans import SIZES, ask_for, planned
 
 from planner.models import MODELS
-from planner.pins import expert_atoms
 from planner.program import Communicate
 from planner.strategies import options_of
 
@@ -56,7 +55,7 @@ def test_all_families_train_as_one_process_does() -> None:
 
 def test_pinned_experts_are_split_and_tokens_are_sent_to_them() -> None:
     plan = planned(ask_for("moe", 2), "ep=2", ("*=expert",))
-    experts = expert_atoms(plan.model)
+    experts = plan.model.expert_atoms
     split = 0
     for index, strategy in plan.choices.strategies.items():
         dims = plan.model.dims.ops[index]

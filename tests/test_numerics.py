@@ -13,7 +13,7 @@ from small_plans import Planned, ask_for, planned
 
 from planner.ask import Ask
 from planner.ask import build as build_workload
-from planner.pins import HEAVY, batch_atoms
+from planner.pins import HEAVY
 from planner.program import Communicate, Compute, Program
 from planner.strategies import options_of
 from planner.words import atom_names, op_words
@@ -237,7 +237,7 @@ def test_pinned_tensor_parallel_splits_all_heavy_ops(ran: Ran) -> None:
     for name, plan in ran.plans.items():
         if "tensor" not in name:
             continue
-        batch, axis = batch_atoms(plan.model), plan.mesh.names.index("tp")
+        batch, axis = plan.model.batch_atoms, plan.mesh.names.index("tp")
         for index, strategy in plan.choices.strategies.items():
             dims = plan.model.dims.ops[index]
             able = any(

@@ -15,7 +15,7 @@ the whole problem; else the slack grows.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -50,11 +50,15 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 #: for what message passing rules out anyway.
 _CHEAP = [step for step in STEPS if step != "dominate"]
 
+#: Of so many pairs and more, compiled message passing narrows the problem first (to import it takes a third of a second). Chains are
+#: then left for later: their tables are the largest.
+_LARGE = 1_000_000
+
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
 #: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
-_MOST = 200_000
+_MOST = 60_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,21 +75,22 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
     the less is left for the integer program."""
     began = time.perf_counter()
+    choices = [completed(problem, guess)] if guess is not None else []
+    choices = [choice for choice in choices if problem.fits(choice)]
     try:
-        reduced = reduce(problem, _CHEAP)
-        start = _start(reduced.problem)
+        left = _reduced(problem, min(map(problem.cost, choices), default=float("inf")))
+        start = _start(left.problem)
     except Contradiction:
         return _infeasible(problem, began)
-    choices, bound, variables = [reduced.restore(start.choice)], start.bound, 0
-    if reduced.problem.costs:
-        if guess is not None and problem.fits(whole := completed(problem, guess)):
-            choices.append(whole)
-        upper = min(map(problem.cost, choices)) - reduced.offset
-        found, bound, variables = _improve(reduced.problem, start, upper, began + time_limit)
-        choices.append(reduced.restore(found))
+    choices += [left.restore(start.choice), *([left.choice] if left.choice is not None else [])]
+    bound, variables = start.bound, 0
+    if left.problem.costs:
+        upper = min(map(problem.cost, choices)) - left.offset
+        found, bound, variables = _improve(left.problem, start, upper, began + time_limit)
+        choices.append(left.restore(found))
     best = min(choices, key=problem.cost)
     objective = problem.cost(best)
-    bound = min(bound + reduced.offset, objective)
+    bound = min(bound + left.offset, objective)
     status = "optimal" if objective - bound <= TOLERANCE * abs(objective) else "feasible"
     return Solution(
         status=status,
@@ -95,6 +100,32 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
         num_variables=variables,
         time_s=time.perf_counter() - began,
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Left:
+    """What is left of a problem after reduction, and a choice of the whole that was met on the way."""
+
+    problem: Problem
+    offset: float
+    restore: Callable[[Choice], Choice]
+    choice: Choice | None = None
+
+
+def _reduced(problem: Problem, upper: float) -> _Left:
+    """The problem reduced; one of many pairs and without a limit narrowed to what may better `upper`, too."""
+    if problem.limit < float("inf") or problem.num_pairs < _LARGE:
+        reduced = reduce(problem, _CHEAP)
+        return _Left(problem=reduced.problem, offset=reduced.offset, restore=reduced.restore)
+    from planner.solver.narrow import narrow
+
+    first = reduce(problem, [step for step in _CHEAP if step != "chain"])
+    narrowed = narrow(first.problem, _CHEAP, upper=upper - first.offset, constant=first.offset)
+    return _Left(
+        problem=narrowed.problem, offset=first.offset + narrowed.offset,
+        restore=lambda choice: first.restore(narrowed.restore(choice)),
+        choice=None if narrowed.choice is None else first.restore(narrowed.choice),
+    )  # fmt: skip
 
 
 def _improve(problem: Problem, start: _Start, upper: float, deadline: float) -> tuple[Choice, float, int]:
@@ -149,13 +180,13 @@ def _leanest(problem: Problem, possible: Choice) -> Choice:
     """A choice that fits, or the leanest found; exactly, where the quick way leaves that open and the problem is small."""
     lean = leanest(problem, possible)
     assert lean.choice is not None
-    if problem.fits(lean.choice) or lean.peak > problem.limit or _num_pairs(problem) > _FEW_PAIRS:
+    if problem.fits(lean.choice) or lean.peak > problem.limit or _num_possible(problem) > _FEW_PAIRS:
         return lean.choice
     exact = smallest_peak(problem, time.perf_counter() + _PATIENCE).choice
     return lean.choice if exact is None or problem.peak(exact) > problem.peak(lean.choice) else exact
 
 
-def _num_pairs(problem: Problem) -> int:
+def _num_possible(problem: Problem) -> int:
     return sum(int(np.isfinite(edge.cost).sum()) for edge in problem.edges)
 
 
@@ -178,7 +209,7 @@ def _infeasible(problem: Problem, began: float) -> Solution:
             time_s=time.perf_counter() - began,
         )  # fmt: skip
     lean = leanest(problem, free.choice)
-    if lean.peak <= problem.limit or _num_pairs(problem) <= _FEW_PAIRS:
+    if lean.peak <= problem.limit or _num_possible(problem) <= _FEW_PAIRS:
         exact = smallest_peak(problem, time.perf_counter() + _PATIENCE)
         lean = exact if exact.choice is not None and problem.peak(exact.choice) <= problem.peak(lean.choice or ()) else lean
     choice = lean.choice or ()

@@ -14,7 +14,7 @@ import numpy as np
 from planner.solver.problem import Array
 from planner.solver.working import Labels
 
-__all__ = ["sweep"]
+__all__ = ["least_pairs", "sweep"]
 
 
 @numba.njit(cache=True)
@@ -112,3 +112,19 @@ def a_of(e: int, first: Labels, u: Labels, mine: int) -> int:
 def b_of(e: int, first: Labels, u: Labels, mine: int) -> int:
     """Where the message to an edge's second node starts, from that to its first."""
     return int(mine + (first[u[e] + 1] - first[u[e]]))
+
+
+@numba.njit(cache=True)
+def least_pairs(
+    u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels, messages: Array
+) -> float:
+    """The sum over all edges of the least that a pair costs, less the messages."""
+    total = 0.0
+    for e in range(len(u)):
+        rows, columns = first[u[e] + 1] - first[u[e]], first[v[e] + 1] - first[v[e]]
+        least = np.inf
+        for i in range(rows):
+            for j in range(columns):
+                least = min(least, pairs[table[e] + i * columns + j] - messages[to_u[e] + i] - messages[to_v[e] + j])
+        total += least
+    return total

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import numpy as np
 
 from planner.solver.flat import Flat
-from planner.solver.kernels import sweep
+from planner.solver.kernels import least_pairs, sweep
 from planner.solver.problem import Array
 from planner.solver.rows import Rows
 from planner.solver.working import Labels
@@ -42,7 +42,7 @@ class Dual:
     def __init__(self, flat: Flat, rows: Rows, prices: Array | None = None) -> None:
         self.flat, self.rows = flat, rows
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
-        self.room: Array = rows.room / self.unit
+        self.room: Array = np.where(np.isfinite(rows.room), rows.room, 0.0) / self.unit  # without a limit no time has a price
         self.prices: Array = np.zeros(rows.horizon) if prices is None else prices
         self.to_u, self.to_v, length = flat.messages
         self.messages, self.marginals = np.zeros(length), np.zeros(len(flat.costs))
@@ -140,12 +140,7 @@ class Dual:
         nodes = costs + np.bincount(where, self.messages, len(costs))
         total = float(np.minimum.reduceat(nodes, f.first[:-1]).sum()) if len(nodes) else 0.0
         size = float(np.abs(self.messages).sum() + np.abs(costs[np.isfinite(costs)]).sum())
-        if len(f.u):
-            pair = np.arange(len(f.pairs)) - np.repeat(f.table[:-1], np.diff(f.table))
-            edge = np.repeat(np.arange(len(f.u)), np.diff(f.table))
-            row, column = np.divmod(pair, sizes[f.v][edge])
-            left = f.pairs - self.messages[self.to_u[edge] + row] - self.messages[self.to_v[edge] + column]
-            total += float(np.minimum.reduceat(left, f.table[:-1]).sum())
+        total += float(least_pairs(f.u, f.v, f.first, f.pairs, f.table, self.to_u, self.to_v, self.messages))
         return total - float(self.prices @ self.room) - 1e-14 * size
 
     def fixed(self, upper: float) -> Labels:

@@ -84,6 +84,11 @@ class Problem:
         """Whether costs add up exactly, as integers."""
         return all(c.dtype.kind in "iu" for c in self.costs) and all(e.cost.dtype.kind in "iu" for e in self.edges)
 
+    @property
+    def num_pairs(self) -> int:
+        """The entries of all tables between nodes."""
+        return sum(edge.cost.size for edge in self.edges)
+
     def cost(self, choice: Choice) -> float:
         """The objective of a choice, an exact integer where all costs are; infinite where it takes what is forbidden."""
         taken = [table[x] for table, x in zip(self.costs, choice, strict=True)]

@@ -8,13 +8,13 @@ import pytest
 from small_plans import Planned, ask_for, mesh_of, planned, table_of, traced
 
 from cost_models.errors import BadValue, NoPlan, UnknownName
-from planner.pins import PINS, Pin, batch_atoms, parse_mesh, parse_pin, pins_for, role_of
+from planner.pins import PINS, Pin, parse_mesh, parse_pin, pins_for, role_of
 from planner.words import atom_names
 
 
 def splits(plan: Planned, path: str, axis: int = 0, kind: str = "") -> set[str]:
     """What the ops in a module do on an axis: `batch`, `other`, `whole` or `linear`."""
-    batch, out = batch_atoms(plan.model), set()
+    batch, out = plan.model.batch_atoms, set()
     for index, strategy in plan.choices.strategies.items():
         node, dims, option = plan.model.graph.nodes[index], plan.model.dims.ops[index], strategy.options[axis]
         if node.path.startswith(path) and dims.signature.kind.startswith(kind):

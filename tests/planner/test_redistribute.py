@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes, piece_sizes
-from planner.redistribute import Layouts, Step, layouts_of
+from planner.redistribute import Layouts, Step
 
 MESHES = ((2,), (3,), (4,), (2, 2), (3, 2), (2, 4), (2, 2, 2))
 Shards = list[NDArray[np.float64]]
@@ -237,10 +237,3 @@ def test_a_split_into_empty_shards_is_no_layout() -> None:
     layouts = Layouts((3, 4), 4, (4,), seconds)
     assert set(layouts.layouts) == {(REPLICATE,), (PARTIAL_SUM,), (1,)}
     assert not math.isfinite(layouts.cost((REPLICATE,), (PARTIAL_SUM,)))
-
-
-def test_one_table_a_shape_and_size() -> None:
-    cache: dict[tuple[tuple[int, ...], int], Layouts] = {}
-    first = layouts_of(cache, (8,), 4, (2,), seconds)
-    assert layouts_of(cache, (8,), 4, (2,), seconds) is first
-    assert layouts_of(cache, (8,), 8, (2,), seconds) is not first

@@ -18,7 +18,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
 from planner.choices import read_choices, recost
 from planner.costing import BUCKET_BYTES, Costing
-from planner.model import Pins, uses_of
+from planner.model import Pins
 from planner.predict import memory_by_category
 from planner.program import Communicate
 from planner.solver import Solution, completed, solve
@@ -75,7 +75,7 @@ def test_hidden_communication_is_that_of_parameters_and_gradients() -> None:
 def test_every_reading_of_a_value_is_an_edge() -> None:
     """All operands of ops that are no views, and one reading a gradient."""
     model = table("gpt", "a=4").model
-    uses = [use for group in uses_of(model).values() for use in group]
+    uses = [use for group in model.uses.values() for use in group]
     wanted = sum(len(n.operands) for n in model.graph.nodes if not model.dims.ops[n.index].signature.view)
     assert sum(use.node is not None for use in uses) == wanted
     assert [use.parameter for use in uses if use.parameter is not None] == list(range(len(model.graph.parameters)))

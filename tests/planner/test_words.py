@@ -6,7 +6,6 @@ import pytest
 from small_plans import Planned, ask_for, planned, traced
 
 from cost_models.cluster import load_cluster
-from planner.pins import batch_atoms
 from planner.words import GroupWords, atom_names, axis_names, describe, op_words, replicated_ops
 
 
@@ -30,7 +29,7 @@ def test_sub_dims_have_the_models_words(model: str, words: set[str]) -> None:
     found, workload = traced(ask_for(model))
     names = atom_names(found, workload)
     assert words <= set(names.values())
-    assert {names[atom] for atom in batch_atoms(found)} == {"batch"}
+    assert {names[atom] for atom in found.batch_atoms} == {"batch"}
 
 
 def test_all_parameters_have_words() -> None:

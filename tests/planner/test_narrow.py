@@ -1,0 +1,47 @@
+"""Narrowing against brute force: the best choice, or one as good, is left; and `solve` goes this way where there are many pairs."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from small_problems import INF, least, problems
+
+import planner.solver.ilp
+from planner.solver import Problem, solve
+from planner.solver.narrow import narrow
+from planner.solver.reduce import STEPS, Contradiction, reduce
+
+examples = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+)
+
+
+@examples
+@given(problem=problems(), share=st.sampled_from([0.5, 1.0, 1.5, INF]))
+def test_what_is_left_has_the_best_choice_below_a_known_cost(problem: Problem, share: float) -> None:
+    best = least(problem)
+    try:
+        whole = reduce(problem, ["forbid", "arcs"])
+        upper = share * best - whole.offset if share < INF and best < INF else INF
+        found = narrow(whole.problem, STEPS, upper=upper)
+    except Contradiction:
+        assert best == INF or best > share * best
+        return
+    inside = least(found.problem) if found.problem.costs else 0.0
+    known = min(share * best, INF if found.choice is None else whole.problem.cost(found.choice) + whole.offset)
+    assert min(inside + found.offset + whole.offset, known) == pytest.approx(min(best, known), rel=1e-9, abs=1e-9)
+
+
+@examples
+@given(problem=problems())
+def test_large_problems_are_solved_as_small_ones(problem: Problem) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner.solver.ilp, "_LARGE", 0)
+        solution = solve(problem)
+    best = least(problem)
+    assert (solution.status == "infeasible") == (best == INF)
+    if best < INF:
+        assert solution.status == "optimal"
+        assert problem.cost(solution.choice) == pytest.approx(best, rel=1e-9, abs=1e-9)
+        assert solution.bound <= best + 1e-9
