@@ -128,7 +128,7 @@ def test_a_sample_trains_as_one_process_does() -> None:
 
 
 #: What is known not to pass; docs/architectures.md says why.
-KNOWN = {"dbrx", "gemma3n_text", "ibert", "jetmoe", "reformer", "swiftformer", "udop"}
+KNOWN = {"dbrx", "gemma3n_text", "ibert", "jetmoe", "reformer", "udop"}
 
 
 @pytest.mark.slow_matrix
