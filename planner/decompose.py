@@ -64,8 +64,11 @@ def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = 
 
 
 def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids."""
+    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids; `x[mask] = number` as a choice."""
     ids = indices[0]
+    if not accumulate and len(indices) == 1 and ids is not None and ids.dtype == torch.bool and values.numel() == 1:
+        mask = ids.view(*ids.shape, *(1 for _ in range(x.dim() - ids.dim())))
+        return aten.where.self(mask, values.to(x.dtype).reshape(()), x)
     if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
         return NotImplemented
     rows = values.expand(*ids.shape, *x.shape[1:]).reshape(*ids.shape, -1)
@@ -81,8 +84,13 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
 
 
 def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
-    """What stands in x once source is copied to it."""
-    return aten.expand.default(source.to(x.dtype), list(x.shape))
+    """What stands in x once source is copied to it, lying in memory as x does, since views of x may be taken of it."""
+    out = aten.expand.default(source.to(x.dtype), list(x.shape))
+    if out.stride() == x.stride() or x.numel() != sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1:
+        return out
+    order = sorted(range(x.dim()), key=x.stride, reverse=True)
+    lying = aten.clone.default(aten.permute.default(out, order), memory_format=torch.contiguous_format)
+    return aten.permute.default(lying, [order.index(d) for d in range(x.dim())])
 
 
 def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Any:

@@ -53,9 +53,9 @@ _NO_CHANGE = {
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
 #: Ops that promise to be given indices in range.
 _SAFE = {"aten._unsafe_index_put.default": "aten.index_put.default", "aten._unsafe_index.Tensor": "aten.index.Tensor"}
-_RANDOM_HINT = (
-    "of random ops only dropout is planned (F.dropout, nn.Dropout and those of channels, attention and recurrent layers)"
-)
+#: Where random ops of ours have the number by which those of a step are told apart.
+_NUMBERED = {"dropout": 3, "uniform": 2}
+_RANDOM_HINT = "this random op is not planned: draw from torch.rand, randn, bernoulli, randint, multinomial or dropout"
 
 
 class _Reader:
@@ -288,8 +288,9 @@ def _normalised(
     for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
         kwargs.pop(name, None)
     namespace, name, overload = op.split(".")
-    if namespace == "shardwright" and name == "dropout":
-        args = (*args[:3], Serial(args[3]))
+    if namespace == "shardwright" and name in _NUMBERED:
+        at = _NUMBERED[name]
+        args = (*args[:at], Serial(args[at]), *args[at + 1 :])
     if namespace == "shardwright":
         return f"{namespace}.{name}", args, kwargs
     if op == "aten.copy_.default":

@@ -109,7 +109,7 @@ class Layouts:
         sent = math.prod(before if step.kind == "all_gather" else after)
         if step.kind == "all_to_all":
             assert step.gather is not None
-            sent = sent // after[step.gather] * before[step.gather]
+            sent = sent // max(1, after[step.gather]) * before[step.gather]  # of a tensor without elements: 0
         return sent * math.prod(self.mesh_sizes[a] for a in step.axes)
 
 

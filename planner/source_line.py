@@ -14,6 +14,8 @@ __all__ = ["from_frames", "from_text"]
 #: Files beside the built-in models that hold no model: they build or wrap those of others.
 _NO_MODELS = ("hugging_face.py", "hugging_face_module.py", "keras_model.py", "spec.py", "user.py")
 
+_TRACE = Path(__file__).parent / "trace.py"
+
 _Line = tuple[str, str, str]
 
 
@@ -28,6 +30,9 @@ def from_text(stack: str) -> str:
 
 
 def _told(lines: list[_Line]) -> str:
+    """The place in what the trace called: the script that asked for a plan is the user's too, and says nothing."""
+    begin = max((at + 1 for at, line in enumerate(lines) if Path(line[0]) == _TRACE), default=0)
+    lines = lines[begin:]
     own = [line for line in lines if _is_own(Path(line[0]))] or [line for line in lines if _is_installed_model(Path(line[0]))]
     return "{}:{} ({})".format(*own[-1]) if own else ""
 

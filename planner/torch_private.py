@@ -12,10 +12,14 @@ from torch._decomp import get_decompositions
 from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
+from torch.utils._python_dispatch import (  # a function mode does not see what torch's own Python functions call
+    TorchDispatchMode,
+    _disable_current_modes,
+)
 
 __all__ = [
-    "FakeTensorMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
-    "label_new_nodes", "really", "sequence_number", "unfaked",
+    "FakeTensorMode", "TorchDispatchMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
+    "label_new_nodes", "really", "sequence_number", "unfaked", "without_modes",
 ]  # fmt: skip
 
 
@@ -48,6 +52,11 @@ def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
 def unfaked() -> AbstractContextManager[Any]:
     """Within it tensors are real, under fake tensors too. Private: no public way for a library that reads its own values (Keras)."""
     return unset_fake_temporarily()
+
+
+def without_modes() -> AbstractContextManager[Any]:
+    """Within it calls on real tensors are neither faked nor recorded. Private: no public way to pause all that listens to ops."""
+    return _disable_current_modes()
 
 
 def label_new_nodes(labels: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from cost_models.errors import NotTraceable, UserError
 from planner.decompose import decomposition_table
 from planner.graph import Graph
 from planner.kernels import Canonical, precision
+from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
 from planner.stacks import shortened, stacks_of
@@ -50,10 +51,11 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with mode:
+    with mode, Known() as known:
         try:
             workload = build()
             name = workload.name
+            known.forget([*workload.module.parameters(), *workload.module.buffers(), *workload.batch])
             graph = (None if whole else _repeated(workload)) or _whole(workload)
         except NotTraceable as error:
             if isinstance(error, Refused) or not _module(error):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def traced(ask: Ask) -> tuple[Model, Workload]:
     """The model of an ask and its workload; traced once for all numbers of devices, which matter to neither."""
     key = repr(replace(ask, num_devices=1))
     if key not in _TRACED:
-        found = trace(lambda: build(replace(ask, num_devices=1)))
+        found = trace(partial(build, replace(ask, num_devices=1)), ask.model)
         _TRACED[key] = modelled(found), found.workload
     return _TRACED[key]
 

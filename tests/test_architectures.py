@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,11 +11,15 @@ import torch
 
 pytest.importorskip("transformers", reason="Hugging Face models need the extra: pip install 'shardwright[hf]'")
 
-from architectures import rows_of
+from architectures import ask_of, rows_of
 from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
 from cost_models.errors import BadValue, UnknownName
+from planner.ask import build
+from planner.models.hugging_face import _with_settings
+from planner.models.hugging_face_module import static_experts
+from planner.trace import trace
 from planner.workload import Workload, load_workload, resolve_options
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
@@ -44,10 +49,43 @@ def test_tasks_give_other_heads() -> None:
     assert work.batch[-1].shape == (2, 8, 16)
 
 
-def test_nothing_is_dropped_at_random() -> None:
-    module = load("hf:gpt2", **SMALL).module
-    assert module.training
-    assert {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)} == {0.0}
+def test_dropout_is_that_of_the_config_and_can_be_set() -> None:
+    def rates(**settings: str) -> set[float]:
+        module = load("hf:gpt2", **SMALL, **settings).module
+        assert module.training
+        return {m.p for m in module.modules() if isinstance(m, torch.nn.Dropout)}
+
+    assert rates() == {0.1}
+    assert rates(resid_pdrop="0.2", embd_pdrop="0", attn_pdrop="0") == {0.2, 0.0}
+
+
+def test_layers_are_not_skipped_unless_asked_for() -> None:
+    small = {"num_hidden_layers": "1", "hidden_size": "16", "num_attention_heads": "2", "intermediate_size": "16"}
+    assert load("hf:wav2vec2", seq=800, **small).module.model.config.layerdrop == 0
+    with pytest.raises(BadValue, match="mask_time_prob masks by numpy's generator"):
+        load("hf:wav2vec2", seq=800, mask_time_prob="0.1", **small)
+
+
+def test_another_number_of_layers_takes_their_types_along(tmp_path: Path) -> None:
+    entries = {"model_type": "qwen3", "num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 4,
+               "layer_types": ["full_attention", "sliding_attention"] * 2}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    config = _with_settings(f"hf:{tmp_path}/config.json", {"num_hidden_layers": 3})
+    assert config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
+    assert _with_settings("hf:axk2", {"num_hidden_layers": 2}).num_hidden_layers == 2  # lists follow from it
+
+
+def test_experts_one_by_one_are_as_transformers_runs_them() -> None:
+    from transformers import SwitchTransformersConfig
+    from transformers.models.switch_transformers.modeling_switch_transformers import SwitchTransformersSparseMLP
+
+    config = SwitchTransformersConfig(d_model=8, d_ff=16, num_experts=4, expert_capacity=3, dropout_rate=0.0)
+    torch.manual_seed(0)
+    module = SwitchTransformersSparseMLP(config).eval()
+    x = torch.randn(2, 8, 8)
+    theirs = module(x)
+    static_experts(module)
+    torch.testing.assert_close(module(x), theirs)
 
 
 @pytest.mark.parametrize(
@@ -67,6 +105,19 @@ def test_a_mistake_is_one_line(spec: str, settings: dict[str, str], error: type[
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["bit", "fsmt"])
+def test_models_that_read_values_which_depend_on_no_data_are_traced(name: str) -> None:
+    """One reads them in its constructor, the other looks for padding."""
+    special = {name: entries for kind in ARCHITECTURES.values() for name, entries in kind.items()}
+    assert trace(partial(build, ask_of(name, special[name]))).graph.nodes
+
+
+def test_a_backward_pass_that_adds_to_the_gradients_itself_is_refused() -> None:
+    special = ARCHITECTURES["decoder"]["reformer"]
+    with pytest.raises(BadValue, match="adds to the gradients itself"):
+        trace(partial(build, ask_of("reformer", special)))
+
+
 def wrong(names: list[str]) -> list[str]:
     return [f"{row.name}: {row.refused or row.errors}" for row in rows_of(names) if not row.passed]
 
@@ -77,23 +128,7 @@ def test_a_sample_trains_as_one_process_does() -> None:
 
 
 #: What is known not to pass; docs/architectures.md says why.
-KNOWN = {
-    "mobilenet_v2",
-    "xglm",
-    "funnel",
-    "clip",
-    "rwkv",
-    "led",
-    "switch_transformers",
-    "phimoe",
-    "vit_mae",
-    "dbrx",
-    "convnext",
-    "zamba",
-    "vilt",
-    "mobilevit",
-    "efficientnet",
-}
+KNOWN = {"dbrx", "gemma3n_text", "ibert", "jetmoe", "reformer", "udop"}
 
 
 @pytest.mark.slow_matrix

@@ -19,6 +19,9 @@ _COMMON: dict[str, Any] = {
     "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
     "vocab_size": 64, "n_positions": 32, "max_position_embeddings": 32, "max_target_positions": 32, "n_ctx": 32,
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2, "cls_token_id": 1,
+    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
+    "n_shared_experts": 1, "first_k_dense_replace": 1, "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2,
+    "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4, "shared_intermediate_size": 32,
     "image_size": 32, "patch_size": 8, "num_labels": 8, "layerdrop": 0.0, "state_size": 8, "num_mel_bins": 16,
 }  # fmt: skip
 
@@ -62,6 +65,36 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "persimmon": {},
         "exaone4": {},
         "helium": {},
+        "apertus": {},
+        "arcee": {},
+        "bitnet": {},
+        "cohere2": {},
+        "cpmant": {"dim_head": 8, "dim_ff": 64, "prompt_length": 4, "prompt_types": 4, "segment_types": 4},
+        "ctrl": {"dff": 64},
+        "diffllama": {},
+        "doge": {},
+        "ernie4_5": {},
+        "gemma3_text": {"layer_types": ["sliding_attention", "full_attention"]},
+        "gemma3n_text": {"num_kv_shared_layers": 0, "altup_coef_clip": 120.0},
+        "glm4": {},
+        "hunyuan_v1_dense": {},
+        "modernbert-decoder": {},
+        "nanochat": {},
+        "olmo3": {"layer_types": ["sliding_attention", "full_attention"]},
+        "openai-gpt": {},
+        "reformer": {
+            "axial_pos_shape": [4, 4],
+            "axial_pos_embds_dim": [8, 24],
+            "attn_layers": ["local", "local"],
+            "attention_head_size": 8,
+            "feed_forward_size": 64,
+            "local_attn_chunk_length": 4,
+            "hidden_dropout_prob": 0,
+            "local_attention_probs_dropout_prob": 0,
+        },
+        "seed_oss": {},
+        "trocr": {},
+        "xlnet": {"d_head": 8},
     },
     "encoder": {
         "bert": {},
@@ -81,6 +114,16 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "megatron-bert": {},
         "esm": {"mask_token_id": 3},
         "funnel": {},
+        "big_bird": {"block_size": 4},
+        "canine": {},
+        "deberta": {},
+        "flaubert": {},
+        "ibert": {},
+        "layoutlmv3": {"coordinate_size": 5, "shape_size": 6},
+        "longformer": {"attention_window": [8, 8]},
+        "tapas": {},
+        "xlm": {},
+        "yoso": {},
     },
     "encoder-decoder": {
         "t5": {},
@@ -94,15 +137,17 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "prophetnet": {},
         "led": {"attention_window": [8, 8]},
         "longt5": {},
-        "switch_transformers": {},
+        "switch_transformers": {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "expert_capacity": 8},
         "umt5": {},
+        "fsmt": {"src_vocab_size": 64, "tgt_vocab_size": 64},
+        "nllb-moe": {"encoder_sparse_step": 1, "decoder_sparse_step": 1},
     },
     "vision": {
         "vit": {},
         "deit": {},
         "beit": {},
         "swin": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16, "patch_size": 4, "window_size": 4},
-        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4},
+        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "num_stages": None},
         "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
         "segformer": {
             "hidden_sizes": [8, 16, 16, 32],
@@ -111,7 +156,7 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "decoder_hidden_size": 16,
             "patch_size": None,
         },
-        "mobilevit": {},
+        "mobilevit": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32]},
         "poolformer": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "patch_size": None},
         "dinov2": {},
         "pvt": {
@@ -120,11 +165,58 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "num_attention_heads": [1, 2, 2, 4],
             "patch_size": None,
         },
-        "efficientnet": {"hidden_dim": None},
-        "mobilenet_v2": {},
+        "efficientnet": {"hidden_dim": 128, "width_coefficient": 0.1, "depth_coefficient": 0.1},
+        "mobilenet_v2": {"depth_multiplier": 0.25},
         "vit_mae": {},
         "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
         "videomae": {"num_frames": 4},
+        "bit": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 4, "drop_path_rate": 0.1},
+        "convnextv2": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "num_stages": None},
+        "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
+        "data2vec-vision": {},
+        "dinov3_vit": {},
+        "focalnet": {"embed_dim": 16, "depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3], "patch_size": 4},
+        "hgnet_v2": {
+            "stem_channels": [3, 8, 8],
+            "stage_in_channels": [8, 16, 16, 32],
+            "stage_mid_channels": [8, 8, 8, 16],
+            "stage_out_channels": [16, 16, 32, 32],
+            "stage_num_blocks": [1, 1, 1, 1],
+            "stage_numb_of_layers": [2, 2, 2, 2],
+            "hidden_sizes": [16, 16, 32, 32],
+            "embedding_size": 8,
+        },
+        "hiera": {
+            "embed_dim": 16,
+            "image_size": [32, 32],
+            "patch_size": [7, 7],
+            "patch_stride": [4, 4],
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "masked_unit_size": [4, 4],
+            "masked_unit_attention": [True, False],
+            "num_query_pool": 1,
+            "num_layers": None,
+        },
+        "levit": {
+            "image_size": 64,
+            "hidden_sizes": [16, 32, 32],
+            "num_attention_heads": [2, 2, 4],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+            "patch_size": 16,
+        },
+        "mobilevitv2": {"patch_size": None, "image_size": 64},
+        "pvt_v2": {
+            "hidden_sizes": [8, 16, 16, 32],
+            "depths": [1, 1, 1, 1],
+            "num_attention_heads": [1, 2, 2, 4],
+            "patch_size": None,
+        },
+        "swiftformer": {"embed_dims": [8, 16, 16, 32], "depths": [1, 1, 1, 1]},
+        "textnet": {"stem_out_channels": 8, "hidden_sizes": [8, 8, 16, 16, 32], "image_size": 64},
+        "timesformer": {"num_frames": 4},
+        "vivit": {"num_frames": 4, "tubelet_size": [2, 8, 8]},
     },
     "audio": {
         "wav2vec2": {"num_mel_bins": None, "seq": 800},
@@ -144,7 +236,17 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "attn_layer_indices": [1]},
         "jamba": {},
         "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3},
-        "zamba": {"num_hidden_layers": 3, "layer_types": ["mamba", "mamba", "hybrid"]},
+        "zamba": {"seq": 8, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+        "lfm2": {"layer_types": ["conv", "full_attention"]},
+        "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+        "qwen3_next": {
+            "layer_types": ["linear_attention", "full_attention"],
+            "linear_num_value_heads": 4,
+            "linear_num_key_heads": 2,
+            "linear_key_head_dim": 8,
+            "linear_value_head_dim": 8,
+        },
+        "minimax": {"layer_types": ["linear_attention", "full_attention"], "block_size": 8},
     },
     "mixture of experts": {
         "mixtral": {},
@@ -176,9 +278,25 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "phimoe": {},
         "granitemoe": {},
         "gpt_oss": {},
-        "dbrx": {},
+        "dbrx": {
+            "attn_config": {"kv_n_heads": 2, "rope_theta": 10000.0, "clip_qkv": 8.0},
+            "ffn_config": {"hidden_size": 32, "ffn_hidden_size": 32},
+        },
+        "afmoe": {},
+        "dots1": {"num_key_value_heads": 4},
+        "flex_olmo": {},
+        "glm4_moe": {},
+        "jetmoe": {},
+        "llama4_text": {},
     },
-    "multimodal": {"clip": {}, "siglip": {}, "blip": {}, "vilt": {}, "llava": {}},
+    "multimodal": {
+        "clip": {},
+        "siglip": {},
+        "blip": {},
+        "vilt": {},
+        "llava": {},
+        "udop": {},
+    },
 }
 
 
@@ -190,18 +308,20 @@ def tiny_settings(model_type: str, special: dict[str, Any], config: Any) -> dict
         names = set(holder.to_dict()) | set(getattr(holder, "attribute_map", {})) | ({"num_labels"} if not prefix else set())
         for name, value in _COMMON.items():
             target = getattr(holder, "attribute_map", {}).get(name, name)
-            if (
-                name in names
-                and not isinstance(getattr(holder, name, None), list | tuple | dict)
-                and f"{prefix}{target}" not in out
-            ):
+            if name in names and not isinstance(_read(holder, name), list | tuple | dict) and f"{prefix}{target}" not in out:
                 out[f"{prefix}{target}"] = value
     out |= special
     return {name: value for name, value in out.items() if value is not None}
 
 
+def _read(config: Any, name: str) -> Any:
+    """An entry of a config; None where it may only be read layer by layer."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return None
+
+
 def _holders(config: Any) -> list[tuple[str, Any]]:
-    inside = [
-        (f"{name}.", getattr(config, name)) for name in config.to_dict() if hasattr(getattr(config, name, None), "to_diff_dict")
-    ]
+    inside = [(f"{name}.", _read(config, name)) for name in config.to_dict() if hasattr(_read(config, name), "to_diff_dict")]
     return [("", config), *inside]

@@ -15,6 +15,7 @@ from planner.kernels.dropout import dropout, dropout_backward, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
 from planner.kernels.masked_attention import masked_attention, masked_attention_backward
+from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
 from planner.kernels.recurrent import recurrent_backward, recurrent_forward
@@ -44,4 +45,5 @@ __all__ = [
     "precision",
     "square_sum",
     "step_key",
+    "uniform",
 ]

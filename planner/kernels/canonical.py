@@ -39,6 +39,9 @@ class Canonical(Random):
             return _attention(*args, **kwargs)
         if func in (F.batch_norm, torch.batch_norm):
             return _batch_norm(func, *args, **kwargs)
+        if func in (torch.as_strided, Tensor.as_strided):
+            found = _windows(*args, **kwargs)
+            return func(*args, **kwargs) if found is None else found
         return func(*args, **kwargs)
 
 
@@ -165,3 +168,26 @@ def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         mean.copy_(new_mean)
         var.copy_(new_var)
     return out  # type: ignore[no-any-return]
+
+
+def _windows(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor | None:
+    """A strided look at x as overlapping windows of one dim, [..., windows, window, ...], made of slices, which can be split in the
+    other dims; None where it is none. The dim may come as (windows side by side, window)."""
+    if storage_offset not in (None, x.storage_offset()) or len(size) not in (x.dim(), x.dim() + 1):
+        return None
+    for c in range(len(size) - 1):
+        count, width, step = size[c], size[c + 1], stride[c] // max(stride[c + 1], 1)
+        if not step or stride[c] % stride[c + 1] or width % step:
+            continue
+        long = x
+        if len(size) == x.dim():
+            if x.stride(c) != x.stride(c + 1) * x.shape[c + 1]:
+                continue
+            long = x.flatten(c, c + 1)
+        others = [*range(c), *range(c + 1, long.dim())]
+        same = all((long.shape[d], long.stride(d)) == (size[d + (d > c)], stride[d + (d > c)]) for d in others)
+        if same and long.stride(c) == stride[c + 1] and (count - 1) * step + width <= long.shape[c]:
+            apart = (*long.shape[:c], count, step, *long.shape[c + 1 :])
+            pieces = [long.narrow(c, at, count * step).reshape(apart) for at in range(0, width, step)]
+            return torch.cat(pieces, c + 1)
+    return None

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Places", "dropout", "dropout_backward", "step_key"]
+__all__ = ["Places", "draws", "dropout", "dropout_backward", "step_key"]
 
 #: For every dim of a shard, its runs from the outermost in: (size in the whole, size here, where this shard's part begins).
 Places = tuple[tuple[tuple[int, int, int], ...], ...]
@@ -38,7 +38,7 @@ def dropout(x: Tensor, key: Tensor, p: float, number: int, places: Places | None
     `places` says which part of the whole tensor x is; None: all of it.
     """
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-    rows, columns = _hashes(x, key, number, places)
+    rows, columns = _hashes(x.shape, x.device, key, number, places)
     flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
     threshold = min(2**31 - 1, round(p * 2**32) - 2**31)  # of the signed draws, the share p lies below it
     step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_DEVICE) // flat.shape[1])
@@ -53,6 +53,11 @@ def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
     return kept.mul_(grad).mul_(0.0 if p >= 1 else 1 / (1 - p))
 
 
+def draws(shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None) -> Tensor:
+    """32 bits for every element, as a signed integer of which only the high bits are good."""
+    return _draw(*_hashes(shape, device, key, number, places)).view(shape)
+
+
 def _draw(rows: Tensor, columns: Tensor) -> Tensor:
     """A draw of 32 bits for every pair of a row and a column. Shifts of signed integers copy the sign, which is masked away."""
     draw = torch.bitwise_xor(rows[:, None], columns[None])
@@ -61,16 +66,18 @@ def _draw(rows: Tensor, columns: Tensor) -> Tensor:
     return draw  # the last step of the finaliser changes low bits only, and the comparison reads the high ones
 
 
-def _hashes(x: Tensor, key: Tensor, number: int, places: Places | None) -> tuple[Tensor, Tensor]:
-    """A hash of 32 bits for every row and column of x, by their numbers in the whole tensor."""
+def _hashes(
+    shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None
+) -> tuple[Tensor, Tensor]:
+    """A hash of 32 bits for every row and column of a tensor, by their numbers in the whole one."""
     own = _mix(_mix(int(key)) + number)
     if places is None:
-        places = tuple(((size, size, 0),) for size in x.shape)
-    row = torch.zeros(1, dtype=torch.int64, device=x.device)
+        places = tuple(((size, size, 0),) for size in shape)
+    row = torch.zeros(1, dtype=torch.int64, device=device)
     for runs in places[:-1]:
-        size, index = _indices(runs, x.device)
+        size, index = _indices(runs, device)
         row = (row[:, None] * size + index).view(-1)
-    _, column = _indices(places[-1], x.device) if places else (1, row)
+    _, column = _indices(places[-1], device) if places else (1, row)
     return _hash(row, own), _hash(column, _mix(own))
 
 

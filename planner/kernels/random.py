@@ -1,6 +1,7 @@
 """While `Random` is active, dropout draws its masks from a key: the same in one process, in every replica and in every shard.
 
 The trace runs under it, and so does the run in one process that a plan is verified against: masks are numbered in the same order.
+Other random ops are worked out from the same key (`noise`).
 Dropout inside of attention and between the layers of a recurrent network is taken out of the fused op, which would draw its own.
 """
 
@@ -18,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from planner.kernels.noise import Noise
+
 __all__ = ["Random"]
 
 _DROPOUT = inspect.signature(F.dropout)
@@ -31,13 +34,23 @@ _INSIDE = {name: getattr(F, name) for name in ("dropout", "scaled_dot_product_at
 
 
 class Random(TorchFunctionMode):
-    """Redirects dropout to `shardwright::dropout` under a key, which is read for every mask; masks are numbered from 0."""
+    """Redirects dropout to `shardwright::dropout` under a key, which is read for every mask, and other random ops to `Noise`; all are
+    numbered from 0."""
 
     in_place = True  # dropout in place writes to its operand
 
     def __init__(self, key: Tensor | None = None) -> None:
         super().__init__()
-        self.key, self.number = key, 0
+        self.key, self.number, self.noise = key, 0, ExitStack()
+
+    def __enter__(self) -> Random:
+        if self.key is not None:
+            self.noise.enter_context(Noise(self.key, self._next))
+        return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        self.noise.close()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -72,11 +85,14 @@ class Random(TorchFunctionMode):
                 stack.enter_context(patch.object(F, name, led(func)))
             yield
 
+    def _next(self) -> int:
+        self.number += 1
+        return self.number - 1
+
     def drop(self, x: Tensor, p: float) -> Tensor:
         """x under the next mask."""
         assert self.key is not None, "a mode without a key is for what is not random"
-        out, _ = torch.ops.shardwright.dropout(x, self.key, p, self.number)
-        self.number += 1
+        out, _ = torch.ops.shardwright.dropout(x, self.key, p, self._next())
         return out  # type: ignore[no-any-return]
 
     def _dropout(self, func: Any, *args: Any, of_channels: bool = False, **kwargs: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """Hugging Face models by config, without a download: `hf:gpt2`, `hf:LlamaConfig`, `hf:path/to/config.json`.
 
 A config -> the class of the right head, an example batch, and a loss. Any `model_type` that transformers has a head for; any
-entry of the config can be set with `--set` (`--set num_hidden_layers=4`, `--set text_config.hidden_size=64`). Dropout is set to
-0, layers and time steps are not dropped at random; parameters that take no part in the loss are frozen.
+entry of the config can be set with `--set` (`--set num_hidden_layers=4`, `--set text_config.hidden_size=64`). Dropout is the config's;
+whole layers and time steps are not dropped at random; parameters that take no part in the loss are frozen.
 """
 
 from __future__ import annotations
@@ -18,9 +18,16 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
-from planner.models.hugging_face_module import Building, Headed, head_loss, register_experts, regression_loss
+from planner.models.hugging_face_module import (
+    Headed,
+    head_loss,
+    make_fake,
+    register_experts,
+    regression_loss,
+    static_experts,
+)
 from planner.models.spec import Parts, check_given_once
-from planner.torch_private import fake_mode_is_on
+from planner.torch_private import fake_mode_is_on, really
 
 __all__ = ["PREFIX", "build", "config_of", "is_hugging_face", "resolve"]
 
@@ -47,8 +54,13 @@ TASKS = {
     "base": "",
 }
 _ENCODER_DECODER = ("seq2seq", "speech-seq2seq")
-#: Entries of a config that drop or mask at random; all others whose name has `drop` in it are set to 0 too.
-_RANDOM = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "apply_spec_augment": False, "router_jitter_noise": 0.0}
+#: Entries of a config that mask at random by numpy, which no key reaches, or skip layers by a number drawn: off.
+_MASKS: dict[str, Any] = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "apply_spec_augment": False}
+_SKIPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
+#: The errors of tensors without memory of which the values are asked for, by the names of their (private) classes.
+_READS_DATA = ("DataDependentOutputException", "DynamicOutputShapeException")
+#: How many layers a config has, by the names that configs have for it.
+_NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
 def is_hugging_face(spec: str) -> bool:
@@ -70,23 +82,29 @@ def _transformers() -> Any:
 
 def config_of(spec: str) -> Any:
     """The config that `spec` names, as transformers makes it."""
+    config_class, entries = _named(spec)
+    return _made(spec, config_class, entries)
+
+
+def _named(spec: str) -> tuple[Any, dict[str, Any]]:
+    """The class of the config that `spec` names, and the entries that are given to it."""
     transformers = _transformers()
     name = spec.removeprefix(PREFIX)
     if name.endswith(".json") or "/" in name:
-        return _config_of_file(transformers, spec, Path(name))
+        return _named_in_file(transformers, spec, Path(name))
     types = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     by_class = {class_name: model_type for model_type, class_name in reversed(list(types.items()))}
     same = {model_type.replace("_", "-").lower(): model_type for model_type in types}
     found = by_class.get(name) or same.get(name.replace("_", "-").lower())
     if found is not None:
-        return _made(spec, transformers.CONFIG_MAPPING[found], {})
+        return transformers.CONFIG_MAPPING[found], {}
     config_class = getattr(transformers, name, None) if name.endswith("Config") else None
     if isinstance(config_class, type):
-        return _made(spec, config_class, {})
+        return config_class, {}
     raise unknown_name("Hugging Face model type", name, list(types))
 
 
-def _config_of_file(transformers: Any, spec: str, path: Path) -> Any:
+def _named_in_file(transformers: Any, spec: str, path: Path) -> tuple[Any, dict[str, Any]]:
     if path.is_dir():
         path = path / "config.json"
     if not path.is_file():
@@ -99,7 +117,7 @@ def _config_of_file(transformers: Any, spec: str, path: Path) -> Any:
     types = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     if kind not in types:
         raise unknown_name(f"model_type in {path}", str(kind), list(types))
-    return _made(spec, transformers.CONFIG_MAPPING[kind], {k: v for k, v in entries.items() if k != "model_type"})
+    return transformers.CONFIG_MAPPING[kind], {k: v for k, v in entries.items() if k != "model_type"}
 
 
 def _made(spec: str, config_class: Any, entries: Mapping[str, Any]) -> Any:
@@ -119,31 +137,51 @@ def _first_line(error: Exception) -> str:
 
 def _with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
     """The config with entries set: given to its class together, so that what follows from them (a list of layer types) does."""
-    base = config_of(spec)
-    changed: dict[str, Any] = {}
+    config_class, entries = _named(spec)
+    base = _made(spec, config_class, entries)
+    given = dict(entries)
     for key, value in settings.items():
         *path, last = key.split(".")
-        holder, into = base, changed
+        holder, into = base, given
         for part in path:
             holder = getattr(holder, part, None)
-            into = into.setdefault(part, {})
-        if holder is None or not hasattr(holder, last):
+            inner = into.get(part)
+            into[part] = dict(inner) if isinstance(inner, dict) else _differences(holder)
+            into = into[part]
+        if holder is None or not _has(holder, last):
             raise unknown_name(f"{spec} option", key, ["task", *_entries(base)])
+        if last in _NUM_LAYERS:
+            _cut_layers(into, getattr(holder, last), value)
         into[last] = value
-    given = _differences(base)
-    for key, value in changed.items():
-        given[key] = {**_differences(getattr(base, key)), **value} if isinstance(value, dict) else value
-    return _made(spec, type(base), given)
+    return _made(spec, config_class, given) if settings else base
+
+
+def _has(config: Any, name: str) -> bool:
+    """Whether a config has an entry, which some do not let be read as a whole where it varies over layers."""
+    try:
+        return hasattr(config, name)
+    except RuntimeError:
+        return True
+
+
+def _cut_layers(given: dict[str, Any], before: Any, after: Any) -> None:
+    """What is given layer by layer (layer types) for another number of layers is that of the first ones, or follows anew."""
+    for name, value in list(given.items()):
+        if isinstance(value, list | tuple) and len(value) == before != after:
+            del given[name]
+            if isinstance(after, int) and after < before:
+                given[name] = value[:after]
 
 
 def _differences(config: Any) -> dict[str, Any]:
-    """What the config was given beyond its defaults."""
+    """What a config inside another was given beyond its defaults, and what lists of layer by layer do not follow from."""
     if not hasattr(config, "to_diff_dict"):
         return dict(config) if isinstance(config, dict) else {}
     out = dict(config.to_diff_dict())
-    for name in ("model_type", "transformers_version", "layer_types", "out_features", "out_indices", "stage_names"):
+    layers = next((found for name in _NUM_LAYERS if isinstance(found := getattr(config, name, None), int)), -1)
+    for name in ("transformers_version", "out_features", "out_indices", "stage_names"):
         out.pop(name, None)
-    return out
+    return {name: value for name, value in out.items() if not (isinstance(value, list) and len(value) == layers)}
 
 
 def _entries(config: Any) -> list[str]:
@@ -173,8 +211,12 @@ def resolve(spec: str, *, batch: int | None, seq: int | None, settings: Mapping[
         value = options.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise BadValue(f"{key} is {value} for model {spec!r}: give a whole number of at least 1")
-    _with_settings(spec, {key: value for key, value in options.items() if key not in ("batch", "seq", "task")})
+    _without_skips(spec, _with_settings(spec, _of_config(options)), options)
     return options
+
+
+def _of_config(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in options.items() if key not in ("batch", "seq", "task")}
 
 
 def _parse(text: str) -> Any:
@@ -191,8 +233,8 @@ def _parse(text: str) -> Any:
 def build(spec: str, options: Mapping[str, Any]) -> Parts:
     """The model with its head, an example batch and its loss, under the caller's random state."""
     transformers = _transformers()
-    config = _with_settings(spec, {k: v for k, v in options.items() if k not in ("batch", "seq", "task")})
-    _without_chance(config)
+    config = _with_settings(spec, _of_config(options))
+    _without_skips(spec, config, options)
     task, model_class = _class_of(transformers, spec, config, options.get("task"))
     try:
         model = _instance(model_class, config)
@@ -200,12 +242,15 @@ def build(spec: str, options: Mapping[str, Any]) -> Parts:
         raise BadValue(
             f"model {spec!r}: {model_class.__name__} refuses: {type(error).__name__}: {_first_line(error)}"
         ) from error
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0
     names, inputs = _inputs(spec, model, task, options)
     module = Headed(model, names)
-    shape, dtype = module.freeze_unused(inputs)
+    try:
+        shape, dtype = module.freeze_unused(inputs)
+    except RuntimeError as error:
+        if type(error).__name__ not in _READS_DATA:
+            raise
+        module.unpadded = True
+        shape, dtype = module.freeze_unused(inputs)
     return module, (*inputs, _target(task, shape, dtype)), _loss(task)
 
 
@@ -213,26 +258,38 @@ def _instance(model_class: Any, config: Any) -> nn.Module:
     """The model, its initial values drawn as its class says; of implementations, those of which the shapes are static."""
     from transformers.initialization import no_init_weights
 
+    wanted = getattr(model_class, "config_class", None) or type(config)
+    if not isinstance(config, wanted):  # a head of the text model inside
+        config = next((part for part in vars(config).values() if isinstance(part, wanted)), config)
     register_experts()
     config._experts_implementation = "shardwright"
-    with Building(), no_init_weights() if fake_mode_is_on() else nullcontext():
-        model: Any = model_class._from_config(config)
+    with no_init_weights() if fake_mode_is_on() else nullcontext():
+        try:
+            model: Any = model_class._from_config(config)
+        except RuntimeError as error:  # its class reads values of tensors
+            if not (fake_mode_is_on() and type(error).__name__ in _READS_DATA):
+                raise
+            model = really(model_class._from_config, config)
+            make_fake(model)
     model.tie_weights()
+    static_experts(model)
     out: nn.Module = model.train()
     return out
 
 
-def _without_chance(config: Any) -> None:
-    """Sets what drops or masks at random to 0, in the config and in those inside it."""
+def _without_skips(spec: str, config: Any, options: Mapping[str, Any], prefix: str = "") -> None:
+    """Sets to 0, in the config and in those inside it, what masks at random by numpy or skips layers, unless it is asked for."""
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
-            _without_chance(value)
-        elif name in _RANDOM:
-            setattr(config, name, _RANDOM[name])
-        elif "drop" in name and isinstance(value, int | float) and not isinstance(value, bool):
-            setattr(config, name, type(value)(0))
-        elif "drop" in name and isinstance(value, list) and all(isinstance(v, float) for v in value):
-            setattr(config, name, [0.0] * len(value))
+            _without_skips(spec, value, options, f"{prefix}{name}.")
+        elif name in _MASKS:
+            if options.get(f"{prefix}{name}"):
+                raise BadValue(
+                    f"model {spec!r}: {prefix}{name} masks by numpy's generator, which is not planned: leave it out, or set it to 0"
+                )
+            setattr(config, name, _MASKS[name])
+        elif name in _SKIPS and f"{prefix}{name}" not in options:
+            setattr(config, name, 0.0)
     if getattr(config, "use_cache", False):
         config.use_cache = False
 
@@ -277,11 +334,14 @@ def _inputs(spec: str, model: Any, task: str, options: Mapping[str, Any]) -> tup
     """The names of the arguments that the model is called with, and an example of each."""
     config, batch = model.config, options["batch"]
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    main = model.main_input_name if task != "image-text" else "input_ids"
+    encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    main = model.main_input_name if task != "image-text" or encoder_decoder else "input_ids"
     tensors = {main: _example(spec, config, text, main, task, options)}
-    if getattr(config, "is_encoder_decoder", False) and task in ("seq2seq", "speech-seq2seq", "base"):
+    if encoder_decoder and task in (*_ENCODER_DECODER, "image-text", "base"):
         tensors["decoder_input_ids"] = _ids(_vocabulary(config, text), batch, _sequence(text, options))
     parameters = inspect.signature(model.forward).parameters
+    if main == "input_ids" and "bbox" in parameters:
+        tensors["bbox"] = _boxes(config, batch, tensors[main].shape[1])
     if main == "input_ids" and "pixel_values" in parameters and hasattr(config, "image_size"):
         tensors["pixel_values"] = _example(spec, config, text, "pixel_values", task, options)
     for name, parameter in parameters.items():
@@ -292,7 +352,7 @@ def _inputs(spec: str, model: Any, task: str, options: Mapping[str, Any]) -> tup
 
 def _example(spec: str, config: Any, text: Any, main: str, task: str, options: Mapping[str, Any]) -> Tensor:
     batch = options["batch"]
-    if main in ("input_ids", "decoder_input_ids"):
+    if main in ("input_ids", "decoder_input_ids") or (main == "inputs" and task == "masked-lm"):
         return _ids(_vocabulary(config, text), batch, _sequence(text, options))
     if main in ("pixel_values", "pixel_values_videos"):
         vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
@@ -311,6 +371,14 @@ def _example(spec: str, config: Any, text: Any, main: str, task: str, options: M
     raise BadValue(
         f"model {spec!r}: its input {main!r} is of a kind that is not made up here; wrap it in a module:function of your own"
     )
+
+
+def _boxes(config: Any, batch: int, seq: int) -> Tensor:
+    """A box for every token, its four edges in thousandths of the page; or numbers, where a model wants those."""
+    if hasattr(config, "dim_bbox"):
+        return torch.rand(batch, seq, int(config.dim_bbox))
+    near = torch.randint(0, 500, (batch, seq, 2))
+    return torch.cat((near, near + torch.randint(0, 500, (batch, seq, 2))), -1)
 
 
 def _entry(config: Any, *names: str) -> Any:

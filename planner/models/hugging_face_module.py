@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +15,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
-from planner.torch_private import fake_copies, fake_mode_is_on, is_fake, really
+from planner.known import Known
+from planner.torch_private import fake_copies, is_fake
 
-__all__ = ["Building", "Headed", "head_loss", "register_experts", "regression_loss"]
+__all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss", "static_experts"]
 
 
 def head_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -37,20 +42,41 @@ class Headed(nn.Module):
         self.extra = {"use_cache": False} if _takes(model, "use_cache") else {}
         if _takes(model, "return_dict"):
             self.extra["return_dict"] = True
+        self._caches = _caches(model)
+        self.unpadded = False
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        with _Doubles(next(self.parameters()).dtype):
-            found = self.model(**dict(zip(self.names, inputs, strict=True)), **self.extra)
+        for cached in self._caches:
+            cached.cache_clear()
+        given = dict(zip(self.names, inputs, strict=True))
+        with _doubles(next(self.parameters()).dtype):
+            found = self.model(**given, **(self._said(given) if self.unpadded else {}), **self.extra)
         return _first_output(found)
+
+    def _said(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What says that no sample is padded, to a model that else looks for padding in the ids, and branches on it."""
+        out: dict[str, Tensor] = {}
+        for ids, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+            if ids in given and mask not in given and _takes(self.model, mask):
+                out[mask] = torch.ones(given[ids].shape, dtype=torch.int64)
+        if "input_ids" in given and _takes(self.model, "lengths"):
+            batch, seq = given["input_ids"].shape
+            out["lengths"] = torch.full((batch,), seq)
+        return out
 
     def freeze_unused(self, inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
         """Freezes the parameters that take no part in the output (on tensors without memory); its shape and dtype."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
-        with fake_copies([*tensors.values(), *inputs]) as copies:
+        with fake_copies([*tensors.values(), *inputs]) as copies, Known():
             state = dict(zip(tensors, copies, strict=False))
             output = torch.func.functional_call(self, state, tuple(copies[len(tensors) :]))
             grads = torch.autograd.grad(output.sum(), [state[name] for name in trained], allow_unused=True)
+            if any(state[name].grad is not None for name in trained):
+                raise BadValue(
+                    f"the backward pass of {type(self.model).__name__} adds to the gradients itself (torch.autograd.backward in an "
+                    "autograd.Function), so that no graph holds them: it cannot be planned"
+                )
         for name, grad in zip(trained, grads, strict=True):
             if grad is None:
                 self.get_parameter(name).requires_grad_(False)
@@ -65,6 +91,29 @@ def _register_tensors(model: nn.Module) -> None:
             if isinstance(value, Tensor):
                 delattr(module, name)
                 module.register_buffer(name, value, persistent=False)
+
+
+def make_fake(model: nn.Module) -> None:
+    """Replaces the parameters and buffers of a model that was built with memory by fake ones of the mode that is on."""
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for held in holders:
+            for name, tensor in held.items():
+                if tensor is not None and tensor not in made:
+                    fake = torch.empty(tensor.shape, dtype=tensor.dtype)
+                    trained = tensor.requires_grad
+                    made[tensor] = nn.Parameter(fake, trained) if isinstance(tensor, nn.Parameter) else fake
+                if tensor is not None:
+                    held[name] = made[tensor]
+
+
+def _caches(model: nn.Module) -> list[Any]:
+    """Functions beside the model's classes that keep their results: a tensor of one trace has no place in another, nor in a run."""
+    sources = {sys.modules[type(module).__module__] for module in model.modules()}
+    things = [thing for source in sources for thing in vars(source).values() if callable(thing)]
+    inside = [cell.cell_contents for thing in things for cell in getattr(thing, "__closure__", None) or ()]
+    return [thing for thing in (*things, *inside) if hasattr(thing, "cache_clear")]
 
 
 def _takes(model: Any, name: str) -> bool:
@@ -85,34 +134,37 @@ def _first_output(found: Any) -> Tensor:
     return tensors[0]
 
 
-class Building(TorchFunctionMode):
-    """While a model is built of fake tensors: numbers that its class works out with `torch.linspace(..., device="cpu")` are real."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.linspace and kwargs.get("device") == "cpu":
-            return really(torch.linspace, *args, **kwargs)
-        tensors = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        if tensors and fake_mode_is_on() and not any(map(is_fake, tensors)):
-            return really(func, *args, **kwargs)
-        return func(*args, **kwargs)
+@contextmanager
+def _doubles(dtype: torch.dtype) -> Iterator[None]:
+    """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
+    with patch.object(nn.Module, "to", _to), _Doubles() if dtype == torch.float64 else nullcontext():
+        yield
 
 
 class _Doubles(TorchFunctionMode):
-    """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
-
-    def __init__(self, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.double = dtype == torch.float64
-
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if self.double:
-            if func is Tensor.float:
-                return args[0].double()
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
+        if func is Tensor.float:
+            return args[0].double()
+        if func in (torch.tensor, torch.full) and isinstance(
+            args[-1], float
+        ):  # what is lowest of doubles is out of float32's range
+            kwargs = {"dtype": torch.float64, **kwargs}
+        args = tuple(torch.float64 if a is torch.float32 else a for a in args)
+        kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}
         return func(*args, **kwargs)
+
+
+_MODULE_TO = nn.Module.to
+
+
+def _to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
+    """`module.to(torch.float32)` inside a forward pass, which gives every parameter anew, where they are float32 already; doubles
+    stay what they are."""
+    has, wanted = {p.dtype for p in module.parameters()}, [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+    if has == set(wanted) or (has == {torch.float64} and wanted == [torch.float32]):
+        return module
+    return _MODULE_TO(module, *args, **kwargs)
 
 
 def register_experts() -> None:
@@ -137,6 +189,25 @@ def _experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tenso
     if self.has_post_expert_norm:
         out = self.post_expert_norm(out)
     return (out * gate.t().unsqueeze(-1)).sum(0).to(hidden.dtype)
+
+
+def static_experts(model: nn.Module) -> None:
+    """Gives modules that hold experts one by one (`expert_0`, `expert_1`, ...) our way to run them too."""
+    for module in model.modules():
+        names = [name for name in module._modules if name.startswith("expert_")]
+        if isinstance(module, nn.ModuleDict) and names and names == [f"expert_{i}" for i in range(len(names))]:
+            module.forward = partial(_experts_one_by_one, module)
+
+
+def _experts_one_by_one(self: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    """Every expert on every token; `chosen` are the experts of a token, [tokens, k], or ones for those, [tokens, k, experts]."""
+    experts = [expert for name, expert in self.items() if name.startswith("expert_")]
+    taken = chosen if chosen.dim() == 3 else F.one_hot(chosen, len(experts))
+    gate = (taken * weights.unsqueeze(-1)).sum(1)
+    outs = [expert(hidden) * gate[:, i, None] for i, expert in enumerate(experts)]
+    if getattr(self, "moe_token_dropout", 0.0) > 0:
+        outs = [self.token_dropout(out) for out in outs]
+    return torch.stack(outs).sum(0).to(hidden.dtype)
 
 
 def _linear(self: Any, x: Tensor, weight: Tensor, bias: str) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dropout: masks that do not depend on how the tensor is split (`planner.kernels.dropout`)."""
+"""Dropout and random numbers that do not depend on how the tensor is split (`planner.kernels.dropout`, `noise`)."""
 
 from __future__ import annotations
 
@@ -33,3 +33,18 @@ def _dropout_backward(call: Call) -> Signature:
     shape = call.operands[0]
     x = tuple((d,) for d in range(len(shape)))
     return Signature(kind="elementwise", sizes=shape, operands=(x, x), results=(x,), linear=(frozenset({0}),))
+
+
+def _local_with_places(call: Call, local: Local) -> LocalCall:
+    args = (call.args[0], local.results[0], *call.args[2:])
+    return call.op, args, (("places", local.leaves),) if local.split else ()
+
+
+@register("shardwright.uniform", localize=_local_with_places)
+def _uniform(call: Call) -> Signature:
+    """key -> numbers: every dim can be split."""
+    (shape,) = call.results
+    return Signature(
+        kind="elementwise", sizes=shape, operands=((),), results=(tuple((d,) for d in range(len(shape))),), placed=True,
+        cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),
+    )  # fmt: skip

@@ -187,7 +187,7 @@ def _gather(call: Call) -> Signature:
     )  # fmt: skip
 
 
-@register("aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default")
+@register("aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default", "aten.scatter_reduce.two")
 def _scatter(call: Call) -> Signature:
     """The dim scattered along cannot be split; others pass where all tensors agree."""
     shape, index, *sources = call.operands
@@ -196,6 +196,8 @@ def _scatter(call: Call) -> Signature:
     same = {d for d in range(rank) if d != dim and all(s[d] == shape[d] for s in (index, *sources))}
     letters = [tuple((d,) if d in same else (i * rank + d,) for d in range(rank)) for i in range(2 + len(sources))]
     together = frozenset({0, 2}) if sources else frozenset({0}) if call.args[3] == 0 else frozenset()
+    if call.op == "aten.scatter_reduce.two":
+        together = frozenset()
     return Signature(
         kind="embedding", sizes=sizes, operands=tuple(letters), results=(letters[0],),
         fixed=frozenset(range(len(sizes))) - same, linear=(together,) if together else (),

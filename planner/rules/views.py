@@ -187,8 +187,11 @@ def _cat(call: Call) -> Signature:
             kind="copy", sizes=sizes, operands=(tuple((d,) for d in range(rank)),) * len(call.operands),
             results=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),), fixed=frozenset({rank}), linear=together,
         )  # fmt: skip
-    sizes = (*result, *(shape[dim] for shape in call.operands))
-    operands = tuple(tuple((rank + i,) if d == dim else (d,) for d in range(rank)) for i in range(len(call.operands)))
+    whole = [len(shape) == rank for shape in call.operands]  # torch joins an empty tensor of one dim with any other
+    sizes = (*result, *(shape[dim] if w else 0 for shape, w in zip(call.operands, whole, strict=True)))
+    operands = tuple(
+        tuple((rank + i,) if d == dim else (d,) for d in range(rank)) if w else ((rank + i,),) for i, w in enumerate(whole)
+    )
     return Signature(
         kind="copy", sizes=sizes, operands=operands, results=(tuple((d,) for d in range(rank)),),
         fixed=frozenset({dim, *range(rank, len(sizes))}), linear=together,

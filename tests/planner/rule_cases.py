@@ -568,6 +568,11 @@ def _dropout(g: Draw) -> Arguments:
     return (g.real(*g.shape()), step_key(g.size(), g.size()), g.pick(0.1, 0.5, 0.9), g.size()), {}
 
 
+@case("shardwright.uniform")
+def _uniform(g: Draw) -> Arguments:
+    return (step_key(g.size(), g.size()), g.shape(), g.size(), "torch.float64"), {}
+
+
 @case("shardwright.dropout_backward")
 def _dropout_backward(g: Draw) -> Arguments:
     shape = g.shape()
@@ -611,6 +616,12 @@ def _scatter(g: Draw) -> Arguments:
     index[dim] = 1
     source = [s + g.pick(0, 0, 1) for s in index]
     return (g.real(*shape), dim, g.ids(shape[dim], *index), g.real(*source)), {}
+
+
+@case("aten.scatter_reduce.two")
+def _scatter_reduce(g: Draw) -> Arguments:
+    (x, dim, index, source), _ = _scatter(g)
+    return (x, dim, index, source, g.pick("amin", "amax", "prod", "mean")), {}
 
 
 @case("aten.scatter.value")

@@ -51,6 +51,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "shardwright.masked_attention_backward": kernels.masked_attention_backward,
     "shardwright.dropout": kernels.dropout,
     "shardwright.dropout_backward": kernels.dropout_backward,
+    "shardwright.uniform": kernels.uniform,
     "shardwright.embedding_shard": kernels.embedding_shard,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
 }

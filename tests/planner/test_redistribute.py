@@ -221,6 +221,18 @@ def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
     assert {nbytes for kind, nbytes in seen if kind == "all_to_all"} == {2 * 4 * 3 * 4.0}
 
 
+def test_a_tensor_without_elements_sends_nothing() -> None:
+    """As a model without the register tokens that it could have makes one."""
+    seen: list[float] = []
+
+    def time(kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        seen.append(nbytes)
+        return 1.0
+
+    Layouts((0, 4), 4, (2,), time)
+    assert set(seen) == {0.0}
+
+
 def test_a_split_into_empty_shards_is_no_layout() -> None:
     layouts = Layouts((3, 4), 4, (4,), seconds)
     assert set(layouts.layouts) == {(REPLICATE,), (PARTIAL_SUM,), (1,)}

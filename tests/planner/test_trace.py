@@ -193,7 +193,26 @@ def _read_again(x: Tensor) -> Tensor:
     return y.view(-1).tanh_().view(y.shape) + y
 
 
-@pytest.mark.parametrize("f", [_slice_assignment, _view_written, _read_again])
+def _under_a_mask(x: Tensor) -> Tensor:
+    x = x * 2
+    x[x > 0.5] = 3.0
+    return x
+
+
+def _copied_over_a_turned_one(x: Tensor) -> Tensor:
+    """What is copied lies otherwise than what is written to, of which a view is taken after."""
+    y = x.new_zeros(4, 4, 2).transpose(0, 1)
+    y.copy_(x.view(2, 4, 4).permute(2, 1, 0))
+    return y.transpose(0, 1).view(8, 4)
+
+
+def _joined_with_nothing(x: Tensor) -> Tensor:
+    return torch.cat([x.new_zeros(0), x * 2])
+
+
+@pytest.mark.parametrize(
+    "f", [_slice_assignment, _view_written, _read_again, _under_a_mask, _copied_over_a_turned_one, _joined_with_nothing]
+)
 def test_in_place_that_somebody_sees_is_made_functional(f: Callable[[Tensor], Tensor]) -> None:
     """No op of the graph writes in place, and what it computes is what the module does."""
     graph = graph_of(lambda: Apply(f))
@@ -421,15 +440,24 @@ def test_dropout_is_one_op_of_ours_and_numbered() -> None:
     assert not any(v.kind == "key" for v in graph_of(Linear).values)
 
 
-def test_random_ops_but_dropout_are_refused_with_their_line() -> None:
+def test_random_numbers_are_ops_of_ours_and_numbered() -> None:
+    class Noisy(Linear):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x + torch.randn_like(x) + torch.empty_like(x).uniform_(0, 2))
+
+    draws = [n for n in graph_of(Noisy).nodes if n.op == "shardwright.uniform"]
+    assert [(n.args[1], n.args[2]) for n in draws] == [((8, 6), Serial(0)), ((8, 6), Serial(1))]
+
+
+def test_random_ops_that_are_not_planned_are_refused_with_their_line() -> None:
     class Noise(Linear):
         def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x + torch.randn_like(x))  # noise
+            return super().forward(x + torch.poisson(x))  # noise
 
     line = next(i for i, text in enumerate(Path(__file__).read_text().splitlines(), 1) if text.endswith("# noise"))
     message = refusal(Noise)
-    assert f"{HERE}:{line} (return super().forward(x + torch.randn_like(x))" in message
-    assert "runs aten.randn_like.default: of random ops only dropout is planned" in message
+    assert f"{HERE}:{line} (return super().forward(x + torch.poisson(x))" in message
+    assert "runs aten.poisson.default: this random op is not planned" in message
 
 
 def test_an_unused_parameter_is_refused() -> None:

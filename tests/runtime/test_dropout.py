@@ -1,15 +1,16 @@
-"""Dropout's masks: reproducible, independent, of the right share, and the same whatever part of the tensor is asked for."""
+"""Dropout's masks and other random numbers: reproducible, independent, of the right distribution, the same for any part."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import nn
 
-from planner.kernels import Random, dropout, dropout_backward, step_key
+from planner.kernels import Random, dropout, dropout_backward, step_key, uniform
 
 KEY = step_key(0, 0)
 
@@ -80,3 +81,50 @@ def test_modules_that_draw_do_so_from_the_key() -> None:
     with Random(KEY) as mode:
         module["lstm"](x)
     assert mode.number == 0
+
+
+#: What draws, and the mean and standard deviation of what it draws.
+DRAWN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float, float]] = {
+    "rand": (lambda x: torch.rand(x.shape), 0.5, 12**-0.5),
+    "rand_like": (lambda x: torch.rand_like(x), 0.5, 12**-0.5),
+    "randn": (lambda x: torch.randn(x.shape), 0.0, 1.0),
+    "randn_like": (lambda x: torch.randn_like(x), 0.0, 1.0),
+    "uniform_": (lambda x: x.clone().uniform_(-1, 3), 1.0, 4 / 12**0.5),
+    "normal_": (lambda x: x.clone().normal_(2, 3), 2.0, 3.0),
+    "normal": (lambda x: torch.normal(x * 0 + 2, 3.0), 2.0, 3.0),
+    "exponential_": (lambda x: x.clone().exponential_(4), 0.25, 0.25),
+    "bernoulli": (lambda x: torch.bernoulli(torch.full_like(x, 0.2)), 0.2, 0.4),
+    "bernoulli_": (lambda x: x.clone().bernoulli_(0.2), 0.2, 0.4),
+    "randint": (lambda x: torch.randint(2, 6, x.shape), 3.5, 1.25**0.5),
+    "randint_like": (lambda x: torch.randint_like(x, 4), 1.5, 1.25**0.5),
+    "multinomial": (lambda x: torch.multinomial(torch.tensor([0.0, 1.0, 3.0]), x.numel(), replacement=True), 1.75, 0.75**0.5 / 2),
+    "gumbel_softmax": (lambda x: torch.nn.functional.gumbel_softmax(torch.zeros(x.numel(), 4), hard=True)[:, 0], 0.25, 0.1875**0.5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DRAWN)
+def test_random_numbers_are_those_of_their_distribution_and_of_the_key(name: str) -> None:
+    draw, mean, std = DRAWN[name]
+    with Random(KEY) as mode:
+        one, other = draw(torch.zeros(256, 256)).double(), draw(torch.zeros(256, 256)).double()
+        assert mode.number == 2
+    with Random(KEY):
+        assert torch.equal(draw(torch.zeros(256, 256)).double(), one)
+    assert one.mean().item() == pytest.approx(mean, abs=5 * std / 256)
+    assert one.std().item() == pytest.approx(std, rel=0.03)
+    assert abs(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1].item()) < 5 / 256
+
+
+def test_orders_and_samples_without_replacement_hold_everything_once() -> None:
+    with Random(KEY):
+        order, sample = torch.randperm(100), torch.multinomial(torch.ones(3, 10), 10)
+    assert order.sort().values.tolist() == list(range(100)) != order.tolist()
+    assert torch.equal(sample.sort(-1).values, torch.arange(10).expand(3, 10))
+
+
+def test_a_part_draws_its_part_of_the_whole() -> None:
+    whole = uniform(KEY, (6, 8), 0, torch.float64)
+    part = uniform(KEY, (3, 4), 0, torch.float64, (((6, 3, 3),), ((8, 4, 4),)))
+    assert torch.equal(part, whole[3:, 4:])
+    assert 0 < whole.min() < whole.max() < 1
+    assert uniform(KEY, (1 << 16,), 0, torch.bfloat16).max() < 1

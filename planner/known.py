@@ -1,0 +1,155 @@
+"""What is known while tracing although tensors have no memory: values that depend on no parameter, buffer or input.
+
+A mask of ones, a table of positions, the ends of an even spacing: models branch on such values (`if mask.any():`, `x[mask]`).
+Beside every fake tensor that is made of numbers alone `Known` keeps its value, worked out by the same calls, and answers with it
+where a fake tensor has none. What depends on data stays refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils.weak import WeakIdKeyDictionary
+
+from planner.torch_private import is_fake, without_modes
+
+__all__ = ["Known"]
+
+#: Larger tensors are not worked out.
+_LARGEST = 1 << 20
+#: Parts of the names of functions of which the result is no function of the arguments.
+_CHANCE = (
+    "rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "exponential", "gumbel", "empty", "poisson", "cauchy",
+    "geometric", "rrelu", "fractional", "seed",
+)  # fmt: skip
+_tree = torch.utils._pytree
+
+
+class Known(TorchFunctionMode):
+    """Entered first of all function modes, so that it sees what the others make of a call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.values: Any = WeakIdKeyDictionary()
+
+    def forget(self, tensors: Iterable[Tensor]) -> None:
+        """From here on these tensors are data: parameters, buffers, and the batch."""
+        for tensor in tensors:
+            self.values.pop(tensor, None)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__":
+            return self._property(func, args)
+        if name == "__iter__":
+            func, args, kwargs = torch.unbind, args[:1], {}
+        tensors = [t for t in _tree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        known = all(t in self.values for t in tensors) and not any(word in name for word in _CHANCE)
+        try:
+            out = func(*args, **kwargs)
+        except RuntimeError:  # the value or a shape depends on data: known data?
+            out = self._without_data(func, name, args, kwargs, known and bool(tensors))
+            if out is NotImplemented:
+                raise
+            return out
+        if known:
+            self._follow(func, name, args, kwargs, out)
+        elif tensors and _writes(name, kwargs):
+            self._forget_memory(tensors[0] if "out" not in kwargs else kwargs["out"])
+        return iter(out) if name == "__iter__" else out
+
+    def _without_data(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool) -> Any:
+        """The result where all that the call reads is known, or what decides: masks, or single numbers; else NotImplemented."""
+        if known:
+            return self._answer(func, args, kwargs)
+        if name == "__getitem__" and self._knows_masks(args[1]):
+            return func(args[0], self._indices(args[1]))
+        numbers = _tree.tree_map(self._number, args), _tree.tree_map(self._number, kwargs)
+        changed = any(a is not b for a, b in zip(_tree.tree_leaves(numbers), _tree.tree_leaves((args, kwargs)), strict=True))
+        return func(*numbers[0], **numbers[1]) if changed else NotImplemented
+
+    def _number(self, x: Any) -> Any:
+        """A known tensor without dims as the number in it."""
+        if not isinstance(x, Tensor) or x.dim() or x not in self.values:
+            return x
+        with without_modes():
+            return self.values[x].item()
+
+    def _property(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """`x.T`, `x.data`; and `x.shape`, which is none of our business."""
+        out = func(*args)
+        if isinstance(out, Tensor) and out is not args[0] and args[0] in self.values:
+            self._follow(func, "", args, {}, out)
+        return out
+
+    def _follow(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> None:
+        """Makes the call on the values too, and keeps what it gives beside `out`."""
+        made = [t for t in _tree.tree_leaves(out) if isinstance(t, Tensor)]
+        writes = _writes(name, kwargs)
+        if not (made or writes) or any(not is_fake(t) or t.numel() > _LARGEST for t in made):
+            return
+        try:
+            found = [t for t in _tree.tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)]
+        except (RuntimeError, TypeError, ValueError):  # what only fake tensors have: unknown from here on
+            found = []
+        if len(found) == len(made) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, made, strict=True)):
+            for fake, value in zip(made, found, strict=True):
+                self.values[fake] = value
+
+    def _call(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The call on the values, on the CPU."""
+
+        def value(x: Any) -> Any:
+            if isinstance(x, Tensor):
+                return self.values[x]
+            return torch.device("cpu") if isinstance(x, torch.device) else x
+
+        kwargs = {key: "cpu" if key == "device" and item is not None else item for key, item in kwargs.items()}
+        with without_modes(), torch.no_grad():
+            return func(*_tree.tree_map(value, args), **_tree.tree_map(value, kwargs))
+
+    def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """The result worked out on the values, with its tensors as constants of the trace."""
+        return _tree.tree_map(lambda x: self._constant(x) if isinstance(x, Tensor) else x, self._call(func, args, kwargs))
+
+    def _constant(self, value: Tensor) -> Tensor:
+        with without_modes():
+            numbers = value.reshape(-1).tolist()
+        out = torch.tensor(numbers, dtype=value.dtype).reshape(value.shape)
+        self.values[out] = value
+        return out
+
+    def _knows_masks(self, index: Any) -> bool:
+        masks = [t for t in _tree.tree_leaves(index) if isinstance(t, Tensor) and t.dtype == torch.bool]
+        return bool(masks) and all(mask in self.values for mask in masks)
+
+    def _indices(self, index: Any) -> tuple[Any, ...]:
+        """An index with its masks as the places where they are true."""
+        out: list[Any] = []
+        for item in index if isinstance(index, tuple) else (index,):
+            if isinstance(item, Tensor) and item.dtype == torch.bool:
+                out += self._answer(lambda mask: mask.nonzero(as_tuple=True), (item,), {})
+            else:
+                out.append(item)
+        return tuple(out)
+
+    def _forget_memory(self, written: Any) -> None:
+        """Forgets what shares memory with a tensor that data was written to."""
+        gone = self.values.get(written) if isinstance(written, Tensor) else None
+        if gone is not None:
+            place = gone.untyped_storage().data_ptr()
+            same = [fake for fake, value in self.values.items() if value.untyped_storage().data_ptr() == place]
+            self.forget(same)
+
+
+def _writes(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether a function changes its first tensor: `add_`, `x[...] = `, `+=`, `out=`."""
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
+    return in_place or (name.startswith("__i") and name not in ("__invert__", "__int__", "__index__")) or "out" in kwargs
