@@ -96,15 +96,15 @@ class Model:
         return dict(found)
 
     @cached_property
-    def alike_uses(self) -> tuple[tuple[tuple[int, str, list[Use]], ...], ...]:
+    def use_groups(self) -> dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]]:
         """The readings of a value in a phase, those that are alike together: of tied writers, by tied readers. What comes from outside
         is read in any layout, and left out."""
-        groups: dict[Hashable, list[tuple[int, str, list[Use]]]] = defaultdict(list)
+        groups: dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]] = defaultdict(list)
         for (value, phase), uses in self.uses.items():
             producer = self.producer_key(value)
             if producer is not None:
                 groups[producer, phase, tuple(map(self._consumer_key, uses))].append((value, phase, uses))
-        return tuple(map(tuple, groups.values()))
+        return dict(groups)
 
     def producer_key(self, value: int) -> Hashable:
         """What root values must share to be alike: their writer's class and place, or their parameter's class."""

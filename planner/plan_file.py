@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from planner.layout import Layout, Mesh, local_sizes
 from planner.lower import lower
 from planner.model import Model
 from planner.program import Program
+from planner.shallow import Shallow, fits_together
 from planner.strategies import Option, op_strategies, parameter_strategies
 from planner.subdims import infer
 from planner.ties import tie
@@ -30,7 +31,7 @@ from planner.workload import Workload
 
 __all__ = [
     "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "costing_of", "model_of", "modelled", "plan_text",
-    "program_of", "read_plan", "traced_of", "workload_of", "write_plan",
+    "program_of", "read_plan", "shallow_of", "traced_of", "workload_of", "write_plan",
 ]  # fmt: skip
 
 FORMAT = "shardwright-plan"
@@ -173,6 +174,14 @@ def modelled(traced: Traced) -> Model:
     """The traced graph with its sub-dims, ties and views."""
     dims = infer(traced.graph)
     return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims), roots=resolve(traced.graph, dims))
+
+
+def shallow_of(traced: Traced, model: Model) -> Shallow | None:
+    """A deep model at lesser depths, where its trace has them."""
+    models = [modelled(replace(traced, graph=graph)) for _, graph in traced.shallow]
+    if len(models) != 2 or not all(fits_together(model, shallow) for shallow in models):
+        return None
+    return Shallow(models=(models[0], models[1]), depths=(traced.shallow[0][0], traced.shallow[1][0]), depth=traced.depth)
 
 
 def workload_of(plan: Plan) -> Workload:

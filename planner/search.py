@@ -25,9 +25,10 @@ from planner.lower import lower
 from planner.model import Model
 from planner.padding import cheaper_sizes, resized, vocabulary
 from planner.pins import Pin, pins_for
-from planner.plan_file import Alternative, Hardware, Plan, SolverRecord, modelled
+from planner.plan_file import Alternative, Hardware, Plan, SolverRecord, modelled, shallow_of
 from planner.predict import Prediction, peak_position, predict
 from planner.program import Program
+from planner.shallow import Shallow
 from planner.solver import Solution, solve
 from planner.summary import summarise
 from planner.table import Table, TooLarge, build_table
@@ -65,12 +66,14 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A proposal with its program, and what that is predicted to do."""
+    """A proposal with its program, and what that is predicted to do. Of a deep model the program is of a shallow one, and the
+    prediction drawn on from such, until it is `whole`."""
 
     proposal: Proposal
     choices: Choices
     program: Program
     prediction: Prediction
+    whole: bool = True
 
     @property
     def mesh(self) -> Mesh:
@@ -107,7 +110,7 @@ def search(
     progress("tracing the model", 0.0)
     traced = trace(lambda: build(ask), ask.model)
     model, workload = modelled(traced), traced.workload
-    searcher = _Searcher(ask, model, workload, cluster, pins)
+    searcher = _Searcher(ask, model, workload, cluster, pins, shallow_of(traced, model))
     meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
     if mesh is None:
         searcher.check_batch()
@@ -124,7 +127,7 @@ def search(
     best = searcher.best(candidates)
     progress("comparing with plans typed by hand", 0.8)
     alternatives, typed = searcher.alternatives()
-    best = searcher.better_typed(best, typed if mesh is None and not pins else [])
+    best = searcher.whole(searcher.better_typed(best, typed if mesh is None and not pins else []))
     costing = best.proposal.table.costing
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = searcher.padding(best)
@@ -159,11 +162,13 @@ def _divisors(n: int) -> list[int]:
 class _Searcher:
     """Plans of one model on one cluster."""
 
-    def __init__(self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...]) -> None:
-        self.ask = ask
+    def __init__(
+        self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...], shallow: Shallow | None = None
+    ) -> None:  # fmt: skip
+        self.ask, self.shallow = ask, shallow
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(cluster.device.usable_memory)
-        self.lowered: dict[tuple[int, tuple[int, ...]], Candidate] = {}  # by table and choice
+        self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
         self.gradient_bytes = total_gradient_bytes(model.graph)
 
     def check_batch(self) -> None:
@@ -194,16 +199,31 @@ class _Searcher:
             found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
         return found
 
-    def candidate(self, proposal: Proposal) -> Candidate:
-        """The proposal lowered and simulated, once where two objectives choose the same."""
-        table, key = proposal.table, (id(proposal.table), proposal.solution.choice)
+    def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
+        """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is
+        asked for."""
+        table, choice, whole = proposal.table, proposal.solution.choice, whole or self.shallow is None
+        key = (id(table), choice, whole)
         if key not in self.lowered:
-            choices = read_choices(table, proposal.solution.choice)
-            program = lower(self.model, proposal.mesh, choices, table.costing)
+            choices = read_choices(table, choice)
+            if self.shallow is None or whole:
+                program = lower(self.model, proposal.mesh, choices, table.costing)
+                prediction = predict(program, self.cluster)
+            else:
+                program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster)
             self.lowered[key] = Candidate(
-                proposal=proposal, choices=choices, program=program, prediction=predict(program, self.cluster)
-            )
+                proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole
+            )  # fmt: skip
         return replace(self.lowered[key], proposal=proposal)
+
+    def whole(self, best: Candidate) -> Candidate:
+        """The candidate lowered and simulated whole."""
+        if best.whole:
+            return best
+        found = self.fitting(self.candidate(best.proposal, whole=True))
+        if not found.fits(self.capacity):
+            raise DoesNotFit(self._does_not_fit(found))
+        return found
 
     def fitting(self, candidate: Candidate) -> Candidate:
         """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""
@@ -213,7 +233,7 @@ class _Searcher:
                 break
             old = candidate.proposal
             solution = solve(old.table.problem(hidden=old.hidden, limit=limit))
-            candidate = self.candidate(replace(old, solution=solution))
+            candidate = self.candidate(replace(old, solution=solution), whole=candidate.whole)
             if solution.status in ("infeasible", "unknown"):
                 break
             limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
@@ -300,7 +320,8 @@ class _Searcher:
 def _some_plan_fits(ask: Ask, cluster: Cluster) -> bool:
     """Whether a plan on one axis or two fits: enough to tell a person what to change."""
     traced = trace(lambda: build(ask), ask.model)
-    searcher = _Searcher(ask, modelled(traced), traced.workload, cluster, ())
+    model = modelled(traced)
+    searcher = _Searcher(ask, model, traced.workload, cluster, (), shallow_of(traced, model))
     meshes = [mesh for mesh in meshes_of(cluster) if len(mesh.sizes) <= 2]
     return any(searcher.fitting(searcher.candidate(searcher.proposals(mesh)[0])).fits(searcher.capacity) for mesh in meshes)
 

@@ -228,7 +228,7 @@ class _Builder:
 
     def _connect(self, table: Table) -> None:
         """Groups of readings that are alike are priced once, and counted as often as they occur."""
-        for alike in self.model.alike_uses:
+        for alike in self.model.use_groups.values():
             value, phase, uses = alike[0]
             producer_node = table.produced(value)
             assert producer_node is not None

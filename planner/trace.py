@@ -9,7 +9,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -23,7 +23,7 @@ from planner.kernels import Canonical, precision
 from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
-from planner.stacks import shortened, stacks_of
+from planner.stacks import Stack, shortened, stacks_of
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number
 from planner.unroll import Given, unroll
 from planner.workload import Workload
@@ -32,16 +32,22 @@ __all__ = ["Traced", "trace"]
 
 aten = torch.ops.aten
 
+#: Graphs of more nodes are given at these lesser depths too.
+_DEEP, _SHALLOW = 6_000, (6, 10)
+
 #: What a step raises whose blocks are not all there.
 _FAILURES = (UserError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
-    """The graph, and the workload it was traced from (its tensors are fake: shapes without memory)."""
+    """The graph, and the workload it was traced from (its tensors are fake: shapes without memory). Of a module whose stacks all have
+    `depth` blocks, many of them, `shallow` has the graphs of some lesser depths."""
 
     graph: Graph
     workload: Workload
+    depth: int = 0
+    shallow: tuple[tuple[int, Graph], ...] = ()
 
 
 def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: bool = False) -> Traced:
@@ -56,7 +62,7 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
             workload = build()
             name = workload.name
             known.forget([*workload.module.parameters(), *workload.module.buffers(), *workload.batch])
-            graph = (None if whole else _repeated(workload)) or _whole(workload)
+            traced = (None if whole else _repeated(workload)) or Traced(graph=_whole(workload), workload=workload)
         except NotTraceable as error:
             if isinstance(error, Refused) or not _module(error):
                 raise
@@ -65,10 +71,10 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
             raise
         except Exception as error:
             raise NotTraceable(_explain(error, name)) from error
-    return Traced(graph=graph, workload=workload)
+    return traced
 
 
-def _repeated(workload: Workload) -> Graph | None:
+def _repeated(workload: Workload) -> Traced | None:
     """The graph of a module with long stacks, from a trace of a few blocks of each; None where that does not give it."""
     module = workload.module
     stacks = stacks_of(module)
@@ -79,7 +85,35 @@ def _repeated(workload: Workload) -> Graph | None:
             short = _graph(workload)
         except _FAILURES:  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
             return None
-    return unroll(short, stacks, tuple(_given(module)))
+    given = tuple(_given(module))
+    graph = unroll(short, stacks, given)
+    if graph is None:
+        return None
+    depth = stacks[0].length
+    shallow: list[tuple[int, Graph]] = []
+    if len(graph.nodes) > _DEEP and all(
+        stack.length == depth > max(_SHALLOW) and stack.path == stack.short for stack in stacks
+    ):
+        for less in _SHALLOW:
+            found = unroll(short, tuple(replace(stack, length=less) for stack in stacks), _given_less(given, stacks, less))
+            assert found is not None, stacks
+            shallow.append((less, found))
+    return Traced(graph=graph, workload=workload, depth=depth, shallow=tuple(shallow))
+
+
+def _given_less(given: tuple[Given, ...], stacks: tuple[Stack, ...], depth: int) -> tuple[Given, ...]:
+    """What a module is given whose stacks have `depth` blocks."""
+    out = []
+    for one in given:
+        for stack in stacks:
+            number = stack.block_of(one.name)
+            if number is not None and number >= stack.start + stack.length:
+                one = replace(one, name=stack.renamed(one.name, by=depth - stack.length))
+            elif number is not None and number >= stack.start + depth:
+                break
+        else:
+            out.append(one)
+    return tuple(out)
 
 
 def _given(module: torch.nn.Module) -> Iterator[Given]:
