@@ -389,7 +389,7 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "a compiled function": (_compiled, "dynamo-optimized function"),
     "a packed sequence": (_packed, "nn.LSTM on a packed sequence is not supported"),
     "a changed bias": (_bias_changed, "changes a tensor in place (aten.mul_.Tensor)"),
-    "noise": (lambda _, x: x + torch.rand_like(x), "runs aten.rand_like.default"),
+    "noise": (lambda _, x: x + torch.poisson(x.detach().abs()), "runs aten.poisson.default"),
 }
 
 
