@@ -7,13 +7,17 @@ What then costs more than `slack` above its own minimum cannot be part of a solu
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from planner.solver.problem import Array, Problem
 
-__all__ = ["Reparametrised", "decode", "reparametrise"]
+__all__ = ["COMPILED", "Reparametrised", "decode", "reparametrise"]
+
+
+#: Problems of so many pairs are worth importing compiled sweeps for (a third of a second); handshakes that follow on them.
+COMPILED, _LAST = 150_000, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +38,9 @@ def reparametrise(
     problem: Problem, *, sweeps: int = 200, tolerance: float = 1e-9, start: Reparametrised | None = None
 ) -> Reparametrised:
     """The problem's costs after message passing (going on from `start`), stopping where the bound no longer rises by `tolerance`
-    of itself."""
+    of itself. Of a problem of many pairs most sweeps are compiled ones, which read a table once instead of eight times."""
+    if problem.num_pairs >= COMPILED and all(edge.u < edge.v for edge in problem.edges):
+        start, sweeps = _swept(problem, start, sweeps), min(sweeps, _LAST)
     nodes = [np.array(c, dtype=float) for c in (start.nodes if start else problem.costs)]
     edges = [np.array(e, dtype=float) for e in (start.edges if start else (e.cost for e in problem.edges))]
     order = list(range(len(edges)))
@@ -49,6 +55,31 @@ def reparametrise(
         if stalled >= 3:
             break
     return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=bound, converged=stalled >= 3)
+
+
+def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Reparametrised:
+    """Costs moved by the compiled sweeps; what is left of them stands at the ends of edges, where handshakes share it out."""
+    from planner.solver.flat import Flat
+    from planner.solver.kernels import sweep
+
+    moved = problem
+    if start is not None:
+        edges = tuple(replace(edge, cost=cost) for edge, cost in zip(problem.edges, start.edges, strict=True))
+        moved = Problem(costs=start.nodes, edges=edges)
+    flat = Flat.of(moved)
+    to_u, to_v, length = flat.messages
+    messages, marginals, labels = np.zeros(length), np.zeros(len(flat.costs)), np.zeros(flat.num_nodes, dtype=np.int64)
+    for index in range(sweeps):
+        sweep(
+            flat.costs, flat.first, flat.u, flat.v, flat.pairs, flat.table, flat.near, flat.at, to_u, to_v, messages,
+            index % 2 == 0, marginals, labels,
+        )  # fmt: skip
+    nodes, tables = [c.astype(float) for c in moved.costs], []
+    for edge, a, b in zip(moved.edges, to_u.tolist(), to_v.tolist(), strict=True):
+        of_u, of_v = (_finite(messages[at : at + len(nodes[n])]) for at, n in ((a, edge.u), (b, edge.v)))
+        nodes[edge.u], nodes[edge.v] = nodes[edge.u] + of_u, nodes[edge.v] + of_v
+        tables.append(edge.cost - of_u[:, None] - of_v[None, :])
+    return Reparametrised(nodes=tuple(nodes), edges=tuple(tables), bound=_bound(nodes, tables))
 
 
 def _handshake(nodes: list[Array], edges: list[Array], u: int, v: int, index: int) -> None:

@@ -34,15 +34,14 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 #: for what message passing rules out anyway.
 _CHEAP = [step for step in STEPS if step != "dominate"]
 
-#: Of so many pairs and more, compiled message passing narrows the problem first (to import it takes a third of a second). Chains are
-#: then left for later: their tables are the largest.
+#: A problem of so many pairs before it is reduced, and without a limit, is narrowed first.
 _LARGE = 1_000_000
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
 #: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
-_MOST = 60_000
+_MOST = 25_000
 
 
 def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None) -> Solution:
@@ -83,7 +82,7 @@ def _reduced(problem: Problem, upper: float) -> _Left:
         return _Left(problem=reduced.problem, offset=reduced.offset, restore=reduced.restore)
     from planner.solver.narrow import narrow
 
-    first = reduce(problem, [step for step in _CHEAP if step != "chain"])
+    first = reduce(problem, [step for step in _CHEAP if step != "chain"])  # the tables between ends of chains are the largest
     narrowed = narrow(first.problem, _CHEAP, upper=upper - first.offset, constant=first.offset)
     return _Left(
         problem=narrowed.problem, offset=first.offset + narrowed.offset,

@@ -8,7 +8,7 @@ costs what is left to pay. What costs more than the difference beyond its node's
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,7 +20,7 @@ from planner.solver.rows import Rows
 from planner.solver.solution import TOLERANCE
 from planner.solver.working import Labels
 
-__all__ = ["Narrowed", "narrow"]
+__all__ = ["Narrowed", "dive", "narrow"]
 
 #: Sweeps in each round, and after each node that is held.
 _SWEEPS, _AFTER = (40, 100, 200, 200), 4
@@ -85,6 +85,15 @@ def _round(problem: Problem, sweeps: int, upper: float, constant: float) -> tupl
     states = dual.fixed(min(upper, cost))
     kept = np.split(states, np.searchsorted(states, flat.first[1:-1]))
     return tuple(labels.tolist()), [k - first for k, first in zip(kept, flat.first, strict=False)], cost
+
+
+def dive(problem: Problem) -> Choice:
+    """A choice of low cost of a problem of many pairs."""
+    flat = Flat.of(problem)
+    dual = Dual(flat, Rows(replace(problem, usages=(), base=None, limit=float("inf"))))
+    for index in range(_SWEEPS[0]):
+        bound = dual.sweep(flat.costs, index % 2 == 0)
+    return tuple(_dive(flat, dual, _CLEAR[0], abs(bound)).tolist())
 
 
 def _dive(flat: Flat, dual: Dual, clear: float, size: float) -> Labels:
