@@ -1,6 +1,6 @@
 """Seconds and peak memory of whole planning processes, torch's import included.
 
-python benchmarks/planning.py [--runs 3]
+python benchmarks/planning.py [--runs 3] [--only llama]
 """
 
 from __future__ import annotations
@@ -19,6 +19,10 @@ COMMANDS = (
     "--model cnn --gpus 8",
     "--model gpt --gpus 8",
     "--model gpt2-xl --gpus 64",
+    "--model llama3-8b --gpus 8 --seq 1024",
+    "--model llama --gpus 8 --set layers=8",
+    "--model llama --gpus 8 --set layers=126",
+    "--model llama3-405b --gpus 1024 --batch 128 --seq 1024 --precision bf16-mixed",
 )
 
 
@@ -39,12 +43,13 @@ def run(arguments: str) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--only", default="", help="commands that have this in them")
     asked = parser.parse_args()
-    for arguments in COMMANDS:
+    for arguments in (command for command in COMMANDS if asked.only in command):
         runs = [run(arguments) for _ in range(asked.runs)]
         seconds = sorted(s for s, _ in runs)
         print(
-            f"plan {arguments:28s} {statistics.median(seconds):5.1f} s median ({seconds[0]:.1f} to {seconds[-1]:.1f})  "
+            f"plan {arguments:80s} {statistics.median(seconds):5.1f} s median ({seconds[0]:.1f} to {seconds[-1]:.1f})  "
             f"{max(m for _, m in runs):.2f} GiB", flush=True
         )  # fmt: skip
 

@@ -170,6 +170,7 @@ class _Searcher:
         self.capacity = float(cluster.device.usable_memory)
         self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
         self.gradient_bytes = total_gradient_bytes(model.graph)
+        self.costings: dict[tuple[int, ...], Costing] = {}
 
     def check_batch(self) -> None:
         """A batch of fewer samples than devices, of which no mesh has an axis that divides it, is refused."""
@@ -185,9 +186,7 @@ class _Searcher:
     ) -> list[Proposal]:
         """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
         where it fits. Raises TooLarge where the mesh's table has more than `most_pairs` pairs of strategies."""
-        costing = Costing(
-            self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes, clip_norm=self.workload.clip_norm
-        )
+        costing = self._costing(mesh)
         allowed = pins_for(self.model, mesh, self.pins if pins is None else pins)
         table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
@@ -198,6 +197,14 @@ class _Searcher:
             solution = solve(table.problem(hidden=hidden), guess=guess)
             found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
         return found
+
+    def _costing(self, mesh: Mesh) -> Costing:
+        """Costs under a mesh, with what was worked out for others of the same sizes."""
+        if mesh.sizes not in self.costings:
+            self.costings[mesh.sizes] = Costing(
+                self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes, clip_norm=self.workload.clip_norm
+            )
+        return self.costings[mesh.sizes]
 
     def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
         """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is

@@ -17,7 +17,7 @@ __all__ = ["COMPILED", "Reparametrised", "decode", "reparametrise"]
 
 
 #: Problems of so many pairs are worth importing compiled sweeps for (a third of a second); handshakes that follow on them.
-COMPILED, _LAST = 150_000, 4
+COMPILED, _LAST = 60_000, 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,7 @@ _LARGE = 1_000_000
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
 #: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
-_MOST = 25_000
+_MOST = 15_000
 
 
 def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None) -> Solution:
