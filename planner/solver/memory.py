@@ -90,7 +90,7 @@ def _dived(problem: Problem, prices: Mapping[int, float], known: Choice) -> Choi
 def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
     """One evaluation; its `choice` may not fit."""
     priced = priced_problem(problem, prices)
-    moved = reparametrise(priced, sweeps=_SWEEPS)
+    moved = reparametrise(priced, sweeps=_SWEEPS, last=1)
     bound = moved.bound - sum(price * problem.room(at) for at, price in prices.items())
     return Priced(moved=moved, prices=prices, bound=bound, choice=decode(priced, moved))
 
