@@ -176,11 +176,10 @@ class _Search:
     def _fixed(self, start: Start, dual: Dual) -> Level:
         """The level without what no better choice takes."""
         dual.settle(0)
-        states, first = dual.fixed(self.best.cost - start.level.offset), start.flat.first
-        kept = np.split(states, np.searchsorted(states, first[1:-1]))
-        if len(states) > _SMALLER * len(start.flat.costs):
+        kept = dual.kept(self.best.cost - start.level.offset)
+        if sum(map(len, kept)) > _SMALLER * len(start.flat.costs):
             return start.level
-        return start.level.without([labels - at for labels, at in zip(kept, first, strict=False)])
+        return start.level.without(kept)
 
     # ------------------------------------------------------------------------------------------ choices
 

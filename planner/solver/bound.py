@@ -60,26 +60,23 @@ def reparametrise(
 def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Reparametrised:
     """Costs moved by the compiled sweeps; what is left of them stands at the ends of edges, where handshakes share it out."""
     from planner.solver.flat import Flat
-    from planner.solver.kernels import sweep
+    from planner.solver.lagrange import Dual
+    from planner.solver.rows import Rows
 
-    moved = problem
-    if start is not None:
-        edges = tuple(replace(edge, cost=cost) for edge, cost in zip(problem.edges, start.edges, strict=True))
-        moved = Problem(costs=start.nodes, edges=edges)
-    flat = Flat.of(moved)
-    to_u, to_v, length = flat.messages
-    messages, marginals, labels = np.zeros(length), np.zeros(len(flat.costs)), np.zeros(flat.num_nodes, dtype=np.int64)
+    tables = start.edges if start is not None else tuple(edge.cost for edge in problem.edges)
+    moved = Problem(
+        costs=start.nodes if start is not None else problem.costs,
+        edges=tuple(replace(edge, cost=cost) for edge, cost in zip(problem.edges, tables, strict=True)),
+    )
+    dual = Dual(Flat.of(moved), Rows(moved))
     for index in range(sweeps):
-        sweep(
-            flat.costs, flat.first, flat.u, flat.v, flat.pairs, flat.table, flat.near, flat.at, to_u, to_v, messages,
-            index % 2 == 0, marginals, labels,
-        )  # fmt: skip
-    nodes, tables = [c.astype(float) for c in moved.costs], []
-    for edge, a, b in zip(moved.edges, to_u.tolist(), to_v.tolist(), strict=True):
-        of_u, of_v = (_finite(messages[at : at + len(nodes[n])]) for at, n in ((a, edge.u), (b, edge.v)))
+        dual.sweep(dual.flat.costs, index % 2 == 0)
+    nodes, edges = [c.astype(float) for c in moved.costs], []
+    for edge, a, b in zip(moved.edges, dual.to_u.tolist(), dual.to_v.tolist(), strict=True):
+        of_u, of_v = (_finite(dual.messages[at : at + len(nodes[n])]) for at, n in ((a, edge.u), (b, edge.v)))
         nodes[edge.u], nodes[edge.v] = nodes[edge.u] + of_u, nodes[edge.v] + of_v
-        tables.append(edge.cost - of_u[:, None] - of_v[None, :])
-    return Reparametrised(nodes=tuple(nodes), edges=tuple(tables), bound=_bound(nodes, tables))
+        edges.append(edge.cost - of_u[:, None] - of_v[None, :])
+    return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=_bound(nodes, edges))
 
 
 def _handshake(nodes: list[Array], edges: list[Array], u: int, v: int, index: int) -> None:

@@ -8,19 +8,19 @@ the whole problem; else the slack grows.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from planner.solver.bound import Reparametrised, decode, reparametrise
+from planner.solver.level import Level
 from planner.solver.memory import price
 from planner.solver.pairs import completed
 from planner.solver.peak import leanest, smallest_peak
 from planner.solver.polytope import Polytope
 from planner.solver.problem import Choice, Problem
 from planner.solver.pulp_model import Model, Start
-from planner.solver.reduce import STEPS, Contradiction, reduce
+from planner.solver.reduce import STEPS, Contradiction
 from planner.solver.rows import Rows
 from planner.solver.solution import Solution, found, not_found
 
@@ -51,11 +51,11 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     choices = [completed(problem, guess)] if guess is not None else []
     choices = [choice for choice in choices if problem.fits(choice)]
     try:
-        left = _reduced(problem, min(map(problem.cost, choices), default=float("inf")))
+        left, met = _reduced(problem, min(map(problem.cost, choices), default=float("inf")))
         start = _start(left.problem)
     except Contradiction:
         return _infeasible(problem, began)
-    choices += [left.restore(start.choice), *([left.choice] if left.choice is not None else [])]
+    choices += [left.restore(start.choice), *([] if met is None else [met])]
     bound, variables = start.bound, 0
     if left.problem.costs:
         upper = min(map(problem.cost, choices)) - left.offset
@@ -65,30 +65,15 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     return found(problem, best, bound=bound + left.offset, began=began, num_variables=variables)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Left:
-    """What is left of a problem after reduction, and a choice of the whole that was met on the way."""
-
-    problem: Problem
-    offset: float
-    restore: Callable[[Choice], Choice]
-    choice: Choice | None = None
-
-
-def _reduced(problem: Problem, upper: float) -> _Left:
-    """The problem reduced; one of many pairs and without a limit narrowed to what may better `upper`, too."""
+def _reduced(problem: Problem, upper: float) -> tuple[Level, Choice | None]:
+    """The problem reduced; one of many pairs and without a limit narrowed to what may better `upper`, too, with a choice that was met
+    on the way."""
     if problem.limit < float("inf") or problem.num_pairs < _LARGE:
-        reduced = reduce(problem, _CHEAP)
-        return _Left(problem=reduced.problem, offset=reduced.offset, restore=reduced.restore)
+        return Level.of(problem, _CHEAP), None
     from planner.solver.narrow import narrow
 
-    first = reduce(problem, [step for step in _CHEAP if step != "chain"])  # the tables between ends of chains are the largest
-    narrowed = narrow(first.problem, _CHEAP, upper=upper - first.offset, constant=first.offset)
-    return _Left(
-        problem=narrowed.problem, offset=first.offset + narrowed.offset,
-        restore=lambda choice: first.restore(narrowed.restore(choice)),
-        choice=None if narrowed.choice is None else first.restore(narrowed.choice),
-    )  # fmt: skip
+    first = Level.of(problem, [step for step in _CHEAP if step != "chain"])  # the tables between ends of chains are the largest
+    return narrow(first, _CHEAP, upper)
 
 
 def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> tuple[Choice, float, int]:

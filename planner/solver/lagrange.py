@@ -148,3 +148,9 @@ class Dual:
             possible &= before + self.marginals <= upper + 1e-9 * abs(upper)
         found: Labels = np.flatnonzero(possible)
         return found
+
+    def kept(self, upper: float) -> list[Labels]:
+        """The same as the strategies of each node."""
+        states, first = self.fixed(upper), self.flat.first
+        parts = np.split(states, np.searchsorted(states, first[1:-1]))
+        return [part - start for part, start in zip(parts, first, strict=False)]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.solver.problem import Array, Choice, Problem
-from planner.solver.reduce import Reduced, reduce
+from planner.solver.reduce import STEPS, Reduced, reduce
 from planner.solver.rows import Rows
 from planner.solver.working import Labels
 
@@ -26,14 +26,14 @@ class Level:
     clock: Labels
 
     @staticmethod
-    def of(problem: Problem) -> Level:
-        """The problem, reduced. Raises Contradiction where no choice is possible and fits."""
-        reduced = reduce(problem)
+    def of(problem: Problem, steps: Collection[str] = STEPS) -> Level:
+        """The problem, reduced by `steps`. Raises Contradiction where no choice is possible and fits."""
+        reduced = reduce(problem, steps)
         return Level(reduced.problem, Rows(reduced.problem), reduced.offset, (reduced,), reduced.clock)
 
-    def without(self, kept: Sequence[Labels]) -> Level:
+    def without(self, kept: Sequence[Labels], steps: Collection[str] = STEPS) -> Level:
         """The level whose nodes are left the strategies `kept`, reduced again."""
-        reduced = reduce(self.problem, kept=kept)
+        reduced = reduce(self.problem, steps, kept=kept)
         chain, clock = (*self.chain, reduced), self.clock[reduced.clock]
         return Level(reduced.problem, Rows(reduced.problem), self.offset + reduced.offset, chain, clock)
 

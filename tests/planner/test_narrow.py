@@ -13,8 +13,9 @@ import planner.solver.bound
 import planner.solver.ilp
 import planner.solver.memory
 from planner.solver import Problem, solve
+from planner.solver.level import Level
 from planner.solver.narrow import narrow
-from planner.solver.reduce import STEPS, Contradiction, reduce
+from planner.solver.reduce import STEPS, Contradiction
 
 examples = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -25,16 +26,15 @@ examples = settings(
 @given(problem=problems(), share=st.sampled_from([0.5, 1.0, 1.5, INF]))
 def test_what_is_left_has_the_best_choice_below_a_known_cost(problem: Problem, share: float) -> None:
     best = least(problem)
+    upper = share * best if share < INF and best < INF else INF
     try:
-        whole = reduce(problem, ["forbid", "arcs"])
-        upper = share * best - whole.offset if share < INF and best < INF else INF
-        found = narrow(whole.problem, STEPS, upper=upper)
+        left, choice = narrow(Level.of(problem, ["forbid", "arcs"]), STEPS, upper)
     except Contradiction:
-        assert best == INF or best > share * best
+        assert best == INF or best > upper
         return
-    inside = least(found.problem) if found.problem.costs else 0.0
-    known = min(share * best, INF if found.choice is None else whole.problem.cost(found.choice) + whole.offset)
-    assert min(inside + found.offset + whole.offset, known) == pytest.approx(min(best, known), rel=1e-9, abs=1e-9)
+    inside = least(left.problem) if left.problem.costs else 0.0
+    known = min(upper, INF if choice is None else problem.cost(choice))
+    assert min(inside + left.offset, known) == pytest.approx(min(best, known), rel=1e-9, abs=1e-9)
 
 
 @examples
