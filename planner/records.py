@@ -39,6 +39,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         },
         "replicated_ops": list(summary["replicated_ops"]),
         "padding": summary.get("padding"),
+        "drawn_on": summary.get("drawn_on", []),
         "left_out": summary.get("left_out", []),
         "planning_time_s": summary["planning_time_s"],
         "files": {key: files[key] for key in ("plan", "report", "timeline")},

@@ -170,7 +170,13 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
     return (
         Table(header=("plan", "mesh", "step", "", "memory", "fits"), rows=tuple(rows), right=frozenset({2, 3, 4})),
         *reasons,
+        *_drawn_on(plan.summary.get("drawn_on", ())),
     )
+
+
+def _drawn_on(depths: Sequence[int]) -> tuple[str, ...]:
+    """What the figures of plans that were not simulated whole come from."""
+    return (f"all but this plan simulated with {' and '.join(map(str, depths))} layers, and drawn on",) if depths else ()
 
 
 def proof_lines(plan: Plan) -> tuple[str, ...]:

@@ -132,7 +132,8 @@ def search(
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = searcher.padding(best)
     plan = _plan(ask, cluster, workload, best, named, proposals, alternatives, time.perf_counter() - started)
-    more: dict[str, Any] = {"padding": padding, "left_out": left_out}
+    drawn_on = () if searcher.shallow is None else searcher.shallow.depths
+    more: dict[str, Any] = {"padding": padding, "left_out": left_out, "drawn_on": list(drawn_on)}
     plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
     progress("done", 1.0)
     return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))

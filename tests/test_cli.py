@@ -341,7 +341,16 @@ def check_keys(verb: str, record: Any) -> None:
     assert {d for d in missing if not d.startswith(MAY_BE_EMPTY)} == set()
 
 
-MAY_BE_EMPTY = ("left_out", "replicated_ops", "discovered_ops", "ops_without_rule", "verify", "inter", "losses_by_name")
+MAY_BE_EMPTY = (
+    "drawn_on",
+    "left_out",
+    "replicated_ops",
+    "discovered_ops",
+    "ops_without_rule",
+    "verify",
+    "inter",
+    "losses_by_name",
+)
 
 
 def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> None:

@@ -33,8 +33,8 @@ _DEAR = 1e3
 
 
 def narrow(level: Level, steps: Collection[str], upper: float) -> tuple[Level, Choice | None]:
-    """The level reduced by `steps`, without what no choice of the whole problem takes that is cheaper than `upper` or the ones found; and
-    the best choice of the whole that was found below `upper`."""
+    """The level reduced by `steps`, without what no choice of the whole problem takes that is cheaper than `upper` or the ones found;
+    and the best choice of the whole that was found below `upper`."""
     best, pairs = None, float("inf")
     for sweeps in _SWEEPS:
         if not level.problem.costs or level.num_pairs > 0.9 * pairs:
