@@ -13,7 +13,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m ""
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" --hypothesis-profile=default
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

@@ -1,14 +1,21 @@
-"""One torch thread for each test process and for those that it starts; pictures without a display; `gpu` tests skipped."""
+"""One torch thread for each test process and for those that it starts; pictures without a display; `gpu` tests skipped.
+
+Hypothesis draws the same examples in every `make test`, so that a commit passes or fails by what it changes; `make test-all` draws
+others.
+"""
 
 from __future__ import annotations
 
 import os
 
 import pytest
+from hypothesis import settings
 
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
     os.environ[_name] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+settings.register_profile("fixed", derandomize=True)
+settings.load_profile("fixed")
 
 
 def pytest_configure() -> None:
