@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.solver.bound import Reparametrised, decode, reparametrise
+from planner.solver.bound import COMPILED, Reparametrised, decode, reparametrise
+from planner.solver.incumbent import Incumbent
 from planner.solver.level import Level
 from planner.solver.memory import price
 from planner.solver.pairs import completed
@@ -25,6 +26,8 @@ from planner.solver.rows import Rows
 from planner.solver.solution import Solution, found, not_found
 
 __all__ = ["solve"]
+
+INF = float("inf")
 
 #: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so many seconds; for a choice that is
 #: asked for anyway, only where so few pairs make that quick.
@@ -48,32 +51,51 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
     the less is left for the integer program."""
     began = time.perf_counter()
-    choices = [completed(problem, guess)] if guess is not None else []
-    choices = [choice for choice in choices if problem.fits(choice)]
+    best = Incumbent(problem, began + time_limit, lambda cost, bound: None, lambda: False)
+    if guess is not None:
+        best.take(completed(problem, guess))
+    variables = 0
     try:
-        left, met = _reduced(problem, min(map(problem.cost, choices), default=float("inf")))
-        start = _start(left.problem)
+        left = _reduced(problem, best)
+        if best.choice is None or best.bound == -INF or (left.num_pairs <= COMPILED and not best.over()):
+            variables = _by_program(left, best)
     except Contradiction:
-        return _infeasible(problem, began)
-    choices += [left.restore(start.choice), *([] if met is None else [met])]
-    bound, variables = start.bound, 0
-    if left.problem.costs:
-        upper = min(map(problem.cost, choices)) - left.offset
-        better, bound, variables = _improve(left.problem, start, upper, began + time_limit)
-        choices.append(left.restore(better))
-    best = min(choices, key=problem.cost)
-    return found(problem, best, bound=bound + left.offset, began=began, num_variables=variables)
+        if best.choice is None:
+            return _infeasible(problem, began)
+        best.exhausted = True  # nothing is left that would be better
+    assert best.choice is not None
+    bound = best.cost if best.exhausted else best.bound
+    return found(problem, best.choice, bound=bound, began=began, num_variables=variables)
 
 
-def _reduced(problem: Problem, upper: float) -> tuple[Level, Choice | None]:
-    """The problem reduced; one of many pairs and without a limit narrowed to what may better `upper`, too, with a choice that was met
-    on the way."""
-    if problem.limit < float("inf") or problem.num_pairs < _LARGE:
-        return Level.of(problem, _CHEAP), None
+def _reduced(problem: Problem, best: Incumbent) -> Level:
+    """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices met on the way go into `best`."""
+    limited = problem.limit < INF
+    if problem.num_pairs < (COMPILED if limited else _LARGE):
+        return Level.of(problem, _CHEAP)
     from planner.solver.narrow import narrow
+    from planner.solver.within import narrow_within
 
     first = Level.of(problem, [step for step in _CHEAP if step != "chain"])  # the tables between ends of chains are the largest
-    return narrow(first, _CHEAP, upper)
+    if limited:
+        return narrow_within(first, _CHEAP, best, COMPILED)
+    left, met = narrow(first, _CHEAP, best.cost)
+    if met is not None:
+        best.take(met)
+    return left
+
+
+def _by_program(left: Level, best: Incumbent) -> int:
+    """Proves by integer programs what is left, as far as they reach; the variables of the largest."""
+    start = _start(left.problem)
+    best.take(left.restore(start.choice))
+    if not left.problem.costs:
+        best.raise_bound(left.offset)
+        return 0
+    better, bound, variables = _improve(left.problem, start, best.cost - left.offset, best.deadline)
+    best.take(left.restore(better))
+    best.raise_bound(left.offset + bound)
+    return variables
 
 
 def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> tuple[Choice, float, int]:

@@ -11,7 +11,6 @@ from small_problems import INF, everything, least, problems
 
 import planner.solver.bound
 import planner.solver.ilp
-import planner.solver.memory
 from planner.solver import Problem, solve
 from planner.solver.level import Level
 from planner.solver.narrow import narrow
@@ -45,7 +44,7 @@ def test_large_problems_are_solved_as_small_ones(problem: Problem, share: float)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(planner.solver.ilp, "_LARGE", 0)
         patch.setattr(planner.solver.bound, "COMPILED", 0)
-        patch.setattr(planner.solver.memory, "COMPILED", 0)
+        patch.setattr(planner.solver.ilp, "COMPILED", 0)
         solution = solve(problem)
     best = least(problem)
     assert (solution.status in ("infeasible", "unknown")) == (best == INF)
