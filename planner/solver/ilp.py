@@ -37,7 +37,7 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 #: for what message passing rules out anyway.
 _CHEAP = [step for step in STEPS if step != "dominate"]
 
-#: A problem of so many pairs before it is reduced, and without a limit, is narrowed first.
+#: Of a problem of so many pairs no chains are contracted: the tables between their ends would be the largest.
 _LARGE = 1_000_000
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
@@ -57,27 +57,26 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     variables = 0
     try:
         left = _reduced(problem, best)
-        if best.choice is None or best.bound == -INF or (left.num_pairs <= COMPILED and not best.over()):
+        if left.num_pairs <= COMPILED or problem.limit == INF:
             variables = _by_program(left, best)
     except Contradiction:
-        if best.choice is None:
-            return _infeasible(problem, began)
-        best.exhausted = True  # nothing is left that would be better
-    assert best.choice is not None
+        best.exhausted = True  # nothing is possible and fits, or nothing is left that would be better
+    if best.choice is None:
+        return _infeasible(problem, guess, began)
     bound = best.cost if best.exhausted else best.bound
     return found(problem, best.choice, bound=bound, began=began, num_variables=variables)
 
 
 def _reduced(problem: Problem, best: Incumbent) -> Level:
     """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices met on the way go into `best`."""
-    limited = problem.limit < INF
-    if problem.num_pairs < (COMPILED if limited else _LARGE):
-        return Level.of(problem, _CHEAP)
+    steps = _CHEAP if problem.num_pairs < _LARGE else [step for step in _CHEAP if step != "chain"]
+    first = Level.of(problem, steps)
+    if first.num_pairs <= COMPILED:
+        return first
     from planner.solver.narrow import narrow
     from planner.solver.within import narrow_within
 
-    first = Level.of(problem, [step for step in _CHEAP if step != "chain"])  # the tables between ends of chains are the largest
-    if limited:
+    if problem.limit < INF:
         return narrow_within(first, _CHEAP, best, COMPILED)
     left, met = narrow(first, _CHEAP, best.cost)
     if met is not None:
@@ -87,6 +86,8 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
 
 def _by_program(left: Level, best: Incumbent) -> int:
     """Proves by integer programs what is left, as far as they reach; the variables of the largest."""
+    if best.choice is not None and best.over():
+        return 0
     start = _start(left.problem)
     best.take(left.restore(start.choice))
     if not left.problem.costs:
@@ -169,18 +170,18 @@ def _possible(problem: Problem) -> Choice:
     return found.choice
 
 
-def _infeasible(problem: Problem, began: float) -> Solution:
+def _infeasible(problem: Problem, guess: Choice | None, began: float) -> Solution:
     """The leanest choice that is found, or none where the pairs leave none."""
-    impossible = problem.limit == float("inf")
-    free = None if impossible else solve(replace(problem, limit=float("inf")))
-    if free is None or not free.choice:
-        return not_found(problem, None, began=began, bound=float("inf"), lean=float("inf"), known=True)
-    lean = leanest(problem, free.choice)
+    if guess is None and problem.limit < INF:
+        guess = solve(replace(problem, limit=INF)).choice or None
+    if guess is None:
+        return not_found(problem, None, began=began, bound=INF, lean=INF, known=True)
+    lean = leanest(problem, completed(problem, guess))
     if lean.peak <= problem.limit or _num_possible(problem) <= _FEW_PAIRS:
         exact = smallest_peak(problem, time.perf_counter() + _PATIENCE)
         lean = exact if exact.choice is not None and problem.peak(exact.choice) <= problem.peak(lean.choice or ()) else lean
     known = lean.peak > problem.limit
-    return not_found(problem, lean.choice, began=began, bound=free.bound, lean=lean.peak, at=lean.at, known=known)
+    return not_found(problem, lean.choice, began=began, bound=INF if known else -INF, lean=lean.peak, at=lean.at, known=known)
 
 
 def _num_kept(problem: Problem, start: Start, slack: float) -> int:
