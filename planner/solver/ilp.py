@@ -58,7 +58,7 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     try:
         left = _reduced(problem, best)
         if left.num_pairs <= COMPILED or problem.limit == INF:
-            variables = _by_program(left, best)
+            variables = _by_program(left, best, compiled=len(left.chain) > 1)  # compiled code is there after narrowing
     except Contradiction:
         best.exhausted = True  # nothing is possible and fits, or nothing is left that would be better
     if best.choice is None:
@@ -84,11 +84,11 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
     return left
 
 
-def _by_program(left: Level, best: Incumbent) -> int:
+def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
     """Proves by integer programs what is left, as far as they reach; the variables of the largest."""
     if best.choice is not None and best.over():
         return 0
-    start = _start(left.problem)
+    start = _start(left.problem, compiled)
     best.take(left.restore(start.choice))
     if not left.problem.costs:
         best.raise_bound(left.offset)
@@ -124,12 +124,12 @@ def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> t
     return best, max(start.bound, bound), variables
 
 
-def _start(problem: Problem) -> Start:
+def _start(problem: Problem, compiled: bool) -> Start:
     """Bound and first choice. Raises Contradiction where nothing is possible, or nothing fits."""
     if not problem.costs:
         nothing = Reparametrised(nodes=(), edges=(), bound=0.0, converged=True)
         return Start(moved=nothing, prices={}, bound=0.0, choice=())
-    moved, choice = _moved(problem)
+    moved, choice = _moved(problem, compiled)
     if not np.isfinite(problem.cost(choice)):
         choice = _possible(problem)
     if problem.limit == float("inf") or problem.fits(choice):
@@ -191,11 +191,11 @@ def _num_kept(problem: Problem, start: Start, slack: float) -> int:
     return sum(int(k.sum()) for k in kept) + sum(int((table - table.min() <= slack).sum()) for table in pairs)
 
 
-def _moved(problem: Problem) -> tuple[Reparametrised, tuple[int, ...]]:
+def _moved(problem: Problem, compiled: bool) -> tuple[Reparametrised, tuple[int, ...]]:
     """Message passing until it has converged, or has left so few choices that the integer program is the quicker way on."""
     moved = None
     for _ in range(_ROUNDS):
-        moved = reparametrise(problem, sweeps=_SWEEPS, start=moved)
+        moved = reparametrise(problem, sweeps=_SWEEPS, start=moved, compiled=compiled)
         choice = decode(problem, moved)
         if moved.converged or not np.isfinite(moved.bound) or moved.kept(problem.cost(choice) - moved.bound) <= _FEW:
             break
