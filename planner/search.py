@@ -331,7 +331,8 @@ def _some_plan_fits(ask: Ask, cluster: Cluster) -> bool:
     model = modelled(traced)
     searcher = _Searcher(ask, model, traced.workload, cluster, (), shallow_of(traced, model))
     meshes = [mesh for mesh in meshes_of(cluster) if len(mesh.sizes) <= 2]
-    return any(searcher.fitting(searcher.candidate(searcher.proposals(mesh)[0])).fits(searcher.capacity) for mesh in meshes)
+    found = (searcher.candidate(searcher.proposals(mesh, last=True)[0]) for mesh in meshes)
+    return any(searcher.fitting(candidate).fits(searcher.capacity) for candidate in found)
 
 
 def _typed(cluster: Cluster) -> Iterator[tuple[str, Mesh, tuple[Pin, ...]]]:

@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -
 
 def test_where_nothing_helps_it_says_so() -> None:
     ask = ask_for("mlp", 2, inputs=64, hidden=64, batch=2)
-    with pytest.raises(DoesNotFit, match="neither a batch of one sample a device nor more of these devices helps"):
+    with pytest.raises(DoesNotFit, match="neither a smaller batch nor more of these devices helps"):
         search(ask, with_memory(load_cluster("cpu", num_devices=2), 1000))
 
 
