@@ -46,6 +46,7 @@ class _Usages:
         self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
         self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
         self.reads: dict[Hashable, tuple[int, list[Layout]]] = {}
+        self.last = self._last_readings()
 
     def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
         """All usages, alike ones as one with a profile over time."""
@@ -63,6 +64,25 @@ class _Usages:
             for (u, v, _), (nbytes, profile) in self.edges.items()
         ]
         return tuple(nodes), tuple(pairs)
+
+    def _looked_at(self, value: int) -> int | None:
+        """The root value whose memory a value shares, where an op that only looks made it (one that a layout tells from its operand:
+        expand, slice, split)."""
+        model, writer = self.table.model, self.table.model.graph.values[value].writer
+        if writer is None or model.dims.ops[writer].signature.kind != "view":
+            return None
+        return model.roots[model.graph.nodes[writer].operands[0]].value
+
+    def _last_readings(self) -> dict[int, int]:
+        """When each root value is read last, or what shares its memory is."""
+        last: dict[int, int] = {}
+        for (value, _), uses in self.table.model.uses.items():
+            last[value] = max([last.get(value, -1), *(use.node for use in uses if use.node is not None)])
+        for value in sorted(last, reverse=True):  # what is made by looking at a value stands after it
+            under = self._looked_at(value)
+            if under is not None:
+                last[under] = max(last.get(under, -1), last[value])
+        return last
 
     def _consumed(self, use: Use) -> tuple[int, list[Layout]]:
         """`Table.consumed`, once for uses that are alike."""
@@ -95,16 +115,18 @@ class _Usages:
         found, table = self.table.model.graph.values[value], self.table
         if found.is_given:
             consumer, after = self._consumed(uses[0])
-            last = max(use.node for use in uses if use.node is not None)
-            self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)
+            self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, self.last[value] + 1)
             return
         if found.writer is None:
             return
         produced = table.produced(value)
         assert produced is not None
-        last = max([use.node for use in uses if use.node is not None], default=found.writer)
+        last = max(self.last[value], found.writer)
         place = table.model.graph.nodes[found.writer].results.index(value)
-        self._hold(produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), found.writer, last + 1)
+        if self._looked_at(value) is None:
+            self._hold(
+                produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), found.writer, last + 1
+            )
         for use in uses:
             if use.parameter is not None:
                 consumer, after = self._consumed(use)

@@ -123,6 +123,13 @@ def test_memory_of_the_problem_is_near_that_of_the_program(model: str, mesh: str
     assert SENSIBLE[0] <= ratio(plan) <= SENSIBLE[1]
 
 
+def test_what_only_looks_at_a_value_holds_it_and_nothing_more() -> None:
+    """Experts gather by an index that is expanded to the width of the tokens: bytes that are nowhere."""
+    sizes = {"layers": 2, "width": 64, "mlp": 64, "heads": 4, "kv_heads": 2, "vocab": 64, "seq": 64}
+    plan = planned(ask_for("moe", dtype="float32", batch=64, **sizes), "dp=4", ("*=ddp",))
+    assert peak(plan) / sum(memory_by_category(plan.program).values()) == pytest.approx(1.0, abs=0.02)
+
+
 @pytest.mark.parametrize("model", MODELS)
 def test_memory_of_random_choices_too(model: str) -> None:
     found = table(model, "a=2,b=2")
