@@ -139,6 +139,14 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "mobilebert": {"true_hidden_size": 32, "intra_bottleneck_size": 32},
         "mra": {"block_per_row": 2},
         "nomic_bert": {},
+        "perceiver": {
+            "d_latents": 32,
+            "num_latents": 8,
+            "num_blocks": 1,
+            "num_self_attends_per_block": 2,
+            "num_self_attention_heads": 4,
+            "num_cross_attention_heads": 4,
+        },
         "rembert": {"input_embedding_size": 16, "output_embedding_size": 32},
         "roberta-prelayernorm": {},
         "roc_bert": {
@@ -271,7 +279,14 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "timesformer": {"num_frames": 4},
         "vit_msn": {},
         "vivit": {"num_frames": 4, "tubelet_size": [2, 8, 8]},
-        "vjepa2": {},
+        "vjepa2": {
+            "crop_size": 32,
+            "frames_per_clip": 4,
+            "pred_hidden_size": 32,
+            "pred_num_hidden_layers": 2,
+            "pred_num_attention_heads": 4,
+            "num_pooler_layers": 1,
+        },
     },
     "audio": {
         "wav2vec2": {"num_mel_bins": None, "seq": 800},
@@ -326,7 +341,6 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "num_heads": 4,
             "ffn_round_up_to_multiple_of": 8,
             "qk_dim_factor": 0.5,
-            "return_last_states": False,
         },
         "lfm2": {"layer_types": ["conv", "full_attention"]},
         "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
