@@ -23,7 +23,7 @@ from planner.trace import trace
 from planner.workload import Workload, load_workload, resolve_options
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
-SAMPLE = ["gpt2", "bert", "mixtral"]
+SAMPLE = ["gpt2", "bert", "mixtral", "paligemma"]
 
 
 def load(spec: str, seq: int | None = 8, **settings: str) -> Workload:

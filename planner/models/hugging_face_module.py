@@ -49,7 +49,7 @@ class Headed(nn.Module):
         for cached in self._caches:
             cached.cache_clear()
         given = dict(zip(self.names, inputs, strict=True))
-        with _doubles(next(self.parameters()).dtype):
+        with _as_run(), _doubles(next(self.parameters()).dtype):
             found = self.model(**given, **(self._said(given) if self.unpadded else {}), **self.extra)
         return _first_output(found)
 
@@ -132,6 +132,16 @@ def _first_output(found: Any) -> Tensor:
     if not tensors:
         raise BadValue(f"{type(found).__name__} of the model holds no tensor that depends on its parameters")
     return tensors[0]
+
+
+@contextmanager
+def _as_run() -> Iterator[None]:
+    """transformers leaves out what it need not mask unless tensors are fake, and then is not always the same (PaliGemma attends to
+    all tokens in a run, and to those before in a trace): it is told that none is, so that what is traced is what runs."""
+    from transformers.utils import import_utils
+
+    with patch.object(import_utils, "is_fake_tensor", lambda _: False):
+        yield
 
 
 @contextmanager
