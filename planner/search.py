@@ -240,7 +240,7 @@ class _Searcher:
             if candidate.fits(self.capacity):
                 break
             old = candidate.proposal
-            solution = solve(old.table.problem(hidden=old.hidden, limit=limit))
+            solution = solve(old.table.problem(hidden=old.hidden, limit=limit), guess=old.solution.choice)
             candidate = self.candidate(replace(old, solution=solution), whole=candidate.whole)
             if solution.status in ("infeasible", "unknown"):
                 break

@@ -12,7 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.solver.bound import Reparametrised, decode, reparametrise
+from planner.solver.bound import COMPILED, Reparametrised, decode, reparametrise
+from planner.solver.incumbent import Incumbent
 from planner.solver.level import Level
 from planner.solver.memory import price
 from planner.solver.pairs import completed
@@ -26,6 +27,8 @@ from planner.solver.solution import Solution, found, not_found
 
 __all__ = ["solve"]
 
+INF = float("inf")
+
 #: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so many seconds; for a choice that is
 #: asked for anyway, only where so few pairs make that quick.
 _PATIENCE, _FEW_PAIRS = 20.0, 20_000
@@ -34,7 +37,7 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 #: for what message passing rules out anyway.
 _CHEAP = [step for step in STEPS if step != "dominate"]
 
-#: A problem of so many pairs before it is reduced, and without a limit, is narrowed first.
+#: Of a problem of so many pairs no chains are contracted: the tables between their ends would be the largest.
 _LARGE = 1_000_000
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
@@ -48,32 +51,52 @@ def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = 
     """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
     the less is left for the integer program."""
     began = time.perf_counter()
-    choices = [completed(problem, guess)] if guess is not None else []
-    choices = [choice for choice in choices if problem.fits(choice)]
+    best = Incumbent(problem, began + time_limit, lambda cost, bound: None, lambda: False)
+    if guess is not None:
+        best.take(completed(problem, guess))
+    variables = 0
     try:
-        left, met = _reduced(problem, min(map(problem.cost, choices), default=float("inf")))
-        start = _start(left.problem)
+        left = _reduced(problem, best)
+        if left.num_pairs <= COMPILED or problem.limit == INF:
+            variables = _by_program(left, best, compiled=len(left.chain) > 1)  # compiled code is there after narrowing
     except Contradiction:
-        return _infeasible(problem, began)
-    choices += [left.restore(start.choice), *([] if met is None else [met])]
-    bound, variables = start.bound, 0
-    if left.problem.costs:
-        upper = min(map(problem.cost, choices)) - left.offset
-        better, bound, variables = _improve(left.problem, start, upper, began + time_limit)
-        choices.append(left.restore(better))
-    best = min(choices, key=problem.cost)
-    return found(problem, best, bound=bound + left.offset, began=began, num_variables=variables)
+        best.exhausted = True  # nothing is possible and fits, or nothing is left that would be better
+    if best.choice is None:
+        return _infeasible(problem, guess, began)
+    bound = best.cost if best.exhausted else best.bound
+    return found(problem, best.choice, bound=bound, began=began, num_variables=variables)
 
 
-def _reduced(problem: Problem, upper: float) -> tuple[Level, Choice | None]:
-    """The problem reduced; one of many pairs and without a limit narrowed to what may better `upper`, too, with a choice that was met
-    on the way."""
-    if problem.limit < float("inf") or problem.num_pairs < _LARGE:
-        return Level.of(problem, _CHEAP), None
+def _reduced(problem: Problem, best: Incumbent) -> Level:
+    """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices met on the way go into `best`."""
+    steps = _CHEAP if problem.num_pairs < _LARGE else [step for step in _CHEAP if step != "chain"]
+    first = Level.of(problem, steps)
+    if first.num_pairs <= COMPILED:
+        return first
     from planner.solver.narrow import narrow
+    from planner.solver.within import narrow_within
 
-    first = Level.of(problem, [step for step in _CHEAP if step != "chain"])  # the tables between ends of chains are the largest
-    return narrow(first, _CHEAP, upper)
+    if problem.limit < INF:
+        return narrow_within(first, _CHEAP, best, COMPILED)
+    left, met = narrow(first, _CHEAP, best.cost)
+    if met is not None:
+        best.take(met)
+    return left
+
+
+def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
+    """Proves by integer programs what is left, as far as they reach; the variables of the largest."""
+    if best.choice is not None and best.over():
+        return 0
+    start = _start(left.problem, compiled)
+    best.take(left.restore(start.choice))
+    if not left.problem.costs:
+        best.raise_bound(left.offset)
+        return 0
+    better, bound, variables = _improve(left.problem, start, best.cost - left.offset, best.deadline)
+    best.take(left.restore(better))
+    best.raise_bound(left.offset + bound)
+    return variables
 
 
 def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> tuple[Choice, float, int]:
@@ -101,12 +124,12 @@ def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> t
     return best, max(start.bound, bound), variables
 
 
-def _start(problem: Problem) -> Start:
+def _start(problem: Problem, compiled: bool) -> Start:
     """Bound and first choice. Raises Contradiction where nothing is possible, or nothing fits."""
     if not problem.costs:
         nothing = Reparametrised(nodes=(), edges=(), bound=0.0, converged=True)
         return Start(moved=nothing, prices={}, bound=0.0, choice=())
-    moved, choice = _moved(problem)
+    moved, choice = _moved(problem, compiled)
     if not np.isfinite(problem.cost(choice)):
         choice = _possible(problem)
     if problem.limit == float("inf") or problem.fits(choice):
@@ -147,18 +170,18 @@ def _possible(problem: Problem) -> Choice:
     return found.choice
 
 
-def _infeasible(problem: Problem, began: float) -> Solution:
+def _infeasible(problem: Problem, guess: Choice | None, began: float) -> Solution:
     """The leanest choice that is found, or none where the pairs leave none."""
-    impossible = problem.limit == float("inf")
-    free = None if impossible else solve(replace(problem, limit=float("inf")))
-    if free is None or not free.choice:
-        return not_found(problem, None, began=began, bound=float("inf"), lean=float("inf"), known=True)
-    lean = leanest(problem, free.choice)
+    if guess is None and problem.limit < INF:
+        guess = solve(replace(problem, limit=INF)).choice or None
+    if guess is None:
+        return not_found(problem, None, began=began, bound=INF, lean=INF, known=True)
+    lean = leanest(problem, completed(problem, guess))
     if lean.peak <= problem.limit or _num_possible(problem) <= _FEW_PAIRS:
         exact = smallest_peak(problem, time.perf_counter() + _PATIENCE)
         lean = exact if exact.choice is not None and problem.peak(exact.choice) <= problem.peak(lean.choice or ()) else lean
     known = lean.peak > problem.limit
-    return not_found(problem, lean.choice, began=began, bound=free.bound, lean=lean.peak, at=lean.at, known=known)
+    return not_found(problem, lean.choice, began=began, bound=INF if known else -INF, lean=lean.peak, at=lean.at, known=known)
 
 
 def _num_kept(problem: Problem, start: Start, slack: float) -> int:
@@ -168,11 +191,11 @@ def _num_kept(problem: Problem, start: Start, slack: float) -> int:
     return sum(int(k.sum()) for k in kept) + sum(int((table - table.min() <= slack).sum()) for table in pairs)
 
 
-def _moved(problem: Problem) -> tuple[Reparametrised, tuple[int, ...]]:
+def _moved(problem: Problem, compiled: bool) -> tuple[Reparametrised, tuple[int, ...]]:
     """Message passing until it has converged, or has left so few choices that the integer program is the quicker way on."""
     moved = None
     for _ in range(_ROUNDS):
-        moved = reparametrise(problem, sweeps=_SWEEPS, start=moved)
+        moved = reparametrise(problem, sweeps=_SWEEPS, start=moved, compiled=compiled)
         choice = decode(problem, moved)
         if moved.converged or not np.isfinite(moved.bound) or moved.kept(problem.cost(choice) - moved.bound) <= _FEW:
             break

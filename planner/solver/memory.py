@@ -11,15 +11,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.solver.bound import COMPILED, Reparametrised, decode, reparametrise
-from planner.solver.problem import Choice, Problem
+from planner.solver.bound import Reparametrised, decode, reparametrise
+from planner.solver.problem import Problem
 
 __all__ = ["Priced", "price", "priced_problem"]
 
 _ROUNDS, _HALVINGS, _SWEEPS = 6, 7, 40
-
-#: Factors on the best prices at which a large problem is dived into.
-_ABOVE = (1.0, 1.05, 1.2, 1.5)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,21 +67,7 @@ def price(problem: Problem, start: tuple[int, ...]) -> Priced | None:
         if over in times or problem.memory(trial.choice or start)[over] <= problem.limit:
             break
         times.append(over)
-    if best is not None and best.choice is not None and problem.num_pairs >= COMPILED:
-        best = replace(best, choice=_dived(problem, best.prices, best.choice))
     return best if best is not None and best.choice is not None else None
-
-
-def _dived(problem: Problem, prices: Mapping[int, float], known: Choice) -> Choice:
-    """The cheapest choice that fits of dives at the prices and a little above them, and the one that is known."""
-    from planner.solver.narrow import dive
-
-    found = [known]
-    for factor in _ABOVE:
-        choice = dive(priced_problem(problem, {at: factor * price for at, price in prices.items()}))
-        if problem.fits(choice):
-            found.append(choice)
-    return min(found, key=problem.cost)
 
 
 def _trial(problem: Problem, prices: dict[int, float]) -> Priced:

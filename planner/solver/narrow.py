@@ -8,7 +8,6 @@ costs what is left to pay. What costs more than the difference beyond its node's
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import numpy as np
 
@@ -50,12 +49,6 @@ def narrow(level: Level, steps: Collection[str], upper: float) -> tuple[Level, C
     return level, best
 
 
-def dive(problem: Problem) -> Choice:
-    """A choice of low cost of a problem of many pairs, whatever memory it holds."""
-    dual, bound = _swept(replace(problem, usages=(), base=None, limit=float("inf")), _SWEEPS[0])
-    return tuple(_dived(dual, abs(bound)).tolist())
-
-
 def _swept(problem: Problem, sweeps: int) -> tuple[Dual, float]:
     """The messages after some sweeps, which `settle` comes back to, and their bound."""
     dual = Dual(Flat.of(problem), Rows(problem))
@@ -70,12 +63,13 @@ def _dived(dual: Dual, size: float) -> Labels:
     found = [dual.labels.copy()]
     for clear in _CLEAR:
         dual.settle(1)
-        found.append(_dive(dual.flat, dual, clear, size))
+        found.append(dive(dual.flat, dual, size, clear))
     return min(found, key=dual.flat.cost)
 
 
-def _dive(flat: Flat, dual: Dual, clear: float, size: float) -> Labels:
-    """A choice of low cost, where costs are about `size` in all; the messages are another's afterwards."""
+def dive(flat: Flat, dual: Dual, size: float, clear: float = _CLEAR[-1]) -> Labels:
+    """A choice of low cost, where costs are about `size` in all: `flat` has the costs, of which the messages are; they are another's
+    afterwards."""
     costs, held = flat.costs.copy(), np.zeros(flat.num_nodes, dtype=bool)
     num_edges, dear = np.diff(flat.at), size * _DEAR
     best, least = dual.labels.copy(), flat.cost(dual.labels)

@@ -53,10 +53,10 @@ class Start:
 
 
 class Searcher:
-    """Run after run on a level. Of several, number k starts at the k-th temperature."""
+    """Run after run on a level, the first of so many `moves` a node. Of several, number k starts at the k-th temperature."""
 
-    def __init__(self, best: Incumbent, start: Start, number: int = 0) -> None:
-        self.best, self.number, self._seed = best, number, number * _APART
+    def __init__(self, best: Incumbent, start: Start, number: int = 0, moves: int = _MOVES) -> None:
+        self.best, self.number, self._seed, self._first = best, number, number * _APART, moves
         self.put(start)
 
     def put(self, start: Start) -> None:
@@ -78,7 +78,7 @@ class Searcher:
         first = self._fresh
         if first:
             self._fresh, self._level = False, self.start
-            self._heat, self._moves, self._labels = self.number % len(_HEATS), _MOVES, self.start.labels
+            self._heat, self._moves, self._labels = self.number % len(_HEATS), self._first, self.start.labels
             self._rounds, self._melts = 0, -1
             self._annealer = _annealer(self.start, _WEIGHTS[0])
         if _HEATS[self._heat] >= _MELTED:
@@ -90,7 +90,7 @@ class Searcher:
             return
         self._heat = (self._heat + 1) % len(_HEATS)
         if self._heat == 0:
-            self._moves = min(2 * self._moves, _GROWTH * _MOVES)
+            self._moves = min(2 * self._moves, _GROWTH * self._first)
             self._rounds += 1
             self._annealer = _annealer(self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)])  # its prices have wandered
 
