@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
-from planner.known import Known
+from planner.known import Known, is_known
 from planner.torch_private import fake_copies, is_fake
 
 __all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss", "static_experts"]
@@ -136,11 +136,11 @@ def _first_output(found: Any) -> Tensor:
 
 @contextmanager
 def _as_run() -> Iterator[None]:
-    """transformers leaves out what it need not mask unless tensors are fake, and then is not always the same (PaliGemma attends to
-    all tokens in a run, and to those before in a trace): it is told that none is, so that what is traced is what runs."""
+    """transformers drops a mask that masks nothing, unless its tensors are fake; and with one it is not always the same (PaliGemma then
+    attends to all tokens in a run, to those before in a trace): fake is only what no branch can be taken on."""
     from transformers.utils import import_utils
 
-    with patch.object(import_utils, "is_fake_tensor", lambda _: False):
+    with patch.object(import_utils, "is_fake_tensor", lambda x: isinstance(x, Tensor) and not is_known(x)):
         yield
 
 
