@@ -19,9 +19,12 @@ COMMANDS = (
     "--model cnn --gpus 8",
     "--model gpt --gpus 8",
     "--model gpt2-xl --gpus 64",
+    "--model llama3-8b --gpus 8",
     "--model llama3-8b --gpus 8 --seq 1024",
+    "--model llama3-70b --gpus 64",
     "--model llama --gpus 8 --set layers=8",
     "--model llama --gpus 8 --set layers=126",
+    "--model llama3-405b --gpus 1024",
     "--model llama3-405b --gpus 1024 --batch 128 --seq 1024 --precision bf16-mixed",
 )
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from cost_models.cluster import Cluster
@@ -38,42 +40,56 @@ def nearest_change(ask: Ask, batch: int, seq: int | None, cluster: Cluster, fits
     """What would fit: the largest halving of the batch, and the smallest doubling of the devices; else of `seq`, the sequence's length
     where it can be set, the largest halving."""
     found = [text for text in (_smaller_batch(ask, batch, cluster, fits), _more_devices(ask, batch, cluster, fits)) if text]
-    shorter = _shorter(ask, seq, cluster, fits) if seq is not None and not found else None
-    if shorter:
-        return f"neither a batch of one sample a device nor more of these devices helps; what fits: {shorter}"
-    if not found:
-        return "neither a batch of one sample a device nor more of these devices helps: take a smaller model or larger devices"
-    return f"what fits: {' or '.join(found)}"
+    if found:
+        return f"what fits: {' or '.join(found)}"
+    none = "neither a smaller batch nor more of these devices helps"
+    shorter = None if seq is None else _shorter(ask, seq, cluster, fits)
+    return f"{none}; what fits: {shorter}" if shorter else f"{none}: take a smaller model or larger devices"
 
 
 def _shorter(ask: Ask, seq: int, cluster: Cluster, fits: Fits) -> str | None:
-    shorter = seq // 2
-    while shorter >= _SHORTEST:
-        if fits(replace(ask, seq=shorter), cluster):
-            return f"--seq {shorter}"
-        shorter //= 2
-    return None
+    shorter = [s for s in _halvings(seq) if s >= _SHORTEST]
+    found = _first(shorter, lambda s: fits(replace(ask, seq=s), cluster))
+    return None if found is None else f"--seq {found}"
 
 
 def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:
-    smaller = batch // 2
-    while smaller >= cluster.num_devices:
-        if fits(replace(ask, batch=smaller), cluster):
-            return f"--batch {smaller}"
-        smaller //= 2
-    return None
+    """Down to where some devices would have no part of any sample."""
+    n = cluster.num_devices
+    smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, _halvings(batch)))
+    found = _first(smaller, lambda b: fits(replace(ask, batch=b), cluster))
+    return None if found is None else f"--batch {found}"
 
 
 def _more_devices(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:
-    most = cluster.devices_per_node * cluster.max_nodes
-    devices = cluster.num_devices * 2
+    larger: dict[int, Cluster] = {}
+    devices, most = cluster.num_devices * 2, cluster.devices_per_node * cluster.max_nodes
     while devices <= most and batch >= devices:
         try:
             count, nodes, width = place(cluster, devices, None)
         except UserError:
-            return None
-        larger = replace(cluster, num_devices=count, num_nodes=nodes, node_width=width)
-        if fits(replace(ask, batch=batch, num_devices=devices), larger):
-            return f"--gpus {devices} --batch {batch}"
+            break
+        larger[devices] = replace(cluster, num_devices=count, num_nodes=nodes, node_width=width)
         devices *= 2
-    return None
+    found = _first(list(larger), lambda d: fits(replace(ask, batch=batch, num_devices=d), larger[d]))
+    return None if found is None else f"--gpus {found} --batch {batch}"
+
+
+def _halvings(whole: int) -> Iterator[int]:
+    """A half, a quarter and so on, as long as they are whole or rounded down to at least 1."""
+    while whole > 1:
+        whole //= 2
+        yield whole
+
+
+def _first(options: Sequence[int], fits: Callable[[int], bool]) -> int | None:
+    """The first of the options that fits, where all after one that fits do: the first itself is the rule, the others are bisected."""
+    if not options or fits(options[0]):
+        return options[0] if options else None
+    below, above = 0, len(options) - 1
+    if below == above or not fits(options[above]):
+        return None
+    while above - below > 1:
+        middle = (below + above) // 2
+        below, above = (below, middle) if fits(options[middle]) else (middle, above)
+    return options[above]

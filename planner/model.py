@@ -103,7 +103,7 @@ class Model:
         for (value, phase), uses in self.uses.items():
             producer = self.producer_key(value)
             if producer is not None:
-                groups[producer, phase, tuple(map(self._consumer_key, uses))].append((value, phase, uses))
+                groups[producer, phase, tuple(map(self.consumer_key, uses))].append((value, phase, uses))
         return dict(groups)
 
     def producer_key(self, value: int) -> Hashable:
@@ -113,7 +113,7 @@ class Model:
             return ("parameter", self.ties.parameter_class[self.parameter_index[value]]) if found.kind == "parameter" else None
         return (self.ties.node_class[found.writer], self.graph.nodes[found.writer].results.index(value))
 
-    def _consumer_key(self, use: Use) -> Hashable:
+    def consumer_key(self, use: Use) -> Hashable:
         """What uses must share to be alike."""
         if use.parameter is not None:
             return ("update", self.ties.parameter_class[use.parameter], use.root.places)

@@ -44,6 +44,9 @@ HIDDEN = 0.9
 #: Of all meshes, how many are simulated for each objective, and how near to the best objective they must be.
 SHORT, NEAR = 3, 0.05
 
+#: A plan that has to be made to fit is worth that if it may be better by this share than one that fits.
+WORTH_FITTING = 0.01
+
 #: A mesh whose table has more pairs of strategies than this is left out, unless it was asked for: 25 million are 200 MB.
 MOST_PAIRS = 25_000_000
 
@@ -234,31 +237,51 @@ class _Searcher:
         return found
 
     def fitting(self, candidate: Candidate) -> Candidate:
-        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""
-        limit = self.capacity
+        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does). Its bound is that of the
+        first problem: the limit is lowered only because a lowered program may hold more than the problem knows of."""
+        limit, bound = self.capacity, math.inf
         for _ in range(4):
             if candidate.fits(self.capacity):
                 break
             old = candidate.proposal
             solution = solve(old.table.problem(hidden=old.hidden, limit=limit), guess=old.solution.choice)
+            none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
+            bound = min(bound, old.solution.bound if none else solution.bound)
+            solution = replace(solution, status="feasible" if none else solution.status, bound=bound)
             candidate = self.candidate(replace(old, solution=solution), whole=candidate.whole)
-            if solution.status in ("infeasible", "unknown"):
+            if none:
                 break
             limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
         return candidate
 
     def shortlist(self, proposals: list[Proposal]) -> list[Candidate]:
         """The proposals worth simulating: for each objective, the best few within `NEAR` of the best; all, where none of those fits."""
-        near: list[Proposal] = []
+        near, found = [], []
         for hidden in sorted({p.hidden for p in proposals}):
             same = sorted((p for p in proposals if p.hidden == hidden), key=lambda p: (p.solution.objective, len(p.mesh.sizes)))
             alike = {f"{p.solution.objective:.9e}": p for p in reversed(same)}  # equal plans on several meshes: the fewest axes
             distinct = sorted(alike.values(), key=lambda p: p.solution.objective)
-            near += [p for p in distinct[:SHORT] if p.solution.objective <= same[0].solution.objective * (1 + NEAR)]
-        found = [self.fitting(self.candidate(p)) for p in near]
+            here = [p for p in distinct[:SHORT] if p.solution.objective <= same[0].solution.objective * (1 + NEAR)]
+            near += here
+            found += self._fitting_ones(here)
         if any(c.fits(self.capacity) for c in found):
             return found
         return found + [self.fitting(self.candidate(p)) for p in proposals if p not in near and p.hidden == 0.0]
+
+    def _fitting_ones(self, proposals: list[Proposal]) -> list[Candidate]:
+        """The candidates of proposals for one objective, best first, made to fit: all but those of which no plan that fits can be
+        better by `WORTH_FITTING` than one that was found."""
+        found, least = [], math.inf
+        for proposal in proposals:
+            candidate = self.candidate(proposal)
+            if not candidate.fits(self.capacity):
+                if proposal.solution.bound > least * (1 - WORTH_FITTING):
+                    continue
+                candidate = self.fitting(candidate)
+            if candidate.fits(self.capacity):
+                least = min(least, candidate.proposal.solution.objective)
+            found.append(candidate)
+        return found
 
     def best(self, candidates: list[Candidate]) -> Candidate:
         """The fitting candidate with the shortest simulated step; among equals the fewest axes, then the lowest objective."""
@@ -331,7 +354,8 @@ def _some_plan_fits(ask: Ask, cluster: Cluster) -> bool:
     model = modelled(traced)
     searcher = _Searcher(ask, model, traced.workload, cluster, (), shallow_of(traced, model))
     meshes = [mesh for mesh in meshes_of(cluster) if len(mesh.sizes) <= 2]
-    return any(searcher.fitting(searcher.candidate(searcher.proposals(mesh)[0])).fits(searcher.capacity) for mesh in meshes)
+    found = (searcher.candidate(searcher.proposals(mesh, last=True)[0]) for mesh in meshes)
+    return any(searcher.fitting(candidate).fits(searcher.capacity) for candidate in found)
 
 
 def _typed(cluster: Cluster) -> Iterator[tuple[str, Mesh, tuple[Pin, ...]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
-    "label_new_nodes", "really", "sequence_number", "unfaked", "without_modes",
+    "label_new_nodes", "really", "sequence_number", "unfaked", "unlogged", "without_modes",
 ]  # fmt: skip
 
 
@@ -42,6 +43,18 @@ def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with mode:
         yield [mode.from_tensor(t) for t in tensors]
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Within it fake tensors do not print the traceback of what they raise: the caller tells it in a line, or goes another way."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:

@@ -24,7 +24,7 @@ from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
 from planner.stacks import Stack, shortened, stacks_of
-from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number
+from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number, unlogged
 from planner.unroll import Given, unroll
 from planner.workload import Workload
 
@@ -57,7 +57,7 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with mode, Known() as known:
+    with mode, unlogged(), Known() as known:
         try:
             workload = build()
             name = workload.name

@@ -45,7 +45,7 @@ class _Usages:
         self.horizon = len(table.model.graph.nodes) + 1
         self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
         self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
-        self.sizes: dict[Hashable, Array] = {}
+        self.reads: dict[Hashable, tuple[int, list[Layout]]] = {}
 
     def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
         """All usages, alike ones as one with a profile over time."""
@@ -63,6 +63,13 @@ class _Usages:
             for (u, v, _), (nbytes, profile) in self.edges.items()
         ]
         return tuple(nodes), tuple(pairs)
+
+    def _consumed(self, use: Use) -> tuple[int, list[Layout]]:
+        """`Table.consumed`, once for uses that are alike."""
+        key = self.table.model.consumer_key(use)
+        if key not in self.reads:
+            self.reads[key] = self.table.consumed(use)
+        return self.reads[key]
 
     def _hold(self, node: int, key: Hashable, nbytes: Callable[[], Array], start: int, end: int, times: int = 1) -> None:
         if (node, key) not in self.nodes:
@@ -87,7 +94,7 @@ class _Usages:
     def _value(self, value: int, uses: list[Use]) -> None:
         found, table = self.table.model.graph.values[value], self.table
         if found.is_given:
-            consumer, after = table.consumed(uses[0])
+            consumer, after = self._consumed(uses[0])
             last = max(use.node for use in uses if use.node is not None)
             self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, last + 1)
             return
@@ -100,7 +107,7 @@ class _Usages:
         self._hold(produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), found.writer, last + 1)
         for use in uses:
             if use.parameter is not None:
-                consumer, after = table.consumed(use)
+                consumer, after = self._consumed(use)
                 self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
 
     def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
@@ -122,12 +129,12 @@ class _Usages:
             return
         hub = self.table.hub_of.get((value, phase))
         key = (phase, self.table.model.producer_key(value), hub)
-        read = self.table.consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
+        read = self._consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
         self._copy(value, produced, read, key, (min(times), max(times) + 1))
         if hub is not None and self._whole(value) >= self.large:
             for use in uses:
                 if use.node is not None:
-                    self._copy(value, read, self.table.consumed(use), (*key, use.position), (use.node, use.node + 1))
+                    self._copy(value, read, self._consumed(use), (*key, use.position), (use.node, use.node + 1))
 
     def _copy(
         self,

@@ -38,11 +38,12 @@ _BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model's sizes under a name of their own; options that it leaves out keep the model's defaults."""
+    """A model's sizes under a name of their own; options that it leaves out keep the model's defaults. Where devices share a sample,
+    `batch_per_device` is below 1."""
 
     description: str
     options: Options
-    batch_per_device: int
+    batch_per_device: float
     source: str
 
 
@@ -72,12 +73,13 @@ def resolve(
 ) -> dict[str, Any]:
     """All sizes of the model or preset `name`: `batch` first, then the options in the model's order.
 
-    The default batch is the per-device batch times `num_devices` (weak scaling), so that every number of devices divides it.
+    The default batch is the per-device batch times `num_devices` (weak scaling), so that every number of devices divides it
+    where it is whole.
     Raises `UnknownName` for an option that the model does not have, `BadValue` for a value that it cannot take.
     """
     if num_devices < 1:
         raise BadValue(f"number of devices is {num_devices}: give at least 1")
-    defaults = {"batch": per_device_batch(spec, name) * num_devices, **spec.options}
+    defaults = {"batch": max(1, int(per_device_batch(spec, name) * num_devices)), **spec.options}
     if name in spec.presets:
         defaults.update(spec.presets[name].options)
     flags = {"batch": batch, "seq": seq}
@@ -105,7 +107,7 @@ def check_given_once(flags: Mapping[str, int | None], settings: Mapping[str, str
             raise BadValue(f"--{key} {value} and --set {key}={settings[key]} both set the {key}: give one of them")
 
 
-def per_device_batch(spec: ModelSpec, name: str) -> int:
+def per_device_batch(spec: ModelSpec, name: str) -> float:
     """The default number of samples that one device gets."""
     return spec.presets[name].batch_per_device if name in spec.presets else spec.batch_per_device
 

@@ -14,6 +14,8 @@ from planner.ask import Ask
 from planner.layout import local_shape
 from planner.pins import parse_pin
 from planner.search import Found, meshes_of, search
+from planner.solver import Problem, Solution, completed, solve
+from planner.solver.problem import Choice
 
 SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}
 
@@ -127,6 +129,37 @@ def test_where_memory_binds_the_plan_is_cut_and_proved(roomy: Found, share: floa
     assert found.plan.solver.objective >= roomy.plan.solver.bound
 
 
+@pytest.mark.parametrize("fits", [False, True])
+def test_a_plan_made_to_fit_is_proved_by_the_first_problem_alone(
+    roomy: Found, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    """A problem that holds more than the lowered program may say that nothing fits: no proof that the leanest is the best. One that
+    holds less is solved again with a lower limit: its bound holds for less than all plans that fit."""
+    whole = next(row for row in roomy.plan.alternatives if row.name == "data parallel").memory_bytes
+    free, limited = [], []
+
+    def told(problem: Problem, *, guess: Choice | None = None) -> Solution:
+        solution = solve(problem, guess=guess)
+        if problem.limit == math.inf:
+            free.append(solution.bound)
+            return solution
+        limited.append(solution.bound)
+        if not fits:
+            return replace(solution, status="infeasible", bound=math.inf)
+        if len(limited) == 1:
+            assert guess is not None
+            return replace(solution, choice=completed(problem, guess), objective=problem.cost(completed(problem, guess)))
+        return replace(solution, bound=solution.objective)
+
+    monkeypatch.setattr("planner.search.solve", told)
+    cluster = with_memory(load_cluster("dgx-h100", num_devices=4), 0.4 * whole)
+    one_objective = replace(cluster, device=replace(cluster.device, overlap=0.0))
+    solver = search(large(), one_objective, mesh=mesh_of("a=4")).plan.solver
+    assert solver.bound == (limited[0] if fits else free[0]) and solver.bound < math.inf
+    assert len(limited) == (2 if fits else 1)
+    assert fits or (solver.status == "feasible" and solver.gap > 1e-3)
+
+
 def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -> None:
     """Activations are nearly all that is held, so a smaller batch fits, and so do more devices."""
     ask = ask_for("gpt", 2, dtype="float32", batch=64, layers=1, width=16, vocab=512, positions=64, seq=64)
@@ -161,7 +194,7 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -
 
 def test_where_nothing_helps_it_says_so() -> None:
     ask = ask_for("mlp", 2, inputs=64, hidden=64, batch=2)
-    with pytest.raises(DoesNotFit, match="neither a batch of one sample a device nor more of these devices helps"):
+    with pytest.raises(DoesNotFit, match="neither a smaller batch nor more of these devices helps"):
         search(ask, with_memory(load_cluster("cpu", num_devices=2), 1000))
 
 
