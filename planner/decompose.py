@@ -76,6 +76,12 @@ def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumula
     return aten.add.Tensor(x, added.view(x.shape))
 
 
+def _index_put_in_place(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+    """`x[mask] = number` likewise, where x is written to."""
+    out = _index_put(x, indices, values, accumulate)
+    return out if out is NotImplemented else aten.copy_.default(x, out)
+
+
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Any:
     """The gradient of `index_select` along the first dim, likewise."""
     if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
@@ -168,6 +174,7 @@ def decomposition_table() -> dict[Any, Any]:
         aten.var.correction: _var,
         aten.std.correction: _std,
         aten.index_put.default: _index_put,
+        aten.index_put_.default: _index_put_in_place,
         aten.index_add.default: _index_add,
         aten._unsafe_index_put.default: _index_put,
         aten.as_strided.default: _as_strided,

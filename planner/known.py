@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils.weak import WeakIdKeyDictionary
 
 from planner.torch_private import is_fake, without_modes
 
-__all__ = ["Known"]
+__all__ = ["Known", "is_known"]
 
 #: Larger tensors are not worked out.
 _LARGEST = 1 << 20
@@ -27,6 +27,13 @@ _CHANCE = (
     "geometric", "rrelu", "fractional", "seed",
 )  # fmt: skip
 _tree = torch.utils._pytree
+
+
+def is_known(tensor: Tensor) -> bool:
+    """Whether a branch on the tensor's value can be taken: it has memory, or a `Known` that is on knows its value."""
+    if has_torch_function((tensor,)):  # a mode is on
+        return bool(handle_torch_function(is_known, (tensor,), tensor))
+    return not is_fake(tensor)
 
 
 class Known(TorchFunctionMode):
@@ -45,6 +52,8 @@ class Known(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if func is is_known:
+            return not is_fake(args[0]) or args[0] in self.values
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._property(func, args)

@@ -213,6 +213,8 @@ class _Reader:
             raise Refused(f"{where} runs {op}: {_RANDOM_HINT}")
         if op == "aten.copy_.default" and node.args[0].meta["val"].shape != node.args[1].meta["val"].shape:  # type: ignore[union-attr]
             raise Refused(f"{where} copies a tensor into a larger one: expand it before")
+        if op.startswith("aten.index_put") and any(_is_mask(i) for i in node.args[1]):  # type: ignore[union-attr]
+            raise Refused(f"{where} writes more than one number under a mask ({op}): use torch.where")
         if op == "aten.native_batch_norm.default" and node.args[5] and node.args[3] is not None:
             raise Refused(
                 f"{where} normalises by the statistics of a sample or group and changes running ones in place: "
@@ -255,6 +257,11 @@ class _Reader:
         self.known[node] = ids if many else ids[0]  # type: ignore[assignment]
         if op == "aten.full.default" and args[1] == 0:
             self.zeros.update(i for i in ids if i is not None)
+
+
+def _is_mask(index: Any) -> bool:
+    """Whether what a tensor is indexed by is a mask."""
+    return isinstance(index, torch.fx.Node) and index.meta["val"].dtype == torch.bool
 
 
 def _functional(target: Any) -> bool:

@@ -23,8 +23,6 @@ LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 COARSE = 1e-2
 #: A run may be as far from the reference as this many times what one rounding of the parameters does to it.
 MARGIN = 10.0
-#: A buffer that is 0 but for rounding (the running mean of what is centred) is held against this part of the largest of all.
-BUFFER_FLOOR = 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +30,8 @@ class Verification:
     """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named.
 
     What plain torch in one process loses in rounding is measured (`Reference`). A gradient that is 0 but for rounding (of a bias that
-    softmax or a batch norm takes away) is held against that. An element of a parameter whose gradient is, or nearly, and which an
+    softmax or a batch norm takes away) is held against that, and so is a buffer (the running mean of what is centred, or of what
+    such a bias is added to). An element of a parameter whose gradient is, or nearly, and which an
     optimizer like Adam therefore moves at random, counts by what it is further off than rounding may carry it: `num_left_out` of
     `num_elements` could so be wrong by more than the limit of their dtype without being seen here. Their gradients are compared like
     all others.
@@ -56,8 +55,8 @@ class Reference:
     The same training is done again after every parameter has been moved by one rounding, up or down at random: `rounding` is how far
     that moves the first gradients. `doubt` has, for every element, how far its gradient has moved so far, and at least as far as is
     typical of its tensor (the root mean square of what moved), over the largest that it has been, at the worst step; `noise` is the
-    same of a tensor's largest elements; `moved` is how far the element of a parameter that moved most has moved at the end. `limit`
-    is the dtype's.
+    same of a tensor's largest elements; `moved` is how far the element of a parameter that moved most has moved at the end, and
+    `buffer_rounding` how far the element of a buffer that differs most then differs. `limit` is the dtype's.
     """
 
     losses: tuple[float, ...]
@@ -67,6 +66,7 @@ class Reference:
     doubt: Mapping[str, Tensor]
     noise: Mapping[str, float]
     moved: Mapping[str, float]
+    buffer_rounding: Mapping[str, float]
     limit: float
 
 
@@ -106,6 +106,7 @@ def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, 
         doubt={name: doubt.worst for name, doubt in doubts.items()},
         noise={name: doubt.of_largest for name, doubt in doubts.items()},
         moved={name: _largest(parameter.detach() - before[name]) for name, parameter in trainer.parameters.items()},
+        buffer_rounding=_far(rounded.buffers(), trainer.buffers()),
         limit=LIMITS.get(trainer.compute, COARSE),
     )
 
@@ -159,6 +160,9 @@ class _Trainer:
     def gradients(self) -> dict[str, Tensor]:
         return {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
 
+    def buffers(self) -> dict[str, Tensor]:
+        return dict(self.workload.module.named_buffers())
+
 
 def compare(
     losses: Sequence[float], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reference: Reference,
@@ -166,6 +170,7 @@ def compare(
 ) -> Verification:  # fmt: skip
     """How far a run is from the reference; `buffers` are those that the step changes."""
     floors = {name: MARGIN * _largest(rounding) / reference.limit for name, rounding in reference.rounding.items()}
+    buffer_floors = {name: MARGIN * rounding / reference.limit for name, rounding in reference.buffer_rounding.items()}
     worst_gradient, gradient_error = _worst(gradients, reference.gradients, floors)
     allowed = {name: _allowance(name, gradients, reference) for name in parameters}
     left_out = {name: allowed[name] > reference.limit * _largest(reference.parameters[name]) for name in parameters}
@@ -174,10 +179,7 @@ def compare(
         for name, ours in parameters.items()
     }
     worst_parameter, parameter_error = _worst(near, reference.parameters, {})
-    largest = max((_largest(reference.parameters[name]) for name in buffers or {}), default=0.0)
-    worst_buffer, buffer_error = _worst(
-        buffers or {}, reference.parameters, dict.fromkeys(buffers or {}, BUFFER_FLOOR * largest)
-    )
+    worst_buffer, buffer_error = _worst(buffers or {}, reference.parameters, buffer_floors)
     tiny = sys.float_info.min
     pairs = zip(losses, reference.losses, strict=True)
     return Verification(
@@ -225,6 +227,11 @@ def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], floors: Map
 
 def _relative_error(a: Tensor, b: Tensor, floor: float) -> float:
     return _no_nan(_largest(a.double() - b.double()) / max(_largest(b), floor, sys.float_info.min))
+
+
+def _far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
+    """The largest |a - b| of each tensor."""
+    return {name: _largest(tensor.double() - theirs[name].double()) for name, tensor in ours.items()}
 
 
 def _largest(tensor: Tensor) -> float:

@@ -23,7 +23,7 @@ from planner.trace import trace
 from planner.workload import Workload, load_workload, resolve_options
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
-SAMPLE = ["gpt2", "bert", "mixtral"]
+SAMPLE = ["gpt2", "bert", "mixtral", "paligemma"]
 
 
 def load(spec: str, seq: int | None = 8, **settings: str) -> Workload:
@@ -57,6 +57,11 @@ def test_dropout_is_that_of_the_config_and_can_be_set() -> None:
 
     assert rates() == {0.1}
     assert rates(resid_pdrop="0.2", embd_pdrop="0", attn_pdrop="0") == {0.2, 0.0}
+
+
+def test_clips_have_the_size_and_frames_of_the_config() -> None:
+    special = ARCHITECTURES["vision"]["vjepa2"]
+    assert build(ask_of("vjepa2", special)).batch[0].shape == (4, 4, 3, 32, 32)
 
 
 def test_layers_are_not_skipped_unless_asked_for() -> None:
@@ -129,6 +134,14 @@ def test_a_sample_trains_as_one_process_does() -> None:
 
 #: What is known not to pass; docs/architectures.md says why.
 KNOWN = {"dbrx", "gemma3n_text", "ibert", "jetmoe", "reformer", "udop"}
+
+
+def test_the_page_has_every_architecture_that_is_tried_and_says_why_some_fail() -> None:
+    lines = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
+    failing = {line.split("`")[1] for line in lines if line.startswith("* `")}
+    assert [row for row in rows if row != "architecture"] == [name for kind in ARCHITECTURES.values() for name in kind]
+    assert failing == KNOWN
 
 
 @pytest.mark.slow_matrix

@@ -356,10 +356,10 @@ def _example(spec: str, config: Any, text: Any, main: str, task: str, options: M
         return _ids(_vocabulary(config, text), batch, _sequence(text, options))
     if main in ("pixel_values", "pixel_values_videos"):
         vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
-        size = getattr(config, "image_size", None) or getattr(vision, "image_size", None) or 224
+        size = _entry(config, "image_size", "crop_size") or _entry(vision, "image_size") or 224
         height, width = size if isinstance(size, list | tuple) else (size, size)
         channels = getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
-        frames = (getattr(config, "num_frames", 8),) if task == "video-classification" else ()
+        frames = (_entry(config, "num_frames", "frames_per_clip") or 8,) if task == "video-classification" else ()
         return torch.randn(batch, *frames, channels, height, width)
     if main == "input_values" and not hasattr(config, "num_mel_bins"):
         return torch.randn(batch, options.get("seq", _SAMPLES))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
-from planner.known import Known
+from planner.known import Known, is_known
 from planner.torch_private import fake_copies, is_fake
 
 __all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss", "static_experts"]
@@ -49,7 +49,7 @@ class Headed(nn.Module):
         for cached in self._caches:
             cached.cache_clear()
         given = dict(zip(self.names, inputs, strict=True))
-        with _doubles(next(self.parameters()).dtype):
+        with _as_run(), _doubles(next(self.parameters()).dtype):
             found = self.model(**given, **(self._said(given) if self.unpadded else {}), **self.extra)
         return _first_output(found)
 
@@ -132,6 +132,16 @@ def _first_output(found: Any) -> Tensor:
     if not tensors:
         raise BadValue(f"{type(found).__name__} of the model holds no tensor that depends on its parameters")
     return tensors[0]
+
+
+@contextmanager
+def _as_run() -> Iterator[None]:
+    """transformers drops a mask that masks nothing, unless its tensors are fake; and with one it is not always the same (PaliGemma then
+    attends to all tokens in a run, to those before in a trace): fake is only what no branch can be taken on."""
+    from transformers.utils import import_utils
+
+    with patch.object(import_utils, "is_fake_tensor", lambda x: isinstance(x, Tensor) and not is_known(x)):
+        yield
 
 
 @contextmanager

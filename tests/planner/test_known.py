@@ -13,7 +13,7 @@ from trace_models import workload
 from cost_models.errors import NotTraceable
 from planner.graph import Graph
 from planner.kernels.canonical import _windows
-from planner.known import Known
+from planner.known import Known, is_known
 from planner.torch_private import FakeTensorMode
 from planner.trace import trace
 
@@ -121,6 +121,15 @@ def test_values_are_those_that_torch_computes() -> None:
     with FakeTensorMode(), Known() as known:
         found = known.values[work()]
     torch.testing.assert_close(found, work())
+
+
+def test_what_a_branch_can_be_taken_on_is_told() -> None:
+    assert is_known(torch.ones(2))
+    with FakeTensorMode(), Known():
+        assert is_known(torch.arange(4) > 2)
+        assert not is_known(torch.rand(4) > 0.5)
+    with FakeTensorMode():
+        assert not is_known(torch.ones(2))
 
 
 @pytest.mark.parametrize("shape", [(3, 12, 5), (3, 3, 4, 5)], ids=["one dim", "side by side"])

@@ -228,6 +228,26 @@ def test_in_place_that_somebody_sees_is_made_functional(f: Callable[[Tensor], Te
     torch.testing.assert_close(values[graph.loss], F.mse_loss(module(x), target))
 
 
+def _masked_clone(x: Tensor) -> Tensor:
+    y = x.clone()
+    y[x > 0.5] = 3.0
+    return y
+
+
+def _masked_ids(x: Tensor) -> Tensor:
+    ids = torch.zeros_like(x, dtype=torch.int64)
+    ids[x > 0.5] = 3
+    return x + ids
+
+
+@pytest.mark.parametrize("f", [_under_a_mask, _masked_clone, _masked_ids])
+def test_a_number_written_under_a_mask_is_a_choice(f: Callable[[Tensor], Tensor]) -> None:
+    """Every dim of it can be split, whether somebody else sees what is written to or not."""
+    ops = {n.op for n in graph_of(lambda: Apply(f)).nodes}
+    assert "aten.where.self" in ops
+    assert "aten.index_put.default" not in ops
+
+
 def test_paths_and_phases_survive_being_made_functional() -> None:
     graph = graph_of(lambda: Apply(_slice_assignment))
     assert {(n.phase, n.path) for n in graph.nodes} >= {("forward", "linear"), ("backward", "linear"), ("forward", "")}
@@ -387,6 +407,10 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "numpy": (lambda _, x: x + torch.from_numpy(x.detach().numpy()), "RuntimeError: .numpy()"),  # line: numpy
     "a format": (lambda _, x: x * float(f"{x.sum():.2f}"), "TypeError: unsupported format string"),  # line: a format
     "a compiled function": (_compiled, "dynamo-optimized function"),
+    "many under a mask": (
+        lambda _, x: x.index_put((x.new_ones(8, 4) > 0,), x.new_ones(32)),
+        "more than one number under a mask",
+    ),
     "a packed sequence": (_packed, "nn.LSTM on a packed sequence is not supported"),
     "a changed bias": (_bias_changed, "changes a tensor in place (aten.mul_.Tensor)"),
     "noise": (lambda _, x: x + torch.poisson(x.detach().abs()), "runs aten.poisson.default"),
@@ -398,7 +422,7 @@ def test_a_refusal_names_the_module_and_the_line(name: str) -> None:
     f, reason = REFUSED[name]
     message = refusal(lambda: Body(f), loss=lambda y, t: y.sum())
     lines = Path(__file__).read_text().splitlines()
-    if name in ("a changed bias", "noise"):  # of ops that are recorded torch keeps the innermost `forward`
+    if name in ("a changed bias", "noise", "many under a mask"):  # of ops that are recorded torch keeps the innermost `forward`
         name = "of the call"
     at = next(i for i, text in enumerate(lines, 1) if text.endswith(f"# line: {name}"))
     assert f"{HERE}:{at} (" in message

@@ -27,6 +27,7 @@ def reference(gradient: list[float], rounding: list[float]) -> Reference:
         doubt={"large": torch.zeros(2), "small": torch.tensor([max(rounding) / abs(g) if g else 0.0 for g in gradient])},
         noise={"large": 0.0, "small": max(rounding) / max(map(abs, gradient))},
         moved={"large": 0.003, "small": 0.003},
+        buffer_rounding={},
         limit=1e-4,
     )
 
@@ -73,6 +74,24 @@ def test_elements_between_are_allowed_in_proportion() -> None:
     assert verify(of, [1.0, 1e-5], [0.003, 0.003]).num_left_out == 1
 
 
+def test_a_buffer_is_held_against_what_rounding_does_to_it() -> None:
+    """`centred` is 0 but for rounding; `exact` is small beside `large_buffer`, and no less to be compared."""
+    theirs = {"large_buffer": torch.ones(2), "exact": torch.full((2,), 1e-6), "centred": torch.full((2,), 1e-9)}
+    of = reference([1.0], [1e-7])
+    of = replace(
+        of, parameters={**of.parameters, **theirs}, buffer_rounding={"large_buffer": 1e-7, "exact": 1e-13, "centred": 2e-9}
+    )
+
+    def found(**changed: float) -> Verification:
+        ours = theirs | {name: torch.full((2,), value) for name, value in changed.items()}
+        return compare([1.0], of.gradients, {name: of.parameters[name] for name in of.gradients}, of, ours)
+
+    assert found(centred=-2e-9).buffer_error <= 1e-4
+    assert found(centred=1e-6).buffer_error > 1e-3
+    assert found(exact=1.1e-6).buffer_error == pytest.approx(0.1, rel=1e-3)
+    assert found(exact=1.1e-6).worst_buffer == "exact"
+
+
 class Centred(nn.Module):
     """A linear layer whose bias a mean takes away."""
 
@@ -95,6 +114,33 @@ def test_rounding_is_measured_where_it_happens() -> None:
     assert share["linear.weight"] < 1e-13
     assert found.moved["linear.weight"] == pytest.approx(1e-3, rel=1e-2)
     assert found.limit == 1e-9
+
+
+class Counted(Centred):
+    """Keeps the running mean of what the linear layer gives, and of that without its mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm1d(OUTPUTS, affine=False)
+        self.after = nn.BatchNorm1d(OUTPUTS, affine=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.after(self.norm(self.linear(x)))
+        return (100 * out).pow(3)
+
+
+def test_what_rounding_does_to_buffers_is_measured() -> None:
+    """The bias before a norm has a gradient of rounding noise, which Adam makes whole updates of; the running mean follows."""
+
+    def make() -> Workload:
+        return replace(make_workload(), module=Counted().double())
+
+    found = reference_run(make, perceptron(Split(ONE, batch=(0,))), seed=0, num_steps=3)
+    share = {name: r / float(found.parameters[name].abs().max()) for name, r in found.buffer_rounding.items()}
+    assert share["norm.running_mean"] > 1e-5
+    assert share["norm.running_var"] < 1e-12
+    assert share["after.running_mean"] > 0.1
+    assert share["norm.num_batches_tracked"] == 0
 
 
 def test_what_training_makes_of_a_rounding_is_measured_too() -> None:
