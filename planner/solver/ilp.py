@@ -14,7 +14,7 @@ import numpy as np
 
 from planner.solver.bound import COMPILED, Reparametrised, decode, reparametrise
 from planner.solver.incumbent import Incumbent
-from planner.solver.level import Level
+from planner.solver.level import Level, sum_of_minima
 from planner.solver.memory import price
 from planner.solver.pairs import completed
 from planner.solver.peak import leanest, smallest_peak
@@ -77,6 +77,7 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
     from planner.solver.within import narrow_within
 
     if problem.limit < INF:
+        best.raise_bound(first.offset + sum_of_minima(first.problem))
         return narrow_within(first, _CHEAP, best, COMPILED)
     left, met = narrow(first, _CHEAP, best.cost)
     if met is not None:
@@ -86,7 +87,7 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
 
 def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
     """Proves by integer programs what is left, as far as they reach; the variables of the largest."""
-    if best.choice is not None and best.over():
+    if best.choice is not None and best.bound > -INF and best.over():
         return 0
     start = _start(left.problem, compiled)
     best.take(left.restore(start.choice))
