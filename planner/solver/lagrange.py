@@ -70,7 +70,7 @@ class Dual:
             prices = factor * free * share
             costs = self.priced(prices)
             for index in range(_STEADY):
-                bound = self.sweep(costs, index % 2 == 0) - _dot(prices, self.room)
+                bound = self.sweep(costs, index % 2 == 0) - float(prices @ self.room)
             if bound > self.bound:
                 self.bound, self.prices, self.best = bound, prices, (prices, self.messages.copy())
             found = fits(self.labels)
@@ -90,7 +90,7 @@ class Dual:
             costs = self.priced(prices)
             for index in range(_SWEEPS):
                 found = self.sweep(costs, index % 2 == 0)
-            found -= _dot(prices, self.room)
+            found -= float(prices @ self.room)
             stalled = 0 if found > self.bound + _RISE * abs(self.bound) or self.bound == -float("inf") else stalled + 1
             if found > self.bound:
                 self.bound, self.prices = found, prices
@@ -107,7 +107,7 @@ class Dual:
         active = prices > 0
         active[self.rows.over(held)[:_NEW]] = True
         direction = np.where(active, _MOMENTUM * direction + (1 - _MOMENTUM) * excess, 0.0)
-        length = step * max(abs(self.bound), 1e-30) / max(_dot(direction, direction), 0.01)
+        length = step * max(abs(self.bound), 1e-30) / max(float(direction @ direction), 0.01)
         return np.maximum(0.0, prices + length * direction), direction
 
     def _softened(self) -> Array:
@@ -136,7 +136,7 @@ class Dual:
         total = float(np.minimum.reduceat(nodes, f.first[:-1]).sum()) if len(nodes) else 0.0
         size = float(np.abs(self.messages).sum() + np.abs(costs[np.isfinite(costs)]).sum())
         total += float(least_pairs(f.u, f.v, f.first, f.pairs, f.table, self.to_u, self.to_v, self.messages))
-        return total - _dot(self.prices, self.room) - 1e-14 * size
+        return total - float(self.prices @ self.room) - 1e-14 * size
 
     def fixed(self, upper: float) -> Labels:
         """The states that a choice of cost at most `upper` may take: bound plus marginal does not exceed it, in either direction's
@@ -154,8 +154,3 @@ class Dual:
         states, first = self.fixed(upper), self.flat.first
         parts = np.split(states, np.searchsorted(states, first[1:-1]))
         return [part - start for part, start in zip(parts, first, strict=False)]
-
-
-def _dot(a: Array, b: Array) -> float:
-    """The product of two vectors, without the threads that BLAS wakes for ten thousand numbers: they cost more than the sum."""
-    return float((a * b).sum())
