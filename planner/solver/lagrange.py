@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -37,10 +38,12 @@ _NEW, _WARM, _SWEEPS = 20, 40, 2
 
 
 class Dual:
-    """Prices and messages of a problem, and the best bound they gave. `prices` are a share of the limit."""
+    """Prices and messages of a problem, and the best bound they gave. `prices` are a share of the limit; `dot` adds up over times."""
 
-    def __init__(self, flat: Flat, rows: Rows, prices: Array | None = None) -> None:
-        self.flat, self.rows = flat, rows
+    def __init__(
+        self, flat: Flat, rows: Rows, prices: Array | None = None, dot: Callable[[Array, Array], Any] = np.dot
+    ) -> None:
+        self.flat, self.rows, self.dot = flat, rows, dot
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
         self.room: Array = rows.room / self.unit
         self.prices: Array = np.zeros(rows.horizon) if prices is None else prices
@@ -70,7 +73,7 @@ class Dual:
             prices = factor * free * share
             costs = self.priced(prices)
             for index in range(_STEADY):
-                bound = self.sweep(costs, index % 2 == 0) - float(prices @ self.room)
+                bound = self.sweep(costs, index % 2 == 0) - float(self.dot(prices, self.room))
             if bound > self.bound:
                 self.bound, self.prices, self.best = bound, prices, (prices, self.messages.copy())
             found = fits(self.labels)
@@ -90,7 +93,7 @@ class Dual:
             costs = self.priced(prices)
             for index in range(_SWEEPS):
                 found = self.sweep(costs, index % 2 == 0)
-            found -= float(prices @ self.room)
+            found -= float(self.dot(prices, self.room))
             stalled = 0 if found > self.bound + _RISE * abs(self.bound) or self.bound == -float("inf") else stalled + 1
             if found > self.bound:
                 self.bound, self.prices = found, prices
@@ -107,7 +110,7 @@ class Dual:
         active = prices > 0
         active[self.rows.over(held)[:_NEW]] = True
         direction = np.where(active, _MOMENTUM * direction + (1 - _MOMENTUM) * excess, 0.0)
-        length = step * max(abs(self.bound), 1e-30) / max(float(direction @ direction), 0.01)
+        length = step * max(abs(self.bound), 1e-30) / max(float(self.dot(direction, direction)), 0.01)
         return np.maximum(0.0, prices + length * direction), direction
 
     def _softened(self) -> Array:
@@ -136,7 +139,7 @@ class Dual:
         total = float(np.minimum.reduceat(nodes, f.first[:-1]).sum()) if len(nodes) else 0.0
         size = float(np.abs(self.messages).sum() + np.abs(costs[np.isfinite(costs)]).sum())
         total += float(least_pairs(f.u, f.v, f.first, f.pairs, f.table, self.to_u, self.to_v, self.messages))
-        return total - float(self.prices @ self.room) - 1e-14 * size
+        return total - float(self.dot(self.prices, self.room)) - 1e-14 * size
 
     def fixed(self, upper: float) -> Labels:
         """The states that a choice of cost at most `upper` may take: bound plus marginal does not exceed it, in either direction's
