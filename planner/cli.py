@@ -6,11 +6,9 @@ planner that may reach into `runtime`, inside functions only; verbs that do not 
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,7 @@ import click
 
 from cost_models.errors import BadValue
 from planner import cli_inspect, cli_solve
-from planner.cli_group import PlanGroup, watch_interrupts
+from planner.cli_group import PlanGroup, uncollected, watch_interrupts
 from planner.cli_options import (
     NATURAL,
     WHOLE,
@@ -116,22 +114,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
         click.echo(context.get_help())
 
 
-@contextmanager
-def _uncollected() -> Iterator[None]:
-    """No garbage collection: planning makes millions of records that live to its end, and looking through them again and again
-    takes a fifth of its time. Afterwards they count as old, so that the next collection does not look through them at once."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.freeze()
-            gc.unfreeze()
-            gc.enable()
-
-
-@_uncollected()
+@uncollected()
 def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
     settings: tuple[str, ...], precision: str, clip_norm: float | None, mesh: str | None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import signal
@@ -17,6 +16,7 @@ import click
 
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue, DoesNotFit, NoPlan
+from planner.cli_group import uncollected
 from planner.cli_options import as_json, json_option
 from planner.cli_output import print_json
 
@@ -61,7 +61,7 @@ def solve(context: click.Context, /, file: str, time_limit: float, out: Path | N
     from planner.solver.contest import read_contest
 
     with _told(began) as tell, _stoppable() as stopped:
-        with _kept():
+        with uncollected():
             problem = read_contest(Path(file))
         solution = certify(problem, time_limit=time_limit, began=began, tell=tell, stopped=stopped)
     _refuse(problem, solution)
@@ -117,19 +117,6 @@ def _print(record: dict[str, Any], out: Path | None) -> None:
     ]  # fmt: skip
     for name, value in rows + ([("choice", str(out))] if out is not None else []):
         print(f"{name:8s}{value}")
-
-
-@contextmanager
-def _kept() -> Iterator[None]:
-    """No garbage collection, and none of what is made inside later on: a file is millions of numbers that live to the end."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.freeze()
-            gc.enable()
 
 
 @contextmanager

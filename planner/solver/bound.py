@@ -35,19 +35,13 @@ class Reparametrised:
 
 
 def reparametrise(
-    problem: Problem,
-    *,
-    sweeps: int = 200,
-    tolerance: float = 1e-9,
-    start: Reparametrised | None = None,
-    last: int = _LAST,
-    compiled: bool = False,
+    problem: Problem, *, sweeps: int = 200, tolerance: float = 1e-9, start: Reparametrised | None = None, compiled: bool = False
 ) -> Reparametrised:
     """The problem's costs after message passing (going on from `start`), stopping where the bound no longer rises by `tolerance` of
-    itself. Of a problem of many pairs, and where `compiled`, all sweeps but the `last` are compiled, which reads a table once instead
-    of eight times."""
+    itself. Of a problem of many pairs, and where `compiled`, all sweeps but the last few are compiled, which reads a table once
+    instead of eight times."""
     if (compiled or problem.num_pairs >= COMPILED) and all(edge.u < edge.v for edge in problem.edges):
-        start, sweeps = _swept(problem, start, sweeps), min(sweeps, last)
+        start, sweeps = _swept(problem, start, sweeps), min(sweeps, _LAST)
     nodes = [np.array(c, dtype=float) for c in (start.nodes if start else problem.costs)]
     edges = [np.array(e, dtype=float) for e in (start.edges if start else (e.cost for e in problem.edges))]
     order = list(range(len(edges)))

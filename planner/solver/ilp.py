@@ -116,7 +116,7 @@ def _improve(problem: Problem, start: Start, upper: float, deadline: float) -> t
             break
         proved = slack >= whole if found is None else problem.cost(found.choice) <= start.bound + slack or slack >= whole
         if proved:
-            inside = found.bound if found is not None else float("inf")
+            inside = found.bound if found is not None else INF
             bound = min(inside, start.bound + slack)
             break
         if time.perf_counter() > deadline:
@@ -133,7 +133,7 @@ def _start(problem: Problem, compiled: bool) -> Start:
     moved, choice = _moved(problem, compiled)
     if not np.isfinite(problem.cost(choice)):
         choice = _possible(problem)
-    if problem.limit == float("inf") or problem.fits(choice):
+    if problem.limit == INF or problem.fits(choice):
         return Start(moved=moved, prices={}, bound=moved.bound, choice=choice)
     priced = price(problem, choice)
     if priced is not None and priced.choice is not None:
@@ -164,7 +164,7 @@ def _num_possible(problem: Problem) -> int:
 
 def _possible(problem: Problem) -> Choice:
     """A choice that nothing forbids, by integer program: for where the quick ways find none."""
-    free = replace(problem, limit=float("inf"), base=None)
+    free = replace(problem, limit=INF, base=None)
     found = Polytope(free, Rows(free)).solve(time.perf_counter() + _PATIENCE)
     if found.choice is None:
         raise Contradiction

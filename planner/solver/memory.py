@@ -73,7 +73,7 @@ def price(problem: Problem, start: tuple[int, ...]) -> Priced | None:
 def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
     """One evaluation; its `choice` may not fit."""
     priced = priced_problem(problem, prices)
-    moved = reparametrise(priced, sweeps=_SWEEPS, last=1)
+    moved = reparametrise(priced, sweeps=_SWEEPS)
     bound = moved.bound - sum(price * problem.room(at) for at, price in prices.items())
     return Priced(moved=moved, prices=prices, bound=bound, choice=decode(priced, moved))
 

@@ -66,7 +66,8 @@ def leanest(problem: Problem, start: Choice | None) -> Peak:
     from planner.solver.lagrange import Dual
 
     reduced = reduce(_without_costs(problem), ["forbid", "arcs"])
-    rows, dual = Rows(reduced.problem), Dual(Flat.of(reduced.problem), Rows(reduced.problem))
+    rows = Rows(reduced.problem)
+    dual = Dual(Flat.of(reduced.problem), rows)
     base: Array = problem.limit - rows.room
     best, bound, pull = dual.labels.copy(), _least(problem), np.zeros(rows.horizon)
     least = float("inf")

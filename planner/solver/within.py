@@ -42,10 +42,7 @@ def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: in
     for _ in range(_LEVELS):
         if level.num_pairs <= few or best.over():
             break
-        dual = Dual(Flat.of(level.problem), level.rows, level.prices(prices), dot=_dot)
-        rounds = itertools.count()
-        dual.rise(best.deadline, lambda rounds=rounds: next(rounds) >= _ROUNDS, lambda: None)  # type: ignore[misc]
-        dual.settle()
+        dual = _risen(level, level.prices(prices), best.deadline)
         best.raise_bound(level.offset + dual.certified())
         prices = {int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
         labels = _read_off(level, dual, best)
@@ -63,6 +60,14 @@ def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: in
             break
         level = level.without(kept, steps)
     return level
+
+
+def _risen(level: Level, prices: Array | None, deadline: float) -> Dual:
+    """The dual after some rounds, at its best."""
+    dual, rounds = Dual(Flat.of(level.problem), level.rows, prices, dot=_dot), itertools.count()
+    dual.rise(deadline, lambda: next(rounds) >= _ROUNDS, lambda: None)
+    dual.settle()
+    return dual
 
 
 def _read_off(level: Level, dual: Dual, best: Incumbent) -> Labels:
