@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from pathlib import Path
 
@@ -19,6 +20,7 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     target = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it may end the process, and leave a part behind
     try:
         handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
         with os.fdopen(handle, "wb") as file:
@@ -29,3 +31,5 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
         if temporary:
             Path(temporary).unlink(missing_ok=True)
         raise BadValue(f"{target} cannot be written: {error.strerror}") from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, held)

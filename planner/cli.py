@@ -16,7 +16,7 @@ import click
 
 from cost_models.errors import BadValue
 from planner import cli_inspect, cli_solve
-from planner.cli_group import PlanGroup, uncollected, watch_interrupts
+from planner.cli_group import PlanGroup, end_on_interrupt, uncollected
 from planner.cli_options import (
     NATURAL,
     WHOLE,
@@ -39,11 +39,11 @@ DEFAULT_HARDWARE = "dgx-h100"
 
 def main() -> None:
     """The console script `plan`."""
-    watch_interrupts()
+    end_on_interrupt()
     try:
         cli.main()
     except SystemExit as end:
-        # Taking millions of records apart again lasts most of a second, and an import that Ctrl-C broke would end by the signal.
+        # Taking millions of records apart again lasts most of a second.
         # Where processes were started, what they share is to be given back in order.
         if "runtime.launcher" not in sys.modules:
             with suppress(OSError):

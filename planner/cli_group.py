@@ -20,29 +20,30 @@ import click
 
 from cost_models.errors import BadValue, UnknownName, UserError, unknown_name
 
-__all__ = ["INTERRUPTED", "PlanGroup", "check_interrupted", "uncollected", "watch_interrupts"]
+__all__ = ["INTERRUPTED", "PlanGroup", "end_on_interrupt", "uncollected"]
 
 #: The exit code after Ctrl-C, as shells count: 128 + SIGINT.
 INTERRUPTED = 130
 _VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "solve", "models", "hardware")
 
-_pressed: list[int] = []
 
+def end_on_interrupt() -> None:
+    """From here on Ctrl-C ends the process at once, with one line.
 
-def watch_interrupts() -> None:
-    """Remembers Ctrl-C: while torch is imported, code of its own swallows the `KeyboardInterrupt` and goes on half imported."""
+    A `KeyboardInterrupt` would have to pass through imports that go on half done, callbacks that Python prints a traceback for, and
+    torch's C++, which aborts. Who has something to clean up sets a handler of their own meanwhile (`plan solve`, the launcher) or
+    holds the signal back (`write_atomically`).
+    """
+    as_json = "--json" in sys.argv[1:]
 
     def pressed(number: int, frame: object) -> None:
-        _pressed.append(number)
-        raise KeyboardInterrupt
+        stream, words = _ending("Interrupted", "interrupted", as_json, INTERRUPTED)
+        clear = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar, which hides the cursor
+        os.write(2, clear.encode())
+        os.write(stream, words.encode())
+        os._exit(INTERRUPTED)
 
     signal.signal(signal.SIGINT, pressed)
-
-
-def check_interrupted() -> None:
-    """Raises `KeyboardInterrupt` if one was swallowed."""
-    if _pressed:
-        raise KeyboardInterrupt
 
 
 class PlanGroup(click.Group):
@@ -67,10 +68,6 @@ class PlanGroup(click.Group):
         except BrokenPipeError:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who reads has gone; say nothing at exit either
             sys.exit(0)
-        except Exception:
-            if not _pressed:
-                raise
-            _interrupted(as_json)  # what Ctrl-C broke
         sys.exit(0)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -108,12 +105,17 @@ def _interrupted(as_json: bool) -> NoReturn:
 
 
 def _end(kind: str, message: str, as_json: bool, code: int) -> NoReturn:
-    if as_json:
-        print(json.dumps({"error": {"kind": kind, "message": message}}), flush=True)
-    else:
-        sep = "" if code == INTERRUPTED else "error: "
-        print(f"plan: {sep}{message}", file=sys.stderr, flush=True)
+    stream, words = _ending(kind, message, as_json, code)
+    print(words, end="", file=sys.stdout if stream == 1 else sys.stderr, flush=True)
     sys.exit(code)
+
+
+def _ending(kind: str, message: str, as_json: bool, code: int) -> tuple[int, str]:
+    """The last words, and to which stream (1 or 2) they go."""
+    if as_json:
+        return 1, json.dumps({"error": {"kind": kind, "message": message}}) + "\n"
+    sep = "" if code == INTERRUPTED else "error: "
+    return 2, f"plan: {sep}{message}\n"
 
 
 @contextmanager

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue
 from cost_models.units import format_time
-from planner.cli_group import check_interrupted
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -43,7 +42,7 @@ def print_sections(sections: Iterable[Section]) -> None:
 def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
     """A callable (what is being done, how far) that draws a bar on stderr, or does nothing where nobody looks."""
     if not sys.stderr.isatty():
-        yield lambda what, done: check_interrupted()
+        yield lambda what, done: None
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
@@ -53,7 +52,6 @@ def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
         task = bar.add_task("", total=total)
 
         def update(what: str, done: float) -> None:
-            check_interrupted()
             bar.update(task, description=what, completed=done)
 
         yield update

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -153,10 +154,10 @@ def _stoppable() -> Iterator[Callable[[], bool]]:
     """Ctrl-C ends the search instead of the process; a second one ends that."""
     pressed: list[int] = []
 
-    def press(number: int, frame: object) -> None:
+    def press(number: int, frame: FrameType | None) -> None:
         pressed.append(number)
-        if len(pressed) > 1:
-            raise KeyboardInterrupt
+        if len(pressed) > 1 and callable(before):
+            before(number, frame)
 
     before = signal.signal(signal.SIGINT, press)
     try:

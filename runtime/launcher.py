@@ -64,7 +64,7 @@ def launch(
     pipes = [torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     errors: list[UserError] = []
-    with tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet(), _signals():
+    with _signals(), tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet():
         try:
             with _reader(readers, writers, on_event, errors), _interrupts_held():
                 results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, writers)
@@ -183,12 +183,14 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """The agent leaves its own handlers behind; after a run Ctrl-C is to mean what it meant before."""
+    """Ctrl-C raises, so that the ranks are ended and the folder is removed. The agent leaves its own handlers behind; after a run
+    the signals are to mean what they meant before."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where the agent sets none
         return
     names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     before = {name: signal.getsignal(name) for name in names}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         yield
     finally:

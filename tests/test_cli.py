@@ -232,6 +232,26 @@ def test_ctrl_c_is_one_line(here: Path) -> None:
     assert not (here / "plans").exists()
 
 
+@pytest.mark.parametrize(
+    "what", ["def __del__(self): press()", "def __init__(self): weakref.finalize(self, press).atexit = False"]
+)
+@pytest.mark.parametrize("words", [[], ["--json"]])
+def test_ctrl_c_in_code_that_lets_no_exception_out(here: Path, what: str, words: list[str]) -> None:
+    code = f"""
+import signal, weakref
+press = lambda: signal.raise_signal(signal.SIGINT)
+class Met:
+    {what}
+def model():
+    Met()
+"""
+    (here / "mine.py").write_text(code)
+    command = [sys.executable, "-m", "planner", "--model", "mine.py:model", "--gpus", "1", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    told = '{"error": {"kind": "Interrupted", "message": "interrupted"}}\n' if words else "plan: interrupted\n"
+    assert (done.returncode, done.stdout + done.stderr) == (130, told)
+
+
 # ------------------------------------------------------------------------------------------------- what works
 
 
