@@ -96,8 +96,11 @@ def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
     torch.set_num_threads(1)
     emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C ends it without a word; an exception in torch's C++ would abort with a dump
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
     try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
         return getattr(importlib.import_module(module), name)(payload, emit)
     except Exception as error:
         mistake = type(error) if isinstance(error, UserError) and not isinstance(error, RunFailed) else None
