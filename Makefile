@@ -28,6 +28,7 @@ $(STAMP): pyproject.toml constraints.txt
 		{ echo "$(PYTHON) is $$($(PYTHON) --version 2>&1), Python 3.11 or later is needed: make PYTHON=python3.12" >&2; exit 2; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q planner runtime cost_models  # pip compiles what it copies; these stay where they are
 	@touch $@
 
 clean:

@@ -140,7 +140,7 @@ def _front_door(
             clip_norm=clip_norm,
         )  # fmt: skip
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
-        found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress)
+        found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True)
         files, contents = plan_files(found, cluster, folder)
     write_files(folder, contents)
     cli_inspect.print_plan(found.plan, files, json_)

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ class Step:
 
 
 class Layouts:
-    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the distances between them."""
+    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the distances between them, worked
+    out when first asked for."""
 
     def __init__(self, flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime) -> None:
         self.flat, self.itemsize, self.mesh_sizes, self._time = flat, itemsize, mesh_sizes, time
@@ -47,29 +48,30 @@ class Layouts:
         self.layouts = tuple(sorted(self.sizes, key=lambda layout: PARTIAL_SUM in layout))
         self.num_whole = sum(PARTIAL_SUM not in layout for layout in self.layouts)
         self.index = {layout: i for i, layout in enumerate(self.layouts)}
-        self._cost, self._next, self._steps = self._closest()
 
     def cost(self, before: Layout, after: Layout) -> float:
         """Seconds of the cheapest chain; infinite where there is none (nothing becomes a partial sum)."""
-        return float(self._cost[self.index[before], self.index[after]])
+        return float(self._closest[0][self.index[before], self.index[after]])
 
     def cost_table(self, before: list[Layout], after: list[Layout]) -> NDArray[np.float64]:
         """Seconds from each of some layouts to each of some others."""
         rows, columns = [self.index[x] for x in before], [self.index[x] for x in after]
-        table: NDArray[np.float64] = self._cost[np.ix_(rows, columns)]
+        table: NDArray[np.float64] = self._closest[0][np.ix_(rows, columns)]
         return table
 
     def steps(self, before: Layout, after: Layout) -> tuple[Step, ...]:
         """The cheapest chain of steps."""
         at, end = self.index[before], self.index[after]
         out = []
+        _, next_of, steps = self._closest
         while at != end:
-            following = int(self._next[at, end])
+            following = int(next_of[at, end])
             assert following >= 0, (before, after)
-            out.append(self._steps[at, following])
+            out.append(steps[at, following])
             at = following
         return tuple(out)
 
+    @cached_property
     def _closest(self) -> tuple[NDArray[np.float64], NDArray[np.int64], dict[tuple[int, int], Step]]:
         """All-pairs cheapest chains (Floyd and Warshall), with the first step of each. Layouts with partial sums stand last: they are
         reached from such alone."""

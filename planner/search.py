@@ -17,6 +17,7 @@ from typing import Any
 from cost_models.cluster import Cluster, cluster_text
 from cost_models.errors import DoesNotFit, NoPlan
 from planner.ask import Ask, build
+from planner.beside import beside
 from planner.choices import Choices, read_choices, recost
 from planner.costing import Costing, total_gradient_bytes
 from planner.fit import explain_misfit, nearest_change
@@ -104,8 +105,10 @@ def search(
     mesh: Mesh | None = None,
     pins: tuple[Pin, ...] = (),
     progress: Progress = lambda what, done: None,
+    own_process: bool = False,
 ) -> Found:
-    """The best plan for `ask` on `cluster` under a pinned mesh and pins.
+    """The best plan for `ask` on `cluster` under a pinned mesh and pins. In a process of our own (`own_process`) a second one works
+    beside it.
 
     Raises NoPlan where the batch or the pins leave none, DoesNotFit where no plan fits the memory.
     """
@@ -117,6 +120,7 @@ def search(
     meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
     if mesh is None:
         searcher.check_batch()
+    alternatives_found = beside(searcher.alternatives) if own_process else searcher.alternatives
     proposals, left_out = [], []
     for index, one in enumerate(meshes):
         size = "x".join(map(str, one.sizes))
@@ -129,8 +133,8 @@ def search(
     candidates = searcher.shortlist(proposals)
     best = searcher.best(candidates)
     progress("comparing with plans typed by hand", 0.8)
-    alternatives, typed = searcher.alternatives()
-    best = searcher.whole(searcher.better_typed(best, typed if mesh is None and not pins else []))
+    alternatives = alternatives_found()
+    best = searcher.whole(searcher.better_typed(best, alternatives) if mesh is None and not pins else best)
     costing = best.proposal.table.costing
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = searcher.padding(best)
@@ -292,36 +296,39 @@ class _Searcher:
         equal = [c for c in fitting if c.prediction.step_time_s <= fastest * (1 + 1e-3)]
         return min(equal, key=lambda c: (len(c.mesh.sizes), c.prediction.step_time_s))
 
-    def better_typed(self, best: Candidate, typed: list[Candidate]) -> Candidate:
+    def better_typed(self, best: Candidate, alternatives: tuple[Alternative, ...]) -> Candidate:
         """A plan typed by hand replaces the best only if it simulates more than 1 % faster; its gap is then told against the
         bound of the free plan on the same mesh."""
-        faster = [c for c in typed if c.fits(self.capacity) and c.prediction.step_time_s < 0.99 * best.prediction.step_time_s]
-        if not faster:
+        times = {row.name: row.step_time_s for row in alternatives if row.fits and row.step_time_s is not None}
+        name = min(times, key=lambda name: times[name], default="")
+        if not name or times[name] >= 0.99 * best.prediction.step_time_s:
             return best
-        chosen = min(faster, key=lambda c: c.prediction.step_time_s)
+        chosen = next(self._typed(mesh, pins) for typed, mesh, pins in _typed(self.cluster) if typed == name)
         free = next(p for p in self.proposals(chosen.mesh) if p.hidden == chosen.proposal.hidden)
         told = replace(chosen.proposal.solution, bound=free.solution.bound)
         return replace(chosen, proposal=replace(chosen.proposal, solution=told))
 
-    def alternatives(self) -> tuple[tuple[Alternative, ...], list[Candidate]]:
+    def alternatives(self) -> tuple[Alternative, ...]:
         """What a person would have typed, each as good as it can be."""
-        rows, typed = [], []
+        rows = []
         for name, mesh, pins in _typed(self.cluster):
             try:
-                found = self.candidate(self.proposals(mesh, pins, last=True)[0])
+                found = self._typed(mesh, pins)
             except NoPlan as error:
                 rows.append(
                     Alternative(name=name, mesh=str(mesh), step_time_s=None, memory_bytes=None, fits=False, reason=str(error))
                 )
                 continue
-            typed.append(found)
             rows.append(
                 Alternative(
                     name=name, mesh=str(mesh), step_time_s=found.prediction.step_time_s,
                     memory_bytes=found.prediction.total_memory_bytes, fits=found.fits(self.capacity),
                 )
             )  # fmt: skip
-        return tuple(rows), typed
+        return tuple(rows)
+
+    def _typed(self, mesh: Mesh, pins: tuple[Pin, ...]) -> Candidate:
+        return self.candidate(self.proposals(mesh, pins, last=True)[0])
 
     def padding(self, best: Candidate) -> dict[str, Any] | None:
         """A larger vocabulary with which the model, planned anew on the same mesh, is faster: the setting and its step time."""

@@ -111,11 +111,23 @@ def build_table(model: Model, costing: Costing, pins: Pins, *, most_pairs: float
     return _Builder(model, costing, pins, most_pairs).table()
 
 
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A value in a phase, brought from the layouts that one problem node's choices leave it in to those in which another's read it,
+    as often as there are values alike."""
+
+    value: int
+    phase: str
+    before: tuple[int, list[Layout]]
+    after: tuple[int, list[Layout]]
+    times: int
+
+
 class _Builder:
     """Collects nodes and edges, class by class, into a `Table`."""
 
     def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
-        self.model, self.costing, self.pins, self.pairs_left = model, costing, pins, most_pairs
+        self.model, self.costing, self.pins, self.most_pairs = model, costing, pins, most_pairs
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
@@ -227,39 +239,38 @@ class _Builder:
     # ---------------------------------------------------------------------------------------------- edges
 
     def _connect(self, table: Table) -> None:
-        """Groups of readings that are alike are priced once, and counted as often as they occur."""
-        for alike in self.model.use_groups.values():
-            value, phase, uses = alike[0]
-            producer_node = table.produced(value)
-            assert producer_node is not None
-            if len(uses) == 1:
-                self._edge(value, phase, producer_node, table.consumed(uses[0]), len(alike))
-                continue
-            hub = self._hub(table, value, phase, producer_node, uses, len(alike))
-            self.hub_of.update({(v, p): hub for v, p, _ in alike})
+        """Groups of readings that are alike are priced once, and counted as often as they occur. All are listed before the first is
+        priced: a table that is too large is told by its sizes."""
+        readings = [reading for alike in self.model.use_groups.values() for reading in self._readings(table, alike)]
+        if sum(len(r.before[1]) * len(r.after[1]) for r in readings if r.before[0] != r.after[0]) > self.most_pairs:
+            raise TooLarge
+        for reading in readings:
+            self._edge(reading)
         self._loss(table)
 
-    def _hub(
-        self, table: Table, value: int, phase: str, produced: tuple[int, list[Layout]], uses: list[Use], times: int
-    ) -> int:
+    def _readings(self, table: Table, alike: list[tuple[int, str, list[Use]]]) -> list[_Reading]:
+        """The readings of a value in a phase: by its only reader, or by a hub of its readers."""
+        value, phase, uses = alike[0]
+        produced = table.produced(value)
+        assert produced is not None
         consumed = [table.consumed(use) for use in uses]
+        if len(uses) == 1:
+            return [_Reading(value, phase, produced, consumed[0], len(alike))]
         layouts = self._layouts(value, phase)
         wanted = dict.fromkeys([*produced[1], *(layout for _, after in consumed for layout in after)])
         states = [x for x in wanted if x in layouts.index]
         hub = self._node(f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states)))
         self.hub_layouts[hub] = tuple(states)
-        self._edge(value, phase, produced, (hub, states), times)
-        for read in consumed:
-            self._edge(value, phase, (hub, states), read, times)
-        return hub
+        self.hub_of.update({(v, p): hub for v, p, _ in alike})
+        first = _Reading(value, phase, produced, (hub, states), len(alike))
+        return [first, *(_Reading(value, phase, (hub, states), read, len(alike)) for read in consumed)]
 
-    def _edge(
-        self, value: int, phase: str, before: tuple[int, list[Layout]], after: tuple[int, list[Layout]], times: int
-    ) -> None:
+    def _edge(self, reading: _Reading) -> None:
         """Adds the cost of bringing a value from the layouts of one node's choices to those of another's."""
-        cost = self._conversion(value, phase, before[1], after[1]) * times
+        value, phase = reading.value, reading.phase
+        (u, before), (v, after) = reading.before, reading.after
+        cost = self._conversion(value, phase, before, after) * reading.times
         hideable = phase == "update" or self.model.graph.values[value].kind == "parameter"
-        u, v = before[0], after[0]
         if u == v:
             diagonal = np.diagonal(cost)
             if hideable:
@@ -267,9 +278,6 @@ class _Builder:
             else:
                 self.costs[u] = self.costs[u] + diagonal
             return
-        self.pairs_left -= cost.size
-        if self.pairs_left < 0:
-            raise TooLarge
         pairs = self.hideable_pairs if hideable else self.pairs
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
         pairs[key] = pairs[key] + table if key in pairs else table.copy()

@@ -203,7 +203,7 @@ def test_bytes_are_those_of_the_whole_buffer() -> None:
         seen.append((kind, nbytes))
         return 1.0
 
-    Layouts((16,), 4, (4,), time)
+    Layouts((16,), 4, (4,), time).cost((0,), (0,))
     assert set(seen) == {("all_gather", 64.0), ("reduce_scatter", 64.0), ("all_reduce", 64.0), ("slice", 64.0)}
 
 
@@ -214,10 +214,10 @@ def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
         seen.append((kind, nbytes))
         return 1.0
 
-    Layouts((7,), 4, (4,), time)  # pieces of 2, 2, 2 and 1
+    Layouts((7,), 4, (4,), time).cost((0,), (0,))  # pieces of 2, 2, 2 and 1
     assert set(seen) == {("all_gather", 32.0), ("reduce_scatter", 32.0), ("all_reduce", 28.0), ("slice", 28.0)}
     seen.clear()
-    Layouts((7, 5), 4, (2,), time)  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
+    Layouts((7, 5), 4, (2,), time).cost((0,), (0,))  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
     assert {nbytes for kind, nbytes in seen if kind == "all_to_all"} == {2 * 4 * 3 * 4.0}
 
 
@@ -229,7 +229,7 @@ def test_a_tensor_without_elements_sends_nothing() -> None:
         seen.append(nbytes)
         return 1.0
 
-    Layouts((0, 4), 4, (2,), time)
+    Layouts((0, 4), 4, (2,), time).cost((0,), (0,))
     assert set(seen) == {0.0}
 
 

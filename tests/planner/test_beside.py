@@ -1,0 +1,86 @@
+"""Work on a second core: its result, and what becomes of work that the second process cannot do."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from planner import beside as module
+from planner.beside import beside
+
+
+@pytest.fixture
+def forks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if HiGHS had not run yet in this process, on a machine of two cores."""
+    if not hasattr(os, "fork"):
+        pytest.skip("no second process without fork")
+    monkeypatch.setattr(module, "_can_fork", lambda: True)
+
+
+def where(also: Callable[[], object] = lambda: None) -> Callable[[], int]:
+    """Work that tells the process that did it."""
+
+    def work() -> int:
+        also()
+        return os.getpid()
+
+    return work
+
+
+@pytest.mark.usefixtures("forks")
+def test_it_is_done_by_another_process() -> None:
+    assert beside(where())() != os.getpid()
+
+
+@pytest.mark.usefixtures("forks")
+@pytest.mark.parametrize("how", ["killed", "failed"])
+def test_what_the_other_process_cannot_do_is_done_here(how: str, capfd: pytest.CaptureFixture[str]) -> None:
+    this = os.getpid()
+
+    def trouble() -> None:
+        if os.getpid() != this and how == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif os.getpid() != this:
+            raise MemoryError
+
+    assert beside(where(trouble))() == this
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.usefixtures("forks")
+def test_what_it_raises_is_raised_here() -> None:
+    def work() -> int:
+        raise ArithmeticError("no such plan")
+
+    with pytest.raises(ArithmeticError, match="no such plan"):
+        beside(work)()
+
+
+@pytest.mark.parametrize("missing", ["cores", "HiGHS's threads"])
+def test_without_a_second_process_it_is_done_here(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if missing == "cores":
+        monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
+    else:
+        monkeypatch.setitem(sys.modules, "highspy", module)
+    assert beside(where())() == os.getpid()
+
+
+def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
+    code = "import sys; from planner import beside; {}; from planner.cli import cli; cli(sys.argv[1:])"
+    asked = ["--model", "mlp", "--gpus", "4", "--json", "--out", str(tmp_path)]
+    said = []
+    for so in (
+        "assert beside._can_fork() or len(__import__('os').sched_getaffinity(0)) < 2",
+        "beside._can_fork = lambda: False",
+    ):
+        done = subprocess.run([sys.executable, "-c", code.format(so), *asked], capture_output=True, text=True, check=True)
+        said.append(json.loads(done.stdout))
+    assert said[0]["alternatives"] == said[1]["alternatives"]
+    assert said[0]["solver"]["objective"] == said[1]["solver"]["objective"]
