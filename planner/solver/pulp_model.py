@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pulp
@@ -31,6 +31,9 @@ _Variables = dict[tuple[int, ...], pulp.LpVariable]
 
 #: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
 _SCALE = 1e3
+
+#: HiGHS's tolerances where its own (1e-6) let a choice be over the limit by more than ours.
+_STRICT = {"mip_feasibility_tolerance": 1e-10, "primal_feasibility_tolerance": 1e-10}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +62,8 @@ class Model:
         silence_banner()
         self.problem, self.start = problem, start
         self.exhausted = False  # whether it was shown that no choice (more) fits
+        self.rows: dict[int, float] = {}  # by time: how many bytes below the limit its row is
+        self.tolerances: Mapping[str, float] = {}
         self.kept: list[Labels] = [np.flatnonzero(np.isfinite(n) & (n - n.min() <= slack)) for n in start.moved.nodes]
         unit = max(abs(start.bound), slack if np.isfinite(slack) else _largest(start.moved))
         self.scale = _SCALE / (unit or 1.0)
@@ -121,29 +126,43 @@ class Model:
                     terms[variable] = terms.get(variable, 0.0) + times * float(usage.nbytes[label])
         return terms
 
-    def add_memory_row(self, at: int) -> None:
-        """Memory at time `at` stays within the limit."""
+    def add_memory_row(self, at: int, less: float = 0.0) -> None:
+        """Memory at time `at` stays within the limit, and `less` bytes below it."""
         terms = [(v, nbytes / self.problem.limit) for v, nbytes in self._memory(at).items() if nbytes]
-        self.model += pulp.LpAffineExpression(terms) <= self.problem.room(at) / self.problem.limit
+        self.model += pulp.LpAffineExpression(terms) <= (self.problem.room(at) - less) / self.problem.limit
+        self.rows[at] = less
 
     def best_fitting(self, time_limit: float) -> Found | None:
-        """The best choice of the model that fits at every time, rows added until none is violated; None where there is none."""
-        began = time.perf_counter()
+        """The best choice of the model that fits at every time, rows added until none is violated; None where there is none, or none
+        was found in time. Where HiGHS's tolerances let a choice break a row they are made strict, and if that does not do, the row is
+        tightened; the bound stays that of before."""
+        deadline, bound = time.perf_counter() + time_limit, float("-inf")
         for at in self.start.prices:
             self.add_memory_row(at)
         while True:
-            found = self._solve(max(1.0, time_limit - (time.perf_counter() - began)))
+            found = self._solve(max(1.0, deadline - time.perf_counter()))
+            tightened = any(self.rows.values())
+            self.exhausted = self.exhausted and not tightened
             if found is None or self.problem.limit == float("inf"):
                 return found
+            bound = bound if tightened else found.bound
             memory = self.problem.memory(found.choice)
             over = np.flatnonzero(memory > self.problem.limit * (1 + 1e-9))
             if not len(over):
-                return found
-            for at in _peaks(memory, over):
-                self.add_memory_row(int(at))
+                return replace(found, bound=bound)
+            if time.perf_counter() > deadline:
+                return None
+            for at in _peaks(memory, over).tolist():
+                if at not in self.rows:
+                    self.add_memory_row(at)
+                elif self.tolerances:
+                    self.add_memory_row(at, self.rows[at] + 2 * float(memory[at] - self.problem.limit))
+                else:
+                    self.tolerances = _STRICT
+                    break
 
     def _solve(self, time_limit: float) -> Found | None:
-        self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9))
+        self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9, **self.tolerances))
         info = self.model.solverModel.getInfo()
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible
             self.exhausted = "nfeasible" in self.model.solverModel.modelStatusToString(self.model.solverModel.getModelStatus())
