@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from planner.solver.flat import Flat
     from planner.solver.lagrange import Dual
     from planner.solver.searcher import Searcher, Start
+    from planner.solver.windows import Windows
     from planner.solver.working import Labels
 
 __all__ = ["certify"]
@@ -41,6 +42,9 @@ _SEARCH, _WINDOWS = 20.0, 10.0
 
 #: A search starts with those crude prices that are so many times the mean one; it would be slow with all.
 _CRUDE = 10.0
+
+#: Windows go on while they better the best by this share in those seconds.
+_WORTH = 2e-4
 
 #: A further level must have at most this share of the states for its bound to be raised anew.
 _SMALLER = 0.97
@@ -73,6 +77,7 @@ class _Search:
     def __init__(self, best: Incumbent) -> None:
         self.best = best
         self.num_variables = 0
+        self.windows: Windows | None = None
         self.prices: dict[int, float] = {}  # by the whole problem's times
 
     def run(self) -> None:
@@ -129,7 +134,7 @@ class _Search:
         until = min(best.deadline, time.perf_counter() + _SEARCH)
         while time.perf_counter() < until and not best.over():
             searcher.step()
-        self._windows(start, dual)
+        self._windows(start)
         if best.over() or best.choice is None:
             return dual, start
         level = self._fixed(start, dual)
@@ -191,19 +196,26 @@ class _Search:
             best.take(level.restore(lean.choice))
         best.exhausted = best.exhausted or lean.peak > level.problem.limit
 
-    def _windows(self, start: Start, dual: Dual) -> None:
-        """Large-neighbourhood search for some seconds, on the best choice of both threads."""
+    def _windows(self, start: Start) -> None:
+        """Large-neighbourhood search on the best choice of both threads, for some seconds, and again as long as it betters it."""
         from planner.solver.windows import Windows
 
         best, level = self.best, start.level
-        until = min(best.deadline, time.perf_counter() + _WINDOWS)
         if best.choice is None:
             return
-        windows, cost = Windows(level.problem, start.flat, level.rows, dual.marginals, level.project(best.choice), 0), best.cost
-        while time.perf_counter() < until and not best.over():
+        if self.windows is None or self.windows.flat is not start.flat:
+            self.windows = Windows(level.problem, start.flat, level.rows, level.project(best.choice), seed=0)
+        windows, cost = self.windows, best.cost
+        windows.put(level.project(best.choice))
+        until, before = time.perf_counter() + _WINDOWS, cost
+        while not best.over():
+            if time.perf_counter() > until:
+                if best.cost > before - _WORTH * abs(before):
+                    break
+                until, before = time.perf_counter() + _WINDOWS, best.cost
             if best.cost < cost:
                 windows.put(level.project(best.choice))
-            if windows.step(until, best.over):
+            if windows.step(best.deadline, best.over):
                 best.take(level.restore(tuple(windows.labels.tolist())))
             cost = best.cost
 

@@ -8,6 +8,7 @@ the whole problem; else the slack grows.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -47,11 +48,13 @@ _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 _MOST = 15_000
 
 
-def solve(problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None) -> Solution:
+def solve(
+    problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None, stopped: Callable[[], bool] = lambda: False
+) -> Solution:
     """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
     the less is left for the integer program."""
     began = time.perf_counter()
-    best = Incumbent(problem, began + time_limit, lambda cost, bound: None, lambda: False)
+    best = Incumbent(problem, began + time_limit, lambda cost, bound: None, stopped)
     if guess is not None:
         best.take(completed(problem, guess))
     variables = 0
