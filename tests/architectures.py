@@ -66,10 +66,11 @@ class Row:
 
 
 def ask_of(name: str, special: dict[str, object], ranks: int = 2, dtype: str = "float64") -> Ask:
-    """The architecture at its tiny size, with as many key heads as ranks."""
+    """The architecture at its tiny size, with no fewer key heads and frames of sound than ranks."""
     settings = tiny_settings(name, special, config_of(f"hf:{name}"))
     if ranks > 2 and "num_key_value_heads" not in special:
         settings |= _more_heads(settings)
+        settings |= {"seq": 2800} if settings.get("seq") == 800 else {}  # eight frames of sound in the place of two
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in settings.items()}
     seq = int(texts.pop("seq", "16"))
     return Ask(model=f"hf:{name}", batch=4, seq=seq, settings=texts, dtype=dtype, num_devices=ranks)
