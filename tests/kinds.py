@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from small_plans import Planned, planned
+from small_plans import Planned, planned, words_of
 
 from planner.ask import Ask
-from planner.words import atom_names
 
 __all__ = ["Kind", "kinds_for", "plan_of", "splits", "what_is_wrong"]
 
@@ -52,7 +51,7 @@ def splits(plan: Planned) -> dict[int, set[int]]:
 def what_is_wrong(name: str, plan: Planned, word: str = "sequence") -> str:
     """Why a plan is not of the kind that it is named for: it splits nothing of it; empty where it is."""
     split, batch = set().union(*splits(plan).values()), plan.model.batch_atoms
-    words = atom_names(plan.model, plan.workload)
+    words = words_of(plan.model, plan.workload)
     stored = any(placement >= 0 for state in plan.program.parameters for placement in state.stored)
     wrong = {
         "data": not split & batch,

@@ -41,6 +41,7 @@ __all__ = [
     "table_of",
     "traced",
     "with_choice",
+    "words_of",
 ]
 
 #: Sizes that four ranks divide, on each of their axes.
@@ -146,12 +147,22 @@ def mesh_of(text: str) -> Mesh:
     return Mesh(tuple(name for name, _ in parts), tuple(int(size) for _, size in parts))
 
 
+def words_of(model: Model, workload: Workload) -> dict[int, str]:
+    """The words of atoms; what a layer norm has beside samples and what it norms is a sequence where nothing says what it is."""
+    names = atom_names(model, workload)
+    for node in model.graph.nodes:
+        if node.op == "aten.native_layer_norm.default":
+            dims = model.dims.ops[node.index]
+            names = dict.fromkeys((a for leaf, a in enumerate(dims.atoms) if leaf not in dims.fixed), "sequence") | names
+    return names
+
+
 def split_by(
     model: Model, workload: Workload, words: Mapping[str, str], axis: int = 0, keep: Pins | None = None, least: int = 1
 ) -> Pins:  # fmt: skip
     """Pins under which every op whose name or module contains a key of `words` splits, on `axis`, the sub-dim of that name if it
     has one of at least `least`."""
-    names, keep = atom_names(model, workload), keep or Pins()
+    names, keep = words_of(model, workload), keep or Pins()
 
     def is_word(node: Node, option: Option, word: str) -> bool:
         dims, number = model.dims.ops[node.index], option.number
