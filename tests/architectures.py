@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from architectures_page import KINDS, Row, page
 from kinds import kinds_for, plan_of, what_is_wrong
 from matrix import TOLERANCES, Case, largest_error, verifications_of
 from small_plans import traced
@@ -28,41 +28,7 @@ from planner.ask import Ask
 from planner.model import Model
 from planner.models.hugging_face import config_of
 
-__all__ = ["KINDS", "Row", "ask_of", "rows_of"]
-
-#: The kinds of the table of two ranks in float64.
-KINDS = ("chosen", "data", "zero3", "tensor")
-
-
-@dataclass(slots=True)
-class Row:
-    """What became of one architecture."""
-
-    kind: str
-    name: str
-    model: str = ""
-    inputs: tuple[str, ...] = ()
-    num_nodes: int = 0
-    discovered: tuple[str, ...] = ()
-    replicated: tuple[str, ...] = ()
-    errors: dict[str, float | str] = field(default_factory=dict)
-    not_admitted: dict[str, str] = field(default_factory=dict)
-    left_out: float = 0.0
-    refused: str = ""
-    run: str = ""
-    ranks: int = 2
-    dtype: str = "float64"
-
-    @property
-    def passed(self) -> bool:
-        """Whether all kinds that the model admits, the chosen ones among them, are verified."""
-        if self.refused or self.replicated or "chosen" not in self.errors:
-            return False
-        return all(self.verified(kind) for kind in self.errors)
-
-    def verified(self, kind: str) -> bool:
-        error = self.errors.get(kind)
-        return isinstance(error, float) and error <= TOLERANCES[self.dtype]
+__all__ = ["ask_of", "rows_of"]
 
 
 def ask_of(name: str, special: dict[str, object], ranks: int = 2, dtype: str = "float64") -> Ask:
@@ -149,71 +115,6 @@ def ops_by_source(model: Model, source: str) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def _table(rows: list[Row]) -> str:
-    lines = ["| architecture | class | inputs | nodes | discovered | replicated | " + " | ".join(KINDS) + " | left out |"]
-    lines.append("|---|---|---|--:|---|---|" + "--:|" * len(KINDS) + "--:|")
-    for row in rows:
-        cells = [_error(row.errors.get(kind)) for kind in KINDS] if not row.refused else ["-"] * len(KINDS)
-        words = [", ".join(x.split(".")[1] for x in ops) or "-" for ops in (row.discovered, row.replicated)]
-        cells = [
-            row.model or "-",
-            ", ".join(row.inputs) or "-",
-            str(row.num_nodes or "-"),
-            *words,
-            *cells,
-            f"{row.left_out:.1%}" if row.left_out else "-",
-        ]
-        lines.append(f"| {row.name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _error(error: float | str | None) -> str:
-    return "-" if error is None else error if isinstance(error, str) else f"{error:.0e}"
-
-
-def _without_folders(text: str) -> str:
-    """A message with the paths of installed files from their package on."""
-    return re.sub(r"\S*site-packages/", "", text)
-
-
-def _runs(rows: list[Row]) -> str:
-    """Which run the rows are of; of several, the rows of each."""
-    of = {run: [row.name for row in rows if row.run == run] for run in sorted({row.run for row in rows})}
-    if len(of) == 1:
-        return f"All rows are of one run: {rows[0].run}."
-    return "\n".join(["The rows are of several runs:", "", *(f"* {run}: {', '.join(names)}" for run, names in of.items())])
-
-
-def document(rows: list[Row]) -> str:
-    """The page of the docs."""
-    order = [name for names in ARCHITECTURES.values() for name in names]
-    rows = sorted(rows, key=lambda row: order.index(row.name))
-    passed = sum(row.passed for row in rows)
-    parts = [
-        "# Hugging Face architectures",
-        "Written by `python tests/architectures.py --write docs/architectures.md`. Each architecture is built "
-        "from its config at a tiny size (`tests/tiny_configs.py`), in float64, "
-        "with the dropout and the noise of its config; its whole step is traced, planned for two devices without a pin "
-        "(*chosen*) and under each pure strategy, and trained for three steps on two gloo ranks. The figures are the largest "
-        "relative error of losses, first gradients and last parameters and buffers against one process; 1e-9 passes.",
-        "What rounding alone does to each model is measured, by training it a second time in one process from parameters that are one "
-        "rounding off ([0061](decisions/0061-verifying-against-measured-rounding.md)). *Left out* is the part of the elements of "
-        "parameters that this may move further than 1e-9 in three steps, where gradients are 0 but for rounding, or nearly, and Adam "
-        "divides them by their own size: of those only what is more than that counts. Their gradients are compared like all others.",
-        "A model of text and images (or sound) that runs on text alone is given text alone (see *inputs*): its other towers then "
-        "take no part in the loss, and are frozen.",
-        _runs(rows),
-        f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
-    ]
-    for kind in ARCHITECTURES:
-        mine = [row for row in rows if row.kind == kind]
-        if mine:
-            parts += [f"## {kind.capitalize()}", _table(mine)]
-    failed = [f"* `{row.name}`: {_without_folders(row.refused) or 'see its row'}" for row in rows if not row.passed]
-    parts += ["## What does not pass, and why", "\n".join(failed) or "Nothing."]
-    return "\n\n".join(parts) + "\n"
-
-
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="architectures or kinds of them; all where none is named")
@@ -234,7 +135,7 @@ def main(arguments: list[str]) -> None:
         ]
     if given.save:
         given.save.write_text(json.dumps([asdict(row) for row in rows], indent=1))
-    text = document(rows)
+    text = page(rows, given.write.read_text() if given.write and given.write.exists() else "")
     if given.write:
         given.write.write_text(text)
     print(text)
