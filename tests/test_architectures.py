@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 pytest.importorskip("transformers", reason="Hugging Face models need the extra: pip install 'shardwright[hf]'")
 
 from architectures import ask_of, rows_of
-from architectures_page import MORE
+from architectures_page import KINDS, MORE
+from kinds import kinds_for
 from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
@@ -124,13 +126,23 @@ def test_a_backward_pass_that_adds_to_the_gradients_itself_is_refused() -> None:
         trace(partial(build, ask_of("reformer", special)))
 
 
-def wrong(names: list[str]) -> list[str]:
-    return [f"{row.name}: {row.refused or row.errors}" for row in rows_of(names) if not row.passed]
+def wrong(names: list[str], ranks: int = 2, dtype: str = "float64", kinds: Sequence[str] = KINDS) -> list[str]:
+    rows = rows_of(names, ranks=ranks, dtype=dtype, kinds=kinds)
+    return [f"{row.name}: {row.refused or row.replicated or row.errors}" for row in rows if not row.passed]
 
 
 def test_a_sample_trains_as_one_process_does() -> None:
     assert TOLERANCE == 1e-9
     assert wrong(SAMPLE) == []
+
+
+def test_sequences_and_experts_are_split_over_four_ranks_in_float32() -> None:
+    """What is not admitted is told, and is no failure: experts of a model that has none."""
+    dense, experts = rows_of(["gpt2", "mixtral"], ranks=4, dtype="float32", kinds=("chosen", "expert", "sequence"))
+    assert dense.passed, dense.errors
+    assert experts.passed, experts.errors
+    assert (set(dense.errors), set(experts.errors)) == ({"chosen", "sequence"}, {"chosen", "expert", "sequence"})
+    assert "the model has no experts" in dense.not_admitted["expert"]
 
 
 #: What is known not to pass; docs/architectures.md says why.
@@ -147,6 +159,8 @@ def test_the_page_has_every_architecture_that_is_tried_and_says_why_some_fail() 
 
 
 @pytest.mark.slow_matrix
+@pytest.mark.parametrize(("ranks", "dtype"), [(2, "float64"), (2, "float32"), (4, "float64"), (4, "float32")])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_all_train_as_one_process_does(kind: str) -> None:
-    assert wrong([name for name in ARCHITECTURES[kind] if name not in KNOWN]) == []
+def test_all_train_as_one_process_does(kind: str, ranks: int, dtype: str) -> None:
+    names = [name for name in ARCHITECTURES[kind] if name not in KNOWN]
+    assert wrong(names, ranks, dtype, tuple(kinds_for(ranks))) == []
