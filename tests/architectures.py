@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from architectures_page import KINDS, Row, page
-from kinds import kinds_for, plan_of, what_is_wrong
+from kinds import RANDOM, kinds_for, plan_of, what_is_wrong
 from matrix import TOLERANCES, Case, largest_error, verifications_of
 from small_plans import traced
 from tiny_configs import ARCHITECTURES, tiny_settings
@@ -98,7 +98,7 @@ def _plans(row: Row, ask: Ask, kinds: Sequence[str]) -> dict[str, Case]:
     cases = {}
     for kind in kinds:
         try:
-            plan = plan_of(ask, kinds_for(row.ranks)[kind])
+            plan = plan_of(ask, (kinds_for(row.ranks) | RANDOM[row.ranks])[kind])
         except NoPlan as error:
             row.not_admitted[kind] = str(error)
             continue
@@ -123,9 +123,10 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--write", type=Path, help="the page of the docs")
     parser.add_argument("--ranks", type=int, default=2, choices=(2, 4))
     parser.add_argument("--dtype", default="float64", choices=tuple(TOLERANCES))
-    parser.add_argument("--kinds", help="all, or some with commas between; else those of the table of two ranks in float64")
+    parser.add_argument("--kinds", choices=("table", "all", "random"), default="table", help="kinds of plan: tests/kinds.py")
     given = parser.parse_args(arguments)
-    kinds = tuple(kinds_for(given.ranks)) if given.kinds == "all" else tuple(given.kinds.split(",")) if given.kinds else KINDS
+    groups = {"all": tuple(kinds_for(given.ranks)), "random": tuple(RANDOM[given.ranks])}
+    kinds = groups.get(given.kinds, KINDS)
     if given.load:
         rows = [Row(**row) for path in given.load for row in json.loads(path.read_text())]
     else:

@@ -9,7 +9,7 @@ from small_plans import Planned, planned, words_of
 
 from planner.ask import Ask
 
-__all__ = ["Kind", "kinds_for", "plan_of", "splits", "what_is_wrong"]
+__all__ = ["RANDOM", "Kind", "kinds_for", "plan_of", "splits", "what_is_wrong"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,14 @@ class Kind:
     mesh: str
     pins: tuple[str, ...] = ()
     words: Mapping[str, str] = field(default_factory=dict)
+    seed: int | None = None
+
+
+#: By number of ranks: plans that are good under random costs, which split what no cost would choose.
+RANDOM = {
+    2: {f"random {seed}": Kind(mesh="a=2", seed=seed) for seed in range(4)},
+    4: {f"random {seed}": Kind(mesh="a=4" if seed % 2 else "a=2,b=2", seed=seed) for seed in range(4)},
+}
 
 
 def kinds_for(ranks: int, sequence: str = "sequence") -> dict[str, Kind]:
@@ -36,7 +44,7 @@ def kinds_for(ranks: int, sequence: str = "sequence") -> dict[str, Kind]:
 
 def plan_of(ask: Ask, kind: Kind) -> Planned:
     """The plan of a kind. Raises the planner's UserError where the model does not admit it."""
-    return planned(ask, kind.mesh, kind.pins, words=kind.words)
+    return planned(ask, kind.mesh, kind.pins, words=kind.words, seed=kind.seed)
 
 
 def splits(plan: Planned) -> dict[int, set[int]]:
