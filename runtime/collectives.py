@@ -144,7 +144,8 @@ class Collective:
         return tuple(out)
 
     def unpack_blocks(self, buffer: Tensor, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are merged into sub-dim `gather`."""
+        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are merged into sub-dim `gather`. They are
+        contiguous, also where the ranks have one element each and a view would do: see `_Slice`."""
         assert self.gather is not None
         if self.uneven:
             return self._merge_padded(buffer)
@@ -152,7 +153,7 @@ class Collective:
         for flat, shape in zip(sizes, self.shapes, strict=True):
             length = math.prod(flat)
             block = buffer[:, at : at + length].view(self.size, *flat)
-            out.append(block.movedim(0, self.gather).reshape(shape))
+            out.append(block.movedim(0, self.gather).reshape(shape).contiguous())
             at += length
         return tuple(out)
 
