@@ -117,18 +117,39 @@ MORE = "## On four ranks, in float32, and with experts and sequences split"
 
 def more(rows: list[Row]) -> str:
     """The second part of the page: how many of a sample are verified, by ranks, dtype and kind of plan."""
-    kinds, settings = tuple(kinds_for(4)), sorted({(row.ranks, row.dtype) for row in rows}, key=lambda s: (-s[0], s[1]))
+    runs, rows = sorted({row.run for row in rows}), _merged(rows)
+    kinds, settings = (*kinds_for(4), "random"), sorted({(row.ranks, row.dtype) for row in rows}, key=lambda s: (-s[0], s[1]))
     lines = [f"| ranks | dtype | tried | {' | '.join(kinds)} | largest error | left out at most |"]
-    lines.append("|" + "--:|" * (len(kinds) + 5))
+    lines.append("|--:|---|" + "--:|" * (len(kinds) + 3))
     for ranks, dtype in settings:
         mine = [row for row in rows if (row.ranks, row.dtype) == (ranks, dtype)]
         errors = [error for row in mine for error in row.errors.values() if isinstance(error, float)]
         cells = [str(ranks), dtype, str(len(mine)), *(_verified(mine, kind) for kind in kinds)]
         cells += [_error(max(errors, default=None)), f"{max(row.left_out for row in mine):.1%}"]
         lines.append(f"| {' | '.join(cells)} |")
-    parts = [MORE, _MORE_WORDS, _runs(rows), "\n".join(lines), "Tried:", _tried(rows)]
+    parts = [
+        MORE,
+        _MORE_WORDS,
+        f"Runs: {'; '.join(runs)}.",
+        "\n".join(lines),
+        "Tried (in brackets: not in every row):",
+        _tried(rows),
+    ]
     parts += ["### What is not admitted", _not_admitted(rows), "### What fails, and why", _failures(rows) or "Nothing."]
     return "\n\n".join(parts) + "\n"
+
+
+def _merged(rows: list[Row]) -> list[Row]:
+    """One row for each architecture, number of ranks and dtype; of a plan made twice the last."""
+    of: dict[tuple[str, int, str], Row] = {}
+    for row in rows:
+        old = of.setdefault((row.name, row.ranks, row.dtype), row)
+        old.errors |= row.errors
+        old.not_admitted = {
+            kind: why for kind, why in {**old.not_admitted, **row.not_admitted}.items() if kind not in old.errors
+        }
+        old.left_out = max(old.left_out, row.left_out)
+    return list(of.values())
 
 
 _MORE_WORDS = (
@@ -137,17 +158,18 @@ _MORE_WORDS = (
     "same steps and the same comparison as above; 1e-9 passes in float64, 1e-4 in float32. On four ranks models have four key "
     "heads in the place of two, and sounds are longer, so that there is something to split. *Expert* splits the experts, and "
     "sends tokens to them; *sequence* splits it in norms, *context* in every op that can; both mean the positions of an image "
-    "or a sound where there is no text. A cell says how many are verified of those that admit the plan."
+    "or a sound where there is no text; *random* are four plans each that are good under random costs, which split what no cost "
+    "would choose. A cell says how many are verified of those that admit the plan."
 )
 
 
 def _verified(rows: list[Row], kind: str) -> str:
-    tried = [row for row in rows if kind in row.errors]
-    return f"{sum(row.verified(kind) for row in tried)} of {len(tried)}" if tried else "-"
+    tried = [(row, one) for row in rows for one in row.errors if one == kind or one.startswith(f"{kind} ")]
+    return f"{sum(row.verified(one) for row, one in tried)} of {len(tried)}" if tried else "-"
 
 
 def _tried(rows: list[Row]) -> str:
-    """The names, by kind of architecture; those not tried in every setting are in brackets."""
+    """The names, by kind of architecture; those not tried with all ranks and dtypes are in brackets."""
     settings = {(row.ranks, row.dtype) for row in rows}
     lines = []
     for kind, architectures in ARCHITECTURES.items():

@@ -14,7 +14,7 @@ pytest.importorskip("transformers", reason="Hugging Face models need the extra: 
 
 from architectures import ask_of, rows_of
 from architectures_page import KINDS, MORE
-from kinds import kinds_for
+from kinds import RANDOM, kinds_for
 from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
@@ -163,4 +163,4 @@ def test_the_page_has_every_architecture_that_is_tried_and_says_why_some_fail() 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
 def test_all_train_as_one_process_does(kind: str, ranks: int, dtype: str) -> None:
     names = [name for name in ARCHITECTURES[kind] if name not in KNOWN]
-    assert wrong(names, ranks, dtype, tuple(kinds_for(ranks))) == []
+    assert wrong(names, ranks, dtype, (*kinds_for(ranks), *RANDOM[ranks])) == []
