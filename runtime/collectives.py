@@ -72,9 +72,9 @@ class Collective:
         return self.finish(self.start(*values))
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [m]."""
+        """The values as one buffer [m], which holds them as they are: a lazy conjugate is made one."""
         if len(values) == 1:
-            return values[0].contiguous().view(-1)
+            return _as_held(values[0]).view(-1)
         return torch.cat([value.reshape(-1) for value in values])
 
     def room(self, value: int) -> int:
@@ -104,7 +104,7 @@ class Collective:
         for value, expanded in zip(values, self.expanded, strict=True):
             sizes = (*expanded[: self.split], self.size, expanded[self.split] // self.size, *expanded[self.split + 1 :])
             rows.append(value.reshape(sizes).movedim(self.split, 0).reshape(self.size, -1))
-        return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows, 1)
+        return _as_held(rows[0]) if len(rows) == 1 else torch.cat(rows, 1)
 
     def _cut(self, i: int, value: Tensor) -> tuple[Tensor, ...]:
         """What each rank gets of a value."""
@@ -253,6 +253,11 @@ def compile_collective(
     kind = _Local if size == 1 else _KINDS[instruction.kind]
     assert len(set(instruction.dtypes)) == 1, f"{instruction.id}: a bucket holds one dtype, got {instruction.dtypes}"
     return kind(instruction, group, size, position, reusable or [False] * len(instruction.sources))
+
+
+def _as_held(value: Tensor) -> Tensor:
+    """The value in memory as others read it: contiguous, and not still to be conjugated."""
+    return value.contiguous().resolve_conj()
 
 
 def _wait(pending: Pending) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from planner.program import Communicate
@@ -18,3 +19,20 @@ def test_pieces_of_one_are_gathered_in_memory_order() -> None:
     (whole,) = compile_collective(instruction, None, 2, 0).unpack_blocks(buffer, instruction.expanded)
     assert torch.equal(whole, buffer.view(2, 3, 4).transpose(0, 1))
     assert whole.is_contiguous()
+
+
+@pytest.mark.parametrize("num_values", [1, 2])
+def test_what_is_sent_is_what_memory_holds(num_values: int) -> None:
+    """torch's conjugate is a view with a mark, which a collective refuses or does not see."""
+    value = torch.view_as_complex(torch.arange(24.0, dtype=torch.float64).view(3, 4, 2)).conj()
+    instruction = Communicate(
+        id="x", kind="all_to_all", axes=(0,), sources=(0, 1)[:num_values], results=(2, 3)[:num_values],
+        expanded=((3, 4),) * num_values, shapes=((6, 2),) * num_values, dtypes=("complex128",) * num_values, gather=0, split=1,
+        phase="forward",
+    )  # fmt: skip
+    collective = compile_collective(instruction, None, 2, 0)
+    for buffer in (collective.pack([value] * num_values), collective.pack_blocks([value] * num_values)):
+        assert not buffer.is_conj()
+        assert buffer.is_contiguous()
+    assert torch.equal(collective.pack([value] * num_values)[:12].view(3, 4), value)
+    assert torch.equal(collective.pack_blocks([value] * num_values)[1, :6].view(3, 2), value[:, 2:])
