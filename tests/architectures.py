@@ -62,7 +62,7 @@ def rows_of(
             if wanted and name not in wanted and kind not in wanted:
                 continue
             started = time.perf_counter()
-            row = Row(kind, name, ranks=ranks, dtype=dtype)
+            row = Row(kind, name, ranks=ranks, dtype=dtype, kinds=tuple(kinds))
             rows.append(row)
             try:
                 cases.update(_plans(row, ask_of(name, special, ranks, dtype), kinds))

@@ -33,6 +33,7 @@ class Row:
     run: str = ""
     ranks: int = 2
     dtype: str = "float64"
+    kinds: tuple[str, ...] = ()  # the plans that were asked for
 
     @property
     def passed(self) -> bool:
