@@ -126,7 +126,8 @@ def more(rows: list[Row]) -> str:
         mine = [row for row in rows if (row.ranks, row.dtype) == (ranks, dtype)]
         errors = [error for row in mine for error in row.errors.values() if isinstance(error, float)]
         cells = [str(ranks), dtype, str(len(mine)), *(_verified(mine, kind) for kind in kinds)]
-        cells += [_error(max(errors, default=None)), f"{max(row.left_out for row in mine):.1%}"]
+        most = max(mine, key=lambda row: row.left_out)
+        cells += [_error(max(errors, default=None)), f"{most.left_out:.1%} ({most.name})"]
         lines.append(f"| {' | '.join(cells)} |")
     parts = [
         MORE,
@@ -154,13 +155,14 @@ def _merged(rows: list[Row]) -> list[Row]:
 
 
 _MORE_WORDS = (
-    "Written by `python tests/architectures.py NAME... --ranks 4 --dtype float32 --kinds all --save ROWS.json`, one for each "
-    "pair of ranks and dtype and with `--kinds random`, and `--load ROWS.json... --write docs/architectures.md`, on two shared cores of an AMD EPYC. The "
-    "same steps and the same comparison as above; 1e-9 passes in float64, 1e-4 in float32. On four ranks models have four key "
-    "heads in the place of two, and sounds are longer, so that there is something to split. *Expert* splits the experts, and "
-    "sends tokens to them; *sequence* splits it in norms, *context* in every op that can; both mean the positions of an image "
-    "or a sound where there is no text; *random* are four plans each that are good under random costs, which split what no cost "
-    "would choose. A cell says how many are verified of those that admit the plan."
+    "Written by `python tests/architectures.py NAME... --ranks 4 --dtype float32 --kinds all --save ROWS.json` (or `--kinds random`), "
+    "one for each pair of ranks and dtype, and `--load ROWS.json... --write docs/architectures.md`, on two shared cores of an "
+    "AMD EPYC. The same steps and the same comparison as above; 1e-9 passes in float64, 1e-4 in float32. On four ranks models "
+    "have four key heads in the place of two, and sounds are longer, so that there is something to split. *Expert* splits the "
+    "experts, and sends tokens to them; *sequence* splits it in norms, *context* in every op that can; both mean the positions of "
+    "an image or a sound where there is no text; *random* are four plans each that are the best under random costs "
+    "([0080](decisions/0080-plans-under-random-costs.md)), which split what no cost would choose. A cell says how many are "
+    "verified of those that admit the plan."
 )
 
 
@@ -169,15 +171,10 @@ def _verified(rows: list[Row], kind: str) -> str:
     return f"{sum(row.verified(one) for row, one in tried)} of {len(tried)}" if tried else "-"
 
 
-def _tried(rows: list[Row]) -> str:
-    """The names, by kind of architecture; those not tried with all ranks and dtypes are in brackets."""
-    settings = {(row.ranks, row.dtype) for row in rows}
-    lines = []
-    for kind, architectures in ARCHITECTURES.items():
-        times = {name: sum(row.name == name for row in rows) for name in architectures}
-        names = [name if count == len(settings) else f"({name})" for name, count in times.items() if count]
-        lines += [f"* {kind}: {', '.join(names)}"] if names else []
-    return "\n".join(lines)
+def _tried(rows: list[Row], settings: list[tuple[int, str]]) -> str:
+    """The names, by ranks and dtype."""
+    names = {setting: [row.name for row in rows if (row.ranks, row.dtype) == setting] for setting in settings}
+    return "\n".join(f"* {ranks} ranks, {dtype}: {', '.join(found)}" for (ranks, dtype), found in names.items())
 
 
 def _not_admitted(rows: list[Row]) -> str:
