@@ -71,7 +71,7 @@ def rows_of(
             if say:
                 told = f"{row.num_nodes} {row.replicated} {row.refused} {row.not_admitted}"
                 print(f"{time.perf_counter() - started:5.1f} s {name} {told}", flush=True)
-    found = verifications_of(cases, ranks, report=print if say else None)
+    found = verifications_of(cases, ranks, report=print if say else None) if cases else {}
     for row in rows:
         mine = {kind: found[f"{row.name}: {kind}"] for kind in kinds if f"{row.name}: {kind}" in found}
         row.errors = {kind: largest_error(one) for kind, one in mine.items()}
