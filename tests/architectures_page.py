@@ -119,26 +119,27 @@ MORE = "## On four ranks, in float32, and with experts and sequences split"
 def more(rows: list[Row]) -> str:
     """The second part of the page: how many of a sample are verified, by ranks, dtype and kind of plan."""
     runs, rows = sorted({row.run for row in rows}), _merged(rows)
-    kinds, settings = (*kinds_for(4), "random"), sorted({(row.ranks, row.dtype) for row in rows}, key=lambda s: (-s[0], s[1]))
+    settings = sorted({(row.ranks, row.dtype) for row in rows}, key=lambda setting: (-setting[0], setting[1]))
+    kinds = (*kinds_for(4), "random")
     lines = [f"| ranks | dtype | tried | {' | '.join(kinds)} | largest error | left out at most |"]
     lines.append("|--:|---|" + "--:|" * (len(kinds) + 3))
+    tried = []
     for ranks, dtype in settings:
         mine = [row for row in rows if (row.ranks, row.dtype) == (ranks, dtype)]
-        errors = [error for row in mine for error in row.errors.values() if isinstance(error, float)]
-        cells = [str(ranks), dtype, str(len(mine)), *(_verified(mine, kind) for kind in kinds)]
-        most = max(mine, key=lambda row: row.left_out)
-        cells += [_error(max(errors, default=None)), f"{most.left_out:.1%} ({most.name})"]
-        lines.append(f"| {' | '.join(cells)} |")
-    parts = [
-        MORE,
-        _MORE_WORDS,
-        f"Runs: {'; '.join(runs)}.",
-        "\n".join(lines),
-        "Tried (in brackets: not in every row):",
-        _tried(rows),
-    ]
-    parts += ["### What is not admitted", _not_admitted(rows), "### What fails, and why", _failures(rows) or "Nothing."]
+        lines.append(f"| {ranks} | {dtype} | {' | '.join(_counts(mine, kinds))} |")
+        tried.append(f"* {ranks} ranks, {dtype}: {', '.join(row.name for row in mine)}")
+    parts = [MORE, _MORE_WORDS, "\n".join(["Runs:", "", *(f"* {run}" for run in runs)]), "\n".join(lines)]
+    parts += ["Tried:", "\n".join(tried), "### What is not admitted", _not_admitted(rows)]
+    parts += ["### What fails, and why", _failures(rows) or "Nothing."]
     return "\n\n".join(parts) + "\n"
+
+
+def _counts(rows: list[Row], kinds: tuple[str, ...]) -> list[str]:
+    """The cells of one number of ranks and dtype."""
+    errors = [error for row in rows for error in row.errors.values() if isinstance(error, float)]
+    most = max(rows, key=lambda row: row.left_out)
+    told = [_error(max(errors, default=None)), f"{most.left_out:.1%} ({most.name})"]
+    return [str(len(rows)), *(_verified(rows, kind) for kind in kinds), *told]
 
 
 def _merged(rows: list[Row]) -> list[Row]:
@@ -169,12 +170,6 @@ _MORE_WORDS = (
 def _verified(rows: list[Row], kind: str) -> str:
     tried = [(row, one) for row in rows for one in row.errors if one == kind or one.startswith(f"{kind} ")]
     return f"{sum(row.verified(one) for row, one in tried)} of {len(tried)}" if tried else "-"
-
-
-def _tried(rows: list[Row], settings: list[tuple[int, str]]) -> str:
-    """The names, by ranks and dtype."""
-    names = {setting: [row.name for row in rows if (row.ranks, row.dtype) == setting] for setting in settings}
-    return "\n".join(f"* {ranks} ranks, {dtype}: {', '.join(found)}" for (ranks, dtype), found in names.items())
 
 
 def _not_admitted(rows: list[Row]) -> str:

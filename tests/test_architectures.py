@@ -13,7 +13,7 @@ import torch
 pytest.importorskip("transformers", reason="Hugging Face models need the extra: pip install 'shardwright[hf]'")
 
 from architectures import ask_of, rows_of
-from architectures_page import KINDS, MORE
+from architectures_page import KINDS, MORE, Row, page
 from kinds import RANDOM, kinds_for
 from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
@@ -147,6 +147,21 @@ def test_a_plan_that_a_model_does_not_admit_is_told_and_not_counted() -> None:
     (row,) = rows_of(["gpt2"], kinds=("expert",))
     assert "the model has no experts" in row.not_admitted["expert"]
     assert not row.passed
+
+
+def test_the_second_part_of_the_page_counts_and_leaves_the_first() -> None:
+    rows = [
+        Row("decoder", "gpt2", errors={"chosen": 1e-12, "data": 1e-3}, not_admitted={"expert": "no experts"}, ranks=4),
+        Row("decoder", "gpt2", errors={"random 0": 1e-12}, left_out=0.25, ranks=4),
+        Row("decoder", "llama", errors={"chosen": 1e-12, "random 0": "it said why"}, ranks=4),
+    ]
+    first, heading, second = page(rows, f"the table\n\n{MORE}\n\nold").partition(MORE)
+    assert (first, heading) == ("the table\n\n", MORE)
+    assert "| 4 | float64 | 2 | 2 of 2 | - | 0 of 1 | - | - | - | - | - | 1 of 2 | 1e-03 | 25.0% (gpt2) |" in second
+    assert "* `gpt2`: no experts" in second
+    assert "* `gpt2`, 4 ranks, float64, data: 1e-03" in second
+    assert "* `llama`, 4 ranks, float64, random 0: it said why" in second
+    assert "old" not in second
 
 
 #: What is known not to pass; docs/architectures.md says why.
