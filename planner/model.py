@@ -50,12 +50,20 @@ class Model:
     @cached_property
     def expert_atoms(self) -> frozenset[int]:
         """The atoms of experts: what a batched product has of its own in a parameter, one matrix for each of its batch."""
-        values, out = self.graph.values, set()
+        out = set()
         for node in self.graph.nodes:
-            if node.op == "aten.bmm.default" and any(values[self.roots[v].value].kind == "parameter" for v in node.operands):
+            if node.op == "aten.bmm.default" and any(map(self._is_parameter, node.operands)):
                 op = self.dims.ops[node.index]
                 out |= {atom for atom, letter in zip(op.atoms, op.letter, strict=True) if letter == 0}
         return frozenset(out)
+
+    def _is_parameter(self, value: int) -> bool:
+        """Whether a value is a parameter, or one in another format."""
+        root = self.graph.values[self.roots[value].value]
+        if root.writer is None:
+            return root.kind == "parameter"
+        writer = self.graph.nodes[root.writer]
+        return writer.op == "aten._to_copy.default" and self._is_parameter(writer.operands[0])
 
     @cached_property
     def of_batch_alone(self) -> frozenset[int]:

@@ -127,6 +127,11 @@ class _Filters:
         if not any(pin.matches(path) for path in known):
             shown = sorted({pattern_of(path) for path in known if path})
             raise UnknownName(f"--pin {pin.pattern!r} matches nothing in the model: its parts are {', '.join(shown)}")
+        if pin.choice == "expert" and not self.experts:
+            raise NoPlan(
+                f"--pin '{pin.pattern}=expert': the model has no experts (a product batched over the matrices of one parameter): "
+                "pin data or tensor"
+            )
 
     def _of(self, path: str, choices: tuple[str, ...]) -> str | None:
         """The last pin that matches wins."""

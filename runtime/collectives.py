@@ -72,9 +72,9 @@ class Collective:
         return self.finish(self.start(*values))
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [m]."""
+        """The values as one buffer [m], which holds them as they are: a lazy conjugate is made one."""
         if len(values) == 1:
-            return values[0].contiguous().view(-1)
+            return _as_held(values[0]).view(-1)
         return torch.cat([value.reshape(-1) for value in values])
 
     def room(self, value: int) -> int:
@@ -104,7 +104,7 @@ class Collective:
         for value, expanded in zip(values, self.expanded, strict=True):
             sizes = (*expanded[: self.split], self.size, expanded[self.split] // self.size, *expanded[self.split + 1 :])
             rows.append(value.reshape(sizes).movedim(self.split, 0).reshape(self.size, -1))
-        return rows[0].contiguous() if len(rows) == 1 else torch.cat(rows, 1)
+        return _as_held(rows[0]) if len(rows) == 1 else torch.cat(rows, 1)
 
     def _cut(self, i: int, value: Tensor) -> tuple[Tensor, ...]:
         """What each rank gets of a value."""
@@ -144,7 +144,8 @@ class Collective:
         return tuple(out)
 
     def unpack_blocks(self, buffer: Tensor, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are merged into sub-dim `gather`."""
+        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are merged into sub-dim `gather`. They are
+        contiguous, also where the ranks have one element each and a view would do: see `_Slice`."""
         assert self.gather is not None
         if self.uneven:
             return self._merge_padded(buffer)
@@ -152,7 +153,7 @@ class Collective:
         for flat, shape in zip(sizes, self.shapes, strict=True):
             length = math.prod(flat)
             block = buffer[:, at : at + length].view(self.size, *flat)
-            out.append(block.movedim(0, self.gather).reshape(shape))
+            out.append(block.movedim(0, self.gather).reshape(shape).contiguous())
             at += length
         return tuple(out)
 
@@ -252,6 +253,11 @@ def compile_collective(
     kind = _Local if size == 1 else _KINDS[instruction.kind]
     assert len(set(instruction.dtypes)) == 1, f"{instruction.id}: a bucket holds one dtype, got {instruction.dtypes}"
     return kind(instruction, group, size, position, reusable or [False] * len(instruction.sources))
+
+
+def _as_held(value: Tensor) -> Tensor:
+    """The value in memory as others read it: contiguous, and not still to be conjugated."""
+    return value.contiguous().resolve_conj()
 
 
 def _wait(pending: Pending) -> None:

@@ -57,24 +57,24 @@ def largest_error(found: Verification | str) -> float | str:
     return max(found.loss_error, found.gradient_error, found.parameter_error, found.buffer_error)
 
 
-def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verification | str]:
-    """What each rank does."""
+def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verification | str | None]:
+    """What each rank does; rank 0 alone trains in one process, and compares."""
     num_ranks, cases = payload
     groups: dict[Any, Groups] = {}
     references: dict[str, Reference] = {}
-    out: dict[str, Verification | str] = {}
+    out: dict[str, Verification | str | None] = {}
     with join(num_ranks) as place:
         for name, case in cases.items():
             try:
                 out[name] = _run(case, place, groups, references)
             except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as error:
                 out[name] = f"{type(error).__name__}: {(str(error) or 'no message').splitlines()[0]}"
-            if place.rank == 0:
-                emit({"name": name, "error": str(largest_error(out[name]))})
+            if (mine := out[name]) is not None and place.rank == 0:
+                emit({"name": name, "error": str(largest_error(mine))})
     return out
 
 
-def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> Verification:
+def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> Verification | None:
     program = case.programs[place.rank]
     key = (program.mesh.sizes, tuple(axes_used(program)))
     if key not in groups:
@@ -85,6 +85,8 @@ def _run(case: Case, place: Place, groups: dict[Any, Groups], references: dict[s
     gradients = gather_parameters(executor, executor.gradients)
     losses += [executor.step(workload.batch) for _ in range(STEPS - 1)]
     parameters, buffers = gather_parameters(executor), gather_buffers(executor)
+    if place.rank != 0:
+        return None
     asked = repr(case.ask)
     if asked not in references:
         references.clear()

@@ -41,6 +41,7 @@ __all__ = [
     "table_of",
     "traced",
     "with_choice",
+    "words_of",
 ]
 
 #: Sizes that four ranks divide, on each of their axes.
@@ -146,13 +147,26 @@ def mesh_of(text: str) -> Mesh:
     return Mesh(tuple(name for name, _ in parts), tuple(int(size) for _, size in parts))
 
 
-def split_by(model: Model, workload: Workload, words: Mapping[str, str], axis: int = 0, keep: Pins | None = None) -> Pins:
+def words_of(model: Model, workload: Workload) -> dict[int, str]:
+    """The words of atoms; what a layer norm has beside samples and what it norms is a sequence where nothing says what it is."""
+    names = atom_names(model, workload)
+    for node in model.graph.nodes:
+        if node.op == "aten.native_layer_norm.default":
+            dims = model.dims.ops[node.index]
+            names = dict.fromkeys((a for leaf, a in enumerate(dims.atoms) if leaf not in dims.fixed), "sequence") | names
+    return names
+
+
+def split_by(
+    model: Model, workload: Workload, words: Mapping[str, str], axis: int = 0, keep: Pins | None = None, least: int = 1
+) -> Pins:  # fmt: skip
     """Pins under which every op whose name or module contains a key of `words` splits, on `axis`, the sub-dim of that name if it
-    has one."""
-    names, keep = atom_names(model, workload), keep or Pins()
+    has one of at least `least`."""
+    names, keep = words_of(model, workload), keep or Pins()
 
     def is_word(node: Node, option: Option, word: str) -> bool:
-        return option.kind == "split" and names.get(model.dims.ops[node.index].atoms[option.number]) == word
+        dims, number = model.dims.ops[node.index], option.number
+        return option.kind == "split" and names.get(dims.atoms[number]) == word and dims.sizes[number] >= least
 
     def op(node: Node, at: int, option: Option) -> bool:
         word = next((w for key, w in words.items() if key in node.op or key in node.path), None)
@@ -182,7 +196,7 @@ def planned(
     cluster = cluster or load_cluster("cpu", num_devices=on.num_devices)
     costing = Costing(cluster, on.sizes, workload.optimizer, total_gradient_bytes(model.graph), clip_norm=workload.clip_norm)
     allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
-    table = build_table(model, costing, split_by(model, workload, words, axis, allowed) if words else allowed)
+    table = build_table(model, costing, split_by(model, workload, words, axis, allowed, on.sizes[axis]) if words else allowed)
     problem = table.problem(limit=limit)
     solution = solve(problem)
     if seed is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ import torch
 pytest.importorskip("transformers", reason="Hugging Face models need the extra: pip install 'shardwright[hf]'")
 
 from architectures import ask_of, rows_of
+from architectures_page import KINDS, MORE, Row, page
+from kinds import RANDOM, kinds_for
 from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
@@ -123,8 +126,9 @@ def test_a_backward_pass_that_adds_to_the_gradients_itself_is_refused() -> None:
         trace(partial(build, ask_of("reformer", special)))
 
 
-def wrong(names: list[str]) -> list[str]:
-    return [f"{row.name}: {row.refused or row.errors}" for row in rows_of(names) if not row.passed]
+def wrong(names: list[str], ranks: int = 2, dtype: str = "float64", kinds: Sequence[str] = KINDS) -> list[str]:
+    rows = rows_of(names, ranks=ranks, dtype=dtype, kinds=kinds)
+    return [f"{row.name}: {row.refused or row.replicated or row.errors}" for row in rows if not row.passed]
 
 
 def test_a_sample_trains_as_one_process_does() -> None:
@@ -132,12 +136,41 @@ def test_a_sample_trains_as_one_process_does() -> None:
     assert wrong(SAMPLE) == []
 
 
+def test_sequences_and_experts_are_split_over_four_ranks_in_float32() -> None:
+    kinds = ("chosen", "expert", "sequence")
+    (row,) = rows_of(["mixtral"], ranks=4, dtype="float32", kinds=kinds)
+    assert row.passed, row.errors
+    assert tuple(row.errors) == kinds
+
+
+def test_a_plan_that_a_model_does_not_admit_is_told_and_not_counted() -> None:
+    (row,) = rows_of(["gpt2"], kinds=("expert",))
+    assert "the model has no experts" in row.not_admitted["expert"]
+    assert not row.passed
+
+
+def test_the_second_part_of_the_page_counts_and_leaves_the_first() -> None:
+    rows = [
+        Row("decoder", "gpt2", errors={"chosen": 1e-12, "data": 1e-3}, not_admitted={"expert": "no experts"}, ranks=4),
+        Row("decoder", "gpt2", errors={"random 0": 1e-12}, left_out=0.25, ranks=4),
+        Row("decoder", "llama", errors={"chosen": 1e-12, "random 0": "it said why"}, ranks=4),
+    ]
+    first, heading, second = page(rows, f"the table\n\n{MORE}\n\nold").partition(MORE)
+    assert (first, heading) == ("the table\n\n", MORE)
+    assert "| 4 | float64 | 2 | 2 of 2 | - | 0 of 1 | - | - | - | - | - | 1 of 2 | 1e-03 | 25.0% (gpt2) |" in second
+    assert "* `gpt2`: no experts" in second
+    assert "* `gpt2`, 4 ranks, float64, data: 1e-03" in second
+    assert "* `llama`, 4 ranks, float64, random 0: it said why" in second
+    assert "old" not in second
+
+
 #: What is known not to pass; docs/architectures.md says why.
 KNOWN = {"dbrx", "gemma3n_text", "ibert", "jetmoe", "reformer", "udop"}
 
 
 def test_the_page_has_every_architecture_that_is_tried_and_says_why_some_fail() -> None:
-    lines = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8").splitlines()
+    text = (Path(__file__).parents[1] / "docs" / "architectures.md").read_text(encoding="utf-8")
+    lines = text.partition(MORE)[0].splitlines()
     rows = [line.split(" | ")[0].removeprefix("| ") for line in lines if line.startswith("| ")]
     failing = {line.split("`")[1] for line in lines if line.startswith("* `")}
     assert [row for row in rows if row != "architecture"] == [name for kind in ARCHITECTURES.values() for name in kind]
@@ -145,6 +178,8 @@ def test_the_page_has_every_architecture_that_is_tried_and_says_why_some_fail() 
 
 
 @pytest.mark.slow_matrix
+@pytest.mark.parametrize(("ranks", "dtype"), [(2, "float64"), (2, "float32"), (4, "float64"), (4, "float32")])
 @pytest.mark.parametrize("kind", ARCHITECTURES)
-def test_all_train_as_one_process_does(kind: str) -> None:
-    assert wrong([name for name in ARCHITECTURES[kind] if name not in KNOWN]) == []
+def test_all_train_as_one_process_does(kind: str, ranks: int, dtype: str) -> None:
+    names = [name for name in ARCHITECTURES[kind] if name not in KNOWN]
+    assert wrong(names, ranks, dtype, (*kinds_for(ranks), *RANDOM[ranks])) == []

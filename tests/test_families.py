@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import cache
 
 import pytest
+from kinds import kinds_for, plan_of, splits, what_is_wrong
 from matrix import TOLERANCES, Case, errors_of
 from small_plans import SIZES, Planned, ask_for, planned
 
@@ -16,12 +17,7 @@ from planner.model import Model
 from planner.models import MODELS
 from planner.program import Communicate
 from planner.strategies import options_of
-from planner.words import atom_names
 
-#: The plan that is chosen, by number of ranks: its meshes.
-CHOSEN = {2: ("a=2",), 4: ("a=4", "a=2,b=2")}
-#: Pure strategies that every family admits: name -> (axis, pin).
-PURE = {"data": ("dp", "*=ddp"), "zero3": ("dp", "*=zero3"), "tensor": ("tp", "*=tensor")}
 #: The word for the sub-dim that sequence parallelism splits in norms, of the families that have one.
 SEQUENCE = {"gpt": "sequence", "llama": "sequence", "moe": "sequence", "bert": "sequence", "t5": "sequence", "vit": "positions"}
 FAMILIES = [name for name in SIZES if name in MODELS]
@@ -32,36 +28,15 @@ SAMPLE = {2: ("llama", "bert", "t5", "moe", "gru", "unet"), 4: ("vit", "seq2seq-
 def plans_of(name: str, ranks: int, dtype: str) -> dict[str, Planned]:
     """By kind: a family's plans."""
     ask = ask_for(name, ranks, dtype=dtype)
-    out = {f"chosen {mesh}": planned(ask, mesh) for mesh in CHOSEN[ranks]}
-    out |= {kind: planned(ask, f"{axis}={ranks}", (pin,)) for kind, (axis, pin) in PURE.items()}
-    if name == "moe":
-        out["expert"] = planned(ask, f"ep={ranks}", ("*=expert",))
-    if name in SEQUENCE:
-        out["sequence"] = planned(ask, f"t={ranks}", words={"norm": SEQUENCE[name]})
-    return out
-
-
-def splits(plan: Planned) -> dict[int, set[int]]:
-    """By op: the atoms that its strategy splits."""
-    model = plan.model
-    return {
-        index: {model.dims.ops[index].atoms[o.number] for o in strategy.options if o.kind == "split"}
-        for index, strategy in plan.choices.strategies.items()
-    }
+    left_out = (set() if name in SEQUENCE else {"sequence", "context"}) | (set() if name == "moe" else {"expert"})
+    kinds = kinds_for(ranks, SEQUENCE.get(name, ""))
+    return {title: plan_of(ask, kind) for title, kind in kinds.items() if title not in left_out}
 
 
 def check_splits(name: str, ranks: int, dtype: str) -> None:
     """That the pure strategies split what their name says."""
-    plans = plans_of(name, ranks, dtype)
-    batch = plans["data"].model.batch_atoms
-    assert any(atoms & batch for atoms in splits(plans["data"]).values()), name
-    assert not any(atoms & batch for atoms in splits(plans["tensor"]).values()), name
-    assert any(splits(plans["tensor"]).values()), name
-    assert any(placement >= 0 for state in plans["zero3"].program.parameters for placement in state.stored), name
-    if name in SEQUENCE:
-        words = atom_names(plans["sequence"].model, plans["sequence"].workload)
-        split = splits(plans["sequence"]).values()
-        assert any(words.get(atom) == SEQUENCE[name] for atoms in split for atom in atoms), name
+    for kind, plan in plans_of(name, ranks, dtype).items():
+        assert not what_is_wrong(kind, plan, SEQUENCE.get(name, "")), f"{name}: {kind}"
 
 
 def errors_above(names: tuple[str, ...] | list[str], ranks: int, dtype: str = "float64") -> dict[str, float | str]:

@@ -176,6 +176,20 @@ def test_a_parameter_pin_matches_parameters_only() -> None:
         pins_for(model, mesh_of("dp=2"), (Pin("h.*.attn.qkv.bia", "zero3"),))
 
 
+def test_experts_of_a_model_that_has_none() -> None:
+    model, _ = traced(ask_for("gpt"))
+    with pytest.raises(NoPlan, match=r"--pin '\*=expert': the model has no experts .*: pin data or tensor"):
+        pins_for(model, mesh_of("ep=2"), (Pin("*", "expert"),))
+
+
+@pytest.mark.parametrize("precision", [{}, {"dtype": "float32", "compute": "bfloat16"}])
+def test_experts_are_known_by_their_parameters_cast_or_not(precision: dict[str, str]) -> None:
+    model, _ = traced(ask_for("moe", **precision))
+    sizes = {size for op in model.dims.ops for size, atom in zip(op.sizes, op.atoms, strict=True) if atom in model.expert_atoms}
+    assert sizes == {4}
+    assert pins_for(model, mesh_of("ep=2"), (Pin("*", "expert"),))
+
+
 @pytest.mark.parametrize("kv_heads", [2, 3])
 def test_fewer_key_heads_than_devices_are_told(kv_heads: int) -> None:
     message = f"{kv_heads} heads cannot be split over 4 devices, at most over {kv_heads}, .*: take smaller axes, or loosen one"
