@@ -96,9 +96,7 @@ def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
     torch.set_num_threads(1)
     emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C ends it without a word; an exception in torch's C++ would abort with a dump
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; an exception in torch's C++ would abort
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
     try:
         return getattr(importlib.import_module(module), name)(payload, emit)
@@ -113,9 +111,12 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"
 
 
-def _first(agent: ChildFailedError, told: list[UserError]) -> UserError:
-    """The cause: a process that a signal ended cannot tell; else the error that was told of first."""
+def _first(agent: ChildFailedError, told: list[UserError]) -> UserError | KeyboardInterrupt:
+    """The cause: a process that a signal ended cannot tell; else the error that was told of first. Of Ctrl-C a rank may die before this
+    process has heard of it."""
     for rank, failure in agent.failures.items():
+        if failure.exitcode == -signal.SIGINT:
+            return KeyboardInterrupt()
         if failure.exitcode < 0:
             return RunFailed(
                 f"rank {rank}: ended by {signal.Signals(-failure.exitcode).name}; if that is SIGKILL, memory ran out"

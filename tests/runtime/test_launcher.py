@@ -116,8 +116,7 @@ def test_interrupt_while_ranks_start_is_quiet(tmp_path: Path) -> None:
         children = [int(process.stdout.readline()) for _ in range(2)]
         os.killpg(process.pid, signal.SIGINT)
         errors = process.stderr.read()
-        assert process.wait(timeout=60) == 130
-    assert errors == ""
+        assert (process.wait(timeout=60), errors) == (130, "")
     assert not any(_is_running(child) for child in children)
 
 
