@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn, TypeVar
 
+from planner.solver.quiet import highs_has_begun
+
 __all__ = ["beside"]
 
 Result = TypeVar("Result")
@@ -41,7 +43,7 @@ def beside(work: Callable[[], Result]) -> Callable[[], Result]:
 
 def _can_fork() -> bool:
     """Whether there is a core for it, and HiGHS has not begun the threads that a forked process would wait for in vain."""
-    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and "highspy" not in sys.modules
+    return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and not highs_has_begun()
 
 
 def _send(work: Callable[[], object], pipe: int) -> NoReturn:

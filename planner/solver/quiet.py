@@ -8,7 +8,7 @@ import os
 import sys
 from functools import cache
 
-__all__ = ["silence_banner"]
+__all__ = ["highs_has_begun", "silence_banner"]
 
 
 @cache
@@ -27,3 +27,8 @@ def silence_banner() -> None:
         os.dup2(saved, 1)
         os.close(saved)
         os.close(null)
+
+
+def highs_has_begun() -> bool:
+    """Whether this process has made a HiGHS object, and HiGHS perhaps threads."""
+    return silence_banner.cache_info().currsize > 0
