@@ -23,11 +23,11 @@ __all__ = ["Surroundings", "Windows"]
 _NODES, _FEWEST, _MOST = 60, 10, 400
 
 #: Seconds that a window may take, and between which it is neither too large nor too small.
-_PATIENCE, _SLOW, _QUICK = 3.0, 0.4, 0.1
+_PATIENCE, _SLOW, _QUICK = 3.0, 0.6, 0.15
 
 #: A window has up to so many patches. Each grows by the node of which most neighbours are inside, among so many drawn; chance counts
 #: as this share of the neighbours.
-_PATCHES, _DRAWN, _CHANCE = 4, 100, 0.3
+_PATCHES, _DRAWN, _CHANCE = 3, 100, 0.3
 
 
 class Surroundings:
