@@ -312,19 +312,14 @@ class _Searcher:
         """What a person would have typed, each as good as it can be."""
         rows = []
         for name, mesh, pins in _typed(self.cluster):
+            row = Alternative(name=name, mesh=str(mesh), step_time_s=None, memory_bytes=None, fits=False)
             try:
                 found = self._typed(mesh, pins)
             except NoPlan as error:
-                rows.append(
-                    Alternative(name=name, mesh=str(mesh), step_time_s=None, memory_bytes=None, fits=False, reason=str(error))
-                )
+                rows.append(replace(row, reason=str(error)))
                 continue
-            rows.append(
-                Alternative(
-                    name=name, mesh=str(mesh), step_time_s=found.prediction.step_time_s,
-                    memory_bytes=found.prediction.total_memory_bytes, fits=found.fits(self.capacity),
-                )
-            )  # fmt: skip
+            seconds, held = found.prediction.step_time_s, found.prediction.total_memory_bytes
+            rows.append(replace(row, step_time_s=seconds, memory_bytes=held, fits=found.fits(self.capacity)))
         return tuple(rows)
 
     def _typed(self, mesh: Mesh, pins: tuple[Pin, ...]) -> Candidate:
