@@ -55,6 +55,11 @@ def test_a_killed_process_is_the_cause() -> None:
         launch("rank_checks:killed", 2)
 
 
+def test_a_rank_that_ctrl_c_ends_before_this_process_hears_of_it_is_an_interruption() -> None:
+    with pytest.raises(KeyboardInterrupt):
+        launch("rank_checks:killed", 2, signal.SIGINT)
+
+
 def test_a_failing_instruction_is_named() -> None:
     with pytest.raises(RunFailed, match=r"^rank \d: instruction c\d+ \(aten\.mm\.default, first\): mat1 and mat2"):
         launch("rank_checks:broken_program", 2)
@@ -94,12 +99,12 @@ if __name__ == "__mp_main__":
 from runtime.launcher import launch
 if __name__ == "__main__":
     sys.path.insert(0, sys.argv[1])
-    before = signal.getsignal(signal.SIGTERM)
+    names = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.getsignal(name) for name in names]  # a shell ignores SIGINT for what it starts in the background
     try:
         launch("rank_checks:sleeping", 2)
     except KeyboardInterrupt:
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        assert signal.getsignal(signal.SIGTERM) is before
+        assert [signal.getsignal(name) for name in names] == before
         sys.exit(130)
 """
 
