@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,12 @@ from runtime.training import train_plan
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 HERE = Path(__file__).parent / "keras_models.py"
-needs_keras = pytest.mark.skipif(find_spec("keras") is None, reason="Keras is not installed (the extra `keras`)")
 
 
 def ask(name: str) -> Ask:
     return Ask(model=f"keras:{HERE}:{name}", batch=16, seq=None, settings={}, dtype="float32", num_devices=2)
 
 
-@needs_keras
 @pytest.mark.parametrize("name", ["sentiment", "normed"])
 def test_a_keras_model_trains_on_two_ranks_and_gets_its_weights_back(name: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
@@ -76,7 +74,6 @@ def made(optimizer, **settings):
 """
 
 
-@needs_keras
 def test_a_keras_optimizers_settings_are_taken_or_refused(tmp_path: Path) -> None:
     (tmp_path / "right.py").write_text(f"{MADE}\ndef make():\n    return made(optimizers.Adam(0.03, global_clipnorm=2.0))\n")
     made = build(
@@ -85,7 +82,6 @@ def test_a_keras_optimizers_settings_are_taken_or_refused(tmp_path: Path) -> Non
     assert (made.optimizer, made.learning_rate, made.clip_norm) == ("adam", pytest.approx(0.03), 2.0)
 
 
-@needs_keras
 @pytest.mark.parametrize(("body", "words"), [
     ("return 3", "return \\(model, \\(x, y\\)\\)"),
     ("return keras.Sequential([keras.layers.Dense(1)]), (1, 2)", "is not compiled"),
@@ -103,7 +99,7 @@ def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
         build(wrong)
 
 
-@pytest.mark.skipif(find_spec("keras") is not None, reason="Keras is installed")
-def test_without_keras_the_extra_is_named() -> None:
+def test_without_keras_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "keras", None)
     with pytest.raises(BadValue, match=r"pip install 'shardwright\[keras\]'"):
         build(ask("sentiment"))
