@@ -15,7 +15,7 @@ from planner.workload import Workload
 from runtime.optimizers import make_optimizer
 from runtime.parameters import build, full_tensors
 
-__all__ = ["Reference", "Verification", "compare", "in_dtypes", "reference_run"]
+__all__ = ["Doubt", "Reference", "Verification", "compare", "in_dtypes", "reference_run"]
 
 
 #: Relative errors up to which a run counts as the same, by the dtype of products.
@@ -89,7 +89,7 @@ def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, 
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}
     rounding: dict[str, Tensor] = {}
-    doubts: dict[str, _Doubt] = {}
+    doubts: dict[str, Doubt] = {}
     for step in range(num_steps):
         losses.append(trainer.step(step))
         rounded.step(step)
@@ -97,7 +97,7 @@ def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, 
         change = {name: (other[name] - g).abs() for name, g in found.items()}
         gradients, rounding = gradients or found, rounding or change
         for name, gradient in found.items():
-            doubts.setdefault(name, _Doubt(gradient)).add(gradient, change[name])
+            doubts.setdefault(name, Doubt(gradient)).add(gradient, change[name])
     return Reference(
         losses=tuple(losses),
         gradients=gradients,
@@ -111,7 +111,7 @@ def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, 
     )
 
 
-class _Doubt:
+class Doubt:
     """How much of every element of a parameter's gradient is noise, step by step (`Reference.doubt`, `Reference.noise`)."""
 
     def __init__(self, like: Tensor) -> None:

@@ -1,4 +1,5 @@
-"""One torch thread for each test process and for those that it starts; pictures without a display; `gpu` tests skipped.
+"""One torch thread for each test process and for those that it starts, or as many as SHARDWRIGHT_TEST_THREADS says; pictures without a
+display; `gpu` tests skipped.
 
 Hypothesis draws the same examples in every `make test`, so that a commit passes or fails by what it changes; `make test-all` draws
 others.
@@ -11,8 +12,11 @@ import os
 import pytest
 from hypothesis import settings
 
+#: Kernels add in another order on another number of threads: no test may depend on it.
+_THREADS = os.environ.get("SHARDWRIGHT_TEST_THREADS", "1")
+
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[_name] = "1"
+    os.environ[_name] = _THREADS
 os.environ["MPLBACKEND"] = "Agg"
 settings.register_profile("fixed", derandomize=True)
 settings.load_profile("fixed")
@@ -21,7 +25,7 @@ settings.load_profile("fixed")
 def pytest_configure() -> None:
     import torch  # after the variables above, which it reads once
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(_THREADS))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 
 import numpy as np
@@ -216,14 +215,6 @@ def test_the_cache_tells_clusters_and_meshes_apart() -> None:
     assert seconds(slow, "all_gather") > seconds(fast, "all_gather")
     assert collective_model(fast, (8,), (0,)) is collective_model(round_cluster(), (8,), (0,))
     assert collective_model(fast, (2, 4), (0,)) is not collective_model(fast, (4, 2), (0,))
-
-
-def test_a_hundred_thousand_calls_take_less_than_two_seconds() -> None:
-    model = collective_model(load_cluster("dgx-h100", num_devices=64), (4, 2, 8), (1, 2))
-    start = time.perf_counter()
-    for nbytes in range(100_000):
-        model.time("all_reduce", nbytes)
-    assert time.perf_counter() - start < 2.0
 
 
 CLUSTERS = {name: name for name in list_clusters()}

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -22,11 +21,9 @@ def test_results_and_events() -> None:
 
 
 def test_failure_names_the_rank_and_its_error() -> None:
-    start = time.perf_counter()
     with pytest.raises(RunFailed, match=r"^rank 1: .*the disk is full") as caught:
         launch("rank_checks:failing", 2, 2)
     assert "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 90  # gloo itself would wait for half an hour
 
 
 _ENDED_WHILE_TALKING = """
