@@ -58,7 +58,10 @@ class Executor:
         self._groups = groups or {}
         self._state = shards(program, workload, rank, self.device)
         self._shards = [self._state[state.shard] for state in program.parameters]
-        self._optimizer = make_optimizer(workload.optimizer, self._shards, workload.learning_rate)
+        names = [state.name for state in program.parameters]
+        self._optimizer = make_optimizer(
+            workload.optimizer, self._shards, workload.learning_rate, workload.optimizer_settings, names
+        )
         self._fast = self._generate(recorded=False)
         self._recorded: Step | None = None
 

@@ -137,7 +137,9 @@ class _Trainer:
         self.parameters = dict(self.workload.module.named_parameters())
         held = list(self.parameters.values())
         self.compute = getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
-        self.optimizer = make_optimizer(self.workload.optimizer, held, self.workload.learning_rate)
+        self.optimizer = make_optimizer(
+            self.workload.optimizer, held, self.workload.learning_rate, self.workload.optimizer_settings, list(self.parameters)
+        )
 
     def move_by_a_rounding(self) -> None:
         """Moves every element of the parameters by one rounding of what products are in, up or down at random."""
