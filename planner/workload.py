@@ -37,8 +37,8 @@ class Workload:
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested batch is given by its tensors and its
     `nest` (`planner.batches`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
-    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it. `optimizer_settings` are the optimizer's own, over
-    those that its name implies; `options` are all sizes as resolved.
+    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it. `optimizer_settings` are the
+    optimizer's own, over those that its name implies; `options` are all sizes as resolved.
     `dim_names` gives the sub-dims of parameters the model's own words: a glob of parameter names to one comma list of
     sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that
     fits a name counts.

@@ -1,6 +1,7 @@
 """Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
 
-The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention` and their backwards are torch custom ops for
+The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention`, `masked_lstm`, `masked_recurrent` and their
+backwards are torch custom ops for
 tracing; the functions of the same names here are what the executor calls, some with a process group over which their work is
 split.
 """
@@ -15,6 +16,12 @@ from planner.kernels.dropout import dropout, dropout_backward, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.lstm import lstm_backward, lstm_forward
 from planner.kernels.masked_attention import masked_attention, masked_attention_backward
+from planner.kernels.masked_recurrent import (
+    masked_lstm,
+    masked_lstm_backward,
+    masked_recurrent,
+    masked_recurrent_backward,
+)
 from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
@@ -40,6 +47,10 @@ __all__ = [
     "lstm_forward",
     "masked_attention",
     "masked_attention_backward",
+    "masked_lstm",
+    "masked_lstm_backward",
+    "masked_recurrent",
+    "masked_recurrent_backward",
     "recurrent_backward",
     "recurrent_forward",
     "precision",

@@ -33,8 +33,9 @@ def loop_forward(
     b_hh: Tensor | None,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, hT, cT and the reserve; x [T, B, I] whole, all else this rank's hidden units."""
+    """y, hT, cT and the reserve; x [T, B, I] whole, all else this rank's hidden units. Where `mask` [T, B] is False, h and c stay."""
     num_steps, batch, _ = x.shape
     hidden = h0.shape[1]
     y = x.new_empty(num_steps, batch, hidden)
@@ -47,6 +48,9 @@ def loop_forward(
         _add_hidden(gates, h, blocks, group)
         c_next = reserve[t, :, 4 * hidden :]
         _cell(gates, c, c_next, y[t])
+        if mask is not None:
+            c_next.copy_(torch.where(mask[t, :, None], c_next, c))
+            y[t].copy_(torch.where(mask[t, :, None], y[t], h))
         h, c = y[t], c_next
     return y, h.clone(), c.clone(), reserve
 
@@ -64,8 +68,10 @@ def loop_backward(
     reserve: Tensor,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
+    mask: Tensor | None = None,
 ) -> Gradients:
-    """The gradients; split over a group, that of x is a partial sum over the ranks and the others are this rank's."""
+    """The gradients; split over a group, that of x is a partial sum over the ranks and the others are this rank's. What a step that
+    is masked was given goes on to the step before it."""
     num_steps, batch, hidden = y.shape
     blocks = hidden_blocks(w_hh, hidden, units).contiguous()
     grad_gates = y.new_empty(num_steps, batch, 4 * hidden)
@@ -75,8 +81,13 @@ def loop_backward(
         if grad_y is not None:
             dh = dh + grad_y[t]
         c_before = reserve[t - 1, :, 4 * hidden :] if t else c0
-        dc = _cell_backward(dh, dc, reserve[t], c_before, grad_gates[t])
-        dh = grad_hidden(grad_gates[t], blocks, group)[:, :hidden]
+        if mask is None:
+            dc = _cell_backward(dh, dc, reserve[t], c_before, grad_gates[t])
+            dh = grad_hidden(grad_gates[t], blocks, group)[:, :hidden]
+        else:
+            on = mask[t, :, None].to(dh.dtype)
+            dc = _cell_backward(dh * on, dc * on, reserve[t], c_before, grad_gates[t]) + dc * (1 - on)
+            dh = grad_hidden(grad_gates[t], blocks, group)[:, :hidden] + dh * (1 - on)
     flat = grad_gates.view(-1, 4 * hidden)
     gx = torch.mm(flat, w_ih).view_as(x)
     gw_ih = torch.mm(flat.t(), x.reshape(-1, x.shape[2]))

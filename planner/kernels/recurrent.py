@@ -1,6 +1,7 @@
 """`shardwright::recurrent` and its backward: one GRU or plain recurrent layer in one direction, as a loop over time.
 
-`mode` is `gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n: n = tanh(x_n + r h_n), h = (1 - z) n + z h_before.
+`mode` is `gru`, `keras-gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n, or in Keras's z, r, n:
+n = tanh(x_n + r h_n), h = (1 - z) n + z h_before. (`reset-gru`, whose reset gate comes before the product, is in `reset_gru`.)
 Split over a group of k ranks, a rank holds H/k hidden units of each gate; the whole h is gathered at every step and, backward, its
 partial gradient scattered. `reserve` [T, B, 4H] holds r, z, n and h_n of a GRU, [T, B, H] the result of a plain layer.
 """
@@ -16,22 +17,26 @@ from torch import Tensor
 
 from planner.kernels.groups import all_gather
 from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks, padded
+from planner.kernels.reset_gru import reset_gru_backward, reset_gru_forward
 
 __all__ = ["recurrent_backward", "recurrent_forward", "saved_parts"]
 
 
 def saved_parts(mode: str) -> int:
     """How many times H the reserve holds of each step."""
-    return 4 if mode == "gru" else 1
+    return 4 if mode.endswith("gru") else 1
 
 
 def recurrent_forward(
     x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mode: str,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden units. `units` are those of each rank
-    of the group, where they differ."""
+    of the group, where they differ. Where `mask` [T, B] is False, h stays."""
+    if mode == "reset-gru":
+        return reset_gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, group, units, mask)
     hidden = h0.shape[1]
     inputs = torch.nn.functional.linear(x, w_ih, b_ih)
     blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
@@ -41,7 +46,8 @@ def recurrent_forward(
             h.unsqueeze(0) if group is None else all_gather(padded(h.contiguous(), blocks.shape[1]), blocks.shape[0], group)[0]
         )
         recurrent = torch.bmm(whole, blocks).sum(0)
-        h, kept = _cell(inputs[t], recurrent if b_hh is None else recurrent + b_hh, h, mode)
+        new, kept = _cell(inputs[t], recurrent if b_hh is None else recurrent + b_hh, h, mode)
+        h = new if mask is None else torch.where(mask[t, :, None], new, h)
         ys.append(h)
         saved.append(kept)
     return torch.stack(ys), h.clone(), torch.stack(saved)
@@ -51,16 +57,23 @@ def recurrent_backward(
     grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
     mode: str, group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """The gradients of x (a partial sum over a group), h0, w_ih, w_hh and of either bias."""
+    if mode == "reset-gru":
+        return reset_gru_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, group, units, mask)
     blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
     into, through = [], []  # gradients of what comes from x, and of what comes from h
     for t in reversed(range(x.shape[0])):
         dh = dh if grad_y is None else dh + grad_y[t]
-        from_x, from_h, rest = _cell_backward(dh, reserve[t], y[t - 1] if t else h0, mode)
+        on = None if mask is None else mask[t, :, None].to(dh.dtype)
+        given = dh if on is None else dh * on
+        from_x, from_h, rest = _cell_backward(given, reserve[t], y[t - 1] if t else h0, mode)
+        kept = None if on is None else dh * (1 - on)
         dh = grad_hidden(from_h, blocks, group)[:, : h0.shape[1]]
         dh = dh if rest is None else dh + rest
+        dh = dh if kept is None else dh + kept
         into.append(from_x)
         through.append(from_h)
     gi, gh = torch.stack(into[::-1]), torch.stack(through[::-1])
@@ -71,10 +84,10 @@ def recurrent_backward(
 
 def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor, Tensor]:
     """The next h, and what backward needs."""
-    if mode != "gru":
+    if not mode.endswith("gru"):
         out = torch.tanh(from_x + from_h) if mode == "tanh" else torch.relu(from_x + from_h)
         return out, out
-    (xr, xz, xn), (hr, hz, hn) = from_x.chunk(3, 1), from_h.chunk(3, 1)
+    (xr, xz, xn), (hr, hz, hn) = _ordered(from_x.chunk(3, 1), mode), _ordered(from_h.chunk(3, 1), mode)
     r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
     n = torch.tanh(xn + r * hn)
     return n + z * (h - n), torch.cat([r, z, n, hn], 1)
@@ -82,14 +95,20 @@ def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor,
 
 def _cell_backward(dh: Tensor, saved: Tensor, before: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of what came from x and from h, and of h where it passes by the gates."""
-    if mode != "gru":
+    if not mode.endswith("gru"):
         slope = 1 - saved * saved if mode == "tanh" else (saved > 0).to(dh.dtype)
         return dh * slope, dh * slope, None
     r, z, n, hn = saved.chunk(4, 1)
     dn = dh * (1 - z) * (1 - n * n)
     dz = dh * (before - n) * z * (1 - z)
     dr = dn * hn * r * (1 - r)
-    return torch.cat([dr, dz, dn], 1), torch.cat([dr, dz, dn * r], 1), dh * z
+    return torch.cat(_ordered((dr, dz, dn), mode), 1), torch.cat(_ordered((dr, dz, dn * r), mode), 1), dh * z
+
+
+def _ordered(gates: Sequence[Tensor], mode: str) -> tuple[Tensor, Tensor, Tensor]:
+    """r, z, n of gates in the mode's order; and the other way round."""
+    first, second, third = gates
+    return (second, first, third) if mode == "keras-gru" else (first, second, third)
 
 
 @torch.library.custom_op("shardwright::recurrent", mutates_args=())

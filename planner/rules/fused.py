@@ -22,10 +22,15 @@ def _unit_group(call: Call, local: Local) -> LocalCall:
     return call.op, call.args, (group,) if len(set(units)) == 1 else (group, ("units", units))
 
 
+def _present(slots: tuple[str, ...], call: Call) -> list[str]:
+    """The names of the tensors that a call has, of all those that it may have."""
+    return [slot for slot, argument in zip(slots, call.args, strict=False) if isinstance(argument, Ref)]
+
+
 def _lstm_letters(name: str) -> Letters:
     tables: dict[str, Letters] = {
         "x": ((T,), (B,), (X_IN,)), "state": ((B,), (H,)), "w_ih": ((GATES, H), (X_IN,)), "w_hh": ((GATES, H), (H_IN,)),
-        "bias": ((GATES, H),), "y": ((T,), (B,), (H,)), "reserve": ((T,), (B,), (FIVE, H)),
+        "bias": ((GATES, H),), "mask": ((T,), (B,)), "y": ((T,), (B,), (H,)), "reserve": ((T,), (B,), (FIVE, H)),
     }  # fmt: skip
     return tables[name]
 
@@ -48,25 +53,25 @@ def _lstm_cost(passes: int) -> Any:
 _LSTM_NAMES = ((T, "time"), (B, "batch"), (GATES, "gate"), (H, "hidden units"))
 
 
-@register("shardwright.lstm", localize=_unit_group)
+@register("shardwright.lstm", "shardwright.masked_lstm", localize=_unit_group)
 def _lstm(call: Call) -> Signature:
-    """x, h0, c0, w_ih, w_hh, (b_ih, b_hh) -> y, h, c, reserve. The batch can be split; so can the hidden units of every gate,
-    with an all-gather of h at every time step. Time cannot."""
-    names = ["x", "state", "state", "w_ih", "w_hh", *["bias"] * (len(call.operands) - 5)]
+    """x, h0, c0, w_ih, w_hh, (b_ih, b_hh), (mask) -> y, h, c, reserve. The batch can be split; so can the hidden units of every
+    gate, with an all-gather of h at every time step. Time cannot."""
+    names = _present(("x", "state", "state", "w_ih", "w_hh", "bias", "bias", "mask"), call)
     return Signature(
         kind="lstm", sizes=_lstm_sizes(call.operands[0], call.operands[4]), operands=tuple(map(_lstm_letters, names)),
         results=tuple(map(_lstm_letters, ("y", "state", "state", "reserve"))), fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}),
         reduced=(frozenset(),) * 4, inner=frozenset({H}), contiguous=frozenset({H}), opaque=frozenset({3}), names=_LSTM_NAMES,
-        cost=_lstm_cost(1), lstm=lambda s: (s[T], s[B], s[X_IN], s[H]),
+        cost=_lstm_cost(1), lstm=None if "masked" in call.op else lambda s: (s[T], s[B], s[X_IN], s[H]),
         inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
     )  # fmt: skip
 
 
-@register("shardwright.lstm_backward", localize=_unit_group)
+@register("shardwright.lstm_backward", "shardwright.masked_lstm_backward", localize=_unit_group)
 def _lstm_backward(call: Call) -> Signature:
     """Gradients of y (h, c), then the saved tensors -> gradients of x, h0, c0, w_ih, w_hh, bias."""
-    slots = ["y", "state", "state", "x", "state", "state", "w_ih", "w_hh", "bias", "bias", "y", "state", "reserve"]
-    names = [slot for slot, argument in zip(slots, call.args, strict=True) if isinstance(argument, Ref)]
+    saved = ("y", "reserve", "mask") if "masked" in call.op else ("bias", "bias", "y", "state", "reserve")
+    names = _present(("y", "state", "state", "x", "state", "state", "w_ih", "w_hh", *saved), call)
     results = ("x", "state", "state", "w_ih", "w_hh", "bias")
     sizes = _lstm_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")])
     batch = frozenset({B})
@@ -84,7 +89,7 @@ def _lstm_backward(call: Call) -> Signature:
 
 def _recurrent_sizes(x: tuple[int, ...], w_hh: tuple[int, ...], mode: str) -> tuple[int, ...]:
     hidden = w_hh[1]
-    return (x[0], x[1], x[2], w_hh[0] // hidden, hidden, hidden, 4 if mode == "gru" else 1)
+    return (x[0], x[1], x[2], w_hh[0] // hidden, hidden, hidden, 4 if mode.endswith("gru") else 1)
 
 
 def _recurrent_cost(passes: int) -> Any:
@@ -98,25 +103,26 @@ def _recurrent_cost(passes: int) -> Any:
     return cost
 
 
-@register("shardwright.recurrent", localize=_unit_group)
+@register("shardwright.recurrent", "shardwright.masked_recurrent", localize=_unit_group)
 def _recurrent(call: Call) -> Signature:
-    """x, h0, w_ih, w_hh, (b_ih, b_hh) -> y, h, reserve: as an LSTM."""
-    names = ["x", "state", "w_ih", "w_hh", *["bias"] * (len(call.operands) - 4)]
+    """x, h0, w_ih, w_hh, (b_ih, b_hh), (mask) -> y, h, reserve: as an LSTM."""
+    names, mode = _present(("x", "state", "w_ih", "w_hh", "bias", "bias", "mask"), call), call.args[-1]
+    gathers = 2 if mode == "reset-gru" else 1
     return Signature(
-        kind="lstm", sizes=_recurrent_sizes(call.operands[0], call.operands[3], call.args[6]),
+        kind="lstm", sizes=_recurrent_sizes(call.operands[0], call.operands[3], mode),
         operands=tuple(map(_lstm_letters, names)), results=tuple(map(_lstm_letters, ("y", "state", "reserve"))),
         fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), reduced=(frozenset(),) * 3, inner=frozenset({H}), contiguous=frozenset({H}),
         opaque=frozenset({2}), names=_LSTM_NAMES, cost=_recurrent_cost(1),
-        inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T]),),
+        inner_traffic=lambda s, ranks: (("all_gather", float(s[B] * s[H] * ranks), s[T] * gathers),),
     )  # fmt: skip
 
 
-@register("shardwright.recurrent_backward", localize=_unit_group)
+@register("shardwright.recurrent_backward", "shardwright.masked_recurrent_backward", localize=_unit_group)
 def _recurrent_backward(call: Call) -> Signature:
     """Gradients of y (h), then the saved tensors -> gradients of x, h0, w_ih, w_hh and both biases."""
-    slots = ["y", "state", "x", "state", "w_ih", "w_hh", "y", "reserve"]
-    names = [slot for slot, argument in zip(slots, call.args, strict=False) if isinstance(argument, Ref)]
-    sizes = _recurrent_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")], call.args[8])
+    names, mode = _present(("y", "state", "x", "state", "w_ih", "w_hh", "y", "reserve", "mask"), call), call.args[-1]
+    times = 2 if mode == "reset-gru" else 1
+    sizes = _recurrent_sizes(call.operands[names.index("x")], call.operands[names.index("w_hh")], mode)
     batch = frozenset({B})
     grads = frozenset(range(sum(isinstance(argument, Ref) for argument in call.args[:2])))
     return Signature(
@@ -125,7 +131,8 @@ def _recurrent_backward(call: Call) -> Signature:
         fixed=frozenset({T, X_IN, GATES, H_IN, FIVE}), inner=frozenset({H}), contiguous=frozenset({H}), names=_LSTM_NAMES,
         cost=_recurrent_cost(2), linear=(grads,), reduced=(frozenset({H}), frozenset(), batch, batch, batch, batch),
         inner_traffic=lambda s, ranks: (
-            ("reduce_scatter", float(s[B] * s[H] * ranks), s[T]), ("all_gather", float(s[T] * s[B] * s[H] * ranks), 1),
+            ("reduce_scatter", float(s[B] * s[H] * ranks), s[T] * times),
+            ("all_gather", float(s[T] * s[B] * s[H] * ranks), times),
         ),
     )  # fmt: skip
 

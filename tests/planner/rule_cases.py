@@ -694,8 +694,8 @@ def _lstm_backward(g: Draw) -> Arguments:
 @case("shardwright.recurrent")
 def _recurrent(g: Draw) -> Arguments:
     t, b, i, h = g.size(1, 3), g.size(2, 4), g.size(1, 3), g.size(2, 4)
-    mode, bias = g.pick("gru", "tanh", "relu"), g.chance(0.7)
-    rows = 3 * h if mode == "gru" else h
+    mode, bias = g.pick("gru", "keras-gru", "reset-gru", "tanh", "relu"), g.chance(0.7)
+    rows = 3 * h if mode.endswith("gru") else h
     biases = (g.real(rows), g.real(rows)) if bias else (None, None)
     return (g.real(t, b, i), g.real(b, h), g.real(rows, i), g.real(rows, h), *biases, mode), {}
 
@@ -707,6 +707,36 @@ def _recurrent_backward(g: Draw) -> Arguments:
     wanted = g.pick((True, False), (True, True), (False, True))
     grads = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True))
     return (*grads, x, h0, w_ih, w_hh, y, reserve, mode), {}
+
+
+@case("shardwright.masked_lstm")
+def _masked_lstm(g: Draw) -> Arguments:
+    operands = _lstm_operands(g)
+    return (*operands, g.mask(*operands[0].shape[:2])), {}
+
+
+@case("shardwright.masked_lstm_backward")
+def _masked_lstm_backward(g: Draw) -> Arguments:
+    (*operands, mask), _ = _masked_lstm(g)
+    y, h, c, reserve = run_op("shardwright.masked_lstm", (*operands, mask), ())
+    grads = g.pick((True, False, False), (True, True, True), (False, True, False))
+    given = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True))
+    return (*given, *operands[:5], y, reserve, mask), {}
+
+
+@case("shardwright.masked_recurrent")
+def _masked_recurrent(g: Draw) -> Arguments:
+    (*operands, mode), _ = _recurrent(g)
+    return (*operands, g.mask(*operands[0].shape[:2]), mode), {}
+
+
+@case("shardwright.masked_recurrent_backward")
+def _masked_recurrent_backward(g: Draw) -> Arguments:
+    (*operands, mask, mode), _ = _masked_recurrent(g)
+    y, h, reserve = run_op("shardwright.masked_recurrent", (*operands, mask, mode), ())
+    wanted = g.pick((True, False), (True, True), (False, True))
+    grads = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True))
+    return (*grads, *operands[:4], y, reserve, mask, mode), {}
 
 
 @case("shardwright.attention")

@@ -34,6 +34,10 @@ __all__ = [
 ]
 
 KERNELS: dict[str, Callable[..., Any]] = {
+    "shardwright.masked_lstm": kernels.masked_lstm,
+    "shardwright.masked_lstm_backward": kernels.masked_lstm_backward,
+    "shardwright.masked_recurrent": kernels.masked_recurrent,
+    "shardwright.masked_recurrent_backward": kernels.masked_recurrent_backward,
     "shardwright.recurrent": kernels.recurrent_forward,
     "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,

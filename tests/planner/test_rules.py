@@ -112,6 +112,8 @@ _TRUE = {
     ("shardwright.dropout", "linear 0"): "true of the result; of a mask there is no partial sum",
     ("shardwright.lstm_backward", "free 2"): "input features: true of our loop, not of oneDNN's reserve",
     ("shardwright.recurrent_backward", "free 2"): "input features: as of an LSTM",
+    ("shardwright.masked_lstm_backward", "free 2"): "input features: as of an LSTM",
+    ("shardwright.masked_recurrent_backward", "free 2"): "input features: as of an LSTM",
     ("aten.xlogy.Tensor", "linear 0"): "not where y is 0",
     ("aten.nan_to_num.default", "linear 0"): "not where there is a NaN",
     ("aten.isnan.default", "linear 0"): "not where there is a NaN",
@@ -210,6 +212,8 @@ def test_reshape_is_refused_only_where_dims_do_not_nest(before: tuple[int, ...],
 
 _INNER = (
     "shardwright.lstm", "shardwright.lstm_backward", "shardwright.recurrent", "shardwright.recurrent_backward",
+    "shardwright.masked_lstm", "shardwright.masked_lstm_backward", "shardwright.masked_recurrent",
+    "shardwright.masked_recurrent_backward",
     "shardwright.cross_entropy",
 )  # fmt: skip
 
