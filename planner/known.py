@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils.weak import WeakIdKeyDictionary
 
-from planner.torch_private import is_fake, without_modes
+from planner.torch_private import deep_copy_of_fake, drop_constant, is_fake, without_modes
 
 __all__ = ["Known", "is_known"]
 
@@ -47,6 +47,7 @@ class Known(TorchFunctionMode):
         """From here on these tensors are data: parameters, buffers, and the batch."""
         for tensor in tensors:
             self.values.pop(tensor, None)
+            drop_constant(tensor)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -54,6 +55,8 @@ class Known(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is is_known:
             return not is_fake(args[0]) or args[0] in self.values
+        if func is Tensor.__deepcopy__ and is_fake(args[0]):
+            return self._deep_copy(*args)
         name = getattr(func, "__name__", "")
         if name == "__get__":
             return self._property(func, args)
@@ -68,11 +71,21 @@ class Known(TorchFunctionMode):
             if out is NotImplemented:
                 raise
             return out
+        if name == "__set__" and isinstance(args[0], Tensor):
+            drop_constant(args[0])  # of what `x.data` was before
         if known:
             self._follow(func, name, args, kwargs, out)
         elif tensors and _writes(name, kwargs):
             self._forget_memory(tensors[0] if "out" not in kwargs else kwargs["out"])
         return iter(out) if name == "__iter__" else out
+
+    def _deep_copy(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:
+        """`copy.deepcopy` of a fake tensor, which is known where the tensor is."""
+        made = deep_copy_of_fake(tensor, memo)
+        if tensor in self.values and made not in self.values:
+            with without_modes():
+                self.values[made] = self.values[tensor].clone()
+        return made
 
     def _without_data(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool) -> Any:
         """The result where all that the call reads is known, or what decides: masks, or single numbers; else NotImplemented."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.fx.traceback as fx_traceback
@@ -19,8 +20,9 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 )
 
 __all__ = [
-    "FakeTensorMode", "TorchDispatchMode", "decompositions", "fake_copies", "fake_mode_is_on", "functional", "is_fake", "joint_trace",
-    "label_new_nodes", "really", "sequence_number", "unfaked", "unlogged", "without_modes",
+    "FakeTensorMode", "TorchDispatchMode", "decompositions", "deep_copy_of_fake", "drop_constant", "fake_copies",
+    "fake_mode_is_on", "functional", "is_fake", "joint_trace", "label_new_nodes", "really", "sequence_number", "unfaked", "unlogged",
+    "without_modes",
 ]  # fmt: skip
 
 
@@ -32,6 +34,32 @@ def fake_mode_is_on() -> bool:
 def is_fake(tensor: torch.Tensor) -> bool:
     """Whether the tensor has a shape and no memory."""
     return isinstance(tensor, FakeTensor)
+
+
+def deep_copy_of_fake(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """What `copy.deepcopy` of a fake tensor is to give. torch's own copies the attributes of the Python object, its mode among them,
+    and tensors of two modes do not go together."""
+    if id(tensor) in memo:
+        return cast(torch.Tensor, memo[id(tensor)])
+    if not tensor.is_leaf:
+        raise RuntimeError("Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol")
+    made = tensor.detach().clone(memory_format=torch.preserve_format)
+    if isinstance(tensor, torch.nn.Parameter):  # its attributes are not copied, nor are they by torch
+        memo[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad)
+        return cast(torch.Tensor, memo[id(tensor)])
+    memo[id(tensor)] = made.requires_grad_(tensor.requires_grad)
+    own = set(vars(made))
+    for name, value in vars(tensor).items():
+        if name not in own:
+            setattr(made, name, copy.deepcopy(value, memo))
+    return made
+
+
+def drop_constant(tensor: torch.Tensor) -> None:
+    """Has a fake tensor forget the value that it may have been made from: a number read from it would be that of the first step for
+    ever. Private: no public way to tell such a tensor that it is data."""
+    if isinstance(tensor, FakeTensor):
+        tensor.constant = None
 
 
 @contextmanager

@@ -262,14 +262,8 @@ def _cast(workload: Workload, dtype: torch.dtype) -> Workload:
 
 
 def _cast_module(root: torch.nn.Module, dtype: torch.dtype) -> None:
-    """`root.to(dtype)`, which fails on fake tensors; a parameter that several modules share stays shared."""
-    casts: dict[torch.Tensor, torch.Tensor] = {}
-    for module in root.modules():
-        for name, parameter in list(module.named_parameters(recurse=False, remove_duplicate=False)):
-            if parameter.is_floating_point() and parameter.dtype != dtype:
-                if parameter not in casts:
-                    casts[parameter] = torch.nn.Parameter(parameter.detach().to(dtype), parameter.requires_grad)
-                setattr(module, name, casts[parameter])
-        for name, buffer in list(module.named_buffers(recurse=False)):
-            if buffer.is_floating_point() and buffer.dtype != dtype:
-                setattr(module, name, buffer.to(dtype))
+    """`root.to(dtype)`, which fails on fake tensors. Tensors stay the objects that they are, with all that refers to them: modules that
+    share one, a plain list that ties one."""
+    for tensor in (*root.parameters(), *root.buffers()):
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            tensor.data = tensor.data.to(dtype)
