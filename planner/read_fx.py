@@ -19,7 +19,7 @@ from planner.source_line import from_text
 from planner.torch_private import is_fake, really
 from planner.workload import Workload
 
-__all__ = ["ChangedInPlace", "Refused", "read_graph"]
+__all__ = ["NUMBERED", "ChangedInPlace", "Refused", "read_graph"]
 
 
 class Refused(NotTraceable):
@@ -54,7 +54,7 @@ _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.defaul
 #: Ops that promise to be given indices in range.
 _SAFE = {"aten._unsafe_index_put.default": "aten.index_put.default", "aten._unsafe_index.Tensor": "aten.index.Tensor"}
 #: Where random ops of ours have the number by which those of a step are told apart.
-_NUMBERED = {"dropout": 3, "uniform": 2}
+NUMBERED = {"dropout": 3, "uniform": 2}
 _RANDOM_HINT = "this random op is not planned: draw from torch.rand, randn, bernoulli, randint, multinomial or dropout"
 
 
@@ -295,8 +295,8 @@ def _normalised(
     for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
         kwargs.pop(name, None)
     namespace, name, overload = op.split(".")
-    if namespace == "shardwright" and name in _NUMBERED:
-        at = _NUMBERED[name]
+    if namespace == "shardwright" and name in NUMBERED:
+        at = NUMBERED[name]
         args = (*args[:at], Serial(args[at]), *args[at + 1 :])
     if namespace == "shardwright":
         return f"{namespace}.{name}", args, kwargs

@@ -7,7 +7,7 @@ where they are the same code with the same settings: classes, sizes and attribut
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["KEPT", "Stack", "shortened", "stacks_of"]
+__all__ = ["KEPT", "Run", "Stack", "shortened", "stacks_of", "watched"]
 
 #: Blocks of a stack that are traced: the first, three to compare, and the last.
 KEPT = 5
@@ -36,6 +36,14 @@ class Stack:
     short: str
     start: int
     length: int
+
+    @property
+    def whole_run(self) -> Run:
+        return Run(path=self.path, start=self.start, length=self.length)
+
+    @property
+    def short_run(self) -> Run:
+        return Run(path=self.short, start=self.start, length=KEPT)
 
     @property
     def num_copies(self) -> int:
@@ -66,6 +74,25 @@ class Stack:
         head = f"{self.short}." if self.short else ""
         number = name[len(head) :].partition(".")[0] if name.startswith(head) else ""
         return int(number) if number.isdigit() else None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """Children `start` to `start + length` (exclusive) of the container at `path`, of a whole module or of a shortened one."""
+
+    path: str
+    start: int
+    length: int
+
+    def blocks(self, module: nn.Module) -> list[nn.Module]:
+        return list(module.get_submodule(self.path).children())[self.start : self.start + self.length]
+
+    def block_of(self, name: str) -> int | None:
+        """The number, from 0 on, of the block that a name is in."""
+        head = f"{self.path}." if self.path else ""
+        number = name[len(head) :].partition(".")[0] if name.startswith(head) else ""
+        block = int(number) - self.start if number.isdigit() else -1
+        return block if 0 <= block < self.length else None
 
 
 def stacks_of(module: nn.Module) -> tuple[Stack, ...]:
@@ -133,7 +160,7 @@ def _alike(one: Any, other: Any, numbers: tuple[int, int], depth: int = 0) -> bo
     if type(one) is not type(other) or depth > 6:
         return False
     if isinstance(one, _PLAIN):
-        return bool(one == other) or (type(one) is int and (one, other) == numbers)
+        return bool(one == other) or (depth == 1 and type(one) is int and (one, other) == numbers)
     if isinstance(one, Tensor):
         return False
     if isinstance(one, Mapping):
@@ -163,3 +190,45 @@ def shortened(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[None]:
         for container, children in zip(containers, before, strict=True):
             container._modules.clear()
             container._modules.update(children)
+
+
+class _Own:
+    """A block's own number while its block is traced: all that is done with it, but keeping it, is seen."""
+
+    __class__ = property(lambda self: int)  # for `isinstance`; C code sees no int and asks `__index__`
+
+    def __init__(self, number: int, used: list[int]) -> None:
+        self.number, self.used = number, used
+
+
+def _seen(name: str) -> Callable[..., Any]:
+    def method(self: _Own, *others: Any) -> Any:
+        self.used.append(self.number)
+        return getattr(self.number, name)(*others)
+
+    return method
+
+
+for _name in set(vars(int)) - {"__new__", "__init__", "__getattribute__", "__getnewargs__", "__doc__", "__sizeof__"}:
+    setattr(_Own, _name, _seen(_name))
+
+
+@contextmanager
+def watched(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[list[int]]:
+    """Within it, in the shortened module, the own numbers of its blocks are in the list once a block has made use of one: what it
+    does with other numbers is not known then."""
+    used: list[int] = []
+    before: list[tuple[nn.Module, str, int]] = []
+    for stack in stacks:
+        blocks = stack.short_run.blocks(module)
+        for part in zip(*(block.modules() for block in blocks), strict=True):
+            for name, value in vars(part[0]).items():
+                if type(value) is int and name not in _OWN and value != vars(part[1])[name]:
+                    before += [(one, name, vars(one)[name]) for one in part]
+    for one, name, value in before:
+        setattr(one, name, _Own(value, used))
+    try:
+        yield used
+    finally:
+        for one, name, value in before:
+            setattr(one, name, value)

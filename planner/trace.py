@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable, UserError
+from planner.between import Between, Unlike, between
 from planner.decompose import decomposition_table
 from planner.graph import Graph
 from planner.kernels import Canonical, precision
 from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
-from planner.stacks import Stack, shortened, stacks_of
+from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number, unlogged
 from planner.unroll import Given, unroll
 from planner.workload import Workload
@@ -80,11 +81,20 @@ def _repeated(workload: Workload) -> Traced | None:
     stacks = stacks_of(module)
     if not stacks:
         return None
-    with shortened(module, stacks):
-        try:
-            short = _graph(workload)
-        except _FAILURES:  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
-            return None
+    try:
+        whole = _between(workload, tuple(stack.whole_run for stack in stacks))
+        with shortened(module, stacks):
+            if _between(workload, tuple(stack.short_run for stack in stacks)) != whole:
+                return None
+            with watched(module, stacks) as used:
+                short = _graph(workload)
+    except (
+        Unlike,
+        *_FAILURES,
+    ):  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
+        return None
+    if used:
+        return None
     given = tuple(_given(module))
     graph = unroll(short, stacks, given)
     if graph is None:
@@ -99,6 +109,20 @@ def _repeated(workload: Workload) -> Traced | None:
             assert found is not None, stacks
             shallow.append((less, found))
     return Traced(graph=graph, workload=workload, depth=depth, shallow=tuple(shallow))
+
+
+def _between(workload: Workload, runs: tuple[Run, ...]) -> Between:
+    """What the step does outside the blocks of the runs."""
+    module = workload.module
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+    def loss() -> Tensor:
+        with Canonical(torch.empty((), dtype=torch.int64)), precision(workload.compute):
+            inputs, named, target = workload.arguments(workload.batch)
+            outputs = torch.func.functional_call(module, tensors, inputs, named)  # what it sets its buffers to is taken back
+            return workload.losses(outputs, target)[0]
+
+    return between(module, runs, loss, workload.batch)
 
 
 def _given_less(given: tuple[Given, ...], stacks: tuple[Stack, ...], depth: int) -> tuple[Given, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import pytest
 import torch
@@ -60,6 +61,82 @@ class ByNumber(Chain):
         return out
 
 
+class Parent(Chain):
+    """Does something of its own after each block, given the block's number and all results so far."""
+
+    def __init__(self, treat: Callable[[int, Tensor, list[Tensor]], Tensor], count: int = 10) -> None:
+        super().__init__([nn.Linear(6, 6) for _ in range(count)])
+        self.treat = treat
+
+    def forward(self, x: Tensor) -> Tensor:
+        seen = [self.first(x)]
+        for number, block in enumerate(self.blocks):
+            seen.append(self.treat(number, block(seen[-1]), seen))
+        out: Tensor = self.last(seen[-1])
+        return out
+
+
+def _alike(number: int, x: Tensor, seen: list[Tensor]) -> Tensor:
+    return torch.relu(x) + 0.1 * seen[-1]
+
+
+def _one_apart(number: int, x: Tensor, seen: list[Tensor]) -> Tensor:
+    return x * 0.25 if number == 6 else x
+
+
+def _skip(number: int, x: Tensor, seen: list[Tensor]) -> Tensor:
+    return x + seen[3] if number == 7 else x
+
+
+def _hooked(number: int, x: Tensor, seen: list[Tensor]) -> Tensor:
+    if number == 5:
+        x.register_hook(lambda gradient: gradient * 0.5)
+    return x
+
+
+class _Slower(torch.autograd.Function):
+    """The same, with less of a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        ctx.scale = scale
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        return gradients[0] * ctx.scale, None
+
+
+def _slowed(number: int, x: Tensor, seen: list[Tensor]) -> Tensor:
+    return cast(Tensor, _Slower.apply(x, 0.5 if number == 6 else 0.9))
+
+
+class Counting(Chain):
+    """Divides by how many blocks there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = super().forward(x)
+        return x / len(self.blocks)
+
+
+class ByOwnNumber(Block):
+    """Knows which block it is, and one of them does something else; nothing in the parent tells it."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (0.5 if self.number == 6 else 1.0)
+
+
+class Inside(Chain):
+    """Calls a part of its blocks, not the blocks."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for number, block in enumerate(self.blocks):
+            x = block.norm(block.linear(x)) * (2.0 if number == 5 else 1.0)
+        out: Tensor = self.last(x)
+        return out
+
+
 class TwoLists(nn.Module):
     """Two lists of like modules that take turns: no list's blocks stand by themselves."""
 
@@ -103,6 +180,7 @@ REPEATED: dict[str, Callable[[], Workload]] = {
     "bert": built_in("bert", layers=8, width=8, heads=2, vocab=16, seq=4),
     "t5": built_in("t5", layers=8, width=8, heads=2, vocab=16, seq=4),
     "moe": built_in("moe", layers=8, width=8, heads=2, kv_heads=2, vocab=16, seq=4),
+    "a parent that does the same to all": step(lambda: Parent(_alike)),
     "mlp": built_in("mlp", layers=10, inputs=4, hidden=6, outputs=4),
 }
 
@@ -113,6 +191,13 @@ WHOLE: dict[str, Callable[[], Workload]] = {
     "counted": step(lambda: ByNumber([nn.Linear(6, 6) for _ in range(10)])),
     "shared": step(lambda: Chain([nn.Linear(6, 6)] * 10)),
     "two lists": step(TwoLists),
+    "one block apart": step(lambda: Parent(_one_apart)),
+    "a skip from one block to another": step(lambda: Parent(_skip)),
+    "a hook behind one block": step(lambda: Parent(_hooked)),
+    "less of a gradient behind one block": step(lambda: Parent(_slowed)),
+    "divided by the number of blocks": step(lambda: Counting([Block(i) for i in range(10)])),
+    "a block that asks for its number": step(lambda: Chain([ByOwnNumber(i) for i in range(10)])),
+    "parts of blocks": step(lambda: Inside([Block(i) for i in range(10)])),
 }
 
 
