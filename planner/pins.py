@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Hashable
 from dataclasses import dataclass
 
-from cost_models.errors import BadValue, NoPlan, UnknownName, unknown_name
-from planner.graph import Node, Parameter
+from cost_models.errors import BadValue, unknown_name
 from planner.layout import Mesh
-from planner.model import Model, Pins
-from planner.strategies import Option, options_of
-from planner.subdims import OpDims
-from planner.ties import pattern_of
 
-__all__ = ["PINS", "Pin", "parse_mesh", "parse_pin", "pins_for", "role_of"]
+__all__ = ["OP_PINS", "PARAMETER_PINS", "PINS", "Pin", "parse_mesh", "parse_pin", "role_of"]
 
 _ROLES = {
     "dp": "data",
@@ -44,10 +38,8 @@ PINS = {
     "zero2": "the same as zero1",
     "zero3": "parameters, gradients and optimizer state in pieces, gathered where they are used",
 }  # fmt: skip
-_OP_PINS = ("data", "tensor", "tp", "expert", "replicate")
-
-#: Kinds of op that do a model's work: what `tensor` must split.
-HEAVY = ("gemm", "conv", "attention", "lstm", "embedding")
+OP_PINS = ("data", "tensor", "tp", "expert", "replicate")
+PARAMETER_PINS = ("ddp", "zero1", "zero2", "zero3")
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,122 +84,3 @@ def parse_pin(text: str) -> Pin:
 def role_of(axis: str) -> str:
     """`data`, `tensor` or `free`."""
     return _ROLES.get(axis.rstrip("0123456789"), "free")
-
-
-def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
-    """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that matches nothing."""
-    filters = _Filters(model, mesh, pins)
-    return Pins(op=filters.op, alike=filters.alike, parameter=filters.parameter)
-
-
-class _Filters:
-    def __init__(self, model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> None:
-        self.model, self.mesh, self.pins = model, mesh, pins
-        self.roles = tuple(role_of(name) for name in mesh.names)
-        self.batch, self.experts, self.of_batch_alone = model.batch_atoms, model.expert_atoms, model.of_batch_alone
-        self._check_batch()
-        for pin in pins:
-            self._check_match(pin)
-        data = [a for a, role in enumerate(self.roles) if role == "data"]
-        self.data_axes = data or list(range(len(mesh.sizes)))
-        tensor = [a for a, role in enumerate(self.roles) if role != "data" and mesh.sizes[a] > 1]
-        self.tensor_axis = tensor[-1] if tensor else None
-
-    def _check_batch(self) -> None:
-        size = 1
-        for name, n in zip(self.mesh.names, self.mesh.sizes, strict=True):
-            size *= n if role_of(name) == "data" else 1
-        batch = self.model.graph.values[self.model.graph.inputs[0]].shape[0]
-        if batch < size:
-            raise NoPlan(f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}")
-
-    def _check_match(self, pin: Pin) -> None:
-        known = {n.path for n in self.model.graph.nodes} if pin.choice in _OP_PINS else set()
-        known |= {p.name for p in self.model.graph.parameters}
-        if not any(pin.matches(path) for path in known):
-            shown = sorted({pattern_of(path) for path in known if path})
-            raise UnknownName(f"--pin {pin.pattern!r} matches nothing in the model: its parts are {', '.join(shown)}")
-        if pin.choice == "expert" and not self.experts:
-            raise NoPlan(
-                f"--pin '{pin.pattern}=expert': the model has no experts (a product batched over the matrices of one parameter): "
-                "pin data or tensor"
-            )
-
-    def _of(self, path: str, choices: tuple[str, ...]) -> str | None:
-        """The last pin that matches wins."""
-        return next((p.choice for p in reversed(self.pins) if p.choice in choices and p.matches(path)), None)
-
-    # ---------------------------------------------------------------------------------------------- ops
-
-    def alike(self, node: Node) -> Hashable:
-        """What tied nodes must share for `op` to say the same of them."""
-        return self._of(node.path, _OP_PINS) if self.pins else None, self.model.roles[node.index]
-
-    def op(self, node: Node, axis: int, option: Option) -> bool:
-        """Whether `option` is allowed for `node` on `axis`."""
-        if self.mesh.sizes[axis] == 1:
-            return option.kind == "whole"
-        dims = self.model.dims.ops[node.index]
-        if self._too_few(dims, axis, option):
-            return False
-        choice = self._of(node.path, _OP_PINS)
-        if choice == "replicate":
-            return option.kind == "whole"
-        if choice == "data" or (choice is None and self.roles[axis] == "data"):
-            return self._data(node, axis, option)
-        if choice == "expert" and axis == self.tensor_axis:
-            return self._expert(node, axis, option)
-        if choice in ("tensor", "tp") and axis == self.tensor_axis:
-            return self._tensor(dims, option, must=dims.signature.kind in HEAVY)
-        if self.roles[axis] == "data":
-            return self._data(node, axis, option)
-        return self._tensor(dims, option, must=False) if self.roles[axis] == "tensor" else True
-
-    def _splits_batch(self, dims: OpDims, option: Option) -> bool:
-        return option.kind == "split" and dims.atoms[option.number] in self.batch
-
-    def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
-        """Whether the option splits three things unevenly that are not samples, as those of a fused QKV over 2 devices: never better
-        than what else there is, and so many more strategies. Fewer things than devices cannot be split, which is told elsewhere."""
-        if option.kind != "split" or self._splits_batch(dims, option):
-            return False
-        size, count = dims.sizes[option.number], self.mesh.sizes[axis]
-        return count <= size < 4 and size % count != 0
-
-    def _data(self, node: Node, axis: int, option: Option) -> bool:
-        """An op that has the batch splits it; one that has not runs whole, or on partial sums. What reads the batch tensors alone (the
-        number of targets that count) may run whole too: every rank can read them all."""
-        if node.index in self.of_batch_alone and option.kind == "whole":
-            return True
-        size, dims = self.mesh.sizes[axis], self.model.dims.ops[node.index]
-        able = any(self._splits_batch(dims, o) and dims.sizes[o.number] >= size for o in options_of(dims))
-        return self._splits_batch(dims, option) if able else option.kind != "split"
-
-    def _expert(self, node: Node, axis: int, option: Option) -> bool:
-        dims = self.model.dims.ops[node.index]
-
-        def splits(other: Option) -> bool:
-            return other.kind == "split" and dims.atoms[other.number] in self.experts
-
-        able = any(splits(o) and dims.sizes[o.number] >= self.mesh.sizes[axis] for o in options_of(dims))
-        return splits(option) if able else self._data(node, axis, option)
-
-    def _tensor(self, dims: OpDims, option: Option, *, must: bool) -> bool:
-        if self._splits_batch(dims, option):
-            return False
-        able = any(o.kind == "split" and not self._splits_batch(dims, o) for o in options_of(dims))
-        return option.kind == "split" if must and able else True
-
-    # ---------------------------------------------------------------------------------------------- parameters
-
-    def parameter(self, parameter: Parameter, axis: int, option: Option) -> bool:
-        """Whether `option` is allowed for `parameter` on `axis`."""
-        if self.mesh.sizes[axis] == 1:
-            return option.kind == "whole"
-        choice = self._of(parameter.name, ("ddp", "zero1", "zero2", "zero3"))
-        if choice is None or axis not in self.data_axes:
-            return True
-        wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[choice]
-        flat = [size for dim in self.model.dims.shapes[parameter.value] for size in dim]
-        able = any(size >= self.mesh.sizes[axis] for size in flat)
-        return option.kind == (wanted if able else "whole")

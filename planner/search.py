@@ -25,7 +25,8 @@ from planner.layout import Mesh
 from planner.lower import lower
 from planner.model import Model
 from planner.padding import cheaper_sizes, resized, vocabulary
-from planner.pins import Pin, pins_for
+from planner.pinned import check_pins, pins_for
+from planner.pins import Pin
 from planner.plan_file import Alternative, Hardware, Plan, SolverRecord, modelled, shallow_of
 from planner.predict import Prediction, peak_position, predict
 from planner.program import Program
@@ -120,6 +121,7 @@ def search(
     meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
     if mesh is None:
         searcher.check_batch()
+    check_pins(model, meshes, pins)
     alternatives_found = beside(searcher.alternatives) if own_process else searcher.alternatives
     proposals, left_out = [], []
     for index, one in enumerate(meshes):

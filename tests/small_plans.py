@@ -19,7 +19,8 @@ from planner.graph import Node
 from planner.layout import Mesh
 from planner.lower import lower
 from planner.model import Model, Pins
-from planner.pins import parse_pin, pins_for
+from planner.pinned import pins_for
+from planner.pins import parse_pin
 from planner.plan_file import modelled
 from planner.program import Program
 from planner.solver import Edge, Problem, Solution, solve

@@ -13,7 +13,7 @@ from small_plans import Planned, ask_for, planned
 
 from planner.ask import Ask
 from planner.ask import build as build_workload
-from planner.pins import HEAVY
+from planner.pinned import HEAVY
 from planner.program import Communicate, Compute, Program
 from planner.strategies import options_of
 from planner.words import atom_names, op_words

@@ -14,7 +14,7 @@ from planner.choices import read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.lower import lower
 from planner.padding import cheaper_sizes, resized, vocabulary
-from planner.pins import pins_for
+from planner.pinned import pins_for
 from planner.plan_file import plan_text
 from planner.predict import memory_by_category
 from planner.report import report

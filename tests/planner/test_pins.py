@@ -8,7 +8,8 @@ import pytest
 from small_plans import Planned, ask_for, mesh_of, planned, table_of, traced
 
 from cost_models.errors import BadValue, NoPlan, UnknownName
-from planner.pins import PINS, Pin, parse_mesh, parse_pin, pins_for, role_of
+from planner.pinned import check_pins, pins_for
+from planner.pins import PINS, Pin, parse_mesh, parse_pin, role_of
 from planner.words import atom_names
 
 
@@ -164,7 +165,8 @@ def test_an_unknown_choice_lists_what_is_known() -> None:
 def test_an_unknown_pattern_lists_the_parts() -> None:
     model, _ = traced(ask_for("gpt"))
     with pytest.raises(
-        UnknownName, match=r"--pin 'h.\*.atn' matches nothing in the model: its parts are .*h\.\*\.attn\.qkv, .*wte"
+        UnknownName,
+        match=r"--pin 'h.\*.atn' matches nothing in the model: did you mean 'h\.\*\.attn' or .*\? its parts are .*attn\.qkv, .*wte",
     ) as error:
         pins_for(model, mesh_of("tp=2"), (Pin("h.*.atn", "tensor"),))
     assert "h.0." not in str(error.value)
@@ -174,6 +176,48 @@ def test_a_parameter_pin_matches_parameters_only() -> None:
     model, _ = traced(ask_for("gpt"))
     with pytest.raises(UnknownName, match=r"--pin 'h\.\*\.attn\.qkv\.bia' matches nothing .*h\.\*\.attn\.qkv\.bias"):
         pins_for(model, mesh_of("dp=2"), (Pin("h.*.attn.qkv.bia", "zero3"),))
+
+
+@pytest.mark.parametrize("word", ["tensor", "data", "replicate", "expert"])
+def test_what_says_how_ops_run_is_not_said_of_a_parameter(word: str) -> None:
+    """It was accepted, and split nothing."""
+    model, _ = traced(ask_for("lstm"))
+    with pytest.raises(
+        UnknownName, match=rf"'lstm\.weight\*={word}' matches parameters only \(lstm\.weight_hh_l0, .*\), and {word} says"
+    ):
+        pins_for(model, mesh_of("tp=2"), (Pin("lstm.weight*", word),))
+
+
+@pytest.mark.parametrize(
+    ("name", "mesh", "pin", "message"),
+    [
+        ("gpt", "dp=2", "h.*.attn=tensor", r"mesh dp=2 has no axis of more than one device that may split anything but the batch"),
+        ("gpt", "dp=2,tp=1", "h.*.attn=tp", r"mesh dp=2,tp=1 has no axis of more than one device that may split anything"),
+        ("moe", "dp=2", "*=expert", r"mesh dp=2 has no axis of more than one device that may split anything but the batch"),
+        ("moe", "ep=2", "layers.*.attn=expert", r"nothing that it matches can split the experts over 2 devices"),
+        ("mlp", "a=64", "*=data", r"nothing that it matches can split the batch over 64 devices"),
+        ("lstm", "dp=2", "linear.bias=zero3", r"no dim of linear\.bias can be cut in 2 pieces"),
+        ("lstm", "tp=2,dp=1", "*=zero1", r"mesh tp=2,dp=1 has no data axis of more than one device to keep pieces on"),
+    ],
+)  # fmt: skip
+def test_a_pin_that_changes_nothing_is_refused(name: str, mesh: str, pin: str, message: str) -> None:
+    model, _ = traced(ask_for(name))
+    with pytest.raises(NoPlan, match=f"--pin '{re.escape(pin)}': {message}"):
+        check_pins(model, [mesh_of(mesh)], (parse_pin(pin),))
+
+
+def test_a_pin_is_refused_only_where_no_mesh_takes_it() -> None:
+    model, _ = traced(ask_for("gpt"))
+    pins = (parse_pin("h.*.attn=tensor"), parse_pin("*=zero3"), parse_pin("h.*.mlp=replicate"))
+    check_pins(model, [mesh_of("dp=2"), mesh_of("dp=1,tp=2")], pins)
+    check_pins(model, [mesh_of("dp=1")], pins)  # one device: nothing is split, and each holds
+    check_pins(model, [mesh_of("a=2")], ())
+
+
+def test_a_pin_of_light_ops_alone_splits_them() -> None:
+    """A norm pinned to `tensor` may not run whole where nothing in it does a model's work."""
+    plan = planned(ask_for("gpt"), "tp=2", ("h.*.ln_1=tensor",))
+    assert splits(plan, "h.0.ln_1", kind="norm") == splits(plan, "h.1.ln_1", kind="norm") == {"other"}
 
 
 def test_experts_of_a_model_that_has_none() -> None:
