@@ -10,7 +10,7 @@ import torch
 from cost_models.errors import unknown_name
 from planner import kernels
 
-__all__ = ["may_alias", "resolve", "returns_list"]
+__all__ = ["makes_tensors", "may_alias", "resolve", "returns_list"]
 
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
@@ -79,6 +79,17 @@ def may_alias(op: str) -> bool:
     return (
         overload is None or any(r.alias_info is not None for r in overload._schema.returns) or op == "aten._unsafe_view.default"
     )
+
+
+def makes_tensors(op: str) -> bool:
+    """Whether the op makes a tensor out of none, on a device that it must be told: left out, it would be the host's memory."""
+    if op in _OURS:
+        return op in ("shardwright.constant", "shardwright.uniform")
+    overload = None if op in _DIRECT else _overload(op)
+    if overload is None:
+        return False
+    takes_tensors = any("Tensor" in str(a.type) for a in overload._schema.arguments)
+    return not takes_tensors and any(a.name == "device" for a in overload._schema.arguments)
 
 
 def returns_list(op: str) -> bool:

@@ -19,7 +19,7 @@ from planner.program import Communicate, Compute, Group, Instruction, Program, R
 from runtime.aliases import references, reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size
-from runtime.operators import resolve, returns_list
+from runtime.operators import makes_tensors, resolve, returns_list
 
 __all__ = ["Step", "generate"]
 
@@ -149,11 +149,10 @@ def _instruction(writer: _Writer, instruction: Instruction, reusable: dict[str, 
 def _compute(writer: _Writer, instruction: Compute) -> tuple[str, list[int]]:
     call = writer.bind("op", resolve(instruction.op))
     arguments = [writer.argument(argument) for argument in instruction.args]
-    for key, value in instruction.kwargs:
-        if key == "device" and value is not None:
-            value = writer.device
-        if key != "pin_memory":
-            arguments.append(f"{key}={writer.argument(value)}")
+    given = {key: value for key, value in instruction.kwargs if key != "pin_memory"}
+    if given.get("device") is not None or makes_tensors(instruction.op):
+        given["device"] = writer.device
+    arguments += [f"{key}={writer.argument(value)}" for key, value in given.items()]
     targets = ["_" if i is None else f"t{i}" for i in instruction.results]
     comma = "," if len(targets) == 1 and returns_list(instruction.op) else ""
     line = f"{', '.join(targets)}{comma} = {call}({', '.join(arguments)})"

@@ -23,11 +23,18 @@ __all__ = ["Noise", "uniform"]
 _BITS = 23
 
 
-def uniform(key: Tensor, shape: Sequence[int], number: int, dtype: torch.dtype, places: Places | None = None) -> Tensor:
-    """Numbers above 0 and below 1, of which `places` says which part of the whole tensor they are; None: all of it."""
+def uniform(
+    key: Tensor,
+    shape: Sequence[int],
+    number: int,
+    dtype: torch.dtype,
+    places: Places | None = None,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Numbers above 0 and below 1 on `device`, of which `places` says which part of the whole tensor they are; None: all of it."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = (
-        draws(tuple(shape), torch.get_default_device(), key, number, places)
+        draws(tuple(shape), device or torch.get_default_device(), key, number, places)
         .bitwise_right_shift_(32 - _BITS)
         .bitwise_and_((1 << _BITS) - 1)
     )
