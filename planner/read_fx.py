@@ -51,6 +51,13 @@ _NO_CHANGE = {
     "aten.reshape.default", "aten.repeat.default", "aten.constant_pad_nd.default",
 }  # fmt: skip
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
+#: Ops that give nothing, and raise where numbers are bad: what they guard is then infinite or not a number, and seen.
+_CHECKS = {
+    "aten._linalg_check_errors.default",
+    "aten._assert_async.default",
+    "aten._assert_async.msg",
+    "aten._assert_scalar.default",
+}
 #: Ops that promise to be given indices in range.
 _SAFE = {"aten._unsafe_index_put.default": "aten.index_put.default", "aten._unsafe_index.Tensor": "aten.index.Tensor"}
 #: Where random ops of ours have the number by which those of a step are told apart.
@@ -146,6 +153,8 @@ class _Reader:
             self.known[node] = found[position]  # type: ignore[index, assignment]
             return
         op = str(node.target)
+        if op in _CHECKS:
+            return
         self._refuse(node, op)
         same = self._same_as(node, op)
         if same is None:
@@ -291,9 +300,13 @@ def _normalised(
     op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, in-place ops out of place; arguments
-    that only say where a tensor lies (device, layout, pinning) are dropped."""
+    that only say where a tensor lies (device, layout, pinning) are dropped. So is a memory format, which the device of the trace chose
+    (`kernels/formats.py`), unless it is the copy into plain order that a view to come needs."""
+    format_of_copy = kwargs.get("memory_format") if op == "aten.clone.default" else None
     for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
         kwargs.pop(name, None)
+    if format_of_copy == "torch.contiguous_format":
+        kwargs["memory_format"] = format_of_copy
     namespace, name, overload = op.split(".")
     if namespace == "shardwright" and name in NUMBERED:
         at = NUMBERED[name]
@@ -315,8 +328,9 @@ def _normalised(
         return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
     if op == "aten.transpose.int":
         order = list(range(rank))
-        a, b = args[1] % rank, args[2] % rank
-        order[a], order[b] = order[b], order[a]
+        if rank:
+            a, b = args[1] % rank, args[2] % rank
+            order[a], order[b] = order[b], order[a]
         return "aten.permute.default", (args[0], tuple(order)), {}
     if op == "aten.permute.default":
         return op, (args[0], tuple(d % rank for d in args[1])), {}

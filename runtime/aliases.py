@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from planner.operators import may_alias
 from planner.program import Communicate, Compute, Program, Ref
-from runtime.operators import may_alias
 
 __all__ = ["references", "reusable_sources"]
 

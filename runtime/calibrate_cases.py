@@ -17,8 +17,8 @@ from torch import Tensor
 from cost_models.device import OpRow
 from cost_models.memory import dtype_bytes
 from planner.graph import Ref
+from planner.operators import resolve
 from planner.rules import RULES, Call, OpCost
-from runtime.operators import resolve
 
 __all__ = ["GEMM_SHAPES", "Case", "cases", "gemm_case", "row_of"]
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 
+from planner.operators import makes_tensors, resolve, returns_list
 from planner.program import Communicate, Compute, Group, Instruction, Program, Ref, Update
 from runtime.aliases import references, reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size
-from runtime.operators import makes_tensors, resolve, returns_list
 
 __all__ = ["Step", "generate"]
 

@@ -42,7 +42,21 @@ class Canonical(Random):
         if func in (torch.as_strided, Tensor.as_strided):
             found = _windows(*args, **kwargs)
             return func(*args, **kwargs) if found is None else found
+        if func in _BY_FORMAT:
+            return func(*map(_contiguous, args), **{key: _contiguous(value) for key, value in kwargs.items()})
         return func(*args, **kwargs)
+
+
+#: Functions whose derivative is another one where the matrix is contiguous (its factors are then those of the transpose): which of the
+#: two is recorded must not depend on how the matrix lay in memory when it was.
+_BY_FORMAT = {
+    torch.det, torch.linalg.det, Tensor.det, torch.logdet, Tensor.logdet, torch.slogdet, torch.linalg.slogdet, Tensor.slogdet,
+    torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve,
+}  # fmt: skip
+
+
+def _contiguous(argument: Any) -> Any:
+    return argument.contiguous() if isinstance(argument, Tensor) else argument
 
 
 _RECURRENT = {torch.gru: "gru", torch.rnn_tanh: "tanh", torch.rnn_relu: "relu"}

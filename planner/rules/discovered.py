@@ -19,19 +19,19 @@ from cost_models.errors import BadValue
 from planner.graph import Ref, map_refs
 from planner.rules.discovery import SUM, Finding, FoundLetter, discover
 from planner.rules.instance import replaced
-from planner.rules.signature import Call, Letters, Local, LocalCall, Signature
+from planner.rules.signature import Call, Letters, Local, LocalCall, Signature, unsplit
 
 __all__ = ["cache_folder", "localized", "signature_of"]
 
 #: Raised whenever discovery finds otherwise than before: older files are then not read.
-_VERSION = 1
+_VERSION = 2
 
 
 def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
     """The discovered signature of a call; where nothing is found, one that cannot be split (`source` says which)."""
     with torch.no_grad():
         finding = _cached(call, dtypes)
-    return _whole(call) if finding is None else _signature(call, finding)
+    return unsplit(call, source="replicated") if finding is None else _signature(call, finding)
 
 
 def localized(signature: Signature, call: Call, local: Local) -> LocalCall:
@@ -73,17 +73,6 @@ def _signature(call: Call, finding: Finding) -> Signature:
 
 def _letters(dims: list[tuple[int, ...]]) -> Letters:
     return tuple(dims)
-
-
-def _whole(call: Call) -> Signature:
-    shapes = (*call.operands, *call.results)
-    sizes = tuple(size for shape in shapes for size in shape)
-    numbers = iter(range(len(sizes)))
-    letters: list[Letters] = [tuple((next(numbers),) for _ in shape) for shape in shapes]
-    return Signature(
-        kind="elementwise", sizes=sizes, operands=tuple(letters[: len(call.operands)]),
-        results=tuple(letters[len(call.operands) :]), fixed=frozenset(range(len(sizes))), source="replicated",
-    )  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------- the cache

@@ -112,7 +112,9 @@ def _cuts(instance: Instance) -> list[tuple[tuple[int, int], ...]]:
 
 def _letter(instance: Instance, trials: list[_Trial], cut: tuple[tuple[int, int], ...]) -> FoundLetter | None:
     size = instance.operands[cut[0][0]][cut[0][1]]
+    least = instance.highest if instance.has_indices else 1
     shards = [n for n in _SHARDS if size % n == 0] or [n for n in (3, 5, 7) if size % n == 0][:1]
+    shards = [n for n in shards if size // n >= least]
     paths = list(int_paths(instance.args, size))[:3]
     if not shards:
         return None
@@ -134,7 +136,7 @@ def _outcome(
 ) -> tuple[int, ...] | None:
     """What becomes of each result; None where shards do not make up some result, or not always in one way."""
     pieces = _run_shards(instance, trials[0], cut, paths, shards[0], woven=False)
-    if pieces is None:
+    if pieces is None or any(len(piece) != len(trials[0].results) for piece in pieces):  # a list of fewer tensors
         return None
     options = [_places(whole, [p[r] for p in pieces]) for r, whole in enumerate(trials[0].results)]
     for outcome in itertools.islice(itertools.product(*options), 16):
@@ -163,12 +165,12 @@ def _fits(
     instance: Instance, trial: _Trial, cut: tuple[tuple[int, int], ...], paths: Any, count: int, outcome: tuple[int, ...], woven: bool
 ) -> bool:  # fmt: skip
     pieces = _run_shards(instance, trial, cut, paths, count, woven)
-    if pieces is None:
+    if pieces is None or any(len(piece) != len(trial.results) for piece in pieces):
         return False
     for r, (whole, place) in enumerate(zip(trial.results, outcome, strict=True)):
         made = _joined([p[r] for p in pieces], place)
         if made is not None and woven and place >= 0:
-            made = torch.cat([made.narrow(place, i, 1) for i in _weave(made.shape[place], count)], place)
+            made = made.index_select(place, torch.tensor(_weave(made.shape[place], count), dtype=torch.int64))
         if not _same(whole, made):
             return False
     return True
@@ -236,11 +238,9 @@ def _is_linear(instance: Instance, trials: list[_Trial], group: tuple[int, ...])
             for o, half in zip(group, halves, strict=True):
                 operands[o] = half.to(operands[o].dtype) if sign else operands[o] - half
             results = run(instance, instance.args, operands)
-            if results is None:
+            if results is None or [r.shape for r in results] != [r.shape for r in trial.results]:
                 return False
             terms.append(results)
-        if not all(
-            _same(whole, a + b) for whole, a, b in zip(trial.results, *terms, strict=True) if whole.shape == a.shape == b.shape
-        ):
+        if not all(_same(whole, a + b) for whole, a, b in zip(trial.results, *terms, strict=True)):
             return False
     return True

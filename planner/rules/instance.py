@@ -33,12 +33,23 @@ class Instance:
     sizes: tuple[tuple[int, int], ...]
 
     def draw(self, seed: int, positive: bool) -> list[Tensor]:
-        """Numbers for the operands: floating ones in doubles, whole ones small enough to index any dim."""
+        """Numbers for the operands: floating ones in doubles, whole ones below `highest`."""
         generator = torch.Generator().manual_seed(seed)
-        high = max(2, min((s for shape in self.operands for s in shape if s > 1), default=2))
         return [
-            _numbers(shape, dtype, high, positive, generator) for shape, dtype in zip(self.operands, self.dtypes, strict=True)
+            _numbers(shape, dtype, self.highest, positive, generator)
+            for shape, dtype in zip(self.operands, self.dtypes, strict=True)
         ]
+
+    @property
+    def highest(self) -> int:
+        """Whole numbers are drawn below this one: they index any dim, and, cut to no less than this, a shard of any. Kernels are not
+        relied on to check: a few write wherever an index says."""
+        return 1 if any(1 in shape for shape in self.operands) else 2
+
+    @property
+    def has_indices(self) -> bool:
+        """Whether some operand is of whole numbers, which may be indices."""
+        return any(dtype.startswith(("int", "uint")) for dtype in self.dtypes)
 
 
 def _numbers(shape: tuple[int, ...], dtype: str, high: int, positive: bool, generator: torch.Generator) -> Tensor:
@@ -97,14 +108,21 @@ def replaced(args: Any, path: tuple[int, ...], value: int) -> Any:
     return tuple(replaced(item, path[1:], value) if index == path[0] else item for index, item in enumerate(args))
 
 
+#: What an op raises that refuses its arguments: torch's own errors are of these kinds, and so are those of ops written in Python.
+_REFUSALS = (
+    RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, MemoryError,
+)  # fmt: skip
+
+
 def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | None:
-    """The op's tensor results; None where it refuses its arguments."""
+    """The op's tensor results; None where it refuses its arguments, in whatever way."""
     place: Any = torch.ops
     for part in instance.op.split("."):
         place = getattr(place, part)
+    real, named = _real(map_refs(args, lambda i: tensors[i])), {k: _real(v) for k, v in instance.kwargs}
     try:
-        out = place(*_real(map_refs(args, lambda i: tensors[i])), **{k: _real(v) for k, v in instance.kwargs})
-    except (RuntimeError, IndexError, ValueError, TypeError, NotImplementedError):
+        out = place(*real, **named)
+    except _REFUSALS:
         return None
     results = list(out) if isinstance(out, tuple | list) else [out]
     return [r if isinstance(r, Tensor) else torch.empty(0) for r in results]

@@ -106,12 +106,19 @@ def _convolution_backward(call: Call) -> Signature:
 
 # ------------------------------------------------------------------------------------------------- pooling
 
-#: Which tensors of a call have the windows of the input (`i`) and which those of the output (`o`): operands, then results.
+#: Which tensors of a call have the windows of the input (`i`) and which those of the output (`o`): operands, then results. The
+#: gradients of maxima do not check that an index is within the image: they are not to be discovered by trying.
 _POOLS = {
     "aten.max_pool2d_with_indices.default": ("i", "oo"),
     "aten.max_pool2d_with_indices_backward.default": ("oio", "i"),
     "aten.max_pool3d_with_indices.default": ("i", "oo"),
     "aten.max_pool3d_with_indices_backward.default": ("oio", "i"),
+    "aten.adaptive_max_pool2d.default": ("i", "oo"),
+    "aten.adaptive_max_pool2d_backward.default": ("oio", "i"),
+    "aten.adaptive_max_pool3d.default": ("i", "oo"),
+    "aten.adaptive_max_pool3d_backward.default": ("oio", "i"),
+    "aten.fractional_max_pool2d_backward.default": ("oio", "i"),
+    "aten.fractional_max_pool3d_backward.default": ("oio", "i"),
     "aten.avg_pool2d.default": ("i", "o"),
     "aten.avg_pool2d_backward.default": ("oi", "i"),
     "aten.avg_pool3d.default": ("i", "o"),

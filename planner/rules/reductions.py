@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, dim_of, register, unsplit
 
 
 def _dims_of(argument: Any, rank: int) -> frozenset[int]:
@@ -67,7 +67,9 @@ def _topk(call: Call) -> Signature:
     """The dim searched has one letter before and another after, neither of which can be split."""
     (shape,) = call.operands
     rank = len(shape)
-    dim = (call.args[2] if len(call.args) > 2 else -1) % rank
+    if not rank:
+        return unsplit(call, "reduction")
+    dim = dim_of(call, 2, rank, -1)
     result = tuple((rank,) if d == dim else (d,) for d in range(rank))
     return Signature(
         kind="reduction", sizes=(*shape, call.args[1]), operands=(tuple((d,) for d in range(rank)),), results=(result, result),
@@ -80,7 +82,7 @@ def _softmax(call: Call) -> Signature:
     (shape,) = call.operands
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="softmax", sizes=shape, operands=(letters,), results=(letters,), fixed=frozenset({call.args[1] % len(shape)})
+        kind="softmax", sizes=shape, operands=(letters,), results=(letters,), fixed=_dims_of(call.args[1], len(shape))
     )
 
 
@@ -90,7 +92,7 @@ def _softmax_backward(call: Call) -> Signature:
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
         kind="softmax", sizes=shape, operands=(letters, letters), results=(letters,),
-        fixed=frozenset({call.args[2] % len(shape)}), linear=(frozenset({0}),),
+        fixed=_dims_of(call.args[2], len(shape)), linear=(frozenset({0}),),
     )  # fmt: skip
 
 
@@ -176,7 +178,9 @@ def _embedding_backward(call: Call) -> Signature:
 def _gather(call: Call) -> Signature:
     """The input's dim gathered along cannot be split, the index's can; others pass where input and index agree."""
     shape, index = call.operands
-    rank, dim = len(shape), call.args[1] % len(shape)
+    if not shape or not index:
+        return unsplit(call, "embedding")
+    rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index)
     same = [d for d in range(rank) if d != dim and shape[d] == index[d]]
     where = tuple((d,) if d in same else (rank + d,) for d in range(rank))
@@ -191,7 +195,9 @@ def _gather(call: Call) -> Signature:
 def _scatter(call: Call) -> Signature:
     """The dim scattered along cannot be split; others pass where all tensors agree."""
     shape, index, *sources = call.operands
-    rank, dim = len(shape), call.args[1] % len(shape)
+    if not all((shape, index, *sources)):
+        return unsplit(call, "embedding")
+    rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index, *(size for source in sources for size in source))
     same = {d for d in range(rank) if d != dim and all(s[d] == shape[d] for s in (index, *sources))}
     letters = [tuple((d,) if d in same else (i * rank + d,) for d in range(rank)) for i in range(2 + len(sources))]
@@ -208,7 +214,9 @@ def _scatter(call: Call) -> Signature:
 def _index_along(call: Call) -> Signature:
     """x, ids (, source): one dim by a list of ids; the ids' letter can be split where it is looked up."""
     shape, ids, *source = call.operands
-    rank, dim = len(shape), call.args[1] % len(shape)
+    if not shape:
+        return unsplit(call, "embedding")
+    rank, dim = len(shape), dim_of(call, 1, len(shape))
     whole = tuple((d,) for d in range(rank))
     picked = tuple((rank,) if d == dim else (d,) for d in range(rank))
     where: Letters = ((rank,),) if ids else ()

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RULES", "Call", "Letters", "Local", "OpCost", "Rule", "Signature", "register"]
+__all__ = ["RULES", "Call", "Letters", "Local", "OpCost", "Rule", "Signature", "dim_of", "register", "unsplit"]
 
 #: The letters of every dim of one tensor: ((0,), (1, 2)) is a tensor whose second dim is the product of letters 1 and 2.
 Letters = tuple[tuple[int, ...], ...]
@@ -97,6 +97,24 @@ class Local:
     pieces: dict[int, tuple[int, ...]] = field(default_factory=dict)
     offsets: dict[int, int] = field(default_factory=dict)
     leaves: tuple[tuple[tuple[int, int, int], ...], ...] = ()
+
+
+def dim_of(call: Call, place: int, rank: int, default: int = 0) -> int:
+    """The dim that stands at `place` of the arguments, counted from the front; 0 of a tensor without dims, as torch has it."""
+    dim: int = call.args[place] if len(call.args) > place else default
+    return dim % max(rank, 1)
+
+
+def unsplit(call: Call, kind: str = "elementwise", source: str = "written") -> Signature:
+    """The signature of a call of which nothing can be split."""
+    shapes = (*call.operands, *call.results)
+    sizes = tuple(size for shape in shapes for size in shape)
+    numbers = iter(range(len(sizes)))
+    letters: list[Letters] = [tuple((next(numbers),) for _ in shape) for shape in shapes]
+    return Signature(
+        kind=kind, sizes=sizes, operands=tuple(letters[: len(call.operands)]), results=tuple(letters[len(call.operands) :]),
+        fixed=frozenset(range(len(sizes))), source=source,
+    )  # fmt: skip
 
 
 #: op, args, kwargs to run on a shard; args still hold `Ref`s.

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, dim_of, register
 
 __all__ = ["common_letters"]
 
@@ -102,7 +102,7 @@ def _slice_letters(
 def _slice_args(call: Call, local: Local) -> LocalCall:
     """In one of equal pieces, the bounds shrink with the piece."""
     (shape,) = call.operands
-    dim = (call.args[1] if len(call.args) > 1 else 0) % len(shape)
+    dim = dim_of(call, 1, len(shape))
     return call.op, (call.args[0], dim, *_local_bounds(shape, dim, call.args[2:], local)), ()
 
 
@@ -117,7 +117,7 @@ def _local_bounds(shape: tuple[int, ...], dim: int, bounds: tuple[Any, ...], loc
 @register("aten.slice.Tensor", localize=_slice_args)
 def _slice(call: Call) -> Signature:
     (shape,) = call.operands
-    dim = (call.args[1] if len(call.args) > 1 else 0) % len(shape)
+    dim = dim_of(call, 1, len(shape))
     sizes, whole, piece, fixed = _slice_letters(shape, dim, *_run(shape[dim], call.args[2:]))
     return Signature(
         kind="view", sizes=sizes, operands=(whole,), results=(piece,), linear=(frozenset({0}),), cost=_no_cost,
@@ -128,7 +128,7 @@ def _slice(call: Call) -> Signature:
 @register("aten.select.int")
 def _select(call: Call) -> Signature:
     (shape,) = call.operands
-    dim = call.args[1] % len(shape)
+    dim = dim_of(call, 1, len(shape))
     return Signature(
         kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),),
         results=(tuple((d,) for d in range(len(shape)) if d != dim),), fixed=frozenset({dim}), linear=(frozenset({0}),),
@@ -137,19 +137,30 @@ def _select(call: Call) -> Signature:
 
 
 def _equal_split_args(call: Call, local: Local) -> LocalCall:
-    dim = (call.args[2] if len(call.args) > 2 else 0) % len(call.operands[0])
+    dim = dim_of(call, 2, len(call.operands[0]))
     return call.op, (call.args[0], local.results[0][dim], dim), ()
 
 
-@register("aten.split.Tensor", localize=_equal_split_args)
+@register("aten.split.Tensor", "aten.unsafe_split.Tensor", localize=_equal_split_args)
 def _split(call: Call) -> Signature:
+    """Pieces of one size."""
+    return _equal_pieces(call)
+
+
+@register("aten.chunk.default", "aten.unsafe_chunk.default")
+def _chunk(call: Call) -> Signature:
+    """So many pieces, or fewer."""
+    return _equal_pieces(call)
+
+
+def _equal_pieces(call: Call) -> Signature:
     """Equal pieces: the dim is (pieces, size), and `size` can be split, as the heads inside a fused QKV."""
     (shape,) = call.operands
-    dim = (call.args[2] if len(call.args) > 2 else 0) % len(shape)
-    if shape[dim] % call.args[1]:
+    rank, dim, pieces = len(shape), dim_of(call, 2, len(shape)), len(call.results)
+    size = shape[dim] // pieces
+    if any(result[dim] != size for result in call.results) or (size and "chunk" in call.op and pieces != call.args[1]):
         return _pieces(call, dim)
-    rank, pieces = len(shape), shape[dim] // call.args[1]
-    sizes = (*(call.args[1] if d == dim else s for d, s in enumerate(shape)), pieces)
+    sizes = (*(size if d == dim else s for d, s in enumerate(shape)), pieces)
     result = tuple((d,) for d in range(rank))
     return Signature(
         kind="view", sizes=sizes, operands=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),),
@@ -159,7 +170,7 @@ def _split(call: Call) -> Signature:
 
 @register("aten.split_with_sizes.default")
 def _split_with_sizes(call: Call) -> Signature:
-    dim = (call.args[2] if len(call.args) > 2 else 0) % len(call.operands[0])
+    dim = dim_of(call, 2, len(call.operands[0]))
     return _pieces(call, dim)
 
 
@@ -179,7 +190,7 @@ def _pieces(call: Call, dim: int) -> Signature:
 def _cat(call: Call) -> Signature:
     """Equal operands: the dim is (pieces, size), and `size` can be split; unequal: the dim cannot be split."""
     (result,) = call.results
-    rank, dim = len(result), (call.args[1] if len(call.args) > 1 else 0) % len(result)
+    rank, dim = len(result), dim_of(call, 1, len(result))
     together = (frozenset(range(len(call.operands))),)
     if len(set(call.operands)) == 1:
         sizes = (*call.operands[0], len(call.operands))
@@ -200,19 +211,19 @@ def _cat(call: Call) -> Signature:
 
 def _filled_args(call: Call, local: Local) -> LocalCall:
     """The shape to fill becomes local."""
-    dim = call.args[2] % len(call.results[0])
+    dim = dim_of(call, 2, len(call.results[0]))
     return call.op, (call.args[0], local.results[0], dim, *call.args[3:]), call.kwargs
 
 
 def _slice_backward_args(call: Call, local: Local) -> LocalCall:
-    dim = call.args[2] % len(call.results[0])
+    dim = dim_of(call, 2, len(call.results[0]))
     return call.op, (call.args[0], local.results[0], dim, *_local_bounds(call.results[0], dim, call.args[3:], local)), ()
 
 
 @register("aten.slice_backward.default", localize=_slice_backward_args)
 def _slice_backward(call: Call) -> Signature:
     (shape,) = call.results
-    dim = call.args[2] % len(shape)
+    dim = dim_of(call, 2, len(shape))
     sizes, whole, piece, fixed = _slice_letters(shape, dim, *_run(shape[dim], call.args[3:]))
     return Signature(
         kind="copy", sizes=sizes, operands=(piece,), results=(whole,), linear=(frozenset({0}),),
@@ -223,7 +234,7 @@ def _slice_backward(call: Call) -> Signature:
 @register("aten.select_backward.default", localize=_filled_args)
 def _select_backward(call: Call) -> Signature:
     (after,) = call.results
-    dim, rank = call.args[2] % len(after), len(after)
+    dim, rank = dim_of(call, 2, len(after)), len(after)
     return Signature(
         kind="copy", sizes=after, operands=(tuple((d,) for d in range(rank) if d != dim),),
         results=(tuple((d,) for d in range(rank)),), fixed=frozenset({dim}), linear=(frozenset({0}),),
@@ -233,7 +244,7 @@ def _select_backward(call: Call) -> Signature:
 @register("aten.unbind.int")
 def _unbind(call: Call) -> Signature:
     (shape,) = call.operands
-    dim = (call.args[1] if len(call.args) > 1 else 0) % len(shape)
+    dim = dim_of(call, 1, len(shape))
     rest = tuple((d,) for d in range(len(shape)) if d != dim)
     return Signature(
         kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),), results=(rest,) * len(call.results),
@@ -246,7 +257,7 @@ def _within(call: Call, dims: Iterable[int], linear: bool = True) -> Signature:
     (shape,) = call.operands
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="copy", sizes=shape, operands=(letters,), results=(letters,), fixed=frozenset(d % len(shape) for d in dims),
+        kind="copy", sizes=shape, operands=(letters,), results=(letters,), fixed=frozenset(d % len(shape) for d in dims if shape),
         linear=(frozenset({0}),) if linear else (),
     )  # fmt: skip
 
@@ -302,7 +313,7 @@ def _put_slice(call: Call) -> Signature:
     """x with a slice of a dim replaced: the dim cannot be split, the others pass. Partial sums pass where both are."""
     whole, piece = call.operands
     rank, select = len(whole), "select" in call.op
-    dim = (call.args[2] if len(call.args) > 2 else 0) % rank
+    dim = dim_of(call, 2, rank)
     at_piece = tuple((rank,) if d == dim else (d,) for d in range(rank) if not (select and d == dim))
     letters = tuple((d,) for d in range(rank))
     return Signature(

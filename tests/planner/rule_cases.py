@@ -839,7 +839,13 @@ def _select_backward(g: Draw) -> Arguments:
     return (g.real(*out.shape), tuple(x.shape), dim, index), {}
 
 
-@case("aten.split.Tensor")
+@case("aten.chunk.default", "aten.unsafe_chunk.default")
+def _chunk(g: Draw) -> Arguments:
+    dim = g.pick(0, 1, -1)
+    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), g.pick(1, 2, 3, 4, 5, 20), dim), {}
+
+
+@case("aten.split.Tensor", "aten.unsafe_split.Tensor")
 def _split(g: Draw) -> Arguments:
     dim = g.pick(0, 1, -1)
     return (
@@ -899,3 +905,34 @@ def _pad(g: Draw) -> Arguments:
 @case("aten.tril.default", "aten.triu.default")
 def _tril(g: Draw) -> Arguments:
     return (g.real(*g.sizes(g.pick(2, 3))), *g.pick((), (1,))), {}
+
+
+def _adaptive(rank: int) -> Callable[[Draw], Arguments]:
+    """Adaptive maximum pooling of that many dims, of a batch or of one sample."""
+    return lambda g: ((g.real(*(g.size(2, 3, 4) for _ in range(g.pick(1, 2))), *((6,) * rank)), (3,) * rank), {})
+
+
+def _adaptive_backward(rank: int) -> Callable[[Draw], Arguments]:
+    def make(g: Draw) -> Arguments:
+        (x, size), _ = _adaptive(rank)(g)
+        out, indices = run_op(f"aten.adaptive_max_pool{rank}d.default", (x, size), ())
+        return (g.real(*out.shape), x, indices), {}
+
+    return make
+
+
+def _fractional_backward(rank: int) -> Callable[[Draw], Arguments]:
+    def make(g: Draw) -> Arguments:
+        x = g.real(*g.sizes(2), *((6,) * rank))
+        how = ((2,) * rank, (3,) * rank)
+        samples = torch.full((*x.shape[:2], rank), 0.5, dtype=x.dtype)
+        out, indices = run_op(f"aten.fractional_max_pool{rank}d.default", (x, *how, samples), ())
+        return (g.real(*out.shape), x, *how, indices), {}
+
+    return make
+
+
+for _rank in (2, 3):
+    case(f"aten.adaptive_max_pool{_rank}d.default")(_adaptive(_rank))
+    case(f"aten.adaptive_max_pool{_rank}d_backward.default")(_adaptive_backward(_rank))
+    case(f"aten.fractional_max_pool{_rank}d_backward.default")(_fractional_backward(_rank))

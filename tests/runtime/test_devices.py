@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from planner.ask import Ask, build
 from planner.kernels import step_key
+from planner.operators import makes_tensors
 from planner.program import Program
 from planner.torch_private import TorchDispatchMode
 from runtime.executor import Executor
-from runtime.operators import makes_tensors
 from runtime.source import generate
 
 AWAY = torch.device("meta")

@@ -9,8 +9,9 @@ import torch
 
 from cost_models.errors import unknown_name
 from planner import kernels
+from planner.kernels.formats import alike
 
-__all__ = ["makes_tensors", "may_alias", "resolve", "returns_list"]
+__all__ = ["bare", "makes_tensors", "may_alias", "resolve", "returns_list"]
 
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
@@ -60,7 +61,12 @@ _DIRECT: dict[str, Callable[..., Any]] = {
 
 
 def resolve(op: str) -> Callable[..., Any]:
-    """The callable for an op's name; an unknown name is refused with the nearest known one."""
+    """The callable for an op's name, which takes operands of any strides; an unknown name is refused with the nearest known one."""
+    return alike(op, bare(op))
+
+
+def bare(op: str) -> Callable[..., Any]:
+    """The same, as torch has it: some ops read operands by address."""
     if op in _OURS:
         return _OURS[op]
     if op in _DIRECT:
@@ -77,7 +83,9 @@ def may_alias(op: str) -> bool:
         return op == "shardwright.reshape"
     overload = _overload(op)
     return (
-        overload is None or any(r.alias_info is not None for r in overload._schema.returns) or op == "aten._unsafe_view.default"
+        overload is None
+        or any(r.alias_info is not None for r in overload._schema.returns)
+        or op.startswith(("aten._unsafe_view", "aten.unsafe_"))  # views that promise not to be written to
     )
 
 
