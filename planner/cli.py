@@ -15,7 +15,7 @@ from typing import Any
 import click
 
 from cost_models.errors import BadValue
-from planner import cli_inspect, cli_solve
+from planner import cli_inspect, cli_solve, hash_seed
 from planner.cli_group import PlanGroup, end_on_interrupt, uncollected
 from planner.cli_options import (
     NATURAL,
@@ -40,6 +40,8 @@ DEFAULT_HARDWARE = "dgx-h100"
 def main() -> None:
     """The console script `plan`."""
     end_on_interrupt()
+    if _makes_a_persons_model(sys.argv[1:]):
+        hash_seed.start_again()
     try:
         cli.main()
     except SystemExit as end:
@@ -50,6 +52,11 @@ def main() -> None:
                 sys.stdout.flush()
             os._exit(end.code if isinstance(end.code, int) else 1)
         raise
+
+
+def _makes_a_persons_model(words: list[str]) -> bool:
+    """Whether this process is to make a model that a person wrote: ranks make it again, and both are to go through sets alike."""
+    return any(":" in word for word in words) or (bool(words) and words[0] in ("simulate", "explain", "compare"))
 
 
 @click.group(

@@ -6,6 +6,7 @@ Ranks receive the plan's file: they trace the model again (`model_of`), check th
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -17,10 +18,13 @@ from cost_models.errors import BadPlan
 from planner.ask import Ask, build
 from planner.choices import Choices
 from planner.costing import Costing, total_gradient_bytes
+from planner.graph import Graph
+from planner.hash_seed import chosen
 from planner.layout import Layout, Mesh, local_sizes
 from planner.lower import lower
 from planner.model import Model
 from planner.program import Program
+from planner.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
 from planner.shallow import Shallow, fits_together
 from planner.strategies import Option, op_strategies, parameter_strategies
 from planner.subdims import infer
@@ -30,7 +34,8 @@ from planner.views import is_view, resolve
 from planner.workload import Workload
 
 __all__ = [
-    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "costing_of", "model_of", "modelled", "plan_text",
+    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "costing_of", "graph_of", "model_of", "modelled",
+    "plan_text",
     "program_of", "read_plan", "shallow_of", "traced_of", "workload_of", "write_plan",
 ]  # fmt: skip
 
@@ -189,21 +194,49 @@ def workload_of(plan: Plan) -> Workload:
     return build(plan.ask)
 
 
-def model_of(plan: Plan) -> Model:
-    """The plan's model, traced again. Raises BadPlan if it is another graph than the plan was made for."""
-    return modelled(traced_of(plan))
+def graph_of(plan: Plan, seed: int = 0) -> Graph:
+    """The graph of the plan's model, traced again, whichever it is."""
+    return trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed).graph
 
 
-def traced_of(plan: Plan) -> Traced:
+def model_of(plan: Plan, seed: int = 0) -> Model:
+    """The plan's model, traced again under a seed. Raises BadPlan if it is another graph than the plan was made for."""
+    return modelled(traced_of(plan, seed))
+
+
+def traced_of(plan: Plan, seed: int = 0) -> Traced:
     """The plan's model and workload, traced again, as `model_of`."""
-    traced = trace(lambda: workload_of(plan), plan.ask.model, whole=True)
+    traced = trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed)
     found = traced.graph.digest()
     if found != plan.graph_hash:
         raise BadPlan(
             f"the plan was made for another graph of {plan.ask.model!r} (hash {plan.graph_hash[:12]}, now {found[:12]}): "
-            "the model's code or torch has changed; plan again"
+            f"{_why_another(plan, found, seed)}"
         )
     return traced
+
+
+def _why_another(plan: Plan, found: str, seed: int) -> str:
+    """Why a graph of the plan's model is another than the plan's, and what to do."""
+    if seed and graph_of(plan).digest() == plan.graph_hash:
+        return f"the model draws random numbers that decide what it computes; it was planned under seed 0 and run under {seed}"
+    if graph_of(plan, seed).digest() != found:
+        return (
+            "each time that it is made the model computes something else (the time, random numbers without a seed, the order of a "
+            "set of objects): make it the same each time"
+        )
+    here = chosen()
+    if (not here or plan.summary.get("hash_seed") != here) and _order_differs(plan, found, here):
+        return SET_ORDER
+    return "the model's code or torch has changed; plan again"
+
+
+def _order_differs(plan: Plan, found: str, here: str) -> bool:
+    """Whether processes with other hash seeds than `here` find another graph."""
+    with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
+        write_plan(plan, Path(folder) / "plan.json")
+        others = (digest_elsewhere(Path(folder) / "plan.json", hash_seed) for hash_seed in HASH_SEEDS if hash_seed != here)
+        return any(other not in ("", found) for other in others)
 
 
 def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
@@ -253,9 +286,9 @@ def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ..
         raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
 
 
-def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0) -> Program:
+def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0, seed: int = 0) -> Program:
     """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on another cluster. Rank 0 holds the
-    largest shards."""
-    model = model_of(plan)
+    largest shards. `seed` is that of the run."""
+    model = model_of(plan, seed)
     timing = None if cluster is None else costing_of(plan, model, cluster)
     return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-__all__ = ["from_frames", "from_text"]
+__all__ = ["from_frames", "from_text", "is_own"]
 
 #: Files beside the built-in models that hold no model: they build or wrap those of others.
 _NO_MODELS = ("hugging_face.py", "hugging_face_module.py", "keras_model.py", "spec.py", "user.py")
@@ -27,6 +27,11 @@ def from_frames(frames: Iterable[traceback.FrameSummary]) -> str:
 def from_text(stack: str) -> str:
     """The same, of a stack trace as text."""
     return _told(re.findall(r'File "(.*?)", line (\d+), in .*\n +(.*)', stack))
+
+
+def is_own(file: str) -> bool:
+    """Whether a file is the user's, or a built-in model."""
+    return _is_own(Path(file))
 
 
 def _told(lines: list[_Line]) -> str:

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.hung import same_hung
+
 __all__ = ["KEPT", "Run", "Stack", "shortened", "stacks_of", "watched"]
 
 #: Blocks of a stack that are traced: the first, three to compare, and the last.
@@ -138,6 +140,9 @@ def _alike_modules(one: nn.Module, other: nn.Module, numbers: tuple[int, int], s
             return False
     hooked = [k for k in _OWN if k.endswith("_hooks") and (getattr(one, k, None) or getattr(other, k, None))]
     settings = [{k: v for k, v in vars(m).items() if k not in _OWN} for m in (one, other)]
+    pairs = [(mine, other._parameters[name]) for name, mine in one._parameters.items() if mine is not None]
+    if not all(same_hung(mine, theirs, lambda a, b: _alike(a, b, numbers)) for mine, theirs in pairs if theirs is not None):
+        return False
     if hooked or not _alike(settings[0], settings[1], numbers):
         return False
     children = [dict(m.named_children()) for m in (one, other)]

@@ -9,6 +9,7 @@ from cost_models.cluster import Cluster
 from cost_models.roofline import matrix_peak
 from planner.choices import Choices
 from planner.costing import Costing, op_dtype
+from planner.hash_seed import chosen
 from planner.layout import Mesh
 from planner.model import Model
 from planner.predict import Prediction
@@ -62,4 +63,5 @@ def summarise(
             for row in describe(model, workload, mesh, choices, costing)
         ],
         "planning_time_s": elapsed,
+        "hash_seed": chosen(),
     }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any, cast
 
 import torch
@@ -20,8 +22,9 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 )
 
 __all__ = [
-    "FakeTensorMode", "TorchDispatchMode", "decompositions", "deep_copy_of_fake", "drop_constant", "fake_copies",
-    "fake_mode_is_on", "functional", "is_fake", "joint_trace", "label_new_nodes", "really", "sequence_number", "unfaked", "unlogged",
+    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "decompositions", "deep_copy_of_fake", "drop_constant",
+    "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hung_attributes", "is_fake",
+    "joint_trace", "label_new_nodes", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged",
     "without_modes",
 ]  # fmt: skip
 
@@ -83,6 +86,44 @@ def unlogged() -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
+
+
+def gradient_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks of `register_hook`, in their order. Private: torch has no way to ask for them."""
+    return list((tensor._backward_hooks or {}).values())
+
+
+def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks of `register_post_accumulate_grad_hook`. Private: torch has no way to ask for them."""
+    return list((getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values())
+
+
+def accumulate_hooks(parameter: torch.Tensor) -> list[Callable[..., Any]]:
+    """The hooks on the node that adds to a parameter's `grad`. Private: only the garbage collector tells what a node refers to."""
+    if not parameter.requires_grad:
+        return []
+    node = torch.autograd.graph.get_gradient_edge(parameter).node
+    hooks = [held for held in gc.get_referents(node) if isinstance(held, dict) and held is not parameter._backward_hooks]
+    return [hook for held in hooks for hook in held.values()]
+
+
+def global_module_hooks() -> list[Callable[..., Any]]:
+    """The hooks that run for every module of the process. Private: torch has no way to ask for them."""
+    held = vars(torch.nn.modules.module)
+    names = ("forward", "forward_pre", "backward", "backward_pre")
+    return [hook for name in names for hook in held[f"_global_{name}_hooks"].values()]
+
+
+def hung_attributes(tensor: torch.Tensor) -> dict[str, Any]:
+    """What a person has set on a tensor, by name. Private: fake tensors keep their own among it."""
+    return {name: value for name, value in vars(tensor).items() if name not in _names_of_fakes()}
+
+
+@cache
+def _names_of_fakes() -> frozenset[str]:
+    with unset_fake_temporarily():
+        fake = FakeTensorMode().from_tensor(torch.empty(0))
+    return frozenset(vars(fake)) | {"_is_param"}
 
 
 def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:

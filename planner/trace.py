@@ -18,13 +18,16 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable, UserError
 from planner.between import Between, Unlike, between
+from planner.chance import seeded
 from planner.decompose import decomposition_table
 from planner.graph import Graph
+from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
 from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
+from planner.steady import steady
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number, unlogged
 from planner.unroll import Given, unroll
 from planner.workload import Workload
@@ -51,19 +54,20 @@ class Traced:
     shallow: tuple[tuple[int, Graph], ...] = ()
 
 
-def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: bool = False) -> Traced:
+def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: bool = False, seed: int = 0) -> Traced:
     """The graph of one training step of the workload that `build` makes; `name` is what it is called where building fails. Of a long
-    stack of like blocks a few are traced and repeated, unless the `whole` is to be traced.
+    stack of like blocks a few are traced and repeated, unless the `whole` is to be traced. What the builder draws it draws from `seed`.
 
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with mode, unlogged(), Known() as known:
+    with seeded(seed), mode, unlogged(), Known() as known:
         try:
             workload = build()
             name = workload.name
             known.forget([*workload.module.parameters(), *workload.module.buffers(), *workload.batch])
-            traced = (None if whole else _repeated(workload)) or Traced(graph=_whole(workload), workload=workload)
+            check_training_mode(name, workload.module)
+            traced = steady(workload, lambda: _traced(workload, whole))
         except NotTraceable as error:
             if isinstance(error, Refused) or not _module(error):
                 raise
@@ -73,6 +77,10 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
         except Exception as error:
             raise NotTraceable(_explain(error, name)) from error
     return traced
+
+
+def _traced(workload: Workload, whole: bool) -> Traced:
+    return (None if whole else _repeated(workload)) or Traced(graph=_whole(workload), workload=workload)
 
 
 def _repeated(workload: Workload) -> Traced | None:

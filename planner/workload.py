@@ -13,6 +13,7 @@ import torch
 
 from cost_models.errors import BadValue, unknown_name
 from planner.batches import arguments, flatten
+from planner.hung import check_hooks
 from planner.models import MODELS, ModelSpec
 from planner.models import user as user_model
 from planner.models.keras_model import is_keras, parts_of
@@ -135,6 +136,7 @@ def load_workload(
     workload = replace(
         workload, compute=compute or workload.compute, clip_norm=workload.clip_norm if clip_norm is None else clip_norm
     )
+    check_hooks(workload.name, workload.module)  # before the cast, which takes a parameter's AccumulateGrad node from it
     return _cast(workload, DTYPES[dtype])
 
 

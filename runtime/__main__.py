@@ -8,6 +8,11 @@ import os
 import sys
 from typing import Any
 
+from planner import hash_seed
+
+if __name__ == "__main__":
+    hash_seed.start_again()  # before all else: torchrun's processes have one each
+
 import torch
 
 from cost_models.errors import UserError

@@ -27,6 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cost_models.errors import BadValue, RunFailed, UserError
+from planner.hash_seed import same_for_children
 
 __all__ = ["Emit", "launch"]
 
@@ -56,15 +57,16 @@ def launch(
     """What `function` ("module:name", called as `name(payload, emit)`) returned on each of `num_ranks` processes, by rank.
 
     `on_event` gets, in a thread of this process, the events that ranks emit. The processes find each other by the usual
-    environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port and have one thread each. Raises `RunFailed` with
-    the rank and the error of the process that failed first, or the user's mistake that it met; the others are ended.
+    environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port. They have one thread each, and all the same hash
+    seed. Raises `RunFailed` with the rank and the error of the process that failed first, or the user's mistake that it met; the
+    others are ended.
     """
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
     pipes = [torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     errors: list[UserError] = []
-    with _signals(), tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), _quiet():
+    with _signals(), tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), same_for_children(), _quiet():
         try:
             with _reader(readers, writers, on_event, errors), _interrupts_held():
                 results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, writers)

@@ -21,11 +21,10 @@ from cost_models.errors import BadValue
 from planner.batches import flatten
 from planner.plan_file import program_of, read_plan, workload_of
 from planner.workload import Workload
+from runtime.alike import begin
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
-from runtime.parameters import build
-from runtime.verify import in_dtypes
 from runtime.worker import join
 
 __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
@@ -98,8 +97,8 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
     plan = read_plan(request.plan)
     batches = torch.load(request.batches, weights_only=True, mmap=True)
     with join(plan.mesh.num_devices, request.device) as place:
-        program = program_of(plan, rank=place.rank)
-        workload = in_dtypes(build(lambda: workload_of(plan), request.seed), program)
+        program = program_of(plan, rank=place.rank, seed=request.seed)
+        workload = begin(lambda: workload_of(plan), program, request.seed)
         if request.learning_rate is not None:
             workload = replace(workload, learning_rate=request.learning_rate)
         groups = make_groups(program, place.rank)

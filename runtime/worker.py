@@ -17,12 +17,12 @@ from cost_models.errors import RunFailed
 from cost_models.timeline import Timeline
 from planner.program import Program
 from planner.workload import Workload
+from runtime.alike import begin
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.heap import keep_freed_memory
 from runtime.launcher import Emit
-from runtime.parameters import build
-from runtime.verify import Verification, compare, in_dtypes, reference_run
+from runtime.verify import Verification, compare, reference_run
 
 __all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run", "train"]
 
@@ -107,7 +107,7 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
 
     plan = read_plan(request.plan)
     with join(plan.mesh.num_devices, request.device) as place:
-        return train(program_of(plan, rank=place.rank), lambda: workload_of(plan), request, place, emit)
+        return train(program_of(plan, rank=place.rank, seed=request.seed), lambda: workload_of(plan), request, place, emit)
 
 
 def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:
@@ -115,7 +115,7 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
 
     Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One step more is recorded, for peak memory and timeline.
     """
-    workload = in_dtypes(build(make, request.seed), program)
+    workload = begin(make, program, request.seed)
     groups = make_groups(program, place.rank)
     executor = Executor(
         program, workload, rank=place.rank, groups=groups, device=place.device, keep_gradients=request.verify, seed=request.seed

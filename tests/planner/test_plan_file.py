@@ -15,6 +15,7 @@ from small_plans import ask_for
 import planner.search
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
+from planner.ask import Ask
 from planner.choices import recost
 from planner.plan_file import Plan, choices_of, costing_of, model_of, plan_text, program_of, read_plan, write_plan
 from planner.predict import predict
@@ -130,8 +131,11 @@ def test_damaged_parts_are_named(path: Path, change: Callable[[dict[str, Any]], 
         read_plan(damaged(path, change))
 
 
-def test_made_for_another_graph(path: Path) -> None:
-    plan = read_plan(damaged(path, lambda body: body.update(graph_hash="0" * 64)))
+def test_made_for_another_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONHASHSEED", "7")  # no process with another is asked, where planning and running have the same
+    plan = read_plan(
+        damaged(path, lambda body: body.update(graph_hash="0" * 64, summary={**body["summary"], "hash_seed": "7"}))
+    )
     now = r"made for another graph of 'gpt' \(hash 000000000000, now [0-9a-f]{12}\): the model's code or torch has changed; plan again"
     with pytest.raises(BadPlan, match=now):
         model_of(plan)
@@ -194,3 +198,62 @@ def test_writing_is_whole_or_not_at_all(found: Found, path: Path, monkeypatch: p
         write_plan(tampered(found, graph_hash="x"), path)
     assert path.read_text() == before
     assert [p.name for p in path.parent.iterdir()] == ["plan.json"]
+
+
+ORDERED = """
+import random, torch
+from torch import nn
+PIECES = [0]
+class Towers(nn.Module):
+    def __init__(self, names):
+        super().__init__()
+        self.towers = nn.ModuleDict({name: nn.Linear(4, 4) for name in names})
+    def forward(self, x):
+        return sum(tower(x) for tower in self.towers.values())
+def made(names):
+    return Towers(names), (torch.randn(4, 4), torch.randn(4, 4)), nn.functional.mse_loss
+def of_a_set():
+    return made({"user", "item", "query", "context", "place"})
+def by_chance():
+    return made(["a"] * 1 + random.sample(["b", "c", "d", "e"], 2))
+def each_time_another():
+    PIECES.append(0)
+    return made([str(number) for number in range(len(PIECES))])
+"""
+
+
+@pytest.fixture()
+def ordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Plan]:
+    """The plan of a function of ORDERED, made under the hash seed 0 as far as it says."""
+    (tmp_path / "planned_anew.py").write_text(ORDERED)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
+
+    def planned(name: str) -> Plan:
+        ask = Ask(model=f"planned_anew:{name}", batch=None, seq=None, settings={}, dtype="float32", num_devices=1)
+        return search(ask, load_cluster("cpu", num_devices=1)).plan
+
+    return planned
+
+
+def test_a_model_that_goes_through_a_set_is_told(ordered: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = ordered("of_a_set")
+    assert plan.summary["hash_seed"] == "0"
+    monkeypatch.setenv("PYTHONHASHSEED", "random")
+    with pytest.raises(BadPlan, match="goes through a set, whose order other processes do not have: sort it"):
+        model_of(replace(plan, graph_hash="0" * 64))
+
+
+def test_a_model_that_the_seed_decides_is_told(ordered: Callable[[str], Plan]) -> None:
+    plan = ordered("by_chance")
+    assert model_of(plan).graph.digest() == plan.graph_hash
+    with pytest.raises(
+        BadPlan, match="random numbers that decide what it computes; it was planned under seed 0 and run under 5"
+    ):
+        model_of(plan, seed=5)
+
+
+def test_a_model_that_is_another_each_time_is_told(ordered: Callable[[str], Plan]) -> None:
+    with pytest.raises(BadPlan, match="each time that it is made the model computes something else"):
+        model_of(ordered("each_time_another"))

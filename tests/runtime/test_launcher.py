@@ -16,7 +16,9 @@ from runtime.launcher import launch
 
 def test_results_and_events() -> None:
     events: list[dict[str, int]] = []
-    assert launch("rank_checks:echo", 2, "hello", on_event=events.append) == [(0, "hello"), (1, "hello")]
+    (*first, one), (*second, other) = launch("rank_checks:echo", 2, "hello", on_event=events.append)
+    assert (first, second) == ([0, "hello"], [1, "hello"])
+    assert one == other, "ranks go through sets of texts alike"
     assert sorted(event["rank"] for event in events) == [0, 1]
 
 

@@ -1,0 +1,59 @@
+"""Whether all ranks begin with the same values: a digest of every parameter, buffer and batch tensor, compared before the first step.
+
+Every rank builds the whole model and keeps its shards. Shards of unlike models train, and give what no model gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor
+
+from cost_models.errors import BadValue
+from planner.digests import digests
+from planner.program import Program
+from planner.workload import Workload
+from runtime.parameters import build
+from runtime.verify import in_dtypes
+
+__all__ = ["begin", "check_alike", "first_difference"]
+
+
+def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload:
+    """The workload as the first step finds it, in the program's dtypes. Raises BadValue, on all ranks, if they differ."""
+    workload = in_dtypes(build(make, seed), program)
+    if program.mesh.num_devices > 1:
+        check_alike(workload)
+    return workload
+
+
+def check_alike(workload: Workload) -> None:
+    """Raises BadValue, naming the first tensor that is not on every rank what it is on rank 0. All ranks call it together."""
+    found: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(found, digests(_named(workload)))
+    message = first_difference(found)
+    if message:
+        raise BadValue(f"model {workload.name!r}: {message}")
+
+
+def first_difference(by_rank: Sequence[dict[str, int]]) -> str:
+    """What is not the same on every rank, in words, from the digests by name on each; empty if nothing."""
+    for rank, other in enumerate(by_rank[1:], start=1):
+        for name in (*by_rank[0], *other):
+            if by_rank[0].get(name) != other.get(name):
+                return (
+                    f"{name} begins with other values on rank {rank} than on rank 0: draw it from torch, numpy.random, Python's "
+                    "random, or a generator with a seed"
+                )
+    return ""
+
+
+def _named(workload: Workload) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in workload.module.named_parameters():
+        yield f"parameter {name!r}", parameter
+    for name, buffer in workload.module.named_buffers():
+        yield f"buffer {name!r}", buffer
+    for number, tensor in enumerate(workload.batch):
+        yield f"tensor {number} of the example batch", tensor
