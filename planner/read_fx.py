@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -37,10 +38,12 @@ _CONSTANT = 4096
 aten = torch.ops.aten
 
 
-def read_graph(fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload) -> Graph:
+def read_graph(
+    fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload, unused: Collection[str] = ()
+) -> Graph:
     """The graph of a recorded step; `names` are those of its parameters and then its buffers, in the order of its arguments, `losses`
-    those of its last results."""
-    return _Reader(fx_graph, names, losses, workload).graph()
+    those of its last results. Parameters that are `unused` have no gradient, and are as buffers."""
+    return _Reader(fx_graph, names, losses, workload, unused).graph()
 
 
 #: Ops that give their operand back, whatever they promise about storage.
@@ -68,7 +71,9 @@ _RANDOM_HINT = "this random op is not planned: draw from torch.rand, randn, bern
 class _Reader:
     """Reads the recorded FX graph into a `Graph`: aliases removed, views normalised, unused work dropped."""
 
-    def __init__(self, fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload) -> None:
+    def __init__(
+        self, fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload, unused: Collection[str]
+    ) -> None:
         fx_graph.eliminate_dead_code()
         self.workload = workload
         self.values: list[Value] = []
@@ -76,6 +81,8 @@ class _Reader:
         self.known: dict[torch.fx.Node, int | tuple[int | None, ...]] = {}
         self.fx_graph = fx_graph
         self.names = names
+        given = sum(p.requires_grad for _, p in workload.module.named_parameters())
+        self.trained = [number for number, name in enumerate(names[:given]) if name not in unused]
         self.roots = _roots(fx_graph)
         self.zeros: set[int] = set()
         self.losses = losses
@@ -84,10 +91,10 @@ class _Reader:
 
     def graph(self) -> Graph:
         placeholders = [n for n in self.fx_graph.nodes if n.op == "placeholder"]
-        num_parameters = sum(p.requires_grad for _, p in self.workload.module.named_parameters())
+        trained = set(self.trained)
         named, key, batch = placeholders[: len(self.names)], placeholders[len(self.names)], placeholders[len(self.names) + 1 :]
         for position, node in enumerate(named):
-            kind = "parameter" if position < num_parameters else "buffer"
+            kind = "parameter" if position in trained else "buffer"
             self.known[node] = self._value(node.meta["val"], kind, self.names[position])
         for position, node in enumerate(batch):
             self.known[node] = self._value(node.meta["val"], "input", str(position))
@@ -98,7 +105,7 @@ class _Reader:
                 self._read(node)
             elif node.op == "get_attr":
                 self._constant(node)
-        return self._finish(num_parameters)
+        return self._finish()
 
     def _constant(self, node: torch.fx.Node) -> None:
         """A tensor made of numbers while running: an op of ours that holds the numbers."""
@@ -112,11 +119,14 @@ class _Reader:
         node.meta.setdefault("val", tensor)
         self._add(node, "shardwright.constant", (values, tuple(tensor.shape)), kwargs)
 
-    def _finish(self, num_parameters: int) -> Graph:
+    def _finish(self) -> Graph:
         output = next(n for n in self.fx_graph.nodes if n.op == "output")
         loss, *rest = (self._id(n) for n in output.args[0])
-        gradients, reported = rest[:num_parameters], rest[num_parameters:]
-        parameters = tuple(Parameter(name=self.names[i], value=i, gradient=gradient) for i, gradient in enumerate(gradients))
+        gradients, reported = rest[: len(self.trained)], rest[len(self.trained) :]
+        parameters = tuple(
+            Parameter(name=self.names[i], value=i, gradient=gradient)
+            for i, gradient in zip(self.trained, gradients, strict=True)
+        )
         kinds = {kind: tuple(v.id for v in self.values if v.kind == kind) for kind in ("input", "buffer")}
         return Graph(
             nodes=tuple(self.nodes), values=tuple(self.values), parameters=parameters,

@@ -60,7 +60,8 @@ def _model_line(plan: Plan) -> str:
 def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
     """What every axis splits: in a sentence, and layer group by layer group."""
     whole = plan.summary["replicated_ops"]
-    told = [("run whole on every device: ", whole)]
+    told = [("take no part in the loss, and stay as they are: ", plan.summary.get("take_no_part", []))]
+    told.append(("run whole on every device: ", whole))
     told.append(("run whole for want of a rule: ", plan.summary.get("ops_without_rule", [])))
     told.append(("rule discovered by running the op in shards: ", plan.summary.get("discovered_ops", [])))
     return (*_axis_lines(plan), _group_words(plan), *(words + ", ".join(ops) for words, ops in told if ops))

@@ -14,7 +14,7 @@ from planner.layout import Mesh
 from planner.model import Model
 from planner.predict import Prediction
 from planner.words import describe, ops_by_source, replicated_ops
-from planner.workload import Workload
+from planner.workload import Workload, unused
 
 __all__ = ["ideal_seconds", "summarise"]
 
@@ -45,6 +45,7 @@ def summarise(
         "dtype": dtype,
         **({} if workload.clip_norm is None else {"clip_norm": workload.clip_norm}),
         "num_parameters": model.graph.num_parameters,
+        "take_no_part": list(unused(workload.module, (p.name for p in model.graph.parameters))),
         "step_time_s": step,
         "compute_time_s": prediction.compute_time_s,
         "exposed_communication_time_s": prediction.exposed_communication_time_s,

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 )
 
 __all__ = [
-    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "decompositions", "deep_copy_of_fake", "drop_constant",
+    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake", "drop_constant",
     "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hung_attributes", "is_fake",
     "joint_trace", "label_new_nodes", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged",
     "without_modes",
@@ -139,6 +139,18 @@ def unfaked() -> AbstractContextManager[Any]:
 def without_modes() -> AbstractContextManager[Any]:
     """Within it calls on real tensors are neither faked nor recorded. Private: no public way to pause all that listens to ops."""
     return _disable_current_modes()
+
+
+@contextmanager
+def checkpoints_allowed() -> Iterator[None]:
+    """Within it a reentrant checkpoint's backward runs under `torch.autograd.grad` too, which it refuses since that gives no gradients
+    that are left on parameters: the caller adds those. Private: only the engine says whether it may run."""
+    asked = torch.autograd._is_checkpoint_valid
+    torch.autograd._is_checkpoint_valid = lambda: True
+    try:
+        yield
+    finally:
+        torch.autograd._is_checkpoint_valid = asked
 
 
 def label_new_nodes(labels: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ from cost_models.errors import NotTraceable, UserError
 from planner.between import Between, Unlike, between
 from planner.chance import seeded
 from planner.decompose import decomposition_table
+from planner.gradients import check_untouched, gradients_of
 from planner.graph import Graph
 from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
@@ -30,7 +31,7 @@ from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.steady import steady
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number, unlogged
 from planner.unroll import Given, unroll
-from planner.workload import Workload
+from planner.workload import Workload, unused
 
 __all__ = ["Traced", "trace"]
 
@@ -52,6 +53,11 @@ class Traced:
     workload: Workload
     depth: int = 0
     shallow: tuple[tuple[int, Graph], ...] = ()
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The parameters that take no part in the loss: they have no gradient, and the optimizer leaves them alone."""
+        return unused(self.workload.module, (p.name for p in self.graph.parameters))
 
 
 def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: bool = False, seed: int = 0) -> Traced:
@@ -121,16 +127,17 @@ def _repeated(workload: Workload) -> Traced | None:
 
 def _between(workload: Workload, runs: tuple[Run, ...]) -> Between:
     """What the step does outside the blocks of the runs."""
+    return between(workload.module, runs, lambda: _loss(workload), workload.batch)
+
+
+def _loss(workload: Workload) -> Tensor:
+    """The loss, not recorded."""
     module = workload.module
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-
-    def loss() -> Tensor:
-        with Canonical(torch.empty((), dtype=torch.int64)), precision(workload.compute):
-            inputs, named, target = workload.arguments(workload.batch)
-            outputs = torch.func.functional_call(module, tensors, inputs, named)  # what it sets its buffers to is taken back
-            return workload.losses(outputs, target)[0]
-
-    return between(module, runs, loss, workload.batch)
+    with Canonical(torch.empty((), dtype=torch.int64)), precision(workload.compute):
+        inputs, named, target = workload.arguments(workload.batch)
+        outputs = torch.func.functional_call(module, tensors, inputs, named)  # what it sets its buffers to is taken back
+        return workload.losses(outputs, target)[0]
 
 
 def _given_less(given: tuple[Given, ...], stacks: tuple[Stack, ...], depth: int) -> tuple[Given, ...]:
@@ -151,12 +158,9 @@ def _given_less(given: tuple[Given, ...], stacks: tuple[Stack, ...], depth: int)
 def _given(module: torch.nn.Module) -> Iterator[Given]:
     """What the step is given by the module, in the order of `_record`'s arguments."""
     named = list(module.named_parameters())
-    for kind, tensors in (
-        ("parameter", [(n, p) for n, p in named if p.requires_grad]),
-        ("buffer", [*module.named_buffers(), *((n, p) for n, p in named if not p.requires_grad)]),
-    ):
-        for name, tensor in tensors:
-            yield Given(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."), kind=kind)
+    trained, frozen = ([(n, p) for n, p in named if p.requires_grad is wanted] for wanted in (True, False))
+    for name, tensor in (*trained, *module.named_buffers(), *frozen):
+        yield Given(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
 
 def _whole(workload: Workload) -> Graph:
@@ -168,12 +172,13 @@ def _whole(workload: Workload) -> Graph:
 
 def _graph(workload: Workload, *, lines: bool = False) -> Graph:
     """The graph as recorded; where an op writes in place and something sees it, with all such ops made functional."""
-    fx_graph, names, losses, arguments = _record(workload, lines)
+    fx_graph, names, losses, arguments, unused = _record(workload, lines)
     try:
-        return read_graph(fx_graph, names, losses, workload)
+        return read_graph(fx_graph, names, losses, workload, unused)
     except ChangedInPlace as refused:
         try:
-            return read_graph(functional(fx_graph, arguments, decomposition_table()), names, losses, workload)
+            again = functional(fx_graph, arguments, decomposition_table())
+            return read_graph(again, names, losses, workload, unused)
         except ChangedInPlace:  # it writes to a parameter or an input: told of the op as the person wrote it
             raise refused from None
 
@@ -181,8 +186,9 @@ def _graph(workload: Workload, *, lines: bool = False) -> Graph:
 # ------------------------------------------------------------------------------------------------- recording
 
 
-def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...]]:
-    """The recorded step, the names of its parameters and buffers, those of its losses, and what it was called with."""
+def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...], tuple[str, ...]]:
+    """The recorded step, the names of its parameters and buffers, those of its losses, what it was called with, and the names of the
+    parameters that take no part in the loss: they have no gradient."""
     module = workload.module
     parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
     frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
@@ -191,6 +197,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
         raise NotTraceable(f"model {workload.name!r} has no parameter that requires a gradient: there is nothing to train")
 
     losses: list[str] = []
+    unused: list[str] = []
 
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths, _written_back(module, state):
@@ -202,13 +209,18 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
             for one in (*several.values(), loss):
                 _check_loss(one, workload.name)
             paths.label_backward(loss)
-            gradients = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+            gradients = gradients_of(loss, weights)
         losses[:] = several
-        return (loss, *_all_used(gradients, weights), *several.values())
+        unused[:] = [name for name, gradient in gradients.items() if gradient is None]
+        return (loss, *(g for g in gradients.values() if g is not None), *several.values())
 
     arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *workload.batch)
     graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
-    return graph, [*parameters, *buffers], losses, arguments
+    if len(unused) == len(parameters):
+        raise NotTraceable(f"model {workload.name!r}: no parameter takes part in the loss: there is nothing to train")
+    if unused:
+        check_untouched(unused, parameters, lambda: _loss(workload), workload.name)
+    return graph, [*parameters, *buffers], losses, arguments, tuple(unused)
 
 
 @contextmanager
@@ -237,13 +249,6 @@ def _check_loss(loss: Any, name: str) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise NotTraceable(f"model {name!r}: the loss must be one scalar tensor, got {what}; reduce it with .mean() or .sum()")
-
-
-def _all_used(gradients: tuple[Tensor | None, ...], weights: dict[str, Tensor]) -> tuple[Tensor, ...]:
-    unused = [name for name, g in zip(weights, gradients, strict=True) if g is None]
-    if unused:
-        raise NotTraceable(f"parameters {', '.join(unused)} do not take part in the loss: freeze them (requires_grad_(False))")
-    return tuple(g for g in gradients if g is not None)
 
 
 class _Paths:

@@ -25,7 +25,6 @@ class Given:
     name: str
     shape: tuple[int, ...]
     dtype: str
-    kind: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,28 +102,30 @@ class _Unroller:
         """Numbers what the whole module is given, and what comes from outside."""
         traced = {v.name: v.id for v in self.old.values if v.kind in ("parameter", "buffer")}
         old = {self._renamed(name, None): value for name, value in traced.items()}
-        copies = {self._renamed(name, at): (at, place) for name, at, place in self._copied(traced)}
+        copies = {self._renamed(name, at): (at, place, value) for name, value, at, place in self._copied(traced)}
         for one in self.given:
             new = len(self.values)
-            self.values.append(Value(id=new, shape=one.shape, dtype=one.dtype, kind=one.kind, name=one.name))
             if one.name in old:
-                self._keep(old[one.name], new)
+                like = old[one.name]
+                self._keep(like, new)
             elif one.name in copies:
-                self.inner[copies[one.name]] = new
+                at, place, like = copies[one.name]
+                self.inner[at, place] = new
             else:
                 raise NotAlike
+            self.values.append(replace(self.old.values[like], id=new, name=one.name, shape=one.shape, dtype=one.dtype))
         for value in self.old.values:
             if value.kind in ("input", "key"):
                 self._keep(value.id, len(self.values))
                 self.values.append(replace(value, id=len(self.values)))
 
-    def _copied(self, traced: Mapping[str, int]) -> Iterator[tuple[str, _At, Place]]:
+    def _copied(self, traced: Mapping[str, int]) -> Iterator[tuple[str, int, _At, Place]]:
         """What the third blocks are given, once for each copy."""
         for name, value in traced.items():
             for stack, homes in enumerate(self.homes):
                 block, place = homes.values.get(value, (None, ("", 0)))
                 if block == 1:
-                    yield from ((name, _At(stack, copy), place) for copy in range(2, self._last(stack)))
+                    yield from ((name, value, _At(stack, copy), place) for copy in range(2, self._last(stack)))
 
     def _keep(self, old: int, new: int) -> None:
         self.outside[old] = new

@@ -5,7 +5,7 @@ model name, sizes -> Workload. The same builder serves planning (called under fa
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from planner.models.keras_model import is_keras, parts_of
 from planner.models.spec import resolve
 from planner.saved import is_saved, read_saved
 
-__all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "workload_of"]
+__all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "unused", "workload_of"]
 
 #: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
 PRECISIONS = {"fp32": ("float32", ""), "fp64": ("float64", ""), "bf16": ("bfloat16", ""), "bf16-mixed": ("float32", "bfloat16")}
@@ -78,6 +78,12 @@ class Workload:
         """`losses` of the module on these tensors, in plain torch."""
         inputs, named, target = self.arguments(batch)
         return self.losses(self.module(*inputs, **named), target)
+
+
+def unused(module: torch.nn.Module, trained: Iterable[str]) -> tuple[str, ...]:
+    """The names of the parameters that are not among those `trained` although they are not frozen."""
+    names = set(trained)
+    return tuple(name for name, p in module.named_parameters() if p.requires_grad and name not in names)
 
 
 def known_models() -> Mapping[str, ModelSpec]:

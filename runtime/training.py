@@ -20,11 +20,12 @@ from torch import Tensor
 from cost_models.errors import BadValue
 from planner.batches import flatten
 from planner.plan_file import program_of, read_plan, workload_of
-from planner.workload import Workload
+from planner.workload import Workload, unused
 from runtime.alike import begin
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
+from runtime.parameters import full_tensors
 from runtime.worker import join
 
 __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
@@ -33,7 +34,8 @@ __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
     """The loss and the seconds (of rank 0) of every step, and the whole parameters, and buffers that the step changes, after the last
-    one, by name, on the CPU. Of several losses `reported` has each by name, for every step.
+    one, by name, on the CPU. Parameters that take no part in the loss are there as they were. Of several losses `reported` has each by
+    name, for every step.
     """
 
     losses: tuple[float, ...]
@@ -115,6 +117,8 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
             if place.rank == 0:
                 emit({"step": number, "loss": losses[-1], "time_s": times[-1], "losses": reported[-1]})
         parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}
+        begun = full_tensors(workload)
+        parameters |= {name: begun[name].cpu() for name in unused(workload.module, parameters)}
         buffers = {name: tensor.cpu() for name, tensor in gather_buffers(executor).items()}
         if place.rank == 0:
             trained = Trained(

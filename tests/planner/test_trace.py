@@ -484,17 +484,6 @@ def test_random_ops_that_are_not_planned_are_refused_with_their_line() -> None:
     assert "runs aten.poisson.default: this random op is not planned" in message
 
 
-def test_an_unused_parameter_is_refused() -> None:
-    class Unused(Linear):
-        def __init__(self) -> None:
-            super().__init__()
-            self.other = nn.Linear(2, 2)
-
-    assert refusal(Unused) == (
-        "parameters other.weight, other.bias do not take part in the loss: freeze them (requires_grad_(False))"
-    )
-
-
 def test_a_model_without_parameters_is_refused() -> None:
     assert "there is nothing to train" in refusal(nn.Identity)
 
