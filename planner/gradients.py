@@ -13,8 +13,9 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable
 from planner.torch_private import checkpoints_allowed
+from planner.workload import Workload
 
-__all__ = ["check_untouched", "gradients_of"]
+__all__ = ["check_sparse", "check_untouched", "gradients_of"]
 
 
 def gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
@@ -26,6 +27,19 @@ def gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tenso
     with _no_gradients(list(weights.values())), checkpoints_allowed():
         returned = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
         return {name: _sum(weight.grad, one) for (name, weight), one in zip(weights.items(), returned, strict=True)}
+
+
+def check_sparse(tables: Sequence[Tensor], weights: Mapping[str, Tensor], workload: Workload) -> None:
+    """Raises NotTraceable if `tables` of embeddings ask for sparse gradients and the optimizer is another than plain SGD. To plain SGD
+    a row without a gradient is one with a gradient of 0, and they are planned as dense."""
+    moving = [f"{key}={value}" for key, value in workload.optimizer_settings.items() if value]
+    if tables and (workload.optimizer != "sgd" or moving):
+        names = [name for name, weight in weights.items() if any(weight is table for table in tables)]
+        optimizer = " with ".join([workload.optimizer, *([", ".join(moving)] if moving else [])])
+        raise NotTraceable(
+            f"model {workload.name!r}: {', '.join(names) or 'an embedding'} has sparse gradients (sparse=True), which {optimizer} "
+            "does not take or does not treat as dense ones: set sparse=False, or train with sgd"
+        )
 
 
 def check_untouched(names: Sequence[str], weights: Mapping[str, Tensor], loss: Callable[[], Tensor], model: str) -> None:

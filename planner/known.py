@@ -17,10 +17,10 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from planner.torch_private import deep_copy_of_fake, drop_constant, is_fake, without_modes
 
-__all__ = ["Known", "is_known"]
+__all__ = ["LARGEST", "Known", "is_known"]
 
 #: Larger tensors are not worked out.
-_LARGEST = 1 << 20
+LARGEST = 1 << 20
 #: Parts of the names of functions of which the result is no function of the arguments.
 _CHANCE = (
     "rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "exponential", "gumbel", "empty", "poisson", "cauchy",
@@ -115,7 +115,7 @@ class Known(TorchFunctionMode):
         """Makes the call on the values too, and keeps what it gives beside `out`."""
         made = [t for t in _tree.tree_leaves(out) if isinstance(t, Tensor)]
         writes = _writes(name, kwargs)
-        if not (made or writes) or any(not is_fake(t) or t.numel() > _LARGEST for t in made):
+        if not (made or writes) or any(not is_fake(t) or t.numel() > LARGEST for t in made):
             return
         try:
             found = [t for t in _tree.tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)]

@@ -22,7 +22,8 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 )
 
 __all__ = [
-    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake", "drop_constant",
+    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
+    "drop_constant",
     "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hung_attributes", "is_fake",
     "joint_trace", "label_new_nodes", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged",
     "without_modes",

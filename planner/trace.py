@@ -17,10 +17,12 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable, UserError
+from planner.alone import alone
 from planner.between import Between, Unlike, between
+from planner.built import FAILURES, built
 from planner.chance import seeded
 from planner.decompose import decomposition_table
-from planner.gradients import check_untouched, gradients_of
+from planner.gradients import check_sparse, check_untouched, gradients_of
 from planner.graph import Graph
 from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
@@ -39,9 +41,6 @@ aten = torch.ops.aten
 
 #: Graphs of more nodes are given at these lesser depths too.
 _DEEP, _SHALLOW = 6_000, (6, 10)
-
-#: What a step raises whose blocks are not all there.
-_FAILURES = (UserError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError, ArithmeticError)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +66,9 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with seeded(seed), mode, unlogged(), Known() as known:
+    with alone(), seeded(seed), mode, unlogged(), Known() as known:
         try:
-            workload = build()
+            workload = built(build, mode, known)
             name = workload.name
             known.forget([*workload.module.parameters(), *workload.module.buffers(), *workload.batch])
             check_training_mode(name, workload.module)
@@ -104,7 +103,7 @@ def _repeated(workload: Workload) -> Traced | None:
                 short = _graph(workload)
     except (
         Unlike,
-        *_FAILURES,
+        *FAILURES,
     ):  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
         return None
     if used:
@@ -202,10 +201,11 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths, _written_back(module, state):
             label_new_nodes({"phase": "forward", "path": ""})
-            with Canonical(key), precision(workload.compute):
+            with Canonical(key) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
                 outputs = torch.func.functional_call(module, {**weights, **state}, inputs, named)
                 loss, several = workload.losses(outputs, target)
+            check_sparse(canonical.sparse, weights, workload)
             for one in (*several.values(), loss):
                 _check_loss(one, workload.name)
             paths.label_backward(loss)

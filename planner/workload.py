@@ -205,6 +205,7 @@ def _from_user(spec: str, options: Mapping[str, Any]) -> Workload:
     if not isinstance(result, Workload):
         result = _workload_of_parts(spec, result)
     _check_batch(spec, result.batch)
+    _check_shapes(spec, result.module)
     return replace(result, options={"batch": result.batch[0].shape[0], **result.options, **options})
 
 
@@ -236,6 +237,7 @@ def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[
     plain = not isinstance(batch, Mapping) and not any(
         isinstance(item, tuple | list | Mapping) or item is None for item in batch
     )
+    _check_shapes(name, module)
     tensors, nest = (tuple(batch), None) if plain else flatten(batch)
     for number, item in enumerate(() if plain or isinstance(batch, Mapping) else batch):
         if not flatten(item)[0]:
@@ -243,6 +245,16 @@ def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[
     _check_batch(name, tensors)
     more.setdefault("tokens_per_sample", _tokens(tensors))
     return Workload(name=name, module=module, batch=tensors, nest=nest, loss=loss, **more)
+
+
+def _check_shapes(name: str, module: torch.nn.Module) -> None:
+    """Raises BadValue for a parameter or buffer of a lazy module that has seen no input yet."""
+    for what, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if torch.nn.parameter.is_lazy(tensor):
+            raise BadValue(
+                f"{name}: {what} has no shape yet, since its lazy module has seen no input: call the model once on an example batch "
+                "where it is built, or give its layer the number of inputs"
+            )
 
 
 def _tokens(batch: tuple[torch.Tensor, ...]) -> int:

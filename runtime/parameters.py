@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from planner.alone import alone
 from planner.chance import seed_all
 from planner.layout import Layout, Mesh, SubShape, is_split, local_shape, piece_sizes, start_of
 from planner.program import Program
@@ -22,7 +23,8 @@ __all__ = ["assemble", "build", "cut", "full_tensors", "shards"]
 def build(make: Callable[[], Workload], seed: int) -> Workload:
     """The workload, initialised from `seed`: the same on every rank, under every plan (`runtime.alike` looks)."""
     seed_all(seed)
-    return make()
+    with alone():
+        return make()
 
 
 def cut(full: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh, rank: int) -> Tensor:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from planner.alone import alone
 from planner.kernels import Random, precision, step_key
 from planner.program import Program
 from planner.workload import Workload
@@ -151,9 +152,13 @@ class _Trainer:
     def step(self, step: int) -> float:
         """The loss of a step, whose gradients, clipped, the parameters then have."""
         self.optimizer.zero_grad()
-        with Random(step_key(self.seed, step)), precision(self.workload.compute):
-            loss, _ = self.workload.loss_of(self.batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+        with alone():  # a model that reduces by itself would wait for ranks that do not take part
+            with Random(step_key(self.seed, step)), precision(self.workload.compute):
+                loss, _ = self.workload.loss_of(self.batch)
+            loss.backward()  # type: ignore[no-untyped-call]
+        for parameter in self.parameters.values():
+            if parameter.grad is not None and parameter.grad.is_sparse:
+                parameter.grad = parameter.grad.to_dense()  # fused optimizers take no others; to plain SGD it is the same
         if self.workload.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.workload.clip_norm)
         self.optimizer.step()

@@ -28,7 +28,19 @@ class Canonical(Random):
 
     in_place = False  # a graph has no places; should the operand be read again, verifying a run shows it
 
+    def __init__(self, key: Tensor | None = None) -> None:
+        super().__init__(key)
+        self.sparse: list[Tensor] = []  # tables of embeddings that ask for sparse gradients, which are planned as dense
+
+    def __enter__(self) -> Canonical:
+        super().__enter__()
+        return self
+
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if func in _EMBEDDINGS:
+            return self._embedding(func, *args, **kwargs)
+        if func in (F.ctc_loss, torch.ctc_loss):
+            raise NotTraceable(_CTC)
         if func is torch.lstm:
             return _lstm(*args, **kwargs)
         if func in _RECURRENT:
@@ -46,6 +58,19 @@ class Canonical(Random):
             return func(*map(_contiguous, args), **{key: _contiguous(value) for key, value in kwargs.items()})
         return func(*args, **kwargs)
 
+    def _embedding(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        call = _EMBEDDINGS[func].bind(*args, **kwargs)
+        if call.arguments.get("sparse"):
+            call.arguments["sparse"] = False
+            self.sparse.append(call.arguments["weight"])
+        return func(*call.args, **call.kwargs)
+
+
+_EMBEDDINGS = {func: inspect.signature(func) for func in (F.embedding, F.embedding_bag)}
+_CTC = (
+    "F.ctc_loss (nn.CTCLoss) is not planned: torch's kernel reads the lengths on the host and splits over no dim; "
+    "use a loss that is made of tensor ops"
+)
 
 #: Functions whose derivative is another one where the matrix is contiguous (its factors are then those of the transpose): which of the
 #: two is recorded must not depend on how the matrix lay in memory when it was.

@@ -100,4 +100,78 @@ def recomputed(batch: int = 8) -> Any:
     return Recomputed(), (torch.randn(batch, 6), torch.randn(batch, 2)), F.mse_loss
 
 
-RIGHT: dict[str, Callable[..., Any]] = {"spare": spare, "reversible": reversible, "recomputed": recomputed}
+class Counts(nn.Module):
+    """Words in a bag, by an embedding with sparse gradients."""
+
+    def __init__(self, lazy: bool = False) -> None:
+        super().__init__()
+        self.words = nn.Embedding(20, 6, sparse=True)
+        self.out = nn.LazyLinear(3) if lazy else nn.Linear(6, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.out(self.words(ids).sum(1))
+        return out
+
+
+def sparse(batch: int = 8) -> Any:
+    return Counts(), (torch.randint(0, 20, (batch, 5)), torch.randint(0, 3, (batch,))), F.cross_entropy
+
+
+def lazy(batch: int = 8) -> Any:
+    return Counts(lazy=True), (torch.randint(0, 20, (batch, 5)), torch.randint(0, 3, (batch,))), F.cross_entropy
+
+
+def filled(batch: int = 8) -> Any:
+    """The lazy layer has seen an example before training begins."""
+    model, (ids, target), loss = lazy(batch)
+    model.words.sparse = False
+    model(ids)
+    return model, (ids, target), loss
+
+
+class Shuffled(nn.Module):
+    """The order of its columns is drawn until it moves the first, and kept as numbers; its weights are drawn until all are small."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        order = torch.randperm(6)
+        while order[0] == 0:
+            order = torch.randperm(6)
+        self.order = order.tolist()
+        self.weight = nn.Parameter(torch.empty(6, 4).normal_())
+        while bool((self.weight.abs() > 1).any()):
+            self.weight.data = torch.where(self.weight.data.abs() > 1, torch.randn(6, 4), self.weight.data)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, self.order] @ self.weight
+
+
+def shuffled(batch: int = 8) -> Any:
+    return Shuffled(), (torch.randn(batch, 6), torch.randn(batch, 4)), F.mse_loss
+
+
+def aligned(y: Tensor, target: Tensor) -> Tensor:
+    y = y.log_softmax(-1).transpose(0, 1)
+    long = torch.full((y.shape[1],), y.shape[0])
+    return F.ctc_loss(y, target, long, torch.full((y.shape[1],), target.shape[1]))
+
+
+def spoken(batch: int = 4) -> Any:
+    return nn.Linear(6, 5), (torch.randn(batch, 12, 6), torch.randint(1, 5, (batch, 4))), aligned
+
+
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "sparse": (
+        sparse,
+        r"words\.weight has sparse gradients \(sparse=True\), which adam .*: set sparse=False, or train with sgd",
+    ),
+    "lazy": (lazy, r"out\.weight has no shape yet, since its lazy module has seen no input: call the model once"),
+    "spoken": (spoken, r"F\.ctc_loss \(nn\.CTCLoss\) is not planned: torch's kernel reads the lengths"),
+}
+RIGHT: dict[str, Callable[..., Any]] = {
+    "filled": filled,
+    "shuffled": shuffled,
+    "spare": spare,
+    "reversible": reversible,
+    "recomputed": recomputed,
+}
