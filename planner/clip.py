@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from cost_models.memory import dtype_bytes
 from planner.costing import BUCKET_BYTES, Costing
+from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import is_split
 from planner.program import Communicate, Compute, Instruction, ParameterState, Ref
 
@@ -51,12 +52,16 @@ def clip_gradients(
         out.append(
             Compute(
                 id=f"update.clip.scale#{number + 1}", op="shardwright.clipped", results=results,
-                args=(tuple(Ref(gradients[i]) for i in group), Ref(squares), costing.clip_norm),
+                args=(tuple(Ref(gradients[i]) for i in group), Ref(squares), costing.clip_norm, *_epsilon(costing)),
                 shapes=tuple(shapes[i] for i in group), dtypes=tuple(states[i].dtype for i in group), kind="elementwise",
                 phase="update", path="clip", time=costing.scaling(nbytes, states[group[0]].dtype),
             )
         )  # fmt: skip
     return out, tuple(clipped)
+
+
+def _epsilon(costing: Costing) -> tuple[float, ...]:
+    return () if costing.clip_epsilon == CLIP_EPSILON else (costing.clip_epsilon,)
 
 
 def _share(state: ParameterState, axes: tuple[int, ...], sizes: tuple[int, ...]) -> float:

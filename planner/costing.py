@@ -12,6 +12,7 @@ from cost_models.collectives import CollectiveModel, collective_model
 from cost_models.memory import dtype_bytes, lstm_reserve_elements, optimizer_state_bytes
 from cost_models.roofline import host_time, op_time
 from planner.graph import Graph, Node
+from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Layout, local_sizes
 from planner.redistribute import Layouts
 from planner.rules import OpCost
@@ -33,9 +34,10 @@ class Costing:
     the object."""
 
     def __init__(
-        self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float, *, clip_norm: float | None = None
-    ) -> None:
-        self.clip_norm = clip_norm
+        self, cluster: Cluster, sizes: tuple[int, ...], optimizer: str, gradient_bytes: float, *,
+        clip_norm: float | None = None, clip_epsilon: float = CLIP_EPSILON,
+    ) -> None:  # fmt: skip
+        self.clip_norm, self.clip_epsilon = clip_norm, clip_epsilon
         self.cluster, self.sizes, self.optimizer = cluster, sizes, optimizer
         self.bucket = min(float(BUCKET_BYTES), max(gradient_bytes, 1.0))
         self._models: dict[tuple[int, ...], CollectiveModel] = {}

@@ -20,6 +20,7 @@ from planner.choices import Choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.graph import Graph
 from planner.hash_seed import chosen
+from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Layout, Mesh, local_sizes
 from planner.lower import lower
 from planner.model import Model
@@ -244,7 +245,7 @@ def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Cost
     optimizer = plan.summary["optimizer"]
     return Costing(
         cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph),
-        clip_norm=plan.summary.get("clip_norm"),
+        clip_norm=plan.summary.get("clip_norm"), clip_epsilon=plan.summary.get("clip_epsilon", CLIP_EPSILON),
     )  # fmt: skip
 
 

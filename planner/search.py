@@ -212,7 +212,12 @@ class _Searcher:
         """Costs under a mesh, with what was worked out for others of the same sizes."""
         if mesh.sizes not in self.costings:
             self.costings[mesh.sizes] = Costing(
-                self.cluster, mesh.sizes, self.workload.optimizer, self.gradient_bytes, clip_norm=self.workload.clip_norm
+                self.cluster,
+                mesh.sizes,
+                self.workload.optimizer,
+                self.gradient_bytes,
+                clip_norm=self.workload.clip_norm,
+                clip_epsilon=self.workload.clip_epsilon,
             )
         return self.costings[mesh.sizes]
 

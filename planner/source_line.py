@@ -12,7 +12,15 @@ import torch
 __all__ = ["from_frames", "from_text", "is_own"]
 
 #: Files beside the built-in models that hold no model: they build or wrap those of others.
-_NO_MODELS = ("hugging_face.py", "hugging_face_module.py", "keras_model.py", "spec.py", "user.py")
+_NO_MODELS = (
+    "hugging_face.py",
+    "hugging_face_module.py",
+    "keras_layers.py",
+    "keras_model.py",
+    "keras_module.py",
+    "spec.py",
+    "user.py",
+)
 
 _TRACE = Path(__file__).parent / "trace.py"
 

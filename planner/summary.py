@@ -10,6 +10,7 @@ from cost_models.roofline import matrix_peak
 from planner.choices import Choices
 from planner.costing import Costing, op_dtype
 from planner.hash_seed import chosen
+from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Mesh
 from planner.model import Model
 from planner.predict import Prediction
@@ -31,6 +32,10 @@ def ideal_seconds(model: Model, cluster: Cluster) -> float:
     return total
 
 
+def _epsilon(workload: Workload) -> dict[str, float]:
+    return {} if workload.clip_epsilon == CLIP_EPSILON else {"clip_epsilon": workload.clip_epsilon}
+
+
 def summarise(
     model: Model, workload: Workload, cluster: Cluster, mesh: Mesh, choices: Choices, costing: Costing, prediction: Prediction,
     elapsed: float,
@@ -44,6 +49,7 @@ def summarise(
         "optimizer": workload.optimizer,
         "dtype": dtype,
         **({} if workload.clip_norm is None else {"clip_norm": workload.clip_norm}),
+        **({} if workload.clip_norm is None else _epsilon(workload)),
         "num_parameters": model.graph.num_parameters,
         "take_no_part": list(unused(workload.module, (p.name for p in model.graph.parameters))),
         "step_time_s": step,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,10 +15,12 @@ import torch
 from cost_models.errors import BadValue, unknown_name
 from planner.batches import arguments, flatten
 from planner.hung import check_hooks
+from planner.kernels.clip import CLIP_EPSILON
 from planner.models import MODELS, ModelSpec
 from planner.models import user as user_model
 from planner.models.keras_model import is_keras, parts_of
 from planner.models.spec import resolve
+from planner.reported import Reported
 from planner.saved import is_saved, read_saved
 
 __all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "unused", "workload_of"]
@@ -38,7 +41,8 @@ class Workload:
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested batch is given by its tensors and its
     `nest` (`planner.batches`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
-    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it. `optimizer_settings` are the
+    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it, by the norm plus
+    `clip_epsilon`. `optimizer_settings` are the
     optimizer's own, over those that its name implies; `options` are all sizes as resolved.
     `dim_names` gives the sub-dims of parameters the model's own words: a glob of parameter names to one comma list of
     sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that
@@ -52,6 +56,7 @@ class Workload:
     nest: Any = None
     compute: str = ""
     clip_norm: float | None = None
+    clip_epsilon: float = CLIP_EPSILON
     optimizer: str = "adam"
     learning_rate: float = 1e-3
     optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
@@ -66,6 +71,8 @@ class Workload:
     def losses(self, outputs: Any, target: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to differentiate, and where there are several the losses that it is the sum of, by name."""
         found = self.loss(outputs, target)
+        if isinstance(found, Reported):
+            return found.loss, dict(found.parts)
         if isinstance(found, tuple | list):
             found = {f"loss_{number}": loss for number, loss in enumerate(found)}
         if not isinstance(found, Mapping):
@@ -136,7 +143,7 @@ def load_workload(
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        workload = _loader(spec)(spec, options)
+        workload = _loader(spec, dtype)(spec, options)
     finally:
         torch.set_default_dtype(before)
     workload = replace(
@@ -171,11 +178,11 @@ def _built_in(name: str, options: Mapping[str, Any]) -> Workload:
     )
 
 
-def _loader(spec: str) -> Callable[[str, Mapping[str, Any]], Workload]:
+def _loader(spec: str, dtype: str) -> Callable[[str, Mapping[str, Any]], Workload]:
     if is_saved(spec):
         return _from_saved
     if is_keras(spec):
-        return _from_keras
+        return partial(_from_keras, dtype=dtype)
     if spec.startswith(_HUGGING_FACE):
         return _from_hugging_face
     return _from_user if user_model.is_user_model(spec) else _built_in
@@ -188,8 +195,10 @@ def _from_hugging_face(spec: str, options: Mapping[str, Any]) -> Workload:
     return Workload(name=spec, module=module, batch=batch, loss=loss, options=options, tokens_per_sample=_tokens(batch))
 
 
-def _from_keras(spec: str, options: Mapping[str, Any]) -> Workload:
-    module, batch, loss, more = parts_of(spec, lambda name: user_model.call(name, user_model.load_function(name), options))
+def _from_keras(spec: str, options: Mapping[str, Any], *, dtype: str) -> Workload:
+    module, batch, loss, more = parts_of(
+        spec, lambda name: user_model.call(name, user_model.load_function(name), options), dtype
+    )
     workload = workload_of(spec, module, batch, loss, **more)
     return replace(workload, options={"batch": workload.batch[0].shape[0], **options})
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cost_models.errors import BadValue
 from planner.batches import flatten
+from planner.models.keras_model import batch_of, is_keras
 from planner.plan_file import program_of, read_plan, workload_of
 from planner.workload import Workload, unused
 from runtime.alike import begin
@@ -81,7 +82,9 @@ def train_plan(
     Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a rank fails otherwise.
     """
     num_ranks = read_plan(plan).mesh.num_devices
-    whole = [(tensors, str(nest)) for tensors, nest in map(flatten, batches)]
+    model = read_plan(plan).ask.model
+    given_batches = map(batch_of, batches) if is_keras(model) else batches
+    whole = [(tensors, str(nest)) for tensors, nest in map(flatten, given_batches)]
     if not whole:
         raise BadValue("there are no batches to train on: give at least one")
     with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:

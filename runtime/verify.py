@@ -160,7 +160,11 @@ class _Trainer:
             if parameter.grad is not None and parameter.grad.is_sparse:
                 parameter.grad = parameter.grad.to_dense()  # fused optimizers take no others; to plain SGD it is the same
         if self.workload.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.workload.clip_norm)
+            held = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
+            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+            scale = (self.workload.clip_norm / (norm + self.workload.clip_epsilon)).clamp(max=1.0)
+            for parameter in held:
+                parameter.grad = parameter.grad * scale  # type: ignore[operator]
         self.optimizer.step()
         return float(loss.item())
 

@@ -1,105 +1,175 @@
-"""Keras models as they are: planned, trained on two ranks as in one process, the weights handed back."""
+"""Keras models as they are: trained on ranks as Keras's `fit` trains them, the weights handed back; what is not planned is named."""
 
 from __future__ import annotations
 
 import os
 import sys
-import warnings
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from cost_models.cluster import load_cluster
-from cost_models.errors import BadValue
+from cost_models.errors import BadValue, UserError
 from planner.ask import Ask, build
 from planner.models.keras_model import KerasModule, put_back
-from planner.pins import parse_mesh
-from planner.plan_file import write_plan
-from planner.search import search
-from runtime.training import train_plan
+from planner.trace import trace
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning"
+)  # Keras's, of numpy's newest; PuLP's, of its own version 4
 HERE = Path(__file__).parent / "keras_models.py"
 
 
-def ask(name: str) -> Ask:
-    return Ask(model=f"keras:{HERE}:{name}", batch=16, seq=None, settings={}, dtype="float32", num_devices=2)
+def ask(name: str, **more: Any) -> Ask:
+    given = {"batch": 8, "seq": None, "settings": {}, "dtype": "float32", "num_devices": 2, **more}
+    return Ask(model=f"keras:{HERE}:{name}", **given)
 
 
-@pytest.mark.parametrize("name", ["sentiment", "normed"])
-def test_a_keras_model_trains_on_two_ranks_and_gets_its_weights_back(name: str, tmp_path: Path) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # PuLP's, of its own version 4
-        found = search(ask(name), load_cluster("cpu", num_devices=2), mesh=parse_mesh("dp=2", 2))
-    write_plan(found.plan, tmp_path / "plan.json")
+def fit(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The benchmark, which `make test` takes a sample of."""
+    monkeypatch.syspath_prepend(str(HERE.parents[1] / "benchmarks"))
+    import keras_fit
+
+    return keras_fit
+
+
+#: Models that are planned and run in `make test`, each with its mesh and pins; all of them are in `benchmarks/keras_fit.py`.
+SAMPLE: dict[str, tuple[str, tuple[str, ...]]] = {
+    "classifier": ("dp=2", ()),
+    "bidirectional": ("tp=2", ("bidirectional*=tensor",)),
+    "gru_reset_before": ("tp=2", ("gru*=tensor",)),
+    "normed": ("dp=2", ()),
+}
+
+
+def test_ranks_train_as_fit_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    keras_fit = fit(monkeypatch)
+    cases = {name: keras_fit.planned(name, 2, 3, pins, mesh) for name, (mesh, pins) in SAMPLE.items()}
+    for name, found in keras_fit.ran(cases, 2).items():
+        far = keras_fit.difference(found, keras_fit.fitted(name, 3))
+        assert far.loss < 1e-6, (name, far)
+        assert far.value < 1e-4, (name, far)
+
+
+@pytest.mark.slow_matrix
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_fifty_steps_are_those_of_fit(ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras_models
+
+    keras_fit = fit(monkeypatch)
+    found = keras_fit.ran({name: keras_fit.planned(name, ranks, 50) for name in keras_models.MODELS}, ranks)
+    far = {name: keras_fit.difference(one, keras_fit.fitted(name, 50)) for name, one in found.items()}
+    assert not {name: one for name, one in far.items() if not one.loss < 1e-6}
+
+
+@pytest.mark.parametrize("name", ["tagger", "two_outputs", "subclassed", "simple_rnn", "attention", "translator", "conv1d"])
+def test_the_loss_is_what_fit_reports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Masks, weights of losses, samples and classes, regularizers and the reduction count."""
+    losses = fit(monkeypatch).fitted(name, 1).losses
     torch.manual_seed(5)
-    plain: Any = build(ask(name))
-    trained = train_plan(tmp_path / "plan.json", [plain.batch] * 3, seed=5)
-    optimizer = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}[plain.optimizer](
-        plain.module.parameters(), lr=plain.learning_rate
-    )
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        loss, _ = plain.loss_of(plain.batch)
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert trained.losses == pytest.approx(losses, rel=1e-5)
-    assert losses[-1] < losses[0]
-    for key, tensor in trained.state.items():
-        torch.testing.assert_close(tensor, plain.module.state_dict()[key], rtol=1e-4, atol=1e-6)
-    module = plain.module
+    workload = build(ask(name))
+    assert float(workload.loss_of(workload.batch)[0].detach()) == pytest.approx(losses[0], rel=1e-6)
+
+
+def test_layers_have_their_paths_and_recurrent_ones_are_one_op() -> None:
+    graph = trace(lambda: build(ask("bidirectional"))).graph
+    assert {"embedding", "bidirectional.forward_lstm", "bidirectional_1.backward_lstm", "dense_1"} <= {
+        n.path for n in graph.nodes
+    }
+    recurrent = [n for n in graph.nodes if n.op == "shardwright.masked_lstm"]
+    assert [n.path.split(".")[1] for n in recurrent] == ["forward_lstm", "backward_lstm"] * 2
+    assert {n.path for n in graph.nodes if n.op == "shardwright.masked_lstm_backward"} == {n.path for n in recurrent}
+    assert "bidirectional.forward_lstm.lstm_cell.kernel" in {p.name for p in graph.parameters}
+
+
+def test_what_was_learned_goes_back_to_keras() -> None:
+    workload = build(ask("normed"))
+    module: Any = workload.module
     assert isinstance(module, KerasModule)
-    before = module.keras_model(plain.batch[0], training=False).detach().cpu()
-    put_back(module.keras_model, trained.state)
-    after = module.keras_model(plain.batch[0], training=False).detach().cpu()
-    assert not torch.allclose(before, after)
-    values = [v.value.detach().cpu() for v in module.keras_model.trainable_variables]
-    for key, value in zip(module.trained, values, strict=True):
-        torch.testing.assert_close(value, trained.parameters[key])
+    state = {name: tensor + 1 for name, tensor in module.state_dict().items()}
+    put_back(module.keras_model, state)
+    assert set(state) == {*module.trained, *module.state}
+    for name, variable in zip(module.trained, module.keras_model.trainable_variables, strict=True):
+        torch.testing.assert_close(variable.value.detach().cpu(), state[name])
+    moving = module.keras_model.get_layer(index=1).moving_mean.value
+    torch.testing.assert_close(moving.detach().cpu(), state["batch_normalization.moving_mean"])
+
+
+def test_names_do_not_depend_on_what_the_process_made_before() -> None:
+    assert [build(ask("gru")).module.trained for _ in range(2)][1][0] == "gru.gru_cell.kernel"
 
 
 MADE = """
 import keras
 import numpy as np
-from keras import optimizers
+from keras import layers, optimizers
 
-def made(optimizer, **settings):
+X, Y = np.zeros((4, 3), "float32"), np.zeros((4, 1), "float32")
+
+def made(optimizer, loss="mse", **settings):
     model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, **settings)])
-    model.compile(optimizer=optimizer, loss="mse")
-    return model, (np.zeros((4, 3), "float32"), np.zeros((4, 1), "float32"))
+    model.compile(optimizer=optimizer, loss=loss)
+    return model, (X, Y)
+
+class Own(keras.Model):
+    def train_step(self, data):
+        return {}
 """
 
 
-def test_a_keras_optimizers_settings_are_taken_or_refused(tmp_path: Path) -> None:
-    (tmp_path / "right.py").write_text(f"{MADE}\ndef make():\n    return made(optimizers.Adam(0.03, global_clipnorm=2.0))\n")
-    made = build(
-        Ask(model=f"keras:{tmp_path}/right.py:make", batch=None, seq=None, settings={}, dtype="float32", num_devices=2)
-    )
-    assert (made.optimizer, made.learning_rate, made.clip_norm) == ("adam", pytest.approx(0.03), 2.0)
+def made(tmp_path: Path, body: str, **more: Any) -> Any:
+    (tmp_path / "some.py").write_text(f"{MADE}\ndef make():\n    {body}\n")
+    given = {"batch": None, "seq": None, "settings": {}, "dtype": "float32", "num_devices": 2, **more}
+    return build(Ask(model=f"keras:{tmp_path}/some.py:make", **given))
+
+
+@pytest.mark.parametrize(("optimizer", "name", "settings"), [
+    ("'adam'", "keras-adam", {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
+    ("optimizers.AdamW()", "keras-adam", {"weight_decay": 0.004, "excluded": ()}),
+    ("optimizers.SGD(0.1, momentum=0.9)", "keras-sgd-momentum", {"momentum": 0.9, "nesterov": False}),
+    ("optimizers.RMSprop(centered=True)", "keras-rmsprop-centered", {"rho": 0.9}),
+    ("optimizers.Adagrad()", "keras-adagrad", {"initial_accumulator_value": 0.1}),
+])  # fmt: skip
+def test_an_optimizers_settings_are_taken(optimizer: str, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+    found = made(tmp_path, f"return made({optimizer})")
+    assert found.optimizer == name
+    assert settings.items() <= found.optimizer_settings.items()
+    assert found.clip_epsilon == 0.0
+
+
+def test_a_schedule_is_asked_at_every_iteration(tmp_path: Path) -> None:
+    found = made(tmp_path, "return made(optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)))")
+    assert [found.optimizer_settings["schedule"](i) for i in range(3)] == pytest.approx([0.1, 0.05, 0.025])
+
+
+def test_the_dtype_is_that_of_the_precision(tmp_path: Path) -> None:
+    found = made(tmp_path, "return made('adam')", dtype="float64")
+    assert {p.dtype for p in found.module.parameters()} == {torch.float64}
+    assert found.loss_of(found.batch)[0].dtype == torch.float64
 
 
 @pytest.mark.parametrize(("body", "words"), [
     ("return 3", "return \\(model, \\(x, y\\)\\)"),
-    ("return keras.Sequential([keras.layers.Dense(1)]), (1, 2)", "is not compiled"),
-    ("return made('rmsprop')", "the optimizer RMSprop is not planned"),
-    ("return made(optimizers.SGD(0.1, momentum=0.9))", "SGD with momentum=0.9 is not planned, momentum=0.0 is"),
-    ("return made(optimizers.Adam(beta_1=0.5))", "Adam with beta_1=0.5 is not planned, beta_1=0.9 is"),
-    ("return made(optimizers.AdamW())", "AdamW with weight_decay=0.004 is not planned, weight_decay=0.01 is"),
-    ("return made(optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 10, 0.9)))", "a schedule of the learning rate"),
-    ("return made('adam', kernel_regularizer='l2')", "losses that layers add"),
+    ("return keras.Sequential([keras.layers.Dense(1)]), (X, Y)", "is not compiled"),
+    ("return made('ftrl')", "the optimizer Ftrl is not planned"),
+    ("return made(optimizers.Adam(clipnorm=1.0))", "Adam with clipnorm=1.0 is not planned"),
+    ("return made(optimizers.Adam(use_ema=True))", "Adam with use_ema=True is not planned"),
+    ("return made('adam', kernel_constraint='non_neg')", "the constraint NonNeg of dense.kernel is not planned"),
+    ("return made('adam')[0], (X, np.array(['a', 'b', 'c', 'd']))", "targets of the batch of .* not numbers; put text through"),
+    ("return made('adam')[0], X", "is a ndarray: give \\(x, y\\)"),
+    ("return *made('adam'), {'epochs': 3}", "give a dict with class_weight or sample_weight"),
+    ("model = Own(); model.compile('adam', 'mse'); return model, (X, Y)", "Own has a train_step of its own"),
+    ("return made('adam')[0], (np.zeros((4, 5), 'float32'), Y)", "."),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
-    (tmp_path / "wrong.py").write_text(f"{MADE}\ndef make():\n    {body}\n")
-    wrong = Ask(model=f"keras:{tmp_path}/wrong.py:make", batch=None, seq=None, settings={}, dtype="float32", num_devices=2)
-    with pytest.raises(BadValue, match=words):
-        build(wrong)
+    with pytest.raises(UserError, match=words):
+        found = made(tmp_path, body)
+        trace(lambda: found)
 
 
 def test_without_keras_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keras", None)
     with pytest.raises(BadValue, match=r"pip install 'shardwright\[keras\]'"):
-        build(ask("sentiment"))
+        build(ask("classifier"))

@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["clipped", "square_sum"]
+__all__ = ["CLIP_EPSILON", "clipped", "square_sum"]
+
+#: What torch adds to the norm that gradients are clipped by. Source: `torch.nn.utils.clip_grad_norm_`.
+CLIP_EPSILON = 1e-6
 
 
 def square_sum(gradients: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
@@ -16,9 +19,10 @@ def square_sum(gradients: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return torch.stack([norm.square() * share for norm, share in zip(norms, shares, strict=True)]).sum()
 
 
-def clipped(gradients: Sequence[Tensor], squares: Tensor, limit: float) -> Tensor | list[Tensor]:
-    """The gradients times min(1, limit / (norm + 1e-6)), as `torch.nn.utils.clip_grad_norm_`; one alone as it is, no list."""
-    scale = (limit / (squares.sqrt() + 1e-6)).clamp(max=1.0)
+def clipped(gradients: Sequence[Tensor], squares: Tensor, limit: float, epsilon: float = CLIP_EPSILON) -> Tensor | list[Tensor]:
+    """The gradients times min(1, limit / (norm + epsilon)); one alone as it is, no list. Epsilon is that of
+    `torch.nn.utils.clip_grad_norm_`; Keras has none."""
+    scale = (limit / (squares.sqrt() + epsilon)).clamp(max=1.0)
     out = [gradient * scale.to(gradient.dtype) for gradient in gradients]
     return out[0] if len(out) == 1 else out
 

@@ -47,8 +47,9 @@ def _biased(q: Tensor, k: Tensor, bias: Tensor, is_causal: bool, scale: float) -
 
 
 def _weights(scores: Tensor, lse: Tensor) -> Tensor:
-    """The softmax; zeros where every key is hidden, of which lse is minus infinity."""
-    return torch.exp(scores - torch.where(lse == float("-inf"), 0.0, lse)[..., None])
+    """The softmax; zeros where every key is hidden, of which lse is minus infinity. Not exp(scores - lse): where every key has a bias
+    of -1e38, as libraries write a mask, the sum's logarithm is lost in lse."""
+    return torch.where((lse == float("-inf"))[..., None], 0.0, torch.softmax(scores, -1))
 
 
 @torch.library.custom_op("shardwright::masked_attention", mutates_args=())

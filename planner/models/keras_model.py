@@ -1,31 +1,34 @@
 """A compiled Keras 3 model on its torch backend, taken as it is: `keras:module:function`.
 
-The function returns (model, (x, y)). The model is called by Keras's `stateless_call`, its variables being the parameters and buffers
-of a plain module; its loss is Keras's, its optimizer the torch one of the same name. `put_back` hands what was learned back to Keras.
+The function returns (model, (x, y)), (model, (x, y, sample_weight)), or either with a dict of `fit`'s keyword arguments at the end. The
+loss is what the model's own `compute_loss` gives, its optimizer Keras's. `put_back` hands what was learned back to Keras.
 """
 
 from __future__ import annotations
 
 import os
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
 
 from cost_models.errors import BadValue
-from planner.torch_private import is_fake, unfaked
+from planner.models.keras_batch import batch_of
+from planner.models.keras_module import KerasModule
+from planner.models.keras_names import variable_names
+from planner.models.keras_optimizer import optimizer_of
+from planner.reported import Reported
+from planner.torch_private import fake_mode_is_on, unfaked
 
-__all__ = ["KerasModule", "is_keras", "parts_of", "put_back"]
+__all__ = ["KerasModule", "batch_of", "is_keras", "parts_of", "put_back"]
 
 _PREFIX = "keras:"
 
-#: Keras's optimizers by the name of ours. Adam's epsilon is 1e-8, in Keras 1e-7.
-_OPTIMIZERS = {"Adam": "adam", "AdamW": "adamw", "SGD": "sgd"}
-#: Where the settings of ours are not the defaults of Keras's: what Keras's are to be.
-_OURS = {"AdamW": {"weight_decay": 0.01}}
+#: What of `fit`'s keyword arguments is taken.
+_FIT = ("class_weight", "sample_weight")
 
 
 def is_keras(spec: str) -> bool:
@@ -33,110 +36,113 @@ def is_keras(spec: str) -> bool:
     return spec.startswith(_PREFIX)
 
 
-class KerasModule(nn.Module):
-    """The Keras model as a function of its variables, which are this module's parameters and buffers."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        object.__setattr__(self, "keras_model", model)  # no submodule: its variables are ours
-        self.trained, self.state = _names(model.trainable_variables), _names(model.non_trainable_variables)
-        for name, value in zip(self.trained, map(_value, model.trainable_variables), strict=True):
-            self.register_parameter(name, nn.Parameter(value))
-        for name, value in zip(self.state, map(_value, model.non_trainable_variables), strict=True):
-            self.register_buffer(name, value)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the model gives in training; variables that it changes are written to the buffers."""
-        buffers = [getattr(self, name) for name in self.state]
-        model: Any = self.keras_model
-        out, new = model.stateless_call([getattr(self, n) for n in self.trained], buffers, x, training=True)
-        with torch.no_grad():
-            for buffer, value in zip(buffers, new, strict=True):
-                if value is not buffer:
-                    buffer.copy_(value)
-        return out  # type: ignore[no-any-return]
-
-
-def _names(variables: Sequence[Any]) -> list[str]:
-    """Variables' paths as parameters' names. Keras numbers models and layers through a whole process (`lstm_1`, `lstm_2`), and another
-    process is to find the same names: so they are numbered here, in order."""
-    out: list[str] = []
-    for variable in variables:
-        path = str(variable.path.partition("/")[2] or variable.path)
-        name = re.sub(r"_\d+(?=/|$)", "", path).replace("/", "_").replace(".", "_")
-        same = sum(re.fullmatch(rf"{re.escape(name)}(_\d+)?", other) is not None for other in out)
-        out.append(f"{name}_{same}" if same else name)
-    return out
-
-
-def _value(variable: Any) -> Tensor:
-    """A variable's value; under fake tensors one of its shape."""
-    with unfaked():
-        real = variable.value.detach().clone()
-    made = torch.empty(real.shape, dtype=real.dtype)
-    return made if is_fake(made) else real.cpu()
+def loss_of_keras(outputs: Reported, _: Any) -> Reported:
+    """The loss of a workload: the module gives it already."""
+    return outputs
 
 
 def parts_of(
-    spec: str, call: Callable[[str], Any]
-) -> tuple[nn.Module, tuple[Tensor, ...], Callable[[Any, Any], Tensor], dict[str, Any]]:
-    """The module, batch and loss of a Keras model, and its optimizer; `call` calls the user's function of that name.
+    spec: str, call: Callable[[str], Any], dtype: str
+) -> tuple[nn.Module, dict[str, Any], Callable[[Any, Any], Any], dict[str, Any]]:
+    """The module, batch and loss of a Keras model, and its optimizer; `call` calls the user's function of that name, under `dtype` as
+    Keras's floatx.
 
-    Raises BadValue where Keras is not installed, runs on another backend, or has an optimizer that is not planned.
+    Raises BadValue where Keras is not installed, runs on another backend, or has an optimizer or a step that is not planned.
     """
     keras = _keras()
-    with unfaked():
+    with unfaked(), _floatx(keras, dtype):
         keras.utils.set_random_seed(torch.initial_seed() % (1 << 32))  # Keras draws initial values from a seed of its own
-        found = call(spec.removeprefix(_PREFIX))
-    if not isinstance(found, tuple) or len(found) != 2 or not isinstance(found[0], keras.Model):
-        raise BadValue(
-            f"{spec} returned a {type(found).__name__}: return (model, (x, y)), a compiled keras.Model and an example batch"
-        )
-    model, batch = found
-    if not getattr(model, "optimizer", None) or model.loss is None:
+        model, data, options = _returned(spec, call(spec.removeprefix(_PREFIX)), keras)
+        real = batch_of(data, getattr(torch, dtype), f"the batch of {spec}")
+        _check_weights(spec, real, options)
+        _build(spec, model, real, keras)
+        _check_dtypes(spec, model, dtype)
+        named = variable_names(model)
+        more = optimizer_of(spec, model, {id(variable): name for name, variable in named})
+    if not model.trainable_variables:
+        raise BadValue(f"{spec} returned a model without a variable that is trained: add a layer with weights")
+    module = KerasModule(model, options.get("class_weight"))
+    return module, _as_made(real) if fake_mode_is_on() else real, loss_of_keras, more
+
+
+def _returned(spec: str, found: Any, keras: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """The model, the data, and `fit`'s keyword arguments."""
+    wanted = "return (model, (x, y)), a compiled keras.Model and an example batch"
+    if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], keras.Model):
+        raise BadValue(f"{spec} returned a {type(found).__name__}: {wanted}")
+    model, data, *rest = found
+    options = rest[0] if rest else {}
+    if not isinstance(options, Mapping) or not set(options) <= set(_FIT):
+        raise BadValue(f"{spec} returned {options!r} after the batch: give a dict with {' or '.join(_FIT)}, or nothing")
+    if not getattr(model, "optimizer", None) or not getattr(model, "compiled", False):
         raise BadValue(
             f"{spec} returned a model that is not compiled: model.compile(optimizer='adam', loss='binary_crossentropy')"
         )
-    with unfaked():
-        more = _optimizer_of(spec, model)
-        real = tuple(torch.as_tensor(part) for part in batch)
-    made = tuple(torch.empty(part.shape, dtype=part.dtype) for part in real)
-    per_sample = keras.losses.get(model.loss)
-
-    def loss(outputs: Tensor, target: Tensor) -> Tensor:
-        """The mean of Keras's loss over the samples."""
-        found = per_sample.call if hasattr(per_sample, "call") else per_sample
-        mean: Tensor = found(target, outputs).mean()
-        return mean
-
-    return KerasModule(model), made if is_fake(made[0]) else real, loss, more
+    if type(model).train_step is not keras.Model.train_step:
+        raise BadValue(
+            f"{spec}: {type(model).__name__} has a train_step of its own, which is not planned: override compute_loss"
+        )
+    if options.get("sample_weight") is not None and isinstance(data, tuple | list):
+        data = (*data[:2], options["sample_weight"])
+    return model, data, dict(options)
 
 
-def _optimizer_of(spec: str, model: Any) -> dict[str, Any]:
-    """What a workload says of the optimizer. Raises BadValue for what training by a plan would leave out."""
-    kind = type(model.optimizer).__name__
-    if kind not in _OPTIMIZERS:
-        raise BadValue(f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_OPTIMIZERS)}")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # Keras's, of numpy's newest
-        found = model.optimizer.get_config()
-        planned = {**type(model.optimizer)().get_config(), **_OURS.get(kind, {})}
-    for key, value in found.items():
-        if key not in ("name", "learning_rate", "global_clipnorm") and value != planned[key]:
-            raise BadValue(f"{spec}: {kind} with {key}={value} is not planned, {key}={planned[key]} is")
-    if not isinstance(found["learning_rate"], float):
-        raise BadValue(f"{spec}: a schedule of the learning rate is not planned; compile with a number")
-    if model.losses:
-        raise BadValue(f"{spec}: losses that layers add (regularizers) are not planned; return them from a torch module")
-    return {"optimizer": _OPTIMIZERS[kind], "learning_rate": found["learning_rate"], "clip_norm": found["global_clipnorm"]}
+def _check_weights(spec: str, batch: Mapping[str, Any], options: Mapping[str, Any]) -> None:
+    if options.get("class_weight"):
+        if "weights" in batch:
+            raise BadValue(f"{spec}: class_weight and sample_weight at the same time; give one of them")
+        if not isinstance(batch.get("targets"), Tensor):
+            raise BadValue(f"{spec}: class_weight is for a model with one output; give sample_weight")
+
+
+def _build(spec: str, model: Any, batch: Mapping[str, Any], keras: Any) -> None:
+    """Makes the variables of a model that has none yet, from the shapes of its first batch, as `fit` does."""
+    data = (batch["inputs"], batch.get("targets"), batch.get("weights"))
+    try:
+        with keras.device("cpu"), patch.object(model.optimizer, "built", True):  # its state is ours to hold
+            model._symbolic_build(data_batch=data)  # what `fit` calls; the public `build` wants shapes and knows no subclasses
+    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
+        lines = [line.strip(" '") for line in str(error).strip().splitlines() if line.strip(" '")]
+        raise BadValue(f"{spec}: Keras cannot build the model on the batch: {lines[-1] if lines else error}") from error
+
+
+def _check_dtypes(spec: str, model: Any, dtype: str) -> None:
+    wrong = {str(v.dtype) for v in model.trainable_variables if "float" in str(v.dtype)} - {dtype}
+    if wrong:
+        raise BadValue(
+            f"{spec} makes variables of {', '.join(sorted(wrong))} and --precision asks for {dtype}: "
+            "leave keras.config.set_floatx and dtype= out, or give the --precision that they say"
+        )
+
+
+def _as_made(tree: Any) -> Any:
+    """The batch as tensors without memory."""
+    if isinstance(tree, Tensor):
+        return torch.empty(tree.shape, dtype=tree.dtype)
+    if isinstance(tree, Mapping):
+        return {key: _as_made(value) for key, value in tree.items()}
+    return type(tree)(map(_as_made, tree)) if isinstance(tree, tuple | list) else tree
 
 
 def put_back(model: Any, state: Mapping[str, Tensor]) -> None:
     """Gives the Keras model what was learned: `state` is `Trained.state`."""
-    for variables in (model.trainable_variables, model.non_trainable_variables):
-        for name, variable in zip(_names(variables), variables, strict=True):
-            if name in state:
-                variable.assign(state[name])
+    for name, variable in variable_names(model):
+        if name in state:
+            variable.assign(state[name])
+
+
+@contextmanager
+def _floatx(keras: Any, dtype: str) -> Iterator[None]:
+    """Within it `dtype` is that of variables, unless the person's own function sets another, which ends with it."""
+    before, policy = keras.config.floatx(), keras.config.dtype_policy()
+    keras.config.set_floatx(dtype)
+    if policy.name == before:
+        keras.config.set_dtype_policy(dtype)
+    try:
+        yield
+    finally:
+        keras.config.set_floatx(before)
+        keras.config.set_dtype_policy(policy)
 
 
 def _keras() -> Any:
