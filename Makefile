@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-all test-gpu check clean
+.PHONY: demo test test-all test-gpu gpu-check gpu-wheels check clean
 
 demo: $(STAMP)
 	$(BIN)/plan --model lstm --gpus 8
@@ -17,6 +17,14 @@ test-all: $(STAMP)
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu
+
+# On a machine with a CUDA device and torch, no network needed: ARGS="--only 'gpt2/*'", ARGS="--device cpu --tiny" to try it.
+gpu-check:
+	$(PYTHON) benchmarks/gpu_check.py $(ARGS)
+
+# The packages that such a machine may lack, for Python 3.12 on Linux, without torch; beside those of the file the ones in MORE.
+gpu-wheels:
+	sh benchmarks/gpu_wheels.sh $(MORE)
 
 check: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 import torch.fx.traceback as fx_traceback
+import torch.utils.checkpoint
 from torch._decomp import get_decompositions
 from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -23,10 +24,9 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
-    "drop_constant",
-    "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hung_attributes", "is_fake",
-    "joint_trace", "label_new_nodes", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged",
-    "without_modes",
+    "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hold_device",
+    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "post_accumulate_hooks", "really", "sequence_number",
+    "unfaked", "unlogged", "without_modes", "without_recompute",
 ]  # fmt: skip
 
 
@@ -200,3 +200,39 @@ def really(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """What `function` returns outside the mode of fake tensors. Private: the mode has no public way to pause."""
     with unfaked():
         return function(*args, **kwargs)
+
+
+def hold_device(cycles: int) -> None:
+    """Keeps the current CUDA device busy for about so many of its clock's cycles. Private: no public kernel does nothing for a time."""
+    torch.cuda._sleep(cycles)  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def without_recompute() -> Iterator[None]:
+    """Within it `torch.utils.checkpoint` runs its function once, plainly: backward has what it would have computed again.
+
+    Reached by whatever name a model has imported it, since it looks these two up when called. Private: no public way; under fake
+    tensors its own bookkeeping fails, and a traced graph holds either every activation or none. Where no tensor argument of the
+    reentrant kind asks for a gradient, torch gives none to what is inside, and so does this.
+    """
+    module = torch.utils.checkpoint
+    kept = module._checkpoint_without_reentrant_generator, module.CheckpointFunction
+    module._checkpoint_without_reentrant_generator, module.CheckpointFunction = _once, _Reentrant  # type: ignore[assignment, misc]
+    try:
+        yield
+    finally:
+        module._checkpoint_without_reentrant_generator, module.CheckpointFunction = kept  # type: ignore[misc]
+
+
+def _once(*_: Any, **__: Any) -> Iterator[None]:
+    """What `checkpoint` does before its function and after it: nothing."""
+    yield
+
+
+class _Reentrant:
+    @staticmethod
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        """The function of its arguments."""
+        wanted = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
+        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+            return function(*args)

@@ -27,12 +27,15 @@ from cost_models.roofline import op_time
 from runtime.calibrate_ranks import Measured, Settings
 from runtime.launcher import launch
 
-__all__ = ["calibrate", "calibrated_path", "fit", "this_machine"]
+__all__ = ["calibrate", "calibrated_path", "fit", "shipped_for", "this_machine"]
 
 #: Called with what is being measured, and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
 
-_SECONDS = "measured by `plan calibrate`: the median of single calls on evicted caches, core time on a CPU"
+_SECONDS = (
+    "measured by `plan calibrate`: on a CPU the median of single calls on evicted caches, core time; on CUDA of calls in a row, "
+    "by events"
+)
 
 
 def this_machine() -> Path:
@@ -143,12 +146,12 @@ def _device(measured: Measured, base: Device) -> Device:
     for row in measured.gemms:
         name = {"float32": "fp32", "float64": "fp64", "bfloat16": "bf16"}[row.dtype]
         peaks[name] = max(peaks.get(name, 0.0), 2.0 * row.m * row.n * row.k / row.seconds)
-    adds = [row for row in measured.ops if row.op == "aten.add.Tensor"]
-    table = [
-        ElementwiseRow(nbytes=r.nbytes, bandwidth=r.nbytes / max(r.seconds - measured.op_overhead, 0.1 * r.seconds))
-        for r in adds
-    ]
     on_cpu = not base.gemm_tiles
+    if not on_cpu:
+        peaks = _with_shipped(peaks, base)
+    fixed = measured.op_overhead if on_cpu else base.kernel_overhead  # on CUDA the host's launches are no part of a call's time
+    adds = [row for row in measured.ops if row.op == "aten.add.Tensor"]
+    table = [ElementwiseRow(nbytes=r.nbytes, bandwidth=r.nbytes / max(r.seconds - fixed, 0.1 * r.seconds)) for r in adds]
     return replace(
         base,
         peak_flops=tuple(peaks.items()), gemm_efficiency=1.0, memory_bandwidth=table[-1].bandwidth, memory_efficiency=1.0,
@@ -160,6 +163,12 @@ def _device(measured: Measured, base: Device) -> Device:
         elementwise_table=tuple(table), gemm_table=measured.gemms,
         op_table=(*measured.ops, *_stand_ins(measured.ops)), kind_efficiency=(),
     )  # fmt: skip
+
+
+def _with_shipped(peaks: dict[str, float], base: Device) -> dict[str, float]:
+    """The measured peaks, and those that no product was measured in, at the share of the datasheet that bf16 reaches."""
+    share = peaks["bf16"] / base.peak("bf16")
+    return {**{name: share * peak for name, peak in base.peak_flops}, **peaks}
 
 
 #: The op that stands for others of its kind that were not measured.
@@ -212,12 +221,28 @@ def _cores() -> int:
 
 def _cuda_base() -> Cluster:
     properties = torch.cuda.get_device_properties(0)
-    template = "dgx-h200" if "H200" in properties.name else "dgx-h100" if "H100" in properties.name else "dgx-a100"
-    base = load_cluster(template)
+    base = load_cluster(
+        shipped_for(properties.name, properties.total_memory) or "dgx-a100"
+    )  # of others: only what is not measured
     device = replace(
         base.device, name=properties.name, memory=properties.total_memory, num_sms=properties.multi_processor_count
     )
     return replace(base, device=device, devices_per_node=max(1, torch.cuda.device_count()), max_nodes=1)
+
+
+def shipped_for(card: str, memory: int) -> str:
+    """The shipped cluster whose devices are `card`, as the driver names it, of `memory` bytes; nothing where none is shipped: a PCIe
+    card has fewer multiprocessors and slower memory than the SXM card of the same name."""
+    slower = any(word in card for word in ("PCIe", "PCIE", "NVL", "MIG"))
+    for word, cluster in _SHIPPED:
+        if word in card.split() or (not slower and any(part.startswith(f"{word}-SXM") for part in card.split())):
+            small = word == "A100" and memory < 60 * 10**9
+            return "" if slower else "dgx-a100-40gb" if small else cluster
+    return ""
+
+
+#: Words of a card's name, and the cluster that has such cards.
+_SHIPPED = (("H200", "dgx-h200"), ("H100", "dgx-h100"), ("A100", "dgx-a100"), ("V100", "p3.16xlarge"), ("L4", "g6.48xlarge"))
 
 
 def _cpu_name() -> str:
@@ -242,7 +267,8 @@ def _provenance(kind: str, ranks: int, command: str) -> dict[str, str]:
 _SOURCES: dict[str, str] = {
     "peak_tflops": f"the fastest product of the table; {_SECONDS}",
     "memory_bandwidth_gb_s": "the largest element-wise op of the table",
-    "kernel_overhead_us": "slope of an executor's step over programs of 32 and 128 tiny ops (on CUDA: the launch overhead)",
+    "kernel_overhead_us": "slope of an executor's step over programs of 32 and 128 tiny ops; on CUDA as shipped, and the slope is "
+    "launch_overhead_us",
     "step_overhead_us": "intercept of the same, and of Adam's step over its number of parameters",
     "gemm_table": _SECONDS,
     "op_table": f"{_SECONDS}; flops and bytes as the planner's rules count them",

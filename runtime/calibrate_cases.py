@@ -20,7 +20,7 @@ from planner.graph import Ref
 from planner.operators import resolve
 from planner.rules import RULES, Call, OpCost
 
-__all__ = ["GEMM_SHAPES", "Case", "cases", "gemm_case", "row_of"]
+__all__ = ["DEVICE_GEMM_SHAPES", "GEMM_SHAPES", "Case", "cases", "gemm_case", "row_of"]
 
 #: m, n, k of products. Tall, wide, skinny (LSTM heads, classifiers), square; forward and both products of a backward.
 GEMM_SHAPES = (
@@ -29,6 +29,12 @@ GEMM_SHAPES = (
     (256, 256, 1024), (1024, 1024, 256), (1024, 256, 1024), (256, 1024, 1024), (256, 4096, 1024), (256, 1024, 4096),
     (4096, 1024, 128), (32, 2048, 2048), (256, 8192, 128), (512, 8192, 256), (512, 256, 8192), (8192, 256, 512),
     (1024, 1024, 1024), (4096, 256, 64), (128, 2048, 4096), (2048, 64, 64), (64, 64, 2048),
+)  # fmt: skip
+
+#: Products that fill a GPU, whose peak the largest of them measure: hidden layers, gates and output heads of large models.
+DEVICE_GEMM_SHAPES = (
+    (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 768, 768), (8192, 3072, 768), (8192, 768, 3072),
+    (768, 3072, 8192), (4096, 8192, 2048), (4096, 2048, 8192), (2048, 8192, 4096), (8192, 50_304, 768), (25_600, 256, 64),
 )  # fmt: skip
 
 Arguments = tuple[Any, ...]
@@ -112,7 +118,7 @@ def cases(device: torch.device, *, quick: bool = False) -> list[Case]:
     families = (_pointwise, _reductions, _norms, _losses, _embeddings, _convolutions, _attentions, _lstms, _copies)
     out: list[Case] = []
     for family in families:
-        found = list(family(device))
+        found = list(family(device))  # smallest first
         out += found[:2] if quick else found
     return out
 
@@ -127,7 +133,7 @@ def _several(device: torch.device, count: int, *shape: int) -> Arguments:
 
 def _pointwise(device: torch.device) -> Iterator[Case]:
     tanh = (("approximate", "tanh"),)
-    for n in (1 << 8, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22):
+    for n in (1 << 8, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22, *_on_a_gpu(device, 1 << 24, 1 << 26)):
         one, two, shared = partial(_several, device, 1, n), partial(_several, device, 2, n), n in (1 << 16, 1 << 20)
         yield Case("aten.add.Tensor", two, shared=shared)
         yield Case("aten.mul.Tensor", two)
@@ -138,15 +144,27 @@ def _pointwise(device: torch.device) -> Iterator[Case]:
         yield Case("aten.gelu_backward.default", two, tanh)
 
 
+def _on_a_gpu(device: torch.device, *sizes: Any) -> tuple[Any, ...]:
+    """Sizes that are measured on a GPU only: they leave its caches, and would take a CPU long."""
+    return sizes if device.type == "cuda" else ()
+
+
 def _threshold(device: torch.device, n: int) -> Arguments:
     return *_several(device, 2, n), 0
 
 
 def _reductions(device: torch.device) -> Iterator[Case]:
-    for shape in ((256, 64), (1024, 256), (256, 4096), (1024, 1024), (16384, 64)):
+    for shape in (
+        (256, 64),
+        (1024, 256),
+        (256, 4096),
+        (1024, 1024),
+        (16384, 64),
+        *_on_a_gpu(device, (8192, 4096), (16384, 8192)),
+    ):
         yield Case("aten.sum.dim_IntList", partial(_column_sum, device, shape), shared=shape == (1024, 1024))
         yield Case("aten.sum.default", partial(_several, device, 1, *shape))
-    for images in ((4, 32, 16, 16), (32, 32, 32, 32), (64, 64, 16, 16)):
+    for images in ((4, 32, 16, 16), (32, 32, 32, 32), (64, 64, 16, 16), *_on_a_gpu(device, (64, 64, 112, 112))):
         shared = images == (32, 32, 32, 32)
         yield Case("aten.max_pool2d_with_indices.default", partial(_pool, device, images), shared=shared)
         yield Case("aten.max_pool2d_with_indices_backward.default", partial(_pool_backward, device, images), shared=shared)
@@ -168,7 +186,7 @@ def _pool_backward(device: torch.device, shape: tuple[int, ...]) -> Arguments:
 
 
 def _norms(device: torch.device) -> Iterator[Case]:
-    for rows, width in ((64, 64), (256, 256), (1024, 256), (1024, 1024)):
+    for rows, width in ((64, 64), (256, 256), (1024, 256), (1024, 1024), *_on_a_gpu(device, (8192, 768), (16384, 4096))):
         yield Case("aten.native_layer_norm.default", partial(_norm, device, rows, width), shared=rows == 1024)
         yield Case("aten.native_layer_norm_backward.default", partial(_norm_backward, device, rows, width), shared=rows == 1024)
 
@@ -184,7 +202,7 @@ def _norm_backward(device: torch.device, rows: int, width: int) -> Arguments:
 
 
 def _losses(device: torch.device) -> Iterator[Case]:
-    for rows, classes in ((64, 10), (128, 1024), (256, 8192), (1024, 8192)):
+    for rows, classes in ((64, 10), (128, 1024), (256, 8192), (1024, 8192), *_on_a_gpu(device, (8192, 32_768))):
         yield Case("shardwright.cross_entropy", partial(_loss, device, rows, classes), shared=rows == 256)
         yield Case("shardwright.cross_entropy_backward", partial(_loss_backward, device, rows, classes), shared=rows == 256)
 
@@ -201,7 +219,8 @@ def _loss_backward(device: torch.device, rows: int, classes: int) -> Arguments:
 
 def _embeddings(device: torch.device) -> Iterator[Case]:
     """rows, width, tokens."""
-    for shape in ((128, 64, 128), (10_000, 64, 6_400), (10_000, 64, 25_600), (8_192, 256, 512), (8_192, 256, 2_048)):
+    shapes = ((128, 64, 128), (10_000, 64, 6_400), (10_000, 64, 25_600), (8_192, 256, 512), (8_192, 256, 2_048))
+    for shape in (*shapes, *_on_a_gpu(device, (50_304, 768, 8_192))):
         shared = shape == (10_000, 64, 6_400)
         yield Case("aten.embedding.default", partial(_embedding, device, *shape), shared=shared)
         yield Case("aten.embedding_dense_backward.default", partial(_embedding_backward, device, *shape), shared=shared)
@@ -228,7 +247,10 @@ _WINDOW: Arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
 
 def _convolutions(device: torch.device) -> Iterator[Case]:
-    for shape in _CONVOLUTIONS:
+    for shape in (
+        *_CONVOLUTIONS,
+        *_on_a_gpu(device, (64, 64, 56, 64), (64, 128, 28, 128), (64, 256, 14, 256), (64, 512, 7, 512)),
+    ):
         shared = shape == (64, 32, 16, 64)
         yield Case("aten.convolution.default", partial(_convolution, device, *shape), shared=shared)
         yield Case("aten.convolution_backward.default", partial(_convolution_backward, device, *shape), shared=shared)
@@ -245,22 +267,24 @@ def _convolution_backward(device: torch.device, batch: int, channels: int, image
 
 
 def _attentions(device: torch.device) -> Iterator[Case]:
-    for shape in ((1, 32, 4, 32), (2, 128, 8, 32), (8, 128, 8, 32), (2, 256, 4, 64), (4, 128, 12, 64)):
-        shared = shape == (8, 128, 8, 32)
-        yield Case("shardwright.attention", partial(_attention, device, shape), shared=shared)
-        yield Case("shardwright.attention_backward", partial(_attention_backward, device, shape), shared=shared)
+    shapes = ((1, 32, 4, 32), (2, 128, 8, 32), (8, 128, 8, 32), (2, 256, 4, 64), (4, 128, 12, 64))
+    for dtype in (torch.float32, *_on_a_gpu(device, torch.bfloat16)):  # on a GPU two kernels, of unlike speed
+        for shape in (*shapes, *_on_a_gpu(device, (8, 1024, 12, 64), (2, 2048, 32, 64))):
+            shared = shape == (8, 128, 8, 32)
+            yield Case("shardwright.attention", partial(_attention, device, shape, dtype), shared=shared)
+            yield Case("shardwright.attention_backward", partial(_attention_backward, device, shape, dtype), shared=shared)
 
 
-def _attention(device: torch.device, shape: tuple[int, int, int, int]) -> Arguments:
+def _attention(device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Arguments:
     """q, k, v are views of one tensor, as of a fused product."""
     batch, length, heads, depth = shape
-    qkv = torch.ops.aten.split(_random(device, batch, length, 3 * heads * depth), heads * depth, 2)
+    qkv = torch.ops.aten.split(_random(device, batch, length, 3 * heads * depth).to(dtype), heads * depth, 2)
     q, k, v = (t.reshape(shape).transpose(1, 2) for t in qkv)
     return q, k, v, True, depth**-0.5
 
 
-def _attention_backward(device: torch.device, shape: tuple[int, int, int, int]) -> Arguments:
-    *qkv, causal, scale = _attention(device, shape)
+def _attention_backward(device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Arguments:
+    *qkv, causal, scale = _attention(device, shape, dtype)
     out, lse = resolve("shardwright.attention")(*qkv, causal, scale)
     return torch.randn_like(out), *qkv, out, lse, causal, scale
 
@@ -287,7 +311,7 @@ def _lstm_backward(device: torch.device, steps: int, batch: int, inputs: int, hi
 
 
 def _copies(device: torch.device) -> Iterator[Case]:
-    for rows, width in ((64, 64), (256, 256), (1024, 256), (4096, 256)):
+    for rows, width in ((64, 64), (256, 256), (1024, 256), (4096, 256), *_on_a_gpu(device, (32_768, 1024))):
         yield Case("aten.cat.default", partial(_join, device, rows, width), shared=rows == 1024)
         yield Case("aten.select_backward.default", partial(_last_of, device, rows, width))
 

@@ -19,7 +19,8 @@ import torch.distributed as dist
 from cost_models.device import GemmRow, OpRow
 from cost_models.machine import CollectiveRow
 from planner.program import Communicate
-from runtime.calibrate_cases import GEMM_SHAPES, cases, gemm_case, row_of
+from planner.torch_private import hold_device
+from runtime.calibrate_cases import DEVICE_GEMM_SHAPES, GEMM_SHAPES, cases, gemm_case, row_of
 from runtime.calibrate_overhead import overheads
 from runtime.collectives import compile_collective
 from runtime.launcher import Emit
@@ -32,7 +33,10 @@ __all__ = ["Measured", "Settings", "measure"]
 #: each kind of small call once in a while, so that its code has left even the shared cache: those are measured after more.
 _EVICTED_BYTES, _EVICTED_FOR_SMALL = 16 << 20, 64 << 20
 _SMALL_SECONDS = 5e-5
-_CALLS_IN_A_ROW = 20
+#: On CUDA: calls in a row of which the mean is taken, or as many as take so long; and how long the device is held back at most while
+#: the host queues them, at the highest clock of any (2 GHz), so that their launches are not part of their time.
+_CALLS_IN_A_ROW, _ROW_SECONDS = 20, 2e-3
+_LONGEST_HOLD, _CLOCK = 0.05, 2e9
 _DTYPES = ("float32", "float64", "bfloat16")
 _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 
@@ -73,10 +77,11 @@ class _Timer:
     def seconds(self, call: Callable[..., Any], arguments: tuple[Any, ...], *, more: int = 1, small: bool = False) -> float:
         """The median of single calls, each on evicted caches; `more` times as many calls as usual."""
         call(*arguments)
-        on_cuda = self.place.device.type == "cuda"
-        once = _device_seconds if on_cuda else self._core_seconds
+        if self.place.device.type == "cuda":
+            return _on_cuda(call, arguments, (3 if self.settings.quick else 7) * more)
+        once = self._core_seconds
         first = once(call, arguments)
-        if (small or first < _SMALL_SECONDS) and not on_cuda:
+        if small or first < _SMALL_SECONDS:
             return statistics.median(
                 self._core_seconds(call, arguments, small=True) for _ in range(3 if self.settings.quick else 9)
             )
@@ -90,16 +95,32 @@ class _Timer:
         return time.thread_time() - start
 
 
-def _device_seconds(call: Callable[..., Any], arguments: tuple[Any, ...]) -> float:
-    """The mean of a few calls in a row, by device events: a device's caches are small beside its tensors."""
+def _on_cuda(call: Callable[..., Any], arguments: tuple[Any, ...], windows: int) -> float:
+    """The median over windows of the device seconds of a call."""
+    one = _device_seconds(call, arguments, 1)
+    calls = max(1, min(_CALLS_IN_A_ROW, int(_ROW_SECONDS / max(one, 1e-9))))
+    return statistics.median(_device_seconds(call, arguments, calls) for _ in range(windows))
+
+
+def _device_seconds(call: Callable[..., Any], arguments: tuple[Any, ...], calls: int = _CALLS_IN_A_ROW) -> float:
+    """The mean of a few calls in a row, by device events, without what the host takes to launch them: the calls are issued once to
+    know how long that is, and again while the device is held back for longer."""
+
+    def issue() -> float:
+        began = time.perf_counter()
+        for _ in range(calls):
+            call(*arguments)
+        return time.perf_counter() - began
+
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    host = issue()
     torch.cuda.synchronize()
+    hold_device(int(min(2 * host, _LONGEST_HOLD) * _CLOCK))
     start.record()
-    for _ in range(_CALLS_IN_A_ROW):
-        call(*arguments)
+    issue()
     end.record()
     torch.cuda.synchronize()
-    return float(start.elapsed_time(end)) / 1e3 / _CALLS_IN_A_ROW
+    return float(start.elapsed_time(end)) / 1e3 / calls
 
 
 @torch.no_grad()
@@ -146,7 +167,9 @@ def _alone(timer: _Timer, emit: Emit) -> tuple[tuple[OpRow, ...], tuple[GemmRow,
     optimizer, step_overhead = _optimizer_rows(timer)
     gemms = []
     for number, dtype in enumerate(_DTYPES):
-        shapes = GEMM_SHAPES[:3] if settings.quick else GEMM_SHAPES if dtype == "float32" else GEMM_SHAPES[1::3]
+        most = GEMM_SHAPES if dtype == "float32" else GEMM_SHAPES[1::3]
+        more = DEVICE_GEMM_SHAPES if device.type == "cuda" else ()
+        shapes = GEMM_SHAPES[:3] if settings.quick else (*most, *more)
         for index, shape in enumerate(shapes):
             emit({"what": f"measuring products in {dtype}", "done": 0.3 + 0.2 * (number + index / len(shapes)) / len(_DTYPES)})
             gemms.append(_gemm_row(timer, shape, dtype))

@@ -115,6 +115,8 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
 
     Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One step more is recorded, for peak memory and timeline.
     """
+    if request.verify:
+        torch.backends.cudnn.allow_tf32 = False  # the reference has all bits of float32
     workload = begin(make, program, request.seed)
     groups = make_groups(program, place.rank)
     executor = Executor(

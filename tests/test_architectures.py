@@ -45,6 +45,28 @@ def test_names_of_a_type_of_a_class_and_of_a_file_give_the_same_model(tmp_path: 
     assert models[0].batch[0].shape == (2, 8)
 
 
+def test_gradient_checkpointing_of_a_config_gives_the_graph_without_it(tmp_path: Path) -> None:
+    """It was refused: torch's bookkeeping of what is computed again does not hold while tracing."""
+    ops = []
+    for again in (False, True):
+        path = tmp_path / f"{again}.json"
+        path.write_text(
+            json.dumps(
+                {
+                    "model_type": "gpt2",
+                    "n_layer": 2,
+                    "n_embd": 16,
+                    "n_head": 2,
+                    "vocab_size": 32,
+                    "gradient_checkpointing": again,
+                }
+            )
+        )
+        assert any(getattr(m, "gradient_checkpointing", False) for m in load(f"hf:{path}").module.modules()) is again
+        ops.append([node.op for node in trace(partial(load, f"hf:{path}"), "gpt2").graph.nodes])
+    assert ops[0] == ops[1]
+
+
 def test_tasks_give_other_heads() -> None:
     assert type(load("hf:gpt2", **SMALL).module.model).__name__ == "GPT2LMHeadModel"
     work = load("hf:gpt2", task="base", **SMALL)

@@ -7,6 +7,7 @@ that joining the heads afterwards copies nothing.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ __all__ = [
 
 def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
     """The output [B, H, T, D] and lse."""
-    kernel = _kernel(q, k, v)
+    kernel = _kernel(q, k, v, is_causal)
     k, v = grouped(k, q), grouped(v, q)
     if kernel == "cpu":
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
@@ -40,7 +41,7 @@ def attention_backward(
     grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
-    kernel = _kernel(q, k, v)
+    kernel = _kernel(q, k, v, is_causal)
     grad, out = rows_together(grad), rows_together(out)
     num_kv_heads = k.shape[1]
     k, v = grouped(k, q), grouped(v, q)
@@ -74,17 +75,25 @@ def sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
     return grad if grad.shape[1] == num_kv_heads else grad.reshape(grad.shape[0], num_kv_heads, -1, *grad.shape[2:]).sum(2)
 
 
-def _kernel(q: Tensor, k: Tensor, v: Tensor) -> str:
-    """Which kernel runs: `cpu`, `flash`, `efficient` or `math`; the same for forward and backward."""
+def _kernel(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> str:
+    """Which kernel runs: `cpu`, `flash`, `efficient` or `math`; the same for forward and backward. CUDA's flash kernel needs compute
+    capability 8.0, and counts causal keys from the last where there are more or fewer of them than queries."""
     plain = q.shape[-1] == k.shape[-1] == v.shape[-1] and all(t.stride(-1) == 1 for t in (q, k, v))
     half = q.dtype in (torch.float16, torch.bfloat16)
     if plain and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64, torch.bfloat16):
         return "cpu"
-    if plain and q.is_cuda and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256:
+    if not plain or not q.is_cuda:
+        return "math"
+    newer = _capability(q.device) >= (8, 0)
+    if newer and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and not (is_causal and q.shape[2] != k.shape[2]):
         return "flash"
-    if plain and q.is_cuda and q.dtype == torch.float32 and q.shape[-1] % 4 == 0:
-        return "efficient"
-    return "math"
+    known = q.dtype in (torch.float32, torch.float16) or (newer and q.dtype == torch.bfloat16)
+    return "efficient" if known and q.shape[-1] % (8 if half else 4) == 0 else "math"
+
+
+@cache
+def _capability(device: torch.device) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(device)
 
 
 def _flash_backward(

@@ -101,9 +101,14 @@ def _onednn_backward(
 def _cudnn_forward(x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     flat, views = _cudnn_weights(x, weights)
     y, h, c, reserve, _ = torch.ops.aten._cudnn_rnn(
-        x, views, len(views), flat, h0[None], c0[None], _LSTM_MODE, h0.shape[1], 0, 1, False, 0.0, True, False, [], None
+        x, views, len(views), flat, *_states(h0, c0), _LSTM_MODE, h0.shape[1], 0, 1, False, 0.0, True, False, [], None
     )
     return y, h[0], c[0], reserve
+
+
+def _states(h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
+    """Of one layer, side by side in memory: cuDNN refuses any other."""
+    return h0[None].contiguous(), c0[None].contiguous()
 
 
 def _cudnn_backward(
@@ -119,7 +124,7 @@ def _cudnn_backward(
 ) -> Gradients:
     flat, views = _cudnn_weights(x, weights)
     gx, gh0, gc0, grads = torch.ops.aten._cudnn_rnn_backward(
-        x, views, len(views), flat, h0[None], c0[None], y, _dense(grad_y), _layer(grad_h), _layer(grad_c),
+        x, views, len(views), flat, *_states(h0, c0), y, _dense(grad_y), _layer(grad_h), _layer(grad_c),
         _LSTM_MODE, h0.shape[1], 0, 1, False, 0.0, True, False, [], None, reserve, [True, True, True, True],
     )  # fmt: skip
     gb = grads[2] if len(grads) > 2 else x.new_zeros(4 * h0.shape[1])
@@ -166,7 +171,9 @@ def _lstm_backward(
     c_last: Tensor,
     reserve: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    return lstm_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve)
+    # cuDNN's gradients lie in one buffer, and what an op of torch's returns must not.
+    grads = lstm_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve)
+    return tuple(g.clone() for g in grads) if x.is_cuda else grads  # type: ignore[return-value]
 
 
 @_lstm.register_fake

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from planner.kernels.noise import Noise
+from planner.torch_private import without_recompute
 
 __all__ = ["Random"]
 
@@ -35,7 +36,7 @@ _INSIDE = {name: getattr(F, name) for name in ("dropout", "scaled_dot_product_at
 
 class Random(TorchFunctionMode):
     """Redirects dropout to `shardwright::dropout` under a key, which is read for every mask, and other random ops to `Noise`; all are
-    numbered from 0."""
+    numbered from 0. Blocks under `torch.utils.checkpoint` are run once: a mask that is drawn again would have another number."""
 
     in_place = True  # dropout in place writes to its operand
 
@@ -44,6 +45,7 @@ class Random(TorchFunctionMode):
         self.key, self.number, self.noise = key, 0, ExitStack()
 
     def __enter__(self) -> Random:
+        self.noise.enter_context(without_recompute())
         if self.key is not None:
             self.noise.enter_context(Noise(self.key, self._next))
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]

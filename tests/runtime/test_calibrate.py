@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,7 +14,8 @@ from cost_models.device import GemmRow, OpRow
 from cost_models.errors import BadHardware, BadValue
 from cost_models.machine import Cluster, CollectiveRow
 from cost_models.roofline import op_time
-from runtime.calibrate import calibrate, calibrated_path, fit, this_machine
+from runtime import calibrate as calibration
+from runtime.calibrate import calibrate, calibrated_path, fit, shipped_for, this_machine
 from runtime.calibrate_cases import cases, gemm_case, row_of
 from runtime.calibrate_ranks import Measured
 
@@ -136,6 +138,49 @@ def test_bad_requests() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(BadValue, match="no CUDA device is there"):
             calibrate(device="cuda")
+
+
+@pytest.mark.parametrize(
+    ("card", "memory", "cluster"),
+    [
+        ("NVIDIA H100 80GB HBM3", 80, "dgx-h100"), ("NVIDIA H200", 141, "dgx-h200"), ("NVIDIA A100-SXM4-80GB", 80, "dgx-a100"),
+        ("NVIDIA A100-SXM4-40GB", 40, "dgx-a100-40gb"), ("Tesla V100-SXM2-16GB", 16, "p3.16xlarge"), ("NVIDIA L4", 23, "g6.48xlarge"),
+        ("NVIDIA H100 PCIe", 80, ""), ("NVIDIA H100 NVL", 94, ""), ("NVIDIA A100-PCIE-40GB", 40, ""), ("NVIDIA L40S", 45, ""),
+        ("NVIDIA A10G", 23, ""),
+    ],
+)  # fmt: skip
+def test_a_card_has_the_shipped_figures_of_its_name(card: str, memory: int, cluster: str) -> None:
+    assert shipped_for(card, memory * 10**9) == cluster
+    assert not cluster or load_cluster(cluster, num_devices=1)
+
+
+def test_fit_on_a_gpu_keeps_the_peaks_that_were_not_measured() -> None:
+    base = load_cluster("dgx-h100", num_devices=1)
+    gemms = tuple(
+        GemmRow(batch=1, m=1000, n=1000, k=1000, dtype=d, seconds=t) for d, t in (("float32", 1e-4), ("bfloat16", 4e-6))
+    )
+    device = fit(replace(figures(), gemms=gemms, shared=()), base).device
+    assert device.peak("bf16") == pytest.approx(5e14)
+    assert device.peak("fp32") == pytest.approx(2e13)
+    assert device.peak("tf32") == pytest.approx(base.device.peak("tf32") * 5e14 / base.device.peak("bf16"))
+    assert (device.launch_overhead, device.kernel_overhead) == (1e-6, base.device.kernel_overhead)
+    assert device.memory_bandwidth == pytest.approx(1e6 / (1.01e-4 - base.device.kernel_overhead))
+
+
+def test_the_file_of_a_gpu_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the measuring, which needs one."""
+    card = SimpleNamespace(name="NVIDIA H100 80GB HBM3", total_memory=85_000_000_000, multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: card.name)
+    bf16 = GemmRow(batch=1, m=1000, n=1000, k=1000, dtype="bfloat16", seconds=4e-6)
+    found = replace(figures(), gemms=(*figures().gemms, bf16), shared=(), collectives=())
+    monkeypatch.setattr(calibration, "launch", lambda *args, **kwargs: [found])
+    written = calibrate(tmp_path / "gpu.toml", device="cuda", max_ranks=4)
+    read = load_cluster(str(tmp_path / "gpu.toml"), num_devices=1)
+    assert (read.device.name, read.device.memory, read.devices_per_node) == (card.name, card.total_memory, 1)
+    assert read.device.op_table == written.device.op_table
 
 
 @pytest.mark.gpu

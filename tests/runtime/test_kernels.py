@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from cost_models.errors import NotTraceable
 from planner import kernels
 from planner.kernels import Canonical, embedding_backward_shard, embedding_shard
+
+#: The module: the package has a function of its name.
+attention_kernels = importlib.import_module("planner.kernels.attention")
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -158,7 +163,8 @@ def test_cross_entropy_in_half_precision() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype) -> None:
+def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 2, 3, 40, 16, dtype=dtype)
     x, h0, c0 = torch.randn(6, 5, 8, dtype=dtype), *torch.randn(2, 5, 16, dtype=dtype)
@@ -166,6 +172,8 @@ def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype) -> None:
     logits, target = torch.randn(30, 50, dtype=dtype), torch.randint(0, 50, (30,))
     cases: list[tuple[Callable[..., Any], list[Tensor]]] = [
         (lambda *a: torch.ops.shardwright.attention(*a, True, 0.25)[0], [q, k, v]),
+        (lambda *a: torch.ops.shardwright.attention(*a, True, 0.25)[0], [q, k[:, :, :24], v[:, :, :24]]),
+        (lambda *a: torch.ops.shardwright.attention(*a, False, 0.25)[0], [q, k[:, :1], v[:, :1]]),
         (lambda *a: torch.ops.shardwright.lstm(*a)[:3], [x, h0, c0, *weights]),
         (lambda a: torch.ops.shardwright.cross_entropy(a, target.to(a.device), -100)[0], [logits]),
     ]
@@ -174,3 +182,27 @@ def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype) -> None:
         whole = zip(outputs_and_gradients(f, *inputs), outputs_and_gradients(f, *(t.cuda() for t in inputs)), strict=True)
         for a, b in whole:
             torch.testing.assert_close(b.cpu(), a, rtol=tolerance, atol=tolerance * max(1.0, a.abs().max().item()))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lengths", "depth", "causal", "capability", "kernel"),
+    [
+        (torch.bfloat16, (8, 8), 64, True, (9, 0), "flash"),
+        (torch.bfloat16, (8, 6), 64, True, (9, 0), "efficient"),  # flash counts causal keys from the last
+        (torch.bfloat16, (8, 6), 64, False, (9, 0), "flash"),
+        (torch.bfloat16, (8, 8), 64, True, (7, 0), "math"),
+        (torch.float16, (8, 8), 64, True, (7, 0), "efficient"),
+        (torch.float32, (8, 8), 64, True, (7, 0), "efficient"),
+        (torch.float32, (8, 8), 6, True, (9, 0), "math"),
+        (torch.float64, (8, 8), 64, True, (9, 0), "math"),
+    ],
+)
+def test_which_attention_kernel_runs_on_cuda(
+    dtype: torch.dtype, lengths: tuple[int, int], depth: int, causal: bool, capability: tuple[int, int], kernel: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Of what a card of some compute capability has; no card is needed to choose."""
+    monkeypatch.setattr(attention_kernels, "_capability", lambda device: capability)
+    kind = {"dtype": dtype, "is_cuda": True, "device": torch.device("cuda", 0), "stride": lambda dim: 1}
+    q, k = (SimpleNamespace(shape=(2, 3, length, depth), **kind) for length in lengths)
+    assert attention_kernels._kernel(q, k, k, causal) == kernel
