@@ -31,6 +31,7 @@ from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.source_line import from_frames
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.steady import steady
+from planner.still import still
 from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number, unlogged
 from planner.unroll import Given, unroll
 from planner.workload import Workload, unused
@@ -66,7 +67,7 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with alone(), seeded(seed), mode, unlogged(), Known() as known:
+    with alone(), still(), seeded(seed), mode, unlogged(), Known() as known:
         try:
             workload = built(build, mode, known)
             name = workload.name

@@ -150,6 +150,23 @@ def shuffled(batch: int = 8) -> Any:
     return Shuffled(), (torch.randn(batch, 6), torch.randn(batch, 4)), F.mse_loss
 
 
+class Moved(nn.Module):
+    """Moves a part of itself to where its input is, as those do whose parts wait elsewhere for their turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(nn.Linear(6, 6) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for part in self.parts:
+            x = torch.tanh(part.to(x.device)(x))
+        return x
+
+
+def moved(batch: int = 8) -> Any:
+    return Moved(), (torch.randn(batch, 6), torch.randn(batch, 6)), F.mse_loss
+
+
 def aligned(y: Tensor, target: Tensor) -> Tensor:
     y = y.log_softmax(-1).transpose(0, 1)
     long = torch.full((y.shape[1],), y.shape[0])
@@ -170,6 +187,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 }
 RIGHT: dict[str, Callable[..., Any]] = {
     "filled": filled,
+    "moved": moved,
     "shuffled": shuffled,
     "spare": spare,
     "reversible": reversible,
