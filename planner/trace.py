@@ -200,7 +200,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     unused: list[str] = []
 
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        with _paths(module) as paths, _written_back(module, state):
+        with _paths(module) as paths, _written_back(module, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
             with Canonical(key) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
@@ -211,6 +211,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
                 _check_loss(one, workload.name)
             paths.label_backward(loss)
             gradients = gradients_of(loss, weights)
+            write()
         losses[:] = several
         unused[:] = [name for name, gradient in gradients.items() if gradient is None]
         return (loss, *(g for g in gradients.values() if g is not None), *several.values())
@@ -225,10 +226,12 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
 
 
 @contextmanager
-def _written_back(module: torch.nn.Module, state: dict[str, Tensor]) -> Iterator[None]:
-    """What the module sets a buffer to (`self.seen = 0.9 * self.seen`) is written to the buffer, as if it were changed in place."""
+def _written_back(module: torch.nn.Module, state: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
+    """A function that writes to the buffers what the module has set them to (`self.seen = 0.9 * self.seen`), as if they were changed in
+    place. It is for the step's end: backward reads what a buffer was before it was set."""
+    found: list[tuple[Tensor, Tensor]] = []
 
-    def write(*_: Any) -> None:
+    def look(*_: Any) -> None:
         for name, value in module.named_buffers():
             given = state.get(name, value)  # one that the module has just made is no state of the step
             if value is not given:
@@ -237,11 +240,17 @@ def _written_back(module: torch.nn.Module, state: dict[str, Tensor]) -> Iterator
                         f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: "
                         "set it to a detached one like it"
                     )
+                found.append((given, value))
+
+    def write() -> None:
+        label_new_nodes({"phase": "forward", "path": ""})
+        with torch.no_grad():
+            for given, value in found:
                 given.copy_(value)
 
-    handle = module.register_forward_hook(write)
+    handle = module.register_forward_hook(look)
     try:
-        yield
+        yield write
     finally:
         handle.remove()
 

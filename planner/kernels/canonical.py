@@ -54,6 +54,8 @@ class Canonical(Random):
         if func in (torch.as_strided, Tensor.as_strided):
             found = _windows(*args, **kwargs)
             return func(*args, **kwargs) if found is None else found
+        if func == _SET_DATA:
+            return _set_data(*args)
         if func in _BY_FORMAT:
             return func(*map(_contiguous, args), **{key: _contiguous(value) for key, value in kwargs.items()})
         return func(*args, **kwargs)
@@ -78,6 +80,20 @@ _BY_FORMAT = {
     torch.det, torch.linalg.det, Tensor.det, torch.logdet, Tensor.logdet, torch.slogdet, torch.linalg.slogdet, Tensor.slogdet,
     torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve,
 }  # fmt: skip
+
+
+_SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+
+
+def _set_data(tensor: Tensor, value: Tensor) -> None:
+    """`tensor.data = value` as a write: nothing that records calls sees a tensor take another's memory. As with the assignment,
+    autograd is told nothing, and what it kept of the tensor reads the new numbers."""
+    if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
+        raise NotTraceable(
+            f".data of a tensor of shape {tuple(tensor.shape)} in {tensor.dtype} is set to one of shape {tuple(value.shape)} in "
+            f"{value.dtype}: set it to one like it"
+        )
+    tensor.data.copy_(value)
 
 
 def _contiguous(argument: Any) -> Any:
