@@ -92,7 +92,7 @@ def tests(request: Request) -> dict[str, Any]:
         word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", ran.stdout.strip().splitlines()[-1])
     }
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", ran.stdout, re.MULTILINE)
-    return {"exit_code": ran.returncode, **counts, "failures": failed, "output": ran.stdout[-4000:] if failed else ""}
+    return {"exit_code": ran.returncode, "counts": counts, "failures": failed, "output": ran.stdout[-4000:] if failed else ""}
 
 
 def calibrate(request: Request) -> dict[str, Any]:

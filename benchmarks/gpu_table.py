@@ -17,8 +17,8 @@ def table(record: dict[str, Any]) -> str:
     rows = [_HEAD, *(_row(model, record["parts"]) for model in measured)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    tests = record["parts"].get("tests")
-    told = f"tests: {tests.get('passed', 0)} passed, {tests.get('failed', 0)} failed" if tests else "tests: not run"
+    counts = record["parts"].get("tests", {}).get("counts")
+    told = "tests: " + (", ".join(f"{n} {word}" for word, n in counts.items()) if counts else "not run")
     left = [f"{name}: {found.get('failed') or found['skipped']}" for name, found in record["skipped"].items()]
     return "\n".join([f"{record['card']}, {record['date']}, commit {record['commit']}", *lines, told, *left])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
+import json
 import os
 import time
 from dataclasses import replace
@@ -228,6 +230,32 @@ def test_stopped_at_once_it_says_what_it_knows() -> None:
     assert stopped.bound <= certify(problem, time_limit=120.0).objective
     for solution in (hurried, stopped):
         assert not solution.choice or (problem.fits(solution.choice) == (solution.status != "unknown"))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 3])
+def test_a_file_of_the_contests_kind(tmp_path: Path, seed: int) -> None:
+    """Made here, so that the way from a file to a proof runs everywhere; the best cost is that of trying every choice."""
+    rng = np.random.default_rng(seed)
+    sizes = rng.integers(2, 4, 9)
+    starts = rng.integers(0, 12, 9)
+    edges = [[i, j] for i in range(9) for j in (i + 1, i + 3) if j < 9]
+    usages = [rng.integers(0, 9, n).tolist() for n in sizes]
+    limit = int(sum(map(min, usages)) + 9)
+    record = {
+        "name": "made", "usage_limit": limit,
+        "nodes": {
+            "intervals": [[int(at), int(at) + 6] for at in starts], "usages": usages,
+            "costs": [rng.integers(0, 50, n).tolist() for n in sizes],
+        },
+        "edges": {"nodes": edges, "costs": [rng.integers(0, 40, sizes[i] * sizes[j]).tolist() for i, j in edges]},
+    }  # fmt: skip
+    (tmp_path / "made.json.gz").write_bytes(gzip.compress(json.dumps({"problem": record}).encode()))
+    problem = read_contest(tmp_path / "made.json.gz")
+    choices = [c for c in itertools.product(*map(range, sizes.tolist())) if problem.fits(c)]
+    solution = certify(problem, time_limit=60.0)
+    assert 0 < len(choices) < int(np.prod(sizes))
+    assert (solution.status, solution.objective) == ("optimal", min(map(problem.cost, choices)))
+    assert problem.fits(solution.choice)
 
 
 @pytest.mark.parametrize(("name", "best"), [("B", 532_843), ("G", 217_039)])

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
 import pytest
 import torch
 from hypothesis import given
@@ -53,6 +57,32 @@ def test_known_text_comes_back(texts: list[str], length: int) -> None:
         ids = vocabulary.encode(text, length=length)
         assert len(ids) == length
         assert vocabulary.decode(ids) == tokenise(text)[:length]
+
+
+@given(st.lists(st.text(alphabet="ab'c \t\n.,;_-!", max_size=24), min_size=1, max_size=6), st.integers(3, 9), st.integers(1, 9))
+def test_as_keras_gives_keras_ids(texts: list[str], size: int, length: int) -> None:
+    keras = pytest.importorskip("keras", reason="Keras is the reference: pip install 'shardwright[keras]'")
+    from keras.src.legacy.preprocessing.text import Tokenizer
+
+    theirs = Tokenizer(num_words=size, oov_token=UNKNOWN)
+    theirs.fit_on_texts(texts)
+    more = [*texts, " ".join(reversed(texts)), "never seen, A b"]
+    wanted = keras.utils.pad_sequences(theirs.texts_to_sequences(more), maxlen=length)
+    ours = Vocabulary.of(texts, size=size, as_keras=True)
+    assert ours.encode_all(more, length=length).tolist() == wanted.tolist()
+
+
+def test_ours_is_not_keras_where_the_module_says_so() -> None:
+    text = "b a 'c' b, a b\ra"
+    ours, theirs = Vocabulary.of([text], size=9), Vocabulary.of([text], size=9, as_keras=True)
+    assert ours.tokens[2:] == ("a", "b", "'", ",", "c")
+    assert theirs.tokens[2:] == ("b", "a", "'c'", "b\ra")
+    assert ours.encode("b a b", length=2) == (3, 2)
+    assert theirs.encode("b a b", length=2) == (3, 2)
+    assert (ours.decode(ours.encode("a b ,", length=2)), theirs.decode(theirs.encode("b b a", length=2))) == (
+        ("a", "b"),
+        ("b", "a"),
+    )
 
 
 def test_encode_all_is_a_tensor() -> None:
