@@ -335,7 +335,7 @@ def _normalised(
     if filled is not None:
         return "aten.full.default", (tuple(result.shape), _in_range(filled, result.dtype)), {"dtype": str(result.dtype)}
     if op == "aten.t.default":
-        return "aten.permute.default", (args[0], (1, 0) if rank == 2 else (0,)), {}
+        return "aten.permute.default", (args[0], tuple(reversed(range(rank)))), {}
     if op == "aten.transpose.int":
         order = list(range(rank))
         if rank:

@@ -20,6 +20,7 @@ from planner.ask import Ask, build
 from planner.beside import beside
 from planner.choices import Choices, read_choices, recost
 from planner.costing import Costing, total_gradient_bytes
+from planner.dry import CannotRun, dry_run
 from planner.fit import explain_misfit, nearest_change
 from planner.layout import Mesh
 from planner.lower import lower
@@ -34,7 +35,7 @@ from planner.shallow import Shallow
 from planner.solver import Solution, solve
 from planner.summary import summarise
 from planner.table import Table, TooLarge, build_table
-from planner.trace import trace
+from planner.trace import line_of, trace
 from planner.words import axis_names
 from planner.workload import Workload
 
@@ -137,6 +138,7 @@ def search(
     progress("comparing with plans typed by hand", 0.8)
     alternatives = alternatives_found()
     best = searcher.whole(searcher.better_typed(best, alternatives) if mesh is None and not pins else best)
+    _check_runs(best.program, ask)
     costing = best.proposal.table.costing
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = searcher.padding(best)
@@ -146,6 +148,14 @@ def search(
     plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
     progress("done", 1.0)
     return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))
+
+
+def _check_runs(program: Program, ask: Ask) -> None:
+    """Raises CannotRun, naming the model's line where it is known, for a program that no rank can run."""
+    try:
+        dry_run(program)
+    except CannotRun as error:
+        raise CannotRun(f"{error}{line_of(lambda: build(ask), error.op, error.path)}") from error
 
 
 def meshes_of(cluster: Cluster) -> Iterator[Mesh]:

@@ -28,7 +28,7 @@ from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
 from planner.known import Known
 from planner.read_fx import ChangedInPlace, Refused, read_graph
-from planner.source_line import from_frames
+from planner.source_line import from_frames, from_text
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.steady import steady
 from planner.still import still
@@ -36,7 +36,7 @@ from planner.torch_private import FakeTensorMode, functional, joint_trace, label
 from planner.unroll import Given, unroll
 from planner.workload import Workload, unused
 
-__all__ = ["Traced", "trace"]
+__all__ = ["Traced", "line_of", "trace"]
 
 aten = torch.ops.aten
 
@@ -87,6 +87,20 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
 
 def _traced(workload: Workload, whole: bool) -> Traced:
     return (None if whole else _repeated(workload)) or Traced(graph=_whole(workload), workload=workload)
+
+
+def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
+    """` at FILE:LINE (CODE)` of the model that calls `op` in module `path`, traced again to find it; empty where that is not known."""
+    stem = op.split(".")[1]
+    with FakeTensorMode(allow_non_fake_inputs=False), unlogged(), Known():
+        fx_graph, *_ = _record(build(), lines=True)
+    for node in fx_graph.nodes:
+        name = str(node.target).split(".")
+        if len(name) > 1 and name[1].rstrip("_") == stem and node.meta.get("custom", {}).get("path", "") == path:
+            line = from_text(str(node.meta.get("stack_trace") or ""))
+            if line:
+                return f" at {line}"
+    return ""
 
 
 def _repeated(workload: Workload) -> Traced | None:

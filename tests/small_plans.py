@@ -15,6 +15,7 @@ from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask, build
 from planner.choices import Choices, read_choices
 from planner.costing import Costing, total_gradient_bytes
+from planner.dry import dry_run
 from planner.graph import Node
 from planner.layout import Mesh
 from planner.lower import lower
@@ -211,6 +212,7 @@ def with_choice(ask: Ask, mesh: Mesh, table: Table, solution: Solution, cluster:
     model, workload = traced(ask)
     choices = read_choices(table, solution.choice)
     program = lower(model, mesh, choices, table.costing)
+    dry_run(program)
     return Planned(
         ask=ask, model=model, workload=workload, cluster=cluster, mesh=mesh, table=table, solution=solution, choices=choices,
         program=program,

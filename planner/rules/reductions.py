@@ -178,7 +178,7 @@ def _embedding_backward(call: Call) -> Signature:
 def _gather(call: Call) -> Signature:
     """The input's dim gathered along cannot be split, the index's can; others pass where input and index agree."""
     shape, index = call.operands
-    if not shape or not index:
+    if not shape or len(index) != len(shape):  # one without dims, or an empty index, which may have any number of dims
         return unsplit(call, "embedding")
     rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index)
@@ -195,7 +195,7 @@ def _gather(call: Call) -> Signature:
 def _scatter(call: Call) -> Signature:
     """The dim scattered along cannot be split; others pass where all tensors agree."""
     shape, index, *sources = call.operands
-    if not all((shape, index, *sources)):
+    if not shape or any(len(other) != len(shape) for other in (index, *sources)):
         return unsplit(call, "embedding")
     rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index, *(size for source in sources for size in source))

@@ -96,7 +96,7 @@ class Scalars(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate.transpose(0, -1)
-        scale = F.softmax(gate, 0) + F.log_softmax(gate, 0) + gate.cumsum(0) + gate.max(0).values + gate.flip(())
+        scale = F.softmax(gate, 0) + F.log_softmax(gate, 0) + gate.cumsum(0) + gate.max(0).values + gate.t().flip(())
         out: Tensor = self.inner(x) * scale
         return out
 
@@ -105,4 +105,21 @@ def scalars(batch: int = 6) -> Parts:
     return Scalars(), (torch.randn(batch, 4), torch.randn(batch, 2)), F.mse_loss
 
 
+class Rows(nn.Module):
+    """A table whose gradient is sparse."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.head = nn.EmbeddingBag(10, 4, mode="sum", sparse=True), nn.Linear(4, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        out: Tensor = self.head(self.table(ids))
+        return out
+
+
+def rows(batch: int = 6) -> Parts:
+    return Rows(), (torch.randint(0, 10, (batch, 4)), torch.randint(0, 3, (batch,))), F.cross_entropy
+
+
+REFUSED = {"rows": (rows, "sparse")}
 RIGHT = {"convnext": convnext, "volume": volume, "determinants": determinants, "cells": cells, "scalars": scalars}

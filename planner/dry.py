@@ -1,0 +1,153 @@
+"""A dry run: every op of a program once on tensors without memory, of the shapes that one rank has.
+
+Program -> nothing, or the error that a rank would meet at its first step, named when planning. Operands' shapes are those that the
+program says, so that each op is checked alone, and like calls once: a repeated layer costs nothing. Ops of our own are not run: their
+kernels need real processes, and their rules are proved by tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import NotTraceable
+from planner.graph import map_refs, refs_in
+from planner.layout import local_shape
+from planner.operators import resolve, returns_list
+from planner.program import Communicate, Compute, Program
+from planner.torch_private import FakeTensorMode, really, unlogged
+
+__all__ = ["CannotRun", "dry_run"]
+
+#: An op without a kernel for tensors that have no memory is tried on real ones of no more elements than this, all told.
+_LARGEST = 1 << 16
+
+#: The shape of a local tensor, and the name of its dtype.
+_Kind = tuple[tuple[int, ...], str]
+
+
+class CannotRun(NotTraceable):
+    """An op of the program that no rank can run; `op` and `path` are its name and module."""
+
+    def __init__(self, message: str, op: str = "", path: str = "") -> None:
+        super().__init__(message)
+        self.op, self.path = op, path
+
+
+def dry_run(program: Program) -> None:
+    """Runs every distinct op of the program on fake tensors, as the model was traced.
+
+    Raises CannotRun where an op fails on the local shapes, or gives other shapes or dtypes than the program says.
+    """
+    with FakeTensorMode(), unlogged(), torch.no_grad():
+        _check(program)
+
+
+def _check(program: Program) -> None:
+    kinds = dict(_given(program))
+    seen: set[Any] = set()
+    for instruction in program.instructions:
+        if isinstance(instruction, Compute):
+            key = _key(instruction, kinds)
+            if key is not None and key not in seen:
+                seen.add(key)
+                why = _fails(instruction, kinds)
+                if why:
+                    raise CannotRun(_message(instruction, kinds, why), instruction.op, instruction.path)
+        if isinstance(instruction, Compute | Communicate):
+            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+                if value is not None:
+                    kinds[value] = (shape, dtype)
+
+
+def _given(program: Program) -> Iterator[tuple[int, _Kind]]:
+    """The local shape and dtype of every value held before the step."""
+    sizes, place = program.mesh.sizes, program.mesh.coordinate(program.rank or 0)
+    for parameter in program.parameters:
+        yield parameter.shard, (local_shape(parameter.subshape, parameter.updated, sizes, place), parameter.dtype)
+        yield parameter.value, (local_shape(parameter.subshape, parameter.stored, sizes, place), parameter.dtype)
+    for state in program.inputs:
+        yield state.value, (local_shape(state.subshape, state.layout, sizes, place), state.dtype)
+
+
+def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
+    """What a call's outcome depends on; None for ops of our own."""
+    if instruction.op.startswith("shardwright.") and instruction.op != "shardwright.reshape":
+        return None
+    args = map_refs(instruction.args, kinds.__getitem__)
+    kwargs = tuple((name, map_refs(value, kinds.__getitem__)) for name, value in instruction.kwargs)
+    return instruction.op, repr((args, kwargs)), instruction.shapes, instruction.dtypes
+
+
+def _fails(instruction: Compute, kinds: dict[int, _Kind]) -> str:
+    """Why a call cannot run on this rank; empty where it can, or where only running it would tell."""
+    try:
+        return _differs(instruction, _run(instruction, kinds))
+    except NotImplementedError:
+        return str(really(_fails_really, instruction, kinds))
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        return _first_line(error)
+
+
+def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
+    """The same on tensors of zeros, if they are few: then an op that has no kernel is known by that alone, since what else it raises
+    may be due to the numbers."""
+    shapes = [kinds[value][0] for value in _operands(instruction)] + list(instruction.shapes)
+    numels = [math.prod(shape) for shape in shapes]
+    if 0 in numels or sum(numels) > _LARGEST:
+        return ""
+    try:
+        return _differs(instruction, _run(instruction, kinds))
+    except (NotImplementedError, TypeError) as error:
+        return _first_line(error)
+    except (RuntimeError, ValueError, LookupError):
+        return ""
+
+
+def _operands(instruction: Compute) -> Iterator[int]:
+    yield from refs_in((*instruction.args, *(value for _, value in instruction.kwargs)))
+
+
+def _run(instruction: Compute, kinds: dict[int, _Kind]) -> list[Any]:
+    def tensor(value: int) -> Tensor:
+        shape, dtype = kinds[value]
+        return torch.zeros(shape, dtype=getattr(torch, dtype))
+
+    kwargs = {name: map_refs(value, tensor) for name, value in instruction.kwargs if name not in ("device", "pin_memory")}
+    out = resolve(instruction.op)(*_lists(map_refs(instruction.args, tensor)), **kwargs)
+    return list(out) if isinstance(out, tuple) or returns_list(instruction.op) else [out]
+
+
+def _lists(args: tuple[Any, ...]) -> list[Any]:
+    return [_lists(item) if isinstance(item, tuple) else item for item in args]
+
+
+def _differs(instruction: Compute, results: list[Any]) -> str:
+    """What a result has otherwise than the program says."""
+    if len(results) != len(instruction.results):
+        return f"it gives {len(results)} results, not {len(instruction.results)}"
+    for value, shape, dtype, result in zip(
+        instruction.results, instruction.shapes, instruction.dtypes, results, strict=True
+    ):  # fmt: skip
+        if value is not None and result.layout != torch.strided:
+            return f"it gives a tensor of layout {result.layout}, which no plan holds: ask for a dense one (sparse=False)"
+        if value is not None and (tuple(result.shape), result.dtype) != (shape, getattr(torch, dtype)):
+            return f"it gives a tensor of {tuple(result.shape)} in {result.dtype}, not of {shape} in {dtype}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "torch's kernel does not take them" if "INTERNAL ASSERT" in first else first
+
+
+def _message(instruction: Compute, kinds: dict[int, _Kind], why: str) -> str:
+    shapes = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in (kinds[value] for value in _operands(instruction)))
+    return (
+        f"module {instruction.path or '(top)'!r} runs {instruction.op} ({instruction.phase}), which no rank can on its part "
+        f"({shapes}): {why}"
+    )
