@@ -156,7 +156,9 @@ def _front_door(
 @cli.command()
 @plan_argument
 @click.option("--steps", type=WHOLE, default=10, show_default=True, help="Training steps.")
-@click.option("--verify", is_flag=True, help="Run the same steps in one process too; compare loss and every gradient.")
+@click.option("--verify", is_flag=True, help=(
+    "Run the same steps in one process too; compare loss, gradients and parameters. Exit code 1 if wrong, 3 if nothing is proved."
+))  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
 @click.option("--seed", type=NATURAL, default=0, show_default=True, help="Of the initial parameters and the example batch.")
 @json_option
@@ -178,6 +180,10 @@ def run(
     with StepBar(f"starting {plan.mesh.num_devices} processes", steps, say=not json_) as bar:
         result = launch("runtime.worker:run", plan.mesh.num_devices, request, on_event=bar.event)[0]
     cli_inspect.print_run(plan, result.as_json(), json_)
+    if result.verification is not None:
+        from runtime.verdict import EXIT_CODES
+
+        context.exit(EXIT_CODES[result.verification.verdict])
 
 
 @cli.command()

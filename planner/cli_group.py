@@ -2,6 +2,7 @@
 exit code 2; never a traceback.
 
 0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C
+1   verified: wrong                  3   verified: no proof
 """
 
 from __future__ import annotations

@@ -50,7 +50,16 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
 def run_record(result: Mapping[str, Any]) -> dict[str, Any]:
     """The object of `plan run`, from the result of a run."""
     verify = result["verify"]
-    names = ("loss_error", "gradient_error", "parameter_error", "buffer_error", "num_left_out", "num_elements")
+    names = (
+        "loss_error",
+        "gradient_error",
+        "parameter_error",
+        "buffer_error",
+        "num_left_out",
+        "num_elements",
+        "limit",
+        "worst",
+    )
     errors = verify and {name: verify[name] for name in names}
     return {**result, "verify": errors}
 

@@ -224,6 +224,7 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
     verify = result["verify"]
     if verify is not None:
         rows += [
+            ("verdict", _verdict(result["verdict"], verify)),
             ("against one process", f"loss {verify['loss_error']:.1e} (largest relative errors)"),
             ("", f"gradients {verify['gradient_error']:.1e} (worst: {verify['worst_gradient']})"),
             ("", f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']}{_left_out(verify)})"),
@@ -234,6 +235,22 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
             ),
         ]
     return Section(title=f"Ran {plan.ask.model}", body=(Table(header=(), rows=tuple(rows)),))
+
+
+def _verdict(verdict: str, verify: Mapping[str, Any]) -> str:
+    """The verdict; of a wrong run the values that are furthest off, and why there is no proof."""
+    wrong = [one for one in verify["worst"] if one["error"] > verify["limit"]]
+    if verdict == "no proof" and not wrong:
+        return "no proof: rounding alone may explain most elements, or every gradient; plan with --precision fp64"
+    told = "; ".join(
+        f"{one['what']} {one['name']}{_at(one['index'])} is {one['ours']:.6g}, in one process {one['theirs']:.6g}"
+        for one in wrong
+    )
+    return f"{verdict}: {told}" if told else verdict
+
+
+def _at(index: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, index))}]" if index else ""
 
 
 def _left_out(verify: Mapping[str, Any]) -> str:

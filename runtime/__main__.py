@@ -16,11 +16,13 @@ if __name__ == "__main__":
 import torch
 
 from cost_models.errors import UserError
+from runtime.verdict import EXIT_CODES
 from runtime.worker import RunRequest, run
 
 
 def main() -> int:
-    """Runs the plan on this rank; rank 0 prints the losses, or one JSON object. Exit code 2 where the user is to act."""
+    """Runs the plan on this rank; rank 0 prints the losses, or one JSON object. Exit code 2 where the user is to act; of rank 0 the
+    verdict's where it verifies."""
     options = _parser().parse_args()
     request = RunRequest(
         plan=options.plan, num_steps=options.steps, seed=options.seed, verify=options.verify, device=options.device
@@ -36,6 +38,8 @@ def main() -> int:
         print(json.dumps(result.as_json()))
     elif result is not None and result.verification is not None:
         print(result.verification)
+    if result is not None and result.verification is not None:
+        return EXIT_CODES[result.verification.verdict]
     return 0
 
 

@@ -15,6 +15,7 @@ from planner.program import Program
 from planner.workload import Workload
 from runtime.optimizers import make_optimizer
 from runtime.parameters import build, full_tensors
+from runtime.verdict import Apart, judge, largest, worst_of
 
 __all__ = ["Doubt", "Reference", "Verification", "compare", "in_dtypes", "reference_run"]
 
@@ -28,7 +29,8 @@ MARGIN = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """Relative errors: the largest |a - b| over the largest |b| of a tensor; of the worst tensor, which is named.
+    """The verdict, the worst elements of losses, gradients, parameters and buffers, the worst first, and relative errors: the largest
+    |a - b| over the largest |b| of a tensor; of the worst tensor, which is named. What is over `limit` is wrong.
 
     What plain torch in one process loses in rounding is measured (`Reference`). A gradient that is 0 but for rounding (of a bias that
     softmax or a batch norm takes away) is held against that, and so is a buffer (the running mean of what is centred, or of what
@@ -38,6 +40,9 @@ class Verification:
     all others.
     """
 
+    verdict: str
+    worst: tuple[Apart, ...]
+    limit: float
     loss_error: float
     gradient_error: float
     parameter_error: float
@@ -57,7 +62,8 @@ class Reference:
     that moves the first gradients. `doubt` has, for every element, how far its gradient has moved so far, and at least as far as is
     typical of its tensor (the root mean square of what moved), over the largest that it has been, at the worst step; `noise` is the
     same of a tensor's largest elements; `moved` is how far the element of a parameter that moved most has moved at the end, and
-    `buffer_rounding` how far the element of a buffer that differs most then differs. `limit` is the dtype's.
+    `buffer_rounding` how far the element of a buffer that differs most then differs; `loss_rounding` how far each loss has moved.
+    `limit` is the dtype's.
     """
 
     losses: tuple[float, ...]
@@ -69,6 +75,7 @@ class Reference:
     moved: Mapping[str, float]
     buffer_rounding: Mapping[str, float]
     limit: float
+    loss_rounding: tuple[float, ...] = ()
 
 
 def in_dtypes(workload: Workload, program: Program) -> Workload:
@@ -82,18 +89,23 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
     return workload
 
 
-def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, num_steps: int) -> Reference:
-    """`num_steps` of plain training in this process, in the program's dtypes, under the same masks of dropout."""
-    trainer, rounded = _Trainer(make, program, seed), _Trainer(make, program, seed)
+def reference_run(
+    make: Callable[[], Workload], program: Program, *, seed: int, num_steps: int, began: Workload | None = None
+) -> Reference:
+    """`num_steps` of plain training in this process, in the program's dtypes, under the same masks of dropout; from the values and on
+    the batch with which a run `began`, where building the model again gives others."""
+    trainer = _Trainer(make, program, seed, began)
+    rounded = _Trainer(make, program, seed, began or trainer.workload)
     rounded.move_by_a_rounding()
     before = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
     losses: list[float] = []
+    loss_rounding: list[float] = []
     gradients: dict[str, Tensor] = {}
     rounding: dict[str, Tensor] = {}
     doubts: dict[str, Doubt] = {}
     for step in range(num_steps):
         losses.append(trainer.step(step))
-        rounded.step(step)
+        loss_rounding.append(abs(rounded.step(step) - losses[-1]))
         found, other = trainer.gradients(), rounded.gradients()
         change = {name: (other[name] - g).abs() for name, g in found.items()}
         gradients, rounding = gradients or found, rounding or change
@@ -101,12 +113,13 @@ def reference_run(make: Callable[[], Workload], program: Program, *, seed: int, 
             doubts.setdefault(name, Doubt(gradient)).add(gradient, change[name])
     return Reference(
         losses=tuple(losses),
+        loss_rounding=tuple(loss_rounding),
         gradients=gradients,
         parameters={name: tensor.clone() for name, tensor in full_tensors(trainer.workload).items()},
         rounding=rounding,
         doubt={name: doubt.worst for name, doubt in doubts.items()},
         noise={name: doubt.of_largest for name, doubt in doubts.items()},
-        moved={name: _largest(parameter.detach() - before[name]) for name, parameter in trainer.parameters.items()},
+        moved={name: largest(parameter.detach() - before[name]) for name, parameter in trainer.parameters.items()},
         buffer_rounding=_far(rounded.buffers(), trainer.buffers()),
         limit=LIMITS.get(trainer.compute, COARSE),
     )
@@ -125,16 +138,18 @@ class Doubt:
         typical = float(moved.square().mean().sqrt()) if moved.numel() else 0.0
         share = self.change.double().clamp(min=typical) / self.strongest.double()  # infinite where the gradient is 0 by chance
         self.worst = torch.maximum(self.worst, share.masked_fill((self.strongest == 0) & (self.change == 0), 0.0))
-        self.of_largest = max(self.of_largest, _largest(self.change) / max(_largest(self.strongest), sys.float_info.min))
+        self.of_largest = max(self.of_largest, largest(self.change) / max(largest(self.strongest), sys.float_info.min))
 
 
 class _Trainer:
     """The module in plain torch, with its batch and optimizer."""
 
-    def __init__(self, make: Callable[[], Workload], program: Program, seed: int) -> None:
+    def __init__(self, make: Callable[[], Workload], program: Program, seed: int, began: Workload | None) -> None:
         self.workload, self.seed = in_dtypes(build(make, seed), program), seed
+        if began is not None:
+            _begin_as(self.workload, began)
         dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if state.kind == "input"}
-        self.batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate(self.workload.batch)]
+        self.batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate((began or self.workload).batch)]
         self.parameters = dict(self.workload.module.named_parameters())
         held = list(self.parameters.values())
         self.compute = getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
@@ -175,35 +190,72 @@ class _Trainer:
         return dict(self.workload.module.named_buffers())
 
 
+def _begin_as(workload: Workload, began: Workload) -> None:
+    """Gives a workload the values of another of the same model: a builder may draw from a generator that goes on."""
+    values = full_tensors(began)
+    for name, tensor in full_tensors(workload).items():
+        if not torch.equal(tensor, values[name]):
+            tensor.copy_(values[name])
+
+
 def compare(
     losses: Sequence[float], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reference: Reference,
     buffers: Mapping[str, Tensor] | None = None,
 ) -> Verification:  # fmt: skip
     """How far a run is from the reference; `buffers` are those that the step changes."""
-    floors = {name: MARGIN * _largest(rounding) / reference.limit for name, rounding in reference.rounding.items()}
-    buffer_floors = {name: MARGIN * rounding / reference.limit for name, rounding in reference.buffer_rounding.items()}
-    worst_gradient, gradient_error = _worst(gradients, reference.gradients, floors)
+    limit = reference.limit
+    floors = {name: MARGIN * largest(rounding) / limit for name, rounding in reference.rounding.items()}
     allowed = {name: _allowance(name, gradients, reference) for name in parameters}
-    left_out = {name: allowed[name] > reference.limit * _largest(reference.parameters[name]) for name in parameters}
+    left_out = {name: allowed[name] > limit * largest(reference.parameters[name]) for name in parameters}
     near = {
         name: torch.where(left_out[name], _nearer(ours.cpu(), reference.parameters[name], allowed[name]), ours.cpu().double())
         for name, ours in parameters.items()
     }
-    worst_parameter, parameter_error = _worst(near, reference.parameters, {})
-    worst_buffer, buffer_error = _worst(buffers or {}, reference.parameters, buffer_floors)
-    tiny = sys.float_info.min
-    pairs = zip(losses, reference.losses, strict=True)
+    buffer_floors = {name: MARGIN * rounding / limit for name, rounding in reference.buffer_rounding.items()}
+    loss = worst_of("loss", _by_step(losses), _by_step(reference.losses), _loss_floors(reference))
+    gradient = worst_of("gradient", gradients, reference.gradients, floors)
+    parameter = worst_of("parameter", near, reference.parameters, {}, shown=parameters)
+    buffer = worst_of("buffer", buffers or {}, reference.parameters, buffer_floors)
+    worst = tuple(sorted(filter(None, (loss, gradient, parameter, buffer)), key=lambda one: -one.error))
+    num_left_out = sum(int(mask.sum()) for mask in left_out.values())
+    num_elements = sum(tensor.numel() for tensor in parameters.values())
     return Verification(
-        loss_error=max((_no_nan(abs(a - b) / max(abs(b), tiny)) for a, b in pairs), default=0.0),
-        gradient_error=gradient_error,
-        parameter_error=parameter_error,
-        worst_gradient=worst_gradient,
-        worst_parameter=worst_parameter,
-        buffer_error=buffer_error,
-        worst_buffer=worst_buffer,
-        num_left_out=sum(int(mask.sum()) for mask in left_out.values()),
-        num_elements=sum(tensor.numel() for tensor in parameters.values()),
+        verdict=judge(
+            worst,
+            limit=limit,
+            same=_same(losses, gradients, {**parameters, **(buffers or {})}, reference),
+            left_out=num_left_out / max(num_elements, 1),
+            vanished=bool(gradients) and all(largest(reference.gradients[n]) <= floors.get(n, 0.0) * limit for n in gradients),
+        ),
+        worst=worst,
+        limit=limit,
+        loss_error=loss.error if loss else 0.0,
+        gradient_error=gradient.error if gradient else 0.0,
+        parameter_error=parameter.error if parameter else 0.0,
+        buffer_error=buffer.error if buffer else 0.0,
+        worst_gradient=gradient.name if gradient else "",
+        worst_parameter=parameter.name if parameter else "",
+        worst_buffer=buffer.name if buffer else "",
+        num_left_out=num_left_out,
+        num_elements=num_elements,
     )
+
+
+def _by_step(losses: Sequence[float]) -> dict[str, Tensor]:
+    return {f"of step {number}": torch.tensor(loss, dtype=torch.float64) for number, loss in enumerate(losses, start=1)}
+
+
+def _loss_floors(reference: Reference) -> dict[str, float]:
+    pairs = enumerate(reference.loss_rounding, start=1)
+    return {f"of step {number}": MARGIN * rounding / reference.limit for number, rounding in pairs}
+
+
+def _same(losses: Sequence[float], gradients: Mapping[str, Tensor], state: Mapping[str, Tensor], reference: Reference) -> bool:
+    """Whether a run gave the very numbers."""
+    pairs = [(g, reference.gradients[n]) for n, g in gradients.items()] + [
+        (t, reference.parameters[n]) for n, t in state.items()
+    ]
+    return tuple(losses) == reference.losses and all(torch.equal(ours.cpu(), theirs.cpu()) for ours, theirs in pairs)
 
 
 def _allowance(name: str, gradients: Mapping[str, Tensor], reference: Reference) -> Tensor:
@@ -229,27 +281,6 @@ def _nearer(ours: Tensor, theirs: Tensor, allowed: Tensor) -> Tensor:
     return theirs.double() + difference.sign() * (difference.abs() - allowed).clamp(min=0.0)
 
 
-def _worst(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], floors: Mapping[str, float]) -> tuple[str, float]:
-    """The tensor with the largest relative error, and that error; a tensor whose elements are below its floor is held against that."""
-    errors = {name: _relative_error(tensor.cpu(), theirs[name], floors.get(name, 0.0)) for name, tensor in ours.items()}
-    name = max(errors, key=lambda name: errors[name], default="")
-    return name, errors.get(name, 0.0)
-
-
-def _relative_error(a: Tensor, b: Tensor, floor: float) -> float:
-    return _no_nan(_largest(a.double() - b.double()) / max(_largest(b), floor, sys.float_info.min))
-
-
 def _far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:
     """The largest |a - b| of each tensor."""
-    return {name: _largest(tensor.double() - theirs[name].double()) for name, tensor in ours.items()}
-
-
-def _largest(tensor: Tensor) -> float:
-    """The largest |element|; 0 of none."""
-    return float(tensor.double().abs().max()) if tensor.numel() else 0.0
-
-
-def _no_nan(error: float) -> float:
-    """A comparison with not-a-number has failed, whatever `max` makes of it."""
-    return float("inf") if error != error else error
+    return {name: largest(tensor.double() - theirs[name].double()) for name, tensor in ours.items()}

@@ -63,6 +63,7 @@ class RunResult:
             "step_time_s": statistics.median(self.step_times_s),
             "step_times_s": list(self.step_times_s),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "verdict": self.verification.verdict if self.verification is not None else None,
             "verify": asdict(self.verification) if self.verification is not None else None,
         }
 
@@ -131,7 +132,7 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
         return None
     verification = None
     if request.verify:
-        reference = reference_run(make, program, seed=request.seed, num_steps=request.num_steps)
+        reference = reference_run(make, program, seed=request.seed, num_steps=request.num_steps, began=workload)
         verification = compare(losses, gradients, parameters, reference, buffers)
     return RunResult(
         num_ranks=place.num_ranks,

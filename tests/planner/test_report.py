@@ -128,7 +128,7 @@ def test_an_alternative_that_is_not_there_says_why(found: Found) -> None:
 
 RUN = {
     "num_ranks": 8, "backend": "gloo", "losses": [2.0, 1.5], "step_time_s": 0.25, "step_times_s": [0.3, 0.2],
-    "peak_memory_bytes": 2**20, "verify": None,
+    "peak_memory_bytes": 2**20, "verdict": None, "verify": None,
 }  # fmt: skip
 
 
@@ -139,11 +139,17 @@ def test_what_a_run_gave(found: Found) -> None:
     assert "250 ms median, 200 ms least" in text
     assert "1.00 MiB a device" in text
     errors = {"loss_error": 1e-12, "gradient_error": 2e-11, "parameter_error": 3e-10, "buffer_error": 4e-9}
-    verify = {**errors, "num_left_out": 1200, "num_elements": 50_000}
-    checked = {**RUN, "verify": {**verify, "worst_gradient": "a.weight", "worst_parameter": "b.bias", "worst_buffer": "c.seen"}}
+    verify = {**errors, "num_left_out": 1200, "num_elements": 50_000, "limit": 1e-9, "worst": []}
+    checked = {
+        **RUN,
+        "verdict": "equal to rounding",
+        "verify": {**verify, "worst_gradient": "a.weight", "worst_parameter": "b.bias", "worst_buffer": "c.seen"},
+    }
     assert run_record(checked)["verify"] == verify
     text = drawn((run_section(found.plan, checked, 0.25),), 140)
     for words in (
+        "verdict",
+        "equal to rounding",
         "loss 1.0e-12",
         "gradients 2.0e-11 (worst: a.weight)",
         "parameters 3.0e-10 (worst: b.bias; 1,200 of 50,000 elements left out: rounding alone may explain as much)",

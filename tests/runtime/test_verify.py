@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +13,11 @@ from hand_programs import INPUTS, OUTPUTS, Split, make_workload, perceptron
 from torch import Tensor, nn
 
 from planner.layout import Mesh
+from planner.report import run_section
 from planner.workload import Workload
+from runtime.alike import begin
+from runtime.executor import Executor
+from runtime.verdict import EXIT_CODES
 from runtime.verify import Doubt, Reference, Verification, compare, reference_run
 
 ONE = Mesh(("dp",), (1,))
@@ -167,3 +173,86 @@ def test_the_doubt_of_an_element_is_that_of_its_worst_step() -> None:
     assert doubt.of_largest == pytest.approx(0.8 / 4)
     doubt.add(torch.tensor([100.0, 1.0]), torch.tensor([0.0, 0.0]))
     assert doubt.worst.tolist() == pytest.approx([0.8 / 4, typical])
+
+
+# ------------------------------------------------------------------------------------------------- the verdict
+
+
+def test_the_very_numbers_are_equal() -> None:
+    of = reference([1e-7, 2e-7], [1e-14, 1e-14])
+    same = verify(of, [1e-7, 2e-7], [0.003, 0.003])
+    assert (same.verdict, EXIT_CODES[same.verdict]) == ("equal", 0)
+    near = verify(of, [1e-7, 2.000001e-7], [0.003, 0.003])
+    assert (near.verdict, EXIT_CODES[near.verdict]) == ("equal to rounding", 0)
+
+
+def test_what_is_wrong_is_told_with_its_values() -> None:
+    found = verify(reference([1e-7, 2e-7], [1e-14, 1e-14]), [1e-7, 4e-7], [0.003, 0.002])
+    assert (found.verdict, EXIT_CODES[found.verdict]) == ("WRONG", 1)
+    gradient, parameter, loss = found.worst
+    assert (gradient.what, gradient.name, gradient.index) == ("gradient", "small", (1,))
+    assert (gradient.ours, gradient.theirs, gradient.error) == pytest.approx((4e-7, 2e-7, 1.0))
+    assert (parameter.what, parameter.name, parameter.index) == ("parameter", "small", (1,))
+    assert (parameter.ours, parameter.theirs) == pytest.approx((0.002, 0.003))
+    assert (loss.what, loss.name, loss.error) == ("loss", "of step 1", 0.0)
+    table = run_section_of(found)
+    assert "WRONG: gradient small[1] is 4e-07, in one process 2e-07; parameter small[1] is 0.002, in one process 0.003" in table
+
+
+def run_section_of(found: Verification) -> str:
+    result = {
+        "num_ranks": 2, "backend": "gloo", "losses": [1.0], "step_times_s": [1.0], "peak_memory_bytes": 1,
+        "verdict": found.verdict, "verify": asdict(found),
+    }  # fmt: skip
+    plan: Any = SimpleNamespace(mesh="dp=2", ask=SimpleNamespace(model="m"))
+    return str(run_section(plan, result, 1.0))
+
+
+def test_too_little_is_no_proof() -> None:
+    """Half of the elements may be left out, as of a bias that is taken away; of more the rest proves nothing."""
+    half = verify(reference([1e-9, -2e-9], [3e-9, 1e-9]), [-1e-9, 2e-9], [-0.003, 0.003])
+    assert (half.num_left_out, half.num_elements, half.verdict) == (2, 4, "equal to rounding")
+    most = verify(reference([1e-9, -2e-9, 1e-9], [3e-9, 1e-9, 1e-9]), [1e-9, -2e-9, 1e-9], [0.003] * 3)
+    assert (most.num_left_out, most.num_elements, most.verdict) == (3, 5, "no proof")
+    assert EXIT_CODES[most.verdict] == 3
+    assert "no proof: rounding alone may explain most elements" in run_section_of(most)
+
+
+def test_gradients_of_nothing_but_rounding_are_no_proof() -> None:
+    of = reference([1e-9, -2e-9], [3e-9, 1e-9])
+    of = replace(of, rounding={**of.rounding, "large": torch.ones(2)})
+    assert verify(of, [1e-9, -2e-9], [0.003, 0.003]).verdict == "no proof"
+
+
+def test_a_training_without_numbers_is_no_proof_and_a_run_without_them_is_wrong() -> None:
+    of = reference([1.0, 2.0], [1e-9, 1e-9])
+    nan = float("nan")
+    assert compare([nan], {}, {}, of).verdict == "WRONG"
+    assert compare([nan], {}, {}, replace(of, losses=(nan,))).verdict == "no proof"
+    assert compare([1.0], {}, {}, replace(of, losses=(float("inf"),))).verdict == "no proof"
+
+
+def test_a_loss_is_held_against_what_rounding_does_to_it() -> None:
+    of = replace(reference([1.0], [1e-9]), losses=(1.0, 1e-6), loss_rounding=(0.0, 1e-7))
+    assert compare([1.0, 1.5e-6], {}, {}, of).verdict == "equal to rounding"
+    assert compare([1.0, 1e-4], {}, {}, of).verdict == "WRONG"
+
+
+def test_the_reference_begins_as_the_run_did() -> None:
+    """A builder that draws from a generator which goes on gives other values each time."""
+    own = torch.Generator().manual_seed(0)
+
+    def make() -> Workload:
+        workload = make_workload()
+        with torch.no_grad():
+            for parameter in workload.module.parameters():
+                parameter.copy_(torch.randn(parameter.shape, generator=own, dtype=parameter.dtype))
+        return workload
+
+    program = perceptron(Split(ONE, batch=(0,)))
+    began = begin(make, program, 0)
+    found = Executor(program, began, keep_gradients=True)
+    losses = [found.step(began.batch)]
+    again = reference_run(make, program, seed=0, num_steps=1, began=began)
+    assert compare(losses, found.gradients, found.parameter_shards(), again).verdict in ("equal", "equal to rounding")
+    assert compare(losses, {}, {}, reference_run(make, program, seed=0, num_steps=1)).verdict == "WRONG"
