@@ -16,11 +16,15 @@ import torch
 
 from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, load_cluster
+from cost_models.errors import BadValue
 from planner.ask import Ask, dtypes_of
 from planner.files import plan_files
+from planner.hash_seed import chosen
+from planner.hung import check_hooks
 from planner.pins import parse_mesh, parse_pin
 from planner.plan_file import Plan, program_of, write_plan
 from planner.predict import Prediction, predict
+from planner.retrace import SET_ORDER, digest_elsewhere, may_follow_a_set
 from planner.saved import write_saved
 from planner.search import Found, search
 from planner.workload import workload_of
@@ -88,11 +92,12 @@ def plan(
     `mesh`, `pins`, `precision` and `clip_norm` are as on the command line. The model's values, as they are, and the plan are written to
     `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
-    Raises BadValue for a model or loss that other processes cannot import, NotTraceable, NoPlan and DoesNotFit as planning does.
+    Raises BadValue for a model or loss that other processes cannot be given, NotTraceable, NoPlan and DoesNotFit as planning does.
     """
     on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
     workload_of(type(model).__name__, model, batch, loss)  # what is wrong with the batch is said before anything is written
+    check_hooks(type(model).__name__, model)  # a file holds none of these, and would be planned without them
     dtype, compute = dtypes_of(precision)
     name = write_saved(where / "model.pt", model, batch, loss, {"optimizer": optimizer, "learning_rate": learning_rate})
     ask = Ask(
@@ -108,4 +113,6 @@ def plan(
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
     found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)))
     write_plan(found.plan, where / "plan.json")
+    if not chosen() and may_follow_a_set(model) and digest_elsewhere(where / "plan.json") not in ("", found.plan.graph_hash):
+        raise BadValue(f"{type(model).__name__} cannot be run by other processes: {SET_ORDER}")
     return Planned(found=found, cluster=on, folder=where)

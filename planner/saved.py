@@ -1,14 +1,14 @@
 """A model given as an object: the module with its values, its example batch and its loss in one file, which every rank reads.
 
-`saved:PATH` names such a file as a model. All ranks start from the very values that the module had. The file is a pickle: it holds
-references to the module's class and to the loss, which must be importable, and is to be read only where one trusts who wrote it.
+`saved:PATH` names such a file as a model. All ranks start from the very values that the module had. The file is a pickle: it refers to
+what can be imported (the module's class, the loss) and holds what cannot, and is to be read only where one trusts who wrote it.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,19 @@ import torch
 
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue, UnknownName
+from planner import pickles
+from planner.digests import digests
+from planner.torch_private import gradient_hooks, is_fake
 
 __all__ = ["is_saved", "read_saved", "write_saved"]
 
 _PREFIX = "saved:"
+
+#: What is raised, and by whom: pickle, a class's own __getstate__, torch.
+_FAILURES = (pickle.PicklingError, AttributeError, TypeError, RuntimeError, NotImplementedError, ValueError)
+
+#: What a module has that is looked through by itself, or that every module has.
+_PARTS = ("_modules", "_parameters", "_buffers")
 
 
 def is_saved(spec: str) -> bool:
@@ -28,21 +37,56 @@ def is_saved(spec: str) -> bool:
 
 
 def write_saved(path: Path, module: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], Any], more: dict[str, Any]) -> str:
-    """Writes the file and returns the name of the model. Raises BadValue for a class or loss that another process cannot import."""
-    for thing in (*map(type, module.modules()), loss):
-        if getattr(thing, "__module__", "") == "__main__":
-            name = getattr(thing, "__qualname__", str(thing))
-            raise BadValue(f"{name} is defined in the script or notebook itself: put it in a file that ranks can import")
+    """Writes the file and returns the name of the model. Raises BadValue for a model that cannot be written, or is another one when it
+    is read again."""
     held = io.BytesIO()
     try:
-        torch.save({"module": module, "batch": batch, "loss": loss, "more": more}, held)
-    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        torch.save({"module": module, "batch": batch, "loss": loss, "more": more}, held, pickle_module=pickles)
+        held.seek(0)
+        again: torch.nn.Module = torch.load(held, weights_only=False)["module"]
+    except _FAILURES as error:
+        what = next(_culprits(module, batch, loss), "")
+        first = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadValue(
-            f"the model cannot be given to other processes: {error}; use functions and classes of a module"
+            f"the model cannot be given to other processes{what}: {first}; keep it out of the module, or plan a function that makes "
+            "the model (plan --model FILE.py:FUNCTION)"
         ) from error
+    _check_same(module, again)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, held.getvalue())
     return f"{_PREFIX}{path.resolve()}"
+
+
+def _check_same(module: torch.nn.Module, again: torch.nn.Module) -> None:
+    """Raises BadValue, naming the tensor, if a module that was read is another than was written."""
+    before, after = (digests((*m.named_parameters(), *m.named_buffers())) for m in (module, again))
+    for name in (*before, *after):
+        if before.get(name) != after.get(name):
+            raise BadValue(
+                f"the model cannot be given to other processes: {name!r} is not what it was once the model has been written and "
+                "read again (a __getstate__ or __setstate__ of its own?)"
+            )
+    hooks = [{n: len(gradient_hooks(p)) for n, p in m.named_parameters()} for m in (module, again)]
+    assert hooks[0] == hooks[1], hooks
+
+
+def _culprits(module: torch.nn.Module, batch: Any, loss: Any) -> Iterator[str]:
+    """What of a model cannot be written by itself, in words."""
+    for path, part in module.named_modules():
+        for name, value in vars(part).items():
+            if name not in _PARTS and not _can_be_written(value):
+                yield f" for {name!r} of {path or type(module).__name__!r}, a {type(value).__name__}"
+    for what, value in (("the batch", batch), ("the loss", loss)):
+        if not _can_be_written(value):
+            yield f" for {what}, a {type(value).__name__}"
+
+
+def _can_be_written(value: Any) -> bool:
+    try:
+        pickles.Shallow(io.BytesIO()).dump(value)
+    except _FAILURES:
+        return False
+    return True
 
 
 def read_saved(spec: str) -> dict[str, Any]:
@@ -54,4 +98,14 @@ def read_saved(spec: str) -> dict[str, Any]:
         found: dict[str, Any] = torch.load(path, weights_only=False)
     except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, RuntimeError) as error:
         raise BadValue(f"model {spec!r} cannot be read ({type(error).__name__}: {error})") from error
+    _as_if_made_here(found["module"])
     return found
+
+
+def _as_if_made_here(module: torch.nn.Module) -> None:
+    """Under fake tensors what `torch.load` gives counts as of the device `meta` inside, and takes no value of another dtype."""
+    made: dict[int, torch.Tensor] = {}
+    for part in module.modules():
+        for name, buffer in part._buffers.items():
+            if buffer is not None and is_fake(buffer):
+                part._buffers[name] = made.setdefault(id(buffer), buffer.detach())

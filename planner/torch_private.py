@@ -17,6 +17,7 @@ from torch._decomp import get_decompositions
 from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.fx.experimental.proxy_tensor import make_fx  # the only tracer that records through `torch.autograd.grad`
+from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import (  # a function mode does not see what torch's own Python functions call
     TorchDispatchMode,
     _disable_current_modes,
@@ -25,8 +26,8 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
     "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hold_device",
-    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "post_accumulate_hooks", "really", "sequence_number",
-    "unfaked", "unlogged", "without_modes", "without_recompute",
+    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "parametrized_again", "post_accumulate_hooks", "really",
+    "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute",
 ]  # fmt: skip
 
 
@@ -106,6 +107,14 @@ def accumulate_hooks(parameter: torch.Tensor) -> list[Callable[..., Any]]:
     node = torch.autograd.graph.get_gradient_edge(parameter).node
     hooks = [held for held in gc.get_referents(node) if isinstance(held, dict) and held is not parameter._backward_hooks]
     return [hook for held in hooks for hook in held.values()]
+
+
+def parametrized_again(module: torch.nn.Module, names: Sequence[str]) -> None:
+    """Makes a module that has no state yet one whose tensors of these names are parametrized. Private: torch makes the class and its
+    properties only together with a new parametrization, and refuses to write a module that has them."""
+    parametrize._inject_new_class(module)
+    for name in names:
+        parametrize._inject_property(module, name)
 
 
 def global_module_hooks() -> list[Callable[..., Any]]:
