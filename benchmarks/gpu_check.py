@@ -5,7 +5,8 @@
 Environment, the tests that need a device, `plan calibrate`, and for each model of `gpu_cases.py` the plan's predicted step and peak
 memory beside the measured ones, plain torch and `torch.compile` on the same card in the same run. Every measurement is a process of
 its own, with a limit on its time; its result is written as soon as it is there, and a second run goes on where the first ended. What
-is missing, fails or no longer fits the time is named. No network is needed: see `make gpu-wheels`.
+is missing, fails or no longer fits the time is named. No network is needed: see `make gpu-wheels`. Where the checkout comes without its
+history, the environment's COMMIT names it.
 """
 
 from __future__ import annotations
@@ -157,9 +158,11 @@ def _wait(command: list[str], log: Path, limit: float) -> int | None:
         try:
             return process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
             return None
+        finally:
+            if process.poll() is None:  # its time is over, or ours
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
 
 def _commit() -> str:
@@ -202,6 +205,7 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script itself")
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/gpu-CARD-DATE.json")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends what is under way, too
     missing = install_missing()
     with tempfile.TemporaryDirectory() as folder:
         check = Check(asked, Path(folder))
