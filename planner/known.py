@@ -7,7 +7,7 @@ where a fake tensor has none. What depends on data stays refused.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from planner.torch_private import deep_copy_of_fake, drop_constant, is_fake, without_modes
 
-__all__ = ["LARGEST", "Known", "is_known"]
+__all__ = ["LARGEST", "Known", "is_known", "learn"]
 
 #: Larger tensors are not worked out.
 LARGEST = 1 << 20
@@ -36,25 +36,74 @@ def is_known(tensor: Tensor) -> bool:
     return not is_fake(tensor)
 
 
+def learn(tensor: Tensor, value: Tensor) -> None:
+    """Tells a `Known` that is on what a fake tensor holds that was read from a file."""
+    if has_torch_function((tensor,)):
+        handle_torch_function(learn, (tensor,), tensor, value)
+
+
 class Known(TorchFunctionMode):
-    """Entered first of all function modes, so that it sees what the others make of a call."""
+    """Entered first of all function modes, so that it sees what the others make of a call.
+
+    `decided` has the names, among those that `name` was given, of the tensors whose values a branch, a number or an index came from.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.values: Any = WeakIdKeyDictionary()
+        self.origins: Any = WeakIdKeyDictionary()
+        self.decided: set[str] = set()
+        self._named: dict[str, tuple[Tensor, Tensor]] = {}
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
-        """From here on these tensors are data: parameters, buffers, and the batch."""
+        """From here on these tensors are data: parameters, and the batch."""
         for tensor in tensors:
             self.values.pop(tensor, None)
             drop_constant(tensor)
+
+    def name(self, tensors: Mapping[str, Tensor]) -> None:
+        """From here on these tensors are known only where `remember` says so, as they are now."""
+        for name, tensor in tensors.items():
+            value = self.values.get(tensor) if is_fake(tensor) else tensor
+            if value is not None and value.numel() <= LARGEST:
+                with without_modes():
+                    self._named[name] = (tensor, value.detach().clone())
+        self.forget(tensors.values())
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the tensors that may be remembered."""
+        return frozenset(self._named)
+
+    def remember(self, names: Iterable[str]) -> None:
+        """Has these and no others of the named tensors known, with the values that they had; nothing has decided yet."""
+        self.decided.clear()
+        for tensor, _ in self._named.values():
+            self.values.pop(tensor, None)
+        for name in names:
+            tensor, value = self._named[name]
+            with without_modes():
+                self.values[tensor] = value.clone()
+            self.origins[tensor] = frozenset((name,))
+
+    def held(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The values of named tensors, as they were."""
+        return {name: self._named[name][1] for name in names}
+
+    def value_of(self, tensor: Tensor) -> Tensor | None:
+        """What the tensor holds, where that is known."""
+        found: Tensor | None = self.values.get(tensor)
+        return found
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is is_known:
-            return not is_fake(args[0]) or args[0] in self.values
+            return args[0] in self.values or not (is_fake(args[0]) or args[0] in self.origins)
+        if func is learn:
+            self.values[args[0]] = args[1]
+            return None
         if func is Tensor.__deepcopy__ and is_fake(args[0]):
             return self._deep_copy(*args)
         name = getattr(func, "__name__", "")
@@ -90,8 +139,10 @@ class Known(TorchFunctionMode):
     def _without_data(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool) -> Any:
         """The result where all that the call reads is known, or what decides: masks, or single numbers; else NotImplemented."""
         if known:
+            self._decide(args, kwargs)
             return self._answer(func, args, kwargs)
         if name == "__getitem__" and self._knows_masks(args[1]):
+            self._decide([t for t in _tree.tree_leaves(args[1]) if isinstance(t, Tensor) and t.dtype == torch.bool])
             return func(args[0], self._indices(args[1]))
         numbers = _tree.tree_map(self._number, args), _tree.tree_map(self._number, kwargs)
         changed = any(a is not b for a, b in zip(_tree.tree_leaves(numbers), _tree.tree_leaves((args, kwargs)), strict=True))
@@ -99,10 +150,22 @@ class Known(TorchFunctionMode):
 
     def _number(self, x: Any) -> Any:
         """A known tensor without dims as the number in it."""
+        if isinstance(x, slice):
+            return slice(*map(self._number, (x.start, x.stop, x.step)))
         if not isinstance(x, Tensor) or x.dim() or x not in self.values:
             return x
+        self._decide(x)
         with without_modes():
             return self.values[x].item()
+
+    def _decide(self, *read: Any) -> None:
+        """What these were made from has decided something."""
+        self.decided |= self._origin(read)
+
+    def _origin(self, *read: Any) -> frozenset[str]:
+        """The names of what these were made from."""
+        tensors = [t for t in _tree.tree_leaves(read) if isinstance(t, Tensor)]
+        return frozenset().union(*(self.origins.get(t, ()) for t in tensors))
 
     def _property(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
         """`x.T`, `x.data`; and `x.shape`, which is none of our business."""
@@ -121,6 +184,11 @@ class Known(TorchFunctionMode):
             found = [t for t in _tree.tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)]
         except (RuntimeError, TypeError, ValueError):  # what only fake tensors have: unknown from here on
             found = []
+        origin = self._origin(args, kwargs)
+        if origin:
+            written = [args[0]] if writes and args and isinstance(args[0], Tensor) else []
+            for fake in (*made, *written):
+                self.origins[fake] = origin
         if len(found) == len(made) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, made, strict=True)):
             for fake, value in zip(made, found, strict=True):
                 self.values[fake] = value

@@ -17,6 +17,7 @@ from torch import Tensor
 from cost_models.errors import NotTraceable
 from planner.graph import Graph, Node, Parameter, Ref, Serial, Value, result_name
 from planner.source_line import from_text
+from planner.state import registered
 from planner.torch_private import is_fake, really
 from planner.workload import Workload
 
@@ -81,7 +82,7 @@ class _Reader:
         self.known: dict[torch.fx.Node, int | tuple[int | None, ...]] = {}
         self.fx_graph = fx_graph
         self.names = names
-        given = sum(p.requires_grad for _, p in workload.module.named_parameters())
+        given = len(registered(workload.module, workload.loss)[0])
         self.trained = [number for number, name in enumerate(names[:given]) if name not in unused]
         self.roots = _roots(fx_graph)
         self.zeros: set[int] = set()

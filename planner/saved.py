@@ -18,7 +18,9 @@ from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue, UnknownName
 from planner import pickles
 from planner.digests import digests
-from planner.torch_private import gradient_hooks, is_fake
+from planner.known import learn
+from planner.state import state_of
+from planner.torch_private import fake_mode_is_on, gradient_hooks, load_fake, really
 
 __all__ = ["is_saved", "read_saved", "write_saved"]
 
@@ -95,17 +97,19 @@ def read_saved(spec: str) -> dict[str, Any]:
     if not path.is_file():
         raise UnknownName(f"model {spec!r}: there is no such file; plan again with planner.plan")
     try:
-        found: dict[str, Any] = torch.load(path, weights_only=False)
+        if not fake_mode_is_on():
+            found: dict[str, Any] = torch.load(path, weights_only=False)
+        else:
+            found = load_fake(path)
+            _learn(found, really(torch.load, path, weights_only=False, mmap=True))
     except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, RuntimeError) as error:
         raise BadValue(f"model {spec!r} cannot be read ({type(error).__name__}: {error})") from error
-    _as_if_made_here(found["module"])
     return found
 
 
-def _as_if_made_here(module: torch.nn.Module) -> None:
-    """Under fake tensors what `torch.load` gives counts as of the device `meta` inside, and takes no value of another dtype."""
-    made: dict[int, torch.Tensor] = {}
-    for part in module.modules():
-        for name, buffer in part._buffers.items():
-            if buffer is not None and is_fake(buffer):
-                part._buffers[name] = made.setdefault(id(buffer), buffer.detach())
+def _learn(found: dict[str, Any], real: dict[str, Any]) -> None:
+    """Fake tensors have lost what the file has: a model may branch on a buffer that never changes."""
+    values = state_of(real["module"], real["loss"]).kept
+    for name, tensor in state_of(found["module"], found["loss"]).kept.items():
+        if name in values:
+            learn(tensor, values[name])

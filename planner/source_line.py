@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import traceback
 from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -37,6 +38,7 @@ def from_text(stack: str) -> str:
     return _told(re.findall(r'File "(.*?)", line (\d+), in .*\n +(.*)', stack))
 
 
+@cache
 def is_own(file: str) -> bool:
     """Whether a file is the user's, or a built-in model."""
     return _is_own(Path(file))

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
@@ -26,8 +29,8 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
     "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hold_device",
-    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "parametrized_again", "post_accumulate_hooks", "really",
-    "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute",
+    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "parametrized_again", "post_accumulate_hooks",
+    "really", "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute",
 ]  # fmt: skip
 
 
@@ -57,6 +60,24 @@ def deep_copy_of_fake(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tenso
     for name, value in vars(tensor).items():
         if name not in own:
             setattr(made, name, copy.deepcopy(value, memo))
+    return made
+
+
+def load_fake(path: str | Path) -> Any:
+    """What a file of `torch.save` holds, its tensors fake and fresh. torch itself makes them from storages on `meta`, and no cast can
+    put its result into those."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            fresh = (module, name) == ("torch._utils", "_rebuild_tensor_v2")
+            return _fresh if fresh else super().find_class(module, name)
+
+    return torch.load(path, weights_only=False, pickle_module=SimpleNamespace(Unpickler=Unpickler, __name__=__name__))
+
+
+def _fresh(storage: Any, _: int, size: Any, stride: Any, requires_grad: bool, hooks: Any, __: Any = None) -> torch.Tensor:
+    made = torch.empty_strided(size, stride, dtype=storage.dtype).requires_grad_(requires_grad)
+    made._backward_hooks = hooks
     return made
 
 

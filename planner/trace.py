@@ -7,7 +7,7 @@ layers and the loss are captured as our own ops), and every node knows its modul
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,19 +20,23 @@ from cost_models.errors import NotTraceable, UserError
 from planner.alone import alone
 from planner.between import Between, Unlike, between
 from planner.built import FAILURES, built
+from planner.carried import Steps, check_carried
 from planner.chance import seeded
 from planner.decompose import decomposition_table
+from planner.fold import digest
 from planner.gradients import check_sparse, check_untouched, gradients_of
 from planner.graph import Graph
 from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
 from planner.known import Known
+from planner.outside import check_leaves, check_set, set_by_loss, take_out_unread
 from planner.read_fx import ChangedInPlace, Refused, read_graph
+from planner.snapshot import Snapshot
 from planner.source_line import from_frames, from_text
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.steady import steady
 from planner.still import still
-from planner.torch_private import FakeTensorMode, functional, joint_trace, label_new_nodes, sequence_number, unlogged
+from planner.torch_private import FakeTensorMode, functional, is_fake, joint_trace, label_new_nodes, sequence_number, unlogged
 from planner.unroll import Given, unroll
 from planner.workload import Workload, unused
 
@@ -71,9 +75,10 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
         try:
             workload = built(build, mode, known)
             name = workload.name
-            known.forget([*workload.module.parameters(), *workload.module.buffers(), *workload.batch])
             check_training_mode(name, workload.module)
-            traced = steady(workload, lambda: _traced(workload, whole))
+            # What a module makes when it is imported is real.
+            mode.allow_non_fake_inputs = not all(map(is_fake, workload.state().tensors.values()))
+            traced = _same_every_step(workload, known, lambda: steady(workload, lambda: _traced(workload, whole)))
         except NotTraceable as error:
             if isinstance(error, Refused) or not _module(error):
                 raise
@@ -103,6 +108,58 @@ def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
     return ""
 
 
+def _same_every_step(workload: Workload, known: Known, once: Callable[[], Traced]) -> Traced:
+    """What `once` traces, where every step is the one that it traced. The workload is left as it was given.
+
+    Raises NotTraceable where a step depends on the one before it, otherwise than by tensors of the graph.
+    """
+    state = workload.state()
+    known.forget([*state.trained.values(), *workload.batch])
+    known.name(state.kept)
+    before = Snapshot(workload.module, workload.loss)
+
+    def again() -> Traced:
+        before.restore()
+        return once()
+
+    traced = _decided(known, frozenset(state.constants), again)
+    changed = before.changes()
+    before.restore()
+    if changed:
+        names, given = known.names - _written(traced), set(map(id, state.kept.values()))
+
+        def record() -> str:
+            known.remember(names)
+            graph, _, _, (parameters, kept, *_), _ = _record(workload, lines=False)
+            left = {name: f"{name} of the step before" for name, tensor in kept.items() if id(tensor) not in given}
+            values = known.held(names - left.keys()) | {name: known.value_of(kept[name]) for name in left}
+            return digest(graph, values, [*parameters, *kept], left, known.value_of)
+
+        check_carried(Steps(name=workload.name, module=workload.module, loss=workload.loss, record=record), before, changed)
+    return traced
+
+
+def _decided(known: Known, constants: frozenset[str], once: Callable[[], Traced]) -> Traced:
+    """What `once` traces. Buffers are data, unless a step cannot be traced so: then those decide that no step changes."""
+    known.remember(constants & known.names)
+    try:
+        return once()
+    except Exception:
+        if known.names <= constants:
+            raise
+    known.remember(known.names)
+    traced = once()
+    while changing := known.decided & _written(traced):
+        known.remember(known.names - changing)
+        traced = once()
+    return traced
+
+
+def _written(traced: Traced) -> set[str]:
+    """The names of what the step writes."""
+    return {traced.graph.values[value].name for value, _ in traced.graph.updates}
+
+
 def _repeated(workload: Workload) -> Traced | None:
     """The graph of a module with long stacks, from a trace of a few blocks of each; None where that does not give it."""
     module = workload.module
@@ -123,7 +180,7 @@ def _repeated(workload: Workload) -> Traced | None:
         return None
     if used:
         return None
-    given = tuple(_given(module))
+    given = tuple(_given(workload, short, stacks))
     graph = unroll(short, stacks, given)
     if graph is None:
         return None
@@ -169,11 +226,16 @@ def _given_less(given: tuple[Given, ...], stacks: tuple[Stack, ...], depth: int)
     return tuple(out)
 
 
-def _given(module: torch.nn.Module) -> Iterator[Given]:
-    """What the step is given by the module, in the order of `_record`'s arguments."""
-    named = list(module.named_parameters())
-    trained, frozen = ([(n, p) for n, p in named if p.requires_grad is wanted] for wanted in (True, False))
-    for name, tensor in (*trained, *module.named_buffers(), *frozen):
+def _given(workload: Workload, short: Graph, stacks: tuple[Stack, ...]) -> Iterator[Given]:
+    """What the step is given by the module, in the order of `_record`'s arguments; `short` is the graph of the module shortened."""
+    state, read = workload.state(), set()
+    for value in short.values:
+        name = value.name
+        for stack in reversed(stacks):
+            name = stack.renamed(name)
+        read.add(name)
+    constants = {name: tensor for name, tensor in state.constants.items() if name in read}
+    for name, tensor in {**state.trained, **state.buffers, **constants}.items():
         yield Given(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
 
@@ -203,12 +265,11 @@ def _graph(workload: Workload, *, lines: bool = False) -> Graph:
 def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...], tuple[str, ...]]:
     """The recorded step, the names of its parameters and buffers, those of its losses, what it was called with, and the names of the
     parameters that take no part in the loss: they have no gradient."""
-    module = workload.module
-    parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    frozen = {name: p for name, p in module.named_parameters() if not p.requires_grad}
-    buffers = dict(module.named_buffers()) | frozen
+    module, before = workload.module, workload.state()
+    parameters, buffers = dict(before.trained), before.kept
     if not parameters:
         raise NotTraceable(f"model {workload.name!r} has no parameter that requires a gradient: there is nothing to train")
+    own = {name for name, _ in (*module.named_parameters(), *module.named_buffers())}
 
     losses: list[str] = []
     unused: list[str] = []
@@ -218,48 +279,54 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
             label_new_nodes({"phase": "forward", "path": ""})
             with Canonical(key) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
-                outputs = torch.func.functional_call(module, {**weights, **state}, inputs, named)
-                loss, several = workload.losses(outputs, target)
+                tensors = {name: tensor for name, tensor in {**weights, **state}.items() if name in own}
+                outputs = torch.func.functional_call(module, tensors, inputs, named)
+                with set_by_loss(module, workload.loss, state) as found:
+                    loss, several = workload.losses(outputs, target)
             check_sparse(canonical.sparse, weights, workload)
             for one in (*several.values(), loss):
                 _check_loss(one, workload.name)
             paths.label_backward(loss)
+            check_leaves(paths.owner, before.constants, workload.name)
             gradients = gradients_of(loss, weights)
-            write()
+            write(found)
         losses[:] = several
         unused[:] = [name for name, gradient in gradients.items() if gradient is None]
         return (loss, *(g for g in gradients.values() if g is not None), *several.values())
 
-    arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *workload.batch)
+    batch = tuple(
+        tensor.detach().requires_grad_(tensor.requires_grad) for tensor in workload.batch
+    )  # the model may hold it too
+    arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *batch)
     graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
     if len(unused) == len(parameters):
         raise NotTraceable(f"model {workload.name!r}: no parameter takes part in the loss: there is nothing to train")
     if unused:
         check_untouched(unused, parameters, lambda: _loss(workload), workload.name)
-    return graph, [*parameters, *buffers], losses, arguments, tuple(unused)
+    for name in take_out_unread(graph, [*parameters, *buffers], before.constants):
+        del buffers[name]
+    return graph, [*parameters, *buffers], losses, (parameters, buffers, *arguments[2:]), tuple(unused)
 
 
 @contextmanager
-def _written_back(module: torch.nn.Module, state: dict[str, Tensor]) -> Iterator[Callable[[], None]]:
+def _written_back(
+    module: torch.nn.Module, state: dict[str, Tensor]
+) -> Iterator[Callable[[Sequence[tuple[Tensor, Tensor]]], None]]:
     """A function that writes to the buffers what the module has set them to (`self.seen = 0.9 * self.seen`), as if they were changed in
-    place. It is for the step's end: backward reads what a buffer was before it was set."""
+    place, and to others what it is given for them. It is for the step's end: backward reads what a buffer was before it was set."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def look(*_: Any) -> None:
         for name, value in module.named_buffers():
             given = state.get(name, value)  # one that the module has just made is no state of the step
             if value is not given:
-                if value.requires_grad or (value.shape, value.dtype) != (given.shape, given.dtype):
-                    raise NotTraceable(
-                        f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: "
-                        "set it to a detached one like it"
-                    )
+                check_set(name, value, given)
                 found.append((given, value))
 
-    def write() -> None:
+    def write(more: Sequence[tuple[Tensor, Tensor]]) -> None:
         label_new_nodes({"phase": "forward", "path": ""})
         with torch.no_grad():
-            for given, value in found:
+            for given, value in (*found, *more):
                 given.copy_(value)
 
     handle = module.register_forward_hook(look)

@@ -22,6 +22,7 @@ from planner.models.keras_model import is_keras, parts_of
 from planner.models.spec import resolve
 from planner.reported import Reported
 from planner.saved import is_saved, read_saved
+from planner.state import State, cast_constants, state_of, trained_parts
 
 __all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "unused", "workload_of"]
 
@@ -67,6 +68,10 @@ class Workload:
     def arguments(self, batch: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
         """What the module is called with on these tensors, by position and by name, and the target."""
         return (tuple(batch[:-1]), {}, batch[-1]) if self.nest is None else arguments(self.nest, batch)
+
+    def state(self) -> State:
+        """The tensors that a step reads beside its batch, as they are now."""
+        return state_of(self.module, self.loss)
 
     def losses(self, outputs: Any, target: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to differentiate, and where there are several the losses that it is the sum of, by name."""
@@ -286,7 +291,9 @@ def _check_batch(spec: str, batch: tuple[Any, ...]) -> None:
 
 def _cast(workload: Workload, dtype: torch.dtype) -> Workload:
     batch = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in workload.batch)
-    _cast_module(workload.module, dtype)
+    for _, part in trained_parts(workload.module, workload.loss):
+        _cast_module(part, dtype)
+    cast_constants(workload.module, workload.loss, dtype)
     return replace(workload, batch=batch)
 
 

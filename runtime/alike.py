@@ -51,9 +51,9 @@ def first_difference(by_rank: Sequence[dict[str, int]]) -> str:
 
 
 def _named(workload: Workload) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in workload.module.named_parameters():
-        yield f"parameter {name!r}", parameter
-    for name, buffer in workload.module.named_buffers():
-        yield f"buffer {name!r}", buffer
+    state = workload.state()
+    for kind, tensors in (("parameter", state.trained), ("buffer", state.buffers), ("constant", state.constants)):
+        for name, tensor in tensors.items():
+            yield f"{kind} {name!r}", tensor
     for number, tensor in enumerate(workload.batch):
         yield f"tensor {number} of the example batch", tensor

@@ -64,9 +64,8 @@ def shards(program: Program, workload: Workload, rank: int, device: torch.device
 
 
 def full_tensors(workload: Workload) -> Mapping[str, Tensor]:
-    """The module's parameters and buffers by name, detached."""
-    named = (*workload.module.named_parameters(), *workload.module.named_buffers())
-    return {name: tensor.detach() for name, tensor in named}
+    """The parameters, buffers and constants by name, detached."""
+    return {name: tensor.detach() for name, tensor in workload.state().tensors.items()}
 
 
 def _narrow(flat: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:

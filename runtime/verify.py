@@ -82,8 +82,7 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
     """The workload with its parameters and buffers in the program's dtypes."""
     wanted = {state.name: state.dtype for state in program.parameters}
     wanted |= {state.name: state.dtype for state in program.inputs if state.kind == "buffer"}
-    named = (*workload.module.named_parameters(), *workload.module.named_buffers())
-    for name, tensor in named:
+    for name, tensor in workload.state().tensors.items():
         if name in wanted:
             tensor.data = tensor.data.to(getattr(torch, wanted[name]))
     return workload
@@ -150,7 +149,7 @@ class _Trainer:
             _begin_as(self.workload, began)
         dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if state.kind == "input"}
         self.batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate((began or self.workload).batch)]
-        self.parameters = dict(self.workload.module.named_parameters())
+        self.parameters = _parameters(self.workload)
         held = list(self.parameters.values())
         self.compute = getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
         self.optimizer = make_optimizer(
@@ -187,7 +186,14 @@ class _Trainer:
         return {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
 
     def buffers(self) -> dict[str, Tensor]:
-        return dict(self.workload.module.named_buffers())
+        return dict(self.workload.state().kept)
+
+
+def _parameters(workload: Workload) -> dict[str, torch.nn.Parameter]:
+    """All parameters, frozen ones too, by name."""
+    state = workload.state()
+    frozen = {name: tensor for name, tensor in state.buffers.items() if isinstance(tensor, torch.nn.Parameter)}
+    return {**state.trained, **frozen}
 
 
 def _begin_as(workload: Workload, began: Workload) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
 from planner.models.spec import check_given_once
+from planner.torch_private import unfaked
 
 __all__ = ["call", "is_user_model", "load_function", "resolve"]
 
@@ -92,7 +93,8 @@ def call(spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) 
 def _import_module(spec: str, name: str) -> ModuleType:
     _put_cwd_on_path()
     try:
-        return importlib.import_module(name)
+        with unfaked():  # what a module makes when it is imported, it makes once for the process
+            return importlib.import_module(name)
     except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and error.name is not None and f"{name}.".startswith(f"{error.name}."):
             raise UnknownName(f"model {spec!r}: no module {error.name!r} in {Path.cwd()} or on the Python path") from error
@@ -110,7 +112,8 @@ def _import_file(spec: str, path: Path) -> ModuleType:
     before = sys.modules.get(path.stem)
     sys.modules[path.stem] = module  # dataclasses and pickles in the file look their module up by name
     try:
-        found.loader.exec_module(module)
+        with unfaked():
+            found.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         _restore(path.stem, before)
         raise BadValue(f"model {spec!r}: importing {path} failed: {_reason(error)}") from error

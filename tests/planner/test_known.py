@@ -61,10 +61,20 @@ def sizes(m: nn.Module, x: Tensor) -> Tensor:
     return large[0][0, 0]
 
 
+def buffer(m: nn.Module, x: Tensor) -> Tensor:
+    return torch.cat([x, x]) if m.ones.any() else -x
+
+
+def edges(m: nn.Module, x: Tensor) -> Tensor:
+    return x[: int((m.ones * 2).sum()) - 2]
+
+
 @pytest.mark.parametrize(
-    ("f", "rows"), [(branch, 8), (pick, 4), (numbers, 8), (written, 4), (sizes, 16)], ids=lambda x: getattr(x, "__name__", "")
+    ("f", "rows"),
+    [(branch, 8), (pick, 4), (numbers, 8), (written, 4), (sizes, 16), (buffer, 16), (edges, 6)],
+    ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_what_is_made_of_numbers_decides(f: Callable[[nn.Module, Tensor], Tensor], rows: int) -> None:
+def test_what_is_made_of_numbers_and_never_changes_decides(f: Callable[[nn.Module, Tensor], Tensor], rows: int) -> None:
     graph = graph_of(f)
     assert any(v.shape[:1] == (rows,) for v in graph.values if v.writer is not None)
 
@@ -85,15 +95,22 @@ def through_a_view(m: nn.Module, x: Tensor) -> Tensor:
     return x if mask.any() else -x
 
 
-def buffer(m: nn.Module, x: Tensor) -> Tensor:
-    return x if m.ones.any() else -x
+def changed(m: nn.Module, x: Tensor) -> Tensor:
+    ones, m.ones = m.ones, m.ones * 0.5
+    return x if m.ones.any() and ones[0] == 1 else -x
+
+
+def filled(m: nn.Module, x: Tensor) -> Tensor:
+    out = x * float(m.ones[0])
+    m.ones.fill_(2.0)
+    return out
 
 
 def drawn(m: nn.Module, x: Tensor) -> Tensor:
     return x if torch.rand(()) > 0.5 else -x
 
 
-@pytest.mark.parametrize("f", [data, mixed, through_a_view, buffer, drawn], ids=lambda f: f.__name__)
+@pytest.mark.parametrize("f", [data, mixed, through_a_view, changed, filled, drawn], ids=lambda f: f.__name__)
 def test_data_is_not_known(f: Callable[[nn.Module, Tensor], Tensor]) -> None:
     with pytest.raises(NotTraceable, match="the value of a tensor is needed"):
         graph_of(f)

@@ -1,0 +1,115 @@
+"""What two recorded steps compute, compared: a digest of a recorded graph in which what depends on no data is its value.
+
+FX graph -> digest. A step that caches a table of positions computes it once and reads it the next time: the digest is the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.torch_private import is_fake, without_modes
+
+__all__ = ["digest"]
+
+#: Larger tensors are not worked out, in elements.
+_LARGEST = 1 << 20
+_tree = torch.utils._pytree
+
+
+def digest(
+    graph: torch.fx.Graph,
+    values: Mapping[str, Tensor | None],
+    names: list[str],
+    shown: Mapping[str, str],
+    known: Callable[[Tensor], Tensor | None],
+) -> str:
+    """Of a graph whose first arguments have `names`, printed as `shown`; `values` has those of arguments that no step changes, as far
+    as they are known, `known` gives those of fake tensors that the graph holds itself."""
+    graph.eliminate_dead_code()
+    folder = _Folder(graph, known)
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    for number, node in enumerate(placeholders):
+        name = names[number] if number < len(names) else f"input {number - len(names)}"
+        folder.given(node, shown.get(name, name), values.get(name))
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            folder.held(node)
+        elif node.op == "call_function":
+            folder.call(node)
+        elif node.op == "output":
+            folder.line(str(_tree.tree_map(folder.shown, node.args)))
+    return folder.hash.hexdigest()
+
+
+class _Folder:
+    def __init__(self, graph: torch.fx.Graph, known: Callable[[Tensor], Tensor | None]) -> None:
+        self.graph, self.known = graph, known
+        self.worked_out: dict[torch.fx.Node, Any] = {}
+        self.names: dict[torch.fx.Node, str] = {}
+        self.hash = hashlib.sha256()
+
+    def line(self, text: str) -> None:
+        self.hash.update(text.encode() + b"\n")
+
+    def given(self, node: torch.fx.Node, name: str, value: Tensor | None) -> None:
+        if value is None:
+            self.names[node] = name
+        else:
+            with without_modes():
+                self.worked_out[node] = value.clone()
+
+    def held(self, node: torch.fx.Node) -> None:
+        tensor = getattr(self.graph.owning_module, str(node.target))
+        value = self.known(tensor) if isinstance(tensor, Tensor) and is_fake(tensor) else tensor
+        self.given(node, f"held {node.target}", value)
+
+    def call(self, node: torch.fx.Node) -> None:
+        if all(arg in self.worked_out for arg in node.all_input_nodes) and self._work_out(node):
+            return
+        self.names[node] = str(len(self.names))
+        args = _tree.tree_map(self.shown, (node.args, dict(node.kwargs)))
+        self.line(f"{self.names[node]} = {node.target} {args}")
+
+    def _work_out(self, node: torch.fx.Node) -> bool:
+        """Whether the call could be made on values."""
+        tags = getattr(node.target, "tags", ())
+        sizes = [t.numel() for t in _tree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
+        random = torch.Tag.nondeterministic_seeded in tags or str(node.target).startswith("shardwright.")
+        if random or max(sizes, default=0) > _LARGEST:
+            return False
+        args, kwargs = _tree.tree_map(self._value, (tuple(node.args), dict(node.kwargs)))
+        if kwargs.get("device") is not None:
+            kwargs["device"] = torch.device("cpu")
+        try:
+            with without_modes(), torch.no_grad():
+                self.worked_out[node] = node.target(*args, **kwargs)  # type: ignore[operator]
+        except (RuntimeError, TypeError, NotImplementedError):  # what only a recording can do: compared as it is written
+            return False
+        return True
+
+    def _value(self, x: Any) -> Any:
+        return self.worked_out[x] if isinstance(x, torch.fx.Node) else x
+
+    def shown(self, x: Any) -> str:
+        """An argument as text; of what is worked out, what is in it."""
+        if not isinstance(x, torch.fx.Node):
+            return repr(x)
+        if x not in self.worked_out:
+            return self.names[x]
+        with without_modes():
+            value = self.worked_out[x]
+            return str([(str(t.dtype), tuple(t.shape), _bytes(t)) for t in _tree.tree_leaves(value) if isinstance(t, Tensor)])
+
+
+def _bytes(tensor: Tensor) -> str:
+    flat = (
+        tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+        if tensor.dim()
+        else tensor.detach().reshape(1).view(torch.uint8)
+    )
+    return hashlib.sha256(flat.numpy().tobytes()).hexdigest()
