@@ -37,6 +37,10 @@ ROOT = HERE.parent
 WHEELS, SITE = ROOT / "gpu-wheels", ROOT / ".gpu-site"
 
 
+#: What the limits of the parts are made for; with more, each has more.
+MINUTES = 8.0
+
+
 @dataclass(frozen=True)
 class Part:
     """A measurement: its name, the seconds that it may take, and those below which it is not begun."""
@@ -115,7 +119,7 @@ class Check:
 
     def measure(self, part: Part) -> dict[str, Any]:
         """The result of a part, or why there is none."""
-        limit = min(part.limit, max(self.end - time.monotonic(), 1.0))
+        limit = min(part.limit * max(1.0, self.asked.minutes / MINUTES), max(self.end - time.monotonic(), 1.0))
         with tempfile.TemporaryDirectory() as place:
             request, result, log = (Path(place) / name for name in ("request.json", "result.json", "log"))
             request.write_text(json.dumps(self.request))
@@ -198,7 +202,7 @@ def _plans(check: Check) -> dict[str, Future[dict[str, Any]]]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0)
+    parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--only", action="append", metavar="PART", help="parts, by name or pattern, as 'gpt2/*'")
     parser.add_argument("--force", action="store_true", help="measure again what is done")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
