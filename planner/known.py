@@ -26,6 +26,8 @@ _CHANCE = (
     "rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "exponential", "gumbel", "empty", "poisson", "cauchy",
     "geometric", "rrelu", "fractional", "seed",
 )  # fmt: skip
+#: Functions that take from their first tensor no more than its shape and dtype.
+_LIKE = frozenset(("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"))
 _tree = torch.utils._pytree
 
 
@@ -112,7 +114,7 @@ class Known(TorchFunctionMode):
         if name == "__iter__":
             func, args, kwargs = torch.unbind, args[:1], {}
         tensors = [t for t in _tree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        known = all(t in self.values for t in tensors) and not any(word in name for word in _CHANCE)
+        known = all(t in self.values for t in tensors[int(name in _LIKE) :]) and not any(word in name for word in _CHANCE)
         try:
             out = func(*args, **kwargs)
         except RuntimeError:  # the value or a shape depends on data: known data?
@@ -198,7 +200,7 @@ class Known(TorchFunctionMode):
 
         def value(x: Any) -> Any:
             if isinstance(x, Tensor):
-                return self.values[x]
+                return self.values[x] if x in self.values else torch.empty((), dtype=x.dtype).expand(x.shape)  # of `_LIKE`
             return torch.device("cpu") if isinstance(x, torch.device) else x
 
         kwargs = {key: "cpu" if key == "device" and item is not None else item for key, item in kwargs.items()}

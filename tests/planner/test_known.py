@@ -40,6 +40,11 @@ def branch(m: nn.Module, x: Tensor) -> Tensor:
     return x * 2 if (mask == 1).all() and mask.sum().item() == 8 else -x
 
 
+def like(m: nn.Module, x: Tensor) -> Tensor:
+    ones, more = torch.ones_like(x[:, 0], dtype=torch.bool), x.new_full((8,), 2.0)
+    return x * 2 if ones.all() and int(more.sum()) == 16 else -x
+
+
 def pick(m: nn.Module, x: Tensor) -> Tensor:
     mask = torch.arange(8) % 2 == 0
     return x[mask]
@@ -71,7 +76,7 @@ def edges(m: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("f", "rows"),
-    [(branch, 8), (pick, 4), (numbers, 8), (written, 4), (sizes, 16), (buffer, 16), (edges, 6)],
+    [(branch, 8), (like, 8), (pick, 4), (numbers, 8), (written, 4), (sizes, 16), (buffer, 16), (edges, 6)],
     ids=lambda x: getattr(x, "__name__", ""),
 )
 def test_what_is_made_of_numbers_and_never_changes_decides(f: Callable[[nn.Module, Tensor], Tensor], rows: int) -> None:
