@@ -8,7 +8,7 @@ import logging
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -29,8 +29,8 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
     "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hold_device",
-    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "parametrized_again", "post_accumulate_hooks",
-    "really", "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute",
+    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of", "parametrized_again",
+    "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute",
 ]  # fmt: skip
 
 
@@ -79,6 +79,11 @@ def _fresh(storage: Any, _: int, size: Any, stride: Any, requires_grad: bool, ho
     made = torch.empty_strided(size, stride, dtype=storage.dtype).requires_grad_(requires_grad)
     made._backward_hooks = hooks
     return made
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """A number that tensors have in common which are views of one memory. Private: fake tensors have no address to compare."""
+    return int(tensor.untyped_storage()._cdata)
 
 
 def drop_constant(tensor: torch.Tensor) -> None:
@@ -238,8 +243,9 @@ def hold_device(cycles: int) -> None:
 
 
 @contextmanager
-def without_recompute() -> Iterator[None]:
-    """Within it `torch.utils.checkpoint` runs its function once, plainly: backward has what it would have computed again.
+def without_recompute(block: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
+    """Within it `torch.utils.checkpoint` runs its function once, plainly, in what `block` gives: backward has what it would have
+    computed again.
 
     Reached by whatever name a model has imported it, since it looks these two up when called. Private: no public way; under fake
     tensors its own bookkeeping fails, and a traced graph holds either every activation or none. Where no tensor argument of the
@@ -247,22 +253,28 @@ def without_recompute() -> Iterator[None]:
     """
     module = torch.utils.checkpoint
     kept = module._checkpoint_without_reentrant_generator, module.CheckpointFunction
-    module._checkpoint_without_reentrant_generator, module.CheckpointFunction = _once, _Reentrant  # type: ignore[assignment, misc]
+    ours = partial(_once, block), _Reentrant(block)
+    module._checkpoint_without_reentrant_generator, module.CheckpointFunction = ours  # type: ignore[assignment, misc]
     try:
         yield
     finally:
         module._checkpoint_without_reentrant_generator, module.CheckpointFunction = kept  # type: ignore[misc]
 
 
-def _once(*_: Any, **__: Any) -> Iterator[None]:
-    """What `checkpoint` does before its function and after it: nothing."""
-    yield
+def _once(block: Callable[[], AbstractContextManager[Any]], *_: Any, **__: Any) -> Iterator[None]:
+    """What `checkpoint` does before its function and after it."""
+    with block():
+        yield
 
 
 class _Reentrant:
-    @staticmethod
-    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+    """Stands for the autograd function of reentrant checkpoints, of which only `apply` is called."""
+
+    def __init__(self, block: Callable[[], AbstractContextManager[Any]]) -> None:
+        self.block = block
+
+    def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
         """The function of its arguments."""
         wanted = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
-        with torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
+        with self.block(), torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             return function(*args)

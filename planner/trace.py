@@ -31,6 +31,7 @@ from planner.kernels import Canonical, precision
 from planner.known import Known
 from planner.outside import check_leaves, check_set, set_by_loss, take_out_unread
 from planner.read_fx import ChangedInPlace, Refused, read_graph
+from planner.shared_memory import check_apart
 from planner.snapshot import Snapshot
 from planner.source_line import from_frames, from_text
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
@@ -79,6 +80,7 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
             # What a module makes when it is imported is real.
             mode.allow_non_fake_inputs = not all(map(is_fake, workload.state().tensors.values()))
             traced = _same_every_step(workload, known, lambda: steady(workload, lambda: _traced(workload, whole)))
+            check_apart(workload.state(), traced.graph, name)
         except NotTraceable as error:
             if isinstance(error, Refused) or not _module(error):
                 raise
@@ -277,7 +279,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths, _written_back(module, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
-            with Canonical(key) as canonical, precision(workload.compute):
+            with Canonical(key, module) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
                 tensors = {name: tensor for name, tensor in {**weights, **state}.items() if name in own}
                 outputs = torch.func.functional_call(module, tensors, inputs, named)

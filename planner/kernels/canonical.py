@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
 from planner.kernels.random import Random
@@ -28,13 +29,27 @@ class Canonical(Random):
 
     in_place = False  # a graph has no places; should the operand be read again, verifying a run shows it
 
-    def __init__(self, key: Tensor | None = None) -> None:
+    def __init__(self, key: Tensor | None = None, module: nn.Module | None = None) -> None:
         super().__init__(key)
+        self.module = module
         self.sparse: list[Tensor] = []  # tables of embeddings that ask for sparse gradients, which are planned as dense
 
     def __enter__(self) -> Canonical:
         super().__enter__()
         return self
+
+    @contextmanager
+    def checkpointed(self) -> Iterator[None]:
+        """Refuses a block that changes buffers: torch runs it again in backward and changes them twice, a plan runs it once."""
+        before = _states(self.module)
+        yield
+        after = _states(self.module)
+        changed = [name for name, state in after.items() if before.get(name) != state]
+        if changed:
+            raise NotTraceable(
+                f"a block under torch.utils.checkpoint changes buffers ({', '.join(changed[:3])}), and torch changes them twice, as it "
+                "runs the block twice, where a plan, which keeps activations, runs it once: call the block without checkpoint"
+            )
 
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if func in _EMBEDDINGS:
@@ -66,6 +81,11 @@ class Canonical(Random):
             call.arguments["sparse"] = False
             self.sparse.append(call.arguments["weight"])
         return func(*call.args, **call.kwargs)
+
+
+def _states(module: nn.Module | None) -> dict[str, tuple[int, int]]:
+    """By name, what tells whether a buffer has been set anew or written to."""
+    return {} if module is None else {name: (id(b), b._version) for name, b in module.named_buffers()}
 
 
 _EMBEDDINGS = {func: inspect.signature(func) for func in (F.embedding, F.embedding_bag)}

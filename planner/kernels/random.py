@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any
 from unittest.mock import patch
 
@@ -45,7 +45,7 @@ class Random(TorchFunctionMode):
         self.key, self.number, self.noise = key, 0, ExitStack()
 
     def __enter__(self) -> Random:
-        self.noise.enter_context(without_recompute())
+        self.noise.enter_context(without_recompute(self.checkpointed))
         if self.key is not None:
             self.noise.enter_context(Noise(self.key, self._next))
         return super().__enter__()  # type: ignore[no-any-return, no-untyped-call]
@@ -70,6 +70,10 @@ class Random(TorchFunctionMode):
             with self._inside():
                 return func(*args, **kwargs)
         return self.other(func, *args, **kwargs)
+
+    def checkpointed(self) -> AbstractContextManager[None]:
+        """What surrounds a block under `torch.utils.checkpoint`."""
+        return nullcontext()
 
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """A function in which nothing random is left."""
