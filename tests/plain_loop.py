@@ -52,5 +52,6 @@ def plain_training(make: Make, steps: int, dtype: torch.dtype = torch.float64, l
         optimizer.step()
         losses.append(float(value.detach()))
     buffers = {f"loss.{n}" if number else n: b for number, part in enumerate(parts) for n, b in part.named_buffers()}
-    state = {name: tensor.detach().clone() for name, tensor in {**named, **buffers}.items()}
+    held = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}  # what it does not register
+    state = {name: tensor.detach().clone() for name, tensor in {**held, **named, **buffers}.items()}
     return Plain(losses=tuple(losses), gradients=gradients, state=state)
