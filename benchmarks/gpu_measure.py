@@ -72,27 +72,16 @@ def _version(name: str) -> str | None:
 
 def tests(request: Request) -> dict[str, Any]:
     """`pytest -m gpu`: how many passed, and which did not."""
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-m",
-        "gpu",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-p",
-        "no:xdist",
-        "--tb=short",
-        "tests",
-    ]
     root = Path(__file__).resolve().parents[1]
+    files = [str(file) for file in sorted(root.glob("tests/**/test_*.py")) if "mark.gpu" in file.read_text(encoding="utf-8")]
+    options = ["-m", "gpu", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=short", "-W", "default"]
+    command = [sys.executable, "-m", "pytest", *options, *files]
     ran = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    counts = {
-        word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", ran.stdout.strip().splitlines()[-1])
-    }
+    last = (ran.stdout.strip() or "none").splitlines()[-1]
+    counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|skipped|errors?)", last)}
     failed = re.findall(r"^(?:FAILED|ERROR) (.*)$", ran.stdout, re.MULTILINE)
-    return {"exit_code": ran.returncode, "counts": counts, "failures": failed, "output": ran.stdout[-4000:] if failed else ""}
+    output = (ran.stdout + ran.stderr)[-4000:] if ran.returncode else ""
+    return {"exit_code": ran.returncode, "counts": counts, "failures": failed, "output": output}
 
 
 def calibrate(request: Request) -> dict[str, Any]:
