@@ -160,6 +160,63 @@ def normed(batch: int = 8) -> Made:
     return made(module, batch)
 
 
+class Moded(nn.Module):
+    """Keeps its statistics, and a bias, whatever mode it is put into; the builder puts it into one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 4)
+
+    def train(self, mode: bool = True) -> Moded:
+        super().train(mode)
+        self.norm.eval()
+        self.body.bias.requires_grad_(False)
+        return self
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.head(torch.relu(self.norm(self.body(x))))
+        return out
+
+
+def moded(batch: int = 8) -> Made:
+    return Moded().train(), (torch.randn(batch, 6), torch.randn(batch, 4)), F.mse_loss
+
+
+class Toggled(Two):
+    """One of two uses of a layer trains it."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids).mean(1)
+        self.body.requires_grad_(False)
+        judged = self.body(x)
+        self.body.requires_grad_(True)
+        out: Tensor = self.head(torch.tanh(judged) + self.body(x.detach()))
+        return out
+
+
+class Shuffled(Two):
+    """Takes its features in an order that Python has drawn, and numpy."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.order = list(range(8))
+        random.shuffle(self.order)
+        self.kept = np.random.permutation(8).tolist()
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.words(ids).mean(1)[:, self.order]
+        out: Tensor = self.head(torch.tanh(self.body(x))[:, self.kept])
+        return out
+
+
+def toggled(batch: int = 8) -> Made:
+    return made(Toggled(), batch)
+
+
+def shuffled(batch: int = 8) -> Made:
+    return made(Shuffled(), batch)
+
+
 def gained(batch: int = 8) -> Made:
     return made(Gained(), batch)
 
@@ -265,7 +322,8 @@ def skipping(batch: int = 8) -> Made:
 RIGHT = {
     f.__name__: f
     for f in (
-        masked, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed,
+        masked, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed, moded, toggled,
+        shuffled,
     )
 }  # fmt: skip
 REFUSED = {
