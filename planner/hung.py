@@ -1,26 +1,21 @@
 """What hangs on a module's parameters, beside their values: hooks, attributes, and flags.
 
-A gradient hook is a function of the gradient and is traced with the step. Refused by name is what no graph of a step holds: hooks that
-run when a gradient has been added to another, hooks on all modules of a process, and hooks that keep something from call to call.
+A gradient hook is traced with the step, and what it reads and keeps is looked at as what the model's own code does (`reachable.py`).
+Refused by name is what no graph of a step holds: hooks that run when a gradient has been added to another, and hooks on all modules of
+a process.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from types import FunctionType, MethodType, ModuleType
+from collections.abc import Callable, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
 from planner.torch_private import accumulate_hooks, global_module_hooks, gradient_hooks, hung_attributes, post_accumulate_hooks
 
-__all__ = ["check_hooks", "check_training_mode", "hook_memory", "kept_by_hooks", "same_hung", "turned"]
-
-_PLAIN = (bool, int, float, complex, str, bytes, type(None))
-#: How far what a hook holds is looked through.
-_DEPTH = 4
+__all__ = ["check_hooks", "check_training_mode", "same_hung", "turned"]
 
 
 def check_hooks(name: str, module: nn.Module) -> None:
@@ -86,66 +81,3 @@ def check_training_mode(name: str, module: nn.Module) -> None:
 
 def _first(names: list[str]) -> str:
     return names[0] + (f" and {len(names) - 1} more" if len(names) > 1 else "")
-
-
-# ------------------------------------------------------------------------------------------------- what hooks keep
-
-
-def hook_memory(module: nn.Module) -> dict[tuple[str, str, str], Any]:
-    """What the gradient hooks of parameters can keep from call to call, by parameter, hook and name: plain values as they are."""
-    out = {}
-    for path, parameter in module.named_parameters():
-        for hook in gradient_hooks(parameter):
-            for name, value in _held(hook):
-                out[path, called(hook), name] = _fingerprint(value, _DEPTH)
-    return out
-
-
-def kept_by_hooks(before: Mapping[tuple[str, str, str], Any], module: nn.Module) -> str:
-    """What a hook has changed since `before`, in words; empty if none has."""
-    now = hook_memory(module)
-    for (path, hook, name), value in before.items():
-        if now.get((path, hook, name), value) != value:
-            return f"gradient hook {hook} of parameter {path!r} changes {name!r}"
-    return ""
-
-
-def _held(hook: Any) -> Iterator[tuple[str, Any]]:
-    """What a function can see of its own from call to call: closure, defaults, globals that it names, the object it is bound to."""
-    if isinstance(hook, MethodType):
-        yield from _attributes(hook.__self__)
-        hook = hook.__func__
-    if isinstance(hook, FunctionType):
-        for name, cell in zip(hook.__code__.co_freevars, hook.__closure__ or (), strict=True):
-            yield name, _contents(cell)
-        yield from (hook.__kwdefaults__ or {}).items()
-        yield from ((f"default {number}", value) for number, value in enumerate(hook.__defaults__ or ()))
-        yield from ((name, hook.__globals__[name]) for name in hook.__code__.co_names if name in hook.__globals__)
-    else:
-        yield from _attributes(hook)
-
-
-def _attributes(thing: Any) -> Iterable[tuple[str, Any]]:
-    return list(getattr(thing, "__dict__", {}).items())
-
-
-def _contents(cell: Any) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not set yet
-        return None
-
-
-def _fingerprint(value: Any, depth: int) -> Any:
-    """Plain values by value, others by identity; of containers and plain objects what is in them."""
-    if isinstance(value, _PLAIN):
-        return value
-    if isinstance(value, Tensor):
-        return id(value), value._version
-    if depth == 0 or isinstance(value, nn.Module | ModuleType | FunctionType | type | torch.dtype):
-        return id(value)
-    if isinstance(value, Mapping):
-        return {str(key): _fingerprint(item, depth - 1) for key, item in list(value.items())}
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_fingerprint(item, depth - 1) for item in list(value)]
-    return id(value), {name: _fingerprint(item, depth - 1) for name, item in _attributes(value)}

@@ -1,5 +1,5 @@
 """What a training step can reach beside its arguments: attributes of modules, containers and objects behind them, what functions close
-over, the globals that the model's own code names.
+over (gradient hooks of parameters among them), the globals that the model's own code names.
 
 module, loss -> `Holder`s, each a place that keeps values, with the path by which the model's author knows it. In one order in every
 process.
@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.source_line import is_own
+from planner.torch_private import gradient_hooks
 from planner.watched import Watched
 
 __all__ = ["PLAIN", "Holder", "reachable"]
@@ -77,6 +78,10 @@ def reachable(module: nn.Module, loss: Any) -> tuple[Holder, ...]:
     for path, child in module.named_modules():
         walk.visit(path, child, 0)
     walk.visit("loss", loss, 0)
+    for part, prefix in ((module, ""), (loss, "loss.")):
+        for path, parameter in part.named_parameters() if isinstance(part, nn.Module) else ():
+            for hook in gradient_hooks(parameter):
+                walk.visit(f"{prefix}{path}.hook", hook, 0)
     for child in module.modules():
         walk.code_of(type(child))
     return tuple(walk.holders)

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from cost_models.errors import NotTraceable
 from planner import chance
-from planner.hung import hook_memory, kept_by_hooks, turned
+from planner.hung import turned
 from planner.source_line import is_own
 from planner.workload import Workload
 
@@ -22,16 +22,12 @@ _TIMES = 3
 def steady(workload: Workload, trace: Callable[[], Traced]) -> Traced:
     """What `trace` gives once the step leaves its parameters' flags as they are.
 
-    Raises NotTraceable where it never does, where a gradient hook keeps something, and where a step draws from Python's generator or
-    numpy's: either would be that of the first step for ever. Whether what is drawn decides anything cannot be told: a layer that is
-    left out once in a hundred steps is there under most seeds.
+    Raises NotTraceable where it never does, and where a step draws from Python's generator or numpy's, which would be what the first
+    step drew for ever. Whether that decides anything cannot be told: a layer that is left out once in a hundred steps is there under
+    most seeds.
     """
-    memory, drawn = hook_memory(workload.module), chance.state()
+    drawn = chance.state()
     traced = _settled(workload, trace)
-    if kept := kept_by_hooks(memory, workload.module):
-        raise NotTraceable(
-            f"model {workload.name!r}: {kept}, and would run once, when the step is traced: it may only be a function of the gradient"
-        )
     if chance.state() != drawn:
         place = chance.drawn_from(trace, is_own)
         raise NotTraceable(

@@ -154,7 +154,9 @@ def load_workload(
     workload = replace(
         workload, compute=compute or workload.compute, clip_norm=workload.clip_norm if clip_norm is None else clip_norm
     )
-    check_hooks(workload.name, workload.module)  # before the cast, which takes a parameter's AccumulateGrad node from it
+    for part in (workload.module, workload.loss):
+        if isinstance(part, torch.nn.Module):
+            check_hooks(workload.name, part)  # before the cast, which takes a parameter's AccumulateGrad node from it
     return _cast(workload, DTYPES[dtype])
 
 

@@ -47,6 +47,16 @@ def masked(batch: int = 8) -> Made:
     return made(module, batch)
 
 
+def grown(batch: int = 8) -> Made:
+    """Only the new rows of a table are trained, and half of a layer: the masks are made where the hooks are."""
+    module, new = Two(), torch.zeros(10, 1)
+    new[7:] = 1
+    module.words.weight.register_hook(lambda g: g * new)
+    half_of_it = (torch.rand(8, 8) > 0.5).float()
+    module.body.weight.register_hook(lambda g: half_of_it * g)
+    return made(module, batch)
+
+
 def decayed(batch: int = 8) -> Made:
     """Decay of one layer by a hook, which sees the parameter itself."""
     module = Two()
@@ -266,6 +276,22 @@ def counted(batch: int = 8) -> Made:
     return made(module, batch)
 
 
+class Counting:
+    """Counts for all that are like it."""
+
+    calls = 0
+
+    def __call__(self, gradient: Tensor) -> Tensor:
+        Counting.calls += 1
+        return gradient / Counting.calls
+
+
+def counting(batch: int = 8) -> Made:
+    module = Two()
+    module.body.weight.register_hook(Counting())
+    return made(module, batch)
+
+
 def recorded(batch: int = 8) -> Made:
     module, seen = Two(), []
 
@@ -322,15 +348,16 @@ def skipping(batch: int = 8) -> Made:
 RIGHT = {
     f.__name__: f
     for f in (
-        masked, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed, moded, toggled,
+        masked, grown, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed, moded, toggled,
         shuffled,
     )
 }  # fmt: skip
 REFUSED = {
     "stepping": (stepping, r"parameter 'body\.weight' has the hook stepping.*update after its gradient is accumulated"),
     "reduced": (reduced, r"parameter 'head\.weight' has the hook reduced.*lambda> \(line \d+\) on its AccumulateGrad node"),
-    "counted": (counted, r"gradient hook counted.*warm of parameter 'body\.weight' changes 'steps'"),
-    "recorded": (recorded, r"gradient hook recorded.*record of parameter 'body\.weight' changes 'seen'"),
+    "counted": (counted, r"keeps 'body\.weight\.hook\.steps\[0\]' from one step to the next"),
+    "counting": (counting, r"keeps 'Counting\.calls' from one step to the next"),
+    "recorded": (recorded, r"'body\.weight\.hook\.seen' holds more, or less, after every step"),
     "own_mode": (own_mode, r"its own train\(True\) changes requires_grad of 'words\.weight'"),
     "thawing": (thawing, r"sets requires_grad of parameter 'words\.weight' in its forward"),
     "skipping": (skipping, r"draws from Python's or numpy's random numbers in its step at .*hung\.py:\d+"),
