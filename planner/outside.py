@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cost_models.errors import NotTraceable
 from planner.state import registered, trained_parts
 
-__all__ = ["check_leaves", "check_set", "set_by_loss", "take_out_unread"]
+__all__ = ["check_kept", "check_leaves", "check_set", "set_by_loss", "take_out_unread"]
 
 
 @contextmanager
@@ -40,6 +40,17 @@ def check_set(name: str, value: Tensor, given: Tensor) -> None:
         raise NotTraceable(
             f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: set it to a detached one like it"
         )
+
+
+def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Raises NotTraceable for a parameter that forward has set to another tensor: an optimizer has the one from before, and the next
+    step computes with what it was set to."""
+    for name, parameter in module.named_parameters():
+        if parameter is not given.get(name, parameter):
+            raise NotTraceable(
+                f"parameter {name!r} is set to another tensor in forward, and an optimizer would go on with the one it was given: "
+                "compute with the new tensor under a name of its own, or make it a buffer"
+            )
 
 
 def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: str) -> None:

@@ -7,7 +7,7 @@ layers and the loss are captured as our own ops), and every node knows its modul
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,7 +29,7 @@ from planner.graph import Graph
 from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
 from planner.known import Known
-from planner.outside import check_leaves, check_set, set_by_loss, take_out_unread
+from planner.outside import check_kept, check_leaves, check_set, set_by_loss, take_out_unread
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.shared_memory import check_apart
 from planner.snapshot import Snapshot
@@ -277,7 +277,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     unused: list[str] = []
 
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        with _paths(module) as paths, _written_back(module, state) as write:
+        with _paths(module) as paths, _written_back(module, weights, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
             with Canonical(key, module) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
@@ -312,13 +312,14 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
 
 @contextmanager
 def _written_back(
-    module: torch.nn.Module, state: dict[str, Tensor]
+    module: torch.nn.Module, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Iterator[Callable[[Sequence[tuple[Tensor, Tensor]]], None]]:
     """A function that writes to the buffers what the module has set them to (`self.seen = 0.9 * self.seen`), as if they were changed in
     place, and to others what it is given for them. It is for the step's end: backward reads what a buffer was before it was set."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def look(*_: Any) -> None:
+        check_kept(module, {**weights, **state})
         for name, value in module.named_buffers():
             given = state.get(name, value)  # one that the module has just made is no state of the step
             if value is not given:
@@ -418,8 +419,30 @@ _REASONS = {
 def _explain(error: Exception, name: str) -> str:
     """One line: what went wrong, and the last line of the user's own code that was running."""
     kind = type(error).__name__
-    reason = _REASONS.get(kind) or f"{kind}: {(str(error).strip() or 'no message').splitlines()[0]}"
+    said = (str(error).strip() or "no message").splitlines()[0]
+    reason = _REASONS.get(kind) or _twice(said) or f"{kind}: {said}"
     return f"model {name!r} cannot be traced as one static graph{_place(error)}: {reason}"
+
+
+#: How torch begins to say that an op of ours has no second derivative.
+_NO_SECOND = "Trying to backward through shardwright."
+#: The functions that become those ops, and how to write them in ops that have one.
+_WRITTEN_OUT = {
+    "cross_entropy": "F.cross_entropy: use F.nll_loss(F.log_softmax(x, 1), y)",
+    "attention": "F.scaled_dot_product_attention: use products and a softmax",
+    "batch_norm": "batch norm in training: use a layer norm, or write it out",
+    "lstm": "nn.LSTM: use nn.LSTMCell in a loop",
+    "recurrent": "nn.GRU or nn.RNN: use their cells in a loop",
+}
+
+
+def _twice(said: str) -> str:
+    """What is wrong where a gradient of a gradient (`create_graph=True`) meets an op of ours; empty where torch said something else."""
+    if not said.startswith(_NO_SECOND):
+        return ""
+    op = said.removeprefix(_NO_SECOND).partition(".")[0].partition("_backward")[0].removeprefix("masked_")
+    what = _WRITTEN_OUT.get(op, f"{op}: write it in tensor ops")
+    return f"a gradient of a gradient (create_graph=True) is planned, but not through {what}"
 
 
 def _place(error: Exception) -> str:

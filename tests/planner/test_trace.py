@@ -17,7 +17,7 @@ from cost_models.errors import NotTraceable
 from planner.graph import Graph, Serial, map_refs
 from planner.rules import RULES
 from planner.trace import trace
-from planner.workload import Workload
+from planner.workload import Workload, workload_of
 
 HERE = Path(__file__).name
 
@@ -510,3 +510,29 @@ def test_nodes_of_one_module_stand_together_in_forward() -> None:
     ]
     changes = [b for a, b in pairwise(["", *paths]) if a != b]
     assert changes == ["layers.0", "", "layers.1", "", "output", ""]
+
+
+class _Inner(nn.Module):
+    """One step of an inner loop, with the gradients of its gradients."""
+
+    def __init__(self, written_out: bool) -> None:
+        super().__init__()
+        self.weight, self.written_out = nn.Parameter(torch.randn(3, 4)), written_out
+
+    def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scores = x @ self.weight.t()
+        loss = F.nll_loss(F.log_softmax(scores, 1), y) if self.written_out else F.cross_entropy(scores, y)
+        (gradient,) = torch.autograd.grad(loss, self.weight, create_graph=True)
+        return x @ (self.weight - 0.1 * gradient).t()
+
+
+def _inner(written_out: bool) -> Workload:
+    batch = (torch.randn(6, 4), torch.randint(0, 3, (6,)), torch.randint(0, 3, (6,)))
+    return workload_of("inner", _Inner(written_out), batch, F.cross_entropy)
+
+
+def test_a_gradient_of_a_gradient_through_an_op_of_ours_says_how_to_write_it() -> None:
+    with pytest.raises(NotTraceable, match=r"not through F\.cross_entropy: use F\.nll_loss") as caught:
+        trace(lambda: _inner(False))
+    assert "shardwright." not in str(caught.value)
+    assert trace(lambda: _inner(True)).graph.parameters

@@ -133,6 +133,23 @@ def shrunk(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
     return Shrunk(), (torch.randn(batch, 6), torch.randint(0, 4, (batch,))), F.cross_entropy
 
 
+class Replaced(nn.Module):
+    """Sets a parameter to a new one in forward."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.scale = nn.Linear(6, 4), nn.Parameter(torch.ones(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.scale = nn.Parameter(self.scale.detach() * 0.5)
+        out: Tensor = self.head(x) * self.scale
+        return out
+
+
+def replaced(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
+    return Replaced(), (torch.randn(batch, 6), torch.randint(0, 4, (batch,))), F.cross_entropy
+
+
 class Twice(nn.Module):
     """A block with batch norm under a checkpoint: torch runs it twice a step, and its running statistics move twice."""
 
@@ -166,6 +183,7 @@ def once(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
 RIGHT = {"teacher": teacher, "centres": centres, "continued": continued, "scaled": scaled, "once": once}
 REFUSED = {
     "normed": (normed, r"rebound\.py:\d+ \(self\.head\.weight\.data = .*changes a tensor in place .* that is a parameter"),
+    "replaced": (replaced, r"parameter 'scale' is set to another tensor in forward"),
     "twice": (twice, r"checkpoint changes buffers \(block\.1\.running_mean"),
     "shrunk": (shrunk, r"\.data of a tensor of shape \(6, 6\) .* is set to one of shape \(2, 6\)"),
 }
