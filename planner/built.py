@@ -13,29 +13,47 @@ from typing import Any
 from torch import Tensor, nn
 
 from cost_models.errors import UserError
+from planner.chance import seed_all
 from planner.known import LARGEST, Known
 from planner.torch_private import FakeTensorMode, without_modes
 from planner.workload import Workload
 
-__all__ = ["FAILURES", "built"]
+__all__ = ["FAILURES", "built", "really_built", "worth_building"]
+
+#: Elements of a model that is not built for real to learn its buffers.
+_LARGEST = 1 << 28
 
 #: What a person's code raises that is run under other conditions than theirs.
 FAILURES = (UserError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError, ArithmeticError)
 
 
-def built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known) -> Workload:
+def built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int) -> Workload:
     """The workload that `build` makes, with fake tensors; to be called under the mode. Raises what building raises."""
     try:
         return build()
     except FAILURES as fake:
         try:
-            with without_modes():
-                real = build()
+            return really_built(build, mode, known, seed)
         except UserError:
             raise
         except FAILURES:
             raise fake from None
+
+
+def really_built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int) -> Workload:
+    """The workload with the values that a run under the seed begins with, its tensors then made fake; of buffers and of what plain
+    attributes hold, the values stay known."""
+    with without_modes():
+        seed_all(seed)
+        real = build()
     return _Fakes(mode, known).workload(real)
+
+
+def worth_building(workload: Workload, known: Known) -> bool:
+    """Whether a step that could not be traced may be with the values of buffers that were made under fake tensors from random numbers
+    or from data: edges of a graph, a permutation, a mask."""
+    state = workload.state()
+    return not known.names >= set(state.kept) and sum(t.numel() for t in state.tensors.values()) <= _LARGEST
 
 
 class _Fakes:

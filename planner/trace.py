@@ -19,7 +19,7 @@ from torch import Tensor
 from cost_models.errors import NotTraceable, UserError
 from planner.alone import alone
 from planner.between import Between, Unlike, between
-from planner.built import FAILURES, built
+from planner.built import FAILURES, built, really_built, worth_building
 from planner.carried import Steps, check_carried
 from planner.chance import seeded
 from planner.decompose import decomposition_table
@@ -74,13 +74,14 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
     mode = FakeTensorMode(allow_non_fake_inputs=False)
     with alone(), still(), seeded(seed), mode, unlogged(), Known() as known:
         try:
-            workload = built(build, mode, known)
+            workload = built(build, mode, known, seed)
             name = workload.name
-            check_training_mode(name, workload.module)
-            # What a module makes when it is imported is real.
-            mode.allow_non_fake_inputs = not all(map(is_fake, workload.state().tensors.values()))
-            traced = _same_every_step(workload, known, lambda: steady(workload, lambda: _traced(workload, whole)))
-            check_apart(workload.state(), traced.graph, name)
+            try:
+                traced = _checked(workload, mode, known, whole)
+            except FAILURES:
+                if not worth_building(workload, known):
+                    raise
+                traced = _checked(really_built(build, mode, known, seed), mode, known, whole)
         except NotTraceable as error:
             if isinstance(error, Refused) or not _module(error):
                 raise
@@ -89,6 +90,15 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
             raise
         except Exception as error:
             raise NotTraceable(_explain(error, name)) from error
+    return traced
+
+
+def _checked(workload: Workload, mode: FakeTensorMode, known: Known, whole: bool) -> Traced:
+    check_training_mode(workload.name, workload.module)
+    # What a module makes when it is imported is real.
+    mode.allow_non_fake_inputs = not all(map(is_fake, workload.state().tensors.values()))
+    traced = _same_every_step(workload, known, lambda: steady(workload, lambda: _traced(workload, whole)))
+    check_apart(workload.state(), traced.graph, workload.name)
     return traced
 
 

@@ -167,6 +167,24 @@ def moved(batch: int = 8) -> Any:
     return Moved(), (torch.randn(batch, 6), torch.randn(batch, 6)), F.mse_loss
 
 
+class Neighbours(nn.Module):
+    """Sums over the edges of a graph that are no loops; the edges are data, and stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("edges", torch.randint(0, 8, (2, 20)))
+        self.linear = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        start, end = self.edges[:, self.edges[0] != self.edges[1]]
+        y = self.linear(x)
+        return y + torch.zeros_like(y).index_add(0, end, y[start])
+
+
+def neighbours(batch: int = 8) -> Any:
+    return Neighbours(), (torch.randn(batch, 6), torch.randn(batch, 4)), F.mse_loss
+
+
 def aligned(y: Tensor, target: Tensor) -> Tensor:
     y = y.log_softmax(-1).transpose(0, 1)
     long = torch.full((y.shape[1],), y.shape[0])
@@ -188,6 +206,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
 RIGHT: dict[str, Callable[..., Any]] = {
     "filled": filled,
     "moved": moved,
+    "neighbours": neighbours,
     "shuffled": shuffled,
     "spare": spare,
     "reversible": reversible,
