@@ -54,6 +54,8 @@ class Canonical(Random):
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if func in _EMBEDDINGS:
             return self._embedding(func, *args, **kwargs)
+        if func is torch.where and args and isinstance(args[0], Tensor) and args[0].dtype == torch.uint8:
+            return func(args[0] != 0, *args[1:], **kwargs)  # eager takes bytes for a mask, fake tensors do not
         if func in (F.ctc_loss, torch.ctc_loss):
             raise NotTraceable(_CTC)
         if func is torch.lstm:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -185,6 +186,31 @@ def neighbours(batch: int = 8) -> Any:
     return Neighbours(), (torch.randn(batch, 6), torch.randn(batch, 4)), F.mse_loss
 
 
+class Tagger(nn.Module):
+    """The best path's score over steps that a mask of bytes, all of them, lets count."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores, self.moves = nn.Linear(6, 4), nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores = self.scores(x)
+        mask = torch.ones_like(x[..., 0], dtype=torch.uint8)
+        if not mask[:, 0].all():
+            raise ValueError("the first step counts")
+        best = scores[:, 0]
+        for step in range(1, x.shape[1]):
+            following = torch.logsumexp(best[:, :, None] + self.moves + scores[:, step, None], 1)
+            with warnings.catch_warnings():  # torch deprecates bytes for masks, in eager alone
+                warnings.simplefilter("ignore")
+                best = torch.where(mask[:, step, None], following, best)
+        return best
+
+
+def tagged(batch: int = 8) -> Any:
+    return Tagger(), (torch.randn(batch, 3, 6), torch.randint(0, 4, (batch,))), F.cross_entropy
+
+
 def aligned(y: Tensor, target: Tensor) -> Tensor:
     y = y.log_softmax(-1).transpose(0, 1)
     long = torch.full((y.shape[1],), y.shape[0])
@@ -207,6 +233,7 @@ RIGHT: dict[str, Callable[..., Any]] = {
     "filled": filled,
     "moved": moved,
     "neighbours": neighbours,
+    "tagged": tagged,
     "shuffled": shuffled,
     "spare": spare,
     "reversible": reversible,
