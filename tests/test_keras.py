@@ -39,7 +39,6 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Any:
 SAMPLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "classifier": ("dp=2", ()),
     "bidirectional": ("tp=2", ("bidirectional*=tensor",)),
-    "gru_reset_before": ("tp=2", ("gru*=tensor",)),
     "normed": ("dp=2", ()),
 }
 
@@ -95,6 +94,25 @@ def test_what_was_learned_goes_back_to_keras() -> None:
         torch.testing.assert_close(variable.value.detach().cpu(), state[name])
     moving = module.keras_model.get_layer(index=1).moving_mean.value
     torch.testing.assert_close(moving.detach().cpu(), state["batch_normalization.moving_mean"])
+
+
+@pytest.mark.parametrize(("layer", "x", "reported"), [
+    ("layers.Dense(3, 'softmax')", "np.eye(3)[[0, 1, 2, 0]]", {"f1_score_0", "f1_score_1", "f1_score_2"}),
+])  # fmt: skip
+def test_a_metric_of_many_values_is_reported_by_numbers(layer: str, x: str, reported: set[str], tmp_path: Path) -> None:
+    found = made(
+        tmp_path,
+        f"m = keras.Sequential([{layer}]); "
+        f"m.compile('adam', 'categorical_crossentropy', metrics=[keras.metrics.F1Score()]); return m, (X, {x})",
+    )
+    assert set(found.loss_of(found.batch)[1]) == reported
+
+
+def test_tensors_that_a_layer_holds_are_buffers(tmp_path: Path) -> None:
+    adapted = "n = layers.Normalization(); n.adapt(np.arange(12.0).reshape(4, 3))"
+    body = f"{adapted}; m = keras.Sequential([n, layers.Dense(1)]); m.compile('sgd', 'mse'); return m, (X, Y)"
+    graph = trace(lambda: made(tmp_path, body)).graph
+    assert "normalization.mean_held" in {graph.values[i].name for i in graph.buffers}
 
 
 def test_names_do_not_depend_on_what_the_process_made_before() -> None:
@@ -160,8 +178,11 @@ def test_the_dtype_is_that_of_the_precision(tmp_path: Path) -> None:
     ("return made('adam')[0], (X, np.array(['a', 'b', 'c', 'd']))", "targets of the batch of .* not numbers; put text through"),
     ("return made('adam')[0], X", "is a ndarray: give \\(x, y\\)"),
     ("return *made('adam'), {'epochs': 3}", "give a dict with class_weight or sample_weight"),
+    ("return (made('adam')[0], (X, Y, Y[:, 0]), {'class_weight': {0: 2.0}})", "class_weight and sample_weight at the same time"),
+    ("m = keras.Sequential([layers.Input(batch_shape=(4, 2, 3)), layers.LSTM(1, stateful=True)]); m.compile('adam', 'mse'); "
+     "return m, (np.zeros((4, 2, 3)), Y)", "layer lstm keeps its state from batch to batch"),
     ("model = Own(); model.compile('adam', 'mse'); return model, (X, Y)", "Own has a train_step of its own"),
-    ("return made('adam')[0], (np.zeros((4, 5), 'float32'), Y)", "."),
+    ("return made('adam')[0], (np.zeros((4, 5), 'float32'), Y)", "Input 0 of layer|axis -1|incompatible"),
 ])  # fmt: skip
 def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):

@@ -21,7 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from cost_models.errors import NotTraceable
 from planner.known import is_known
 
-__all__ = ["Layer", "as_planned"]
+__all__ = ["Layer", "as_planned", "errors_as_raised"]
 
 
 class Layer(nn.Module):
@@ -43,6 +43,7 @@ def as_planned(places: Mapping[int, Layer], *, tracing: bool) -> Iterator[None]:
         for name in ("dropout", "normal", "uniform"):
             replace(random, name, globals()[f"_{name}"])
         replace(random, "torch_seed_generator", _no_generator)
+        stack.enter_context(errors_as_raised())
         if not tracing:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         else:
@@ -51,6 +52,20 @@ def as_planned(places: Mapping[int, Layer], *, tracing: bool) -> Iterator[None]:
             for kind in (keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU):
                 replace(kind, "inner_loop", _inner_loop(plain))
         yield
+
+
+@contextmanager
+def errors_as_raised() -> Iterator[None]:
+    """Within it Keras does not wrap what is raised, nor hide the model's line."""
+    import keras
+
+    before = keras.config.is_traceback_filtering_enabled()
+    keras.config.disable_traceback_filtering()
+    try:
+        yield
+    finally:
+        if before:
+            keras.config.enable_traceback_filtering()
 
 
 def _replace(stack: ExitStack, place: Any, name: str, value: Any) -> None:

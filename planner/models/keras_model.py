@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from cost_models.errors import BadValue
 from planner.models.keras_batch import batch_of
+from planner.models.keras_layers import errors_as_raised
 from planner.models.keras_module import KerasModule
-from planner.models.keras_names import variable_names
+from planner.models.keras_names import layers_of, variable_names
 from planner.models.keras_optimizer import optimizer_of
 from planner.reported import Reported
 from planner.torch_private import fake_mode_is_on, unfaked
@@ -59,6 +60,11 @@ def parts_of(
         _check_dtypes(spec, model, dtype)
         named = variable_names(model)
         more = optimizer_of(spec, model, {id(variable): name for name, variable in named})
+    for path, layer in layers_of(model):
+        if getattr(layer, "stateful", False):
+            raise BadValue(
+                f"{spec}: layer {path} keeps its state from batch to batch, which is not planned: leave stateful=True out"
+            )
     if not model.trainable_variables:
         raise BadValue(f"{spec} returned a model without a variable that is trained: add a layer with weights")
     module = KerasModule(model, options.get("class_weight"))
@@ -99,11 +105,11 @@ def _build(spec: str, model: Any, batch: Mapping[str, Any], keras: Any) -> None:
     """Makes the variables of a model that has none yet, from the shapes of its first batch, as `fit` does."""
     data = (batch["inputs"], batch.get("targets"), batch.get("weights"))
     try:
-        with keras.device("cpu"), patch.object(model.optimizer, "built", True):  # its state is ours to hold
+        with errors_as_raised(), keras.device("cpu"), patch.object(model.optimizer, "built", True):  # its state is ours to hold
             model._symbolic_build(data_batch=data)  # what `fit` calls; the public `build` wants shapes and knows no subclasses
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
-        lines = [line.strip(" '") for line in str(error).strip().splitlines() if line.strip(" '")]
-        raise BadValue(f"{spec}: Keras cannot build the model on the batch: {lines[-1] if lines else error}") from error
+        _, _, said = f"Exception encountered:\n{error}".rpartition("Exception encountered:\n")
+        raise BadValue(f"{spec}: Keras cannot build the model on the batch: {said.strip(chr(39)).splitlines()[0]}") from error
 
 
 def _check_dtypes(spec: str, model: Any, dtype: str) -> None:

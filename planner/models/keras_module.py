@@ -7,8 +7,10 @@ its `compute_loss` (compiled losses and their weights, masks, sample weights, wh
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
@@ -45,6 +47,9 @@ class KerasModule(Layer):
             else:
                 self.state.append(name)
                 parent.register_buffer(own, _value(variable))
+        self.constants = [*_constants(model)]
+        for path, layer, key in self.constants:
+            self.get_submodule(path).register_buffer(f"{key}_held", _fake_or_cpu(getattr(layer, key)))
 
     def forward(self, inputs: Any, targets: Any = None, weights: Any = None) -> Reported:
         """The loss of a step, and each output's loss and metric by name; variables that the step changes are written to buffers."""
@@ -54,7 +59,11 @@ class KerasModule(Layer):
         named = variable_names(model)
         held: dict[str, Tensor] = {name: _at(self, name) for name, _ in named}
         some = next(iter(held.values()))
-        with keras.device(some.device.type), as_planned(self.places, tracing=is_fake(some)):
+        with ExitStack() as stack:
+            stack.enter_context(keras.device(some.device.type))
+            stack.enter_context(as_planned(self.places, tracing=is_fake(some)))
+            for path, layer, key in self.constants:
+                stack.enter_context(patch.object(layer, key, _at(self, f"{path}.{key}_held")))
             blank = [(v, torch.zeros(tuple(v.shape), dtype=getattr(torch, v.dtype))) for v in model.metrics_variables]
             mapping = [*((variable, held[name]) for name, variable in named), *blank]
             with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
@@ -86,9 +95,23 @@ class KerasModule(Layer):
 
 
 def _metrics(model: Any, inputs: Any, targets: Any, outputs: Any, weights: Any) -> dict[str, Tensor]:
-    """Each loss by its output's name, where there are several, and each metric, of this batch alone."""
+    """Each loss by its output's name, where there are several, and each metric, of this batch alone; of a metric with many values each
+    by its number."""
     found = model.compute_metrics(inputs, targets, outputs, sample_weight=weights)
-    return {name: value.detach() for name, value in found.items() if name != "loss"}
+    out: dict[str, Tensor] = {}
+    for name, value in found.items():
+        if name != "loss":
+            flat = value.detach().reshape(-1)
+            out |= {name: flat[0]} if value.numel() == 1 else {f"{name}_{number}": one for number, one in enumerate(flat)}
+    return out
+
+
+def _constants(model: Any) -> Iterator[tuple[str, Any, str]]:
+    """Tensors that layers hold as they are (what `Normalization.adapt` saw): the layer's path, the layer and the attribute."""
+    for path, layer in layers_of(model):
+        for key, value in vars(layer).items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                yield path, layer, key
 
 
 def _at(module: nn.Module, path: str) -> Any:
@@ -97,8 +120,15 @@ def _at(module: nn.Module, path: str) -> Any:
 
 
 def _value(variable: Any) -> Tensor:
-    """A variable's value; under fake tensors one of its shape."""
+    """A variable's value."""
     with unfaked():
-        real = variable.value.detach().clone()
+        real = variable.value
+    return _fake_or_cpu(real)
+
+
+def _fake_or_cpu(real: Tensor) -> Tensor:
+    """A copy of the tensor; under fake tensors one of its shape."""
+    with unfaked():
+        real = real.detach().clone()
     made = torch.empty(real.shape, dtype=real.dtype)
     return made if is_fake(made) else real.cpu()

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cost_models.errors import NotTraceable
 from planner import kernels
@@ -96,6 +97,20 @@ def test_attention(dtype: torch.dtype, is_causal: bool, length: int, keys: int, 
     v = torch.randn(2, 3, keys, value_dim, dtype=dtype)
     check_same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal), q, k, v)
     check_same(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal, scale=0.3), q, k, v)
+
+
+def test_weights_sum_to_one_where_a_finite_bias_masks_every_key() -> None:
+    """As libraries write masks: the rows of padded queries are -1e38 throughout."""
+    q, k, v = (torch.randn(1, 2, 3, 4, dtype=torch.float32).requires_grad_() for _ in range(3))
+    bias = torch.zeros(1, 1, 3, 3)
+    bias[..., 1, :] = -2.4e38
+    ours = torch.ops.shardwright.masked_attention(q, k, v, bias, False, 0.5)[0]
+    with sdpa_kernel(SDPBackend.MATH):
+        right = F.scaled_dot_product_attention(q, k, v, bias, scale=0.5)
+    weight = torch.randn(ours.shape)
+    torch.testing.assert_close(ours, right)
+    for a, b in zip(*(torch.autograd.grad((out * weight).sum(), (q, k, v)) for out in (ours, right)), strict=True):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("heads", [3, 6])
