@@ -87,6 +87,11 @@ def reachable(module: nn.Module, loss: Any) -> tuple[Holder, ...]:
     return tuple(walk.holders)
 
 
+def _is_kept_by_keras(thing: Any) -> bool:
+    """Whether a module is a layer of Keras: its variables are parameters and buffers of a `KerasModule` already."""
+    return any(base.__module__.partition(".")[0] == "keras" for base in type(thing).__mro__)
+
+
 class _Walk:
     def __init__(self, module: nn.Module) -> None:
         self.holders: list[Holder] = []
@@ -107,7 +112,8 @@ class _Walk:
 
     def _holders(self, path: str, thing: Any, shared: bool) -> Iterator[Holder]:
         if isinstance(thing, nn.Module):
-            yield from self._module(path, thing, shared)
+            if not _is_kept_by_keras(thing):
+                yield from self._module(path, thing, shared)
         elif isinstance(thing, dict):
             yield Holder(thing=thing, get=lambda: dict(thing), put=_refill(thing), name=_item(path), shared=shared)
         elif isinstance(thing, list | deque):
