@@ -423,12 +423,18 @@ _REASONS = {
     "DataDependentOutputException": "the value of a tensor is needed to go on (.item(), int(x), `if x:`): use torch.where",
     "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, x[mask]): use torch.where",
     "DataDependentOutputError": "the value of a tensor is needed to go on",
+    "BY_NAME": "dims that have names are not traced: give them by number",
 }
+
+#: What only tensors with named dims are asked for: tensors without memory have none of it.
+_BY_NAME = ("align_as", "align_to", "names", "refine_names", "rename", "rename_")
 
 
 def _explain(error: Exception, name: str) -> str:
     """One line: what went wrong, and the last line of the user's own code that was running."""
     kind = type(error).__name__
+    if kind == "AttributeError" and "FakeTensor" in str(error) and error.name in _BY_NAME:  # type: ignore[attr-defined]
+        kind = "BY_NAME"
     said = (str(error).strip() or "no message").splitlines()[0]
     reason = _REASONS.get(kind) or _twice(said) or f"{kind}: {said}"
     return f"model {name!r} cannot be traced as one static graph{_place(error)}: {reason}"

@@ -24,7 +24,7 @@ from planner.rules.signature import Call, Letters, Local, LocalCall, Signature, 
 __all__ = ["cache_folder", "localized", "signature_of"]
 
 #: Raised whenever discovery finds otherwise than before: older files are then not read.
-_VERSION = 2
+_VERSION = 3
 
 
 def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:

@@ -226,21 +226,22 @@ def _linear(instance: Instance, trials: list[_Trial]) -> Iterator[tuple[int, ...
     yield from (group for group in groups if _is_linear(instance, trials, group))
 
 
+#: Numbers of so many sizes are tried, since a function may bend far from where the draws are (`threshold` at -4, `huber` at 9).
+_SCALES = (1.0, 1e2, 1e6)
+
+
 def _is_linear(instance: Instance, trials: list[_Trial], group: tuple[int, ...]) -> bool:
-    for trial in trials:
-        terms: list[list[Tensor]] = []
-        halves = [
-            torch.randn(trial.operands[o].shape, generator=torch.Generator().manual_seed(7 + o), dtype=torch.float64)
-            for o in group
-        ]
-        for sign in (0, 1):
-            operands = [t.clone() for t in trial.operands]
-            for o, half in zip(group, halves, strict=True):
-                operands[o] = half.to(operands[o].dtype) if sign else operands[o] - half
-            results = run(instance, instance.args, operands)
-            if results is None or [r.shape for r in results] != [r.shape for r in trial.results]:
-                return False
-            terms.append(results)
-        if not all(_same(whole, a + b) for whole, a, b in zip(trial.results, *terms, strict=True)):
+    """Whether the call on operands `group` is the sum of the calls on two terms of them."""
+    for trial, scale in itertools.product(trials, _SCALES):
+        whole, one, other = [t.clone() for t in trial.operands], list(trial.operands), list(trial.operands)
+        for o in group:
+            whole[o] = whole[o] * scale
+            half = torch.randn(whole[o].shape, generator=torch.Generator().manual_seed(7 + o), dtype=torch.float64)
+            one[o] = (half * scale).to(whole[o].dtype)
+            other[o] = whole[o] - one[o]
+        results = [run(instance, instance.args, [t.clone() for t in operands]) for operands in (whole, one, other)]
+        if any(r is None or [t.shape for t in r] != [t.shape for t in trial.results] for r in results):
+            return False
+        if not all(_same(w, a + b) for w, a, b in zip(*(r or [] for r in results), strict=True)):
             return False
     return True

@@ -65,8 +65,9 @@ def _numbers(shape: tuple[int, ...], dtype: str, high: int, positive: bool, gene
     return torch.randint(0, high, shape, generator=generator).to(kind)
 
 
-#: Arguments that name places in other operands. Kernels that have them and no rule trust them: random ones make them write anywhere.
-_PLACES = {"indices", "max_indices", "offsets", "offset2bag", "maximum_indices", "lengths"}
+#: Arguments that name places in other operands, or that only the forward pass can give. Kernels that have them and no rule trust them:
+#: random ones make them write anywhere.
+_PLACES = {"indices", "max_indices", "offsets", "offset2bag", "maximum_indices", "lengths", "logsumexp"}
 
 
 def _trusts(op: str) -> bool:

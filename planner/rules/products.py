@@ -159,3 +159,19 @@ def _pool(call: Call) -> Signature:
         kind="reduction", sizes=sizes, operands=tuple(letters[r] for r in _POOLS[call.op][0]),
         results=tuple(letters[r] for r in _POOLS[call.op][1]), fixed=frozenset(range(lead, len(sizes))), linear=linear,
     )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- Fourier transforms
+
+
+@register("aten._fft_c2c.default", "aten._fft_r2c.default", "aten._fft_c2r.default")
+def _fourier(call: Call) -> Signature:
+    """Dims that are transformed cannot be split, and may change their size; others pass. Written, not discovered: the kernels trust the
+    size that they are told of the result."""
+    (before,), (after,) = call.operands, call.results
+    rank, over = len(before), {d % max(len(before), 1) for d in call.args[1]}
+    results = tuple((rank + d,) if d in over else (d,) for d in range(rank))
+    return Signature(
+        kind="copy", sizes=(*before, *after), operands=(tuple((d,) for d in range(rank)),), results=(results,),
+        fixed=frozenset(over) | frozenset(range(rank, 2 * rank)), linear=(frozenset({0}),),
+    )  # fmt: skip

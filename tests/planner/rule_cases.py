@@ -936,3 +936,26 @@ for _rank in (2, 3):
     case(f"aten.adaptive_max_pool{_rank}d.default")(_adaptive(_rank))
     case(f"aten.adaptive_max_pool{_rank}d_backward.default")(_adaptive_backward(_rank))
     case(f"aten.fractional_max_pool{_rank}d_backward.default")(_fractional_backward(_rank))
+
+
+def _transformed(g: Draw) -> tuple[Tensor, tuple[int, ...]]:
+    x = torch.complex(*(g.real(*shape) for shape in [g.sizes(3)] * 2))
+    return x, g.pick((2,), (0,), (1, 2))
+
+
+@case("aten._fft_c2c.default")
+def _fft_c2c(g: Draw) -> Arguments:
+    return (*_transformed(g), 0, g.chance()), {}
+
+
+@case("aten._fft_c2r.default")
+def _fft_c2r(g: Draw) -> Arguments:
+    x, dims = _transformed(g)
+    size = 2 * (x.shape[dims[-1]] - 1)
+    return (x, dims, 2, size + g.pick(0, 1)), {}
+
+
+@case("aten._fft_r2c.default")
+def _fft_r2c(g: Draw) -> Arguments:
+    x, dims = _transformed(g)
+    return (x.real.contiguous(), dims, 0, True), {}

@@ -15,7 +15,7 @@ from planner import kernels
 from planner.graph import Graph, Node, Ref, Value, map_refs, refs_in
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
 from planner.program import Group
-from planner.rules import RULES, Signature
+from planner.rules import Signature, local_call
 from planner.strategies import local_of
 from planner.subdims import OpDims, SubDims, call_of, infer
 
@@ -229,7 +229,7 @@ def _pieces(shard: Tensor, placement: int, count: int) -> list[Tensor]:
         return list(shard.tensor_split(count, placement))
     if shard.dtype == torch.bool:
         return [shard, *[torch.zeros_like(shard)] * (count - 1)]
-    if shard.is_floating_point():
+    if shard.is_floating_point() or shard.is_complex():
         terms = [torch.randn_like(shard) for _ in range(count - 1)]
     else:
         terms = [torch.randint_like(shard, 5) for _ in range(count - 1)]
@@ -262,6 +262,8 @@ def _joined(pieces: list[Tensor], placement: int) -> Tensor:
 def _same(whole: Tensor, made: Tensor, what: str, rounding: float = 1e-10) -> None:
     if whole.shape != made.shape or whole.dtype != made.dtype:
         raise Wrong(f"{what}: {whole.dtype} {tuple(whole.shape)} against {made.dtype} {tuple(made.shape)}")
+    if whole.is_complex():
+        whole, made = torch.view_as_real(whole.resolve_conj()), torch.view_as_real(made.resolve_conj())
     if not whole.is_floating_point():
         if not torch.equal(whole, made):
             raise Wrong(f"{what}: integers differ")
@@ -296,7 +298,7 @@ def run_shard(
     assert sizes is not None
     rank = sum(i * math.prod(mesh[axis + 1 :]) for axis, i in enumerate(at))
     local = local_of(op, leaves, on, rank, op.letter_sizes(sizes), tuple(shapes))
-    name, args, kwargs = RULES[call.op].localize(call, local)
+    name, args, kwargs = local_call(op.signature, call, local)
 
     def resolve(argument: Any) -> Any:
         if isinstance(argument, Group):

@@ -12,7 +12,7 @@ from rule_proof import trial
 from torch import Tensor, nn
 from trace_models import workload
 
-from planner.graph import Graph
+from planner.graph import Graph, Ref
 from planner.rules import RULES, Call, Signature, discovered
 from planner.rules.discovery import discover
 from planner.subdims import call_of, infer
@@ -131,3 +131,32 @@ def test_a_broken_file_of_the_cache_is_discovered_again() -> None:
     for path in discovered.cache_folder().glob("*.json"):
         path.write_text("{")
     assert source_of(graph, "erfinv") == first
+
+
+@pytest.mark.parametrize("args", [(-40.0, -50.0), (40.0, 0.0)])
+def test_a_function_that_bends_far_away_is_not_linear(args: tuple[float, float]) -> None:
+    call = Call(op="aten.threshold.default", args=(Ref(0), *args), kwargs=(), operands=((8,),), results=((8,),))
+    found = discover(call, ("float64",))
+    assert found is not None
+    assert found.linear == ()
+
+
+def test_what_trusts_its_indices_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("planner.rules.discovery.run", None)
+    shapes = ((6, 4), (9,), (3,))
+    call = Call(
+        op="aten._embedding_bag_forward_only.default", args=(Ref(0), Ref(1), Ref(2)), kwargs=(), operands=shapes,
+        results=((3, 4), (9,), (3,), (3,)),
+    )  # fmt: skip
+    assert discover(call, ("float64", "int64", "int64")) is None
+
+
+def test_lists_of_fewer_tensors_and_refusals_are_no_errors() -> None:
+    call = Call(op="aten.tensor_split.sections", args=(Ref(0), 3), kwargs=(), operands=((6, 4),), results=((2, 4),) * 3)
+    found = discover(call, ("float64",))
+    assert found is None or all(len(letter.results) == 3 for letter in found.letters)
+    empty = Call(
+        op="aten.tensor_split.indices", args=(Ref(0), (2, 9)), kwargs=(), operands=((6, 4),), results=((2, 4), (4, 4), (0, 4))
+    )
+    found = discover(empty, ("float64",))
+    assert found is None or all(len(letter.results) == 3 for letter in found.letters)

@@ -105,6 +105,24 @@ def scalars(batch: int = 6) -> Parts:
     return Scalars(), (torch.randn(batch, 4), torch.randn(batch, 2)), F.mse_loss
 
 
+class Spectral(nn.Module):
+    """Weights on the frequencies of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(3, 6), nn.Linear(6, 3)
+        self.real, self.imaginary = nn.Parameter(torch.randn(5, 6)), nn.Parameter(torch.randn(5, 6))
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft(self.up(x), dim=1) * torch.complex(self.real, self.imaginary)
+        out: Tensor = self.down(torch.fft.irfft(spectrum, n=8, dim=1))
+        return out
+
+
+def spectral(batch: int = 4) -> Parts:
+    return Spectral(), (torch.randn(batch, 8, 3), torch.randn(batch, 8, 3)), F.mse_loss
+
+
 class Rows(nn.Module):
     """A table whose gradient is sparse."""
 
@@ -121,5 +139,27 @@ def rows(batch: int = 6) -> Parts:
     return Rows(), (torch.randint(0, 10, (batch, 4)), torch.randint(0, 3, (batch,))), F.cross_entropy
 
 
-REFUSED = {"rows": (rows, "sparse")}
-RIGHT = {"convnext": convnext, "volume": volume, "determinants": determinants, "cells": cells, "scalars": scalars}
+class Named(nn.Module):
+    """Dims by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(x).refine_names("batch", "feature").rename(None)  # type: ignore[no-any-return]
+
+
+def named(batch: int = 6) -> Parts:
+    return Named(), (torch.randn(batch, 4), torch.randn(batch, 3)), F.mse_loss
+
+
+REFUSED = {"rows": (rows, "sparse"), "named": (named, "refine_names.*dims that have names are not traced")}
+RIGHT = {
+    "convnext": convnext,
+    "volume": volume,
+    "determinants": determinants,
+    "cells": cells,
+    "spectral": spectral,
+    "scalars": scalars,
+}
