@@ -19,6 +19,9 @@ from click.testing import CliRunner, Result
 
 from planner.cli import cli
 from planner.cli_output import StepBar
+from runtime.verdict import Apart
+from runtime.verify import Verification
+from runtime.worker import RunResult
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
@@ -397,6 +400,26 @@ def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> Non
     one = succeeds("hardware", "dgx-h100", "--gpus", "16", "--out", str(tmp_path))
     assert Path(one.pop("files")["picture"]).is_file()
     check_keys("hardware", one)
+
+
+@pytest.mark.parametrize(("verdict", "code"), [("equal", 0), ("equal to rounding", 0), ("WRONG", 1), ("no proof", 3)])
+def test_the_exit_code_is_the_verdict(
+    planned: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, verdict: str, code: int
+) -> None:
+    off = Apart(what="gradient", name="layers.0.weight", index=(1, 2), ours=0.5, theirs=0.25, error=1.0 if code == 1 else 0.0)
+    verification = Verification(
+        verdict=verdict, worst=(off,), limit=1e-9, loss_error=0.0, gradient_error=off.error, parameter_error=0.0,
+        worst_gradient=off.name, worst_parameter="",
+    )  # fmt: skip
+    result = RunResult(
+        num_ranks=2, backend="gloo", losses=(1.0,), step_times_s=(1.0,), peak_memory_bytes=1, verification=verification
+    )
+    monkeypatch.setattr("runtime.launcher.launch", lambda *_, **__: [result])
+    found = plan("run", str(planned[0]), "--verify")
+    assert found.exit_code == code
+    assert ("gradient layers.0.weight[1, 2] is 0.5, in one process 0.25" in " ".join(found.stdout.split())) == (code == 1)
+    told = plan("run", str(planned[0]), "--verify", "--json")
+    assert told.exit_code == code and json.loads(told.stdout)["verdict"] == verdict
 
 
 def test_several_losses_have_names(tmp_path: Path) -> None:
