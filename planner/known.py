@@ -17,7 +17,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from planner.torch_private import deep_copy_of_fake, drop_constant, is_fake, without_modes
 
-__all__ = ["LARGEST", "Known", "is_known", "learn"]
+__all__ = ["LARGEST", "Known", "begin_step", "is_known", "learn"]
 
 #: Larger tensors are not worked out.
 LARGEST = 1 << 20
@@ -44,6 +44,13 @@ def learn(tensor: Tensor, value: Tensor) -> None:
         handle_torch_function(learn, (tensor,), tensor, value)
 
 
+def begin_step() -> None:
+    """Tells a `Known` that is on that a step begins: what it remembers is as it was, whatever the step before wrote."""
+    anything = torch.empty(())
+    if has_torch_function((anything,)):
+        handle_torch_function(begin_step, (anything,))
+
+
 class Known(TorchFunctionMode):
     """Entered first of all function modes, so that it sees what the others make of a call.
 
@@ -56,6 +63,7 @@ class Known(TorchFunctionMode):
         self.origins: Any = WeakIdKeyDictionary()
         self.decided: set[str] = set()
         self._named: dict[str, tuple[Tensor, Tensor]] = {}
+        self._remembered: tuple[str, ...] = ()
 
     def forget(self, tensors: Iterable[Tensor]) -> None:
         """From here on these tensors are data: parameters, and the batch."""
@@ -80,9 +88,13 @@ class Known(TorchFunctionMode):
     def remember(self, names: Iterable[str]) -> None:
         """Has these and no others of the named tensors known, with the values that they had; nothing has decided yet."""
         self.decided.clear()
+        self._remembered = tuple(names)
         for tensor, _ in self._named.values():
             self.values.pop(tensor, None)
-        for name in names:
+        self._begin()
+
+    def _begin(self) -> None:
+        for name in self._remembered:
             tensor, value = self._named[name]
             with without_modes():
                 self.values[tensor] = value.clone()
@@ -103,6 +115,9 @@ class Known(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is is_known:
             return args[0] in self.values or not (is_fake(args[0]) or args[0] in self.origins)
+        if func is begin_step:
+            self._begin()
+            return None
         if func is learn:
             self.values[args[0]] = args[1]
             return None

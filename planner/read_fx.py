@@ -33,7 +33,7 @@ class ChangedInPlace(Refused):
 
 
 #: A constant of more elements than this is refused: it belongs into a buffer.
-_CONSTANT = 4096
+_CONSTANT = 1 << 16
 
 
 aten = torch.ops.aten

@@ -38,6 +38,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
             for name in ("status", "objective", "bound", "gap", "time_s", "num_variables", "num_meshes", "bound_all_meshes")
         },
         "replicated_ops": list(summary["replicated_ops"]),
+        "constants": list(summary.get("constants", [])),
         "take_no_part": list(summary.get("take_no_part", [])),
         "padding": summary.get("padding"),
         "drawn_on": summary.get("drawn_on", []),

@@ -36,6 +36,13 @@ def _epsilon(workload: Workload) -> dict[str, float]:
     return {} if workload.clip_epsilon == CLIP_EPSILON else {"clip_epsilon": workload.clip_epsilon}
 
 
+def _constants(model: Model, workload: Workload) -> dict[str, list[str]]:
+    """The tensors that the step reads although neither the model nor the loss registers them, where there are any."""
+    names = workload.state().constants
+    found = [value.name for value in model.graph.values if value.kind == "buffer" and value.name in names]
+    return {"constants": found} if found else {}
+
+
 def summarise(
     model: Model, workload: Workload, cluster: Cluster, mesh: Mesh, choices: Choices, costing: Costing, prediction: Prediction,
     elapsed: float,
@@ -51,6 +58,7 @@ def summarise(
         **({} if workload.clip_norm is None else {"clip_norm": workload.clip_norm}),
         **({} if workload.clip_norm is None else _epsilon(workload)),
         "num_parameters": model.graph.num_parameters,
+        **_constants(model, workload),
         "take_no_part": list(unused(workload.module, (p.name for p in model.graph.parameters))),
         "step_time_s": step,
         "compute_time_s": prediction.compute_time_s,

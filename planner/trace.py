@@ -28,7 +28,7 @@ from planner.gradients import check_sparse, check_untouched, gradients_of
 from planner.graph import Graph
 from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
-from planner.known import Known
+from planner.known import Known, begin_step
 from planner.outside import check_kept, check_leaves, check_set, set_by_loss, take_out_unread
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.shared_memory import check_apart
@@ -97,13 +97,14 @@ def _checked(workload: Workload, mode: FakeTensorMode, known: Known, whole: bool
     check_training_mode(workload.name, workload.module)
     # What a module makes when it is imported is real.
     mode.allow_non_fake_inputs = not all(map(is_fake, workload.state().tensors.values()))
-    traced = _same_every_step(workload, known, lambda: steady(workload, lambda: _traced(workload, whole)))
+    traced = _same_every_step(workload, known, lambda begin: steady(workload, lambda: _traced(workload, whole, begin)))
     check_apart(workload.state(), traced.graph, workload.name)
     return traced
 
 
-def _traced(workload: Workload, whole: bool) -> Traced:
-    return (None if whole else _repeated(workload)) or Traced(graph=_whole(workload), workload=workload)
+def _traced(workload: Workload, whole: bool, begin: Callable[[], None]) -> Traced:
+    """`begin` has the model begin as it was given, whatever a trace that led to nothing did to it."""
+    return (None if whole else _repeated(workload)) or Traced(graph=_whole(workload, begin), workload=workload)
 
 
 def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
@@ -120,7 +121,7 @@ def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
     return ""
 
 
-def _same_every_step(workload: Workload, known: Known, once: Callable[[], Traced]) -> Traced:
+def _same_every_step(workload: Workload, known: Known, once: Callable[[Callable[[], None]], Traced]) -> Traced:
     """What `once` traces, where every step is the one that it traced. The workload is left as it was given.
 
     Raises NotTraceable where a step depends on the one before it, otherwise than by tensors of the graph.
@@ -132,7 +133,7 @@ def _same_every_step(workload: Workload, known: Known, once: Callable[[], Traced
 
     def again() -> Traced:
         before.restore()
-        return once()
+        return once(before.restore)
 
     traced = _decided(known, frozenset(state.constants), again)
     changed = before.changes()
@@ -215,6 +216,7 @@ def _between(workload: Workload, runs: tuple[Run, ...]) -> Between:
 
 def _loss(workload: Workload) -> Tensor:
     """The loss, not recorded."""
+    begin_step()
     module = workload.module
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with Canonical(torch.empty((), dtype=torch.int64)), precision(workload.compute):
@@ -251,10 +253,12 @@ def _given(workload: Workload, short: Graph, stacks: tuple[Stack, ...]) -> Itera
         yield Given(name=name, shape=tuple(tensor.shape), dtype=str(tensor.dtype).removeprefix("torch."))
 
 
-def _whole(workload: Workload) -> Graph:
+def _whole(workload: Workload, begin: Callable[[], None]) -> Graph:
+    begin()
     try:
         return _graph(workload)
     except Refused:  # again, slowly, to name the line
+        begin()
         return _graph(workload, lines=True)
 
 
@@ -277,6 +281,7 @@ def _graph(workload: Workload, *, lines: bool = False) -> Graph:
 def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...], tuple[str, ...]]:
     """The recorded step, the names of its parameters and buffers, those of its losses, what it was called with, and the names of the
     parameters that take no part in the loss: they have no gradient."""
+    begin_step()
     module, before = workload.module, workload.state()
     parameters, buffers = dict(before.trained), before.kept
     if not parameters:
