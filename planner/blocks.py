@@ -116,11 +116,12 @@ class Homes:
     def _word(self, node: Node, block: int) -> Any:
         """All there is of a node, what it reads as seen from its block."""
         path = self.stack.renamed(node.path, by=-self.stack.inner[block]) if self._is_inner(node.path) else node.path
-        args = replaced(
-            node.args, lambda ref: self._relative(self.values, ref, block), lambda s: self._relative(self.serials, s, block)
-        )
+        arguments = replaced(
+            (node.args, node.kwargs), lambda ref: self._relative(self.values, ref, block),
+            lambda s: self._relative(self.serials, s, block),
+        )  # fmt: skip
         results = tuple(r is None for r in node.results)
-        return node.op, args, node.kwargs, results, node.result_shapes, node.result_dtypes, path
+        return node.op, arguments, results, node.result_shapes, node.result_dtypes, path
 
     def _given_word(self, value: int, block: int) -> Any:
         found = self.graph.values[value]

@@ -76,12 +76,6 @@ def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumula
     return aten.add.Tensor(x, added.view(x.shape))
 
 
-def _index_put_in_place(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
-    """`x[mask] = number` likewise, where x is written to."""
-    out = _index_put(x, indices, values, accumulate)
-    return out if out is NotImplemented else aten.copy_.default(x, out)
-
-
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Any:
     """The gradient of `index_select` along the first dim, likewise."""
     if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
@@ -108,8 +102,21 @@ def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | Non
     return aten.view.default(x, size)
 
 
+def _copy_in_place(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
+    return NotImplemented if x.shape == source.shape else aten.copy_.default(x, aten.expand.default(source, list(x.shape)))
+
+
 def _fill(x: Tensor, value: Tensor) -> Any:
     return _copy(x, value)
+
+
+def _fill_diagonal_in_place(x: Tensor, value: float, wrap: bool = False) -> Any:
+    """The one op of its kind that torch gives no form without writing."""
+    if x.dim() != 2 or (wrap and x.shape[0] > x.shape[1]):
+        return NotImplemented
+    rows, columns = (aten.arange.default(n, device=x.device) for n in x.shape)
+    here = aten.eq.Tensor(aten.unsqueeze.default(rows, 1), columns)
+    return aten.copy_.default(x, aten.masked_fill.Scalar(x, here, value))
 
 
 def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
@@ -174,11 +181,12 @@ def decomposition_table() -> dict[Any, Any]:
         aten.var.correction: _var,
         aten.std.correction: _std,
         aten.index_put.default: _index_put,
-        aten.index_put_.default: _index_put_in_place,
         aten.index_add.default: _index_add,
         aten._unsafe_index_put.default: _index_put,
         aten.as_strided.default: _as_strided,
         aten.copy.default: _copy,
+        aten.copy_.default: _copy_in_place,
+        aten.fill_diagonal_.default: _fill_diagonal_in_place,
         aten.fill.Tensor: _fill,
         aten._safe_softmax.default: _safe_softmax,
         aten.new_empty_strided.default: _new_empty_strided,

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable
-from planner.graph import map_refs, refs_in
+from planner.graph import map_refs
 from planner.layout import local_shape
 from planner.operators import resolve, returns_list
-from planner.program import Communicate, Compute, Program
+from planner.program import Communicate, Compute, Program, Ref
 from planner.torch_private import FakeTensorMode, really, unlogged
 
 __all__ = ["CannotRun", "dry_run"]
@@ -78,9 +78,8 @@ def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
     """What a call's outcome depends on; None for ops of our own."""
     if instruction.op.startswith("shardwright.") and instruction.op != "shardwright.reshape":
         return None
-    args = map_refs(instruction.args, kinds.__getitem__)
-    kwargs = tuple((name, map_refs(value, kinds.__getitem__)) for name, value in instruction.kwargs)
-    return instruction.op, repr((args, kwargs)), instruction.shapes, instruction.dtypes
+    arguments = map_refs((instruction.args, instruction.kwargs), kinds.__getitem__, Ref)
+    return instruction.op, repr(arguments), instruction.shapes, instruction.dtypes
 
 
 def _fails(instruction: Compute, kinds: dict[int, _Kind]) -> str:
@@ -96,7 +95,7 @@ def _fails(instruction: Compute, kinds: dict[int, _Kind]) -> str:
 def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
     """The same on tensors of zeros, if they are few: then an op that has no kernel is known by that alone, since what else it raises
     may be due to the numbers."""
-    shapes = [kinds[value][0] for value in _operands(instruction)] + list(instruction.shapes)
+    shapes = [kinds[value][0] for value in instruction.operands] + list(instruction.shapes)
     numels = [math.prod(shape) for shape in shapes]
     if 0 in numels or sum(numels) > _LARGEST:
         return ""
@@ -108,17 +107,14 @@ def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
         return ""
 
 
-def _operands(instruction: Compute) -> Iterator[int]:
-    yield from refs_in((*instruction.args, *(value for _, value in instruction.kwargs)))
-
-
 def _run(instruction: Compute, kinds: dict[int, _Kind]) -> list[Any]:
     def tensor(value: int) -> Tensor:
         shape, dtype = kinds[value]
         return torch.zeros(shape, dtype=getattr(torch, dtype))
 
-    kwargs = {name: map_refs(value, tensor) for name, value in instruction.kwargs if name not in ("device", "pin_memory")}
-    out = resolve(instruction.op)(*_lists(map_refs(instruction.args, tensor)), **kwargs)
+    args, kwargs = map_refs((instruction.args, instruction.kwargs), tensor, Ref)
+    named = {name: value for name, value in kwargs if name not in ("device", "pin_memory")}
+    out = resolve(instruction.op)(*_lists(args), **named)
     return list(out) if isinstance(out, tuple) or returns_list(instruction.op) else [out]
 
 
@@ -148,7 +144,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _message(instruction: Compute, kinds: dict[int, _Kind], why: str) -> str:
-    shapes = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in (kinds[value] for value in _operands(instruction)))
+    shapes = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in (kinds[value] for value in instruction.operands))
     return (
         f"module {instruction.path or '(top)'!r} runs {instruction.op} ({instruction.phase}), which no rank can on its part "
         f"({shapes}): {why}"

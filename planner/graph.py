@@ -54,9 +54,9 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One op. `args` holds `Ref`, constants and nested tuples of them; `path` is the module that ran it (or whose backward
-    it is); `results[i]` is None where the op's i-th result is never read; `operands` are the values read, in the order of the
-    arguments, one entry a use."""
+    """One op. `args` and `kwargs` hold `Ref`, constants and nested tuples of them, as the op's schema has them: in `kwargs` is what it
+    takes by keyword alone, by name. `path` is the module that ran it (or whose backward it is); `results[i]` is None where the op's
+    i-th result is never read; `operands` are the values read, in the order of `args` and then of `kwargs`, one entry a use."""
 
     index: int
     op: str
@@ -70,7 +70,7 @@ class Node:
     operands: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "operands", tuple(refs_in(self.args)))
+        object.__setattr__(self, "operands", tuple(refs_in((self.args, self.kwargs))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,19 +128,20 @@ def result_name(op: str, counts: Counter[str]) -> str:
     return f"{stem}_{counts[stem] - 1}"
 
 
-def refs_in(args: Any) -> Iterator[int]:
-    """The value ids in nested arguments, in order."""
+def refs_in(args: Any, kind: type[Any] = Ref) -> Iterator[int]:
+    """The ids in nested arguments, in order; `kind` is what stands for a value there. Of a call these are its operands, where `args`
+    is the pair of its arguments and its keyword arguments: nothing else says which values an op reads."""
     for item in args if isinstance(args, tuple) else (args,):
-        if isinstance(item, Ref):
+        if isinstance(item, kind):
             yield item.id
         elif isinstance(item, tuple):
-            yield from refs_in(item)
+            yield from refs_in(item, kind)
 
 
-def map_refs(args: Any, replace: Any) -> Any:
-    """Nested arguments with every `Ref` replaced by `replace(id)`."""
-    if isinstance(args, Ref):
+def map_refs(args: Any, replace: Any, kind: type[Any] = Ref) -> Any:
+    """Nested arguments with every reference replaced by `replace(id)`, in the order of `refs_in`."""
+    if isinstance(args, kind):
         return replace(args.id)
     if isinstance(args, tuple):
-        return tuple(map_refs(item, replace) for item in args)
+        return tuple(map_refs(item, replace, kind) for item in args)
     return args

@@ -142,7 +142,8 @@ class Known(TorchFunctionMode):
         if known:
             self._follow(func, name, args, kwargs, out)
         elif tensors and _writes(name, kwargs):
-            self._forget_memory(tensors[0] if "out" not in kwargs else kwargs["out"])
+            for written in _tree.tree_leaves(kwargs.get("out", args[:1] or tensors[:1])):
+                self._forget_memory(written)
         return iter(out) if name == "__iter__" else out
 
     def _deep_copy(self, tensor: Tensor, memo: dict[int, Any]) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cost_models.memory import dtype_bytes
+from planner.check import faults
 from planner.choices import Choices
 from planner.clip import clip_gradients
 from planner.costing import BUCKET_BYTES, Costing
@@ -40,12 +41,15 @@ def lower(
 ) -> Program:
     """The program of one training step of `rank`; rank 0 has the largest shards. `costing` decides by which steps layouts change;
     `timing` (by default the same) gives every instruction its seconds, which are those of rank 0 on every rank."""
-    return _Lowering(model, mesh, choices, costing, timing or costing, rank).program()
+    program = _Lowering(model, mesh, choices, costing, timing or costing, rank).program()
+    wrong = faults(program)
+    assert not wrong, wrong
+    return program
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Shard:
-    """An op on this rank's shard; `args` still hold the graph's values."""
+    """An op on this rank's shard; `args` and `kwargs` still hold the graph's values."""
 
     op: str
     args: tuple[Any, ...]
@@ -225,12 +229,14 @@ class _Lowering:
         """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""
         shard = self._shard(node, dims, leaves, seconds)
         queue = iter(ids)
+        args, kwargs = map_refs((shard.args, shard.kwargs), lambda _: Ref(next(queue)))
+        assert next(queue, None) is None, node
         alias = ids[0] if dims.signature.kind == "view" and ids else None
         results = [self._new(nbytes, alias) for nbytes in shard.nbytes]
         self.instructions.append(
             Compute(
                 id=self._name(f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"), op=shard.op,
-                args=map_refs(shard.args, lambda _: Ref(next(queue))), kwargs=shard.kwargs,
+                args=args, kwargs=kwargs,
                 results=tuple(r if value is not None else None for r, value in zip(results, node.results, strict=True)),
                 shapes=shard.shapes, dtypes=node.result_dtypes, kind=dims.signature.kind, phase=node.phase, path=node.path,
                 time=shard.seconds,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from planner.graph import Ref, refs_in
+from planner.graph import refs_in
 from planner.layout import Layout, Mesh, SubShape
 
 __all__ = [
@@ -27,6 +27,13 @@ __all__ = [
 
 
 @dataclass(frozen=True, slots=True)
+class Ref:
+    """An argument that is the program's value `id`: another type than the graph's, whose numbers mean other tensors."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class Group:
     """An argument that is the process group of the ranks that differ only on `axes`."""
 
@@ -37,8 +44,9 @@ class Group:
 class Compute:
     """One op on local tensors. `op` names an ATen overload (`aten.mm.default`) or one of our kernels (`shardwright.lstm`).
 
-    `args` holds Ref, Group, constants and (nested) tuples of them, `operands` the values among them; `results[i]` is the value id of
-    the op's i-th result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values with no later use.
+    `args` and `kwargs` hold Ref, Group, constants and (nested) tuples of them, `operands` are the values among them; `results[i]` is
+    the value id of the op's i-th result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values
+    with no later use.
     `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the cost model.
     """
 
@@ -57,7 +65,7 @@ class Compute:
     operands: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "operands", tuple(refs_in(self.args)))
+        object.__setattr__(self, "operands", tuple(refs_in((self.args, self.kwargs), Ref)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

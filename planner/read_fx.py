@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable
+from planner.functional import is_view_in_place, twin_of
 from planner.graph import Graph, Node, Parameter, Ref, Serial, Value, result_name
 from planner.source_line import from_text
 from planner.state import registered
@@ -40,11 +41,13 @@ aten = torch.ops.aten
 
 
 def read_graph(
-    fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload, unused: Collection[str] = ()
-) -> Graph:
+    fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload, unused: Collection[str] = (), *,
+    functional: bool = False,
+) -> Graph:  # fmt: skip
     """The graph of a recorded step; `names` are those of its parameters and then its buffers, in the order of its arguments, `losses`
-    those of its last results. Parameters that are `unused` have no gradient, and are as buffers."""
-    return _Reader(fx_graph, names, losses, workload, unused).graph()
+    those of its last results. Parameters that are `unused` have no gradient, and are as buffers. A `functional` step writes to its
+    arguments last, and reads nothing of them that was written."""
+    return _Reader(fx_graph, names, losses, workload, unused, functional).graph()
 
 
 #: Ops that give their operand back, whatever they promise about storage.
@@ -73,9 +76,11 @@ class _Reader:
     """Reads the recorded FX graph into a `Graph`: aliases removed, views normalised, unused work dropped."""
 
     def __init__(
-        self, fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload, unused: Collection[str]
-    ) -> None:
+        self, fx_graph: torch.fx.Graph, names: list[str], losses: list[str], workload: Workload, unused: Collection[str],
+        functional: bool,
+    ) -> None:  # fmt: skip
         fx_graph.eliminate_dead_code()
+        self.functional = functional
         self.workload = workload
         self.values: list[Value] = []
         self.nodes: list[Node] = []
@@ -145,7 +150,7 @@ class _Reader:
     def _id(self, node: torch.fx.Node) -> int:
         found = self.known[node]
         assert isinstance(found, int), node
-        return self.changed.get(found, found)
+        return self.changed.get(found, found) if node.op == "placeholder" and not self.functional else found
 
     def _argument(self, argument: Any) -> Any:
         if isinstance(argument, torch.fx.Node):
@@ -167,6 +172,8 @@ class _Reader:
         if op in _CHECKS:
             return
         self._refuse(node, op)
+        if is_view_in_place(node.target):  # type: ignore[arg-type]
+            op = str(twin_of(node.target).op)  # type: ignore[union-attr]
         same = self._same_as(node, op)
         if same is None:
             args = tuple(self._argument(a) for a in node.args)
@@ -178,22 +185,22 @@ class _Reader:
             self._rebind(self.roots[node], self._id(node))
 
     def _is_changed_buffer(self, node: torch.fx.Node) -> bool:
-        """Whether the op writes a whole buffer: its result is then what the buffer is from there on."""
-        target: Any = node.target
+        """Whether the op writes a whole buffer, as it is: what is written is then what the buffer is from there on."""
         root = self.roots[node]
-        if not target._schema.is_mutable or root.op != "placeholder" or not isinstance(node.args[0], torch.fx.Node):
+        if node.target is not aten.copy_.default or root.op != "placeholder" or root not in self.known:
             return False
         first = self.known[root]
         assert isinstance(first, int)
-        whole = node.args[0].meta["val"].shape == root.meta["val"].shape
-        return self.values[first].kind == "buffer" and whole and _functional(target)
+        if self.values[first].kind != "buffer" or self._id(node.args[0]) != self._id(root):  # type: ignore[arg-type]
+            return False
+        return self.functional or all(self.known[n] == self.known[node.args[0]] for n in self._seen_after(node))  # type: ignore[index]
 
     def _rebind(self, buffer: torch.fx.Node, value: int) -> None:
         """From here on, the buffer and what is the same as it have the value."""
         first = self.known[buffer]
         assert isinstance(first, int)
         before = self.changed.get(first, first)
-        for node, root in self.roots.items():
+        for node, root in self.roots.items() if not self.functional else ():
             if root is buffer and node is not buffer and self.known.get(node) == before:
                 self.known[node] = value
         self.changed[first] = value
@@ -208,13 +215,18 @@ class _Reader:
         if op == "aten.copy_.default":
             source = node.args[1]
             assert isinstance(source, torch.fx.Node)
-            ours, theirs = first.meta["val"], source.meta["val"]
-            return self._id(source) if ours.shape == theirs.shape and ours.dtype == theirs.dtype else None
+            same = first.meta["val"].dtype == source.meta["val"].dtype
+            return self._id(source) if same and not self._must_be_copied(first, source) else None
         if op in _ALIASES or (op in _NO_CHANGE and first.meta["val"].shape == node.meta["val"].shape):
             return self._id(first)
         if op == "aten.add.Tensor" and not node.kwargs:
             return self._other_than_zero(node)
         return None
+
+    def _must_be_copied(self, destination: torch.fx.Node, source: torch.fx.Node) -> bool:
+        """Whether what is written outlives the step and is part of what it is given: the optimizer writes to parameters in place."""
+        given = self.roots[source].op == "placeholder" or self.values[self._id(source)].kind != "activation"
+        return given and self.roots[destination].op == "placeholder"
 
     def _other_than_zero(self, node: torch.fx.Node) -> int | None:
         """The operand of an addition whose other operand is a tensor of zeros just made, as gradients begin."""
@@ -231,8 +243,6 @@ class _Reader:
         where = f"module {path or '(top)'!r} of {self.workload.name!r}{_line(node)}"
         if torch.Tag.nondeterministic_seeded in target.tags:
             raise Refused(f"{where} runs {op}: {_RANDOM_HINT}")
-        if op == "aten.copy_.default" and node.args[0].meta["val"].shape != node.args[1].meta["val"].shape:  # type: ignore[union-attr]
-            raise Refused(f"{where} copies a tensor into a larger one: expand it before")
         if op.startswith("aten.index_put") and any(_is_mask(i) for i in node.args[1]):  # type: ignore[union-attr]
             raise Refused(f"{where} writes more than one number under a mask ({op}): use torch.where")
         if op == "aten.native_batch_norm.default" and node.args[5] and node.args[3] is not None:
@@ -240,18 +250,29 @@ class _Reader:
                 f"{where} normalises by the statistics of a sample or group and changes running ones in place: "
                 "set its track_running_stats to False"
             )
-        if target._schema.is_mutable and not self._harmless(node) and not self._is_changed_buffer(node):
-            raise ChangedInPlace(
-                f"{where} changes a tensor in place ({op}) that is a parameter, an input, part of a buffer, or read "
-                "again: use the out-of-place op; a whole buffer may be changed"
-            )
+        if not target._schema.is_mutable or self._harmless(node) or self._is_changed_buffer(node):
+            return
+        if target is not aten.copy_.default and not is_view_in_place(target):
+            raise Refused(f"{where} runs {op}, which changes a tensor and has no form that gives a new one: use another op")
+        op = node.meta.get("custom", {}).get("writes", op)
+        raise ChangedInPlace(
+            f"{where} changes a tensor in place ({op}) that is a parameter, an input, part of a buffer, or read "
+            "again: use the out-of-place op; a whole buffer may be changed"
+        )
 
     def _harmless(self, node: torch.fx.Node) -> bool:
         """Whether nobody sees that the op wrote in place: no view of what it wrote to, made before, is read after it."""
-        target: Any = node.target
+        changed: Any = node.args[0]
+        if is_view_in_place(node.target):  # type: ignore[arg-type]
+            return bool(changed.op != "placeholder")
+        if node.target is aten.resize_.default:  # an empty tensor for what is written to it next
+            return self.roots[node].op != "placeholder" and changed.meta["val"].numel() == 0
+        return node.target is aten.copy_.default and self.roots[node].op != "placeholder" and not self._seen_after(node)
+
+    def _seen_after(self, node: torch.fx.Node) -> list[torch.fx.Node]:
+        """What shares memory with what the op writes to, was made before and is read after it."""
         root = self.roots[node]
-        seen = [n for n, r in self.roots.items() if r is root and n < node]
-        return _functional(target) and root.op != "placeholder" and not any(user > node for n in seen for user in n.users)
+        return [n for n, r in self.roots.items() if r is root and n < node and any(user > node for user in n.users)]
 
     def _add(self, node: torch.fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         result = node.meta["val"]
@@ -284,11 +305,6 @@ def _is_mask(index: Any) -> bool:
     return isinstance(index, torch.fx.Node) and index.meta["val"].dtype == torch.bool
 
 
-def _functional(target: Any) -> bool:
-    """Whether the op has a form that does not write in place."""
-    return hasattr(aten, str(target._schema.name).split("::")[1].rstrip("_"))
-
-
 def _line(node: torch.fx.Node) -> str:
     """Where in the user's code the op was called, if that was recorded."""
     place = from_text(str(node.meta.get("stack_trace") or ""))
@@ -310,15 +326,15 @@ def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
 def _normalised(
     op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, in-place ops out of place; arguments
-    that only say where a tensor lies (device, layout, pinning) are dropped. So is a memory format, which the device of the trace chose
+    """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, copies as casts; arguments that only say where
+    a tensor lies (device, layout, pinning) are dropped. So is a memory format, which the device of the trace chose
     (`kernels/formats.py`), unless it is the copy into plain order that a view to come needs."""
     format_of_copy = kwargs.get("memory_format") if op == "aten.clone.default" else None
     for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
         kwargs.pop(name, None)
     if format_of_copy == "torch.contiguous_format":
         kwargs["memory_format"] = format_of_copy
-    namespace, name, overload = op.split(".")
+    namespace, name, _ = op.split(".")
     if namespace == "shardwright" and name in NUMBERED:
         at = NUMBERED[name]
         args = (*args[:at], Serial(args[at]), *args[at + 1 :])
@@ -327,8 +343,6 @@ def _normalised(
     if op == "aten.copy_.default":
         return "aten._to_copy.default", (args[1],), {"dtype": str(result.dtype)}
     filled = _fill_value(op, args)
-    if name.endswith("_") and not name.endswith("__"):
-        op = f"{namespace}.{name[:-1]}.{overload}"
     op = _SAFE.get(op, op)
     if op in _VIEWS:
         return "shardwright.reshape", (args[0], tuple(result.shape)), {}
@@ -364,8 +378,8 @@ def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
     name = op.split(".")[1]
     if name in ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "empty", "empty_like", "new_empty"):
         return 1 if "ones" in name else 0  # what is empty is written before it is read
-    if name == "zero_":
+    if name in ("zero", "resize_"):
         return 0
-    if name in ("full_like", "full") or op == "aten.fill_.Scalar":
+    if name in ("full_like", "full") or op == "aten.fill.Scalar":
         return args[1]
     return args[2] if name == "new_full" else None

@@ -100,7 +100,8 @@ def _signature(graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]]
     call = call_of(graph, node)
     dtypes = tuple(graph.values[v].dtype for v in node.operands)
     numbers: dict[int, int] = {}
-    key = replace(call, args=map_refs(call.args, lambda value: Ref(numbers.setdefault(value, len(numbers))))), dtypes
+    args, kwargs = map_refs((call.args, call.kwargs), lambda value: Ref(numbers.setdefault(value, len(numbers))))
+    key = replace(call, args=args, kwargs=kwargs), dtypes
     if key not in memo:
         memo[key] = signature_of(call, dtypes)
     return memo[key]

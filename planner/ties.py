@@ -66,7 +66,14 @@ def _word(graph: Graph, dims: SubDims, node: Node) -> Any:
     op = dims.ops[node.index]
     operands = tuple((dims.shapes[v], graph.values[v].dtype, graph.values[v].kind) for v in node.operands)
     arguments = tuple("number" if isinstance(a, Serial) else map_refs(a, lambda _: "tensor") for a in node.args)
-    return (node.op, arguments, node.kwargs, operands, op.sizes, tuple(r is None for r in node.results))
+    return (
+        node.op,
+        arguments,
+        map_refs(node.kwargs, lambda _: "tensor"),
+        operands,
+        op.sizes,
+        tuple(r is None for r in node.results),
+    )
 
 
 def _number(keys: list[Any]) -> tuple[tuple[int, ...], tuple[tuple[int, ...], ...]]:

@@ -30,7 +30,7 @@ __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
     "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hold_device",
     "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of", "parametrized_again",
-    "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute",
+    "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute", "writing_as",
 ]  # fmt: skip
 
 
@@ -193,6 +193,17 @@ def label_new_nodes(labels: dict[str, Any]) -> None:
     """From now on, nodes that are traced carry `labels` in `meta["custom"]` (what `torch.fx.traceback.annotate` sets, but
     open-ended: module hooks begin and end a label in different calls)."""
     fx_traceback.current_meta["custom"] = labels
+
+
+@contextmanager
+def writing_as(op: str) -> Iterator[None]:
+    """Within it, nodes that are traced are also labelled with the op that the person called, of whose writing they are part."""
+    labels = fx_traceback.current_meta.get("custom", {})
+    label_new_nodes({**labels, "writes": op})
+    try:
+        yield
+    finally:
+        label_new_nodes(labels)
 
 
 def sequence_number(node: Any) -> int:

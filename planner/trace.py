@@ -24,6 +24,7 @@ from planner.carried import Steps, check_carried
 from planner.chance import seeded
 from planner.decompose import decomposition_table
 from planner.fold import digest
+from planner.functional import Functional
 from planner.gradients import check_sparse, check_untouched, gradients_of
 from planner.graph import Graph
 from planner.hung import check_training_mode
@@ -83,9 +84,10 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
                     raise
                 traced = _checked(really_built(build, mode, known, seed), mode, known, whole)
         except NotTraceable as error:
-            if isinstance(error, Refused) or not _module(error):
+            place = _place(error).strip()
+            if isinstance(error, Refused) or not place:
                 raise
-            raise NotTraceable(f"{error} ({_place(error).strip()})") from error
+            raise NotTraceable(f"{error} ({place})") from error
         except UserError:
             raise
         except Exception as error:
@@ -270,7 +272,7 @@ def _graph(workload: Workload, *, lines: bool = False) -> Graph:
     except ChangedInPlace as refused:
         try:
             again = functional(fx_graph, arguments, decomposition_table())
-            return read_graph(again, names, losses, workload, unused)
+            return read_graph(again, names, losses, workload, unused, functional=True)
         except ChangedInPlace:  # it writes to a parameter or an input: told of the op as the person wrote it
             raise refused from None
 
@@ -294,7 +296,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
         with _paths(module) as paths, _written_back(module, weights, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
-            with Canonical(key, module) as canonical, precision(workload.compute):
+            with Functional(), Canonical(key, module) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
                 tensors = {name: tensor for name, tensor in {**weights, **state}.items() if name in own}
                 outputs = torch.func.functional_call(module, tensors, inputs, named)
@@ -305,8 +307,9 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
                 _check_loss(one, workload.name)
             paths.label_backward(loss)
             check_leaves(paths.owner, before.constants, workload.name)
-            gradients = gradients_of(loss, weights)
-            write(found)
+            with Functional():
+                gradients = gradients_of(loss, weights)
+                write(found)
         losses[:] = several
         unused[:] = [name for name, gradient in gradients.items() if gradient is None]
         return (loss, *(g for g in gradients.values() if g is not None), *several.values())
@@ -335,10 +338,11 @@ def _written_back(
 
     def look(*_: Any) -> None:
         check_kept(module, {**weights, **state})
-        for name, value in module.named_buffers():
+        for name, value in module.named_buffers(remove_duplicate=False):
             given = state.get(name, value)  # one that the module has just made is no state of the step
             if value is not given:
                 check_set(name, value, given)
+                _check_memory(module, name, value)
                 found.append((given, value))
 
     def write(more: Sequence[tuple[Tensor, Tensor]]) -> None:
@@ -352,6 +356,16 @@ def _written_back(
         yield write
     finally:
         handle.remove()
+
+
+def _check_memory(module: torch.nn.Module, name: str, value: Tensor) -> None:
+    """Raises NotTraceable where a buffer is set to memory that changes with something else."""
+    for other, tensor in (*module.named_parameters(), *module.named_buffers(remove_duplicate=False)):
+        if other != name and tensor.untyped_storage()._cdata == value.untyped_storage()._cdata:
+            raise NotTraceable(
+                f"buffer {name!r} is set to a tensor that shares memory with {other!r}, and would change with it: "
+                "set it to a clone"
+            )
 
 
 def _check_loss(loss: Any, name: str) -> None:

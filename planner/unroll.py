@@ -157,8 +157,11 @@ class _Unroller:
                 self.outside[old] = new
             else:
                 self.inner[at, self.homes[at.stack].values[old][1]] = new
-        args = replaced(node.args, lambda ref: Ref(self._value(ref, at)), lambda number: Serial(self._serial(number, at)))
-        self.nodes.append(replace(node, index=index, args=args, results=tuple(results), path=self._renamed(node.path, at)))
+        args, kwargs = replaced(
+            (node.args, node.kwargs), lambda ref: Ref(self._value(ref, at)), lambda number: Serial(self._serial(number, at))
+        )
+        path = self._renamed(node.path, at)
+        self.nodes.append(replace(node, index=index, args=args, kwargs=kwargs, results=tuple(results), path=path))
 
     def _value(self, old: int, at: _At | None) -> int:
         """The value that block `at`, or what is outside all blocks, reads where the shortened graph's reads `old`."""

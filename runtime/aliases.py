@@ -2,22 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 from planner.operators import may_alias
-from planner.program import Communicate, Compute, Program, Ref
+from planner.program import Communicate, Compute, Program
 
-__all__ = ["references", "reusable_sources"]
-
-
-def references(argument: Any) -> Iterator[int]:
-    """The ids of the values in an argument, nested or not."""
-    if isinstance(argument, Ref):
-        yield argument.id
-    elif isinstance(argument, (tuple, list)):
-        for item in argument:
-            yield from references(item)
+__all__ = ["reusable_sources"]
 
 
 def reusable_sources(program: Program) -> dict[str, list[bool]]:
@@ -46,7 +34,7 @@ def _families(program: Program) -> dict[int, set[int]]:
     for instruction in program.instructions:
         if isinstance(instruction, Compute):
             results = [i for i in instruction.results if i is not None]
-            sources = list(references((*instruction.args, *(value for _, value in instruction.kwargs))))
+            sources = list(instruction.operands)
             shared = may_alias(instruction.op)
         elif isinstance(instruction, Communicate):
             results, sources = list(instruction.results), list(instruction.sources)

@@ -17,7 +17,7 @@ import torch
 
 from planner.operators import makes_tensors, resolve, returns_list
 from planner.program import Communicate, Compute, Group, Instruction, Program, Ref, Update
-from runtime.aliases import references, reusable_sources
+from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size
 
@@ -215,7 +215,7 @@ def _free(writer: _Writer, frees: Sequence[int]) -> None:
 def _uses(instruction: Instruction) -> list[int]:
     """What the instruction reads, and what it frees: a free waits for the collective that writes the value."""
     if isinstance(instruction, Compute):
-        read = list(references((*instruction.args, *(value for _, value in instruction.kwargs))))
+        read = list(instruction.operands)
     else:
         read = list(instruction.gradients if isinstance(instruction, Update) else instruction.sources)
     return [*read, *instruction.frees]

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from planner.functional import rewritten, twin_of
 from planner.kernels.dropout import Places, draws
 from planner.torch_private import TorchDispatchMode
 
@@ -67,6 +69,9 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         drawn = _RANDOM.get(str(func))
+        if drawn is None and _writes_draws(func):
+            with self:
+                return rewritten(func, *args, **(kwargs or {}))
         if drawn is None:
             return func(*args, **(kwargs or {}))
         return drawn(self._draw, *args, **(kwargs or {}))
@@ -175,8 +180,11 @@ def _multinomial(draw: Draw, p: Tensor, count: int, replacement: bool = False, *
     return noisy(p).topk(count, -1).indices
 
 
-def _in_place(drawn: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    return lambda draw, x, *args, **kwargs: x.copy_(drawn(draw, x, *args, **kwargs))
+@cache
+def _writes_draws(op: Any) -> bool:
+    """Whether the op writes to a tensor what one of the random ops gives: `x.uniform_()`, `torch.rand(3, out=x)`."""
+    twin = twin_of(op)
+    return twin is not None and str(twin.op) in _RANDOM
 
 
 _RANDOM: dict[str, Callable[..., Tensor]] = {
@@ -191,13 +199,10 @@ _RANDOM: dict[str, Callable[..., Tensor]] = {
     "aten.randperm.default": _randperm,
     "aten.bernoulli.default": _bernoulli,
     "aten.bernoulli.p": _bernoulli_p,
-    "aten.bernoulli_.float": _in_place(_bernoulli_p),
-    "aten.bernoulli_.Tensor": _in_place(_bernoulli_tensor),
-    "aten.uniform_.default": _in_place(_uniform_numbers),
+    "aten.bernoulli.Tensor": _bernoulli_tensor,
     "aten.uniform.default": _uniform_numbers,
-    "aten.exponential_.default": _in_place(_exponential),
     "aten.exponential.default": _exponential,
-    "aten.normal_.default": _in_place(_normal_numbers),
+    "aten.normal_functional.default": _normal_numbers,
     "aten.normal.Tensor_float": _normal_around,
     "aten.normal.Tensor_Tensor": _normal_both,
     "aten.multinomial.default": _multinomial,

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -95,8 +94,8 @@ def _cached(call: Call, dtypes: tuple[str, ...]) -> Finding | None:
 
 
 def _key(call: Call, dtypes: tuple[str, ...]) -> str:
-    args: Any = map_refs(call.args, lambda _: Ref(0))
-    text = repr((_VERSION, torch.__version__, call.op, args, call.kwargs, call.operands, call.results, dtypes))
+    args, kwargs = map_refs((call.args, call.kwargs), lambda _: Ref(0))
+    text = repr((_VERSION, torch.__version__, call.op, args, kwargs, call.operands, call.results, dtypes))
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ _SMALL = (4, 8, 12, 16, 20, 24, 28, 32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """A call at small shapes. `args` holds Refs by operand position; `sizes` maps the call's own sizes to the small ones."""
+    """A call at small shapes. `args` and `kwargs` hold Refs by operand position; `sizes` maps the call's sizes to the small ones."""
 
     op: str
     args: tuple[Any, ...]
@@ -85,7 +85,8 @@ def small_instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
 def _instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
     """The call with each of its sizes replaced by a small one, in arguments too; then at its own shapes, where they are small."""
     order = iter(range(len(call.operands)))
-    args = map_refs(call.args, lambda _: Ref(next(order)))
+    args, kwargs = map_refs((call.args, call.kwargs), lambda _: Ref(next(order)))
+    call = replace(call, kwargs=kwargs)
     shapes = (*call.operands, *call.results)
     distinct = list(dict.fromkeys(size for shape in shapes for size in shape if size > 1))
     if len(distinct) <= len(_SMALL):
@@ -142,7 +143,8 @@ _REFUSALS = (
 def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | None:
     """The op's tensor results; None where it refuses its arguments, in whatever way."""
     place = overload(instance.op)
-    real, named = _real(map_refs(args, lambda i: tensors[i])), {k: _real(v) for k, v in instance.kwargs}
+    args, kwargs = map_refs((args, instance.kwargs), lambda i: tensors[i])
+    real, named = _real(args), {k: _real(v) for k, v in kwargs}
     try:
         out = place(*real, **named)
     except _REFUSALS:

@@ -20,7 +20,7 @@ Letters = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One op with its arguments and the shapes of its tensors, all global."""
+    """One op with its arguments and the shapes of its tensors, all global; operands are those of `args` and then of `kwargs`."""
 
     op: str
     args: tuple[Any, ...]
@@ -117,7 +117,7 @@ def unsplit(call: Call, kind: str = "elementwise", source: str = "written") -> S
     )  # fmt: skip
 
 
-#: op, args, kwargs to run on a shard; args still hold `Ref`s.
+#: op, args, kwargs to run on a shard; they still hold the `Ref`s of the call, all of them in their order.
 LocalCall = tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]
 
 

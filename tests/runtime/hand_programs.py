@@ -88,12 +88,10 @@ class Builder:
 
 def _with_frees(instructions: list[Instruction], kept: set[int]) -> tuple[Instruction, ...]:
     """Every value is freed where it is last used."""
-    from runtime.aliases import references
-
     last: dict[int, int] = {}
     for at, instruction in enumerate(instructions):
         used = list(getattr(instruction, "sources", ())) + list(getattr(instruction, "gradients", ()))
-        used += list(references(getattr(instruction, "args", ())))
+        used += list(getattr(instruction, "operands", ()))
         used += [i for i in getattr(instruction, "results", ()) if i is not None]
         last.update(dict.fromkeys(used, at))
     return tuple(
