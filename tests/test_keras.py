@@ -190,6 +190,16 @@ def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
         trace(lambda: found)
 
 
+def test_a_model_that_keras_cannot_build_does_not_spoil_the_next(tmp_path: Path) -> None:
+    """Keras has no orthogonal initializer in bfloat16, and keeps the variables that it began to make."""
+    recurrent = (
+        "m = keras.Sequential([layers.LSTM(2)]); m.compile('adam', 'mse'); return m, (np.zeros((4, 2, 3)), np.zeros((4, 2)))"
+    )
+    with pytest.raises(BadValue, match="Keras cannot build the model"):
+        made(tmp_path, recurrent, dtype="bfloat16")
+    assert made(tmp_path, recurrent).module.trained[0] == "lstm.lstm_cell.kernel"
+
+
 def test_without_keras_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "keras", None)
     with pytest.raises(BadValue, match=r"pip install 'shardwright\[keras\]'"):

@@ -108,6 +108,7 @@ def _build(spec: str, model: Any, batch: Mapping[str, Any], keras: Any) -> None:
         with errors_as_raised(), keras.device("cpu"), patch.object(model.optimizer, "built", True):  # its state is ours to hold
             model._symbolic_build(data_batch=data)  # what `fit` calls; the public `build` wants shapes and knows no subclasses
     except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
+        keras.utils.clear_session()  # it still holds what it began to build, and would go on with it in the next model
         _, _, said = f"Exception encountered:\n{error}".rpartition("Exception encountered:\n")
         raise BadValue(f"{spec}: Keras cannot build the model on the batch: {said.strip(chr(39)).splitlines()[0]}") from error
 
