@@ -31,7 +31,7 @@ def cross_entropy(
     if group is not None:
         lse, picked = _over_group(lse, picked, group)
     kept = target != ignore_index
-    return (lse - picked).mul_(kept).sum(), lse
+    return (lse - picked).masked_fill_(~kept, 0).sum(), lse
 
 
 def count_targets(target: Tensor, ignore_index: int) -> Tensor:
@@ -53,6 +53,7 @@ def cross_entropy_backward(
         softmax, factor = torch.softmax(part, 1), scale[rows]
         if offset is not None:  # this is the softmax over this rank's classes; they have a share of the whole
             factor = _lse_of(part, softmax.amax(1).log_()).sub_(lse[rows]).exp_().mul_(factor)
+            softmax.masked_fill_((part.amax(1) == -torch.inf)[:, None], 0)
         torch.mul(softmax, factor[:, None], out=out[rows])
     index, inside = _local_target(target, offset or 0, logits.shape[1])
     return out.scatter_add_(1, index[:, None], (-scale * inside)[:, None].to(out.dtype))
@@ -71,8 +72,9 @@ def _local_lse(logits: Tensor) -> Tensor:
 
 
 def _lse_of(logits: Tensor, largest_log_softmax: Tensor) -> Tensor:
-    """log_softmax = logits - lse, at the largest logit of each row."""
-    return logits.amax(1).sub_(largest_log_softmax)
+    """log_softmax = logits - lse, at the largest logit of each row; -inf of a row that is masked out whole, as a shard's may be."""
+    largest = logits.amax(1)
+    return (largest - largest_log_softmax).masked_fill_(largest == -torch.inf, -torch.inf)
 
 
 def _over_group(lse: Tensor, picked: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
@@ -87,7 +89,9 @@ def _over_group(lse: Tensor, picked: Tensor, group: dist.ProcessGroup) -> tuple[
 def _pick(logits: Tensor, target: Tensor, offset: int) -> Tensor:
     """logits[n, target[n] - offset], or 0 where that class is not this rank's."""
     index, inside = _local_target(target, offset, logits.shape[1])
-    return logits.gather(1, index[:, None])[:, 0].to(_sum_dtype(logits)).mul_(inside)
+    return (
+        logits.gather(1, index[:, None])[:, 0].to(_sum_dtype(logits)).masked_fill_(~inside, 0)
+    )  # 0 times a masked logit is no number
 
 
 def _local_target(target: Tensor, offset: int, num_classes: int) -> tuple[Tensor, Tensor]:

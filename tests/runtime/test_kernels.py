@@ -20,6 +20,7 @@ from planner.kernels import Canonical, embedding_backward_shard, embedding_shard
 
 #: The module: the package has a function of its name.
 attention_kernels = importlib.import_module("planner.kernels.attention")
+kernel = importlib.import_module("planner.kernels.cross_entropy")
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 2e-5}
 DTYPES = pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -221,3 +222,22 @@ def test_which_attention_kernel_runs_on_cuda(
     kind = {"dtype": dtype, "is_cuda": True, "device": torch.device("cuda", 0), "stride": lambda dim: 1}
     q, k = (SimpleNamespace(shape=(2, 3, length, depth), **kind) for length in lengths)
     assert attention_kernels._kernel(q, k, k, causal) == kernel
+
+
+def test_cross_entropy_of_split_classes_some_of_which_are_masked() -> None:
+    """Of a row whose half is masked out whole, and of targets in the other half than a masked score."""
+    logits = torch.randn(6, 8, dtype=torch.float64)
+    logits[0, 4:], logits[1, :4] = -torch.inf, -torch.inf
+    logits[2, 0], logits[3, 7] = -torch.inf, -torch.inf
+    target = torch.tensor([1, 6, 5, 2, -100, 3])
+    leaf = logits.clone().requires_grad_()
+    loss = F.cross_entropy(leaf, target, reduction="sum")
+    loss.backward()  # type: ignore[no-untyped-call]
+    halves = logits.chunk(2, 1)
+    lse = torch.stack([kernel._local_lse(half) for half in halves]).logsumexp(0)
+    picked = sum(kernel._pick(half, target, 4 * number) for number, half in enumerate(halves))
+    kept = target != -100
+    assert torch.allclose((lse - picked)[kept].sum(), loss)
+    one = torch.ones((), dtype=torch.float64)
+    parts = [kernel.cross_entropy_backward(one, half, target, lse, -100, offset=4 * n) for n, half in enumerate(halves)]
+    assert torch.allclose(torch.cat(parts, 1), leaf.grad)
