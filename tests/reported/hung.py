@@ -170,6 +170,14 @@ def normed(batch: int = 8) -> Made:
     return made(module, batch)
 
 
+def bounded(batch: int = 8) -> Made:
+    """Divided by the largest singular value, which buffers follow: as a parametrization, and as the older hook of the module."""
+    module = Two()
+    module.body = parametrizations.spectral_norm(module.body)
+    module.head = nn.utils.spectral_norm(module.head)
+    return made(module, batch)
+
+
 class Moded(nn.Module):
     """Keeps its statistics, and a bias, whatever mode it is put into; the builder puts it into one."""
 
@@ -348,7 +356,7 @@ def skipping(batch: int = 8) -> Made:
 RIGHT = {
     f.__name__: f
     for f in (
-        masked, grown, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed, moded, toggled,
+        masked, grown, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed, bounded, moded, toggled,
         shuffled,
     )
 }  # fmt: skip
