@@ -1,4 +1,4 @@
-"""What every `Program` keeps to: the values that its instructions read are its own, written before, and not freed.
+"""What every `Program` keeps to: the values that its instructions read are its own, written before, not freed, and as they were made.
 
 Program -> faults. A reference to a graph's value left in a program would be read as whatever the program has under that number, or be
 passed over where values are freed: wrong without a word. So lowering checks each program that it makes.
@@ -11,7 +11,7 @@ from typing import Any
 
 from planner.graph import Ref as GraphRef
 from planner.graph import Serial
-from planner.program import Compute, Program, Ref
+from planner.program import Communicate, Compute, Instruction, Program, Ref, Update
 from planner.schedule import reads, writes
 
 __all__ = ["faults"]
@@ -19,7 +19,7 @@ __all__ = ["faults"]
 
 def faults(program: Program) -> tuple[str, ...]:
     """What is wrong with a program, a line each; none where it can be run."""
-    return (*_foreign(program), *_lifetimes(program))
+    return (*_foreign(program), *_lifetimes(program), *_overwritten(program))
 
 
 def _foreign(program: Program) -> Iterator[str]:
@@ -64,3 +64,25 @@ def _lifetimes(program: Program) -> Iterator[str]:
     kept = {program.loss, *(value for _, value in program.reported), *(value for pair in program.stores for value in pair)}
     if not alive.issuperset(kept | state):
         yield f"the step ends without {sorted((kept | state) - alive)}"
+
+
+def _overwritten(program: Program) -> Iterator[str]:
+    """What forward or backward reads, or the step gives, of a parameter after the update wrote to it."""
+    trained = {value for one in program.parameters for value in (one.value, one.shard)}
+    updated = False
+    for instruction in program.instructions:
+        updated |= isinstance(instruction, Update)
+        if updated and instruction.phase != "update" and trained.intersection(reads(instruction)):
+            yield f"{instruction.id} reads {sorted(trained.intersection(reads(instruction)))}, parameters, after their update"
+        if _is_view(instruction) and trained.intersection(reads(instruction)):
+            trained.update(writes(instruction))
+    given = trained.intersection({program.loss, *(value for _, value in program.reported)})
+    if given:
+        yield f"the step gives {sorted(given)}, which the update writes to"
+
+
+def _is_view(instruction: Instruction) -> bool:
+    """Whether a result shares memory with what is read, or, of an asynchronous message, is still on its way from it."""
+    if isinstance(instruction, Communicate):
+        return instruction.kind == "slice" or instruction.asynchronous
+    return isinstance(instruction, Compute) and instruction.kind == "view"

@@ -340,19 +340,38 @@ class _Lowering:
                     self._reduce(index, graph.parameters[index])
         root = self.model.roots[graph.loss]
         whole = tuple(REPLICATE for _ in self.mesh.sizes)
-        loss = self._operand(graph.loss, "forward", whole)
+        trained = frozenset(value for state in states for value in (state.value, state.shard))
+        loss = self._read_later(graph.loss, whole, trained)
         assert root.value in self.produced
-        reported = tuple((name, self._operand(value, "forward", whole)) for name, value in graph.reported)
+        reported = tuple((name, self._read_later(value, whole, trained)) for name, value in graph.reported)
         stores = self._stores()
         self._update(states)
         kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
-        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES)
+        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES, trained)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
             stores=stores, reported=reported,
             rank=self.rank if self.differs else None,
         )  # fmt: skip
+
+    def _read_later(self, value: int, layout: Layout, trained: frozenset[int]) -> int:
+        """The program value of what is read after the step: a copy of what is a parameter, since the update writes to that."""
+        source = base = self._operand(value, "forward", layout)
+        while base in self.alias:
+            base = self.alias[base]
+        if base not in trained:
+            return source
+        dtype, nbytes = self._dtype(value), self._nbytes(value, layout)
+        result = self._new(nbytes)
+        self.instructions.append(
+            Compute(
+                id=self._name("forward.top.clone"), op="aten.clone.default", args=(Ref(source),), kwargs=(), results=(result,),
+                shapes=(self._local_shape(value, layout),), dtypes=(dtype,), kind="elementwise", phase="forward", path="",
+                time=self.timing.scaling(float(nbytes), dtype),
+            )
+        )  # fmt: skip
+        return result
 
     def _stores(self) -> tuple[tuple[int, int], ...]:
         """Buffers that the step changes, in the layouts in which it reads them: so they are stored."""

@@ -38,13 +38,15 @@ def finish(
     kept: set[int],
     costing: Costing,
     bucket: int,
+    trained: frozenset[int],
 ) -> tuple[Instruction, ...]:
     """The final order. `gathers` names the instructions that gather parameters, with their layer; `alias` says which value a
-    view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes."""
+    view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes; `trained` are the values that the update
+    writes to."""
     ordered = _started_early(instructions)
     ordered = _prefetched(ordered, gathers, costing)
     ordered = _bucketed(ordered, costing, bucket)
-    ordered = _waited_late(ordered)
+    ordered = _waited_late(ordered, alias, trained)
     return _freed(ordered, alias, kept)
 
 
@@ -97,8 +99,9 @@ def _started_early(instructions: list[Instruction]) -> list[Instruction]:
     return out + [left for messages in after.values() for left in messages]
 
 
-def _waited_late(instructions: list[Instruction]) -> list[Instruction]:
-    """What only the loss needs of a reduced value is done at the end of the step, so that backward does not wait for it."""
+def _waited_late(instructions: list[Instruction], alias: dict[int, int], trained: frozenset[int]) -> list[Instruction]:
+    """What only the loss needs of a reduced value is done at the end of the step, so that backward does not wait for it; what reads a
+    parameter for it, or is read by what does, just before the update writes to the parameter."""
     needed = _needed(instructions)
     waiting: set[int] = set()
     late: list[Instruction] = []
@@ -113,7 +116,31 @@ def _waited_late(instructions: list[Instruction]) -> list[Instruction]:
         if reported and isinstance(instruction, Communicate) and instruction.asynchronous:
             waiting |= written
         out.append(instruction)
-    return out + late
+    at = next((place for place, instruction in enumerate(out) if isinstance(instruction, Update)), len(out))
+    before, after = _parted(late, _of_parameters(instructions, alias, trained))
+    return [*out[:at], *before, *out[at:], *after]
+
+
+def _of_parameters(instructions: list[Instruction], alias: dict[int, int], trained: frozenset[int]) -> set[int]:
+    """The values that share memory with a parameter, and what is under way from it."""
+    found = set(trained)
+    for instruction in instructions:
+        started = isinstance(instruction, Communicate) and instruction.asynchronous and found.intersection(instruction.sources)
+        found.update(value for value in writes(instruction) if started or alias.get(value) in found)
+    return found
+
+
+def _parted(late: list[Instruction], held: set[int]) -> tuple[list[Instruction], list[Instruction]]:
+    """Those that read a value of `held` or are read by one that does, and the others."""
+    before: list[Instruction] = []
+    after: list[Instruction] = []
+    wanted = set(held)
+    for instruction in reversed(late):
+        first = wanted.intersection(reads(instruction)) or wanted.intersection(writes(instruction))
+        (before if first else after).append(instruction)
+        if first:
+            wanted.update(reads(instruction))
+    return before[::-1], after[::-1]
 
 
 def _needed(instructions: list[Instruction]) -> set[int]:

@@ -47,6 +47,7 @@ def plain_training(make: Make, steps: int, dtype: torch.dtype = torch.float64, l
     for _ in range(steps):
         optimizer.zero_grad()
         value = loss(module(*inputs), target)
+        value = sum(value.values()) if isinstance(value, dict) else value  # several, by name
         value.backward()
         gradients = gradients or {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
         optimizer.step()

@@ -115,8 +115,9 @@ def differences(found: Trained | str, plain: Plain) -> list[str]:
              if not math.isclose(a, b, rel_tol=TOLERANCE)]  # fmt: skip
     missing = (set(plain.gradients) ^ set(found.gradients)) - {n for n, g in found.gradients.items() if not g.any()}
     wrong += [f"gradient of {name}: only one has it" for name in sorted(missing)]
+    largest = max(float(gradient.abs().max()) for gradient in plain.gradients.values() if gradient.numel())
     for name in set(plain.gradients) & set(found.gradients):
-        wrong += _apart(f"gradient of {name}", found.gradients[name], plain.gradients[name])
+        wrong += _apart(f"gradient of {name}", found.gradients[name], plain.gradients[name], least=1e-3 * largest)
     for name, ours in found.state.items():
         gradient = plain.gradients.get(name)
         sure = torch.ones(ours.shape, dtype=torch.bool)

@@ -62,3 +62,17 @@ def test_what_outlives_the_step_is_not_freed(program: Program) -> None:
     last = program.instructions[-1]
     freed = replace(program, instructions=(*program.instructions[:-1], replace(last, frees=(*last.frees, program.loss))))
     assert any("ends without" in fault for fault in faults(freed))
+
+
+def test_a_parameter_that_is_read_after_its_update_is_a_fault(program: Program) -> None:
+    """By itself, by a view of it, or because the step gives it: the update writes to its memory."""
+    weight = program.parameters[0].value
+    op = next(one for one in program.instructions if isinstance(one, Compute) and weight in one.operands)
+    new = max(program.value_bytes) + 1
+    late = replace(op, args=(Ref(weight),), results=(new,), frees=())
+    after = replace(program, instructions=(*program.instructions, late))
+    assert any("after their update" in fault for fault in faults(after))
+    view, reader = replace(late, kind="view"), replace(late, args=(Ref(new),), results=(new + 1,), kind="elementwise")
+    through = replace(program, instructions=(view, *program.instructions, reader))
+    assert any("after their update" in fault for fault in faults(through))
+    assert any("which the update writes to" in fault for fault in faults(replace(program, reported=(("weight", weight),))))

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
 from hand_programs import BATCH, INPUTS, OUTPUTS, Builder, Split, make_workload, perceptron
 from hypothesis import given
 from hypothesis import strategies as st
+from kinds import Kind, plan_of
 
 from cost_models.errors import BadValue, RunFailed, UnknownName
+from planner.ask import Ask
+from planner.ask import build as build_workload
 from planner.layout import REPLICATE, Layout, Mesh, SubShape
 from planner.program import Compute, Program, Ref
 from runtime.aliases import reusable_sources
@@ -20,6 +24,7 @@ from runtime.parameters import assemble, build, cut
 from runtime.verify import compare, reference_run
 
 ONE = Mesh(("dp",), (1,))
+REPORTED = Path(__file__).parent.parent / "reported"
 
 
 def one_rank() -> tuple[Program, Executor]:
@@ -159,3 +164,14 @@ def test_position_on_axes_is_the_place_in_the_group(axes: tuple[int, ...]) -> No
     mesh = Mesh(("a", "b", "c"), (2, 3, 2))
     for ranks in mesh.groups(axes):
         assert [mesh.position(axes, rank) for rank in ranks] == list(range(group_size(mesh, axes)))
+
+
+def test_a_loss_that_is_a_parameter_is_told_as_it_was_in_the_step() -> None:
+    """The optimizer writes to the parameter before the losses are read."""
+    ask = Ask(model=f"{REPORTED / 'late.py'}:weighted", batch=None, seq=None, settings={}, dtype="float64", num_devices=1)
+    plan = plan_of(ask, Kind(mesh="a=1"))
+    workload = build(lambda: build_workload(ask), 0)
+    executor = Executor(plan.program, workload)
+    loss = executor.step(workload.batch)
+    assert executor.reported["doubt"] == 0.5
+    assert sum(executor.reported.values()) == pytest.approx(loss)
