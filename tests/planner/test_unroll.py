@@ -164,7 +164,7 @@ def traced(build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch) -> tu
     """The graph, and whether it came of a few blocks."""
     wholes: list[Workload] = []
     ordinary = planner.trace._whole
-    monkeypatch.setattr(planner.trace, "_whole", lambda w: (wholes.append(w), ordinary(w))[1])
+    monkeypatch.setattr(planner.trace, "_whole", lambda w, begin: (wholes.append(w), ordinary(w, begin))[1])
     graph = trace(build).graph
     monkeypatch.undo()
     return graph, not wholes
