@@ -1,7 +1,7 @@
 """Models as people write them (`tests/reported/`): right against a plain torch loop, or refused in one line that says why.
 
-`make test` runs each on two ranks under the tensor plan, or the chosen one where nothing can be split, and one that is best under
-random costs; the long matrix has all kinds, on two and on four ranks.
+`make test` runs each on two ranks, one under the tensor plan (or another where nothing can be split), the next under one that is best
+under random costs; the long matrix has all kinds, on two and on four ranks.
 """
 
 from __future__ import annotations
@@ -141,9 +141,10 @@ def cases_of(ranks: int, kinds: Mapping[str, Kind], *, enough: int) -> tuple[dic
     """Every model under the first `enough` of the kinds that it admits, and what planning said of those that admit none."""
     cases: dict[str, Case] = {}
     refused: dict[str, str] = {}
-    for name, make in RIGHT.items():
+    for place, (name, make) in enumerate(RIGHT.items()):
         made, said = 0, ""
-        for title, kind in kinds.items():
+        first = place % 2  # every second model begins with the second kind
+        for title, kind in [*list(kinds.items())[first:], *list(kinds.items())[:first]]:
             if made == enough:
                 break
             ask = ask_of(name, make, ranks)
@@ -185,7 +186,7 @@ def kinds_on(ranks: int) -> dict[str, Kind]:
 
 
 def test_models_train_as_plain_torch_does() -> None:
-    assert wrong_of(2, kinds_on(2), enough=2) == {}
+    assert wrong_of(2, kinds_on(2), enough=1) == {}
 
 
 @pytest.mark.slow_matrix
