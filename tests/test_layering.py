@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -48,6 +50,15 @@ def test_imports_point_one_way(package: str) -> None:
 
 def test_files_are_named_for_what_they_do() -> None:
     assert [file for package in FORBIDDEN for file in (ROOT / package).rglob("*.py") if file.name in SAYS_NOTHING] == []
+
+
+def test_the_map_of_the_house_names_every_file() -> None:
+    """By its name, or by a pattern such as `cli*.py`; what lies in a room of its own (`planner/rules/`) is named with the room."""
+    patterns = [
+        name for quoted in re.findall(r"`([^`]+)`", (ROOT / "ARCHITECTURE.md").read_text()) for name in quoted.split(", ")
+    ]
+    files = [file.name for package in FORBIDDEN for file in (ROOT / package).glob("*.py") if not file.name.startswith("__")]
+    assert [name for name in files if not any(fnmatch(name, pattern) for pattern in patterns)] == []
 
 
 @pytest.mark.parametrize(
