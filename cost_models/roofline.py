@@ -19,7 +19,13 @@ __all__ = ["KINDS", "host_time", "matrix_peak", "op_time"]
 
 #: Number format of a matrix kernel by dtype, in order of preference. fp32 products stay in fp32 and cuDNN kernels may use
 #: tf32: torch's defaults `backends.cuda.matmul.allow_tf32 = False`, `backends.cudnn.allow_tf32 = True` ("CUDA semantics").
-_FORMATS = {"float64": ("fp64",), "float32": ("fp32",), "bfloat16": ("bf16",), "float16": ("fp16",)}
+_FORMATS = {
+    "float64": ("fp64",), "float32": ("fp32",), "bfloat16": ("bf16",), "float16": ("fp16",),
+    "complex64": ("fp32",), "complex128": ("fp64",),
+}  # fmt: skip
+#: Real products in one of complex numbers: a sum of products takes 8 real operations, where one of real numbers takes 2.
+#: Source: Blackford and Dongarra, LAPACK Working Note 41, Appendix C: a complex multiplication counts 6, an addition 2.
+_REAL_PRODUCTS = {"complex64": 4.0, "complex128": 4.0}
 _CUDNN_FP32 = ("tf32", "fp32")
 #: Number format of element-wise arithmetic: everything but fp64 is computed in fp32 registers (ATen's `opmath_t`).
 _VECTOR_FORMATS = {"float64": "fp64"}
@@ -29,12 +35,15 @@ _VECTOR_DTYPES = (
 
 
 def matrix_peak(device: Device, kind: str, dtype: str) -> float:
-    """Datasheet flops/s of `device` for matrix kernels of `kind` in `dtype`. Raises as `op_time` does."""
+    """Datasheet flops/s of `device` for matrix kernels of `kind` in `dtype`, flops counted as if all numbers were real.
+
+    Raises as `op_time` does.
+    """
     if dtype not in _FORMATS:
         raise unknown_name(f"dtype of a {kind}", dtype, tuple(_FORMATS))
     formats = _CUDNN_FP32 if dtype == "float32" and kind in ("conv", "lstm") else _FORMATS[dtype]
     chosen = next((name for name in formats if device.has_peak(name)), formats[-1])
-    return device.peak(chosen)
+    return device.peak(chosen) / _REAL_PRODUCTS.get(dtype, 1.0)
 
 
 def _memory_time(device: Device, nbytes: float) -> float:

@@ -28,9 +28,10 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 
 __all__ = [
     "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
-    "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks", "gradient_hooks", "hold_device",
-    "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of", "parametrized_again",
-    "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes", "without_recompute", "writing_as",
+    "distributions_unchecked", "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks",
+    "gradient_hooks", "hold_device", "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of",
+    "parametrized_again", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes",
+    "without_recompute", "writing_as",
 ]  # fmt: skip
 
 
@@ -187,6 +188,17 @@ def checkpoints_allowed() -> Iterator[None]:
         yield
     finally:
         torch.autograd._is_checkpoint_valid = asked
+
+
+@contextmanager
+def distributions_unchecked() -> Iterator[None]:
+    """Within it `torch.distributions` looks at no values, unless told to (`validate_args=True`): there are none while tracing."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 def label_new_nodes(labels: dict[str, Any]) -> None:

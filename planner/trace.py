@@ -38,7 +38,16 @@ from planner.source_line import from_frames, from_text
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.steady import steady
 from planner.still import still
-from planner.torch_private import FakeTensorMode, functional, is_fake, joint_trace, label_new_nodes, sequence_number, unlogged
+from planner.torch_private import (
+    FakeTensorMode,
+    distributions_unchecked,
+    functional,
+    is_fake,
+    joint_trace,
+    label_new_nodes,
+    sequence_number,
+    unlogged,
+)
 from planner.unroll import Given, unroll
 from planner.workload import Workload, unused
 
@@ -73,7 +82,7 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
     Raises NotTraceable, naming the line of the model, where the step is not one static graph of tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
-    with alone(), still(), seeded(seed), mode, unlogged(), Known() as known:
+    with alone(), still(), seeded(seed), distributions_unchecked(), mode, unlogged(), Known() as known:
         try:
             workload = built(build, mode, known, seed)
             name = workload.name
@@ -112,7 +121,7 @@ def _traced(workload: Workload, whole: bool, begin: Callable[[], None]) -> Trace
 def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
     """` at FILE:LINE (CODE)` of the model that calls `op` in module `path`, traced again to find it; empty where that is not known."""
     stem = op.split(".")[1]
-    with FakeTensorMode(allow_non_fake_inputs=False), unlogged(), Known():
+    with distributions_unchecked(), FakeTensorMode(allow_non_fake_inputs=False), unlogged(), Known():
         fx_graph, *_ = _record(build(), lines=True)
     for node in fx_graph.nodes:
         name = str(node.target).split(".")

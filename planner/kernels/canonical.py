@@ -17,7 +17,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
+from planner.kernels.masked_write import WRITES, written
 from planner.kernels.random import Random
+from planner.kernels.unchecked import UNCHECKED
+from planner.known import is_known
 
 __all__ = ["Canonical"]
 
@@ -73,6 +76,12 @@ class Canonical(Random):
             return func(*args, **kwargs) if found is None else found
         if func == _SET_DATA:
             return _set_data(*args)
+        if func in UNCHECKED:
+            return UNCHECKED[func](*args, **kwargs)
+        if func in _COUNTS and not is_known(args[0] if args else kwargs["input"]):
+            raise NotTraceable(_COUNT)
+        if func in WRITES:
+            return written(func, *args, **kwargs, known=is_known)
         if func in _BY_FORMAT:
             return func(*map(_contiguous, args), **{key: _contiguous(value) for key, value in kwargs.items()})
         return func(*args, **kwargs)
@@ -94,6 +103,12 @@ _EMBEDDINGS = {func: inspect.signature(func) for func in (F.embedding, F.embeddi
 _CTC = (
     "F.ctc_loss (nn.CTCLoss) is not planned: torch's kernel reads the lengths on the host and splits over no dim; "
     "use a loss that is made of tensor ops"
+)
+
+_COUNTS = (torch.bincount, Tensor.bincount)
+_COUNT = (
+    "torch.bincount gives as many numbers as its largest value says, whatever minlength is: use F.one_hot(x, n).sum(0), where n is the "
+    "number of classes"
 )
 
 #: Functions whose derivative is another one where the matrix is contiguous (its factors are then those of the transpose): which of the

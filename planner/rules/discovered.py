@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
 
@@ -43,12 +44,11 @@ def localized(signature: Signature, call: Call, local: Local) -> LocalCall:
 
 def _signature(call: Call, finding: Finding) -> Signature:
     """Letters as found; every other dim has one of its own, which is fixed."""
-    sizes: list[int] = []
+    found = [letter for letter in finding.letters if _size(call, letter)]
+    sizes = [_size(call, letter) for letter in found]
     operands: list[list[tuple[int, ...]]] = [[() for _ in shape] for shape in call.operands]
     results: list[list[tuple[int, ...]]] = [[() for _ in shape] for shape in call.results]
-    for number, letter in enumerate(finding.letters):
-        first, dim = letter.operands[0]
-        sizes.append(call.operands[first][dim])
+    for number, letter in enumerate(found):
         for operand, at in letter.operands:
             operands[operand][at] = (number,)
         for result, place in enumerate(letter.results):
@@ -58,16 +58,29 @@ def _signature(call: Call, finding: Finding) -> Signature:
     for shapes, tensors in ((call.operands, operands), (call.results, results)):
         for shape, dims in zip(shapes, tensors, strict=True):
             for d, size in enumerate(shape):
-                if not dims[d]:
-                    dims[d] = (len(sizes),)
-                    sizes.append(size)
-    sums = [frozenset(n for n, x in enumerate(finding.letters) if x.results[r] == SUM) for r in range(len(results))]
+                rest = size // math.prod(sizes[n] for n in dims[d])
+                if not dims[d] or rest > 1:
+                    dims[d] += (len(sizes),)
+                    sizes.append(rest)
+    sums = [frozenset(n for n, x in enumerate(found) if x.results[r] == SUM) for r in range(len(results))]
     return Signature(
         kind="elementwise", sizes=tuple(sizes), operands=tuple(map(_letters, operands)), results=tuple(map(_letters, results)),
         fixed=frozenset(range(split, len(sizes))), reduced=tuple(sums), linear=tuple(map(frozenset, finding.linear)),
-        contiguous=frozenset(n for n, x in enumerate(finding.letters) if x.contiguous), source="discovered",
-        arguments=tuple((path, n) for n, x in enumerate(finding.letters) for path in x.arguments),
+        contiguous=frozenset(n for n, x in enumerate(found) if x.contiguous), source="discovered",
+        arguments=tuple((path, n) for n, x in enumerate(found) for path in x.arguments),
     )  # fmt: skip
+
+
+def _size(call: Call, letter: FoundLetter) -> int:
+    """The size of a letter: the least of its dims, which the others are multiples of, each element of it a run of theirs
+    (`pixel_shuffle`); 0 where no such letter is what was found."""
+    operands = [call.operands[operand][dim] for operand, dim in letter.operands]
+    dims = [*operands, *(call.results[r][place] for r, place in enumerate(letter.results) if place >= 0)]
+    least = min(dims)
+    if max(dims) == least:
+        return least
+    whole = all(size % least == 0 for size in dims) and letter.contiguous
+    return least if whole and not (letter.arguments and max(operands) > least) else 0
 
 
 def _letters(dims: list[tuple[int, ...]]) -> Letters:

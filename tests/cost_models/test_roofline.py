@@ -170,3 +170,8 @@ def test_other_kernels_never_fall_with_flops_or_bytes(device, kind, flops, nbyte
     less = op_time(device, kind=kind, flops=flops, nbytes=nbytes, dtype="float32")
     more = op_time(device, kind=kind, flops=flops + df, nbytes=nbytes + db, dtype="float32")
     assert 0 <= less <= more
+
+
+def test_a_product_of_complex_numbers_is_four_of_real_ones() -> None:
+    real, made = gemm(1, 1280, 1280, 1280, "float32"), gemm(1, 1280, 1280, 1280, "complex64")
+    assert made - 1e-6 == pytest.approx(4 * (real - 1e-6))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -160,3 +161,22 @@ def test_lists_of_fewer_tensors_and_refusals_are_no_errors() -> None:
     )
     found = discover(empty, ("float64",))
     assert found is None or all(len(letter.results) == 3 for letter in found.letters)
+
+
+@pytest.mark.parametrize(
+    ("op", "given", "result"),
+    [
+        ("aten.pixel_unshuffle.default", (6, 4, 4, 12), (6, 16, 2, 6)),
+        ("aten.pixel_shuffle.default", (6, 16, 2, 6), (6, 4, 4, 12)),
+    ],
+)
+def test_a_dim_that_gets_larger_or_smaller_is_split_by_runs(op: str, given: tuple[int, ...], result: tuple[int, ...]) -> None:
+    """A letter's size is that of the smaller dim: each of its elements is a run of the larger one."""
+    call = Call(op=op, args=(Ref(0), 2), kwargs=(), operands=(given,), results=(result,))
+    found = discovered.signature_of(call, ("float64",))
+    for dims, shape in ((found.operands[0], given), (found.results[0], result)):
+        assert [math.prod(found.sizes[letter] for letter in dim) for dim in dims] == list(shape)
+    channels = found.operands[0][1][0]
+    assert found.results[0][1][0] == channels
+    assert found.sizes[channels] == 4
+    assert channels not in found.fixed

@@ -1,0 +1,53 @@
+"""Writing under a mask (`h[mask] = row`) as a choice, which has one shape whatever the mask holds, and so has its derivative."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import NotTraceable
+
+__all__ = ["WRITES", "written"]
+
+#: The functions that write where an index says: the tensor, the index, what is written.
+WRITES: frozenset[Callable[..., Any]] = frozenset(
+    {Tensor.__setitem__, Tensor.index_put_, Tensor.index_put, torch.index_put_, torch.index_put}
+)
+
+
+def written(func: Callable[..., Any], *args: Any, known: Callable[[Tensor], bool], **kwargs: Any) -> Any:
+    """What the function gives. A row that is the same for each place of the mask is chosen or not, and a row for each place is written
+    by the places, where `known` says that the mask is. A single number is left to the decompositions.
+
+    Raises NotTraceable where the mask is data: how many rows there are then depends on values.
+    """
+    x, index, value, *rest = (*args, *kwargs.values())
+    items = tuple(index) if isinstance(index, tuple | list) else (index,)
+    masks = [item for item in items if isinstance(item, Tensor) and item.dtype == torch.bool]
+    if not masks or (len(items) == 1 and _is_number(value)) or any(rest):
+        return func(*args, **kwargs)
+    mask = masks[0]
+    fits = mask.shape == x.shape[: mask.dim()]  # else it is an error, which the function tells
+    if len(items) == 1 and fits and isinstance(value, Tensor) and value.dim() <= x.dim() - mask.dim():
+        return _chosen(func, x, mask.reshape(*mask.shape, *(1 for _ in range(x.dim() - mask.dim()))), value)
+    if all(map(known, masks)):
+        places = [item.nonzero(as_tuple=True) if any(item is m for m in masks) else (item,) for item in items]
+        return func(x, tuple(place for found in places for place in found), value)
+    if _is_number(value):
+        return func(*args, **kwargs)
+    raise NotTraceable("more than one number is written under a mask, one for each place: use torch.where")
+
+
+def _chosen(func: Callable[..., Any], x: Tensor, mask: Tensor, value: Tensor) -> Tensor | None:
+    made = torch.where(mask, value.to(x.dtype), x)
+    if func in (Tensor.index_put, torch.index_put):
+        return made
+    x.copy_(made)
+    return None if func is Tensor.__setitem__ else x
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, Tensor) or value.numel() == 1
