@@ -21,6 +21,7 @@ from planner.alone import alone
 from planner.between import Between, Unlike, between
 from planner.built import FAILURES, built, really_built, worth_building
 from planner.carried import Steps, check_carried
+from planner.causes import cause_of
 from planner.chance import seeded
 from planner.decompose import decomposition_table
 from planner.fold import digest
@@ -464,7 +465,7 @@ def _explain(error: Exception, name: str) -> str:
     if kind == "AttributeError" and "FakeTensor" in str(error) and error.name in _BY_NAME:  # type: ignore[attr-defined]
         kind = "BY_NAME"
     said = (str(error).strip() or "no message").splitlines()[0]
-    reason = _REASONS.get(kind) or _twice(said) or f"{kind}: {said}"
+    reason = cause_of(error, said) or _REASONS.get(kind) or _twice(said) or f"{kind}: {said}"
     return f"model {name!r} cannot be traced as one static graph{_place(error)}: {reason}"
 
 
