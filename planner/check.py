@@ -6,7 +6,7 @@ passed over where values are freed: wrong without a word. So lowering checks eac
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from planner.graph import Ref as GraphRef
@@ -15,6 +15,9 @@ from planner.program import Communicate, Compute, Instruction, Program, Ref, Upd
 from planner.schedule import reads, writes
 
 __all__ = ["faults"]
+
+#: What stands for no value: most arguments are of these, and every argument of every program comes by.
+_PLAIN = frozenset((int, float, bool, str, type(None)))
 
 
 def faults(program: Program) -> tuple[str, ...]:
@@ -27,22 +30,28 @@ def _foreign(program: Program) -> Iterator[str]:
     for instruction in program.instructions:
         if isinstance(instruction, Compute):
             found: list[Any] = []
-            _collect((instruction.args, instruction.kwargs), found)
-            if tuple([one.id if type(one) is Ref else None for one in found]) != instruction.operands:
+            _collect(instruction.args, found)
+            _collect(instruction.kwargs, found)
+            if tuple(found) != instruction.operands:
                 yield f"{instruction.id} has arguments other than its operands: {found} for {instruction.operands}"
 
 
-def _collect(argument: Any, found: list[Any]) -> None:
-    """Adds all that stands for a value in an argument, whatever it is nested in."""
-    if isinstance(argument, tuple | list):
-        for item in argument:
+def _collect(items: Iterable[Any], found: list[Any]) -> None:
+    """Adds the ids of the program's values among arguments, whatever they are nested in, and as it is what stands for another's."""
+    for item in items:
+        kind = type(item)
+        if kind is Ref:
+            found.append(item.id)
+        elif kind in _PLAIN:
+            continue
+        elif isinstance(item, tuple | list):
             _collect(item, found)
-    elif isinstance(argument, dict):
-        _collect(tuple(argument.values()), found)
-    elif isinstance(argument, slice):
-        _collect((argument.start, argument.stop, argument.step), found)
-    elif isinstance(argument, Ref | GraphRef | Serial):
-        found.append(argument)
+        elif isinstance(item, dict):
+            _collect(item.values(), found)
+        elif isinstance(item, slice):
+            _collect((item.start, item.stop, item.step), found)
+        elif isinstance(item, GraphRef | Serial):
+            found.append(item)
 
 
 def _lifetimes(program: Program) -> Iterator[str]:
@@ -51,16 +60,16 @@ def _lifetimes(program: Program) -> Iterator[str]:
     alive = state | {one.value for one in program.inputs}
     known = set(alive)
     for instruction in program.instructions:
-        made = writes(instruction)
-        if not alive.issuperset(reads(instruction)):
-            yield f"{instruction.id} reads {sorted({*reads(instruction)} - alive)}, which are not written, or freed"
+        made, read, frees = writes(instruction), reads(instruction), instruction.frees
+        if not alive.issuperset(read):
+            yield f"{instruction.id} reads {sorted({*read} - alive)}, which are not written, or freed"
         if not known.isdisjoint(made) and known.intersection(made) - state:
             yield f"{instruction.id} writes {made}, of which some were written before"
         alive.update(made)
         known.update(made)
-        if not alive.issuperset(instruction.frees) or len({*instruction.frees}) != len(instruction.frees):
-            yield f"{instruction.id} frees {instruction.frees}, of which some are not there"
-        alive.difference_update(instruction.frees)
+        if frees and (not alive.issuperset(frees) or len({*frees}) != len(frees)):
+            yield f"{instruction.id} frees {frees}, of which some are not there"
+        alive.difference_update(frees)
     kept = {program.loss, *(value for _, value in program.reported), *(value for pair in program.stores for value in pair)}
     if not alive.issuperset(kept | state):
         yield f"the step ends without {sorted((kept | state) - alive)}"

@@ -8,6 +8,7 @@ kernels need real processes, and their rules are proved by tests.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +29,8 @@ _LARGEST = 1 << 16
 
 #: The shape of a local tensor, and the name of its dtype.
 _Kind = tuple[tuple[int, ...], str]
+#: Tensors that calls were tried on, by kind, and by their number among those of one kind that a call takes.
+_Tensors = dict[tuple[_Kind, int], Tensor]
 
 
 class CannotRun(NotTraceable):
@@ -49,13 +52,14 @@ def dry_run(program: Program) -> None:
 
 def _check(program: Program) -> None:
     kinds = dict(_given(program))
+    made: _Tensors = {}
     seen: set[Any] = set()
     for instruction in program.instructions:
         if isinstance(instruction, Compute):
             key = _key(instruction, kinds)
             if key is not None and key not in seen:
                 seen.add(key)
-                why = _fails(instruction, kinds)
+                why = _fails(instruction, kinds, made)
                 if why:
                     raise CannotRun(_message(instruction, kinds, why), instruction.op, instruction.path)
         if isinstance(instruction, Compute | Communicate):
@@ -82,10 +86,11 @@ def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
     return instruction.op, repr(arguments), instruction.shapes, instruction.dtypes
 
 
-def _fails(instruction: Compute, kinds: dict[int, _Kind]) -> str:
-    """Why a call cannot run on this rank; empty where it can, or where only running it would tell."""
+def _fails(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> str:
+    """Why a call cannot run on this rank; empty where it can, or where only running it would tell. Its operands are among the fake
+    tensors `made` for other calls, which no op of a program changes."""
     try:
-        return _differs(instruction, _run(instruction, kinds))
+        return _differs(instruction, _run(instruction, kinds, made))
     except NotImplementedError:
         return str(really(_fails_really, instruction, kinds))
     except (RuntimeError, TypeError, ValueError, LookupError) as error:
@@ -100,17 +105,23 @@ def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
     if 0 in numels or sum(numels) > _LARGEST:
         return ""
     try:
-        return _differs(instruction, _run(instruction, kinds))
+        return _differs(instruction, _run(instruction, kinds, {}))
     except (NotImplementedError, TypeError) as error:
         return _first_line(error)
     except (RuntimeError, ValueError, LookupError):
         return ""
 
 
-def _run(instruction: Compute, kinds: dict[int, _Kind]) -> list[Any]:
+def _run(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> list[Any]:
+    numbers: Counter[_Kind] = Counter()
+
     def tensor(value: int) -> Tensor:
-        shape, dtype = kinds[value]
-        return torch.zeros(shape, dtype=getattr(torch, dtype))
+        shape, dtype = kind = kinds[value]
+        numbers[kind] += 1
+        key = kind, numbers[kind]  # operands of one call are each a tensor of its own
+        if key not in made:
+            made[key] = torch.zeros(shape, dtype=getattr(torch, dtype))
+        return made[key]
 
     args, kwargs = map_refs((instruction.args, instruction.kwargs), tensor, Ref)
     named = {name: value for name, value in kwargs if name not in ("device", "pin_memory")}

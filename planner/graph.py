@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -128,20 +127,27 @@ def result_name(op: str, counts: Counter[str]) -> str:
     return f"{stem}_{counts[stem] - 1}"
 
 
-def refs_in(args: Any, kind: type[Any] = Ref) -> Iterator[int]:
+def refs_in(args: Any, kind: type[Any] = Ref) -> list[int]:
     """The ids in nested arguments, in order; `kind` is what stands for a value there. Of a call these are its operands, where `args`
     is the pair of its arguments and its keyword arguments: nothing else says which values an op reads."""
-    for item in args if isinstance(args, tuple) else (args,):
-        if isinstance(item, kind):
-            yield item.id
+    found: list[int] = []
+    _gather(args if isinstance(args, tuple) else (args,), kind, found)
+    return found
+
+
+def _gather(items: tuple[Any, ...], kind: type[Any], found: list[int]) -> None:
+    """Adds the ids to one list: every op of every program comes by here, and nested generators are several times as slow."""
+    for item in items:
+        if type(item) is kind:
+            found.append(item.id)
         elif isinstance(item, tuple):
-            yield from refs_in(item, kind)
+            _gather(item, kind, found)
 
 
 def map_refs(args: Any, replace: Any, kind: type[Any] = Ref) -> Any:
     """Nested arguments with every reference replaced by `replace(id)`, in the order of `refs_in`."""
-    if isinstance(args, kind):
+    if type(args) is kind:
         return replace(args.id)
     if isinstance(args, tuple):
-        return tuple(map_refs(item, replace, kind) for item in args)
+        return tuple([map_refs(item, replace, kind) for item in args])
     return args

@@ -25,13 +25,14 @@ def check_hooks(name: str, module: nn.Module) -> None:
             f"model {name!r}: {called(hook)} is a hook of all modules of the process (torch.nn.modules.module): "
             "register it on the modules that it is for"
         )
-    for path, parameter in module.named_parameters():
+    named = dict(module.named_parameters())
+    for (path, parameter), accumulating in zip(named.items(), accumulate_hooks(list(named.values())), strict=True):
         for hook in post_accumulate_hooks(parameter):
             raise NotTraceable(
                 f"model {name!r}: parameter {path!r} has the hook {called(hook)} after its gradient is accumulated, which no plan "
                 "runs: change the gradient in a hook of register_hook, and leave updates to the optimizer"
             )
-        for hook in accumulate_hooks(parameter):
+        for hook in accumulating:
             raise NotTraceable(
                 f"model {name!r}: parameter {path!r} has the hook {called(hook)} on its AccumulateGrad node, which no plan runs: "
                 "give it to register_hook of the parameter"

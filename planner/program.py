@@ -23,6 +23,7 @@ __all__ = [
     "Program",
     "Ref",
     "Update",
+    "freeing",
 ]
 
 
@@ -115,6 +116,18 @@ class Update:
 
 
 Instruction = Compute | Communicate | Update
+
+
+def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
+    """The instruction with other `frees`. Its arguments stay, and so its operands are not looked for again, as `replace` would."""
+    if frees == instruction.frees:
+        return instruction
+    kind = type(instruction)
+    made = object.__new__(kind)
+    for name in kind.__slots__:
+        object.__setattr__(made, name, getattr(instruction, name))
+    object.__setattr__(made, "frees", frees)
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -97,6 +97,8 @@ class _Walk:
         self.holders: list[Holder] = []
         self.seen: dict[int, Any] = {}
         self.registered = {id(child) for child in module.modules()}
+        self.coded: set[type] = set()
+        self.functions: dict[type, list[types.FunctionType]] = {}
 
     def visit(self, path: str, thing: Any, depth: int, shared: bool = False) -> None:
         if isinstance(thing, _LEAVES) or id(thing) in self.seen or depth > _DEPTH:
@@ -175,9 +177,13 @@ class _Walk:
 
     def code_of(self, kind: type) -> None:
         """What the classes of the model's author keep themselves, and what their code reads of the module they stand in."""
+        if kind in self.coded:
+            return
         for base in kind.__mro__:
-            functions = [f for f in map(_function_of, vars(base).values()) if f is not None and is_own(f.__code__.co_filename)]
-            if not functions or (id(base) in self.seen and base is not kind) or (id(base), "code") in self.seen:  # type: ignore[comparison-overlap]
+            if (id(base) in self.seen and base is not kind) or (id(base), "code") in self.seen:  # type: ignore[comparison-overlap]
+                continue
+            functions = self._own_functions(base)
+            if not functions:
                 continue
             self.seen[id(base), "code"] = base  # type: ignore[index]
             holder = _class(base)
@@ -186,6 +192,14 @@ class _Walk:
                 self.visit(holder.name(key), value, 1, shared=True)
             for function in functions:
                 self.visit(base.__qualname__, function, 1)
+        self.coded.add(kind)
+
+    def _own_functions(self, kind: type) -> list[types.FunctionType]:
+        """The functions of a class that the model's author wrote: looked up once a walk, since every module has torch's base."""
+        if kind not in self.functions:
+            every = map(_function_of, vars(kind).values())
+            self.functions[kind] = [f for f in every if f is not None and is_own(f.__code__.co_filename)]
+        return self.functions[kind]
 
 
 def _function(path: str, function: types.FunctionType) -> Iterator[Holder]:

@@ -12,7 +12,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import replace
 
 from planner.costing import Costing
-from planner.program import Communicate, Compute, Instruction, Update
+from planner.program import Communicate, Compute, Instruction, Update, freeing
 
 __all__ = ["SMALL", "finish", "reads", "writes"]
 
@@ -28,7 +28,8 @@ def writes(instruction: Instruction) -> tuple[int, ...]:
     """The values that an instruction writes."""
     if isinstance(instruction, Update):
         return ()
-    return tuple(r for r in instruction.results if r is not None)
+    results = instruction.results
+    return tuple([r for r in results if r is not None]) if None in results else results  # type: ignore[return-value]
 
 
 def finish(
@@ -308,4 +309,4 @@ def _freed(instructions: list[Instruction], alias: dict[int, int], kept: set[int
     for value, position in last.items():
         if value not in kept:
             frees[position].append(value)
-    return tuple(replace(instruction, frees=tuple(frees.get(i, ()))) for i, instruction in enumerate(instructions))
+    return tuple([freeing(instruction, tuple(frees.get(i, ()))) for i, instruction in enumerate(instructions)])

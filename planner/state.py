@@ -44,7 +44,8 @@ def state_of(module: nn.Module, loss: Any) -> State:
     constants are what the model's author would write (`blocks.0.mask`, `loss.alpha`, `FILE.WEIGHTS`)."""
     trained, buffers = registered(module, loss)
     constants: dict[str, Tensor] = {}
-    for name, tensor, _ in _unregistered(module, loss):
+    seen = {id(tensor) for tensor in (*trained.values(), *buffers.values())}
+    for name, tensor, _ in _unregistered(module, loss, seen):
         while name in trained or name in buffers or name in constants:
             name += "_"
         constants[name] = tensor
@@ -58,11 +59,12 @@ def registered(module: nn.Module, loss: Any) -> tuple[dict[str, nn.Parameter], d
     buffers: dict[str, Tensor] = {}
     seen: set[int] = set()
     for prefix, part in trained_parts(module, loss):
-        for name, parameter in part.named_parameters():
+        parameters, others = dict(part.named_parameters()), dict(part.named_buffers())
+        for name, parameter in parameters.items():
             if id(parameter) not in seen:
                 (trained if parameter.requires_grad else frozen)[prefix + name] = parameter
-        buffers |= {prefix + name: buffer for name, buffer in part.named_buffers() if id(buffer) not in seen}
-        seen |= {id(tensor) for tensor in (*part.parameters(), *part.buffers())}
+        buffers |= {prefix + name: buffer for name, buffer in others.items() if id(buffer) not in seen}
+        seen |= {id(tensor) for tensor in (*parameters.values(), *others.values())}
     return trained, buffers | frozen
 
 
@@ -80,15 +82,16 @@ def cast_constants(module: nn.Module, loss: Callable[..., Any], dtype: torch.dty
     where torch takes operands of one dtype alone, it takes them. What belongs to the process stays."""
     if dtype != torch.float64:
         return
-    for _, tensor, shared in _unregistered(module, loss):
+    own = {id(tensor) for _, part in trained_parts(module, loss) for tensor in (*part.parameters(), *part.buffers())}
+    for _, tensor, shared in _unregistered(module, loss, own):
         if tensor.dtype == torch.float32 and not shared:
             with nullcontext() if is_fake(tensor) else without_modes():
                 tensor.data = tensor.data.to(dtype)
 
 
-def _unregistered(module: nn.Module, loss: Any) -> Iterator[tuple[str, Tensor, bool]]:
-    """The name of each reachable tensor that is not registered, and whether it is the process's."""
-    seen = {id(tensor) for _, part in trained_parts(module, loss) for tensor in (*part.parameters(), *part.buffers())}
+def _unregistered(module: nn.Module, loss: Any, registered: set[int]) -> Iterator[tuple[str, Tensor, bool]]:
+    """The name of each reachable tensor that is not among the `registered`, by id, and whether it is the process's."""
+    seen = set(registered)
     for holder in reachable(module, loss):
         for key, value in holder.get().items():
             if isinstance(value, Tensor) and id(value) not in seen and value.layout is torch.strided:

@@ -14,6 +14,7 @@ from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Mesh
 from planner.model import Model
 from planner.predict import Prediction
+from planner.state import registered
 from planner.words import describe, ops_by_source, replicated_ops
 from planner.workload import Workload, unused
 
@@ -38,8 +39,8 @@ def _epsilon(workload: Workload) -> dict[str, float]:
 
 def _constants(model: Model, workload: Workload) -> dict[str, list[str]]:
     """The tensors that the step reads although neither the model nor the loss registers them, where there are any."""
-    names = workload.state().constants
-    found = [value.name for value in model.graph.values if value.kind == "buffer" and value.name in names]
+    _, buffers = registered(workload.module, workload.loss)
+    found = [value.name for value in model.graph.values if value.kind == "buffer" and value.name not in buffers]
     return {"constants": found} if found else {}
 
 

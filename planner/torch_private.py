@@ -127,11 +127,25 @@ def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
     return list((getattr(tensor, "_post_accumulate_grad_hooks", None) or {}).values())
 
 
-def accumulate_hooks(parameter: torch.Tensor) -> list[Callable[..., Any]]:
-    """The hooks on the node that adds to a parameter's `grad`. Private: only the garbage collector tells what a node refers to."""
-    if not parameter.requires_grad:
-        return []
-    node = torch.autograd.graph.get_gradient_edge(parameter).node
+class _ReadsAll(torch.autograd.Function):
+    """A node that all its inputs' nodes lead to: one op, where asking for each tensor's node runs an op for each."""
+
+    @staticmethod
+    def forward(ctx: Any, *_: Any) -> torch.Tensor:
+        return torch.empty(())
+
+
+def accumulate_hooks(parameters: Sequence[torch.Tensor]) -> list[list[Callable[..., Any]]]:
+    """Of each parameter, the hooks on the node that adds to its `grad`. Private: only the garbage collector tells what a node refers
+    to."""
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.enable_grad():
+        node = _ReadsAll.apply(*trained).grad_fn if trained else None  # type: ignore[no-untyped-call]
+    nodes = {id(one): edge for one, (edge, _) in zip(trained, node.next_functions if node else (), strict=True)}
+    return [_hooks_on(nodes[id(one)], one) if id(one) in nodes else [] for one in parameters]
+
+
+def _hooks_on(node: Any, parameter: torch.Tensor) -> list[Callable[..., Any]]:
     hooks = [held for held in gc.get_referents(node) if isinstance(held, dict) and held is not parameter._backward_hooks]
     return [hook for held in hooks for hook in held.values()]
 

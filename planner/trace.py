@@ -37,6 +37,7 @@ from planner.shared_memory import check_apart
 from planner.snapshot import Snapshot
 from planner.source_line import from_frames, from_text
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
+from planner.state import State
 from planner.steady import steady
 from planner.still import still
 from planner.torch_private import (
@@ -108,8 +109,9 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
 def _checked(workload: Workload, mode: FakeTensorMode, known: Known, whole: bool) -> Traced:
     check_training_mode(workload.name, workload.module)
     # What a module makes when it is imported is real.
-    mode.allow_non_fake_inputs = not all(map(is_fake, workload.state().tensors.values()))
-    traced = _same_every_step(workload, known, lambda begin: steady(workload, lambda: _traced(workload, whole, begin)))
+    state = workload.state()
+    mode.allow_non_fake_inputs = not all(map(is_fake, state.tensors.values()))
+    traced = _same_every_step(workload, state, known, lambda begin: steady(workload, lambda: _traced(workload, whole, begin)))
     check_apart(workload.state(), traced.graph, workload.name)
     return traced
 
@@ -133,12 +135,11 @@ def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
     return ""
 
 
-def _same_every_step(workload: Workload, known: Known, once: Callable[[Callable[[], None]], Traced]) -> Traced:
-    """What `once` traces, where every step is the one that it traced. The workload is left as it was given.
+def _same_every_step(workload: Workload, state: State, known: Known, once: Callable[[Callable[[], None]], Traced]) -> Traced:
+    """What `once` traces, where every step is the one that it traced; `state` is the workload's. The workload is left as it was given.
 
     Raises NotTraceable where a step depends on the one before it, otherwise than by tensors of the graph.
     """
-    state = workload.state()
     known.forget([*state.trained.values(), *workload.batch])
     known.name(state.kept)
     before = Snapshot(workload.module, workload.loss)

@@ -161,7 +161,12 @@ class _Unroller:
             (node.args, node.kwargs), lambda ref: Ref(self._value(ref, at)), lambda number: Serial(self._serial(number, at))
         )
         path = self._renamed(node.path, at)
-        self.nodes.append(replace(node, index=index, args=args, kwargs=kwargs, results=tuple(results), path=path))
+        self.nodes.append(
+            Node(
+                index=index, op=node.op, args=args, kwargs=kwargs, results=tuple(results), result_shapes=node.result_shapes,
+                result_dtypes=node.result_dtypes, phase=node.phase, path=path,
+            )
+        )  # fmt: skip
 
     def _value(self, old: int, at: _At | None) -> int:
         """The value that block `at`, or what is outside all blocks, reads where the shortened graph's reads `old`."""

@@ -314,7 +314,7 @@ def run_shard(
 
 
 def _by_position(args: Any) -> Any:
-    return map_refs_in_order(args, [Ref(i) for i in range(len(list(refs_in(args))))])
+    return map_refs_in_order(args, [Ref(i) for i in range(len(refs_in(args)))])
 
 
 def prove(trial: Trial, mesh: tuple[int, ...], choices: tuple[Choice, ...]) -> None:
