@@ -139,10 +139,16 @@ def accumulate_hooks(parameters: Sequence[torch.Tensor]) -> list[list[Callable[.
     """Of each parameter, the hooks on the node that adds to its `grad`. Private: only the garbage collector tells what a node refers
     to."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    with torch.enable_grad():
-        node = _ReadsAll.apply(*trained).grad_fn if trained else None  # type: ignore[no-untyped-call]
-    nodes = {id(one): edge for one, (edge, _) in zip(trained, node.next_functions if node else (), strict=True)}
+    nodes = dict(zip(map(id, trained), _nodes_of(trained), strict=True))
     return [_hooks_on(nodes[id(one)], one) if id(one) in nodes else [] for one in parameters]
+
+
+def _nodes_of(trained: Sequence[torch.Tensor]) -> list[Any]:
+    """The nodes alone: a node that another still leads to does not tell the collector what it holds."""
+    if not trained:
+        return []
+    with torch.enable_grad():
+        return [node for node, _ in _ReadsAll.apply(*trained).grad_fn.next_functions]  # type: ignore[no-untyped-call]
 
 
 def _hooks_on(node: Any, parameter: torch.Tensor) -> list[Callable[..., Any]]:
