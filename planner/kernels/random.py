@@ -64,7 +64,7 @@ class Random(TorchFunctionMode):
             return self._dropout(func, *args, **kwargs, of_channels=True)
         if func is _INSIDE["scaled_dot_product_attention"]:
             return self._attention(*args, **kwargs)
-        if func in _RECURRENT and not isinstance(args[1], Tensor):  # a packed sequence has other arguments
+        if func in _RECURRENT and not isinstance(args[1 if func is torch.lstm else 2], Tensor):  # as of a packed sequence
             return self._recurrent(func, *args)
         if func is F.multi_head_attention_forward:
             with self._inside():

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from planner.kernels import Random, dropout, dropout_backward, step_key, uniform
+from planner.kernels import Canonical, Random, dropout, dropout_backward, step_key, uniform
 
 KEY = step_key(0, 0)
 
@@ -81,6 +81,18 @@ def test_modules_that_draw_do_so_from_the_key() -> None:
     with Random(KEY) as mode:
         module["lstm"](x)
     assert mode.number == 0
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_every_recurrent_network_draws_between_its_layers_from_the_key(kind: type[nn.Module]) -> None:
+    module, x = kind(4, 4, num_layers=3, dropout=0.5, bidirectional=True), torch.randn(3, 2, 4)
+    with Random(KEY) as mode:
+        whole, _ = module(x)
+    assert mode.number == 2
+    with Canonical(KEY) as traced:
+        by_layers, _ = module(x)
+    assert traced.number == 2
+    torch.testing.assert_close(by_layers, whole)
 
 
 #: What draws, and the mean and standard deviation of what it draws.
