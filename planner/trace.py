@@ -6,11 +6,9 @@ layers and the loss are captured as our own ops), and every node knows its modul
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -21,7 +19,6 @@ from planner.alone import alone
 from planner.between import Between, Unlike, between
 from planner.built import FAILURES, built, really_built, worth_building
 from planner.carried import Steps, check_carried
-from planner.causes import cause_of
 from planner.chance import seeded
 from planner.decompose import decomposition_table
 from planner.fold import digest
@@ -32,10 +29,11 @@ from planner.hung import check_training_mode
 from planner.kernels import Canonical, precision
 from planner.known import Known, begin_step
 from planner.outside import check_kept, check_leaves, check_set, set_by_loss, take_out_unread
+from planner.paths import paths_of
 from planner.read_fx import ChangedInPlace, Refused, read_graph
 from planner.shared_memory import check_apart
 from planner.snapshot import Snapshot
-from planner.source_line import from_frames, from_text
+from planner.source_line import from_text
 from planner.stacks import Run, Stack, shortened, stacks_of, watched
 from planner.state import State
 from planner.steady import steady
@@ -47,10 +45,10 @@ from planner.torch_private import (
     is_fake,
     joint_trace,
     label_new_nodes,
-    sequence_number,
     unlogged,
 )
 from planner.unroll import Given, unroll
+from planner.untraceable import explain, place_of
 from planner.workload import Workload, unused
 
 __all__ = ["Traced", "line_of", "trace"]
@@ -95,14 +93,14 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
                     raise
                 traced = _checked(really_built(build, mode, known, seed), mode, known, whole)
         except NotTraceable as error:
-            place = _place(error).strip()
+            place = place_of(error).strip()
             if isinstance(error, Refused) or not place:
                 raise
             raise NotTraceable(f"{error} ({place})") from error
         except UserError:
             raise
         except Exception as error:
-            raise NotTraceable(_explain(error, name)) from error
+            raise NotTraceable(explain(error, name)) from error
     return traced
 
 
@@ -305,7 +303,7 @@ def _record(workload: Workload, lines: bool) -> tuple[torch.fx.Graph, list[str],
     unused: list[str] = []
 
     def step(weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor) -> tuple[Tensor, ...]:
-        with _paths(module) as paths, _written_back(module, weights, state) as write:
+        with paths_of(module) as paths, _written_back(module, weights, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
             with Functional(), Canonical(key, module) as canonical, precision(workload.compute):
                 inputs, named, target = workload.arguments(batch)
@@ -383,119 +381,3 @@ def _check_loss(loss: Any, name: str) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = f"of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
         raise NotTraceable(f"model {name!r}: the loss must be one scalar tensor, got {what}; reduce it with .mean() or .sum()")
-
-
-class _Paths:
-    """Which module is running, forward; and which module each autograd node belongs to, for the backward."""
-
-    def __init__(self) -> None:
-        self.stack: list[str] = [""]
-        self.owner: dict[Any, str] = {}
-
-    def enter(self, path: str, inputs: Any) -> None:
-        self._own(inputs, self.stack[-1])
-        self.stack.append(path)
-        label_new_nodes({"phase": "forward", "path": path})
-
-    def leave(self, output: Any) -> None:
-        self._own(output, self.stack.pop())
-        label_new_nodes({"phase": "forward", "path": self.stack[-1]})
-
-    def _own(self, output: Any, path: str) -> None:
-        """Gives every autograd node behind `output` that has no owner yet to `path`."""
-        pending: list[Any] = [t.grad_fn for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn]
-        while pending:
-            node = pending.pop()
-            if node is None or node in self.owner:
-                continue
-            self.owner[node] = path
-            pending.extend(following for following, _ in node.next_functions)
-
-    def label_backward(self, loss: Tensor) -> None:
-        """Before each autograd node runs, labels what it will record with the node's owner."""
-        self._own(loss, "")
-        for node, path in self.owner.items():
-            labels = {"phase": "backward", "path": path, "sequence": sequence_number(node)}
-            node.register_prehook(lambda *_, labels=labels: label_new_nodes(labels))
-        label_new_nodes({"phase": "backward", "path": ""})
-
-
-def _enter(paths: _Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:
-    paths.enter(path, (args, kwargs))
-
-
-@contextmanager
-def _paths(module: torch.nn.Module) -> Iterator[_Paths]:
-    paths, handles = _Paths(), []
-    for path, child in module.named_modules():
-        entering = partial(_enter, paths, path)
-        handles.append(child.register_forward_pre_hook(entering, with_kwargs=True))
-        handles.append(child.register_forward_hook(lambda _m, _a, out: paths.leave(out)))
-    try:
-        yield paths
-    except Exception as error:
-        if paths.stack[-1]:
-            error.add_note(f"{_IN_MODULE}{paths.stack[-1]!r}")
-        raise
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-# ------------------------------------------------------------------------------------------------- explaining
-
-
-#: How a note on an error begins that names the module that was running.
-_IN_MODULE = " in module "
-
-#: What the errors of fake tensors mean to the model's author, by the name of their (private) class.
-_REASONS = {
-    "DataDependentOutputException": "the value of a tensor is needed to go on (.item(), int(x), `if x:`): use torch.where",
-    "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, x[mask]): use torch.where",
-    "DataDependentOutputError": "the value of a tensor is needed to go on",
-    "BY_NAME": "dims that have names are not traced: give them by number",
-}
-
-#: What only tensors with named dims are asked for: tensors without memory have none of it.
-_BY_NAME = ("align_as", "align_to", "names", "refine_names", "rename", "rename_")
-
-
-def _explain(error: Exception, name: str) -> str:
-    """One line: what went wrong, and the last line of the user's own code that was running."""
-    kind = type(error).__name__
-    if kind == "AttributeError" and "FakeTensor" in str(error) and error.name in _BY_NAME:  # type: ignore[attr-defined]
-        kind = "BY_NAME"
-    said = (str(error).strip() or "no message").splitlines()[0]
-    reason = cause_of(error, said) or _REASONS.get(kind) or _twice(said) or f"{kind}: {said}"
-    return f"model {name!r} cannot be traced as one static graph{_place(error)}: {reason}"
-
-
-#: How torch begins to say that an op of ours has no second derivative.
-_NO_SECOND = "Trying to backward through shardwright."
-#: The functions that become those ops, and how to write them in ops that have one.
-_WRITTEN_OUT = {
-    "cross_entropy": "F.cross_entropy: use F.nll_loss(F.log_softmax(x, 1), y)",
-    "attention": "F.scaled_dot_product_attention: use products and a softmax",
-    "batch_norm": "batch norm in training: use a layer norm, or write it out",
-    "lstm": "nn.LSTM: use nn.LSTMCell in a loop",
-    "recurrent": "nn.GRU or nn.RNN: use their cells in a loop",
-}
-
-
-def _twice(said: str) -> str:
-    """What is wrong where a gradient of a gradient (`create_graph=True`) meets an op of ours; empty where torch said something else."""
-    if not said.startswith(_NO_SECOND):
-        return ""
-    op = said.removeprefix(_NO_SECOND).partition(".")[0].partition("_backward")[0].removeprefix("masked_")
-    what = _WRITTEN_OUT.get(op, f"{op}: write it in tensor ops")
-    return f"a gradient of a gradient (create_graph=True) is planned, but not through {what}"
-
-
-def _place(error: Exception) -> str:
-    """Where an error happened: ` at FILE:LINE (CODE) in module 'PATH'`, as far as it is known."""
-    line = from_frames(traceback.extract_tb(error.__traceback__))
-    return (f" at {line}" if line else "") + _module(error)
-
-
-def _module(error: Exception) -> str:
-    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(_IN_MODULE)), "")

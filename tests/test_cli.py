@@ -379,6 +379,8 @@ def check_keys(verb: str, record: Any) -> None:
 
 
 MAY_BE_EMPTY = (
+    "constants",
+    "take_no_part",
     "drawn_on",
     "left_out",
     "replicated_ops",

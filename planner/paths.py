@@ -1,0 +1,79 @@
+"""The module that runs, told to every op as it is recorded: forward by hooks, backward by the owner of each autograd node.
+
+A module -> labels (`path`, `phase`, `sequence`) on what is recorded while it runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from planner.torch_private import label_new_nodes, sequence_number
+
+__all__ = ["IN_MODULE", "Paths", "paths_of"]
+
+#: How a note on an error begins that names the module that was running.
+IN_MODULE = " in module "
+
+
+class Paths:
+    """Which module is running, forward; and which module each autograd node belongs to, for the backward."""
+
+    def __init__(self) -> None:
+        self.stack: list[str] = [""]
+        self.owner: dict[Any, str] = {}
+
+    def enter(self, path: str, inputs: Any) -> None:
+        self._own(inputs, self.stack[-1])
+        self.stack.append(path)
+        label_new_nodes({"phase": "forward", "path": path})
+
+    def leave(self, output: Any) -> None:
+        self._own(output, self.stack.pop())
+        label_new_nodes({"phase": "forward", "path": self.stack[-1]})
+
+    def _own(self, output: Any, path: str) -> None:
+        """Gives every autograd node behind `output` that has no owner yet to `path`."""
+        pending: list[Any] = [t.grad_fn for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn]
+        while pending:
+            node = pending.pop()
+            if node is None or node in self.owner:
+                continue
+            self.owner[node] = path
+            pending.extend(following for following, _ in node.next_functions)
+
+    def label_backward(self, loss: Tensor) -> None:
+        """Before each autograd node runs, labels what it will record with the node's owner."""
+        self._own(loss, "")
+        for node, path in self.owner.items():
+            labels = {"phase": "backward", "path": path, "sequence": sequence_number(node)}
+            node.register_prehook(lambda *_, labels=labels: label_new_nodes(labels))
+        label_new_nodes({"phase": "backward", "path": ""})
+
+
+def _enter(paths: Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:
+    paths.enter(path, (args, kwargs))
+
+
+@contextmanager
+def paths_of(module: torch.nn.Module) -> Iterator[Paths]:
+    """Within it what is recorded is labelled with the module that runs; an error gets a note that names the module."""
+    paths, handles = Paths(), []
+    for path, child in module.named_modules():
+        entering = partial(_enter, paths, path)
+        handles.append(child.register_forward_pre_hook(entering, with_kwargs=True))
+        handles.append(child.register_forward_hook(lambda _m, _a, out: paths.leave(out)))
+    try:
+        yield paths
+    except Exception as error:
+        if paths.stack[-1]:
+            error.add_note(f"{IN_MODULE}{paths.stack[-1]!r}")
+        raise
+    finally:
+        for handle in handles:
+            handle.remove()
