@@ -77,7 +77,7 @@ def _size(call: Call, letter: FoundLetter) -> int:
     operands = [call.operands[operand][dim] for operand, dim in letter.operands]
     dims = [*operands, *(call.results[r][place] for r, place in enumerate(letter.results) if place >= 0)]
     least = min(dims)
-    if max(dims) == least:
+    if max(dims) == least or not least:  # an empty result has no pieces
         return least
     whole = all(size % least == 0 for size in dims) and letter.contiguous
     return least if whole and not (letter.arguments and max(operands) > least) else 0

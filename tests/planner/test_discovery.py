@@ -15,7 +15,7 @@ from trace_models import workload
 
 from planner.graph import Graph, Ref
 from planner.rules import RULES, Call, Signature, discovered
-from planner.rules.discovery import discover
+from planner.rules.discovery import FoundLetter, discover
 from planner.subdims import call_of, infer
 from planner.trace import trace
 
@@ -180,3 +180,9 @@ def test_a_dim_that_gets_larger_or_smaller_is_split_by_runs(op: str, given: tupl
     assert found.results[0][1][0] == channels
     assert found.sizes[channels] == 4
     assert channels not in found.fixed
+
+
+def test_a_result_that_is_empty_is_no_reason_to_split() -> None:
+    letter = FoundLetter(operands=((0, 0),), results=(0,), contiguous=True)
+    call = Call(op="aten.relu.default", args=(Ref(0),), kwargs=(), operands=((4,),), results=((0,),))
+    assert discovered._size(call, letter) == 0
