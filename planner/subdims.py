@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cost_models.errors import NotTraceable
 from planner.graph import Graph, Node, Ref, map_refs
 from planner.layout import SubShape
 from planner.rules import Call, Signature, signature_of
@@ -85,10 +86,23 @@ def infer(graph: Graph) -> SubDims:
         clean = _unify_node(graph, node, signature, atoms, forest)
         signatures.append(signature if clean else _unsplittable(signature))
         letters.append(atoms)
-    for parameter in graph.parameters:
-        for left, right in zip(forest[parameter.value], forest[parameter.gradient], strict=True):
+    held = [(parameter.value, parameter.gradient) for parameter in graph.parameters]
+    for value, new in (*held, *graph.updates):  # one layout has to mean the same pieces of both
+        for left, right in zip(forest[value], forest[new], strict=True):
             _unify(left, right)
-    return _read(graph, forest, signatures, letters)
+    found = _read(graph, forest, signatures, letters)
+    for value, new in graph.updates:
+        _check_alike(graph, value, found.shapes[value], found.shapes[new])
+    return found
+
+
+def _check_alike(graph: Graph, value: int, before: SubShape, after: SubShape) -> None:
+    """Raises NotTraceable where what becomes of a buffer has other sub-dims than the buffer, as 2 x 3 and 3 x 2."""
+    if before != after:
+        raise NotTraceable(
+            f"buffer {graph.values[value].name!r} is read as {before} and what it is set to is made as {after}, which do not "
+            "nest: view it in one of the two shapes throughout"
+        )
 
 
 def _unsplittable(signature: Signature) -> Signature:

@@ -223,9 +223,13 @@ class _Builder:
             value = graph.values[tied[0].value]
             flat = tuple(size for dim in dims.shapes[value.id] for size in dim)
 
+            nests = all(
+                dims.shapes[p.value] == dims.shapes[p.gradient] for p in tied
+            )  # else a layout is not the same pieces of both
+
             @cache
-            def allowed(axis: int, option: Option, tied: tuple[Parameter, ...] = tuple(tied)) -> bool:
-                return all(self.pins.parameter(p, axis, option) for p in tied)
+            def allowed(axis: int, option: Option, tied: tuple[Parameter, ...] = tuple(tied), nests: bool = nests) -> bool:
+                return (nests or option.kind == "whole") and all(self.pins.parameter(p, axis, option) for p in tied)
 
             found = parameter_strategies(flat, self.costing.sizes, allowed)
             if not found:
