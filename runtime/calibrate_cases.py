@@ -17,6 +17,7 @@ from torch import Tensor
 from cost_models.device import OpRow
 from cost_models.memory import dtype_bytes
 from planner.graph import Ref
+from planner.kernels.formats import tensors_in
 from planner.operators import resolve
 from planner.rules import RULES, Call, OpCost
 
@@ -64,7 +65,7 @@ def row_of(case: Case, arguments: Arguments, seconds: float) -> OpRow:
     signature = RULES[case.op].signature(call)
     counted = signature.cost or (lambda sizes: OpCost(flops=0.0, elements=signature.elements(sizes)))
     cost = counted(signature.sizes)
-    dtype = next(str(t.dtype).removeprefix("torch.") for t in _tensors(results) if t.is_floating_point())
+    dtype = next(str(t.dtype).removeprefix("torch.") for t in tensors_in(results) if t.is_floating_point())
     return OpRow(
         op=case.op, kind=signature.kind, dtype=dtype, flops=max(cost.flops, 1.0),
         nbytes=max(cost.elements, 1.0) * dtype_bytes(dtype), gemm=cost.gemm or (1, 1, 1, 1), steps=cost.steps, seconds=seconds,
@@ -77,16 +78,8 @@ def _with_reserve(call: Call) -> Call:
     return replace(call, operands=(*call.operands[:-1], (t, b, 5 * hidden)))
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-
-
 def _shapes(value: Any) -> tuple[tuple[int, ...], ...]:
-    return tuple(tuple(t.shape) for t in _tensors(value))
+    return tuple(tuple(t.shape) for t in tensors_in(value))
 
 
 def _refs(arguments: Arguments) -> Arguments:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["ADDRESS_READERS", "alike"]
+__all__ = ["ADDRESS_READERS", "alike", "tensors_in"]
 
 #: What such an op needs: every operand `contiguous`; its `vectors` (all operands of lower rank than the largest) contiguous, while
 #: images are read by their strides; or, of `images`, all channels-last (on CPU) or all contiguous, and vectors contiguous.
@@ -59,7 +59,7 @@ def alike(op: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(call)
     def run(*args: Any, **kwargs: Any) -> Any:
-        tensors = [*_tensors(args), *_tensors(tuple(kwargs.values()))]
+        tensors = [*tensors_in(args), *tensors_in(tuple(kwargs.values()))]
         rank = max((t.dim() for t in tensors), default=0)
         images = need == "vectors" or (need == "images" and _all_channels_last(tensors, rank))
         below = rank if images else rank + 1
@@ -83,9 +83,10 @@ def _laid(argument: Any, below: int) -> Any:
     return [_laid(item, below) for item in argument] if isinstance(argument, tuple | list) else argument
 
 
-def _tensors(argument: Any) -> Iterator[Tensor]:
+def tensors_in(argument: Any) -> Iterator[Tensor]:
+    """The tensors in an argument, nested in tuples and lists or not, in order."""
     if isinstance(argument, Tensor):
         yield argument
     elif isinstance(argument, tuple | list):
         for item in argument:
-            yield from _tensors(item)
+            yield from tensors_in(item)

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from planner import kernels
 from planner.graph import Graph, Node, Ref, Value, map_refs, refs_in
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.operators import bare
 from planner.program import Group
 from planner.rules import Signature, local_call
 from planner.strategies import local_of
@@ -32,33 +32,6 @@ __all__ = [
     "run_shard",
     "trial",
 ]
-
-KERNELS: dict[str, Callable[..., Any]] = {
-    "shardwright.masked_lstm": kernels.masked_lstm,
-    "shardwright.masked_lstm_backward": kernels.masked_lstm_backward,
-    "shardwright.masked_recurrent": kernels.masked_recurrent,
-    "shardwright.masked_recurrent_backward": kernels.masked_recurrent_backward,
-    "shardwright.recurrent": kernels.recurrent_forward,
-    "shardwright.recurrent_backward": kernels.recurrent_backward,
-    "shardwright.reshape": torch.reshape,
-    "shardwright.lstm": kernels.lstm_forward,
-    "shardwright.lstm_backward": kernels.lstm_backward,
-    "shardwright.constant": kernels.constant,
-    "shardwright.batch_norm": kernels.batch_norm,
-    "shardwright.batch_norm_backward": kernels.batch_norm_backward,
-    "shardwright.count_targets": kernels.count_targets,
-    "shardwright.cross_entropy": kernels.cross_entropy,
-    "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
-    "shardwright.attention": kernels.attention,
-    "shardwright.attention_backward": kernels.attention_backward,
-    "shardwright.masked_attention": kernels.masked_attention,
-    "shardwright.masked_attention_backward": kernels.masked_attention_backward,
-    "shardwright.dropout": kernels.dropout,
-    "shardwright.dropout_backward": kernels.dropout_backward,
-    "shardwright.uniform": kernels.uniform,
-    "shardwright.embedding_shard": kernels.embedding_shard,
-    "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
-}
 
 #: What one mesh axis does to an op: splits a leaf (an int), or holds a linear group of operands as partial sums.
 Choice = int | frozenset[int]
@@ -83,7 +56,7 @@ class Trial:
 def run_op(op: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
     """The op's results as a tuple; dtypes are given by name, as a `Graph` holds them."""
     namespace, name, *overload = op.split(".")
-    function = KERNELS[op] if namespace == "shardwright" else getattr(getattr(torch.ops.aten, name), overload[0])
+    function = bare(op) if namespace == "shardwright" else getattr(getattr(torch.ops.aten, name), overload[0])
     out = function(*as_torch(args), **{key: as_torch(value) for key, value in kwargs})
     return tuple(out) if isinstance(out, tuple | list) else (out,)
 
