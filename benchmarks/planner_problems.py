@@ -16,8 +16,9 @@ from typing import Any
 from provenance import provenance
 
 from cost_models.cluster import load_cluster
-from planner import search
+from planner import proposals
 from planner.ask import Ask
+from planner.search import search
 from planner.solver import Problem, Solution, solve
 
 
@@ -51,9 +52,9 @@ def main() -> None:
     print("model     gpus  problems  nodes     pairs  most wall s  most cpu s  largest gap  proved  load", flush=True)
     for model, gpus in cases:
         first = len(rows)
-        search.solve = timed(rows, model, gpus)
+        proposals.solve = timed(rows, model, gpus)
         ask = Ask(model=model, batch=None, seq=None, settings={}, dtype="float32", num_devices=gpus)
-        search.search(ask, load_cluster(asked.hardware, num_devices=gpus))
+        search(ask, load_cluster(asked.hardware, num_devices=gpus))
         own = rows[first:]
         print(
             f"{model:9s} {gpus:4d} {len(own):9d} {max(r['nodes'] for r in own):6d} {max(r['pairs'] for r in own):9d} "

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from small_plans import ask_for
 
-import planner.search
+import planner.proposals
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
 from planner.ask import Ask
@@ -48,7 +48,7 @@ def test_ranks_make_the_same_program_without_solving(found: Found, path: Path, m
     def refuse(*args: Any, **named: Any) -> None:
         raise AssertionError("solved again")
 
-    monkeypatch.setattr(planner.search, "solve", refuse)
+    monkeypatch.setattr(planner.proposals, "solve", refuse)
     plan = read_plan(path)
     program = program_of(plan)
     assert program.instructions == found.program.instructions

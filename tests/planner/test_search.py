@@ -12,8 +12,9 @@ from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from planner.ask import Ask
 from planner.layout import local_shape
+from planner.meshes import meshes_of
 from planner.pins import parse_pin
-from planner.search import Found, meshes_of, search
+from planner.search import Found, search
 from planner.solver import Problem, Solution, completed, solve
 from planner.solver.problem import Choice
 
@@ -151,7 +152,7 @@ def test_a_plan_made_to_fit_is_proved_by_the_first_problem_alone(
             return replace(solution, choice=completed(problem, guess), objective=problem.cost(completed(problem, guess)))
         return replace(solution, bound=solution.objective)
 
-    monkeypatch.setattr("planner.search.solve", told)
+    monkeypatch.setattr("planner.proposals.solve", told)
     cluster = with_memory(load_cluster("dgx-h100", num_devices=4), 0.4 * whole)
     one_objective = replace(cluster, device=replace(cluster.device, overlap=0.0))
     solver = search(large(), one_objective, mesh=mesh_of("a=4")).plan.solver

@@ -1,0 +1,139 @@
+"""The ILP's proposals of a mesh, lowered and simulated: mesh, pins -> Proposal -> Candidate.
+
+A sum of costs cannot see overlap, so where a device overlaps communication with compute a second objective, which leaves most of the
+parameters' and gradients' communication out, proposes too; the simulator decides.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+from cost_models.cluster import Cluster
+from planner.ask import Ask
+from planner.choices import Choices, read_choices
+from planner.costing import Costing, total_gradient_bytes
+from planner.layout import Mesh
+from planner.lower import lower
+from planner.model import Model
+from planner.pinned import pins_for
+from planner.pins import Pin
+from planner.predict import Prediction, predict
+from planner.program import Program
+from planner.shallow import Shallow
+from planner.solver import Solution, solve
+from planner.table import Table, build_table
+from planner.workload import Workload
+
+__all__ = ["Candidate", "Proposal", "Proposer"]
+
+#: The share of parameters' and gradients' communication that the overlapping objective leaves out, times the device's `overlap`.
+HIDDEN = 0.9
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proposal:
+    """The ILP's answer for one mesh and objective."""
+
+    mesh: Mesh
+    hidden: float
+    table: Table
+    solution: Solution
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A proposal with its program, and what that is predicted to do. Of a deep model the program is of a shallow one, and the
+    prediction drawn on from such, until it is `whole`."""
+
+    proposal: Proposal
+    choices: Choices
+    program: Program
+    prediction: Prediction
+    whole: bool = True
+
+    @property
+    def mesh(self) -> Mesh:
+        return self.proposal.mesh
+
+    def fits(self, capacity: float) -> bool:
+        return self.prediction.total_memory_bytes <= capacity
+
+
+class Proposer:
+    """Proposals for one model on one cluster. Tables of costs and lowered programs are kept as long as the object lives."""
+
+    def __init__(
+        self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...], shallow: Shallow | None = None
+    ) -> None:  # fmt: skip
+        self.ask, self.shallow = ask, shallow
+        self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
+        self.capacity = float(cluster.device.usable_memory)
+        self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
+        self.gradient_bytes = total_gradient_bytes(model.graph)
+        self.costings: dict[tuple[int, ...], Costing] = {}
+
+    def proposals(
+        self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False, most_pairs: float = math.inf
+    ) -> list[Proposal]:
+        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
+        where it fits. Raises TooLarge where the mesh's table has more than `most_pairs` pairs of strategies."""
+        costing = self._costing(mesh)
+        allowed = pins_for(self.model, mesh, self.pins if pins is None else pins)
+        table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
+        overlap = self.cluster.device.overlap
+        shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
+        found: list[Proposal] = []
+        for hidden in shares[-1:] if last else shares:
+            guess = found[-1].solution.choice if found else None
+            solution = solve(table.problem(hidden=hidden), guess=guess)
+            found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
+        return found
+
+    def _costing(self, mesh: Mesh) -> Costing:
+        """Costs under a mesh, with what was worked out for others of the same sizes."""
+        if mesh.sizes not in self.costings:
+            self.costings[mesh.sizes] = Costing(
+                self.cluster,
+                mesh.sizes,
+                self.workload.optimizer,
+                self.gradient_bytes,
+                clip_norm=self.workload.clip_norm,
+                clip_epsilon=self.workload.clip_epsilon,
+            )
+        return self.costings[mesh.sizes]
+
+    def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
+        """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is
+        asked for."""
+        table, choice, whole = proposal.table, proposal.solution.choice, whole or self.shallow is None
+        key = (id(table), choice, whole)
+        if key not in self.lowered:
+            choices = read_choices(table, choice)
+            if self.shallow is None or whole:
+                program = lower(self.model, proposal.mesh, choices, table.costing)
+                prediction = predict(program, self.cluster)
+            else:
+                program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster)
+            self.lowered[key] = Candidate(
+                proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole
+            )  # fmt: skip
+        return replace(self.lowered[key], proposal=proposal)
+
+    def fitting(self, candidate: Candidate) -> Candidate:
+        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does). Its bound is that of the
+        first problem: the limit is lowered only because a lowered program may hold more than the problem knows of."""
+        limit, bound = self.capacity, math.inf
+        for _ in range(4):
+            if candidate.fits(self.capacity):
+                break
+            old = candidate.proposal
+            solution = solve(old.table.problem(hidden=old.hidden, limit=limit), guess=old.solution.choice)
+            none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
+            bound = min(bound, old.solution.bound if none else solution.bound)
+            solution = replace(solution, status="feasible" if none else solution.status, bound=bound)
+            candidate = self.candidate(replace(old, solution=solution), whole=candidate.whole)
+            if none:
+                break
+            limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
+        return candidate
