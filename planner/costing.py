@@ -6,6 +6,7 @@ The one place where the planner asks `cost_models`. Every figure is of one devic
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from cost_models.cluster import Cluster
 from cost_models.collectives import CollectiveModel, collective_model
@@ -19,7 +20,10 @@ from planner.rules import OpCost
 from planner.strategies import ParameterStrategy, Strategy
 from planner.subdims import OpDims
 
-__all__ = ["BUCKET_BYTES", "Costing"]
+__all__ = ["BUCKET_BYTES", "Costing", "LinkClass"]
+
+#: What links a collective runs over: those inside a node, or those between nodes.
+LinkClass = Literal["node", "network"]
 
 #: Gradients are reduced in flat buckets of about this size, as DDP's default (`bucket_cap_mb=25`).
 BUCKET_BYTES = 25 * 1024 * 1024
@@ -53,10 +57,18 @@ class Costing:
             return 0.0
         key = (kind, axes, nbytes)
         if key not in self._seconds:
-            if axes not in self._models:
-                self._models[axes] = collective_model(self.cluster, self.sizes, axes)
-            self._seconds[key] = float(self._models[axes].time(kind, nbytes))
+            self._seconds[key] = float(self._model(axes).time(kind, nbytes))
         return self._seconds[key]
+
+    def _model(self, axes: tuple[int, ...]) -> CollectiveModel:
+        if axes not in self._models:
+            self._models[axes] = collective_model(self.cluster, self.sizes, axes)
+        return self._models[axes]
+
+    def link_class(self, axes: tuple[int, ...]) -> LinkClass:
+        """Which links a collective over `axes` shares with others: `node` if all its groups lie inside a node, else `network`.
+        Collectives of one class take turns on its links; those of two run side by side."""
+        return "network" if any(links.num_nodes > 1 for links in self._model(axes).links) else "node"
 
     def bucketed(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         """Seconds of a gradient's collective as its share of a bucket: T(bucket) n / bucket."""
