@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from cost_models.collective_table import MeasuredTable, measured_tables
 from cost_models.errors import BadValue, unknown_name
-from cost_models.group_links import GroupLinks, group_links
+from cost_models.group_links import GroupLinks, group_links, link_class
 from cost_models.library import COLLECTIVES, Protocol
 from cost_models.machine import Cluster
 
@@ -148,10 +148,11 @@ def _lines(cluster: Cluster, links: GroupLinks, kind: str) -> tuple[Line, ...]:
 class CollectiveModel:
     """The seconds of every collective over `axes` of one mesh on one cluster; made by `collective_model`."""
 
-    __slots__ = ("_lines", "_measured", "links")
+    __slots__ = ("_lines", "_measured", "link_class", "links")
 
     def __init__(self, cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> None:
         self.links: tuple[GroupLinks, ...] = group_links(cluster, mesh_sizes, axes)
+        self.link_class = link_class(self.links)
         self._lines: dict[str, tuple[tuple[Line, ...], ...]] = {
             kind: tuple(_lines(cluster, links, kind) for links in self.links) for kind in COLLECTIVES[:-1]
         }

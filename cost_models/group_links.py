@@ -10,6 +10,7 @@ import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
+from typing import Literal
 
 import networkx as nx
 
@@ -17,7 +18,11 @@ from cost_models.errors import BadValue
 from cost_models.machine import Cluster, device_name
 from cost_models.rings import num_chains, num_rings
 
-__all__ = ["GroupLinks", "find_groups", "group_links"]
+__all__ = ["GroupLinks", "LinkClass", "find_groups", "group_links", "link_class"]
+
+#: Which links a collective takes its rate from: those inside nodes, or the NICs and switches between nodes. Collectives over
+#: different ones run beside each other at full rate.
+LinkClass = Literal["node", "network"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +72,11 @@ def group_links(cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, 
     active = Counter(cluster.node_of(rank) for group in groups for rank in group)
     kinds = {_signature(cluster, group, active, nic_users): group for group in groups}
     return tuple({_links(cluster, group, active, nic_users): None for group in kinds.values()})
+
+
+def link_class(groups: tuple[GroupLinks, ...]) -> LinkClass:
+    """The links that a collective of these groups shares with others: `node` if all lie inside a node, else `network`."""
+    return "network" if any(links.num_nodes > 1 for links in groups) else "node"
 
 
 def _members(cluster: Cluster, group: tuple[int, ...]) -> dict[int, tuple[int, ...]]:

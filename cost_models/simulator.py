@@ -1,10 +1,22 @@
 """Discrete-event simulation of one training step: tasks in program order on every device, in; a `Timeline`, out.
 
-A device has a host queue that issues its tasks in order, an in-order compute stream and an in-order communication stream.
-A collective starts on all devices of its group together. While a device computes and communicates at the same time both
-run at the rate 1 / (2 - overlap), so that of two jobs of C and M seconds the share `overlap` of the shorter hides:
+A device has a host queue that issues its tasks in order, an in-order compute stream, and an in-order communication stream for
+each communicator (`Task.channel`), as NCCL has. A collective starts on all devices of its group together. On one device:
+
+* while it computes and communicates, the compute and each communication run at the rate 1 / (2 - overlap);
+* k communications over one class of links (`Task.link`) at the same time run at 1 / k each; those over different classes do not
+  disturb each other.
+
+So of two jobs of C and M seconds the share `overlap` of the shorter hides:
 
     T = C + M - overlap * min(C, M)        overlap = 1: max(C, M); overlap = 0: C + M, one shared resource
+
+and whatever the order, with C the seconds of all compute and M_c those of all communications over links of class c,
+
+    T >= C + (1 - overlap) M_c:
+
+while compute runs beside class c for x seconds, C and M_c get x / (2 - overlap) each, together x of C + (1 - overlap) M_c; at any
+other time they get no more than the time that passes. What of M_c runs while compute waits for it counts whole, by the same sum.
 
 Source: the two-rate model of MODELLING 5.3 with both slowdowns 2 - overlap.
 """
@@ -22,27 +34,25 @@ from cost_models.timeline import Event, MemorySample, Timeline
 
 __all__ = ["COMMUNICATION", "COMPUTE", "HOST", "Breakdown", "Task", "breakdown", "simulate"]
 
-_OTHER = {COMPUTE: COMMUNICATION, COMMUNICATION: COMPUTE}
 Place = tuple[int, str]
 
 
 class _Run:
     """A task, or all members of one collective, while it runs: the work left, the rate, when the two were last set."""
 
-    __slots__ = ("contended", "left", "rate", "since", "start", "stream", "tasks", "version")
+    __slots__ = ("lane", "left", "rate", "since", "start", "stream", "tasks", "version")
 
     def __init__(self, tasks: list[Task], now: float) -> None:
         self.tasks = tasks
-        self.stream = tasks[0].stream
+        self.stream, self.lane = tasks[0].stream, tasks[0].lane
         self.left = max(task.duration for task in tasks)
         self.start = self.since = now
         self.rate = 1.0
         self.version = 0
-        self.contended = 0  # devices of this run on which the other stream is busy
 
 
 class _Simulation:
-    """The state of one simulation. Heap entries are the end of a run, or a place (device, stream) to look at again."""
+    """The state of one simulation. Heap entries are the end of a run, or a place (device, lane) to look at again."""
 
     def __init__(self, tasks: Sequence[Task], num_devices: int, initial_memory: int, overlap: float) -> None:
         self.slow = 1.0 / (2.0 - overlap)
@@ -53,7 +63,8 @@ class _Simulation:
         self.done: set[tuple[int, str]] = set()
         self.waiting: dict[tuple[int, str], set[str]] = defaultdict(set)
         self.arrived: dict[str, dict[int, Task]] = defaultdict(dict)
-        self.running: dict[Place, _Run] = {}
+        self.running: list[dict[str, _Run]] = [{} for _ in range(num_devices)]  # by device and lane
+        self.lanes: list[list[str]] = [[COMPUTE] for _ in range(num_devices)]
         self.queues: dict[Place, deque[tuple[Task, float]]] = defaultdict(deque)
         self.program: list[deque[Task]] = [deque() for _ in range(num_devices)]
         self.host_free = [0.0] * num_devices
@@ -62,6 +73,8 @@ class _Simulation:
         self.samples = [MemorySample(device=d, time=0.0, nbytes=initial_memory) for d in range(num_devices)]
         for task in tasks:
             self.program[task.device].append(task)
+            if task.stream == COMMUNICATION and task.lane not in self.lanes[task.device]:
+                self.lanes[task.device].append(task.lane)
 
     def run(self) -> None:
         """Drain the heap. Raises `BadValue` where tasks are left that nothing can start."""
@@ -79,12 +92,12 @@ class _Simulation:
         if left:
             raise BadValue(f"{len(left)} tasks wait for tasks or devices that never come, the first is {left[0]!r}")
 
-    def look(self, device: int, stream: str) -> None:
-        """Start what can start on one stream of one device."""
-        if stream == HOST:
+    def look(self, device: int, lane: str) -> None:
+        """Start what can start in one lane of one device."""
+        if lane == HOST:
             self.issue(device)
         else:
-            self.advance(device, stream)
+            self.advance(device, lane)
 
     def issue(self, device: int) -> None:
         """Let the host of `device` issue tasks until it must wait for one of its own (stream `host`)."""
@@ -96,23 +109,23 @@ class _Simulation:
                 break
             program.popleft()
             self.host_free[device] += task.host_duration
-            self.queues[device, task.stream].append((task, self.host_free[device]))
-        self.advance(device, COMPUTE)
-        self.advance(device, COMMUNICATION)
+            self.queues[device, task.lane].append((task, self.host_free[device]))
+        for lane in self.lanes[device]:
+            self.advance(device, lane)
 
     def start_host(self, device: int, task: Task) -> None:
         """Run a host task once its inputs are there: it holds the host queue."""
-        if (device, HOST) in self.running or self.blocked(task):
+        if HOST in self.running[device] or self.blocked(task):
             return
         if not self.wait_until(self.host_free[device] + task.host_duration, (device, HOST)):
             self.program[device].popleft()
             self.start([task])
 
     def blocked(self, task: Task) -> bool:
-        """Whether a dependency is open; the task's stream is then looked at again when it closes."""
+        """Whether a dependency is open; the task's lane is then looked at again when it closes."""
         for dep in task.deps:
             if (task.device, dep) not in self.done:
-                self.waiting[task.device, dep].add(task.stream)
+                self.waiting[task.device, dep].add(task.lane)
                 return True
         return False
 
@@ -129,13 +142,13 @@ class _Simulation:
         self.sequence += 1
         heapq.heappush(self.heap, (time, self.sequence, what, version))
 
-    def advance(self, device: int, stream: str) -> None:
-        """Start the head of a stream if the stream is free, the host has issued it, its inputs and its group are there."""
-        queue = self.queues[device, stream]
-        if not queue or (device, stream) in self.running:
+    def advance(self, device: int, lane: str) -> None:
+        """Start the head of a lane if the lane is free, the host has issued it, its inputs and its group are there."""
+        queue = self.queues[device, lane]
+        if not queue or lane in self.running[device]:
             return
         task, issued = queue[0]
-        if self.blocked(task) or self.wait_until(issued, (device, stream)):
+        if self.blocked(task) or self.wait_until(issued, (device, lane)):
             return
         if len(task.group) <= 1:
             queue.popleft()
@@ -146,30 +159,51 @@ class _Simulation:
         if len(members) == len(task.group):
             del self.arrived[task.id]
             for member in task.group:
-                self.queues[member, stream].popleft()
+                self.queues[member, lane].popleft()
             self.start([members[member] for member in task.group])
 
     def start(self, tasks: list[Task]) -> None:
-        """Start a run; where the other stream of one of its devices is busy, both are slowed."""
+        """Start a run, and set the rates of what runs beside it."""
         run = _Run(tasks, self.now)
         for task in tasks:
-            self.running[task.device, task.stream] = run
+            self.running[task.device][run.lane] = run
             self.hold(task.device, task.allocates)
-            opponent = self.opponent(task)
-            if opponent is not None:
-                run.contended += 1
-                self.contend(opponent, 1)
-        run.rate = self.slow if run.contended else 1.0
+        run.rate = self.rate_of(run)
         self.push(self.now + run.left / run.rate, run, run.version)
+        self.disturb(run)
 
-    def opponent(self, task: Task) -> _Run | None:
-        """What runs on the other stream of the task's device."""
-        return None if task.stream == HOST else self.running.get((task.device, _OTHER[task.stream]))
+    def rate_of(self, run: _Run) -> float:
+        """The rate of a run: that on the device where it is slowest."""
+        if run.stream == HOST:
+            return 1.0
+        return min([self.rate_on(self.running[task.device], run, task) for task in run.tasks])
 
-    def contend(self, run: _Run, change: int) -> None:
-        """Count one more or one fewer contended device of `run`, and move its end if its rate changes."""
-        run.contended += change
-        rate = self.slow if run.contended else 1.0
+    def rate_on(self, running: dict[str, _Run], run: _Run, task: Task) -> float:
+        """The rate that a run's device allows it: slow beside the other kind of stream, shared with others over its links."""
+        if len(running) == 1:
+            return 1.0
+        beside, sharing = False, 1
+        for other in running.values():
+            if other is run or other.stream == HOST:
+                continue
+            if other.stream != run.stream:
+                beside = True
+            elif other.tasks[0].link == task.link:
+                sharing += 1
+        return (self.slow if beside else 1.0) / sharing
+
+    def disturb(self, run: _Run) -> None:
+        """Set the rates anew of what runs on a run's devices, and move the ends of those that change."""
+        for task in run.tasks:
+            running = self.running[task.device]
+            if len(running) == 1 and run.lane in running:
+                continue
+            for other in running.values():
+                if other is not run:
+                    self.set_rate(other)
+
+    def set_rate(self, run: _Run) -> None:
+        rate = self.rate_of(run)
         if rate != run.rate:
             run.left = max(0.0, run.left - (self.now - run.since) * run.rate)
             run.since, run.rate = self.now, rate
@@ -177,27 +211,24 @@ class _Simulation:
             self.push(self.now + run.left / rate, run, run.version)
 
     def finish(self, run: _Run) -> None:
-        """End a run on all its devices, then look at the streams that it was in the way of."""
+        """End a run on all its devices, then look at the lanes that it was in the way of."""
         for task in run.tasks:
-            del self.running[task.device, run.stream]
+            del self.running[task.device][run.lane]
             self.hold(task.device, -task.frees)
             self.done.add((task.device, task.id))
             self.record(task, run.start)
-            opponent = self.opponent(task)
-            if opponent is not None:
-                self.contend(opponent, -1)
             if run.stream == HOST:
                 self.host_free[task.device] = self.now
+        self.disturb(run)
         for task in run.tasks:
-            streams = self.waiting.pop((task.device, task.id), set()) | {run.stream}
-            for stream in sorted(streams):
-                self.look(task.device, stream)
+            for lane in sorted(self.waiting.pop((task.device, task.id), set()) | {run.lane}):
+                self.look(task.device, lane)
 
     def record(self, task: Task, start: float) -> None:
         self.events.append(
             Event(
                 id=task.id, kind=task.kind, phase=task.phase, device=task.device, stream=task.stream,
-                start=start, end=self.now, path=task.path,
+                start=start, end=self.now, path=task.path, channel=task.channel,
             )
         )  # fmt: skip
 
@@ -210,7 +241,7 @@ class _Simulation:
 def simulate(tasks: Sequence[Task], *, num_devices: int, initial_memory: int, overlap: float) -> Timeline:
     """The `Timeline` of `tasks` (in program order on each device) on devices that hold `initial_memory` bytes each.
 
-    A task starts when the host has issued it (`host_duration` each, in program order), the task before it on its stream has
+    A task starts when the host has issued it (`host_duration` each, in program order), the task before it in its lane has
     ended, all its `deps` have ended and, in a `group`, all members are that far; a collective takes as long as its longest
     member. Step time = the last end. Raises `BadValue` where tasks wait for each other or for a device outside the step.
     """

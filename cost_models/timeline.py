@@ -17,7 +17,8 @@ class Event:
     """One instruction on one device: `start` and `end` in seconds from the start of the step.
 
     `kind` is an op kind (`gemm`, `elementwise`, ...) or a collective (`all_reduce`, ...); `phase` is
-    `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`.
+    `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`; `channel` names the communicator of a
+    communication, where it is known: what overlaps on its stream is on different channels.
     """
 
     id: str
@@ -28,6 +29,12 @@ class Event:
     start: float
     end: float
     path: str = ""
+    channel: str = ""
+
+    @property
+    def lane(self) -> str:
+        """The stream, of communications that of their communicator: events of one lane follow each other."""
+        return f"{self.stream} {self.channel}" if self.channel else self.stream
 
     @property
     def duration(self) -> float:
@@ -62,18 +69,18 @@ class Timeline:
         return tuple(event for event in self.events if event.device == device)
 
     def to_chrome_trace(self) -> str:
-        """This timeline as Chrome/Perfetto trace JSON: a process a device, a thread a stream, a counter of memory."""
+        """This timeline as Chrome/Perfetto trace JSON: a process a device, a thread a lane, a counter of memory."""
         rows: list[dict[str, Any]] = []
-        streams = sorted({event.stream for event in self.events})
+        lanes = sorted({event.lane for event in self.events})
         for device in sorted({event.device for event in self.events}):
             rows.append({"ph": "M", "pid": device, "name": "process_name", "args": {"name": f"device {device}"}})
-            for thread, stream in enumerate(streams):
-                rows.append({"ph": "M", "pid": device, "tid": thread, "name": "thread_name", "args": {"name": stream}})
+            for thread, lane in enumerate(lanes):
+                rows.append({"ph": "M", "pid": device, "tid": thread, "name": "thread_name", "args": {"name": lane}})
         rows.extend(
             {
                 "ph": "X",
                 "pid": event.device,
-                "tid": streams.index(event.stream),
+                "tid": lanes.index(event.lane),
                 "ts": event.start * 1e6,
                 "dur": event.duration * 1e6,
                 "name": event.path or event.id,

@@ -6,10 +6,10 @@ The one place where the planner asks `cost_models`. Every figure is of one devic
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 from cost_models.cluster import Cluster
 from cost_models.collectives import CollectiveModel, collective_model
+from cost_models.group_links import LinkClass
 from cost_models.memory import dtype_bytes, lstm_reserve_elements, optimizer_state_bytes
 from cost_models.roofline import host_time, op_time
 from planner.graph import Graph, Node
@@ -20,10 +20,8 @@ from planner.rules import OpCost
 from planner.strategies import ParameterStrategy, Strategy
 from planner.subdims import OpDims
 
-__all__ = ["BUCKET_BYTES", "Costing", "LinkClass"]
+__all__ = ["BUCKET_BYTES", "Costing"]
 
-#: What links a collective runs over: those inside a node, or those between nodes.
-LinkClass = Literal["node", "network"]
 
 #: Gradients are reduced in flat buckets of about this size, as DDP's default (`bucket_cap_mb=25`).
 BUCKET_BYTES = 25 * 1024 * 1024
@@ -68,7 +66,7 @@ class Costing:
     def link_class(self, axes: tuple[int, ...]) -> LinkClass:
         """Which links a collective over `axes` shares with others: `node` if all its groups lie inside a node, else `network`.
         Collectives of one class take turns on its links; those of two run side by side."""
-        return "network" if any(links.num_nodes > 1 for links in self._model(axes).links) else "node"
+        return self._model(axes).link_class
 
     def bucketed(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         """Seconds of a gradient's collective as its share of a bucket: T(bucket) n / bucket."""

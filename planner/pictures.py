@@ -36,7 +36,6 @@ _CATEGORIES = {
 _PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
 _OTHER = "#777777"
 _DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", _OTHER)
-_STREAMS = ("compute", "communication", "host")
 #: A bar is named where it has this share of the picture's width for every letter of the name.
 _LETTER = 0.0072
 #: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward, stand below the whole step.
@@ -46,27 +45,41 @@ _NEAR = 0.3
 
 
 def draw_timeline(timeline: Timeline, title: str) -> bytes:
-    """A PNG of device 0's step: a row a stream, coloured by kind, phases shaded; with close-ups where there are many ops."""
+    """A PNG of device 0's step: a row for each stream and communicator, coloured by kind, phases shaded; with close-ups where
+    there are many ops."""
     events = [event for event in timeline.on(0) if event.duration > 0]
-    streams = [s for s in _STREAMS if s != "host" or any(event.stream == s for event in events)]
+    lanes = _lanes(events)
     spans = _phase_spans(events, timeline.step_time)
     windows = _close_ups(events, spans) if len(events) > _MANY else []
-    height = 0.9 + 0.7 * len(streams)
+    height = 0.9 + 0.7 * len(lanes)
     figure = Figure(figsize=(12, 1.5 + height * (2 if windows else 1)), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 if windows else 1, max(len(windows), 1))
     whole = (0.0, timeline.step_time or 1.0)
     top = figure.add_subplot(grid[0, :])
-    _draw_window(top, events, streams, spans, whole, 1.0)
+    _draw_window(top, events, lanes, spans, whole, 1.0)
     for column, window in enumerate(windows):
         below = figure.add_subplot(grid[1, column])
-        _draw_window(below, events, streams, spans, window, 1 / len(windows))
+        _draw_window(below, events, lanes, spans, window, 1 / len(windows))
         scale, _ = _time_unit(timeline.step_time)
         top.axvspan(window[0] * scale, window[1] * scale, fill=False, edgecolor="#cc0000", linewidth=1.2, zorder=4)
         below.spines[:].set_color("#cc0000")
     _legend(figure, events, timeline.step_time)
     figure.suptitle(f"{title}: {format_time(timeline.step_time)} a step, simulated", fontsize=11)
     return _png(canvas)
+
+
+def _lanes(events: Sequence[Event]) -> list[str]:
+    """The rows of a picture: compute, every communicator, and the host if it does work of its own."""
+    channels = dict.fromkeys(event.lane for event in events if event.stream == "communication")
+    host = ["host"] if any(event.stream == "host" for event in events) else []
+    return ["compute", *(channels or ["communication"]), *host]
+
+
+def _short(lane: str) -> str:
+    """`communication tp` -> `comm. tp`."""
+    stream, _, channel = lane.partition(" ")
+    return f"{stream[:4]}. {channel}".rstrip()
 
 
 def _time_unit(seconds: float) -> tuple[float, str]:
@@ -97,22 +110,22 @@ def _close_ups(events: Sequence[Event], spans: Mapping[str, tuple[float, float]]
 
 
 def _draw_window(
-    axes: Axes, events: Sequence[Event], streams: Sequence[str], spans: Mapping[str, tuple[float, float]], window: Window,
+    axes: Axes, events: Sequence[Event], lanes: Sequence[str], spans: Mapping[str, tuple[float, float]], window: Window,
     share: float,
 ) -> None:  # fmt: skip
-    """The streams between two times, on axes that take `share` of the picture's width."""
+    """The lanes between two times, on axes that take `share` of the picture's width."""
     scale, unit = _time_unit(window[1])
     width = window[1] - window[0]
     for phase, (low, high) in spans.items():
         low, high = max(low, window[0]), min(high, window[1])
         if low < high:
             _draw_phase(axes, phase, low, high, window, scale, share)
-    for row, stream in enumerate(streams):
-        shown = [e for e in events if e.stream == stream and e.end > window[0] and e.start < window[1]]
+    for row, lane in enumerate(lanes):
+        shown = [e for e in events if e.lane == lane and e.end > window[0] and e.start < window[1]]
         _draw_bars(axes, shown, -row, scale, width)
         _name_bars(axes, shown, -row, scale, window, width * _LETTER / share)
-    axes.set_yticks([-row for row in range(len(streams))], streams if share == 1 else [s[:4] + "." for s in streams])
-    axes.set_ylim(-len(streams) + 0.5, 0.72)
+    axes.set_yticks([-row for row in range(len(lanes))], lanes if share == 1 else list(map(_short, lanes)))
+    axes.set_ylim(-len(lanes) + 0.5, 0.72)
     axes.set_xlim(window[0] * scale, window[1] * scale)
     axes.set_xlabel(f"time ({unit})", fontsize=9)
 

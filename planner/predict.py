@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cost_models.breakdown import breakdown
 from cost_models.cluster import Cluster
+from cost_models.collectives import collective_model
 from cost_models.roofline import host_time
 from cost_models.simulator import Task, simulate
 from cost_models.timeline import Timeline
@@ -52,31 +53,60 @@ def predict(program: Program, cluster: Cluster) -> Prediction:
 
 
 def simulate_program(program: Program, cluster: Cluster) -> Timeline:
-    """The timeline of device 0, with the ids of the program's instructions."""
-    writer: dict[int, str] = {}
-    kept = {state.value for state in program.parameters}
-    tasks = []
-    for instruction in program.instructions:
-        tasks.append(_task(program, instruction, writer, kept, cluster))
-        for value in writes(instruction):
-            writer[value] = instruction.id
+    """The timeline of device 0, with the ids of the program's instructions.
+
+    The order is the executor's. Kernels and collectives that are not asynchronous follow each other: on NCCL the compute stream
+    waits for such a collective and the host runs on, on gloo the host waits. An asynchronous one starts after what stands before
+    it, runs in the stream of its communicator, and is waited for by the first instruction that reads or frees its results.
+    """
+    tasks = _Tasks(program, cluster)
     return simulate(
-        tasks, num_devices=1, initial_memory=sum(program.initial_bytes.values()), overlap=cluster.device.overlap
-    )  # fmt: skip
+        [tasks.task(instruction) for instruction in program.instructions],
+        num_devices=1,
+        initial_memory=sum(program.initial_bytes.values()),
+        overlap=cluster.device.overlap,
+    )
 
 
-def _task(program: Program, instruction: Instruction, writer: dict[int, str], kept: set[int], cluster: Cluster) -> Task:
-    free = instruction.kind in ("view", "slice")
-    communicates = isinstance(instruction, Communicate) and instruction.kind != "slice"
-    kind = "copy" if communicates else instruction.kind
-    made = sum(program.value_bytes[v] for v in writes(instruction) if v not in kept)
-    return Task(
-        id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
-        stream="communication" if communicates else "compute", duration=instruction.time,
-        host_duration=0.0 if free else host_time(cluster.device, kind),
-        deps=tuple(dict.fromkeys(writer[v] for v in reads(instruction) if v in writer)),
-        allocates=made, frees=sum(program.value_bytes[v] for v in instruction.frees),
-    )  # fmt: skip
+class _Tasks:
+    """Makes the simulator's tasks, one an instruction, in the order of the program."""
+
+    def __init__(self, program: Program, cluster: Cluster) -> None:
+        self.program, self.cluster = program, cluster
+        self.kept = {state.value for state in program.parameters}
+        self.writer: dict[int, str] = {}
+        self.line = ""  # the last instruction of those that follow each other
+        self.blocking = False  # whether that is a collective
+        self.channels: dict[tuple[int, ...], tuple[str, str]] = {}
+
+    def task(self, instruction: Instruction) -> Task:
+        """The task of the next instruction."""
+        communicates = isinstance(instruction, Communicate) and instruction.kind != "slice"
+        kind = "copy" if communicates else instruction.kind
+        made = writes(instruction)
+        channel, link = self._channel(instruction.axes) if communicates else ("", "")  # type: ignore[union-attr]
+        deps = [self.writer[v] for v in (*reads(instruction), *instruction.frees) if v in self.writer]
+        if (communicates or self.blocking) and self.line:
+            deps.append(self.line)
+        self.writer.update(dict.fromkeys(made, instruction.id))
+        if not (communicates and instruction.asynchronous):  # type: ignore[union-attr]
+            self.line, self.blocking = instruction.id, communicates
+        nbytes = self.program.value_bytes
+        return Task(
+            id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
+            stream="communication" if communicates else "compute", duration=instruction.time, channel=channel, link=link,
+            host_duration=0.0 if instruction.kind in ("view", "slice") else host_time(self.cluster.device, kind),
+            deps=tuple(dict.fromkeys(deps)), allocates=sum(nbytes[v] for v in made if v not in self.kept),
+            frees=sum(nbytes[v] for v in instruction.frees),
+        )  # fmt: skip
+
+    def _channel(self, axes: tuple[int, ...]) -> tuple[str, str]:
+        """The name of the communicator of `axes`, and the class of the links that it crosses."""
+        if axes not in self.channels:
+            mesh = self.program.mesh
+            link = collective_model(self.cluster, mesh.sizes, axes).link_class
+            self.channels[axes] = (",".join(mesh.names[axis] for axis in axes), link)
+        return self.channels[axes]
 
 
 # ------------------------------------------------------------------------------------------------- memory

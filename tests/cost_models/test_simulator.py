@@ -55,6 +55,35 @@ def test_a_late_start_slows_only_while_both_run() -> None:
     assert spans(timeline)["c@0"] == (2, pytest.approx(6))
 
 
+@pytest.mark.parametrize(
+    ("links", "channels", "ends"),
+    [
+        (("inside", "inside"), ("tp", "tp"), (3.0, 5.0)),  # one communicator: one after the other
+        (("inside", "inside"), ("tp", "dp"), (5.0, 4.0)),  # one class of links: half the rate each, then one alone
+        (("inside", "between"), ("tp", "dp"), (3.0, 2.0)),  # links of their own
+    ],
+)
+def test_communicators_have_streams_of_their_own_and_share_links(
+    links: tuple[str, str], channels: tuple[str, str], ends: tuple[float, float]
+) -> None:
+    timeline = run(
+        task("a", 3, stream="communication", channel=channels[0], link=links[0]),
+        task("b", 2, stream="communication", channel=channels[1], link=links[1]),
+    )
+    assert (spans(timeline)["a@0"][1], spans(timeline)["b@0"][1]) == ends
+    assert {event.lane for event in timeline.events} == {f"communication {channel}" for channel in channels}
+
+
+def test_compute_is_slowed_once_whatever_number_of_communicators_run() -> None:
+    """overlap 0: compute at half rate; the two on one class of links at a quarter each."""
+    timeline = run(
+        task("c", 3),
+        *(task(name, 1.5, stream="communication", channel=name, link="inside") for name in ("tp", "dp")),
+        overlap=0.0,
+    )
+    assert spans(timeline) == {name: (0, pytest.approx(6)) for name in ("c@0", "tp@0", "dp@0")}
+
+
 def test_the_host_bounds_small_kernels() -> None:
     timeline = run(*(task(f"k{i}", 1.0, host_duration=4.0) for i in range(5)))
     assert timeline.step_time == 5 * 4 + 1
@@ -132,6 +161,8 @@ def test_steps_that_cannot_end(tasks: list[Task], message: str) -> None:
 def test_bad_tasks() -> None:
     with pytest.raises(BadValue, match="unknown stream 'side', known: compute, communication, host"):
         task("a", 1, stream="side")
+    with pytest.raises(BadValue, match="stream 'compute' has neither channel nor link, got 'tp', ''"):
+        task("a", 1, channel="tp")
     with pytest.raises(BadValue, match="durations are >= 0, got -1"):
         task("a", -1)
     with pytest.raises(BadValue, match=r"task 'a' on device 0 is not in its own group \(1, 2\)"):
@@ -196,6 +227,31 @@ def test_bounds(program: tuple[list[Task], int], overlap: float) -> None:
         if overlap == 0.0:
             work = busy[device, "compute"] + (busy[device, "communication"] if num_devices == 1 else 0.0)
             assert parts.compute + parts.exposed_communication >= work - slack, "one shared resource"
+
+
+@st.composite
+def steps(draw: st.DrawFn) -> list[Task]:
+    """One device: kernels and communications of three communicators over two classes of links, with earlier deps."""
+    tasks = []
+    for i in range(draw(st.integers(1, 20))):
+        deps = tuple(f"t{j}" for j in draw(st.sets(st.integers(0, i - 1), max_size=2))) if i else ()
+        channel = draw(st.sampled_from(["", "", "tp", "cp", "dp"]))
+        more = {"stream": "communication", "channel": channel, "link": "between" if channel == "dp" else "inside"}
+        tasks.append(task(f"t{i}", draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])), *deps, **(more if channel else {})))
+    return tasks
+
+
+@settings(max_examples=150, deadline=None)
+@given(steps(), st.sampled_from([0.0, 0.3, 0.81, 1.0]))
+def test_no_order_is_shorter_than_the_bound(tasks: list[Task], overlap: float) -> None:
+    """T >= C + (1 - overlap) M for the communications of every class of links, and their streams and links do not do more than one
+    second of work a second."""
+    step = run(*tasks, overlap=overlap).step_time
+    compute = sum(t.duration for t in tasks if t.stream == "compute")
+    for link in ("inside", "between"):
+        sent = sum(t.duration for t in tasks if t.link == link)
+        assert step >= compute + (1 - overlap) * sent - 1e-9
+        assert step >= sent - 1e-9
 
 
 def test_ten_thousand_tasks() -> None:

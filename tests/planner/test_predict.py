@@ -6,6 +6,8 @@ import math
 from dataclasses import replace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from small_plans import Planned, ask_for, mesh_of, planned
 
 import planner.lower
@@ -14,8 +16,9 @@ from cost_models.cluster import Cluster, load_cluster
 from cost_models.memory import optimizer_state_bytes
 from planner.choices import recost
 from planner.costing import gathered_axes
+from planner.layout import Mesh
 from planner.predict import CATEGORIES, memory_by_category, memory_over_time, peak_position, predict, simulate_program
-from planner.program import Communicate
+from planner.program import Communicate, Compute, Program, Ref
 
 
 def serial(num_devices: int) -> Cluster:
@@ -116,6 +119,73 @@ def test_overlap_hides_communication(monkeypatch: pytest.MonkeyPatch) -> None:
     hidden, alone = predict(found.program, together), predict(found.program, serial(4))
     assert hidden.step_time_s < alone.step_time_s
     assert hidden.exposed_communication_time_s <= alone.exposed_communication_time_s
+
+
+def test_compute_waits_for_what_the_executor_blocks_on() -> None:
+    """Even on a device that overlaps everything, a collective that is not asynchronous is exposed whole."""
+    found = planned(ask_for("gpt", width=64, batch=64), "tp=4", ("*=tensor",))
+    cluster = replace(found.cluster, device=replace(found.cluster.device, overlap=1.0))
+    blocking = [
+        i for i in found.program.instructions if isinstance(i, Communicate) and i.kind != "slice" and not i.asynchronous
+    ]
+    assert blocking
+    timeline = simulate_program(found.program, cluster)
+    events = {event.id: event for event in timeline.events}
+    for instruction in blocking:
+        event = events[instruction.id]
+        beside = [e for e in timeline.events if e.stream == "compute" and e.start < event.end and e.end > event.start]
+        assert not [e.id for e in beside if e.duration > 0]
+    exposed = predict(found.program, cluster).exposed_communication_time_s
+    assert exposed >= sum(i.time for i in blocking) * (1 - 1e-9)
+
+
+_AXES = {"all_reduce": (1,), "all_gather": (0,)}  # of dp=2,tp=8 on two nodes: tp inside, dp between
+
+
+@st.composite
+def programs(draw: st.DrawFn) -> Program:
+    """Kernels and collectives over two axes, some asynchronous, each reading some of what stands before it."""
+    instructions: list[Compute | Communicate] = []
+    for i in range(draw(st.integers(1, 16))):
+        read = tuple(sorted(draw(st.sets(st.integers(0, i - 1), max_size=2)))) if i else ()
+        kind, time = (
+            draw(st.sampled_from(["gemm", "gemm", "all_reduce", "all_gather"])),
+            draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])),
+        )
+        if kind == "gemm":
+            instructions.append(
+                Compute(
+                    id=f"i{i}", op="aten.mm.default", args=tuple(map(Ref, read)), results=(i,), shapes=((),), dtypes=("float32",),
+                    kind=kind, phase="forward", time=time,
+                )
+            )  # fmt: skip
+        else:
+            instructions.append(
+                Communicate(
+                    id=f"i{i}", kind=kind, axes=_AXES[kind], sources=read, results=(i,), expanded=((),), shapes=((),),
+                    dtypes=("float32",), phase="forward", time=time, asynchronous=draw(st.booleans()),
+                )
+            )  # fmt: skip
+    return Program(
+        mesh=Mesh(("dp", "tp"), (2, 8)), instructions=tuple(instructions), parameters=(), inputs=(), loss=0,
+        value_bytes=dict.fromkeys(range(len(instructions)), 0), initial_bytes={},
+    )  # fmt: skip
+
+
+@settings(max_examples=100, deadline=None)
+@given(programs(), st.sampled_from([0.0, 0.3, 0.81, 1.0]))
+def test_no_step_is_shorter_than_its_compute_and_what_it_waits_for(program: Program, overlap: float) -> None:
+    """T >= C + M_blocking + (1 - overlap) M_asynchronous for the collectives of every class of links."""
+    cluster = load_cluster("dgx-h100", num_devices=16)
+    cluster = replace(cluster, device=replace(cluster.device, overlap=overlap, launch_overhead=0.0))
+    step = simulate_program(program, cluster).step_time
+    compute = sum(i.time for i in program.instructions if isinstance(i, Compute))
+    for axes in _AXES.values():
+        sent = [i for i in program.instructions if isinstance(i, Communicate) and i.axes == axes]
+        waited = sum(i.time for i in sent if not i.asynchronous)
+        assert step >= compute + waited + (1 - overlap) * sum(i.time for i in sent if i.asynchronous) - 1e-9
+    everything = sum(i.time for i in program.instructions if isinstance(i, Compute) or not i.asynchronous)
+    assert step >= everything - 1e-9, "what the executor waits for follows compute, whatever links it crosses"
 
 
 @pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
