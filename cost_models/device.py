@@ -116,6 +116,11 @@ class Device:
         """Bytes left for tensors: memory less the context, the libraries' workspaces and the communicators."""
         return self.memory - self.reserved_memory
 
+    @property
+    def multiplies_bfloat16(self) -> bool:
+        """Whether products in bfloat16 have units of their own, whose tiles these are: a CPU converts, and has a peak all the same."""
+        return bool(self.gemm_tiles) and self.has_peak("bf16")
+
     def _check_names(self, what: str, table: tuple[tuple[str, float], ...], known: tuple[str, ...]) -> None:
         for name, _ in table:
             if name not in known:

@@ -17,7 +17,7 @@ import torch
 from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import BadValue
-from planner.ask import Ask, dtypes_of
+from planner.ask import Ask, default_precision, dtypes_of
 from planner.files import plan_files
 from planner.hash_seed import chosen
 from planner.hung import check_hooks
@@ -81,7 +81,7 @@ def plan(
     pins: Sequence[str] = (),
     optimizer: str = "adam",
     learning_rate: float = 1e-3,
-    precision: str = "fp32",
+    precision: str | None = None,
     clip_norm: float | None = None,
     folder: str | Path = "",
 ) -> Planned:
@@ -98,7 +98,7 @@ def plan(
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
     workload_of(type(model).__name__, model, batch, loss)  # what is wrong with the batch is said before anything is written
     check_hooks(type(model).__name__, model)  # a file holds none of these, and would be planned without them
-    dtype, compute = dtypes_of(precision)
+    dtype, compute = dtypes_of(precision or default_precision("", on.device))
     name = write_saved(where / "model.pt", model, batch, loss, {"optimizer": optimizer, "learning_rate": learning_rate})
     ask = Ask(
         model=name,

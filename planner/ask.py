@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from cost_models.device import Device
 from cost_models.errors import unknown_name
+from planner.models.keras_model import is_keras
 from planner.workload import DTYPES, PRECISIONS, Workload, load_workload
 
-__all__ = ["Ask", "build", "dtypes_of"]
+__all__ = ["Ask", "build", "default_precision", "dtypes_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +34,12 @@ def build(ask: Ask) -> Workload:
         ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype,
         compute=ask.compute, clip_norm=ask.clip_norm,
     )  # fmt: skip
+
+
+def default_precision(model: str, device: Device) -> str:
+    """The `--precision` of a plan that asks for none: bf16-mixed on devices that multiply it, fp32 elsewhere and for Keras models,
+    whose own dtype policy says what is mixed."""
+    return "bf16-mixed" if device.multiplies_bfloat16 and not is_keras(model) else "fp32"
 
 
 def dtypes_of(precision: str) -> tuple[str, str]:

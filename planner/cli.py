@@ -72,8 +72,9 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option("--batch", type=WHOLE, help="Global batch.  [default: the model's own, a device]")
 @click.option("--seq", type=WHOLE, help="Sequence length.  [default: the model's own]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A size of the model; may be repeated.")
-@click.option("--precision", metavar="FORMAT", default="fp32", show_default=True, help=(
-    "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16."
+@click.option("--precision", metavar="FORMAT", help=(
+    "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: bf16-mixed on GPUs that have it, "
+    "else fp32]"
 ))  # fmt: skip
 @click.option(
     "--clip-norm", metavar="X", type=float, help="Scale gradients down to this norm, over all of them.  [default: not]"
@@ -115,7 +116,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
         context.obj = json_
     elif asked["model"] is not None:
         _front_door(json_=json_, **asked)
-    elif json_ or any(value for name, value in asked.items() if name != "precision"):
+    elif json_ or any(asked.values()):
         raise BadValue("--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones")
     else:
         click.echo(context.get_help())
@@ -124,7 +125,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
 @uncollected()
 def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
-    settings: tuple[str, ...], precision: str, clip_norm: float | None, mesh: str | None,
+    settings: tuple[str, ...], precision: str | None, clip_norm: float | None, mesh: str | None,
     pins: tuple[str, ...], out: Path | None, json_: bool,
 ) -> None:  # fmt: skip
     """Plan, write, report."""
@@ -136,12 +137,12 @@ def _front_door(
     check_clip_norm(clip_norm)
     with progress_bar() as progress:
         progress("loading torch", 0.0)
-        from planner.ask import Ask, dtypes_of
+        from planner.ask import Ask, default_precision, dtypes_of
         from planner.files import plan_files
         from planner.pins import parse_mesh, parse_pin
         from planner.search import search
 
-        dtype, compute = dtypes_of(precision)
+        dtype, compute = dtypes_of(precision or default_precision(model, cluster.device))
         ask = Ask(
             model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices, compute=compute,
             clip_norm=clip_norm,

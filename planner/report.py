@@ -54,7 +54,13 @@ def _model_line(plan: Plan) -> str:
     summary = plan.summary
     sizes = ", ".join(f"{name} {value}" for name, value in summary["options"].items())
     parameters = format_rate(summary["num_parameters"], "").strip()
-    return f"{parameters} parameters in {summary['dtype']}, optimizer {summary['optimizer']}; {sizes}"
+    return f"{parameters} parameters in {_formats(plan)}, optimizer {summary['optimizer']}; {sizes}"
+
+
+def _formats(plan: Plan) -> str:
+    """The format of the parameters, and that of products if it is another: only mixed precision has two."""
+    kept, computed = plan.ask.dtype, plan.summary["dtype"]
+    return kept if kept == computed else f"{kept}, products in {computed} (bf16-mixed)"
 
 
 def mesh_body(plan: Plan) -> tuple[str | Table, ...]:

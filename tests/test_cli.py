@@ -302,6 +302,12 @@ def test_a_plan_and_its_files(planned: tuple[Path, Any]) -> None:
     assert max(e["ts"] + e["dur"] for e in events if e["ph"] == "X") == pytest.approx(found["step_time_s"] * 1e6)
 
 
+def test_the_first_line_says_the_precision(here: Path) -> None:
+    words = ("--model", "mlp", "--gpus", "1", *TINY)
+    assert "parameters in float32, products in bfloat16 (bf16-mixed), optimizer" in plan(*words).stdout.splitlines()[1]
+    assert "parameters in float32, optimizer" in plan(*words, "--precision", "fp32").stdout.splitlines()[1]
+
+
 def test_report_says_again_what_plan_said(planned: tuple[Path, Any]) -> None:
     folder, found = planned
     assert succeeds("report", str(folder)) == found

@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
+from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue, UnknownName
+from planner.ask import default_precision
 from planner.models import MODELS
 from planner.workload import DTYPES, Workload, known_models, load_workload, resolve_options
 
@@ -229,3 +231,20 @@ def fails() -> None:
 )  # fmt: skip
 def test_presets_have_the_published_number_of_parameters(preset: str, millions: float) -> None:
     assert num_parameters(fake(preset)) == pytest.approx(millions * 1e6, rel=2e-3)
+
+
+# ------------------------------------------------------------------------------------------------- the precision of who asks for none
+
+
+@pytest.mark.parametrize(
+    ("hardware", "model", "precision"),
+    [
+        ("dgx-h100", "mlp", "bf16-mixed"),
+        ("g6.48xlarge", "hf:gpt2", "bf16-mixed"),
+        ("p3.16xlarge", "mlp", "fp32"),  # a V100 has no bfloat16
+        ("cpu", "mlp", "fp32"),  # a CPU has, and converts it to float32 and back
+        ("dgx-h100", "keras:nets:make", "fp32"),  # Keras has a dtype policy of its own
+    ],
+)
+def test_the_precision_follows_the_device(hardware: str, model: str, precision: str) -> None:
+    assert default_precision(model, load_cluster(hardware).device) == precision
