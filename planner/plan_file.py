@@ -179,7 +179,8 @@ def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]
 def modelled(traced: Traced) -> Model:
     """The traced graph with its sub-dims, ties and views."""
     dims = infer(traced.graph)
-    return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims), roots=resolve(traced.graph, dims))
+    roots = resolve(traced.graph, dims)
+    return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims, roots), roots=roots)
 
 
 def shallow_of(traced: Traced, model: Model) -> Shallow | None:
