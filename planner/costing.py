@@ -12,6 +12,7 @@ from cost_models.collectives import CollectiveModel, collective_model
 from cost_models.group_links import LinkClass
 from cost_models.memory import dtype_bytes, lstm_reserve_elements, optimizer_state_bytes
 from cost_models.roofline import host_time, op_time
+from planner.copies import Copies
 from planner.graph import Graph, Node
 from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Layout, local_sizes
@@ -78,9 +79,31 @@ class Costing:
         """The layouts of a tensor and what it costs to change them; gradients' and updated parameters', as shares of buckets."""
         key = (flat, itemsize, phase == "update")
         if key not in self._layouts:
-            time = self.bucketed if phase == "update" else self.communication
-            self._layouts[key] = Layouts(flat, itemsize, self.sizes, time)
+            update = phase == "update"
+            time, copied = (self.bucketed, self.copied_in_bucket) if update else (self.communication, self.copied_alone)
+            self._layouts[key] = Layouts(flat, itemsize, self.sizes, time, copied)
         return self._layouts[key]
+
+    # ---------------------------------------------------------------------------------------------- copies
+
+    def copying(self, nbytes: float, num_kernels: int) -> float:
+        """Device seconds to copy `nbytes`, read once and written once, by so many kernels of like size."""
+        if num_kernels == 0:
+            return 0.0
+        moved = 2.0 * nbytes / num_kernels
+        one = op_time(self.cluster.device, kind="copy", flops=0.0, nbytes=moved, dtype="float32", op="aten.cat.default")
+        return num_kernels * one * self.cluster.slowdown("copy")
+
+    def copied_alone(self, copies: Copies, sent: int, itemsize: int) -> float:
+        """Seconds of the copies around the collective of one value of `sent` elements, or of their dispatch, if that is longer."""
+        seconds = self.copying(copies.packed * itemsize, copies.num_packed)
+        seconds += self.copying(copies.unpacked * itemsize, copies.num_unpacked)
+        return max(seconds, (copies.num_packed + copies.num_unpacked) * host_time(self.cluster.device, "copy"))
+
+    def copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
+        """As `copied_alone`, of a value that goes in a bucket: its share of packing that, too."""
+        nbytes, seconds = float(sent * itemsize), self.copied_alone(copies, sent, itemsize)
+        return seconds if nbytes >= self.bucket else seconds + self.copying(self.bucket, 1) * nbytes / self.bucket
 
     # ---------------------------------------------------------------------------------------------- compute
 

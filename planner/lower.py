@@ -19,6 +19,7 @@ from cost_models.memory import dtype_bytes
 from planner.check import faults
 from planner.choices import Choices
 from planner.clip import clip_gradients
+from planner.copies import timed
 from planner.costing import BUCKET_BYTES, Costing
 from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
@@ -348,6 +349,7 @@ class _Lowering:
         self._update(states)
         kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
         instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES, trained)
+        instructions = timed(instructions, self.timing)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),

@@ -19,12 +19,17 @@ from planner.program import Communicate, Compute, Instruction, Program
 from planner.schedule import reads, writes
 
 __all__ = [
-    "CATEGORIES", "Prediction", "memory_by_category", "memory_over_time", "peak_position", "predict", "simulate_program",
+    "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "instruction_of", "memory_by_category", "memory_over_time", "peak_position",
+    "predict", "simulate_program",
 ]  # fmt: skip
 
 #: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made;
 #: `temporaries` what backward holds besides gradients.
 CATEGORIES = ("parameters", "optimizer", "gradients", "activations", "gathered", "temporaries", "inputs")
+
+
+#: What the ids of events end in that are copies before and after a collective.
+PACKED, UNPACKED = ".packed", ".unpacked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,52 +58,99 @@ def predict(program: Program, cluster: Cluster) -> Prediction:
 
 
 def simulate_program(program: Program, cluster: Cluster) -> Timeline:
-    """The timeline of device 0, with the ids of the program's instructions.
+    """The timeline of device 0, with the ids of the program's instructions; copies around a collective are events of their own, with
+    its id and `PACKED` or `UNPACKED`.
 
-    The order is the executor's. Kernels and collectives that are not asynchronous follow each other: on NCCL the compute stream
-    waits for such a collective and the host runs on, on gloo the host waits. An asynchronous one starts after what stands before
-    it, runs in the stream of its communicator, and is waited for by the first instruction that reads or frees its results.
+    The order is the executor's. Kernels, copies and collectives that are not asynchronous follow each other: on NCCL the compute
+    stream waits for such a collective and the host runs on, on gloo the host waits. An asynchronous one starts after what stands
+    before it, runs in the stream of its communicator, and is waited for by the first instruction that reads or frees its results.
     """
     tasks = _Tasks(program, cluster)
+    for instruction in program.instructions:
+        tasks.add(instruction)
+    tasks.wait(list(tasks.under_way))
     return simulate(
-        [tasks.task(instruction) for instruction in program.instructions],
-        num_devices=1,
-        initial_memory=sum(program.initial_bytes.values()),
-        overlap=cluster.device.overlap,
+        tasks.out, num_devices=1, initial_memory=sum(program.initial_bytes.values()), overlap=cluster.device.overlap
     )
 
 
+def instruction_of(event: str) -> str:
+    """The id of the instruction that an event belongs to."""
+    return event.removesuffix(PACKED).removesuffix(UNPACKED)
+
+
 class _Tasks:
-    """Makes the simulator's tasks, one an instruction, in the order of the program."""
+    """Makes the simulator's tasks, in the order of the program."""
 
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program, self.cluster = program, cluster
         self.kept = {state.value for state in program.parameters}
         self.writer: dict[int, str] = {}
-        self.line = ""  # the last instruction of those that follow each other
+        self.line = ""  # the last task of those that follow each other
         self.blocking = False  # whether that is a collective
+        self.under_way: dict[int, Communicate] = {}  # what an asynchronous collective writes that nothing has waited for
         self.channels: dict[tuple[int, ...], tuple[str, str]] = {}
+        self.out: list[Task] = []
 
-    def task(self, instruction: Instruction) -> Task:
-        """The task of the next instruction."""
-        communicates = isinstance(instruction, Communicate) and instruction.kind != "slice"
-        kind = "copy" if communicates else instruction.kind
-        made = writes(instruction)
-        channel, link = self._channel(instruction.axes) if communicates else ("", "")  # type: ignore[union-attr]
-        deps = [self.writer[v] for v in (*reads(instruction), *instruction.frees) if v in self.writer]
-        if (communicates or self.blocking) and self.line:
-            deps.append(self.line)
-        self.writer.update(dict.fromkeys(made, instruction.id))
-        if not (communicates and instruction.asynchronous):  # type: ignore[union-attr]
-            self.line, self.blocking = instruction.id, communicates
-        nbytes = self.program.value_bytes
-        return Task(
-            id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
-            stream="communication" if communicates else "compute", duration=instruction.time, channel=channel, link=link,
-            host_duration=0.0 if instruction.kind in ("view", "slice") else host_time(self.cluster.device, kind),
-            deps=tuple(dict.fromkeys(deps)), allocates=sum(nbytes[v] for v in made if v not in self.kept),
-            frees=sum(nbytes[v] for v in instruction.frees),
+    def add(self, instruction: Instruction) -> None:
+        """Adds the tasks of the next instruction."""
+        used = (*reads(instruction), *instruction.frees)
+        self.wait([value for value in used if value in self.under_way])
+        talks = isinstance(instruction, Communicate) and instruction.kind != "slice"
+        if talks and instruction.packing:  # type: ignore[union-attr]
+            self._copy(instruction, PACKED, instruction.packing, used)  # type: ignore[union-attr]
+        channel, link = self._channel(instruction.axes) if talks else ("", "")  # type: ignore[union-attr]
+        made, nbytes = writes(instruction), self.program.value_bytes
+        self.out.append(
+            Task(
+                id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
+                stream="communication" if talks else "compute", duration=instruction.time, channel=channel, link=link,
+                host_duration=self._dispatch(instruction), deps=self._deps(used, talks),
+                allocates=sum([nbytes[v] for v in made if v not in self.kept]), frees=sum([nbytes[v] for v in instruction.frees]),
+            )
         )  # fmt: skip
+        self.writer.update(dict.fromkeys(made, instruction.id))
+        if talks and instruction.asynchronous:  # type: ignore[union-attr]
+            self.under_way.update(dict.fromkeys(made, instruction))  # type: ignore[arg-type]
+            return
+        self.line, self.blocking = instruction.id, talks
+        if talks:
+            self._unpack(instruction)  # type: ignore[arg-type]
+
+    def wait(self, values: list[int]) -> None:
+        """Adds what follows the end of the collectives that write `values`."""
+        for value in values:
+            if value in self.under_way:
+                found = self.under_way[value]
+                for result in found.results:
+                    del self.under_way[result]
+                self._unpack(found)
+
+    def _unpack(self, instruction: Communicate) -> None:
+        if instruction.unpacking:
+            self._copy(instruction, UNPACKED, instruction.unpacking, instruction.results)
+            self.writer.update(dict.fromkeys(instruction.results, self.line))
+
+    def _copy(self, instruction: Instruction, suffix: str, seconds: float, used: tuple[int, ...]) -> None:
+        self.out.append(
+            Task(
+                id=instruction.id + suffix, kind="copy", phase=instruction.phase, path=instruction.path, device=0, stream="compute",
+                duration=seconds, host_duration=host_time(self.cluster.device, "copy"), deps=self._deps(used, talks=False),
+            )
+        )  # fmt: skip
+        self.line, self.blocking = instruction.id + suffix, False
+
+    def _dispatch(self, instruction: Instruction) -> float:
+        """Seconds of the host; nothing for a look at what is there."""
+        looks = instruction.kind == "view" or (instruction.kind == "slice" and not instruction.time)
+        kind = "copy" if isinstance(instruction, Communicate) else instruction.kind
+        return 0.0 if looks else host_time(self.cluster.device, kind)
+
+    def _deps(self, used: tuple[int, ...], talks: bool) -> tuple[str, ...]:
+        deps = [self.writer[v] for v in used if v in self.writer]
+        if (talks or self.blocking) and self.line:
+            deps.append(self.line)
+        return tuple(dict.fromkeys(deps))
 
     def _channel(self, axes: tuple[int, ...]) -> tuple[str, str]:
         """The name of the communicator of `axes`, and the class of the links that it crosses."""

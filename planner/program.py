@@ -78,7 +78,8 @@ class Communicate:
     communication). `axes` are the mesh axes taking part. Per value: `expanded` is the local shape by flat sub-dims before,
     `shapes` the local shape after, by dims; `gather_pieces` and `split_pieces` are the sizes that the ranks of the group have of
     sub-dim `gather` before and of `split` after, in its order (none: all are alike). An asynchronous one is started where it stands
-    and waited for at the first use of its results.
+    and waited for at the first use of its results. `time` are the seconds on the links, `packing` and `unpacking` those of the
+    copies before it and after it is waited for; of a slice, `time` are those of its copy.
     """
 
     id: str
@@ -99,6 +100,8 @@ class Communicate:
     asynchronous: bool = False
     nbytes: int = 0  # of the whole logical buffer, as nccl-tests counts, all pieces as large as the largest
     time: float = 0.0
+    packing: float = 0.0
+    unpacking: float = 0.0
     frees: tuple[int, ...] = ()
 
 

@@ -16,12 +16,16 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.copies import Copies, copies_of
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
 
 __all__ = ["Layouts", "Step"]
 
 #: (kind, mesh axes, bytes of the logical buffer) -> seconds.
 CommunicationTime = Callable[[str, tuple[int, ...], float], float]
+
+#: (what is copied, elements that are sent, bytes of an element) -> seconds.
+CopyTime = Callable[[Copies, int, int], float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +44,10 @@ class Layouts:
     """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the distances between them, worked
     out when first asked for."""
 
-    def __init__(self, flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime) -> None:
-        self.flat, self.itemsize, self.mesh_sizes, self._time = flat, itemsize, mesh_sizes, time
+    def __init__(
+        self, flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime, copy_time: CopyTime
+    ) -> None:
+        self.flat, self.itemsize, self.mesh_sizes, self._time, self._copy_time = flat, itemsize, mesh_sizes, time, copy_time
         placements = (REPLICATE, PARTIAL_SUM, *range(len(flat)))
         every = ((a, local_sizes(flat, a, mesh_sizes)) for a in itertools.product(placements, repeat=len(mesh_sizes)))
         self.sizes: dict[Layout, tuple[int, ...]] = {layout: sizes for layout, sizes in every if sizes is not None}
@@ -100,7 +106,15 @@ class Layouts:
         return cost, following, steps
 
     def _seconds(self, step: Step) -> float:
-        return self._time(step.kind, step.axes, float(self.numel(step) * self.itemsize))
+        """The collective, and what is copied for it; a slice of what is still read afterwards."""
+        before, after = self.sizes[step.before], self.sizes[step.after]
+        ranks = math.prod(self.mesh_sizes[a] for a in step.axes)
+        copies = copies_of(
+            step.kind, ranks=ranks, before=(before,), after=(math.prod(after),), gather=step.gather, split=step.split,
+            overwritten=step.kind != "slice",
+        )  # fmt: skip
+        sent = self._time(step.kind, step.axes, float(self.numel(step) * self.itemsize))
+        return sent + self._copy_time(copies, math.prod(before), self.itemsize)
 
     def numel(self, step: Step) -> int:
         """Elements of the whole logical buffer that a step sends, as nccl-tests counts. Its pieces are all as large as the largest,

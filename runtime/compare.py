@@ -26,7 +26,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
 from cost_models.timeline import Event, Timeline
 from planner.plan_file import Plan, program_of, read_plan, workload_of
-from planner.predict import simulate_program
+from planner.predict import instruction_of, simulate_program
 from planner.program import Program
 from runtime.calibrate import calibrated_path
 from runtime.launcher import Emit, launch
@@ -235,7 +235,10 @@ def join_events(
     over ranks, or of rank 0 where it has larger shards than others (`uneven`), since those are what is predicted; of a collective's,
     of the least over ranks. Every id stands in both, or one of our stages has lost an event.
     """
-    predicted = {event.id: event for event in simulated.events}
+    predicted = {event.id: event for event in simulated.events if instruction_of(event.id) == event.id}
+    seconds: dict[str, float] = defaultdict(float)  # a collective is recorded with its copies
+    for event in simulated.events:
+        seconds[instruction_of(event.id)] += event.duration
     per_step = [_measured_step(step, uneven) for step in recorded]
     for found in per_step:
         assert found.keys() == predicted.keys(), sorted(found.keys() ^ predicted.keys())[:5]
@@ -247,7 +250,7 @@ def join_events(
         rows.append(
             {
                 "id": name, "kind": event.kind, "phase": event.phase, "stream": event.stream, "path": event.path,
-                "predicted_s": event.duration, "measured_s": measured,
+                "predicted_s": seconds[name], "measured_s": measured,
             }
         )  # fmt: skip
     return pd.DataFrame(rows), waiting

@@ -11,11 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from planner.copies import Copies
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes, piece_sizes
 from planner.redistribute import Layouts, Step
 
 MESHES = ((2,), (3,), (4,), (2, 2), (3, 2), (2, 4), (2, 2, 2))
 Shards = list[NDArray[np.float64]]
+
+
+def no_copies(copies: Copies, sent: int, itemsize: int) -> float:
+    return 0.0
 
 
 def seconds(kind: str, axes: tuple[int, ...], nbytes: float) -> float:
@@ -78,7 +83,7 @@ def _result(step: Step, parts: Shards, index: int, counts: tuple[int, ...]) -> N
 @pytest.mark.parametrize("flat", [(8,), (8, 4), (4, 3), (7,), (13, 5)])
 def test_steps_make_the_shards_of_the_target(sizes: tuple[int, ...], flat: tuple[int, ...]) -> None:
     """For every pair of layouts with a way between them."""
-    mesh, layouts = mesh_of(sizes), Layouts(flat, 8, sizes, seconds)
+    mesh, layouts = mesh_of(sizes), Layouts(flat, 8, sizes, seconds, no_copies)
     full = np.random.default_rng(0).standard_normal(flat)
     whole = {layout: shards_of(full, layout, mesh) for layout in layouts.layouts}
     done: dict[tuple[Step, ...], Shards] = {}
@@ -129,7 +134,7 @@ def tensors(draw: st.DrawFn) -> Layouts:
     def time(kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         return 0.0 if kind == "slice" else factors[kind] * (latency + nbytes / 1e9)
 
-    return Layouts(flat, draw(st.sampled_from([4, 8])), sizes, time)
+    return Layouts(flat, draw(st.sampled_from([4, 8])), sizes, time, no_copies)
 
 
 @settings(max_examples=40, deadline=None)
@@ -183,12 +188,12 @@ def test_a_chain_costs_the_sum_of_its_steps(layouts: Layouts) -> None:
     ],
 )
 def test_one_axis_takes_the_one_step_there_is(before: Layout, after: Layout, kinds: list[str]) -> None:
-    layouts = Layouts((8, 8), 4, (2,), seconds)
+    layouts = Layouts((8, 8), 4, (2,), seconds, no_copies)
     assert [step.kind for step in layouts.steps(before, after)] == kinds
 
 
 def test_two_axes_are_reduced_as_one() -> None:
-    layouts = Layouts((8, 8), 4, (2, 2), seconds)
+    layouts = Layouts((8, 8), 4, (2, 2), seconds, no_copies)
     (step,) = layouts.steps((PARTIAL_SUM, PARTIAL_SUM), (REPLICATE, REPLICATE))
     assert (step.kind, step.axes) == ("all_reduce", (0, 1))
     (step,) = layouts.steps((0, 0), (REPLICATE, REPLICATE))
@@ -203,7 +208,7 @@ def test_bytes_are_those_of_the_whole_buffer() -> None:
         seen.append((kind, nbytes))
         return 1.0
 
-    Layouts((16,), 4, (4,), time).cost((0,), (0,))
+    Layouts((16,), 4, (4,), time, no_copies).cost((0,), (0,))
     assert set(seen) == {("all_gather", 64.0), ("reduce_scatter", 64.0), ("all_reduce", 64.0), ("slice", 64.0)}
 
 
@@ -214,10 +219,10 @@ def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
         seen.append((kind, nbytes))
         return 1.0
 
-    Layouts((7,), 4, (4,), time).cost((0,), (0,))  # pieces of 2, 2, 2 and 1
+    Layouts((7,), 4, (4,), time, no_copies).cost((0,), (0,))  # pieces of 2, 2, 2 and 1
     assert set(seen) == {("all_gather", 32.0), ("reduce_scatter", 32.0), ("all_reduce", 28.0), ("slice", 28.0)}
     seen.clear()
-    Layouts((7, 5), 4, (2,), time).cost((0,), (0,))  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
+    Layouts((7, 5), 4, (2,), time, no_copies).cost((0,), (0,))  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
     assert {nbytes for kind, nbytes in seen if kind == "all_to_all"} == {2 * 4 * 3 * 4.0}
 
 
@@ -229,11 +234,11 @@ def test_a_tensor_without_elements_sends_nothing() -> None:
         seen.append(nbytes)
         return 1.0
 
-    Layouts((0, 4), 4, (2,), time).cost((0,), (0,))
+    Layouts((0, 4), 4, (2,), time, no_copies).cost((0,), (0,))
     assert set(seen) == {0.0}
 
 
 def test_a_split_into_empty_shards_is_no_layout() -> None:
-    layouts = Layouts((3, 4), 4, (4,), seconds)
+    layouts = Layouts((3, 4), 4, (4,), seconds, no_copies)
     assert set(layouts.layouts) == {(REPLICATE,), (PARTIAL_SUM,), (1,)}
     assert not math.isfinite(layouts.cost((REPLICATE,), (PARTIAL_SUM,)))

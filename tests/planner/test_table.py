@@ -17,6 +17,7 @@ from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, ta
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
 from planner.choices import read_choices, recost
+from planner.copies import Copies
 from planner.costing import BUCKET_BYTES, Costing
 from planner.model import Pins
 from planner.predict import memory_by_category
@@ -67,7 +68,9 @@ def test_hidden_communication_is_that_of_parameters_and_gradients() -> None:
     choice = solve(found.problem()).choice
     whole, half, none = (found.problem(hidden=h).cost(choice) for h in (0.0, 0.5, 1.0))
     graph = found.model.graph
-    reduced = sum(found.costing.bucketed("all_reduce", (0,), 8.0 * graph.values[p.gradient].numel) for p in graph.parameters)
+    numels = [graph.values[p.gradient].numel for p in graph.parameters]
+    reduced = sum(found.costing.bucketed("all_reduce", (0,), 8.0 * n) for n in numels)
+    reduced += sum(found.costing.copied_in_bucket(Copies(), n, 8) for n in numels)
     assert whole - none == pytest.approx(reduced, rel=1e-9)
     assert half == pytest.approx((whole + none) / 2, rel=1e-12)
 

@@ -1,0 +1,103 @@
+"""What the executor copies around a collective: values packed into one buffer, and what arrives taken out of it.
+
+Shapes of a change of layout -> `Copies`. Memory is row-major, so a piece along the leading sub-dim is where it should be, and looking
+at it is free. Anything else is copied, read and written once:
+
+* a slice along another sub-dim, or of a value that is freed there (a look at it would keep the whole of it);
+* the values that go in one buffer, and those that come out of the rows of a gathered one;
+* what is sent in blocks along another sub-dim than the leading, and what is gathered along such;
+* what an all-reduce would overwrite that is still read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from cost_models.memory import dtype_bytes
+from planner.program import Communicate, Instruction
+
+if TYPE_CHECKING:
+    from planner.costing import Costing
+
+__all__ = ["Copies", "copies_of", "timed"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Copies:
+    """Elements copied before (`packed`) and after (`unpacked`) a collective, and by how many kernels."""
+
+    packed: int = 0
+    num_packed: int = 0
+    unpacked: int = 0
+    num_unpacked: int = 0
+
+
+def copies_of(
+    kind: str, *, ranks: int, before: Sequence[Shape], after: Sequence[int], gather: int | None, split: int | None,
+    uneven: bool = False, overwritten: bool = True,
+) -> Copies:  # fmt: skip
+    """What a collective of `kind` over `ranks` copies of values whose flat local shapes are `before`, and elements afterwards `after`.
+
+    `uneven`: the ranks' pieces are not all alike. `overwritten`: nobody reads the sources afterwards.
+    """
+    if ranks == 1:
+        return Copies()
+    held = sum(map(math.prod, before))
+    if kind == "slice":
+        copied = sum(n for flat, n in zip(before, after, strict=True) if overwritten or not _leads(flat, split))
+        return Copies(packed=copied, num_packed=len(before) if copied else 0)
+    together = len(before) > 1
+    if kind == "all_reduce":
+        copied = together or not overwritten
+        return Copies(packed=held if copied else 0, num_packed=int(copied))
+    packed, num_packed = (held, 1) if together or uneven else (0, 0)
+    if split is not None:
+        turned = [math.prod(flat) for flat in before if uneven or not _leads(flat, split)]
+        packed, num_packed = packed + sum(turned), num_packed + len(turned)
+    if gather is None:
+        return Copies(packed=packed, num_packed=num_packed)
+    sent = [_piece(flat, split, ranks) for flat in before]
+    arrived = [n for flat, n in zip(sent, after, strict=True) if together or uneven or not _leads(flat, gather)]
+    return Copies(packed=packed, num_packed=num_packed, unpacked=sum(arrived), num_unpacked=len(arrived))
+
+
+def _leads(flat: Shape, dim: int | None) -> bool:
+    """Whether pieces along sub-dim `dim` lie one after the other in memory."""
+    assert dim is not None
+    return math.prod(flat[:dim]) <= 1
+
+
+def _piece(flat: Shape, split: int | None, ranks: int) -> Shape:
+    """What one of the ranks gets of a value that is split."""
+    return flat if split is None else (*flat[:split], flat[split] // ranks, *flat[split + 1 :])
+
+
+def timed(instructions: Sequence[Instruction], costing: Costing) -> tuple[Instruction, ...]:
+    """The instructions of a program, each with the seconds that it copies; what is freed must be known."""
+    return tuple(_timed(i, costing) if isinstance(i, Communicate) else i for i in instructions)
+
+
+def _timed(instruction: Communicate, costing: Costing) -> Communicate:
+    copies = copies_of(
+        instruction.kind,
+        ranks=math.prod(costing.sizes[axis] for axis in instruction.axes),
+        before=instruction.expanded,
+        after=[math.prod(shape) for shape in instruction.shapes],
+        gather=instruction.gather,
+        split=instruction.split,
+        uneven=any(len(set(pieces)) > 1 for pieces in (*instruction.gather_pieces, *instruction.split_pieces)),
+        overwritten=set(instruction.frees).issuperset(instruction.sources),
+    )
+    if copies == Copies():
+        return instruction
+    itemsize = dtype_bytes(instruction.dtypes[0])
+    packing = costing.copying(copies.packed * itemsize, copies.num_packed)
+    unpacking = costing.copying(copies.unpacked * itemsize, copies.num_unpacked)
+    if instruction.kind == "slice":
+        return replace(instruction, time=packing)
+    return replace(instruction, packing=packing, unpacking=unpacking)
