@@ -150,7 +150,6 @@ def decomposition_table() -> dict[Any, Any]:
             aten.addcdiv,
             aten.baddbmm,
             aten.stack,
-            aten.silu_backward,
             aten.zeros_like,
             aten.ones_like,
             aten.full_like,

@@ -39,6 +39,8 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.recurrent": kernels.recurrent_forward,
     "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,
+    "shardwright.rms_norm": kernels.rms_norm,
+    "shardwright.rms_norm_backward": kernels.rms_norm_backward,
     "shardwright.uniform": kernels.uniform,
 }
 

@@ -1,9 +1,8 @@
 """Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
 
-The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention`, `masked_lstm`, `masked_recurrent` and their
-backwards are torch custom ops for
-tracing; the functions of the same names here are what the executor calls, some with a process group over which their work is
-split.
+The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention`, `masked_lstm`, `masked_recurrent`,
+`batch_norm`, `rms_norm` and their backwards are torch custom ops for tracing; the functions of the same names here are what the
+executor calls, some with a process group over which their work is split.
 """
 
 from planner.kernels.attention import attention, attention_backward
@@ -26,6 +25,7 @@ from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
 from planner.kernels.recurrent import recurrent_backward, recurrent_forward
+from planner.kernels.rms_norm import rms_norm, rms_norm_backward
 
 __all__ = [
     "Canonical",
@@ -54,6 +54,8 @@ __all__ = [
     "recurrent_backward",
     "recurrent_forward",
     "precision",
+    "rms_norm",
+    "rms_norm_backward",
     "square_sum",
     "step_key",
     "uniform",

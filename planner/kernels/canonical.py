@@ -28,7 +28,7 @@ _SDPA = F.scaled_dot_product_attention
 
 
 class Canonical(Random):
-    """Redirects LSTM, cross-entropy, attention and batch norm to `shardwright::` ops, and dropout as `Random` does."""
+    """Redirects LSTM, cross-entropy, attention, batch and RMS norm to `shardwright::` ops, and dropout as `Random` does."""
 
     in_place = False  # a graph has no places; should the operand be read again, verifying a run shows it
 
@@ -71,6 +71,8 @@ class Canonical(Random):
             return _attention(*args, **kwargs)
         if func in (F.batch_norm, torch.batch_norm):
             return _batch_norm(func, *args, **kwargs)
+        if func in (F.rms_norm, torch.rms_norm):
+            return _rms_norm(*args, **kwargs)
         if func in (torch.as_strided, Tensor.as_strided):
             found = _windows(*args, **kwargs)
             return func(*args, **kwargs) if found is None else found
@@ -260,6 +262,18 @@ def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         mean.copy_(new_mean)
         var.copy_(new_var)
     return out  # type: ignore[no-any-return]
+
+
+def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
+    """torch has a kernel where operands have one format; where they have not, it takes the norm apart itself."""
+    dims, count = len(normalized_shape), math.prod(normalized_shape)
+    same = weight is None or weight.dtype == input.dtype
+    if not same or not dims or tuple(normalized_shape) != tuple(input.shape[-dims:]) or not input.is_floating_point():
+        return F.rms_norm(input, list(normalized_shape), weight, eps)
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32  # torch's own default, whatever its page says
+    eps = torch.finfo(wide).eps if eps is None else eps
+    out: Tensor = torch.ops.shardwright.rms_norm(input, weight, dims, count, eps)[0]
+    return out
 
 
 def _windows(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor | None:

@@ -20,7 +20,8 @@ __all__ = ["precision"]
 
 #: In float32, from CUDA's list. Source: torch.amp, "CUDA Ops that can autocast to float32".
 _WIDE = {
-    F.layer_norm, F.group_norm, F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
+    F.layer_norm, F.group_norm, F.rms_norm, torch.rms_norm,
+    F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
     F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div, F.softplus, F.cosine_similarity,
     F.binary_cross_entropy, F.binary_cross_entropy_with_logits, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.pow, Tensor.pow,
     torch.rsqrt, Tensor.rsqrt, torch.sum, Tensor.sum, torch.prod, Tensor.prod, torch.cumsum, Tensor.cumsum, torch.norm, Tensor.norm,

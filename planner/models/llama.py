@@ -28,8 +28,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        scaled: Tensor = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + _EPS) * self.weight
-        return scaled
+        return F.rms_norm(x, self.weight.shape, self.weight, _EPS)
 
 
 def rotary(seq: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:

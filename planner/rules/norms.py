@@ -1,4 +1,4 @@
-"""Normalisation over groups of channels, and over the batch."""
+"""Normalisation over groups of channels, over the batch, and by the root of the mean square."""
 
 from __future__ import annotations
 
@@ -112,3 +112,55 @@ def _batch_norm_training(call: Call) -> Signature:
 def _batch_norm_training_backward(call: Call) -> Signature:
     """grad, x, weight, mean, 1/deviation -> gradients of x, weight and bias."""
     return _training_norm(call, 1, backward=True)
+
+
+# ------------------------------------------------------------------------------------------------- root of the mean square
+
+
+def _sums_group(call: Call, local: Local) -> LocalCall:
+    """Where what the mean runs over is split, the kernel gets the process group over which it adds its sums."""
+    from planner.program import Group
+
+    x_at = 1 if "backward" in call.op else 0
+    rank = len(call.operands[x_at])
+    axes = sorted(a for letter, split in local.split.items() if letter >= rank - _normalised(call) for a in split)
+    return call.op, call.args, (("group", Group(tuple(axes))),) if axes else ()
+
+
+def _normalised(call: Call) -> int:
+    """How many of the last dims the mean runs over."""
+    dims: int = call.args[4 if "backward" in call.op else 2]
+    return dims
+
+
+def _root_mean_square(call: Call, x_at: int, backward: bool) -> Signature:
+    """Every dim can be split; the normalised ones with their sums added inside."""
+    x = call.operands[x_at]
+    rank, lead = len(x), len(x) - _normalised(call)
+    whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))
+    stats = tuple((d,) if d < lead else () for d in range(rank))
+    weight = (tail,) if _has_weight(call, x_at) else ()
+    return Signature(
+        kind="norm", sizes=x, operands=(whole, whole, *weight, stats) if backward else (whole, *weight),
+        results=(whole, tail if weight else ((),)) if backward else (whole, stats),
+        reduced=(frozenset(), frozenset(range(lead))) if backward else (), linear=(frozenset({0}),) if backward else (),
+        inner=frozenset(range(lead, rank)),
+        inner_traffic=lambda s, ranks: (("all_reduce", float(math.prod(s[:lead])), 1),),
+        cost=lambda s: OpCost(flops=(12.0 if backward else 5.0) * math.prod(s), elements=(3.0 if backward else 2.0) * math.prod(s)),
+    )  # fmt: skip
+
+
+def _has_weight(call: Call, x_at: int) -> bool:
+    return call.args[x_at + 1] is not None
+
+
+@register("shardwright.rms_norm", localize=_sums_group)
+def _rms_norm(call: Call) -> Signature:
+    """x, weight -> result, 1/root."""
+    return _root_mean_square(call, 0, backward=False)
+
+
+@register("shardwright.rms_norm_backward", localize=_sums_group)
+def _rms_norm_backward(call: Call) -> Signature:
+    """grad, x, weight, 1/root -> gradients of x and weight, the latter partial over the leading dims."""
+    return _root_mean_square(call, 1, backward=True)

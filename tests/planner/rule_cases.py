@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -561,6 +562,20 @@ def _training_norm_backward(g: Draw) -> Arguments:
     (x, weight, bias, *rest), _ = _training_norm(g)
     _, mean, rstd, _, _ = run_op("shardwright.batch_norm", (x, weight, bias, *rest), ())
     return (g.real(*x.shape), x, weight, mean, rstd, 1e-5), {}
+
+
+@case("shardwright.rms_norm")
+def _rms_norm(g: Draw) -> Arguments:
+    shape, dims = g.shape(2, 3), g.pick(1, 2)
+    tail = shape[-dims:]
+    return (g.real(*shape), g.real(*tail) if g.chance(0.7) else None, dims, math.prod(tail), 1e-5), {}
+
+
+@case("shardwright.rms_norm_backward")
+def _rms_norm_backward(g: Draw) -> Arguments:
+    (x, weight, dims, count, eps), _ = _rms_norm(g)
+    _, rstd = run_op("shardwright.rms_norm", (x, weight, dims, count, eps), ())
+    return (g.real(*x.shape), x, weight, rstd, dims, count), {}
 
 
 @case("shardwright.dropout")

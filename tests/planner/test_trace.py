@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -34,9 +36,9 @@ class Apply(nn.Module):
         return self.f(self.linear(x))
 
 
-def graph_of(module: Callable[[], nn.Module], loss: Callable[..., Tensor] = F.mse_loss) -> Graph:
+def graph_of(module: Callable[[], nn.Module], loss: Callable[..., Tensor] = F.mse_loss, compute: str = "") -> Graph:
     def build() -> Workload:
-        return workload(module(), torch.randn(8, 6), torch.randn(8, 4), loss=loss)
+        return replace(workload(module(), torch.randn(8, 6), torch.randn(8, 4), loss=loss), compute=compute)
 
     return trace(build).graph
 
@@ -274,6 +276,25 @@ def test_batch_norm_in_training_mode_writes_new_running_statistics() -> None:
     writers = [graph.nodes[graph.values[new].writer or 0].op for _, new in graph.updates]
     assert writers == ["shardwright.batch_norm", "shardwright.batch_norm", "aten.add.Tensor"]
     assert graph_of(lambda: nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4).eval())).updates == ()
+
+
+@pytest.mark.parametrize(
+    ("layer", "ops"),
+    [
+        (nn.SiLU, ["aten.silu.default", "aten.silu_backward.default"]),
+        (nn.GELU, ["aten.gelu.default", "aten.gelu_backward.default"]),
+        (lambda: nn.LayerNorm(4), ["aten.native_layer_norm.default", "aten.native_layer_norm_backward.default"]),
+        (lambda: nn.GroupNorm(2, 4), ["aten.native_group_norm.default", "aten.native_group_norm_backward.default"]),
+        (lambda: nn.RMSNorm(4), ["shardwright.rms_norm", "shardwright.rms_norm_backward"]),
+    ],
+)
+@pytest.mark.parametrize("compute", ["", "bfloat16"])
+def test_activations_and_norms_are_one_op_each_way(layer: Callable[[], nn.Module], ops: list[str], compute: str) -> None:
+    def count(last: Callable[[], nn.Module]) -> Counter[str]:
+        module = lambda: nn.Sequential(nn.Linear(6, 4), last())  # noqa: E731
+        return Counter(n.op for n in graph_of(module, compute=compute).nodes if n.op != "aten._to_copy.default")
+
+    assert sorted((count(layer) - count(nn.Identity)).elements()) == ops
 
 
 class _Counts(Linear):

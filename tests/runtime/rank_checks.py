@@ -182,7 +182,24 @@ def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
             **{f"uneven {n}": e for n, e in _cross_entropy_errors(num_ranks, place.rank, group, classes=11).items()},
             **_batch_norm_errors(num_ranks, place.rank, group, batch=8),
             **{f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, place.rank, group, batch=7).items()},
+            **_rms_norm_errors(num_ranks, place.rank, group, width=8),
+            **{f"uneven {n}": e for n, e in _rms_norm_errors(num_ranks, place.rank, group, width=7).items()},
         }
+
+
+def _rms_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, width: int) -> dict[str, float]:
+    """The normalised values split over the ranks."""
+    (x, grad), weight = torch.randn(2, 3, 4, width).double(), torch.randn(width).double()
+    wanted = kernels.rms_norm(x, weight, 1, width, 1e-5)
+    wanted_grads = kernels.rms_norm_backward(grad, x, weight, wanted[1], 1, width)
+    own, own_grad, own_weight = (t.tensor_split(num_ranks, -1)[rank] for t in (x, grad, weight))
+    ours = kernels.rms_norm(own, own_weight, 1, width, 1e-5, group=group)
+    grads = kernels.rms_norm_backward(own_grad, own, own_weight, ours[1], 1, width, group=group)
+    found = zip(("y", "rstd", "gx", "gw"), (*ours, *grads), (*wanted, *wanted_grads), strict=True)
+    return {
+        f"rms_norm {n}": ((a - (b if n == "rstd" else b.tensor_split(num_ranks, -1)[rank])).abs().max() / b.abs().max()).item()
+        for n, a, b in found
+    }
 
 
 def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, batch: int) -> dict[str, float]:

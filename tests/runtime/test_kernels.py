@@ -131,6 +131,41 @@ def test_attention_backward_does_not_mind_how_its_operands_lie(heads: int) -> No
             torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("norm", [(8,), (6, 8)])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("eps", [None, 1e-2])
+def test_rms_norm(dtype: torch.dtype, norm: tuple[int, ...], affine: bool, eps: float | None) -> None:
+    """Values so small that torch's default for eps, which is not the one of its page, is seen."""
+    torch.manual_seed(0)
+    x, weight = torch.randn(4, 6, 8, dtype=dtype) / 1000, (torch.randn(norm, dtype=dtype),) if affine else ()
+
+    def run(x: Tensor, *weight: Tensor) -> Tensor:
+        return F.rms_norm(x, norm, *(weight or (None,)), eps)
+
+    plain = outputs_and_gradients(run, x, *weight)
+    with Canonical():
+        ours = outputs_and_gradients(run, x, *weight)
+    tolerance = {**TOLERANCE, torch.bfloat16: 0.02}[dtype]
+    for a, b in zip(plain, ours, strict=True):
+        torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance * a.abs().max().item())
+
+
+@pytest.mark.parametrize("length", [32, 200])
+def test_attention_backward_in_bfloat16(length: int) -> None:
+    """Against float64 on the same numbers, shorter and longer than where the kernel changes."""
+    torch.manual_seed(0)
+    q, grad = torch.randn(2, 1, 4, length, 16).bfloat16()
+    k, v = torch.randn(2, 1, 2, length, 16).bfloat16()
+    short = kernels.attention(q, k, v, True, 0.25)
+    found = kernels.attention_backward(grad, q, k, v, *short, True, 0.25)
+    wide = [t.double() for t in (q, k, v)]
+    right = kernels.attention_backward(grad.double(), *wide, *kernels.attention(*wide, True, 0.25), True, 0.25)
+    for a, b in zip(found, right, strict=True):
+        assert a.dtype == torch.bfloat16
+        assert (a.double() - b).abs().max() <= 0.02 * b.abs().max()
+
+
 def test_embedding_shards_add_up() -> None:
     weight, ids = torch.randn(12, 3, dtype=torch.float64), torch.randint(0, 12, (4, 5))
     parts = [embedding_shard(weight[at : at + 4], ids, at) for at in (0, 4, 8)]
