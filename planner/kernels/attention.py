@@ -7,6 +7,7 @@ that joining the heads afterwards copies nothing.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "attention", "attention_backward", "empty_heads_inside", "grouped", "heads_inside", "lse_dtype", "rows_together", "scores_of",
-    "sum_groups",
+    "attention", "attention_backward", "cpu_backward", "empty_heads_inside", "grouped", "has_cpu_kernel", "heads_inside", "lse_dtype",
+    "rows_together", "scores_of", "sum_groups",
 ]  # fmt: skip
 
 
@@ -46,7 +47,7 @@ def attention_backward(
     num_kv_heads = k.shape[1]
     k, v = grouped(k, q), grouped(v, q)
     if kernel == "cpu":
-        grads = _cpu_backward(grad, q, k, v, out, lse, is_causal, scale)
+        grads = cpu_backward(grad, q, k, v, out, lse, is_causal, scale)
     elif kernel == "flash":
         grads = _flash_backward(grad, q, k, v, out, lse, is_causal, scale)
     elif kernel == "efficient":
@@ -76,9 +77,9 @@ def sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
 def _kernel(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> str:
     """Which kernel runs: `cpu`, `flash`, `efficient` or `math`; the same for forward and backward. CUDA's flash kernel needs compute
     capability 8.0, and counts causal keys from the last where there are more or fewer of them than queries."""
-    plain = q.shape[-1] == k.shape[-1] == v.shape[-1] and all(t.stride(-1) == 1 for t in (q, k, v))
+    plain = _is_plain(q, k, v)
     half = q.dtype in (torch.float16, torch.bfloat16)
-    if plain and q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64, torch.bfloat16):
+    if has_cpu_kernel(q, k, v):
         return "cpu"
     if not plain or not q.is_cuda:
         return "math"
@@ -87,6 +88,15 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> str:
         return "flash"
     known = q.dtype in (torch.float32, torch.float16) or (newer and q.dtype == torch.bfloat16)
     return "efficient" if known and q.shape[-1] % (8 if half else 4) == 0 else "math"
+
+
+def has_cpu_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether the CPU's flash kernel takes these."""
+    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64, torch.bfloat16) and _is_plain(q, k, v)
+
+
+def _is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    return q.shape[-1] == k.shape[-1] == v.shape[-1] and all(t.stride(-1) == 1 for t in (q, k, v))
 
 
 @cache
@@ -98,16 +108,19 @@ def _capability(device: torch.device) -> tuple[int, int]:
 _MANY_QUERIES = 192
 
 
-def _cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The products of 32 bfloat16 queries take longer than the same in float32 with all casts: 7.8 ms against 4.7 ms for 4 x 8 heads of
+def cpu_backward(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float,
+    added: Callable[[torch.dtype], Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """The gradients by the CPU's flash kernel; `added` gives, in a dtype, what was added to the scores.
+
+    The products of 32 bfloat16 queries take longer than the same in float32 with all casts: 7.8 ms against 4.7 ms for 4 x 8 heads of
     128 x 64 on one core with AVX-512 (EPYC, torch 2.13)."""
     dtype = q.dtype
     if dtype == torch.bfloat16 and q.shape[2] < _MANY_QUERIES:
         grad, q, k, v, out = (t.float() for t in (grad, q, k, v, out))
     gq, gk, gv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, lse, 0.0, is_causal, scale=scale
+        grad, q, k, v, out, lse, 0.0, is_causal, attn_mask=None if added is None else added(q.dtype), scale=scale
     )
     return gq.to(dtype), gk.to(dtype), gv.to(dtype)
 

@@ -114,6 +114,30 @@ def test_weights_sum_to_one_where_a_finite_bias_masks_every_key() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("is_causal", [False, True])
+@pytest.mark.parametrize("shift", [0.0, 100.0])  # of scores: of large ones lse tells too little, and backward takes another way
+@pytest.mark.parametrize("learned", [False, True])
+def test_attention_with_rows_that_see_nothing(is_causal: bool, shift: float, learned: bool) -> None:
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 2, 5, 4, dtype=torch.float64).requires_grad_() for _ in range(3))
+    seen = torch.tensor([[True, True, False, True, True], [False] * 5])[:, None, None, :]
+    bias = torch.where(seen, torch.randn(2, 1, 5, 5, dtype=torch.float64) + shift, -torch.inf) if learned else seen
+    operands = [q, k, v, *([bias.requires_grad_()] if learned else [])]
+    ours = torch.ops.shardwright.masked_attention(q, k, v, bias, is_causal, 0.5)[0]
+    hidden = torch.zeros_like(seen).expand(2, 1, 5, 5).masked_fill(~seen, True) | torch.ones(5, 5).bool().triu(1).logical_and(
+        torch.tensor(is_causal)
+    )
+    scores = (q @ k.mT * 0.5 + (bias if learned else shift)).masked_fill(hidden, -torch.inf)
+    right = torch.softmax(scores[:1], -1) @ v[:1]
+    torch.testing.assert_close(ours[:1], right)
+    assert not ours[1].any()
+    weight = torch.randn(ours.shape, dtype=torch.float64)
+    mine = torch.autograd.grad((ours * weight).sum(), operands)
+    theirs = torch.autograd.grad((right * weight[:1]).sum(), operands)
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("heads", [3, 6])
 def test_attention_backward_does_not_mind_how_its_operands_lie(heads: int) -> None:
     """What a collective delivers may lie in any order; flash kernels read rows without looking."""
