@@ -1,4 +1,5 @@
-"""A `Communicate` as torch.distributed calls: gloo on CPU, NCCL on CUDA, one flat buffer for all of its values.
+"""A `Communicate` as torch.distributed calls, gloo on CPU and NCCL on CUDA, or through memory that CPU ranks of one machine share;
+one flat buffer for all of its values.
 
 Values are packed into one buffer, `[m]` or, where each rank gets a piece of its own, `[ranks, m]`; what arrives is unpacked
 by flat sub-dims. A sub-dim that leads is unpacked without a copy. The order of ranks in a group is mesh order.
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from planner.kernels.groups import all_gather, all_to_all, is_small, reduce_blocks, scatter_blocks, send_to_all
 from planner.program import Communicate
+from runtime.shared import Region, SharedMemory, shared_memory_of
 
 __all__ = ["Collective", "Pending", "compile_collective"]
 
@@ -33,9 +35,15 @@ class Pending:
 class Collective:
     """One compiled `Communicate`: `start(*values)` then `finish(pending)`, or both at once by calling it."""
 
+    #: Whether it sends to each rank what is meant for it, not the same to all.
+    sends_blocks = False
+
     def __init__(
         self, instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool]
     ) -> None:
+        self.id = instruction.id
+        self.dtype: torch.dtype = getattr(torch, instruction.dtypes[0])
+        self.shared: Region | None = None
         self.group = group
         self.size = size
         self.position = position
@@ -71,11 +79,25 @@ class Collective:
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         return self.finish(self.start(*values))
 
+    def share(self, memory: SharedMemory) -> None:
+        """Sends through memory that the ranks share; those that are waited for at once share regions."""
+        sent = sum(map(math.prod, self.expanded))
+        if self.uneven:
+            sent = sum(map(self.room, range(len(self.expanded)))) * (self.size if self.sends_blocks else 1)
+        self.shared = memory.region(self.id if self.asynchronous else "", sent, self.dtype)
+
     def pack(self, values: Sequence[Tensor]) -> Tensor:
         """The values as one buffer [m], which holds them as they are: a lazy conjugate is made one."""
         if len(values) == 1:
             return _as_held(values[0]).view(-1)
         return torch.cat([value.reshape(-1) for value in values])
+
+    def pack_into(self, row: Tensor, values: Sequence[Tensor]) -> None:
+        """The same, written to `row` [m]."""
+        if len(values) == 1:
+            row.view(values[0].shape).copy_(values[0])
+        else:
+            torch.cat([value.reshape(-1) for value in values], out=row)
 
     def room(self, value: int) -> int:
         """Elements of the largest piece of a value that a rank sends to another."""
@@ -171,6 +193,10 @@ class _Local(Collective):
 class _AllReduce(Collective):
     def start(self, *values: Tensor) -> Pending:
         assert self.group is not None
+        if self.shared is not None:
+            self.pack_into(self.shared.begin(), values)
+            self.shared.publish()
+            return Pending(self._room_for(values), None)
         buffer = self.pack(values)
         if is_small(buffer, self.size, self.group):
             return Pending(*send_to_all(buffer, self.size, self.group, self.asynchronous))
@@ -179,7 +205,16 @@ class _AllReduce(Collective):
         op = dist.ReduceOp.MAX if self.reduce == "max" else dist.ReduceOp.SUM
         return Pending(buffer, dist.all_reduce(buffer, op, group=self.group, async_op=self.asynchronous))
 
+    def _room_for(self, values: Sequence[Tensor]) -> Tensor:
+        """A buffer for the result: one value that may be overwritten, else memory of its own."""
+        if len(values) == 1 and self.reusable[0] and values[0].is_contiguous() and not values[0].is_conj():
+            return values[0].view(-1)
+        return values[0].new_empty(sum(value.numel() for value in values))
+
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        if self.shared is not None:
+            self.shared.reduce(pending.buffer, self.reduce)
+            return self.unpack(pending.buffer)
         _wait(pending)
         buffer = pending.buffer
         return self.unpack(reduce_blocks(buffer, self.reduce) if buffer.dim() == 2 else buffer)
@@ -188,30 +223,55 @@ class _AllReduce(Collective):
 class _AllGather(Collective):
     def start(self, *values: Tensor) -> Pending:
         assert self.group is not None
+        if self.shared is not None:
+            if self.uneven:
+                self.shared.begin().copy_(self.pack_padded(values))
+            else:
+                self.pack_into(self.shared.begin(), values)
+            self.shared.publish()
+            return Pending(values[0].new_empty(self.size, self.shared.numel), None)
         buffer = self.pack_padded(values) if self.uneven else self.pack(values)
         return Pending(*all_gather(buffer, self.size, self.group, self.asynchronous))
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        if self.shared is not None:
+            torch.stack(self.shared.rows(), out=pending.buffer)
+            self.shared.done()
         _wait(pending)
         return self.unpack_blocks(pending.buffer, self.expanded)
 
 
 class _ReduceScatter(Collective):
+    sends_blocks = True
+
     def start(self, *values: Tensor) -> Pending:
         assert self.group is not None
+        if self.shared is not None:
+            _send_blocks(self.shared, self.pack_blocks(values))
+            return Pending(None, None)
         return Pending(*scatter_blocks(self.pack_blocks(values), self.group, self.reduce, self.asynchronous))
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        if self.shared is not None:
+            return self.unpack(self.shared.reduce_block(self.reduce))
         _wait(pending)
         return self.unpack(reduce_blocks(pending.buffer, self.reduce))
 
 
 class _AllToAll(Collective):
+    sends_blocks = True
+
     def start(self, *values: Tensor) -> Pending:
         assert self.group is not None
+        if self.shared is not None:
+            _send_blocks(self.shared, self.pack_blocks(values))
+            return Pending(values[0].new_empty(self.size, self.shared.numel // self.size), None)
         return Pending(*all_to_all(self.pack_blocks(values), self.group, self.asynchronous))
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
+        if self.shared is not None:
+            torch.stack(self.shared.blocks(), out=pending.buffer)
+            self.shared.done()
         _wait(pending)
         assert self.split is not None
         sizes = [(*e[: self.split], e[self.split] // self.size, *e[self.split + 1 :]) for e in self.expanded]
@@ -244,15 +304,26 @@ _KINDS: dict[str, type[Collective]] = {
 
 
 def compile_collective(
-    instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool] | None = None
-) -> Collective:
+    instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool] | None = None,
+    *,
+    shared: bool = True,
+) -> Collective:  # fmt: skip
     """The callable for `instruction` on a group of `size` ranks of which this one is number `position`.
 
-    `reusable[i]` says that source i may be overwritten.
+    `reusable[i]` says that source i may be overwritten; `shared`, that ranks of one machine send through memory that they share.
     """
     kind = _Local if size == 1 else _KINDS[instruction.kind]
     assert len(set(instruction.dtypes)) == 1, f"{instruction.id}: a bucket holds one dtype, got {instruction.dtypes}"
-    return kind(instruction, group, size, position, reusable or [False] * len(instruction.sources))
+    collective = kind(instruction, group, size, position, reusable or [False] * len(instruction.sources))
+    memory = shared_memory_of(group) if shared and group is not None and size > 1 and instruction.kind != "slice" else None
+    if memory is not None:
+        collective.share(memory)
+    return collective
+
+
+def _send_blocks(shared: Region, blocks: Tensor) -> None:
+    shared.begin().view(blocks.shape).copy_(blocks)
+    shared.publish()
 
 
 def _as_held(value: Tensor) -> Tensor:

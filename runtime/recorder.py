@@ -55,6 +55,17 @@ class Recorder:
         if pending.work is not None:
             pending.work.get_future().add_done_callback(lambda _: self.end(index))
 
+    def waiting(self, index: int, pending: Pending) -> None:
+        """The asynchronous instruction `index` is waited for from here."""
+        if pending.work is None:  # nobody else works at it: it is what its start took and what its end takes
+            start, stop = self.spans[index]
+            self.spans[index] = [self.now() - (stop - start), None]
+
+    def waited(self, index: int, pending: Pending) -> None:
+        """The asynchronous instruction `index` has been waited for."""
+        if pending.work is None:
+            self.end(index)
+
     def hold(self, *tensors: Tensor) -> None:
         """The tensors are alive from here on; memory that several share counts once."""
         for tensor in tensors:
@@ -122,6 +133,12 @@ class _CudaRecorder(Recorder):
             if pending.work is not None:
                 pending.work.wait()  # only this stream waits
             self.end(index)
+
+    def waiting(self, index: int, pending: Pending) -> None:
+        """Work without a handle is done where it is launched."""
+
+    def waited(self, index: int, pending: Pending) -> None:
+        """The same."""
 
     def synchronize(self) -> None:
         torch.cuda.synchronize()

@@ -190,7 +190,11 @@ def _wait(writer: _Writer, values: Sequence[int]) -> None:
     for index in dict.fromkeys(writer.waits[value] for value in values if value in writer.waits):
         instruction = writer.program.instructions[index]
         assert isinstance(instruction, Communicate)
+        if writer.recorded:
+            writer.write(f"r.waiting({index}, p{index})")
         writer.write(f"{', '.join(f't{i}' for i in instruction.results)}, = finish_{index}(p{index})")
+        if writer.recorded:
+            writer.write(f"r.waited({index}, p{index})")
         writer.write(f"del p{index}")
         for value in instruction.results:
             del writer.waits[value]

@@ -6,7 +6,9 @@ import dataclasses
 import itertools
 import math
 import os
+import platform
 import signal
+import sys
 import time
 from typing import Any
 
@@ -77,16 +79,19 @@ def run_programs(num_ranks: int, emit: Any) -> dict[str, Any]:
 
 
 def check_collectives(num_ranks: int, emit: Any) -> dict[str, Tensor]:
-    """Every kind at every sub-dim, one value and two, waited for at once and later; the differences to plain slicing."""
+    """Every kind at every sub-dim, one value and two, waited for at once and later, through shared memory and gloo; the differences to
+    plain slicing."""
     with join(num_ranks) as place:
         cases = [*itertools.product(KINDS, range(3), (1, 2), (False, True), ("sum", "max"), ("small",))]
         cases += itertools.product(KINDS, range(3), (1,), (False,), ("sum", "max"), ("large",))
-        return {str(case): _collective_error(num_ranks, place.rank, *case) for case in cases}
+        ways = itertools.product(cases, (True, False))
+        return {f"{case} {shared}": _collective_error(num_ranks, place.rank, *case, shared) for case, shared in ways}
 
 
 def _collective_error(
-    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str
-) -> float:
+    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str,
+    shared: bool,
+) -> float:  # fmt: skip
     other = (dim + 1) % 3
     sizes = [tuple(s * (i + 1) for s in SIZES[scale]) for i in range(num_values)]
     wholes, values, wanted = [], [], []
@@ -114,7 +119,8 @@ def _collective_error(
         gather=dim if kind in ("all_gather", "all_to_all") else None, split=other if kind == "all_to_all" else dim,
         reduce=reduce, phase="forward", asynchronous=asynchronous,
     )  # fmt: skip
-    collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank)
+    collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank, shared=shared)
+    assert (collective.shared is not None) == (shared and kind != "slice" and _shares_memory())
     before = [v.clone() for v in values]
     pending = collective.start(*(v.reshape(-1, v.shape[2]) for v in values))
     results = collective.finish(pending)
@@ -128,12 +134,14 @@ def check_uneven_collectives(num_ranks: int, emit: Any) -> dict[str, float]:
     """As `check_collectives`, of pieces that differ in size, of one value or of an uneven and an even one in one buffer."""
     with join(num_ranks) as place:
         cases = itertools.product(KINDS[1:], range(3), (1, 2), (False, True), ("sum", "max"), ("odd", "large odd"))
-        return {str(case): _uneven_error(num_ranks, place.rank, *case) for case in cases}
+        ways = itertools.product(cases, (True, False))
+        return {f"{case} {shared}": _uneven_error(num_ranks, place.rank, *case, shared) for case, shared in ways}
 
 
 def _uneven_error(
-    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str
-) -> float:
+    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str,
+    shared: bool,
+) -> float:  # fmt: skip
     other = (dim + 1) % 3
     gathers, splits = kind in ("all_gather", "all_to_all"), kind != "all_gather"
     at = other if kind == "all_to_all" else dim
@@ -155,12 +163,16 @@ def _uneven_error(
         gather_pieces=tuple(gather_pieces) if gathers else (), split_pieces=tuple(split_pieces) if splits else (),
         reduce=reduce, phase="forward", asynchronous=asynchronous,
     )  # fmt: skip
-    collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank)
+    collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank, shared=shared)
     before = [v.clone() for v in values]
     results = collective.finish(collective.start(*values))
     same = all(torch.equal(a, b) for a, b in zip(before, values, strict=True))
     shapes = all(r.shape == w.shape for r, w in zip(results, wanted, strict=True))
     return max((r - w).abs().max().item() for r, w in zip(results, wanted, strict=True)) if same and shapes else math.inf
+
+
+def _shares_memory() -> bool:
+    return sys.platform == "linux" and platform.machine() == "x86_64"
 
 
 def _unlike(size: int, num_ranks: int) -> tuple[int, ...]:
