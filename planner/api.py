@@ -17,6 +17,7 @@ import torch
 from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import BadValue
+from cost_models.memory import MEMORY_HEADROOM
 from planner.ask import Ask, default_precision, dtypes_of
 from planner.files import plan_files
 from planner.hash_seed import chosen
@@ -83,14 +84,15 @@ def plan(
     learning_rate: float = 1e-3,
     precision: str | None = None,
     clip_norm: float | None = None,
+    memory_headroom: float = MEMORY_HEADROOM,
     folder: str | Path = "",
 ) -> Planned:
     """The best plan to train `model` on `cluster` (a name of `plan hardware`, a file, or a record).
 
     `batch` is an example: a tuple with the target last, or a dict that goes whole to the module and the loss; nested as may be. `loss`
     takes what the module returns and the target, and returns a scalar, or several in a dict or tuple, of which the sum is trained.
-    `mesh`, `pins`, `precision` and `clip_norm` are as on the command line. The model's values, as they are, and the plan are written to
-    `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
+    `mesh`, `pins`, `precision`, `clip_norm` and `memory_headroom` (a share below 1) are as on the command line. The model's values, as
+    they are, and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
     Raises BadValue for a model or loss that other processes cannot be given, NotTraceable, NoPlan and DoesNotFit as planning does.
     """
@@ -109,6 +111,7 @@ def plan(
         num_devices=on.num_devices,
         compute=compute,
         clip_norm=clip_norm,
+        memory_headroom=memory_headroom,
     )
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
     found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)))

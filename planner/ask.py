@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from cost_models.device import Device
 from cost_models.errors import unknown_name
+from cost_models.memory import MEMORY_HEADROOM
 from planner.models.keras_model import is_keras
 from planner.workload import DTYPES, PRECISIONS, Workload, load_workload
 
@@ -16,7 +17,7 @@ __all__ = ["Ask", "build", "default_precision", "dtypes_of"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the texts of `--set`; `dtype` is that of
-    the parameters, `compute` that of products in mixed precision."""
+    the parameters, `compute` that of products in mixed precision; `memory_headroom` the share of usable memory that is kept free."""
 
     model: str
     batch: int | None
@@ -26,6 +27,11 @@ class Ask:
     num_devices: int
     compute: str = ""
     clip_norm: float | None = None
+    memory_headroom: float = MEMORY_HEADROOM
+
+    def allowed_memory(self, device: Device) -> int:
+        """Bytes of a device that a plan may hold: what is usable, less the headroom."""
+        return int(device.usable_memory * (1 - self.memory_headroom))
 
 
 def build(ask: Ask) -> Workload:

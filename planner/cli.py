@@ -15,6 +15,7 @@ from typing import Any
 import click
 
 from cost_models.errors import BadValue
+from cost_models.memory import MEMORY_HEADROOM
 from planner import cli_inspect, cli_solve, hash_seed
 from planner.cli_group import PlanGroup, end_on_interrupt, uncollected
 from planner.cli_options import (
@@ -28,6 +29,7 @@ from planner.cli_options import (
     plan_argument,
     plan_file,
     settings_of,
+    share_of,
     slug,
 )
 from planner.cli_output import StepBar, print_json, print_sections, progress_bar, write_files
@@ -79,6 +81,9 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option(
     "--clip-norm", metavar="X", type=float, help="Scale gradients down to this norm, over all of them.  [default: not]"
 )
+@click.option("--memory-headroom", metavar="SHARE", default=f"{100 * MEMORY_HEADROOM:g}%", show_default=True, help=(
+    "Keep this share of a device's usable memory free: 5% or 0.05."
+))  # fmt: skip
 @click.option("--mesh", metavar="AXES", help="Take this mesh: dp=4,tp=2. dp splits the batch, tp does not, others are free.")
 @click.option("--pin", "pins", metavar="PART=HOW", multiple=True, help=(
     "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
@@ -116,7 +121,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
         context.obj = json_
     elif asked["model"] is not None:
         _front_door(json_=json_, **asked)
-    elif json_ or any(asked.values()):
+    elif json_ or any(value for name, value in asked.items() if name != "memory_headroom"):
         raise BadValue("--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones")
     else:
         click.echo(context.get_help())
@@ -125,7 +130,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
 @uncollected()
 def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
-    settings: tuple[str, ...], precision: str | None, clip_norm: float | None, mesh: str | None,
+    settings: tuple[str, ...], precision: str | None, clip_norm: float | None, memory_headroom: str, mesh: str | None,
     pins: tuple[str, ...], out: Path | None, json_: bool,
 ) -> None:  # fmt: skip
     """Plan, write, report."""
@@ -135,6 +140,7 @@ def _front_door(
     folder = check_folder(out or Path("plans") / f"{slug(model)}-{cluster.num_devices}")
     values = settings_of(settings)
     check_clip_norm(clip_norm)
+    headroom = share_of("--memory-headroom", memory_headroom)
     with progress_bar() as progress:
         progress("loading torch", 0.0)
         from planner.ask import Ask, default_precision, dtypes_of
@@ -145,7 +151,7 @@ def _front_door(
         dtype, compute = dtypes_of(precision or default_precision(model, cluster.device))
         ask = Ask(
             model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices, compute=compute,
-            clip_norm=clip_norm,
+            clip_norm=clip_norm, memory_headroom=headroom,
         )  # fmt: skip
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True)

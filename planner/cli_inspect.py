@@ -117,7 +117,7 @@ def simulate(context: click.Context, /, plan_path: str, hardware: str | None, ou
         progress("simulating", 0.6)
         timeline = simulate_program(program, cluster)
         files, contents = timeline_files(plan, program, timeline, cluster, folder)
-        record = simulate_record(timeline, memory_by_category(program), cluster)
+        record = simulate_record(timeline, memory_by_category(program), cluster, plan.ask)
     write_files(folder, contents)
     if as_json(context, json_):
         print_json(record)

@@ -14,7 +14,7 @@ from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
     "NATURAL", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "out_option", "plan_argument", "plan_file",
-    "settings_of", "slug",
+    "settings_of", "share_of", "slug",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -87,6 +87,18 @@ def check_clip_norm(value: float | None) -> None:
     """Raises `BadValue` for a norm that is not positive."""
     if value is not None and not 0 < value < float("inf"):
         raise BadValue(f"--clip-norm {value}: give a positive number")
+
+
+def share_of(option: str, text: str) -> float:
+    """A share from 0 up to 1, written as `0.05` or `5%`."""
+    number, percent = text.strip().removesuffix("%"), text.strip().endswith("%")
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < 1:
+        raise BadValue(f"{option} {text}: give a share from 0 up to, but not including, 1, as in 0.05 or 5%")
+    return share
 
 
 def check_folder(folder: Path) -> Path:

@@ -24,16 +24,24 @@ Fits = Callable[[Ask, Cluster], bool]
 _SHORTEST = 128
 
 
-def explain_misfit(name: str, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str) -> str:
+def explain_misfit(name: str, ask: Ask, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str) -> str:
     """The one line of `DoesNotFit`."""
-    missing = least.total_memory_bytes - cluster.device.usable_memory
+    allowed = ask.allowed_memory(cluster.device)
+    missing = least.total_memory_bytes - allowed
     largest = sorted(least.memory_bytes.items(), key=lambda item: -item[1])[:3]
     terms = ", ".join(f"{what} {format_bytes(nbytes)}" for what, nbytes in largest)
     return (
         f"{name!r} does not fit {cluster.num_devices} x {cluster.device.name}: the leanest plan (mesh {mesh}) needs "
-        f"{format_bytes(least.total_memory_bytes)} of {format_bytes(cluster.device.usable_memory)} a device, {format_bytes(missing)} "
-        f"too much, at {where}; largest: {terms}; {change}"
+        f"{format_bytes(least.total_memory_bytes)} of {format_bytes(allowed)} per device{_headroom(ask, cluster)}, "
+        f"{format_bytes(missing)} too much, at {where}; largest: {terms}; {change}"
     )
+
+
+def _headroom(ask: Ask, cluster: Cluster) -> str:
+    """What is kept free of it, in words."""
+    if not ask.memory_headroom:
+        return ""
+    return f" ({100 * ask.memory_headroom:g} % of {format_bytes(cluster.device.usable_memory)} is kept free: --memory-headroom)"
 
 
 def nearest_change(ask: Ask, batch: int, seq: int | None, cluster: Cluster, fits: Fits) -> str:

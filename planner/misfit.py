@@ -20,7 +20,7 @@ def does_not_fit(proposer: Proposer, least: Candidate) -> str:
     seq = proposer.workload.options.get("seq")
     change = nearest_change(proposer.ask, batch, seq if isinstance(seq, int) else None, proposer.cluster, _some_plan_fits)
     return explain_misfit(
-        proposer.workload.name, proposer.cluster, least.prediction, peak_position(least.program),
+        proposer.workload.name, proposer.ask, proposer.cluster, least.prediction, peak_position(least.program),
         "x".join(map(str, least.mesh.sizes)), change,
     )  # fmt: skip
 

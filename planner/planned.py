@@ -40,6 +40,6 @@ def plan_of(
             time_s=solution.time_s, num_variables=solution.num_variables, hidden=best.proposal.hidden,
             num_meshes=len(rivals), bound_all_meshes=min([bound, *rivals]),
         ),
-        summary=summarise(model, workload, cluster, mesh, best.choices, table.costing, best.prediction, elapsed),
+        summary=summarise(ask, model, workload, cluster, mesh, best.choices, table.costing, best.prediction, elapsed),
         alternatives=alternatives,
     )  # fmt: skip

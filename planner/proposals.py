@@ -68,7 +68,7 @@ class Proposer:
     ) -> None:  # fmt: skip
         self.ask, self.shallow = ask, shallow
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
-        self.capacity = float(cluster.device.usable_memory)
+        self.capacity = float(ask.allowed_memory(cluster.device))
         self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}

@@ -10,6 +10,7 @@ from cost_models.breakdown import breakdown
 if TYPE_CHECKING:
     from cost_models.cluster import Cluster
     from cost_models.timeline import Timeline
+    from planner.ask import Ask
     from planner.models import ModelSpec, Preset
     from planner.plan_file import Plan
 
@@ -17,7 +18,7 @@ __all__ = ["compare_record", "models_record", "plan_record", "run_record", "simu
 
 _STEP = ("step_time_s", "compute_time_s", "exposed_communication_time_s", "idle_time_s")
 _RATES = ("samples_per_s", "tokens_per_s", "mfu")
-_MEMORY = ("memory_bytes", "memory_capacity_bytes", "fits")
+_MEMORY = ("memory_bytes", "memory_capacity_bytes", "memory_allowed_bytes", "fits")
 
 
 def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
@@ -73,7 +74,7 @@ def compare_record(result: Mapping[str, Any]) -> dict[str, Any]:
     return {**{key: result[key] for key in (*steps, *peaks)}, "by_kind": kinds}
 
 
-def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster: Cluster) -> dict[str, Any]:
+def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster: Cluster, ask: Ask) -> dict[str, Any]:
     """The object of `plan simulate`."""
     parts = breakdown(timeline, 0)
     total = sum(memory_bytes.values())
@@ -84,7 +85,8 @@ def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster
         "idle_time_s": parts.idle,
         "memory_bytes": {**memory_bytes, "total": total},
         "memory_capacity_bytes": cluster.device.usable_memory,
-        "fits": total <= cluster.device.usable_memory,
+        "memory_allowed_bytes": ask.allowed_memory(cluster.device),
+        "fits": total <= ask.allowed_memory(cluster.device),
     }
 
 

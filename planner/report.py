@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from cost_models.memory import MEMORY_HEADROOM
 from cost_models.units import format_bytes, format_rate, format_time
 from planner.sections import Section, Table
 
@@ -155,8 +156,20 @@ def _memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
         (_CATEGORY_WORDS[name], format_bytes(nbytes), _percent(nbytes / capacity)) for name, nbytes in held.items() if nbytes
     ]
     rows.append(("peak", format_bytes(total), _percent(total / capacity)))
+    allowed = summary["memory_allowed_bytes"]
+    if allowed < capacity:
+        rows.append(("allowed", format_bytes(allowed), _percent(allowed / capacity)))
     rows.append(("usable", format_bytes(capacity), "fits" if summary["fits"] else "DOES NOT FIT"))
-    return (Table(header=("at the peak", "", "of usable"), rows=tuple(rows), right=frozenset({1, 2})),)
+    table = Table(header=("at the peak", "", "of usable"), rows=tuple(rows), right=frozenset({1, 2}))
+    return (table, *_nearly_full(total / capacity, summary["fits"]))
+
+
+def _nearly_full(share: float, fits: bool) -> tuple[str, ...]:
+    """A warning about a plan that fits as predicted and may not as run."""
+    if not fits or share <= 1 - MEMORY_HEADROOM:
+        return ()
+    told = f"{_percent(share)} of the usable memory: what the allocator loses between tensors may not fit"
+    return (f"{told}; --memory-headroom {MEMORY_HEADROOM:g}, the default, keeps that share free",)
 
 
 def _alternatives(plan: Plan) -> tuple[str | Table, ...]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from cost_models.cluster import Cluster
 from cost_models.roofline import matrix_peak
+from planner.ask import Ask
 from planner.choices import Choices
 from planner.costing import Costing, op_dtype
 from planner.hash_seed import chosen
@@ -45,8 +46,8 @@ def _constants(model: Model, workload: Workload) -> dict[str, list[str]]:
 
 
 def summarise(
-    model: Model, workload: Workload, cluster: Cluster, mesh: Mesh, choices: Choices, costing: Costing, prediction: Prediction,
-    elapsed: float,
+    ask: Ask, model: Model, workload: Workload, cluster: Cluster, mesh: Mesh, choices: Choices, costing: Costing,
+    prediction: Prediction, elapsed: float,
 ) -> dict[str, Any]:  # fmt: skip
     """The summary of a plan."""
     step, batch = prediction.step_time_s, int(workload.batch[0].shape[0])
@@ -70,7 +71,8 @@ def summarise(
         "mfu": ideal_seconds(model, cluster) / (step * cluster.num_devices),
         "memory_bytes": {**prediction.memory_bytes, "total": prediction.total_memory_bytes},
         "memory_capacity_bytes": cluster.device.usable_memory,
-        "fits": prediction.total_memory_bytes <= cluster.device.usable_memory,
+        "memory_allowed_bytes": ask.allowed_memory(cluster.device),
+        "fits": prediction.total_memory_bytes <= ask.allowed_memory(cluster.device),
         "replicated_ops": list(replicated_ops(model, choices, costing, mesh)),
         "discovered_ops": list(ops_by_source(model, "discovered")),
         "ops_without_rule": list(ops_by_source(model, "replicated")),

@@ -122,6 +122,8 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --set hidden", "BadValue: --set hidden: write --set NAME=VALUE"),
         ("--model mlp --set hidden=1 --set hidden=2", "BadValue: --set hidden is given twice"),
         ("--model mlp --precision fp23", "UnknownName: unknown precision 'fp23': did you mean 'fp32'?"),
+        ("--model mlp --memory-headroom 5", "BadValue: --memory-headroom 5: give a share from 0 up to"),
+        ("--model mlp --memory-headroom -3%", "BadValue: --memory-headroom -3%: give a share from 0 up to"),
         ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number from 1 on"),
         ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number from 1 on"),
         ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number from 1 on"),
@@ -164,7 +166,8 @@ def test_the_line_that_cannot_be_traced_is_named(here: Path) -> None:
 def test_what_does_not_fit_says_what_would(here: Path) -> None:
     message = fails("--model", "mlp", "--gpus", "1", "--hardware", "p3.16xlarge", "--set", "hidden=40000")
     assert re.search(
-        r"needs [\d.]+ GiB of 14.8 GiB a device, [\d.]+ [GM]iB too much, at \S+; largest: (\w+ [\d.]+ [GMK]iB(, )?){3}; ",
+        r"needs [\d.]+ GiB of 14.0 GiB per device \(5 % of 14.8 GiB is kept free: --memory-headroom\), "
+        r"[\d.]+ [GM]iB too much, at \S+; largest: (\w+ [\d.]+ [GMK]iB(, )?){3}; ",
         message,
     )
 

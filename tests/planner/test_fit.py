@@ -76,12 +76,12 @@ def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
 
 def test_the_line_has_all_parts_in_si_and_words() -> None:
     cluster = load_cluster("dgx-h100", num_devices=4)
-    capacity = cluster.device.usable_memory
+    capacity = ask().allowed_memory(cluster.device)
     held = dict.fromkeys(CATEGORIES, 0) | {"parameters": capacity, "optimizer": 2**33, "activations": 2**32, "inputs": 5}
     least = Prediction(
         step_time_s=1.0, compute_time_s=1.0, exposed_communication_time_s=0.0, idle_time_s=0.0, memory_bytes=held
     )  # fmt: skip
-    line = explain_misfit("mlp", cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8")
+    line = explain_misfit("mlp", ask(), cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8")
     assert line.startswith("'mlp' does not fit 4 x h100-sxm: the leanest plan (mesh 2x2) needs ")
     assert "12.0 GiB too much, at backward.h.0.mm#1; " in line
     largest = line.split("largest: ")[1].split(";")[0]

@@ -10,10 +10,12 @@ from small_plans import ask_for, mesh_of
 
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
+from cost_models.memory import MEMORY_HEADROOM
 from planner.ask import Ask
 from planner.layout import local_shape
 from planner.meshes import meshes_of
 from planner.pins import parse_pin
+from planner.report import report
 from planner.search import Found, search
 from planner.solver import Problem, Solution, completed, solve
 from planner.solver.problem import Choice
@@ -22,9 +24,9 @@ SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}
 
 
 def with_memory(cluster: Cluster, nbytes: float) -> Cluster:
-    """The cluster with so many usable bytes a device."""
-    device = cluster.device
-    return replace(cluster, device=replace(device, memory=int(nbytes) + device.reserved_memory))
+    """The cluster whose plans may hold so many bytes per device."""
+    device, usable = cluster.device, math.ceil(nbytes / (1 - MEMORY_HEADROOM))
+    return replace(cluster, device=replace(device, memory=usable + device.reserved_memory))
 
 
 def check(found: Found, num_devices: int) -> None:
@@ -173,7 +175,8 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -
     parts = (
         "'gpt' does not fit 2 x cpu-core: the leanest plan (mesh ",
         ") needs ",
-        " a device, ",
+        " per device (5 % of ",
+        " is kept free: --memory-headroom), ",
         " too much, at ",
         "; largest: ",
     )
@@ -189,7 +192,7 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -
     words = more.split()
     devices = int(words[1])
     assert words[0] == "--gpus" and words[2:] == ["--batch", "64"]
-    larger = with_memory(load_cluster("cpu", num_devices=devices), least.device.usable_memory)
+    larger = with_memory(load_cluster("cpu", num_devices=devices), ask.allowed_memory(least.device))
     assert search(replace(ask, num_devices=devices), larger).plan.summary["fits"]
 
 
@@ -205,3 +208,17 @@ def test_progress_rises_to_one() -> None:
     shares = [done for _, done in told]
     assert shares == sorted(shares) and shares[0] == 0.0 and shares[-1] == 1.0
     assert all(what for what, _ in told)
+
+
+def test_a_plan_keeps_the_headroom_free_and_one_without_says_so() -> None:
+    ask = ask_for("mlp", 2, dtype="float32", batch=64)
+    on = load_cluster("cpu", num_devices=2)
+    needed = search(ask, on, mesh=mesh_of("dp=2"), pins=(parse_pin("*=ddp"),)).plan.summary["memory_bytes"]["total"]
+    tight = replace(on, device=replace(on.device, memory=needed + on.device.reserved_memory))
+    pinned = {"mesh": mesh_of("dp=2"), "pins": (parse_pin("*=ddp"),)}
+    with pytest.raises(DoesNotFit, match=r"5 % of .* is kept free"):
+        search(ask, tight, **pinned)
+    full = search(replace(ask, memory_headroom=0.0), tight, **pinned).plan
+    assert full.summary["fits"] and full.summary["memory_allowed_bytes"] == needed
+    body = next(section.body for section in report(full, {}) if section.title.startswith("Memory"))
+    assert "100.0 % of the usable memory" in str(body[-1])
