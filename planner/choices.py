@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
-from planner.costing import Costing
+from planner.costing import BUCKET_BYTES, Costing
 from planner.layout import REPLICATE, Layout
 from planner.model import Model, Use
 from planner.strategies import ParameterStrategy, Strategy
@@ -20,11 +20,13 @@ __all__ = ["Choices", "read_choices", "recost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """By graph node, by parameter in order, and by (root value, phase) for hubs."""
+    """By graph node, by parameter in order, and by (root value, phase) for hubs; `bucket` are the bytes of gradients that are reduced
+    together."""
 
     strategies: dict[int, Strategy]
     parameters: tuple[ParameterStrategy, ...]
     hubs: dict[tuple[int, str], Layout]
+    bucket: int = BUCKET_BYTES
 
 
 def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
@@ -40,7 +42,7 @@ def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
         index = table.parameter_of[number]
         parameters.append(table.parameter_strategies[index][choice[index]])
     hubs = {key: table.hub_layouts[hub][choice[hub]] for key, hub in table.hub_of.items()}
-    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs)
+    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=table.costing.bucket_size)
 
 
 def recost(model: Model, costing: Costing, choices: Choices, *, hidden: float = 0.0) -> float:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from cost_models.errors import DoesNotFit
 from planner.baselines import baseline, baselines
+from planner.buckets import with_best_bucket
 from planner.misfit import does_not_fit
 from planner.plan_file import Alternative
 from planner.proposals import Candidate, Proposal, Proposer
@@ -62,10 +64,10 @@ def best_of(proposer: Proposer, candidates: list[Candidate]) -> Candidate:
 
 
 def whole(proposer: Proposer, best: Candidate) -> Candidate:
-    """The candidate lowered and simulated whole."""
-    if best.whole:
-        return best
-    found = proposer.fitting(proposer.candidate(best.proposal, whole=True))
+    """The candidate lowered and simulated whole, with buckets of the best size."""
+    found = best if best.whole else proposer.candidate(best.proposal, whole=True)
+    found = with_best_bucket(found, proposer.capacity, partial(proposer.bucketed, found))
+    found = proposer.fitting(found)
     if not found.fits(proposer.capacity):
         raise DoesNotFit(does_not_fit(proposer, found))
     return found

@@ -21,11 +21,16 @@ from planner.rules import OpCost
 from planner.strategies import ParameterStrategy, Strategy
 from planner.subdims import OpDims
 
-__all__ = ["BUCKET_BYTES", "Costing"]
+__all__ = ["BUCKET_BYTES", "BUCKET_SIZES", "Costing"]
 
 
-#: Gradients are reduced in flat buckets of about this size, as DDP's default (`bucket_cap_mb=25`).
-BUCKET_BYTES = 25 * 1024 * 1024
+#: The sizes of the flat buckets in which gradients are reduced that a plan chooses from. The smallest is DDP's default
+#: (`bucket_cap_mb=25`); each further one is a quarter of the messages.
+BUCKET_SIZES = tuple(mib * 1024 * 1024 for mib in (25, 100, 400, 1600))
+BUCKET_BYTES = BUCKET_SIZES[0]
+
+#: A bucket is large enough if a byte in it costs at most this many times what it costs in the largest.
+_LATENCY = 1.5
 
 #: Among strategies that cost the same (both bound by a launch, say), the one that moves less memory: this share of the memory time
 #: of an op is added to its cost. It changes no objective by more than a thousandth.
@@ -42,11 +47,12 @@ class Costing:
     ) -> None:  # fmt: skip
         self.clip_norm, self.clip_epsilon = clip_norm, clip_epsilon
         self.cluster, self.sizes, self.optimizer = cluster, sizes, optimizer
-        self.bucket = min(float(BUCKET_BYTES), max(gradient_bytes, 1.0))
         self._models: dict[tuple[int, ...], CollectiveModel] = {}
         self._seconds: dict[tuple[str, tuple[int, ...], float], float] = {}
         self._ops: dict[object, float] = {}
         self._layouts: dict[tuple[tuple[int, ...], int, bool], Layouts] = {}
+        self.bucket_size = self._large_enough()
+        self.bucket = min(float(self.bucket_size), max(gradient_bytes, 1.0))
 
     # ---------------------------------------------------------------------------------------------- communication
 
@@ -68,6 +74,15 @@ class Costing:
         """Which links a collective over `axes` shares with others: `node` if all its groups lie inside a node, else `network`.
         Collectives of one class take turns on its links; those of two run side by side."""
         return self._model(axes).link_class
+
+    def _large_enough(self) -> int:
+        """The smallest size of a bucket whose bytes cost about as little as in the largest, if all devices reduce it together: what
+        the objective prices shares of, and where the simulator's search for a size begins."""
+        axes = tuple(range(len(self.sizes)))
+        most = BUCKET_SIZES[-1]
+        rate = self.communication("all_reduce", axes, float(most)) / most
+        sizes = (s for s in BUCKET_SIZES if self.communication("all_reduce", axes, float(s)) <= _LATENCY * rate * s)
+        return next(sizes, most)
 
     def bucketed(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         """Seconds of a gradient's collective as its share of a bucket: T(bucket) n / bucket."""

@@ -20,7 +20,7 @@ from planner.check import faults
 from planner.choices import Choices
 from planner.clip import clip_gradients
 from planner.copies import timed
-from planner.costing import BUCKET_BYTES, Costing
+from planner.costing import Costing
 from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
 from planner.model import Model
@@ -348,7 +348,7 @@ class _Lowering:
         stores = self._stores()
         self._update(states)
         kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
-        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, BUCKET_BYTES, trained)
+        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, self.choices.bucket, trained)
         instructions = timed(instructions, self.timing)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,

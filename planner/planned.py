@@ -35,6 +35,7 @@ def plan_of(
         ),
         parameters=tuple(best.choices.parameters[members[0]].options for members in ties.parameters_of),
         hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
+        bucket_bytes=best.choices.bucket,
         solver=SolverRecord(
             status=solution.status if gap <= 1e-6 else "feasible", objective=objective, bound=bound, gap=gap,
             time_s=solution.time_s, num_variables=solution.num_variables, hidden=best.proposal.hidden,

@@ -103,6 +103,12 @@ class Proposer:
             )
         return self.costings[mesh.sizes]
 
+    def bucketed(self, candidate: Candidate, size: int) -> Candidate:
+        """A candidate that is whole, with gradients reduced in buckets of `size` bytes."""
+        choices = replace(candidate.choices, bucket=size)
+        program = lower(self.model, candidate.mesh, choices, candidate.proposal.table.costing)
+        return replace(candidate, choices=choices, program=program, prediction=predict(program, self.cluster))
+
     def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
         """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is
         asked for."""

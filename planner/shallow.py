@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from cost_models.cluster import Cluster
 from planner.choices import read_choices
+from planner.costing import BUCKET_BYTES, total_gradient_bytes
 from planner.layout import Mesh
 from planner.lower import lower
 from planner.model import Model, Use
@@ -34,14 +35,20 @@ class Shallow:
 
     def predict(self, table: Table, choice: tuple[int, ...], mesh: Mesh, cluster: Cluster) -> tuple[Program, Prediction]:
         """The program at the larger depth, and what the whole one is predicted to do."""
-        programs = [self._lowered(table, choice, mesh, model) for model in self.models]
+        small, large = (total_gradient_bytes(model.graph) for model in self.models)
+        block = (large - small) / (self.depths[1] - self.depths[0])
+        programs = [self._lowered(table, choice, mesh, model, block) for model in self.models]
         return programs[1], self._drawn_on(*(predict(program, cluster) for program in programs))
 
-    def _lowered(self, table: Table, choice: tuple[int, ...], mesh: Mesh, model: Model) -> Program:
+    def _lowered(self, table: Table, choice: tuple[int, ...], mesh: Mesh, model: Model, block: float) -> Program:
+        """The program of one depth. A bucket takes the gradients of one `block` at most: one that a shallow model does not fill would
+        be drawn on as if nothing were sent before the end."""
         groups = _groups(table.model)
         hubs = {key: table.hub_of[alike[0][:2]] for key, alike in groups.items() if alike[0][:2] in table.hub_of}
         hub_of = {(v, phase): hubs[key] for key, alike in _groups(model).items() if key in hubs for v, phase, _ in alike}
-        return lower(model, mesh, read_choices(replace(table, model=model, hub_of=hub_of), choice), table.costing)
+        choices = read_choices(replace(table, model=model, hub_of=hub_of), choice)
+        bucket = max(BUCKET_BYTES, min(choices.bucket, int(block)))
+        return lower(model, mesh, replace(choices, bucket=bucket), table.costing)
 
     def _drawn_on(self, first: Prediction, second: Prediction) -> Prediction:
         steps = (self.depth - self.depths[1]) / (self.depths[1] - self.depths[0])

@@ -133,10 +133,10 @@ def test_parts_and_categories_add_up(model: str, mesh: str, pins: tuple[str, ...
     assert {instruction_of(e.id) for e in timeline.events} == ids
 
 
-def test_overlap_hides_communication(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overlap_hides_communication() -> None:
     """Of gradients in several buckets, all but the last can hide behind backward."""
-    monkeypatch.setattr(planner.lower, "BUCKET_BYTES", 30_000)
-    found = planned(ask_for("gpt", dtype="float32", width=64, batch=64), "dp=4", ("*=ddp",), cluster=serial(4))
+    ask = ask_for("gpt", dtype="float32", width=64, batch=64)
+    found = planned(ask, "dp=4", ("*=ddp",), cluster=serial(4), bucket=30_000)
     together = replace(serial(4), device=replace(serial(4).device, overlap=1.0))
     hidden, alone = predict(found.program, together), predict(found.program, serial(4))
     assert hidden.step_time_s < alone.step_time_s

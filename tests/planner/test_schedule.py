@@ -9,13 +9,12 @@ from dataclasses import replace
 import pytest
 from small_plans import Planned, ask_for, planned
 
-import planner.lower
 from planner.program import Communicate, Instruction, Update
 from planner.schedule import reads, writes
 
 
-def gpt(*pins: str, mesh: str = "dp=4") -> Planned:
-    return planned(ask_for("gpt", layers=4), mesh, pins)
+def gpt(*pins: str, mesh: str = "dp=4", bucket: int | None = None) -> Planned:
+    return planned(ask_for("gpt", layers=4), mesh, pins, bucket=bucket)
 
 
 def positions(plan: Planned, where: Callable[[Instruction], bool]) -> list[int]:
@@ -36,10 +35,9 @@ def without_loss(bucket: Communicate) -> Communicate:
 
 @pytest.mark.parametrize("size", [1, 5_000, 20_000, 10**9])
 @pytest.mark.parametrize("kind", ["ddp", "zero1"])
-def test_buckets_are_sent_when_they_are_full(monkeypatch: pytest.MonkeyPatch, size: int, kind: str) -> None:
+def test_buckets_are_sent_when_they_are_full(size: int, kind: str) -> None:
     """Without its last part every bucket is below the size; but for the last of its kind, it has reached it."""
-    monkeypatch.setattr(planner.lower, "BUCKET_BYTES", size)
-    plan = gpt(f"*={kind}")
+    plan = gpt(f"*={kind}", bucket=size)
     end = update_at(plan)
     buckets = [without_loss(i) for i in plan.program.instructions[:end] if isinstance(i, Communicate) and i.phase == "update"]
     assert sum(len(i.sources) for i in buckets) == len(plan.program.parameters)
@@ -51,10 +49,9 @@ def test_buckets_are_sent_when_they_are_full(monkeypatch: pytest.MonkeyPatch, si
     assert len(buckets) == len(plan.program.parameters) if size == 1 else len(buckets) < len(plan.program.parameters)
 
 
-def test_gradients_leave_beside_backward(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gradients_leave_beside_backward() -> None:
     """Backward goes on after most buckets have started; nothing reads them before the update."""
-    monkeypatch.setattr(planner.lower, "BUCKET_BYTES", 10_000)
-    plan = gpt("*=ddp")
+    plan = gpt("*=ddp", bucket=10_000)
     buckets = positions(plan, lambda i: isinstance(i, Communicate) and i.phase == "update")
     last = positions(plan, lambda i: i.phase == "backward")[-1]
     assert len(buckets) >= 4

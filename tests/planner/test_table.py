@@ -18,7 +18,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
 from planner.choices import read_choices, recost
 from planner.copies import Copies
-from planner.costing import BUCKET_BYTES, Costing
+from planner.costing import Costing
 from planner.model import Pins
 from planner.predict import memory_by_category
 from planner.program import Communicate
@@ -154,7 +154,7 @@ def ratio(plan: Planned) -> float:
     reductions = [
         i for i in program.instructions if isinstance(i, Communicate) and i.phase == "update" and i.kind != "all_gather"
     ]
-    bucket = min(BUCKET_BYTES, sum(program.value_bytes[source] for i in reductions for source in i.sources))
+    bucket = min(plan.choices.bucket, sum(program.value_bytes[source] for i in reductions for source in i.sources))
     return (peak(plan) + bucket) / sum(memory_by_category(program).values())
 
 
