@@ -3,7 +3,7 @@
 `mode` is `gru`, `keras-gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n, or in Keras's z, r, n:
 n = tanh(x_n + r h_n), h = (1 - z) n + z h_before. (`reset-gru`, whose reset gate comes before the product, is in `reset_gru`.)
 Split over a group of k ranks, a rank holds H/k hidden units of each gate; the whole h is gathered at every step and, backward, its
-partial gradient scattered. `reserve` [T, B, 4H] holds r, z, n and h_n of a GRU, [T, B, H] the result of a plain layer.
+partial gradient scattered. `reserve` [T, B, 4H] holds n, r, z and h_n of a GRU, [T, B, H] the result of a plain layer.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from planner.kernels.groups import all_gather
+from planner.kernels.gru_loop import gru_backward, gru_forward
 from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks, padded
 from planner.kernels.reset_gru import reset_gru_backward, reset_gru_forward
 
@@ -37,8 +38,11 @@ def recurrent_forward(
     of the group, where they differ. Where `mask` [T, B] is False, h stays."""
     if mode == "reset-gru":
         return reset_gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, group, units, mask)
+    if group is None and mask is None and mode.endswith("gru"):
+        first = [None if t is None else _torch_order(t, mode) for t in (w_ih, w_hh, b_ih, b_hh)]
+        return gru_forward(x, h0, first[0], first[1], first[2], first[3])
     hidden = h0.shape[1]
-    inputs = torch.nn.functional.linear(x, w_ih, b_ih)
+    inputs = torch.nn.functional.linear(x.reshape(-1, x.shape[2]), w_ih, b_ih).view(*x.shape[:2], -1)
     blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
     h, ys, saved = h0, [], []
     for t in range(x.shape[0]):
@@ -62,6 +66,9 @@ def recurrent_backward(
     """The gradients of x (a partial sum over a group), h0, w_ih, w_hh and of either bias."""
     if mode == "reset-gru":
         return reset_gru_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, group, units, mask)
+    if group is None and mask is None and mode.endswith("gru"):
+        ours = gru_backward(grad_y, grad_h, x, h0, _torch_order(w_ih, mode), _torch_order(w_hh, mode), y, reserve)
+        return ours[0], ours[1], *(_torch_order(grad, mode) for grad in ours[2:])
     blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
     into, through = [], []  # gradients of what comes from x, and of what comes from h
@@ -90,7 +97,7 @@ def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor,
     (xr, xz, xn), (hr, hz, hn) = _ordered(from_x.chunk(3, 1), mode), _ordered(from_h.chunk(3, 1), mode)
     r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
     n = torch.tanh(xn + r * hn)
-    return n + z * (h - n), torch.cat([r, z, n, hn], 1)
+    return n + z * (h - n), torch.cat([n, r, z, hn], 1)
 
 
 def _cell_backward(dh: Tensor, saved: Tensor, before: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -98,7 +105,7 @@ def _cell_backward(dh: Tensor, saved: Tensor, before: Tensor, mode: str) -> tupl
     if not mode.endswith("gru"):
         slope = 1 - saved * saved if mode == "tanh" else (saved > 0).to(dh.dtype)
         return dh * slope, dh * slope, None
-    r, z, n, hn = saved.chunk(4, 1)
+    n, r, z, hn = saved.chunk(4, 1)
     dn = dh * (1 - z) * (1 - n * n)
     dz = dh * (before - n) * z * (1 - z)
     dr = dn * hn * r * (1 - r)
@@ -109,6 +116,11 @@ def _ordered(gates: Sequence[Tensor], mode: str) -> tuple[Tensor, Tensor, Tensor
     """r, z, n of gates in the mode's order; and the other way round."""
     first, second, third = gates
     return (second, first, third) if mode == "keras-gru" else (first, second, third)
+
+
+def _torch_order(weight: Tensor, mode: str) -> Tensor:
+    """Rows in PyTorch's order of the gates; and the other way round."""
+    return weight if mode == "gru" else torch.cat(_ordered(weight.chunk(3), mode))
 
 
 @torch.library.custom_op("shardwright::recurrent", mutates_args=())

@@ -114,6 +114,26 @@ def test_weights_sum_to_one_where_a_finite_bias_masks_every_key() -> None:
         torch.testing.assert_close(a, b)
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("steps", [1, 5])
+@pytest.mark.parametrize("read", ["all", "last"])  # backward gets the gradient of y, or of the last state alone
+def test_gru_layer(bias: bool, steps: int, read: str) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.GRU(3, 4, bias=bias, dtype=torch.float64)
+    weights = [*layer.parameters(), *([None, None] if not bias else [])]
+    x = torch.randn(2, steps, 3, dtype=torch.float64).transpose(0, 1).requires_grad_()  # as `batch_first` gives it
+    h0 = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
+    y, last, _ = torch.ops.shardwright.recurrent(x, h0[0], *weights, "gru")
+    right_y, right_last = layer(x, h0)
+    operands = [x, h0, *layer.parameters()]
+    torch.testing.assert_close(y, right_y)
+    torch.testing.assert_close(last, right_last[0])
+    weight = torch.randn_like(y)
+    outs = ((y * weight).sum(), (right_y * weight).sum()) if read == "all" else ((last * weight[-1]).sum(), (right_last * weight[-1]).sum())
+    for a, b in zip(*(torch.autograd.grad(out, operands) for out in outs), strict=True):
+        torch.testing.assert_close(a, b)
+
+
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("shift", [0.0, 100.0])  # of scores: of large ones lse tells too little, and backward takes another way
 @pytest.mark.parametrize("learned", [False, True])
