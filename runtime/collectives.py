@@ -18,8 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from planner.kernels.groups import all_gather, all_to_all, is_small, reduce_blocks, scatter_blocks, send_to_all
+from planner.kernels.shared import Region, SharedMemory, shared_memory_of
 from planner.program import Communicate
-from runtime.shared import Region, SharedMemory, shared_memory_of
 
 __all__ = ["Collective", "Pending", "compile_collective"]
 

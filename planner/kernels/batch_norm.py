@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planner.kernels.groups import all_gather
+from planner.kernels.groups import gathered, reduced
 
 __all__ = ["batch_norm", "batch_norm_backward"]
 
@@ -61,8 +61,8 @@ def batch_norm_backward(
     over, shape = _over(x), [1, -1, *[1] * (x.dim() - 2)]
     centred = x - mean.view(shape)
     count = mean.new_full((1,), x.numel() // x.shape[1])
-    sums = torch.cat([count, grad.sum(over).to(mean.dtype), (grad * centred).sum(over).to(mean.dtype)])
-    dist.all_reduce(sums, group=group)
+    local = torch.cat([count, grad.sum(over).to(mean.dtype), (grad * centred).sum(over).to(mean.dtype)])
+    sums = reduced(local, group)
     count, gb, along = sums[:1], *sums[1:].chunk(2)
     inner = grad - (gb / count).view(shape) - centred * (along * rstd**2 / count).view(shape)
     gx = inner * (rstd if weight is None else rstd * weight).view(shape)
@@ -84,8 +84,7 @@ def _joined(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     var, mean = torch.var_mean(wide, _over(x), correction=0)
     count = mean.new_full((1,), x.numel() // x.shape[1])
-    ranks = dist.get_world_size(group)
-    found, _ = all_gather(torch.cat([count, mean, var * count]), ranks, group)
+    found = gathered(torch.cat([count, mean, var * count]), group)
     counts, means, squares = found[:, :1], *found[:, 1:].chunk(2, 1)
     total = counts.sum(0)
     whole = (counts * means).sum(0) / total

@@ -14,6 +14,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.kernels.groups import reduced
+
 __all__ = ["count_targets", "cross_entropy", "cross_entropy_backward"]
 
 #: Rows are taken in chunks of about this many elements, so that a chunk's temporaries stay in a CPU core's L2 cache.
@@ -79,10 +81,8 @@ def _lse_of(logits: Tensor, largest_log_softmax: Tensor) -> Tensor:
 
 def _over_group(lse: Tensor, picked: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
     """lse over the classes of all ranks, and the target's logit, which one rank has."""
-    largest = lse.clone()
-    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    both = torch.stack([(lse - largest).exp_(), picked])
-    dist.all_reduce(both, group=group)
+    largest = reduced(lse, group, "max")
+    both = reduced(torch.stack([(lse - largest).exp_(), picked]), group)
     return both[0].log_().add_(largest), both[1]
 
 

@@ -17,18 +17,18 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_gather", "all_to_all", "is_gloo", "is_small", "reduce_blocks", "scatter_blocks", "send_to_all"]
+from planner.kernels.shared import is_gloo, shared_memory_of
+
+__all__ = [
+    "all_gather", "all_to_all", "gathered", "is_gloo", "is_small", "reduce_blocks", "reduced", "scatter_blocks", "scattered",
+    "send_to_all",
+]  # fmt: skip
 
 #: Up to this many bytes received by a rank, sending everything to everyone is the faster way on gloo.
 _SMALL_BYTES = 1 << 19
 
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-
-
-def is_gloo(group: dist.ProcessGroup) -> bool:
-    """Whether the group's CPU backend is gloo."""
-    return dist.get_backend(group) == "gloo"
 
 
 def is_small(part: Tensor, num_ranks: int, group: dist.ProcessGroup) -> bool:
@@ -69,3 +69,43 @@ def reduce_blocks(received: Tensor, reduce: str = "sum") -> Tensor:
     if received.shape[0] == 1:
         return received[0]
     return received.amax(0) if reduce == "max" else received.sum(0, dtype=received.dtype)
+
+
+# ------------------------------------------------------------------------------------------------- what kernels call
+
+
+def gathered(part: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The parts of all ranks stacked on a new first dim."""
+    memory, num_ranks = shared_memory_of(group), dist.get_world_size(group)
+    if memory is None:
+        return all_gather(part.contiguous(), num_ranks, group)[0]
+    region = memory.region("", part.numel(), part.dtype)
+    region.begin().view(part.shape).copy_(part)
+    region.publish()
+    out = torch.stack(region.rows()).view(num_ranks, *part.shape)
+    region.done()
+    return out
+
+
+def reduced(value: Tensor, group: dist.ProcessGroup, reduce: str = "sum") -> Tensor:
+    """The sum or maximum of `value` over the ranks, as a new tensor."""
+    memory, out = shared_memory_of(group), value.clone(memory_format=torch.contiguous_format)
+    if memory is None:
+        dist.all_reduce(out, dist.ReduceOp.MAX if reduce == "max" else dist.ReduceOp.SUM, group=group)
+        return out
+    region = memory.region("", out.numel(), out.dtype)
+    region.begin().copy_(out.view(-1))
+    region.publish()
+    region.reduce(out.view(-1), reduce)
+    return out
+
+
+def scattered(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The sum over the ranks of the block of `blocks` [ranks, ...] that is meant for this one."""
+    memory = shared_memory_of(group)
+    if memory is None:
+        return reduce_blocks(scatter_blocks(blocks.contiguous(), group)[0])
+    region = memory.region("", blocks.numel(), blocks.dtype)
+    region.begin().view(blocks.shape).copy_(blocks)
+    region.publish()
+    return region.reduce_block("sum").view(blocks.shape[1:])

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from planner.kernels.groups import all_gather, reduce_blocks, scatter_blocks
+from planner.kernels.groups import gathered, scattered
 
 __all__ = ["Gradients", "grad_hidden", "grad_w_hh", "hidden_blocks", "loop_backward", "loop_forward", "padded"]
 
@@ -120,16 +120,14 @@ def _add_hidden(gates: Tensor, h: Tensor, blocks: Tensor, group: dist.ProcessGro
     if group is None:
         gates.addmm_(h, blocks[0])
         return
-    whole, _ = all_gather(padded(h, blocks.shape[1]), blocks.shape[0], group)
-    gates.addbmm_(whole, blocks)
+    gates.addbmm_(gathered(padded(h, blocks.shape[1]), group), blocks)
 
 
 def grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The gradient of this rank's h, summed over the ranks; as wide as the widest rank's."""
     if group is None:
         return torch.mm(grad_gates, blocks[0])
-    received, _ = scatter_blocks(torch.matmul(grad_gates, blocks), group)
-    return reduce_blocks(received)
+    return scattered(torch.matmul(grad_gates, blocks), group)
 
 
 def grad_w_hh(
@@ -138,10 +136,10 @@ def grad_w_hh(
     """The sum over time of grad_gates^T @ h_before; the whole of y is gathered once."""
     before = torch.cat([h0.unsqueeze(0), y[:-1]])
     if group is not None and units:
-        stacked, _ = all_gather(padded(before, max(units)), len(units), group)
+        stacked = gathered(padded(before, max(units)), group)
         before = torch.cat([part[..., :size] for part, size in zip(stacked, units, strict=True)], -1)
     elif group is not None:
-        stacked, _ = all_gather(before, dist.get_world_size(group), group)
+        stacked = gathered(before, group)
         before = stacked.permute(1, 2, 0, 3).reshape(*before.shape[:2], -1)
     return torch.mm(grad_gates.view(-1, grad_gates.shape[2]).t(), before.view(-1, before.shape[2]))
 

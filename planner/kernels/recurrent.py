@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planner.kernels.groups import all_gather
+from planner.kernels.groups import gathered
 from planner.kernels.gru_loop import gru_backward, gru_forward
 from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks, padded
 from planner.kernels.reset_gru import reset_gru_backward, reset_gru_forward
@@ -39,16 +39,14 @@ def recurrent_forward(
     if mode == "reset-gru":
         return reset_gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, group, units, mask)
     if group is None and mask is None and mode.endswith("gru"):
-        first = [None if t is None else _torch_order(t, mode) for t in (w_ih, w_hh, b_ih, b_hh)]
-        return gru_forward(x, h0, first[0], first[1], first[2], first[3])
+        biases = [None if bias is None else _torch_order(bias, mode) for bias in (b_ih, b_hh)]
+        return gru_forward(x, h0, _torch_order(w_ih, mode), _torch_order(w_hh, mode), *biases)
     hidden = h0.shape[1]
     inputs = torch.nn.functional.linear(x.reshape(-1, x.shape[2]), w_ih, b_ih).view(*x.shape[:2], -1)
     blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
     h, ys, saved = h0, [], []
     for t in range(x.shape[0]):
-        whole = (
-            h.unsqueeze(0) if group is None else all_gather(padded(h.contiguous(), blocks.shape[1]), blocks.shape[0], group)[0]
-        )
+        whole = h.unsqueeze(0) if group is None else gathered(padded(h, blocks.shape[1]), group)
         recurrent = torch.bmm(whole, blocks).sum(0)
         new, kept = _cell(inputs[t], recurrent if b_hh is None else recurrent + b_hh, h, mode)
         h = new if mask is None else torch.where(mask[t, :, None], new, h)
@@ -67,8 +65,10 @@ def recurrent_backward(
     if mode == "reset-gru":
         return reset_gru_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, group, units, mask)
     if group is None and mask is None and mode.endswith("gru"):
-        ours = gru_backward(grad_y, grad_h, x, h0, _torch_order(w_ih, mode), _torch_order(w_hh, mode), y, reserve)
-        return ours[0], ours[1], *(_torch_order(grad, mode) for grad in ours[2:])
+        weights = _torch_order(w_ih, mode), _torch_order(w_hh, mode)
+        gx, gh0, gw_ih, gw_hh, gb_ih, gb_hh = gru_backward(grad_y, grad_h, x, h0, *weights, y, reserve)
+        first, second = _torch_order(gw_ih, mode), _torch_order(gw_hh, mode)
+        return gx, gh0, first, second, _torch_order(gb_ih, mode), _torch_order(gb_hh, mode)
     blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
     into, through = [], []  # gradients of what comes from x, and of what comes from h

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planner.kernels.groups import all_gather
+from planner.kernels.groups import gathered
 from planner.kernels.lstm_loop import grad_hidden, grad_w_hh, hidden_blocks, padded
 
 __all__ = ["reset_gru_backward", "reset_gru_forward"]
@@ -75,4 +75,4 @@ def _blocks(w_hh: Tensor, hidden: int, units: Sequence[int]) -> tuple[Tensor, Te
 
 def _whole(h: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """h of all ranks, [k, B, h], as wide as the blocks [k, h, rows]."""
-    return h.unsqueeze(0) if group is None else all_gather(padded(h.contiguous(), blocks.shape[1]), blocks.shape[0], group)[0]
+    return h.unsqueeze(0) if group is None else gathered(padded(h, blocks.shape[1]), group)

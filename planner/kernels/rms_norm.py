@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.kernels.groups import reduced
+
 __all__ = ["rms_norm", "rms_norm_backward"]
 
 
@@ -70,9 +72,7 @@ def _by_formula(
 
 def _added(sums: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sums of all ranks of the group."""
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-    return sums
+    return sums if group is None else reduced(sums, group)
 
 
 def _last(dims: int) -> list[int]:

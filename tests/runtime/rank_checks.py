@@ -18,6 +18,7 @@ from hand_programs import all_splits, make_workload, perceptron
 from torch import Tensor
 
 from planner import kernels
+from planner.kernels import shared
 from planner.layout import piece_sizes, start_of
 from planner.program import Communicate, Ref
 from runtime.collectives import compile_collective
@@ -182,21 +183,29 @@ def _unlike(size: int, num_ranks: int) -> tuple[int, ...]:
 
 
 def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
-    """The kernels with their work split over the group against the unsplit ones: the largest differences."""
+    """The kernels with their work split over the group against the unsplit ones, through shared memory and gloo: the largest
+    differences."""
     with join(num_ranks) as place:
         group = dist.group.WORLD
         assert group is not None
-        torch.manual_seed(0)
-        return {
-            **_lstm_errors(num_ranks, place.rank, group, hidden=12),
-            **{f"uneven {n}": e for n, e in _lstm_errors(num_ranks, place.rank, group, hidden=7).items()},
-            **_cross_entropy_errors(num_ranks, place.rank, group, classes=12),
-            **{f"uneven {n}": e for n, e in _cross_entropy_errors(num_ranks, place.rank, group, classes=11).items()},
-            **_batch_norm_errors(num_ranks, place.rank, group, batch=8),
-            **{f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, place.rank, group, batch=7).items()},
-            **_rms_norm_errors(num_ranks, place.rank, group, width=8),
-            **{f"uneven {n}": e for n, e in _rms_norm_errors(num_ranks, place.rank, group, width=7).items()},
-        }
+        errors = _kernel_errors(num_ranks, place.rank, group)
+        assert (shared._MEMORIES[group] is not None) == _shares_memory()
+        shared._MEMORIES[group] = None
+        return {**errors, **{f"gloo {n}": e for n, e in _kernel_errors(num_ranks, place.rank, group).items()}}
+
+
+def _kernel_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
+    torch.manual_seed(0)
+    return {
+        **_lstm_errors(num_ranks, rank, group, hidden=12),
+        **{f"uneven {n}": e for n, e in _lstm_errors(num_ranks, rank, group, hidden=7).items()},
+        **_cross_entropy_errors(num_ranks, rank, group, classes=12),
+        **{f"uneven {n}": e for n, e in _cross_entropy_errors(num_ranks, rank, group, classes=11).items()},
+        **_batch_norm_errors(num_ranks, rank, group, batch=8),
+        **{f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, rank, group, batch=7).items()},
+        **_rms_norm_errors(num_ranks, rank, group, width=8),
+        **{f"uneven {n}": e for n, e in _rms_norm_errors(num_ranks, rank, group, width=7).items()},
+    }
 
 
 def _rms_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, width: int) -> dict[str, float]:

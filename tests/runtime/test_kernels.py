@@ -129,7 +129,11 @@ def test_gru_layer(bias: bool, steps: int, read: str) -> None:
     torch.testing.assert_close(y, right_y)
     torch.testing.assert_close(last, right_last[0])
     weight = torch.randn_like(y)
-    outs = ((y * weight).sum(), (right_y * weight).sum()) if read == "all" else ((last * weight[-1]).sum(), (right_last * weight[-1]).sum())
+    outs = (
+        ((y * weight).sum(), (right_y * weight).sum())
+        if read == "all"
+        else ((last * weight[-1]).sum(), (right_last * weight[-1]).sum())
+    )
     for a, b in zip(*(torch.autograd.grad(out, operands) for out in outs), strict=True):
         torch.testing.assert_close(a, b)
 

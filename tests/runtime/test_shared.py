@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from runtime import shared
-from runtime.shared import SharedMemory
+from planner.kernels import shared
+from planner.kernels.shared import SharedMemory
 
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or platform.machine() != "x86_64", reason="shared memory needs Linux on x86-64"

@@ -26,9 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planner.kernels.groups import is_gloo
-
-__all__ = ["Region", "SharedMemory", "shared_memory_of"]
+__all__ = ["Region", "SharedMemory", "is_gloo", "shared_memory_of"]
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
 #: A counter has a cache line of its own.
@@ -168,6 +166,11 @@ class Region:
 
 #: Up to this many bytes, reducing all of it in every rank is faster than waiting for the others' parts.
 _REDUCED_WHOLE = 1 << 18
+
+
+def is_gloo(group: dist.ProcessGroup) -> bool:
+    """Whether the group's CPU backend is gloo."""
+    return dist.get_backend(group) == "gloo"
 
 
 def shared_memory_of(group: dist.ProcessGroup) -> SharedMemory | None:
