@@ -8,6 +8,7 @@ UserError(ValueError)        printed as one line, exit code 2
 ├── DoesNotFit               no plan fits the memory
 ├── NoPlan                   the pins, or the batch, leave no plan at all
 ├── NotTraceable             the model cannot become one static graph
+├── OutOfRange(IndexError)   an index of a batch, or one that a step computed, points past what it indexes
 └── RunFailed                a process of a run failed, or could not start
 """
 
@@ -20,6 +21,7 @@ __all__ = [
     "DoesNotFit",
     "NoPlan",
     "NotTraceable",
+    "OutOfRange",
     "RunFailed",
     "UnknownName",
     "UserError",
@@ -62,6 +64,10 @@ class NoPlan(UserError):
 
 class NotTraceable(UserError):
     pass
+
+
+class OutOfRange(UserError, IndexError):
+    """An `IndexError` too, as it is in plain torch."""
 
 
 class RunFailed(UserError):

@@ -63,7 +63,13 @@ def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = 
     return aten.sqrt.default(_var(x, dim, correction=correction, keepdim=keepdim))
 
 
-def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False) -> Any:
+def _checked(ids: Tensor, size: int, wrap: bool) -> Tensor:
+    """The ids as rows from 0 on: the gradient of an embedding does not look whether there is such a row."""
+    found: Tensor = torch.ops.shardwright.checked_ids.default(ids, size, wrap)
+    return found
+
+
+def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False, *, wrap: bool = True) -> Any:
     """The gradient of `table[ids]` as that of an embedding, which can be split over the ids; `x[mask] = number` as a choice."""
     ids = indices[0]
     if not accumulate and len(indices) == 1 and ids is not None and ids.dtype == torch.bool and values.numel() == 1:
@@ -72,7 +78,7 @@ def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumula
     if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
         return NotImplemented
     rows = values.expand(*ids.shape, *x.shape[1:]).reshape(*ids.shape, -1)
-    added = aten.embedding_dense_backward.default(rows, aten.remainder.Scalar(ids, x.shape[0]), x.shape[0], -1, False)
+    added = aten.embedding_dense_backward.default(rows, _checked(ids, x.shape[0], wrap), x.shape[0], -1, False)
     return aten.add.Tensor(x, added.view(x.shape))
 
 
@@ -80,7 +86,7 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
     """The gradient of `index_select` along the first dim, likewise."""
     if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
         return NotImplemented
-    return _index_put(x, [index.long()], source, True)
+    return _index_put(x, [index.long()], source, True, wrap=False)
 
 
 def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:

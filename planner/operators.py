@@ -16,6 +16,7 @@ __all__ = ["bare", "makes_tensors", "may_alias", "resolve", "returns_list"]
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
+    "shardwright.checked_ids": kernels.checked_ids,
     "shardwright.constant": kernels.constant,
     "shardwright.batch_norm": kernels.batch_norm,
     "shardwright.batch_norm_backward": kernels.batch_norm_backward,

@@ -27,9 +27,11 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 )
 
 __all__ = [
-    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
+    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "assert_on_device", "checkpoints_allowed", "decompositions",
+    "deep_copy_of_fake",
     "distributions_unchecked", "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks",
-    "gradient_hooks", "hold_device", "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of",
+    "gradient_hooks", "has_values",
+    "hold_device", "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of",
     "parametrized_again", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes",
     "without_recompute", "writing_as",
 ]  # fmt: skip
@@ -272,6 +274,16 @@ def functional(graph: torch.fx.Graph, arguments: tuple[Any, ...], table: dict[An
         flat = tuple(torch.utils._pytree.tree_leaves(arguments))
         made = make_fx(torch.func.functionalize(again, remove="mutations"), decomposition_table=table, tracing_mode="real")
         return made(*flat).graph
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's elements can be looked at: not where it is fake, or on `meta`."""
+    return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
+
+
+def assert_on_device(good: torch.Tensor, message: str) -> None:
+    """Ends the run unless `good` (a scalar) holds, without waiting for the device: torch has no public name for that."""
+    torch.ops.aten._assert_async.msg(good, message)
 
 
 def really(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -11,13 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cost_models.errors import BadValue, RunFailed
+from cost_models.errors import BadValue
 from cost_models.timeline import Timeline
 from planner.kernels import step_key
 from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
-from planner.program import Program
+from planner.program import Instruction, Program
 from planner.workload import Workload
 from runtime.groups import Groups
+from runtime.indices import said
 from runtime.optimizers import make_optimizer, state_bytes
 from runtime.parameters import assemble, cut, shards
 from runtime.recorder import make_recorder
@@ -128,19 +129,19 @@ class Executor:
         try:
             return step.run(self._state, recorder)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            raise RunFailed(f"rank {self.rank}: {self._place(step, error)}{error}") from error
+            at, values = self._failed(step, error)
+            kind, why = said(error, at, values)
+            raise kind(f"rank {self.rank}: {_place(at)}{why}") from error
         finally:
             for value in local:
                 self._state.pop(value, None)
 
-    def _place(self, step: Step, error: BaseException) -> str:
-        """The instruction that raised `error`, in words."""
-        for frame in traceback.extract_tb(error.__traceback__):
-            if frame.filename == step.filename and frame.lineno in step.lines:
-                instruction = self.program.instructions[step.lines[frame.lineno]]
-                what = getattr(instruction, "op", instruction.kind)
-                return f"instruction {instruction.id} ({what}, {instruction.path or 'no module'}): "
-        return ""
+    def _failed(self, step: Step, error: BaseException) -> tuple[Instruction | None, dict[str, Any]]:
+        """The instruction that raised `error`, and the step's variables as they then were."""
+        for frame, line in traceback.walk_tb(error.__traceback__):
+            if frame.f_code.co_filename == step.filename and line in step.lines:
+                return self.program.instructions[step.lines[line]], frame.f_locals
+        return None, {}
 
     def _update(self, *gradients: Tensor) -> None:
         for shard, gradient in zip(self._shards, gradients, strict=True):
@@ -152,6 +153,14 @@ class Executor:
         self._optimizer.step()
         for shard in self._shards:
             shard.grad = None
+
+
+def _place(instruction: Instruction | None) -> str:
+    """An instruction in words."""
+    if instruction is None:
+        return ""
+    what = getattr(instruction, "op", instruction.kind)
+    return f"instruction {instruction.id} ({what}, {instruction.path or 'no module'}): "
 
 
 def gather_buffers(executor: Executor) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from planner.kernels.constant import constant
 from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
 from planner.kernels.dropout import dropout, dropout_backward, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
+from planner.kernels.in_range import checked_ids
 from planner.kernels.lstm import lstm_backward, lstm_forward
 from planner.kernels.masked_attention import masked_attention, masked_attention_backward
 from planner.kernels.masked_recurrent import (
@@ -36,6 +37,7 @@ __all__ = [
     "batch_norm",
     "clipped",
     "batch_norm_backward",
+    "checked_ids",
     "count_targets",
     "cross_entropy",
     "cross_entropy_backward",

@@ -67,6 +67,8 @@ class Canonical(Random):
             return _recurrent(_RECURRENT[func], *args, **kwargs)
         if func is F.cross_entropy:
             return _cross_entropy(*args, **kwargs)
+        if func is F.one_hot:
+            return _one_hot(*args, **kwargs)
         if func is _SDPA:
             return _attention(*args, **kwargs)
         if func in (F.batch_norm, torch.batch_norm):
@@ -190,6 +192,13 @@ def _layers(name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest:
         y = torch.cat(outs, -1) if bidirectional else outs[0]
     ends = [torch.stack([states[i] for states in last]) for i in range(len(first))]
     return y.transpose(0, 1) if batch_first else y, *ends
+
+
+def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
+    """`F.one_hot`, which looks at the values of real tensors and at none of fake ones."""
+    if num_classes < 1 or input.dtype != torch.int64:
+        return F.one_hot(input, num_classes)
+    return F.one_hot(torch.ops.shardwright.checked_ids(input, num_classes, False), num_classes)
 
 
 _CROSS_ENTROPY = inspect.signature(F.cross_entropy)

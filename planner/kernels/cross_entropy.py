@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from planner.kernels.groups import reduced
+from planner.kernels.in_range import check_range
 
 __all__ = ["count_targets", "cross_entropy", "cross_entropy_backward"]
 
@@ -25,9 +26,13 @@ _CHUNK_DEVICE = 1 << 27
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, ignore_index: int, group: dist.ProcessGroup | None = None, offset: int = 0
+    logits: Tensor, target: Tensor, ignore_index: int, group: dist.ProcessGroup | None = None, offset: int = 0, classes: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, and lse [N]."""
+    """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, and lse [N]; of split `classes` their number.
+
+    Raises OutOfRange for a target that is neither a class nor ignored.
+    """
+    check_range("target", target, classes or logits.shape[1], ignored=ignore_index)
     lse = _local_lse(logits)
     picked = _pick(logits, target, offset)
     if group is not None:

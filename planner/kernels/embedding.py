@@ -5,11 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from planner.kernels.in_range import check_range
+
 __all__ = ["embedding_backward_shard", "embedding_shard"]
 
 
-def embedding_shard(weight: Tensor, ids: Tensor, offset: int) -> Tensor:
-    """weight[ids - offset], zero where the row is another rank's: a partial sum over the ranks that split the rows."""
+def embedding_shard(weight: Tensor, ids: Tensor, offset: int, rows: int) -> Tensor:
+    """weight[ids - offset], zero where the row is another rank's: a partial sum over the ranks that split the `rows` of the table.
+
+    Raises OutOfRange for an id that is no rank's.
+    """
+    check_range("id", ids, rows)
     local, inside = _local_ids(ids, offset, weight.shape[0])
     return torch.embedding(weight, local).mul_(inside.unsqueeze(-1))
 

@@ -247,7 +247,7 @@ def _class_group(call: Call, local: Local) -> LocalCall:
     offset = ("offset", local.offsets[1])
     if call.op.endswith("backward"):
         return call.op, call.args, (offset,)
-    return call.op, call.args, (("group", Group(local.split[1])), offset)
+    return call.op, call.args, (("group", Group(local.split[1])), offset, ("classes", call.operands[0][1]))
 
 
 @register("shardwright.cross_entropy", localize=_class_group)

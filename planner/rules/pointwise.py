@@ -72,7 +72,7 @@ def _tensors(call: Call) -> list[int]:
     return [i for i, a in enumerate(call.args) if isinstance(a, Ref)]
 
 
-@register(*_CURVED)
+@register(*_CURVED, "shardwright.checked_ids")
 def _plain(call: Call) -> Signature:
     return pointwise_signature(call)
 

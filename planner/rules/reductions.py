@@ -132,7 +132,7 @@ def _layer_norm_backward(call: Call) -> Signature:
 def _embedding_args(call: Call, local: Local) -> LocalCall:
     if 0 not in local.split:
         return call.op, call.args[:2], ()
-    return "shardwright.embedding_shard", call.args[:2], (("offset", local.offsets[0]),)
+    return "shardwright.embedding_shard", call.args[:2], (("offset", local.offsets[0]), ("rows", call.operands[0][0]))
 
 
 @register("aten.embedding.default", localize=_embedding_args)

@@ -603,6 +603,12 @@ def _embedding(g: Draw) -> Arguments:
     return (g.real(v, d), g.ids(v, *g.shape(0, 2)), *g.pick((), (-1,), (2,))), {}
 
 
+@case("shardwright.checked_ids")
+def _checked_ids(g: Draw) -> Arguments:
+    n, wrap = g.size(6, 12), g.chance()
+    return (g.ids(n, *g.shape(0, 3)) - n * wrap, n, wrap), {}
+
+
 @case("aten.embedding_dense_backward.default")
 def _embedding_backward(g: Draw) -> Arguments:
     v, d, shape = g.size(6, 12), g.size(), g.shape(1, 2)

@@ -216,7 +216,7 @@ def test_attention_backward_in_bfloat16(length: int) -> None:
 
 def test_embedding_shards_add_up() -> None:
     weight, ids = torch.randn(12, 3, dtype=torch.float64), torch.randint(0, 12, (4, 5))
-    parts = [embedding_shard(weight[at : at + 4], ids, at) for at in (0, 4, 8)]
+    parts = [embedding_shard(weight[at : at + 4], ids, at, 12) for at in (0, 4, 8)]
     torch.testing.assert_close(sum(parts), F.embedding(ids, weight), rtol=0, atol=0)
     grad = torch.randn(4, 5, 3, dtype=torch.float64)
     whole = torch.ops.aten.embedding_dense_backward(grad, ids, 12, -1, False)

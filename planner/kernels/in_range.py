@@ -1,0 +1,50 @@
+"""Indices that a kernel of ours would read past: refused, as torch refuses them, where it can be seen without a message or a wait.
+
+On a CPU the smallest and the largest are looked at, which costs one pass over the indices and none over what they index. On CUDA the
+device asserts, as torch's own kernels do there: the step's next wait raises, and what was asserted stands on stderr.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import OutOfRange
+from planner.torch_private import assert_on_device, has_values
+
+__all__ = ["check_range", "checked_ids"]
+
+
+def check_range(what: str, ids: Tensor, size: int, *, least: int = 0, ignored: int | None = None) -> None:
+    """Raises OutOfRange for one of `ids` that is neither `ignored` nor from `least` up to `size`; `what` names it in the message."""
+    if ids.numel() == 0 or not has_values(ids):
+        return
+    if ids.device.type != "cpu":
+        good = (ids >= least) & (ids < size)
+        good = good if ignored is None else good | (ids == ignored)
+        assert_on_device(good.all(), f"{what} out of range: from {least} to {size - 1}")
+        return
+    low, high = torch.aminmax(ids)
+    if low >= least and high < size:
+        return
+    bad = (ids < least) | (ids >= size)
+    bad = bad if ignored is None else bad & (ids != ignored)
+    if bad.any():
+        kept = "" if ignored is None else f", or {ignored}, which is ignored"
+        raise OutOfRange(f"{what} {ids[bad][0].item()} is out of range: it goes from {least} to {size - 1}{kept}")
+
+
+def checked_ids(ids: Tensor, size: int, wrap: bool) -> Tensor:
+    """The ids, of which each is in a dim of `size`; with `wrap` those below 0 count from its end."""
+    check_range("index", ids, size, least=-size if wrap else 0)
+    return torch.remainder(ids, size) if wrap else ids.clone()
+
+
+@torch.library.custom_op("shardwright::checked_ids", mutates_args=())
+def _checked_ids(ids: Tensor, size: int, wrap: bool) -> Tensor:
+    return checked_ids(ids, size, wrap)
+
+
+@_checked_ids.register_fake
+def _(ids: Tensor, size: int, wrap: bool) -> Tensor:
+    return torch.empty_like(ids)
