@@ -70,7 +70,7 @@ class _Walk:
     def _group(self, value: int, phase: str, uses: list[Use]) -> float:
         if self.model.graph.values[value].is_given:
             return 0.0
-        share = self.shown if phase == "update" or self.model.graph.values[value].kind == "parameter" else 1.0
+        share = self.shown if phase == "update" or value in self.model.formats else 1.0
         before = self._produced(value)
         hub = self.choices.hubs.get((value, phase), before)
         seconds = self._change(value, phase, before, hub)

@@ -72,7 +72,7 @@ class _Lowering:
         self.shards: dict[tuple[int, Layout], _Shard] = {}
         self.locals: dict[tuple[tuple[int, ...], Layout], tuple[int, ...]] = {}
         self.instructions: list[Instruction] = []
-        self.gathers: dict[str, str] = {}  # id of an instruction that gathers a parameter -> its layer and phase
+        self.gathers: dict[str, str] = {}  # id of an instruction that casts or gathers a parameter -> its layer and phase
         self.value_bytes: dict[int, int] = {}
         self.alias: dict[int, int] = {}
         self.produced: dict[int, tuple[int, Layout]] = {}  # root value -> its program value and layout
@@ -81,7 +81,7 @@ class _Lowering:
         self.inputs: dict[tuple[int, Layout], InputState] = {}
         self.names: dict[str, int] = defaultdict(int)
         self.small = {
-            v.id for v in model.graph.values if v.kind != "parameter" and v.numel * dtype_bytes(v.dtype) <= SMALL
+            v.id for v in model.graph.values if v.id not in model.formats and v.numel * dtype_bytes(v.dtype) <= SMALL
         }  # fmt: skip
 
     # ---------------------------------------------------------------------------------------------- values
@@ -147,24 +147,29 @@ class _Lowering:
         if earlier is not None and value in self.small:
             return earlier  # cheaper to keep than to send again
         if key not in self.delivered:
-            found = self.model.graph.values[value]
-            gather = found.kind == "parameter"
+            of_parameter = value in self.model.formats
             for step in self._steps(value, phase, before, after):
-                source = self._communicate(value, phase, source, step, asynchronous=gather or phase == "update")
-                if gather:
-                    self.gathers[self.instructions[-1].id] = f"{layer_of(found.name.rpartition('.')[0])}:{phase}"
+                source = self._communicate(value, phase, source, step, asynchronous=of_parameter or phase == "update")
+                if of_parameter:
+                    self._ahead(value, phase)
             self.delivered[key] = source
         return self.delivered[key]
 
+    def _ahead(self, value: int, phase: str) -> None:
+        """The last instruction makes a parameter ready, or one in another format: it is for the layer that reads it."""
+        name = self.model.graph.values[self.model.formats[value]].name
+        self.gathers[self.instructions[-1].id] = f"{layer_of(name.rpartition('.')[0])}:{phase}"
+
     def _communicate(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
         found, flat = self.model.graph.values[value], self._flat(value)
+        name = self.model.graph.values[self.model.formats.get(value, value)].name
         nbytes = self._layouts(value, phase).numel(step) * dtype_bytes(found.dtype)
         result = self._new(self._nbytes(value, step.after), source if step.kind == "slice" else None)
         self.instructions.append(
             Communicate(
-                id=self._name(f"{phase}.{found.name}.{step.kind}"), kind=step.kind, axes=step.axes, sources=(source,),
+                id=self._name(f"{phase}.{name}.{step.kind}"), kind=step.kind, axes=step.axes, sources=(source,),
                 results=(result,), expanded=(self._local(flat, step.before),), shapes=(self._local_shape(value, step.after),),
-                dtypes=(found.dtype,), gather=step.gather, split=step.split, phase=phase, path=found.name,
+                dtypes=(found.dtype,), gather=step.gather, split=step.split, phase=phase, path=name,
                 gather_pieces=(self._pieces(flat, step, step.gather),), split_pieces=(self._pieces(flat, step, step.split),),
                 asynchronous=asynchronous and step.kind != "slice", nbytes=nbytes,
                 time=self.timing.communication(step.kind, step.axes, float(nbytes)),
@@ -225,6 +230,8 @@ class _Lowering:
         for value, number, layout in zip(node.results, results, strategy.results, strict=True):
             if value is not None:
                 self.produced[value] = (number, layout)
+        if self.model.casts_parameter(node):
+            self._ahead(node.results[0], node.phase)  # type: ignore[arg-type]
 
     def _run(self, node: Node, dims: OpDims, ids: list[int], leaves: Layout, seconds: Callable[[], float]) -> list[int]:
         """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import cached_property
 
+from cost_models.memory import dtype_bytes
 from planner.graph import Graph, Node, Parameter
 from planner.strategies import Option
 from planner.subdims import SubDims
@@ -58,12 +59,28 @@ class Model:
         return frozenset(out)
 
     def _is_parameter(self, value: int) -> bool:
-        """Whether a value is a parameter, or one in another format."""
-        root = self.graph.values[self.roots[value].value]
-        if root.writer is None:
-            return root.kind == "parameter"
-        writer = self.graph.nodes[root.writer]
-        return writer.op == "aten._to_copy.default" and self._is_parameter(writer.operands[0])
+        return self.roots[value].value in self.formats
+
+    @cached_property
+    def formats(self) -> dict[int, int]:
+        """The root values that are a parameter, or one in the format that it is computed with -> the parameter's value. Like the
+        parameter, a cast one may lie in pieces and be gathered where it is read, ahead of time."""
+        found = {parameter.value: parameter.value for parameter in self.graph.parameters}
+        for node in self.graph.nodes:
+            if node.op == "aten._to_copy.default" and node.results[0] is not None:
+                root = self.roots[node.operands[0]].value
+                if root in found:
+                    found[node.results[0]] = found[root]
+        return found
+
+    def shortens(self, node: Node) -> bool:
+        """Whether the op casts a parameter to a format of fewer bytes."""
+        values = self.graph.values
+        return self.casts_parameter(node) and dtype_bytes(node.result_dtypes[0]) < dtype_bytes(values[node.operands[0]].dtype)
+
+    def casts_parameter(self, node: Node) -> bool:
+        """Whether the op brings a parameter to another format."""
+        return bool(node.results) and node.results[0] in self.formats
 
     @cached_property
     def of_batch_alone(self) -> frozenset[int]:

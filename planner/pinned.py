@@ -153,7 +153,7 @@ class _Filters:
     def alike(self, node: Node) -> Hashable:
         """What tied nodes must share for `op` to say the same of them."""
         pin = self._of(node.path, OP_PINS)
-        return pin and (pin.choice, pin in self.light), self.model.roles[node.index]
+        return pin and (pin.choice, pin in self.light), self.model.roles[node.index], self._kept_in_pieces(node)
 
     def op(self, node: Node, axis: int, option: Option) -> bool:
         """Whether `option` is allowed for `node` on `axis`."""
@@ -162,6 +162,8 @@ class _Filters:
         dims = self.model.dims.ops[node.index]
         if self._too_few(dims, axis, option):
             return False
+        if option.kind == "split" and self._kept_in_pieces(node):
+            return True
         pin = self._of(node.path, OP_PINS)
         choice = pin.choice if pin else None
         if choice == "replicate":
@@ -198,6 +200,14 @@ class _Filters:
         dims = self.model.dims.ops[node.index]
         able = self._can_split(dims, axis, lambda o: self._splits_batch(dims, o))
         return self._splits_batch(dims, option) if able else option.kind != "split"
+
+    def _kept_in_pieces(self, node: Node) -> bool:
+        """Whether the op casts a parameter that may be stored in pieces over the data axes: each casts its own."""
+        if not self.model.casts_parameter(node):
+            return False
+        parameter = self.model.formats[node.results[0]]  # type: ignore[index]
+        pin = self._of(self.model.graph.values[parameter].name, PARAMETER_PINS)
+        return pin is None or pin.choice == "zero3"
 
     def _can_split(self, dims: OpDims, axis: int, wanted: Callable[[Option], bool]) -> bool:
         """Whether the op has a split that is wanted, of no fewer things than the axis has devices."""

@@ -23,8 +23,8 @@ __all__ = [
     "predict", "simulate_program",
 ]  # fmt: skip
 
-#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made;
-#: `temporaries` what backward holds besides gradients.
+#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made, and parameters
+#: that were cast; `temporaries` what backward holds besides gradients.
 CATEGORIES = ("parameters", "optimizer", "gradients", "activations", "gathered", "temporaries", "inputs")
 
 
@@ -225,12 +225,27 @@ def _categories(program: Program) -> dict[int, str]:
         ):
             gradients.update(reads(instruction))
     out: dict[int, str] = {}
+    of_parameters = _of_parameters(program)
     for instruction in program.instructions:
         for value in writes(instruction):
             if value in gradients:
                 out[value] = "gradients"
-            elif isinstance(instruction, Compute):
+            elif isinstance(instruction, Compute) and value not in of_parameters:
                 out[value] = "activations" if instruction.phase == "forward" else "temporaries"
             else:
                 out[value] = "gathered"
     return out
+
+
+def _of_parameters(program: Program) -> set[int]:
+    """Parameters, what was gathered of them, and either in another format."""
+    found = {state.value for state in program.parameters}
+    for instruction in program.instructions:
+        same = isinstance(instruction, Communicate) or instruction.kind == "view" or _casts(instruction)
+        if same and reads(instruction) and found.issuperset(reads(instruction)):
+            found.update(writes(instruction))
+    return found
+
+
+def _casts(instruction: Instruction) -> bool:
+    return isinstance(instruction, Compute) and instruction.op == "aten._to_copy.default"

@@ -24,7 +24,7 @@ _CATEGORY_WORDS = {
     "optimizer": "optimizer state",
     "gradients": "gradients",
     "activations": "activations",
-    "gathered": "gathered pieces",
+    "gathered": "gathered pieces and cast parameters",
     "temporaries": "temporaries of backward",
     "inputs": "batch and buffers",
 }

@@ -8,7 +8,7 @@ what it looks at. Invariant: a value is written before it is read.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 
 from planner.costing import Costing
@@ -41,7 +41,7 @@ def finish(
     bucket: int,
     trained: frozenset[int],
 ) -> tuple[Instruction, ...]:
-    """The final order. `gathers` names the instructions that gather parameters, with their layer; `alias` says which value a
+    """The final order. `gathers` names the instructions that cast and gather parameters, with their layer; `alias` says which value a
     view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes; `trained` are the values that the update
     writes to."""
     ordered = _started_early(instructions)
@@ -157,20 +157,19 @@ def _needed(instructions: list[Instruction]) -> set[int]:
 
 
 def _prefetched(instructions: list[Instruction], gathers: dict[str, str], costing: Costing) -> list[Instruction]:
-    """One merged gather a layer and phase, started where the layer before it is first needed."""
-    written = {value for instruction in instructions for value in writes(instruction)}
-    groups: dict[str, list[Communicate]] = {}
+    """One merged gather a layer and phase, and the casts that it needs, started where the layer before it is first needed."""
+    groups: dict[str, list[Instruction]] = {}
     needed: dict[str, int] = {}
-    for position, instruction in enumerate(instructions):
-        group = gathers.get(instruction.id)
-        first_step = isinstance(instruction, Communicate) and not any(s in written for s in instruction.sources)
-        if group is not None and isinstance(instruction, Communicate) and first_step:
-            groups.setdefault(group, []).append(instruction)
-            needed.setdefault(group, position)
+    for position, instruction in _movable(instructions, gathers):
+        group = gathers[instruction.id]
+        groups.setdefault(group, []).append(instruction)
+        needed.setdefault(group, position)
     starts: dict[int, list[Instruction]] = defaultdict(list)
     order = sorted(groups, key=needed.__getitem__)
     for previous, group in zip([None, *order], order, strict=False):
-        starts[0 if previous is None else needed[previous]] += _merged(groups[group], costing)
+        casts = [part for part in groups[group] if isinstance(part, Compute)]
+        messages = [part for part in groups[group] if isinstance(part, Communicate)]
+        starts[0 if previous is None else needed[previous]] += [*casts, *_merged(messages, costing)]
     moved = {part.id for parts in groups.values() for part in parts}
     out: list[Instruction] = []
     for position, instruction in enumerate(instructions):
@@ -178,6 +177,21 @@ def _prefetched(instructions: list[Instruction], gathers: dict[str, str], costin
         if instruction.id not in moved:
             out.append(instruction)
     return out
+
+
+def _movable(instructions: list[Instruction], gathers: dict[str, str]) -> Iterator[tuple[int, Instruction]]:
+    """The first steps of gathers, and the casts that they send, where nothing before them is made in the step; and their positions."""
+    written = {value for instruction in instructions for value in writes(instruction)}
+    sent = {value for i in instructions if isinstance(i, Communicate) and i.id in gathers for value in i.sources}
+    ready: set[int] = set()
+    for position, instruction in enumerate(instructions):
+        if instruction.id not in gathers or any(value in written and value not in ready for value in reads(instruction)):
+            continue
+        if isinstance(instruction, Compute):
+            if sent.isdisjoint(writes(instruction)):
+                continue  # it is read where it is made
+            ready.update(writes(instruction))
+        yield position, instruction
 
 
 def _merged(parts: Iterable[Communicate], costing: Costing) -> list[Instruction]:

@@ -18,7 +18,7 @@ from cost_models.errors import NoPlan
 from cost_models.memory import dtype_bytes
 from planner.costing import Costing
 from planner.graph import Node, Parameter
-from planner.layout import REPLICATE, Layout, is_partial
+from planner.layout import REPLICATE, Layout, is_partial, is_split
 from planner.model import Model, Pins, Use
 from planner.redistribute import Layouts
 from planner.solver import Edge, Problem, with_pair_usages
@@ -135,6 +135,7 @@ class _Builder:
         self.hub_layouts: dict[int, tuple[Layout, ...]] = {}
         self.hub_of: dict[tuple[int, str], int] = {}
         self.splits: dict[Hashable, tuple[Strategy, ...]] = {}
+        self.casts: set[int] = set()
         self.hideable_costs: dict[int, Array] = {}
         self.pairs: dict[tuple[int, int], Array] = {}
         self.hideable_pairs: dict[tuple[int, int], Array] = {}
@@ -169,6 +170,8 @@ class _Builder:
             cost = np.array([self.costing.op(node, dims.ops[node.index], s) for s in found]) * len(members)
             out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
             self.strategies[len(self.costs) - 1] = found
+            if self.model.shortens(node):
+                self.casts.add(len(self.costs) - 1)
         return tuple(out)
 
     def _op_strategies(self, nodes: list[Node]) -> tuple[Strategy, ...]:
@@ -211,9 +214,10 @@ class _Builder:
         return f"{', '.join(told)}: take smaller axes, or " if told else ""
 
     def _given(self, node: Node) -> list[int]:
-        """The operands that come into the step from outside: they come whole or in pieces, never as partial sums."""
-        values, roots = self.model.graph.values, self.model.roots
-        return [i for i, value in enumerate(node.operands) if values[roots[value].value].is_given]
+        """The operands that the step is given, or parameters in another format: they come whole or in pieces, never as partial sums."""
+        model = self.model
+        values = [model.roots[value].value for value in node.operands]
+        return [i for i, value in enumerate(values) if value in model.formats or model.graph.values[value].is_given]
 
     def _parameters(self) -> tuple[int, ...]:
         graph, dims = self.model.graph, self.model.dims
@@ -274,7 +278,9 @@ class _Builder:
         value, phase = reading.value, reading.phase
         (u, before), (v, after) = reading.before, reading.after
         cost = self._conversion(value, phase, before, after) * reading.times
-        hideable = phase == "update" or self.model.graph.values[value].kind == "parameter"
+        if self._casts(v, value):
+            cost[_gathered(before, after)] = np.inf
+        hideable = phase == "update" or value in self.model.formats
         if u == v:
             diagonal = np.diagonal(cost)
             if hideable:
@@ -285,6 +291,10 @@ class _Builder:
         pairs = self.hideable_pairs if hideable else self.pairs
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
         pairs[key] = pairs[key] + table if key in pairs else table.copy()
+
+    def _casts(self, reader: int, value: int) -> bool:
+        """Whether a problem node casts a parameter to a shorter format: its pieces are cast, and gathered in that format."""
+        return value in self.model.formats and reader in self.casts
 
     def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
@@ -311,3 +321,8 @@ class _Builder:
         whole = tuple(REPLICATE for _ in self.costing.sizes)
         cost = self._conversion(root.value, "forward", produced[1], [whole])
         self.costs[produced[0]] = self.costs[produced[0]] + cost[:, 0]
+
+
+def _gathered(before: list[Layout], after: list[Layout]) -> Array:
+    """Which of the pairs of layouts take a gather: what is split before is not split so after."""
+    return np.array([[any(is_split(x) and x != y for x, y in zip(b, a, strict=True)) for a in after] for b in before])

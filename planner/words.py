@@ -87,6 +87,8 @@ def axis_names(model: Model, choices: Choices, costing: Costing, sizes: tuple[in
     weights = [[0.0, 0.0] for _ in sizes]
     for index, strategy in choices.strategies.items():
         op = model.dims.ops[index]
+        if model.casts_parameter(model.graph.nodes[index]):
+            continue  # split as the parameter is stored, which says nothing of the work
         seconds = costing.op(model.graph.nodes[index], op, strategy)
         for axis, option in enumerate(strategy.options):
             if option.kind == "split":
@@ -120,7 +122,8 @@ def describe(model: Model, workload: Workload, mesh: Mesh, choices: Choices, cos
 
 
 def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -> Node | None:
-    """The forward op of a group that takes longest."""
+    """The forward op of a group that takes longest, other than a cast of a parameter."""
+    nodes = [n for n in nodes if not model.casts_parameter(n)]
     forward = [n for n in nodes if n.phase == "forward"] or nodes
     return max(
         forward, key=lambda n: costing.op(n, model.dims.ops[n.index], choices.strategies[n.index]), default=None

@@ -134,7 +134,7 @@ def plans(num_ranks: int) -> dict[str, Planned]:
             mesh = "a=2" if num_ranks == 2 else ("a=2,b=2", "a=4")[seed % 2]
             out[f"{model}: random {seed}"] = planned(ask, mesh, seed=seed)
     for name, (model, more) in STEPS.items():
-        for kind in ("ddp", "tensor") if num_ranks == 2 else ("ddp", "tensor", "dp x tensor, zero3"):
+        for kind in ("ddp", "zero3", "tensor") if num_ranks == 2 else ("ddp", "tensor", "dp x tensor, zero3"):
             out[f"{name}: {kind}"] = planned(ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind])
     for name, (model, sizes, words) in WORDS.items():
         ask = ask_for(model, num_ranks, **sizes)
@@ -195,6 +195,14 @@ def test_mixed_precision_sums_gradients_in_float32(ran: Ran) -> None:
     sent = {d for i in program.instructions if isinstance(i, Communicate) and i.phase == "update" for d in i.dtypes}
     assert sent == {"float32"}
     assert any("bfloat16" in i.dtypes for i in program.instructions if isinstance(i, Compute) and i.op == "aten.mm.default")
+
+
+def test_mixed_precision_gathers_what_it_computes_with(ran: Ran) -> None:
+    """The pieces of weights in bfloat16, in forward and again in backward, and trains as autocast in one process does."""
+    name = "mixed: zero3" if ran.num_ranks == 2 else "mixed: dp x tensor, zero3"
+    sent = [i for i in ran.plans[name].program.instructions if isinstance(i, Communicate) and i.kind == "all_gather"]
+    assert {i.phase for i in sent if "bfloat16" in i.dtypes and "weight" in i.path} == {"forward", "backward"}
+    assert ran.found[name].loss_error < 0.002
 
 
 def _worst(found: Verification) -> float:

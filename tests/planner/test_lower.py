@@ -153,6 +153,33 @@ def test_zero3_moves_two_gathers_and_one_reduce_scatter(model: str) -> None:
     assert moved(found.program, phases=("update",)) == {"reduce_scatter": parameter_bytes(found)}
 
 
+@pytest.mark.parametrize("model", ["mlp", "cnn", "gpt", "llama"])
+def test_zero3_in_mixed_precision_moves_what_is_computed_with(model: str) -> None:
+    """Pieces are cast, and gathered in the format of products once for forward and again for backward; what is left in float32 (norms,
+    tables) is gathered so. No whole weight stays from forward to backward."""
+    ask = ask_for(model, dtype="float32", compute="bfloat16", **({"tied": "false"} if model == "gpt" else {}))
+    found = planned(ask, "dp=4", ("*=zero3",))
+    graph, roots, formats = found.model.graph, found.model.roots, found.model.formats
+    phases = ("forward", "backward")
+    read = {phase: {roots[v].value for n in graph.nodes if n.phase == phase for v in n.operands} for phase in phases}
+    cast = {v for v in formats if graph.values[v].writer is not None}
+    for n in graph.nodes:  # a parameter that is only cast is not gathered itself
+        if n.results[0] in cast:
+            read["forward"] -= {roots[v].value for v in n.operands}
+    wanted = {
+        phase: sum(v.numel * dtype_bytes(v.dtype) for v in graph.values if v.id in formats and v.id in values)
+        for phase, values in read.items()
+    }
+    program = found.program
+    assert {phase: moved(program, phases=(phase,)).get("all_gather", 0) for phase in phases} == wanted
+    given = {state.value: state for state in program.parameters}
+    casts = [
+        i for i in program.instructions if isinstance(i, Compute) and given.keys() & set(reads(i)) and "bfloat16" in i.dtypes
+    ]
+    pieces = [math.prod(math.prod(d) for d in given[value].subshape) // 4 for i in casts for value in reads(i)]
+    assert [math.prod(shape) for i in casts for shape in i.shapes] == pieces
+
+
 def test_tensor_parallel_gpt_moves_four_all_reduces_a_layer() -> None:
     """Megatron's column-then-row pairs: attention and MLP each end in one all-reduce of batch x sequence x width, and so does the
     backward of each (MODELLING 5.1). Found by the planner on an NVLink node, without a word about it."""
