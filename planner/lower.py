@@ -355,7 +355,10 @@ class _Lowering:
         stores = self._stores()
         self._update(states)
         kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
-        instructions = finish(self.instructions, self.gathers, self.alias, kept, self.timing, self.choices.bucket, trained)
+        overlaps = self.costing.cluster.device.overlap > 0
+        instructions = finish(
+            self.instructions, self.gathers, self.alias, kept, self.timing, self.choices.bucket, trained, overlaps=overlaps
+        )
         instructions = timed(instructions, self.timing)
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,

@@ -24,6 +24,8 @@ __all__ = [
     "Ref",
     "Update",
     "freeing",
+    "reads",
+    "writes",
 ]
 
 
@@ -119,6 +121,21 @@ class Update:
 
 
 Instruction = Compute | Communicate | Update
+
+
+def reads(instruction: Instruction) -> tuple[int, ...]:
+    """The values that an instruction reads."""
+    if isinstance(instruction, Compute):
+        return instruction.operands
+    return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
+
+
+def writes(instruction: Instruction) -> tuple[int, ...]:
+    """The values that an instruction writes."""
+    if isinstance(instruction, Update):
+        return ()
+    results = instruction.results
+    return tuple([r for r in results if r is not None]) if None in results else results  # type: ignore[return-value]
 
 
 def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:

@@ -1,4 +1,4 @@
-"""Orders a lowered step: buckets, prefetching, and where each value is freed.
+"""Orders a lowered step: early starts, buckets, prefetching, and where each value is freed.
 
 Instructions in order of need -> the final order. Gradients' reductions are merged into flat buckets, started when the bucket is
 full; gathers of one layer's parameters are merged and started one layer ahead; a value is freed after its last use, and so is
@@ -12,24 +12,10 @@ from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import replace
 
 from planner.costing import Costing
-from planner.program import Communicate, Compute, Instruction, Update, freeing
+from planner.early import SMALL, started_early
+from planner.program import Communicate, Compute, Instruction, Update, freeing, reads, writes
 
 __all__ = ["SMALL", "finish", "reads", "writes"]
-
-
-def reads(instruction: Instruction) -> tuple[int, ...]:
-    """The values that an instruction reads."""
-    if isinstance(instruction, Compute):
-        return instruction.operands
-    return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
-
-
-def writes(instruction: Instruction) -> tuple[int, ...]:
-    """The values that an instruction writes."""
-    if isinstance(instruction, Update):
-        return ()
-    results = instruction.results
-    return tuple([r for r in results if r is not None]) if None in results else results  # type: ignore[return-value]
 
 
 def finish(
@@ -40,11 +26,13 @@ def finish(
     costing: Costing,
     bucket: int,
     trained: frozenset[int],
+    *,
+    overlaps: bool,
 ) -> tuple[Instruction, ...]:
     """The final order. `gathers` names the instructions that cast and gather parameters, with their layer; `alias` says which value a
     view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes; `trained` are the values that the update
-    writes to."""
-    ordered = _started_early(instructions)
+    writes to; `overlaps` says whether the device that was planned for runs large messages beside compute."""
+    ordered = started_early(instructions, overlaps=overlaps)
     ordered = _prefetched(ordered, gathers, costing)
     ordered = _bucketed(ordered, costing, bucket)
     ordered = _waited_late(ordered, alias, trained)
@@ -71,33 +59,7 @@ def _kind_key(part: Communicate) -> Hashable:
     return (part.kind, part.axes, part.gather, part.split, part.reduce, part.dtypes[0])
 
 
-# ------------------------------------------------------------------------------------------------- small messages
-
-#: Messages up to this size are bound by latency, and holding them a little longer costs no memory to speak of.
-SMALL = 64 * 1024
-
-
-def _started_early(instructions: list[Instruction]) -> list[Instruction]:
-    """Small messages start as soon as what they send is written, and are waited for where they are read."""
-    after: dict[int, list[Instruction]] = defaultdict(list)
-    early = {
-        i.id: i for i in instructions
-        if isinstance(i, Communicate) and i.kind != "slice" and i.phase != "update" and not i.asynchronous and i.nbytes <= SMALL
-    }  # fmt: skip
-    for message in early.values():
-        after[message.sources[0]].append(replace(message, asynchronous=True))
-    out: list[Instruction] = []
-
-    def write(instruction: Instruction) -> None:
-        out.append(instruction)
-        for value in writes(instruction):
-            for waiting in after.pop(value, []):
-                write(waiting)
-
-    for instruction in instructions:
-        if instruction.id not in early:
-            write(instruction)
-    return out + [left for messages in after.values() for left in messages]
+# ------------------------------------------------------------------------------------------------- what is only reported
 
 
 def _waited_late(instructions: list[Instruction], alias: dict[int, int], trained: frozenset[int]) -> list[Instruction]:

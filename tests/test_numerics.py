@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 from small_plans import Planned, ask_for, planned
 
+import planner.early
+from cost_models.cluster import load_cluster
 from planner.ask import Ask
 from planner.ask import build as build_workload
 from planner.pinned import HEAVY
@@ -144,6 +146,21 @@ def plans(num_ranks: int) -> dict[str, Planned]:
     return out
 
 
+def overlapped(num_ranks: int) -> dict[str, Case]:
+    """Programs for a device that runs large messages of backward beside its products, all messages taken for large."""
+    cluster = load_cluster("dgx-h100", num_devices=num_ranks)
+    out = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(planner.early, "SMALL", 0)
+        for model in ("mlp", "gpt", "llama"):
+            for kind in ("tensor",) if num_ranks == 2 else ("tensor", "dp x tensor, zero3"):
+                plan = planned(ask_for(model, num_ranks), *KINDS[num_ranks][kind], cluster=cluster)
+                messages = [i for i in plan.program.instructions if isinstance(i, Communicate) and i.phase == "backward"]
+                assert any(i.asynchronous for i in messages), (model, kind)
+                out[f"{model}: {kind}, beside products"] = Case(plan.ask, plan.programs)
+    return out
+
+
 def broken(program: Program) -> Program:
     """The program with its last all-reduce of a gradient taking the maximum instead of the sum."""
     at = max(
@@ -158,6 +175,7 @@ def broken(program: Program) -> Program:
 class Ran:
     num_ranks: int
     plans: dict[str, Planned]
+    overlapped: tuple[str, ...]
     found: dict[str, Any]
 
 
@@ -166,13 +184,15 @@ def ran(request: pytest.FixtureRequest) -> Ran:
     made = plans(request.param)
     cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
     ddp = made["mlp: ddp"]
+    beside = overlapped(request.param)
+    cases |= beside
     cases["broken"] = Case(ddp.ask, (broken(ddp.program),) * request.param)
     found = launch("test_numerics:run_all", request.param, (request.param, cases))[0]
-    return Ran(request.param, made, found)
+    return Ran(request.param, made, tuple(beside), found)
 
 
 def test_every_plan_trains_as_one_process_does(ran: Ran) -> None:
-    worst = {name: _worst(ran.found[name]) for name in ran.plans}
+    worst = {name: _worst(ran.found[name]) for name in (*ran.plans, *ran.overlapped)}
     print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
     assert {name: ran.found[name] for name, error in worst.items() if not error <= _tolerance(name)} == {}
     assert all(ran.found[name].loss_error < 0.01 for name in ran.plans)
