@@ -195,6 +195,14 @@ def test_models_train_as_plain_torch_does_under_every_kind(ranks: int) -> None:
     assert wrong_of(ranks, kinds_on(ranks), enough=99) == {}
 
 
+@pytest.mark.parametrize("kind", ["dropped", "dropped, reentrant"])
+def test_a_checkpoint_adds_nothing_to_the_step(kind: str) -> None:
+    """A plan keeps activations: nothing is computed twice, and neither time nor MFU counts it."""
+    plans = [plan_of(ask_of(name, RIGHT[name]), Kind(mesh="a=2")) for name in (f"checkpointed:{kind}", "checkpointed:kept")]
+    one, other = ([(n.op, n.phase, n.result_shapes) for n in plan.model.graph.nodes] for plan in plans)
+    assert one == other
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_is_refused_says_why(name: str) -> None:
     make, words = REFUSED[name]
