@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 
 from cost_models.errors import unknown_name
+from cost_models.optimizers import optimizer_of
 
 __all__ = [
-    "ALLOCATION_ROUNDING", "LSTM_LIBRARIES", "MEMORY_HEADROOM", "allocated_bytes", "dtype_bytes", "list_dtypes", "list_optimizers",
+    "ALLOCATION_ROUNDING", "LSTM_LIBRARIES", "MEMORY_HEADROOM", "allocated_bytes", "dtype_bytes", "list_dtypes",
     "lstm_reserve_elements", "optimizer_state_bytes",
 ]  # fmt: skip
 
@@ -17,17 +18,6 @@ _DTYPE_BYTES = {
     "complex64": 8, "complex128": 16,
     "int64": 8, "int32": 4, "int16": 2, "int8": 1, "uint8": 1, "bool": 1,
 }  # fmt: skip
-
-#: State tensors of a parameter's own shape and dtype. Sources: torch.optim Adam/AdamW/SGD `_init_group` (`exp_avg`, `exp_avg_sq`;
-#: `momentum_buffer`; none); keras/src/optimizers/*.py `build` (momentum and velocity, `velocity_hat` with amsgrad; ...).
-_STATE_TENSORS = {
-    "adam": 2, "adamw": 2, "sgd": 0, "sgd-momentum": 1,
-    "keras-adam": 2, "keras-adam-amsgrad": 3, "keras-nadam": 2, "keras-sgd": 0, "keras-sgd-momentum": 1, "keras-rmsprop": 1,
-    "keras-rmsprop-momentum": 2, "keras-rmsprop-centered": 2, "keras-rmsprop-centered-momentum": 3, "keras-adagrad": 1,
-}  # fmt: skip
-
-#: Bytes of the `step` tensor, one float32 scalar a parameter, of those that have one. Source: torch.optim.Adam `_init_group`.
-_STEP_BYTES = {"adam": 4, "adamw": 4}
 
 #: Every request is rounded up to this many bytes. Source: torch c10/cuda/CUDACachingAllocator `kMinBlockSize = 512`.
 ALLOCATION_ROUNDING = 512
@@ -45,11 +35,6 @@ def list_dtypes() -> tuple[str, ...]:
     return tuple(sorted(_DTYPE_BYTES))
 
 
-def list_optimizers() -> tuple[str, ...]:
-    """The optimizer names that are known, sorted."""
-    return tuple(sorted(_STATE_TENSORS))
-
-
 def dtype_bytes(dtype: str) -> int:
     """Bytes of one element of `dtype` (torch's name without `torch.`). Raises `UnknownName` for any other name."""
     if dtype not in _DTYPE_BYTES:
@@ -58,14 +43,12 @@ def dtype_bytes(dtype: str) -> int:
 
 
 def optimizer_state_bytes(optimizer: str, *, numel: int, dtype: str) -> int:
-    """Bytes of the state that `optimizer` keeps for one parameter of `numel` elements.
+    """Bytes of the state that `optimizer` keeps for one parameter of `numel` elements: `states * numel * dtype_bytes + step_bytes`.
 
-    `tensors * numel * dtype_bytes + step`: torch's Adam and AdamW keep two tensors and a step scalar, SGD with momentum one
-    tensor, plain SGD nothing; those of Keras count their steps in Python.
+    Raises `UnknownName` for one that is not in `cost_models.optimizers`.
     """
-    if optimizer not in _STATE_TENSORS:
-        raise unknown_name("optimizer", optimizer, tuple(_STATE_TENSORS))
-    return _STATE_TENSORS[optimizer] * numel * dtype_bytes(dtype) + _STEP_BYTES.get(optimizer, 0)
+    known = optimizer_of(optimizer)
+    return known.states * numel * dtype_bytes(dtype) + known.step_bytes
 
 
 def allocated_bytes(nbytes: int) -> int:

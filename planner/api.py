@@ -7,7 +7,7 @@ Running is `runtime.training.train_plan(planned.path, batches)`: planning does n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from planner.ask import Ask, default_precision, dtypes_of
 from planner.files import plan_files
 from planner.hash_seed import chosen
 from planner.hung import check_hooks
+from planner.optimizers import by_name, of_torch
 from planner.pins import parse_mesh, parse_pin
 from planner.plan_file import Plan, program_of, write_plan
 from planner.predict import Prediction, predict
@@ -80,8 +81,9 @@ def plan(
     num_devices: int | None = None,
     mesh: str | None = None,
     pins: Sequence[str] = (),
-    optimizer: str = "adam",
-    learning_rate: float = 1e-3,
+    optimizer: str | torch.optim.Optimizer = "adam",
+    learning_rate: float | None = None,
+    optimizer_settings: Mapping[str, Any] | None = None,
     precision: str | None = None,
     clip_norm: float | None = None,
     memory_headroom: float = MEMORY_HEADROOM,
@@ -91,6 +93,8 @@ def plan(
 
     `batch` is an example: a tuple with the target last, or a dict that goes whole to the module and the loss; nested as may be. `loss`
     takes what the module returns and the target, and returns a scalar, or several in a dict or tuple, of which the sum is trained.
+    `optimizer` is a name, with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or one of torch's
+    own over the module's parameters, in groups as may be; it is not stepped.
     `mesh`, `pins`, `precision`, `clip_norm` and `memory_headroom` (a share below 1) are as on the command line. The model's values, as
     they are, and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
@@ -101,7 +105,8 @@ def plan(
     workload_of(type(model).__name__, model, batch, loss)  # what is wrong with the batch is said before anything is written
     check_hooks(type(model).__name__, model)  # a file holds none of these, and would be planned without them
     dtype, compute = dtypes_of(precision or default_precision("", on.device))
-    name = write_saved(where / "model.pt", model, batch, loss, {"optimizer": optimizer, "learning_rate": learning_rate})
+    trained = _optimizer(optimizer, learning_rate, optimizer_settings or {}, model, loss)
+    name = write_saved(where / "model.pt", model, batch, loss, trained)
     ask = Ask(
         model=name,
         batch=None,
@@ -119,3 +124,14 @@ def plan(
     if not chosen() and may_follow_a_set(model) and digest_elsewhere(where / "plan.json") not in ("", found.plan.graph_hash):
         raise BadValue(f"{type(model).__name__} cannot be run by other processes: {SET_ORDER}")
     return Planned(found=found, cluster=on, folder=where)
+
+
+def _optimizer(
+    optimizer: str | torch.optim.Optimizer, rate: float | None, settings: Mapping[str, Any], model: torch.nn.Module, loss: Any
+) -> dict[str, Any]:  # fmt: skip
+    """What a workload says of the optimizer."""
+    if isinstance(optimizer, str):
+        return by_name(optimizer, 1e-3 if rate is None else rate, settings)
+    if rate is not None or settings:
+        raise BadValue(f"learning_rate and settings beside a {type(optimizer).__name__}: give them to the optimizer itself")
+    return of_torch(optimizer, model, loss)

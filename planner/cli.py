@@ -25,6 +25,7 @@ from planner.cli_options import (
     check_clip_norm,
     check_folder,
     json_option,
+    optimizer_settings,
     out_option,
     plan_argument,
     plan_file,
@@ -78,6 +79,11 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: bf16-mixed on GPUs that have it, "
     "else fp32]"
 ))  # fmt: skip
+@click.option("--optimizer", metavar="NAME", help="adam, adamw, sgd or sgd-momentum.  [default: the model's own]")
+@click.option("--lr", metavar="X", type=float, help="Learning rate.  [default: the model's own]")
+@click.option("--weight-decay", metavar="X", type=float, help="Weight decay.  [default: the optimizer's]")
+@click.option("--momentum", metavar="X", type=float, help="Momentum, of sgd.  [default: 0; of sgd-momentum 0.9]")
+@click.option("--betas", metavar="A,B", help="Betas of adam and adamw.  [default: 0.9,0.999]")
 @click.option(
     "--clip-norm", metavar="X", type=float, help="Scale gradients down to this norm, over all of them.  [default: not]"
 )
@@ -130,7 +136,8 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
 @uncollected()
 def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
-    settings: tuple[str, ...], precision: str | None, clip_norm: float | None, memory_headroom: str, mesh: str | None,
+    settings: tuple[str, ...], precision: str | None, optimizer: str | None, lr: float | None, weight_decay: float | None,
+    momentum: float | None, betas: str | None, clip_norm: float | None, memory_headroom: str, mesh: str | None,
     pins: tuple[str, ...], out: Path | None, json_: bool,
 ) -> None:  # fmt: skip
     """Plan, write, report."""
@@ -140,6 +147,7 @@ def _front_door(
     folder = check_folder(out or Path("plans") / f"{slug(model)}-{cluster.num_devices}")
     values = settings_of(settings)
     check_clip_norm(clip_norm)
+    trained = optimizer_settings(weight_decay=weight_decay, momentum=momentum, betas=betas)
     headroom = share_of("--memory-headroom", memory_headroom)
     with progress_bar() as progress:
         progress("loading torch", 0.0)
@@ -152,6 +160,7 @@ def _front_door(
         ask = Ask(
             model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices, compute=compute,
             clip_norm=clip_norm, memory_headroom=headroom,
+            optimizer=optimizer or "", learning_rate=lr, optimizer_settings=trained,
         )  # fmt: skip
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True)

@@ -13,7 +13,8 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "out_option", "plan_argument", "plan_file",
+    "NATURAL", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "optimizer_settings", "out_option",
+    "plan_argument", "plan_file",
     "settings_of", "share_of", "slug",
 ]  # fmt: skip
 
@@ -87,6 +88,17 @@ def check_clip_norm(value: float | None) -> None:
     """Raises `BadValue` for a norm that is not positive."""
     if value is not None and not 0 < value < float("inf"):
         raise BadValue(f"--clip-norm {value}: give a positive number")
+
+
+def optimizer_settings(*, betas: str | None, **numbers: float | None) -> dict[str, Any]:
+    """The optimizer's settings that were given: `--betas 0.9,0.95` as two numbers."""
+    found: dict[str, Any] = {key: value for key, value in numbers.items() if value is not None}
+    if betas is not None:
+        try:
+            found["betas"] = tuple(map(float, betas.split(",")))
+        except ValueError:
+            raise BadValue(f"--betas {betas}: give two numbers, as in --betas 0.9,0.95") from None
+    return found
 
 
 def share_of(option: str, text: str) -> float:

@@ -55,7 +55,15 @@ def _model_line(plan: Plan) -> str:
     summary = plan.summary
     sizes = ", ".join(f"{name} {value}" for name, value in summary["options"].items())
     parameters = format_rate(summary["num_parameters"], "").strip()
-    return f"{parameters} parameters in {_formats(plan)}, optimizer {summary['optimizer']}; {sizes}"
+    return f"{parameters} parameters in {_formats(plan)}, optimizer {_optimizer(plan)}; {sizes}"
+
+
+def _optimizer(plan: Plan) -> str:
+    """The optimizer, with what was asked of it."""
+    rate = {} if plan.ask.learning_rate is None else {"lr": plan.ask.learning_rate}
+    given = {**rate, **plan.ask.optimizer_settings}
+    told = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, tuple | list) else v}" for key, v in given.items())
+    return f"{plan.summary['optimizer']} ({told})" if told else str(plan.summary["optimizer"])
 
 
 def _formats(plan: Plan) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["KERAS_OPTIMIZERS", "Adagrad", "Adam", "KerasOptimizer", "Nadam", "RMSprop", "SGD"]
+__all__ = ["KERAS_CLASSES", "Adagrad", "Adam", "KerasOptimizer", "Nadam", "RMSprop", "SGD"]
 
 
 class KerasOptimizer(torch.optim.Optimizer):
@@ -214,16 +214,7 @@ def moments(optimizer: Adam | Nadam, parameters: list[Tensor], gradients: list[T
     return means, squares
 
 
-#: By the name of a workload's optimizer: the class, and what the name says of its settings.
-KERAS_OPTIMIZERS: dict[str, tuple[type[KerasOptimizer], dict[str, Any]]] = {
-    "keras-adam": (Adam, {}),
-    "keras-adam-amsgrad": (Adam, {"amsgrad": True}),
-    "keras-nadam": (Nadam, {}),
-    "keras-sgd": (SGD, {}),
-    "keras-sgd-momentum": (SGD, {"momentum": 0.9}),
-    "keras-rmsprop": (RMSprop, {}),
-    "keras-rmsprop-momentum": (RMSprop, {"momentum": 0.9}),
-    "keras-rmsprop-centered": (RMSprop, {"centered": True}),
-    "keras-rmsprop-centered-momentum": (RMSprop, {"centered": True, "momentum": 0.9}),
-    "keras-adagrad": (Adagrad, {}),
-}
+#: By Keras's name.
+KERAS_CLASSES: dict[str, Callable[..., KerasOptimizer]] = {
+    "Adagrad": Adagrad, "Adam": Adam, "Nadam": Nadam, "RMSprop": RMSprop, "SGD": SGD,
+}  # fmt: skip

@@ -1,7 +1,4 @@
-"""The optimizers that a plan may name, as they run on local shards: torch's, and those of Keras.
-
-One table: what `cost_models.memory` knows the state of is what runs.
-"""
+"""The optimizers of `cost_models.optimizers` as they run on local shards: torch's, and those of Keras."""
 
 from __future__ import annotations
 
@@ -11,19 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cost_models.errors import unknown_name
-from runtime.keras_optimizers import KERAS_OPTIMIZERS
+from cost_models.optimizers import optimizer_of
+from runtime.keras_optimizers import KERAS_CLASSES
 
-__all__ = ["OPTIMIZERS", "make_optimizer", "state_bytes"]
-
-#: By name: the class, and what the name says of its settings.
-OPTIMIZERS: dict[str, tuple[type[torch.optim.Optimizer], Mapping[str, Any]]] = {
-    "adam": (torch.optim.Adam, {}),
-    "adamw": (torch.optim.AdamW, {}),
-    "sgd": (torch.optim.SGD, {}),
-    "sgd-momentum": (torch.optim.SGD, {"momentum": 0.9}),
-    **KERAS_OPTIMIZERS,
-}
+__all__ = ["make_optimizer", "state_bytes"]
 
 
 def make_optimizer(
@@ -35,19 +23,32 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer, fused where torch has a fused kernel for the device.
 
-    `settings` are its own, over those that the name implies; `names` are the parameters', of which `excluded` among the settings
-    names those without weight decay.
+    `settings` are its own, over those that the name implies; `names` are the parameters'. By them `groups` among the settings gives
+    (names, settings) of each group, and `excluded` those without weight decay.
     """
-    if name not in OPTIMIZERS:
-        raise unknown_name("optimizer", name, list(OPTIMIZERS))
-    kind, implied = OPTIMIZERS[name]
-    given = {**implied, **(settings or {})}
-    excluded = given.pop("excluded", ())
-    if name in KERAS_OPTIMIZERS:
+    known = optimizer_of(name)
+    given = {**known.implied, **(settings or {})}
+    if known.keras:
+        excluded = given.pop("excluded", ())
         given["decayed"] = [other not in excluded for other in names] or None
-    else:
-        given["fused"] = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    return kind(list(parameters), lr=learning_rate, **given)  # type: ignore[call-arg]
+        return KERAS_CLASSES[known.kind](list(parameters), lr=learning_rate, **given)
+    groups = _groups(given.pop("groups", ()), parameters, names)
+    fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
+    made: torch.optim.Optimizer = getattr(torch.optim, known.kind)(groups, lr=learning_rate, fused=fused, **given)
+    return made
+
+
+def _groups(
+    groups: Sequence[tuple[Sequence[str], Mapping[str, Any]]], parameters: Sequence[Tensor], names: Sequence[str]
+) -> list[Any]:  # fmt: skip
+    """The parameters, in the groups that name them."""
+    if not groups:
+        return list(parameters)
+    by_name = dict(zip(names, parameters, strict=True))
+    found = [{**given, "params": [by_name[n] for n in members if n in by_name]} for members, given in groups]
+    grouped = {name for members, _ in groups for name in members}
+    assert grouped >= set(names), set(names) - grouped
+    return [group for group in found if group["params"]]
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
