@@ -19,6 +19,7 @@ from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import BadValue
 from cost_models.memory import MEMORY_HEADROOM
 from planner.ask import Ask, default_precision, dtypes_of
+from planner.budget import TIME_LIMIT, Budget
 from planner.files import plan_files
 from planner.hash_seed import chosen
 from planner.hung import check_hooks
@@ -87,6 +88,7 @@ def plan(
     precision: str | None = None,
     clip_norm: float | None = None,
     memory_headroom: float = MEMORY_HEADROOM,
+    time_limit: float = TIME_LIMIT,
     folder: str | Path = "",
 ) -> Planned:
     """The best plan to train `model` on `cluster` (a name of `plan hardware`, a file, or a record).
@@ -95,11 +97,13 @@ def plan(
     takes what the module returns and the target, and returns a scalar, or several in a dict or tuple, of which the sum is trained.
     `optimizer` is a name, with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or one of torch's
     own over the module's parameters, in groups as may be; it is not stepped.
-    `mesh`, `pins`, `precision`, `clip_norm` and `memory_headroom` (a share below 1) are as on the command line. The model's values, as
-    they are, and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
+    `mesh`, `pins`, `precision`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds, then the best plan so
+    far is taken) are as on the command line. The model's values, as they are, and the plan are written to `folder` (by default
+    `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
     Raises BadValue for a model or loss that other processes cannot be given, NotTraceable, NoPlan and DoesNotFit as planning does.
     """
+    budget = Budget.start(time_limit)
     on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
     workload_of(type(model).__name__, model, batch, loss)  # what is wrong with the batch is said before anything is written
@@ -119,7 +123,7 @@ def plan(
         memory_headroom=memory_headroom,
     )
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
-    found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)))
+    found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)), budget=budget)
     write_plan(found.plan, where / "plan.json")
     if not chosen() and may_follow_a_set(model) and digest_elsewhere(where / "plan.json") not in ("", found.plan.graph_hash):
         raise BadValue(f"{type(model).__name__} cannot be run by other processes: {SET_ORDER}")

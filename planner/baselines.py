@@ -20,6 +20,9 @@ def compared(proposer: Proposer) -> tuple[Alternative, ...]:
     rows = []
     for name, mesh, pins in baselines(proposer.cluster):
         row = Alternative(name=name, mesh=str(mesh), step_time_s=None, memory_bytes=None, fits=False)
+        if proposer.budget.over():
+            rows.append(replace(row, reason=f"left out at the time limit of {proposer.budget.limit:g} s"))
+            continue
         try:
             found = baseline(proposer, mesh, pins)
         except NoPlan as error:

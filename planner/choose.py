@@ -6,10 +6,9 @@ import math
 from dataclasses import replace
 from functools import partial
 
-from cost_models.errors import DoesNotFit
 from planner.baselines import baseline, baselines
 from planner.buckets import with_best_bucket
-from planner.misfit import does_not_fit
+from planner.misfit import Misfit
 from planner.plan_file import Alternative
 from planner.proposals import Candidate, Proposal, Proposer
 
@@ -34,7 +33,10 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
         found += _fitting_ones(proposer, here)
     if any(c.fits(proposer.capacity) for c in found):
         return found
-    return found + [proposer.fitting(proposer.candidate(p)) for p in proposals if p not in near and p.hidden == 0.0]
+    for proposal in proposals:
+        if proposal not in near and proposal.hidden == 0.0 and not (found and proposer.budget.over()):
+            found.append(proposer.fitting(proposer.candidate(proposal)))
+    return found
 
 
 def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
@@ -42,6 +44,8 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
     better by `WORTH_FITTING` than one that was found."""
     found, least = [], math.inf
     for proposal in proposals:
+        if least < math.inf and proposer.budget.over():
+            break
         candidate = proposer.candidate(proposal)
         if not candidate.fits(proposer.capacity):
             if proposal.solution.bound > least * (1 - WORTH_FITTING):
@@ -54,22 +58,24 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
 
 
 def best_of(proposer: Proposer, candidates: list[Candidate]) -> Candidate:
-    """The fitting candidate with the shortest simulated step; among equals the fewest axes, then the lowest objective."""
+    """The fitting candidate with the shortest simulated step; among equals the fewest axes, then the lowest objective. Raises
+    Misfit."""
     fitting = [c for c in candidates if c.fits(proposer.capacity)]
     if not fitting:
-        raise DoesNotFit(does_not_fit(proposer, min(candidates, key=lambda c: c.prediction.total_memory_bytes)))
+        raise Misfit(min(candidates, key=lambda c: c.prediction.total_memory_bytes))
     fastest = min(c.prediction.step_time_s for c in fitting)
     equal = [c for c in fitting if c.prediction.step_time_s <= fastest * (1 + 1e-3)]
     return min(equal, key=lambda c: (len(c.mesh.sizes), c.prediction.step_time_s))
 
 
 def whole(proposer: Proposer, best: Candidate) -> Candidate:
-    """The candidate lowered and simulated whole, with buckets of the best size."""
+    """The candidate lowered and simulated whole, with buckets of the best size. Raises Misfit."""
     found = best if best.whole else proposer.candidate(best.proposal, whole=True)
-    found = with_best_bucket(found, proposer.capacity, partial(proposer.bucketed, found))
+    if not proposer.budget.over():
+        found = with_best_bucket(found, proposer.capacity, partial(proposer.bucketed, found))
     found = proposer.fitting(found)
     if not found.fits(proposer.capacity):
-        raise DoesNotFit(does_not_fit(proposer, found))
+        raise Misfit(found)
     return found
 
 

@@ -17,9 +17,11 @@ import click
 from cost_models.errors import BadValue
 from cost_models.memory import MEMORY_HEADROOM
 from planner import cli_inspect, cli_solve, hash_seed
+from planner.budget import TIME_LIMIT, Budget
 from planner.cli_group import PlanGroup, end_on_interrupt, uncollected
 from planner.cli_options import (
     NATURAL,
+    SECONDS,
     WHOLE,
     as_json,
     check_clip_norm,
@@ -95,6 +97,9 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
     "kept). May be repeated; the last that matches counts."
 ))  # fmt: skip
+@click.option("--time-limit", type=SECONDS, help=(
+    f"After this, take the best plan so far, with what is proved of it.  [default: {TIME_LIMIT:g}]"
+))  # fmt: skip
 @out_option("plans/MODEL-GPUS")
 @json_option
 @click.pass_context
@@ -138,7 +143,7 @@ def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
     settings: tuple[str, ...], precision: str | None, optimizer: str | None, lr: float | None, weight_decay: float | None,
     momentum: float | None, betas: str | None, clip_norm: float | None, memory_headroom: str, mesh: str | None,
-    pins: tuple[str, ...], out: Path | None, json_: bool,
+    pins: tuple[str, ...], time_limit: float | None, out: Path | None, json_: bool,
 ) -> None:  # fmt: skip
     """Plan, write, report."""
     from cost_models.cluster import load_cluster
@@ -163,7 +168,10 @@ def _front_door(
             optimizer=optimizer or "", learning_rate=lr, optimizer_settings=trained,
         )  # fmt: skip
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
-        found = search(ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True)
+        budget = Budget.start(time_limit or TIME_LIMIT)
+        found = search(
+            ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True, budget=budget
+        )  # fmt: skip
         files, contents = plan_files(found, cluster, folder)
     write_files(folder, contents)
     cli_inspect.print_plan(found.plan, files, json_)

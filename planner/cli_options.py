@@ -13,9 +13,8 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "optimizer_settings", "out_option",
-    "plan_argument", "plan_file",
-    "settings_of", "share_of", "slug",
+    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "optimizer_settings", "out_option",
+    "plan_argument", "plan_file", "settings_of", "share_of", "slug",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -35,9 +34,23 @@ class _Whole(click.ParamType[int]):
         return int(text)
 
 
-#: A whole number from 1 on, and one from 0 on.
+class _Seconds(click.ParamType[float]):
+    name = "SECONDS"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = float("nan")
+        if not 0 < seconds < float("inf"):
+            raise BadValue(f"--time-limit {value}: give seconds above 0")
+        return seconds
+
+
+#: A whole number from 1 on, and one from 0 on; seconds of a time limit.
 WHOLE = _Whole(1)
 NATURAL = _Whole(0)
+SECONDS = _Seconds()
 
 
 def json_option(function: Function) -> Function:

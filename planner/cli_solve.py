@@ -18,7 +18,7 @@ import click
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue, DoesNotFit, NoPlan
 from planner.cli_group import uncollected
-from planner.cli_options import as_json, json_option
+from planner.cli_options import SECONDS, as_json, json_option
 from planner.cli_output import print_json
 
 if TYPE_CHECKING:
@@ -30,22 +30,9 @@ __all__ = ["solve"]
 _EVERY = 0.2
 
 
-class _Seconds(click.ParamType[float]):
-    name = "S"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        try:
-            seconds = float(value)
-        except ValueError:
-            seconds = float("nan")
-        if not 0 < seconds < float("inf"):
-            raise BadValue(f"--time-limit {value}: give seconds above 0")
-        return seconds
-
-
 @click.command()
 @click.argument("file", metavar="FILE")
-@click.option("--time-limit", type=_Seconds(), default=60.0, show_default=True, help="Seconds, reading the file included.")
+@click.option("--time-limit", type=SECONDS, default=60.0, show_default=True, help="Seconds, reading the file included.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write the choice there, a JSON list.")
 @json_option
 @click.pass_context

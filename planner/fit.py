@@ -14,7 +14,7 @@ from cost_models.units import format_bytes
 from planner.ask import Ask
 from planner.predict import Prediction
 
-__all__ = ["explain_misfit", "nearest_change"]
+__all__ = ["OutOfTime", "explain_misfit", "nearest_change"]
 
 #: Whether some plan of the asked model fits the cluster.
 Fits = Callable[[Ask, Cluster], bool]
@@ -22,6 +22,17 @@ Fits = Callable[[Ask, Cluster], bool]
 
 #: Sequences shorter than this are not offered.
 _SHORTEST = 128
+
+#: Of the options that may fit, how many are looked at closely: the first hardly ever does not.
+_LOOKS = 3
+
+
+class OutOfTime(Exception):
+    """The `limit` of seconds is over."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__(limit)
+        self.limit = limit
 
 
 def explain_misfit(name: str, ask: Ask, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str) -> str:
@@ -44,43 +55,54 @@ def _headroom(ask: Ask, cluster: Cluster) -> str:
     return f" ({100 * ask.memory_headroom:g} % of {format_bytes(cluster.device.usable_memory)} is kept free: --memory-headroom)"
 
 
-def nearest_change(ask: Ask, batch: int, seq: int | None, cluster: Cluster, fits: Fits) -> str:
-    """What would fit: the largest halving of the batch, and the smallest doubling of the devices; else of `seq`, the sequence's length
-    where it can be set, the largest halving."""
-    found = [text for text in (_smaller_batch(ask, batch, cluster, fits), _more_devices(ask, batch, cluster, fits)) if text]
-    if found:
-        return f"what fits: {' or '.join(found)}"
-    none = "neither a smaller batch nor more of these devices helps"
-    shorter = None if seq is None else _shorter(ask, seq, cluster, fits)
-    return f"{none}; what fits: {shorter}" if shorter else f"{none}: take a smaller model or larger devices"
+def nearest_change(
+    ask: Ask, batch: int, seq: int | None, cluster: Cluster, may: Fits, fits: Fits, *, more: bool = True
+) -> str:  # fmt: skip
+    """What would fit: the largest halving of the batch, and, where there may be `more` of them, the smallest doubling of the devices;
+    else of `seq`, the sequence's length where it can be set, the largest halving. `may` says quickly whether a change is worth being
+    looked at, `fits` whether there is a plan; both may raise OutOfTime."""
+    found: list[str] = []
+    try:
+        for look in (_smaller_batch, _more_devices) if more else (_smaller_batch,):
+            found += look(ask, batch, cluster, may, fits)
+        if not found and seq is not None:
+            found += _shorter(ask, seq, cluster, may, fits)
+    except OutOfTime as over:
+        if not found:
+            return f"the time limit of {over.limit:g} s came before a change was found that fits: take a smaller batch or more devices"
+    none = "neither a smaller batch nor more of these devices helps" if more else "no smaller batch helps on this mesh"
+    if not found:
+        return f"{none}: take a smaller model or larger devices"
+    return f"{none}; what fits: {found[0]}" if found[0].startswith("--seq") else f"what fits: {' or '.join(found)}"
 
 
-def _shorter(ask: Ask, seq: int, cluster: Cluster, fits: Fits) -> str | None:
+def _shorter(ask: Ask, seq: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
     shorter = [s for s in _halvings(seq) if s >= _SHORTEST]
-    found = _first(shorter, lambda s: fits(replace(ask, seq=s), cluster))
-    return None if found is None else f"--seq {found}"
+    found = _first(shorter, lambda s: may(replace(ask, seq=s), cluster), lambda s: fits(replace(ask, seq=s), cluster))
+    return [f"--seq {s}" for s in found]
 
 
-def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:
+def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
     """Down to where some devices would have no part of any sample."""
     n = cluster.num_devices
     smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, _halvings(batch)))
-    found = _first(smaller, lambda b: fits(replace(ask, batch=b), cluster))
-    return None if found is None else f"--batch {found}"
+    found = _first(smaller, lambda b: may(replace(ask, batch=b), cluster), lambda b: fits(replace(ask, batch=b), cluster))
+    return [f"--batch {b}" for b in found]
 
 
-def _more_devices(ask: Ask, batch: int, cluster: Cluster, fits: Fits) -> str | None:
-    larger: dict[int, Cluster] = {}
+def _more_devices(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
+    larger: dict[int, tuple[Ask, Cluster]] = {}
     devices, most = cluster.num_devices * 2, cluster.devices_per_node * cluster.max_nodes
     while devices <= most and batch >= devices:
         try:
             count, nodes, width = place(cluster, devices, None)
         except UserError:
             break
-        larger[devices] = replace(cluster, num_devices=count, num_nodes=nodes, node_width=width)
+        on = replace(cluster, num_devices=count, num_nodes=nodes, node_width=width)
+        larger[devices] = replace(ask, batch=batch, num_devices=devices), on
         devices *= 2
-    found = _first(list(larger), lambda d: fits(replace(ask, batch=batch, num_devices=d), larger[d]))
-    return None if found is None else f"--gpus {found} --batch {batch}"
+    found = _first(list(larger), lambda d: may(*larger[d]), lambda d: fits(*larger[d]))
+    return [f"--gpus {d} --batch {batch}" for d in found]
 
 
 def _halvings(whole: int) -> Iterator[int]:
@@ -90,14 +112,21 @@ def _halvings(whole: int) -> Iterator[int]:
         yield whole
 
 
-def _first(options: Sequence[int], fits: Callable[[int], bool]) -> int | None:
-    """The first of the options that fits, where all after one that fits do: the first itself is the rule, the others are bisected."""
-    if not options or fits(options[0]):
-        return options[0] if options else None
+def _first(options: Sequence[int], may: Callable[[int], bool], fits: Callable[[int], bool]) -> list[int]:
+    """The first of the options that fits, none or one, of those near where they begin to: the first itself is the rule, the others are
+    bisected by what `may` fit."""
+    at = _begin(options, may)
+    return next(([option] for option in options[at : at + _LOOKS] if fits(option)), [])
+
+
+def _begin(options: Sequence[int], may: Callable[[int], bool]) -> int:
+    """Where the options that may fit begin, where all after one that may do; the end if none may."""
+    if not options or may(options[0]):
+        return 0
     below, above = 0, len(options) - 1
-    if below == above or not fits(options[above]):
-        return None
+    if below == above or not may(options[above]):
+        return len(options)
     while above - below > 1:
         middle = (below + above) // 2
-        below, above = (below, middle) if fits(options[middle]) else (middle, above)
-    return options[above]
+        below, above = (below, middle) if may(options[middle]) else (middle, above)
+    return above

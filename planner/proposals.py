@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 from cost_models.cluster import Cluster
 from planner.ask import Ask
+from planner.budget import Budget
 from planner.choices import Choices, read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.layout import Mesh
@@ -21,7 +22,9 @@ from planner.pins import Pin
 from planner.predict import Prediction, predict
 from planner.program import Program
 from planner.shallow import Shallow
-from planner.solver import Solution, solve
+from planner.solver import Solution, completed, solve
+from planner.solver.peak import leanest
+from planner.solver.solution import not_found
 from planner.table import Table, build_table
 from planner.workload import Workload
 
@@ -29,6 +32,9 @@ __all__ = ["Candidate", "Proposal", "Proposer"]
 
 #: The share of parameters' and gradients' communication that the overlapping objective leaves out, times the device's `overlap`.
 HIDDEN = 0.9
+
+#: The share of a search's time after which no plan is made to fit any more.
+_FITTED = 0.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +70,10 @@ class Proposer:
     """Proposals for one model on one cluster. Tables of costs and lowered programs are kept as long as the object lives."""
 
     def __init__(
-        self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...], shallow: Shallow | None = None
+        self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...], shallow: Shallow | None = None,
+        budget: Budget | None = None,
     ) -> None:  # fmt: skip
+        self.budget = budget or Budget.unlimited()
         self.ask, self.shallow = ask, shallow
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(ask.allowed_memory(cluster.device))
@@ -74,19 +82,23 @@ class Proposer:
         self.costings: dict[tuple[int, ...], Costing] = {}
 
     def proposals(
-        self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False, most_pairs: float = math.inf
-    ) -> list[Proposal]:
+        self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False, most_pairs: float = math.inf,
+        budget: Budget | None = None,
+    ) -> list[Proposal]:  # fmt: skip
         """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
-        where it fits. Raises TooLarge where the mesh's table has more than `most_pairs` pairs of strategies."""
+        where it fits; the best found, where the `budget` (by default the whole search's) is over first. Raises TooLarge where the
+        mesh's table has more than `most_pairs` pairs of strategies."""
+        budget = budget or self.budget
         costing = self._costing(mesh)
         allowed = pins_for(self.model, mesh, self.pins if pins is None else pins)
         table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
         found: list[Proposal] = []
-        for hidden in shares[-1:] if last else shares:
-            guess = found[-1].solution.choice if found else None
-            solution = solve(table.problem(hidden=hidden), guess=guess)
+        shares = shares[-1:] if last else shares
+        for hidden in shares:
+            guess, time = found[-1].solution.choice if found else None, budget.one_of(len(shares) - len(found))
+            solution = solve(table.problem(hidden=hidden), guess=guess, time_limit=time.left, stopped=time.over)
             found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
         return found
 
@@ -133,13 +145,31 @@ class Proposer:
         for _ in range(4):
             if candidate.fits(self.capacity):
                 break
-            old = candidate.proposal
-            solution = solve(old.table.problem(hidden=old.hidden, limit=limit), guess=old.solution.choice)
+            old, time = candidate.proposal, self.budget.until(_FITTED)
+            problem = old.table.problem(hidden=old.hidden, limit=limit)
+            solution = solve(problem, guess=old.solution.choice, time_limit=time.left, stopped=time.over)
             none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
             bound = min(bound, old.solution.bound if none else solution.bound)
             solution = replace(solution, status="feasible" if none else solution.status, bound=bound)
             candidate = self.candidate(replace(old, solution=solution), whole=candidate.whole)
-            if none:
+            if none or time.over():
                 break
             limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
         return candidate
+
+    def lean(self, mesh: Mesh) -> Candidate:
+        """A plan of a mesh that fits the memory, or a lean one, in well under a second and whatever it costs."""
+        table = build_table(self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins))
+        limit = self.capacity
+        for _ in range(3):
+            problem = table.problem(limit=limit)
+            lean = leanest(problem, None)
+            if lean.choice is None:  # none of those read off is possible
+                lean = leanest(problem, completed(problem, solve(table.problem(), time_limit=self.budget.left).choice))
+            assert lean.choice is not None
+            solution = not_found(problem, lean.choice, began=0.0, bound=-math.inf, lean=lean.peak, known=False)
+            found = self.candidate(Proposal(mesh=mesh, hidden=0.0, table=table, solution=solution))
+            if found.fits(self.capacity) or lean.peak > limit:
+                break
+            limit *= min(0.99, self.capacity / found.prediction.total_memory_bytes)
+        return found

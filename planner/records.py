@@ -44,6 +44,8 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "padding": summary.get("padding"),
         "drawn_on": summary.get("drawn_on", []),
         "left_out": summary.get("left_out", []),
+        "late": summary.get("late", []),
+        "time_limit_s": summary.get("time_limit_s"),
         "planning_time_s": summary["planning_time_s"],
         "files": {key: files[key] for key in ("plan", "report", "timeline")},
     }

@@ -225,6 +225,10 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
         )
     if left_out := plan.summary.get("left_out"):
         lines.append(f"left out: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one")
+    if limit := plan.summary.get("time_limit_s"):
+        late = plan.summary.get("late")
+        meshes = f"; not planned: {', '.join(late)}" if late else ""
+        lines.append(f"stopped at the time limit of {limit:g} s{meshes}; --time-limit gives more")
     if solver.hidden:
         lines.append(f"of the communication of parameters and gradients the sum counts {shown}: the rest hides behind compute")
     return tuple(lines)

@@ -17,10 +17,12 @@ from cost_models.cluster import Cluster
 from planner.ask import Ask, build
 from planner.baselines import compared
 from planner.beside import beside
+from planner.budget import Budget
 from planner.choose import best_of, better_typed, shortlist, whole
 from planner.dry import CannotRun, dry_run
 from planner.layout import Mesh
 from planner.meshes import check_batch, meshes_of
+from planner.misfit import Misfit, misfit_error
 from planner.model import Model
 from planner.padding import cheaper_sizes, resized, vocabulary
 from planner.pinned import check_pins
@@ -41,6 +43,9 @@ MOST_PAIRS = 25_000_000
 
 #: The share of the step time that a padded vocabulary must save to be told.
 WORTH = 0.005
+
+#: The share of a search's time that is for proposals; the rest is for simulating them, for making them fit and for the baselines.
+_PROPOSED = 0.7
 
 #: Called with what is being done, and how far it is (0 to 1).
 Progress = Callable[[str, float], None]
@@ -65,66 +70,97 @@ def search(
     pins: tuple[Pin, ...] = (),
     progress: Progress = lambda what, done: None,
     own_process: bool = False,
+    budget: Budget | None = None,
 ) -> Found:
-    """The best plan for `ask` on `cluster` under a pinned mesh and pins. In a process of our own (`own_process`) a second one works
-    beside it.
+    """The best plan for `ask` on `cluster` under a pinned mesh and pins, or the best that was found before the `budget` was over (by
+    default it never is). In a process of our own (`own_process`) a second one works beside it.
 
-    Raises NoPlan where the batch or the pins leave none, DoesNotFit where no plan fits the memory.
+    Raises NoPlan where the batch, the pins or the budget leave none, DoesNotFit where no plan fits the memory.
     """
-    started = time.perf_counter()
+    budget, started = budget or Budget.unlimited(), time.perf_counter()
     progress("tracing the model", 0.0)
-    traced = trace(lambda: build(ask), ask.model)
-    model, workload = modelled(traced), traced.workload
-    proposer = Proposer(ask, model, workload, cluster, pins, shallow_of(traced, model))
-    meshes = [mesh] if mesh is not None else list(meshes_of(cluster))
-    if mesh is None:
-        check_batch(model, cluster)
-    check_pins(model, meshes, pins)
-    comparing = partial(compared, proposer)
-    alternatives_found = beside(comparing) if own_process else comparing
-    proposals, left_out = _proposals(proposer, meshes, math.inf if mesh is not None else MOST_PAIRS, progress)
-    progress("simulating the best", 0.7)
-    candidates = shortlist(proposer, proposals)
-    best = best_of(proposer, candidates)
-    progress("comparing with plans typed by hand", 0.8)
-    alternatives = alternatives_found()
-    best = whole(proposer, better_typed(proposer, best, alternatives) if mesh is None and not pins else best)
+    proposer = _proposer(ask, cluster, pins, budget)
+    meshes = _meshes(proposer, mesh)
+    try:
+        with beside(partial(compared, proposer), lambda: budget.left / 2, own_process=own_process) as alternatives_found:
+            proposals, left_out = _proposals(proposer, meshes, progress)
+            progress("simulating the best", 0.7)
+            candidates = shortlist(proposer, proposals)
+            best = best_of(proposer, candidates)
+            progress("comparing with plans typed by hand", 0.8)
+            alternatives = alternatives_found()
+        best = whole(proposer, better_typed(proposer, best, alternatives) if mesh is None and not pins else best)
+    except Misfit as misfit:
+        progress("looking for what fits", 0.9)
+        raise misfit_error(proposer, misfit.least, mesh, partial(_chosen, mesh, pins)) from None
     _check_runs(best.program, ask)
-    costing = best.proposal.table.costing
+    model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = _padded(proposer, best)
     plan = plan_of(ask, cluster, workload, best, named, proposals, alternatives, time.perf_counter() - started)
     drawn_on = () if proposer.shallow is None else proposer.shallow.depths
-    more: dict[str, Any] = {"padding": padding, "left_out": left_out, "drawn_on": list(drawn_on)}
+    more: dict[str, Any] = {
+        "padding": padding,
+        **left_out,
+        "drawn_on": list(drawn_on),
+        "time_limit_s": budget.over() and budget.limit,
+    }
     plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
     progress("done", 1.0)
     return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))
 
 
-def _proposals(
-    proposer: Proposer, meshes: list[Mesh], most_pairs: float, progress: Progress
-) -> tuple[list[Proposal], list[str]]:
-    """The proposals of all meshes, and the sizes of the meshes of three axes whose tables have more than `most_pairs` pairs."""
+def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:
+    traced = trace(lambda: build(ask), ask.model)
+    model = modelled(traced)
+    return Proposer(ask, model, traced.workload, cluster, pins, shallow_of(traced, model), budget)
+
+
+def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
+    """The meshes to search. Raises NoPlan for a batch, or pins, that leave nothing on any."""
+    meshes = [mesh] if mesh is not None else list(meshes_of(proposer.cluster))
+    if mesh is None:
+        check_batch(proposer.model, proposer.cluster)
+    check_pins(proposer.model, meshes, proposer.pins)
+    return meshes
+
+
+def _chosen(mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster, budget: Budget) -> Candidate:
+    """What a search would choose of its own, whatever the baselines are. Raises Misfit, and NoPlan."""
+    proposer = _proposer(ask, cluster, pins, budget)
+    proposals, _ = _proposals(proposer, _meshes(proposer, mesh), lambda what, done: None)
+    return whole(proposer, best_of(proposer, shortlist(proposer, proposals)))
+
+
+def _proposals(proposer: Proposer, meshes: list[Mesh], progress: Progress) -> tuple[list[Proposal], dict[str, list[str]]]:
+    """The proposals of all meshes, and the sizes of those left out: of three axes whose tables have too many pairs (`left_out`), and of
+    all that come after the time for proposals (`late`), but for the first mesh."""
     proposals: list[Proposal] = []
-    left_out: list[str] = []
+    left_out: dict[str, list[str]] = {"left_out": [], "late": []}
+    budget = proposer.budget.until(_PROPOSED)
     for index, mesh in enumerate(meshes):
         size = "x".join(map(str, mesh.sizes))
         progress(f"planning a mesh of {size}", 0.1 + 0.6 * index / len(meshes))
+        if proposals and budget.over():
+            left_out["late"].append(size)
+            continue
+        most_pairs = MOST_PAIRS if len(mesh.sizes) > 2 and len(meshes) > 1 else math.inf
         try:
-            proposals += proposer.proposals(mesh, most_pairs=most_pairs if len(mesh.sizes) > 2 else math.inf)
+            proposals += proposer.proposals(mesh, most_pairs=most_pairs, budget=budget.one_of(len(meshes) - index))
         except TooLarge:
-            left_out.append(size)
+            left_out["left_out"].append(size)
     return proposals, left_out
 
 
 def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
     """A larger vocabulary with which the model, planned anew on the same mesh, is faster: the setting and its step time."""
     found = vocabulary(proposer.model, proposer.workload)
-    if found is None:
+    if found is None or proposer.budget.over():
         return None
     setting, atoms = found
     for size in cheaper_sizes(proposer.model, atoms, best.choices, best.proposal.table.costing):
-        other = Proposer(proposer.ask, resized(proposer.model, atoms, size), proposer.workload, proposer.cluster, proposer.pins)
+        model = resized(proposer.model, atoms, size)
+        other = Proposer(proposer.ask, model, proposer.workload, proposer.cluster, proposer.pins, budget=proposer.budget)
         same = next(p for p in other.proposals(best.mesh) if p.hidden == best.proposal.hidden)
         larger = other.fitting(other.candidate(same))
         seconds = larger.prediction.step_time_s

@@ -392,6 +392,7 @@ MAY_BE_EMPTY = (
     "take_no_part",
     "drawn_on",
     "left_out",
+    "late",
     "replicated_ops",
     "discovered_ops",
     "ops_without_rule",

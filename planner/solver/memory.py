@@ -6,7 +6,7 @@ sum p_t room_t. So the priced problem's bound, less that, bounds the limited pro
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -40,8 +40,9 @@ def priced_problem(problem: Problem, prices: Mapping[int, float]) -> Problem:
     return replace(problem, costs=tuple(costs))
 
 
-def price(problem: Problem, start: tuple[int, ...]) -> Priced | None:
-    """Prices under which cheap choices fit, found by halving one common price on a growing set of critical times.
+def price(problem: Problem, start: tuple[int, ...], stopped: Callable[[], bool] = lambda: False) -> Priced | None:
+    """Prices under which cheap choices fit, found by halving one common price on a growing set of critical times; until
+    `stopped`.
 
     None where no choice that fits was found at any price.
     """
@@ -61,10 +62,10 @@ def price(problem: Problem, start: tuple[int, ...]) -> Priced | None:
                 low, high = common, common * 64
             else:
                 low = common
-            if high / max(low, 1e-300) < 1.1:
+            if stopped() or high / max(low, 1e-300) < 1.1:
                 break
         over = int(problem.memory(trial.choice or start).argmax())
-        if over in times or problem.memory(trial.choice or start)[over] <= problem.limit:
+        if stopped() or over in times or problem.memory(trial.choice or start)[over] <= problem.limit:
             break
         times.append(over)
     return best if best is not None and best.choice is not None else None

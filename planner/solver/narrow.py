@@ -7,7 +7,7 @@ costs what is left to pay. What costs more than the difference beyond its node's
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import numpy as np
 
@@ -31,12 +31,14 @@ _CLEAR = (1e-4, 1e-3)
 _DEAR = 1e3
 
 
-def narrow(level: Level, steps: Collection[str], upper: float) -> tuple[Level, Choice | None]:
+def narrow(
+    level: Level, steps: Collection[str], upper: float, stopped: Callable[[], bool] = lambda: False
+) -> tuple[Level, Choice | None]:
     """The level reduced by `steps`, without what no choice of the whole problem takes that is cheaper than `upper` or the ones found;
-    and the best choice of the whole that was found below `upper`."""
+    and the best choice of the whole that was found below `upper`. One round is made even if it is `stopped`: for a choice."""
     best, pairs = None, float("inf")
     for sweeps in _SWEEPS:
-        if not level.problem.costs or level.num_pairs > 0.9 * pairs:
+        if not level.problem.costs or level.num_pairs > 0.9 * pairs or (stopped() and best is not None):
             break
         pairs = level.num_pairs
         dual, bound = _swept(level.problem, sweeps)

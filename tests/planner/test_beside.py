@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -35,9 +36,14 @@ def where(also: Callable[[], object] = lambda: None) -> Callable[[], int]:
     return work
 
 
+def result_of(work: Callable[[], int], patience: float = 60.0) -> int:
+    with beside(work, lambda: patience) as result:
+        return result()
+
+
 @pytest.mark.usefixtures("forks")
 def test_it_is_done_by_another_process() -> None:
-    assert beside(where())() != os.getpid()
+    assert result_of(where()) != os.getpid()
 
 
 @pytest.mark.usefixtures("forks")
@@ -51,7 +57,7 @@ def test_what_the_other_process_cannot_do_is_done_here(how: str, capfd: pytest.C
         elif os.getpid() != this:
             raise MemoryError
 
-    assert beside(where(trouble))() == this
+    assert result_of(where(trouble)) == this
     assert capfd.readouterr() == ("", "")
 
 
@@ -61,7 +67,45 @@ def test_what_it_raises_is_raised_here() -> None:
         raise ArithmeticError("no such plan")
 
     with pytest.raises(ArithmeticError, match="no such plan"):
-        beside(work)()
+        result_of(work)
+
+
+@pytest.mark.usefixtures("forks")
+def test_what_takes_too_long_is_done_here_and_ended() -> None:
+    this, ends = os.getpid(), os.pipe()
+
+    def hang() -> None:
+        if os.getpid() != this:
+            os.close(ends[0])
+            time.sleep(600)
+
+    assert result_of(where(hang), patience=0.05) == this
+    os.close(ends[1])
+    assert os.read(ends[0], 1) == b""  # nobody holds the other end any more
+    os.close(ends[0])
+
+
+@pytest.mark.usefixtures("forks")
+def test_it_ends_with_the_context() -> None:
+    ends = os.pipe()
+    with pytest.raises(ArithmeticError), beside(lambda: time.sleep(600), lambda: 60.0):
+        raise ArithmeticError
+    os.close(ends[1])
+    assert os.read(ends[0], 1) == b""
+    os.close(ends[0])
+
+
+def test_it_ends_with_the_process_that_began_it() -> None:
+    """Killed, so that nothing is cleaned up: the pipe that both hold is closed."""
+    code = (
+        "import os, signal, time; from planner import beside as b; b._can_fork = lambda: True\n"
+        "with b.beside(lambda: time.sleep(600), lambda: 60.0):\n"
+        "    time.sleep(1.0); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
+    assert (
+        done.returncode == -signal.SIGKILL and done.stdout == b""
+    )  # read to its end, which comes when the last one has closed it
 
 
 @pytest.mark.parametrize("missing", ["cores", "HiGHS's threads"])
@@ -70,7 +114,7 @@ def test_without_a_second_process_it_is_done_here(missing: str, monkeypatch: pyt
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
     else:
         silence_banner()
-    assert beside(where())() == os.getpid()
+    assert result_of(where()) == os.getpid()
 
 
 def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask
-from planner.fit import explain_misfit, nearest_change
+from planner.fit import OutOfTime, explain_misfit, nearest_change
 from planner.predict import CATEGORIES, Prediction
 
 
@@ -21,7 +21,10 @@ def told(
         tried.append((asked.batch, cluster.num_devices))
         return fits(asked.batch, cluster.num_devices)  # type: ignore[operator]
 
-    return nearest_change(ask(batch), batch, None, load_cluster(hardware, num_devices=num_devices), record), tried
+    def sure(asked: Ask, cluster: Cluster) -> bool:
+        return fits(asked.batch, cluster.num_devices)  # type: ignore[operator]
+
+    return nearest_change(ask(batch), batch, None, load_cluster(hardware, num_devices=num_devices), record, sure), tried
 
 
 def test_the_largest_batch_and_the_fewest_devices() -> None:
@@ -38,7 +41,7 @@ def test_more_devices_take_their_nodes() -> None:
         seen.append((cluster.num_devices, cluster.num_nodes, cluster.node_width))
         return cluster.num_devices >= 64
 
-    text = nearest_change(ask(1024), 1024, None, load_cluster("dgx-h100", num_devices=8), fits)
+    text = nearest_change(ask(1024), 1024, None, load_cluster("dgx-h100", num_devices=8), fits, fits)
     assert text == "what fits: --gpus 64 --batch 1024"
     assert (16, 2, 8) in seen and (32, 4, 8) in seen
 
@@ -59,10 +62,13 @@ def test_a_shorter_sequence_where_neither_helps() -> None:
     def fits(asked: Ask, _: Cluster) -> bool:
         return asked.seq is not None and asked.seq <= 1024
 
+    def shortest(asked: Ask, _: Cluster) -> bool:
+        return asked.seq == 64
+
     cluster = load_cluster("dgx-h100", num_devices=4)
-    text = nearest_change(ask(8), 8, 4096, cluster, fits)
+    text = nearest_change(ask(8), 8, 4096, cluster, fits, fits)
     assert text == "neither a smaller batch nor more of these devices helps; what fits: --seq 1024"
-    assert "take a smaller model" in nearest_change(ask(8), 8, 1024, cluster, lambda asked, _: asked.seq == 64)
+    assert "take a smaller model" in nearest_change(ask(8), 8, 1024, cluster, shortest, shortest)
 
 
 def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
@@ -88,3 +94,39 @@ def test_the_line_has_all_parts_in_si_and_words() -> None:
     assert [part.split()[0] for part in largest.split(", ")] == ["parameters", "optimizer", "activations"]
     assert line.endswith("; what fits: --batch 8")
     assert "\n" not in line
+
+
+def test_only_what_a_search_finds_a_plan_for_is_told() -> None:
+    """A batch that looks as if it fitted, and for which no plan is found, is passed over for the next; few are looked at."""
+    searched: list[int | None] = []
+
+    def fits(asked: Ask, cluster: Cluster) -> bool:
+        searched.append(asked.batch)
+        return cluster.num_devices == 4 and (asked.batch or 0) <= 8
+
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    text = nearest_change(ask(64), 64, None, cluster, lambda asked, on: (asked.batch or 0) <= 16, fits)
+    assert (text, searched[:2]) == ("what fits: --batch 8", [16, 8])
+    searched.clear()
+    assert "neither" in nearest_change(ask(4096), 4096, None, cluster, lambda asked, on: on.num_devices == 4, fits)
+    assert searched == [2048, 1024, 512]
+
+
+def test_the_time_may_be_over_before_anything_is_found() -> None:
+    def late(asked: Ask, cluster: Cluster) -> bool:
+        raise OutOfTime(60.0)
+
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    assert nearest_change(ask(64), 64, None, cluster, late, late).startswith(
+        "the time limit of 60 s came before a change was found"
+    )
+    found = nearest_change(
+        ask(64), 64, None, cluster, lambda asked, on: on.num_devices == 4 or late(asked, on), lambda asked, on: True
+    )
+    assert found == "what fits: --batch 32"  # what was found before that is told
+
+
+def test_on_a_mesh_that_was_typed_no_other_number_of_devices_is_offered() -> None:
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    text = nearest_change(ask(64), 64, None, cluster, lambda *_: False, lambda *_: False, more=False)
+    assert text.startswith("no smaller batch helps on this mesh")

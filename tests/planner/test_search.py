@@ -141,7 +141,7 @@ def test_a_plan_made_to_fit_is_proved_by_the_first_problem_alone(
     whole = next(row for row in roomy.plan.alternatives if row.name == "data parallel").memory_bytes
     free, limited = [], []
 
-    def told(problem: Problem, *, guess: Choice | None = None) -> Solution:
+    def told(problem: Problem, *, guess: Choice | None = None, **time: object) -> Solution:
         solution = solve(problem, guess=guess)
         if problem.limit == math.inf:
             free.append(solution.bound)

@@ -154,6 +154,28 @@ def test_no_time_is_no_false_proof() -> None:
         assert (hurried.status == "optimal") == (hurried.gap <= 1e-6)
 
 
+@examples
+@given(problems(memory=True), st.floats(0.0, 1.0), st.integers(0, 12), st.booleans())
+def test_stopped_at_any_time_it_claims_nothing_false(problem: Problem, where: float, polls: int, guessed: bool) -> None:
+    """Whatever is told after some looks at the clock holds: a bound is no more than the optimum, what is called infeasible is."""
+    possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
+    if not possible:
+        return
+    peaks = sorted({peak(problem, c) for c in possible})
+    problem = replace(problem, limit=max(1e-3, 0.9 * peaks[0] + where * (peaks[-1] - 0.9 * peaks[0])))
+    fitting = [c for c in possible if problem.fits(c)]
+    looks = itertools.count()
+    found = solve(problem, guess=possible[-1] if guessed else None, stopped=lambda: next(looks) >= polls)
+    best = min(map(problem.cost, fitting), default=INF)
+    assert found.bound <= best * (1 + 1e-9) + 1e-9
+    if found.status in ("optimal", "feasible"):
+        assert problem.fits(found.choice) and found.objective == problem.cost(found.choice)
+    if found.status == "optimal":
+        assert found.objective == pytest.approx(best, rel=1e-6, abs=1e-9)
+    if found.status == "infeasible":
+        assert not fitting
+
+
 def hard() -> Problem:
     """Nine nodes, each at odds with all others: message passing alone leaves a gap."""
     rng = np.random.default_rng(3)

@@ -1,0 +1,66 @@
+"""The time that a search may take, and what each of its parts may take of it.
+
+One `Budget` is shared by all that a search does: its meshes and objectives, making plans fit, the baselines, a larger vocabulary, the
+search for what would fit. The clock is given, so that a test can say what time it is.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cost_models.errors import BadValue
+
+__all__ = ["TIME_LIMIT", "Budget"]
+
+#: Seconds that a search may take if nothing else is asked for.
+TIME_LIMIT = 60.0
+
+#: Seconds that are kept back for every part that has not begun yet.
+_EACH = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """`limit` seconds from `began` on, by `clock`."""
+
+    limit: float
+    clock: Callable[[], float]
+    began: float
+
+    @staticmethod
+    def start(limit: float = TIME_LIMIT, clock: Callable[[], float] = time.perf_counter) -> Budget:
+        """A budget that begins now. Raises BadValue for a limit that is not positive."""
+        if not limit > 0:
+            raise BadValue(f"a time limit of {limit:g} s: give seconds above 0")
+        return Budget(limit, clock, clock())
+
+    @staticmethod
+    def unlimited() -> Budget:
+        """A budget that is never over."""
+        return Budget(math.inf, time.perf_counter, time.perf_counter())
+
+    @property
+    def left(self) -> float:
+        """Seconds left, 0 after the end."""
+        return max(0.0, self.began + self.limit - self.clock())
+
+    def over(self) -> bool:
+        """Whether the time is up."""
+        return self.left <= 0.0
+
+    def until(self, share: float) -> Budget:
+        """The same, over after a share of the time."""
+        return Budget(self.limit * share, self.clock, self.began)
+
+    def rest(self) -> Budget:
+        """A budget of its own, of the time that is left."""
+        return Budget(self.left, self.clock, self.clock())
+
+    def one_of(self, parts: int) -> Budget:
+        """The budget of the next of so many like parts: all that is left but for a little for each of the others, or its even part if
+        that is more. What it leaves is theirs."""
+        left = self.left
+        return Budget(max(left / parts, left - _EACH * (parts - 1)), self.clock, self.clock())

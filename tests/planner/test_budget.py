@@ -1,0 +1,176 @@
+"""One budget for a search: what each part may take, and what is told where it is over. The clock is a number that the test moves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from small_plans import ask_for
+
+from cost_models.cluster import Cluster, load_cluster
+from cost_models.errors import BadValue, DoesNotFit, NoPlan, UserError
+from planner import misfit
+from planner import search as module
+from planner.budget import Budget
+from planner.meshes import meshes_of
+from planner.proposals import Proposer
+from planner.report import proof_lines
+from planner.search import search
+
+OVER = 1e9
+
+
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Cluster:
+    return load_cluster("dgx-h100", num_devices=8)
+
+
+def test_what_is_left(clock: Clock) -> None:
+    budget = Budget.start(10.0, clock)
+    clock.now = 4.0
+    assert (budget.left, budget.over()) == (6.0, False)
+    assert budget.until(0.5).left == 1.0
+    assert budget.rest().limit == 6.0
+    clock.now = 10.0
+    assert (budget.left, budget.over()) == (0.0, True)
+    assert budget.rest().over()
+    assert not Budget.unlimited().over() and Budget.unlimited().one_of(3).left == math.inf
+    with pytest.raises(BadValue, match="give seconds above 0"):
+        Budget.start(0.0)
+
+
+def test_a_part_may_take_all_but_a_little_for_each_of_the_others(clock: Clock) -> None:
+    budget = Budget.start(30.0, clock)
+    assert budget.one_of(1).left == 30.0
+    assert budget.one_of(6).left == 20.0  # 2 s for each of five
+    clock.now = 24.0
+    assert budget.one_of(5).left == pytest.approx(1.2)  # an even part
+    assert budget.one_of(2).left == 4.0
+
+
+def late_after(meshes: int, clock: Clock, patch: pytest.MonkeyPatch) -> None:
+    """The time is over after so many meshes have been planned."""
+    propose = Proposer.proposals
+    count = 0
+
+    def proposals(self: Proposer, *args: object, **options: object) -> object:
+        nonlocal count
+        found = propose(self, *args, **options)  # type: ignore[arg-type]
+        count += 1
+        clock.now = OVER if count >= meshes else clock.now
+        return found
+
+    patch.setattr(Proposer, "proposals", proposals)
+
+
+@pytest.mark.parametrize("meshes", [1, 2])
+def test_the_best_so_far_and_what_was_left_out(
+    meshes: int, clock: Clock, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = ["x".join(map(str, mesh.sizes)) for mesh in meshes_of(cluster)]
+    late_after(meshes, clock, monkeypatch)
+    plan = search(ask_for("mlp", 8, batch=64), cluster, budget=Budget.start(60.0, clock)).plan
+    assert plan.summary["late"] == sizes[meshes:]
+    assert plan.summary["time_limit_s"] == 60.0
+    assert "x".join(map(str, plan.mesh.sizes)) in sizes[:meshes]
+    assert (
+        f"stopped at the time limit of 60 s; not planned: {', '.join(sizes[meshes:])}; --time-limit gives more"
+        in proof_lines(plan)
+    )
+    assert {row.reason for row in plan.alternatives} == {"left out at the time limit of 60 s"}
+
+
+def test_a_limit_that_is_over_before_the_first_mesh_still_gives_a_plan(clock: Clock, cluster: Cluster) -> None:
+    """And a bound that holds: the whole search's optimum is not below it."""
+    ask = ask_for("mlp", 8, batch=64)
+    budget = Budget.start(60.0, clock)
+    clock.now = OVER
+    hurried, whole = search(ask, cluster, budget=budget).plan, search(ask, cluster).plan
+    assert hurried.mesh.sizes == (8,)
+    assert whole.summary.get("time_limit_s") is None and "late" not in whole.summary
+    assert len(hurried.summary["late"]) == len(list(meshes_of(cluster))) - 1
+    assert hurried.solver.bound <= hurried.solver.objective
+
+
+def with_memory(cluster: Cluster, nbytes: float) -> Cluster:
+    return replace(cluster, device=replace(cluster.device, memory=int(nbytes) + cluster.device.reserved_memory))
+
+
+def test_where_nothing_that_fits_was_found_in_time_the_line_says_the_limit(
+    clock: Clock, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late_after(1, clock, monkeypatch)
+    with pytest.raises(NoPlan, match=r"within the time limit of 60 s; the leanest needs .* look longer with --time-limit 120"):
+        search(ask_for("mlp", 8, batch=64), with_memory(cluster, 1000), budget=Budget.start(60.0, clock))
+
+
+def error_of(search_: Callable[[], object]) -> UserError:
+    with pytest.raises(UserError) as caught:
+        search_()
+    return caught.value
+
+
+def test_the_search_for_what_fits_ends_in_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every look costs ten seconds. Of a batch that no device holds there are dozens to look at."""
+    looks: list[int] = []
+    quickly = misfit._may_fit
+
+    def look(*args: object) -> bool:
+        clock.now += 10.0
+        looks.append(1)
+        return quickly(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(misfit, "_may_fit", look)
+    on = load_cluster("cpu", num_devices=2)
+    small = with_memory(on, 10_000)
+    error = error_of(lambda: search(ask_for("mlp", 2, batch=2**30), small, budget=Budget.start(25.0, clock)))
+    assert isinstance(error, DoesNotFit) and "\n" not in str(error)
+    assert "the time limit of 25 s came before a change was found that fits" in str(error)
+    assert len(looks) == 3
+
+
+def test_what_is_told_to_fit_was_searched_as_it_would_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the mesh and pins of the command; what `_may_fit` hopes for is not enough."""
+    searched: list[tuple[int | None, object]] = []
+    chosen = module._chosen
+
+    def record(mesh: object, pins: object, ask: object, *rest: object) -> object:
+        searched.append((ask.batch, pins))  # type: ignore[attr-defined]
+        if len(searched) == 1:
+            raise NoPlan("not this one")
+        return chosen(mesh, pins, ask, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "_chosen", record)
+    monkeypatch.setattr(misfit, "_may_fit", lambda budget, ask, *rest: ask.batch <= 128)
+    on = load_cluster("cpu", num_devices=2)
+    plan = search(ask_for("mlp", 2, batch=64), on)
+    small = with_memory(on, 1.06 * plan.plan.summary["memory_bytes"]["total"])
+    error = error_of(lambda: search(ask_for("mlp", 2, batch=1024), small))
+    assert "what fits: --batch 64" in str(error)
+    assert [batch for batch, _ in searched][:2] == [128, 64]
+
+
+def test_a_lean_plan_needs_no_more_than_the_fastest(cluster: Cluster) -> None:
+    ask = ask_for("mlp", 8, batch=64)
+    found = search(ask, cluster)
+    proposer = Proposer(ask, found.model, found.workload, with_memory(cluster, 1000), ())
+    for mesh in meshes_of(cluster):
+        lean = proposer.lean(mesh)
+        assert lean.prediction.total_memory_bytes <= found.plan.summary["memory_bytes"]["total"] * 1.001
