@@ -96,6 +96,11 @@ class Device:
     elementwise_table: tuple[ElementwiseRow, ...] = ()
     op_table: tuple[OpRow, ...] = ()
 
+    @property
+    def is_host(self) -> bool:
+        """Whether the host itself computes (a CPU): nothing is launched."""
+        return self.launch_overhead == 0
+
     def __post_init__(self) -> None:
         for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
             if not 0 <= getattr(self, name) <= 1:

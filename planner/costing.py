@@ -157,7 +157,7 @@ class Costing:
     def view(self) -> float:
         """Seconds of a view: the host's alone; where the host computes too (a CPU), the least time of an op."""
         device = self.cluster.device
-        return device.kernel_overhead * self.cluster.slowdown("elementwise") if device.launch_overhead == 0 else 0.0
+        return device.kernel_overhead * self.cluster.slowdown("elementwise") if device.is_host else 0.0
 
     def inner(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
         """Seconds of the collectives that an op needs inside, where a strategy splits one of its `inner` letters."""

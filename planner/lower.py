@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from cost_models.cluster import Cluster
 from cost_models.memory import dtype_bytes
 from planner.check import faults
 from planner.choices import Choices
@@ -32,6 +33,7 @@ from planner.schedule import SMALL, finish
 from planner.strategies import ParameterStrategy, local_of
 from planner.subdims import OpDims, call_of
 from planner.ties import layer_of
+from planner.transfers import leads
 from planner.views import is_view
 
 __all__ = ["lower"]
@@ -164,7 +166,7 @@ class _Lowering:
         found, flat = self.model.graph.values[value], self._flat(value)
         name = self.model.graph.values[self.model.formats.get(value, value)].name
         nbytes = self._layouts(value, phase).numel(step) * dtype_bytes(found.dtype)
-        result = self._new(self._nbytes(value, step.after), source if step.kind == "slice" else None)
+        result = self._new(self._nbytes(value, step.after), source if self._looks(flat, step) else None)
         self.instructions.append(
             Communicate(
                 id=self._name(f"{phase}.{name}.{step.kind}"), kind=step.kind, axes=step.axes, sources=(source,),
@@ -176,6 +178,10 @@ class _Lowering:
             )
         )  # fmt: skip
         return result
+
+    def _looks(self, flat: tuple[int, ...], step: Step) -> bool:
+        """Whether a step only looks at a part of the value: a slice of elements that lie together."""
+        return step.kind == "slice" and step.split is not None and leads(self._local(flat, step.before), step.split)
 
     def _pieces(self, flat: tuple[int, ...], step: Step, dim: int | None) -> tuple[int, ...]:
         """The sizes that the ranks of a step have of `dim`, in the order of their group; none where all are alike."""
@@ -364,7 +370,7 @@ class _Lowering:
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
             inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
             stores=stores, reported=reported,
-            rank=self.rank if self.differs else None,
+            rank=self.rank if self.differs else None, backend=_backend(self.timing.cluster),
         )  # fmt: skip
 
     def _read_later(self, value: int, layout: Layout, trained: frozenset[int]) -> int:
@@ -420,6 +426,13 @@ class _Lowering:
             for name, nbytes in parts.items():
                 held[name] += nbytes
         return held
+
+
+def _backend(cluster: Cluster) -> str:
+    """What sends the messages: CPU ranks of one machine share memory."""
+    if not cluster.device.is_host:
+        return "nccl"
+    return "shared" if cluster.num_nodes == 1 else "gloo"
 
 
 def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:

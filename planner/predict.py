@@ -6,26 +6,23 @@ simulated for all.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 from cost_models.breakdown import breakdown
 from cost_models.cluster import Cluster
 from cost_models.collectives import collective_model
 from cost_models.roofline import host_time
 from cost_models.simulator import Task, simulate
-from cost_models.timeline import Timeline
-from planner.program import Communicate, Compute, Instruction, Program
+from cost_models.timeline import MemorySample, Timeline
+from planner.footprint import CATEGORIES, Footprint, Held, footprint
+from planner.program import Communicate, Instruction, Program
 from planner.schedule import reads, writes
 
 __all__ = [
     "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "instruction_of", "memory_by_category", "memory_over_time", "peak_position",
     "predict", "simulate_program",
 ]  # fmt: skip
-
-#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made, and parameters
-#: that were cast; `temporaries` what backward holds besides gradients.
-CATEGORIES = ("parameters", "optimizer", "gradients", "activations", "gathered", "temporaries", "inputs")
 
 
 #: What the ids of events end in that are copies before and after a collective.
@@ -49,17 +46,18 @@ class Prediction:
 
 def predict(program: Program, cluster: Cluster) -> Prediction:
     """The prediction for one device: all are alike, or this is the one with the largest shards."""
-    timeline = simulate_program(program, cluster)
+    memory = footprint(program)
+    timeline = simulate_program(program, cluster, memory)
     parts = breakdown(timeline, 0)
     return Prediction(
         step_time_s=timeline.step_time, compute_time_s=parts.compute, idle_time_s=parts.idle,
-        exposed_communication_time_s=parts.exposed_communication, memory_bytes=memory_by_category(program),
+        exposed_communication_time_s=parts.exposed_communication, memory_bytes=_by_category(memory),
     )  # fmt: skip
 
 
-def simulate_program(program: Program, cluster: Cluster) -> Timeline:
+def simulate_program(program: Program, cluster: Cluster, memory: Footprint | None = None) -> Timeline:
     """The timeline of device 0, with the ids of the program's instructions; copies around a collective are events of their own, with
-    its id and `PACKED` or `UNPACKED`.
+    its id and `PACKED` or `UNPACKED`. `memory` is the program's, if it is known.
 
     The order is the executor's. Kernels, copies and collectives that are not asynchronous follow each other: on NCCL the compute
     stream waits for such a collective and the host runs on, on gloo the host waits. An asynchronous one starts after what stands
@@ -69,9 +67,9 @@ def simulate_program(program: Program, cluster: Cluster) -> Timeline:
     for instruction in program.instructions:
         tasks.add(instruction)
     tasks.wait(list(tasks.under_way))
-    return simulate(
-        tasks.out, num_devices=1, initial_memory=sum(program.initial_bytes.values()), overlap=cluster.device.overlap
-    )
+    timeline = simulate(tasks.out, num_devices=1, initial_memory=0, overlap=cluster.device.overlap)
+    samples = _samples(program, memory or footprint(program), timeline)
+    return replace(timeline, memory=tuple(MemorySample(device=0, time=time, nbytes=sum(held)) for time, held in samples))
 
 
 def instruction_of(event: str) -> str:
@@ -84,7 +82,6 @@ class _Tasks:
 
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program, self.cluster = program, cluster
-        self.kept = {state.value for state in program.parameters}
         self.writer: dict[int, str] = {}
         self.line = ""  # the last task of those that follow each other
         self.blocking = False  # whether that is a collective
@@ -100,13 +97,12 @@ class _Tasks:
         if talks and instruction.packing:  # type: ignore[union-attr]
             self._copy(instruction, PACKED, instruction.packing, used)  # type: ignore[union-attr]
         channel, link = self._channel(instruction.axes) if talks else ("", "")  # type: ignore[union-attr]
-        made, nbytes = writes(instruction), self.program.value_bytes
+        made = writes(instruction)
         self.out.append(
             Task(
                 id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
                 stream="communication" if talks else "compute", duration=instruction.time, channel=channel, link=link,
                 host_duration=self._dispatch(instruction), deps=self._deps(used, talks),
-                allocates=sum([nbytes[v] for v in made if v not in self.kept]), frees=sum([nbytes[v] for v in instruction.frees]),
             )
         )  # fmt: skip
         self.writer.update(dict.fromkeys(made, instruction.id))
@@ -165,87 +161,41 @@ class _Tasks:
 
 
 def memory_by_category(program: Program) -> dict[str, int]:
-    """Bytes of one device by category, at the instruction where their sum is largest."""
-    return _walk(program)[0]
+    """Bytes of one device by category, at the moment where their sum is largest."""
+    return _by_category(footprint(program))
+
+
+def _by_category(memory: Footprint) -> dict[str, int]:
+    held, _ = memory.peak
+    return dict(zip(CATEGORIES, held, strict=True))
 
 
 def peak_position(program: Program) -> str:
     """The id of the instruction at which memory peaks."""
-    return _walk(program)[1]
+    _, place = footprint(program).peak
+    return program.instructions[place].id if place >= 0 else "start"
 
 
 def memory_over_time(program: Program, timeline: Timeline) -> tuple[list[float], dict[str, list[int]]]:
     """The times at which memory changes, from 0 on, and the bytes of every category from each of them on."""
-    category, kept = _categories(program), {state.value for state in program.parameters}
+    times: list[float] = []
+    rows: list[Held] = []
+    for time, held in _samples(program, footprint(program), timeline):
+        times.append(time)
+        rows.append(held)
+    return times, {name: [row[number] for row in rows] for number, name in enumerate(CATEGORIES)}
+
+
+def _samples(program: Program, memory: Footprint, timeline: Timeline) -> Iterator[tuple[float, Held]]:
+    """Times, which only grow, and the bytes by category from each on. The order is that of the program, since the allocator sees the
+    host's: what an instruction holds counts from its start, one under way not before what stands before it."""
     events = {event.id: event for event in timeline.events}
-    changes: list[tuple[float, int, str]] = []
-    for instruction in program.instructions:
+    now = 0.0
+    yield now, memory.start
+    for instruction, during, after in zip(program.instructions, memory.during, memory.after, strict=True):
         event = events[instruction.id]
-        made = [(category[v], program.value_bytes[v]) for v in writes(instruction) if v not in kept]
-        changes += [(event.start, nbytes, name) for name, nbytes in made]
-        changes += [(event.end, -program.value_bytes[v], category.get(v, "inputs")) for v in instruction.frees]
-    held = {name: program.initial_bytes.get(name, 0) for name in CATEGORIES}
-    times, out = [0.0], {name: [held[name]] for name in CATEGORIES}
-    for time, nbytes, name in sorted(changes, key=lambda change: change[0]):
-        held[name] += nbytes
-        if time > times[-1]:
-            times.append(time)
-            for other in CATEGORIES:
-                out[other].append(held[other])
-        else:
-            out[name][-1] = held[name]
-    return times, out
-
-
-def _walk(program: Program) -> tuple[dict[str, int], str]:
-    category = _categories(program)
-    held: dict[str, int] = defaultdict(int, program.initial_bytes)
-    total = sum(held.values())
-    best, peak, where = dict(held), total, "start"
-    kept = {state.value for state in program.parameters}
-    for instruction in program.instructions:
-        for value in writes(instruction):
-            if value not in kept:
-                held[category[value]] += program.value_bytes[value]
-                total += program.value_bytes[value]
-        if total > peak:
-            best, peak, where = dict(held), total, instruction.id
-        for value in instruction.frees:
-            held[category.get(value, "inputs")] -= program.value_bytes[value]
-            total -= program.value_bytes[value]
-    return {name: best.get(name, 0) for name in CATEGORIES}, where
-
-
-def _categories(program: Program) -> dict[int, str]:
-    """Gradients are what the update reads, and what is reduced for it; then by who wrote the value and when."""
-    gradients: set[int] = set()
-    for instruction in reversed(program.instructions):
-        if instruction.kind == "optimizer" or (
-            gradients & set(writes(instruction)) and (isinstance(instruction, Communicate) or instruction.kind == "view")
-        ):
-            gradients.update(reads(instruction))
-    out: dict[int, str] = {}
-    of_parameters = _of_parameters(program)
-    for instruction in program.instructions:
-        for value in writes(instruction):
-            if value in gradients:
-                out[value] = "gradients"
-            elif isinstance(instruction, Compute) and value not in of_parameters:
-                out[value] = "activations" if instruction.phase == "forward" else "temporaries"
-            else:
-                out[value] = "gathered"
-    return out
-
-
-def _of_parameters(program: Program) -> set[int]:
-    """Parameters, what was gathered of them, and either in another format."""
-    found = {state.value for state in program.parameters}
-    for instruction in program.instructions:
-        same = isinstance(instruction, Communicate) or instruction.kind == "view" or _casts(instruction)
-        if same and reads(instruction) and found.issuperset(reads(instruction)):
-            found.update(writes(instruction))
-    return found
-
-
-def _casts(instruction: Instruction) -> bool:
-    return isinstance(instruction, Compute) and instruction.op == "aten._to_copy.default"
+        started = isinstance(instruction, Communicate) and instruction.asynchronous
+        now = now if started else max(now, event.start)
+        yield now, during
+        now = now if started else max(now, event.end)
+        yield now, after

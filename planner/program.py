@@ -182,7 +182,8 @@ class InputState:
 class Program:
     """One training step of every rank of `mesh` or, where ranks are told a size or place of their own, of `rank`. `loss` is a
     replicated scalar's id, and so are those of `reported`, by name; `initial_bytes` are held before. `stores` are buffers that the
-    step changes: (the id of what comes in, of what it is afterwards)."""
+    step changes: (the id of what comes in, of what it is afterwards). `backend` is what sends the messages: memory that the ranks of
+    one machine share (`shared`), `gloo` or `nccl`."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]
@@ -194,3 +195,4 @@ class Program:
     stores: tuple[tuple[int, int], ...] = ()
     reported: tuple[tuple[str, int], ...] = ()
     rank: int | None = None
+    backend: str = "shared"

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import logging
+import os
 import pickle
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,6 +19,14 @@ from typing import Any, cast
 import torch
 import torch.fx.traceback as fx_traceback
 import torch.utils.checkpoint
+from torch._C import _autograd as _profiler
+from torch._C._profiler import (  # the public profiler records every op too, at several times a small op's cost
+    ProfilerActivity,
+    ProfilerConfig,
+    ProfilerState,
+    RecordScope,
+    _ExperimentalConfig,
+)
 from torch._decomp import get_decompositions
 from torch._subclasses import FakeTensor, FakeTensorMode  # no public name for tensors with a shape and no memory but `meta`
 from torch._subclasses.fake_tensor import unset_fake_temporarily
@@ -27,8 +38,8 @@ from torch.utils._python_dispatch import (  # a function mode does not see what 
 )
 
 __all__ = [
-    "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "assert_on_device", "checkpoints_allowed", "decompositions",
-    "deep_copy_of_fake",
+    "Allocations", "FakeTensorMode", "TorchDispatchMode", "accumulate_hooks", "allocations", "assert_on_device",
+    "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
     "distributions_unchecked", "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks",
     "gradient_hooks", "has_values",
     "hold_device", "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of",
@@ -333,3 +344,56 @@ class _Reentrant:
         wanted = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         with self.block(), torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             return function(*args)
+
+
+@dataclass(slots=True)
+class Allocations:
+    """What an allocator handed out and took back: `samples` are the times (ns of the Unix epoch) and the bytes held from then on.
+
+    On CPU `before` is what the samples began from: only differences mean anything, since the allocator does not count what was
+    there before it was watched. On CUDA the samples are the device's bytes, all of them.
+    """
+
+    before: int = 0
+    samples: list[tuple[int, int]] = field(default_factory=list)
+
+
+@contextmanager
+def allocations(device: torch.device) -> Iterator[Allocations]:
+    """Records the allocator of `device` within it; the record is filled at its end. What other threads free is counted too (gloo's
+    threads let go of what they send), as long as it was allocated under a record.
+
+    Private: the public profiler cannot be kept from recording ops, and has no switch for other threads.
+    """
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")  # else the profiler prints that it begins and ends
+    found = Allocations()
+    activities, scopes = {ProfilerActivity.CPU}, {RecordScope.USER_SCOPE}  # no op has that scope
+    config = ProfilerConfig(ProfilerState.KINETO, False, True, False, False, False, _ExperimentalConfig())
+    with _all_threads_counted():
+        _profiler._prepare_profiler(config, activities)
+        _profiler._enable_profiler(config, activities, scopes)  # type: ignore[call-arg]  # the stub knows no scopes
+        try:
+            yield found
+        finally:
+            result = _profiler._disable_profiler()
+    first = True
+    for event in sorted(result.experimental_event_tree(), key=lambda event: event.start_time_ns):
+        extra: Any = event.extra_fields
+        if event.name == "[memory]" and extra.device.type == device.type and extra.device.index in (None, -1, device.index):
+            if first:
+                found.before, first = extra.total_allocated - extra.alloc_size, False
+            found.samples.append((event.start_time_ns, extra.total_allocated))
+
+
+@contextmanager
+def _all_threads_counted() -> Iterator[None]:
+    """Within it the CPU allocator keeps its total over all threads, and does not print that it meets blocks of before."""
+    library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
+    counted = ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage")
+    level = ctypes.c_int.in_dll(library, "FLAGS_caffe2_log_level")
+    kept = counted.value, level.value
+    counted.value, level.value = True, max(level.value, 2)
+    try:
+        yield
+    finally:
+        counted.value, level.value = kept

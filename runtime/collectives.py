@@ -24,9 +24,9 @@ from planner.program import Communicate
 __all__ = ["Collective", "Pending", "compile_collective"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Pending:
-    """A collective under way: the buffer that it fills, and its work, None where it is done."""
+    """A collective under way: the buffer that it fills, and its work, None where it is done. The work holds what is sent."""
 
     buffer: Any
     work: Any
@@ -334,3 +334,4 @@ def _as_held(value: Tensor) -> Tensor:
 def _wait(pending: Pending) -> None:
     if pending.work is not None:
         pending.work.wait()
+        pending.work = None  # what was sent is freed before the results are unpacked

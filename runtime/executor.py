@@ -16,13 +16,14 @@ from cost_models.timeline import Timeline
 from planner.kernels import step_key
 from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
 from planner.program import Instruction, Program
+from planner.torch_private import allocations
 from planner.workload import Workload
 from runtime.groups import Groups
 from runtime.indices import said
 from runtime.optimizers import make_optimizer, state_bytes
 from runtime.parameters import assemble, cut, shards
 from runtime.recorder import make_recorder
-from runtime.source import Step, generate
+from runtime.source import Step, generate, replaced
 
 __all__ = ["Executor", "gather_buffers", "gather_parameters"]
 
@@ -82,17 +83,29 @@ class Executor:
         local = self.local_batch(batch)
         if dist.is_initialized() and self.program.mesh.num_devices > 1:
             dist.barrier()
-        if self.device.type == "cuda":
+        cuda = self.device.type == "cuda"
+        if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.synchronize(self.device)
-        held = [*self._state.values(), *local.values()]
-        recorder = make_recorder(self.program, self.rank, held, state_bytes(self._optimizer), self.device)
-        del held
-        self._run(self._recorded, local, recorder)
-        timeline = recorder.timeline()
-        cuda = self.device.type == "cuda"
+        self._renew()
+        with allocations(self.device) as recorded:
+            recorder = make_recorder(self.program, self.rank, self._held(local), self.device)
+            self._run(self._recorded, local, recorder)
+        timeline = recorder.timeline(recorded)
         self.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device) if cuda else timeline.peak_memory
         return timeline
+
+    def _renew(self) -> None:
+        """Has the values that a step replaces allocated anew, under a record: the allocator does not count what it frees of before."""
+        if self.device.type == "cpu":
+            with allocations(self.device):
+                for value in replaced(self.program):
+                    self._state[value] = self._state[value].clone()
+
+    def _held(self, local: dict[int, Tensor]) -> int:
+        """Bytes of what the step begins with: parameters, buffers, its part of the batch, the optimizer's state."""
+        storages = (tensor.untyped_storage() for tensor in (*self._state.values(), *local.values()))
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + state_bytes(self._optimizer)
 
     def local_batch(self, batch: Sequence[Tensor]) -> dict[int, Tensor]:
         """This rank's part of the batch, by value id."""

@@ -1,37 +1,36 @@
-"""What the recorded step calls around every instruction: when it ran, and how many bytes were held.
+"""What the recorded step calls around every instruction: when it ran; and the memory that torch's allocator held meanwhile.
 
 On CPU the clock is `time.perf_counter`; on CUDA, device events. A collective under way ends when its work is done, not when
-it is waited for.
+it is waited for. Memory is the allocator's own count, which knows what kernels take and give back within an op; it counts by the
+host's clock, so that on CUDA a sample stands where the device runs the instruction that the host was issuing.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from bisect import bisect_right
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from cost_models.timeline import Event, MemorySample, Timeline
 from planner.program import Communicate, Program
+from planner.torch_private import Allocations
 from runtime.collectives import Pending
 
 __all__ = ["Recorder", "make_recorder"]
 
 
 class Recorder:
-    """Times of one step, on CPU; `start` is when it began."""
+    """Times of one step, on CPU; `start` is when it began. `held` are the bytes that the step begins with."""
 
-    def __init__(self, program: Program, rank: int, held: Iterable[Tensor], other_bytes: int) -> None:
+    def __init__(self, program: Program, rank: int, held: int) -> None:
         self.program = program
         self.rank = rank
+        self.held = held
         self.spans: dict[int, list[Any]] = {}
-        self.counts: dict[int, int] = {}
-        self.nbytes = other_bytes
-        self.samples: list[tuple[Any, int]] = []
+        self.begun = time.time_ns()
         self.start = self.now()
-        self.hold(*held)
 
     def now(self) -> Any:
         """A time stamp."""
@@ -66,36 +65,23 @@ class Recorder:
         if pending.work is None:
             self.end(index)
 
-    def hold(self, *tensors: Tensor) -> None:
-        """The tensors are alive from here on; memory that several share counts once."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            count = self.counts.get(storage.data_ptr(), 0)
-            self.counts[storage.data_ptr()] = count + 1
-            if not count:
-                self.nbytes += storage.nbytes()
-        self.samples.append((self.now(), self.nbytes))
-
-    def release(self, *tensors: Tensor) -> None:
-        """The tensors are freed here."""
-        for tensor in tensors:
-            storage = tensor.untyped_storage()
-            count = self.counts.get(storage.data_ptr(), 0)
-            self.counts[storage.data_ptr()] = count - 1
-            if count == 1:
-                self.nbytes -= storage.nbytes()
-        self.samples.append((self.now(), self.nbytes))
-
-    def timeline(self) -> Timeline:
-        """The step as a `Timeline` of this one device."""
+    def timeline(self, allocations: Allocations) -> Timeline:
+        """The step as a `Timeline` of this one device; `allocations` are those of the whole step."""
         stop = self.now()
         self.synchronize()
         events = [self._event(index, *span) for index, span in self.spans.items()]
+        samples = [(0.0, self.held), *self.memory(allocations)]
         return Timeline(
             events=tuple(sorted(events, key=lambda event: event.start)),
-            memory=tuple(MemorySample(device=self.rank, time=max(0.0, self.seconds(t)), nbytes=n) for t, n in self.samples),
+            memory=tuple(MemorySample(device=self.rank, time=time, nbytes=nbytes) for time, nbytes in samples),
             step_time=self.seconds(stop),
         )
+
+    def memory(self, allocations: Allocations) -> list[tuple[float, int]]:
+        """Seconds from the start of the step, and the bytes held from then on."""
+        return [
+            (max(0.0, (at - self.begun) * 1e-9), self.held + nbytes - allocations.before) for at, nbytes in allocations.samples
+        ]
 
     def synchronize(self) -> None:
         """Makes all time stamps readable."""
@@ -118,6 +104,7 @@ class Recorder:
 class _CudaRecorder(Recorder):
     def __init__(self, *args: Any) -> None:
         self.side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self.issued: list[tuple[int, int]] = []
         super().__init__(*args)
 
     def now(self) -> Any:
@@ -127,6 +114,10 @@ class _CudaRecorder(Recorder):
 
     def seconds(self, stamp: Any) -> float:
         return float(self.start.elapsed_time(stamp)) / 1e3
+
+    def begin(self, index: int) -> None:
+        self.issued.append((time.time_ns(), index))
+        super().begin(index)
 
     def launched(self, index: int, pending: Pending) -> None:
         with torch.cuda.stream(self.side):
@@ -143,7 +134,14 @@ class _CudaRecorder(Recorder):
     def synchronize(self) -> None:
         torch.cuda.synchronize()
 
+    def memory(self, allocations: Allocations) -> list[tuple[float, int]]:
+        out, times = [], [at for at, _ in self.issued]
+        for at, nbytes in allocations.samples:
+            place = bisect_right(times, at)
+            out.append((self.seconds(self.spans[self.issued[place - 1][1]][0]) if place else 0.0, nbytes))
+        return out
 
-def make_recorder(program: Program, rank: int, held: Iterable[Tensor], other_bytes: int, device: torch.device) -> Recorder:
-    """A recorder for one step on `device`; `held` are the values held before it, `other_bytes` the optimizer's state."""
-    return (_CudaRecorder if device.type == "cuda" else Recorder)(program, rank, held, other_bytes)
+
+def make_recorder(program: Program, rank: int, held: int, device: torch.device) -> Recorder:
+    """A recorder for one step on `device`; `held` are the bytes of the values held before it and of the optimizer's state."""
+    return (_CudaRecorder if device.type == "cuda" else Recorder)(program, rank, held)

@@ -1,8 +1,8 @@
 """A `Program` as the Python function that one rank runs each step: one line an op, nothing looked up while it runs.
 
 Values are local variables, deleted where the program frees them. An asynchronous collective is waited for just before the
-first instruction that uses a result of it; its sources are freed there. The recorded variant of the function also calls a
-recorder around every instruction.
+first instruction that uses a result of it; its sources are freed where it starts, since it has packed them or holds them itself.
+The recorded variant of the function also calls a recorder around every instruction.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size
 
-__all__ = ["Step", "generate"]
+__all__ = ["Step", "generate", "replaced"]
 
 _SERIAL = itertools.count()
 
@@ -120,6 +120,11 @@ def _store(writer: _Writer) -> None:
     writer.write(f"return {', '.join(f't{value}' for value in (writer.program.loss, *reported))},")
 
 
+def replaced(program: Program) -> set[int]:
+    """The values held between steps that a step puts another tensor in the place of."""
+    return _rewritten(program) | {value for value, _ in program.stores}
+
+
 def _rewritten(program: Program) -> set[int]:
     written = {i for instruction in program.instructions for i in getattr(instruction, "results", ())}
     return {state.value for state in program.parameters} & written
@@ -132,21 +137,22 @@ def _instruction(writer: _Writer, instruction: Instruction, reusable: dict[str, 
         _start(writer, instruction, reusable[instruction.id])
         return
     if isinstance(instruction, Compute):
-        line, results = _compute(writer, instruction)
+        line = _compute(writer, instruction)
     elif isinstance(instruction, Communicate):
-        line, results = _communicate(writer, instruction, reusable[instruction.id])
+        line = _communicate(writer, instruction, reusable[instruction.id])
     else:
-        line, results = f"update({', '.join(f't{g}' for g in instruction.gradients)})", []
+        line = f"update({', '.join(f't{g}' for g in instruction.gradients)})"
     if writer.recorded:
         writer.write(f"r.begin({writer.at})")
     writer.write(line)
+    if isinstance(instruction, Compute) and None in instruction.results:
+        writer.write("del _")
     if writer.recorded:
         writer.write(f"r.end({writer.at})")
-    _hold(writer, results)
     _free(writer, instruction.frees)
 
 
-def _compute(writer: _Writer, instruction: Compute) -> tuple[str, list[int]]:
+def _compute(writer: _Writer, instruction: Compute) -> str:
     call = writer.bind("op", resolve(instruction.op))
     arguments = [writer.argument(argument) for argument in instruction.args]
     given = {key: value for key, value in instruction.kwargs if key != "pin_memory"}
@@ -155,14 +161,13 @@ def _compute(writer: _Writer, instruction: Compute) -> tuple[str, list[int]]:
     arguments += [f"{key}={writer.argument(value)}" for key, value in given.items()]
     targets = ["_" if i is None else f"t{i}" for i in instruction.results]
     comma = "," if len(targets) == 1 and returns_list(instruction.op) else ""
-    line = f"{', '.join(targets)}{comma} = {call}({', '.join(arguments)})"
-    return line, [i for i in instruction.results if i is not None]
+    return f"{', '.join(targets)}{comma} = {call}({', '.join(arguments)})"
 
 
-def _communicate(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> tuple[str, list[int]]:
+def _communicate(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:
     call = _bind_collective(writer, instruction, reusable)
     targets = ", ".join(f"t{i}" for i in instruction.results)
-    return f"{targets}, = {call}({', '.join(f't{i}' for i in instruction.sources)})", list(instruction.results)
+    return f"{targets}, = {call}({', '.join(f't{i}' for i in instruction.sources)})"
 
 
 def _start(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> None:
@@ -174,6 +179,7 @@ def _start(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) 
     if writer.recorded:
         writer.write(f"r.launched({writer.at}, p{writer.at})")
     writer.waits.update(dict.fromkeys(instruction.results, writer.at))
+    _free(writer, instruction.frees)
 
 
 def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:
@@ -198,22 +204,12 @@ def _wait(writer: _Writer, values: Sequence[int]) -> None:
         writer.write(f"del p{index}")
         for value in instruction.results:
             del writer.waits[value]
-        _hold(writer, list(instruction.results))
-        _free(writer, instruction.frees)
-
-
-def _hold(writer: _Writer, results: Sequence[int]) -> None:
-    if writer.recorded and results:
-        writer.write(f"r.hold({', '.join(f't{i}' for i in results)})")
 
 
 def _free(writer: _Writer, frees: Sequence[int]) -> None:
     writer.stale.difference_update(frees)
-    names = ", ".join(f"t{i}" for i in frees)
-    if writer.recorded and frees:
-        writer.write(f"r.release({names})")
     if frees:
-        writer.write(f"del {names}")
+        writer.write(f"del {', '.join(f't{i}' for i in frees)}")
 
 
 def _uses(instruction: Instruction) -> list[int]:

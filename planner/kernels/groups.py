@@ -20,12 +20,12 @@ from torch import Tensor
 from planner.kernels.shared import is_gloo, shared_memory_of
 
 __all__ = [
-    "all_gather", "all_to_all", "gathered", "is_gloo", "is_small", "reduce_blocks", "reduced", "scatter_blocks", "scattered",
-    "send_to_all",
+    "SMALL_BYTES", "all_gather", "all_to_all", "gathered", "is_gloo", "is_small", "reduce_blocks", "reduced", "scatter_blocks",
+    "scattered", "send_to_all",
 ]  # fmt: skip
 
 #: Up to this many bytes received by a rank, sending everything to everyone is the faster way on gloo.
-_SMALL_BYTES = 1 << 19
+SMALL_BYTES = 1 << 19
 
 _all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
@@ -33,7 +33,7 @@ _reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", Non
 
 def is_small(part: Tensor, num_ranks: int, group: dist.ProcessGroup) -> bool:
     """Whether `send_to_all` is the faster way to let all ranks have `part`."""
-    return part.nbytes * num_ranks <= _SMALL_BYTES and is_gloo(group)
+    return part.nbytes * num_ranks <= SMALL_BYTES and is_gloo(group)
 
 
 def send_to_all(part: Tensor, num_ranks: int, group: dist.ProcessGroup, async_op: bool = False) -> tuple[Tensor, Any]:

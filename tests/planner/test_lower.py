@@ -15,6 +15,7 @@ from planner.layout import local_shape
 from planner.lower import lower
 from planner.program import Communicate, Compute, Program, Update
 from planner.schedule import reads, writes
+from planner.transfers import slice_copies
 
 PLANS = [
     ("gpt", "dp=4", ("*=ddp",), None), ("gpt", "dp=4", ("*=zero1",), None), ("gpt", "dp=4", ("*=zero3",), None),
@@ -31,11 +32,12 @@ def plan(model: str, mesh: str, pins: tuple[str, ...] = (), seed: int | None = N
 
 
 def base_of(program: Program) -> dict[int, int]:
-    """The value whose memory each value stands in: views and slices have none of their own."""
+    """The value whose memory each value stands in: views, and slices that copy nothing, have none of their own."""
     base: dict[int, int] = {}
     for instruction in program.instructions:
         for value in writes(instruction):
-            looks = instruction.kind in ("view", "slice") and reads(instruction)
+            slices = isinstance(instruction, Communicate) and instruction.kind == "slice" and not slice_copies(instruction)
+            looks = (instruction.kind == "view" or slices) and reads(instruction)
             base[value] = base.get(reads(instruction)[0], reads(instruction)[0]) if looks else value
     return base
 

@@ -171,7 +171,7 @@ def programs(draw: st.DrawFn) -> Program:
     for i in range(draw(st.integers(1, 16))):
         read = tuple(sorted(draw(st.sets(st.integers(0, i - 1), max_size=2)))) if i else ()
         kind, time = (
-            draw(st.sampled_from(["gemm", "gemm", "all_reduce", "all_gather"])),
+            draw(st.sampled_from(["gemm", "gemm", "all_reduce", "all_gather"])) if read else "gemm",
             draw(st.sampled_from([0.0, 0.5, 1.0, 3.0])),
         )
         if kind == "gemm":
@@ -184,8 +184,9 @@ def programs(draw: st.DrawFn) -> Program:
         else:
             instructions.append(
                 Communicate(
-                    id=f"i{i}", kind=kind, axes=_AXES[kind], sources=read, results=(i,), expanded=((),), shapes=((),),
-                    dtypes=("float32",), phase="forward", time=time, asynchronous=draw(st.booleans()),
+                    id=f"i{i}", kind=kind, axes=_AXES[kind], sources=read[:1], results=(i,), expanded=((1,),), shapes=((1,),),
+                    dtypes=("float32",), gather=0 if kind == "all_gather" else None, phase="forward", time=time,
+                    asynchronous=draw(st.booleans()),
                 )
             )  # fmt: skip
     return Program(
@@ -212,7 +213,7 @@ def test_no_step_is_shorter_than_its_compute_and_what_it_waits_for(program: Prog
 
 @pytest.mark.parametrize(("model", "mesh", "pins"), PLANS)
 def test_memory_over_time_meets_memory_by_category(model: str, mesh: str, pins: tuple[str, ...]) -> None:
-    """It starts with what is held before, ends with that and the loss, and where nothing overlaps peaks where the walk does."""
+    """It starts with what is held before, ends with that and the loss, and peaks where the table says."""
     found = planned(ask_for(model), mesh, pins)
     times, held = memory_over_time(found.program, simulate_program(found.program, found.cluster))
     assert times[0] == 0.0 and times == sorted(times)
@@ -222,7 +223,7 @@ def test_memory_over_time_meets_memory_by_category(model: str, mesh: str, pins: 
     before = sum(found.program.initial_bytes.values())
     assert before <= total[-1] <= before + 64
     walked = sum(memory_by_category(found.program).values())
-    assert max(total) == pytest.approx(walked, rel=0.3)
+    assert max(total) == walked
 
 
 def test_one_device_holds_what_a_person_would_count() -> None:

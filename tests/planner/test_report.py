@@ -176,16 +176,15 @@ def test_predicted_beside_measured() -> None:
 
 
 def test_memory_over_time_peaks_where_memory_by_category_says(found: Found) -> None:
-    """Both count the same tensors; in time, collectives beside compute hold theirs a little longer."""
+    """The table, the picture and the simulated timeline are one account."""
     timeline = simulate_program(found.program, found.plan.hardware.cluster())
     times, held = memory_over_time(found.program, timeline)
     totals = [sum(values) for values in zip(*held.values(), strict=True)]
     assert times[0] == 0.0
-    assert times == sorted(set(times))
+    assert times == sorted(times)
     assert times[-1] <= timeline.step_time
     assert totals[0] >= sum(found.program.initial_bytes.values())
-    assert max(totals) == pytest.approx(timeline.peak_memory, rel=1e-9)
-    assert max(totals) == pytest.approx(sum(memory_by_category(found.program).values()), rel=0.05)
+    assert max(totals) == timeline.peak_memory == sum(memory_by_category(found.program).values())
     assert min(min(values) for values in held.values()) >= 0
 
 

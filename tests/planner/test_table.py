@@ -112,9 +112,10 @@ def test_a_split_that_is_too_fine_says_what_would_fit() -> None:
 # ------------------------------------------------------------------------------------------------- memory
 
 #: The problem's peak with one open bucket of gradients added, over the lowered program's. Above 1: the problem holds a gradient from
-#: its writer on, and adds a whole bucket. Below: it counts what a hub is converted to, and what stands between two steps, not at all,
-#: which only random choices have much of; `search` lowers the limit and solves again where a plan's program is too large.
-SENSIBLE, RANDOM = (0.9, 1.3), (0.6, 1.45)
+#: its writer on, and adds a whole bucket. Below: it counts what a hub is converted to, what stands between two steps and the buffer
+#: that a message arrives in not at all, which random choices, and ZeRO-3 in a single bucket, have much of; `search` lowers the limit
+#: and solves again if a plan's program is too large.
+SENSIBLE, RANDOM = (0.6, 1.3), (0.5, 1.45)
 
 
 @pytest.mark.parametrize("model", MODELS)

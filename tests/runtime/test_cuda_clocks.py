@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hand_programs import Split, perceptron
 
 from planner.layout import Mesh
+from planner.torch_private import Allocations
 from runtime import calibrate_ranks
 from runtime.collectives import Pending
 from runtime.recorder import make_recorder
@@ -76,19 +78,21 @@ def test_a_call_is_timed_by_the_device_without_its_launches(device: Device, seco
 
 def test_a_step_is_recorded_by_events(device: Device) -> None:
     program = perceptron(Split(mesh=Mesh(("dp",), (1,))))
-    recorder = make_recorder(program, 0, [torch.zeros(4)], 100, torch.device("cuda", 0))
-    assert recorder.nbytes == 116
+    recorder = make_recorder(program, 0, 116, torch.device("cuda", 0))
+    recorded = Allocations()
     for index, seconds in enumerate((1e-3, 2e-3)):
         recorder.begin(index)
         device.work(seconds)()
         recorder.end(index)
+        recorded.samples += [(time.time_ns(), 200 + index), (time.time_ns(), 100)]
     recorder.begin(2)
     recorder.launched(2, Pending(None, Waited(device)))
-    timeline = recorder.timeline()
+    timeline = recorder.timeline(recorded)
     spans = [(event.start, event.end) for event in timeline.events]
     assert spans == [pytest.approx(span) for span in ((0.0, 1e-3), (1e-3, 3e-3), (3e-3, 8e-3))]
     assert timeline.step_time == pytest.approx(8e-3)
-    assert [sample.nbytes for sample in timeline.memory] == [116]
+    assert [sample.nbytes for sample in timeline.memory] == [116, 200, 100, 201, 100]
+    assert [sample.time for sample in timeline.memory] == [pytest.approx(at) for at in (0.0, 0.0, 0.0, 1e-3, 1e-3)]
 
 
 class Waited:

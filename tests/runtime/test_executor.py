@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from planner.ask import Ask
 from planner.ask import build as build_workload
 from planner.layout import REPLICATE, Layout, Mesh, SubShape
 from planner.program import Compute, Program, Ref
+from planner.torch_private import allocations
 from runtime.aliases import reusable_sources
 from runtime.executor import Executor, gather_parameters
 from runtime.groups import group_size
@@ -71,18 +73,42 @@ def test_recorded_step_has_one_event_an_instruction_and_trains_the_same() -> Non
         assert torch.equal(shard, other.parameter_shards()[name])
 
 
-def test_recorded_memory_counts_shared_storage_once() -> None:
+def test_recorded_memory_is_the_allocators() -> None:
     _, executor = one_rank()
+    executor.keep_gradients = False
     workload = build(make_workload, 0)
     executor.step(workload.batch)
     timeline = executor.recorded_step(workload.batch)
     parameters = sum(p.nbytes for p in executor.parameter_shards().values())
     batch = (BATCH * INPUTS + BATCH * OUTPUTS) * 8
     adam = 2 * parameters + 2 * 4
-    scalar = 8
     assert timeline.memory[0].nbytes == parameters + batch + adam
-    assert timeline.memory[-1].nbytes == parameters + batch + adam + scalar
+    assert timeline.memory[-1].nbytes == parameters + batch + adam
     assert timeline.peak_memory == executor.peak_memory_bytes > timeline.memory[0].nbytes + parameters
+
+
+def test_allocations_are_those_of_all_threads() -> None:
+    held = [torch.empty(1000)]
+    with allocations(torch.device("cpu")) as found:
+        held.append(torch.empty(500))
+        thread = threading.Thread(target=held.append, args=(torch.empty(250),))
+        thread.start()
+        thread.join()
+        thread = threading.Thread(target=lambda: held.pop(1))
+        thread.start()
+        thread.join()
+        torch.empty(1)
+    assert [nbytes - found.before for _, nbytes in found.samples] == [2000, 3000, 1004, 1000]
+    assert sorted(found.samples) == found.samples
+
+
+def test_allocations_within_an_op_are_seen() -> None:
+    """Sorting along a strided dim takes copies that it gives back."""
+    values = torch.randn(64, 64)
+    with allocations(torch.device("cpu")) as found:
+        torch.sort(values, 0)
+    results = 64 * 64 * (4 + 8)
+    assert max(nbytes for _, nbytes in found.samples) - found.before > results
 
 
 def test_batch_of_another_shape_is_refused() -> None:
