@@ -13,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import tomli_w
+
 from cost_models.atomic_write import write_atomically
 from cost_models.device import Device, ElementwiseRow, GemmRow, OpRow
 from cost_models.errors import BadHardware, unknown_name
@@ -31,7 +33,6 @@ from cost_models.schema import (
     read_table,
     write_table,
 )
-from cost_models.toml_writer import to_toml
 from cost_models.units import US
 
 __all__ = [
@@ -110,6 +111,8 @@ def _is_positive(value: Any) -> bool:
 def _device(where: str, raw: Mapping[str, Any]) -> Device:
     extra = ("peak_tflops", "gemm_tiles", "kind_efficiency", "gemm_table", "elementwise_table", "op_table", *_PLAIN)
     fields = read_table(where, raw, DEVICE_KEYS, extra)
+    for name in _PLAIN:
+        _texts(where, raw, name)
     gemms = _rows(where, raw, "gemm_table", (int, int, int, int, str, float))
     ops = _rows(where, raw, "op_table", (str, str, str, float, float, int, int, int, int, int, float))
     fields["step_overhead"] = fields["step_overhead"] or 0.0
@@ -131,6 +134,8 @@ def _device(where: str, raw: Mapping[str, Any]) -> Device:
 
 def _library(where: str, raw: Mapping[str, Any]) -> Library:
     fields = read_table(where, raw, LIBRARY_KEYS, ("protocols", *_PLAIN))
+    for name in _PLAIN:
+        _texts(where, raw, name)
     protocols = []
     for index, table in enumerate(raw.get("protocols", [])):
         at = f"{where} protocol {index + 1}"
@@ -161,6 +166,8 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
     """The cluster of a file, at one full node."""
     extra = ("device", "library", "intra", "inter", "collective_table", "contention", *_PLAIN)
     fields = read_table(where, raw, CLUSTER_KEYS, extra)
+    for name in _PLAIN:
+        _texts(where, raw, name)
     intra = _table(where, raw, "intra")
     inter = raw.get("inter")
     rows = _rows(where, raw, "collective_table", (str, int, int, float, float))
@@ -202,7 +209,25 @@ def load_cluster(name_or_path: str, *, num_devices: int | None = None, num_nodes
 
 def read_sources(name_or_path: str) -> dict[str, str]:
     """The `[sources]` of a cluster file, key -> text (empty where it has none)."""
-    return dict(_read(_find("clusters", "hardware", name_or_path)).get("sources", {}))
+    path = _find("clusters", "hardware", name_or_path)
+    return _texts(str(path), _read(path), "sources")
+
+
+def _texts(where: str, raw: Mapping[str, Any], name: str) -> dict[str, str]:
+    """A table of texts, `[sources]` or `[provenance]`. Raises `BadHardware` for a value that is none."""
+    found = raw.get(name, {})
+    if not isinstance(found, Mapping):
+        raise BadHardware(f"{where}: {name} is a table of texts, got {found!r}")
+    for key, value in found.items():
+        if not isinstance(value, str):
+            raise BadHardware(f"{where} [{name}]: {key} is a text, got {value!r}: put it in quotes")
+    return dict(found)
+
+
+def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
+    """The table without empty lists, which a reader of the file takes for something that was forgotten."""
+    kept = {key: value for key, value in table.items() if not (isinstance(value, list | tuple) and not value)}
+    return {key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
 
 
 def _device_table(device: Device) -> dict[str, Any]:
@@ -262,4 +287,4 @@ def cluster_text(cluster: Cluster, *, provenance: Mapping[str, str], sources: Ma
         table["inter"] = write_table(cluster.inter, INTER_KEYS)
     table["device"] = _device_table(cluster.device)
     table["library"] = _library_table(cluster.library)
-    return to_toml(table)
+    return tomli_w.dumps(_without_empty(table))

@@ -74,10 +74,17 @@ class RunFailed(UserError):
     pass
 
 
+#: Of more names than `_MOST` only the `_SHOWN` nearest are listed: the model types of Hugging Face are twelve kilobytes.
+_MOST, _SHOWN = 100, 8
+
+
 def unknown_name(what: str, name: str, known: list[str] | tuple[str, ...]) -> UnknownName:
     """The error for `name` not among `known`, with the nearest known name first."""
     import difflib
 
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
+    near = difflib.get_close_matches(name, known, n=_SHOWN, cutoff=0.0 if len(known) > _MOST else 0.6)
+    likely = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {likely[0]!r}? " if likely else ""
+    if len(known) > _MOST:
+        return UnknownName(f"unknown {what} {name!r}: {hint}nearest of {len(known)}: {', '.join(near)}")
     return UnknownName(f"unknown {what} {name!r}: {hint}known: {', '.join(sorted(known))}")

@@ -55,13 +55,13 @@ class PlanGroup(click.Group):
         words = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in words
         try:
-            with self.make_context("plan", words) as context:
+            with self.make_context("plan", list(words)) as context:  # which takes its list apart
                 self.invoke(context)
                 sys.stdout.flush()
         except click.exceptions.Exit as end:
             sys.exit(end.exit_code)
         except click.ClickException as error:
-            _fail(_of_click(error), as_json)
+            _fail(_of_click(error, words), as_json)
         except UserError as error:
             _fail(error, as_json)
         except (KeyboardInterrupt, click.Abort):
@@ -83,17 +83,33 @@ class PlanGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _of_click(error: click.ClickException) -> UserError:
+def _of_click(error: click.ClickException, words: Sequence[str]) -> UserError:
     """click's own errors as ours."""
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "plan"
     if isinstance(error, click.NoSuchOption):
         known = [option for p in context.command.params for option in p.opts if option.startswith("--")] if context else []
-        near = difflib.get_close_matches(error.option_name, known, n=1)
-        hint = f"did you mean {near[0]}? " if near else ""
+        near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.7)
+        hint = _as_setting(error.option_name, words) or (f"did you mean {near[0]}? " if near else "")
         return UnknownName(f"unknown option {error.option_name}: {hint}{path} --help lists all")
     message = error.format_message().rstrip(".")
     return BadValue(f"{message[:1].lower()}{message[1:]}; see {path} --help")
+
+
+def _as_setting(option: str, words: Sequence[str]) -> str:
+    """How a size of the model that was given as an option of its own (`--hidden 128`) is written; empty if it is no size of it."""
+    given = dict(zip(words, [*words[1:], ""], strict=True)) | dict(word.split("=", 1) for word in words if "=" in word)
+    model, value = given.get("--model", ""), given.get(option, "")
+    if not model or ":" in model:
+        return ""
+    from planner.workload import resolve_options  # torch, which no right command line loads for this
+
+    try:
+        sizes = resolve_options(model, batch=None, seq=None, settings={}, num_devices=1)
+    except UserError:
+        return ""
+    name = option.removeprefix("--").replace("-", "_")
+    return f"sizes of {model} are given by --set: --set {name}={value or 'VALUE'}; " if name in sizes else ""
 
 
 def _fail(error: UserError, as_json: bool) -> NoReturn:

@@ -8,6 +8,7 @@ import gc
 import logging
 import os
 import pickle
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
@@ -42,7 +43,7 @@ __all__ = [
     "checkpoints_allowed", "decompositions", "deep_copy_of_fake",
     "distributions_unchecked", "drop_constant", "fake_copies", "fake_mode_is_on", "functional", "global_module_hooks",
     "gradient_hooks", "has_values",
-    "hold_device", "hung_attributes", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of",
+    "hold_device", "hung_attributes", "is_compiled", "is_fake", "joint_trace", "label_new_nodes", "load_fake", "memory_of",
     "parametrized_again", "post_accumulate_hooks", "really", "sequence_number", "unfaked", "unlogged", "without_modes",
     "without_recompute", "writing_as",
 ]  # fmt: skip
@@ -285,6 +286,17 @@ def functional(graph: torch.fx.Graph, arguments: tuple[Any, ...], table: dict[An
         flat = tuple(torch.utils._pytree.tree_leaves(arguments))
         made = make_fx(torch.func.functionalize(again, remove="mutations"), decomposition_table=table, tracing_mode="real")
         return made(*flat).graph
+
+
+def is_compiled(called: object) -> bool:
+    """Whether calling a module or function runs what torch.compile makes of it: `torch.compile(called)`, `module.compile()`."""
+    dynamo = sys.modules.get(
+        "torch._dynamo.eval_frame"
+    )  # not imported for this: it takes a second, and is there if it was used
+    wrapped = dynamo is not None and isinstance(called, dynamo.OptimizedModule)
+    return wrapped or any(
+        getattr(called, name, None) is not None for name in ("_compiled_call_impl", "_torchdynamo_orig_callable")
+    )
 
 
 def has_values(tensor: torch.Tensor) -> bool:

@@ -23,6 +23,7 @@ from planner.models.spec import resolve
 from planner.reported import Reported
 from planner.saved import is_saved, read_saved
 from planner.state import State, cast_constants, state_of, trained_parts
+from planner.torch_private import is_compiled
 
 __all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "unused", "workload_of"]
 
@@ -164,6 +165,8 @@ def _find(name: str) -> ModelSpec:
     for spec in MODELS.values():
         if name == spec.name or name in spec.presets:
             return spec
+    if name.endswith(".py"):
+        raise user_model.without_function(name)
     names = [name for spec in MODELS.values() for name in (spec.name, *spec.presets)]
     error = unknown_name("model", name, names)
     raise type(error)(f"{error}; or module:function of your own")
@@ -250,6 +253,10 @@ def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[
         raise BadValue(f"{name} returned a {type(batch).__name__} as the batch: return {WANTED}")
     if len(batch) < 2 and not isinstance(batch, Mapping):
         raise BadValue(f"{name} returned a batch of {len(batch)}: return at least one input and, last, the target")
+    if is_compiled(loss):
+        raise BadValue(
+            f"{name}: the loss is compiled (torch.compile): give it uncompiled, it becomes a part of the plan's program"
+        )
     plain = not isinstance(batch, Mapping) and not any(
         isinstance(item, tuple | list | Mapping) or item is None for item in batch
     )
@@ -265,12 +272,21 @@ def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[
 
 def _check_shapes(name: str, module: torch.nn.Module) -> None:
     """Raises BadValue for a parameter or buffer of a lazy module that has seen no input yet."""
+    _check_not_compiled(name, module)
     for what, tensor in (*module.named_parameters(), *module.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise BadValue(
                 f"{name}: {what} has no shape yet, since its lazy module has seen no input: call the model once on an example batch "
                 "where it is built, or give its layer the number of inputs"
             )
+
+
+def _check_not_compiled(name: str, module: torch.nn.Module) -> None:
+    """Raises BadValue for a module that torch.compile has wrapped, or compiles when it is called: it would be traced as compiled."""
+    for path, part in module.named_modules():
+        if is_compiled(part):
+            what = f"its module {path!r}" if path else "the model"
+            raise BadValue(f"{name}: {what} is compiled (torch.compile): give it uncompiled, a plan is a program of its own")
 
 
 def _tokens(batch: tuple[torch.Tensor, ...]) -> int:

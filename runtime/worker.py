@@ -13,7 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from cost_models.errors import RunFailed
+from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
 from planner.program import Program
 from planner.workload import Workload
@@ -92,6 +92,7 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
             f"the plan needs {num_ranks} processes and {world} were started: start it with --nproc-per-node {num_ranks}"
         )
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    _check_device(kind)
     keep_freed_memory()
     place = _device(kind)
     backend = "nccl" if kind == "cuda" else "gloo"
@@ -176,6 +177,17 @@ def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:
         memory=tuple(sample for t in timelines for sample in t.memory),
         step_time=max(t.step_time for t in timelines),
     )
+
+
+def _check_device(kind: str) -> None:
+    """Raises `BadValue` if this process has no CUDA device of its own to run on."""
+    if kind != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise BadValue("--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one")
+    local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= count:
+        raise BadValue(f"--device cuda: process {local + 1} of this machine has no device, there are {count}; add --device cpu")
 
 
 def _device(kind: str) -> torch.device:

@@ -24,7 +24,10 @@ from runtime.verify import Verification
 from runtime.worker import RunResult
 
 ROOT = Path(__file__).parents[1]
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),  # torch's own, where it compiles
+]
 TINY = ("--set", "inputs=16", "--set", "hidden=32", "--set", "outputs=8")
 
 MY_MODEL = """
@@ -54,6 +57,11 @@ def make(batch=32, net=Net):
 
 def branches():
     return make(net=Branches)
+
+
+def compiled():
+    model, *rest = make()
+    return torch.compile(model), *rest
 """
 
 
@@ -140,6 +148,26 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --pin layers=tensr", "UnknownName: unknown pin 'tensr': did you mean 'tensor'?"),
         ("--model mlp --gpus 2 --pin nothing=tensor", "UnknownName: --pin 'nothing' matches nothing in the model"),
         ("--modle mlp", "UnknownName: unknown option --modle: did you mean --model?"),
+        (
+            "--model mlp --hidden 128",
+            "UnknownName: unknown option --hidden: sizes of mlp are given by --set: --set hidden=128; plan",
+        ),
+        ("--model gpt2 --mlp-width=8", "UnknownName: unknown option --mlp-width: plan --help lists all"),
+        (
+            "--model my_model.py",
+            "UnknownName: model 'my_model.py' names no function: write my_model.py:make or my_model.py:branches",
+        ),
+        ("--model none.py", "UnknownName: model 'none.py': no such file in "),
+        (
+            "--model my_model.py:compiled",
+            "BadValue: my_model.py:compiled: the model is compiled (torch.compile): give it uncompiled",
+        ),
+        ("--model hf:gpt3", "UnknownName: unknown Hugging Face model type 'gpt3': did you mean 'gpt2'? nearest of "),
+        ("--model mlp --optimizer lion", "UnknownName: unknown optimizer 'lion'"),
+        ("--model mlp --momentum 0.9", "BadValue: optimizer 'adam' takes no momentum"),
+        ("--model mlp --betas 0.9", "BadValue: betas (0.9,): give two numbers"),
+        ("--model mlp --betas a,b", "BadValue: --betas a,b: give two numbers"),
+        ("--model mlp --lr -1", "BadValue: learning rate -1.0: give a number from 0 on"),
         ("--model", "BadValue: option '--model' requires an argument"),
         ("--gpus 4", "BadValue: --model is missing"),
         ("simulat x", "UnknownName: unknown verb 'simulat': did you mean 'simulate'?"),
@@ -170,6 +198,24 @@ def test_what_does_not_fit_says_what_would(here: Path) -> None:
         r"[\d.]+ [GM]iB too much, at \S+; largest: (\w+ [\d.]+ [GMK]iB(, )?){3}; ",
         message,
     )
+
+
+def test_many_names_are_not_all_listed(here: Path) -> None:
+    assert len(fails("--model", "hf:gpt3")) < 400
+
+
+def test_cuda_where_there_is_none(planned: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    message = fails("run", str(planned[0]), "--device", "cuda", "--steps", "1")
+    assert message == "BadValue: --device cuda: torch finds no CUDA device here; leave --device out, or run where there is one"
+
+
+@pytest.mark.parametrize("table", ["sources", "provenance"])
+def test_a_number_where_a_text_belongs(here: Path, table: str) -> None:
+    text = (ROOT / "cost_models/hardware/clusters/dgx-h100.toml").read_text().replace("[sources]", "[source_s]", 1)
+    (here / "mine.toml").write_text(text.split("[source_s]")[0] + f"[{table}]\nintra = 5\n")
+    for words in (("hardware", "mine.toml"), ("--model", "mlp", "--hardware", "mine.toml")):
+        assert fails(*words) == f"BadHardware: mine.toml [{table}]: intra is a text, got 5: put it in quotes"
 
 
 def test_plan_files_that_are_no_good(planned: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

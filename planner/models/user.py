@@ -5,6 +5,7 @@ Whatever goes wrong in the user's code is reported in one line with the place wh
 
 from __future__ import annotations
 
+import ast
 import importlib
 import importlib.util
 import inspect
@@ -19,7 +20,7 @@ from cost_models.errors import BadValue, UnknownName, unknown_name
 from planner.models.spec import check_given_once
 from planner.torch_private import unfaked
 
-__all__ = ["call", "is_user_model", "load_function", "resolve"]
+__all__ = ["call", "is_user_model", "load_function", "resolve", "without_function"]
 
 
 def is_user_model(spec: str) -> bool:
@@ -50,6 +51,23 @@ def _parse(text: str) -> int | float | bool | str:
         except ValueError:
             continue
     return {"true": True, "false": False}.get(text.lower(), text)
+
+
+def without_function(file: str) -> UnknownName:
+    """The error for a file that is named without the function in it, with the functions that it has."""
+    try:
+        body = ast.parse(Path(file).read_text(encoding="utf-8")).body
+    except OSError:
+        return UnknownName(f"model {file!r}: no such file in {Path.cwd()}; write {file}:FUNCTION")
+    except (SyntaxError, ValueError) as error:
+        return UnknownName(f"model {file!r}: not a Python file ({_first_line(error)}); write FILE.py:FUNCTION")
+    names = [part.name for part in body if isinstance(part, ast.FunctionDef) and not part.name.startswith("_")]
+    which = " or ".join(f"{file}:{name}" for name in names[:3]) or f"{file}:FUNCTION"
+    return UnknownName(f"model {file!r} names no function: write {which}, one that returns (model, batch, loss)")
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def load_function(spec: str) -> Callable[..., Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tomli_w
 
 from cost_models.cluster import (
     Cluster,
@@ -118,11 +119,15 @@ def test_bad_files_name_file_and_key(tmp_path: Path, old: str, new: str, message
     assert "mine.toml" in str(caught.value)
 
 
+#: `[0, 1, 1]` as it is written.
+FIRST_LINK = tomli_w.dumps({"links": [[0, 1, 1]]}).split("[", 2)[2].split("]")[0]
+
+
 def test_bad_links_of_a_mesh(tmp_path: Path) -> None:
     with pytest.raises(BadHardware, match="a link is"):
-        load_cluster(str(edited(tmp_path, "[0, 1, 1]", "[0, 1]", "p3.16xlarge")))
+        load_cluster(str(edited(tmp_path, FIRST_LINK, FIRST_LINK.replace("1,", "", 1), "p3.16xlarge")))
     with pytest.raises(BadHardware, match=r"link \[0, 9, 1\] is not between two of the 8 devices"):
-        load_cluster(str(edited(tmp_path, "[0, 1, 1]", "[0, 9, 1]", "p3.16xlarge")))
+        load_cluster(str(edited(tmp_path, FIRST_LINK, FIRST_LINK.replace("1", "9", 1), "p3.16xlarge")))
     with pytest.raises(BadHardware, match="needs host_bandwidth_gb_s"):
         load_cluster(str(edited(tmp_path, "host_bandwidth_gb_s = 10.0\n", "", "p3.16xlarge")))
 

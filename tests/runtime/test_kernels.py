@@ -272,6 +272,7 @@ def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype, monkeypatch: pyt
     cases: list[tuple[Callable[..., Any], list[Tensor]]] = [
         (lambda *a: torch.ops.shardwright.attention(*a, True, 0.25)[0], [q, k, v]),
         (lambda *a: torch.ops.shardwright.attention(*a, True, 0.25)[0], [q, k[:, :, :24], v[:, :, :24]]),
+        (lambda *a: torch.ops.shardwright.attention(*a, True, 0.25)[0], [q[:, :, :24], k, v]),
         (lambda *a: torch.ops.shardwright.attention(*a, False, 0.25)[0], [q, k[:, :1], v[:, :1]]),
         (lambda *a: torch.ops.shardwright.lstm(*a)[:3], [x, h0, c0, *weights]),
         (lambda a: torch.ops.shardwright.cross_entropy(a, target.to(a.device), -100)[0], [logits]),
@@ -288,6 +289,7 @@ def test_kernels_on_cuda_equal_those_on_cpu(dtype: torch.dtype, monkeypatch: pyt
     [
         (torch.bfloat16, (8, 8), 64, True, (9, 0), "flash"),
         (torch.bfloat16, (8, 6), 64, True, (9, 0), "efficient"),  # flash counts causal keys from the last
+        (torch.bfloat16, (24, 40), 64, True, (9, 0), "efficient"),
         (torch.bfloat16, (8, 6), 64, False, (9, 0), "flash"),
         (torch.bfloat16, (8, 8), 64, True, (7, 0), "math"),
         (torch.float16, (8, 8), 64, True, (7, 0), "efficient"),
