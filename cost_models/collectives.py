@@ -184,6 +184,13 @@ class CollectiveModel:
             return float(table.time(nbytes))
         return max(min(a + b * nbytes for a, b in lines) for lines in self._lines[kind])
 
+    def least_per_byte(self, kind: str, most: float) -> float:
+        """The fewest seconds a byte of any message of `kind` of at most `most` bytes. A line a + b n costs fewer a byte the longer it
+        is; between two points of a measured table the seconds a byte rise or fall, so one end has the fewest."""
+        table = self._measured.get(kind)
+        knots: list[float] = [] if table is None else [n for n in np.exp(table.log_nbytes).tolist() if n < most]
+        return min(float(self.time(kind, n)) / n for n in (most, *knots))
+
     def _array_time(self, kind: str, nbytes: NDArray[np.float64]) -> NDArray[np.float64]:
         table = self._measured.get(kind)
         if table is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from cost_models.cluster import Cluster
 from cost_models.errors import NoPlan
@@ -12,38 +12,54 @@ from planner.pins import Pin
 from planner.plan_file import Alternative
 from planner.proposals import Candidate, Proposer
 
-__all__ = ["baseline", "baselines", "compared"]
+__all__ = ["Baseline", "baseline", "baselines", "compared"]
 
 
-def compared(proposer: Proposer) -> tuple[Alternative, ...]:
-    """The baselines as rows of the report's table."""
-    rows = []
-    for name, mesh, pins in baselines(proposer.cluster):
-        row = Alternative(name=name, mesh=str(mesh), step_time_s=None, memory_bytes=None, fits=False)
-        if proposer.budget.over():
-            rows.append(replace(row, reason=f"left out at the time limit of {proposer.budget.limit:g} s"))
-            continue
-        try:
-            found = baseline(proposer, mesh, pins)
-        except NoPlan as error:
-            rows.append(replace(row, reason=str(error)))
-            continue
-        seconds, held = found.prediction.step_time_s, found.prediction.total_memory_bytes
-        rows.append(replace(row, step_time_s=seconds, memory_bytes=held, fits=found.fits(proposer.capacity)))
-    return tuple(rows)
+@dataclass(frozen=True, slots=True)
+class Baseline:
+    """A mesh and pins that have a name."""
+
+    name: str
+    mesh: Mesh
+    pins: tuple[Pin, ...] = ()
+
+    def within(self, mesh: Mesh | None, pins: tuple[Pin, ...]) -> bool:
+        """Whether a plan under the mesh and pins that a person asked for may be this one."""
+        return (mesh is None or mesh == self.mesh) and set(pins) <= set(self.pins)
 
 
-def baseline(proposer: Proposer, mesh: Mesh, pins: tuple[Pin, ...]) -> Candidate:
-    """The ILP's plan under a baseline's mesh and pins, simulated."""
-    return proposer.candidate(proposer.proposals(mesh, pins, last=True)[0])
-
-
-def baselines(cluster: Cluster) -> Iterator[tuple[str, Mesh, tuple[Pin, ...]]]:
-    """The baselines of a cluster: name, mesh and pins."""
+def baselines(cluster: Cluster) -> Iterator[Baseline]:
+    """The baselines of a cluster, those that are easier to explain first. Tensor axes stay inside a node where there are two axes."""
     n = cluster.num_devices
-    yield "data parallel", Mesh(("dp",), (n,)), (Pin("*", "ddp"),)
-    yield "ZeRO-3", Mesh(("dp",), (n,)), (Pin("*", "zero3"),)
-    yield "tensor parallel", Mesh(("tp",), (n,)), ()
+    yield Baseline("data parallel", Mesh(("dp",), (n,)), (Pin("*", "ddp"),))
+    yield Baseline("ZeRO-3", Mesh(("dp",), (n,)), (Pin("*", "zero3"),))
+    yield Baseline("tensor parallel", Mesh(("tp",), (n,)))
     width = max((d for d in range(2, min(cluster.node_width, n // 2) + 1) if n % d == 0 and d & (d - 1) == 0), default=0)
     if width:
-        yield "Megatron 2-D", Mesh(("dp", "tp"), (n // width, width)), (Pin("*", "ddp"),)
+        mesh = Mesh(("dp", "tp"), (n // width, width))
+        yield Baseline("Megatron 2-D", mesh, (Pin("*", "ddp"),))
+        yield Baseline("ZeRO-3 x tensor", mesh, (Pin("*", "zero3"),))
+
+
+def compared(proposer: Proposer, mesh: Mesh | None) -> tuple[Alternative, ...]:
+    """The baselines as rows of the report's table; `mesh` is the one that was asked for."""
+    return tuple(_row(proposer, one, one.within(mesh, proposer.pins)) for one in baselines(proposer.cluster))
+
+
+def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
+    row = Alternative(name=one.name, mesh=str(one.mesh), step_time_s=None, memory_bytes=None, fits=False, allowed=allowed)
+    if proposer.budget.over():
+        return replace(row, reason=f"left out at the time limit of {proposer.budget.limit:g} s")
+    try:
+        found = baseline(proposer, one)
+    except NoPlan as error:
+        return replace(row, reason=str(error))
+    fitted = proposer.fitting(found)
+    seconds, held = fitted.prediction.step_time_s, fitted.prediction.total_memory_bytes
+    fits, made = fitted.fits(proposer.capacity), not found.fits(proposer.capacity)
+    return replace(row, step_time_s=seconds, memory_bytes=held, fits=fits, made_to_fit=fits and made)
+
+
+def baseline(proposer: Proposer, one: Baseline) -> Candidate:
+    """The ILP's plan under a baseline's mesh and pins, simulated. Raises NoPlan if the model has none."""
+    return replace(proposer.candidate(proposer.proposals(one.mesh, one.pins, last=True)[0]), name=one.name)

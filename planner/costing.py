@@ -49,7 +49,7 @@ class Costing:
         self.cluster, self.sizes, self.optimizer = cluster, sizes, optimizer
         self._models: dict[tuple[int, ...], CollectiveModel] = {}
         self._seconds: dict[tuple[str, tuple[int, ...], float], float] = {}
-        self._ops: dict[object, float] = {}
+        self._ops: dict[object, tuple[float, float]] = {}
         self._layouts: dict[tuple[tuple[int, ...], int, bool], Layouts] = {}
         self.bucket_size = self._large_enough()
         self.bucket = min(float(self.bucket_size), max(gradient_bytes, 1.0))
@@ -83,6 +83,16 @@ class Costing:
         rate = self.communication("all_reduce", axes, float(most)) / most
         sizes = (s for s in BUCKET_SIZES if self.communication("all_reduce", axes, float(s)) <= _LATENCY * rate * s)
         return next(sizes, most)
+
+    def link_classes(self) -> tuple[LinkClass, ...]:
+        """The classes of links that the mesh's axes run over, none on one device."""
+        return tuple(dict.fromkeys(self.link_class((a,)) for a, size in enumerate(self.sizes) if size > 1))
+
+    def merged(self, kind: str, axes: tuple[int, ...], nbytes: float, most: float) -> float:
+        """The fewest seconds of `nbytes` as a share of any message of at most `most` bytes."""
+        if kind == "slice" or math.prod(self.sizes[a] for a in axes) == 1:
+            return 0.0
+        return nbytes * self._model(axes).least_per_byte(kind, most)
 
     def bucketed(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         """Seconds of a gradient's collective as its share of a bucket: T(bucket) n / bucket."""
@@ -124,6 +134,16 @@ class Costing:
 
     def op(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
         """Seconds of an op on one shard: the kernel or its dispatch, whichever is longer, and the collectives inside."""
+        kernel, moved = self._kernel(node, dims, strategy)
+        host = host_time(self.cluster.device, dims.signature.kind)
+        return max(kernel, host) + _TIE_BREAK * moved + self.inner(node, dims, strategy)
+
+    def simulated(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
+        """Seconds of an op on one shard as the simulator has them on its compute stream: the kernel and the collectives inside."""
+        return self._kernel(node, dims, strategy)[0] + self.inner(node, dims, strategy)
+
+    def _kernel(self, node: Node, dims: OpDims, strategy: Strategy) -> tuple[float, float]:
+        """Seconds of the kernel, and those that its bytes take at the datasheet's bandwidth."""
         letters = dims.letter_sizes(strategy.sizes)
         signature = dims.signature
         shapes = (signature.operands, signature.results)  # a bias's sum and a residual's have the same letters
@@ -131,8 +151,8 @@ class Costing:
         if key not in self._ops:
             device = self.device_time(node, dims, letters)
             moved = dims.signature.elements(letters) * dtype_bytes(op_dtype(node)) / self.cluster.device.memory_bandwidth
-            self._ops[key] = max(device, host_time(self.cluster.device, dims.signature.kind)) + _TIE_BREAK * moved
-        return self._ops[key] + self.inner(node, dims, strategy)
+            self._ops[key] = (device, moved)
+        return self._ops[key]
 
     def device_time(self, node: Node, dims: OpDims, letters: tuple[int, ...]) -> float:
         """Seconds of the op's kernel at the given letter sizes."""
@@ -178,17 +198,22 @@ class Costing:
 
     def update(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
         """Seconds to update a parameter's piece, and to gather it back where it is stored whole (ZeRO-1/2)."""
+        seconds = self.optimizer_step(flat, itemsize, dtype, strategy)
+        axes = gathered_axes(strategy)
+        if axes:
+            piece = local_numel(flat, strategy.updated, self.sizes)
+            full = piece * math.prod(self.sizes[a] for a in axes) * itemsize
+            seconds += self.communication("all_gather", axes, float(full))
+        return seconds
+
+    def optimizer_step(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
+        """Seconds to update a parameter's piece."""
         piece = local_numel(flat, strategy.updated, self.sizes)
         state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
         nbytes = (3 * piece * itemsize) + 2 * state  # parameter in and out, gradient in, state in and out
         name = f"optimizer.{self.optimizer}"
         seconds = op_time(self.cluster.device, kind="optimizer", flops=0.0, nbytes=nbytes, dtype=dtype, op=name)
-        seconds *= self.cluster.slowdown("optimizer")
-        axes = gathered_axes(strategy)
-        if axes:
-            full = piece * math.prod(self.sizes[a] for a in axes) * itemsize
-            seconds += self.communication("all_gather", axes, float(full))
-        return seconds
+        return seconds * self.cluster.slowdown("optimizer")
 
     def square_sum(self, nbytes: float, dtype: str) -> float:
         """Seconds to sum the squares of gradients."""

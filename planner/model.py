@@ -9,6 +9,7 @@ from functools import cached_property
 
 from cost_models.memory import dtype_bytes
 from planner.graph import Graph, Node, Parameter
+from planner.peephole import may_be_joined
 from planner.strategies import Option
 from planner.subdims import SubDims
 from planner.ties import Ties
@@ -144,6 +145,38 @@ class Model:
             return ("update", self.ties.parameter_class[use.parameter], use.root.places)
         assert use.node is not None
         return (self.ties.node_class[use.node], use.position, use.root.places)
+
+    @cached_property
+    def trained_by(self) -> frozenset[int]:
+        """The nodes that some gradient depends on; what the others do is only reported, or kept for the next step."""
+        wanted = {parameter.gradient for parameter in self.graph.parameters}
+        found = set()
+        for node in reversed(self.graph.nodes):
+            if not wanted.isdisjoint(node.results):
+                wanted.update(node.operands)
+                found.add(node.index)
+        return frozenset(found)
+
+    @cached_property
+    def may_be_joined(self) -> frozenset[int]:
+        """The nodes of which lowering may leave nothing: a bias's addition, joined to its product."""
+        return may_be_joined(self.graph)
+
+    @cached_property
+    def num_views(self) -> int:
+        """How many views every program has, whatever is chosen: of what an op, the update or the loss reads."""
+        graph = self.graph
+        read = [
+            v for n in graph.nodes if n.index not in self.may_be_joined and not is_view(self.dims, n.index) for v in n.operands
+        ]
+        seen: set[int] = set()
+        for value in (*read, *(p.gradient for p in graph.parameters), graph.loss):
+            while self.roots[value].value != value and value not in seen:
+                seen.add(value)
+                writer = graph.values[value].writer
+                assert writer is not None
+                (value,) = graph.nodes[writer].operands
+        return len(seen)
 
     @cached_property
     def cast_gradients(self) -> frozenset[int]:

@@ -61,30 +61,27 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverRecord:
-    """How the choice was found. `objective` is the plan costed again on the whole graph; `hidden` is the share of parameters' and
-    gradients' communication that the objective leaves out because it runs beside compute. `bound` is that of the plan's mesh;
-    `bound_all_meshes` that of all `num_meshes` that were searched, whatever fits the memory."""
+    """What is proved of the plan: no plan on any of the `num_meshes` meshes searched, whether it fits or not, has a simulated step of
+    less than `bound` seconds. `gap` is (step - bound) / step, `time_s` the seconds that the proof took."""
 
-    status: str
-    objective: float
     bound: float
     gap: float
-    time_s: float
-    num_variables: int
-    hidden: float
     num_meshes: int
-    bound_all_meshes: float
+    time_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """What a person would have typed, in the same cost model; None where the model admits no such plan (`reason` says why)."""
+    """A baseline: what a person might have typed. `made_to_fit`: its fastest plan does not fit, this one does. `allowed`: the mesh and
+    pins that were asked for leave it to choose. Without a step time there is no such plan, for a `reason`."""
 
     name: str
     mesh: str
     step_time_s: float | None
     memory_bytes: int | None
     fits: bool
+    made_to_fit: bool = False
+    allowed: bool = True
     reason: str = ""
 
 

@@ -57,6 +57,7 @@ class Candidate:
     program: Program
     prediction: Prediction
     whole: bool = True
+    name: str = ""  # a baseline's
 
     @property
     def mesh(self) -> Mesh:
@@ -80,17 +81,22 @@ class Proposer:
         self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}
+        self.made: dict[tuple[Mesh, tuple[Pin, ...], bool], list[Proposal]] = {}
 
     def proposals(
         self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False, most_pairs: float = math.inf,
         budget: Budget | None = None,
     ) -> list[Proposal]:  # fmt: skip
-        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out: a bound, and the plan itself
-        where it fits; the best found, where the `budget` (by default the whole search's) is over first. Raises TooLarge where the
-        mesh's table has more than `most_pairs` pairs of strategies."""
-        budget = budget or self.budget
-        costing = self._costing(mesh)
-        allowed = pins_for(self.model, mesh, self.pins if pins is None else pins)
+        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out; the best found, if the `budget` (by
+        default the whole search's) is over first. Raises TooLarge if the mesh's table has more than `most_pairs` pairs of
+        strategies."""
+        key = (mesh, self.pins if pins is None else pins, last)
+        if key not in self.made:
+            self.made[key] = self._proposals(mesh, key[1], last, most_pairs, budget or self.budget)
+        return self.made[key]
+
+    def _proposals(self, mesh: Mesh, pins: tuple[Pin, ...], last: bool, most_pairs: float, budget: Budget) -> list[Proposal]:
+        costing, allowed = self._costing(mesh), pins_for(self.model, mesh, pins)
         table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
@@ -139,9 +145,9 @@ class Proposer:
         return replace(self.lowered[key], proposal=proposal)
 
     def fitting(self, candidate: Candidate) -> Candidate:
-        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does). Its bound is that of the
-        first problem: the limit is lowered only because a lowered program may hold more than the problem knows of."""
-        limit, bound = self.capacity, math.inf
+        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does). The limit is lowered
+        because a lowered program may hold more than the problem knows of."""
+        limit = self.capacity
         for _ in range(4):
             if candidate.fits(self.capacity):
                 break
@@ -149,9 +155,7 @@ class Proposer:
             problem = old.table.problem(hidden=old.hidden, limit=limit)
             solution = solve(problem, guess=old.solution.choice, time_limit=time.left, stopped=time.over)
             none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
-            bound = min(bound, old.solution.bound if none else solution.bound)
-            solution = replace(solution, status="feasible" if none else solution.status, bound=bound)
-            candidate = self.candidate(replace(old, solution=solution), whole=candidate.whole)
+            candidate = replace(self.candidate(replace(old, solution=solution), whole=candidate.whole), name=candidate.name)
             if none or time.over():
                 break
             limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)

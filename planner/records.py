@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cost_models.breakdown import breakdown
@@ -30,14 +31,9 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "num_devices": plan.hardware.num_devices,
         "mesh": dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True)),
         **{key: summary[key] for key in (*_STEP, *_RATES, *_MEMORY)},
-        "alternatives": [
-            {"name": a.name, "step_time_s": a.step_time_s, "memory_bytes": a.memory_bytes, "fits": a.fits}
-            for a in plan.alternatives
-        ],
-        "solver": {
-            name: getattr(plan.solver, name)
-            for name in ("status", "objective", "bound", "gap", "time_s", "num_variables", "num_meshes", "bound_all_meshes")
-        },
+        "standard_name": summary.get("standard_name"),
+        "alternatives": [asdict(row) for row in plan.alternatives],
+        "solver": asdict(plan.solver),
         "replicated_ops": list(summary["replicated_ops"]),
         "constants": list(summary.get("constants", [])),
         "take_no_part": list(summary.get("take_no_part", [])),

@@ -38,7 +38,7 @@ def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
         Section(title="Mesh", body=mesh_body(plan)),
         Section(title="One step", body=_time_lines(summary)),
         Section(title="Memory of a device", body=_memory_table(summary)),
-        Section(title="Compared with what one would have typed", body=_alternatives(plan)),
+        Section(title="Baselines", body=_alternatives(plan)),
         Section(title="Proof", body=proof_lines(plan)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )
@@ -182,55 +182,53 @@ def _nearly_full(share: float, fits: bool) -> tuple[str, ...]:
 
 def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
     step = plan.summary["step_time_s"]
-    rows = [
-        ("this plan", str(plan.mesh), format_time(step), "1.00 x", format_bytes(plan.summary["memory_bytes"]["total"]), "yes")
-    ]
-    reasons = []
+    name = plan.summary.get("standard_name")
+    this = "this plan" if name is None else f"this plan: {name}"
+    rows = [(this, str(plan.mesh), format_time(step), "1.00 x", format_bytes(plan.summary["memory_bytes"]["total"]), "yes")]
     for row in plan.alternatives:
         if row.step_time_s is None or row.memory_bytes is None:
-            rows.append((row.name, row.mesh, "-", "-", "-", "-"))
-            reasons.append(f"{row.name}: {row.reason}")
             continue
-        fits = "yes" if row.fits else "no"
+        fits = ("made to" if row.made_to_fit else "yes") if row.fits else "no"
         rows.append(
             (row.name, row.mesh, format_time(row.step_time_s), f"{row.step_time_s / step:.2f} x",
              format_bytes(row.memory_bytes), fits)
         )  # fmt: skip
     return (
         Table(header=("plan", "mesh", "step", "", "memory", "fits"), rows=tuple(rows), right=frozenset({2, 3, 4})),
-        *reasons,
+        *(f"{row.name}: {row.reason}" for row in plan.alternatives if row.step_time_s is None),
+        *_ruled_out(plan),
         *_drawn_on(plan.summary.get("drawn_on", ())),
     )
 
 
+def _ruled_out(plan: Plan) -> tuple[str, ...]:
+    """The baselines that the plan may not be, however fast."""
+    names = [row.name for row in plan.alternatives if not row.allowed and row.step_time_s is not None]
+    return (f"ruled out by the mesh and pins that were asked for: {', '.join(names)}",) if names else ()
+
+
 def _drawn_on(depths: Sequence[int]) -> tuple[str, ...]:
     """What the figures of plans that were not simulated whole come from."""
-    return (f"all but this plan simulated with {' and '.join(map(str, depths))} layers, and drawn on",) if depths else ()
+    return (f"all but the fastest extrapolated from {' and '.join(map(str, depths))} layers",) if depths else ()
 
 
 def proof_lines(plan: Plan) -> tuple[str, ...]:
     """How good the plan is, and how that is known."""
-    solver = plan.solver
-    gap = f"{solver.gap:.1e}" if solver.gap > 1e-12 else "0"
-    shown = _percent(1 - solver.hidden)
+    solver, summary = plan.solver, plan.summary
+    step, bound = format_time(summary["step_time_s"]), format_time(solver.bound)
+    meshes = "the one mesh" if solver.num_meshes == 1 else f"any of the {solver.num_meshes} meshes"
     lines = [
-        f"solver: {solver.status}; the plan's costs sum to {format_time(solver.objective)}, and no choice on this mesh sums to "
-        f"less than {format_time(solver.bound)}: gap {gap}",
-        f"{solver.num_variables:,} variables, {solver.time_s:.2f} s; planned in {plan.summary['planning_time_s']:.1f} s in all",
+        f"step {step}; no plan on {meshes} searched takes less than {bound}, whether it fits or not: gap {_percent(solver.gap)}",
+        f"proved in {solver.time_s:.2f} s; planned in {summary['planning_time_s']:.1f} s in all",
     ]
-    if solver.num_meshes > 1:
+    if left_out := summary.get("left_out"):
         lines.insert(
-            1,
-            f"on none of the {solver.num_meshes} meshes searched does a choice sum to less than {format_time(solver.bound_all_meshes)}",
+            1, f"not searched: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one"
         )
-    if left_out := plan.summary.get("left_out"):
-        lines.append(f"left out: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one")
-    if limit := plan.summary.get("time_limit_s"):
-        late = plan.summary.get("late")
-        meshes = f"; not planned: {', '.join(late)}" if late else ""
+    if limit := summary.get("time_limit_s"):
+        late = summary.get("late")
+        meshes = f"; not searched: {', '.join(late)}" if late else ""
         lines.append(f"stopped at the time limit of {limit:g} s{meshes}; --time-limit gives more")
-    if solver.hidden:
-        lines.append(f"of the communication of parameters and gradients the sum counts {shown}: the rest hides behind compute")
     return tuple(lines)
 
 

@@ -17,8 +17,9 @@ from cost_models.cluster import Cluster
 from planner.ask import Ask, build
 from planner.baselines import compared
 from planner.beside import beside
+from planner.bounds import bounded
 from planner.budget import Budget
-from planner.choose import best_of, better_typed, shortlist, whole
+from planner.choose import choose, shortlist
 from planner.dry import CannotRun, dry_run
 from planner.layout import Mesh
 from planner.meshes import check_batch, meshes_of
@@ -27,7 +28,7 @@ from planner.model import Model
 from planner.padding import cheaper_sizes, resized, vocabulary
 from planner.pinned import check_pins
 from planner.pins import Pin
-from planner.plan_file import Plan, modelled, shallow_of
+from planner.plan_file import Plan, SolverRecord, modelled, shallow_of
 from planner.planned import plan_of
 from planner.program import Program
 from planner.proposals import Candidate, Proposal, Proposer
@@ -82,24 +83,25 @@ def search(
     proposer = _proposer(ask, cluster, pins, budget)
     meshes = _meshes(proposer, mesh)
     try:
-        with beside(partial(compared, proposer), lambda: budget.left / 2, own_process=own_process) as alternatives_found:
+        with beside(partial(compared, proposer, mesh), lambda: budget.left / 2, own_process=own_process) as alternatives_found:
             proposals, left_out = _proposals(proposer, meshes, progress)
             progress("simulating the best", 0.7)
             candidates = shortlist(proposer, proposals)
-            best = best_of(proposer, candidates)
-            progress("comparing with plans typed by hand", 0.8)
-            alternatives = alternatives_found()
-        best = whole(proposer, better_typed(proposer, best, alternatives) if mesh is None and not pins else best)
+            progress("comparing with the baselines", 0.8)
+            best, alternatives = choose(proposer, candidates, alternatives_found())
     except Misfit as misfit:
         progress("looking for what fits", 0.9)
         raise misfit_error(proposer, misfit.least, mesh, partial(_chosen, mesh, pins)) from None
     _check_runs(best.program, ask)
+    progress("proving how good the plan is", 0.9)
+    proof = _proved(proposer, proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
     named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
     padding = _padded(proposer, best)
-    plan = plan_of(ask, cluster, workload, best, named, proposals, alternatives, time.perf_counter() - started)
+    plan = plan_of(ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started)
     drawn_on = () if proposer.shallow is None else proposer.shallow.depths
     more: dict[str, Any] = {
+        "standard_name": best.name,
         "padding": padding,
         **left_out,
         "drawn_on": list(drawn_on),
@@ -129,7 +131,7 @@ def _chosen(mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster
     """What a search would choose of its own, whatever the baselines are. Raises Misfit, and NoPlan."""
     proposer = _proposer(ask, cluster, pins, budget)
     proposals, _ = _proposals(proposer, _meshes(proposer, mesh), lambda what, done: None)
-    return whole(proposer, best_of(proposer, shortlist(proposer, proposals)))
+    return choose(proposer, shortlist(proposer, proposals), ())[0]
 
 
 def _proposals(proposer: Proposer, meshes: list[Mesh], progress: Progress) -> tuple[list[Proposal], dict[str, list[str]]]:
@@ -150,6 +152,22 @@ def _proposals(proposer: Proposer, meshes: list[Mesh], progress: Progress) -> tu
         except TooLarge:
             left_out["left_out"].append(size)
     return proposals, left_out
+
+
+def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> SolverRecord:
+    """What is proved of the plan by the tables of all meshes that were searched; that of the plan's own mesh is one of them."""
+    began = time.perf_counter()
+    own = (
+        []
+        if any(p.mesh.sizes == best.mesh.sizes for p in proposals)
+        else proposer.proposals(replace(best.mesh, names=tuple("abc"[: len(best.mesh.sizes)])))
+    )
+    tables = {p.mesh.sizes: (p.table, p.solution.choice) for p in (*proposals, *own)}
+    step = best.prediction.step_time_s
+    bound = bounded(list(tables.values()), step, lambda: max(1.0, proposer.budget.left / 2))
+    return SolverRecord(
+        bound=bound, gap=(step - bound) / step, num_meshes=len(tables), time_s=time.perf_counter() - began
+    )  # fmt: skip
 
 
 def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:

@@ -60,14 +60,17 @@ class Table:
         where it is finite)."""
         shown = 1.0 - hidden
         costs = [c + shown * self.hideable_costs[n] if n in self.hideable_costs else c for n, c in enumerate(self.costs)]
-        keys = list(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
+        keys = self.edges
         edges = tuple(Edge(u=u, v=v, cost=self._pair((u, v), shown)) for u, v in keys)
         horizon = len(self.model.graph.nodes) + 1
-        problem = Problem(costs=tuple(costs), edges=edges, horizon=horizon, limit=limit, names=self.names)
+        return self.limited(Problem(costs=tuple(costs), edges=edges, horizon=horizon, names=self.names), limit)
+
+    def limited(self, problem: Problem, limit: float) -> Problem:
+        """A problem on the table's nodes and edges, under a limit of memory."""
         if limit == float("inf"):
             return problem
-        nodes, pairs = usages(self, {key: i for i, key in enumerate(keys)}, limit)
-        return with_pair_usages(replace(problem, usages=nodes), pairs)
+        nodes, pairs = usages(self, {key: i for i, key in enumerate(self.edges)}, limit)
+        return with_pair_usages(replace(problem, limit=limit, usages=nodes), pairs)
 
     def _pair(self, key: tuple[int, int], shown: float) -> Array:
         plain, hideable = self.pairs.get(key), self.hideable_pairs.get(key)
@@ -76,6 +79,16 @@ class Table:
             return plain
         scaled = hideable * shown if shown else np.where(np.isfinite(hideable), 0.0, np.inf)
         return scaled if plain is None else plain + scaled
+
+    @property
+    def edges(self) -> tuple[tuple[int, int], ...]:
+        """The pairs of problem nodes that have costs together, in the problem's order."""
+        return tuple(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
+
+    def forbidden(self, edge: tuple[int, int]) -> Array:
+        """Infinite where a pair of choices cannot be, else 0."""
+        known = [table[edge] for table in (self.pairs, self.hideable_pairs) if edge in table]
+        return np.where(np.all([np.isfinite(table) for table in known], axis=0), 0.0, np.inf)
 
     def flat(self, value: int) -> tuple[int, ...]:
         """The flat sub-dim sizes of a value."""

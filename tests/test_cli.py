@@ -328,7 +328,7 @@ def test_every_number_of_devices_gives_a_plan(here: Path, gpus: int) -> None:
     for size in found["mesh"].values():
         sizes *= size
     assert (found["num_devices"], sizes, found["fits"]) == (gpus, gpus, True)
-    assert found["solver"]["gap"] <= 1e-6
+    assert 0 < found["solver"]["bound"] <= found["step_time_s"]
 
 
 def test_a_plan_and_its_files(planned: tuple[Path, Any]) -> None:

@@ -145,10 +145,10 @@ def split_of(plan: Plan) -> dict[str, tuple[str, ...]]:
 
 def test_own_model_is_planned() -> None:
     plan = plan_own()
-    assert plan.solver.gap <= 1e-6
+    assert 0 <= plan.solver.gap <= 0.3
     assert split_of(plan)["body.blocks.*.up"] == ("batch",)
     hand_typed = [row.step_time_s for row in plan.alternatives if row.step_time_s is not None]
-    assert plan.summary["step_time_s"] <= 1.01 * min(hand_typed)
+    assert plan.summary["step_time_s"] <= min(hand_typed)
 
 
 def test_own_models_pins_are_kept() -> None:

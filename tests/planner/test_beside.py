@@ -128,5 +128,5 @@ def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
         said.append((json.loads(done.stdout), done.stderr))
     (one, told), (other, nothing) = said
     assert one["alternatives"] == other["alternatives"]
-    assert one["solver"]["objective"] == other["solver"]["objective"]
+    assert one["solver"]["bound"] == other["solver"]["bound"]
     assert nothing == "" and told == ("forked " if len(os.sched_getaffinity(0)) > 1 else "")

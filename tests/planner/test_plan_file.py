@@ -16,8 +16,7 @@ import planner.proposals
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
 from planner.ask import Ask
-from planner.choices import recost
-from planner.plan_file import Plan, choices_of, costing_of, model_of, plan_text, program_of, read_plan, write_plan
+from planner.plan_file import Plan, choices_of, model_of, plan_text, program_of, read_plan, write_plan
 from planner.predict import predict
 from planner.search import Found, search
 from planner.strategies import Option
@@ -56,11 +55,8 @@ def test_ranks_make_the_same_program_without_solving(found: Found, path: Path, m
 
 
 def test_the_reported_figures_are_those_of_the_file(found: Found, path: Path) -> None:
-    """The objective is the choices costed again; the step time is the program's."""
+    """The step time is the program's."""
     plan = read_plan(path)
-    model = model_of(plan)
-    again = recost(model, costing_of(plan, model), choices_of(plan, model), hidden=plan.solver.hidden)
-    assert again == pytest.approx(plan.solver.objective, rel=1e-12)
     assert predict(program_of(plan), plan.hardware.cluster()).step_time_s == plan.summary["step_time_s"]
 
 

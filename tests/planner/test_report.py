@@ -101,29 +101,39 @@ def test_markdown_keeps_stars_and_bars() -> None:
     assert markdown([Section(title="T", body=(table, "h.*"))]) == "# T\n\n| a |\n| --: |\n| h.\\*.attn \\| x |\n\nh.\\*\n"
 
 
-@pytest.mark.parametrize(("gap", "word"), [(0.0, "gap 0"), (1e-15, "gap 0"), (2.5e-4, "gap 2.5e-04")])
-def test_the_gap_in_words(found: Found, gap: float, word: str) -> None:
-    solver = SolverRecord(
-        status="feasible", objective=1.0, bound=1 - gap, gap=gap, time_s=0.1, num_variables=1234, hidden=0.0, num_meshes=1,
-        bound_all_meshes=1 - gap,
-    )  # fmt: skip
-    lines = proof_lines(replace(found.plan, solver=solver))
-    assert lines[0].endswith(word)
-    assert lines[1].startswith("1,234 variables, 0.10 s; planned in ")
-    assert len(lines) == 2
-    several = replace(solver, num_meshes=7, bound_all_meshes=0.9)
-    assert proof_lines(replace(found.plan, solver=several))[1] == (
-        "on none of the 7 meshes searched does a choice sum to less than 900 ms"
+def test_the_proof_in_words(found: Found) -> None:
+    """One line has the step, the bound and the gap; another what was not searched."""
+    summary = {**found.plan.summary, "step_time_s": 1.0, "planning_time_s": 2.0}
+    solver = SolverRecord(bound=0.951, gap=0.049, num_meshes=7, time_s=0.1)
+    lines = proof_lines(replace(found.plan, solver=solver, summary=summary))
+    assert lines == (
+        "step 1.00 s; no plan on any of the 7 meshes searched takes less than 951 ms, whether it fits or not: gap 4.9 %",
+        "proved in 0.10 s; planned in 2.0 s in all",
     )
+    one = replace(found.plan, solver=replace(solver, num_meshes=1), summary={**summary, "left_out": ["2x2x2"]})
+    lines = proof_lines(one)
+    assert "no plan on the one mesh searched takes less than 951 ms" in lines[0]
+    assert lines[1].startswith("not searched: 2x2x2, ") and len(lines) == 3
+
+
+def test_the_table_says_what_was_made_to_fit_and_what_was_ruled_out(found: Found) -> None:
+    first = replace(found.plan.alternatives[0], step_time_s=1.0, memory_bytes=1, fits=True, made_to_fit=True)
+    other = replace(found.plan.alternatives[1], step_time_s=1.0, memory_bytes=1, fits=False, made_to_fit=False, allowed=False)
+    summary = {**found.plan.summary, "standard_name": "ZeRO-3"}
+    text = drawn(report(replace(found.plan, alternatives=(first, other), summary=summary), FILES), 120)
+    assert any(line.startswith(first.name) and line.rstrip().endswith("made to") for line in text.splitlines())
+    assert f"ruled out by the mesh and pins that were asked for: {other.name}" in text
+    assert "this plan: ZeRO-3" in text
 
 
 def test_an_alternative_that_is_not_there_says_why(found: Found) -> None:
     gone = replace(found.plan.alternatives[0], step_time_s=None, memory_bytes=None, fits=False, reason="no way")
     text = drawn(report(replace(found.plan, alternatives=(gone,)), FILES), 100)
-    assert f"{gone.name}: no way" in text
+    assert f"{gone.name}: no way" in text and f"{gone.name}  " not in text
     assert plan_record(replace(found.plan, alternatives=(gone,)), FILES)["alternatives"] == [
-        {"name": gone.name, "step_time_s": None, "memory_bytes": None, "fits": False}
-    ]
+        {"name": gone.name, "mesh": gone.mesh, "step_time_s": None, "memory_bytes": None, "fits": False, "made_to_fit": False,
+         "allowed": True, "reason": "no way"}
+    ]  # fmt: skip
 
 
 RUN = {

@@ -17,9 +17,8 @@ from planner.meshes import meshes_of
 from planner.pins import parse_pin
 from planner.report import report
 from planner.search import Found, search
-from planner.solver import Problem, Solution, completed, solve
-from planner.solver.problem import Choice
 
+BASELINES = ["data parallel", "ZeRO-3", "tensor parallel", "Megatron 2-D", "ZeRO-3 x tensor"]
 SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}
 
 
@@ -33,13 +32,13 @@ def check(found: Found, num_devices: int) -> None:
     """What every plan keeps."""
     plan = found.plan
     assert plan.mesh.num_devices == num_devices
-    assert plan.solver.gap <= 1e-6 or plan.solver.status == "feasible"
-    assert plan.solver.bound <= plan.solver.objective
-    assert plan.summary["fits"] and plan.summary["step_time_s"] > 0.0
     step = plan.summary["step_time_s"]
+    assert 0 < plan.solver.bound <= step * (1 + 1e-9)
+    assert plan.solver.gap == pytest.approx(1 - plan.solver.bound / step, abs=1e-12)
+    assert plan.summary["fits"]
     for row in plan.alternatives:
         assert (row.step_time_s is None) == bool(row.reason)
-        assert not row.fits or row.step_time_s is None or step <= 1.01 * row.step_time_s, row
+        assert not (row.fits and row.allowed) or row.step_time_s is None or step <= row.step_time_s, row
 
 
 @pytest.mark.parametrize("num_devices", [1, 2, 3, 5, 7, 64])
@@ -48,7 +47,6 @@ def test_any_number_of_devices(num_devices: int) -> None:
     ask = Ask(model="lstm", batch=None, seq=None, settings=settings, dtype="float32", num_devices=num_devices)
     found = search(ask, load_cluster("dgx-h100", num_devices=num_devices))
     check(found, num_devices)
-    assert found.plan.solver.gap <= 1e-6
     assert math.prod(found.plan.mesh.sizes) == num_devices
 
 
@@ -57,8 +55,7 @@ def test_any_number_of_devices(num_devices: int) -> None:
 def test_no_fitting_alternative_is_faster(model: str, hardware: str) -> None:
     found = search(ask_for(model, dtype="float32"), load_cluster(hardware, num_devices=4))
     check(found, 4)
-    assert [row.name for row in found.plan.alternatives] == ["data parallel", "ZeRO-3", "tensor parallel", "Megatron 2-D"]
-    assert found.plan.solver.gap <= 1e-6
+    assert [row.name for row in found.plan.alternatives] == BASELINES
 
 
 def test_a_pinned_mesh_is_kept() -> None:
@@ -126,41 +123,11 @@ def test_where_memory_binds_the_plan_is_cut_and_proved(roomy: Found, share: floa
     check(found, 4)
     assert found.plan.summary["memory_bytes"]["total"] <= share * whole
     assert not next(row for row in found.plan.alternatives if row.name == "data parallel").fits
+    made = [row.name for row in found.plan.alternatives if row.made_to_fit]
+    assert all(row.fits for row in found.plan.alternatives if row.name in made)
     kinds = {option.kind for options in found.plan.parameters for option in options}
     assert kinds & {"split", "update"}
-    assert found.plan.solver.gap <= 0.02
-    assert found.plan.solver.objective >= roomy.plan.solver.bound
-
-
-@pytest.mark.parametrize("fits", [False, True])
-def test_a_plan_made_to_fit_is_proved_by_the_first_problem_alone(
-    roomy: Found, monkeypatch: pytest.MonkeyPatch, fits: bool
-) -> None:
-    """A problem that holds more than the lowered program may say that nothing fits: no proof that the leanest is the best. One that
-    holds less is solved again with a lower limit: its bound holds for less than all plans that fit."""
-    whole = next(row for row in roomy.plan.alternatives if row.name == "data parallel").memory_bytes
-    free, limited = [], []
-
-    def told(problem: Problem, *, guess: Choice | None = None, **time: object) -> Solution:
-        solution = solve(problem, guess=guess)
-        if problem.limit == math.inf:
-            free.append(solution.bound)
-            return solution
-        limited.append(solution.bound)
-        if not fits:
-            return replace(solution, status="infeasible", bound=math.inf)
-        if len(limited) == 1:
-            assert guess is not None
-            return replace(solution, choice=completed(problem, guess), objective=problem.cost(completed(problem, guess)))
-        return replace(solution, bound=solution.objective)
-
-    monkeypatch.setattr("planner.proposals.solve", told)
-    cluster = with_memory(load_cluster("dgx-h100", num_devices=4), 0.4 * whole)
-    one_objective = replace(cluster, device=replace(cluster.device, overlap=0.0))
-    solver = search(large(), one_objective, mesh=mesh_of("a=4")).plan.solver
-    assert solver.bound == (limited[0] if fits else free[0]) and solver.bound < math.inf
-    assert len(limited) == (2 if fits else 1)
-    assert fits or (solver.status == "feasible" and solver.gap > 1e-3)
+    assert found.plan.solver.bound <= roomy.plan.summary["step_time_s"] <= found.plan.summary["step_time_s"]
 
 
 def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -> None:
