@@ -179,7 +179,7 @@ def _start(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) 
     if writer.recorded:
         writer.write(f"r.launched({writer.at}, p{writer.at})")
     writer.waits.update(dict.fromkeys(instruction.results, writer.at))
-    _free(writer, instruction.frees)
+    _free(writer, [value for value in instruction.frees if value not in instruction.results])
 
 
 def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:
@@ -204,6 +204,7 @@ def _wait(writer: _Writer, values: Sequence[int]) -> None:
         writer.write(f"del p{index}")
         for value in instruction.results:
             del writer.waits[value]
+        _free(writer, [value for value in instruction.frees if value in instruction.results])  # that nobody reads
 
 
 def _free(writer: _Writer, frees: Sequence[int]) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hand_programs import BATCH, INPUTS, OUTPUTS, Builder, Split, make_workload, perceptron
+from hand_programs import BATCH, HIDDEN, INPUTS, OUTPUTS, Builder, Split, make_workload, perceptron
 from hypothesis import given
 from hypothesis import strategies as st
 from kinds import Kind, plan_of
@@ -17,7 +17,7 @@ from cost_models.errors import BadValue, RunFailed, UnknownName
 from planner.ask import Ask
 from planner.ask import build as build_workload
 from planner.layout import REPLICATE, Layout, Mesh, SubShape
-from planner.program import Compute, Program, Ref
+from planner.program import Communicate, Compute, Program, Ref
 from planner.torch_private import allocations
 from runtime.aliases import reusable_sources
 from runtime.executor import Executor, gather_parameters
@@ -201,3 +201,25 @@ def test_a_loss_that_is_a_parameter_is_told_as_it_was_in_the_step() -> None:
     loss = executor.step(workload.batch)
     assert executor.reported["doubt"] == 0.5
     assert sum(executor.reported.values()) == pytest.approx(loss)
+
+
+def test_a_message_that_nobody_reads_is_waited_for_and_freed() -> None:
+    """Its own free stands with it: the result is there only when it has been waited for."""
+    program = perceptron(Split(ONE, batch=(0,)))
+    at, unread = 2, 999
+    before = program.instructions[at - 1]
+    assert isinstance(before, Compute) and before.op == "aten.mm.default"
+    (read,) = before.results
+    assert read is not None
+    message = Communicate(
+        id="unread", kind="all_reduce", axes=(0,), sources=(read,), results=(unread,), expanded=((BATCH, HIDDEN),),
+        shapes=((BATCH, HIDDEN),), dtypes=("float64",), phase="forward", asynchronous=True, frees=(unread,),
+    )  # fmt: skip
+    more = dataclasses.replace(
+        program,
+        instructions=(*program.instructions[:at], message, *program.instructions[at:]),
+    )
+    workload = build(make_workload, 0)
+    losses = [Executor(each, build(make_workload, 0)).step(workload.batch) for each in (program, more)]
+    assert losses[0] == losses[1]
+    Executor(more, build(make_workload, 0)).recorded_step(workload.batch)
