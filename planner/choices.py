@@ -21,12 +21,13 @@ __all__ = ["Choices", "read_choices", "recost"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
     """By graph node, by parameter in order, and by (root value, phase) for hubs; `bucket` are the bytes of gradients that are reduced
-    together."""
+    together. `recast`: parameters are cast again for backward, and no copy of them is held from forward."""
 
     strategies: dict[int, Strategy]
     parameters: tuple[ParameterStrategy, ...]
     hubs: dict[tuple[int, str], Layout]
     bucket: int = BUCKET_BYTES
+    recast: bool = False
 
 
 def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:

@@ -30,7 +30,7 @@ from planner.program import Communicate, Compute, InputState, Instruction, Param
 from planner.redistribute import Layouts, Step
 from planner.rules import local_call
 from planner.schedule import SMALL, finish
-from planner.strategies import ParameterStrategy, local_of
+from planner.strategies import ParameterStrategy, Strategy, local_of
 from planner.subdims import OpDims, call_of
 from planner.ties import layer_of
 from planner.transfers import leads
@@ -80,6 +80,7 @@ class _Lowering:
         self.produced: dict[int, tuple[int, Layout]] = {}  # root value -> its program value and layout
         self.delivered: dict[tuple[int, str, Layout], int] = {}
         self.viewed: dict[tuple[int, int], int] = {}
+        self.recasted: dict[int, int] = {}  # a parameter in another format -> its program value of backward
         self.inputs: dict[tuple[int, Layout], InputState] = {}
         self.names: dict[str, int] = defaultdict(int)
         self.small = {
@@ -137,9 +138,28 @@ class _Lowering:
         if self.model.graph.values[value].is_given:
             return self._input(value, wanted)
         source, layout = self.produced[value]
+        if phase == "backward" and self._recast(value):
+            source = self.recasted[value]
         hub = self.choices.hubs.get((value, phase), layout)
         source = self._convert(value, phase, source, layout, hub)
         return self._convert(value, phase, source, hub, wanted)
+
+    def _recast(self, value: int) -> bool:
+        """Whether the value is a parameter in another format that is made anew for backward, from the piece that is there; it is then
+        in `recasted`."""
+        writer = self.model.graph.values[value].writer
+        if not self.choices.recast or value not in self.model.recastable or writer is None:
+            return False
+        if value not in self.recasted:
+            node, strategy = self.model.graph.nodes[writer], self.choices.strategies[writer]
+            root, (seen,) = self.model.roots[node.operands[0]], strategy.operands
+            stored, read = self.produced[root.value][1], root.layout(seen)
+            hub = self.choices.hubs.get((root.value, "backward"), stored)
+            steps = (*self._steps(root.value, "backward", stored, hub), *self._steps(root.value, "backward", hub, read))
+            if any(step.kind != "slice" for step in steps):
+                return False
+            self.recasted[value] = self._emit(replace(node, phase="backward"), strategy)[0]
+        return True
 
     def _convert(self, value: int, phase: str, source: int, before: Layout, after: Layout) -> int:
         if before == after:
@@ -224,7 +244,15 @@ class _Lowering:
         return self.viewed[key]
 
     def _op(self, node: Node) -> None:
-        dims, strategy = self.model.dims.ops[node.index], self.choices.strategies[node.index]
+        strategy = self.choices.strategies[node.index]
+        results = self._emit(node, strategy)
+        for value, number, layout in zip(node.results, results, strategy.results, strict=True):
+            if value is not None:
+                self.produced[value] = (number, layout)
+
+    def _emit(self, node: Node, strategy: Strategy) -> list[int]:
+        """Emits a node's op under a strategy, with what brings its operands; the program values of its results."""
+        dims = self.model.dims.ops[node.index]
         ids = [self._operand(v, node.phase, seen) for v, seen in zip(node.operands, strategy.operands, strict=True)]
         leaves = tuple(option.number if option.kind == "split" else REPLICATE for option in strategy.options)
 
@@ -233,11 +261,9 @@ class _Lowering:
             return kernel + self.timing.inner(node, dims, strategy)
 
         results = self._run(node, dims, ids, leaves, seconds)
-        for value, number, layout in zip(node.results, results, strategy.results, strict=True):
-            if value is not None:
-                self.produced[value] = (number, layout)
         if self.model.casts_parameter(node):
             self._ahead(node.results[0], node.phase)  # type: ignore[arg-type]
+        return results
 
     def _run(self, node: Node, dims: OpDims, ids: list[int], leaves: Layout, seconds: Callable[[], float]) -> list[int]:
         """Emits one op on a shard, of which axis a splits leaf `leaves[a]`; the program values of its results."""

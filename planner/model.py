@@ -74,6 +74,17 @@ class Model:
                     found[node.results[0]] = found[root]
         return found
 
+    @cached_property
+    def recastable(self) -> frozenset[int]:
+        """The values that shorten a parameter in forward and are read again in backward: they may be made anew for it. What something
+        else looks at (a slice) stays."""
+        found = {n.results[0] for n in self.graph.nodes if n.phase == "forward" and self.shortens(n)}
+        looking = (
+            n for n in self.graph.nodes if self.dims.ops[n.index].signature.kind == "view" and not is_view(self.dims, n.index)
+        )
+        found -= {self.roots[value].value for node in looking for value in node.operands}
+        return frozenset(value for value in found if value is not None and (value, "backward") in self.uses)
+
     def shortens(self, node: Node) -> bool:
         """Whether the op casts a parameter to a format of fewer bytes."""
         values = self.graph.values

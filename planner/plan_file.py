@@ -88,7 +88,8 @@ class Alternative:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """See the module. `options[c]` are the options of node class c (None for views), `parameters[c]` of parameter class c;
-    `hubs` are (root value, phase, layout); gradients are reduced in buckets of `bucket_bytes`."""
+    `hubs` are (root value, phase, layout); gradients are reduced in buckets of `bucket_bytes`, and parameters
+    cast again for backward if `recast`."""
 
     ask: Ask
     hardware: Hardware
@@ -98,6 +99,7 @@ class Plan:
     parameters: tuple[tuple[Option, ...], ...]
     hubs: tuple[tuple[int, str, Layout], ...]
     bucket_bytes: int
+    recast: bool
     solver: SolverRecord
     summary: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[Alternative, ...] = ()
@@ -113,7 +115,7 @@ def plan_text(plan: Plan) -> str:
         "graph_hash": plan.graph_hash, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
         "options": [None if o is None else [_show(x) for x in o] for o in plan.options],
         "parameters": [[_show(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
-        "bucket_bytes": plan.bucket_bytes,
+        "bucket_bytes": plan.bucket_bytes, "recast": plan.recast,
         "solver": asdict(plan.solver), "summary": dict(plan.summary), "alternatives": [asdict(a) for a in plan.alternatives],
     }  # fmt: skip
     return json.dumps(body, indent=1) + "\n"
@@ -149,9 +151,16 @@ def _parse(body: dict[str, Any]) -> Plan:
         options=tuple(None if o is None else tuple(map(_read_option, o)) for o in body["options"]),
         parameters=tuple(tuple(map(_read_option, o)) for o in body["parameters"]),
         hubs=tuple((value, h["phase"], tuple(h["layout"])) for h in body["hubs"] for value in h["values"]),
-        bucket_bytes=_positive(body["bucket_bytes"]), solver=SolverRecord(**body["solver"]), summary=body["summary"],
+        bucket_bytes=_positive(body["bucket_bytes"]), recast=_flag(body["recast"]),
+        solver=SolverRecord(**body["solver"]), summary=body["summary"],
         alternatives=tuple(Alternative(**a) for a in body["alternatives"]),
     )  # fmt: skip
+
+
+def _flag(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{value!r} is not true or false")
+    return value
 
 
 def _positive(number: Any) -> int:
@@ -283,7 +292,7 @@ def choices_of(plan: Plan, model: Model) -> Choices:
     hubs = {(value, phase): layout for value, phase, layout in plan.hubs}
     for (value, _), layout in hubs.items():
         _check_layout(model, value, layout, sizes)
-    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=plan.bucket_bytes)
+    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=plan.bucket_bytes, recast=plan.recast)
 
 
 def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:

@@ -33,6 +33,7 @@ def plan_of(
         parameters=tuple(best.choices.parameters[members[0]].options for members in ties.parameters_of),
         hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
         bucket_bytes=best.choices.bucket,
+        recast=best.choices.recast,
         solver=proof,
         summary=summarise(ask, model, workload, cluster, mesh, best.choices, table.costing, best.prediction, elapsed),
         alternatives=alternatives,

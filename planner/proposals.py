@@ -129,20 +129,27 @@ class Proposer:
 
     def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
         """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is
-        asked for."""
+        asked for. Parameters are cast once a step; twice where it does not fit otherwise."""
         table, choice, whole = proposal.table, proposal.solution.choice, whole or self.shallow is None
         key = (id(table), choice, whole)
         if key not in self.lowered:
-            choices = read_choices(table, choice)
-            if self.shallow is None or whole:
-                program = lower(self.model, proposal.mesh, choices, table.costing)
-                prediction = predict(program, self.cluster)
-            else:
-                program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster)
-            self.lowered[key] = Candidate(
-                proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole
-            )  # fmt: skip
+            found = self._simulated(proposal, whole, recast=False)
+            over = found.prediction.total_memory_bytes - self.capacity
+            if self.model.recastable and 0 < over <= found.prediction.memory_bytes["gathered"]:
+                again = self._simulated(proposal, whole, recast=True)
+                found = min(found, again, key=lambda c: c.prediction.total_memory_bytes)
+            self.lowered[key] = found
         return replace(self.lowered[key], proposal=proposal)
+
+    def _simulated(self, proposal: Proposal, whole: bool, *, recast: bool) -> Candidate:
+        table, choice = proposal.table, proposal.solution.choice
+        choices = replace(read_choices(table, choice), recast=recast)
+        if self.shallow is None or whole:
+            program = lower(self.model, proposal.mesh, choices, table.costing)
+            prediction = predict(program, self.cluster)
+        else:
+            program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster, recast=recast)
+        return Candidate(proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole)
 
     def fitting(self, candidate: Candidate) -> Candidate:
         """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does). The limit is lowered

@@ -37,7 +37,7 @@ def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
         Section(title=title(plan), body=(_model_line(plan),)),
         Section(title="Mesh", body=mesh_body(plan)),
         Section(title="One step", body=_time_lines(summary)),
-        Section(title="Memory of a device", body=_memory_table(summary)),
+        Section(title="Memory of a device", body=(*_memory_table(summary), *_cast_again(plan))),
         Section(title="Baselines", body=_alternatives(plan)),
         Section(title="Proof", body=proof_lines(plan)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
@@ -170,6 +170,13 @@ def _memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     rows.append(("usable", format_bytes(capacity), "fits" if summary["fits"] else "DOES NOT FIT"))
     table = Table(header=("at the peak", "", "of usable"), rows=tuple(rows), right=frozenset({1, 2}))
     return (table, *_nearly_full(total / capacity, summary["fits"]))
+
+
+def _cast_again(plan: Plan) -> tuple[str, ...]:
+    """What a plan does that holds no casts of parameters from forward to backward."""
+    if not plan.recast:
+        return ()
+    return (f"parameters are cast to {plan.summary['dtype']} again for backward: kept from forward, the casts would not fit",)
 
 
 def _nearly_full(share: float, fits: bool) -> tuple[str, ...]:

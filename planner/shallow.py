@@ -33,14 +33,16 @@ class Shallow:
     depths: tuple[int, int]
     depth: int
 
-    def predict(self, table: Table, choice: tuple[int, ...], mesh: Mesh, cluster: Cluster) -> tuple[Program, Prediction]:
+    def predict(
+        self, table: Table, choice: tuple[int, ...], mesh: Mesh, cluster: Cluster, *, recast: bool
+    ) -> tuple[Program, Prediction]:
         """The program at the larger depth, and what the whole one is predicted to do."""
         small, large = (total_gradient_bytes(model.graph) for model in self.models)
         block = (large - small) / (self.depths[1] - self.depths[0])
-        programs = [self._lowered(table, choice, mesh, model, block) for model in self.models]
+        programs = [self._lowered(table, choice, mesh, model, block, recast) for model in self.models]
         return programs[1], self._drawn_on(*(predict(program, cluster) for program in programs))
 
-    def _lowered(self, table: Table, choice: tuple[int, ...], mesh: Mesh, model: Model, block: float) -> Program:
+    def _lowered(self, table: Table, choice: tuple[int, ...], mesh: Mesh, model: Model, block: float, recast: bool) -> Program:
         """The program of one depth. A bucket takes the gradients of one `block` at most: one that a shallow model does not fill would
         be drawn on as if nothing were sent before the end."""
         groups = _groups(table.model)
@@ -48,7 +50,7 @@ class Shallow:
         hub_of = {(v, phase): hubs[key] for key, alike in _groups(model).items() if key in hubs for v, phase, _ in alike}
         choices = read_choices(replace(table, model=model, hub_of=hub_of), choice)
         bucket = max(BUCKET_BYTES, min(choices.bucket, int(block)))
-        return lower(model, mesh, replace(choices, bucket=bucket), table.costing)
+        return lower(model, mesh, replace(choices, bucket=bucket, recast=recast), table.costing)
 
     def _drawn_on(self, first: Prediction, second: Prediction) -> Prediction:
         steps = (self.depth - self.depths[1]) / (self.depths[1] - self.depths[0])

@@ -124,13 +124,21 @@ class _Usages:
         last = max(self.last[value], found.writer)
         place = table.model.graph.nodes[found.writer].results.index(value)
         if self._looked_at(value) is None:
-            self._hold(
-                produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), found.writer, last + 1
-            )
+            for start, end in self._held(value, uses, found.writer, last + 1):
+                self._hold(produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), start, end)
         for use in uses:
             if use.parameter is not None:
                 consumer, after = self._consumed(use)
                 self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
+
+    def _held(self, value: int, uses: list[Use], start: int, end: int) -> tuple[tuple[int, int], ...]:
+        """When a value is held: from its writer to its last reading; what can be made again for backward not between the two phases,
+        since it is if memory asks for it."""
+        if value not in self.table.model.recastable:
+            return ((start, end),)
+        forward = [use.node for use in uses if use.node is not None and use.phase == "forward"]
+        backward = [use.node for use in uses if use.node is not None and use.phase == "backward"]
+        return (start, max([start, *forward]) + 1), (min(backward), end)
 
     def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
         """Bytes of a result under each choice of its writer; of what a kernel keeps for its backward, the kernel's own."""

@@ -191,9 +191,10 @@ def table_of(ask: Ask, mesh: str | Mesh, pins: tuple[str, ...] = (), *, cluster:
 def planned(
     ask: Ask, mesh: str, pins: tuple[str, ...] = (), *, words: Mapping[str, str] | None = None, axis: int = 0,
     seed: int | None = None, cluster: Cluster | None = None, limit: float = float("inf"), bucket: int | None = None,
+    recast: bool = False,
 ) -> Planned:  # fmt: skip
     """The best plan on a mesh under pins and `split_by` words; with a `seed` the best under random costs instead; with buckets of so
-    many bytes, if that is given."""
+    many bytes, if that is given; with parameters cast again for backward if `recast`."""
     model, workload = traced(ask)
     on = mesh_of(mesh)
     cluster = cluster or load_cluster("cpu", num_devices=on.num_devices)
@@ -205,13 +206,15 @@ def planned(
     if seed is not None:
         choice = chosen_at_random(problem, seed)
         solution = replace(solution, choice=choice, objective=problem.cost(choice))
-    return with_choice(ask, on, table, solution, cluster, bucket)
+    return with_choice(ask, on, table, solution, cluster, bucket, recast)
 
 
-def with_choice(ask: Ask, mesh: Mesh, table: Table, solution: Solution, cluster: Cluster, bucket: int | None = None) -> Planned:
+def with_choice(
+    ask: Ask, mesh: Mesh, table: Table, solution: Solution, cluster: Cluster, bucket: int | None = None, recast: bool = False
+) -> Planned:
     """The plan of a given choice."""
     model, workload = traced(ask)
-    choices = read_choices(table, solution.choice)
+    choices = replace(read_choices(table, solution.choice), recast=recast)
     choices = choices if bucket is None else replace(choices, bucket=bucket)
     program = lower(model, mesh, choices, table.costing)
     dry_run(program)

@@ -138,6 +138,11 @@ def plans(num_ranks: int) -> dict[str, Planned]:
     for name, (model, more) in STEPS.items():
         for kind in ("ddp", "zero3", "tensor") if num_ranks == 2 else ("ddp", "tensor", "dp x tensor, zero3"):
             out[f"{name}: {kind}"] = planned(ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind])
+        if name == "mixed":
+            for kind in ("ddp", "zero3"):
+                out[f"{name}: {kind}, cast again"] = planned(
+                    ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind], recast=True
+                )
     for name, (model, sizes, words) in WORDS.items():
         ask = ask_for(model, num_ranks, **sizes)
         out[f"{model}: {name}"] = planned(ask, f"t={num_ranks}", words=words)
@@ -223,6 +228,12 @@ def test_mixed_precision_gathers_what_it_computes_with(ran: Ran) -> None:
     sent = [i for i in ran.plans[name].program.instructions if isinstance(i, Communicate) and i.kind == "all_gather"]
     assert {i.phase for i in sent if "bfloat16" in i.dtypes and "weight" in i.path} == {"forward", "backward"}
     assert ran.found[name].loss_error < 0.002
+
+
+def test_casting_again_for_backward_changes_no_gradient(ran: Ran) -> None:
+    once, again = (ran.found[f"mixed: ddp{how}"] for how in ("", ", cast again"))
+    assert once.loss_error == pytest.approx(again.loss_error, rel=1e-6)
+    assert once.gradient_error == pytest.approx(again.gradient_error, rel=1e-6)
 
 
 def _worst(found: Verification) -> float:

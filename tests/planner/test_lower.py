@@ -182,6 +182,20 @@ def test_zero3_in_mixed_precision_moves_what_is_computed_with(model: str) -> Non
     assert [math.prod(shape) for i in casts for shape in i.shapes] == pieces
 
 
+@pytest.mark.parametrize(("mesh", "pin"), [("dp=2", "*=ddp"), ("dp=2", "*=zero3"), ("tp=2", "*=tensor")])
+def test_casting_again_holds_no_copy_of_a_parameter_between_forward_and_backward(mesh: str, pin: str) -> None:
+    ask = ask_for("llama", 2, dtype="float32", compute="bfloat16")
+    programs = [planned(ask, mesh, (pin,), recast=recast).program for recast in (False, True)]
+    for program, held in zip(programs, (True, False), strict=True):
+        given = {state.value for state in program.parameters}
+        casts = [i for i in program.instructions if isinstance(i, Compute) and given & set(reads(i)) and "bfloat16" in i.dtypes]
+        assert Counter(i.phase for i in casts)["backward"] == (0 if held else len(casts) / 2)
+        last = {v: n for n, i in enumerate(program.instructions) for v in i.frees}
+        turn = next(n for n, i in enumerate(program.instructions) if isinstance(i, Compute) and i.phase == "backward")
+        kept = [v for i in casts if i.phase == "forward" for v in writes(i) if last[v] >= turn]
+        assert bool(kept) == held
+
+
 def test_tensor_parallel_gpt_moves_four_all_reduces_a_layer() -> None:
     """Megatron's column-then-row pairs: attention and MLP each end in one all-reduce of batch x sequence x width, and so does the
     backward of each (MODELLING 5.1). Found by the planner on an NVLink node, without a word about it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from small_plans import ask_for, mesh_of
@@ -15,6 +16,7 @@ from planner.ask import Ask
 from planner.layout import local_shape
 from planner.meshes import meshes_of
 from planner.pins import parse_pin
+from planner.plan_file import program_of, read_plan, write_plan
 from planner.report import report
 from planner.search import Found, search
 
@@ -189,3 +191,18 @@ def test_a_plan_keeps_the_headroom_free_and_one_without_says_so() -> None:
     assert full.summary["fits"] and full.summary["memory_allowed_bytes"] == needed
     body = next(section.body for section in report(full, {}) if section.title.startswith("Memory"))
     assert "100.0 % of the usable memory" in str(body[-1])
+
+
+def test_parameters_are_cast_again_for_backward_if_their_copies_do_not_fit(tmp_path: Path) -> None:
+    """It costs time, and so is done only then; a plan that is read back does the same."""
+    ask = ask_for("llama", 2, dtype="float32", compute="bfloat16", batch=64)
+    on, pinned = load_cluster("cpu", num_devices=2), {"mesh": mesh_of("dp=2"), "pins": (parse_pin("*=ddp"),)}
+    roomy = search(ask, on, **pinned)
+    assert not roomy.plan.recast
+    tight = search(ask, with_memory(on, roomy.plan.summary["memory_bytes"]["total"] - 1024), **pinned)
+    assert tight.plan.recast and tight.plan.summary["fits"]
+    body = next(section.body for section in report(tight.plan, {}) if section.title.startswith("Memory"))
+    assert any("cast to bfloat16 again" in str(line) for line in body)
+    assert tight.plan.summary["step_time_s"] > roomy.plan.summary["step_time_s"]
+    write_plan(tight.plan, tmp_path / "plan.json")
+    assert program_of(read_plan(tmp_path / "plan.json")).instructions == tight.program.instructions
