@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from provenance import provenance
+from running import SIZES
 
 from cost_models.cluster import load_cluster
 from planner.ask import Ask
@@ -33,14 +34,6 @@ from planner.trace import trace
 from planner.workload import load_workload
 from runtime.calibrate import calibrated_path
 from runtime.compare import Comparison, compare
-
-#: Sizes at which a step takes some tens to hundreds of milliseconds on this machine.
-SIZES: dict[str, dict[str, Any]] = {
-    "lstm": {"batch": 256, "seq": 50, "settings": {"vocab": "4000"}},
-    "mlp": {"batch": 256, "seq": None, "settings": {"hidden": "1024"}},
-    "cnn": {"batch": 128, "seq": None, "settings": {}},
-    "gpt": {"batch": 16, "seq": 64, "settings": {"layers": "2", "vocab": "4096"}},
-}
 
 
 def flops_of(model: str) -> float:
