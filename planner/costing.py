@@ -50,6 +50,7 @@ class Costing:
         self._models: dict[tuple[int, ...], CollectiveModel] = {}
         self._seconds: dict[tuple[str, tuple[int, ...], float], float] = {}
         self._ops: dict[object, tuple[float, float]] = {}
+        self._copies: dict[float, float] = {}
         self._layouts: dict[tuple[tuple[int, ...], int, bool], Layouts] = {}
         self.bucket_size = self._large_enough()
         self.bucket = min(float(self.bucket_size), max(gradient_bytes, 1.0))
@@ -116,8 +117,10 @@ class Costing:
         if num_kernels == 0:
             return 0.0
         moved = 2.0 * nbytes / num_kernels
-        one = op_time(self.cluster.device, kind="copy", flops=0.0, nbytes=moved, dtype="float32", op="aten.cat.default")
-        return num_kernels * one * self.cluster.slowdown("copy")
+        if moved not in self._copies:
+            one = op_time(self.cluster.device, kind="copy", flops=0.0, nbytes=moved, dtype="float32", op="aten.cat.default")
+            self._copies[moved] = one * self.cluster.slowdown("copy")
+        return num_kernels * self._copies[moved]
 
     def copied_alone(self, copies: Copies, sent: int, itemsize: int) -> float:
         """Seconds of the copies around the collective of one value of `sent` elements, or of their dispatch, if that is longer."""

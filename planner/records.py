@@ -30,6 +30,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "hardware": plan.hardware.name,
         "num_devices": plan.hardware.num_devices,
         "mesh": dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True)),
+        "axes": summary.get("axes", []),
         **{key: summary[key] for key in (*_STEP, *_RATES, *_MEMORY)},
         "standard_name": summary.get("standard_name"),
         "alternatives": [asdict(row) for row in plan.alternatives],

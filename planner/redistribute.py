@@ -86,13 +86,19 @@ class Layouts:
         following = np.full((n, n), -1, dtype=np.int64)
         steps: dict[tuple[int, int], Step] = {}
         elementary = _elementary(len(self.flat), len(self.mesh_sizes))
+        known: dict[
+            tuple[object, ...], float
+        ] = {}  # what a step costs depends on sizes, not on where else there are partial sums
         for i, layout in enumerate(self.layouts):
             cost[i, i] = 0.0
             for step in elementary[layout]:
                 j = self.index.get(step.after)
                 if j is None:
                     continue
-                seconds = self._seconds(step)
+                key = (step.kind, step.axes, step.gather, step.split, self.sizes[layout])
+                if key not in known:
+                    known[key] = self._seconds(step)
+                seconds = known[key]
                 if seconds < cost[i, j]:
                     cost[i, j], following[i, j], steps[i, j] = seconds, j, step
         for k in range(n):

@@ -7,8 +7,10 @@ without its model.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from cost_models.axis_links import axis_links, links_in_words
 from cost_models.memory import MEMORY_HEADROOM
 from cost_models.units import format_bytes, format_rate, format_time
 from planner.sections import Section, Table
@@ -87,7 +89,8 @@ def _axis_lines(plan: Plan) -> Iterable[str]:
     """One sentence an axis: what it splits, and where."""
     if plan.mesh.num_devices == 1:
         return ["one device: nothing is split"]
-    return [_axis_line(plan, axis) for axis in range(len(plan.mesh.sizes))]
+    runs = [links_in_words(plan.summary["axes"])] if plan.summary.get("axes") else []
+    return runs + [_axis_line(plan, axis) for axis in range(len(plan.mesh.sizes))]
 
 
 def _axis_line(plan: Plan, axis: int) -> str:
@@ -242,8 +245,9 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
 def simulation(plan: Plan, cluster: Cluster, record: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
     """The report of `plan simulate`."""
     where = f"simulated on {cluster.num_devices} x {cluster.device.name} ({cluster.name})"
+    runs = links_in_words(map(asdict, axis_links(cluster, plan.mesh.names, plan.mesh.sizes)))
     return (
-        Section(title=title(plan), body=(f"{where}, mesh {plan.mesh}",)),
+        Section(title=title(plan), body=(f"{where}, mesh {plan.mesh}", *((runs,) if runs else ()))),
         Section(title="One step", body=_time_lines(record)),
         Section(title="Memory of a device", body=_memory_table(record)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),

@@ -77,25 +77,29 @@ def options_of(dims: OpDims) -> tuple[Option, ...]:
 
 def op_strategies(dims: OpDims, mesh_sizes: tuple[int, ...], allowed: Allowed) -> tuple[Strategy, ...]:
     """All strategies of an op that the mesh divides and the pins allow."""
-    options = options_of(dims)
-    per_axis = [[o for o in options if allowed(axis, o)] for axis in range(len(mesh_sizes))]
+    placed = {option: _placed(dims, option) for option in options_of(dims)}
+    per_axis = [[(o, *found) for o, found in placed.items() if allowed(axis, o)] for axis in range(len(mesh_sizes))]
     out = []
     for chosen in itertools.product(*per_axis):
-        sizes = local_sizes(dims.sizes, tuple(o.number if o.kind == "split" else REPLICATE for o in chosen), mesh_sizes)
+        options, leaves, operands, results = zip(*chosen, strict=True)
+        sizes = local_sizes(dims.sizes, leaves, mesh_sizes)
         if sizes is not None:
-            out.append(_strategy(dims, chosen, sizes))
+            out.append(
+                Strategy(
+                    options=options, operands=tuple(zip(*operands, strict=True)), results=tuple(zip(*results, strict=True)),
+                    sizes=sizes,
+                )
+            )  # fmt: skip
     return tuple(out)
 
 
-def _strategy(dims: OpDims, chosen: tuple[Option, ...], sizes: tuple[int, ...]) -> Strategy:
-    operands = tuple(
-        tuple(_operand_placement(dims, position, leaves, option) for option in chosen)
-        for position, leaves in enumerate(dims.operands)
+def _placed(dims: OpDims, option: Option) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+    """What an option of one axis does: the leaf that it splits or none, and the placements of all operands and results."""
+    return (
+        option.number if option.kind == "split" else REPLICATE,
+        tuple(_operand_placement(dims, position, leaves, option) for position, leaves in enumerate(dims.operands)),
+        tuple(_result_placement(dims, index, leaves, option) for index, leaves in enumerate(dims.results)),
     )
-    results = tuple(
-        tuple(_result_placement(dims, index, leaves, option) for option in chosen) for index, leaves in enumerate(dims.results)
-    )
-    return Strategy(options=chosen, operands=operands, results=results, sizes=sizes)
 
 
 def _operand_placement(dims: OpDims, position: int, leaves: tuple[int, ...], option: Option) -> int:

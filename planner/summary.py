@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+from cost_models.axis_links import axis_links
 from cost_models.cluster import Cluster
 from cost_models.roofline import matrix_peak
 from planner.ask import Ask
@@ -80,6 +81,7 @@ def summarise(
             asdict(row) | {"ops": list(row.ops), "parameters": list(row.parameters)}
             for row in describe(model, workload, mesh, choices, costing)
         ],
+        "axes": [asdict(axis) | {"links": list(axis.links)} for axis in axis_links(cluster, mesh.names, mesh.sizes)],
         "planning_time_s": elapsed,
         "hash_seed": chosen(),
     }

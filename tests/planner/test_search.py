@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from pathlib import Path
 
+import networkx as nx
 import pytest
 from small_plans import ask_for, mesh_of
 
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
+from cost_models.group_links import find_groups
 from cost_models.memory import MEMORY_HEADROOM
 from planner.ask import Ask
 from planner.layout import local_shape
@@ -92,16 +95,51 @@ def test_the_advice_about_the_batch_is_right() -> None:
     assert str(search(ask, cluster, mesh=mesh_of("tp=8")).plan.mesh) == "tp=8"
 
 
-@pytest.mark.parametrize(("num_devices", "nodes", "sizes"), [
-    (1, 1, {(1,)}), (7, 1, {(7,)}), (8, 1, {(8,), (4, 2), (2, 2, 2)}), (16, 2, {(16,), (2, 8), (4, 4), (8, 2), (2, 4, 2)}),
+@pytest.mark.parametrize(("hardware", "num_devices", "nodes", "sizes"), [
+    ("dgx-h100", 1, 1, {(1,)}),
+    ("dgx-h100", 7, 1, {(7,)}),
+    ("dgx-h100", 8, 1, {(8,), (4, 2), (2, 2, 2)}),
+    ("dgx-h100", 16, 2, {(16,), (2, 8), (4, 4), (8, 2), (2, 4, 2)}),
+    ("dgx-h100", 64, 8, {(64,), (2, 32), (32, 2), (4, 16), (16, 4), (8, 8), (8, 4, 2), (4, 2, 8)}),
+    ("p3.16xlarge", 8, 1, {(8,), (4, 2), (2, 4), (2, 2, 2)}),  # direct links: not all pairs of devices have the same
 ])  # fmt: skip
-def test_meshes(num_devices: int, nodes: int, sizes: set[tuple[int, ...]]) -> None:
-    """On one switch each shape once, largest axis first; over nodes in both orders, the nodes first of three axes."""
-    cluster = load_cluster("dgx-h100", num_devices=num_devices)
+def test_meshes(hardware: str, num_devices: int, nodes: int, sizes: set[tuple[int, ...]]) -> None:
+    """On one switch each shape once, largest axis first; over nodes in all orders that differ in what their axes run over, three axes
+    with the nodes first or the devices of one last."""
+    cluster = load_cluster(hardware, num_devices=num_devices)
     assert cluster.num_nodes == nodes
     found = [mesh.sizes for mesh in meshes_of(cluster)]
     assert len(found) == len(set(found))
     assert set(found) == sizes
+
+
+def test_orders_that_are_left_out_have_the_links_of_one_that_is_searched() -> None:
+    """By networkx: the axes of 4 x 2 x 8 and 2 x 4 x 8 devices over 8 nodes pass the same kinds of links, those of 4 x 8 x 2 others."""
+    cluster = load_cluster("dgx-h100", num_devices=64)
+    graph = cluster.graph()
+
+    def kinds(sizes: tuple[int, ...]) -> set[tuple[int, frozenset[str]]]:
+        out = set()
+        for axis, size in enumerate(sizes):
+            (first, *others), *_ = find_groups(sizes, (axis,))
+            passed = [nx.shortest_path(graph, f"device{first}", f"device{other}") for other in others]
+            links = {graph.edges[edge]["kind"] for path in passed for edge in itertools.pairwise(path)}
+            out.add((size, frozenset(links)))
+        return out
+
+    assert kinds((4, 2, 8)) == kinds((2, 4, 8)) != kinds((4, 8, 2))
+    found = {mesh.sizes for mesh in meshes_of(cluster)}
+    assert (4, 2, 8) in found and (2, 4, 8) not in found
+
+
+@pytest.mark.parametrize(("mesh", "told"), [
+    ("dp=2,tp=8", "tp=8 inside a node over NVLink; dp=2 between nodes over InfiniBand"),
+    ("tp=2,dp=8", "dp=8 inside a node over NVLink; tp=2 between nodes over InfiniBand"),
+])  # fmt: skip
+def test_what_an_axis_runs_over_is_told(mesh: str, told: str) -> None:
+    plan = search(ask_for("mlp", 16, batch=64), load_cluster("dgx-h100", num_devices=16), mesh=mesh_of(mesh)).plan
+    assert told in next(section.body for section in report(plan, {}) if section.title == "Mesh")
+    assert [axis["name"] for axis in plan.summary["axes"]] == list(plan.mesh.names)
 
 
 # ------------------------------------------------------------------------------------------------- memory
