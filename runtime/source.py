@@ -200,7 +200,7 @@ def _wait(writer: _Writer, values: Sequence[int]) -> None:
             writer.write(f"r.waiting({index}, p{index})")
         writer.write(f"{', '.join(f't{i}' for i in instruction.results)}, = finish_{index}(p{index})")
         if writer.recorded:
-            writer.write(f"r.waited({index}, p{index})")
+            writer.write(f"r.waited({index})")
         writer.write(f"del p{index}")
         for value in instruction.results:
             del writer.waits[value]

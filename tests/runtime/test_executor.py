@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -20,9 +22,11 @@ from planner.layout import REPLICATE, Layout, Mesh, SubShape
 from planner.program import Communicate, Compute, Program, Ref
 from planner.torch_private import allocations
 from runtime.aliases import reusable_sources
+from runtime.collectives import Pending
 from runtime.executor import Executor, gather_parameters
 from runtime.groups import group_size
 from runtime.parameters import assemble, build, cut
+from runtime.recorder import Recorder
 from runtime.verify import compare, reference_run
 
 ONE = Mesh(("dp",), (1,))
@@ -223,3 +227,39 @@ def test_a_message_that_nobody_reads_is_waited_for_and_freed() -> None:
     losses = [Executor(each, build(make_workload, 0)).step(workload.batch) for each in (program, more)]
     assert losses[0] == losses[1]
     Executor(more, build(make_workload, 0)).recorded_step(workload.batch)
+
+
+class Clock(Recorder):
+    """A recorder of which every look at the clock is a second later."""
+
+    seen = 0
+
+    def now(self) -> float:
+        self.seen += 1
+        return float(self.seen)
+
+
+class Work:
+    """Work that somebody else does, and says so."""
+
+    def get_future(self) -> Work:
+        return self
+
+    def add_done_callback(self, call: Callable[[Any], None]) -> None:
+        self.done = call
+
+
+def test_a_message_is_recorded_until_it_is_done() -> None:
+    """By whoever works at it; through shared memory nobody does, and it is what its start and its end take."""
+    program = perceptron(Split(ONE, batch=(0,)))
+    work = Work()
+    for pending, span in ((Pending(None, work), [2.0, 4.0]), (Pending(None, None), [4.0 - 1.0, 5.0])):
+        clock = Clock(program, 0, 0)
+        clock.begin(0)
+        clock.launched(0, pending)
+        if pending.work is not None:
+            work.done(None)
+        clock.waiting(0, pending)
+        pending.work = None  # as `finish` leaves it
+        clock.waited(0)
+        assert clock.spans[0] == span
