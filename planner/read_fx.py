@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import operator
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Hashable
 from typing import Any
 
 import torch
@@ -92,6 +92,7 @@ class _Reader:
         self.roots = _roots(fx_graph)
         self.zeros: set[int] = set()
         self.losses = losses
+        self.casts: dict[Hashable, int] = {}
         self.counts: Counter[str] = Counter()
         self.changed: dict[int, int] = {}  # a buffer's value -> the value that it has now
 
@@ -178,11 +179,19 @@ class _Reader:
         if same is None:
             args = tuple(self._argument(a) for a in node.args)
             op, args, kwargs = _normalised(op, args, {k: self._argument(v) for k, v in node.kwargs.items()}, node.meta["val"])
-            self._add(node, op, args, kwargs)
+            self._cast(node, args, kwargs) if op == "aten._to_copy.default" else self._add(node, op, args, kwargs)
         else:
             self.known[node] = same
         if self._is_changed_buffer(node):
             self._rebind(self.roots[node], self._id(node))
+
+    def _cast(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Adds a cast, once a phase: under autocast each product casts its operand, and several read the same."""
+        key = (node.meta.get("custom", {}).get("phase", "forward"), args, tuple(sorted(kwargs.items())))
+        if key not in self.casts:
+            self._add(node, "aten._to_copy.default", args, kwargs)
+            self.casts[key] = self._id(node)
+        self.known[node] = self.casts[key]
 
     def _is_changed_buffer(self, node: torch.fx.Node) -> bool:
         """Whether the op writes a whole buffer, as it is: what is written is then what the buffer is from there on."""

@@ -279,7 +279,7 @@ def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | N
     same = weight is None or weight.dtype == input.dtype
     if not same or not dims or tuple(normalized_shape) != tuple(input.shape[-dims:]) or not input.is_floating_point():
         return F.rms_norm(input, list(normalized_shape), weight, eps)
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32  # torch's own default, whatever its page says
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32  # torch's default: that of what it sums in
     eps = torch.finfo(wide).eps if eps is None else eps
     out: Tensor = torch.ops.shardwright.rms_norm(input, weight, dims, count, eps)[0]
     return out

@@ -297,6 +297,28 @@ def test_activations_and_norms_are_one_op_each_way(layer: Callable[[], nn.Module
     assert sorted((count(layer) - count(nn.Identity)).elements()) == ops
 
 
+def test_what_several_products_read_is_cast_once() -> None:
+    """As they are, autocast casts the operand of each: three copies of what a fused QKV needs one of."""
+
+    class Three(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.q, self.k = nn.Linear(6, 4), nn.Linear(4, 4), nn.Linear(4, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = F.layer_norm(self.up(x), (4,))
+            return self.q(x) * self.k(x)
+
+    graph = graph_of(Three, compute="bfloat16")
+    casts = [n for n in graph.nodes if n.op == "aten._to_copy.default"]
+    assert len({(n.phase, n.operands, n.result_dtypes) for n in casts}) == len(casts)
+    read = [
+        n.operands[0] for n in casts if n.result_dtypes == ("bfloat16",) and graph.values[n.operands[0]].kind == "activation"
+    ]
+    norm = next(n.results[0] for n in graph.nodes if n.op == "aten.native_layer_norm.default")
+    assert read.count(norm) == 1
+
+
 class _Counts(Linear):
     def __init__(self, change: Callable[[Tensor, Tensor], object]) -> None:
         super().__init__()

@@ -184,7 +184,7 @@ def test_attention_backward_does_not_mind_how_its_operands_lie(heads: int) -> No
 @pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("eps", [None, 1e-2])
 def test_rms_norm(dtype: torch.dtype, norm: tuple[int, ...], affine: bool, eps: float | None) -> None:
-    """Values so small that torch's default for eps, which is not the one of its page, is seen."""
+    """Values so small that the default of eps, which is that of the format of sums, is seen."""
     torch.manual_seed(0)
     x, weight = torch.randn(4, 6, 8, dtype=dtype) / 1000, (torch.randn(norm, dtype=dtype),) if affine else ()
 
