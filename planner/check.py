@@ -13,6 +13,7 @@ from planner.graph import Ref as GraphRef
 from planner.graph import Serial
 from planner.program import Communicate, Compute, Instruction, Program, Ref, Update
 from planner.schedule import reads, writes
+from planner.transfers import slice_copies
 
 __all__ = ["faults"]
 
@@ -93,5 +94,5 @@ def _overwritten(program: Program) -> Iterator[str]:
 def _is_view(instruction: Instruction) -> bool:
     """Whether a result shares memory with what is read, or, of an asynchronous message, is still on its way from it."""
     if isinstance(instruction, Communicate):
-        return instruction.kind == "slice" or instruction.asynchronous
+        return instruction.asynchronous or (instruction.kind == "slice" and not slice_copies(instruction))
     return isinstance(instruction, Compute) and instruction.kind == "view"
