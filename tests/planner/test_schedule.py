@@ -152,3 +152,23 @@ def test_what_backward_reads_is_not_put_off() -> None:
     for instruction in plan.program.instructions:
         assert set(reads(instruction)) <= seen, instruction.id
         seen.update(writes(instruction))
+
+
+def test_large_gathers_go_alone_and_are_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What goes in one buffer is packed, and taken out of its rows; a piece along the leading sub-dim that goes alone is neither."""
+
+    def gathers(plan: Planned) -> list[Communicate]:
+        found = [i for i in plan.program.instructions if isinstance(i, Communicate) and i.kind == "all_gather"]
+        return [i for i in found if i.phase == "forward" and i.asynchronous]
+
+    together = gathers(gpt("*=zero3"))
+    assert max(len(i.sources) for i in together) > 1
+    assert sum(i.packing + i.unpacking for i in together) > 0
+    size = 2048
+    monkeypatch.setattr("planner.schedule.ALONE", size)
+    apart = gathers(gpt("*=zero3"))
+    assert {s for i in apart for s in i.sources} == {s for i in together for s in i.sources}
+    large = [i for i in apart if i.nbytes >= size and len(i.sources) == 1]
+    assert large and max(len(i.sources) for i in apart) > 1
+    for one in large:
+        assert one.packing + one.unpacking == 0 or one.gather != 0
