@@ -68,14 +68,14 @@ class _Bound:
             self.costs[number] += self.least.compute * times * np.array(seconds)
 
     def _parameters(self) -> None:
-        """Every update, what it has to gather back, and the host's time once a step."""
+        """Every update, what is gathered of a parameter that is updated in pieces and kept whole, and the host's time once a step."""
         costing, share = self.least.costing, self.least.compute
         for number, members in zip(self.table.parameter_of, self.model.ties.parameters_of, strict=True):
             value = self.model.graph.values[self.model.graph.parameters[members[0]].value]
             flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
             layouts = self.least.layouts(flat, itemsize, "merged")
             for index, strategy in enumerate(self.table.parameter_strategies[number]):
-                seconds = share * costing.optimizer_step(flat, itemsize, value.dtype, strategy)
+                seconds = share * costing.update(flat, itemsize, value.dtype, strategy)
                 self.costs[number][index] += len(members) * (seconds + layouts.cost(strategy.updated, strategy.stored))
         self.costs[0] += share * (costing.step_overhead() + costing.view() * self.model.num_views)
 

@@ -62,6 +62,7 @@ class _Walk:
             value = graph.values[parameter.value]
             given = self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             seconds += self.costing.update(*given) + self.costing.clip(*given)
+            seconds += self.shown * self.costing.gather(*given[:2], strategy)
         for (value_id, phase), uses in self.model.uses.items():
             seconds += self._group(value_id, phase, uses)
         whole = tuple(REPLICATE for _ in self.costing.sizes)

@@ -200,16 +200,6 @@ class Costing:
     # ---------------------------------------------------------------------------------------------- parameters
 
     def update(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
-        """Seconds to update a parameter's piece, and to gather it back where it is stored whole (ZeRO-1/2)."""
-        seconds = self.optimizer_step(flat, itemsize, dtype, strategy)
-        axes = gathered_axes(strategy)
-        if axes:
-            piece = local_numel(flat, strategy.updated, self.sizes)
-            full = piece * math.prod(self.sizes[a] for a in axes) * itemsize
-            seconds += self.communication("all_gather", axes, float(full))
-        return seconds
-
-    def optimizer_step(self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy) -> float:
         """Seconds to update a parameter's piece."""
         piece = local_numel(flat, strategy.updated, self.sizes)
         state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
@@ -217,6 +207,13 @@ class Costing:
         name = f"optimizer.{self.optimizer}"
         seconds = op_time(self.cluster.device, kind="optimizer", flops=0.0, nbytes=nbytes, dtype=dtype, op=name)
         return seconds * self.cluster.slowdown("optimizer")
+
+    def gather(self, flat: tuple[int, ...], itemsize: int, strategy: ParameterStrategy) -> float:
+        """Seconds to gather a parameter that is updated in pieces and kept whole from its first reading to its last (ZeRO-1/2); the
+        next step does so a layer ahead, beside compute."""
+        if strategy.stored == strategy.updated:
+            return 0.0
+        return self.layouts(flat, itemsize, "forward").cost(strategy.updated, strategy.stored)
 
     def square_sum(self, nbytes: float, dtype: str) -> float:
         """Seconds to sum the squares of gradients."""
@@ -249,24 +246,16 @@ class Costing:
         strategy: ParameterStrategy,
         place: tuple[int, ...] | None = None,
     ) -> dict[str, int]:
-        """Bytes that a parameter holds throughout: its stored piece, and the optimizer's piece with its state; of the device at
-        `place`, by default the one with the largest."""
-        stored, piece = (local_numel(flat, layout, self.sizes, place) for layout in (strategy.stored, strategy.updated))
-        state = optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)
-        if strategy.stored != strategy.updated:
-            state += piece * itemsize
-        return {"parameters": stored * itemsize, "optimizer": state}
+        """Bytes that a parameter holds throughout, between steps too: the piece that is updated, and the optimizer's state; of the
+        device at `place`, by default the one with the largest."""
+        piece = local_numel(flat, strategy.updated, self.sizes, place)
+        return {"parameters": piece * itemsize, "optimizer": optimizer_state_bytes(self.optimizer, numel=piece, dtype=dtype)}
 
 
 def op_dtype(node: Node) -> str:
     """The dtype that an op computes in: its first floating result's, else its first result's."""
     floating = [d for d in node.result_dtypes if "float" in d]
     return (floating or list(node.result_dtypes))[0]
-
-
-def gathered_axes(strategy: ParameterStrategy) -> tuple[int, ...]:
-    """The axes over which an updated parameter is gathered back."""
-    return tuple(axis for axis, (s, u) in enumerate(zip(strategy.stored, strategy.updated, strict=True)) if s != u)
 
 
 def local_numel(flat: tuple[int, ...], layout: Layout, sizes: tuple[int, ...], place: tuple[int, ...] | None = None) -> int:

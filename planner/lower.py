@@ -2,7 +2,8 @@
 
 Model, mesh, choices -> Program. For every op: bring each operand to the layout that its strategy reads (the steps that the cost
 table paid for), look at it through its views, run the op on the shard. Gradients are reduced in buckets as they appear, beside
-compute; parameters that are stored in pieces are gathered a layer ahead; what ZeRO updates in pieces is gathered after the update.
+compute. Parameters that are held in pieces are gathered a layer ahead: for forward and again for backward (ZeRO-3), or, if they are
+only updated in pieces, once and kept (ZeRO-1 and 2).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from planner.program import Communicate, Compute, InputState, Instruction, Param
 from planner.redistribute import Layouts, Step
 from planner.rules import local_call
 from planner.schedule import SMALL, finish
-from planner.strategies import ParameterStrategy, Strategy, local_of
+from planner.strategies import Strategy, local_of
 from planner.subdims import OpDims, call_of
 from planner.ties import layer_of
 from planner.transfers import leads
@@ -78,6 +79,8 @@ class _Lowering:
         self.value_bytes: dict[int, int] = {}
         self.alias: dict[int, int] = {}
         self.produced: dict[int, tuple[int, Layout]] = {}  # root value -> its program value and layout
+        self.in_pieces: dict[int, Layout] = {}  # parameters that nothing has read yet, to be gathered to this layout
+        self.kept_whole: set[int] = set()  # those that are, or have been
         self.delivered: dict[tuple[int, str, Layout], int] = {}
         self.viewed: dict[tuple[int, int], int] = {}
         self.recasted: dict[int, int] = {}  # a parameter in another format -> its program value of backward
@@ -137,7 +140,7 @@ class _Lowering:
         """The program value that holds root `value` in layout `wanted` during `phase`."""
         if self.model.graph.values[value].is_given:
             return self._input(value, wanted)
-        source, layout = self.produced[value]
+        source, layout = self._produced(value, phase)
         if phase == "backward" and self._recast(value):
             source = self.recasted[value]
         hub = self.choices.hubs.get((value, phase), layout)
@@ -153,6 +156,8 @@ class _Lowering:
         if value not in self.recasted:
             node, strategy = self.model.graph.nodes[writer], self.choices.strategies[writer]
             root, (seen,) = self.model.roots[node.operands[0]], strategy.operands
+            if root.value in self.kept_whole:
+                return False  # it would be kept from forward on, in more bytes than its cast
             stored, read = self.produced[root.value][1], root.layout(seen)
             hub = self.choices.hubs.get((root.value, "backward"), stored)
             steps = (*self._steps(root.value, "backward", stored, hub), *self._steps(root.value, "backward", hub, read))
@@ -160,6 +165,17 @@ class _Lowering:
                 return False
             self.recasted[value] = self._emit(replace(node, phase="backward"), strategy)[0]
         return True
+
+    def _produced(self, value: int, phase: str) -> tuple[int, Layout]:
+        """The program value of a root value, and its layout. What is updated in pieces and kept whole (ZeRO-1/2) is gathered before
+        its first reading, a layer ahead, the innermost axis first."""
+        source, layout = self.produced[value]
+        whole = self.in_pieces.pop(value, layout)
+        for step in self._steps(value, "forward", layout, whole):
+            source = self._communicate(value, phase, source, step, asynchronous=True)
+            self._ahead(value, phase)
+        self.produced[value] = (source, whole)
+        return self.produced[value]
 
     def _convert(self, value: int, phase: str, source: int, before: Layout, after: Layout) -> int:
         if before == after:
@@ -316,16 +332,19 @@ class _Lowering:
     # ---------------------------------------------------------------------------------------------- parameters
 
     def _parameters(self) -> tuple[ParameterState, ...]:
+        """Between steps a parameter is held as the optimizer updates it."""
         out = []
         for parameter, strategy in zip(self.model.graph.parameters, self.choices.parameters, strict=True):
-            value = self._new(self._nbytes(parameter.value, strategy.stored))
-            whole = strategy.stored == strategy.updated
-            shard = value if whole else self._new(self._nbytes(parameter.value, strategy.updated))
-            self.produced[parameter.value] = (value, strategy.stored)
+            held = strategy.updated
+            value = self._new(self._nbytes(parameter.value, held))
+            self.produced[parameter.value] = (value, held)
+            if strategy.stored != held:
+                self.in_pieces[parameter.value] = strategy.stored
+                self.kept_whole.add(parameter.value)
             out.append(
                 ParameterState(
-                    name=parameter.name, value=value, shard=shard, subshape=self._shape(parameter.value), stored=strategy.stored,
-                    updated=strategy.updated, dtype=self._dtype(parameter.value),
+                    name=parameter.name, value=value, shard=value, subshape=self._shape(parameter.value), stored=held,
+                    updated=held, dtype=self._dtype(parameter.value),
                 )
             )  # fmt: skip
         return tuple(out)
@@ -342,7 +361,7 @@ class _Lowering:
         )
         seconds = self.timing.step_overhead() + sum(
             self.timing.update(self._flat(p.value), dtype_bytes(self._dtype(p.value)), self._dtype(p.value),
-                                ParameterStrategy(options=s.options, stored=s.updated, updated=s.updated))
+                                s)
             for p, s in zip(self.model.graph.parameters, self.choices.parameters, strict=True)
         )  # fmt: skip
         if self.timing.clip_norm is not None:
@@ -350,18 +369,6 @@ class _Lowering:
             more, gradients = clip_gradients(gradients, states, shapes, self.timing, self._new)
             self.instructions += more
         self.instructions.append(Update(id="update.optimizer", gradients=gradients, time=seconds))
-        for parameter, state in zip(self.model.graph.parameters, states, strict=True):
-            self._gather_back(parameter, state)
-
-    def _gather_back(self, parameter: Parameter, state: ParameterState) -> None:
-        """After the update, what is stored whole and updated in pieces is gathered, the innermost axis first."""
-        source = state.shard
-        for step in self._steps(parameter.value, "update", state.updated, state.stored):
-            source = self._communicate(parameter.value, "update", source, step, asynchronous=True)
-        if source != state.shard:
-            last = self.instructions[-1]
-            assert isinstance(last, Communicate)
-            self.instructions[-1] = replace(last, results=(state.value,))
 
     # ---------------------------------------------------------------------------------------------- the program
 

@@ -153,8 +153,8 @@ def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterState:
     """A parameter: `value` is the id of the stored shard that the step reads; `shard` the id of the shard that the optimizer
-    updates: the same id where `stored == updated`, else a smaller piece that is gathered back into `value` after the update
-    (ZeRO-1/2) by instructions that stand after `Update` and write `value` anew."""
+    updates. Lowered programs hold one piece for both (`stored == updated`), and gather it in the step; a program by hand may hold both,
+    and write `value` anew after `Update`."""
 
     name: str
     value: int

@@ -85,10 +85,11 @@ def _waited_late(instructions: list[Instruction], alias: dict[int, int], trained
 
 
 def _of_parameters(instructions: list[Instruction], alias: dict[int, int], trained: frozenset[int]) -> set[int]:
-    """The values that share memory with a parameter, and what is under way from it."""
+    """The values that may share memory with a parameter (a slice may be a look), and what is under way from it."""
     found = set(trained)
     for instruction in instructions:
-        started = isinstance(instruction, Communicate) and instruction.asynchronous and found.intersection(instruction.sources)
+        looks = isinstance(instruction, Communicate) and (instruction.asynchronous or instruction.kind == "slice")
+        started = looks and found.intersection(reads(instruction))
         found.update(value for value in writes(instruction) if started or alias.get(value) in found)
     return found
 

@@ -31,7 +31,7 @@ __all__ = [
 @dataclass(frozen=True, slots=True)
 class Option:
     """What one axis does to one op: `whole`, `split` (leaf `number`), `linear` (group `number`); to a parameter: `whole`,
-    `split` (stored and updated in pieces: tensor parallel, ZeRO-3) or `update` (stored whole, updated in pieces: ZeRO-1/2)."""
+    `split` (stored and updated in pieces: tensor parallel, ZeRO-3) or `update` (updated in pieces, kept whole in a step: ZeRO-1/2)."""
 
     kind: str
     number: int = -1
@@ -56,7 +56,8 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterStrategy:
-    """Where a parameter is stored between steps, and in which pieces it is updated."""
+    """In which pieces a parameter is updated and held between steps, and in which layout a step keeps it. If that is not `updated`,
+    it is gathered once, ahead of its first reading, and kept until its last (ZeRO-1/2)."""
 
     options: tuple[Option, ...]
     stored: Layout

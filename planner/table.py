@@ -255,6 +255,9 @@ class _Builder:
             cost = [self.costing.update(*one) + self.costing.clip(*one) for one in given]
             out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
             self.parameter_strategies[out[-1]] = found
+            gathers = np.array([self.costing.gather(flat, dtype_bytes(value.dtype), s) for s in found]) * len(members)
+            if gathers.any():
+                self.hideable_costs[out[-1]] = gathers
         return tuple(out)
 
     # ---------------------------------------------------------------------------------------------- edges

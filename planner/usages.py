@@ -1,7 +1,8 @@
 """What every choice holds in memory, and when: the usages of the strategy-selection problem.
 
-Table -> usages. Parameters and optimizer state throughout; a value from its writer to its last reader; a reduced gradient until the
-update; what a change of layout makes, while it is read. Alike usages are one, with a profile over time.
+Table -> usages. Parameters as they are updated and optimizer state throughout; a parameter that is kept whole, from its first reading
+to its last; a value from its writer to its last reader; a reduced gradient until the update; what a change of layout makes, while it
+is read. Alike usages are one, with a profile over time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from planner.layout import Layout
 from planner.model import Use
 from planner.solver import PairUsage, Usage, spans_of
 from planner.solver.problem import Array
+from planner.strategies import ParameterStrategy
 
 if TYPE_CHECKING:
     from planner.table import Table
@@ -110,6 +112,23 @@ class _Usages:
                 for s in self.table.parameter_strategies[node]
             ]
             self._hold(node, "state", lambda held=held: np.array(held), 0, self.horizon, len(members))  # type: ignore[misc]
+            kept = [self._kept(flat, itemsize, s) for s in self.table.parameter_strategies[node]]
+            if any(kept):
+                for member in members:
+                    self._whole_in_step(node, model.graph.parameters[member].value, kept)
+
+    def _kept(self, flat: tuple[int, ...], itemsize: int, strategy: ParameterStrategy) -> float:
+        """Bytes of what is gathered of a parameter and kept (ZeRO-1/2); none of one that is held so throughout."""
+        if strategy.stored == strategy.updated:
+            return 0.0
+        return float(local_numel(flat, strategy.stored, self.table.costing.sizes) * itemsize)
+
+    def _whole_in_step(self, node: int, value: int, kept: list[float]) -> None:
+        """Holds what is gathered of a parameter from its first reading to its last."""
+        uses = [use for phase in ("forward", "backward") for use in self.table.model.uses.get((value, phase), [])]
+        times = [use.node for use in uses if use.node is not None]
+        if times:
+            self._hold(node, "whole", lambda: np.array(kept), min(times), self.last[value] + 1)
 
     def _value(self, value: int, uses: list[Use]) -> None:
         found, table = self.table.model.graph.values[value], self.table

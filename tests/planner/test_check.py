@@ -64,8 +64,9 @@ def test_what_outlives_the_step_is_not_freed(program: Program) -> None:
     assert any("ends without" in fault for fault in faults(freed))
 
 
-def test_a_parameter_that_is_read_after_its_update_is_a_fault(program: Program) -> None:
+def test_a_parameter_that_is_read_after_its_update_is_a_fault() -> None:
     """By itself, by a view of it, or because the step gives it: the update writes to its memory."""
+    program = planned(ask_for("mlp"), "dp=2,tp=2", ("*=ddp", "*=tensor")).program
     weight = program.parameters[0].value
     op = next(one for one in program.instructions if isinstance(one, Compute) and weight in one.operands)
     new = max(program.value_bytes) + 1

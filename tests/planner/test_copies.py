@@ -98,7 +98,7 @@ def test_copies_are_those_of_the_executor(data: st.DataObject) -> None:
 
 
 def test_packing_and_slices_take_their_time() -> None:
-    """ZeRO-1: gradients are packed in buckets, and the rows of what is gathered back are taken apart, all on the compute stream."""
+    """ZeRO-1: gradients are packed in buckets, and rows of what is gathered are taken apart, on the compute stream."""
     plan = planned(ask_for("gpt", width=64, batch=64, dtype="float32"), "dp=4", ("*=zero1",))
     messages = [i for i in plan.program.instructions if isinstance(i, Communicate)]
     events = {event.id: event for event in simulate_program(plan.program, plan.cluster).events}
@@ -110,7 +110,7 @@ def test_packing_and_slices_take_their_time() -> None:
     buckets = [m for m in messages if m.phase == "update" and len(m.sources) > 1]
     assert buckets
     bandwidth = plan.cluster.device.memory_bandwidth
-    assert any(bucket.unpacking for bucket in buckets)
+    assert any(message.unpacking for message in messages)
     for bucket in buckets:
         sent = sum(map(math.prod, bucket.expanded)) * 4
         assert bucket.packing >= 2 * sent / bandwidth

@@ -68,13 +68,24 @@ def test_all_gradients_are_there_before_the_update() -> None:
     assert set(plan.program.instructions[update_at(plan)].gradients) <= written  # type: ignore[union-attr]
 
 
-def test_updated_pieces_are_gathered_back_after_the_update() -> None:
+def test_updated_pieces_are_gathered_a_layer_ahead_and_kept() -> None:
+    """ZeRO-1: every parameter is gathered once, in forward, before the layer in front of its own is read; nothing is sent after the
+    update, and backward reads what forward gathered."""
     plan = gpt("*=zero1")
-    end = update_at(plan)
-    after = [i for i in plan.program.instructions[end + 1 :] if isinstance(i, Communicate) and i.phase == "update"]
-    assert {i.kind for i in after} == {"all_gather"}
-    pieces = {s.shard: s.value for s in plan.program.parameters if s.shard != s.value}
-    assert {s: r for i in after for s, r in zip(i.sources, i.results, strict=True)} == pieces
+    instructions = plan.program.instructions
+    held = {state.value: state.name for state in plan.program.parameters}
+    assert all(state.shard == state.value and state.stored == state.updated for state in plan.program.parameters)
+    gathers = [(at, i) for at, i in enumerate(instructions) if isinstance(i, Communicate) and i.kind == "all_gather"]
+    assert sorted(held[s] for _, i in gathers for s in i.sources) == sorted(held.values())
+    assert {i.phase for _, i in gathers} == {"forward"} and all(i.asynchronous for _, i in gathers)
+    assert not [i.id for i in instructions[update_at(plan) + 1 :] if isinstance(i, Communicate) and i.kind != "all_reduce"]
+    starts = {layer: max(at for at, i in gathers if f".h.{layer}." in i.id) for layer in range(4)}
+    read = {
+        layer: min(positions(plan, lambda i, layer=layer: i.kind == "gemm" and f"h.{layer}." in i.path)) for layer in range(4)
+    }
+    assert all(starts[layer + 1] < read[layer] < read[layer + 1] for layer in range(3))
+    whole = {result for _, i in gathers for result in i.results}
+    assert whole & {v for i in instructions if i.phase == "backward" for v in i.frees}
 
 
 @pytest.mark.parametrize("compute", ["", "bfloat16"])
