@@ -160,7 +160,8 @@ class Proposer:
                 break
             old, time = candidate.proposal, self.budget.until(_FITTED)
             problem = old.table.problem(hidden=old.hidden, limit=limit)
-            solution = solve(problem, guess=old.solution.choice, time_limit=time.left, stopped=time.over)
+            guess = old.solution.choice[: len(old.table.costs)]  # the nodes of pair usages that follow differ with the limit
+            solution = solve(problem, guess=guess, time_limit=time.left, stopped=time.over)
             none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
             candidate = replace(self.candidate(replace(old, solution=solution), whole=candidate.whole), name=candidate.name)
             if none or time.over():

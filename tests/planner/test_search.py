@@ -15,13 +15,17 @@ from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from cost_models.group_links import find_groups
 from cost_models.memory import MEMORY_HEADROOM
-from planner.ask import Ask
-from planner.layout import local_shape
+from planner.ask import Ask, build
+from planner.layout import Mesh, local_shape
 from planner.meshes import meshes_of
 from planner.pins import parse_pin
-from planner.plan_file import program_of, read_plan, write_plan
+from planner.plan_file import modelled, program_of, read_plan, write_plan
+from planner.proposals import Candidate, Proposer
 from planner.report import report
 from planner.search import Found, search
+from planner.solver import solve
+from planner.solver.pairs import completed
+from planner.trace import trace
 
 BASELINES = ["data parallel", "ZeRO-3", "tensor parallel", "Megatron 2-D", "ZeRO-3 x tensor"]
 SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}
@@ -244,3 +248,19 @@ def test_parameters_are_cast_again_for_backward_if_their_copies_do_not_fit(tmp_p
     assert tight.plan.summary["step_time_s"] > roomy.plan.summary["step_time_s"]
     write_plan(tight.plan, tmp_path / "plan.json")
     assert program_of(read_plan(tmp_path / "plan.json")).instructions == tight.program.instructions
+
+
+def test_a_plan_is_made_to_fit_from_one_of_another_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = ask_for("gpt", dtype="float32")
+    traced = trace(lambda: build(ask), ask.model)
+    proposer = Proposer(ask, modelled(traced), traced.workload, load_cluster("dgx-h100", num_devices=4), ())
+    free = proposer.proposals(Mesh(("a",), (4,)))[0]
+    held = proposer.candidate(free).prediction.total_memory_bytes
+    tight, wide = free.table.problem(limit=0.9 * held), free.table.problem(limit=50.0 * held)
+    assert len(tight.costs) > len(wide.costs)  # more values are large under the smaller limit
+    proposer.capacity = 50.0 * held
+    found = proposer.candidate(replace(free, solution=solve(tight)))
+    answers = iter([False, True])
+    monkeypatch.setattr(Candidate, "fits", lambda self, capacity: next(answers))
+    again = proposer.fitting(found)
+    assert wide.cost(again.proposal.solution.choice) == pytest.approx(wide.cost(completed(wide, free.solution.choice)))
