@@ -89,7 +89,7 @@ def plans(num_ranks: int) -> dict[str, Planned]:
 def ran(request: pytest.FixtureRequest) -> Ran:
     made = plans(request.param)
     cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
-    return Ran(request.param, made, launch("test_numerics:run_all", request.param, (request.param, cases))[0])
+    return Ran(request.param, made, (), launch("test_numerics:run_all", request.param, (request.param, cases))[0])
 
 
 def test_every_uneven_plan_trains_as_one_process_does(ran: Ran) -> None:

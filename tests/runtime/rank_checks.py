@@ -276,7 +276,7 @@ def _cross_entropy_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, c
     wanted = kernels.cross_entropy(logits, target, -100)
     wanted_grad = kernels.cross_entropy_backward(grad, logits, target, wanted[1], -100)
     mine, offset = logits.tensor_split(num_ranks, 1)[rank], start_of(classes, num_ranks, rank)
-    ours = kernels.cross_entropy(mine, target, -100, group=group, offset=offset)
+    ours = kernels.cross_entropy(mine, target, -100, group=group, offset=offset, classes=classes)
     ours_grad = kernels.cross_entropy_backward(grad, mine, target, ours[1], -100, offset=offset)
     pairs = [*zip(ours, wanted, strict=True), (ours_grad, wanted_grad.tensor_split(num_ranks, 1)[rank])]
     names = ["loss", "lse", "gradient"]
