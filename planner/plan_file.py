@@ -15,6 +15,7 @@ from typing import Any
 from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, parse_cluster
 from cost_models.errors import BadPlan
+from cost_models.optimizers import OPTIMIZERS
 from planner.ask import Ask, build
 from planner.choices import Choices
 from planner.costing import Costing, total_gradient_bytes
@@ -24,6 +25,7 @@ from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Layout, Mesh, local_sizes
 from planner.lower import lower
 from planner.model import Model
+from planner.plan_schema import Count, Damaged, Hub, Summary, check, check_summary, part, same_length
 from planner.program import Program
 from planner.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
 from planner.shallow import Shallow, fits_together
@@ -32,16 +34,17 @@ from planner.subdims import infer
 from planner.ties import tie
 from planner.trace import Traced, trace
 from planner.views import is_view, resolve
-from planner.workload import Workload
+from planner.workload import DTYPES, Workload
 
 __all__ = [
-    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "choices_of", "costing_of", "graph_of", "model_of", "modelled",
+    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "Training", "choices_of", "costing_of", "graph_of", "model_of",
+    "modelled",
     "plan_text",
     "program_of", "read_plan", "shallow_of", "traced_of", "workload_of", "write_plan",
 ]  # fmt: skip
 
 FORMAT = "shardwright-plan"
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +60,15 @@ class Hardware:
         return parse_cluster(
             self.definition, f"the plan's hardware {self.name!r}", num_devices=self.num_devices, num_nodes=self.num_nodes
         )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What of the training decides a step's program beside the graph: the update, and clipping where `clip_norm` is given."""
+
+    optimizer: str
+    clip_norm: float | None = None
+    clip_epsilon: float = CLIP_EPSILON
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +100,11 @@ class Alternative:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """See the module. `options[c]` are the options of node class c (None for views), `parameters[c]` of parameter class c;
-    `hubs` are (root value, phase, layout); gradients are reduced in buckets of `bucket_bytes`, and parameters
-    cast again for backward if `recast`."""
+    `hubs` are (root value, phase, layout); gradients are reduced in buckets of `bucket_bytes`, and parameters cast again for backward
+    if `recast`. `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is for reports."""
 
     ask: Ask
+    training: Training
     hardware: Hardware
     graph_hash: str
     mesh: Mesh
@@ -101,6 +114,7 @@ class Plan:
     bucket_bytes: int
     recast: bool
     solver: SolverRecord
+    hash_seed: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[Alternative, ...] = ()
 
@@ -111,8 +125,9 @@ class Plan:
 def plan_text(plan: Plan) -> str:
     """The plan as JSON."""
     body = {
-        "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask), "hardware": asdict(plan.hardware),
-        "graph_hash": plan.graph_hash, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
+        "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask),
+        "training": asdict(plan.training), "hardware": asdict(plan.hardware),
+        "graph_hash": plan.graph_hash, "hash_seed": plan.hash_seed, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
         "options": [None if o is None else [_show(x) for x in o] for o in plan.options],
         "parameters": [[_show(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
         "bucket_bytes": plan.bucket_bytes, "recast": plan.recast,
@@ -140,33 +155,48 @@ def read_plan(path: str | Path) -> Plan:
         raise BadPlan(f"{path}: a plan of version {body.get('version')}, this program reads version {VERSION}; plan again")
     try:
         return _parse(body)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BadPlan(f"{path}: the plan file is damaged ({type(error).__name__}: {error}); plan again") from error
+    except Damaged as error:
+        raise BadPlan(f"{path}: the plan file is damaged ({' '.join(str(error).split())}); plan again") from error
 
 
 def _parse(body: dict[str, Any]) -> Plan:
-    return Plan(
-        ask=Ask(**body["ask"]), hardware=Hardware(**body["hardware"]), graph_hash=body["graph_hash"],
-        mesh=Mesh(tuple(body["mesh"]["names"]), tuple(body["mesh"]["sizes"])),
-        options=tuple(None if o is None else tuple(map(_read_option, o)) for o in body["options"]),
-        parameters=tuple(tuple(map(_read_option, o)) for o in body["parameters"]),
-        hubs=tuple((value, h["phase"], tuple(h["layout"])) for h in body["hubs"] for value in h["values"]),
-        bucket_bytes=_positive(body["bucket_bytes"]), recast=_flag(body["recast"]),
-        solver=SolverRecord(**body["solver"]), summary=body["summary"],
-        alternatives=tuple(Alternative(**a) for a in body["alternatives"]),
+    """The plan of a file's parts, each checked. Raises Damaged."""
+    mesh, summary = part(body, "mesh", Mesh), part(body, "summary", Summary)
+    check_summary(summary, len(mesh.sizes))
+    options = part(body, "options", list[list[str] | None])
+    plan = Plan(
+        ask=part(body, "ask", Ask), training=part(body, "training", Training), hardware=part(body, "hardware", Hardware),
+        graph_hash=part(body, "graph_hash", str), hash_seed=part(body, "hash_seed", str), mesh=mesh,
+        options=tuple(None if o is None else tuple(map(_read_option, o)) for o in options),
+        parameters=tuple(tuple(map(_read_option, o)) for o in part(body, "parameters", list[list[str]])),
+        hubs=tuple((value, h["phase"], h["layout"]) for h in part(body, "hubs", list[Hub]) for value in h["values"]),
+        bucket_bytes=part(body, "bucket_bytes", Count), recast=part(body, "recast", bool),
+        solver=part(body, "solver", SolverRecord), summary=summary,
+        alternatives=part(body, "alternatives", tuple[Alternative, ...]),
     )  # fmt: skip
+    _check(plan)
+    return plan
 
 
-def _flag(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise ValueError(f"{value!r} is not true or false")
-    return value
-
-
-def _positive(number: Any) -> int:
-    if not isinstance(number, int) or isinstance(number, bool) or number < 1:
-        raise ValueError(f"a size is a whole number from 1 on, got {number!r}")
-    return number
+def _check(plan: Plan) -> None:
+    """Raises Damaged for parts that do not go together, or that no plan has."""
+    mesh, ask, training = plan.mesh, plan.ask, plan.training
+    check(bool(mesh.sizes) and min(mesh.sizes) >= 1, "mesh", mesh.sizes, "every axis has at least one device")
+    for what, number in (("hardware.num_devices", plan.hardware.num_devices), ("ask.num_devices", ask.num_devices)):
+        check(number == mesh.num_devices, what, number, f"the mesh has {mesh.num_devices}")
+    for what, given in (("batch", ask.batch), ("seq", ask.seq)):
+        check(given is None or given >= 1, f"ask.{what}", given, "a whole number from 1 on, or null")
+    check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {', '.join(DTYPES)}")
+    check(ask.compute in ("", *DTYPES), "ask.compute", ask.compute, f"empty or one of {', '.join(DTYPES)}")
+    check(0 <= ask.memory_headroom < 1, "ask.memory_headroom", ask.memory_headroom, "a share from 0 up to 1")
+    for what, norm in (("ask.clip_norm", ask.clip_norm), ("training.clip_norm", training.clip_norm)):
+        check(norm is None or 0 < norm < float("inf"), what, norm, "a positive number, or null")
+    check(0 <= training.clip_epsilon < 1, "training.clip_epsilon", training.clip_epsilon, "a small number from 0 on")
+    check(training.optimizer in OPTIMIZERS, "training.optimizer", training.optimizer, "no optimizer that is known")
+    phases = sorted({phase for _, phase, _ in plan.hubs} - {"forward", "backward", "update"})
+    check(not phases, "the phase of a hub", phases, "forward, backward or update")
+    for name, rows in (("options", plan.options), ("parameters", plan.parameters)):
+        same_length(rows, len(mesh.sizes), name)
 
 
 def _show(option: Option) -> str:
@@ -176,7 +206,9 @@ def _show(option: Option) -> str:
 def _read_option(text: str) -> Option:
     kind, _, number = text.partition(":")
     if kind not in ("whole", "split", "linear", "update"):
-        raise ValueError(f"unknown option {text!r}")
+        raise Damaged(f"unknown option {text!r}")
+    if number and not (number.isascii() and number.isdigit()):
+        raise Damaged(f"option {text!r} has no number")
     return Option(kind, int(number) if number else -1)
 
 
@@ -242,7 +274,7 @@ def _why_another(plan: Plan, found: str, seed: int) -> str:
             "set of objects): make it the same each time"
         )
     here = chosen()
-    if (not here or plan.summary.get("hash_seed") != here) and _order_differs(plan, found, here):
+    if (not here or plan.hash_seed != here) and _order_differs(plan, found, here):
         return SET_ORDER
     return "the model's code or torch has changed; plan again"
 
@@ -257,10 +289,10 @@ def _order_differs(plan: Plan, found: str, here: str) -> bool:
 
 def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
     """Costs under the plan's mesh, on its own hardware or on another cluster."""
-    optimizer = plan.summary["optimizer"]
+    training = plan.training
     return Costing(
-        cluster or plan.hardware.cluster(), plan.mesh.sizes, optimizer, total_gradient_bytes(model.graph),
-        clip_norm=plan.summary.get("clip_norm"), clip_epsilon=plan.summary.get("clip_epsilon", CLIP_EPSILON),
+        cluster or plan.hardware.cluster(), plan.mesh.sizes, training.optimizer, total_gradient_bytes(model.graph),
+        clip_norm=training.clip_norm, clip_epsilon=training.clip_epsilon,
     )  # fmt: skip
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from cost_models.cluster import Cluster, cluster_text
+from planner import hash_seed
 from planner.ask import Ask
 from planner.choices import recost
 from planner.layout import Mesh
-from planner.plan_file import Alternative, Hardware, Plan, SolverRecord
+from planner.plan_file import Alternative, Hardware, Plan, SolverRecord, Training
 from planner.proposals import Candidate
 from planner.summary import summarise
 from planner.workload import Workload
@@ -24,7 +25,10 @@ def plan_of(
     objective = recost(model, table.costing, best.choices, hidden=best.proposal.hidden)
     assert abs(objective - solution.objective) <= 1e-9 * objective, (objective, solution.objective)
     return Plan(
-        ask=ask, mesh=mesh, graph_hash=model.graph.digest(),
+        ask=ask, mesh=mesh, graph_hash=model.graph.digest(), hash_seed=hash_seed.chosen(),
+        training=Training(
+            optimizer=workload.optimizer, clip_norm=workload.clip_norm, clip_epsilon=workload.clip_epsilon
+        ),
         options=tuple(chosen[members[0]].options if members[0] in chosen else None for members in ties.nodes_of),
         hardware=Hardware(
             name=cluster.name, num_devices=cluster.num_devices, num_nodes=cluster.num_nodes,

@@ -16,6 +16,7 @@ from functools import cache, cached_property
 import numpy as np
 from numpy.typing import NDArray
 
+from cost_models.errors import BadPlan
 from planner.copies import Copies, copies_of
 from planner.layout import PARTIAL_SUM, REPLICATE, Layout, local_sizes
 
@@ -66,7 +67,9 @@ class Layouts:
         return table
 
     def steps(self, before: Layout, after: Layout) -> tuple[Step, ...]:
-        """The cheapest chain of steps."""
+        """The cheapest chain of steps. Raises BadPlan if there is none, as a damaged plan may ask."""
+        if before not in self.index or after not in self.index or not math.isfinite(self.cost(before, after)):
+            raise BadPlan(f"no messages make layout {after} of {before}: the plan's layouts do not go together; plan again")
         at, end = self.index[before], self.index[after]
         out = []
         _, next_of, steps = self._closest

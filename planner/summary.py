@@ -11,8 +11,6 @@ from cost_models.roofline import matrix_peak
 from planner.ask import Ask
 from planner.choices import Choices
 from planner.costing import Costing, op_dtype
-from planner.hash_seed import chosen
-from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Mesh
 from planner.model import Model
 from planner.predict import Prediction
@@ -35,10 +33,6 @@ def ideal_seconds(model: Model, cluster: Cluster) -> float:
     return total
 
 
-def _epsilon(workload: Workload) -> dict[str, float]:
-    return {} if workload.clip_epsilon == CLIP_EPSILON else {"clip_epsilon": workload.clip_epsilon}
-
-
 def _constants(model: Model, workload: Workload) -> dict[str, list[str]]:
     """The tensors that the step reads although neither the model nor the loss registers them, where there are any."""
     _, buffers = registered(workload.module, workload.loss)
@@ -58,8 +52,6 @@ def summarise(
         "options": dict(workload.options),
         "optimizer": workload.optimizer,
         "dtype": dtype,
-        **({} if workload.clip_norm is None else {"clip_norm": workload.clip_norm}),
-        **({} if workload.clip_norm is None else _epsilon(workload)),
         "num_parameters": model.graph.num_parameters,
         **_constants(model, workload),
         "take_no_part": list(unused(workload.module, (p.name for p in model.graph.parameters))),
@@ -83,5 +75,4 @@ def summarise(
         ],
         "axes": [asdict(axis) | {"links": list(axis.links)} for axis in axis_links(cluster, mesh.names, mesh.sizes)],
         "planning_time_s": elapsed,
-        "hash_seed": chosen(),
     }
