@@ -23,6 +23,7 @@ from planner.plan_file import modelled
 from planner.program import Program
 from planner.solver import solve
 from planner.table import build_table
+from planner.torch_private import assert_on_device
 from planner.trace import trace
 from planner.workload import Workload, workload_of
 from runtime.executor import Executor
@@ -125,6 +126,13 @@ def test_a_shard_refuses_what_is_no_ranks() -> None:
             cross_entropy(logits, ids, -100, offset=4, classes=8)
     ignored = torch.tensor([0, 7, -100, 3, 5])
     cross_entropy(logits, ignored, -100, offset=4, classes=8)
+
+
+def test_a_device_asserts_what_a_cpu_looks_at() -> None:
+    """The op that CUDA is given, where the CPU runs it too."""
+    assert_on_device(torch.tensor(True), "target out of range: from 0 to 7")
+    with pytest.raises(RuntimeError, match="target out of range: from 0 to 7"):
+        assert_on_device(torch.tensor(False), "target out of range: from 0 to 7")
 
 
 def test_two_ranks_refuse_an_id_of_neither(tmp_path: Path) -> None:
