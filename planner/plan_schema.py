@@ -35,6 +35,16 @@ class Group(TypedDict):
     parameters: list[str]
 
 
+class Axis(TypedDict):
+    """What an axis of the mesh runs over."""
+
+    name: str
+    size: Count
+    num_nodes: Count
+    ranks_per_node: Count
+    links: list[str]
+
+
 class Padding(TypedDict):
     """A larger vocabulary that is faster."""
 
@@ -67,6 +77,7 @@ class Summary(TypedDict):
     discovered_ops: list[str]
     ops_without_rule: list[str]
     groups: list[Group]
+    axes: list[Axis]
     planning_time_s: Share
     standard_name: NotRequired[str]
     padding: NotRequired[Padding]
