@@ -25,7 +25,7 @@ from planner.kernels.clip import CLIP_EPSILON
 from planner.layout import Layout, Mesh, local_sizes
 from planner.lower import lower
 from planner.model import Model
-from planner.plan_schema import Count, Damaged, Hub, Summary, check, check_summary, part, same_length
+from planner.plan_schema import Count, Damaged, Hub, Summary, check, check_summary, part, same_length, undeclared
 from planner.program import Program
 from planner.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
 from planner.shallow import Shallow, fits_together
@@ -161,7 +161,8 @@ def read_plan(path: str | Path) -> Plan:
 
 def _parse(body: dict[str, Any]) -> Plan:
     """The plan of a file's parts, each checked. Raises Damaged."""
-    mesh, summary = part(body, "mesh", Mesh), part(body, "summary", Summary)
+    mesh = part(body, "mesh", Mesh)
+    summary = {**part(body, "summary", Summary), **undeclared(body["summary"])}
     check_summary(summary, len(mesh.sizes))
     options = part(body, "options", list[list[str] | None])
     plan = Plan(

@@ -14,7 +14,7 @@ import msgspec
 
 from planner.predict import CATEGORIES
 
-__all__ = ["Count", "Damaged", "Hub", "Summary", "check", "check_summary", "part", "same_length"]
+__all__ = ["Count", "Damaged", "Hub", "Summary", "check", "check_summary", "part", "same_length", "undeclared"]
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -109,14 +109,20 @@ def part(body: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 def _check_keys(name: str, value: Any, kind: Any) -> None:
     """Raises Damaged for a key that records of the kind do not have."""
-    if isinstance(value, Mapping) and (is_dataclass(kind) or hasattr(kind, "__total__")):
-        known = {field.name for field in fields(kind)} if is_dataclass(kind) else set(get_type_hints(kind))
+    if isinstance(value, Mapping) and is_dataclass(kind):
+        known = {field.name for field in fields(kind)}
         unknown = [key for key in value if key not in known]
         if unknown:
             raise Damaged(f"{name} has an unknown key {unknown[0]!r}")
 
 
-def check_summary(summary: Summary, num_axes: int) -> None:
+def undeclared(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a file that `Summary` does not name, as they are: another version's report may have more."""
+    declared = get_type_hints(Summary)
+    return {key: value for key, value in summary.items() if key not in declared}
+
+
+def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
     """Raises Damaged for figures that do not go together."""
     if set(summary["memory_bytes"]) != {*CATEGORIES, "total"}:
         raise Damaged(
