@@ -56,7 +56,7 @@ __all__ = ["Traced", "line_of", "trace"]
 aten = torch.ops.aten
 
 #: Graphs of more nodes are given at these lesser depths too.
-_DEEP, _SHALLOW = 6_000, (6, 10)
+_DEEP, _SHALLOW = 4_000, (6, 10)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
