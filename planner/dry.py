@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,9 +16,8 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable
 from planner.graph import map_refs
-from planner.layout import local_shape
 from planner.operators import resolve, returns_list
-from planner.program import Communicate, Compute, Program, Ref
+from planner.program import Communicate, Compute, Program, Ref, given_kinds
 from planner.torch_private import FakeTensorMode, really, unlogged
 
 __all__ = ["CannotRun", "dry_run"]
@@ -51,7 +49,7 @@ def dry_run(program: Program) -> None:
 
 
 def _check(program: Program) -> None:
-    kinds = dict(_given(program))
+    kinds = dict(given_kinds(program))
     made: _Tensors = {}
     seen: set[Any] = set()
     for instruction in program.instructions:
@@ -66,16 +64,6 @@ def _check(program: Program) -> None:
             for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
                 if value is not None:
                     kinds[value] = (shape, dtype)
-
-
-def _given(program: Program) -> Iterator[tuple[int, _Kind]]:
-    """The local shape and dtype of every value held before the step."""
-    sizes, place = program.mesh.sizes, program.mesh.coordinate(program.rank or 0)
-    for parameter in program.parameters:
-        yield parameter.shard, (local_shape(parameter.subshape, parameter.updated, sizes, place), parameter.dtype)
-        yield parameter.value, (local_shape(parameter.subshape, parameter.stored, sizes, place), parameter.dtype)
-    for state in program.inputs:
-        yield state.value, (local_shape(state.subshape, state.layout, sizes, place), state.dtype)
 
 
 def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:

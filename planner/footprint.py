@@ -12,9 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cost_models.memory import allocated_bytes, dtype_bytes
-from planner.program import Communicate, Compute, Instruction, Program
+from planner.program import Communicate, Compute, Instruction, Program, Update, given_kinds
 from planner.schedule import reads, writes
 from planner.transfers import Buffers, buffers_of, slice_copies
+from planner.workspace import workspace
 
 __all__ = ["CATEGORIES", "Footprint", "footprint"]
 
@@ -77,6 +78,7 @@ class _Walk:
         self.program = program
         self.rounded = program.backend == "nccl"  # the caching allocator of a CUDA device
         self.categories = _categories(program)
+        self.kinds = dict(given_kinds(program))
         self.blocks = _given(program)
         self.stale = {s.value for s in program.parameters} & {v for i in program.instructions for v in writes(i)}
         self.waits: dict[int, _UnderWay] = {}
@@ -96,6 +98,10 @@ class _Walk:
             self._communicate(instruction)
         elif isinstance(instruction, Compute):
             self._compute(instruction)
+        if not isinstance(instruction, Update):
+            for result, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+                if result is not None:
+                    self.kinds[result] = shape, dtype
         self._free(instruction.frees)
         if index == len(self.program.instructions) - 1:
             for pending in list({id(p): p for p in self.waits.values()}.values()):
@@ -133,7 +139,8 @@ class _Walk:
     # ---------------------------------------------------------------------------------------------- ops
 
     def _compute(self, op: Compute) -> None:
-        unused = []
+        nbytes = 0 if op.kind == "view" else workspace(op, self.kinds, self.program.mesh.sizes, host=not self.rounded)
+        unused = [self._take(nbytes, _NUMBER["temporaries"])] if nbytes else []
         for value, shape, dtype in zip(op.results, op.shapes, op.dtypes, strict=True):
             if value is None:
                 unused.append(self._take(math.prod(shape) * dtype_bytes(dtype), _NUMBER["temporaries"]))

@@ -176,11 +176,14 @@ def peak_position(program: Program) -> str:
     return program.instructions[place].id if place >= 0 else "start"
 
 
-def memory_over_time(program: Program, timeline: Timeline) -> tuple[list[float], dict[str, list[int]]]:
-    """The times at which memory changes, from 0 on, and the bytes of every category from each of them on."""
+def memory_over_time(
+    program: Program, timeline: Timeline, memory: Footprint | None = None
+) -> tuple[list[float], dict[str, list[int]]]:
+    """The times at which memory changes, from 0 on, and the bytes of every category from each of them on; `memory` is the program's,
+    if it is known."""
     times: list[float] = []
     rows: list[Held] = []
-    for time, held in _samples(program, footprint(program), timeline):
+    for time, held in _samples(program, memory or footprint(program), timeline):
         times.append(time)
         rows.append(held)
     return times, {name: [row[number] for row in rows] for number, name in enumerate(CATEGORIES)}

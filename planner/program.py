@@ -7,11 +7,12 @@ stands for a process group, which the executor knows. Values are integers; every
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 from planner.graph import refs_in
-from planner.layout import Layout, Mesh, SubShape
+from planner.layout import Layout, Mesh, SubShape, local_shape
 
 __all__ = [
     "Communicate",
@@ -24,6 +25,7 @@ __all__ = [
     "Ref",
     "Update",
     "freeing",
+    "given_kinds",
     "reads",
     "writes",
 ]
@@ -196,3 +198,13 @@ class Program:
     reported: tuple[tuple[str, int], ...] = ()
     rank: int | None = None
     backend: str = "shared"
+
+
+def given_kinds(program: Program) -> Iterator[tuple[int, tuple[tuple[int, ...], str]]]:
+    """The local shape and dtype of every value held before the step."""
+    sizes, place = program.mesh.sizes, program.mesh.coordinate(program.rank or 0)
+    for parameter in program.parameters:
+        yield parameter.shard, (local_shape(parameter.subshape, parameter.updated, sizes, place), parameter.dtype)
+        yield parameter.value, (local_shape(parameter.subshape, parameter.stored, sizes, place), parameter.dtype)
+    for state in program.inputs:
+        yield state.value, (local_shape(state.subshape, state.layout, sizes, place), state.dtype)

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, table_of, with_choice
 
+import planner.footprint
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
 from planner.choices import read_choices, recost
@@ -114,7 +115,7 @@ def test_a_split_that_is_too_fine_says_what_would_fit() -> None:
 #: The problem's peak with one open bucket of gradients added, over the lowered program's. Above 1: the problem holds a gradient from
 #: its writer on, and adds a whole bucket. Below: it counts what a hub is converted to, what stands between two steps and the buffer
 #: that a message arrives in not at all, which random choices, and ZeRO-3 in a single bucket, have much of; `search` lowers the limit
-#: and solves again if a plan's program is too large.
+#: and solves again if a plan's program is too large. What kernels take and give back, which is most at these sizes, is left out.
 SENSIBLE, RANDOM = (0.6, 1.3), (0.5, 1.45)
 
 
@@ -148,6 +149,11 @@ def test_memory_of_random_choices_too(model: str) -> None:
         plan = with_choice(ask, mesh_of("a=2,b=2"), found, solution, found.costing.cluster)
         ratios.append(ratio(plan))
     assert RANDOM[0] <= min(ratios) and max(ratios) <= RANDOM[1], ratios
+
+
+@pytest.fixture(autouse=True)
+def kernels_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planner.footprint, "workspace", lambda *_, **__: 0)
 
 
 def ratio(plan: Planned) -> float:

@@ -1,0 +1,128 @@
+"""Predicted peak memory against the allocator's, of plans that run here on two ranks.
+
+    python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen] [--out FILE]
+
+Every family is planned for two CPU ranks under each strategy and run: two steps, and one that is recorded, whose peak is what torch's
+allocator held at most (`planner.torch_private.allocations`). A row a plan: predicted, measured, predicted / measured - 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from provenance import provenance
+
+from cost_models.cluster import load_cluster
+from planner.ask import Ask
+from planner.layout import Mesh
+from planner.pins import Pin
+from planner.plan_file import program_of, read_plan, workload_of, write_plan
+from planner.predict import memory_by_category
+from planner.search import search
+from runtime.executor import Executor
+from runtime.groups import make_groups
+from runtime.launcher import Emit, launch
+from runtime.parameters import build
+from runtime.verify import in_dtypes
+from runtime.worker import join
+
+_TEXT = {"layers": 2, "width": 256, "heads": 4, "vocab": 4096}
+_RECURRENT = {"vocab": 2000, "embed": 128, "hidden": 256, "layers": 2, "seq": 32}
+
+#: The batch and the sizes of each family: a step of a tenth of a second to a second here, of 5 to 100 MiB.
+FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
+    "mlp": (64, {"inputs": 512, "hidden": 1024, "layers": 4, "outputs": 256}),
+    "cnn": (16, {}),
+    "resnet": (8, {"image": 64, "classes": 100}),
+    "unet": (4, {"image": 64}),
+    "lstm": (32, _RECURRENT),
+    "gru": (32, _RECURRENT),
+    "seq2seq-lstm": (32, {**_RECURRENT, "seq": 24}),
+    "gpt": (8, {**_TEXT, "positions": 128, "seq": 128}),
+    "bert": (8, {**_TEXT, "mlp": 1024, "positions": 128, "seq": 128}),
+    "llama": (8, {**_TEXT, "kv_heads": 2, "mlp": 512, "seq": 128}),
+    "t5": (8, {**_TEXT, "head_dim": 64, "mlp": 512, "seq": 64, "target_seq": 64}),
+    "moe": (8, {**_TEXT, "vocab": 2048, "kv_heads": 2, "mlp": 512, "experts": 4, "seq": 64}),
+    "vit": (8, {"layers": 2, "width": 256, "heads": 4, "mlp": 512, "image": 64, "patch": 8, "classes": 100}),
+    "dlrm": (256, {}),
+}
+
+STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
+    "ddp": (Mesh(("dp",), (2,)), (Pin("*", "ddp"),)),
+    "zero3": (Mesh(("dp",), (2,)), (Pin("*", "zero3"),)),
+    "tensor": (Mesh(("tp",), (2,)), ()),
+    "chosen": (None, ()),
+}
+
+
+def plan(family: str, strategy: str, path: Path) -> None:
+    """Plans a family for two CPU ranks."""
+    batch, sizes = FAMILIES[family]
+    mesh, pins = STRATEGIES[strategy]
+    settings = {name: str(size) for name, size in sizes.items()}
+    ask = Ask(model=family, batch=batch, seq=None, settings=settings, dtype="float32", num_devices=2)
+    write_plan(search(ask, load_cluster("cpu", num_devices=2), mesh=mesh, pins=pins).plan, path)
+
+
+def run_rank(paths: list[str], emit: Emit) -> list[tuple[int, int]]:
+    """Of every plan: the predicted peak of this rank and the allocator's, in bytes."""
+    found = []
+    with join(2) as place:
+        for path in paths:
+            read = read_plan(path)
+            program = program_of(read, rank=place.rank)
+            workload = in_dtypes(build(lambda read=read: workload_of(read), 0), program)  # type: ignore[misc]
+            executor = Executor(
+                program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device
+            )
+            for _ in range(2):
+                executor.step(workload.batch)
+            executor.recorded_step(workload.batch)
+            found.append((sum(memory_by_category(program).values()), executor.peak_memory_bytes))
+    return found
+
+
+def measure(family: str, strategies: list[str]) -> list[dict[str, Any]]:
+    """The rows of a family: of each strategy, the rank that holds most."""
+    with tempfile.TemporaryDirectory() as folder:
+        paths = [Path(folder) / f"{strategy}.json" for strategy in strategies]
+        for strategy, path in zip(strategies, paths, strict=True):
+            plan(family, strategy, path)
+        ranks = launch("memory:run_rank", 2, [str(path) for path in paths])
+    rows = []
+    for strategy, pairs in zip(strategies, zip(*ranks, strict=True), strict=True):
+        predicted, measured = max(pairs, key=lambda pair: pair[1])
+        rows.append({"family": family, "strategy": strategy, "predicted_bytes": predicted, "measured_bytes": measured})
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--families", default=",".join(FAMILIES))
+    parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    for family in asked.families.split(","):
+        for row in measure(family, asked.strategies.split(",")):
+            row["error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
+            rows.append(row)
+            sizes = [row[f"{kind}_bytes"] / 2**20 for kind in ("predicted", "measured")]
+            print(
+                f"{family:13s} {row['strategy']:7s} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} MiB {row['error']:+.2%}",
+                flush=True,
+            )
+    errors = [row["error"] for row in rows]
+    print(
+        f"{len(errors)} plans: {min(errors):+.2%} to {max(errors):+.2%}, mean of sizes {sum(map(abs, errors)) / len(errors):.2%}"
+    )
+    if asked.out is not None:
+        asked.out.write_text(json.dumps({**provenance("python benchmarks/memory.py"), "rows": rows}, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
