@@ -207,7 +207,7 @@ def _num_kept(problem: Problem, start: Start, slack: float) -> int:
     """About how many variables the integer program has that `slack` leaves."""
     kept = [n - n.min() <= slack for n in start.moved.nodes]
     pairs = (t[np.ix_(kept[e.u], kept[e.v])] for e, t in zip(problem.edges, start.moved.edges, strict=True))
-    return sum(int(k.sum()) for k in kept) + sum(int((table - table.min() <= slack).sum()) for table in pairs)
+    return sum(int(k.sum()) for k in kept) + sum(int((table[table < INF] <= table.min() + slack).sum()) for table in pairs)
 
 
 def _moved(problem: Problem, compiled: bool, known: Incumbent) -> tuple[Reparametrised, tuple[int, ...]]:
