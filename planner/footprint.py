@@ -12,8 +12,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cost_models.memory import allocated_bytes, dtype_bytes
-from planner.program import Communicate, Compute, Instruction, Program, Update, given_kinds
-from planner.schedule import reads, writes
+from planner.program import Communicate, Compute, Instruction, Program, Update, given_kinds, reads, waits_for, writes
 from planner.transfers import Buffers, buffers_of, slice_copies
 from planner.workspace import workspace
 
@@ -90,7 +89,7 @@ class _Walk:
         """Runs an instruction; what is held at its fullest moment."""
         self.most = -1
         self._mark()
-        for value in (*reads(instruction), *instruction.frees):
+        for value in waits_for(instruction):
             if value in self.waits:
                 self._finish(self.waits[value])
         self._free(self.stale.intersection(writes(instruction)))

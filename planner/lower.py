@@ -396,7 +396,15 @@ class _Lowering:
         kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
         overlaps = self.costing.cluster.device.overlap > 0
         instructions = finish(
-            self.instructions, self.gathers, self.alias, kept, self.timing, self.choices.bucket, trained, overlaps=overlaps
+            self.instructions,
+            self.gathers,
+            self.alias,
+            kept,
+            self.timing,
+            self.choices.bucket,
+            trained,
+            overlaps=overlaps,
+            buffered=_backend(self.timing.cluster) != "shared",
         )
         instructions = timed(instructions, self.timing)
         return Program(

@@ -16,8 +16,7 @@ from cost_models.roofline import host_time
 from cost_models.simulator import Task, simulate
 from cost_models.timeline import MemorySample, Timeline
 from planner.footprint import CATEGORIES, Footprint, Held, footprint
-from planner.program import Communicate, Instruction, Program
-from planner.schedule import reads, writes
+from planner.program import Communicate, Instruction, Program, waits_for, writes
 
 __all__ = [
     "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "instruction_of", "memory_by_category", "memory_over_time", "peak_position",
@@ -91,7 +90,7 @@ class _Tasks:
 
     def add(self, instruction: Instruction) -> None:
         """Adds the tasks of the next instruction."""
-        used = (*reads(instruction), *instruction.frees)
+        used = waits_for(instruction)
         self.wait([value for value in used if value in self.under_way])
         talks = isinstance(instruction, Communicate) and instruction.kind != "slice"
         if talks and instruction.packing:  # type: ignore[union-attr]

@@ -82,7 +82,8 @@ class Communicate:
     communication). `axes` are the mesh axes taking part. Per value: `expanded` is the local shape by flat sub-dims before,
     `shapes` the local shape after, by dims; `gather_pieces` and `split_pieces` are the sizes that the ranks of the group have of
     sub-dim `gather` before and of `split` after, in its order (none: all are alike). An asynchronous one is started where it stands
-    and waited for at the first use of its results. `time` are the seconds on the links, `packing` and `unpacking` those of the
+    and waited for at the first use of its results, or by a message that has one of them in `after`: what it waits for before it starts,
+    so that the older message's buffers are free. `time` are the seconds on the links, `packing` and `unpacking` those of the
     copies before it and after it is waited for; of a slice, `time` are those of its copy.
     """
 
@@ -102,6 +103,7 @@ class Communicate:
     phase: str
     path: str = ""
     asynchronous: bool = False
+    after: tuple[int, ...] = ()
     nbytes: int = 0  # of the whole logical buffer, as nccl-tests counts, all pieces as large as the largest
     time: float = 0.0
     packing: float = 0.0
@@ -130,6 +132,13 @@ def reads(instruction: Instruction) -> tuple[int, ...]:
     if isinstance(instruction, Compute):
         return instruction.operands
     return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
+
+
+def waits_for(instruction: Instruction) -> tuple[int, ...]:
+    """The values that have to be there when it runs, even if a collective that writes them is under way: what it reads and frees, and
+    those of `after`."""
+    needed = (*reads(instruction), *instruction.frees)
+    return (*needed, *instruction.after) if isinstance(instruction, Communicate) else needed
 
 
 def writes(instruction: Instruction) -> tuple[int, ...]:

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from planner.costing import Costing
 from planner.early import SMALL, started_early
+from planner.in_flight import bounded
 from planner.program import Communicate, Compute, Instruction, Update, freeing, reads, writes
 
 __all__ = ["SMALL", "finish", "reads", "writes"]
@@ -28,15 +29,17 @@ def finish(
     trained: frozenset[int],
     *,
     overlaps: bool,
+    buffered: bool,
 ) -> tuple[Instruction, ...]:
     """The final order. `gathers` names the instructions that cast and gather parameters, with their layer; `alias` says which value a
     view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes; `trained` are the values that the update
-    writes to; `overlaps` says whether the device that was planned for runs large messages beside compute."""
+    writes to; `overlaps` says whether the device that was planned for runs large messages beside compute;
+    `buffered`, whether a message under way holds memory of the device."""
     ordered = started_early(instructions, overlaps=overlaps)
     ordered = _prefetched(ordered, gathers, costing)
     ordered = _bucketed(ordered, costing, bucket)
     ordered = _waited_late(ordered, alias, trained)
-    return _freed(ordered, alias, kept)
+    return _freed(bounded(ordered) if buffered else ordered, alias, kept)
 
 
 def _merge(parts: list[Communicate], costing: Costing) -> Communicate:

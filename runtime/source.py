@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from planner.operators import makes_tensors, resolve, returns_list
-from planner.program import Communicate, Compute, Group, Instruction, Program, Ref, Update
+from planner.program import Communicate, Compute, Group, Instruction, Program, Ref, waits_for
 from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size
@@ -131,7 +131,7 @@ def _rewritten(program: Program) -> set[int]:
 
 
 def _instruction(writer: _Writer, instruction: Instruction, reusable: dict[str, list[bool]]) -> None:
-    _wait(writer, _uses(instruction))
+    _wait(writer, waits_for(instruction))
     _free(writer, sorted(writer.stale.intersection(getattr(instruction, "results", ()))))
     if isinstance(instruction, Communicate) and instruction.asynchronous:
         _start(writer, instruction, reusable[instruction.id])
@@ -211,12 +211,3 @@ def _free(writer: _Writer, frees: Sequence[int]) -> None:
     writer.stale.difference_update(frees)
     if frees:
         writer.write(f"del {', '.join(f't{i}' for i in frees)}")
-
-
-def _uses(instruction: Instruction) -> list[int]:
-    """What the instruction reads, and what it frees: a free waits for the collective that writes the value."""
-    if isinstance(instruction, Compute):
-        read = list(instruction.operands)
-    else:
-        read = list(instruction.gradients if isinstance(instruction, Update) else instruction.sources)
-    return [*read, *instruction.frees]

@@ -163,6 +163,9 @@ def overlapped(num_ranks: int) -> dict[str, Case]:
                 messages = [i for i in plan.program.instructions if isinstance(i, Communicate) and i.phase == "backward"]
                 assert any(i.asynchronous for i in messages), (model, kind)
                 out[f"{model}: {kind}, beside products"] = Case(plan.ask, plan.programs)
+    plan = planned(ask_for("llama", num_ranks), *KINDS[num_ranks]["zero3"], cluster=cluster, bucket=1000)
+    assert sum(bool(i.after) for i in plan.program.instructions if isinstance(i, Communicate)) >= 3
+    out["llama: zero3, few under way"] = Case(plan.ask, plan.programs)
     return out
 
 

@@ -9,8 +9,9 @@ from dataclasses import replace
 import pytest
 from small_plans import Planned, ask_for, planned
 
-from planner.program import Communicate, Instruction, Update
-from planner.schedule import reads, writes
+from cost_models.cluster import load_cluster
+from planner.footprint import CATEGORIES, footprint
+from planner.program import Communicate, Instruction, Program, Update, reads, waits_for, writes
 
 
 def gpt(*pins: str, mesh: str = "dp=4", bucket: int | None = None, compute: str = "") -> Planned:
@@ -48,6 +49,31 @@ def test_buckets_are_sent_when_they_are_full(size: int, kind: str) -> None:
         assert bucket.nbytes >= size or bucket.id == last[bucket.kind, bucket.split]
         assert bucket.nbytes - plan.program.value_bytes[bucket.sources[-1]] < size
     assert len(buckets) == len(plan.program.parameters) if size == 1 else len(buckets) < len(plan.program.parameters)
+
+
+@pytest.mark.parametrize("kind", ["zero1", "zero3"])
+def test_two_reductions_are_under_way_at_most(kind: str) -> None:
+    """What is reduce-scattered is held whole until it is waited for: never more than the two that are sent and the one that fills."""
+    ask = ask_for("gpt", layers=4, dtype="float32")
+    plan = planned(ask, "dp=4", (f"*={kind}",), bucket=10_000, cluster=load_cluster("dgx-h100", num_devices=4))
+    under_way: dict[int, str] = {}
+    sent: set[str] = set()
+    for instruction in plan.program.instructions:
+        for value in waits_for(instruction):
+            done = under_way.get(value)
+            under_way = {other: message for other, message in under_way.items() if message != done}
+        if isinstance(instruction, Communicate) and instruction.asynchronous and instruction.kind == "reduce_scatter":
+            under_way.update(dict.fromkeys(instruction.results, instruction.id))
+            sent.add(instruction.id)
+        assert len({*under_way.values()}) <= 2
+    assert len(sent) >= 6
+    free = [replace(i, after=()) if isinstance(i, Communicate) else i for i in plan.program.instructions]
+    assert gradients(plan.program) < 0.8 * gradients(replace(plan.program, instructions=tuple(free)))
+
+
+def gradients(program: Program) -> int:
+    """The most bytes of gradients that are held at once."""
+    return max(held[CATEGORIES.index("gradients")] for held in footprint(program).during)
 
 
 def test_gradients_leave_beside_backward() -> None:
