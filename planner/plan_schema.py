@@ -70,6 +70,7 @@ class Summary(TypedDict):
     tokens_per_s: Share
     mfu: Share
     memory_bytes: dict[str, Natural]
+    shared_memory_bytes: NotRequired[Natural]
     memory_capacity_bytes: Count
     memory_allowed_bytes: Natural
     fits: bool

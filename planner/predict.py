@@ -17,6 +17,7 @@ from cost_models.simulator import Task, simulate
 from cost_models.timeline import MemorySample, Timeline
 from planner.footprint import CATEGORIES, Footprint, Held, footprint
 from planner.program import Communicate, Instruction, Program, waits_for, writes
+from planner.transfers import shared_bytes
 
 __all__ = [
     "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "instruction_of", "memory_by_category", "memory_over_time", "peak_position",
@@ -30,13 +31,15 @@ PACKED, UNPACKED = ".packed", ".unpacked"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One step, predicted: seconds, and bytes of one device by category at the moment of its peak."""
+    """One step, predicted: seconds, and bytes of one device by category at the moment of its peak; beside them `shared_memory_bytes` to
+    send through, which the ranks of one machine share."""
 
     step_time_s: float
     compute_time_s: float
     exposed_communication_time_s: float
     idle_time_s: float
     memory_bytes: dict[str, int]
+    shared_memory_bytes: int = 0
 
     @property
     def total_memory_bytes(self) -> int:
@@ -51,6 +54,7 @@ def predict(program: Program, cluster: Cluster) -> Prediction:
     return Prediction(
         step_time_s=timeline.step_time, compute_time_s=parts.compute, idle_time_s=parts.idle,
         exposed_communication_time_s=parts.exposed_communication, memory_bytes=_by_category(memory),
+        shared_memory_bytes=shared_bytes(program),
     )  # fmt: skip
 
 

@@ -32,6 +32,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "mesh": dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True)),
         "axes": summary.get("axes", []),
         **{key: summary[key] for key in (*_STEP, *_RATES, *_MEMORY)},
+        "shared_memory_bytes": summary.get("shared_memory_bytes", 0),
         "standard_name": summary.get("standard_name"),
         "alternatives": [asdict(row) for row in plan.alternatives],
         "solver": asdict(plan.solver),

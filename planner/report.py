@@ -172,7 +172,17 @@ def _memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
         rows.append(("allowed", format_bytes(allowed), _percent(allowed / capacity)))
     rows.append(("usable", format_bytes(capacity), "fits" if summary["fits"] else "DOES NOT FIT"))
     table = Table(header=("at the peak", "", "of usable"), rows=tuple(rows), right=frozenset({1, 2}))
-    return (table, *_nearly_full(total / capacity, summary["fits"]))
+    return (table, *_shared_words(summary), *_nearly_full(total / capacity, summary["fits"]))
+
+
+def _shared_words(summary: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a rank holds beside its own memory, to send through."""
+    nbytes = summary.get("shared_memory_bytes", 0)
+    return (
+        (f"beside that, {format_bytes(nbytes)} per device to send through, which the ranks of a machine share",)
+        if nbytes
+        else ()
+    )
 
 
 def _cast_again(plan: Plan) -> tuple[str, ...]:
@@ -260,7 +270,7 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
         ("ranks", f"{result['num_ranks']} on {result['backend']}, mesh {plan.mesh}"),
         ("loss", f"{result['losses'][0]:.6f} to {result['losses'][-1]:.6f} in {len(result['losses'])} steps"),
         ("step time", f"{format_time(median)} median, {format_time(min(result['step_times_s']))} least"),
-        ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} a device"),
+        ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} a device{_beside(result)}"),
     ]
     verify = result["verify"]
     if verify is not None:
@@ -276,6 +286,11 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
             ),
         ]
     return Section(title=f"Ran {plan.ask.model}", body=(Table(header=(), rows=tuple(rows)),))
+
+
+def _beside(result: Mapping[str, Any]) -> str:
+    nbytes = result.get("shared_memory_bytes", 0)
+    return f", beside {format_bytes(nbytes)} shared to send through" if nbytes else ""
 
 
 def _verdict(verdict: str, verify: Mapping[str, Any]) -> str:

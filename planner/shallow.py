@@ -64,6 +64,7 @@ class Shallow:
             exposed_communication_time_s=line(first.exposed_communication_time_s, second.exposed_communication_time_s),
             idle_time_s=line(first.idle_time_s, second.idle_time_s),
             memory_bytes={name: round(line(first.memory_bytes[name], second.memory_bytes[name])) for name in CATEGORIES},
+            shared_memory_bytes=round(line(first.shared_memory_bytes, second.shared_memory_bytes)),
         )  # fmt: skip
 
 

@@ -63,6 +63,7 @@ def summarise(
         "tokens_per_s": batch * workload.tokens_per_sample / step,
         "mfu": ideal_seconds(model, cluster) / (step * cluster.num_devices),
         "memory_bytes": {**prediction.memory_bytes, "total": prediction.total_memory_bytes},
+        "shared_memory_bytes": prediction.shared_memory_bytes,
         "memory_capacity_bytes": cluster.device.usable_memory,
         "memory_allowed_bytes": ask.allowed_memory(cluster.device),
         "fits": prediction.total_memory_bytes <= ask.allowed_memory(cluster.device),

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
 from planner.kernels.groups import SMALL_BYTES
-from planner.program import Communicate
+from planner.kernels.shared import region_bytes
+from planner.program import Communicate, Program
 
-__all__ = ["Buffers", "buffers_of", "leads", "slice_copies"]
+__all__ = ["Buffers", "buffers_of", "leads", "shared_bytes", "slice_copies"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +61,31 @@ def _shared(message: Communicate, rows: int, whole: int, ranks: int, in_place: b
     if message.kind == "reduce_scatter":
         return Buffers(packing=packing, sent=None, received=None, unpacked=True)
     return Buffers(packing=packing, sent=None, received=ranks * rows, unpacked=not _joins_without_copy(message))
+
+
+def shared_bytes(program: Program) -> int:
+    """Bytes of the memory to send through that the ranks of one machine share, for each rank: a row as large as the message of each
+    one under way, and one of each size for those that are waited for at once (`runtime.collectives`). Few bytes more are what kernels
+    send themselves. 0 if the ranks send otherwise."""
+    if program.backend != "shared":
+        return 0
+    regions: dict[tuple[tuple[int, ...], str, int, str], int] = {}
+    for message in program.instructions:
+        if isinstance(message, Communicate) and message.kind != "slice":
+            ranks = math.prod(program.mesh.sizes[axis] for axis in message.axes)
+            numel, dtype = _sent(message, ranks), message.dtypes[0]
+            key = (message.axes, message.id if message.asynchronous else "", numel, dtype)
+            if ranks > 1:
+                regions[key] = region_bytes(numel, dtype_bytes(dtype), ranks) // ranks
+    return sum(regions.values())
+
+
+def _sent(message: Communicate, ranks: int) -> int:
+    """Elements of a rank's row: its values or, if the ranks' pieces differ in size, as many as the largest."""
+    if not _uneven(message):
+        return sum(map(math.prod, message.expanded))
+    blocks = ranks if message.kind in ("reduce_scatter", "all_to_all") else 1
+    return blocks * _rooms(message, ranks) // dtype_bytes(message.dtypes[0])
 
 
 def slice_copies(message: Communicate) -> bool:

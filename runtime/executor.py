@@ -14,6 +14,7 @@ from torch import Tensor
 from cost_models.errors import BadValue
 from cost_models.timeline import Timeline
 from planner.kernels import step_key
+from planner.kernels.shared import shared_memory_of
 from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
 from planner.program import Instruction, Program
 from planner.torch_private import allocations
@@ -94,6 +95,12 @@ class Executor:
         timeline = recorder.timeline(recorded)
         self.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device) if cuda else timeline.peak_memory
         return timeline
+
+    @property
+    def shared_memory_bytes(self) -> int:
+        """Bytes of the memory to send through that the ranks of one machine share, for each rank."""
+        memories = {id(m): m for m in map(shared_memory_of, self._groups.values()) if m is not None}
+        return sum(memory.nbytes // memory.num_ranks for memory in memories.values())
 
     def _renew(self) -> None:
         """Has the values that a step replaces allocated anew, under a record: the allocator does not count what it frees of before."""

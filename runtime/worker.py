@@ -49,6 +49,7 @@ class RunResult:
     losses: tuple[float, ...]
     step_times_s: tuple[float, ...]
     peak_memory_bytes: int
+    shared_memory_bytes: int = 0
     losses_by_name: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     verification: Verification | None = None
     timeline: Timeline | None = None
@@ -63,6 +64,7 @@ class RunResult:
             "step_time_s": statistics.median(self.step_times_s),
             "step_times_s": list(self.step_times_s),
             "peak_memory_bytes": self.peak_memory_bytes,
+            "shared_memory_bytes": self.shared_memory_bytes,
             "verdict": self.verification.verdict if self.verification is not None else None,
             "verify": asdict(self.verification) if self.verification is not None else None,
         }
@@ -141,6 +143,7 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
         losses=tuple(losses),
         step_times_s=tuple(times),
         peak_memory_bytes=peak,
+        shared_memory_bytes=executor.shared_memory_bytes,
         losses_by_name={name: tuple(step[name] for step in several) for name in several[0]},
         verification=verification,
         timeline=timeline if request.record else None,

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Region", "SharedMemory", "is_gloo", "shared_memory_of"]
+__all__ = ["Region", "SharedMemory", "is_gloo", "region_bytes", "shared_memory_of"]
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
 #: A counter has a cache line of its own.
@@ -59,9 +59,27 @@ class SharedMemory:
             self._regions[key] = region
         return self._regions[key]
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all regions, which all ranks hold together."""
+        return sum(region.nbytes for region in self._regions.values())
+
     def __del__(self) -> None:
         with contextlib.suppress(OSError):
             os.close(self.fd)
+
+
+def region_bytes(numel: int, itemsize: int, num_ranks: int) -> int:
+    """Bytes of a region of `num_ranks` rows of `numel` elements: counters, rows, whole pages."""
+    return _up(_head(num_ranks) + num_ranks * _row(numel, itemsize), _PAGE)
+
+
+def _head(num_ranks: int) -> int:
+    return 3 * num_ranks * _LINE
+
+
+def _row(numel: int, itemsize: int) -> int:
+    return _up(max(numel, 1) * itemsize, _LINE)
 
 
 class Region:
@@ -70,9 +88,8 @@ class Region:
 
     def __init__(self, fd: int, offset: int, num_ranks: int, position: int, numel: int, dtype: torch.dtype) -> None:
         self.num_ranks, self.position, self.numel = num_ranks, position, numel
-        row = _up(max(numel, 1) * dtype.itemsize, _LINE)
-        head = 3 * num_ranks * _LINE
-        self.nbytes = _up(head + num_ranks * row, _PAGE)
+        row, head = _row(numel, dtype.itemsize), _head(num_ranks)
+        self.nbytes = region_bytes(numel, dtype.itemsize, num_ranks)
         os.posix_fallocate(
             fd, offset, self.nbytes
         )  # memory that is not there is an error here, not a signal at the first write

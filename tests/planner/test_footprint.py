@@ -10,7 +10,7 @@ from planner.footprint import CATEGORIES, footprint
 from planner.layout import Mesh
 from planner.predict import memory_by_category
 from planner.program import Communicate, Compute, Program, Update
-from planner.transfers import slice_copies
+from planner.transfers import shared_bytes, slice_copies
 
 #: Bytes of one value.
 N = 1 << 20
@@ -97,3 +97,12 @@ def test_a_slice_copies_what_does_not_lie_together() -> None:
     assert (slice_copies(rows), slice_copies(columns)) == (False, True)
     assert totals(program(made(0), rows, result=N // 4))[1] == (1, 1)
     assert totals(program(made(0), replace(columns, frees=(0,)), result=N // 4))[1] == (1.25, 0.25)
+
+
+def test_what_ranks_share_to_send_through() -> None:
+    """A row of its own for what is under way, one of each size for what is waited for at once; gloo and NCCL have none."""
+    late = message("all_reduce", (0, 1), (10, 11))
+    at_once = [replace(message("all_reduce", (0,), (r,)), id=f"{r}", asynchronous=False) for r in (12, 13)]
+    one = program(made(0), made(1), late, *at_once, message("slice", (0,), (14,)))
+    assert 3 * N <= shared_bytes(one) < 3.02 * N
+    assert [shared_bytes(replace(one, backend=backend)) for backend in ("gloo", "nccl")] == [0, 0]

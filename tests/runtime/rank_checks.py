@@ -19,9 +19,10 @@ from torch import Tensor
 
 from planner import kernels
 from planner.kernels import shared
-from planner.layout import piece_sizes, start_of
-from planner.program import Communicate, Ref
-from runtime.collectives import compile_collective
+from planner.layout import Mesh, piece_sizes, start_of
+from planner.program import Communicate, Program, Ref
+from planner.transfers import shared_bytes
+from runtime.collectives import Collective, compile_collective
 from runtime.worker import RunRequest, join, train
 
 SIZES = {"small": (4, 8, 4), "large": (32, 32, 256)}  # on either side of where gloo takes another way
@@ -122,6 +123,7 @@ def _collective_error(
     )  # fmt: skip
     collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank, shared=shared)
     assert (collective.shared is not None) == (shared and kind != "slice" and _shares_memory())
+    _check_shared_bytes(collective, instruction, num_ranks)
     before = [v.clone() for v in values]
     pending = collective.start(*(v.reshape(-1, v.shape[2]) for v in values))
     results = collective.finish(pending)
@@ -165,11 +167,22 @@ def _uneven_error(
         reduce=reduce, phase="forward", asynchronous=asynchronous,
     )  # fmt: skip
     collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank, shared=shared)
+    _check_shared_bytes(collective, instruction, num_ranks)
     before = [v.clone() for v in values]
     results = collective.finish(collective.start(*values))
     same = all(torch.equal(a, b) for a, b in zip(before, values, strict=True))
     shapes = all(r.shape == w.shape for r, w in zip(results, wanted, strict=True))
     return max((r - w).abs().max().item() for r, w in zip(results, wanted, strict=True)) if same and shapes else math.inf
+
+
+def _check_shared_bytes(collective: Collective, instruction: Communicate, num_ranks: int) -> None:
+    """The region is as large as predicted."""
+    if collective.shared is not None:
+        program = Program(
+            mesh=Mesh(("dp",), (num_ranks,)), instructions=(instruction,), parameters=(), inputs=(), loss=0, value_bytes={},
+            initial_bytes={},
+        )  # fmt: skip
+        assert collective.shared.nbytes // num_ranks == shared_bytes(program), instruction
 
 
 def _shares_memory() -> bool:
