@@ -85,7 +85,8 @@ def _shorter(ask: Ask, seq: int, cluster: Cluster, may: Fits, fits: Fits) -> lis
 def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
     """Down to where some devices would have no part of any sample."""
     n = cluster.num_devices
-    smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, _halvings(batch)))
+    even = dict.fromkeys(b - b % n if b > n else b for b in _halvings(batch))  # a person asks for what the devices divide
+    smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, even))
     found = _first(smaller, lambda b: may(replace(ask, batch=b), cluster), lambda b: fits(replace(ask, batch=b), cluster))
     return [f"--batch {b}" for b in found]
 

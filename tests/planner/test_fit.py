@@ -51,6 +51,11 @@ def test_only_one_of_the_two_helps() -> None:
     assert told(lambda batch, devices: batch <= 8)[0] == "what fits: --batch 8"
 
 
+def test_a_smaller_batch_is_one_that_the_devices_divide() -> None:
+    assert told(lambda batch, devices: batch <= 13, batch=99)[0] == "what fits: --batch 12"
+    assert told(lambda batch, devices: batch <= 13, batch=99, num_devices=5)[0].startswith("what fits: --batch 10")
+
+
 def test_neither_helps() -> None:
     text, tried = told(lambda batch, devices: False)
     assert text.startswith("neither a smaller batch nor more of these devices helps: take a smaller model")
@@ -74,7 +79,7 @@ def test_a_shorter_sequence_where_neither_helps() -> None:
 def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
     """Batches that share no factor with more devices than they have samples, more devices than samples, more devices than there are."""
     text, tried = told(lambda batch, devices: False, batch=12)
-    assert tried == [(6, 4), (12, 8)]  # 3 samples share no factor with 4 devices
+    assert tried == [(4, 4), (12, 8)]  # 3 samples share no factor with 4 devices
     assert "neither" in text
     _, tried = told(lambda batch, devices: False, batch=64, hardware="p3.16xlarge")
     assert max(devices for _, devices in tried) <= 64
