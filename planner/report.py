@@ -238,7 +238,8 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
     step, bound = format_time(summary["step_time_s"]), format_time(solver.bound)
     meshes = "the one mesh" if solver.num_meshes == 1 else f"any of the {solver.num_meshes} meshes"
     lines = [
-        f"step {step}; no plan on {meshes} searched takes less than {bound}, whether it fits or not: gap {_percent(solver.gap)}",
+        f"step {step}; no plan that splits repeated layers alike takes less than {bound} on {meshes} searched, "
+        f"whether it fits or not: gap {_percent(solver.gap)}",
         f"proved in {solver.time_s:.2f} s; planned in {summary['planning_time_s']:.1f} s in all",
     ]
     if left_out := summary.get("left_out"):
