@@ -73,7 +73,7 @@ class _Bound:
         for number, members in zip(self.table.parameter_of, self.model.ties.parameters_of, strict=True):
             value = self.model.graph.values[self.model.graph.parameters[members[0]].value]
             flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
-            layouts = self.least.layouts(flat, itemsize, "merged")
+            layouts = self.least.layouts(flat, itemsize, "gathered")
             for index, strategy in enumerate(self.table.parameter_strategies[number]):
                 seconds = share * costing.update(flat, itemsize, value.dtype, strategy)
                 self.costs[number][index] += len(members) * (seconds + layouts.cost(strategy.updated, strategy.stored))
@@ -119,8 +119,10 @@ class _Bound:
 
     def _sent(self, value: int, phase: str) -> Sent:
         """How a value is sent at the least. In backward all count as beside compute: what forward wrote is waited for only once."""
-        if phase == "update" or value in self.model.formats:
-            return "merged"
+        if phase == "update":
+            return "reduced"
+        if value in self.model.formats:
+            return "gathered"
         overlaps = self.least.costing.cluster.device.overlap > 0
         return "beside" if overlaps and starts_beside_backward(phase, phase) else "waited"
 

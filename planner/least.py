@@ -9,12 +9,16 @@ obeys
 because at no moment does the right side grow by more than the time that passes (rates: `cost_models/simulator.py`): compute and what
 runs beside it go on at 1 / (2 - overlap) each, those of one class share its links, and those of two classes do not disturb each other.
 
-Messages that may be merged cost what their bytes do in the largest message of all, and nothing for copies.
+Messages that may be merged cost the less of two: what they do alone, with the copies that this takes, and what their bytes do in the
+largest message of all, with one more copy of what they send (into its buffer). Gathers that go alone whatever else is gathered
+(`schedule.ALONE`) cost what they do alone.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from cost_models.group_links import LinkClass
@@ -22,14 +26,19 @@ from cost_models.memory import dtype_bytes
 from planner.copies import Copies
 from planner.costing import Costing
 from planner.model import Model
-from planner.redistribute import Layouts
-from planner.schedule import SMALL
+from planner.redistribute import Layouts, Step
+from planner.schedule import ALONE, SMALL
 
 __all__ = ["Least", "Sent", "Weights", "weights_of"]
 
 
-#: How a change of layout is sent: compute waits for it, or what is large may run beside compute, or it may be merged with others, too.
-Sent = Literal["waited", "beside", "merged"]
+#: How a change of layout is sent: compute waits for it, or what is large may run beside compute, or it may be merged with others, too:
+#: a parameter's gather if it is small, a gradient's messages whatever they are.
+Sent = Literal["waited", "beside", "gathered", "reduced"]
+
+#: The grid on which the least that a byte costs to copy is sought: the seconds of a copy do not fall with its bytes, so between two
+#: sizes a byte costs at most this much less than at the lower one.
+_FINE = 1.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +85,12 @@ class Least:
         """The layouts of a tensor and the least that it costs to change them."""
         key = (flat, itemsize, sent)
         if key not in self._layouts:
-            time = {"waited": self._waited, "beside": self._beside, "merged": self._merged}[sent]
-            copied = self._copied_in_bucket if sent == "merged" else self._copied_alone
-            self._layouts[key] = Layouts(flat, itemsize, self.costing.sizes, time, copied)
+            if sent in ("gathered", "reduced"):
+                alone = ALONE if sent == "gathered" else math.inf
+                self._layouts[key] = _Cheaper(self, flat, itemsize, alone)
+            else:
+                time = self._waited if sent == "waited" else self._beside
+                self._layouts[key] = Layouts(flat, itemsize, self.costing.sizes, time, self._copied_alone)
         return self._layouts[key]
 
     def _waited(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
@@ -97,10 +109,31 @@ class Least:
         return self.compute * (packing + self.costing.copying(copies.unpacked * itemsize, copies.num_unpacked))
 
     def _copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
-        """Nothing: how many kernels copy depends on what goes together."""
-        return 0.0
+        """What is copied alone, and what is sent into the buffer, in kernels that may copy for others, too."""
+        return self.compute * self.copied_byte * (copies.packed + sent + copies.unpacked) * itemsize
+
+    @cached_property
+    def copied_byte(self) -> float:
+        """The fewest seconds in which a kernel copies a byte, of those that copy at most `most`."""
+        sizes = [_FINE**k for k in range(math.ceil(math.log(self.most) / math.log(_FINE)) + 1)]
+        return min(self.costing.copying(n, 1) / (n * _FINE) for n in sizes)
 
     def _merged(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         if kind == "slice":
             return 0.0
         return self.beside[self.costing.link_class(axes)] * self.costing.merged(kind, axes, nbytes, self.most)
+
+
+class _Cheaper(Layouts):
+    """Layouts of which each step is sent alone or merged with others, whichever costs less; of `alone` bytes and more, alone."""
+
+    def __init__(self, least: Least, flat: tuple[int, ...], itemsize: int, alone: float) -> None:
+        self.merged = Layouts(flat, itemsize, least.costing.sizes, least._merged, least._copied_in_bucket)
+        self.alone = alone
+        super().__init__(flat, itemsize, least.costing.sizes, least._beside, least._copied_alone)
+
+    def _seconds(self, step: Step) -> float:
+        by_itself = super()._seconds(step)
+        if step.kind == "slice" or self.numel(step) * self.itemsize >= self.alone:
+            return by_itself
+        return min(by_itself, self.merged._seconds(step))

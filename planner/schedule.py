@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from planner.costing import Costing
 from planner.early import SMALL, started_early
-from planner.in_flight import bounded
+from planner.in_flight import bounded, sliced_late
 from planner.program import Communicate, Compute, Instruction, Update, freeing, reads, writes
 
 __all__ = ["SMALL", "finish", "reads", "writes"]
@@ -38,7 +38,7 @@ def finish(
     ordered = started_early(instructions, overlaps=overlaps)
     ordered = _prefetched(ordered, gathers, costing)
     ordered = _bucketed(ordered, costing, bucket)
-    ordered = _waited_late(ordered, alias, trained)
+    ordered = _waited_late(sliced_late(ordered), alias, trained)
     return _freed(bounded(ordered) if buffered else ordered, alias, kept)
 
 

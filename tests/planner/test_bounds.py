@@ -17,6 +17,7 @@ from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask
 from planner.bounds import bound_problem, bounded
 from planner.choices import read_choices
+from planner.layout import PARTIAL_SUM, REPLICATE
 from planner.least import Least, Weights, weights_of
 from planner.lower import lower
 from planner.predict import predict
@@ -107,6 +108,26 @@ def test_choices_at_random_are_not_below_the_bound(model: str, mesh: str, hardwa
     for choice, step in steps.items():
         assert all(least_of(table, choice, weights) <= step * (1 + 1e-9) for weights in every), choice
     assert bounded([(table, best)], min(steps.values())) <= min(steps.values())
+
+
+def test_what_may_be_merged_costs_the_less_of_alone_and_merged() -> None:
+    """A gradient's reduction, of every size, against what a bucket of it and others takes; a large gather against itself alone."""
+    cluster = load_cluster("dgx-h100", num_devices=8)
+    costing = table_of(ask_for("mlp", 8), "a=8", cluster=cluster).costing
+    model = table_of(ask_for("mlp", 8), "a=8", cluster=cluster).model
+    least = Least(model, costing, Weights(1.0, (("node", 1.0),), (("node", 0.5),)))
+    least.most = 2.0**33
+    for numel in (2**10, 2**20, 2**26):
+        nbytes, reduced = 4.0 * numel, least.layouts((numel,), 4, "reduced").cost((PARTIAL_SUM,), (REPLICATE,))
+        alone = 0.5 * costing.communication("all_reduce", (0,), nbytes)
+        assert 0 < reduced <= alone
+        for others in (nbytes, 2.0**28):
+            bucket = nbytes + others
+            whole = 0.5 * costing.communication("all_reduce", (0,), bucket) + costing.copying(bucket, 1)
+            assert reduced <= whole * nbytes / bucket
+    assert reduced > 0.5 * costing.merged("all_reduce", (0,), nbytes, least.most) * (1 + 1e-3), "copies count"
+    large = least.layouts((2**26,), 4, "gathered").cost((0,), (REPLICATE,))
+    assert large == 0.5 * costing.communication("all_gather", (0,), 4.0 * 2**26)
 
 
 def test_the_weights_count_no_moment_twice() -> None:

@@ -11,6 +11,7 @@ from small_plans import Planned, ask_for, planned
 
 from cost_models.cluster import load_cluster
 from planner.footprint import CATEGORIES, footprint
+from planner.in_flight import sliced_late
 from planner.program import Communicate, Instruction, Program, Update, reads, waits_for, writes
 
 
@@ -69,6 +70,31 @@ def test_two_reductions_are_under_way_at_most(kind: str) -> None:
     assert len(sent) >= 6
     free = [replace(i, after=()) if isinstance(i, Communicate) else i for i in plan.program.instructions]
     assert gradients(plan.program) < 0.8 * gradients(replace(plan.program, instructions=tuple(free)))
+
+
+def test_a_slice_of_a_reduced_gradient_is_cut_when_two_more_have_started() -> None:
+    """Compute does not wait for a reduction as soon as it has started, and no more than two are held whole."""
+    ids = itertools.count(100)
+
+    def message(source: int, kind: str = "all_reduce", axes: tuple[int, ...] = (0,)) -> Communicate:
+        value = next(ids)
+        return Communicate(
+            id=f"{kind}{value}", kind=kind, axes=axes, sources=(source,), results=(value,), expanded=((8,),), shapes=((8,),),
+            dtypes=("float32",), phase="update", asynchronous=kind != "slice", nbytes=32,
+        )  # fmt: skip
+
+    sent = [message(at) for at in range(4)]
+    cut = [message(m.results[0], "slice") for m in sent]
+    again = message(cut[3].results[0], "slice")
+    other = message(9, axes=(1,))
+    kept = message(50, "slice")  # of a value that no message gives
+    end = Update(id="update.optimizer", gradients=(cut[0].results[0], cut[1].results[0], cut[2].results[0], again.results[0]))
+    order = [sent[0], cut[0], kept, other, sent[1], cut[1], sent[2], cut[2], sent[3], cut[3], again, end]
+    expected = [sent[0], kept, other, sent[1], cut[0], sent[2], cut[1], sent[3], cut[2], cut[3], again, end]
+    assert sliced_late(order) == expected
+    early = replace(other, sources=(cut[0].results[0],))
+    assert sliced_late([sent[0], cut[0], early, end]) == [sent[0], cut[0], early, end], "read before"
+    assert sliced_late([replace(sent[0], asynchronous=False), cut[0], end])[1] == cut[0], "nothing to wait for"
 
 
 def gradients(program: Program) -> int:
