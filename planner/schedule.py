@@ -190,10 +190,14 @@ class _Buckets:
         self.late: set[int] = set()
 
     def add(self, part: Communicate) -> None:
-        """Puts a communication in its bucket; the second step of a chain waits for the bucket of the first."""
+        """Puts a communication in its bucket, or sends it alone if it fills one; the second step of a chain waits for the bucket of the
+        first."""
         if any(source in self.late for source in part.sources):
             self._flush_deferred()
         first = next((self.pending[source] for source in part.sources if source in self.pending), None)
+        if first is None and part.nbytes >= self.size:  # with others in one buffer, all of them would be copied
+            self.out.append(part)
+            return
         key = _kind_key(part) if first is None else first
         for result in part.results:
             self.pending[result] = key

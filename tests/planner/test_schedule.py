@@ -49,6 +49,7 @@ def test_buckets_are_sent_when_they_are_full(size: int, kind: str) -> None:
         assert bucket.asynchronous
         assert bucket.nbytes >= size or bucket.id == last[bucket.kind, bucket.split]
         assert bucket.nbytes - plan.program.value_bytes[bucket.sources[-1]] < size
+        assert len(bucket.sources) == 1 or all(plan.program.value_bytes[source] < size for source in bucket.sources)
     assert len(buckets) == len(plan.program.parameters) if size == 1 else len(buckets) < len(plan.program.parameters)
 
 
