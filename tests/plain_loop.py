@@ -53,21 +53,21 @@ def masks_of(step: int) -> Iterator[None]:
         return torch.where(kept, x / (1 - p), 0.0)
 
     def attend(
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
         attn_mask: Tensor | None = None,
         dropout_p: float = 0.0,
         is_causal: bool = False,
         **more: Any,
     ) -> Tensor:
         if not dropout_p:
-            return attention(q, k, v, attn_mask, dropout_p, is_causal, **more)
+            return attention(query, key, value, attn_mask, dropout_p, is_causal, **more)
         assert attn_mask is None
         assert not more
-        scores = q @ k.mT / q.shape[-1] ** 0.5
+        scores = query @ key.mT / query.shape[-1] ** 0.5
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) if is_causal else torch.zeros((), dtype=torch.bool)
-        return drop(scores.masked_fill(hidden, float("-inf")).softmax(-1), dropout_p) @ v
+        return drop(scores.masked_fill(hidden, float("-inf")).softmax(-1), dropout_p) @ value
 
     with patch.object(F, "dropout", drop), patch.object(F, "scaled_dot_product_attention", attend):
         yield

@@ -59,7 +59,7 @@ def test_lstm_reserve_without_a_workspace_is_gates_and_cell() -> None:
 
 
 def test_unknown_optimizer() -> None:
-    with pytest.raises(UnknownName, match=r"unknown optimizer 'lion'.*known: adam, adamw, .*sgd, sgd-momentum"):
+    with pytest.raises(UnknownName, match=r"unknown optimizer 'lion'.*known: adam, adam-amsgrad, adamw, .*sgd, sgd-momentum"):
         optimizer_state_bytes("lion", numel=1, dtype="float32")
 
 
