@@ -51,15 +51,16 @@ def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
     if proposer.budget.over():
         return replace(row, reason=f"left out at the time limit of {proposer.budget.limit:g} s")
     try:
-        found = baseline(proposer, one)
+        fitted, made = baseline(proposer, one)
     except NoPlan as error:
         return replace(row, reason=str(error))
-    fitted = proposer.fitting(found)
     seconds, held = fitted.prediction.step_time_s, fitted.prediction.total_memory_bytes
-    fits, made = fitted.fits(proposer.capacity), not found.fits(proposer.capacity)
+    fits = fitted.fits(proposer.capacity)
     return replace(row, step_time_s=seconds, memory_bytes=held, fits=fits, made_to_fit=fits and made)
 
 
-def baseline(proposer: Proposer, one: Baseline) -> Candidate:
-    """The ILP's plan under a baseline's mesh and pins, simulated. Raises NoPlan if the model has none."""
-    return replace(proposer.candidate(proposer.proposals(one.mesh, one.pins, last=True)[0]), name=one.name)
+def baseline(proposer: Proposer, one: Baseline) -> tuple[Candidate, bool]:
+    """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made to fit. Raises NoPlan if the model has
+    none."""
+    fitted, made = proposer.fitted(proposer.proposals(one.mesh, one.pins, last=True)[0])
+    return replace(fitted, name=one.name), made

@@ -47,7 +47,7 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
         return found
     for proposal in proposals:
         if proposal not in near and proposal.hidden == 0.0 and not (found and proposer.budget.over()):
-            found.append(proposer.fitting(proposer.candidate(proposal)))
+            found.append(proposer.fitted(proposal)[0])
     return found
 
 
@@ -58,11 +58,10 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
     for proposal in proposals:
         if least < math.inf and proposer.budget.over():
             break
-        candidate = proposer.candidate(proposal)
-        if not candidate.fits(proposer.capacity):
-            if proposal.solution.bound > least * (1 - WORTH_FITTING):
-                continue
-            candidate = proposer.fitting(candidate)
+        worth = proposal.solution.bound <= least * (1 - WORTH_FITTING)
+        if not worth and (proposer.is_hopeless(proposal) or not proposer.candidate(proposal).fits(proposer.capacity)):
+            continue
+        candidate, _ = proposer.fitted(proposal)
         if candidate.fits(proposer.capacity):
             least = min(least, candidate.proposal.solution.objective)
         found.append(candidate)
@@ -129,7 +128,7 @@ class _Contest:
         """Makes the candidate of a baseline, and tells its row what the whole program does."""
         self.known.add(name)
         one = next(one for one in baselines(self.proposer.cluster) if one.name == name)
-        found = self._take(replace(self.proposer.fitting(baseline(self.proposer, one)), name=name))
+        found = self._take(baseline(self.proposer, one)[0])
         self.rows = tuple(
             replace(
                 row, step_time_s=found.prediction.step_time_s, memory_bytes=found.prediction.total_memory_bytes,

@@ -37,7 +37,7 @@ from planner.ties import layer_of
 from planner.transfers import leads
 from planner.views import is_view
 
-__all__ = ["lower"]
+__all__ = ["lower", "lowered"]
 
 
 def lower(
@@ -45,9 +45,23 @@ def lower(
 ) -> Program:
     """The program of one training step of `rank`; rank 0 has the largest shards. `costing` decides by which steps layouts change;
     `timing` (by default the same) gives every instruction its seconds, which are those of rank 0 on every rank."""
-    program = _Lowering(model, mesh, choices, costing, timing or costing, rank).program()
-    wrong = faults(program)
-    assert not wrong, wrong
+    return lowered(model, mesh, choices, costing, timing=timing, rank=rank)(choices.bucket)
+
+
+def lowered(
+    model: Model, mesh: Mesh, choices: Choices, costing: Costing, *, timing: Costing | None = None, rank: int = 0
+) -> Callable[[int], Program]:
+    """What gives the programs that differ only in the bytes of a bucket, of which `choices` say nothing then: all have the same
+    instructions in order of need, which are made once."""
+    lowering = _Lowering(model, mesh, choices, costing, timing or costing, rank)
+    needed = lowering.in_order_of_need()
+
+    def program(bucket: int) -> Program:
+        made = lowering.program(needed, bucket)
+        wrong = faults(made)
+        assert not wrong, wrong
+        return made
+
     return program
 
 
@@ -61,6 +75,18 @@ class _Shard:
     shapes: tuple[tuple[int, ...], ...]
     nbytes: tuple[int, ...]
     seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Needed:
+    """What a program tells of its instructions, and what their order must keep, whatever that order is."""
+
+    states: tuple[ParameterState, ...]
+    loss: int
+    reported: tuple[tuple[str, int], ...]
+    stores: tuple[tuple[int, int], ...]
+    kept: frozenset[int]
+    trained: frozenset[int]
 
 
 class _Lowering:
@@ -372,7 +398,8 @@ class _Lowering:
 
     # ---------------------------------------------------------------------------------------------- the program
 
-    def program(self) -> Program:
+    def in_order_of_need(self) -> _Needed:
+        """Emits all instructions, once."""
         graph = self.model.graph
         states = self._parameters()
         ready: dict[int, list[int]] = defaultdict(list)
@@ -394,23 +421,27 @@ class _Lowering:
         stores = self._stores()
         self._update(states)
         kept = self._kept(states, loss) | {value for _, value in (*stores, *reported)}
+        return _Needed(states=states, loss=loss, reported=reported, stores=stores, kept=frozenset(kept), trained=trained)
+
+    def program(self, needed: _Needed, bucket: int) -> Program:
+        """The program with buckets of `bucket` bytes."""
         overlaps = self.costing.cluster.device.overlap > 0
         instructions = finish(
             self.instructions,
             self.gathers,
             self.alias,
-            kept,
+            set(needed.kept),
             self.timing,
-            self.choices.bucket,
-            trained,
+            bucket,
+            needed.trained,
             overlaps=overlaps,
             buffered=_backend(self.timing.cluster) != "shared",
         )
         instructions = timed(instructions, self.timing)
         return Program(
-            mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, states)), parameters=states,
-            inputs=tuple(self.inputs.values()), loss=loss, value_bytes=self.value_bytes, initial_bytes=self._initial(states),
-            stores=stores, reported=reported,
+            mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, needed.states)),
+            parameters=needed.states, inputs=tuple(self.inputs.values()), loss=needed.loss, value_bytes=self.value_bytes,
+            initial_bytes=self._initial(needed.states), stores=needed.stores, reported=needed.reported,
             rank=self.rank if self.differs else None, backend=_backend(self.timing.cluster),
         )  # fmt: skip
 

@@ -7,15 +7,17 @@ parameters' and gradients' communication out, proposes too; the simulator decide
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 
 from cost_models.cluster import Cluster
+from cost_models.memory import dtype_bytes
 from planner.ask import Ask
 from planner.budget import Budget
 from planner.choices import Choices, read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.layout import Mesh
-from planner.lower import lower
+from planner.lower import lowered
 from planner.model import Model
 from planner.pinned import pins_for
 from planner.pins import Pin
@@ -79,6 +81,7 @@ class Proposer:
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(ask.allowed_memory(cluster.device))
         self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
+        self.last: tuple[Hashable, Callable[[int], Program]] | None = None
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}
         self.made: dict[tuple[Mesh, tuple[Pin, ...], bool], list[Proposal]] = {}
@@ -124,8 +127,15 @@ class Proposer:
     def bucketed(self, candidate: Candidate, size: int) -> Candidate:
         """A candidate that is whole, with gradients reduced in buckets of `size` bytes."""
         choices = replace(candidate.choices, bucket=size)
-        program = lower(self.model, candidate.mesh, choices, candidate.proposal.table.costing)
+        program = self._programs(candidate.proposal, choices)(size)
         return replace(candidate, choices=choices, program=program, prediction=predict(program, self.cluster))
+
+    def _programs(self, proposal: Proposal, choices: Choices) -> Callable[[int], Program]:
+        """Whole programs by their size of bucket; of the last choices alone, since a deep model has very many instructions."""
+        key = (id(proposal.table), proposal.solution.choice, choices.recast)
+        if self.last is None or self.last[0] != key:
+            self.last = (key, lowered(self.model, proposal.mesh, choices, proposal.table.costing))
+        return self.last[1]
 
     def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
         """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is
@@ -145,28 +155,52 @@ class Proposer:
         table, choice = proposal.table, proposal.solution.choice
         choices = replace(read_choices(table, choice), recast=recast)
         if self.shallow is None or whole:
-            program = lower(self.model, proposal.mesh, choices, table.costing)
+            program = self._programs(proposal, choices)(choices.bucket)
             prediction = predict(program, self.cluster)
         else:
             program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster, recast=recast)
         return Candidate(proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole)
 
     def fitting(self, candidate: Candidate) -> Candidate:
-        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does). The limit is lowered
-        because a lowered program may hold more than the problem knows of."""
+        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""
+        if candidate.fits(self.capacity):
+            return candidate
+        return self._made_to_fit(candidate.proposal, whole=candidate.whole, name=candidate.name)
+
+    def fitted(self, proposal: Proposal) -> tuple[Candidate, bool]:
+        """The `fitting` candidate of a proposal, and whether it had to be made to fit. What is held throughout a step may be too much
+        by itself: then the proposal is not simulated."""
+        if self.is_hopeless(proposal):
+            return self._made_to_fit(proposal), True
+        candidate = self.candidate(proposal)
+        return self.fitting(candidate), not candidate.fits(self.capacity)
+
+    def is_hopeless(self, proposal: Proposal) -> bool:
+        """Whether the parameters and the optimizer's state alone are more than the memory, so that no simulation can make it fit."""
+        table, graph, held = proposal.table, self.model.graph, 0
+        for number, members in zip(table.parameter_of, self.model.ties.parameters_of, strict=True):
+            value = graph.values[graph.parameters[members[0]].value]
+            strategy = table.parameter_strategies[number][proposal.solution.choice[number]]
+            parts = table.costing.parameter_bytes(table.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy)
+            held += len(members) * sum(parts.values())
+        return held > self.capacity
+
+    def _made_to_fit(self, proposal: Proposal, *, whole: bool = False, name: str = "") -> Candidate:
+        """The best plan of the proposal's mesh that fits. The limit is lowered because a lowered program may hold more than the problem
+        knows of."""
         limit = self.capacity
         for _ in range(4):
-            if candidate.fits(self.capacity):
-                break
-            old, time = candidate.proposal, self.budget.until(_FITTED)
-            problem = old.table.problem(hidden=old.hidden, limit=limit)
-            guess = old.solution.choice[: len(old.table.costs)]  # the nodes of pair usages that follow differ with the limit
+            time = self.budget.until(_FITTED)
+            problem = proposal.table.problem(hidden=proposal.hidden, limit=limit)
+            guess = proposal.solution.choice[
+                : len(proposal.table.costs)
+            ]  # the nodes of pair usages that follow differ with the limit
             solution = solve(problem, guess=guess, time_limit=time.left, stopped=time.over)
             none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
-            candidate = replace(self.candidate(replace(old, solution=solution), whole=candidate.whole), name=candidate.name)
-            if none or time.over():
+            candidate = replace(self.candidate(replace(proposal, solution=solution), whole=whole), name=name)
+            if none or time.over() or candidate.fits(self.capacity):
                 break
-            limit *= min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
+            proposal, limit = candidate.proposal, limit * min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
         return candidate
 
     def lean(self, mesh: Mesh) -> Candidate:

@@ -80,14 +80,19 @@ def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Repar
     return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=_bound(nodes, edges))
 
 
+#: `Array.min` without its wrapper in Python, which takes as long as the rows of a small table do.
+_least = np.minimum.reduce
+
+
 def _handshake(nodes: list[Array], edges: list[Array], u: int, v: int, index: int) -> None:
     """Pulls both nodes' costs into the edge, then gives back as much as each can take without lowering any minimum."""
-    total = edges[index] + nodes[u][:, None] + nodes[v][None, :]
-    to_u = 0.5 * total.min(axis=1)
+    total = edges[index] + nodes[u][:, None]
+    total += nodes[v]
+    to_u = 0.5 * _least(total, axis=1)
     total -= _finite(to_u)[:, None]
-    to_v = total.min(axis=0)
-    total -= _finite(to_v)[None, :]
-    rest = total.min(axis=1)
+    to_v = _least(total, axis=0)
+    total -= _finite(to_v)
+    rest = _least(total, axis=1)
     total -= _finite(rest)[:, None]
     nodes[u], nodes[v], edges[index] = to_u + rest, to_v, total
 

@@ -15,6 +15,7 @@ from cost_models.errors import BadPlan
 from planner.buckets import with_best_bucket
 from planner.costing import BUCKET_BYTES, BUCKET_SIZES, Costing
 from planner.layout import Mesh
+from planner.lower import lower, lowered
 from planner.pins import Pin
 from planner.plan_file import plan_text, program_of, read_plan, write_plan
 from planner.program import Communicate
@@ -95,3 +96,14 @@ def test_a_plan_keeps_its_buckets(tmp_path: Path) -> None:
         (tmp_path / "bad.json").write_text(plan_text(plan).replace('"bucket_bytes": 10000', f'"bucket_bytes": {damage}'))
         with pytest.raises(BadPlan, match="damaged"):
             read_plan(tmp_path / "bad.json")
+
+
+def test_programs_of_other_buckets_are_those_lowered_anew() -> None:
+    """Instructions in order of need are made once; no program changes those that follow."""
+    proposer, given = candidate(with_latency(0.0, slower=20_000))
+    known = (proposer.model, given.mesh, given.choices, given.proposal.table.costing)
+    programs = lowered(*known)
+    made = [programs(size) for size in (*SIZES, *SIZES[::-1])]
+    assert made == [lower(*known[:2], replace(given.choices, bucket=size), known[3]) for size in (*SIZES, *SIZES[::-1])]
+    assert len({len(program.instructions) for program in made}) > 1
+    assert proposer.bucketed(given, SIZES[0]).program == made[0]

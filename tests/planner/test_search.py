@@ -18,9 +18,9 @@ from cost_models.memory import MEMORY_HEADROOM
 from planner.ask import Ask, build
 from planner.layout import Mesh, local_shape
 from planner.meshes import meshes_of
-from planner.pins import parse_pin
+from planner.pins import Pin, parse_pin
 from planner.plan_file import modelled, program_of, read_plan, write_plan
-from planner.proposals import Candidate, Proposer
+from planner.proposals import Candidate, Proposal, Proposer
 from planner.report import report
 from planner.search import Found, search
 from planner.solver import solve
@@ -264,3 +264,29 @@ def test_a_plan_is_made_to_fit_from_one_of_another_limit(monkeypatch: pytest.Mon
     monkeypatch.setattr(Candidate, "fits", lambda self, capacity: next(answers))
     again = proposer.fitting(found)
     assert wide.cost(again.proposal.solution.choice) == pytest.approx(wide.cost(completed(wide, free.solution.choice)))
+
+
+def test_what_no_simulation_makes_fit_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the parameters and their optimizer's state alone are too much, the proposal is made to fit at once, to the same plan."""
+    ask = ask_for("gpt", dtype="float32")
+    traced = trace(lambda: build(ask), ask.model)
+    proposer = Proposer(ask, modelled(traced), traced.workload, load_cluster("dgx-h100", num_devices=4), ())
+    free = proposer.proposals(Mesh(("dp",), (4,)), (Pin("*", "ddp"),), last=True)[0]
+    candidate = proposer.candidate(free)
+    state = sum(candidate.program.initial_bytes[name] for name in ("parameters", "optimizer"))
+    proposer.capacity = float(state)
+    assert not proposer.is_hopeless(free)
+    proposer.capacity = state - 1.0
+    assert proposer.is_hopeless(free) and not candidate.fits(proposer.capacity)
+    made = proposer.fitting(candidate)
+    simulated: list[Proposal] = []
+    real = Proposer.candidate
+
+    def noted(self: Proposer, proposal: Proposal, *, whole: bool = False) -> Candidate:
+        simulated.append(proposal)
+        return real(self, proposal, whole=whole)
+
+    monkeypatch.setattr(Proposer, "candidate", noted)
+    found, had_to = proposer.fitted(free)
+    assert had_to and free not in simulated
+    assert found.choices == made.choices and found.prediction == made.prediction
