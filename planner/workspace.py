@@ -117,17 +117,21 @@ def _attention(call: Call) -> int:
 def _attention_backward(call: Call) -> int:
     """The same, and the gradients of what was repeated, which are then summed and copied."""
     wide = _grouped(call, 1, 2)
-    return 4 * wide + max(2 * _block(call, 1, 2), 2 * call.nbytes(2) if wide else 0)
+    return 4 * wide + max(_block_backward(call, 1, 2), 2 * call.nbytes(2) if wide else 0)
 
 
 def _masked(call: Call) -> int:
-    return 2 * _grouped(call, 0, 1) + _block(call, 0, 1) + _bias(call, 3, 0)
+    """The same beside a bias in the format of scores; before there is a result, a boolean bias too, as its opposite."""
+    bias, shape = _bias(call, 3, 0), call.kind(3)
+    opposite = math.prod(shape[0]) if shape[1] == "bool" else 0
+    return 2 * _grouped(call, 0, 1) + bias + max(_block(call, 0, 1), opposite - _nbytes(call.result))
 
 
 def _masked_backward(call: Call) -> int:
     """Without a gradient of the bias by the flash kernel; with one by three tables of scores."""
     if call.last is not True:
-        return 4 * _grouped(call, 1, 2) + 2 * _block(call, 1, 2) + _bias(call, 4, 1)
+        wide, beside = _grouped(call, 1, 2), _block_backward(call, 1, 2) + _bias(call, 4, 1)
+        return 4 * wide + max(0, beside - 2 * call.nbytes(2)) if wide else beside
     (batch, heads, length, _), dtype = call.kind(1)
     scores = batch * heads * length * call.shape(2)[2] * (8 if dtype == "float64" else 4)
     return 3 * scores + 2 * _grouped(call, 1, 2) + call.nbytes(1)
@@ -145,15 +149,27 @@ def _block(call: Call, q: int, k: int) -> int:
     if not call.host:
         return 0
     (_, _, queries, width), dtype = call.kind(q)
-    rows, columns = 256 if queries >= 768 else 64 if queries >= 192 else 32, min(512, call.shape(k)[2])
+    rows, columns = _rows_and_columns(queries, call.shape(k)[2])
     return (rows * columns + 2 * rows + rows * width) * max(4, dtype_bytes(dtype))
 
 
+def _block_backward(call: Call, q: int, k: int) -> int:
+    """The weights of a block and their gradients, and a sum of each row; `cpu_flash_attention_backward` of the same file."""
+    if not call.host:
+        return 0
+    rows, columns = _rows_and_columns(call.shape(q)[2], call.shape(k)[2])
+    return (2 * rows * columns + rows) * max(4, dtype_bytes(call.kind(q)[1]))
+
+
+def _rows_and_columns(queries: int, keys: int) -> tuple[int, int]:
+    return 256 if queries >= 768 else 64 if queries >= 192 else 32, min(512, keys)
+
+
 def _bias(call: Call, bias: int, q: int) -> int:
-    """A boolean bias as numbers, and its opposite."""
+    """A bias in another format, as numbers of the scores'."""
     shape, dtype = call.kind(bias)
     wide = dtype_bytes(call.kind(q)[1])
-    return math.prod(shape) * ((wide + 1) if dtype == "bool" else wide if dtype != call.kind(q)[1] else 0)
+    return math.prod(shape) * wide if dtype != call.kind(q)[1] else 0
 
 
 # ------------------------------------------------------------------------------------------------- recurrent layers
@@ -274,8 +290,11 @@ def _embedding_backward(call: Call) -> int:
 
 
 def _dropout(call: Call) -> int:
-    """A chunk of draws in 64 bits, twice; then the mask in the format of the values."""
-    return min(math.prod(call.shape(0)), _DROPOUT_CHUNK[call.host]) * 16
+    """A chunk of draws in 32 bits, twice, before the result is there; a hash for each row and column."""
+    shape = call.shape(0)
+    numel, columns = math.prod(shape), shape[-1] if shape else 1
+    hashes = 4 * (numel // max(1, columns) + columns)
+    return hashes + max(0, 8 * min(numel, _DROPOUT_CHUNK[call.host]) - _nbytes(call.result))
 
 
 _RULES: dict[str, Callable[[Call], int]] = {

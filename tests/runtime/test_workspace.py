@@ -56,6 +56,18 @@ def attention_backward(kv_heads: int) -> tuple[Any, ...]:
     return heads_inside(2, 8, 128, 64), q, k, v, *kernels.attention(q, k, v, causal, scale), causal, scale
 
 
+def masked(kv_heads: int) -> tuple[Any, ...]:
+    q, k, v, _, scale = attention(kv_heads)
+    return q, k, v, randn(2, 1, 128, 128) > 0, False, scale
+
+
+def masked_backward(kv_heads: int, wanted: bool) -> tuple[Any, ...]:
+    q, k, v, seen, causal, scale = masked(kv_heads)
+    bias = randn(1, 8, 128, 128) if wanted else seen
+    out, lse = kernels.masked_attention(q, k, v, bias, causal, scale)
+    return heads_inside(2, 8, 128, 64), q, k, v, bias, out, lse, causal, scale, wanted
+
+
 def layer(gates: int, steps: int, batch: int, width: int, hidden: int, states: int) -> tuple[Any, ...]:
     weights = randn(gates * hidden, width), randn(gates * hidden, hidden), randn(gates * hidden), randn(gates * hidden)
     return randn(steps, batch, width), *(randn(batch, hidden) for _ in range(states)), *weights
@@ -87,6 +99,13 @@ CASES: list[tuple[str, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = [
     ("shardwright.cross_entropy_backward", loss_backward, (64, 2048)),
     ("shardwright.attention", attention, (2,)),
     ("shardwright.attention_backward", attention_backward, (2,)),
+    ("shardwright.masked_attention", masked, (8,)),
+    ("shardwright.masked_attention", masked, (2,)),
+    ("shardwright.masked_attention_backward", masked_backward, (8, False)),
+    ("shardwright.masked_attention_backward", masked_backward, (2, False)),
+    ("shardwright.masked_attention_backward", masked_backward, (8, True)),
+    ("shardwright.batch_norm_backward", lambda: (*(randn(8, 32, 32, 32),) * 2, *(torch.ones(32),) * 3, 1e-5), ()),
+    ("shardwright.dropout", lambda: (randn(512, 128), torch.tensor(3), 0.1, 1), ()),
     ("shardwright.lstm", layer, (4, 16, 8, 128, 128, 2)),
     ("shardwright.lstm", layer, (4, 16, 8, 64, 128, 2)),
     ("shardwright.lstm_backward", lstm_backward, (16, 8, 128, 128)),
