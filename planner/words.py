@@ -113,12 +113,18 @@ def describe(model: Model, workload: Workload, mesh: Mesh, choices: Choices, cos
         main = _main(model, choices, costing, ops.get(group, []))
         rows.append(
             GroupWords(
-                group=group or "(loss and top level)", count=len({n.path for n in ops.get(group, [])}),
+                group=group or "(loss and top level)",
+                count=len({n.path for n in ops.get(group, [])}) or _holders(model, parameters[group]),
                 ops=tuple(op_words(model, names, choices, main, axis, mesh) for axis in axes),
                 parameters=tuple(parameter_words(model, names, choices, parameters.get(group, []), axis, mesh) for axis in axes),
             )
         )  # fmt: skip
     return tuple(rows)
+
+
+def _holders(model: Model, parameters: list[int]) -> int:
+    """How many modules hold parameters that the ops of others read, as those of an attention's projection."""
+    return len({model.graph.parameters[index].name.rpartition(".")[0] for index in parameters})
 
 
 def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -> Node | None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 from small_plans import Planned, ask_for, planned, traced
 
@@ -62,6 +65,32 @@ def test_what_runs_whole_says_so() -> None:
     named = replicated_ops(plan.model, plan.choices, plan.table.costing, plan.mesh)
     assert "layers.*: mm (forward)" in named and "layers.*: mm (backward)" in named
     assert not any(name.startswith("output") for name in replicated_ops_of("dp=4"))
+
+
+OTHERS = """
+import torch
+from torch import nn
+
+class Reader(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.held = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return nn.functional.linear(x, self.held.weight, self.held.bias)
+
+def build(batch=8):
+    module = nn.Sequential(Reader(), Reader())
+    return module, (torch.randn(batch, 8), torch.randn(batch, 8)), lambda out, y: (out - y).square().mean()
+"""
+
+
+def test_modules_whose_parameters_others_read_are_counted(tmp_path: Path) -> None:
+    """As the output projection of torch's attention: no op runs in it, and a plan counts at least one of everything."""
+    file = tmp_path / "reader.py"
+    file.write_text(OTHERS)
+    found = rows(planned(replace(ask_for("bilstm"), model=f"{file}:build"), "dp=2", ("*=ddp",)))
+    assert (found["*.held"].count, found["*.held"].parameters) == (2, ("whole",))
 
 
 def replicated_ops_of(mesh: str) -> tuple[str, ...]:
