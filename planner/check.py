@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from planner.copies import slice_copies
 from planner.graph import Ref as GraphRef
 from planner.graph import Serial
 from planner.program import Communicate, Compute, Instruction, Program, Ref, Update
 from planner.schedule import reads, writes
-from planner.transfers import slice_copies
 
 __all__ = ["faults"]
 

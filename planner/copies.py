@@ -22,7 +22,7 @@ from planner.program import Communicate, Instruction
 if TYPE_CHECKING:
     from planner.costing import Costing
 
-__all__ = ["Copies", "copies_of", "timed"]
+__all__ = ["Copies", "copies_of", "is_uneven", "leads", "slice_copies", "timed"]
 
 Shape = tuple[int, ...]
 
@@ -49,7 +49,7 @@ def copies_of(
         return Copies()
     held = sum(map(math.prod, before))
     if kind == "slice":
-        copied = sum(n for flat, n in zip(before, after, strict=True) if overwritten or not _leads(flat, split))
+        copied = sum(n for flat, n in zip(before, after, strict=True) if overwritten or not leads(flat, split))
         return Copies(packed=copied, num_packed=len(before) if copied else 0)
     together = len(before) > 1
     if kind == "all_reduce":
@@ -57,19 +57,29 @@ def copies_of(
         return Copies(packed=held if copied else 0, num_packed=int(copied))
     packed, num_packed = (held, 1) if together or uneven else (0, 0)
     if split is not None:
-        turned = [math.prod(flat) for flat in before if uneven or not _leads(flat, split)]
+        turned = [math.prod(flat) for flat in before if uneven or not leads(flat, split)]
         packed, num_packed = packed + sum(turned), num_packed + len(turned)
     if gather is None:
         return Copies(packed=packed, num_packed=num_packed)
     sent = [_piece(flat, split, ranks) for flat in before]
-    arrived = [n for flat, n in zip(sent, after, strict=True) if together or uneven or not _leads(flat, gather)]
+    arrived = [n for flat, n in zip(sent, after, strict=True) if together or uneven or not leads(flat, gather)]
     return Copies(packed=packed, num_packed=num_packed, unpacked=sum(arrived), num_unpacked=len(arrived))
 
 
-def _leads(flat: Shape, dim: int | None) -> bool:
+def leads(flat: Sequence[int], dim: int | None) -> bool:
     """Whether pieces along sub-dim `dim` lie one after the other in memory."""
     assert dim is not None
     return math.prod(flat[:dim]) <= 1
+
+
+def is_uneven(message: Communicate) -> bool:
+    """Whether the pieces of the ranks are not all alike."""
+    return any(len(set(pieces)) > 1 for pieces in (*message.gather_pieces, *message.split_pieces))
+
+
+def slice_copies(message: Communicate) -> bool:
+    """Whether the pieces that a slice keeps are copies: all but a run of the value's own elements, which lie together."""
+    return any(not leads(flat, message.split) for flat in message.expanded)
 
 
 def _piece(flat: Shape, split: int | None, ranks: int) -> Shape:
@@ -90,7 +100,7 @@ def _timed(instruction: Communicate, costing: Costing) -> Communicate:
         after=[math.prod(shape) for shape in instruction.shapes],
         gather=instruction.gather,
         split=instruction.split,
-        uneven=any(len(set(pieces)) > 1 for pieces in (*instruction.gather_pieces, *instruction.split_pieces)),
+        uneven=is_uneven(instruction),
         overwritten=set(instruction.frees).issuperset(instruction.sources),
     )
     if copies == Copies():

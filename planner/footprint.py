@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from cost_models.memory import allocated_bytes, dtype_bytes
+from planner.copies import slice_copies
 from planner.program import Communicate, Compute, Instruction, Program, Update, given_kinds, reads, waits_for, writes
-from planner.transfers import Buffers, buffers_of, slice_copies
+from planner.transfers import Buffers, buffers_of
 from planner.workspace import workspace
 
 __all__ = ["CATEGORIES", "Footprint", "footprint"]

@@ -21,7 +21,7 @@ from cost_models.memory import dtype_bytes
 from planner.check import faults
 from planner.choices import Choices
 from planner.clip import clip_gradients
-from planner.copies import timed
+from planner.copies import leads, timed
 from planner.costing import Costing
 from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
@@ -34,7 +34,6 @@ from planner.schedule import SMALL, finish
 from planner.strategies import Strategy, local_of
 from planner.subdims import OpDims, call_of
 from planner.ties import layer_of
-from planner.transfers import leads
 from planner.views import is_view
 
 __all__ = ["lower", "lowered"]

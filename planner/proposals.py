@@ -192,9 +192,10 @@ class Proposer:
         for _ in range(4):
             time = self.budget.until(_FITTED)
             problem = proposal.table.problem(hidden=proposal.hidden, limit=limit)
-            guess = proposal.solution.choice[
-                : len(proposal.table.costs)
-            ]  # the nodes of pair usages that follow differ with the limit
+            own = len(
+                proposal.table.costs
+            )  # after the table's own nodes come those of pair usages, which differ with the limit
+            guess = proposal.solution.choice[:own]
             solution = solve(problem, guess=guess, time_limit=time.left, stopped=time.over)
             none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
             candidate = replace(self.candidate(replace(proposal, solution=solution), whole=whole), name=name)

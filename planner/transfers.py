@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
+from planner.copies import is_uneven, leads
 from planner.kernels.groups import SMALL_BYTES
 from planner.kernels.shared import region_bytes
 from planner.program import Communicate, Program
 
-__all__ = ["Buffers", "buffers_of", "leads", "shared_bytes", "slice_copies"]
+__all__ = ["Buffers", "buffers_of", "shared_bytes"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +56,7 @@ def _shared(message: Communicate, rows: int, whole: int, ranks: int, in_place: b
         return Buffers(received=0) if alone else Buffers(sent=None, received=whole)
     if message.kind == "all_gather":
         views = _joins_without_copy(message)
-        return Buffers(packing=rows if _uneven(message) else 0, sent=None, received=ranks * rows, unpacked=not views)
+        return Buffers(packing=rows if is_uneven(message) else 0, sent=None, received=ranks * rows, unpacked=not views)
     split = _split_buffers(message, ranks * rows)
     packing = split.packing + (split.sent or 0)
     if message.kind == "reduce_scatter":
@@ -82,16 +83,10 @@ def shared_bytes(program: Program) -> int:
 
 def _sent(message: Communicate, ranks: int) -> int:
     """Elements of a rank's row: its values or, if the ranks' pieces differ in size, as many as the largest."""
-    if not _uneven(message):
+    if not is_uneven(message):
         return sum(map(math.prod, message.expanded))
     blocks = ranks if message.kind in ("reduce_scatter", "all_to_all") else 1
     return blocks * _rooms(message, ranks) // dtype_bytes(message.dtypes[0])
-
-
-def slice_copies(message: Communicate) -> bool:
-    """Whether the piece that a slice keeps is a copy: all but a run of the value's own elements, which lie together."""
-    assert message.split is not None
-    return any(not leads(sizes, message.split) for sizes in message.expanded)
 
 
 def _all_reduce(message: Communicate, whole: int, ranks: int, backend: str, in_place: bool) -> Buffers:
@@ -102,7 +97,7 @@ def _all_reduce(message: Communicate, whole: int, ranks: int, backend: str, in_p
 
 
 def _all_gather(message: Communicate, rows: int, ranks: int, backend: str) -> Buffers:
-    packed = rows if len(message.sources) > 1 or _uneven(message) else 0
+    packed = rows if len(message.sources) > 1 or is_uneven(message) else 0
     views = _joins_without_copy(message)
     if _is_small(rows, ranks, backend):
         return Buffers(packing=packed, sent=ranks * rows, received=ranks * rows, unpacked=not views)
@@ -112,7 +107,7 @@ def _all_gather(message: Communicate, rows: int, ranks: int, backend: str) -> Bu
 def _split_buffers(message: Communicate, blocks: int) -> Buffers:
     """What is packed where every rank is sent a block of its own."""
     assert message.split is not None
-    if _uneven(message):
+    if is_uneven(message):
         return Buffers(packing=blocks, sent=blocks)
     strided = sum(
         _nbytes(sizes, dtype)
@@ -131,7 +126,7 @@ def _is_small(nbytes: int, ranks: int, backend: str) -> bool:
 def _joins_without_copy(message: Communicate) -> bool:
     """Whether what arrives, rank by rank, is the result as it lies."""
     assert message.gather is not None
-    return len(message.sources) == 1 and not _uneven(message) and leads(message.expanded[0], message.gather)
+    return len(message.sources) == 1 and not is_uneven(message) and leads(message.expanded[0], message.gather)
 
 
 def _rooms(message: Communicate, ranks: int) -> int:
@@ -149,15 +144,6 @@ def _rooms(message: Communicate, ranks: int) -> int:
 
 def _pieces(pieces: Sequence[tuple[int, ...]], value: int) -> tuple[int, ...]:
     return pieces[value] if pieces else ()
-
-
-def _uneven(message: Communicate) -> bool:
-    return any(len(set(pieces)) > 1 for pieces in (*message.gather_pieces, *message.split_pieces))
-
-
-def leads(sizes: Sequence[int], dim: int) -> bool:
-    """Whether pieces of `dim` are runs of elements that lie together."""
-    return math.prod(sizes[:dim]) == 1
 
 
 def _nbytes(sizes: Sequence[int], dtype: str) -> int:

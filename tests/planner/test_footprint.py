@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from planner.copies import slice_copies
 from planner.footprint import CATEGORIES, footprint
 from planner.layout import Mesh
 from planner.predict import memory_by_category
 from planner.program import Communicate, Compute, Program, Update
-from planner.transfers import shared_bytes, slice_copies
+from planner.transfers import shared_bytes
 
 #: Bytes of one value.
 N = 1 << 20

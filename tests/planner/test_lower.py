@@ -11,11 +11,11 @@ from small_plans import Planned, ask_for, planned
 
 from cost_models.cluster import load_cluster
 from cost_models.memory import dtype_bytes
+from planner.copies import slice_copies
 from planner.layout import local_shape
 from planner.lower import lower
 from planner.program import Communicate, Compute, Program, Update
 from planner.schedule import reads, writes
-from planner.transfers import slice_copies
 
 PLANS = [
     ("gpt", "dp=4", ("*=ddp",), None), ("gpt", "dp=4", ("*=zero1",), None), ("gpt", "dp=4", ("*=zero3",), None),
