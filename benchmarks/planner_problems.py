@@ -19,7 +19,9 @@ from cost_models.cluster import load_cluster
 from planner import proposals
 from planner.ask import Ask
 from planner.search import search
-from planner.solver import Problem, Solution, solve
+from planner.solver.ilp import solve
+from planner.solver.problem import Problem
+from planner.solver.solution import Solution
 
 
 def timed(rows: list[dict[str, Any]], model: str, gpus: int) -> Any:

@@ -19,7 +19,8 @@ from cost_models.atomic_write import write_atomically
 from cost_models.device import Device, ElementwiseRow, GemmRow, OpRow
 from cost_models.errors import BadHardware, unknown_name
 from cost_models.library import Library, Protocol
-from cost_models.machine import Cluster, CollectiveRow, ContentionRow, Inter, Intra, Link, place
+from cost_models.machine import Cluster, CollectiveRow, ContentionRow, Inter, Intra, Link
+from cost_models.placement import place
 from cost_models.schema import (
     CLUSTER_KEYS,
     DEVICE_KEYS,

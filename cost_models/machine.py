@@ -1,4 +1,4 @@
-"""The `Cluster`: devices, switches, NICs and the links between them; the graph on which collectives are costed.
+"""The `Cluster`: devices, switches, NICs and the links between them, as a hardware file describes them.
 
 Device `r` is local device `r % node_width` of node `r // node_width`: meshes are laid on consecutive devices.
 """
@@ -9,13 +9,11 @@ import itertools
 import math
 from dataclasses import dataclass
 
-import networkx as nx
-
 from cost_models.device import KINDS, Device
-from cost_models.errors import BadHardware, BadValue, unknown_name
+from cost_models.errors import BadHardware, unknown_name
 from cost_models.library import COLLECTIVES, Library
 
-__all__ = ["Cluster", "CollectiveRow", "ContentionRow", "Inter", "Intra", "Link", "device_name", "place"]
+__all__ = ["Cluster", "CollectiveRow", "ContentionRow", "Inter", "Intra", "Link", "device_name"]
 
 FABRICS = ("switch", "mesh", "host")
 
@@ -162,51 +160,7 @@ class Cluster:
         first = local_index * nics // devices
         return tuple(range(first, max(first + 1, (local_index + 1) * nics // devices)))
 
-    def graph(self) -> nx.DiGraph:
-        """The used devices, switches, NICs and the fabric as a directed graph.
-
-        Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth` (bytes/s in that
-        direction), `latency` (seconds, that of the library's quickest protocol), `kind` and the `Link` itself as `link`.
-        """
-        from cost_models.topology import build_graph
-
-        return build_graph(self)
-
 
 def device_name(rank: int) -> str:
     """The graph's name of device `rank`."""
     return f"device{rank}"
-
-
-def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> tuple[int, int, int]:
-    """(num_devices, num_nodes, node_width) for a request, either part of which may be open.
-
-    Devices open: all of the nodes. Nodes open: as few as hold the devices. The devices are spread evenly, `ceil(num_devices /
-    num_nodes)` a node. Raises `BadValue` for less than one of either and for more than the cluster has.
-    """
-    per_node = cluster.devices_per_node
-    for what, unit, value, most in (
-        ("devices", "devices", num_devices, per_node * cluster.max_nodes),
-        ("nodes", f"nodes of {per_node} devices", num_nodes, cluster.max_nodes),
-    ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            raise BadValue(f"the number of {what} must be a whole number from 1 on, got {value!r}")
-        if value is not None and value > most:
-            raise BadValue(f"{cluster.name!r} has at most {most} {unit}, {value} {what} were asked for")
-    devices = num_devices if num_devices is not None else per_node * (num_nodes or 1)
-    nodes = num_nodes if num_nodes is not None else -(-devices // per_node)
-    width = -(-devices // nodes)
-    _check_spread(cluster, devices, nodes, width)
-    return devices, nodes, width
-
-
-def _check_spread(cluster: Cluster, devices: int, nodes: int, width: int) -> None:
-    """Refuse more devices than the nodes hold, and nodes that no device would be on."""
-    per_node = cluster.devices_per_node
-    if width > per_node:
-        held, needed = nodes * per_node, -(-devices // per_node)
-        what = f"{nodes} nodes of {cluster.name!r} have {held} devices"
-        raise BadValue(f"{what}, {devices} were asked for: take {needed} nodes or more")
-    reached = -(-devices // width)
-    if reached != nodes:
-        raise BadValue(f"{devices} devices, {width} a node, do not reach {nodes} nodes of {cluster.name!r}: take {reached}")

@@ -10,7 +10,11 @@ __all__ = ["build_graph"]
 
 
 def build_graph(cluster: Cluster) -> nx.DiGraph:
-    """The graph described at `Cluster.graph`."""
+    """The used devices, switches, NICs and the fabric as a directed graph.
+
+    Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth` (bytes/s in that
+    direction), `latency` (seconds, that of the library's quickest protocol), `kind` and the `Link` itself as `link`.
+    """
     graph = nx.DiGraph(name=cluster.name)
     for rank in range(cluster.num_devices):
         graph.add_node(device_name(rank), kind="device", node=cluster.node_of(rank), rank=rank)

@@ -21,8 +21,8 @@ from planner.layout import Layout
 from planner.least import Least, Sent, weights_of
 from planner.model import Model, Use
 from planner.schedule import SMALL
-from planner.solver import Edge, Problem, solve
-from planner.solver.problem import Array, Choice
+from planner.solver.ilp import solve
+from planner.solver.problem import Array, Choice, Edge, Problem
 from planner.table import Table
 from planner.views import is_view
 

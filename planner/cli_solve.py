@@ -22,7 +22,8 @@ from planner.cli_options import SECONDS, as_json, json_option
 from planner.cli_output import print_json
 
 if TYPE_CHECKING:
-    from planner.solver import Problem, Solution
+    from planner.solver.problem import Problem
+    from planner.solver.solution import Solution
 
 __all__ = ["solve"]
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from cost_models.cluster import Cluster
 from cost_models.errors import UserError
-from cost_models.machine import place
+from cost_models.placement import place
 from cost_models.units import format_bytes
 from planner.ask import Ask
 from planner.predict import Prediction

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["Graph", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in", "result_name"]
+__all__ = ["Graph", "Group", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in", "result_name"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,13 @@ class Serial:
     """An argument that is a number by which like ops of a step are told apart; no choice depends on it."""
 
     number: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """An argument that is the process group of the ranks that differ only on mesh `axes`; ops on shards have it."""
+
+    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -21,7 +21,8 @@ from cost_models.memory import dtype_bytes
 from planner.check import faults
 from planner.choices import Choices
 from planner.clip import clip_gradients
-from planner.copies import leads, timed
+from planner.copies import leads
+from planner.copying import timed
 from planner.costing import Costing
 from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes

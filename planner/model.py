@@ -9,7 +9,6 @@ from functools import cached_property
 
 from cost_models.memory import dtype_bytes
 from planner.graph import Graph, Node, Parameter
-from planner.peephole import may_be_joined
 from planner.strategies import Option
 from planner.subdims import SubDims
 from planner.ties import Ties
@@ -171,7 +170,9 @@ class Model:
     @cached_property
     def may_be_joined(self) -> frozenset[int]:
         """The nodes of which lowering may leave nothing: a bias's addition, joined to its product."""
-        return may_be_joined(self.graph)
+        return frozenset(
+            node.index for node in self.graph.nodes if node.op == "aten.add.Tensor" and _adds_a_bias(self.graph, node)
+        )
 
     @cached_property
     def num_views(self) -> int:
@@ -211,3 +212,13 @@ class Pins:
     op: Callable[[Node, int, Option], bool] = lambda node, axis, option: True
     alike: Callable[[Node], Hashable] = lambda node: node.index
     parameter: Callable[[Parameter, int, Option], bool] = lambda parameter, axis, option: True
+
+
+def _adds_a_bias(graph: Graph, node: Node) -> bool:
+    if len(node.operands) != 2:
+        return False
+    product, bias = (graph.values[value] for value in node.operands)
+    if product.writer is None or graph.nodes[product.writer].op not in ("aten.mm.default", "aten.convolution.default"):
+        return False
+    viewed = None if bias.writer is None else graph.nodes[bias.writer].operands
+    return len(bias.shape) < len(product.shape) or bool(viewed and len(graph.values[viewed[0]].shape) == 1)

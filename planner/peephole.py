@@ -10,11 +10,10 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from planner.graph import Graph, Node
 from planner.program import Compute, Instruction, Ref
 from planner.schedule import reads, writes
 
-__all__ = ["join_biases", "may_be_joined"]
+__all__ = ["join_biases"]
 
 
 Shapes = Mapping[int, tuple[int, ...]]
@@ -39,21 +38,6 @@ def join_biases(instructions: tuple[Instruction, ...], shapes: Shapes) -> tuple[
                 joined[instruction.id], dropped = found
                 gone |= {d.id: d for d in dropped}
     return tuple(joined.get(i.id, i) for i in instructions if i.id not in gone)
-
-
-def may_be_joined(graph: Graph) -> frozenset[int]:
-    """The nodes that add what may be a bias to a product: under some choices `join_biases` leaves nothing of them."""
-    return frozenset(node.index for node in graph.nodes if node.op == "aten.add.Tensor" and _adds_a_bias(graph, node))
-
-
-def _adds_a_bias(graph: Graph, node: Node) -> bool:
-    if len(node.operands) != 2:
-        return False
-    product, bias = (graph.values[value] for value in node.operands)
-    if product.writer is None or graph.nodes[product.writer].op not in ("aten.mm.default", "aten.convolution.default"):
-        return False
-    viewed = None if bias.writer is None else graph.nodes[bias.writer].operands
-    return len(bias.shape) < len(product.shape) or bool(viewed and len(graph.values[viewed[0]].shape) == 1)
 
 
 def _joined(

@@ -1,8 +1,8 @@
 """The `Program`: what every rank executes in one training step, and what the simulator costs.
 
 All ranks run the same instructions, with the same ids, in the same order; where a split does not divide evenly, shapes and the
-numbers in arguments are those of one rank. Rank 0's shards are the largest, so its program is the one that is simulated. A `Group`
-stands for a process group, which the executor knows. Values are integers; every value is written once a step.
+numbers in arguments are those of one rank. Rank 0's shards are the largest, so its program is the one that is simulated. Values are
+integers; every value is written once a step.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ from planner.layout import Layout, Mesh, SubShape, local_shape
 __all__ = [
     "Communicate",
     "Compute",
-    "Group",
     "InputState",
     "Instruction",
     "ParameterState",
@@ -36,13 +35,6 @@ class Ref:
     """An argument that is the program's value `id`: another type than the graph's, whose numbers mean other tensors."""
 
     id: int
-
-
-@dataclass(frozen=True, slots=True)
-class Group:
-    """An argument that is the process group of the ranks that differ only on `axes`."""
-
-    axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,9 +24,10 @@ from planner.pins import Pin
 from planner.predict import Prediction, predict
 from planner.program import Program
 from planner.shallow import Shallow
-from planner.solver import Solution, completed, solve
+from planner.solver.ilp import solve
+from planner.solver.pairs import completed
 from planner.solver.peak import leanest
-from planner.solver.solution import not_found
+from planner.solver.solution import Solution, not_found
 from planner.table import Table, build_table
 from planner.workload import Workload
 

@@ -21,8 +21,8 @@ from planner.graph import Node, Parameter
 from planner.layout import REPLICATE, Layout, is_partial, is_split
 from planner.model import Model, Pins, Use
 from planner.redistribute import Layouts
-from planner.solver import Edge, Problem, with_pair_usages
-from planner.solver.problem import Array
+from planner.solver.pairs import with_pair_usages
+from planner.solver.problem import Array, Edge, Problem
 from planner.strategies import Option, ParameterStrategy, Strategy, op_strategies, options_of, parameter_strategies
 from planner.subdims import OpDims
 from planner.usages import usages

@@ -18,8 +18,8 @@ from cost_models.memory import dtype_bytes
 from planner.costing import local_numel
 from planner.layout import Layout
 from planner.model import Use
-from planner.solver import PairUsage, Usage, spans_of
-from planner.solver.problem import Array
+from planner.solver.pairs import PairUsage
+from planner.solver.problem import Array, Usage, spans_of
 from planner.strategies import ParameterStrategy
 
 if TYPE_CHECKING:

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
-from planner.program import Compute, Group, Ref
+from planner.graph import Group
+from planner.program import Compute, Ref
 
 __all__ = ["Call", "Kind", "workspace"]
 

@@ -24,8 +24,10 @@ from planner.pinned import pins_for
 from planner.pins import parse_pin
 from planner.plan_file import modelled
 from planner.program import Program
-from planner.solver import Edge, Problem, Solution, solve
 from planner.solver.bound import decode, reparametrise
+from planner.solver.ilp import solve
+from planner.solver.problem import Edge, Problem
+from planner.solver.solution import Solution
 from planner.strategies import Option, options_of
 from planner.table import Table, build_table
 from planner.trace import trace

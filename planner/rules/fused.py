@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.graph import Ref
+from planner.graph import Group, Ref
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
@@ -14,8 +14,6 @@ T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
 def _unit_group(call: Call, local: Local) -> LocalCall:
     """Split over hidden units, the kernel gets the process group with which it gathers h at every step, and how many units each of
     its ranks has where they differ."""
-    from planner.program import Group
-
     if H not in local.split:
         return call.op, call.args, ()
     group, units = ("group", Group(local.split[H])), local.pieces[H]
@@ -240,8 +238,6 @@ def _masked_attention_backward(call: Call) -> Signature:
 
 
 def _class_group(call: Call, local: Local) -> LocalCall:
-    from planner.program import Group
-
     if 1 not in local.split:
         return call.op, call.args, ()
     offset = ("offset", local.offsets[1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from planner.graph import Group
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 N, G, C = range(3)  # group norm: batch, groups, channels of a group; then the windows
@@ -81,8 +82,6 @@ def _batch_norm_backward(call: Call) -> Signature:
 
 def _statistics_group(call: Call, local: Local) -> LocalCall:
     """Where what the statistics run over is split, the kernel gets the process group over which it joins them."""
-    from planner.program import Group
-
     axes = sorted(a for letter, split in local.split.items() if letter != 1 for a in split)
     return call.op, call.args, (("group", Group(tuple(axes))),) if axes else ()
 
@@ -119,8 +118,6 @@ def _batch_norm_training_backward(call: Call) -> Signature:
 
 def _sums_group(call: Call, local: Local) -> LocalCall:
     """Where what the mean runs over is split, the kernel gets the process group over which it adds its sums."""
-    from planner.program import Group
-
     x_at = 1 if "backward" in call.op else 0
     rank = len(call.operands[x_at])
     axes = sorted(a for letter, split in local.split.items() if letter >= rank - _normalised(call) for a in split)

@@ -7,7 +7,8 @@ import pytest
 
 from cost_models.cluster import list_clusters, load_cluster
 from cost_models.errors import BadValue
-from cost_models.machine import place
+from cost_models.placement import place
+from cost_models.topology import build_graph
 
 
 @pytest.mark.parametrize(
@@ -53,14 +54,14 @@ def test_impossible_sizes(devices: int, nodes: int, message: str) -> None:
 @pytest.mark.parametrize("name", list_clusters())
 @pytest.mark.parametrize("num_nodes", [1, 2])
 def test_graphs_are_connected_and_labelled(name: str, num_nodes: int) -> None:
-    graph = load_cluster(name, num_nodes=num_nodes).graph()
+    graph = build_graph(load_cluster(name, num_nodes=num_nodes))
     assert nx.is_strongly_connected(graph)
     assert all(data["bandwidth"] > 0 and data["latency"] > 0 and data["kind"] for _, _, data in graph.edges(data=True))
     assert {data["kind"] for _, data in graph.nodes(data=True)} <= {"device", "switch", "host", "nic", "fabric"}
 
 
 def test_the_graph_of_two_nodes_of_dgx_h100() -> None:
-    graph = load_cluster("dgx-h100", num_nodes=2).graph()
+    graph = build_graph(load_cluster("dgx-h100", num_nodes=2))
     kinds = [data["kind"] for _, data in graph.nodes(data=True)]
     assert {kind: kinds.count(kind) for kind in set(kinds)} == {"device": 16, "switch": 2, "nic": 16, "fabric": 1}
     assert graph.edges["device8", "node1/switch"]["bandwidth"] == 450e9

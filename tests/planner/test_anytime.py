@@ -16,12 +16,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_problems import INF, choices_of, everything, least, problems
 
-from planner.solver import Edge, Problem, Usage, anytime
+from planner.solver import anytime
 from planner.solver.anneal import Annealer, Run
 from planner.solver.anytime import certify
 from planner.solver.contest import read_contest
 from planner.solver.flat import Flat
 from planner.solver.lagrange import Dual
+from planner.solver.problem import Edge, Problem, Usage
 from planner.solver.reduce import Contradiction, reduce
 from planner.solver.rows import Rows
 from planner.solver.windows import Windows

@@ -21,7 +21,8 @@ from planner.layout import PARTIAL_SUM, REPLICATE
 from planner.least import Least, Weights, weights_of
 from planner.lower import lower
 from planner.predict import predict
-from planner.solver import Problem, solve
+from planner.solver.ilp import solve
+from planner.solver.problem import Problem
 from planner.table import Table
 
 

@@ -12,10 +12,11 @@ from small_problems import INF, everything, least, problems
 
 import planner.solver.bound
 import planner.solver.ilp
-from planner.solver import Edge, Problem, Usage, solve
+from planner.solver.ilp import solve
 from planner.solver.incumbent import Incumbent
 from planner.solver.level import Level
 from planner.solver.narrow import narrow
+from planner.solver.problem import Edge, Problem, Usage
 from planner.solver.reduce import STEPS, Contradiction
 from planner.solver.within import narrow_within
 

@@ -19,7 +19,7 @@ from planner.plan_file import plan_text
 from planner.predict import memory_by_category
 from planner.report import report
 from planner.search import Found, search
-from planner.solver import solve
+from planner.solver.ilp import solve
 from planner.table import build_table
 
 

@@ -7,9 +7,8 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.solver import Edge, Problem
 from planner.solver.bound import reparametrise
-from planner.solver.problem import Usage
+from planner.solver.problem import Edge, Problem, Usage
 from planner.solver.pulp_model import Found, Model, Start
 
 LIMIT = 10**9

@@ -15,6 +15,7 @@ from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from cost_models.group_links import find_groups
 from cost_models.memory import MEMORY_HEADROOM
+from cost_models.topology import build_graph
 from planner.ask import Ask, build
 from planner.layout import Mesh, local_shape
 from planner.meshes import meshes_of
@@ -23,7 +24,7 @@ from planner.plan_file import modelled, program_of, read_plan, write_plan
 from planner.proposals import Candidate, Proposal, Proposer
 from planner.report import report
 from planner.search import Found, search
-from planner.solver import solve
+from planner.solver.ilp import solve
 from planner.solver.pairs import completed
 from planner.trace import trace
 
@@ -120,7 +121,7 @@ def test_meshes(hardware: str, num_devices: int, nodes: int, sizes: set[tuple[in
 def test_orders_that_are_left_out_have_the_links_of_one_that_is_searched() -> None:
     """By networkx: the axes of 4 x 2 x 8 and 2 x 4 x 8 devices over 8 nodes pass the same kinds of links, those of 4 x 8 x 2 others."""
     cluster = load_cluster("dgx-h100", num_devices=64)
-    graph = cluster.graph()
+    graph = build_graph(cluster)
 
     def kinds(sizes: tuple[int, ...]) -> set[tuple[int, frozenset[str]]]:
         out = set()

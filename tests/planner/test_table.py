@@ -23,7 +23,9 @@ from planner.costing import Costing
 from planner.model import Pins
 from planner.predict import memory_by_category
 from planner.program import Communicate
-from planner.solver import Solution, completed, solve
+from planner.solver.ilp import solve
+from planner.solver.pairs import completed
+from planner.solver.solution import Solution
 from planner.table import Table, build_table
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")

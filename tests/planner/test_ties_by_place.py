@@ -14,7 +14,8 @@ from torch.nn import functional as F
 
 from planner.choices import read_choices, recost
 from planner.model import Model, Pins
-from planner.solver import Problem, solve
+from planner.solver.ilp import solve
+from planner.solver.problem import Problem
 from planner.table import build_table
 
 Made = tuple[nn.Module, tuple[Tensor, ...], Callable[..., Tensor]]

@@ -21,7 +21,7 @@ from planner.lower import lower
 from planner.model import Pins
 from planner.plan_file import modelled
 from planner.program import Program
-from planner.solver import solve
+from planner.solver.ilp import solve
 from planner.table import build_table
 from planner.torch_private import assert_on_device
 from planner.trace import trace
