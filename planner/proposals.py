@@ -14,6 +14,7 @@ from cost_models.cluster import Cluster
 from cost_models.memory import dtype_bytes
 from planner.ask import Ask
 from planner.budget import Budget
+from planner.build_table import build_table
 from planner.choices import Choices, read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.layout import Mesh
@@ -22,13 +23,14 @@ from planner.model import Model
 from planner.pinned import pins_for
 from planner.pins import Pin
 from planner.predict import Prediction, predict
+from planner.problem import problem_of
 from planner.program import Program
 from planner.shallow import Shallow
 from planner.solver.ilp import solve
 from planner.solver.pairs import completed
 from planner.solver.peak import leanest
 from planner.solver.solution import Solution, not_found
-from planner.table import Table, build_table
+from planner.table import Table
 from planner.workload import Workload
 
 __all__ = ["Candidate", "Proposal", "Proposer"]
@@ -108,7 +110,7 @@ class Proposer:
         shares = shares[-1:] if last else shares
         for hidden in shares:
             guess, time = found[-1].solution.choice if found else None, budget.one_of(len(shares) - len(found))
-            solution = solve(table.problem(hidden=hidden), guess=guess, time_limit=time.left, stopped=time.over)
+            solution = solve(problem_of(table, hidden=hidden), guess=guess, time_limit=time.left, stopped=time.over)
             found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
         return found
 
@@ -192,7 +194,7 @@ class Proposer:
         limit = self.capacity
         for _ in range(4):
             time = self.budget.until(_FITTED)
-            problem = proposal.table.problem(hidden=proposal.hidden, limit=limit)
+            problem = problem_of(proposal.table, hidden=proposal.hidden, limit=limit)
             own = len(
                 proposal.table.costs
             )  # after the table's own nodes come those of pair usages, which differ with the limit
@@ -210,10 +212,10 @@ class Proposer:
         table = build_table(self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins))
         limit = self.capacity
         for _ in range(3):
-            problem = table.problem(limit=limit)
+            problem = problem_of(table, limit=limit)
             lean = leanest(problem, None)
             if lean.choice is None:  # none of those read off is possible
-                lean = leanest(problem, completed(problem, solve(table.problem(), time_limit=self.budget.left).choice))
+                lean = leanest(problem, completed(problem, solve(problem_of(table), time_limit=self.budget.left).choice))
             assert lean.choice is not None
             solution = not_found(problem, lean.choice, began=0.0, bound=-math.inf, lean=lean.peak, known=False)
             found = self.candidate(Proposal(mesh=mesh, hidden=0.0, table=table, solution=solution))

@@ -21,6 +21,7 @@ from planner.baselines import compared
 from planner.beside import beside
 from planner.bounds import bounded
 from planner.budget import Budget
+from planner.build_table import TooLarge
 from planner.choose import choose, shortlist
 from planner.dry import CannotRun, dry_run
 from planner.layout import Mesh
@@ -34,7 +35,6 @@ from planner.plan_file import Plan, SolverRecord, modelled, shallow_of
 from planner.planned import plan_of
 from planner.program import Program
 from planner.proposals import Candidate, Proposal, Proposer
-from planner.table import TooLarge
 from planner.trace import line_of, trace
 from planner.words import axis_names
 from planner.workload import Workload

@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,9 +20,7 @@ from planner.model import Use
 from planner.solver.pairs import PairUsage
 from planner.solver.problem import Array, Usage, spans_of
 from planner.strategies import ParameterStrategy
-
-if TYPE_CHECKING:
-    from planner.table import Table
+from planner.table import Table
 
 __all__ = ["usages"]
 

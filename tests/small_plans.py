@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask, build
+from planner.build_table import build_table
 from planner.choices import Choices, read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.dry import dry_run
@@ -23,13 +24,14 @@ from planner.model import Model, Pins
 from planner.pinned import pins_for
 from planner.pins import parse_pin
 from planner.plan_file import modelled
+from planner.problem import problem_of
 from planner.program import Program
 from planner.solver.bound import decode, reparametrise
 from planner.solver.ilp import solve
 from planner.solver.problem import Edge, Problem
 from planner.solver.solution import Solution
 from planner.strategies import Option, options_of
-from planner.table import Table, build_table
+from planner.table import Table
 from planner.trace import trace
 from planner.words import atom_names
 from planner.workload import Workload
@@ -203,7 +205,7 @@ def planned(
     costing = Costing(cluster, on.sizes, workload.optimizer, total_gradient_bytes(model.graph), clip_norm=workload.clip_norm)
     allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
     table = build_table(model, costing, split_by(model, workload, words, axis, allowed, on.sizes[axis]) if words else allowed)
-    problem = table.problem(limit=limit)
+    problem = problem_of(table, limit=limit)
     solution = solve(problem)
     if seed is not None:
         choice = chosen_at_random(problem, seed)

@@ -21,6 +21,7 @@ from planner.layout import PARTIAL_SUM, REPLICATE
 from planner.least import Least, Weights, weights_of
 from planner.lower import lower
 from planner.predict import predict
+from planner.problem import problem_of
 from planner.solver.ilp import solve
 from planner.solver.problem import Problem
 from planner.table import Table
@@ -84,7 +85,7 @@ def test_no_choice_of_a_small_model_is_below_the_bound(hardware: str, num_nodes:
     problems = [bound_problem(table, Least(table.model, table.costing, weights)) for weights in weights_of(table.costing)]
     assert len(problems) == (1 if hardware == "cpu" else 2)
     steps = {}
-    for choice in every_choice(table.problem()):
+    for choice in every_choice(problem_of(table)):
         steps[choice] = step_of(table, choice, cluster, "a=2")
         assert all(problem.cost(choice) <= steps[choice] * (1 + 1e-9) for problem in problems), choice
     assert len(steps) > 300
@@ -102,8 +103,8 @@ def test_choices_at_random_are_not_below_the_bound(model: str, mesh: str, hardwa
     cluster = load_cluster(hardware, num_devices=num_devices)
     table = table_of(ask_for(model, num_devices, batch=batch, dtype="float32"), mesh, cluster=cluster)
     every = weights_of(table.costing)
-    best = solve(table.problem()).choice
-    choices = [best, *(chosen_at_random(table.problem(), seed) for seed in range(2))]
+    best = solve(problem_of(table)).choice
+    choices = [best, *(chosen_at_random(problem_of(table), seed) for seed in range(2))]
     choices += [solve(bound_problem(table, Least(table.model, table.costing, weights))).choice for weights in every]
     steps = {choice: step_of(table, choice, cluster, mesh) for choice in dict.fromkeys(choices)}
     for choice, step in steps.items():
@@ -150,7 +151,7 @@ def test_the_weights_count_no_moment_twice() -> None:
 
 def test_a_bound_that_is_near_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     table = table_of(ask_for("mlp", 4), "a=4", cluster=load_cluster("dgx-h100", num_devices=4))
-    best = solve(table.problem()).choice
+    best = solve(problem_of(table)).choice
     solved: list[Problem] = []
     monkeypatch.setattr("planner.bounds.solve", lambda problem, **more: (solved.append(problem), solve(problem, **more))[1])
     first = bounded([(table, best)], 1e-9)

@@ -10,6 +10,7 @@ from small_plans import ask_for, mesh_of, table_of, traced
 
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.device import GemmRow
+from planner.build_table import build_table
 from planner.choices import read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.lower import lower
@@ -17,10 +18,10 @@ from planner.padding import cheaper_sizes, resized, vocabulary
 from planner.pinned import pins_for
 from planner.plan_file import plan_text
 from planner.predict import memory_by_category
+from planner.problem import problem_of
 from planner.report import report
 from planner.search import Found, search
 from planner.solver.ilp import solve
-from planner.table import build_table
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("gpt", {}), ("gpt", {"tied": "false"}), ("lstm", {})])
@@ -37,7 +38,7 @@ def test_a_resized_model_costs_what_the_traced_one_does(name: str, sizes: dict[s
     assert all(np.array_equal(a, b) for a, b in zip(ours.costs, wanted.costs, strict=True))
     assert ours.pairs.keys() == wanted.pairs.keys()
     assert all(np.array_equal(ours.pairs[key], wanted.pairs[key]) for key in ours.pairs)
-    choices = read_choices(ours, solve(ours.problem()).choice)
+    choices = read_choices(ours, solve(problem_of(ours)).choice)
     programs = [lower(m, mesh_of("a=2,b=2"), choices, wanted.costing) for m in (large, wanted.model)]
     assert memory_by_category(programs[0]) == memory_by_category(programs[1])
     assert [(i.id, i.time) for i in programs[0].instructions] == [(i.id, i.time) for i in programs[1].instructions]

@@ -21,6 +21,7 @@ from planner.layout import Mesh, local_shape
 from planner.meshes import meshes_of
 from planner.pins import Pin, parse_pin
 from planner.plan_file import modelled, program_of, read_plan, write_plan
+from planner.problem import problem_of
 from planner.proposals import Candidate, Proposal, Proposer
 from planner.report import report
 from planner.search import Found, search
@@ -257,7 +258,7 @@ def test_a_plan_is_made_to_fit_from_one_of_another_limit(monkeypatch: pytest.Mon
     proposer = Proposer(ask, modelled(traced), traced.workload, load_cluster("dgx-h100", num_devices=4), ())
     free = proposer.proposals(Mesh(("a",), (4,)))[0]
     held = proposer.candidate(free).prediction.total_memory_bytes
-    tight, wide = free.table.problem(limit=0.9 * held), free.table.problem(limit=50.0 * held)
+    tight, wide = problem_of(free.table, limit=0.9 * held), problem_of(free.table, limit=50.0 * held)
     assert len(tight.costs) > len(wide.costs)  # more values are large under the smaller limit
     proposer.capacity = 50.0 * held
     found = proposer.candidate(replace(free, solution=solve(tight)))

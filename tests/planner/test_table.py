@@ -17,16 +17,18 @@ from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, ta
 import planner.footprint
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
+from planner.build_table import build_table
 from planner.choices import read_choices, recost
 from planner.copies import Copies
 from planner.costing import Costing
 from planner.model import Pins
 from planner.predict import memory_by_category
+from planner.problem import problem_of
 from planner.program import Communicate
 from planner.solver.ilp import solve
 from planner.solver.pairs import completed
 from planner.solver.solution import Solution
-from planner.table import Table, build_table
+from planner.table import Table
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
 THREE_AXES = "a=2,b=2,c=2"
@@ -52,7 +54,7 @@ def test_recost_equals_the_objective(model: str, mesh: str) -> None:
     together, the cost is that of the tied problem (a peer's tied problem drops edges between layers: 1.2 % off)."""
     found = table(model, mesh)
     for hidden in (0.0, 0.7):
-        problem = found.problem(hidden=hidden)
+        problem = problem_of(found, hidden=hidden)
         choices = [chosen_at_random(problem, seed) for seed in range(2)]
         if hidden == 0.0 and mesh != THREE_AXES:
             choices.append(solve(problem).choice)
@@ -68,8 +70,8 @@ def test_hidden_communication_is_that_of_parameters_and_gradients() -> None:
     ask = ask_for("mlp", batch=64)
     cluster = load_cluster("dgx-h100", num_devices=8)
     found = table_of(ask, "dp=8", ("*=ddp",), cluster=cluster)
-    choice = solve(found.problem()).choice
-    whole, half, none = (found.problem(hidden=h).cost(choice) for h in (0.0, 0.5, 1.0))
+    choice = solve(problem_of(found)).choice
+    whole, half, none = (problem_of(found, hidden=h).cost(choice) for h in (0.0, 0.5, 1.0))
     graph = found.model.graph
     numels = [graph.values[p.gradient].numel for p in graph.parameters]
     reduced = sum(found.costing.bucketed("all_reduce", (0,), 8.0 * n) for n in numels)
@@ -140,7 +142,7 @@ def test_what_only_looks_at_a_value_holds_it_and_nothing_more() -> None:
 @pytest.mark.parametrize("model", MODELS)
 def test_memory_of_random_choices_too(model: str) -> None:
     found = table(model, "a=2,b=2")
-    problem = found.problem()
+    problem = problem_of(found)
     ratios = []
     for seed in range(3):
         choice = chosen_at_random(problem, seed)
@@ -168,7 +170,7 @@ def ratio(plan: Planned) -> float:
 
 
 def peak(plan: Planned) -> float:
-    problem = plan.table.problem(limit=1e18)
+    problem = problem_of(plan.table, limit=1e18)
     return float(problem.peak(completed(problem, plan.solution.choice)))
 
 
@@ -177,7 +179,7 @@ def test_parameters_and_optimizer_state_are_exact() -> None:
     for pins in (("*=ddp",), ("*=zero1",), ("*=zero3",)):
         plan = planned(ask_for("mlp"), "dp=4", pins)
         numel, held = plan.model.graph.num_parameters, plan.program.initial_bytes
-        problem = plan.table.problem(limit=1e18)
+        problem = problem_of(plan.table, limit=1e18)
         first = problem.memory(completed(problem, plan.solution.choice))[0]
         assert first >= held["parameters"] + held["optimizer"]
         if pins == ("*=ddp",):
@@ -201,10 +203,10 @@ def fingerprints(between: bool = False) -> str:
     out = []
     for model, mesh in (("gpt", "a=2,b=2"), ("lstm", "a=4")):
         if between:
-            solve(table_of(ask_for("cnn"), "a=2,b=4", cluster=load_cluster("dgx-h100", num_devices=8)).problem())
-            solve(table_of(ask_for(model, batch=16), "tp=2").problem())
+            solve(problem_of(table_of(ask_for("cnn"), "a=2,b=4", cluster=load_cluster("dgx-h100", num_devices=8))))
+            solve(problem_of(table_of(ask_for(model, batch=16), "tp=2")))
         found = table_of(ask_for(model), mesh)
-        solution = solve(found.problem())
+        solution = solve(problem_of(found))
         out.append([solution.choice, solution.objective, found.model.graph.digest(), len(found.names)])
     return json.dumps(out)
 

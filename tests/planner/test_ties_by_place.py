@@ -12,11 +12,12 @@ from small_plans import ask_for, table_of, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from planner.build_table import build_table
 from planner.choices import read_choices, recost
 from planner.model import Model, Pins
+from planner.problem import problem_of
 from planner.solver.ilp import solve
 from planner.solver.problem import Problem
-from planner.table import build_table
 
 Made = tuple[nn.Module, tuple[Tensor, ...], Callable[..., Tensor]]
 
@@ -198,9 +199,9 @@ def test_tying_by_place_loses_nothing(kind: str, batch: int, width: int) -> None
     ask = ask_for("test_ties_by_place:made", kind=kind, depth=12 if kind == "branching" else 6, batch=batch, width=width)
     found = table_of(ask, "a=2")
     assert max(map(len, found.model.ties.nodes_of)) >= 3
-    problem = found.problem()
+    problem = problem_of(found)
     best = solve(problem)
     assert best.status == "optimal"
     assert recost(found.model, found.costing, read_choices(found, best.choice)) == pytest.approx(best.objective, rel=1e-12)
     free = build_table(by_number(found.model), found.costing, Pins())
-    assert best.objective == pytest.approx(least(free.problem()), rel=1e-6)
+    assert best.objective == pytest.approx(least(problem_of(free)), rel=1e-6)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cost_models.cluster import load_cluster
 from cost_models.errors import OutOfRange
 from planner import plan
+from planner.build_table import build_table
 from planner.choices import read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.kernels import cross_entropy, embedding_shard
@@ -20,9 +21,9 @@ from planner.layout import Mesh
 from planner.lower import lower
 from planner.model import Pins
 from planner.plan_file import modelled
+from planner.problem import problem_of
 from planner.program import Program
 from planner.solver.ilp import solve
-from planner.table import build_table
 from planner.torch_private import assert_on_device
 from planner.trace import trace
 from planner.workload import Workload, workload_of
@@ -91,7 +92,7 @@ def program_of(look: Callable[[Looked, Tensor, Tensor], Tensor]) -> Program:
     model = modelled(trace(lambda: workload(look), "model"))
     costing = Costing(load_cluster("cpu", num_devices=1), (1,), "adam", total_gradient_bytes(model.graph))
     table = build_table(model, costing, Pins())
-    return lower(model, Mesh(("a",), (1,)), read_choices(table, solve(table.problem()).choice), costing)
+    return lower(model, Mesh(("a",), (1,)), read_choices(table, solve(problem_of(table)).choice), costing)
 
 
 @pytest.mark.parametrize("name", CASES)
