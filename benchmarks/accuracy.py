@@ -28,12 +28,14 @@ from running import SIZES
 
 from cost_models.cluster import load_cluster
 from planner.ask import Ask
-from planner.plan_file import modelled, write_plan
+from planner.plan_file import write_plan
+from planner.replay import modelled
 from planner.search import search
 from planner.trace import trace
 from planner.workload import load_workload
 from runtime.calibrate import calibrated_path
-from runtime.compare import Comparison, compare
+from runtime.compare import compare
+from runtime.comparison import Comparison
 
 
 def flops_of(model: str) -> float:

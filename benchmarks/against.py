@@ -35,7 +35,7 @@ def serve(model: str, precision: str) -> None:
     """Plans and builds, then makes a step for every line that comes in, and says how long it took and what the loss was."""
     from cost_models.cluster import load_cluster
     from planner.ask import Ask, dtypes_of
-    from planner.plan_file import program_of, workload_of
+    from planner.replay import program_of, workload_of
     from planner.search import search
     from runtime.executor import Executor
     from runtime.heap import keep_freed_memory

@@ -28,8 +28,9 @@ from provenance import provenance
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
 from planner.ask import Ask, dtypes_of
-from planner.plan_file import Plan, program_of
+from planner.plan_file import Plan
 from planner.predict import predict
+from planner.replay import program_of
 from planner.report import report
 from planner.search import search
 from planner.sections import Section, Table, markdown

@@ -144,8 +144,9 @@ def _plan(name: str, request: Request) -> Path:
 def ours(name: str, request: Request) -> dict[str, Any]:
     """`plan compare`: the plan run on the device, beside its simulation with shipped figures and with calibrated ones."""
     from cost_models.cluster import load_cluster
-    from planner.plan_file import program_of, read_plan
+    from planner.plan_file import read_plan
     from planner.predict import predict
+    from planner.replay import program_of
     from runtime.compare import compare
 
     calibrated = _calibrated(request)

@@ -34,8 +34,8 @@ from planner.batches import flatten  # noqa: E402
 from planner.models.keras_batch import batch_of  # noqa: E402
 from planner.models.keras_names import variable_names  # noqa: E402
 from planner.pins import parse_mesh, parse_pin  # noqa: E402
-from planner.plan_file import program_of  # noqa: E402
 from planner.program import Program  # noqa: E402
+from planner.replay import program_of  # noqa: E402
 from planner.search import search  # noqa: E402
 from runtime.executor import Executor, gather_buffers, gather_parameters  # noqa: E402
 from runtime.groups import make_groups  # noqa: E402

@@ -20,8 +20,9 @@ from cost_models.cluster import load_cluster
 from planner.ask import Ask
 from planner.layout import Mesh
 from planner.pins import Pin
-from planner.plan_file import program_of, read_plan, workload_of, write_plan
+from planner.plan_file import read_plan, write_plan
 from planner.predict import memory_by_category
+from planner.replay import program_of, workload_of
 from planner.search import search
 from runtime.executor import Executor
 from runtime.groups import make_groups

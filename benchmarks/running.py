@@ -26,7 +26,8 @@ from cost_models.errors import NoPlan, RunFailed
 from planner.ask import Ask
 from planner.layout import Mesh
 from planner.pins import Pin
-from planner.plan_file import Plan, program_of, write_plan
+from planner.plan_file import Plan, write_plan
+from planner.replay import program_of
 from planner.search import search
 from runtime.launcher import launch
 

@@ -20,7 +20,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from planner.layout import Mesh
-from planner.plan_file import program_of, read_plan, workload_of
+from planner.plan_file import read_plan
+from planner.replay import program_of, workload_of
 from planner.workload import Workload
 from runtime.executor import Executor
 from runtime.groups import make_groups

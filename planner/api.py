@@ -25,8 +25,9 @@ from planner.hash_seed import chosen
 from planner.hung import check_hooks
 from planner.optimizers import by_name, of_torch
 from planner.pins import parse_mesh, parse_pin
-from planner.plan_file import Plan, program_of, write_plan
+from planner.plan_file import Plan, write_plan
 from planner.predict import Prediction, predict
+from planner.replay import program_of
 from planner.retrace import SET_ORDER, digest_elsewhere, may_follow_a_set
 from planner.saved import write_saved
 from planner.search import Found, search

@@ -104,9 +104,10 @@ def simulate(context: click.Context, /, plan_path: str, hardware: str | None, ou
         progress("tracing the model", 0.0)
         from cost_models.cluster import load_cluster
         from planner.files import timeline_files
-        from planner.plan_file import program_of, read_plan
+        from planner.plan_file import read_plan
         from planner.predict import memory_by_category, simulate_program
         from planner.records import simulate_record
+        from planner.replay import program_of
         from planner.report import simulation
 
         plan = read_plan(path)

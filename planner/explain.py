@@ -14,7 +14,8 @@ from planner.choices import Choices
 from planner.costing import Costing
 from planner.layout import show_layout
 from planner.model import Model
-from planner.plan_file import Plan, choices_of, costing_of, modelled, traced_of
+from planner.plan_file import Plan
+from planner.replay import choices_of, costing_of, modelled, traced_of
 from planner.report import mesh_body, proof_lines, title
 from planner.sections import Section, Table
 from planner.ties import pattern_of

@@ -12,9 +12,9 @@ from planner.budget import Budget
 from planner.fit import OutOfTime, explain_misfit, nearest_change
 from planner.layout import Mesh
 from planner.meshes import meshes_of
-from planner.plan_file import modelled, shallow_of
 from planner.predict import peak_position
 from planner.proposals import Candidate, Proposer
+from planner.replay import modelled, shallow_of
 from planner.trace import trace
 
 __all__ = ["Misfit", "misfit_error"]

@@ -1,14 +1,10 @@
-"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON, versioned, tied to its graph by a hash.
-
-Ranks receive the plan's file: they trace the model again (`model_of`), check the hash and lower the choices; none solves again.
-"""
+"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON, versioned, tied to its graph by a hash."""
 
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,32 +12,25 @@ from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, parse_cluster
 from cost_models.errors import BadPlan
 from cost_models.optimizers import OPTIMIZERS
-from planner.ask import Ask, build
-from planner.choices import Choices
-from planner.costing import Costing, total_gradient_bytes
-from planner.graph import Graph
-from planner.hash_seed import chosen
+from planner.ask import Ask
 from planner.kernels.clip import CLIP_EPSILON
-from planner.layout import Layout, Mesh, local_sizes
-from planner.lower import lower
-from planner.model import Model
+from planner.layout import Layout, Mesh
 from planner.plan_schema import Count, Damaged, Hub, Summary, check, check_summary, part, same_length, undeclared
-from planner.program import Program
-from planner.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
-from planner.shallow import Shallow, fits_together
-from planner.strategies import Option, op_strategies, parameter_strategies
-from planner.subdims import infer
-from planner.ties import tie
-from planner.trace import Traced, trace
-from planner.views import is_view, resolve
-from planner.workload import DTYPES, Workload
+from planner.strategies import Option
+from planner.workload import DTYPES
 
 __all__ = [
-    "Alternative", "Ask", "Hardware", "Plan", "SolverRecord", "Training", "choices_of", "costing_of", "graph_of", "model_of",
-    "modelled",
+    "Alternative",
+    "Ask",
+    "Hardware",
+    "Plan",
+    "SolverRecord",
+    "Training",
+    "option_text",
     "plan_text",
-    "program_of", "read_plan", "shallow_of", "traced_of", "workload_of", "write_plan",
-]  # fmt: skip
+    "read_plan",
+    "write_plan",
+]
 
 FORMAT = "shardwright-plan"
 VERSION = 2
@@ -128,8 +117,8 @@ def plan_text(plan: Plan) -> str:
         "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask),
         "training": asdict(plan.training), "hardware": asdict(plan.hardware),
         "graph_hash": plan.graph_hash, "hash_seed": plan.hash_seed, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
-        "options": [None if o is None else [_show(x) for x in o] for o in plan.options],
-        "parameters": [[_show(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
+        "options": [None if o is None else [option_text(x) for x in o] for o in plan.options],
+        "parameters": [[option_text(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
         "bucket_bytes": plan.bucket_bytes, "recast": plan.recast,
         "solver": asdict(plan.solver), "summary": dict(plan.summary), "alternatives": [asdict(a) for a in plan.alternatives],
     }  # fmt: skip
@@ -200,7 +189,8 @@ def _check(plan: Plan) -> None:
         same_length(rows, len(mesh.sizes), name)
 
 
-def _show(option: Option) -> str:
+def option_text(option: Option) -> str:
+    """An option as plan files and messages have it."""
     return option.kind if option.number < 0 else f"{option.kind}:{option.number}"
 
 
@@ -218,126 +208,3 @@ def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]
     for value, phase, layout in hubs:
         groups.setdefault((phase, layout), []).append(value)
     return [{"phase": phase, "layout": layout, "values": values} for (phase, layout), values in groups.items()]
-
-
-# ------------------------------------------------------------------------------------------------- from a plan
-
-
-def modelled(traced: Traced) -> Model:
-    """The traced graph with its sub-dims, ties and views."""
-    dims = infer(traced.graph)
-    roots = resolve(traced.graph, dims)
-    return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims, roots), roots=roots)
-
-
-def shallow_of(traced: Traced, model: Model) -> Shallow | None:
-    """A deep model at lesser depths, where its trace has them."""
-    models = [modelled(replace(traced, graph=graph)) for _, graph in traced.shallow]
-    if len(models) != 2 or not all(fits_together(model, shallow) for shallow in models):
-        return None
-    return Shallow(models=(models[0], models[1]), depths=(traced.shallow[0][0], traced.shallow[1][0]), depth=traced.depth)
-
-
-def workload_of(plan: Plan) -> Workload:
-    """The workload that the plan is for, built anew (under the caller's seed, or under fake tensors)."""
-    return build(plan.ask)
-
-
-def graph_of(plan: Plan, seed: int = 0) -> Graph:
-    """The graph of the plan's model, traced again, whichever it is."""
-    return trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed).graph
-
-
-def model_of(plan: Plan, seed: int = 0) -> Model:
-    """The plan's model, traced again under a seed. Raises BadPlan if it is another graph than the plan was made for."""
-    return modelled(traced_of(plan, seed))
-
-
-def traced_of(plan: Plan, seed: int = 0) -> Traced:
-    """The plan's model and workload, traced again, as `model_of`."""
-    traced = trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed)
-    found = traced.graph.digest()
-    if found != plan.graph_hash:
-        raise BadPlan(
-            f"the plan was made for another graph of {plan.ask.model!r} (hash {plan.graph_hash[:12]}, now {found[:12]}): "
-            f"{_why_another(plan, found, seed)}"
-        )
-    return traced
-
-
-def _why_another(plan: Plan, found: str, seed: int) -> str:
-    """Why a graph of the plan's model is another than the plan's, and what to do."""
-    if seed and graph_of(plan).digest() == plan.graph_hash:
-        return f"the model draws random numbers that decide what it computes; it was planned under seed 0 and run under {seed}"
-    if graph_of(plan, seed).digest() != found:
-        return (
-            "each time that it is made the model computes something else (the time, random numbers without a seed, the order of a "
-            "set of objects): make it the same each time"
-        )
-    here = chosen()
-    if (not here or plan.hash_seed != here) and _order_differs(plan, found, here):
-        return SET_ORDER
-    return "the model's code or torch has changed; plan again"
-
-
-def _order_differs(plan: Plan, found: str, here: str) -> bool:
-    """Whether processes with other hash seeds than `here` find another graph."""
-    with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
-        write_plan(plan, Path(folder) / "plan.json")
-        others = (digest_elsewhere(Path(folder) / "plan.json", hash_seed) for hash_seed in HASH_SEEDS if hash_seed != here)
-        return any(other not in ("", found) for other in others)
-
-
-def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
-    """Costs under the plan's mesh, on its own hardware or on another cluster."""
-    training = plan.training
-    return Costing(
-        cluster or plan.hardware.cluster(), plan.mesh.sizes, training.optimizer, total_gradient_bytes(model.graph),
-        clip_norm=training.clip_norm, clip_epsilon=training.clip_epsilon,
-    )  # fmt: skip
-
-
-def choices_of(plan: Plan, model: Model) -> Choices:
-    """The plan's choices for every node of its model."""
-    if len(plan.options) != len(model.ties.nodes_of) or len(plan.parameters) != len(model.ties.parameters_of):
-        raise BadPlan("the plan has choices for another number of ops than the model has; plan again")
-    sizes, strategies = plan.mesh.sizes, {}
-    for node in model.graph.nodes:
-        options = plan.options[model.ties.node_class[node.index]]
-        if is_view(model.dims, node.index):
-            continue
-        if options is None or len(options) != len(sizes):
-            raise BadPlan(f"the plan has no choice for {node.op} in {node.path!r} on every axis of its mesh; plan again")
-        found = op_strategies(model.dims.ops[node.index], sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
-        if len(found) != 1:
-            raise BadPlan(f"the plan's choice {[_show(o) for o in options]} does not exist for {node.op} in {node.path!r}")
-        strategies[node.index] = found[0]
-    parameters = []
-    for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
-        flat = tuple(size for dim in model.dims.shapes[parameter.value] for size in dim)
-        options = plan.parameters[number]
-        if len(options) != len(sizes):
-            raise BadPlan(f"the plan has no choice for parameter {parameter.name!r} on every axis of its mesh; plan again")
-        kept = parameter_strategies(flat, sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
-        if len(kept) != 1:
-            raise BadPlan(f"the plan's choice {[_show(o) for o in options]} does not exist for parameter {parameter.name!r}")
-        parameters.append(kept[0])
-    hubs = {(value, phase): layout for value, phase, layout in plan.hubs}
-    for (value, _), layout in hubs.items():
-        _check_layout(model, value, layout, sizes)
-    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=plan.bucket_bytes, recast=plan.recast)
-
-
-def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:
-    known = 0 <= value < len(model.dims.shapes)
-    flat = tuple(size for dim in model.dims.shapes[value] for size in dim) if known else ()
-    if not known or len(layout) != len(sizes) or max(layout) >= len(flat) or local_sizes(flat, layout, sizes) is None:
-        raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
-
-
-def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0, seed: int = 0) -> Program:
-    """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on another cluster. Rank 0 holds the
-    largest shards. `seed` is that of the run."""
-    model = model_of(plan, seed)
-    timing = None if cluster is None else costing_of(plan, model, cluster)
-    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank)

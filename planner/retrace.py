@@ -11,10 +11,9 @@ from types import CodeType, FunctionType
 
 from torch import nn
 
-from cost_models.errors import UserError
 from planner.hash_seed import HASH_SEED, environment
 
-__all__ = ["HASH_SEEDS", "SET_ORDER", "digest_elsewhere", "main", "may_follow_a_set"]
+__all__ = ["HASH_SEEDS", "SET_ORDER", "digest_elsewhere", "may_follow_a_set"]
 
 #: What is said of a model that does.
 SET_ORDER = (
@@ -27,7 +26,7 @@ HASH_SEEDS = (HASH_SEED, "1", "2")
 
 def digest_elsewhere(plan: str | Path, hash_seed: str = HASH_SEED) -> str:
     """The digest that a process of its own, with that hash seed, gives for the graph of a plan in a file; empty if it gives none."""
-    code = "import sys; sys.path[:] = sys.argv[2:]; from planner.retrace import main; main(sys.argv[1])"
+    code = "import sys; sys.path[:] = sys.argv[2:]; from planner.retraced import main; main(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(plan), *sys.path],
         env=environment(hash_seed),
@@ -63,13 +62,3 @@ def _makes_a_set(code: CodeType) -> bool:
     made = any(step.opname in ("BUILD_SET", "SET_ADD") for step in dis.get_instructions(code))
     constant = any(isinstance(const, frozenset) for const in code.co_consts)
     return made or constant or not {"set", "frozenset"}.isdisjoint(code.co_names) or any(map(_makes_a_set, within))
-
-
-def main(plan: str) -> None:
-    """Prints the digest; exits with 2 where the model cannot be traced."""
-    from planner.plan_file import graph_of, read_plan
-
-    try:
-        print(graph_of(read_plan(plan)).digest())
-    except UserError as error:
-        sys.exit(f"error: {error}")

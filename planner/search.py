@@ -31,10 +31,11 @@ from planner.model import Model
 from planner.padding import cheaper_sizes, resized, vocabulary
 from planner.pinned import check_pins
 from planner.pins import Pin
-from planner.plan_file import Plan, SolverRecord, modelled, shallow_of
+from planner.plan_file import Plan, SolverRecord
 from planner.planned import plan_of
 from planner.program import Program
 from planner.proposals import Candidate, Proposal, Proposer
+from planner.replay import modelled, shallow_of
 from planner.trace import line_of, trace
 from planner.words import axis_names
 from planner.workload import Workload

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import io
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from matplotlib.figure import Figure
 
-if TYPE_CHECKING:
-    from runtime.compare import Comparison
+from runtime.comparison import Comparison
 
 __all__ = ["picture"]
 

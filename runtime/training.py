@@ -20,7 +20,8 @@ from torch import Tensor
 from cost_models.errors import BadValue
 from planner.batches import flatten
 from planner.models.keras_model import batch_of, is_keras
-from planner.plan_file import program_of, read_plan, workload_of
+from planner.plan_file import read_plan
+from planner.replay import program_of, workload_of
 from planner.workload import Workload, unused
 from runtime.alike import begin
 from runtime.executor import Executor, gather_buffers, gather_parameters

@@ -107,7 +107,8 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
 
 def run(request: RunRequest, emit: Emit) -> RunResult | None:
     """Runs a plan on this rank; the result on rank 0, None on the others."""
-    from planner.plan_file import program_of, read_plan, workload_of
+    from planner.plan_file import read_plan
+    from planner.replay import program_of, workload_of
 
     plan = read_plan(request.plan)
     with join(plan.mesh.num_devices, request.device) as place:

@@ -23,9 +23,9 @@ from planner.lower import lower
 from planner.model import Model, Pins
 from planner.pinned import pins_for
 from planner.pins import parse_pin
-from planner.plan_file import modelled
 from planner.problem import problem_of
 from planner.program import Program
+from planner.replay import modelled
 from planner.solver.bound import decode, reparametrise
 from planner.solver.ilp import solve
 from planner.solver.problem import Edge, Problem

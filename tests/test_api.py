@@ -14,7 +14,8 @@ from torch import nn
 
 from cost_models.errors import BadValue, UnknownName
 from planner import Planned, plan
-from planner.plan_file import read_plan, workload_of
+from planner.plan_file import read_plan
+from planner.replay import workload_of
 from planner.workload import workload_of as workload_from
 from runtime.training import train_plan
 

@@ -17,9 +17,10 @@ from planner.costing import BUCKET_BYTES, BUCKET_SIZES, Costing
 from planner.layout import Mesh
 from planner.lower import lower, lowered
 from planner.pins import Pin
-from planner.plan_file import plan_text, program_of, read_plan, write_plan
+from planner.plan_file import plan_text, read_plan, write_plan
 from planner.program import Communicate
 from planner.proposals import Candidate, Proposer
+from planner.replay import program_of
 from planner.search import search
 
 

@@ -17,8 +17,9 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
 from planner.ask import build
 from planner.lower import lower
-from planner.plan_file import Plan, choices_of, costing_of, plan_text, read_plan
+from planner.plan_file import Plan, plan_text, read_plan
 from planner.records import plan_record
+from planner.replay import choices_of, costing_of
 from planner.report import report
 from planner.search import Found, search
 from planner.sections import markdown

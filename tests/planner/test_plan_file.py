@@ -16,8 +16,9 @@ import planner.proposals
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
 from planner.ask import Ask
-from planner.plan_file import Plan, choices_of, model_of, plan_text, program_of, read_plan, write_plan
+from planner.plan_file import Plan, plan_text, read_plan, write_plan
 from planner.predict import predict
+from planner.replay import choices_of, model_of, program_of
 from planner.search import Found, search
 from planner.strategies import Option
 

@@ -20,9 +20,10 @@ from planner.ask import Ask, build
 from planner.layout import Mesh, local_shape
 from planner.meshes import meshes_of
 from planner.pins import Pin, parse_pin
-from planner.plan_file import modelled, program_of, read_plan, write_plan
+from planner.plan_file import read_plan, write_plan
 from planner.problem import problem_of
 from planner.proposals import Candidate, Proposal, Proposer
+from planner.replay import modelled, program_of
 from planner.report import report
 from planner.search import Found, search
 from planner.solver.ilp import solve

@@ -7,7 +7,7 @@ import pytest
 import planner.trace
 from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask, build
-from planner.plan_file import modelled, shallow_of
+from planner.replay import modelled, shallow_of
 from planner.search import Found, search
 from planner.trace import trace
 

@@ -13,7 +13,9 @@ from cost_models.timeline import Event, Timeline
 from planner.ask import Ask
 from planner.plan_file import write_plan
 from planner.search import search
-from runtime.compare import BETWEEN, WAITING, Comparison, compare, join_events, write_comparison
+from runtime.compare import compare, write_comparison
+from runtime.compare_join import BETWEEN, WAITING, join_events
+from runtime.comparison import Comparison
 
 
 def event(name: str, start: float, end: float, *, device: int = 0, stream: str = "compute") -> Event:

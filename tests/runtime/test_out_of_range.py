@@ -20,9 +20,9 @@ from planner.kernels import cross_entropy, embedding_shard
 from planner.layout import Mesh
 from planner.lower import lower
 from planner.model import Pins
-from planner.plan_file import modelled
 from planner.problem import problem_of
 from planner.program import Program
+from planner.replay import modelled
 from planner.solver.ilp import solve
 from planner.torch_private import assert_on_device
 from planner.trace import trace
