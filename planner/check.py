@@ -12,8 +12,7 @@ from typing import Any
 from planner.copies import slice_copies
 from planner.graph import Ref as GraphRef
 from planner.graph import Serial
-from planner.program import Communicate, Compute, Instruction, Program, Ref, Update
-from planner.schedule import reads, writes
+from planner.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, writes
 
 __all__ = ["faults"]
 

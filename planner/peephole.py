@@ -10,8 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 
-from planner.program import Compute, Instruction, Ref
-from planner.schedule import reads, writes
+from planner.program import Compute, Instruction, Ref, reads, writes
 
 __all__ = ["join_biases"]
 

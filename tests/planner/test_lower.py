@@ -14,8 +14,7 @@ from cost_models.memory import dtype_bytes
 from planner.copies import slice_copies
 from planner.layout import local_shape
 from planner.lower import lower
-from planner.program import Communicate, Compute, Program, Update
-from planner.schedule import reads, writes
+from planner.program import Communicate, Compute, Program, Update, reads, writes
 
 PLANS = [
     ("gpt", "dp=4", ("*=ddp",), None), ("gpt", "dp=4", ("*=zero1",), None), ("gpt", "dp=4", ("*=zero3",), None),
