@@ -66,14 +66,19 @@ def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
 
 @click.command()
 @plan_argument
+@click.option("--program", "program_", is_flag=True, help="Show what every rank runs, one instruction a line.")
 @json_option
 @click.pass_context
-def explain(context: click.Context, /, plan_path: str, json_: bool) -> None:
+def explain(context: click.Context, /, plan_path: str, program_: bool, json_: bool) -> None:
     """Show every choice of a plan and its cost.
 
-    What each op splits, how each parameter is kept, and how near to the best possible the plan is.
+    What each op splits, how each parameter is kept, and how near to the best possible the plan is. With --program the instructions
+    of a step instead, as rank 0 runs them: what each one reads, writes and frees, and its seconds in the simulator.
     """
     path = plan_file(plan_path)
+    if program_:
+        _print_program(path, as_json(context, json_))
+        return
     with progress_bar() as progress:
         progress("tracing the model", 0.0)
         from planner.explain import explain as explain_plan
@@ -86,6 +91,20 @@ def explain(context: click.Context, /, plan_path: str, json_: bool) -> None:
         print_json(record)
     else:
         print_sections(explanation(plan, record))
+
+
+def _print_program(path: Path, json_: bool) -> None:
+    with progress_bar() as progress:
+        progress("tracing the model", 0.0)
+        from planner.plan_file import read_plan
+        from planner.program_text import program_text
+        from planner.replay import program_of
+
+        text = program_text(program_of(read_plan(path)))
+    if json_:
+        print_json({"program": text.splitlines()})
+    else:
+        click.echo(text, nl=False)
 
 
 @click.command()

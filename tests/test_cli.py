@@ -19,6 +19,9 @@ from click.testing import CliRunner, Result
 
 from planner.cli import cli
 from planner.cli_output import StepBar
+from planner.plan_file import read_plan
+from planner.program_text import program_text
+from planner.replay import program_of
 from runtime.verdict import Apart
 from runtime.verify import Verification
 from runtime.worker import RunResult
@@ -452,6 +455,7 @@ def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> Non
     check_keys("", found)
     check_keys("simulate", succeeds("simulate", str(folder), "--out", str(tmp_path)))
     check_keys("explain", succeeds("explain", str(folder)))
+    check_keys("explain --program", succeeds("explain", str(folder), "--program"))
     check_keys("models", succeeds("models"))
     check_keys("run", succeeds("run", str(folder), "--steps", "1", "--verify"))
     for record in succeeds("hardware")["hardware"]:
@@ -459,6 +463,13 @@ def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> Non
     one = succeeds("hardware", "dgx-h100", "--gpus", "16", "--out", str(tmp_path))
     assert Path(one.pop("files")["picture"]).is_file()
     check_keys("hardware", one)
+
+
+def test_the_program_is_printed_as_the_plan_is_lowered(planned: tuple[Path, Any]) -> None:
+    folder, _ = planned
+    text = program_text(program_of(read_plan(folder / "plan.json")))
+    assert plan("explain", str(folder), "--program").stdout == text
+    assert succeeds("explain", str(folder), "--program")["program"] == text.splitlines()
 
 
 @pytest.mark.parametrize(("verdict", "code"), [("equal", 0), ("equal to rounding", 0), ("WRONG", 1), ("no proof", 3)])
