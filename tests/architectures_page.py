@@ -89,15 +89,16 @@ def document(rows: list[Row]) -> str:
     passed = sum(row.passed for row in rows)
     parts = [
         "# Hugging Face architectures",
+        "This page is for finding out whether an architecture of transformers can be planned, and how that was tried.",
         "Written by `python tests/architectures.py --write docs/architectures.md`. Each architecture is built "
         "from its config at a tiny size (`tests/tiny_configs.py`), in float64, "
         "with the dropout and the noise of its config; its whole step is traced, planned for two devices without a pin "
         "(*chosen*) and under each pure strategy, and trained for three steps on two gloo ranks. The figures are the largest "
         "relative error of losses, first gradients and last parameters and buffers against one process; 1e-9 passes.",
-        "What rounding alone does to each model is measured, by training it a second time in one process from parameters that are one "
-        "rounding off ([0061](decisions/0061-verifying-against-measured-rounding.md)). *Left out* is the part of the elements of "
-        "parameters that this may move further than 1e-9 in three steps, where gradients are 0 but for rounding, or nearly, and Adam "
-        "divides them by their own size: of those only what is more than that counts. Their gradients are compared like all others.",
+        "What rounding alone does to each model is measured, by training it a second time in one process from parameters that differ "
+        "by one rounding ([0061](decisions/0061-verifying-against-measured-rounding.md)). *Left out* is the share of the parameters' "
+        "elements that this may move by more than 1e-9 in three steps: their gradients are zero, or nearly, but for rounding, and Adam "
+        "divides them by their own size. Of these elements only what exceeds it counts; their gradients are compared like all others.",
         "A model of text and images (or sound) that runs on text alone is given text alone (see *inputs*): its other towers then "
         "take no part in the loss, and are frozen.",
         _runs(rows),
