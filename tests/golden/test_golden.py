@@ -37,6 +37,29 @@ def test_no_file_is_left_of_a_case_that_is_gone() -> None:
     assert sorted(path.stem for path in path_of("mlp").parent.glob("*.json")) == sorted(CASES)
 
 
+#: What the file of a case has in it if the case covers what it is there for.
+COVERS = {
+    "gpt-nodes": "16 devices, by nccl",
+    "mlp-three": "float32[257x1024]",
+    "mlp-tight": '"made_to_fit": true',
+    "gpt-zero3": "update reduce_scatter of",
+    "gpt-two-axes": "all_reduce[tp, sum",
+    "bert-tensor": "reduce_scatter[tp, sum",
+    "gpt-odd-vocabulary": "gather 128+127+127+127",
+    "lstm-hidden": "group=@tp",
+    "moe": "experts.gate",
+    "dropout-clipped": "shardwright.clipped(",
+    "llama-mixed": "parameters float32; products bfloat16",
+    "hf-gpt2": "model.transformer.h.0.attn.c_attn",
+}
+
+
+@pytest.mark.parametrize("name", COVERS)
+def test_a_case_covers_what_it_is_there_for(name: str) -> None:
+    """A plan that changes for the better may leave its case without what the case was made for: give it other sizes then."""
+    assert COVERS[name] in path_of(name).read_text()
+
+
 # ------------------------------------------------------------------------------------------------- that it bites
 
 
