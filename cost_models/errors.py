@@ -10,6 +10,8 @@ UserError(ValueError)        printed as one line, exit code 2
 ├── NotTraceable             the model cannot become one static graph
 ├── OutOfRange(IndexError)   an index of a batch, or one that a step computed, points past what it indexes
 └── RunFailed                a process of a run failed, or could not start
+
+FailedCheck(Exception)       printed as one line, exit code 4: `--check` found a fault of ours
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ __all__ = [
     "BadPlan",
     "BadValue",
     "DoesNotFit",
+    "FailedCheck",
     "NoPlan",
     "NotTraceable",
     "OutOfRange",
@@ -72,6 +75,16 @@ class OutOfRange(UserError, IndexError):
 
 class RunFailed(UserError):
     pass
+
+
+class FailedCheck(Exception):
+    """A graph, problem or program that is not as all are to be. It is no mistake of the user's and no `UserError`: what falls back on
+    another way when a model cannot be planned in one must not hide it."""
+
+    @property
+    def kind(self) -> str:
+        """As of `UserError`."""
+        return type(self).__name__
 
 
 #: Of more names than `_MOST` only the `_SHOWN` nearest are listed: the model types of Hugging Face are twelve kilobytes.

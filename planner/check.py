@@ -14,7 +14,7 @@ from planner.graph import Ref as GraphRef
 from planner.graph import Serial
 from planner.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, writes
 
-__all__ = ["faults"]
+__all__ = ["faults", "foreign_faults"]
 
 #: What stands for no value: most arguments are of these, and every argument of every program comes by.
 _PLAIN = frozenset((int, float, bool, str, type(None)))
@@ -22,12 +22,12 @@ _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 def faults(program: Program) -> tuple[str, ...]:
     """What is wrong with a program, a line each; none where it can be run."""
-    return (*_foreign(program), *_lifetimes(program), *_overwritten(program))
+    return (*foreign_faults(program.instructions), *_lifetimes(program), *_overwritten(program))
 
 
-def _foreign(program: Program) -> Iterator[str]:
+def foreign_faults(instructions: Iterable[Instruction]) -> Iterator[str]:
     """Arguments that are of the graph, or values that no operand tells of."""
-    for instruction in program.instructions:
+    for instruction in instructions:
         if isinstance(instruction, Compute):
             found: list[Any] = []
             _collect(instruction.args, found)

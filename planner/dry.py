@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,11 +17,11 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable
 from planner.graph import map_refs
-from planner.operators import resolve, returns_list
+from planner.operators import is_overload, resolve, returns_list
 from planner.program import Communicate, Compute, Program, Ref, given_kinds
 from planner.torch_private import FakeTensorMode, really, unlogged
 
-__all__ = ["CannotRun", "dry_run"]
+__all__ = ["CannotRun", "Failure", "dry_run", "first_failure"]
 
 #: An op without a kernel for tensors that have no memory is tried on real ones of no more elements than this, all told.
 _LARGEST = 1 << 16
@@ -44,11 +45,27 @@ def dry_run(program: Program) -> None:
 
     Raises CannotRun where an op fails on the local shapes, or gives other shapes or dtypes than the program says.
     """
+    failure = first_failure(program)
+    if failure is not None:
+        raise CannotRun(_message(failure), failure.instruction.op, failure.instruction.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An op that cannot run as the program says: why, and its operands in words."""
+
+    instruction: Compute
+    operands: str
+    why: str
+
+
+def first_failure(program: Program) -> Failure | None:
+    """The first op of the program that fails on fake tensors, or gives others than the program says."""
     with FakeTensorMode(), unlogged(), torch.no_grad():
-        _check(program)
+        return _first(program)
 
 
-def _check(program: Program) -> None:
+def _first(program: Program) -> Failure | None:
     kinds = dict(given_kinds(program))
     made: _Tensors = {}
     seen: set[Any] = set()
@@ -59,16 +76,23 @@ def _check(program: Program) -> None:
                 seen.add(key)
                 why = _fails(instruction, kinds, made)
                 if why:
-                    raise CannotRun(_message(instruction, kinds, why), instruction.op, instruction.path)
+                    shapes = (kinds[value] for value in instruction.operands)
+                    words = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in shapes)
+                    return Failure(instruction=instruction, operands=words, why=why)
         if isinstance(instruction, Compute | Communicate):
             for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
                 if value is not None:
                     kinds[value] = (shape, dtype)
+    return None
 
 
 def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
     """What a call's outcome depends on; None for ops of our own."""
-    if instruction.op.startswith("shardwright.") and instruction.op != "shardwright.reshape":
+    if (
+        instruction.op.startswith("shardwright.")
+        and instruction.op != "shardwright.reshape"
+        and not is_overload(instruction.op)
+    ):
         return None
     arguments = map_refs((instruction.args, instruction.kwargs), kinds.__getitem__, Ref)
     return instruction.op, repr(arguments), instruction.shapes, instruction.dtypes
@@ -142,9 +166,9 @@ def _first_line(error: Exception) -> str:
     return "torch's kernel does not take them" if "INTERNAL ASSERT" in first else first
 
 
-def _message(instruction: Compute, kinds: dict[int, _Kind], why: str) -> str:
-    shapes = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in (kinds[value] for value in instruction.operands))
+def _message(failure: Failure) -> str:
+    one = failure.instruction
     return (
-        f"module {instruction.path or '(top)'!r} runs {instruction.op} ({instruction.phase}), which no rank can on its part "
-        f"({shapes}): {why}"
+        f"module {one.path or '(top)'!r} runs {one.op} ({one.phase}), which no rank can on its part "
+        f"({failure.operands}): {failure.why}"
     )

@@ -9,10 +9,22 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-__all__ = ["Graph", "Group", "Node", "Parameter", "Ref", "Serial", "Value", "map_refs", "refs_in", "result_name"]
+__all__ = [
+    "Graph",
+    "Group",
+    "Node",
+    "Parameter",
+    "Ref",
+    "Serial",
+    "Value",
+    "map_refs",
+    "refs_in",
+    "result_name",
+    "without_unread",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +137,46 @@ class Graph:
         if self.updates or self.reported:
             state.update(f"{self.updates} {self.reported}".encode())
         return state.hexdigest()
+
+
+def without_unread(graph: Graph) -> Graph:
+    """The graph without nodes that nothing which the step gives depends on; nodes and values are numbered, and results named, as if
+    those had never been."""
+    wanted = {graph.loss, *(p.gradient for p in graph.parameters)}
+    wanted |= {value for _, value in (*graph.updates, *graph.reported)}
+    kept: list[Node] = []
+    for node in reversed(graph.nodes):
+        if not wanted.isdisjoint(node.results):
+            kept.append(node)
+            wanted.update(node.operands)
+    return graph if len(kept) == len(graph.nodes) else _only(graph, kept[::-1])
+
+
+def _only(graph: Graph, kept: list[Node]) -> Graph:
+    indices = {node.index: new for new, node in enumerate(kept)}
+    values = [value for value in graph.values if value.writer is None or value.writer in indices]
+    new = {value.id: number for number, value in enumerate(values)}
+    counts: Counter[str] = Counter()
+    names = [result_name(node.op, counts) for node in kept]
+    nodes = tuple(
+        replace(
+            node, index=index, results=tuple(None if r is None else new[r] for r in node.results),
+            args=map_refs(node.args, lambda v: Ref(new[v])), kwargs=map_refs(node.kwargs, lambda v: Ref(new[v])),
+        )
+        for index, node in enumerate(kept)
+    )  # fmt: skip
+    renumbered = (
+        replace(value, id=new[value.id])
+        if value.writer is None
+        else replace(value, id=new[value.id], writer=indices[value.writer], name=names[indices[value.writer]])
+        for value in values
+    )
+    return replace(
+        graph, nodes=nodes, values=tuple(renumbered), loss=new[graph.loss],
+        parameters=tuple(replace(p, value=new[p.value], gradient=new[p.gradient]) for p in graph.parameters),
+        inputs=tuple(new[v] for v in graph.inputs), buffers=tuple(new[v] for v in graph.buffers),
+        updates=tuple((new[a], new[b]) for a, b in graph.updates), reported=tuple((n, new[v]) for n, v in graph.reported),
+    )  # fmt: skip
 
 
 def result_name(op: str, counts: Counter[str]) -> str:

@@ -10,15 +10,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
-
-import torch
 
 from cost_models.cluster import Cluster
 from cost_models.memory import dtype_bytes
 from planner.check import faults
+from planner.check_order import order_faults
+from planner.check_program import program_faults
+from planner.checking import checked
 from planner.choices import Choices
 from planner.clip import clip_gradients
 from planner.copies import leads
@@ -27,6 +28,7 @@ from planner.costing import Costing
 from planner.graph import Node, Parameter, Serial, map_refs
 from planner.layout import REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes, piece_sizes
 from planner.model import Model
+from planner.operators import torch_constants
 from planner.peephole import join_biases
 from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
 from planner.redistribute import Layouts, Step
@@ -55,11 +57,13 @@ def lowered(
     instructions in order of need, which are made once."""
     lowering = _Lowering(model, mesh, choices, costing, timing or costing, rank)
     needed = lowering.in_order_of_need()
+    checked("lowering", lambda: order_faults(lowering.instructions, mesh))
 
     def program(bucket: int) -> Program:
         made = lowering.program(needed, bucket)
         wrong = faults(made)
         assert not wrong, wrong
+        checked("program", lambda: program_faults(made))
         return made
 
     return program
@@ -288,9 +292,18 @@ class _Lowering:
     def _op(self, node: Node) -> None:
         strategy = self.choices.strategies[node.index]
         results = self._emit(node, strategy)
+        checked("op", lambda: self._layout_faults(node, strategy))
         for value, number, layout in zip(node.results, results, strategy.results, strict=True):
             if value is not None:
                 self.produced[value] = (number, layout)
+
+    def _layout_faults(self, node: Node, strategy: Strategy) -> Iterator[str]:
+        """Whether the shapes of the op just emitted, which its rule gives, are those of its values' sub-dims in their layouts."""
+        made = self.instructions[-1]
+        assert isinstance(made, Compute)
+        for value, layout, shape in zip(node.results, strategy.results, made.shapes, strict=True):
+            if value is not None and shape != self._local_shape(value, layout):
+                yield f"{made.id} makes {shape}, value {value} in layout {layout} is {self._local_shape(value, layout)}"
 
     def _emit(self, node: Node, strategy: Strategy) -> list[int]:
         """Emits a node's op under a strategy, with what brings its operands; the program values of its results."""
@@ -348,8 +361,8 @@ class _Lowering:
             nbytes[place] = self.costing.reserve_bytes(node, dims, sizes) or nbytes[place]
         return _Shard(
             op=op,
-            args=_torch_constants(args),
-            kwargs=_torch_constants(kwargs),
+            args=torch_constants(args),
+            kwargs=torch_constants(kwargs),
             shapes=shapes,
             nbytes=tuple(nbytes),
             seconds=seconds,
@@ -432,12 +445,14 @@ class _Lowering:
             self.alias,
             set(needed.kept),
             self.timing,
+            self.mesh,
             bucket,
             needed.trained,
             overlaps=overlaps,
             buffered=_backend(self.timing.cluster) != "shared",
         )
         instructions = timed(instructions, self.timing)
+        checked("freeing", lambda: order_faults(instructions, self.mesh))
         return Program(
             mesh=self.mesh, instructions=join_biases(instructions, self._shapes(instructions, needed.states)),
             parameters=needed.states, inputs=tuple(self.inputs.values()), loss=needed.loss, value_bytes=self.value_bytes,
@@ -526,14 +541,3 @@ def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:
     for s in shape:
         size *= s
     return size
-
-
-def _torch_constants(argument: Any) -> Any:
-    """`"torch.float32"` -> torch.float32, in nested arguments."""
-    if isinstance(argument, tuple):
-        return tuple(_torch_constants(a) for a in argument)
-    if isinstance(argument, Serial):
-        return argument.number
-    if isinstance(argument, str) and argument.startswith("torch."):
-        return getattr(torch, argument.removeprefix("torch."))
-    return argument

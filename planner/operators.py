@@ -9,9 +9,10 @@ import torch
 
 from cost_models.errors import unknown_name
 from planner import kernels
+from planner.graph import Serial
 from planner.kernels.formats import alike
 
-__all__ = ["bare", "makes_tensors", "may_alias", "resolve", "returns_list"]
+__all__ = ["bare", "is_overload", "makes_tensors", "may_alias", "resolve", "returns_list", "torch_constants"]
 
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
@@ -103,6 +104,11 @@ def makes_tensors(op: str) -> bool:
     return not takes_tensors and any(a.name == "device" for a in overload._schema.arguments)
 
 
+def is_overload(op: str) -> bool:
+    """Whether torch knows an op by that name: our own kernels it knows as `NAME.default`, if they are traced."""
+    return _overload(op) is not None and op.count(".") > 1
+
+
 def returns_list(op: str) -> bool:
     """Whether the op returns one list of tensors (`aten.split`), not a tensor or a fixed number of them."""
     overload = None if op in _OURS else _overload(op)
@@ -116,3 +122,14 @@ def _overload(op: str) -> Any:
         if place is None:
             return None
     return place
+
+
+def torch_constants(argument: Any) -> Any:
+    """Nested arguments of a graph's node as an op takes them: `"torch.float32"` as torch.float32, a `Serial` as its number."""
+    if isinstance(argument, tuple):
+        return tuple(torch_constants(a) for a in argument)
+    if isinstance(argument, Serial):
+        return argument.number
+    if isinstance(argument, str) and argument.startswith("torch."):
+        return getattr(torch, argument.removeprefix("torch."))
+    return argument

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable
 from planner.functional import is_view_in_place, twin_of
-from planner.graph import Graph, Node, Parameter, Ref, Serial, Value, result_name
+from planner.graph import Graph, Node, Parameter, Ref, Serial, Value, result_name, without_unread
 from planner.source_line import from_text
 from planner.state import registered
 from planner.torch_private import is_fake, really
@@ -135,11 +135,12 @@ class _Reader:
             for i, gradient in zip(self.trained, gradients, strict=True)
         )
         kinds = {kind: tuple(v.id for v in self.values if v.kind == kind) for kind in ("input", "buffer")}
-        return Graph(
+        graph = Graph(
             nodes=tuple(self.nodes), values=tuple(self.values), parameters=parameters,
             inputs=kinds["input"], buffers=kinds["buffer"], loss=loss, updates=tuple(sorted(self.changed.items())),
             reported=tuple(zip(self.losses, reported, strict=True)),
         )  # fmt: skip
+        return without_unread(graph)  # of zeros to which a gradient was added nothing is read
 
     def _value(self, tensor: Tensor, kind: str, name: str, writer: int | None = None) -> int:
         dtype = str(tensor.dtype).removeprefix("torch.")

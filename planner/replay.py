@@ -13,6 +13,8 @@ from pathlib import Path
 from cost_models.cluster import Cluster
 from cost_models.errors import BadPlan
 from planner.ask import build
+from planner.check_graph import dims_faults
+from planner.checking import checked
 from planner.choices import Choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.graph import Graph
@@ -47,6 +49,7 @@ __all__ = [
 def modelled(traced: Traced) -> Model:
     """The traced graph with its sub-dims, ties and views."""
     dims = infer(traced.graph)
+    checked("sub-dims", lambda: dims_faults(traced.graph, dims.shapes))
     roots = resolve(traced.graph, dims)
     return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims, roots), roots=roots)
 

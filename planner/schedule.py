@@ -7,13 +7,18 @@ what it looks at. Invariant: a value is written before it is read.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 
+from planner.check_order import lost_faults, order_faults
+from planner.checking import checked
 from planner.costing import Costing
 from planner.early import SMALL, started_early
 from planner.in_flight import bounded, sliced_late
+from planner.layout import Mesh
 from planner.program import Communicate, Compute, Instruction, Update, freeing, reads, writes
 
 __all__ = ["SMALL", "finish", "reads", "writes"]
@@ -25,6 +30,7 @@ def finish(
     alias: dict[int, int],
     kept: set[int],
     costing: Costing,
+    mesh: Mesh,
     bucket: int,
     trained: frozenset[int],
     *,
@@ -35,11 +41,23 @@ def finish(
     view looks at; `kept` outlive the step; `bucket` is the size of a bucket in bytes; `trained` are the values that the update
     writes to; `overlaps` says whether the device that was planned for runs large messages beside compute;
     `buffered`, whether a message under way holds memory of the device."""
-    ordered = started_early(instructions, overlaps=overlaps)
-    ordered = _prefetched(ordered, gathers, costing)
-    ordered = _bucketed(ordered, costing, bucket)
-    ordered = _waited_late(sliced_late(ordered), alias, trained)
-    return _freed(bounded(ordered) if buffered else ordered, alias, kept)
+    passes: tuple[tuple[str, Callable[[list[Instruction]], list[Instruction]]], ...] = (
+        ("early starts", partial(started_early, overlaps=overlaps)),
+        ("prefetching", lambda ordered: _prefetched(ordered, gathers, costing)),
+        ("buckets", lambda ordered: _bucketed(ordered, costing, bucket)),
+        ("late slices", sliced_late),
+        ("late reports", lambda ordered: _waited_late(ordered, alias, trained)),
+        ("messages under way", bounded if buffered else list),
+    )
+    ordered = instructions
+    for name, one in passes:
+        before, ordered = ordered, one(ordered)
+        _check(name, before, ordered, mesh)
+    return _freed(ordered, alias, kept)
+
+
+def _check(name: str, before: list[Instruction], after: list[Instruction], mesh: Mesh) -> None:
+    checked(name, lambda: itertools.chain(order_faults(after, mesh), lost_faults(before, after)))
 
 
 def _merge(parts: list[Communicate], costing: Costing) -> Communicate:

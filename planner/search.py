@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -22,9 +22,12 @@ from planner.beside import beside
 from planner.bounds import bounded
 from planner.budget import Budget
 from planner.build_table import TooLarge
+from planner.check_program import ranks_faults
+from planner.checking import checked
 from planner.choose import choose, shortlist
 from planner.dry import CannotRun, dry_run
 from planner.layout import Mesh
+from planner.lower import lower
 from planner.meshes import check_batch, meshes_of
 from planner.misfit import Misfit, misfit_error
 from planner.model import Model
@@ -98,6 +101,7 @@ def search(
         progress("looking for what fits", 0.9)
         raise misfit_error(proposer, misfit.least, mesh, partial(_chosen, mesh, pins)) from None
     _check_runs(best.program, ask)
+    checked("all ranks", lambda: _ranks_faults(proposer.model, best))
     progress("proving how good the plan is", 0.9)
     proof = _proved(proposer, proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
@@ -200,6 +204,23 @@ def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
         if larger.fits(proposer.capacity) and seconds < best.prediction.step_time_s * (1 - WORTH):
             return {"setting": f"{setting}={size}", "step_time_s": seconds}
     return None
+
+
+#: Of more ranks only those in a line with the first or the last are looked at: each has a program of its own to be lowered.
+_MOST_RANKS = 16
+
+
+def _ranks_faults(model: Model, best: Candidate) -> Iterator[str]:
+    """What is wrong between the programs of the plan's ranks, and with those that are not the first's."""
+    mesh, costing = best.mesh, best.proposal.table.costing
+    ranks = {*range(mesh.num_devices)}
+    if len(ranks) > _MOST_RANKS:
+        lines = (group for axis in range(len(mesh.sizes)) for group in mesh.groups((axis,)))
+        ranks = {rank for group in lines if {0, mesh.num_devices - 1} & {*group} for rank in group}
+    programs = dict.fromkeys(sorted(ranks), best.program)
+    if best.program.rank is not None:
+        programs |= {rank: lower(model, mesh, best.choices, costing, rank=rank) for rank in programs if rank}
+    return ranks_faults(mesh, programs)
 
 
 def _check_runs(program: Program, ask: Ask) -> None:

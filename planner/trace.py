@@ -6,6 +6,7 @@ layers and the loss are captured as our own ops), and every node knows its modul
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -14,12 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cost_models.errors import NotTraceable, UserError
+from cost_models.errors import FailedCheck, NotTraceable, UserError
 from planner.alone import alone
 from planner.between import Between, Unlike, between
 from planner.built import FAILURES, built, really_built, worth_building
 from planner.carried import Steps, check_carried
 from planner.chance import seeded
+from planner.check_graph import called_faults, graph_faults, lint_faults
+from planner.checking import checked
 from planner.decompose import decomposition_table
 from planner.fold import digest
 from planner.functional import Functional
@@ -97,10 +100,11 @@ def trace(build: Callable[[], Workload], name: str = "of one's own", *, whole: b
             if isinstance(error, Refused) or not place:
                 raise
             raise NotTraceable(f"{error} ({place})") from error
-        except UserError:
+        except (UserError, FailedCheck):
             raise
         except Exception as error:
             raise NotTraceable(explain(error, name)) from error
+    checked("tracing", lambda: itertools.chain(graph_faults(traced.graph), called_faults(traced.graph)))
     return traced
 
 
@@ -208,6 +212,7 @@ def _repeated(workload: Workload) -> Traced | None:
     graph = unroll(short, stacks, given)
     if graph is None:
         return None
+    _check("unrolling", graph)
     depth = stacks[0].length
     shallow: list[tuple[int, Graph]] = []
     if len(graph.nodes) > _DEEP and all(
@@ -216,6 +221,7 @@ def _repeated(workload: Workload) -> Traced | None:
         for less in _SHALLOW:
             found = unroll(short, tuple(replace(stack, length=less) for stack in stacks), _given_less(given, stacks, less))
             assert found is not None, stacks
+            _check("unrolling", found)
             shallow.append((less, found))
     return Traced(graph=graph, workload=workload, depth=depth, shallow=tuple(shallow))
 
@@ -276,14 +282,21 @@ def _whole(workload: Workload, begin: Callable[[], None]) -> Graph:
 def _graph(workload: Workload, *, lines: bool = False) -> Graph:
     """The graph as recorded; where an op writes in place and something sees it, with all such ops made functional."""
     fx_graph, names, losses, arguments, unused = _record(workload, lines)
+    checked("recording", lambda: lint_faults(fx_graph))
     try:
-        return read_graph(fx_graph, names, losses, workload, unused)
+        return _check("reading", read_graph(fx_graph, names, losses, workload, unused))
     except ChangedInPlace as refused:
         try:
             again = functional(fx_graph, arguments, decomposition_table())
-            return read_graph(again, names, losses, workload, unused, functional=True)
+            checked("making ops functional", lambda: lint_faults(again))
+            return _check("reading", read_graph(again, names, losses, workload, unused, functional=True))
         except ChangedInPlace:  # it writes to a parameter or an input: told of the op as the person wrote it
             raise refused from None
+
+
+def _check(name: str, graph: Graph) -> Graph:
+    checked(name, lambda: graph_faults(graph))
+    return graph
 
 
 # ------------------------------------------------------------------------------------------------- recording

@@ -1,4 +1,5 @@
-"""Small models planned step by step, for tests that look between the steps or choose what no cost would."""
+"""Small models planned step by step, for tests that look between the steps or choose what no cost would. What each pass
+makes is checked after it."""
 
 from __future__ import annotations
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from cost_models.cluster import Cluster, load_cluster
 from planner.ask import Ask, build
 from planner.build_table import build_table
+from planner.check_program import ranks_faults
+from planner.checking import checked, checking
 from planner.choices import Choices, read_choices
 from planner.costing import Costing, total_gradient_bytes
 from planner.dry import dry_run
@@ -113,7 +116,10 @@ class Planned:
         if self.program.rank is None:
             return (self.program,) * self.mesh.num_devices
         costing = self.table.costing
-        return tuple(lower(self.model, self.mesh, self.choices, costing, rank=r) for r in range(self.mesh.num_devices))
+        with checking():
+            found = {r: lower(self.model, self.mesh, self.choices, costing, rank=r) for r in range(self.mesh.num_devices)}
+            checked("all ranks", lambda: ranks_faults(self.mesh, found))
+        return tuple(found.values())
 
 
 def ask_for(
@@ -139,8 +145,9 @@ def traced(ask: Ask) -> tuple[Model, Workload]:
     """The model of an ask and its workload; traced once for all numbers of devices, which matter to neither."""
     key = repr(replace(ask, num_devices=1))
     if key not in _TRACED:
-        found = trace(partial(build, replace(ask, num_devices=1)), ask.model)
-        _TRACED[key] = modelled(found), found.workload
+        with checking():
+            found = trace(partial(build, replace(ask, num_devices=1)), ask.model)
+            _TRACED[key] = modelled(found), found.workload
     return _TRACED[key]
 
 
@@ -206,7 +213,8 @@ def planned(
     allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
     table = build_table(model, costing, split_by(model, workload, words, axis, allowed, on.sizes[axis]) if words else allowed)
     problem = problem_of(table, limit=limit)
-    solution = solve(problem)
+    with checking():
+        solution = solve(problem)
     if seed is not None:
         choice = chosen_at_random(problem, seed)
         solution = replace(solution, choice=choice, objective=problem.cost(choice))
@@ -220,7 +228,8 @@ def with_choice(
     model, workload = traced(ask)
     choices = replace(read_choices(table, solution.choice), recast=recast)
     choices = choices if bucket is None else replace(choices, bucket=bucket)
-    program = lower(model, mesh, choices, table.costing)
+    with checking():
+        program = lower(model, mesh, choices, table.costing)
     dry_run(program)
     return Planned(
         ask=ask, model=model, workload=workload, cluster=cluster, mesh=mesh, table=table, solution=solution, choices=choices,

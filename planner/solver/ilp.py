@@ -13,7 +13,9 @@ from dataclasses import replace
 
 import numpy as np
 
+from planner.checking import checked
 from planner.solver.bound import COMPILED, Reparametrised, decode, reparametrise
+from planner.solver.check import solution_faults
 from planner.solver.incumbent import Incumbent
 from planner.solver.level import Level, sum_of_minima
 from planner.solver.memory import price
@@ -78,7 +80,9 @@ def solve(
     if best.choice is None:
         return _infeasible(problem, guess, best, began)
     bound = best.cost if best.exhausted else best.bound
-    return found(problem, best.choice, bound=bound, began=began, num_variables=variables)
+    solution = found(problem, best.choice, bound=bound, began=began, num_variables=variables)
+    checked("solving", lambda: solution_faults(problem, solution))
+    return solution
 
 
 def _reduced(problem: Problem, best: Incumbent) -> Level:

@@ -71,6 +71,8 @@ class Problem:
     names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
+        """Raises BadValue, in one line, for what is no problem."""
+        _check_times(self)
         _check_numbers("costs of node", self.costs)
         _check_numbers("costs of edge", [edge.cost for edge in self.edges])
         _check_numbers("usages of node", [usage.nbytes for usage in self.usages], least=0, names=[u.node for u in self.usages])
@@ -154,6 +156,23 @@ def _check_numbers(
         raise BadValue(f"{what} {name}: {flat[bad][0]} {told}")
 
 
+def _check_times(problem: Problem) -> None:
+    """What is told of every time, and of every node, is told of all."""
+    if problem.horizon < 0:
+        raise BadValue(f"a horizon of {problem.horizon} times: give a number from 0 on")
+    if problem.base is not None:
+        if problem.base.shape != (problem.horizon,):
+            raise BadValue(f"base has shape {problem.base.shape}, there are {problem.horizon} times: give bytes for each")
+        _check_numbers("base of time", [problem.base], least=0)
+    if problem.clock and len(problem.clock) not in (problem.horizon, problem.horizon + 1):  # the end of the last time, too
+        raise BadValue(f"clock names {len(problem.clock)} times, there are {problem.horizon}")
+    if problem.names and len(problem.names) != len(problem.costs):
+        raise BadValue(f"{len(problem.names)} names for {len(problem.costs)} nodes")
+    for index, table in enumerate(problem.costs):
+        if table.ndim != 1:
+            raise BadValue(f"node {index} has costs of shape {table.shape}: give one a strategy")
+
+
 def _check_edges(problem: Problem) -> None:
     sizes = [len(table) for table in problem.costs]
     if 0 in sizes:
@@ -174,5 +193,5 @@ def _check_usages(problem: Problem) -> None:
             raise BadValue(f"a usage of node {usage.node}, there are {len(problem.costs)} (from 0 on)")
         if usage.nbytes.shape != problem.costs[usage.node].shape:
             raise BadValue(f"node {usage.node} has {len(problem.costs[usage.node])} strategies, but {usage.nbytes.size} usages")
-        if any(not 0 <= start <= end <= problem.horizon or times < 0 for start, end, times in usage.spans):
+        if any(not (0 <= start <= end <= problem.horizon and times >= 0) for start, end, times in usage.spans):
             raise BadValue(f"node {usage.node} holds memory over {usage.spans}, outside of 0 to {problem.horizon}")
