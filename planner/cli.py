@@ -18,6 +18,7 @@ from cost_models.errors import BadValue
 from cost_models.memory import MEMORY_HEADROOM
 from planner import cli_inspect, cli_solve, hash_seed
 from planner.budget import TIME_LIMIT, Budget
+from planner.checking import checking, passes_words
 from planner.cli_group import PlanGroup, end_on_interrupt, uncollected
 from planner.cli_options import (
     NATURAL,
@@ -26,6 +27,7 @@ from planner.cli_options import (
     as_json,
     check_clip_norm,
     check_folder,
+    check_option,
     json_option,
     optimizer_settings,
     out_option,
@@ -100,6 +102,7 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option("--time-limit", type=SECONDS, help=(
     f"After this, take the best plan so far, with what is proved of it.  [default: {TIME_LIMIT:g}]"
 ))  # fmt: skip
+@check_option("what each pass makes, and the programs of all ranks (planning takes half as long again)")
 @out_option("plans/MODEL-GPUS")
 @json_option
 @click.pass_context
@@ -143,7 +146,7 @@ def _front_door(
     *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
     settings: tuple[str, ...], precision: str | None, optimizer: str | None, lr: float | None, weight_decay: float | None,
     momentum: float | None, betas: str | None, clip_norm: float | None, memory_headroom: str, mesh: str | None,
-    pins: tuple[str, ...], time_limit: float | None, out: Path | None, json_: bool,
+    pins: tuple[str, ...], time_limit: float | None, check: bool, out: Path | None, json_: bool,
 ) -> None:  # fmt: skip
     """Plan, write, report."""
     from cost_models.cluster import load_cluster
@@ -169,12 +172,15 @@ def _front_door(
         )  # fmt: skip
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         budget = Budget.start(time_limit or TIME_LIMIT)
-        found = search(
-            ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True, budget=budget
-        )  # fmt: skip
+        with checking(check) as passes:
+            found = search(
+                ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True, budget=budget
+            )  # fmt: skip
         files, contents = plan_files(found, cluster, folder)
     write_files(folder, contents)
     cli_inspect.print_plan(found.plan, files, json_)
+    if check:
+        click.echo(passes_words(passes), err=True)
 
 
 @cli.command()
@@ -185,10 +191,19 @@ def _front_door(
 ))  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
 @click.option("--seed", type=NATURAL, default=0, show_default=True, help="Of the initial parameters and the example batch.")
+@check_option("every rank's program, and that all meet in every collective")
 @json_option
 @click.pass_context
 def run(
-    context: click.Context, /, plan_path: str, steps: int, verify: bool, device: str | None, seed: int, json_: bool
+    context: click.Context,
+    /,
+    plan_path: str,
+    steps: int,
+    verify: bool,
+    device: str | None,
+    seed: int,
+    check: bool,
+    json_: bool,
 ) -> None:
     """Run a plan here and print its losses.
 
@@ -200,7 +215,7 @@ def run(
     from runtime.worker import RunRequest
 
     plan = read_plan(path)
-    request = RunRequest(plan=str(path), num_steps=steps, seed=seed, verify=verify, device=device or "")
+    request = RunRequest(plan=str(path), num_steps=steps, seed=seed, verify=verify, device=device or "", check=check)
     with StepBar(f"starting {plan.mesh.num_devices} processes", steps, say=not json_) as bar:
         result = launch("runtime.worker:run", plan.mesh.num_devices, request, on_event=bar.event)[0]
     cli_inspect.print_run(plan, result.as_json(), json_)

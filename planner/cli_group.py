@@ -2,7 +2,7 @@
 exit code 2; never a traceback.
 
 0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C
-1   verified: wrong                  3   verified: no proof
+1   verified: wrong                  3   verified: no proof                    4   --check: a fault of ours
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, NoReturn
 
 import click
 
-from cost_models.errors import BadValue, UnknownName, UserError, unknown_name
+from cost_models.errors import BadValue, FailedCheck, UnknownName, UserError, unknown_name
 
 __all__ = ["INTERRUPTED", "PlanGroup", "end_on_interrupt", "uncollected"]
 
@@ -64,6 +64,8 @@ class PlanGroup(click.Group):
             _fail(_of_click(error, words), as_json)
         except UserError as error:
             _fail(error, as_json)
+        except FailedCheck as error:
+            _end(error.kind, f"{error}: a fault of shardwright, not of the model or the command; please report it", as_json, 4)
         except (KeyboardInterrupt, click.Abort):
             _interrupted(as_json)
         except BrokenPipeError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from cost_models.errors import BadValue
 from planner.cli_options import WHOLE, as_json, check_folder, json_option, out_option, plan_argument, plan_file
 from planner.cli_output import print_json, print_sections, progress_bar, write_files
 
@@ -67,17 +68,27 @@ def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
 @click.command()
 @plan_argument
 @click.option("--program", "program_", is_flag=True, help="Show what every rank runs, one instruction a line.")
+@click.option("--graph", "graph_", is_flag=True, help="Show the step as traced, one op a line; PLAN may be a model's name.")
+@click.option("--whole", is_flag=True, help="With --graph: every block of a stack, every number of a constant.")
 @json_option
 @click.pass_context
-def explain(context: click.Context, /, plan_path: str, program_: bool, json_: bool) -> None:
+def explain(context: click.Context, /, plan_path: str, program_: bool, graph_: bool, whole: bool, json_: bool) -> None:
     """Show every choice of a plan and its cost.
 
     What each op splits, how each parameter is kept, and how near to the best possible the plan is. With --program the instructions
-    of a step instead, as rank 0 runs them: what each one reads, writes and frees, and its seconds in the simulator.
+    of a step instead, as rank 0 runs them: what each one reads, writes and frees, and its seconds in the simulator. With --graph the
+    ops of the step on whole tensors, as they were traced; of a stack of like blocks the first.
     """
+    if program_ and graph_:
+        raise BadValue("--program and --graph are two texts: ask for one")
+    if whole and not graph_:
+        raise BadValue("--whole is of the text of a graph: add --graph")
+    if graph_:
+        _print_lines("graph", lambda: _graph_text(plan_path, whole), as_json(context, json_))
+        return
     path = plan_file(plan_path)
     if program_:
-        _print_program(path, as_json(context, json_))
+        _print_lines("program", lambda: _program_text(path), as_json(context, json_))
         return
     with progress_bar() as progress:
         progress("tracing the model", 0.0)
@@ -93,18 +104,37 @@ def explain(context: click.Context, /, plan_path: str, program_: bool, json_: bo
         print_sections(explanation(plan, record))
 
 
-def _print_program(path: Path, json_: bool) -> None:
+def _program_text(path: Path) -> str:
+    from planner.plan_file import read_plan
+    from planner.program_text import program_text
+    from planner.replay import program_of
+
+    return program_text(program_of(read_plan(path)))
+
+
+def _graph_text(name: str, whole: bool) -> str:
+    """Of a plan's model as it was asked for, or of a model with its own sizes."""
+    from planner.ask import Ask, build
+    from planner.graph_text import graph_text
+    from planner.plan_file import read_plan
+    from planner.replay import traced_of
+    from planner.trace import trace
+
+    if ":" not in name and (Path(name).exists() or len(Path(name).parts) > 1):
+        return graph_text(traced_of(read_plan(plan_file(name))).graph, whole=whole)
+    ask = Ask(model=name, batch=None, seq=None, settings={}, dtype="float32", num_devices=1)
+    return graph_text(trace(lambda: build(ask), name).graph, whole=whole)
+
+
+def _print_lines(what: str, text: Callable[[], str], json_: bool) -> None:
+    """What `text` gives, as it is, or its lines as JSON."""
     with progress_bar() as progress:
         progress("tracing the model", 0.0)
-        from planner.plan_file import read_plan
-        from planner.program_text import program_text
-        from planner.replay import program_of
-
-        text = program_text(program_of(read_plan(path)))
+        lines = text()
     if json_:
-        print_json({"program": text.splitlines()})
+        print_json({what: lines.splitlines()})
     else:
-        click.echo(text, nl=False)
+        click.echo(lines, nl=False)
 
 
 @click.command()

@@ -13,7 +13,8 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "json_option", "optimizer_settings", "out_option",
+    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "check_option", "json_option",
+    "optimizer_settings", "out_option",
     "plan_argument", "plan_file", "settings_of", "share_of", "slug",
 ]  # fmt: skip
 
@@ -56,6 +57,11 @@ SECONDS = _Seconds()
 def json_option(function: Function) -> Function:
     """`--json`."""
     return click.option("--json", "json_", is_flag=True, help="Print one JSON object on stdout and nothing else.")(function)
+
+
+def check_option(what: str) -> Callable[[Function], Function]:
+    """`--check`."""
+    return click.option("--check", is_flag=True, help=f"Check {what}; exit code 4 for a fault of ours.")
 
 
 def out_option(default: str) -> Callable[[Function], Function]:

@@ -17,8 +17,9 @@ import click
 
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue, DoesNotFit, NoPlan
+from planner.checking import checked, checking
 from planner.cli_group import uncollected
-from planner.cli_options import SECONDS, as_json, json_option
+from planner.cli_options import SECONDS, as_json, check_option, json_option
 from planner.cli_output import print_json
 
 if TYPE_CHECKING:
@@ -35,9 +36,13 @@ _EVERY = 0.2
 @click.argument("file", metavar="FILE")
 @click.option("--time-limit", type=SECONDS, default=60.0, show_default=True, help="Seconds, reading the file included.")
 @click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write the choice there, a JSON list.")
+@click.option("--show", is_flag=True, help="Print the problem and what the choice takes of it; for small ones.")
+@check_option("the choice, its cost, its memory and the bound, by the problem's tables")
 @json_option
 @click.pass_context
-def solve(context: click.Context, /, file: str, time_limit: float, out: Path | None, json_: bool) -> None:
+def solve(
+    context: click.Context, /, file: str, time_limit: float, out: Path | None, show: bool, check: bool, json_: bool
+) -> None:
     """Solve a strategy-selection problem, as far as the time allows.
 
     FILE is in the format of the ASPLOS/EuroSys 2025 contest, JSON or gzipped. Ctrl-C ends the search with the best choice so far.
@@ -47,20 +52,26 @@ def solve(context: click.Context, /, file: str, time_limit: float, out: Path | N
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise BadValue(f"--out {out}: give a file in a folder that exists")
     from planner.solver.anytime import certify
+    from planner.solver.check import solution_faults
     from planner.solver.contest import read_contest
+    from planner.solver.text import problem_text
 
     with _told(began) as tell, _stoppable() as stopped:
         with uncollected():
             problem = read_contest(Path(file))
         solution = certify(problem, time_limit=time_limit, began=began, tell=tell, stopped=stopped)
     _refuse(problem, solution)
+    with checking(check):
+        checked("solving", lambda: solution_faults(problem, solution))
     if out is not None:
         write_atomically(out, json.dumps(list(solution.choice)) + "\n")
     record = _record(problem, solution)
     if json_:
-        print_json(record)
+        print_json({**record, **({"problem": problem_text(problem, solution.choice).splitlines()} if show else {})})
     else:
         _print(record, out)
+        if show:
+            print("", problem_text(problem, solution.choice), sep="\n", end="")
 
 
 def _record(problem: Problem, solution: Solution) -> dict[str, Any]:

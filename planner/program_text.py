@@ -13,6 +13,7 @@ from typing import Any
 
 from cost_models.memory import dtype_bytes
 from cost_models.units import US
+from planner.columns import aligned
 from planner.graph import Group
 from planner.layout import SubShape, show_layout
 from planner.program import Communicate, Compute, Instruction, Program, Ref, Update, given_kinds, writes
@@ -35,17 +36,6 @@ def program_text(program: Program) -> str:
     """
     instructions = [COLUMNS, *(_row(program, one) for one in program.instructions)]
     return "\n".join([*_head(program), "", *_states(program), "", *aligned(instructions, right=(0, 1))]) + "\n"
-
-
-def aligned(rows: Sequence[Sequence[str]], right: tuple[int, ...] = ()) -> list[str]:
-    """Rows of cells as lines of columns, two spaces between them; the columns `right` end at the same place. Widths are multiples of
-    four, so that most changes of one line leave the others as they are."""
-    widths = [-(-max(map(len, column)) // 4) * 4 for column in zip_longest(*rows, fillvalue="")]
-    lines = (
-        "  ".join(c.rjust(w) if at in right else c.ljust(w) for at, (c, w) in enumerate(zip(row, widths, strict=False)))
-        for row in rows
-    )
-    return [line.rstrip() for line in lines]
 
 
 # ------------------------------------------------------------------------------------------------- the whole

@@ -15,7 +15,7 @@ if __name__ == "__main__":
 
 import torch
 
-from cost_models.errors import UserError
+from cost_models.errors import FailedCheck, UserError
 from runtime.verdict import EXIT_CODES
 from runtime.worker import RunRequest, run
 
@@ -25,7 +25,12 @@ def main() -> int:
     verdict's where it verifies."""
     options = _parser().parse_args()
     request = RunRequest(
-        plan=options.plan, num_steps=options.steps, seed=options.seed, verify=options.verify, device=options.device
+        plan=options.plan,
+        num_steps=options.steps,
+        seed=options.seed,
+        verify=options.verify,
+        device=options.device,
+        check=options.check,
     )
     if "OMP_NUM_THREADS" in os.environ:
         torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -34,6 +39,9 @@ def main() -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # the other ranks may hang in a collective; leaving cleanly would wait for them
+    except FailedCheck as error:
+        print(f"error: {error}: a fault of shardwright; please report it", file=sys.stderr, flush=True)
+        os._exit(4)
     if result is not None and options.json:
         print(json.dumps(result.as_json()))
     elif result is not None and result.verification is not None:
@@ -58,6 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=int, default=0, help="seed of the initial parameters (default 0)")
     parser.add_argument("--verify", action="store_true", help="compare loss and every gradient with one process")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="by default what there is")
+    parser.add_argument("--check", action="store_true", help="check every rank's program; exit code 4 for a fault of ours")
     parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
     return parser
 

@@ -1,6 +1,7 @@
 """Whether all ranks begin with the same values: a digest of every parameter, buffer and batch tensor, compared before the first step.
 
-Every rank builds the whole model and keeps its shards. Shards of unlike models train, and give what no model gives.
+Every rank builds the whole model and keeps its shards. Shards of unlike models train, and give what no model gives. Every rank lowers
+its own program, too: whether they meet in every collective is compared if that is asked for.
 """
 
 from __future__ import annotations
@@ -12,13 +13,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cost_models.errors import BadValue
+from planner.check_messages import meeting_faults, meetings
+from planner.checking import checked
 from planner.digests import digests
 from planner.program import Program
 from planner.workload import Workload
 from runtime.parameters import build
 from runtime.verify import in_dtypes
 
-__all__ = ["begin", "check_alike", "first_difference"]
+__all__ = ["begin", "check_alike", "check_meetings", "first_difference"]
 
 
 def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload:
@@ -36,6 +39,15 @@ def check_alike(workload: Workload) -> None:
     message = first_difference(found)
     if message:
         raise BadValue(f"model {workload.name!r}: {message}")
+
+
+def check_meetings(program: Program) -> None:
+    """Raises FailedCheck if the collectives of all ranks' programs do not meet. All ranks call it together."""
+    if program.mesh.num_devices == 1:
+        return
+    found: list[Any] = [None] * program.mesh.num_devices
+    dist.all_gather_object(found, meetings(program))
+    checked("all ranks", lambda: meeting_faults(program.mesh, dict(enumerate(found))))
 
 
 def first_difference(by_rank: Sequence[dict[str, int]]) -> str:

@@ -15,9 +15,10 @@ import torch.distributed as dist
 
 from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
+from planner.checking import checking, is_checking
 from planner.program import Program
 from planner.workload import Workload
-from runtime.alike import begin
+from runtime.alike import begin, check_meetings
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.heap import keep_freed_memory
@@ -29,7 +30,7 @@ __all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What to run: the file of the plan, how many steps, and whether to verify and to record a timeline."""
+    """What to run: the file of the plan, how many steps, and whether to verify, to record a timeline and to check the programs."""
 
     plan: str
     num_steps: int = 10
@@ -37,6 +38,7 @@ class RunRequest:
     verify: bool = False
     record: bool = False
     device: str = ""  # "cpu" or "cuda"; by default what there is
+    check: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,7 +114,11 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
 
     plan = read_plan(request.plan)
     with join(plan.mesh.num_devices, request.device) as place:
-        return train(program_of(plan, rank=place.rank, seed=request.seed), lambda: workload_of(plan), request, place, emit)
+        with checking(request.check):
+            program = program_of(plan, rank=place.rank, seed=request.seed)
+            if is_checking():
+                check_meetings(program)
+        return train(program, lambda: workload_of(plan), request, place, emit)
 
 
 def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:

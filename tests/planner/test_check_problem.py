@@ -13,6 +13,7 @@ from planner.solver.check import solution_faults
 from planner.solver.ilp import solve
 from planner.solver.problem import Edge, Problem, Usage
 from planner.solver.solution import Solution
+from planner.solver.text import problem_text
 
 COSTS = (np.array([1.0, 2.0]), np.array([4.0, 3.0, np.inf]))
 PAIRS = Edge(u=0, v=1, cost=np.array([[0.0, 5.0, 0.0], [0.0, np.inf, 0.0]]))
@@ -97,3 +98,41 @@ def test_what_the_solver_finds_has_no_faults() -> None:
     assert solve(problem()).choice == (0, 0)
     assert list(solution_faults(problem(), solve(problem()))) == []
     assert list(solution_faults(problem(limit=15.0), solve(problem(limit=15.0)))) == []
+
+
+TEXT = """\
+2 nodes, 1 edges of 6 pairs, 1 usages over 4 times, a limit of 20 bytes
+the choice costs 5, holds at most 16 bytes and fits
+nodes: costs
+  0 embedding: [1] 2
+  1 head: [4] 3 -
+      bytes [8] 4 0 from 0 to 7, 9 to the end x 2
+edges: a row for each strategy of the first node
+  0 embedding - 1 head
+      [0] 5 0
+      0 - 0
+memory: bytes held at each time
+  0: 9
+  3: 10
+  7: 0
+  9: 16
+"""
+
+
+def test_a_problem_is_read_with_its_choice() -> None:
+    assert problem_text(problem(), (0, 0)) == TEXT
+
+
+def test_a_problem_is_read_without_a_choice() -> None:
+    """Memory is then from the least to the most, and what may be over the limit says so."""
+    text = problem_text(problem(limit=12.0, names=(), clock=()))
+    assert "  1: 4 3 -\n      bytes 8 4 0 from 0 to 2, 3 to 4 x 2\n" in text
+    assert text.endswith("  0: 1 to 9\n  1: 2 to 10\n  2: 0 to 0\n  3: 0 to 16  over the limit\n")
+
+
+def test_of_a_large_problem_the_beginning_is_shown() -> None:
+    large = Problem(costs=tuple(np.arange(20.0) for _ in range(50)))
+    lines = problem_text(large).splitlines()
+    assert lines[0] == "50 nodes, 0 edges of 0 pairs, 0 usages over 0 times, no limit"
+    assert lines[-1] == "  ... 50 nodes in all" and len(lines) == 43
+    assert lines[2] == "  0: 0 1 2 3 4 5 6 7 8 9 10 11 ... 20 in all"
