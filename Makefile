@@ -10,10 +10,10 @@ demo: $(STAMP)
 	$(BIN)/plan --model lstm --gpus 8
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-all: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "" --hypothesis-profile=default
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "" --hypothesis-profile=default
 
 test-gpu: $(STAMP)
 	$(BIN)/python -m pytest -m gpu

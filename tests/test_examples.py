@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import re
-import subprocess
 import sys
 import warnings
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from example_scripts import EXAMPLES, run_example
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UnknownName
@@ -20,8 +20,6 @@ from planner.ask import Ask
 from planner.pins import parse_mesh, parse_pin
 from planner.plan_file import Plan
 from planner.search import search
-
-EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -83,11 +81,10 @@ def test_batches_are_the_same_again(mail: ModuleType) -> None:
 
 
 @pytest.mark.slow
-def test_the_classifier_runs_from_anywhere_and_agrees(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLES / "text_classifier_lstm.py"), "--ranks", "2"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    rows = [re.split(r" {2,}", line.strip()) for line in done.stdout.splitlines() if re.match(r"[124] ", line)]
+def test_the_classifier_runs_from_anywhere_and_agrees(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    out, errors = run_example(tmp_path, capfd, "text_classifier_lstm.py", "--ranks", "2")
+    assert errors == ""
+    rows = [re.split(r" {2,}", line.strip()) for line in out.splitlines() if re.match(r"[124] ", line)]
     assert [row[:2] for row in rows[1:]] == [["2", "dp=2 free"], ["2", "dp=2 pinned"], ["2", "tp=2 pinned"]]
     figures = [[float(field) for field in row[-6:-1]] for row in rows[1:]]
     for final_loss, difference, right, majority, _ in figures:

@@ -68,6 +68,7 @@ def sleeping(payload: Any, emit: Any) -> None:
 def echo(payload: Any, emit: Any) -> tuple[int, Any, int]:
     with join(2) as place:
         emit({"rank": place.rank})
+        dist.barrier()  # a rank that left while the other was still joining would be missed
         return place.rank, payload, hash("the same in every process")
 
 

@@ -13,7 +13,11 @@ import pytest
 from cost_models.errors import BadValue, RunFailed
 from runtime.launcher import launch
 
+#: As the product starts them; a fork server, moreover, hands on that a signal has ended a rank when others have failed of it.
+SPAWNED = pytest.mark.usefixtures("spawned_ranks")
 
+
+@SPAWNED
 def test_results_and_events() -> None:
     events: list[dict[str, int]] = []
     (*first, one), (*second, other) = launch("rank_checks:echo", 2, "hello", on_event=events.append)
@@ -22,6 +26,7 @@ def test_results_and_events() -> None:
     assert sorted(event["rank"] for event in events) == [0, 1]
 
 
+@SPAWNED
 def test_failure_names_the_rank_and_its_error() -> None:
     with pytest.raises(RunFailed, match=r"^rank 1: .*the disk is full") as caught:
         launch("rank_checks:failing", 2, 2)
@@ -49,11 +54,13 @@ def test_a_process_that_is_ended_while_it_talks_holds_up_nobody(tmp_path: Path) 
     assert found.stdout.startswith("rank 1: ended by SIGKILL")
 
 
+@SPAWNED
 def test_a_killed_process_is_the_cause() -> None:
     with pytest.raises(RunFailed, match=r"^rank 1: ended by SIGKILL"):
         launch("rank_checks:killed", 2)
 
 
+@SPAWNED
 def test_a_rank_that_ctrl_c_ends_before_this_process_hears_of_it_is_an_interruption() -> None:
     with pytest.raises(KeyboardInterrupt):
         launch("rank_checks:killed", 2, signal.SIGINT)

@@ -57,6 +57,7 @@ def plain(batches: list[Batch], *, seed: int, rate: float) -> Trained:
     return Trained(losses=tuple(losses), step_times_s=(), parameters=work.module.state_dict())
 
 
+@pytest.mark.usefixtures("spawned_ranks")
 def test_losses_and_parameters_are_those_of_one_process(plan: Path, batches: list[Batch]) -> None:
     events: list[dict[str, float]] = []
     trained = train_plan(plan, iter(batches), seed=5, learning_rate=RATE, device="cpu", on_event=events.append)
