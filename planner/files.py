@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from planner.plan_file import plan_text
-from planner.predict import memory_over_time, simulate_program
+from planner.predict import memory_over_time
 from planner.report import report
 from planner.sections import markdown
 
 if TYPE_CHECKING:
     from cost_models.cluster import Cluster
     from cost_models.timeline import Timeline
+    from planner.footprint import Footprint
     from planner.plan_file import Plan
     from planner.program import Program
     from planner.search import Found
@@ -31,19 +32,19 @@ def file_names(folder: Path, *, plan: str = "plan.json") -> dict[str, str]:
 def plan_files(found: Found, cluster: Cluster, folder: Path) -> tuple[dict[str, str], dict[str, str | bytes]]:
     """Where the files of a plan will be, and their contents by name; plan.json is the last."""
     names, plan = file_names(folder), found.plan
-    timeline = simulate_program(found.program, cluster)
-    _, contents = timeline_files(plan, found.program, timeline, cluster, folder)
+    _, contents = timeline_files(plan, found.program, found.run.timeline, cluster, folder, found.run.memory)
     return names, {**contents, "report.md": markdown(report(plan, names)), "plan.json": plan_text(plan)}
 
 
 def timeline_files(
-    plan: Plan, program: Program, timeline: Timeline, cluster: Cluster, folder: Path
+    plan: Plan, program: Program, timeline: Timeline, cluster: Cluster, folder: Path, memory: Footprint | None = None
 ) -> tuple[dict[str, str], dict[str, str | bytes]]:
-    """Where the files of a simulated step will be, and their contents by name."""
+    """Where the files of a simulated step will be, and their contents by name; `memory` is the program's, if it
+    is known."""
     from planner.pictures import draw_memory, draw_timeline  # matplotlib, which nothing else needs
 
     title = f"{plan.ask.model} on {cluster.num_devices} x {cluster.device.name}, {plan.mesh}"
-    times, held = memory_over_time(program, timeline)
+    times, held = memory_over_time(program, timeline, memory)
     contents: dict[str, str | bytes] = {
         "timeline.json": timeline.to_chrome_trace(),
         "timeline.png": draw_timeline(timeline, title),

@@ -20,8 +20,8 @@ from planner.program import Communicate, Instruction, Program, waits_for, writes
 from planner.transfers import shared_bytes
 
 __all__ = [
-    "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "instruction_of", "memory_by_category", "memory_over_time", "peak_position",
-    "predict", "simulate_program",
+    "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "Run", "instruction_of", "memory_by_category", "memory_over_time",
+    "peak_position", "predict", "prediction_of", "run_of", "simulate_program",
 ]  # fmt: skip
 
 
@@ -48,12 +48,29 @@ class Prediction:
 
 def predict(program: Program, cluster: Cluster) -> Prediction:
     """The prediction for one device: all are alike, or this is the one with the largest shards."""
+    return prediction_of(program, run_of(program, cluster))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A program simulated: its timeline, and what it holds in memory."""
+
+    timeline: Timeline
+    memory: Footprint
+
+
+def run_of(program: Program, cluster: Cluster) -> Run:
+    """The program, simulated."""
     memory = footprint(program)
-    timeline = simulate_program(program, cluster, memory)
-    parts = breakdown(timeline, 0)
+    return Run(timeline=simulate_program(program, cluster, memory), memory=memory)
+
+
+def prediction_of(program: Program, run: Run) -> Prediction:
+    """The prediction that a run comes to."""
+    parts = breakdown(run.timeline, 0)
     return Prediction(
-        step_time_s=timeline.step_time, compute_time_s=parts.compute, idle_time_s=parts.idle,
-        exposed_communication_time_s=parts.exposed_communication, memory_bytes=_by_category(memory),
+        step_time_s=run.timeline.step_time, compute_time_s=parts.compute, idle_time_s=parts.idle,
+        exposed_communication_time_s=parts.exposed_communication, memory_bytes=_by_category(run.memory),
         shared_memory_bytes=shared_bytes(program),
     )  # fmt: skip
 

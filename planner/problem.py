@@ -9,12 +9,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from planner.solver.pairs import with_pair_usages
+from planner.solver.pairs import PairUsage, with_pair_usages
 from planner.solver.problem import Array, Edge, Problem
 from planner.table import Table
 from planner.usages import usages
 
-__all__ = ["limited", "problem_of"]
+__all__ = ["limited", "problem_of", "with_memory"]
 
 
 def problem_of(table: Table, *, hidden: float = 0.0, limit: float = float("inf")) -> Problem:
@@ -30,10 +30,13 @@ def problem_of(table: Table, *, hidden: float = 0.0, limit: float = float("inf")
 
 def limited(table: Table, problem: Problem, limit: float) -> Problem:
     """A problem on the table's nodes and edges, under a limit of memory."""
-    if limit == float("inf"):
-        return problem
+    return problem if limit == float("inf") else with_pair_usages(*with_memory(table, problem, limit))
+
+
+def with_memory(table: Table, problem: Problem, limit: float) -> tuple[Problem, tuple[PairUsage, ...]]:
+    """The problem under a limit with what nodes hold, and what pairs do."""
     nodes, pairs = usages(table, {key: i for i, key in enumerate(table.edges)}, limit)
-    return with_pair_usages(replace(problem, limit=limit, usages=nodes), pairs)
+    return replace(problem, limit=limit, usages=nodes), pairs
 
 
 def _pair(table: Table, key: tuple[int, int], shown: float) -> Array:

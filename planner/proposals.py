@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from cost_models.cluster import Cluster
 from cost_models.memory import dtype_bytes
@@ -22,13 +22,14 @@ from planner.lower import lowered
 from planner.model import Model
 from planner.pinned import pins_for
 from planner.pins import Pin
-from planner.predict import Prediction, predict
-from planner.problem import problem_of
+from planner.predict import Prediction, Run, prediction_of, run_of
+from planner.problem import problem_of, with_memory
 from planner.program import Program
 from planner.shallow import Shallow
 from planner.solver.ilp import solve
-from planner.solver.pairs import completed
+from planner.solver.pairs import completed, peak_with_pairs
 from planner.solver.peak import leanest
+from planner.solver.relaxed import solve_with_pairs
 from planner.solver.solution import Solution, not_found
 from planner.table import Table
 from planner.workload import Workload
@@ -55,7 +56,7 @@ class Proposal:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A proposal with its program, and what that is predicted to do. Of a deep model the program is of a shallow one, and the
-    prediction drawn on from such, until it is `whole`."""
+    prediction drawn on from such, until it is `whole`; a whole one keeps the `run` that was simulated."""
 
     proposal: Proposal
     choices: Choices
@@ -63,6 +64,7 @@ class Candidate:
     prediction: Prediction
     whole: bool = True
     name: str = ""  # a baseline's
+    run: Run | None = field(default=None, compare=False, repr=False)
 
     @property
     def mesh(self) -> Mesh:
@@ -131,7 +133,8 @@ class Proposer:
         """A candidate that is whole, with gradients reduced in buckets of `size` bytes."""
         choices = replace(candidate.choices, bucket=size)
         program = self._programs(candidate.proposal, choices)(size)
-        return replace(candidate, choices=choices, program=program, prediction=predict(program, self.cluster))
+        run = run_of(program, self.cluster)
+        return replace(candidate, choices=choices, program=program, prediction=prediction_of(program, run), run=run)
 
     def _programs(self, proposal: Proposal, choices: Choices) -> Callable[[int], Program]:
         """Whole programs by their size of bucket; of the last choices alone, since a deep model has very many instructions."""
@@ -157,12 +160,14 @@ class Proposer:
     def _simulated(self, proposal: Proposal, whole: bool, *, recast: bool) -> Candidate:
         table, choice = proposal.table, proposal.solution.choice
         choices = replace(read_choices(table, choice), recast=recast)
+        run: Run | None = None
         if self.shallow is None or whole:
             program = self._programs(proposal, choices)(choices.bucket)
-            prediction = predict(program, self.cluster)
+            run = run_of(program, self.cluster)
+            prediction = prediction_of(program, run)
         else:
             program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster, recast=recast)
-        return Candidate(proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole)
+        return Candidate(proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole, run=run)
 
     def fitting(self, candidate: Candidate) -> Candidate:
         """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""
@@ -193,18 +198,21 @@ class Proposer:
         knows of."""
         limit = self.capacity
         for _ in range(4):
-            time = self.budget.until(_FITTED)
-            problem = problem_of(proposal.table, hidden=proposal.hidden, limit=limit)
-            own = len(
-                proposal.table.costs
-            )  # after the table's own nodes come those of pair usages, which differ with the limit
-            guess = proposal.solution.choice[:own]
-            solution = solve(problem, guess=guess, time_limit=time.left, stopped=time.over)
+            time, table = self.budget.until(_FITTED), proposal.table
+            problem, pairs = with_memory(table, problem_of(table, hidden=proposal.hidden), limit)
+            # after the table's own nodes come those of pair usages, which differ with the limit
+            guess = proposal.solution.choice[: len(table.costs)]
+            solution = solve_with_pairs(problem, pairs, guess=guess, time_limit=time.left, stopped=time.over)
             none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
             candidate = replace(self.candidate(replace(proposal, solution=solution), whole=whole), name=name)
             if none or time.over() or candidate.fits(self.capacity):
                 break
-            proposal, limit = candidate.proposal, limit * min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
+            held = peak_with_pairs(problem, pairs, solution.choice)
+            less = min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
+            limit *= less
+            while 0.0 < held <= limit:  # the same choice would be found again
+                limit *= less
+            proposal = candidate.proposal
         return candidate
 
     def lean(self, mesh: Mesh) -> Candidate:

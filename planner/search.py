@@ -36,6 +36,7 @@ from planner.pinned import check_pins
 from planner.pins import Pin
 from planner.plan_file import Plan, SolverRecord
 from planner.planned import plan_of
+from planner.predict import Run
 from planner.program import Program
 from planner.proposals import Candidate, Proposal, Proposer
 from planner.replay import modelled, shallow_of
@@ -66,6 +67,7 @@ class Found:
     model: Model
     workload: Workload
     program: Program
+    run: Run
     candidates: tuple[Candidate, ...] = field(default=())
 
 
@@ -118,7 +120,8 @@ def search(
     }
     plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
     progress("done", 1.0)
-    return Found(plan=plan, model=model, workload=workload, program=best.program, candidates=tuple(candidates))
+    assert best.run is not None  # it is whole
+    return Found(plan=plan, model=model, workload=workload, program=best.program, run=best.run, candidates=tuple(candidates))
 
 
 def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:

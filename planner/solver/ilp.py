@@ -28,7 +28,7 @@ from planner.solver.reduce import STEPS, Contradiction
 from planner.solver.rows import Rows
 from planner.solver.solution import Solution, found, not_found
 
-__all__ = ["solve"]
+__all__ = ["CHEAP", "solve"]
 
 INF = float("inf")
 
@@ -38,7 +38,7 @@ _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 
 #: Dominance compares every two strategies of a node, of which the planner's have hundreds: half of the time to plan llama on 8 devices,
 #: for what message passing rules out anyway.
-_CHEAP = [step for step in STEPS if step != "dominate"]
+CHEAP = [step for step in STEPS if step != "dominate"]
 
 #: Of a problem of so many pairs no chains are contracted: the tables between their ends would be the largest.
 _LARGE = 1_000_000
@@ -87,7 +87,7 @@ def solve(
 
 def _reduced(problem: Problem, best: Incumbent) -> Level:
     """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices met on the way go into `best`."""
-    steps = _CHEAP if problem.num_pairs < _LARGE else [step for step in _CHEAP if step != "chain"]
+    steps = CHEAP if problem.num_pairs < _LARGE else [step for step in CHEAP if step != "chain"]
     first = Level.of(problem, steps)
     if first.num_pairs <= COMPILED:
         return first
@@ -96,8 +96,8 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
 
     if problem.limit < INF:
         best.raise_bound(first.offset + sum_of_minima(first.problem))
-        return narrow_within(first, _CHEAP, best, COMPILED)
-    left, met = narrow(first, _CHEAP, best.cost, best.hurry)
+        return narrow_within(first, CHEAP, best, COMPILED)
+    left, met = narrow(first, CHEAP, best.cost, best.hurry)
     if met is not None:
         best.take(met)
     return left

@@ -13,7 +13,7 @@ import numpy as np
 
 from planner.solver.problem import Choice, Edge, Problem, Span, Table, Usage
 
-__all__ = ["PairUsage", "completed", "with_pair_usages"]
+__all__ = ["PairUsage", "completed", "peak_with_pairs", "with_pair_usages"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,3 +61,15 @@ def completed(problem: Problem, choice: Choice) -> Choice:
                 cost = cost + edge.cost[out[edge.u]]
         out.append(int(cost.argmin()))
     return tuple(out)
+
+
+def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice) -> float:
+    """The most bytes that a choice of the problem's nodes holds at any time, with those of `pairs`."""
+    steps = np.zeros(problem.horizon + 1)
+    for pair in pairs:
+        edge = problem.edges[pair.edge]
+        nbytes = float(pair.nbytes[choice[edge.u], choice[edge.v]])
+        for start, end, times in pair.spans if nbytes else ():
+            steps[start] += nbytes * times
+            steps[end] -= nbytes * times
+    return float((problem.memory(choice[: len(problem.costs)]) + np.cumsum(steps[:-1])).max(initial=0.0))

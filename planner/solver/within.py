@@ -23,7 +23,7 @@ from planner.solver.problem import Array
 from planner.solver.searcher import Searcher, Start
 from planner.solver.working import Labels
 
-__all__ = ["narrow_within"]
+__all__ = ["narrow_within", "risen"]
 
 #: Levels, rounds in which a level's bound is raised, annealings on each and their moves a node.
 _LEVELS, _ROUNDS, _RUNS, _MOVES = 4, 100, 4, 20
@@ -42,7 +42,7 @@ def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: in
     for _ in range(_LEVELS):
         if level.num_pairs <= few or best.over():
             break
-        dual = _risen(level, level.prices(prices), best.deadline)
+        dual = risen(level, level.prices(prices), best.deadline)
         best.raise_bound(level.offset + dual.certified())
         prices = {int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
         labels = _read_off(level, dual, best)
@@ -62,7 +62,7 @@ def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: in
     return level
 
 
-def _risen(level: Level, prices: Array | None, deadline: float) -> Dual:
+def risen(level: Level, prices: Array | None, deadline: float) -> Dual:
     """The dual after some rounds, at its best."""
     dual, rounds = Dual(Flat.of(level.problem), level.rows, prices, dot=_dot), itertools.count()
     dual.rise(deadline, lambda: next(rounds) >= _ROUNDS, lambda: None)

@@ -29,13 +29,16 @@ class Contradiction(Exception):
 class Reduced:
     """`problem` has the whole problem's solutions and no others that matter: its optimum plus `offset` is the whole's, and
     `restore` turns its best choice into one of the whole, `project` a choice of the whole into one near it, where the strategies
-    that it takes are still there. `clock` numbers its times in the whole."""
+    that it takes are still there. `clock` numbers its times in the whole; its node i is the whole's `nodes[i]` with
+    the `strategies[i]` of that."""
 
     problem: Problem
     offset: float
     restore: Callable[[Choice], Choice]
     project: Callable[[Choice], Choice]
     clock: Labels
+    nodes: tuple[int, ...]
+    strategies: tuple[Labels, ...]
 
 
 class Working:
@@ -190,7 +193,7 @@ class Working:
             limit=limit, base=limit - self.room if self.limited else None,
         )  # fmt: skip
         trail, size = tuple(self._trail), len(self.whole.costs)
-        strategies = [self.strategies[n] for n in nodes]
+        strategies = tuple(self.strategies[n] for n in nodes)
 
         def restore(choice: Choice) -> Choice:
             found = [-1] * size
@@ -203,7 +206,10 @@ class Working:
         def project(choice: Choice) -> Choice:
             return tuple(int((own == choice[node]).argmax()) for node, own in zip(nodes, strategies, strict=True))
 
-        return Reduced(problem=problem, offset=self.offset, restore=restore, project=project, clock=self.clock)
+        return Reduced(
+            problem=problem, offset=self.offset, restore=restore, project=project, clock=self.clock, nodes=tuple(nodes),
+            strategies=strategies,
+        )  # fmt: skip
 
     def nodes(self) -> Iterable[int]:
         """The nodes that are left."""

@@ -269,6 +269,26 @@ def test_a_plan_is_made_to_fit_from_one_of_another_limit(monkeypatch: pytest.Mon
     assert wide.cost(again.proposal.solution.choice) == pytest.approx(wide.cost(completed(wide, free.solution.choice)))
 
 
+def test_a_limit_under_which_the_same_plan_is_found_again_is_not_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lowered program may hold far more than the problem knows of: a limit a little lower would leave its choice the best."""
+    ask = ask_for("mlp", dtype="float32")
+    traced = trace(lambda: build(ask), ask.model)
+    proposer = Proposer(ask, modelled(traced), traced.workload, load_cluster("dgx-h100", num_devices=4), ())
+    free = proposer.proposals(Mesh(("a",), (4,)))[0]
+    proposer.capacity = 1.5 * proposer.candidate(free).prediction.total_memory_bytes
+    monkeypatch.setattr(Candidate, "fits", lambda self, capacity: False)
+    tried: list[tuple[int, ...]] = []
+    real = Proposer.candidate
+
+    def noted(self: Proposer, proposal: Proposal, *, whole: bool = False) -> Candidate:
+        tried.append(proposal.solution.choice[: len(proposal.table.costs)])
+        return real(self, proposal, whole=whole)
+
+    monkeypatch.setattr(Proposer, "candidate", noted)
+    proposer.fitting(proposer.candidate(free))
+    assert len(tried[1:]) > 1 and len(set(tried[1:])) == len(tried[1:])
+
+
 def test_what_no_simulation_makes_fit_is_not_simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where the parameters and their optimizer's state alone are too much, the proposal is made to fit at once, to the same plan."""
     ask = ask_for("gpt", dtype="float32")
