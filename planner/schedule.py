@@ -17,7 +17,7 @@ from planner.check_order import lost_faults, order_faults
 from planner.checking import checked
 from planner.costing import Costing
 from planner.early import SMALL, started_early
-from planner.in_flight import bounded, sliced_late
+from planner.in_flight import bounded, continued_late
 from planner.layout import Mesh
 from planner.program import Communicate, Compute, Instruction, Update, freeing, reads, writes
 
@@ -45,7 +45,7 @@ def finish(
         ("early starts", partial(started_early, overlaps=overlaps)),
         ("prefetching", lambda ordered: _prefetched(ordered, gathers, costing)),
         ("buckets", lambda ordered: _bucketed(ordered, costing, bucket)),
-        ("late slices", sliced_late),
+        ("late slices", continued_late),
         ("late reports", lambda ordered: _waited_late(ordered, alias, trained)),
         ("messages under way", bounded if buffered else list),
     )
@@ -141,7 +141,8 @@ def _needed(instructions: list[Instruction]) -> set[int]:
 
 
 def _prefetched(instructions: list[Instruction], gathers: dict[str, str], costing: Costing) -> list[Instruction]:
-    """One merged gather a layer and phase, and the casts that it needs, started where the layer before it is first needed."""
+    """One merged gather a layer and phase, and the casts that it needs, started where the layer before it is first needed. Of a chain
+    of gathers, each step starts a layer before the next one: it is done by then, so that compute does not wait for it."""
     groups: dict[str, list[Instruction]] = {}
     needed: dict[str, int] = {}
     for position, instruction in _movable(instructions, gathers):
@@ -150,10 +151,12 @@ def _prefetched(instructions: list[Instruction], gathers: dict[str, str], costin
         needed.setdefault(group, position)
     starts: dict[int, list[Instruction]] = defaultdict(list)
     order = sorted(groups, key=needed.__getitem__)
-    for previous, group in zip([None, *order], order, strict=False):
-        casts = [part for part in groups[group] if isinstance(part, Compute)]
-        messages = [part for part in groups[group] if isinstance(part, Communicate)]
-        starts[0 if previous is None else needed[previous]] += [*casts, *_merged(messages, costing)]
+    for index, group in enumerate(order):
+        for left, parts in _by_steps_left(groups[group]):
+            casts = [part for part in parts if isinstance(part, Compute)]
+            messages = [part for part in parts if isinstance(part, Communicate)]
+            start = index - 1 - left
+            starts[0 if start < 0 else needed[order[start]]] += [*casts, *_merged(messages, costing)]
     moved = {part.id for parts in groups.values() for part in parts}
     out: list[Instruction] = []
     for position, instruction in enumerate(instructions):
@@ -164,18 +167,38 @@ def _prefetched(instructions: list[Instruction], gathers: dict[str, str], costin
 
 
 def _movable(instructions: list[Instruction], gathers: dict[str, str]) -> Iterator[tuple[int, Instruction]]:
-    """The first steps of gathers, and the casts that they send, where nothing before them is made in the step; and their positions."""
+    """The gathers, and the casts that they send, and their positions, where nothing before them is made in the step but such casts and,
+    before a gather, gathers for the same layer and phase."""
     written = {value for instruction in instructions for value in writes(instruction)}
     sent = {value for i in instructions if isinstance(i, Communicate) and i.id in gathers for value in i.sources}
-    ready: set[int] = set()
+    ready: dict[int, str] = {}  # value -> the layer and phase that may read it, "" if all may
     for position, instruction in enumerate(instructions):
-        if instruction.id not in gathers or any(value in written and value not in ready for value in reads(instruction)):
+        group = gathers.get(instruction.id)
+        allowed = ("",) if isinstance(instruction, Compute) else ("", group)
+        if group is None or any(value in written and ready.get(value) not in allowed for value in reads(instruction)):
             continue
         if isinstance(instruction, Compute):
             if sent.isdisjoint(writes(instruction)):
                 continue  # it is read where it is made
-            ready.update(writes(instruction))
+            ready.update(dict.fromkeys(writes(instruction), ""))
+        elif instruction.kind != "slice":
+            ready.update(dict.fromkeys(writes(instruction), group))
+        elif any(ready.get(value) for value in reads(instruction)):
+            continue  # what it cuts is not there before it is needed
         yield position, instruction
+
+
+def _by_steps_left(parts: list[Instruction]) -> list[tuple[int, list[Instruction]]]:
+    """The parts of chains by the messages that follow in the chain, the most first."""
+    left: dict[int, int] = {}  # value -> the messages that it goes through
+    found: dict[int, list[Instruction]] = defaultdict(list)
+    for part in reversed(parts):
+        count = max((left.get(value, 0) for value in writes(part)), default=0)
+        sends = isinstance(part, Communicate)
+        for value in reads(part):
+            left[value] = max(left.get(value, 0), count + sends)
+        found[count if sends else max(0, count - 1)].append(part)  # a cast goes with what sends it
+    return [(count, found[count][::-1]) for count in sorted(found, reverse=True)]
 
 
 #: Gathers of this many bytes and more go alone. Several in one buffer are copied into it and out of its rows, which takes longer than

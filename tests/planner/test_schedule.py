@@ -7,12 +7,16 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from small_plans import Planned, ask_for, planned
+from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, table_of
 
 from cost_models.cluster import load_cluster
+from planner.choices import read_choices
 from planner.footprint import CATEGORIES, footprint
-from planner.in_flight import sliced_late
-from planner.program import Communicate, Instruction, Program, Update, reads, waits_for, writes
+from planner.in_flight import PRODUCTS, continued_late
+from planner.lower import lower
+from planner.problem import problem_of
+from planner.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, waits_for, writes
+from planner.schedule import finish
 
 
 def gpt(*pins: str, mesh: str = "dp=4", bucket: int | None = None, compute: str = "") -> Planned:
@@ -73,17 +77,29 @@ def test_two_reductions_are_under_way_at_most(kind: str) -> None:
     assert gradients(plan.program) < 0.8 * gradients(replace(plan.program, instructions=tuple(free)))
 
 
+_IDS = itertools.count(100)
+
+
+def message(source: int, kind: str = "all_reduce", axes: tuple[int, ...] = (0,), phase: str = "update") -> Communicate:
+    """A message of one value, with an id of its own."""
+    value = next(_IDS)
+    return Communicate(
+        id=f"{kind}{value}", kind=kind, axes=axes, sources=(source,), results=(value,), expanded=((8,),), shapes=((8,),),
+        dtypes=("float32",), phase=phase, asynchronous=kind != "slice", nbytes=32,
+    )  # fmt: skip
+
+
+def product(source: int, phase: str = "backward") -> Compute:
+    """A product that reads one value."""
+    value = next(_IDS)
+    return Compute(
+        id=f"mm{value}", op="aten.mm.default", args=(Ref(source), Ref(source)), results=(value,), shapes=((8,),),
+        dtypes=("float32",), kind="gemm", phase=phase,
+    )  # fmt: skip
+
+
 def test_a_slice_of_a_reduced_gradient_is_cut_when_two_more_have_started() -> None:
     """Compute does not wait for a reduction as soon as it has started, and no more than two are held whole."""
-    ids = itertools.count(100)
-
-    def message(source: int, kind: str = "all_reduce", axes: tuple[int, ...] = (0,)) -> Communicate:
-        value = next(ids)
-        return Communicate(
-            id=f"{kind}{value}", kind=kind, axes=axes, sources=(source,), results=(value,), expanded=((8,),), shapes=((8,),),
-            dtypes=("float32",), phase="update", asynchronous=kind != "slice", nbytes=32,
-        )  # fmt: skip
-
     sent = [message(at) for at in range(4)]
     cut = [message(m.results[0], "slice") for m in sent]
     again = message(cut[3].results[0], "slice")
@@ -92,10 +108,58 @@ def test_a_slice_of_a_reduced_gradient_is_cut_when_two_more_have_started() -> No
     end = Update(id="update.optimizer", gradients=(cut[0].results[0], cut[1].results[0], cut[2].results[0], again.results[0]))
     order = [sent[0], cut[0], kept, other, sent[1], cut[1], sent[2], cut[2], sent[3], cut[3], again, end]
     expected = [sent[0], kept, other, sent[1], cut[0], sent[2], cut[1], sent[3], cut[2], cut[3], again, end]
-    assert sliced_late(order) == expected
+    assert continued_late(order) == expected
     early = replace(other, sources=(cut[0].results[0],))
-    assert sliced_late([sent[0], cut[0], early, end]) == [sent[0], cut[0], early, end], "read before"
-    assert sliced_late([replace(sent[0], asynchronous=False), cut[0], end])[1] == cut[0], "nothing to wait for"
+    assert continued_late([sent[0], cut[0], early, end]) == [sent[0], cut[0], early, end], "read before"
+    assert continued_late([replace(sent[0], asynchronous=False), cut[0], end])[1] == cut[0], "nothing to wait for"
+
+
+def test_the_next_message_of_a_reduced_gradient_starts_a_few_products_later() -> None:
+    """Compute does not wait for a reduction to pack what goes over another axis; a third message does not start before the second."""
+    first = message(0, "reduce_scatter")
+    second = message(first.results[0], axes=(1,))
+    third = message(second.results[0], "all_gather", axes=(2,))
+    products = [product(1) for _ in range(2 * PRODUCTS)]
+    end = Update(id="update.optimizer", gradients=third.results)
+    order = [first, second, third, *products, end]
+    expected = [first, *products[: PRODUCTS - 1], second, *products[PRODUCTS - 1 : 2 * PRODUCTS - 1], third, products[-1], end]
+    assert continued_late(order) == expected
+    assert continued_late([first, second, third, end]) == [first, second, third, end], "before what reads it"
+    between = message(2, axes=(1,))
+    early = replace(end, gradients=second.results)
+    assert continued_late([first, second, between, early]) == [first, between, second, early], "nothing waits for it"
+
+
+def test_each_step_of_a_chain_of_gathers_starts_a_layer_before_the_next() -> None:
+    """A gather over one axis and then over another: compute does not wait for the second where a layer reads it."""
+    instructions: list[Instruction] = []
+    gathers: dict[str, str] = {}
+    chains: list[list[Communicate]] = []
+    for layer in range(4):
+        first = message(layer, "all_gather", (1,), "forward")
+        second = message(first.results[0], "all_gather", (0,), "forward")
+        chains.append([first, second])
+        instructions += [first, second, product(second.results[0], "forward")]
+        gathers |= {first.id: f"{layer}:forward", second.id: f"{layer}:forward"}
+    end = Update(id="update.optimizer", gradients=tuple(writes(i)[0] for i in instructions if isinstance(i, Compute)))
+    costing = table_of(ask_for("mlp", 4), "a=2,b=2", cluster=load_cluster("dgx-h100", num_devices=4)).costing
+    order = finish(
+        [*instructions, end], gathers, {}, set(), costing, mesh_of("a=2,b=2"), 1, frozenset(), overlaps=True, buffered=True
+    )
+    ids = [instruction.id for instruction in order]
+    products = [ids.index(one.id) for one in instructions if isinstance(one, Compute)]
+    for layer, (first, second) in enumerate(chains[2:]):
+        assert ids.index(first.id) < products[layer] < ids.index(second.id) < products[layer + 1] < products[layer + 2]
+    assert max(ids.index(one.id) for one in chains[0]) < products[0]
+
+
+def test_chains_at_random_read_what_is_written() -> None:
+    """The best choices under random costs, on three axes: lowering checks that a program reads nothing before it is written."""
+    cluster = load_cluster("dgx-h100", num_devices=8)
+    table = table_of(ask_for("gpt", 8, dtype="float32", compute="bfloat16"), "a=2,b=2,c=2", cluster=cluster)
+    for seed in range(4):
+        choices = read_choices(table, chosen_at_random(problem_of(table), seed))
+        lower(table.model, mesh_of("a=2,b=2,c=2"), choices, table.costing)
 
 
 def gradients(program: Program) -> int:
