@@ -240,7 +240,7 @@ def test_a_plan_keeps_the_headroom_free_and_one_without_says_so() -> None:
 
 def test_parameters_are_cast_again_for_backward_if_their_copies_do_not_fit(tmp_path: Path) -> None:
     """It costs time, and so is done only then; a plan that is read back does the same."""
-    ask = ask_for("llama", 2, dtype="float32", compute="bfloat16", batch=64)
+    ask = ask_for("llama", 2, dtype="float32", compute="bfloat16", batch=64, layers=1)
     on, pinned = load_cluster("cpu", num_devices=2), {"mesh": mesh_of("dp=2"), "pins": (parse_pin("*=ddp"),)}
     roomy = search(ask, on, **pinned)
     assert not roomy.plan.recast
