@@ -27,15 +27,15 @@ from provenance import provenance
 from running import SIZES
 
 from cost_models.cluster import load_cluster
-from planner.ask import Ask
-from planner.plan_file import write_plan
-from planner.replay import modelled
-from planner.search import search
-from planner.trace import trace
-from planner.workload import load_workload
-from runtime.calibrate import calibrated_path
-from runtime.compare import compare
-from runtime.comparison import Comparison
+from planner.plans.plan_file import write_plan
+from planner.plans.replay import modelled
+from planner.search.search import search
+from planner.trace.trace import trace
+from planner.workload.ask import Ask
+from planner.workload.workload import load_workload
+from runtime.calibrate.calibrate import calibrated_path
+from runtime.compare.compare import compare
+from runtime.compare.comparison import Comparison
 
 
 def flops_of(model: str) -> float:

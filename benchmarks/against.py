@@ -34,9 +34,9 @@ SIZES: dict[str, dict[str, Any]] = {
 def serve(model: str, precision: str) -> None:
     """Plans and builds, then makes a step for every line that comes in, and says how long it took and what the loss was."""
     from cost_models.cluster import load_cluster
-    from planner.ask import Ask, dtypes_of
-    from planner.replay import program_of, workload_of
-    from planner.search import search
+    from planner.plans.replay import program_of, workload_of
+    from planner.search.search import search
+    from planner.workload.ask import Ask, dtypes_of
     from runtime.executor import Executor
     from runtime.heap import keep_freed_memory
     from runtime.parameters import build

@@ -27,13 +27,13 @@ from provenance import provenance
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
-from planner.ask import Ask, dtypes_of
-from planner.plan_file import Plan
-from planner.predict import predict
-from planner.replay import program_of
-from planner.report import report
-from planner.search import search
-from planner.sections import Section, Table, markdown
+from planner.plans.plan_file import Plan
+from planner.plans.replay import program_of
+from planner.predict.predict import predict
+from planner.report.report import report
+from planner.report.sections import Section, Table, markdown
+from planner.search.search import search
+from planner.workload.ask import Ask, dtypes_of
 
 FAMILIES = (
     "lstm", "gru", "rnn", "mlp", "cnn", "resnet", "unet", "vit", "gpt", "bert", "t5", "llama", "moe", "dlrm", "seq2seq-lstm",

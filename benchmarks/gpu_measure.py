@@ -32,7 +32,7 @@ _WARM = 3
 
 def environment(request: Request) -> dict[str, Any]:
     """Card, driver and versions; what is not there is None."""
-    from runtime.calibrate import shipped_for
+    from runtime.calibrate.calibrate import shipped_for
 
     cuda = request["device"] == "cuda"
     if cuda and not torch.cuda.is_available():
@@ -87,7 +87,7 @@ def tests(request: Request) -> dict[str, Any]:
 def calibrate(request: Request) -> dict[str, Any]:
     """`plan calibrate` to a hardware file in the folder, and its main figures beside the shipped ones."""
     from cost_models.cluster import load_cluster
-    from runtime.calibrate import calibrate as measure
+    from runtime.calibrate.calibrate import calibrate as measure
 
     start = time.perf_counter()
     device = measure(_calibrated(request), device=request["device"], max_ranks=1, quick=request["tiny"]).device
@@ -117,9 +117,9 @@ def _calibrated(request: Request) -> Path:
 def plan(name: str, request: Request) -> dict[str, Any]:
     """Plans the model for one device, on the card's shipped figures or, without any, on those of the default machine."""
     from cost_models.cluster import load_cluster
-    from planner.ask import Ask, dtypes_of
-    from planner.plan_file import write_plan
-    from planner.search import search
+    from planner.plans.plan_file import write_plan
+    from planner.search.search import search
+    from planner.workload.ask import Ask, dtypes_of
 
     wanted = case_of(name, tiny=request["tiny"])
     dtype, compute = dtypes_of(wanted.pop("precision"))
@@ -144,10 +144,10 @@ def _plan(name: str, request: Request) -> Path:
 def ours(name: str, request: Request) -> dict[str, Any]:
     """`plan compare`: the plan run on the device, beside its simulation with shipped figures and with calibrated ones."""
     from cost_models.cluster import load_cluster
-    from planner.plan_file import read_plan
-    from planner.predict import predict
-    from planner.replay import program_of
-    from runtime.compare import compare
+    from planner.plans.plan_file import read_plan
+    from planner.plans.replay import program_of
+    from planner.predict.predict import predict
+    from runtime.compare.compare import compare
 
     calibrated = _calibrated(request)
     hardware = str(calibrated) if calibrated.is_file() else request["shipped"] or "dgx-h100"
@@ -179,7 +179,7 @@ def compiled(name: str, request: Request) -> dict[str, Any]:
 
 
 def _torch(name: str, request: Request, wrap: Callable[[Any], Any]) -> dict[str, Any]:
-    from planner.ask import Ask, build, dtypes_of
+    from planner.workload.ask import Ask, build, dtypes_of
     from runtime.optimizers import make_optimizer
 
     wanted = case_of(name, tiny=request["tiny"])

@@ -28,15 +28,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 
 from cost_models.cluster import load_cluster  # noqa: E402
 from cost_models.errors import UserError  # noqa: E402
-from planner.ask import Ask  # noqa: E402
-from planner.ask import build as build_workload  # noqa: E402
-from planner.batches import flatten  # noqa: E402
 from planner.models.keras_batch import batch_of  # noqa: E402
 from planner.models.keras_names import variable_names  # noqa: E402
-from planner.pins import parse_mesh, parse_pin  # noqa: E402
-from planner.program import Program  # noqa: E402
-from planner.replay import program_of  # noqa: E402
-from planner.search import search  # noqa: E402
+from planner.plans.replay import program_of  # noqa: E402
+from planner.program.program import Program  # noqa: E402
+from planner.search.search import search  # noqa: E402
+from planner.strategy.pins import parse_mesh, parse_pin  # noqa: E402
+from planner.workload.ask import Ask  # noqa: E402
+from planner.workload.ask import build as build_workload  # noqa: E402
+from planner.workload.batches import flatten  # noqa: E402
 from runtime.executor import Executor, gather_buffers, gather_parameters  # noqa: E402
 from runtime.groups import make_groups  # noqa: E402
 from runtime.launcher import launch  # noqa: E402

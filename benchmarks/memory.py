@@ -17,13 +17,13 @@ from typing import Any
 from provenance import provenance
 
 from cost_models.cluster import load_cluster
-from planner.ask import Ask
-from planner.layout import Mesh
-from planner.pins import Pin
-from planner.plan_file import read_plan, write_plan
-from planner.predict import memory_by_category
-from planner.replay import program_of, workload_of
-from planner.search import search
+from planner.graph.layout import Mesh
+from planner.plans.plan_file import read_plan, write_plan
+from planner.plans.replay import program_of, workload_of
+from planner.predict.predict import memory_by_category
+from planner.search.search import search
+from planner.strategy.pins import Pin
+from planner.workload.ask import Ask
 from runtime.executor import Executor
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch

@@ -16,12 +16,12 @@ from typing import Any
 from provenance import provenance
 
 from cost_models.cluster import load_cluster
-from planner import proposals
-from planner.ask import Ask
-from planner.search import search
-from planner.solver.ilp import solve
-from planner.solver.problem import Problem
-from planner.solver.solution import Solution
+from planner.search import proposals
+from planner.search.search import search
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.problem import Problem
+from planner.solver.problem.solution import Solution
+from planner.workload.ask import Ask
 
 
 def timed(rows: list[dict[str, Any]], model: str, gpus: int) -> Any:

@@ -23,12 +23,12 @@ from running_ranks import BASELINES, Request
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan, RunFailed
-from planner.ask import Ask
-from planner.layout import Mesh
-from planner.pins import Pin
-from planner.plan_file import Plan, write_plan
-from planner.replay import program_of
-from planner.search import search
+from planner.graph.layout import Mesh
+from planner.plans.plan_file import Plan, write_plan
+from planner.plans.replay import program_of
+from planner.search.search import search
+from planner.strategy.pins import Pin
+from planner.workload.ask import Ask
 from runtime.launcher import launch
 
 CASES = "lstm@2,gru@2,gpt@2,bert@2,t5@2,llama@2,resnet@2,gpt@4,lstm@4"

@@ -19,10 +19,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from planner.layout import Mesh
-from planner.plan_file import read_plan
-from planner.replay import program_of, workload_of
-from planner.workload import Workload
+from planner.graph.layout import Mesh
+from planner.plans.plan_file import read_plan
+from planner.plans.replay import program_of, workload_of
+from planner.workload.workload import Workload
 from runtime.executor import Executor
 from runtime.groups import make_groups
 from runtime.parameters import build, cut

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from planner.text import Vocabulary
+from planner.workload.text import Vocabulary
 
 __all__ = ["Batch", "Mails", "Part", "accuracy", "batches", "load", "majority", "prepare"]
 

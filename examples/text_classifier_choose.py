@@ -17,7 +17,7 @@ import torch
 from mail import Batch, Part, accuracy, batches, load, prepare
 from text_classifier_lstm import LENGTH, SEED, VOCAB, ask, largest_difference, train_one_process
 
-from planner.ask import build
+from planner.workload.ask import build
 
 BATCHES, EMBEDS, LEARNING_RATES, EPOCHS = (64, 128), (64, 128), (1e-3, 2e-3, 3e-3), (3, 6)
 REPEATS = 1e-5  # a tenth of what runs on several ranks may differ by

@@ -20,11 +20,11 @@ import torch
 from mail import Batch, Mails, accuracy, batches, load, majority, prepare
 
 from cost_models.cluster import load_cluster
-from planner.ask import Ask, build
-from planner.pins import parse_mesh, parse_pin
-from planner.plan_file import Plan, write_plan
-from planner.search import search
-from planner.workload import Workload
+from planner.plans.plan_file import Plan, write_plan
+from planner.search.search import search
+from planner.strategy.pins import parse_mesh, parse_pin
+from planner.workload.ask import Ask, build
+from planner.workload.workload import Workload
 from runtime.training import train_plan
 
 VOCAB, LENGTH = 4000, 40  # known tokens; tokens of each mail

@@ -18,20 +18,20 @@ from cost_models.atomic_write import write_atomically
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import BadValue
 from cost_models.memory import MEMORY_HEADROOM
-from planner.ask import Ask, default_precision, dtypes_of
-from planner.budget import TIME_LIMIT, Budget
-from planner.files import plan_files
-from planner.hash_seed import chosen
-from planner.hung import check_hooks
-from planner.optimizers import by_name, of_torch
-from planner.pins import parse_mesh, parse_pin
-from planner.plan_file import Plan, write_plan
-from planner.predict import Prediction, predict
-from planner.replay import program_of
-from planner.retrace import SET_ORDER, digest_elsewhere, may_follow_a_set
-from planner.saved import write_saved
-from planner.search import Found, search
-from planner.workload import workload_of
+from planner.plans.plan_file import Plan, write_plan
+from planner.plans.replay import program_of
+from planner.plans.retrace import SET_ORDER, digest_elsewhere, may_follow_a_set
+from planner.predict.predict import Prediction, predict
+from planner.report.files import plan_files
+from planner.search.budget import TIME_LIMIT, Budget
+from planner.search.search import Found, search
+from planner.state.hash_seed import chosen
+from planner.state.hung import check_hooks
+from planner.strategy.pins import parse_mesh, parse_pin
+from planner.workload.ask import Ask, default_precision, dtypes_of
+from planner.workload.optimizers import by_name, of_torch
+from planner.workload.saved import write_saved
+from planner.workload.workload import workload_of
 
 __all__ = ["Planned", "plan"]
 

@@ -8,7 +8,7 @@ import os
 import sys
 from typing import Any
 
-from planner import hash_seed
+from planner.state import hash_seed
 
 if __name__ == "__main__":
     hash_seed.start_again()  # before all else: torchrun's processes have one each

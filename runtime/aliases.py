@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from planner.operators import may_alias
-from planner.program import Communicate, Compute, Program
+from planner.program.operators import may_alias
+from planner.program.program import Communicate, Compute, Program
 
 __all__ = ["reusable_sources"]
 

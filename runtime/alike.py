@@ -13,11 +13,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cost_models.errors import BadValue
-from planner.check_messages import meeting_faults, meetings
-from planner.checking import checked
-from planner.digests import digests
-from planner.program import Program
-from planner.workload import Workload
+from planner.graph.checking import checked
+from planner.program.check_messages import meeting_faults, meetings
+from planner.program.program import Program
+from planner.state.digests import digests
+from planner.workload.workload import Workload
 from runtime.parameters import build
 from runtime.verify import in_dtypes
 

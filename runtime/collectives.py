@@ -19,7 +19,7 @@ from torch import Tensor
 
 from planner.kernels.groups import all_gather, all_to_all, is_small, reduce_blocks, scatter_blocks, send_to_all
 from planner.kernels.shared import Region, SharedMemory, shared_memory_of
-from planner.program import Communicate
+from planner.program.program import Communicate
 
 __all__ = ["Collective", "Pending", "compile_collective"]
 

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from cost_models.errors import BadValue
 from cost_models.timeline import Timeline
+from planner.graph.layout import Layout, Mesh, SubShape, is_split, local_shape
 from planner.kernels import step_key
 from planner.kernels.shared import shared_memory_of
-from planner.layout import Layout, Mesh, SubShape, is_split, local_shape
-from planner.program import Instruction, Program
+from planner.program.program import Instruction, Program
 from planner.torch_private import allocations
-from planner.workload import Workload
+from planner.workload.workload import Workload
 from runtime.groups import Groups
 from runtime.indices import said
 from runtime.optimizers import make_optimizer, state_bytes

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from planner.graph import Group
-from planner.layout import Mesh
-from planner.program import Communicate, Compute, Program
+from planner.graph.graph import Group
+from planner.graph.layout import Mesh
+from planner.program.program import Communicate, Compute, Program
 
 __all__ = ["Groups", "axes_used", "group_size", "make_groups"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import OutOfRange, RunFailed, UserError
-from planner.program import Compute, Instruction, Ref
+from planner.program.program import Compute, Instruction, Ref
 
 __all__ = ["said"]
 

@@ -27,7 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cost_models.errors import BadValue, RunFailed, UserError
-from planner.hash_seed import same_for_children
+from planner.state.hash_seed import same_for_children
 
 __all__ = ["Emit", "launch"]
 

@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from planner.alone import alone
-from planner.chance import seed_all
-from planner.layout import Layout, Mesh, SubShape, is_split, local_shape, piece_sizes, start_of
-from planner.program import Program
-from planner.workload import Workload
+from planner.graph.layout import Layout, Mesh, SubShape, is_split, local_shape, piece_sizes, start_of
+from planner.program.program import Program
+from planner.state.chance import seed_all
+from planner.trace.alone import alone
+from planner.workload.workload import Workload
 
 __all__ = ["assemble", "build", "cut", "full_tensors", "shards"]
 

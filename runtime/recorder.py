@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from cost_models.timeline import Event, MemorySample, Timeline
-from planner.program import Communicate, Program
+from planner.program.program import Communicate, Program
 from planner.torch_private import Allocations
 from runtime.collectives import Pending
 

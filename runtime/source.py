@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from planner.graph import Group
-from planner.operators import makes_tensors, resolve, returns_list
-from planner.program import Communicate, Compute, Instruction, Program, Ref, waits_for
+from planner.graph.graph import Group
+from planner.program.operators import makes_tensors, resolve, returns_list
+from planner.program.program import Communicate, Compute, Instruction, Program, Ref, waits_for
 from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size

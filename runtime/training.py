@@ -18,11 +18,11 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import BadValue
-from planner.batches import flatten
 from planner.models.keras_model import batch_of, is_keras
-from planner.plan_file import read_plan
-from planner.replay import program_of, workload_of
-from planner.workload import Workload, unused
+from planner.plans.plan_file import read_plan
+from planner.plans.replay import program_of, workload_of
+from planner.workload.batches import flatten
+from planner.workload.workload import Workload, unused
 from runtime.alike import begin
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups

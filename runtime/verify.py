@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planner.alone import alone
 from planner.kernels import Random, precision, step_key
-from planner.program import Program
-from planner.workload import Workload
+from planner.program.program import Program
+from planner.trace.alone import alone
+from planner.workload.workload import Workload
 from runtime.optimizers import make_optimizer
 from runtime.parameters import build, full_tensors
 from runtime.verdict import Apart, judge, largest, worst_of

@@ -15,9 +15,9 @@ import torch.distributed as dist
 
 from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
-from planner.checking import checking, is_checking
-from planner.program import Program
-from planner.workload import Workload
+from planner.graph.checking import checking, is_checking
+from planner.program.program import Program
+from planner.workload.workload import Workload
 from runtime.alike import begin, check_meetings
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
@@ -109,8 +109,8 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
 
 def run(request: RunRequest, emit: Emit) -> RunResult | None:
     """Runs a plan on this rank; the result on rank 0, None on the others."""
-    from planner.plan_file import read_plan
-    from planner.replay import program_of, workload_of
+    from planner.plans.plan_file import read_plan
+    from planner.plans.replay import program_of, workload_of
 
     plan = read_plan(request.plan)
     with join(plan.mesh.num_devices, request.device) as place:

@@ -24,9 +24,9 @@ from small_plans import traced
 from tiny_configs import ARCHITECTURES, tiny_settings
 
 from cost_models.errors import NoPlan, UserError
-from planner.ask import Ask
-from planner.model import Model
 from planner.models.hugging_face import config_of
+from planner.strategy.traced_model import Model
+from planner.workload.ask import Ask
 
 __all__ = ["ask_of", "rows_of"]
 

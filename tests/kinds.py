@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from small_plans import Planned, planned, words_of
 
-from planner.ask import Ask
+from planner.workload.ask import Ask
 
 __all__ = ["RANDOM", "Kind", "kinds_for", "plan_of", "splits", "what_is_wrong"]
 

@@ -13,31 +13,31 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.cluster import Cluster, load_cluster
-from planner.ask import Ask, build
-from planner.build_table import build_table
-from planner.check_program import ranks_faults
-from planner.checking import checked, checking
-from planner.choices import Choices, read_choices
-from planner.costing import Costing, total_gradient_bytes
-from planner.dry import dry_run
-from planner.graph import Node
-from planner.layout import Mesh
-from planner.lower import lower
-from planner.model import Model, Pins
-from planner.pinned import pins_for
-from planner.pins import parse_pin
-from planner.problem import problem_of
-from planner.program import Program
-from planner.replay import modelled
-from planner.solver.bound import decode, reparametrise
-from planner.solver.ilp import solve
-from planner.solver.problem import Edge, Problem
-from planner.solver.solution import Solution
-from planner.strategies import Option, options_of
-from planner.table import Table
-from planner.trace import trace
-from planner.words import atom_names
-from planner.workload import Workload
+from planner.graph.checking import checked, checking
+from planner.graph.graph import Node
+from planner.graph.layout import Mesh
+from planner.lowering.lower import lower
+from planner.plans.replay import modelled
+from planner.plans.words import atom_names
+from planner.program.check_program import ranks_faults
+from planner.program.dry import dry_run
+from planner.program.program import Program
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.problem import Edge, Problem
+from planner.solver.problem.solution import Solution
+from planner.solver.relax.bound import decode, reparametrise
+from planner.strategy.build_table import build_table
+from planner.strategy.choices import Choices, read_choices
+from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.pinned import pins_for
+from planner.strategy.pins import parse_pin
+from planner.strategy.problem import problem_of
+from planner.strategy.strategies import Option, options_of
+from planner.strategy.table import Table
+from planner.strategy.traced_model import Model, Pins
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
+from planner.workload.workload import Workload
 
 __all__ = [
     "Planned",

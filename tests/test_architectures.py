@@ -19,11 +19,11 @@ from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
 from cost_models.errors import BadValue, UnknownName
-from planner.ask import build
 from planner.models.hugging_face import _with_settings
 from planner.models.hugging_face_module import static_experts
-from planner.trace import trace
-from planner.workload import Workload, load_workload, resolve_options
+from planner.trace.trace import trace
+from planner.workload.ask import build
+from planner.workload.workload import Workload, load_workload, resolve_options
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
 SAMPLE = ["gpt2", "bert", "mixtral", "paligemma"]

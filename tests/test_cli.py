@@ -17,11 +17,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from planner.cli import cli
-from planner.cli_output import StepBar
-from planner.plan_file import read_plan
-from planner.program_text import program_text
-from planner.replay import program_of
+from planner.cli.main import cli
+from planner.cli.output import StepBar
+from planner.plans.plan_file import read_plan
+from planner.plans.replay import program_of
+from planner.program.text import program_text
 from runtime.verdict import Apart
 from runtime.verify import Verification
 from runtime.worker import RunResult
@@ -264,7 +264,7 @@ def test_a_file_in_the_way_of_the_output_is_found_before_planning(
     here: Path, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "taken").write_text("mine")
-    monkeypatch.setattr("planner.search.search", lambda *_, **__: pytest.fail("planned first"))
+    monkeypatch.setattr("planner.search.search.search", lambda *_, **__: pytest.fail("planned first"))
     assert fails("--model", "gpt2-xl", "--gpus", "64", "--out", out).startswith(f"BadValue: --out {out}: taken is a file")
     assert (here / "taken").read_text() == "mine"
 
@@ -390,7 +390,7 @@ def test_a_run_says_every_step(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_no_torch_for_help_and_hardware() -> None:
     code = (
-        "import sys; from planner.cli import cli\n"
+        "import sys; from planner.cli.main import cli\n"
         "try: cli.main(sys.argv[1:])\n"
         "except SystemExit: print('LOADED', [m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules])"
     )

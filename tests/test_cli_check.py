@@ -9,12 +9,12 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cost_models.errors import FailedCheck
-from planner import schedule
-from planner.checking import checking
-from planner.cli import cli
-from planner.graph_text import graph_text
-from planner.plan_file import read_plan
-from planner.replay import program_of, traced_of
+from planner.cli.main import cli
+from planner.graph.checking import checking
+from planner.lowering import order as schedule
+from planner.plans.plan_file import read_plan
+from planner.plans.replay import program_of, traced_of
+from planner.report.graph_text import graph_text
 from runtime import alike
 
 pytestmark = [

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from planner.cli import cli
+from planner.cli.main import cli
 
 
 def problem_file(folder: Path, **changes: Any) -> str:

@@ -18,13 +18,13 @@ from cost_models.cluster import list_clusters, list_devices, load_cluster
 from cost_models.device import KINDS, NUMBER_FORMATS
 from cost_models.library import ALGORITHMS
 from cost_models.optimizers import OPTIMIZERS, SETTINGS, check_settings
-from planner.ask import dtypes_of
-from planner.cli import cli
-from planner.cli_options import slug
+from planner.cli.main import cli
+from planner.cli.options import slug
 from planner.models import MODELS
-from planner.pins import PINS, parse_mesh, parse_pin
-from planner.solver.contest import read_contest
-from planner.workload import PRECISIONS, resolve_options
+from planner.solver.problem.contest import read_contest
+from planner.strategy.pins import PINS, parse_mesh, parse_pin
+from planner.workload.ask import dtypes_of
+from planner.workload.workload import PRECISIONS, resolve_options
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

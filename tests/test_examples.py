@@ -16,10 +16,10 @@ from example_scripts import EXAMPLES, run_example
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UnknownName
-from planner.ask import Ask
-from planner.pins import parse_mesh, parse_pin
-from planner.plan_file import Plan
-from planner.search import search
+from planner.plans.plan_file import Plan
+from planner.search.search import search
+from planner.strategy.pins import parse_mesh, parse_pin
+from planner.workload.ask import Ask
 
 
 @pytest.fixture(scope="module", autouse=True)

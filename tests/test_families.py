@@ -13,10 +13,10 @@ from kinds import kinds_for, plan_of, splits, what_is_wrong
 from matrix import TOLERANCES, Case, errors_of
 from small_plans import SIZES, Planned, ask_for, planned
 
-from planner.model import Model
 from planner.models import MODELS
-from planner.program import Communicate
-from planner.strategies import options_of
+from planner.program.program import Communicate
+from planner.strategy.strategies import options_of
+from planner.strategy.traced_model import Model
 
 #: The word for the sub-dim that sequence parallelism splits in norms, of the families that have one.
 SEQUENCE = {"gpt": "sequence", "llama": "sequence", "moe": "sequence", "bert": "sequence", "t5": "sequence", "vit": "positions"}

@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from cost_models.errors import BadValue, UserError
-from planner.ask import Ask, build
 from planner.models.keras_model import KerasModule, put_back
-from planner.trace import trace
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
 pytestmark = pytest.mark.filterwarnings(

@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 from small_plans import Planned, ask_for, planned
 
-import planner.early
+import planner.lowering.early
 from cost_models.cluster import load_cluster
-from planner.ask import Ask
-from planner.ask import build as build_workload
-from planner.pinned import HEAVY
-from planner.program import Communicate, Compute, Program
-from planner.strategies import options_of
-from planner.words import atom_names, op_words
+from planner.plans.words import atom_names, op_words
+from planner.program.program import Communicate, Compute, Program
+from planner.strategy.pinned import HEAVY
+from planner.strategy.strategies import options_of
+from planner.workload.ask import Ask
+from planner.workload.ask import build as build_workload
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch
@@ -156,7 +156,7 @@ def overlapped(num_ranks: int) -> dict[str, Case]:
     cluster = load_cluster("dgx-h100", num_devices=num_ranks)
     out = {}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner.early, "SMALL", 0)
+        patch.setattr(planner.lowering.early, "SMALL", 0)
         for model in ("mlp", "gpt", "llama"):
             for kind in ("tensor",) if num_ranks == 2 else ("tensor", "dp x tensor, zero3"):
                 plan = planned(ask_for(model, num_ranks), *KINDS[num_ranks][kind], cluster=cluster)

@@ -15,8 +15,8 @@ from cost_models.errors import BadValue, UnknownName
 from cost_models.memory import optimizer_state_bytes
 from cost_models.optimizers import OPTIMIZERS, named
 from planner import plan
-from planner.ask import Ask, build
-from planner.optimizers import of_torch
+from planner.workload.ask import Ask, build
+from planner.workload.optimizers import of_torch
 from runtime.optimizers import make_optimizer, state_bytes
 from runtime.training import train_plan
 

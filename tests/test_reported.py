@@ -22,9 +22,9 @@ from plain_loop import Plain, plain_training
 from torch import Tensor
 
 from cost_models.errors import UserError
-from planner.ask import Ask
-from planner.ask import build as build_workload
-from planner.program import Program
+from planner.program.program import Program
+from planner.workload.ask import Ask
+from planner.workload.ask import build as build_workload
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from small_plans import Planned, ask_for, planned, traced
 from test_numerics import TOLERANCE, Case, Ran
 
-from planner.ask import Ask
-from planner.ask import build as build_workload
-from planner.predict import memory_by_category
-from planner.words import atom_names
+from planner.plans.words import atom_names
+from planner.predict.predict import memory_by_category
+from planner.workload.ask import Ask
+from planner.workload.ask import build as build_workload
 from runtime.executor import Executor
 from runtime.groups import make_groups
 from runtime.launcher import launch

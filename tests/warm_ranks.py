@@ -24,7 +24,15 @@ __all__ = ["SPAWNED", "install"]
 
 #: What the ranks of most tests import; what cannot be imported is left to them. The first trace and the first optimizer of a process
 #: import torch's compiler, with sympy: half of all.
-_IMPORTED = ["warm_ranks", "torch._dynamo", "runtime.training", "runtime.verify", "planner.search", "small_plans", "pytest"]
+_IMPORTED = [
+    "warm_ranks",
+    "torch._dynamo",
+    "runtime.training",
+    "runtime.verify",
+    "planner.search.search",
+    "small_plans",
+    "pytest",
+]
 
 #: The product's own: each rank is a new Python.
 SPAWNED: Callable[[int, str], LaunchConfig] = launcher._config

@@ -20,7 +20,7 @@ from cost_models.errors import NotTraceable
 from planner.kernels.masked_write import WRITES, written
 from planner.kernels.random import Random
 from planner.kernels.unchecked import UNCHECKED
-from planner.known import is_known
+from planner.state.known import is_known
 
 __all__ = ["Canonical"]
 

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.functional import rewritten, twin_of
 from planner.kernels.dropout import Places, draws
+from planner.kernels.functional import rewritten, twin_of
 from planner.torch_private import TorchDispatchMode
 
 __all__ = ["Noise", "uniform"]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
-from planner.known import Known, is_known
+from planner.state.known import Known, is_known
 from planner.torch_private import fake_copies, is_fake
 
 __all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss", "static_experts"]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cost_models.errors import NotTraceable
-from planner.known import is_known
+from planner.state.known import is_known
 
 __all__ = ["Layer", "as_planned", "errors_as_raised"]
 

@@ -21,7 +21,7 @@ from planner.models.keras_layers import errors_as_raised
 from planner.models.keras_module import KerasModule
 from planner.models.keras_names import layers_of, variable_names
 from planner.models.keras_optimizer import optimizer_of
-from planner.reported import Reported
+from planner.models.reported import Reported
 from planner.torch_private import fake_mode_is_on, unfaked
 
 __all__ = ["KerasModule", "batch_of", "is_keras", "parts_of", "put_back"]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from planner.models.keras_layers import Layer, as_planned
 from planner.models.keras_names import layers_of, variable_names
-from planner.reported import Reported
+from planner.models.reported import Reported
 from planner.torch_private import is_fake, unfaked
 
 __all__ = ["KerasModule"]

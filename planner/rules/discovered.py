@@ -16,7 +16,7 @@ import torch
 
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadValue
-from planner.graph import Ref, map_refs
+from planner.graph.graph import Ref, map_refs
 from planner.rules.discovery import SUM, Finding, FoundLetter, discover
 from planner.rules.instance import replaced
 from planner.rules.signature import Call, Letters, Local, LocalCall, Signature, unsplit

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.graph import Group, Ref
+from planner.graph.graph import Group, Ref
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.graph import Ref, map_refs
+from planner.graph.graph import Ref, map_refs
 from planner.rules.signature import Call
 
 __all__ = ["Instance", "int_paths", "replaced", "run", "small_instances"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from planner.graph import Group
+from planner.graph.graph import Group
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 N, G, C = range(3)  # group norm: batch, groups, channels of a group; then the windows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from planner.graph import Ref
+from planner.graph.graph import Ref
 from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 __all__ = ["broadcast", "pointwise_signature"]

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cost_models.cluster import Cluster, load_cluster
-from planner.ask import Ask
-from planner.layout import Mesh
-from planner.pins import parse_mesh, parse_pin
-from planner.search import Found, search
+from planner.graph.layout import Mesh
+from planner.search.search import Found, search
+from planner.strategy.pins import parse_mesh, parse_pin
+from planner.workload.ask import Ask
 
 __all__ = ["CASES", "Case", "planned"]
 

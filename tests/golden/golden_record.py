@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from planner.plan_file import plan_text
-from planner.program_text import program_text
-from planner.search import Found
+from planner.plans.plan_file import plan_text
+from planner.program.text import program_text
+from planner.search.search import Found
 
 __all__ = ["path_of", "record_of", "text_of"]
 

@@ -13,8 +13,8 @@ from golden_cases import CASES, planned
 from golden_record import path_of, record_of
 from golden_words import differences
 
-from planner.program import Communicate, Compute, Program
-from planner.search import Found
+from planner.program.program import Communicate, Compute, Program
+from planner.search.search import Found
 
 
 @cache

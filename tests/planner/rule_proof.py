@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.graph import Graph, Group, Node, Ref, Value, map_refs, refs_in
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
-from planner.operators import bare
+from planner.dims.subdims import OpDims, SubDims, call_of, infer
+from planner.graph.graph import Graph, Group, Node, Ref, Value, map_refs, refs_in
+from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.program.operators import bare
 from planner.rules import Signature, local_call
-from planner.strategies import local_of
-from planner.subdims import OpDims, SubDims, call_of, infer
+from planner.strategy.strategies import local_of
 
 __all__ = [
     "Choice",

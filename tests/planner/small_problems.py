@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from planner.solver.problem import Edge, Problem, Usage, spans_of
+from planner.solver.problem.problem import Edge, Problem, Usage, spans_of
 
 __all__ = ["HORIZON", "INF", "array_of", "choices_of", "everything", "examples", "least", "numbers", "peak", "problems"]
 

@@ -11,8 +11,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from trace_models import workload
 
-from planner.trace import trace
-from planner.workload import Workload
+from planner.trace.trace import trace
+from planner.workload.workload import Workload
 from runtime.parameters import build
 
 

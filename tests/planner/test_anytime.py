@@ -16,17 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_problems import INF, choices_of, everything, least, problems
 
-from planner.solver import anytime
-from planner.solver.anneal import Annealer, Run
-from planner.solver.anytime import certify
-from planner.solver.contest import read_contest
-from planner.solver.flat import Flat
-from planner.solver.lagrange import Dual
-from planner.solver.problem import Edge, Problem, Usage
-from planner.solver.reduce import Contradiction, reduce
-from planner.solver.rows import Rows
-from planner.solver.windows import Windows
-from planner.solver.working import Labels
+from planner.solver.exact import anytime
+from planner.solver.exact.anytime import certify
+from planner.solver.exact.windows import Windows
+from planner.solver.large.anneal import Annealer, Run
+from planner.solver.problem.contest import read_contest
+from planner.solver.problem.problem import Edge, Problem, Usage
+from planner.solver.reduce.reduce import Contradiction, reduce
+from planner.solver.reduce.rows import Rows
+from planner.solver.reduce.working import Labels
+from planner.solver.relax.flat import Flat
+from planner.solver.relax.lagrange import Dual
 
 examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 DATA = Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "iopddl"

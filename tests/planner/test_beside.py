@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from planner import beside as module
-from planner.beside import beside
-from planner.solver.quiet import silence_banner
+from planner.search import second_process as module
+from planner.search.second_process import beside
+from planner.solver.relax.quiet import silence_banner
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def test_it_ends_with_the_context() -> None:
 def test_it_ends_with_the_process_that_began_it() -> None:
     """Killed, so that nothing is cleaned up: the pipe that both hold is closed."""
     code = (
-        "import os, signal, time; from planner import beside as b; b._can_fork = lambda: True\n"
+        "import os, signal, time; from planner.search import second_process as b; b._can_fork = lambda: True\n"
         "with b.beside(lambda: time.sleep(600), lambda: 60.0):\n"
         "    time.sleep(1.0); os.kill(os.getpid(), signal.SIGKILL)"
     )
@@ -119,7 +119,7 @@ def test_without_a_second_process_it_is_done_here(missing: str, monkeypatch: pyt
 
 def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
     """And without is one process, with is two where there are two cores."""
-    code = "import os, sys; from planner import beside; {}; from planner.cli import cli; cli(sys.argv[1:])"
+    code = "import os, sys; from planner.search import second_process as beside; {}; from planner.cli.main import cli; cli(sys.argv[1:])"
     forked = "fork = os.fork; os.fork = lambda: (os.write(2, b'forked '), fork())[1]"
     asked = ["--model", "mlp", "--gpus", "4", "--json", "--out", str(tmp_path)]
     said = []

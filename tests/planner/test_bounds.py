@@ -14,17 +14,17 @@ from small_plans import ask_for, chosen_at_random, mesh_of, table_of
 from torch import Tensor, nn
 
 from cost_models.cluster import Cluster, load_cluster
-from planner.ask import Ask
-from planner.bounds import bound_problem, bounded
-from planner.choices import read_choices
-from planner.layout import PARTIAL_SUM, REPLICATE
-from planner.least import Least, Weights, weights_of
-from planner.lower import lower
-from planner.predict import predict
-from planner.problem import problem_of
-from planner.solver.ilp import solve
-from planner.solver.problem import Problem
-from planner.table import Table
+from planner.graph.layout import PARTIAL_SUM, REPLICATE
+from planner.lowering.lower import lower
+from planner.predict.predict import predict
+from planner.search.bounds import bound_problem, bounded
+from planner.search.least import Least, Weights, weights_of
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.problem import Problem
+from planner.strategy.choices import read_choices
+from planner.strategy.problem import problem_of
+from planner.strategy.table import Table
+from planner.workload.ask import Ask
 
 
 class Tiny(nn.Module):
@@ -153,7 +153,9 @@ def test_a_bound_that_is_near_is_not_raised(monkeypatch: pytest.MonkeyPatch) -> 
     table = table_of(ask_for("mlp", 4), "a=4", cluster=load_cluster("dgx-h100", num_devices=4))
     best = solve(problem_of(table)).choice
     solved: list[Problem] = []
-    monkeypatch.setattr("planner.bounds.solve", lambda problem, **more: (solved.append(problem), solve(problem, **more))[1])
+    monkeypatch.setattr(
+        "planner.search.bounds.solve", lambda problem, **more: (solved.append(problem), solve(problem, **more))[1]
+    )
     first = bounded([(table, best)], 1e-9)
     assert len(solved) == 1
     assert bounded([(table, best)], math.inf) >= first and len(solved) == 3

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 from small_plans import ask_for, traced
 
-import planner.buckets
+import planner.search.buckets
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import BadPlan
-from planner.buckets import with_best_bucket
-from planner.costing import BUCKET_BYTES, BUCKET_SIZES, Costing
-from planner.layout import Mesh
-from planner.lower import lower, lowered
-from planner.pins import Pin
-from planner.plan_file import plan_text, read_plan, write_plan
-from planner.program import Communicate
-from planner.proposals import Candidate, Proposer
-from planner.replay import program_of
-from planner.search import search
+from planner.graph.layout import Mesh
+from planner.lowering.lower import lower, lowered
+from planner.plans.plan_file import plan_text, read_plan, write_plan
+from planner.plans.replay import program_of
+from planner.program.program import Communicate
+from planner.search.buckets import with_best_bucket
+from planner.search.proposals import Candidate, Proposer
+from planner.search.search import search
+from planner.strategy.costing import BUCKET_BYTES, BUCKET_SIZES, Costing
+from planner.strategy.pins import Pin
 
 
 def candidate(cluster: Cluster, batch: int = 64) -> tuple[Proposer, Candidate]:
@@ -46,7 +46,7 @@ SIZES = (20_000, 80_000, 320_000, 1_280_000)
 def test_the_best_size_is_the_best_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """From wherever it climbs it finds a size that is as good as the best of all, tried one by one; slow links want it small, slow
     calls large."""
-    monkeypatch.setattr(planner.buckets, "BUCKET_SIZES", SIZES)
+    monkeypatch.setattr(planner.search.buckets, "BUCKET_SIZES", SIZES)
     best = []
     for cluster in (with_latency(0.0, slower=20_000), with_latency(1e-3)):
         proposer, given = candidate(cluster)
@@ -61,7 +61,7 @@ def test_the_best_size_is_the_best_of_all(monkeypatch: pytest.MonkeyPatch) -> No
 
 def test_what_fits_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A larger bucket holds more gradients at once: one that does not fit is not taken, one that is given makes way."""
-    monkeypatch.setattr(planner.buckets, "BUCKET_SIZES", SIZES)
+    monkeypatch.setattr(planner.search.buckets, "BUCKET_SIZES", SIZES)
     proposer, given = candidate(with_latency(1e-4), batch=4)
     small, large = proposer.bucketed(given, SIZES[0]), proposer.bucketed(given, SIZES[-1])
     held = [c.prediction.total_memory_bytes for c in (small, large)]

@@ -11,13 +11,13 @@ from small_plans import ask_for
 
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.errors import BadValue, DoesNotFit, NoPlan, UserError
-from planner import misfit
-from planner import search as module
-from planner.budget import Budget
-from planner.meshes import meshes_of
-from planner.proposals import Proposer
-from planner.report import proof_lines
-from planner.search import search
+from planner.report.report import proof_lines
+from planner.search import misfit
+from planner.search import search as module
+from planner.search.budget import Budget
+from planner.search.meshes import meshes_of
+from planner.search.proposals import Proposer
+from planner.search.search import search
 
 OVER = 1e9
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from small_plans import ask_for, planned
 
-from planner.check import faults
-from planner.graph import Ref as GraphRef
-from planner.graph import Serial
-from planner.program import Compute, Program, Ref
+from planner.graph.graph import Ref as GraphRef
+from planner.graph.graph import Serial
+from planner.program.check import faults
+from planner.program.program import Compute, Program, Ref
 
 
 @pytest.fixture(scope="module")

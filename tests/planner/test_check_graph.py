@@ -11,11 +11,11 @@ import torch
 from small_plans import ask_for, traced
 from torch import Tensor, nn
 
-from planner.check_graph import called_faults, dims_faults, graph_faults, lint_faults
-from planner.graph import Graph, Node, Ref, Value, without_unread
-from planner.subdims import infer
-from planner.trace import trace
-from planner.workload import Workload
+from planner.dims.subdims import infer
+from planner.graph.graph import Graph, Node, Ref, Value, without_unread
+from planner.program.check_graph import called_faults, dims_faults, graph_faults, lint_faults
+from planner.trace.trace import trace
+from planner.workload.workload import Workload
 
 Change = Callable[[Graph], Graph]
 

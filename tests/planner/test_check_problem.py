@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from cost_models.errors import BadValue
-from planner.solver.check import solution_faults
-from planner.solver.ilp import solve
-from planner.solver.problem import Edge, Problem, Usage
-from planner.solver.solution import Solution
-from planner.solver.text import problem_text
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.check import solution_faults
+from planner.solver.problem.problem import Edge, Problem, Usage
+from planner.solver.problem.solution import Solution
+from planner.solver.problem.text import problem_text
 
 COSTS = (np.array([1.0, 2.0]), np.array([4.0, 3.0, np.inf]))
 PAIRS = Edge(u=0, v=1, cost=np.array([[0.0, 5.0, 0.0], [0.0, np.inf, 0.0]]))

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 from small_plans import Planned, ask_for, planned
 
-from planner.check_messages import meeting_faults, meetings
-from planner.check_order import lost_faults, order_faults
-from planner.check_program import program_faults, ranks_faults
-from planner.graph import Group
-from planner.graph import Ref as GraphRef
-from planner.layout import Mesh
-from planner.program import Communicate, Compute, Instruction, Program, Ref, Update
+from planner.graph.graph import Group
+from planner.graph.graph import Ref as GraphRef
+from planner.graph.layout import Mesh
+from planner.program.check_messages import meeting_faults, meetings
+from planner.program.check_order import lost_faults, order_faults
+from planner.program.check_program import program_faults, ranks_faults
+from planner.program.program import Communicate, Compute, Instruction, Program, Ref, Update
 
 Change = Callable[[Program], Program]
 Pick = Callable[[Instruction], bool]

@@ -12,15 +12,15 @@ from small_plans import ask_for
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import FailedCheck
-from planner import schedule
-from planner import trace as tracing
-from planner.ask import build
-from planner.checking import checked, checking, is_checking, passes_words
-from planner.graph import Graph
-from planner.layout import Mesh
-from planner.program import Instruction
-from planner.search import search
-from planner.trace import trace
+from planner.graph.checking import checked, checking, is_checking, passes_words
+from planner.graph.graph import Graph
+from planner.graph.layout import Mesh
+from planner.lowering import order as schedule
+from planner.program.program import Instruction
+from planner.search.search import search
+from planner.trace import trace as tracing
+from planner.trace.trace import trace
+from planner.workload.ask import build
 
 
 def test_nothing_is_looked_at_unless_it_is_asked_for() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from cost_models.errors import BadValue
-from planner.solver.contest import parse_contest, read_contest
+from planner.solver.problem.contest import parse_contest, read_contest
 
 
 def record(**changes: Any) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from small_plans import ask_for, planned
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from planner.copies import Copies, copies_of
-from planner.predict import PACKED, UNPACKED, simulate_program
-from planner.program import Communicate
+from planner.predict.predict import PACKED, UNPACKED, simulate_program
+from planner.program.copies import Copies, copies_of
+from planner.program.program import Communicate
 from runtime.collectives import compile_collective
 
 RANKS = 2

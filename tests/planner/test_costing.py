@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cost_models.cluster import load_cluster
-from planner.costing import Costing
+from planner.strategy.costing import Costing
 
 
 @pytest.mark.parametrize(("num_devices", "sizes", "classes"), [

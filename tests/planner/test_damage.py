@@ -15,15 +15,15 @@ from small_plans import ask_for
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
-from planner.ask import build
-from planner.lower import lower
-from planner.plan_file import Plan, plan_text, read_plan
-from planner.records import plan_record
-from planner.replay import choices_of, costing_of
-from planner.report import report
-from planner.search import Found, search
-from planner.sections import markdown
+from planner.lowering.lower import lower
+from planner.plans.plan_file import Plan, plan_text, read_plan
+from planner.plans.replay import choices_of, costing_of
+from planner.report.records import plan_record
+from planner.report.report import report
+from planner.report.sections import markdown
+from planner.search.search import Found, search
 from planner.torch_private import FakeTensorMode
+from planner.workload.ask import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
 FILES = {"plan": "a", "report": "b", "timeline": "c"}

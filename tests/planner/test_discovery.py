@@ -13,11 +13,11 @@ from rule_proof import trial
 from torch import Tensor, nn
 from trace_models import workload
 
-from planner.graph import Graph, Ref
+from planner.dims.subdims import call_of, infer
+from planner.graph.graph import Graph, Ref
 from planner.rules import RULES, Call, Signature, discovered
 from planner.rules.discovery import FoundLetter, discover
-from planner.subdims import call_of, infer
-from planner.trace import trace
+from planner.trace.trace import trace
 
 #: Common ops; of all their cases, discovery finds what the written rule says.
 COMMON = (

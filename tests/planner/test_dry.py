@@ -11,12 +11,12 @@ import torch
 from small_plans import ask_for, planned
 
 from cost_models.cluster import load_cluster
-from planner import dry
-from planner.ask import build
-from planner.dry import CannotRun, dry_run
-from planner.program import Compute, Program
-from planner.search import search
-from planner.trace import line_of
+from planner.program import dry
+from planner.program.dry import CannotRun, dry_run
+from planner.program.program import Compute, Program
+from planner.search.search import search
+from planner.trace.trace import line_of
+from planner.workload.ask import build
 
 
 def program_of(name: str = "mlp", **sizes: int) -> Program:

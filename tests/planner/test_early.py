@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 from small_plans import Planned, ask_for, planned
 
-import planner.early
+import planner.lowering.early
 from cost_models.cluster import load_cluster
 from cost_models.device import MATRIX_KINDS
-from planner.early import started_early
-from planner.lower import lower
-from planner.predict import predict
-from planner.program import Communicate, Compute, Instruction, Ref, reads, writes
+from planner.lowering.early import started_early
+from planner.lowering.lower import lower
+from planner.predict.predict import predict
+from planner.program.program import Communicate, Compute, Instruction, Ref, reads, writes
 
 
 def tensor(model: str = "mlp", mesh: str = "tp=4", pins: tuple[str, ...] = ("*=tensor",), **sizes: int) -> Planned:
@@ -24,7 +24,7 @@ def tensor(model: str = "mlp", mesh: str = "tp=4", pins: tuple[str, ...] = ("*=t
 def test_an_input_gradient_is_summed_beside_products(monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     """Every asynchronous message of backward has a product between its start and its first reader; the step is shorter for it, and
     the instructions are the same."""
-    monkeypatch.setattr(planner.early, "SMALL", 0)
+    monkeypatch.setattr(planner.lowering.early, "SMALL", 0)
     plan = tensor(model)
     instructions = plan.program.instructions
     messages = [(at, i) for at, i in enumerate(instructions) if isinstance(i, Communicate) and i.phase == "backward"]
@@ -35,7 +35,7 @@ def test_an_input_gradient_is_summed_beside_products(monkeypatch: pytest.MonkeyP
             later for later in range(at + 1, len(instructions)) if set(message.results) & set(reads(instructions[later]))
         )
         assert any(i.kind != "view" for i in instructions[at + 1 : first] if isinstance(i, Compute))
-    monkeypatch.setattr(planner.early, "_large", lambda instructions: {})
+    monkeypatch.setattr(planner.lowering.early, "_large", lambda instructions: {})
     waiting = lower(plan.model, plan.mesh, plan.choices, plan.table.costing)
     assert {i.id for i in waiting.instructions} == {i.id for i in instructions}
     cluster = replace(plan.cluster, device=replace(plan.cluster.device, launch_overhead=0.0))
@@ -43,7 +43,7 @@ def test_an_input_gradient_is_summed_beside_products(monkeypatch: pytest.MonkeyP
 
 
 def test_a_device_that_does_not_overlap_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner.early, "SMALL", 0)
+    monkeypatch.setattr(planner.lowering.early, "SMALL", 0)
     plan = planned(ask_for("mlp"), "tp=4", ("*=tensor",))
     assert plan.cluster.device.overlap == 0
     assert not [

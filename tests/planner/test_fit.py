@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from cost_models.cluster import Cluster, load_cluster
-from planner.ask import Ask
-from planner.fit import OutOfTime, explain_misfit, nearest_change
-from planner.predict import CATEGORIES, Prediction
+from planner.predict.predict import CATEGORIES, Prediction
+from planner.search.fit import OutOfTime, explain_misfit, nearest_change
+from planner.workload.ask import Ask
 
 
 def ask(batch: int | None = 64) -> Ask:

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from planner.copies import slice_copies
-from planner.footprint import CATEGORIES, footprint
-from planner.layout import Mesh
-from planner.predict import memory_by_category
-from planner.program import Communicate, Compute, Program, Update
-from planner.transfers import shared_bytes
+from planner.graph.layout import Mesh
+from planner.predict.footprint import CATEGORIES, footprint
+from planner.predict.predict import memory_by_category
+from planner.predict.transfers import shared_bytes
+from planner.program.copies import slice_copies
+from planner.program.program import Communicate, Compute, Program, Update
 
 #: Bytes of one value.
 N = 1 << 20

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from planner.kernels.formats import ADDRESS_READERS
-from planner.operators import bare, resolve
+from planner.program.operators import bare, resolve
 
 #: Ops whose result is no value but a place in memory, or not written yet; those that draw numbers are ours, from a key.
 _NO_VALUE = ("empty", "as_strided", "view.", "_unsafe_view", "resize", "rand", "lift_fresh", "_local_scalar")

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
-from planner.functional import is_view_in_place, rewritten, twin_of
+from planner.kernels.functional import is_view_in_place, rewritten, twin_of
 
 aten = torch.ops.aten
 

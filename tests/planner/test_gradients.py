@@ -13,11 +13,11 @@ from trace_models import workload
 from cost_models.cluster import load_cluster
 from cost_models.errors import NotTraceable
 from planner import plan
-from planner.batches import flatten
-from planner.gradients import check_untouched
-from planner.report import mesh_body
-from planner.trace import trace
-from planner.workload import Workload
+from planner.report.report import mesh_body
+from planner.trace.gradients import check_untouched
+from planner.trace.trace import trace
+from planner.workload.batches import flatten
+from planner.workload.workload import Workload
 from runtime.training import TrainRequest, train_rank
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from small_plans import ask_for, traced
 
-from planner.graph import Graph, Ref
-from planner.graph_fold import Repeat, repeats
-from planner.graph_text import graph_text
+from planner.graph.graph import Graph, Ref
+from planner.report.graph_fold import Repeat, repeats
+from planner.report.graph_text import graph_text
 
 
 def graph_of(name: str, **sizes: Any) -> Graph:

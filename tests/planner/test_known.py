@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from trace_models import workload
 
 from cost_models.errors import NotTraceable
-from planner.graph import Graph
+from planner.graph.graph import Graph
 from planner.kernels.canonical import _windows
-from planner.known import Known, is_known
+from planner.state.known import Known, is_known
 from planner.torch_private import FakeTensorMode
-from planner.trace import trace
+from planner.trace.trace import trace
 
 
 class Of(nn.Module):

@@ -11,10 +11,10 @@ from small_plans import Planned, ask_for, planned
 
 from cost_models.cluster import load_cluster
 from cost_models.memory import dtype_bytes
-from planner.copies import slice_copies
-from planner.layout import local_shape
-from planner.lower import lower
-from planner.program import Communicate, Compute, Program, Update, reads, writes
+from planner.graph.layout import local_shape
+from planner.lowering.lower import lower
+from planner.program.copies import slice_copies
+from planner.program.program import Communicate, Compute, Program, Update, reads, writes
 
 PLANS = [
     ("gpt", "dp=4", ("*=ddp",), None), ("gpt", "dp=4", ("*=zero1",), None), ("gpt", "dp=4", ("*=zero3",), None),

@@ -10,15 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_problems import INF, everything, least, problems
 
-import planner.solver.bound
-import planner.solver.ilp
-from planner.solver.ilp import solve
-from planner.solver.incumbent import Incumbent
-from planner.solver.level import Level
-from planner.solver.narrow import narrow
-from planner.solver.problem import Edge, Problem, Usage
-from planner.solver.reduce import STEPS, Contradiction
-from planner.solver.within import narrow_within
+import planner.solver.exact.ilp
+import planner.solver.relax.bound
+from planner.solver.exact.ilp import solve
+from planner.solver.large.incumbent import Incumbent
+from planner.solver.large.narrow import narrow
+from planner.solver.large.within import narrow_within
+from planner.solver.problem.problem import Edge, Problem, Usage
+from planner.solver.reduce.level import Level
+from planner.solver.reduce.reduce import STEPS, Contradiction
 
 examples = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
@@ -65,9 +65,9 @@ def test_what_is_left_within_a_limit_has_the_best_choice_too(problem: Problem, s
 def test_large_problems_are_solved_as_small_ones(problem: Problem, share: float) -> None:
     problem = limited(problem, share)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner.solver.ilp, "_LARGE", 0)
-        patch.setattr(planner.solver.bound, "COMPILED", 0)
-        patch.setattr(planner.solver.ilp, "COMPILED", 0)
+        patch.setattr(planner.solver.exact.ilp, "_LARGE", 0)
+        patch.setattr(planner.solver.relax.bound, "COMPILED", 0)
+        patch.setattr(planner.solver.exact.ilp, "COMPILED", 0)
         solution = solve(problem)
     best = least(problem)
     assert (solution.status in ("infeasible", "unknown")) == (best == INF)

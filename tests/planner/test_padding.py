@@ -10,18 +10,18 @@ from small_plans import ask_for, mesh_of, table_of, traced
 
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.device import GemmRow
-from planner.build_table import build_table
-from planner.choices import read_choices
-from planner.costing import Costing, total_gradient_bytes
-from planner.lower import lower
-from planner.padding import cheaper_sizes, resized, vocabulary
-from planner.pinned import pins_for
-from planner.plan_file import plan_text
-from planner.predict import memory_by_category
-from planner.problem import problem_of
-from planner.report import report
-from planner.search import Found, search
-from planner.solver.ilp import solve
+from planner.lowering.lower import lower
+from planner.plans.plan_file import plan_text
+from planner.predict.predict import memory_by_category
+from planner.report.report import report
+from planner.search.padding import cheaper_sizes, resized, vocabulary
+from planner.search.search import Found, search
+from planner.solver.exact.ilp import solve
+from planner.strategy.build_table import build_table
+from planner.strategy.choices import read_choices
+from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.pinned import pins_for
+from planner.strategy.problem import problem_of
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("gpt", {}), ("gpt", {"tied": "false"}), ("lstm", {})])

@@ -8,9 +8,9 @@ import pytest
 from small_plans import Planned, ask_for, mesh_of, planned, table_of, traced
 
 from cost_models.errors import BadValue, NoPlan, UnknownName
-from planner.pinned import check_pins, pins_for
-from planner.pins import PINS, Pin, parse_mesh, parse_pin, role_of
-from planner.words import atom_names
+from planner.plans.words import atom_names
+from planner.strategy.pinned import check_pins, pins_for
+from planner.strategy.pins import PINS, Pin, parse_mesh, parse_pin, role_of
 
 
 def splits(plan: Planned, path: str, axis: int = 0, kind: str = "") -> set[str]:

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 from small_plans import ask_for
 
-import planner.proposals
+import planner.search.proposals
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
-from planner.ask import Ask
-from planner.plan_file import Plan, plan_text, read_plan, write_plan
-from planner.predict import predict
-from planner.replay import choices_of, model_of, program_of
-from planner.search import Found, search
-from planner.strategies import Option
+from planner.plans.plan_file import Plan, plan_text, read_plan, write_plan
+from planner.plans.replay import choices_of, model_of, program_of
+from planner.predict.predict import predict
+from planner.search.search import Found, search
+from planner.strategy.strategies import Option
+from planner.workload.ask import Ask
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_ranks_make_the_same_program_without_solving(found: Found, path: Path, m
     def refuse(*args: Any, **named: Any) -> None:
         raise AssertionError("solved again")
 
-    monkeypatch.setattr(planner.proposals, "solve", refuse)
+    monkeypatch.setattr(planner.search.proposals, "solve", refuse)
     plan = read_plan(path)
     program = program_of(plan)
     assert program.instructions == found.program.instructions

@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import Planned, ask_for, mesh_of, planned
 
-import planner.lower
-import planner.schedule
+import planner.lowering.lower
+import planner.lowering.order
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.memory import optimizer_state_bytes
-from planner.choices import recost
-from planner.layout import Mesh
-from planner.predict import (
+from planner.graph.layout import Mesh
+from planner.predict.predict import (
     CATEGORIES,
     instruction_of,
     memory_by_category,
@@ -25,7 +24,8 @@ from planner.predict import (
     predict,
     simulate_program,
 )
-from planner.program import Communicate, Compute, Instruction, Program, Ref
+from planner.program.program import Communicate, Compute, Instruction, Program, Ref
+from planner.strategy.choices import recost
 
 
 def serial(num_devices: int) -> Cluster:
@@ -85,9 +85,9 @@ def test_what_lowering_saves_makes_no_step_longer(model: str, mesh: str, pins: t
 
 def plainly(patch: pytest.MonkeyPatch) -> None:
     """Lowers op by op, value by value, as the objective prices them."""
-    patch.setattr(planner.lower, "join_biases", lambda instructions, shapes: instructions)
-    patch.setattr(planner.lower, "SMALL", 0)
-    patch.setattr(planner.schedule, "_riders", lambda instructions: set())
+    patch.setattr(planner.lowering.lower, "join_biases", lambda instructions, shapes: instructions)
+    patch.setattr(planner.lowering.lower, "SMALL", 0)
+    patch.setattr(planner.lowering.order, "_riders", lambda instructions: set())
 
 
 def serially_planned(model: str, mesh: str, pins: tuple[str, ...]) -> Planned:

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_plans import ask_for, planned
 
-from planner.program import Communicate, Compute, InputState, ParameterState, Program, Ref, Update, writes
-from planner.program_text import program_text
+from planner.program.program import Communicate, Compute, InputState, ParameterState, Program, Ref, Update, writes
+from planner.program.text import program_text
 
 #: Told by an instruction's id, which begins with its phase and names its layer; `operands` are those of the arguments.
 IN_ID = {"path", "phase"}

@@ -7,9 +7,9 @@ from itertools import product
 import numpy as np
 import pytest
 
-from planner.solver.bound import reparametrise
-from planner.solver.problem import Edge, Problem, Usage
-from planner.solver.pulp_model import Found, Model, Start
+from planner.solver.exact.pulp_model import Found, Model, Start
+from planner.solver.problem.problem import Edge, Problem, Usage
+from planner.solver.relax.bound import reparametrise
 
 LIMIT = 10**9
 

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from planner.copies import Copies
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes, piece_sizes
-from planner.redistribute import Layouts, Step
+from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes, piece_sizes
+from planner.program.copies import Copies
+from planner.strategy.redistribute import Layouts, Step
 
 MESHES = ((2,), (3,), (4,), (2, 2), (3, 2), (2, 4), (2, 2, 2))
 Shards = list[NDArray[np.float64]]

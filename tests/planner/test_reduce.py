@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from small_problems import INF, choices_of, everything, least, problems
 
-from planner.solver.problem import Edge, Problem, Usage
-from planner.solver.reduce import STEPS, Contradiction, reduce
+from planner.solver.problem.problem import Edge, Problem, Usage
+from planner.solver.reduce.reduce import STEPS, Contradiction, reduce
 
 examples = settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 

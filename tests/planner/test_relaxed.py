@@ -6,10 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.solver import relaxed
-from planner.solver.pairs import PairUsage, completed, peak_with_pairs, with_pair_usages
-from planner.solver.problem import Problem
-from planner.solver.relaxed import solve_with_pairs
+from planner.solver.exact import relaxed
+from planner.solver.exact.relaxed import solve_with_pairs
+from planner.solver.problem.pairs import PairUsage, completed, peak_with_pairs, with_pair_usages
+from planner.solver.problem.problem import Problem
 from tests.planner.small_problems import INF, array_of, choices_of, examples, numbers, peak, problems
 
 

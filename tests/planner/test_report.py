@@ -12,15 +12,15 @@ from rich.console import Console
 
 from cost_models.cluster import load_cluster
 from cost_models.timeline import Event, Timeline
-from planner.ask import Ask
-from planner.explain import explain, explanation
-from planner.pictures import draw_memory, draw_timeline
-from planner.plan_file import SolverRecord
-from planner.predict import memory_by_category, memory_over_time, simulate_program
-from planner.records import compare_record, plan_record, run_record
-from planner.report import comparison, proof_lines, report, run_section
-from planner.search import Found, search
-from planner.sections import Section, Table, markdown, show
+from planner.plans.plan_file import SolverRecord
+from planner.predict.predict import memory_by_category, memory_over_time, simulate_program
+from planner.report.explain import explain, explanation
+from planner.report.pictures import draw_memory, draw_timeline
+from planner.report.records import compare_record, plan_record, run_record
+from planner.report.report import comparison, proof_lines, report, run_section
+from planner.report.sections import Section, Table, markdown, show
+from planner.search.search import Found, search
+from planner.workload.ask import Ask
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")
 FILES = {"plan": "a/plan.json", "report": "a/report.md", "timeline": "a/timeline.json"}
@@ -236,7 +236,7 @@ def test_pictures_can_be_looked_at(found: Found, tmp_path: Path) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.image import imread
 
-    from planner.pictures import _KINDS
+    from planner.report.pictures import _KINDS
 
     cluster = found.plan.hardware.cluster()
     timeline = simulate_program(found.program, cluster)

@@ -30,11 +30,11 @@ from rule_proof import (
 from torch import Tensor
 from trace_models import BUILDERS
 
-from planner.graph import Value
+from planner.dims.subdims import call_of
+from planner.graph.graph import Value
 from planner.rules import RULES, Signature
 from planner.rules.views import common_letters
-from planner.subdims import call_of
-from planner.trace import trace
+from planner.trace.trace import trace
 
 SEEDS = range(5)
 

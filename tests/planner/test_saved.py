@@ -16,12 +16,12 @@ from torch.nn.utils import parametrizations, parametrize
 
 from cost_models.errors import BadValue, NotTraceable
 from planner import api, plan
-from planner.hash_seed import environment
-from planner.retrace import may_follow_a_set
-from planner.saved import read_saved, write_saved
+from planner.plans.retrace import may_follow_a_set
+from planner.state.hash_seed import environment
 from planner.torch_private import FakeTensorMode, gradient_hooks
-from planner.trace import trace
-from planner.workload import load_workload
+from planner.trace.trace import trace
+from planner.workload.saved import read_saved, write_saved
+from planner.workload.workload import load_workload
 
 BATCH = torch.randn(8, 4), torch.randn(8, 4)
 

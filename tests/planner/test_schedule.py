@@ -10,13 +10,13 @@ import pytest
 from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, table_of
 
 from cost_models.cluster import load_cluster
-from planner.choices import read_choices
-from planner.footprint import CATEGORIES, footprint
-from planner.in_flight import PRODUCTS, continued_late
-from planner.lower import lower
-from planner.problem import problem_of
-from planner.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, waits_for, writes
-from planner.schedule import finish
+from planner.lowering.in_flight import PRODUCTS, continued_late
+from planner.lowering.lower import lower
+from planner.lowering.order import finish
+from planner.predict.footprint import CATEGORIES, footprint
+from planner.program.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, waits_for, writes
+from planner.strategy.choices import read_choices
+from planner.strategy.problem import problem_of
 
 
 def gpt(*pins: str, mesh: str = "dp=4", bucket: int | None = None, compute: str = "") -> Planned:
@@ -293,7 +293,7 @@ def test_large_gathers_go_alone_and_are_not_copied(monkeypatch: pytest.MonkeyPat
     assert max(len(i.sources) for i in together) > 1
     assert sum(i.packing + i.unpacking for i in together) > 0
     size = 2048
-    monkeypatch.setattr("planner.schedule.ALONE", size)
+    monkeypatch.setattr("planner.lowering.order.ALONE", size)
     apart = gathers(gpt("*=zero3"))
     assert {s for i in apart for s in i.sources} == {s for i in together for s in i.sources}
     large = [i for i in apart if i.nbytes >= size and len(i.sources) == 1]

@@ -16,19 +16,19 @@ from cost_models.errors import DoesNotFit, NoPlan
 from cost_models.group_links import find_groups
 from cost_models.memory import MEMORY_HEADROOM
 from cost_models.topology import build_graph
-from planner.ask import Ask, build
-from planner.layout import Mesh, local_shape
-from planner.meshes import meshes_of
-from planner.pins import Pin, parse_pin
-from planner.plan_file import read_plan, write_plan
-from planner.problem import problem_of
-from planner.proposals import Candidate, Proposal, Proposer
-from planner.replay import modelled, program_of
-from planner.report import report
-from planner.search import Found, search
-from planner.solver.ilp import solve
-from planner.solver.pairs import completed
-from planner.trace import trace
+from planner.graph.layout import Mesh, local_shape
+from planner.plans.plan_file import read_plan, write_plan
+from planner.plans.replay import modelled, program_of
+from planner.report.report import report
+from planner.search.meshes import meshes_of
+from planner.search.proposals import Candidate, Proposal, Proposer
+from planner.search.search import Found, search
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.pairs import completed
+from planner.strategy.pins import Pin, parse_pin
+from planner.strategy.problem import problem_of
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
 
 BASELINES = ["data parallel", "ZeRO-3", "tensor parallel", "Megatron 2-D", "ZeRO-3 x tensor"]
 SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-import planner.trace
+import planner.trace.trace
 from cost_models.cluster import Cluster, load_cluster
-from planner.ask import Ask, build
-from planner.replay import modelled, shallow_of
-from planner.search import Found, search
-from planner.trace import trace
+from planner.plans.replay import modelled, shallow_of
+from planner.search.search import Found, search
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
 
 SIZES = {"width": "64", "heads": "4", "vocab": "512", "positions": "64"}
 
@@ -28,13 +28,13 @@ def both(cluster: Cluster) -> tuple[Found, Found]:
     """The same search, its candidates ranked by shallow programs and by whole ones."""
     asked = ask("gpt", 24, **SIZES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner.trace, "_DEEP", 100)
+        patch.setattr(planner.trace.trace, "_DEEP", 100)
         return search(asked, cluster), _whole(asked, cluster)
 
 
 def _whole(asked: Ask, cluster: Cluster) -> Found:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner.trace, "_DEEP", 1_000_000)
+        patch.setattr(planner.trace.trace, "_DEEP", 1_000_000)
         return search(asked, cluster)
 
 
@@ -63,7 +63,7 @@ def test_what_is_drawn_on_is_near_the_whole(both: tuple[Found, Found]) -> None:
 def test_shallow_models_have_the_classes_of_the_whole(
     model: str, sizes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner.trace, "_DEEP", 100)
+    monkeypatch.setattr(planner.trace.trace, "_DEEP", 100)
     asked = ask(model, 12, **sizes)
     traced = trace(lambda: build(asked), model)
     shallow = shallow_of(traced, modelled(traced))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
-from planner.trace import trace
-from planner.workload import Workload, workload_of
+from planner.trace.trace import trace
+from planner.workload.workload import Workload, workload_of
 
 F = nn.functional
 

@@ -13,13 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_problems import HORIZON, INF, array_of, choices_of, examples, numbers, peak, problems
 
-from planner.solver import ilp
-from planner.solver.bound import decode, reparametrise
-from planner.solver.ilp import solve
-from planner.solver.memory import priced_problem
-from planner.solver.pairs import PairUsage, completed, with_pair_usages
-from planner.solver.peak import smallest_peak
-from planner.solver.problem import Edge, Problem, Usage, spans_of
+from planner.solver.exact import ilp
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.pairs import PairUsage, completed, with_pair_usages
+from planner.solver.problem.problem import Edge, Problem, Usage, spans_of
+from planner.solver.relax.bound import decode, reparametrise
+from planner.solver.relax.memory_rows import priced_problem
+from planner.solver.relax.peak import smallest_peak
 
 
 def by_hand(problem: Problem, choice: tuple[int, ...]) -> tuple[float, list[float]]:

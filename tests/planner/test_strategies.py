@@ -9,11 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import ask_for, traced
 
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_split, local_shape, local_sizes, piece_sizes, show_layout
-from planner.strategies import WHOLE, Option, op_strategies, options_of, parameter_strategies
-from planner.subdims import OpDims
-from planner.views import is_view
-from planner.words import atom_names
+from planner.dims.subdims import OpDims
+from planner.dims.views import is_view
+from planner.graph.layout import (
+    PARTIAL_SUM,
+    REPLICATE,
+    Layout,
+    Mesh,
+    is_split,
+    local_shape,
+    local_sizes,
+    piece_sizes,
+    show_layout,
+)
+from planner.plans.words import atom_names
+from planner.strategy.strategies import WHOLE, Option, op_strategies, options_of, parameter_strategies
 
 
 def every(axis: int, option: Option) -> bool:

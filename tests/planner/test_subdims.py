@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from trace_models import BUILDERS, built_in, graph_named, workload
 
-from planner.graph import Graph
-from planner.subdims import SubDims, infer
-from planner.trace import trace
-from planner.workload import Workload
+from planner.dims.subdims import SubDims, infer
+from planner.graph.graph import Graph
+from planner.trace.trace import trace
+from planner.workload.workload import Workload
 
 
 def inferred(spec: str, **sizes: int) -> tuple[Graph, SubDims]:

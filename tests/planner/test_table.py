@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 from small_plans import Planned, ask_for, chosen_at_random, mesh_of, planned, table_of, with_choice
 
-import planner.footprint
+import planner.predict.footprint
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan
-from planner.build_table import build_table
-from planner.choices import read_choices, recost
-from planner.copies import Copies
-from planner.costing import Costing
-from planner.model import Pins
-from planner.predict import memory_by_category
-from planner.problem import problem_of
-from planner.program import Communicate
-from planner.solver.ilp import solve
-from planner.solver.pairs import completed
-from planner.solver.solution import Solution
-from planner.table import Table
+from planner.predict.predict import memory_by_category
+from planner.program.copies import Copies
+from planner.program.program import Communicate
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.pairs import completed
+from planner.solver.problem.solution import Solution
+from planner.strategy.build_table import build_table
+from planner.strategy.choices import read_choices, recost
+from planner.strategy.costing import Costing
+from planner.strategy.problem import problem_of
+from planner.strategy.table import Table
+from planner.strategy.traced_model import Pins
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
 THREE_AXES = "a=2,b=2,c=2"
@@ -157,7 +157,7 @@ def test_memory_of_random_choices_too(model: str) -> None:
 
 @pytest.fixture(autouse=True)
 def kernels_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(planner.footprint, "workspace", lambda *_, **__: 0)
+    monkeypatch.setattr(planner.predict.footprint, "workspace", lambda *_, **__: 0)
 
 
 def ratio(plan: Planned) -> float:

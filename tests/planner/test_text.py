@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cost_models.errors import BadValue
-from planner.text import PAD, UNKNOWN, Vocabulary, tokenise
+from planner.workload.text import PAD, UNKNOWN, Vocabulary, tokenise
 
 TEXTS = ("the cat sat.", "the cat ran!", "the dog")
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from small_plans import ask_for, traced
 
-from planner.model import Model
-from planner.ties import layer_of, pattern_of
-from planner.views import is_view
+from planner.dims.ties import layer_of, pattern_of
+from planner.dims.views import is_view
+from planner.strategy.traced_model import Model
 
 
 def classes(name: str, **sizes: int | str) -> tuple[int, int]:

@@ -12,12 +12,12 @@ from small_plans import ask_for, table_of, traced
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from planner.build_table import build_table
-from planner.choices import read_choices, recost
-from planner.model import Model, Pins
-from planner.problem import problem_of
-from planner.solver.ilp import solve
-from planner.solver.problem import Problem
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.problem import Problem
+from planner.strategy.build_table import build_table
+from planner.strategy.choices import read_choices, recost
+from planner.strategy.problem import problem_of
+from planner.strategy.traced_model import Model, Pins
 
 Made = tuple[nn.Module, tuple[Tensor, ...], Callable[..., Tensor]]
 

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from trace_models import BUILDERS, MLP, Linear, built_in, graph_named, workload
 
 from cost_models.errors import NotTraceable
-from planner.graph import Graph, Serial, map_refs
+from planner.graph.graph import Graph, Serial, map_refs
 from planner.rules import RULES
-from planner.trace import trace
-from planner.workload import Workload, workload_of
+from planner.trace.trace import trace
+from planner.workload.workload import Workload, workload_of
 
 HERE = Path(__file__).name
 

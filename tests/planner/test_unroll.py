@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from trace_models import built_in, workload
 
-import planner.trace
-from planner.graph import Graph
-from planner.stacks import KEPT, Stack, shortened, stacks_of
-from planner.trace import trace
-from planner.workload import Workload
+import planner.trace.trace
+from planner.graph.graph import Graph
+from planner.trace.stacks import KEPT, Stack, shortened, stacks_of
+from planner.trace.trace import trace
+from planner.workload.workload import Workload
 
 
 class Block(nn.Module):
@@ -163,8 +163,8 @@ def step(module: Callable[[], nn.Module]) -> Callable[[], Workload]:
 def traced(build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch) -> tuple[Graph, bool]:
     """The graph, and whether it came of a few blocks."""
     wholes: list[Workload] = []
-    ordinary = planner.trace._whole
-    monkeypatch.setattr(planner.trace, "_whole", lambda w, begin: (wholes.append(w), ordinary(w, begin))[1])
+    ordinary = planner.trace.trace._whole
+    monkeypatch.setattr(planner.trace.trace, "_whole", lambda w, begin: (wholes.append(w), ordinary(w, begin))[1])
     graph = trace(build).graph
     monkeypatch.undo()
     return graph, not wholes

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from cost_models.errors import BadValue, UnknownName
-from planner.workload import Workload, load_workload, resolve_options
+from planner.workload.workload import Workload, load_workload, resolve_options
 
 SOURCE = """
 import torch
-from planner.workload import Workload
+from planner.workload.workload import Workload
 
 def parts(batch=4, width=8, scale=1.0, name="x"):
     assert isinstance(width, int) and isinstance(scale, float) and isinstance(name, str)

@@ -9,7 +9,7 @@ import pytest
 from small_plans import Planned, ask_for, planned, traced
 
 from cost_models.cluster import load_cluster
-from planner.words import GroupWords, atom_names, axis_names, describe, op_words, replicated_ops
+from planner.plans.words import GroupWords, atom_names, axis_names, describe, op_words, replicated_ops
 
 
 def rows(plan: Planned) -> dict[str, GroupWords]:

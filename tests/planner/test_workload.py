@@ -10,9 +10,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue, UnknownName
-from planner.ask import default_precision
 from planner.models import MODELS
-from planner.workload import DTYPES, Workload, known_models, load_workload, resolve_options
+from planner.workload.ask import default_precision
+from planner.workload.workload import DTYPES, Workload, known_models, load_workload, resolve_options
 
 SMALL = {
     "lstm": {"vocab": "50", "embed": "8", "hidden": "12", "layers": "2", "seq": "7"},

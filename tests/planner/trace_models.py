@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planner.graph import Graph
-from planner.trace import trace
-from planner.workload import Workload, load_workload
+from planner.graph.graph import Graph
+from planner.trace.trace import trace
+from planner.workload.workload import Workload, load_workload
 
 __all__ = ["BUILDERS", "built_in", "graph_named", "workload"]
 

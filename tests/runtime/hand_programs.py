@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_shape
-from planner.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
-from planner.workload import Workload
+from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_shape
+from planner.program.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
+from planner.workload.workload import Workload
 
 BATCH, INPUTS, HIDDEN, OUTPUTS = 8, 12, 16, 4
 R, P = REPLICATE, PARTIAL_SUM

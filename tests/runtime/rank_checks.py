@@ -18,10 +18,10 @@ from hand_programs import all_splits, make_workload, perceptron
 from torch import Tensor
 
 from planner import kernels
+from planner.graph.layout import Mesh, piece_sizes, start_of
 from planner.kernels import shared
-from planner.layout import Mesh, piece_sizes, start_of
-from planner.program import Communicate, Program, Ref
-from planner.transfers import shared_bytes
+from planner.predict.transfers import shared_bytes
+from planner.program.program import Communicate, Program, Ref
 from runtime.collectives import Collective, compile_collective
 from runtime.worker import RunRequest, join, train
 

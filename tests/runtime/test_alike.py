@@ -11,10 +11,10 @@ import pytest
 import torch
 from hand_programs import make_workload
 
-from planner.chance import drawn_from, seed_all, seeded, state
-from planner.cli import _makes_a_persons_model
-from planner.digests import digest, digests
-from planner.hash_seed import chosen, environment, same_for_children
+from planner.cli.main import _makes_a_persons_model
+from planner.state.chance import drawn_from, seed_all, seeded, state
+from planner.state.digests import digest, digests
+from planner.state.hash_seed import chosen, environment, same_for_children
 from runtime.alike import first_difference
 from runtime.parameters import build
 
@@ -96,7 +96,7 @@ def test_the_first_difference_is_named() -> None:
 
 
 def test_a_program_is_started_again_with_the_hash_seed_of_all() -> None:
-    code = "from planner.hash_seed import chosen, start_again; start_again(); print(chosen(), hash('text'))"
+    code = "from planner.state.hash_seed import chosen, start_again; start_again(); print(chosen(), hash('text'))"
     drawn = {**environment("random")}
     told = [subprocess.run([sys.executable, "-c", code], env=drawn, capture_output=True, text=True).stdout for _ in range(2)]
     assert told[0] == told[1]

@@ -14,10 +14,10 @@ from cost_models.device import GemmRow, OpRow
 from cost_models.errors import BadHardware, BadValue
 from cost_models.machine import Cluster, CollectiveRow
 from cost_models.roofline import op_time
-from runtime import calibrate as calibration
-from runtime.calibrate import calibrate, calibrated_path, fit, shipped_for, this_machine
-from runtime.calibrate_cases import cases, gemm_case, row_of
-from runtime.calibrate_ranks import Measured
+from runtime.calibrate import calibrate as calibration
+from runtime.calibrate.calibrate import calibrate, calibrated_path, fit, shipped_for, this_machine
+from runtime.calibrate.cases import cases, gemm_case, row_of
+from runtime.calibrate.ranks import Measured
 
 CPU = torch.device("cpu")
 

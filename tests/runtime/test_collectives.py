@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from planner.program import Communicate
+from planner.program.program import Communicate
 from runtime.collectives import compile_collective
 
 

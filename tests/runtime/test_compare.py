@@ -10,12 +10,12 @@ import pytest
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadHardware, BadPlan, BadValue
 from cost_models.timeline import Event, Timeline
-from planner.ask import Ask
-from planner.plan_file import write_plan
-from planner.search import search
-from runtime.compare import compare, write_comparison
-from runtime.compare_join import BETWEEN, WAITING, join_events
-from runtime.comparison import Comparison
+from planner.plans.plan_file import write_plan
+from planner.search.search import search
+from planner.workload.ask import Ask
+from runtime.compare.compare import compare, write_comparison
+from runtime.compare.comparison import Comparison
+from runtime.compare.join import BETWEEN, WAITING, join_events
 
 
 def event(name: str, start: float, end: float, *, device: int = 0, stream: str = "compute") -> Event:

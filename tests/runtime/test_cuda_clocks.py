@@ -11,9 +11,9 @@ import pytest
 import torch
 from hand_programs import Split, perceptron
 
-from planner.layout import Mesh
+from planner.graph.layout import Mesh
 from planner.torch_private import Allocations
-from runtime import calibrate_ranks
+from runtime.calibrate import ranks as calibrate_ranks
 from runtime.collectives import Pending
 from runtime.recorder import make_recorder
 

@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from small_plans import ask_for, planned
 from torch import Tensor, nn
 
-from planner.ask import Ask, build
 from planner.kernels import step_key
-from planner.operators import makes_tensors
-from planner.program import Program
+from planner.program.operators import makes_tensors
+from planner.program.program import Program
 from planner.torch_private import TorchDispatchMode
+from planner.workload.ask import Ask, build
 from runtime.executor import Executor
 from runtime.source import generate
 

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from kinds import Kind, plan_of
 
 from cost_models.errors import BadValue, RunFailed, UnknownName
-from planner.ask import Ask
-from planner.ask import build as build_workload
-from planner.layout import REPLICATE, Layout, Mesh, SubShape
-from planner.program import Communicate, Compute, Program, Ref
+from planner.graph.layout import REPLICATE, Layout, Mesh, SubShape
+from planner.program.program import Communicate, Compute, Program, Ref
 from planner.torch_private import allocations
+from planner.workload.ask import Ask
+from planner.workload.ask import build as build_workload
 from runtime.aliases import reusable_sources
 from runtime.collectives import Pending
 from runtime.executor import Executor, gather_parameters

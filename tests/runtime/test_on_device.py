@@ -9,7 +9,7 @@ import pytest
 import torch
 from small_plans import ask_for, planned
 
-from planner.ask import Ask, build
+from planner.workload.ask import Ask, build
 from runtime.worker import Place, RunRequest, RunResult, train
 
 MAKING = f"{Path(__file__).resolve().parent / 'test_devices.py'}:making"

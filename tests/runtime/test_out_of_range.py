@@ -13,20 +13,20 @@ from torch import Tensor, nn
 from cost_models.cluster import load_cluster
 from cost_models.errors import OutOfRange
 from planner import plan
-from planner.build_table import build_table
-from planner.choices import read_choices
-from planner.costing import Costing, total_gradient_bytes
+from planner.graph.layout import Mesh
 from planner.kernels import cross_entropy, embedding_shard
-from planner.layout import Mesh
-from planner.lower import lower
-from planner.model import Pins
-from planner.problem import problem_of
-from planner.program import Program
-from planner.replay import modelled
-from planner.solver.ilp import solve
+from planner.lowering.lower import lower
+from planner.plans.replay import modelled
+from planner.program.program import Program
+from planner.solver.exact.ilp import solve
+from planner.strategy.build_table import build_table
+from planner.strategy.choices import read_choices
+from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.problem import problem_of
+from planner.strategy.traced_model import Pins
 from planner.torch_private import assert_on_device
-from planner.trace import trace
-from planner.workload import Workload, workload_of
+from planner.trace.trace import trace
+from planner.workload.workload import Workload, workload_of
 from runtime.executor import Executor
 from runtime.training import train_plan
 

@@ -10,10 +10,10 @@ import torch
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, BadValue
-from planner.ask import Ask, build
-from planner.pins import Pin, parse_mesh
-from planner.plan_file import write_plan
-from planner.search import search
+from planner.plans.plan_file import write_plan
+from planner.search.search import search
+from planner.strategy.pins import Pin, parse_mesh
+from planner.workload.ask import Ask, build
 from runtime.training import Trained, train_plan
 
 SETTINGS = {"inputs": "6", "hidden": "8", "layers": "2", "outputs": "4"}

@@ -12,9 +12,9 @@ import torch
 from hand_programs import INPUTS, OUTPUTS, Split, make_workload, perceptron
 from torch import Tensor, nn
 
-from planner.layout import Mesh
-from planner.report import run_section
-from planner.workload import Workload
+from planner.graph.layout import Mesh
+from planner.report.report import run_section
+from planner.workload.workload import Workload
 from runtime.alike import begin
 from runtime.executor import Executor
 from runtime.verdict import EXIT_CODES

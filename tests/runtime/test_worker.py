@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cost_models.cluster import load_cluster
-from planner.plan_file import Ask, write_plan
-from planner.search import search
+from planner.plans.plan_file import Ask, write_plan
+from planner.search.search import search
 from runtime.launcher import launch
 from runtime.worker import RunRequest
 

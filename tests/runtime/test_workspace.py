@@ -11,10 +11,10 @@ from torch import Tensor
 
 from planner import kernels
 from planner.kernels.formats import tensors_in
-from planner.operators import resolve
-from planner.program import Compute, Ref
+from planner.predict.workspace import Kind, workspace
+from planner.program.operators import resolve
+from planner.program.program import Compute, Ref
 from planner.torch_private import allocations
-from planner.workspace import Kind, workspace
 
 
 def randn(*shape: int) -> Tensor:

@@ -1,0 +1,1 @@
+"""Sub-dims of every value, views, and ties between repeated layers."""

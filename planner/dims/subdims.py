@@ -1,0 +1,254 @@
+"""Sub-dims: every dim of every value as an ordered product of atoms, inferred over the whole graph by unification.
+
+Graph -> Atoms. Each dim starts as one atom; each op unifies the atoms of its operands and results; an atom is split
+where a reshape needs it. So `4 x hidden` becomes (gate, hidden) and a fused QKV (3, heads, head_dim) everywhere they flow.
+Invariant: the atoms' sizes multiply to the dim's size, and two dims that an op identifies have the same atoms.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from cost_models.errors import NotTraceable
+from planner.graph.graph import Graph, Node, Ref, map_refs
+from planner.graph.layout import SubShape
+from planner.rules import Call, Signature, signature_of
+
+__all__ = ["OpDims", "SubDims", "call_of", "infer"]
+
+
+@dataclass(slots=True)
+class _Atom:
+    """A node of the union-find forest: merged into `same`, or taken apart into `parts`, or a leaf."""
+
+    size: int
+    same: _Atom | None = None
+    parts: tuple[_Atom, ...] | None = None
+    number: int = -1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpDims:
+    """One node in terms of its *leaves*: the letters of its signature, each taken apart into atoms.
+
+    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the
+    leaves of operand o's flat sub-dims in order (a leaf's position there is the sub-dim number that a layout names),
+    `results[r]` those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first
+    of a letter that must stay contiguous.
+    """
+
+    signature: Signature
+    sizes: tuple[int, ...]
+    letter: tuple[int, ...]
+    atoms: tuple[int, ...]
+    operands: tuple[tuple[int, ...], ...]
+    results: tuple[tuple[int, ...], ...]
+    fixed: frozenset[int] = frozenset()
+
+    def letter_sizes(self, leaf_sizes: tuple[int, ...]) -> tuple[int, ...]:
+        """The letters' sizes where the leaves have the given ones."""
+        out = [1] * len(self.signature.sizes)
+        for leaf, size in enumerate(leaf_sizes):
+            out[self.letter[leaf]] *= size
+        return tuple(out)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SubDims:
+    """`shapes[v]` are the sub-dim sizes of value v, `atoms[v]` the atoms' numbers, flat; `ops[n]` describes node n."""
+
+    shapes: tuple[SubShape, ...]
+    atoms: tuple[tuple[int, ...], ...]
+    ops: tuple[OpDims, ...]
+
+
+def call_of(graph: Graph, node: Node) -> Call:
+    """The node as rules read it."""
+    return Call(
+        op=node.op, args=node.args, kwargs=node.kwargs, results=node.result_shapes,
+        operands=tuple(graph.values[v].shape for v in node.operands),
+    )  # fmt: skip
+
+
+def infer(graph: Graph) -> SubDims:
+    """The sub-dims of every value, and every node's signature in terms of them; an op without a rule is discovered."""
+    dims = [tuple([_Atom(size=size)] for size in value.shape) for value in graph.values]
+    forest: list[tuple[list[_Atom], ...]] = [tuple(d) for d in dims]
+    letters: list[list[_Atom]] = []
+    signatures: list[Signature] = []
+    memo: dict[tuple[Call, tuple[str, ...]], Signature] = {}
+    for node in graph.nodes:
+        signature = _signature(graph, node, memo)
+        atoms = [_Atom(size=size) for size in signature.sizes]
+        clean = _unify_node(graph, node, signature, atoms, forest)
+        signatures.append(signature if clean else _unsplittable(signature))
+        letters.append(atoms)
+    held = [(parameter.value, parameter.gradient) for parameter in graph.parameters]
+    for value, new in (*held, *graph.updates):  # one layout has to mean the same pieces of both
+        for left, right in zip(forest[value], forest[new], strict=True):
+            _unify(left, right)
+    found = _read(graph, forest, signatures, letters)
+    for value, new in graph.updates:
+        _check_alike(graph, value, found.shapes[value], found.shapes[new])
+    return found
+
+
+def _check_alike(graph: Graph, value: int, before: SubShape, after: SubShape) -> None:
+    """Raises NotTraceable where what becomes of a buffer has other sub-dims than the buffer, as 2 x 3 and 3 x 2."""
+    if before != after:
+        raise NotTraceable(
+            f"buffer {graph.values[value].name!r} is read as {before} and what it is set to is made as {after}, which do not "
+            "nest: view it in one of the two shapes throughout"
+        )
+
+
+def _unsplittable(signature: Signature) -> Signature:
+    return replace(signature, fixed=frozenset(range(len(signature.sizes))), view=False)
+
+
+def _signature(graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]) -> Signature:
+    """The node's signature; like calls, whatever values they read, have one."""
+    call = call_of(graph, node)
+    dtypes = tuple(graph.values[v].dtype for v in node.operands)
+    numbers: dict[int, int] = {}
+    args, kwargs = map_refs((call.args, call.kwargs), lambda value: Ref(numbers.setdefault(value, len(numbers))))
+    key = replace(call, args=args, kwargs=kwargs), dtypes
+    if key not in memo:
+        memo[key] = signature_of(call, dtypes)
+    return memo[key]
+
+
+def _unify_node(
+    graph: Graph, node: Node, signature: Signature, atoms: list[_Atom], forest: list[tuple[list[_Atom], ...]]
+) -> bool:
+    """Unifies each dim of the node's tensors with its letters; False where two do not nest."""
+    clean = True
+    tensors = [*zip(node.operands, signature.operands, strict=True)]
+    tensors += [(v, s) for v, s in zip(node.results, signature.results, strict=True) if v is not None]
+    for value, dims in tensors:
+        for dim, dim_letters in zip(forest[value], dims, strict=True):
+            if dim_letters:
+                clean &= _unify(dim, [atoms[letter] for letter in dim_letters])
+    return clean
+
+
+def _leaves(atoms: Iterable[_Atom]) -> list[_Atom]:
+    """The leaves of some atoms, in order, without those of size 1."""
+    out: list[_Atom] = []
+    for atom in atoms:
+        root = _root(atom)
+        if root.parts is not None:
+            out.extend(_leaves(root.parts))
+        elif root.size != 1:
+            out.append(root)
+    return out
+
+
+def _root(atom: _Atom) -> _Atom:
+    while atom.same is not None:
+        if atom.same.same is not None:
+            atom.same = atom.same.same
+        atom = atom.same
+    return atom
+
+
+def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
+    """Makes two products of atoms equal, taking atoms apart where needed; False (and no change of meaning) where they do
+    not nest, as 2 x 3 and 3 x 2."""
+    a, b = _leaves(left), _leaves(right)
+    left[:], right[:] = a, b
+    if _match(a, b):
+        return True
+    if math.prod(x.size for x in a) != math.prod(x.size for x in b) or any(x.size == 0 for x in a):
+        return [x.size for x in a] == [x.size for x in b]
+    i = j = 0
+    while i < len(a) and j < len(b):
+        x, y = a[i], b[j]
+        if x is y:
+            i, j = i + 1, j + 1
+        elif x.size == y.size:
+            y.same = x
+            i, j = i + 1, j + 1
+            a, b = a[:i] + _leaves(a[i:]), b[:j] + _leaves(b[j:])
+        elif x.size > y.size and x.size % y.size == 0:
+            x.parts = (_Atom(size=y.size), _Atom(size=x.size // y.size))
+            a, b = a[:i] + _leaves(a[i:]), b[:j] + _leaves(b[j:])
+        elif y.size > x.size and y.size % x.size == 0:
+            y.parts = (_Atom(size=x.size), _Atom(size=y.size // x.size))
+            a, b = a[:i] + _leaves(a[i:]), b[:j] + _leaves(b[j:])
+        else:
+            return False
+    return True
+
+
+def _match(a: list[_Atom], b: list[_Atom]) -> bool:
+    """Makes leaves of the same sizes the same; False where the sizes differ."""
+    if [x.size for x in a] != [y.size for y in b]:
+        return False
+    for x, y in zip(a, b, strict=True):
+        one, other = _root(x), _root(y)
+        if one is not other:
+            other.same = one
+    return True
+
+
+def _read(
+    graph: Graph, forest: list[tuple[list[_Atom], ...]], signatures: list[Signature], letters: list[list[_Atom]]
+) -> SubDims:
+    numbers: dict[int, int] = {}
+
+    def number(atom: _Atom) -> int:
+        if atom.number < 0:
+            atom.number = len(numbers)
+            numbers[atom.number] = atom.size
+        return atom.number
+
+    values = [[_leaves(dim) for dim in dims] for dims in forest]
+    memo: dict[Any, OpDims] = {}
+    return SubDims(
+        shapes=tuple(tuple(tuple(a.size for a in dim) for dim in dims) for dims in values),
+        atoms=tuple(tuple(number(a) for dim in dims for a in dim) for dims in values),
+        ops=tuple(
+            _op_dims(signature, [_leaves([atom]) for atom in atoms], number, memo)
+            for signature, atoms in zip(signatures, letters, strict=True)
+        ),
+    )
+
+
+def _op_dims(signature: Signature, parts: list[list[_Atom]], number: Callable[[_Atom], int], memo: dict[Any, OpDims]) -> OpDims:
+    """The node's leaves; in `memo` those of nodes with the same signature and sizes, whose atoms alone differ."""
+    numbers = tuple(number(leaf) for leaves in parts for leaf in leaves)
+    key = id(signature), tuple(tuple(leaf.size for leaf in leaves) for leaves in parts)
+    if key not in memo:
+        memo[key] = _leaf_dims(signature, key[1])
+    return replace(memo[key], atoms=numbers)
+
+
+def _leaf_dims(signature: Signature, parts: tuple[tuple[int, ...], ...]) -> OpDims:
+    first: list[int] = []
+    sizes: list[int] = []
+    letter: list[int] = []
+    for index, leaves in enumerate(parts):
+        first.append(len(sizes))
+        sizes.extend(leaves)
+        letter.extend([index] * len(leaves))
+
+    def flat(tensor: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
+        return tuple(first[x] + i for dim in tensor for x in dim for i in range(len(parts[x])))
+
+    return OpDims(
+        signature=signature, sizes=tuple(sizes), letter=tuple(letter), atoms=(),
+        operands=tuple(map(flat, signature.operands)), results=tuple(map(flat, signature.results)),
+        fixed=frozenset(_fixed(signature, letter)),
+    )  # fmt: skip
+
+
+def _fixed(signature: Signature, letter: list[int]) -> Iterator[int]:
+    """The leaves that cannot be split. A kernel that is told an offset into a letter, or gathers one, needs it in one run, and
+    of two leaves of one letter a shard is one run only where the first is split."""
+    for leaf, mine in enumerate(letter):
+        if mine in signature.fixed or (mine in signature.contiguous and leaf > 0 and letter[leaf - 1] == mine):
+            yield leaf

@@ -1,0 +1,1 @@
+"""Choices -> a program, in the order in which it runs."""

@@ -1,0 +1,86 @@
+"""Clipping by the global norm, lowered: squares of this rank's shards, one small all-reduce, and the gradients scaled.
+
+Gradients, as reduced for the update -> instructions, and the gradients that the update reads. A shard that several ranks hold counts
+once: each gives its share of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from cost_models.memory import dtype_bytes
+from planner.graph.layout import is_split
+from planner.kernels.clip import CLIP_EPSILON
+from planner.program.program import Communicate, Compute, Instruction, ParameterState, Ref
+from planner.strategy.costing import BUCKET_BYTES, Costing
+
+__all__ = ["clip_gradients"]
+
+
+def clip_gradients(
+    gradients: Sequence[int], states: Sequence[ParameterState], shapes: Sequence[tuple[int, ...]], costing: Costing,
+    new: Callable[[int], int],
+) -> tuple[list[Instruction], tuple[int, ...]]:  # fmt: skip
+    """The instructions, and the ids of the clipped gradients. `shapes` are those of the shards; `new` makes an id of some bytes."""
+    assert costing.clip_norm is not None
+    axes = tuple(sorted({axis for state in states for axis, place in enumerate(state.updated) if is_split(place)}))
+    wide = "float64" if any(state.dtype == "float64" for state in states) else "float32"
+    squares = new(dtype_bytes(wide))
+    out: list[Instruction] = [
+        Compute(
+            id="update.clip.square_sum", op="shardwright.square_sum", results=(squares,), shapes=((),), dtypes=(wide,),
+            args=(tuple(map(Ref, gradients)), tuple(_share(state, axes, costing.sizes) for state in states)), kind="reduction",
+            phase="update", path="clip", time=costing.square_sum(float(sum(map(_nbytes, states, shapes))), wide),
+        )
+    ]  # fmt: skip
+    if math.prod(costing.sizes[axis] for axis in axes) > 1:
+        total = new(dtype_bytes(wide))
+        out.append(
+            Communicate(
+                id="update.clip.all_reduce", kind="all_reduce", axes=axes, sources=(squares,), results=(total,), expanded=((),),
+                shapes=((),), dtypes=(wide,), phase="update", path="clip", nbytes=dtype_bytes(wide),
+                time=costing.communication("all_reduce", axes, float(dtype_bytes(wide))),
+            )
+        )  # fmt: skip
+        squares = total
+    clipped: list[int] = []
+    for number, group in enumerate(_groups(states, shapes)):
+        results = tuple(new(_nbytes(states[i], shapes[i])) for i in group)
+        clipped += results
+        nbytes = float(sum(_nbytes(states[i], shapes[i]) for i in group))
+        out.append(
+            Compute(
+                id=f"update.clip.scale#{number + 1}", op="shardwright.clipped", results=results,
+                args=(tuple(Ref(gradients[i]) for i in group), Ref(squares), costing.clip_norm, *_epsilon(costing)),
+                shapes=tuple(shapes[i] for i in group), dtypes=tuple(states[i].dtype for i in group), kind="elementwise",
+                phase="update", path="clip", time=costing.scaling(nbytes, states[group[0]].dtype),
+            )
+        )  # fmt: skip
+    return out, tuple(clipped)
+
+
+def _epsilon(costing: Costing) -> tuple[float, ...]:
+    return () if costing.clip_epsilon == CLIP_EPSILON else (costing.clip_epsilon,)
+
+
+def _share(state: ParameterState, axes: tuple[int, ...], sizes: tuple[int, ...]) -> float:
+    """1 over the number of ranks, of those that are summed over, that hold the same shard."""
+    return 1.0 / math.prod(sizes[axis] for axis in axes if not is_split(state.updated[axis]))
+
+
+def _nbytes(state: ParameterState, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype_bytes(state.dtype)
+
+
+def _groups(states: Sequence[ParameterState], shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """The gradients' numbers in groups of about a bucket: while one is scaled, it is there twice."""
+    groups: list[list[int]] = [[]]
+    held = 0
+    for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):
+        if groups[-1] and held + _nbytes(state, shape) > BUCKET_BYTES:
+            groups.append([])
+            held = 0
+        groups[-1].append(index)
+        held += _nbytes(state, shape)
+    return groups

@@ -1,0 +1,1 @@
+"""The plan file: written, read, made a program again, and put in words."""

@@ -1,0 +1,210 @@
+"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON, versioned, tied to its graph by a hash."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cost_models.atomic_write import write_atomically
+from cost_models.cluster import Cluster, parse_cluster
+from cost_models.errors import BadPlan
+from cost_models.optimizers import OPTIMIZERS
+from planner.graph.layout import Layout, Mesh
+from planner.kernels.clip import CLIP_EPSILON
+from planner.plans.plan_schema import Count, Damaged, Hub, Summary, check, check_summary, part, same_length, undeclared
+from planner.strategy.strategies import Option
+from planner.workload.ask import Ask
+from planner.workload.workload import DTYPES
+
+__all__ = [
+    "Alternative",
+    "Ask",
+    "Hardware",
+    "Plan",
+    "SolverRecord",
+    "Training",
+    "option_text",
+    "plan_text",
+    "read_plan",
+    "write_plan",
+]
+
+FORMAT = "shardwright-plan"
+VERSION = 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """The cluster planned for; `definition` is its whole hardware file, so that the plan means the same elsewhere."""
+
+    name: str
+    num_devices: int
+    num_nodes: int
+    definition: str
+
+    def cluster(self) -> Cluster:
+        return parse_cluster(
+            self.definition, f"the plan's hardware {self.name!r}", num_devices=self.num_devices, num_nodes=self.num_nodes
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Training:
+    """What of the training decides a step's program beside the graph: the update, and clipping where `clip_norm` is given."""
+
+    optimizer: str
+    clip_norm: float | None = None
+    clip_epsilon: float = CLIP_EPSILON
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SolverRecord:
+    """What is proved of the plan: no plan on any of the `num_meshes` meshes searched, whether it fits or not, has a simulated step of
+    less than `bound` seconds. `gap` is (step - bound) / step, `time_s` the seconds that the proof took."""
+
+    bound: float
+    gap: float
+    num_meshes: int
+    time_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alternative:
+    """A baseline: what a person might have typed. `made_to_fit`: its fastest plan does not fit, this one does. `allowed`: the mesh and
+    pins that were asked for leave it to choose. Without a step time there is no such plan, for a `reason`."""
+
+    name: str
+    mesh: str
+    step_time_s: float | None
+    memory_bytes: int | None
+    fits: bool
+    made_to_fit: bool = False
+    allowed: bool = True
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """See the module. `options[c]` are the options of node class c (None for views), `parameters[c]` of parameter class c;
+    `hubs` are (root value, phase, layout); gradients are reduced in buckets of `bucket_bytes`, and parameters cast again for backward
+    if `recast`. `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is for reports."""
+
+    ask: Ask
+    training: Training
+    hardware: Hardware
+    graph_hash: str
+    mesh: Mesh
+    options: tuple[tuple[Option, ...] | None, ...]
+    parameters: tuple[tuple[Option, ...], ...]
+    hubs: tuple[tuple[int, str, Layout], ...]
+    bucket_bytes: int
+    recast: bool
+    solver: SolverRecord
+    hash_seed: str = ""
+    summary: Mapping[str, Any] = field(default_factory=dict)
+    alternatives: tuple[Alternative, ...] = ()
+
+
+# ------------------------------------------------------------------------------------------------- files
+
+
+def plan_text(plan: Plan) -> str:
+    """The plan as JSON."""
+    body = {
+        "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask),
+        "training": asdict(plan.training), "hardware": asdict(plan.hardware),
+        "graph_hash": plan.graph_hash, "hash_seed": plan.hash_seed, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
+        "options": [None if o is None else [option_text(x) for x in o] for o in plan.options],
+        "parameters": [[option_text(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
+        "bucket_bytes": plan.bucket_bytes, "recast": plan.recast,
+        "solver": asdict(plan.solver), "summary": dict(plan.summary), "alternatives": [asdict(a) for a in plan.alternatives],
+    }  # fmt: skip
+    return json.dumps(body, indent=1) + "\n"
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Writes the plan as JSON, whole or not at all."""
+    write_atomically(path, plan_text(plan))
+
+
+def read_plan(path: str | Path) -> Plan:
+    """The plan in a file. Raises BadPlan if it is no plan, truncated, or of another version."""
+    try:
+        body = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise BadPlan(f"{path}: cannot be read ({error.strerror}); make a plan with: plan --model NAME --gpus N") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadPlan(f"{path}: not a whole plan file ({error}); plan again") from error
+    if not isinstance(body, dict) or body.get("format") != FORMAT:
+        raise BadPlan(f"{path}: not a plan file (no format {FORMAT!r})")
+    if body.get("version") != VERSION:
+        raise BadPlan(f"{path}: a plan of version {body.get('version')}, this program reads version {VERSION}; plan again")
+    try:
+        return _parse(body)
+    except Damaged as error:
+        raise BadPlan(f"{path}: the plan file is damaged ({' '.join(str(error).split())}); plan again") from error
+
+
+def _parse(body: dict[str, Any]) -> Plan:
+    """The plan of a file's parts, each checked. Raises Damaged."""
+    mesh = part(body, "mesh", Mesh)
+    summary = {**part(body, "summary", Summary), **undeclared(body["summary"])}
+    check_summary(summary, len(mesh.sizes))
+    options = part(body, "options", list[list[str] | None])
+    plan = Plan(
+        ask=part(body, "ask", Ask), training=part(body, "training", Training), hardware=part(body, "hardware", Hardware),
+        graph_hash=part(body, "graph_hash", str), hash_seed=part(body, "hash_seed", str), mesh=mesh,
+        options=tuple(None if o is None else tuple(map(_read_option, o)) for o in options),
+        parameters=tuple(tuple(map(_read_option, o)) for o in part(body, "parameters", list[list[str]])),
+        hubs=tuple((value, h["phase"], h["layout"]) for h in part(body, "hubs", list[Hub]) for value in h["values"]),
+        bucket_bytes=part(body, "bucket_bytes", Count), recast=part(body, "recast", bool),
+        solver=part(body, "solver", SolverRecord), summary=summary,
+        alternatives=part(body, "alternatives", tuple[Alternative, ...]),
+    )  # fmt: skip
+    _check(plan)
+    return plan
+
+
+def _check(plan: Plan) -> None:
+    """Raises Damaged for parts that do not go together, or that no plan has."""
+    mesh, ask, training = plan.mesh, plan.ask, plan.training
+    check(bool(mesh.sizes) and min(mesh.sizes) >= 1, "mesh", mesh.sizes, "every axis has at least one device")
+    for what, number in (("hardware.num_devices", plan.hardware.num_devices), ("ask.num_devices", ask.num_devices)):
+        check(number == mesh.num_devices, what, number, f"the mesh has {mesh.num_devices}")
+    for what, given in (("batch", ask.batch), ("seq", ask.seq)):
+        check(given is None or given >= 1, f"ask.{what}", given, "a whole number from 1 on, or null")
+    check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {', '.join(DTYPES)}")
+    check(ask.compute in ("", *DTYPES), "ask.compute", ask.compute, f"empty or one of {', '.join(DTYPES)}")
+    check(0 <= ask.memory_headroom < 1, "ask.memory_headroom", ask.memory_headroom, "a share from 0 up to 1")
+    for what, norm in (("ask.clip_norm", ask.clip_norm), ("training.clip_norm", training.clip_norm)):
+        check(norm is None or 0 < norm < float("inf"), what, norm, "a positive number, or null")
+    check(0 <= training.clip_epsilon < 1, "training.clip_epsilon", training.clip_epsilon, "a small number from 0 on")
+    check(training.optimizer in OPTIMIZERS, "training.optimizer", training.optimizer, "no optimizer that is known")
+    phases = sorted({phase for _, phase, _ in plan.hubs} - {"forward", "backward", "update"})
+    check(not phases, "the phase of a hub", phases, "forward, backward or update")
+    for name, rows in (("options", plan.options), ("parameters", plan.parameters)):
+        same_length(rows, len(mesh.sizes), name)
+
+
+def option_text(option: Option) -> str:
+    """An option as plan files and messages have it."""
+    return option.kind if option.number < 0 else f"{option.kind}:{option.number}"
+
+
+def _read_option(text: str) -> Option:
+    kind, _, number = text.partition(":")
+    if kind not in ("whole", "split", "linear", "update"):
+        raise Damaged(f"unknown option {text!r}")
+    if number and not (number.isascii() and number.isdigit()):
+        raise Damaged(f"option {text!r} has no number")
+    return Option(kind, int(number) if number else -1)
+
+
+def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, Layout], list[int]] = {}
+    for value, phase, layout in hubs:
+        groups.setdefault((phase, layout), []).append(value)
+    return [{"phase": phase, "layout": layout, "values": values} for (phase, layout), values in groups.items()]

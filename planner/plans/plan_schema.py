@@ -1,0 +1,147 @@
+"""What a plan's file may hold: every value is of its type and in its range before anything is made of it.
+
+JSON -> the parts of a `Plan`, or one line that names the place of the damage. msgspec checks types and ranges; what two values say
+together is checked in `plan_file`, and what only the model tells (whether a choice exists) where the model is there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, NotRequired, TypedDict, get_type_hints
+
+import msgspec
+
+from planner.predict.predict import CATEGORIES
+
+__all__ = ["Count", "Damaged", "Hub", "Summary", "check", "check_summary", "part", "same_length", "undeclared"]
+
+Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
+Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e300)]
+Share = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
+
+
+class Damaged(ValueError):
+    """A part of a plan's file that is no part of any plan."""
+
+
+class Group(TypedDict):
+    """What the axes split in one group of like modules."""
+
+    group: str
+    count: Count
+    ops: list[str]
+    parameters: list[str]
+
+
+class Axis(TypedDict):
+    """What an axis of the mesh runs over."""
+
+    name: str
+    size: Count
+    num_nodes: Count
+    ranks_per_node: Count
+    links: list[str]
+
+
+class Padding(TypedDict):
+    """A larger vocabulary that is faster."""
+
+    setting: str
+    step_time_s: Positive
+
+
+class Summary(TypedDict):
+    """The figures of a plan: for the report and `--json` alone, nothing is lowered from them."""
+
+    model: str
+    options: dict[str, Any]
+    optimizer: str
+    dtype: str
+    num_parameters: Natural
+    constants: NotRequired[list[str]]
+    take_no_part: list[str]
+    step_time_s: Positive
+    compute_time_s: Share
+    exposed_communication_time_s: Share
+    idle_time_s: Share
+    samples_per_s: Share
+    tokens_per_s: Share
+    mfu: Share
+    memory_bytes: dict[str, Natural]
+    shared_memory_bytes: NotRequired[Natural]
+    memory_capacity_bytes: Count
+    memory_allowed_bytes: Natural
+    fits: bool
+    replicated_ops: list[str]
+    discovered_ops: list[str]
+    ops_without_rule: list[str]
+    groups: list[Group]
+    axes: list[Axis]
+    planning_time_s: Share
+    standard_name: NotRequired[str]
+    padding: NotRequired[Padding]
+    left_out: NotRequired[list[str]]
+    late: NotRequired[list[str]]
+    time_limit_s: NotRequired[Share]
+    drawn_on: NotRequired[list[Natural]]
+
+
+class Hub(TypedDict):
+    """A layout of several values in a phase."""
+
+    phase: str
+    layout: tuple[Annotated[int, msgspec.Meta(ge=-2)], ...]
+    values: list[Natural]
+
+
+def part(body: Mapping[str, Any], name: str, kind: Any) -> Any:
+    """The part `name` of a file as a `kind`: a record, or what msgspec knows. Raises Damaged with the place of what is wrong."""
+    if name not in body:
+        raise Damaged(f"{name} is missing")
+    _check_keys(name, body[name], kind)
+    try:
+        return msgspec.convert(body[name], kind, strict=True)
+    except (msgspec.ValidationError, ValueError) as error:
+        text, _, place = str(error).partition(" - at ")
+        raise Damaged(f"{name}{place.strip('`').removeprefix('$')}: {text}") from error
+
+
+def _check_keys(name: str, value: Any, kind: Any) -> None:
+    """Raises Damaged for a key that records of the kind do not have."""
+    if isinstance(value, Mapping) and is_dataclass(kind):
+        known = {field.name for field in fields(kind)}
+        unknown = [key for key in value if key not in known]
+        if unknown:
+            raise Damaged(f"{name} has an unknown key {unknown[0]!r}")
+
+
+def undeclared(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """The figures of a file that `Summary` does not name, as they are: another version's report may have more."""
+    declared = get_type_hints(Summary)
+    return {key: value for key, value in summary.items() if key not in declared}
+
+
+def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
+    """Raises Damaged for figures that do not go together."""
+    if set(summary["memory_bytes"]) != {*CATEGORIES, "total"}:
+        raise Damaged(
+            f"summary.memory_bytes has {', '.join(summary['memory_bytes'])}: not the categories of memory and their total"
+        )
+    for row in summary["groups"]:
+        if len(row["ops"]) != num_axes or len(row["parameters"]) != num_axes:
+            raise Damaged(f"summary.groups: {row['group']!r} is not told for each of {num_axes} axes")
+
+
+def check(good: bool, what: str, value: object, wanted: str) -> None:
+    """Raises Damaged unless `good`."""
+    if not good:
+        raise Damaged(f"{what} is {value!r}: {wanted}")
+
+
+def same_length(rows: Sequence[Sequence[Any] | None], num_axes: int, name: str) -> None:
+    """Raises Damaged for a choice that is not one for each axis."""
+    for number, row in enumerate(rows):
+        if row is not None and len(row) != num_axes:
+            raise Damaged(f"{name}[{number}] has {len(row)} choices for {num_axes} axes")

@@ -1,0 +1,171 @@
+"""A plan's model, choices and program, made again from its file.
+
+Plan -> Model, Choices, Program. Ranks receive the plan's file: they trace the model again (`model_of`), check the hash and lower the
+choices; none solves again.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from cost_models.cluster import Cluster
+from cost_models.errors import BadPlan
+from planner.dims.subdims import infer
+from planner.dims.ties import tie
+from planner.dims.views import is_view, resolve
+from planner.graph.checking import checked
+from planner.graph.graph import Graph
+from planner.graph.layout import Layout, local_sizes
+from planner.lowering.lower import lower
+from planner.plans.plan_file import Plan, option_text, write_plan
+from planner.plans.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
+from planner.predict.depth import Shallow, fits_together
+from planner.program.check_graph import dims_faults
+from planner.program.program import Program
+from planner.state.hash_seed import chosen
+from planner.strategy.choices import Choices
+from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.strategies import op_strategies, parameter_strategies
+from planner.strategy.traced_model import Model
+from planner.trace.trace import Traced, trace
+from planner.workload.ask import build
+from planner.workload.workload import Workload
+
+__all__ = [
+    "choices_of",
+    "costing_of",
+    "graph_of",
+    "model_of",
+    "modelled",
+    "program_of",
+    "shallow_of",
+    "traced_of",
+    "workload_of",
+]
+
+
+def modelled(traced: Traced) -> Model:
+    """The traced graph with its sub-dims, ties and views."""
+    dims = infer(traced.graph)
+    checked("sub-dims", lambda: dims_faults(traced.graph, dims.shapes))
+    roots = resolve(traced.graph, dims)
+    return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims, roots), roots=roots)
+
+
+def shallow_of(traced: Traced, model: Model) -> Shallow | None:
+    """A deep model at lesser depths, where its trace has them."""
+    models = [modelled(replace(traced, graph=graph)) for _, graph in traced.shallow]
+    if len(models) != 2 or not all(fits_together(model, shallow) for shallow in models):
+        return None
+    return Shallow(models=(models[0], models[1]), depths=(traced.shallow[0][0], traced.shallow[1][0]), depth=traced.depth)
+
+
+def workload_of(plan: Plan) -> Workload:
+    """The workload that the plan is for, built anew (under the caller's seed, or under fake tensors)."""
+    return build(plan.ask)
+
+
+def graph_of(plan: Plan, seed: int = 0) -> Graph:
+    """The graph of the plan's model, traced again, whichever it is."""
+    return trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed).graph
+
+
+def model_of(plan: Plan, seed: int = 0) -> Model:
+    """The plan's model, traced again under a seed. Raises BadPlan if it is another graph than the plan was made for."""
+    return modelled(traced_of(plan, seed))
+
+
+def traced_of(plan: Plan, seed: int = 0) -> Traced:
+    """The plan's model and workload, traced again, as `model_of`."""
+    traced = trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed)
+    found = traced.graph.digest()
+    if found != plan.graph_hash:
+        raise BadPlan(
+            f"the plan was made for another graph of {plan.ask.model!r} (hash {plan.graph_hash[:12]}, now {found[:12]}): "
+            f"{_why_another(plan, found, seed)}"
+        )
+    return traced
+
+
+def _why_another(plan: Plan, found: str, seed: int) -> str:
+    """Why a graph of the plan's model is another than the plan's, and what to do."""
+    if seed and graph_of(plan).digest() == plan.graph_hash:
+        return f"the model draws random numbers that decide what it computes; it was planned under seed 0 and run under {seed}"
+    if graph_of(plan, seed).digest() != found:
+        return (
+            "each time that it is made the model computes something else (the time, random numbers without a seed, the order of a "
+            "set of objects): make it the same each time"
+        )
+    here = chosen()
+    if (not here or plan.hash_seed != here) and _order_differs(plan, found, here):
+        return SET_ORDER
+    return "the model's code or torch has changed; plan again"
+
+
+def _order_differs(plan: Plan, found: str, here: str) -> bool:
+    """Whether processes with other hash seeds than `here` find another graph."""
+    with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
+        write_plan(plan, Path(folder) / "plan.json")
+        others = (digest_elsewhere(Path(folder) / "plan.json", hash_seed) for hash_seed in HASH_SEEDS if hash_seed != here)
+        return any(other not in ("", found) for other in others)
+
+
+def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Costing:
+    """Costs under the plan's mesh, on its own hardware or on another cluster."""
+    training = plan.training
+    return Costing(
+        cluster or plan.hardware.cluster(), plan.mesh.sizes, training.optimizer, total_gradient_bytes(model.graph),
+        clip_norm=training.clip_norm, clip_epsilon=training.clip_epsilon,
+    )  # fmt: skip
+
+
+def choices_of(plan: Plan, model: Model) -> Choices:
+    """The plan's choices for every node of its model."""
+    if len(plan.options) != len(model.ties.nodes_of) or len(plan.parameters) != len(model.ties.parameters_of):
+        raise BadPlan("the plan has choices for another number of ops than the model has; plan again")
+    sizes, strategies = plan.mesh.sizes, {}
+    for node in model.graph.nodes:
+        options = plan.options[model.ties.node_class[node.index]]
+        if is_view(model.dims, node.index):
+            continue
+        if options is None or len(options) != len(sizes):
+            raise BadPlan(f"the plan has no choice for {node.op} in {node.path!r} on every axis of its mesh; plan again")
+        found = op_strategies(model.dims.ops[node.index], sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
+        if len(found) != 1:
+            raise BadPlan(
+                f"the plan's choice {[option_text(o) for o in options]} does not exist for {node.op} in {node.path!r}"
+            )
+        strategies[node.index] = found[0]
+    parameters = []
+    for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
+        flat = tuple(size for dim in model.dims.shapes[parameter.value] for size in dim)
+        options = plan.parameters[number]
+        if len(options) != len(sizes):
+            raise BadPlan(f"the plan has no choice for parameter {parameter.name!r} on every axis of its mesh; plan again")
+        kept = parameter_strategies(flat, sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
+        if len(kept) != 1:
+            raise BadPlan(
+                f"the plan's choice {[option_text(o) for o in options]} does not exist for parameter {parameter.name!r}"
+            )
+        parameters.append(kept[0])
+    hubs = {(value, phase): layout for value, phase, layout in plan.hubs}
+    for (value, _), layout in hubs.items():
+        _check_layout(model, value, layout, sizes)
+    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=plan.bucket_bytes, recast=plan.recast)
+
+
+def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:
+    known = 0 <= value < len(model.dims.shapes)
+    flat = tuple(size for dim in model.dims.shapes[value] for size in dim) if known else ()
+    if not known or len(layout) != len(sizes) or max(layout) >= len(flat) or local_sizes(flat, layout, sizes) is None:
+        raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
+
+
+def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0, seed: int = 0) -> Program:
+    """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on another cluster. Rank 0 holds the
+    largest shards. `seed` is that of the run."""
+    model = model_of(plan, seed)
+    timing = None if cluster is None else costing_of(plan, model, cluster)
+    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank)

@@ -1,0 +1,1 @@
+"""A program -> its simulated timeline and its memory."""

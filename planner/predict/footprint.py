@@ -1,0 +1,255 @@
+"""What one rank's memory holds while it runs a step, instruction by instruction, in the order in which its executor runs them.
+
+Program -> Footprint. A block of memory is taken when an instruction starts and freed when the last value in it is: views share
+their operand's; a collective under way holds its buffers until it is waited for, and frees its sources when it has packed them
+(`runtime.source`). The one account of memory: the table, the picture and the simulated timeline are read off it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from cost_models.memory import allocated_bytes, dtype_bytes
+from planner.predict.transfers import Buffers, buffers_of
+from planner.predict.workspace import workspace
+from planner.program.copies import slice_copies
+from planner.program.program import Communicate, Compute, Instruction, Program, Update, given_kinds, reads, waits_for, writes
+
+__all__ = ["CATEGORIES", "Footprint", "footprint"]
+
+#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made, and parameters
+#: that were cast; `temporaries` what an op takes and gives back, and what backward holds besides gradients.
+CATEGORIES = ("parameters", "optimizer", "gradients", "activations", "gathered", "temporaries", "inputs")
+_NUMBER = {name: number for number, name in enumerate(CATEGORIES)}
+
+#: Bytes by category.
+Held = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Footprint:
+    """Bytes by category (in the order of `CATEGORIES`) before the step; and, of every instruction, at its fullest moment and when it
+    has ended."""
+
+    start: Held
+    during: tuple[Held, ...]
+    after: tuple[Held, ...]
+
+    @property
+    def peak(self) -> tuple[Held, int]:
+        """What is held at the fullest moment, and the number of the instruction of that moment, -1 for the start."""
+        totals = [sum(self.start), *map(sum, self.during)]
+        place = max(range(len(totals)), key=totals.__getitem__) - 1
+        return (self.start if place < 0 else self.during[place]), place
+
+
+def footprint(program: Program) -> Footprint:
+    """The memory of one rank over the program."""
+    walk = _Walk(program)
+    start = tuple(walk.held)
+    during, after = [], []
+    for index, instruction in enumerate(program.instructions):
+        during.append(walk.run(index, instruction))
+        after.append(tuple(walk.held))
+    return Footprint(start=start, during=tuple(during), after=tuple(after))
+
+
+class _Block:
+    """Memory that `users` values and collectives under way share."""
+
+    __slots__ = ("category", "nbytes", "users")
+
+    def __init__(self, nbytes: int, category: int) -> None:
+        self.nbytes, self.category, self.users = nbytes, category, 1
+
+
+@dataclass(slots=True)
+class _UnderWay:
+    message: Communicate
+    sent: _Block | None
+    arrives: _Block | None
+    unpacked: bool
+
+
+class _Walk:
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.rounded = program.backend == "nccl"  # the caching allocator of a CUDA device
+        self.categories = _categories(program)
+        self.kinds = dict(given_kinds(program))
+        self.blocks = _given(program)
+        self.stale = {s.value for s in program.parameters} & {v for i in program.instructions for v in writes(i)}
+        self.waits: dict[int, _UnderWay] = {}
+        self.held = [program.initial_bytes.get(name, 0) for name in CATEGORIES]
+        self.total = sum(self.held)
+        self.most, self.fullest = self.total, tuple(self.held)
+
+    def run(self, index: int, instruction: Instruction) -> Held:
+        """Runs an instruction; what is held at its fullest moment."""
+        self.most = -1
+        self._mark()
+        for value in waits_for(instruction):
+            if value in self.waits:
+                self._finish(self.waits[value])
+        self._free(self.stale.intersection(writes(instruction)))
+        if isinstance(instruction, Communicate):
+            self._communicate(instruction)
+        elif isinstance(instruction, Compute):
+            self._compute(instruction)
+        if not isinstance(instruction, Update):
+            for result, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+                if result is not None:
+                    self.kinds[result] = shape, dtype
+        self._free(instruction.frees)
+        if index == len(self.program.instructions) - 1:
+            for pending in list({id(p): p for p in self.waits.values()}.values()):
+                self._finish(pending)
+        return self.fullest
+
+    # ---------------------------------------------------------------------------------------------- blocks
+
+    def _take(self, nbytes: int, category: int) -> _Block:
+        nbytes = allocated_bytes(nbytes) if self.rounded else nbytes
+        self.held[category] += nbytes
+        self.total += nbytes
+        self._mark()
+        return _Block(nbytes, category)
+
+    def _mark(self) -> None:
+        if self.total > self.most:
+            self.most, self.fullest = self.total, tuple(self.held)
+
+    def _drop(self, block: _Block) -> None:
+        block.users -= 1
+        if block.users == 0:
+            self.held[block.category] -= block.nbytes
+            self.total -= block.nbytes
+
+    def _share(self, value: int, block: _Block) -> None:
+        block.users += 1
+        self.blocks[value] = block
+
+    def _free(self, values: Iterable[int]) -> None:
+        for value in list(values):
+            self.stale.discard(value)
+            self._drop(self.blocks.pop(value))
+
+    # ---------------------------------------------------------------------------------------------- ops
+
+    def _compute(self, op: Compute) -> None:
+        nbytes = 0 if op.kind == "view" else workspace(op, self.kinds, self.program.mesh.sizes, host=not self.rounded)
+        unused = [self._take(nbytes, _NUMBER["temporaries"])] if nbytes else []
+        for value, shape, dtype in zip(op.results, op.shapes, op.dtypes, strict=True):
+            if value is None:
+                unused.append(self._take(math.prod(shape) * dtype_bytes(dtype), _NUMBER["temporaries"]))
+            elif op.kind == "view" and op.operands and self.program.value_bytes[value] == 0:
+                self._share(value, self.blocks[op.operands[0]])
+            else:
+                self.blocks[value] = self._take(self.program.value_bytes[value], self.categories[value])
+        for block in unused:
+            self._drop(block)
+
+    # ---------------------------------------------------------------------------------------------- collectives
+
+    def _communicate(self, message: Communicate) -> None:
+        ranks = math.prod(self.program.mesh.sizes[axis] for axis in message.axes)
+        if message.kind == "slice" or ranks == 1:
+            self._slice(message, copies=ranks > 1)
+            return
+        buffers = buffers_of(message, ranks, self.program.backend, in_place=self._in_place(message))
+        pending = self._start(message, buffers)
+        for value in message.results:
+            self.waits[value] = pending
+        if not message.asynchronous:
+            self._finish(pending)
+
+    def _slice(self, message: Communicate, *, copies: bool) -> None:
+        for value, source in zip(message.results, message.sources, strict=True):
+            if copies and (slice_copies(message) or source in message.frees):
+                self.blocks[value] = self._take(self.program.value_bytes[value], self.categories[value])
+            else:
+                self._share(value, self.blocks[source])
+
+    def _in_place(self, message: Communicate) -> bool:
+        return message.sources[0] in message.frees and self.blocks[message.sources[0]].users == 1
+
+    def _start(self, message: Communicate, buffers: Buffers) -> _UnderWay:
+        category = self.categories[message.results[0]]
+        packing, sent, arrives = self._take(buffers.packing, category), None, None
+        if buffers.sent is not None:
+            sent = self._own(buffers.sent, category, self.blocks[message.sources[0]])
+        self._drop(packing)
+        if buffers.received is not None:
+            arrives = self._own(buffers.received, category, sent)
+        return _UnderWay(message, sent, arrives, buffers.unpacked)
+
+    def _own(self, nbytes: int, category: int, other: _Block | None) -> _Block:
+        """Memory of its own or, of no bytes, another user of what is there."""
+        if nbytes or other is None:
+            return self._take(nbytes, category)
+        other.users += 1
+        return other
+
+    def _finish(self, pending: _UnderWay) -> None:
+        if pending.sent is not None:
+            self._drop(pending.sent)
+        for value in pending.message.results:
+            self.waits.pop(value, None)
+            if pending.unpacked or pending.arrives is None:
+                self.blocks[value] = self._take(self.program.value_bytes[value], self.categories[value])
+            else:
+                self._share(value, pending.arrives)
+        if pending.arrives is not None:
+            self._drop(pending.arrives)
+
+
+def _given(program: Program) -> dict[int, _Block]:
+    """The blocks of what is held before the step, which count among `initial_bytes`: none is freed but by what replaces it."""
+    blocks = {}
+    for name, values in (
+        ("inputs", [state.value for state in program.inputs]),
+        ("optimizer", [state.shard for state in program.parameters]),
+        ("parameters", [state.value for state in program.parameters]),
+    ):
+        for value in values:
+            blocks[value] = _Block(program.value_bytes[value], _NUMBER[name])
+    return blocks
+
+
+def _categories(program: Program) -> dict[int, int]:
+    """Gradients are what the update reads, and what is reduced for it; then by who wrote the value and when."""
+    gradients: set[int] = set()
+    for instruction in reversed(program.instructions):
+        if instruction.kind == "optimizer" or (
+            gradients.intersection(writes(instruction)) and (isinstance(instruction, Communicate) or instruction.kind == "view")
+        ):
+            gradients.update(reads(instruction))
+    parameters, of_parameters = {state.value for state in program.parameters}, _of_parameters(program)
+    out: dict[int, int] = {}
+    for instruction in program.instructions:
+        for value in writes(instruction):
+            name = "parameters" if value in parameters else "gradients" if value in gradients else ""
+            out[value] = _NUMBER[name or _category(instruction, value in of_parameters)]
+    return out
+
+
+def _category(instruction: Instruction, of_parameter: bool) -> str:
+    if isinstance(instruction, Compute) and not of_parameter:
+        return "activations" if instruction.phase == "forward" else "temporaries"
+    return "gathered"
+
+
+def _of_parameters(program: Program) -> set[int]:
+    """Parameters, what was gathered of them, and either in another format."""
+    found = {state.value for state in program.parameters}
+    for instruction in program.instructions:
+        same = isinstance(instruction, Communicate) or instruction.kind == "view" or _casts(instruction)
+        if same and reads(instruction) and found.issuperset(reads(instruction)):
+            found.update(writes(instruction))
+    return found
+
+
+def _casts(instruction: Instruction) -> bool:
+    return isinstance(instruction, Compute) and instruction.op == "aten._to_copy.default"

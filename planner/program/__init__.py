@@ -1,0 +1,1 @@
+"""What every rank executes: the instructions, the ops that they name, what they copy."""

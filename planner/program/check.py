@@ -1,0 +1,97 @@
+"""What every `Program` keeps to: the values that its instructions read are its own, written before, not freed, and as they were made.
+
+Program -> faults. A reference to a graph's value left in a program would be read as whatever the program has under that number, or be
+passed over where values are freed: wrong without a word. So lowering checks each program that it makes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from planner.graph.graph import Ref as GraphRef
+from planner.graph.graph import Serial
+from planner.program.copies import slice_copies
+from planner.program.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, writes
+
+__all__ = ["faults", "foreign_faults"]
+
+#: What stands for no value: most arguments are of these, and every argument of every program comes by.
+_PLAIN = frozenset((int, float, bool, str, type(None)))
+
+
+def faults(program: Program) -> tuple[str, ...]:
+    """What is wrong with a program, a line each; none where it can be run."""
+    return (*foreign_faults(program.instructions), *_lifetimes(program), *_overwritten(program))
+
+
+def foreign_faults(instructions: Iterable[Instruction]) -> Iterator[str]:
+    """Arguments that are of the graph, or values that no operand tells of."""
+    for instruction in instructions:
+        if isinstance(instruction, Compute):
+            found: list[Any] = []
+            _collect(instruction.args, found)
+            _collect(instruction.kwargs, found)
+            if tuple(found) != instruction.operands:
+                yield f"{instruction.id} has arguments other than its operands: {found} for {instruction.operands}"
+
+
+def _collect(items: Iterable[Any], found: list[Any]) -> None:
+    """Adds the ids of the program's values among arguments, whatever they are nested in, and as it is what stands for another's."""
+    for item in items:
+        kind = type(item)
+        if kind is Ref:
+            found.append(item.id)
+        elif kind in _PLAIN:
+            continue
+        elif isinstance(item, tuple | list):
+            _collect(item, found)
+        elif isinstance(item, dict):
+            _collect(item.values(), found)
+        elif isinstance(item, slice):
+            _collect((item.start, item.stop, item.step), found)
+        elif isinstance(item, GraphRef | Serial):
+            found.append(item)
+
+
+def _lifetimes(program: Program) -> Iterator[str]:
+    """Values that are read before they are written or after they are freed, and those written or freed twice."""
+    state = {value for one in program.parameters for value in (one.value, one.shard)}
+    alive = state | {one.value for one in program.inputs}
+    known = set(alive)
+    for instruction in program.instructions:
+        made, read, frees = writes(instruction), reads(instruction), instruction.frees
+        if not alive.issuperset(read):
+            yield f"{instruction.id} reads {sorted({*read} - alive)}, which are not written, or freed"
+        if not known.isdisjoint(made) and known.intersection(made) - state:
+            yield f"{instruction.id} writes {made}, of which some were written before"
+        alive.update(made)
+        known.update(made)
+        if frees and (not alive.issuperset(frees) or len({*frees}) != len(frees)):
+            yield f"{instruction.id} frees {frees}, of which some are not there"
+        alive.difference_update(frees)
+    kept = {program.loss, *(value for _, value in program.reported), *(value for pair in program.stores for value in pair)}
+    if not alive.issuperset(kept | state):
+        yield f"the step ends without {sorted((kept | state) - alive)}"
+
+
+def _overwritten(program: Program) -> Iterator[str]:
+    """What forward or backward reads, or the step gives, of a parameter after the update wrote to it."""
+    trained = {value for one in program.parameters for value in (one.value, one.shard)}
+    updated = False
+    for instruction in program.instructions:
+        updated |= isinstance(instruction, Update)
+        if updated and instruction.phase != "update" and trained.intersection(reads(instruction)):
+            yield f"{instruction.id} reads {sorted(trained.intersection(reads(instruction)))}, parameters, after their update"
+        if _is_view(instruction) and trained.intersection(reads(instruction)):
+            trained.update(writes(instruction))
+    given = trained.intersection({program.loss, *(value for _, value in program.reported)})
+    if given:
+        yield f"the step gives {sorted(given)}, which the update writes to"
+
+
+def _is_view(instruction: Instruction) -> bool:
+    """Whether a result shares memory with what is read, or, of an asynchronous message, is still on its way from it."""
+    if isinstance(instruction, Communicate):
+        return instruction.asynchronous or (instruction.kind == "slice" and not slice_copies(instruction))
+    return isinstance(instruction, Compute) and instruction.kind == "view"

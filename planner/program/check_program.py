@@ -1,0 +1,120 @@
+"""The whole check of a `Program`: beside what every lowering looks at (`check`), that nothing leaks, that shapes follow from layouts
+and from each other, and that seconds and bytes are such.
+
+Program -> faults, a line each that names the instruction. It takes about as long as lowering, so it is for tests and for `--check`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from cost_models.memory import dtype_bytes
+from planner.graph.layout import Mesh, local_shape
+from planner.program.check import faults
+from planner.program.check_messages import Kind, meeting_faults, meetings, sent_faults
+from planner.program.check_order import order_faults
+from planner.program.program import Communicate, Program, Update, given_kinds, writes
+
+__all__ = ["program_faults", "ranks_faults"]
+
+
+def program_faults(program: Program) -> Iterator[str]:
+    """All that is wrong with a program by itself."""
+    yield from faults(program)
+    yield from _leaks(program)
+    unlike = [*order_faults(program.instructions, program.mesh)]
+    yield from unlike
+    if not unlike:  # else there are values without a shape
+        yield from _shape_faults(program)
+        yield from _bytes_faults(program)
+
+
+def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
+    """What is wrong between the programs of several ranks of a mesh: all run the same instructions, and meet in every collective."""
+    first, *others = sorted(programs)
+    names = [instruction.id for instruction in programs[first].instructions]
+    for rank in others:
+        for number, instruction in enumerate(programs[rank].instructions):
+            if number >= len(names) or instruction.id != names[number]:
+                has = names[number] if number < len(names) else "none"
+                yield f"instruction {number} of rank {rank} is {instruction.id}, of rank {first} {has}"
+                break
+    yield from meeting_faults(mesh, {rank: meetings(program) for rank, program in programs.items()})
+
+
+def _held(program: Program) -> set[int]:
+    """The values that are there before the step and after it."""
+    return {v for p in program.parameters for v in (p.value, p.shard)} | {state.value for state in program.inputs}
+
+
+def _leaks(program: Program) -> Iterator[str]:
+    """Values that nobody frees and that are no result of the step."""
+    given = {program.loss, *(value for _, value in program.reported), *(value for _, value in program.stores)}
+    freed = {value for instruction in program.instructions for value in instruction.frees}
+    kept = given | _held(program)
+    for instruction in program.instructions:
+        for value in writes(instruction):
+            if value not in freed and value not in kept:
+                yield f"{instruction.id} writes value {value}, which is never freed"
+
+
+def _shape_faults(program: Program) -> Iterator[str]:
+    """Shapes and dtypes of messages, of the update and of what the step gives."""
+    kinds = dict(given_kinds(program))
+    for instruction in program.instructions:
+        if isinstance(instruction, Update):
+            yield from _update_faults(program, instruction, kinds)
+            continue
+        if isinstance(instruction, Communicate):
+            yield from sent_faults(instruction, kinds, program.mesh, program.rank or 0)
+        kinds |= {
+            value: (shape, dtype)
+            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True)
+            if value is not None
+        }
+    for name, value in (("loss", program.loss), *program.reported):
+        if value in kinds and math.prod(kinds[value][0]) != 1:
+            yield f"the step gives {name} as value {value} of shape {kinds[value][0]}: one number is due"
+    for held, new in program.stores:
+        if kinds.get(held) != kinds.get(new):
+            yield f"buffer value {held} is {_words(kinds.get(held))} and becomes value {new}, {_words(kinds.get(new))}"
+
+
+def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> Iterator[str]:
+    """Gradients are there for every parameter, in the layout in which it is updated."""
+    if len(update.gradients) != len(program.parameters):
+        yield f"{update.id} has {len(update.gradients)} gradients for {len(program.parameters)} parameters"
+        return
+    place = program.mesh.coordinate(program.rank or 0)
+    for parameter, gradient in zip(program.parameters, update.gradients, strict=True):
+        due = (local_shape(parameter.subshape, parameter.updated, program.mesh.sizes, place), parameter.dtype)
+        if kinds.get(gradient, due) != due:
+            yield (
+                f"{update.id} reads value {gradient}, {_words(kinds[gradient])}, for parameter {parameter.name!r}, whose piece is "
+                f"{_words(due)}"
+            )
+
+
+def _words(kind: Kind | None) -> str:
+    return "nothing" if kind is None else f"{kind[1]}{list(kind[0])}"
+
+
+def _bytes_faults(program: Program) -> Iterator[str]:
+    """The account of memory has every value, a view as nothing and what is held as its shape says."""
+    for name, nbytes in program.initial_bytes.items():
+        if nbytes < 0:
+            yield f"{nbytes} bytes of {name} are held before the step"
+    for value, (shape, dtype) in given_kinds(program):
+        due = math.prod(shape) * dtype_bytes(dtype)
+        if program.value_bytes.get(value) != due:
+            yield f"value {value}, given, is accounted as {program.value_bytes.get(value)} bytes, it is {_words((shape, dtype))}"
+    for instruction in program.instructions:
+        for value in writes(instruction):
+            if program.value_bytes.get(value, -1) < 0:
+                yield f"{instruction.id} writes value {value}, accounted as {program.value_bytes.get(value)} bytes"
+        if isinstance(instruction, Communicate):
+            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+                nbytes, due = program.value_bytes.get(value, 0), math.prod(shape) * dtype_bytes(dtype)
+                if nbytes != due and not (nbytes == 0 and instruction.kind == "slice"):
+                    yield f"{instruction.id} writes value {value}, accounted as {nbytes} bytes, it is {_words((shape, dtype))}"

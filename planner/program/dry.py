@@ -1,0 +1,174 @@
+"""A dry run: every op of a program once on tensors without memory, of the shapes that one rank has.
+
+Program -> nothing, or the error that a rank would meet at its first step, named when planning. Operands' shapes are those that the
+program says, so that each op is checked alone, and like calls once: a repeated layer costs nothing. Ops of our own are not run: their
+kernels need real processes, and their rules are proved by tests.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cost_models.errors import NotTraceable
+from planner.graph.graph import map_refs
+from planner.program.operators import is_overload, resolve, returns_list
+from planner.program.program import Communicate, Compute, Program, Ref, given_kinds
+from planner.torch_private import FakeTensorMode, really, unlogged
+
+__all__ = ["CannotRun", "Failure", "dry_run", "first_failure"]
+
+#: An op without a kernel for tensors that have no memory is tried on real ones of no more elements than this, all told.
+_LARGEST = 1 << 16
+
+#: The shape of a local tensor, and the name of its dtype.
+_Kind = tuple[tuple[int, ...], str]
+#: Tensors that calls were tried on, by kind, and by their number among those of one kind that a call takes.
+_Tensors = dict[tuple[_Kind, int], Tensor]
+
+
+class CannotRun(NotTraceable):
+    """An op of the program that no rank can run; `op` and `path` are its name and module."""
+
+    def __init__(self, message: str, op: str = "", path: str = "") -> None:
+        super().__init__(message)
+        self.op, self.path = op, path
+
+
+def dry_run(program: Program) -> None:
+    """Runs every distinct op of the program on fake tensors, as the model was traced.
+
+    Raises CannotRun where an op fails on the local shapes, or gives other shapes or dtypes than the program says.
+    """
+    failure = first_failure(program)
+    if failure is not None:
+        raise CannotRun(_message(failure), failure.instruction.op, failure.instruction.path)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failure:
+    """An op that cannot run as the program says: why, and its operands in words."""
+
+    instruction: Compute
+    operands: str
+    why: str
+
+
+def first_failure(program: Program) -> Failure | None:
+    """The first op of the program that fails on fake tensors, or gives others than the program says."""
+    with FakeTensorMode(), unlogged(), torch.no_grad():
+        return _first(program)
+
+
+def _first(program: Program) -> Failure | None:
+    kinds = dict(given_kinds(program))
+    made: _Tensors = {}
+    seen: set[Any] = set()
+    for instruction in program.instructions:
+        if isinstance(instruction, Compute):
+            key = _key(instruction, kinds)
+            if key is not None and key not in seen:
+                seen.add(key)
+                why = _fails(instruction, kinds, made)
+                if why:
+                    shapes = (kinds[value] for value in instruction.operands)
+                    words = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in shapes)
+                    return Failure(instruction=instruction, operands=words, why=why)
+        if isinstance(instruction, Compute | Communicate):
+            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+                if value is not None:
+                    kinds[value] = (shape, dtype)
+    return None
+
+
+def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
+    """What a call's outcome depends on; None for ops of our own."""
+    if (
+        instruction.op.startswith("shardwright.")
+        and instruction.op != "shardwright.reshape"
+        and not is_overload(instruction.op)
+    ):
+        return None
+    arguments = map_refs((instruction.args, instruction.kwargs), kinds.__getitem__, Ref)
+    return instruction.op, repr(arguments), instruction.shapes, instruction.dtypes
+
+
+def _fails(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> str:
+    """Why a call cannot run on this rank; empty where it can, or where only running it would tell. Its operands are among the fake
+    tensors `made` for other calls, which no op of a program changes."""
+    try:
+        return _differs(instruction, _run(instruction, kinds, made))
+    except NotImplementedError:
+        return str(really(_fails_really, instruction, kinds))
+    except (RuntimeError, TypeError, ValueError, LookupError) as error:
+        return _first_line(error)
+
+
+def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
+    """The same on tensors of zeros, if they are few: then an op that has no kernel is known by that alone, since what else it raises
+    may be due to the numbers."""
+    shapes = [kinds[value][0] for value in instruction.operands] + list(instruction.shapes)
+    numels = [math.prod(shape) for shape in shapes]
+    if 0 in numels or sum(numels) > _LARGEST:
+        return ""
+    try:
+        return _differs(instruction, _run(instruction, kinds, {}))
+    except (NotImplementedError, TypeError) as error:
+        return _first_line(error)
+    except (RuntimeError, ValueError, LookupError):
+        return ""
+
+
+def _run(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> list[Any]:
+    numbers: Counter[_Kind] = Counter()
+
+    def tensor(value: int) -> Tensor:
+        shape, dtype = kind = kinds[value]
+        numbers[kind] += 1
+        key = kind, numbers[kind]  # operands of one call are each a tensor of its own
+        if key not in made:
+            made[key] = torch.zeros(shape, dtype=getattr(torch, dtype))
+        return made[key]
+
+    args, kwargs = map_refs((instruction.args, instruction.kwargs), tensor, Ref)
+    named = {name: value for name, value in kwargs if name not in ("device", "pin_memory")}
+    out = resolve(instruction.op)(*_lists(args), **named)
+    return list(out) if isinstance(out, tuple) or returns_list(instruction.op) else [out]
+
+
+def _lists(args: tuple[Any, ...]) -> list[Any]:
+    return [_lists(item) if isinstance(item, tuple) else item for item in args]
+
+
+def _differs(instruction: Compute, results: list[Any]) -> str:
+    """What a result has otherwise than the program says."""
+    if len(results) != len(instruction.results):
+        return f"it gives {len(results)} results, not {len(instruction.results)}"
+    for value, shape, dtype, result in zip(
+        instruction.results, instruction.shapes, instruction.dtypes, results, strict=True
+    ):  # fmt: skip
+        if value is not None and result.layout != torch.strided:
+            return f"it gives a tensor of layout {result.layout}, which no plan holds: ask for a dense one (sparse=False)"
+        if value is not None and result.numel() == 0 and len(instruction.results) > 1:
+            continue  # statistics that the op does not have in this mode: what takes them does not read them
+        if value is not None and (tuple(result.shape), result.dtype) != (shape, getattr(torch, dtype)):
+            return f"it gives a tensor of {tuple(result.shape)} in {result.dtype}, not of {shape} in {dtype}"
+    return ""
+
+
+def _first_line(error: Exception) -> str:
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return "torch's kernel does not take them" if "INTERNAL ASSERT" in first else first
+
+
+def _message(failure: Failure) -> str:
+    one = failure.instruction
+    return (
+        f"module {one.path or '(top)'!r} runs {one.op} ({one.phase}), which no rank can on its part "
+        f"({failure.operands}): {failure.why}"
+    )

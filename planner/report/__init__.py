@@ -1,0 +1,1 @@
+"""What a person reads of a plan: terminal, Markdown, JSON, pictures."""

@@ -1,0 +1,130 @@
+"""`plan explain`: the choice for every class of like ops and parameters, with what it costs, beside the report's words.
+
+The model is traced again, since a plan's file holds choices only; a class is one row however often its layer is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from cost_models.units import format_bytes, format_time
+from planner.dims.ties import pattern_of
+from planner.dims.views import is_view
+from planner.graph.layout import show_layout
+from planner.plans.plan_file import Plan
+from planner.plans.replay import choices_of, costing_of, modelled, traced_of
+from planner.plans.words import atom_names, op_words, parameter_words
+from planner.report.report import mesh_body, proof_lines, title
+from planner.report.sections import Section, Table
+from planner.strategy.choices import Choices
+from planner.strategy.costing import Costing
+from planner.strategy.traced_model import Model
+
+__all__ = ["explain", "explanation"]
+
+
+def explain(plan: Plan) -> dict[str, Any]:
+    """The explanation as data: what `plan explain --json` prints."""
+    traced = traced_of(plan)
+    model = modelled(traced)
+    choices, costing = choices_of(plan, model), costing_of(plan, model)
+    names = atom_names(model, traced.workload)
+    axes = plan.mesh.names
+    return {
+        "model": plan.ask.model,
+        "hardware": plan.hardware.name,
+        "mesh": dict(zip(axes, plan.mesh.sizes, strict=True)),
+        "groups": [
+            {"group": row["group"], "count": row["count"], "ops": dict(zip(axes, row["ops"], strict=True)),
+             "parameters": dict(zip(axes, row["parameters"], strict=True))}
+            for row in plan.summary["groups"]
+        ],
+        "ops": list(_ops(plan, model, choices, costing, names)),
+        "parameters": list(_parameters(plan, model, choices, costing, names)),
+        "replicated_ops": list(plan.summary["replicated_ops"]),
+        "discovered_ops": list(plan.summary.get("discovered_ops", [])),
+        "ops_without_rule": list(plan.summary.get("ops_without_rule", [])),
+        "solver": asdict(plan.solver),
+    }  # fmt: skip
+
+
+def _ops(
+    plan: Plan, model: Model, choices: Choices, costing: Costing, names: dict[int, str]
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    axes = range(len(plan.mesh.sizes))
+    for members in model.ties.nodes_of:
+        node = model.graph.nodes[members[0]]
+        if is_view(model.dims, node.index) or node.index not in choices.strategies:
+            continue
+        strategy = choices.strategies[node.index]
+        yield {
+            "group": pattern_of(node.path),
+            "op": node.op.split(".")[1],
+            "phase": node.phase,
+            "count": len(members),
+            "splits": {plan.mesh.names[axis]: op_words(model, names, choices, node, axis, plan.mesh) for axis in axes},
+            "results": [show_layout(layout) for layout in strategy.results],
+            "time_s": costing.op(node, model.dims.ops[node.index], strategy),
+        }
+
+
+def _parameters(
+    plan: Plan, model: Model, choices: Choices, costing: Costing, names: dict[int, str]
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    axes = range(len(plan.mesh.sizes))
+    for members in model.ties.parameters_of:
+        index = members[0]
+        parameter, strategy = model.graph.parameters[index], choices.parameters[index]
+        value = model.graph.values[parameter.value]
+        flat = tuple(size for dim in model.dims.shapes[value.id] for size in dim)
+        held = costing.parameter_bytes(flat, _itemsize(value.dtype), value.dtype, strategy)
+        yield {
+            "name": pattern_of(parameter.name),
+            "shape": list(value.shape),
+            "count": len(members),
+            "kept": {plan.mesh.names[axis]: parameter_words(model, names, choices, [index], axis, plan.mesh) for axis in axes},
+            "stored": show_layout(strategy.stored),
+            "updated": show_layout(strategy.updated),
+            "memory_bytes": sum(held.values()),
+        }
+
+
+def _itemsize(dtype: str) -> int:
+    from cost_models.memory import dtype_bytes
+
+    return dtype_bytes(dtype)
+
+
+def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
+    """The same to read."""
+    axes = tuple(f"{name}={size}" for name, size in record["mesh"].items())
+    total = sum(row["time_s"] * row["count"] for row in record["ops"]) or 1.0
+    ops = tuple(
+        (_times(row["group"] or "(loss and top level)", row["count"]), f"{row['op']} ({row['phase']})",
+         *row["splits"].values(), format_time(row["time_s"]), f"{100 * row['time_s'] * row['count'] / total:.1f} %")
+        for row in record["ops"]
+    )  # fmt: skip
+    parameters = tuple(
+        (_times(row["name"], row["count"]), "x".join(map(str, row["shape"])), *row["kept"].values(),
+         format_bytes(row["memory_bytes"]))
+        for row in record["parameters"]
+    )  # fmt: skip
+    last = len(axes) + 2
+    return (
+        Section(title=title(plan), body=mesh_body(plan)),
+        Section(
+            title="What every op splits",
+            body=(Table(header=("layers", "op", *axes, "time", "of all"), rows=ops, right=frozenset({last, last + 1})),),
+        ),
+        Section(
+            title="How every parameter is kept (memory: with optimizer state, a device)",
+            body=(Table(header=("parameter", "shape", *axes, "memory"), rows=parameters, right=frozenset({last})),),
+        ),
+        Section(title="Proof", body=proof_lines(plan)),
+    )
+
+
+def _times(name: str, count: int) -> str:
+    return f"{name} (x{count})" if count > 1 else name

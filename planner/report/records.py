@@ -1,0 +1,106 @@
+"""What `--json` prints: one object a verb, SI units, stable keys. docs/json.md lists them; a test holds the two together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from cost_models.breakdown import breakdown
+
+if TYPE_CHECKING:
+    from cost_models.cluster import Cluster
+    from cost_models.timeline import Timeline
+    from planner.models import ModelSpec, Preset
+    from planner.plans.plan_file import Plan
+    from planner.workload.ask import Ask
+
+__all__ = ["compare_record", "models_record", "plan_record", "run_record", "simulate_record"]
+
+_STEP = ("step_time_s", "compute_time_s", "exposed_communication_time_s", "idle_time_s")
+_RATES = ("samples_per_s", "tokens_per_s", "mfu")
+_MEMORY = ("memory_bytes", "memory_capacity_bytes", "memory_allowed_bytes", "fits")
+
+
+def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
+    """The object of `plan` and of `plan report`."""
+    summary = plan.summary
+    return {
+        "model": plan.ask.model,
+        "hardware": plan.hardware.name,
+        "num_devices": plan.hardware.num_devices,
+        "mesh": dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True)),
+        "axes": summary.get("axes", []),
+        **{key: summary[key] for key in (*_STEP, *_RATES, *_MEMORY)},
+        "shared_memory_bytes": summary.get("shared_memory_bytes", 0),
+        "standard_name": summary.get("standard_name"),
+        "alternatives": [asdict(row) for row in plan.alternatives],
+        "solver": asdict(plan.solver),
+        "replicated_ops": list(summary["replicated_ops"]),
+        "constants": list(summary.get("constants", [])),
+        "take_no_part": list(summary.get("take_no_part", [])),
+        "padding": summary.get("padding"),
+        "drawn_on": summary.get("drawn_on", []),
+        "left_out": summary.get("left_out", []),
+        "late": summary.get("late", []),
+        "time_limit_s": summary.get("time_limit_s"),
+        "planning_time_s": summary["planning_time_s"],
+        "files": {key: files[key] for key in ("plan", "report", "timeline")},
+    }
+
+
+def run_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `plan run`, from the result of a run."""
+    verify = result["verify"]
+    names = (
+        "loss_error",
+        "gradient_error",
+        "parameter_error",
+        "buffer_error",
+        "num_left_out",
+        "num_elements",
+        "limit",
+        "worst",
+    )
+    errors = verify and {name: verify[name] for name in names}
+    return {**result, "verify": errors}
+
+
+def compare_record(result: Mapping[str, Any]) -> dict[str, Any]:
+    """The object of `plan compare`, from the result of a comparison."""
+    steps = ("predicted_step_time_s", "measured_step_time_s", "error")
+    peaks = ("predicted_peak_memory_bytes", "measured_peak_memory_bytes")
+    kinds = [{key: row[key] for key in ("kind", "predicted_s", "measured_s", "error")} for row in result["by_kind"]]
+    return {**{key: result[key] for key in (*steps, *peaks)}, "by_kind": kinds}
+
+
+def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster: Cluster, ask: Ask) -> dict[str, Any]:
+    """The object of `plan simulate`."""
+    parts = breakdown(timeline, 0)
+    total = sum(memory_bytes.values())
+    return {
+        "step_time_s": timeline.step_time,
+        "compute_time_s": parts.compute,
+        "exposed_communication_time_s": parts.exposed_communication,
+        "idle_time_s": parts.idle,
+        "memory_bytes": {**memory_bytes, "total": total},
+        "memory_capacity_bytes": cluster.device.usable_memory,
+        "memory_allowed_bytes": ask.allowed_memory(cluster.device),
+        "fits": total <= ask.allowed_memory(cluster.device),
+    }
+
+
+def models_record(models: Mapping[str, ModelSpec]) -> dict[str, Any]:
+    """The object of `plan models`."""
+
+    def sizes(name: str, of: ModelSpec | Preset) -> dict[str, Any]:
+        return {
+            "name": name, "description": of.description, "batch_per_device": of.batch_per_device, "options": dict(of.options)
+        }  # fmt: skip
+
+    return {
+        "models": [
+            {**sizes(name, spec), "presets": [sizes(preset, of) for preset, of in spec.presets.items()]}
+            for name, spec in models.items()
+        ]
+    }

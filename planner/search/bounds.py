@@ -1,0 +1,179 @@
+"""What no plan can beat: a problem whose every cost is at most what the simulator charges for it (`least`).
+
+Tables of the meshes searched -> seconds. The least cost of a mesh's problem bounds the simulated step of every choice on it. Nodes and
+edges are the table's. A bias that may be joined to its product costs nothing, nor does what is only reported, or kept from forward to
+backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from cost_models.memory import dtype_bytes
+from cost_models.roofline import host_time
+from planner.dims.views import is_view
+from planner.graph.layout import Layout
+from planner.lowering.early import starts_beside_backward
+from planner.lowering.order import SMALL
+from planner.search.least import Least, Sent, weights_of
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.problem import Array, Choice, Edge, Problem
+from planner.strategy.costing import Costing
+from planner.strategy.table import Table
+from planner.strategy.traced_model import Model, Use
+
+__all__ = ["bound_problem", "bounded"]
+
+#: A bound within this share of the step is not raised further.
+GOOD = 0.01
+
+
+def bound_problem(table: Table, least: Least) -> Problem:
+    """The problem, on the table's nodes and edges."""
+    return _Bound(table, least).problem()
+
+
+class _Bound:
+    def __init__(self, table: Table, least: Least) -> None:
+        self.table, self.model, self.least = table, table.model, least
+        self.pairs: dict[tuple[int, int], Array] = {}
+        self.costs: list[Array] = [
+            np.where(np.isfinite(cost + table.hideable_costs.get(n, 0.0)), 0.0, np.inf) for n, cost in enumerate(table.costs)
+        ]
+
+    def problem(self) -> Problem:
+        """Node by node and edge by edge."""
+        self._ops()
+        self._parameters()
+        for (_, phase, _), alike in self.model.use_groups.items():
+            self._changes(phase, alike)
+        edges = tuple(Edge(u=u, v=v, cost=self.pairs[u, v]) for u, v in self.table.edges)
+        horizon = len(self.model.graph.nodes) + 1
+        return Problem(costs=tuple(self.costs), edges=edges, horizon=horizon, names=self.table.names)
+
+    # ---------------------------------------------------------------------------------------------- compute
+
+    def _ops(self) -> None:
+        graph, dims, costing = self.model.graph, self.model.dims, self.least.costing
+        for number, members in zip(self.table.node_of, self.model.ties.nodes_of, strict=True):
+            if number is None:
+                continue
+            times = sum(member not in self.model.may_be_joined for member in members)
+            node = graph.nodes[members[0]]
+            seconds = [costing.simulated(node, dims.ops[node.index], s) for s in self.table.strategies[number]]
+            self.costs[number] += self.least.compute * times * np.array(seconds)
+
+    def _parameters(self) -> None:
+        """Every update, what is gathered of a parameter that is updated in pieces and kept whole, and the host's time once a step."""
+        costing, share = self.least.costing, self.least.compute
+        for number, members in zip(self.table.parameter_of, self.model.ties.parameters_of, strict=True):
+            value = self.model.graph.values[self.model.graph.parameters[members[0]].value]
+            flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
+            layouts = self.least.layouts(flat, itemsize, "gathered")
+            for index, strategy in enumerate(self.table.parameter_strategies[number]):
+                seconds = share * costing.update(flat, itemsize, value.dtype, strategy)
+                self.costs[number][index] += len(members) * (seconds + layouts.cost(strategy.updated, strategy.stored))
+        self.costs[0] += share * (costing.step_overhead() + costing.view() * self.model.num_views)
+
+    # ---------------------------------------------------------------------------------------------- communication
+
+    def _changes(self, phase: str, alike: list[tuple[int, str, list[Use]]]) -> None:
+        """The changes of layout of values that are alike, of which only those count that training needs."""
+        value, _, uses = alike[0]
+        produced = self.table.produced(value)
+        assert produced is not None
+        counts = Counter(tuple(map(self._counts, of)) for _, _, of in alike)
+        if phase == "backward" and self._is_small(value):  # what forward has brought to a layout is kept
+            counts = Counter({tuple(False for _ in uses): len(alike)})
+        hub = self.table.hub_of.get((value, phase))
+        if hub is None:
+            self._edge(value, phase, produced, self.table.consumed(uses[0]), sum(n for (c,), n in counts.items() if c))
+            return
+        at_hub = (hub, list(self.table.hub_layouts[hub]))
+        self._edge(value, phase, produced, at_hub, sum(n for counted, n in counts.items() if any(counted)))
+        for place, use in enumerate(uses):
+            times = sum(n / _sharing(sum(counted)) for counted, n in counts.items() if counted[place])
+            self._edge(value, phase, at_hub, self.table.consumed(use), times)
+
+    def _edge(
+        self, value: int, phase: str, before: tuple[int, list[Layout]], after: tuple[int, list[Layout]], times: float
+    ) -> None:
+        (u, left), (v, right) = before, after
+        cost = self._change(value, phase, left, right) * times if times else np.zeros((len(left), len(right)))
+        if u == v:
+            self.costs[u] += np.diagonal(cost)
+            return
+        key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
+        if key not in self.pairs:
+            self.pairs[key] = self.table.forbidden(key)
+        self.pairs[key] = self.pairs[key] + table
+
+    def _change(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
+        itemsize = dtype_bytes(self.model.graph.values[value].dtype)
+        cost = self.least.layouts(self.table.flat(value), itemsize, self._sent(value, phase)).cost_table(before, after)
+        return np.where(np.isfinite(cost), cost, 0.0)  # what is impossible is so in the table already
+
+    def _sent(self, value: int, phase: str) -> Sent:
+        """How a value is sent at the least. In backward all count as beside compute: what forward wrote is waited for only once."""
+        if phase == "update":
+            return "reduced"
+        if value in self.model.formats:
+            return "gathered"
+        overlaps = self.least.costing.cluster.device.overlap > 0
+        return "beside" if overlaps and starts_beside_backward(phase, phase) else "waited"
+
+    def _counts(self, use: Use) -> bool:
+        """Whether training needs what a use reads: else it rides along with a gradient's message."""
+        return use.node is None or use.node in self.model.trained_by
+
+    def _is_small(self, value: int) -> bool:
+        found = self.model.graph.values[value]
+        return value not in self.model.formats and found.numel * dtype_bytes(found.dtype) <= SMALL
+
+
+def _sharing(readers: int) -> int:
+    """How many readers may share what is brought from their hub to one further layout: were it all of them, the hub would have it."""
+    return max(1, readers - 1)
+
+
+# ------------------------------------------------------------------------------------------------- the search
+
+
+class _Mesh:
+    """The best bound of one mesh so far, and the weights that may raise it."""
+
+    def __init__(self, table: Table, guess: Choice) -> None:
+        self.table, self.guess, self.left = table, guess, list(weights_of(table.costing))
+        self.bound = _host_seconds(table.model, table.costing)
+
+    def raised(self, time_limit: float) -> None:
+        """Solves for the next weights."""
+        least = Least(self.table.model, self.table.costing, self.left.pop(0))
+        solution = solve(bound_problem(self.table, least), guess=self.guess, time_limit=time_limit)
+        self.guess = solution.choice or self.guess
+        self.bound = max(self.bound, solution.bound)
+
+
+def _host_seconds(model: Model, costing: Costing) -> float:
+    """The host dispatches every op and the update, whatever is chosen, one after the other."""
+    device, dims = costing.cluster.device, model.dims
+    nodes = (n.index for n in model.graph.nodes if n.index not in model.may_be_joined and not is_view(dims, n.index))
+    ops = sum(host_time(device, dims.ops[n].signature.kind) for n in nodes)
+    return ops + host_time(device, "optimizer")
+
+
+def bounded(tables: Sequence[tuple[Table, Choice]], step: float, seconds: Callable[[], float] = lambda: math.inf) -> float:
+    """Seconds that no choice on the tables' meshes is simulated to take less than. `tables` come with choices that may be good; the
+    lowest mesh is raised until it is within `GOOD` of the plan's `step`. `seconds` gives what the next problem may take."""
+    meshes = [_Mesh(table, guess) for table, guess in tables]
+    for mesh in meshes:
+        mesh.raised(seconds())
+    while True:
+        lowest = min(meshes, key=lambda mesh: mesh.bound)
+        if lowest.bound >= step * (1 - GOOD) or not lowest.left:
+            return lowest.bound
+        lowest.raised(seconds())

@@ -1,0 +1,139 @@
+"""The least that the simulator charges, whatever lowering merges and joins, weighted so that its sum bounds the step.
+
+With C seconds of compute, and on links of class c B_c of collectives that compute waits for and A_c of those beside it, the step T
+obeys
+
+    T >= a C + sum of b_c B_c + sum of g_c A_c     for weights >= 0 with  a, b_c <= 1,  sum of g <= 1,
+                                                   a + sum of g <= 2 - overlap,  b_c + sum of the other classes' g <= 1
+
+because at no moment does the right side grow by more than the time that passes (rates: `cost_models/simulator.py`): compute and what
+runs beside it go on at 1 / (2 - overlap) each, those of one class share its links, and those of two classes do not disturb each other.
+
+Messages that may be merged cost the less of two: what they do alone, with the copies that this takes, and what their bytes do in the
+largest message of all, with one more copy of what they send (into its buffer). Gathers that go alone whatever else is gathered
+(`schedule.ALONE`) cost what they do alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+from cost_models.group_links import LinkClass
+from cost_models.memory import dtype_bytes
+from planner.lowering.order import ALONE, SMALL
+from planner.program.copies import Copies
+from planner.strategy.costing import Costing
+from planner.strategy.redistribute import Layouts, Step
+from planner.strategy.traced_model import Model
+
+__all__ = ["Least", "Sent", "Weights", "weights_of"]
+
+
+#: How a change of layout is sent: compute waits for it, or what is large may run beside compute, or it may be merged with others, too:
+#: a parameter's gather if it is small, a gradient's messages whatever they are.
+Sent = Literal["waited", "beside", "gathered", "reduced"]
+
+#: The grid on which the least that a byte costs to copy is sought: the seconds of a copy do not fall with its bytes, so between two
+#: sizes a byte costs at most this much less than at the lower one.
+_FINE = 1.05
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """The shares that count: of compute, and by class of links of collectives that compute waits for, and of those beside it."""
+
+    compute: float
+    waited: tuple[tuple[LinkClass, float], ...] = ()
+    beside: tuple[tuple[LinkClass, float], ...] = ()
+
+
+def weights_of(costing: Costing) -> tuple[Weights, ...]:
+    """The bounds of a mesh, those that are mostly the tighter first: what runs beside compute hides behind it, on the links of one
+    class or the other, or compute hides behind that."""
+    overlap, classes = costing.cluster.device.overlap, costing.link_classes()
+    if not classes:
+        return (Weights(1.0),)
+    found = [
+        Weights(
+            compute,
+            tuple((c, 1.0 if c == counted else 1.0 - hidden) for c in classes),
+            tuple((c, hidden if c == counted else 0.0) for c in classes),
+        )
+        for compute, hidden in ((1.0, 1.0 - overlap), (1.0 - overlap, 1.0)) for counted in reversed(classes)
+    ]  # fmt: skip
+    return tuple(dict.fromkeys(found))
+
+
+class Least:
+    """The least that the simulator charges under a mesh and weights, whatever lowering merges and joins. Layouts are kept as long as
+    the object lives."""
+
+    def __init__(self, model: Model, costing: Costing, weights: Weights) -> None:
+        self.costing, self.compute = costing, weights.compute
+        none: dict[LinkClass, float] = {"node": 0.0, "network": 0.0}
+        self.waited, self.beside = none | dict(weights.waited), none | dict(weights.beside)
+        values = model.graph.values
+        self.most = SMALL + 2.0 * sum(
+            values[v].numel * dtype_bytes(values[v].dtype) for p in model.graph.parameters for v in (p.value, p.gradient)
+        )
+        self._layouts: dict[tuple[tuple[int, ...], int, Sent], Layouts] = {}
+
+    def layouts(self, flat: tuple[int, ...], itemsize: int, sent: Sent) -> Layouts:
+        """The layouts of a tensor and the least that it costs to change them."""
+        key = (flat, itemsize, sent)
+        if key not in self._layouts:
+            if sent in ("gathered", "reduced"):
+                alone = ALONE if sent == "gathered" else math.inf
+                self._layouts[key] = _Cheaper(self, flat, itemsize, alone)
+            else:
+                time = self._waited if sent == "waited" else self._beside
+                self._layouts[key] = Layouts(flat, itemsize, self.costing.sizes, time, self._copied_alone)
+        return self._layouts[key]
+
+    def _waited(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        return self._alone(kind, axes, nbytes, self.beside if nbytes <= SMALL else self.waited)
+
+    def _beside(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        return self._alone(kind, axes, nbytes, self.beside)
+
+    def _alone(self, kind: str, axes: tuple[int, ...], nbytes: float, weights: dict[LinkClass, float]) -> float:
+        if kind == "slice":
+            return 0.0
+        return weights[self.costing.link_class(axes)] * self.costing.communication(kind, axes, nbytes)
+
+    def _copied_alone(self, copies: Copies, sent: int, itemsize: int) -> float:
+        packing = self.costing.copying(copies.packed * itemsize, copies.num_packed)
+        return self.compute * (packing + self.costing.copying(copies.unpacked * itemsize, copies.num_unpacked))
+
+    def _copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
+        """What is copied alone, and what is sent into the buffer, in kernels that may copy for others, too."""
+        return self.compute * self.copied_byte * (copies.packed + sent + copies.unpacked) * itemsize
+
+    @cached_property
+    def copied_byte(self) -> float:
+        """The fewest seconds in which a kernel copies a byte, of those that copy at most `most`."""
+        sizes = [_FINE**k for k in range(math.ceil(math.log(self.most) / math.log(_FINE)) + 1)]
+        return min(self.costing.copying(n, 1) / (n * _FINE) for n in sizes)
+
+    def _merged(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
+        if kind == "slice":
+            return 0.0
+        return self.beside[self.costing.link_class(axes)] * self.costing.merged(kind, axes, nbytes, self.most)
+
+
+class _Cheaper(Layouts):
+    """Layouts of which each step is sent alone or merged with others, whichever costs less; of `alone` bytes and more, alone."""
+
+    def __init__(self, least: Least, flat: tuple[int, ...], itemsize: int, alone: float) -> None:
+        self.merged = Layouts(flat, itemsize, least.costing.sizes, least._merged, least._copied_in_bucket)
+        self.alone = alone
+        super().__init__(flat, itemsize, least.costing.sizes, least._beside, least._copied_alone)
+
+    def _seconds(self, step: Step) -> float:
+        by_itself = super()._seconds(step)
+        if step.kind == "slice" or self.numel(step) * self.itemsize >= self.alone:
+            return by_itself
+        return min(by_itself, self.merged._seconds(step))

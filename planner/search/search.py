@@ -1,0 +1,234 @@
+"""The search: which mesh, which strategies, how they compare with what a person would have typed.
+
+Model, cluster, pins -> Plan. For every mesh the ILP proposes its best plan (`proposals`); each is lowered and simulated, and the one
+with the shortest simulated step that fits is taken (`choose`).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from importlib import import_module
+from typing import Any
+
+from cost_models.cluster import Cluster
+from cost_models.memory import dtype_bytes, optimizer_state_bytes
+from planner.graph.checking import checked
+from planner.graph.layout import Mesh
+from planner.lowering.lower import lower
+from planner.plans.plan_file import Plan, SolverRecord
+from planner.plans.replay import modelled, shallow_of
+from planner.plans.words import axis_names
+from planner.predict.predict import Run
+from planner.program.check_program import ranks_faults
+from planner.program.dry import CannotRun, dry_run
+from planner.program.program import Program
+from planner.search.baselines import compared
+from planner.search.bounds import bounded
+from planner.search.budget import Budget
+from planner.search.choose import choose, shortlist
+from planner.search.meshes import check_batch, meshes_of
+from planner.search.misfit import Misfit, misfit_error
+from planner.search.padding import cheaper_sizes, resized, vocabulary
+from planner.search.planned import plan_of
+from planner.search.proposals import Candidate, Proposal, Proposer
+from planner.search.second_process import beside
+from planner.strategy.build_table import TooLarge
+from planner.strategy.pinned import check_pins
+from planner.strategy.pins import Pin
+from planner.strategy.traced_model import Model
+from planner.trace.trace import line_of, trace
+from planner.workload.ask import Ask, build
+from planner.workload.workload import Workload
+
+__all__ = ["Found", "search"]
+
+#: A mesh whose table has more pairs of strategies than this is left out, unless it was asked for: 25 million are 200 MB.
+MOST_PAIRS = 25_000_000
+
+#: The share of the step time that a padded vocabulary must save to be told.
+WORTH = 0.005
+
+#: The share of a search's time that is for proposals; the rest is for simulating them, for making them fit and for the baselines.
+_PROPOSED = 0.7
+
+#: Called with what is being done, and how far it is (0 to 1).
+Progress = Callable[[str, float], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """A plan with what it was made from, for reports that need more than the file."""
+
+    plan: Plan
+    model: Model
+    workload: Workload
+    program: Program
+    run: Run
+    candidates: tuple[Candidate, ...] = field(default=())
+
+
+def search(
+    ask: Ask,
+    cluster: Cluster,
+    *,
+    mesh: Mesh | None = None,
+    pins: tuple[Pin, ...] = (),
+    progress: Progress = lambda what, done: None,
+    own_process: bool = False,
+    budget: Budget | None = None,
+) -> Found:
+    """The best plan for `ask` on `cluster` under a pinned mesh and pins, or the best that was found before the `budget` was over (by
+    default it never is). In a process of our own (`own_process`) a second one works beside it.
+
+    Raises NoPlan where the batch, the pins or the budget leave none, DoesNotFit where no plan fits the memory.
+    """
+    budget, started = budget or Budget.unlimited(), time.perf_counter()
+    progress("tracing the model", 0.0)
+    proposer = _proposer(ask, cluster, pins, budget)
+    meshes = _meshes(proposer, mesh)
+    if own_process:
+        _import_for_both(proposer)
+    try:
+        with beside(partial(compared, proposer, mesh), lambda: budget.left / 2, own_process=own_process) as alternatives_found:
+            proposals, left_out = _proposals(proposer, meshes, progress)
+            progress("simulating the best", 0.7)
+            candidates = shortlist(proposer, proposals)
+            progress("comparing with the baselines", 0.8)
+            best, alternatives = choose(proposer, candidates, alternatives_found())
+    except Misfit as misfit:
+        progress("looking for what fits", 0.9)
+        raise misfit_error(proposer, misfit.least, mesh, partial(_chosen, mesh, pins)) from None
+    _check_runs(best.program, ask)
+    checked("all ranks", lambda: _ranks_faults(proposer.model, best))
+    progress("proving how good the plan is", 0.9)
+    proof = _proved(proposer, proposals, best)
+    model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
+    named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
+    padding = _padded(proposer, best)
+    plan = plan_of(ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started)
+    drawn_on = () if proposer.shallow is None else proposer.shallow.depths
+    more: dict[str, Any] = {
+        "standard_name": best.name,
+        "padding": padding,
+        **left_out,
+        "drawn_on": list(drawn_on),
+        "time_limit_s": budget.over() and budget.limit,
+    }
+    plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
+    progress("done", 1.0)
+    assert best.run is not None  # it is whole
+    return Found(plan=plan, model=model, workload=workload, program=best.program, run=best.run, candidates=tuple(candidates))
+
+
+def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:
+    traced = trace(lambda: build(ask), ask.model)
+    model = modelled(traced)
+    return Proposer(ask, model, traced.workload, cluster, pins, shallow_of(traced, model), budget)
+
+
+def _import_for_both(proposer: Proposer) -> None:
+    """Imports compiled code before there are two processes, if one device cannot hold all parameters with their optimizer's state: the
+    baselines then look for the leanest plan by it, and large tables need it too. Each process would take half a second."""
+    values = [proposer.model.graph.values[parameter.value] for parameter in proposer.model.graph.parameters]
+    optimizer = proposer.workload.optimizer
+    held = sum(v.numel * dtype_bytes(v.dtype) + optimizer_state_bytes(optimizer, numel=v.numel, dtype=v.dtype) for v in values)
+    if held > proposer.capacity:
+        import_module("planner.solver.relax.lagrange")
+
+
+def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
+    """The meshes to search. Raises NoPlan for a batch, or pins, that leave nothing on any."""
+    meshes = [mesh] if mesh is not None else list(meshes_of(proposer.cluster))
+    if mesh is None:
+        check_batch(proposer.model, proposer.cluster)
+    check_pins(proposer.model, meshes, proposer.pins)
+    return meshes
+
+
+def _chosen(mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster, budget: Budget) -> Candidate:
+    """What a search would choose of its own, whatever the baselines are. Raises Misfit, and NoPlan."""
+    proposer = _proposer(ask, cluster, pins, budget)
+    proposals, _ = _proposals(proposer, _meshes(proposer, mesh), lambda what, done: None)
+    return choose(proposer, shortlist(proposer, proposals), ())[0]
+
+
+def _proposals(proposer: Proposer, meshes: list[Mesh], progress: Progress) -> tuple[list[Proposal], dict[str, list[str]]]:
+    """The proposals of all meshes, and the sizes of those left out: of three axes whose tables have too many pairs (`left_out`), and of
+    all that come after the time for proposals (`late`), but for the first mesh."""
+    proposals: list[Proposal] = []
+    left_out: dict[str, list[str]] = {"left_out": [], "late": []}
+    budget = proposer.budget.until(_PROPOSED)
+    for index, mesh in enumerate(meshes):
+        size = "x".join(map(str, mesh.sizes))
+        progress(f"planning a mesh of {size}", 0.1 + 0.6 * index / len(meshes))
+        if proposals and budget.over():
+            left_out["late"].append(size)
+            continue
+        most_pairs = MOST_PAIRS if len(mesh.sizes) > 2 and len(meshes) > 1 else math.inf
+        try:
+            proposals += proposer.proposals(mesh, most_pairs=most_pairs, budget=budget.one_of(len(meshes) - index))
+        except TooLarge:
+            left_out["left_out"].append(size)
+    return proposals, left_out
+
+
+def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> SolverRecord:
+    """What is proved of the plan by the tables of all meshes that were searched; that of the plan's own mesh is one of them."""
+    began = time.perf_counter()
+    own = (
+        []
+        if any(p.mesh.sizes == best.mesh.sizes for p in proposals)
+        else proposer.proposals(replace(best.mesh, names=tuple("abc"[: len(best.mesh.sizes)])))
+    )
+    tables = {p.mesh.sizes: (p.table, p.solution.choice) for p in (*proposals, *own)}
+    step = best.prediction.step_time_s
+    bound = bounded(list(tables.values()), step, lambda: max(1.0, proposer.budget.left / 2))
+    return SolverRecord(
+        bound=bound, gap=(step - bound) / step, num_meshes=len(tables), time_s=time.perf_counter() - began
+    )  # fmt: skip
+
+
+def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
+    """A larger vocabulary with which the model, planned anew on the same mesh, is faster: the setting and its step time."""
+    found = vocabulary(proposer.model, proposer.workload)
+    if found is None or proposer.budget.over():
+        return None
+    setting, atoms = found
+    for size in cheaper_sizes(proposer.model, atoms, best.choices, best.proposal.table.costing):
+        model = resized(proposer.model, atoms, size)
+        other = Proposer(proposer.ask, model, proposer.workload, proposer.cluster, proposer.pins, budget=proposer.budget)
+        same = next(p for p in other.proposals(best.mesh) if p.hidden == best.proposal.hidden)
+        larger = other.fitting(other.candidate(same))
+        seconds = larger.prediction.step_time_s
+        if larger.fits(proposer.capacity) and seconds < best.prediction.step_time_s * (1 - WORTH):
+            return {"setting": f"{setting}={size}", "step_time_s": seconds}
+    return None
+
+
+#: Of more ranks only those in a line with the first or the last are looked at: each has a program of its own to be lowered.
+_MOST_RANKS = 16
+
+
+def _ranks_faults(model: Model, best: Candidate) -> Iterator[str]:
+    """What is wrong between the programs of the plan's ranks, and with those that are not the first's."""
+    mesh, costing = best.mesh, best.proposal.table.costing
+    ranks = {*range(mesh.num_devices)}
+    if len(ranks) > _MOST_RANKS:
+        lines = (group for axis in range(len(mesh.sizes)) for group in mesh.groups((axis,)))
+        ranks = {rank for group in lines if {0, mesh.num_devices - 1} & {*group} for rank in group}
+    programs = dict.fromkeys(sorted(ranks), best.program)
+    if best.program.rank is not None:
+        programs |= {rank: lower(model, mesh, best.choices, costing, rank=rank) for rank in programs if rank}
+    return ranks_faults(mesh, programs)
+
+
+def _check_runs(program: Program, ask: Ask) -> None:
+    """Raises CannotRun, naming the model's line where it is known, for a program that no rank can run."""
+    try:
+        dry_run(program)
+    except CannotRun as error:
+        raise CannotRun(f"{error}{line_of(lambda: build(ask), error.op, error.path)}") from error

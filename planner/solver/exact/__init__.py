@@ -1,0 +1,1 @@
+"""Solved and proved: by reductions, bounds and integer programs."""

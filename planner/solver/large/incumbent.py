@@ -1,0 +1,72 @@
+"""What a search knows: the best choice of the whole problem, the best bound, and whether there is anything left to do.
+
+Shared by the threads of a search; every change is made under one lock, and told.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+from planner.solver.problem.problem import Choice, Problem
+from planner.solver.problem.solution import TOLERANCE
+
+__all__ = ["Incumbent", "Tell"]
+
+#: Called with the cost of the best choice, infinite before there is one, and the bound.
+Tell = Callable[[float, float], None]
+
+
+class Incumbent:
+    """`choice` costs `cost` by the problem's own numbers, no choice costs less than `bound`. `exhausted`: it was shown that no
+    choice, or no better one, is there; `ended`: a thread came to its end."""
+
+    def __init__(self, problem: Problem, deadline: float, tell: Tell, stopped: Callable[[], bool]) -> None:
+        self.problem, self.deadline, self.stopped = problem, deadline, stopped
+        self.choice: Choice | None = None
+        self.cost, self.bound = float("inf"), -float("inf")
+        self.exhausted = self.ended = False
+        self._tell, self._told, self._lock = tell, -float("inf"), threading.RLock()
+
+    def hurry(self) -> bool:
+        """Whether there is no time left."""
+        return self.stopped() or self.ended or time.perf_counter() >= self.deadline
+
+    def over(self) -> bool:
+        """Whether there is nothing left to do, or no time to do it."""
+        return self.exhausted or self._proved() or self.hurry()
+
+    def _proved(self) -> bool:
+        return self.choice is not None and self.cost - self.bound <= TOLERANCE * abs(self.cost)
+
+    def take(self, choice: Choice) -> bool:
+        """A choice, taken if it is the best so far by the problem's own numbers."""
+        cost = self.problem.cost(choice)
+        if not (cost < self.cost and self.problem.fits(choice)):
+            return False
+        with self._lock:
+            if not cost < self.cost:
+                return False
+            self.choice, self.cost = choice, cost
+        self.say(self.bound)
+        return True
+
+    def bettered_by(self, cost: float) -> bool:
+        """Whether a cost, known to rounding, may be below the best."""
+        return cost < self.cost - 1e-9 * abs(self.cost) or not np.isfinite(self.cost)
+
+    def raise_bound(self, bound: float) -> None:
+        """A bound of what is left. Where fixing took out all that does not better the best, the best's cost is the bound."""
+        with self._lock:
+            self.bound = max(self.bound, min(bound, self.cost))
+            self.exhausted = self.exhausted or self.bound == float("inf")
+        self.say(self.bound)
+
+    def say(self, bound: float) -> None:
+        """Tells of progress; a bound that is told is never taken back."""
+        with self._lock:
+            self._told = max(self._told, min(bound, self.cost))
+            self._tell(self.cost, self._told)

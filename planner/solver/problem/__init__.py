@@ -1,0 +1,1 @@
+"""The strategy-selection problem, its solution and its file."""

@@ -1,0 +1,114 @@
+"""The text of a `Problem`: what a person reads of a small one, in a test that fails or of a file that is to be solved.
+
+Problem -> text: its nodes with the cost and bytes of every strategy, the tables between them, memory over time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from planner.solver.problem.problem import FORBIDDEN, Choice, Problem, Table
+
+__all__ = ["problem_text"]
+
+#: More nodes, edges or times than this are not shown, nor more strategies of a node: nobody reads them.
+_ROWS, _STRATEGIES = 40, 12
+
+
+def problem_text(problem: Problem, choice: Choice | None = None) -> str:
+    """The problem as lines, at most 40 nodes, edges and times each. What is forbidden is `-`; of a `choice`, what it takes is in
+    brackets, and memory is what it holds; else the least and the most that there can be."""
+    parts = (_head(problem, choice), _nodes(problem, choice), _edges(problem, choice), _memory(problem, choice))
+    return "\n".join(line for part in parts for line in part) + "\n"
+
+
+def _head(problem: Problem, choice: Choice | None) -> Iterator[str]:
+    limit = "no limit" if problem.limit == float("inf") else f"a limit of {_number(problem.limit)} bytes"
+    yield (
+        f"{len(problem.costs)} nodes, {len(problem.edges)} edges of {problem.num_pairs} pairs, {len(problem.usages)} usages over "
+        f"{problem.horizon} times, {limit}"
+    )
+    if choice is not None:
+        fits = "fits" if problem.fits(choice) else "does not fit"
+        yield f"the choice costs {_number(problem.cost(choice))}, holds at most {_number(problem.peak(choice))} bytes and {fits}"
+
+
+def _nodes(problem: Problem, choice: Choice | None) -> Iterator[str]:
+    yield "nodes: costs"
+    for node, costs in enumerate(problem.costs[:_ROWS]):
+        taken = None if choice is None else choice[node]
+        yield f"  {_name(problem, node)}: {_row(costs, taken)}"
+        for usage in problem.usages:
+            if usage.node == node:
+                spans = ", ".join(
+                    f"{_time(problem, a)} to {_time(problem, b)}{f' x {t:g}' * (t != 1)}" for a, b, t in usage.spans
+                )
+                yield f"      bytes {_row(usage.nbytes, taken)} from {spans}"
+    yield from _left(len(problem.costs), "nodes")
+
+
+def _edges(problem: Problem, choice: Choice | None) -> Iterator[str]:
+    if problem.edges:
+        yield "edges: a row for each strategy of the first node"
+    for edge in problem.edges[:_ROWS]:
+        yield f"  {_name(problem, edge.u)} - {_name(problem, edge.v)}"
+        for at, row in enumerate(edge.cost[:_STRATEGIES]):
+            taken = choice[edge.v] if choice is not None and choice[edge.u] == at else None
+            yield f"      {_row(row, taken)}"
+        if len(edge.cost) > _STRATEGIES:
+            yield f"      ... {len(edge.cost)} rows in all"
+    yield from _left(len(problem.edges), "edges")
+
+
+def _memory(problem: Problem, choice: Choice | None) -> Iterator[str]:
+    if not problem.horizon or not (problem.usages or problem.base is not None):
+        return
+    least, most = _range(problem)
+    held = None if choice is None else problem.memory(choice)
+    yield "memory: bytes held at each time"
+    for at in range(min(problem.horizon, _ROWS)):
+        words = f"{_number(least[at])} to {_number(most[at])}" if held is None else _number(held[at])
+        worst = most[at] if held is None else held[at]
+        yield f"  {_time(problem, at)}: {words}{'  over the limit' * bool(worst > problem.limit)}"
+    yield from _left(problem.horizon, "times")
+
+
+def _range(problem: Problem) -> tuple[Table, Table]:
+    """The least and the most bytes that nodes, each for itself, can hold at every time."""
+    base = np.zeros(problem.horizon) if problem.base is None else problem.base.astype(float)
+    least, most = base.copy(), base.copy()
+    for usage in problem.usages:
+        for start, end, times in usage.spans:
+            least[start:end] += usage.nbytes.min() * times
+            most[start:end] += usage.nbytes.max() * times
+    return least, most
+
+
+def _name(problem: Problem, node: int) -> str:
+    return f"{node} {problem.names[node]}" if problem.names else str(node)
+
+
+def _time(problem: Problem, at: int) -> str:
+    """What a time is called; the end of the last one has no name where only times have."""
+    if not problem.clock:
+        return str(at)
+    return str(problem.clock[at]) if at < len(problem.clock) else "the end"
+
+
+def _row(table: Table, taken: int | None) -> str:
+    cells = [f"[{_number(x)}]" if at == taken else _number(x) for at, x in enumerate(table.tolist())]
+    more = f" ... {len(cells)} in all" if len(cells) > _STRATEGIES else ""
+    return " ".join(cells[:_STRATEGIES]) + more
+
+
+def _number(value: float) -> str:
+    """`-` for what is forbidden; whole numbers whole, others to four digits."""
+    if value >= FORBIDDEN:
+        return "-"
+    return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"
+
+
+def _left(count: int, what: str) -> Sequence[str]:
+    return [f"  ... {count} {what} in all"] if count > _ROWS else []

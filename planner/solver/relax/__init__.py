@@ -1,0 +1,1 @@
+"""Lower bounds: message passing, prices on memory, the local polytope."""

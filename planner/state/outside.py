@@ -1,0 +1,77 @@
+"""What a recorded step does with tensors that are not the model's own: buffers of the loss, and constants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from cost_models.errors import NotTraceable
+from planner.state.state import registered, trained_parts
+
+__all__ = ["check_kept", "check_leaves", "check_set", "set_by_loss", "take_out_unread"]
+
+
+@contextmanager
+def set_by_loss(
+    module: nn.Module, loss: Callable[..., Any], state: Mapping[str, Tensor]
+) -> Iterator[list[tuple[Tensor, Tensor]]]:
+    """What the loss, where it is a module, has set its buffers to when the block ends, each after the buffer; the loss then has the
+    buffers that it had."""
+    parts = [part for prefix, part in trained_parts(module, loss) if prefix]
+    before = [(child, dict(child._buffers)) for part in parts for child in part.modules()]
+    found: list[tuple[Tensor, Tensor]] = []
+    yield found
+    for name, value in registered(module, loss)[1].items() if parts else ():
+        given = state.get(name, value)
+        if value is not given:
+            check_set(name, value, given)
+            found.append((given, value))
+    for child, kept in before:
+        child._buffers.update(kept)
+
+
+def check_set(name: str, value: Tensor, given: Tensor) -> None:
+    """Raises NotTraceable unless a buffer can be what it is set to."""
+    if value.requires_grad or (value.shape, value.dtype) != (given.shape, given.dtype):
+        raise NotTraceable(
+            f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: set it to a detached one like it"
+        )
+
+
+def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
+    """Raises NotTraceable for a parameter that forward has set to another tensor: an optimizer has the one from before, and the next
+    step computes with what it was set to."""
+    for name, parameter in module.named_parameters():
+        if parameter is not given.get(name, parameter):
+            raise NotTraceable(
+                f"parameter {name!r} is set to another tensor in forward, and an optimizer would go on with the one it was given: "
+                "compute with the new tensor under a name of its own, or make it a buffer"
+            )
+
+
+def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: str) -> None:
+    """Raises NotTraceable for a constant that the loss has a gradient of, among the autograd nodes behind it: no optimizer would be
+    given it, and that is hardly meant."""
+    names = {id(tensor): name for name, tensor in constants.items() if tensor.requires_grad}
+    for node in nodes:
+        name = names.get(id(getattr(node, "variable", None)))
+        if name is not None:
+            raise NotTraceable(
+                f"model {model!r}: the loss has a gradient of {name!r}, which is no registered parameter of the model (an optimizer of "
+                "model.parameters() would not train it): register it (nn.Parameter as an attribute, nn.ModuleList or "
+                "nn.ParameterList for a list, the loss itself as a module), or freeze it with requires_grad_(False)"
+            )
+
+
+def take_out_unread(graph: torch.fx.Graph, names: list[str], constants: Mapping[str, Tensor]) -> list[str]:
+    """Takes those constants out of the arguments of a graph that it does not read, and gives their names: a model reaches many."""
+    graph.eliminate_dead_code()
+    placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+    unread = [(name, node) for name, node in zip(names, placeholders, strict=False) if name in constants and not node.users]
+    for _, node in unread:
+        graph.erase_node(node)
+    return [name for name, _ in unread]

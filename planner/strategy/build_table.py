@@ -1,0 +1,258 @@
+"""Fills a `Table`: what every op, parameter and change of layout costs on one mesh, class by class.
+
+Model, costs, pins -> Table.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import numpy as np
+
+from cost_models.errors import NoPlan
+from cost_models.memory import dtype_bytes
+from planner.dims.subdims import OpDims
+from planner.dims.views import is_view
+from planner.graph.graph import Node, Parameter
+from planner.graph.layout import REPLICATE, Layout, is_partial, is_split
+from planner.solver.problem.problem import Array
+from planner.strategy.costing import Costing
+from planner.strategy.redistribute import Layouts
+from planner.strategy.strategies import Option, ParameterStrategy, Strategy, op_strategies, options_of, parameter_strategies
+from planner.strategy.table import Table
+from planner.strategy.traced_model import Model, Pins, Use
+
+__all__ = ["TooLarge", "build_table"]
+
+
+class TooLarge(Exception):
+    """The table has more pairs of strategies than were allowed."""
+
+
+def build_table(model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")) -> Table:
+    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises TooLarge where that is more than
+    `most_pairs` pairs of strategies."""
+    return _Builder(model, costing, pins, most_pairs).table()
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """A value in a phase, brought from the layouts that one problem node's choices leave it in to those in which another's read it,
+    as often as there are values alike."""
+
+    value: int
+    phase: str
+    before: tuple[int, list[Layout]]
+    after: tuple[int, list[Layout]]
+    times: int
+
+
+class _Builder:
+    """Collects nodes and edges, class by class, into a `Table`."""
+
+    def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
+        self.model, self.costing, self.pins, self.most_pairs = model, costing, pins, most_pairs
+        self.costs: list[Array] = []
+        self.names: list[str] = []
+        self.strategies: dict[int, tuple[Strategy, ...]] = {}
+        self.parameter_strategies: dict[int, tuple[ParameterStrategy, ...]] = {}
+        self.hub_layouts: dict[int, tuple[Layout, ...]] = {}
+        self.hub_of: dict[tuple[int, str], int] = {}
+        self.splits: dict[Hashable, tuple[Strategy, ...]] = {}
+        self.casts: set[int] = set()
+        self.hideable_costs: dict[int, Array] = {}
+        self.pairs: dict[tuple[int, int], Array] = {}
+        self.hideable_pairs: dict[tuple[int, int], Array] = {}
+
+    def table(self) -> Table:
+        """The whole table."""
+        node_of, parameter_of = self._ops(), self._parameters()
+        table = Table(
+            model=self.model, costing=self.costing, node_of=node_of, parameter_of=parameter_of, hub_of=self.hub_of,
+            strategies=self.strategies, parameter_strategies=self.parameter_strategies, hub_layouts=self.hub_layouts,
+            costs=(), hideable_costs=self.hideable_costs, pairs=self.pairs, hideable_pairs=self.hideable_pairs, names=(),
+        )  # fmt: skip
+        self._connect(table)
+        return replace(table, costs=tuple(self.costs), names=tuple(self.names))
+
+    # ---------------------------------------------------------------------------------------------- nodes
+
+    def _node(self, name: str, costs: Array) -> int:
+        self.costs.append(costs)
+        self.names.append(name)
+        return len(self.costs) - 1
+
+    def _ops(self) -> tuple[int | None, ...]:
+        graph, dims = self.model.graph, self.model.dims
+        out: list[int | None] = []
+        for members in self.model.ties.nodes_of:
+            node = graph.nodes[members[0]]
+            if is_view(dims, node.index):
+                out.append(None)
+                continue
+            found = self._op_strategies([graph.nodes[m] for m in members])
+            cost = np.array([self.costing.op(node, dims.ops[node.index], s) for s in found]) * len(members)
+            out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
+            self.strategies[len(self.costs) - 1] = found
+            if self.model.shortens(node):
+                self.casts.add(len(self.costs) - 1)
+        return tuple(out)
+
+    def _op_strategies(self, nodes: list[Node]) -> tuple[Strategy, ...]:
+        """What all of some tied nodes may choose."""
+        first, dims = nodes[0], self.model.dims.ops[nodes[0].index]
+        distinct = {self.pins.alike(node): node for node in nodes}.values()
+
+        @cache
+        def allowed(axis: int, option: Option) -> bool:
+            return all(self.pins.op(node, axis, option) for node in distinct)
+
+        found = self._splits(dims, allowed)
+        given = self._given(first)
+        found = tuple(s for s in found if not any(map(is_partial, itertools.chain.from_iterable(s.operands[i] for i in given))))
+        if not found:
+            raise NoPlan(
+                f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: "
+                f"{self._what_would_fit(dims, allowed)}loosen one"
+            )
+        return found
+
+    def _splits(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> tuple[Strategy, ...]:
+        """The strategies of an op, those of ops with the same leaves once."""
+        options, signature = options_of(dims), dims.signature
+        left = tuple(tuple(o for o in options if allowed(axis, o)) for axis in range(len(self.costing.sizes)))
+        key = (dims.sizes, dims.letter, dims.operands, dims.results, signature.linear, signature.reduced, left)
+        if key not in self.splits:
+            self.splits[key] = op_strategies(dims, self.costing.sizes, lambda axis, option: option in left[axis])
+        return self.splits[key]
+
+    def _what_would_fit(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> str:
+        """The splits that are too fine: `8 heads cannot be split over 16 devices, at most over 8: take smaller axes, or `."""
+        words, told = dict(dims.signature.names), {}
+        for axis, count in enumerate(self.costing.sizes):
+            for option in options_of(dims):
+                if option.kind == "split" and dims.sizes[option.number] < count and allowed(axis, option):
+                    size, word = dims.sizes[option.number], words.get(dims.letter[option.number])
+                    what = f"a dim of {size}" if word is None else f"{size} {word}"
+                    told[f"{what} cannot be split over {count} devices, at most over {size}"] = True
+        return f"{', '.join(told)}: take smaller axes, or " if told else ""
+
+    def _given(self, node: Node) -> list[int]:
+        """The operands that the step is given, or parameters in another format: they come whole or in pieces, never as partial sums."""
+        model = self.model
+        values = [model.roots[value].value for value in node.operands]
+        return [i for i, value in enumerate(values) if value in model.formats or model.graph.values[value].is_given]
+
+    def _parameters(self) -> tuple[int, ...]:
+        graph, dims = self.model.graph, self.model.dims
+        out = []
+        for members in self.model.ties.parameters_of:
+            tied = [graph.parameters[m] for m in members]
+            value = graph.values[tied[0].value]
+            flat = tuple(size for dim in dims.shapes[value.id] for size in dim)
+
+            nests = all(
+                dims.shapes[p.value] == dims.shapes[p.gradient] for p in tied
+            )  # else a layout is not the same pieces of both
+
+            @cache
+            def allowed(axis: int, option: Option, tied: tuple[Parameter, ...] = tuple(tied), nests: bool = nests) -> bool:
+                return (nests or option.kind == "whole") and all(self.pins.parameter(p, axis, option) for p in tied)
+
+            found = parameter_strategies(flat, self.costing.sizes, allowed)
+            if not found:
+                raise NoPlan(f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one")
+            given = [(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
+            cost = [self.costing.update(*one) + self.costing.clip(*one) for one in given]
+            out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
+            self.parameter_strategies[out[-1]] = found
+            gathers = np.array([self.costing.gather(flat, dtype_bytes(value.dtype), s) for s in found]) * len(members)
+            if gathers.any():
+                self.hideable_costs[out[-1]] = gathers
+        return tuple(out)
+
+    # ---------------------------------------------------------------------------------------------- edges
+
+    def _connect(self, table: Table) -> None:
+        """Groups of readings that are alike are priced once, and counted as often as they occur. All are listed before the first is
+        priced: a table that is too large is told by its sizes."""
+        readings = [reading for alike in self.model.use_groups.values() for reading in self._readings(table, alike)]
+        if sum(len(r.before[1]) * len(r.after[1]) for r in readings if r.before[0] != r.after[0]) > self.most_pairs:
+            raise TooLarge
+        for reading in readings:
+            self._edge(reading)
+        self._loss(table)
+
+    def _readings(self, table: Table, alike: list[tuple[int, str, list[Use]]]) -> list[_Reading]:
+        """The readings of a value in a phase: by its only reader, or by a hub of its readers."""
+        value, phase, uses = alike[0]
+        produced = table.produced(value)
+        assert produced is not None
+        consumed = [table.consumed(use) for use in uses]
+        if len(uses) == 1:
+            return [_Reading(value, phase, produced, consumed[0], len(alike))]
+        layouts = self._layouts(value, phase)
+        wanted = dict.fromkeys([*produced[1], *(layout for _, after in consumed for layout in after)])
+        states = [x for x in wanted if x in layouts.index]
+        hub = self._node(f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states)))
+        self.hub_layouts[hub] = tuple(states)
+        self.hub_of.update({(v, p): hub for v, p, _ in alike})
+        first = _Reading(value, phase, produced, (hub, states), len(alike))
+        return [first, *(_Reading(value, phase, (hub, states), read, len(alike)) for read in consumed)]
+
+    def _edge(self, reading: _Reading) -> None:
+        """Adds the cost of bringing a value from the layouts of one node's choices to those of another's."""
+        value, phase = reading.value, reading.phase
+        (u, before), (v, after) = reading.before, reading.after
+        cost = self._conversion(value, phase, before, after) * reading.times
+        if self._casts(v, value):
+            cost[_gathered(before, after)] = np.inf
+        hideable = phase == "update" or value in self.model.formats
+        if u == v:
+            diagonal = np.diagonal(cost)
+            if hideable:
+                self.hideable_costs[u] = self.hideable_costs.get(u, 0.0) + diagonal
+            else:
+                self.costs[u] = self.costs[u] + diagonal
+            return
+        pairs = self.hideable_pairs if hideable else self.pairs
+        key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
+        pairs[key] = pairs[key] + table if key in pairs else table.copy()
+
+    def _casts(self, reader: int, value: int) -> bool:
+        """Whether a problem node casts a parameter to a shorter format: its pieces are cast, and gathered in that format."""
+        return value in self.model.formats and reader in self.casts
+
+    def _layouts(self, value: int, phase: str) -> Layouts:
+        itemsize = dtype_bytes(self.model.graph.values[value].dtype)
+        flat = tuple(size for dim in self.model.dims.shapes[value] for size in dim)
+        return self.costing.layouts(flat, itemsize, phase)
+
+    def _conversion(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
+        if self._is_opaque(value) or value in self.model.cast_gradients:
+            return np.where([[a == b for b in after] for a in before], 0.0, np.inf)
+        return self._layouts(value, phase).cost_table(before, after)
+
+    def _is_opaque(self, value: int) -> bool:
+        writer = self.model.graph.values[value].writer
+        if writer is None:
+            return False
+        place = self.model.graph.nodes[writer].results.index(value)
+        return place in self.model.dims.ops[writer].signature.opaque
+
+    def _loss(self, table: Table) -> None:
+        """The loss is reduced: every device returns it."""
+        root = self.model.roots[self.model.graph.loss]
+        produced = table.produced(root.value)
+        assert produced is not None
+        whole = tuple(REPLICATE for _ in self.costing.sizes)
+        cost = self._conversion(root.value, "forward", produced[1], [whole])
+        self.costs[produced[0]] = self.costs[produced[0]] + cost[:, 0]
+
+
+def _gathered(before: list[Layout], after: list[Layout]) -> Array:
+    """Which of the pairs of layouts take a gather: what is split before is not split so after."""
+    return np.array([[any(is_split(x) and x != y for x, y in zip(b, a, strict=True)) for a in after] for b in before])

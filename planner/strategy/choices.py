@@ -1,0 +1,101 @@
+"""What was chosen: a strategy for every op, a place for every parameter, a layout for every hub.
+
+Read from the solver's answer (`read_choices`), priced again by walking the whole, untied graph (`recost`): the objective that a plan
+reports is this one, and it must equal the solver's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_models.memory import dtype_bytes
+from planner.graph.layout import REPLICATE, Layout
+from planner.strategy.costing import BUCKET_BYTES, Costing
+from planner.strategy.strategies import ParameterStrategy, Strategy
+from planner.strategy.table import Table
+from planner.strategy.traced_model import Model, Use
+
+__all__ = ["Choices", "read_choices", "recost"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Choices:
+    """By graph node, by parameter in order, and by (root value, phase) for hubs; `bucket` are the bytes of gradients that are reduced
+    together. `recast`: parameters are cast again for backward, and no copy of them is held from forward."""
+
+    strategies: dict[int, Strategy]
+    parameters: tuple[ParameterStrategy, ...]
+    hubs: dict[tuple[int, str], Layout]
+    bucket: int = BUCKET_BYTES
+    recast: bool = False
+
+
+def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
+    """The choices that a solution of the table's problem stands for."""
+    ties = table.model.ties
+    strategies = {}
+    for node in table.model.graph.nodes:
+        index = table.node_of[ties.node_class[node.index]]
+        if index is not None:
+            strategies[node.index] = table.strategies[index][choice[index]]
+    parameters = []
+    for number in ties.parameter_class:
+        index = table.parameter_of[number]
+        parameters.append(table.parameter_strategies[index][choice[index]])
+    hubs = {key: table.hub_layouts[hub][choice[hub]] for key, hub in table.hub_of.items()}
+    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=table.costing.bucket_size)
+
+
+def recost(model: Model, costing: Costing, choices: Choices, *, hidden: float = 0.0) -> float:
+    """The objective of `choices`, node by node and edge by edge over the whole graph, no two layers taken together."""
+    return _Walk(model, costing, choices, 1.0 - hidden).total()
+
+
+class _Walk:
+    def __init__(self, model: Model, costing: Costing, choices: Choices, shown: float) -> None:
+        self.model, self.costing, self.choices, self.shown = model, costing, choices, shown
+
+    def total(self) -> float:
+        graph, dims = self.model.graph, self.model.dims
+        seconds = sum(self.costing.op(graph.nodes[n], dims.ops[n], s) for n, s in self.choices.strategies.items())
+        for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
+            value = graph.values[parameter.value]
+            given = self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
+            seconds += self.costing.update(*given) + self.costing.clip(*given)
+            seconds += self.shown * self.costing.gather(*given[:2], strategy)
+        for (value_id, phase), uses in self.model.uses.items():
+            seconds += self._group(value_id, phase, uses)
+        whole = tuple(REPLICATE for _ in self.costing.sizes)
+        root = self.model.roots[graph.loss].value
+        return seconds + self._change(root, "forward", self._produced(root), whole)
+
+    def _group(self, value: int, phase: str, uses: list[Use]) -> float:
+        if self.model.graph.values[value].is_given:
+            return 0.0
+        share = self.shown if phase == "update" or value in self.model.formats else 1.0
+        before = self._produced(value)
+        hub = self.choices.hubs.get((value, phase), before)
+        seconds = self._change(value, phase, before, hub)
+        return share * (seconds + sum(self._change(value, phase, hub, self._read(use)) for use in uses))
+
+    def _read(self, use: Use) -> Layout:
+        if use.parameter is not None:
+            return use.root.layout(self.choices.parameters[use.parameter].updated)
+        assert use.node is not None
+        return use.root.layout(self.choices.strategies[use.node].operands[use.position])
+
+    def _produced(self, value: int) -> Layout:
+        graph = self.model.graph
+        writer = graph.values[value].writer
+        if writer is None:
+            return next(s.stored for p, s in zip(graph.parameters, self.choices.parameters, strict=True) if p.value == value)
+        return self.choices.strategies[writer].results[graph.nodes[writer].results.index(value)]
+
+    def _flat(self, value: int) -> tuple[int, ...]:
+        return tuple(size for dim in self.model.dims.shapes[value] for size in dim)
+
+    def _change(self, value: int, phase: str, before: Layout, after: Layout) -> float:
+        if before == after:
+            return 0.0
+        itemsize = dtype_bytes(self.model.graph.values[value].dtype)
+        return self.costing.layouts(self._flat(value), itemsize, phase).cost(before, after)

@@ -1,0 +1,86 @@
+"""What a person pins: a mesh with named axes, and choices for modules and parameters by pattern.
+
+`--mesh dp=4,tp=2`: an axis named dp (data, fsdp, zero) splits the batch and nothing else of an op; one named tp (tensor) never
+splits the batch; any other name leaves the axis free. `--pin 'h.*.attn=tensor'`: see `PINS`.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from dataclasses import dataclass
+
+from cost_models.errors import BadValue, unknown_name
+from planner.graph.layout import Mesh
+
+__all__ = ["OP_PINS", "PARAMETER_PINS", "PINS", "Pin", "parse_mesh", "parse_pin", "role_of"]
+
+_ROLES = {
+    "dp": "data",
+    "ddp": "data",
+    "data": "data",
+    "fsdp": "data",
+    "zero": "data",
+    "tp": "tensor",
+    "tensor": "tensor",
+    "mp": "tensor",
+}
+
+#: What a pattern can be pinned to. The first five say how ops run, the others how parameters are kept on data axes.
+PINS = {
+    "data": "split the batch on every axis",
+    "tensor": "split something other than the batch on the innermost tensor axis",
+    "tp": "the same as tensor",
+    "expert": "split the experts on the innermost tensor axis, and the batch where there are none",
+    "replicate": "run whole on every device",
+    "ddp": "parameters and optimizer state whole on every device",
+    "zero1": "parameters whole in a step, held and updated in pieces (ZeRO-1; gradients are reduce-scattered, as ZeRO-2)",
+    "zero2": "the same as zero1",
+    "zero3": "parameters, gradients and optimizer state in pieces, gathered where they are used",
+}  # fmt: skip
+OP_PINS = ("data", "tensor", "tp", "expert", "replicate")
+PARAMETER_PINS = ("ddp", "zero1", "zero2", "zero3")
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """Modules or parameters that match `pattern` are kept to `choice`."""
+
+    pattern: str
+    choice: str
+
+    def matches(self, path: str) -> bool:
+        """Whether the path, or a module that it is in, matches."""
+        return fnmatch.fnmatchcase(path, self.pattern) or fnmatch.fnmatchcase(path, f"{self.pattern}.*")
+
+
+def parse_mesh(text: str, num_devices: int) -> Mesh:
+    """`dp=4,tp=2` as a mesh of `num_devices`. Raises BadValue for anything else."""
+    names, sizes = [], []
+    for part in text.split(","):
+        name, equals, size = part.strip().partition("=")
+        if not equals or not name.isidentifier() or not re.fullmatch(r"[0-9]+", size) or int(size) < 1:
+            raise BadValue(f"--mesh {text!r}: {part.strip()!r} is not NAME=SIZE with a size from 1 on; write --mesh dp=4,tp=2")
+        names.append(name)
+        sizes.append(int(size))
+    mesh = Mesh(tuple(names), tuple(sizes))
+    if mesh.num_devices != num_devices:
+        raise BadValue(f"--mesh {text!r} has {mesh.num_devices} devices and --gpus is {num_devices}: make them equal")
+    if len(sizes) > 3:
+        raise BadValue(f"--mesh {text!r} has {len(sizes)} axes: at most three are planned")
+    return mesh
+
+
+def parse_pin(text: str) -> Pin:
+    """`PATTERN=CHOICE` as a Pin. Raises UnknownName or BadValue."""
+    pattern, equals, choice = text.rpartition("=")
+    if not equals or not pattern:
+        raise BadValue(f"--pin {text!r} is not PATTERN=CHOICE; write --pin 'h.*.attn=tensor'")
+    if choice not in PINS:
+        raise unknown_name("pin", choice, tuple(PINS))
+    return Pin(pattern, choice)
+
+
+def role_of(axis: str) -> str:
+    """`data`, `tensor` or `free`."""
+    return _ROLES.get(axis.rstrip("0123456789"), "free")

@@ -1,0 +1,1 @@
+"""A workload -> the graph of its whole step."""

@@ -1,0 +1,1 @@
+"""What is to be trained: model, batch, loss, sizes, optimizer."""
