@@ -1,7 +1,7 @@
 """Whether a step leaves Python's part of a model as it finds it; and if not, whether the next step computes the same all the same.
 
 What the first trace changed -> nothing, or a refusal by name. A cache, a log of what was seen, or a count that nothing reads changes
-nothing that is computed: two steps are recorded and compared (`planner.state.fold`). A number that goes on changing is then held as one that
+nothing that is computed: two steps are recorded and compared (`fold.py`). A number that goes on changing is then held as one that
 tells of every use.
 """
 

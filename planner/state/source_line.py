@@ -19,11 +19,13 @@ _NO_MODELS = (
     "keras_layers.py",
     "keras_model.py",
     "keras_module.py",
+    "reported.py",
     "spec.py",
     "user.py",
 )
 
-_TRACE = Path(__file__).parent / "trace.py"
+_PLANNER = Path(__file__).parents[1]
+_TRACE = _PLANNER / "trace" / "trace.py"
 
 _Line = tuple[str, str, str]
 
@@ -54,8 +56,8 @@ def _told(lines: list[_Line]) -> str:
 
 def _is_own(path: Path) -> bool:
     """Whether the file is the user's, or a built-in model: not Python's, not installed, no other of ours."""
-    ours, python = Path(__file__).parent, Path(traceback.__file__).parent
-    if ours in path.parents:
+    python = Path(traceback.__file__).parent
+    if _PLANNER in path.parents:
         return path.parent.name == "models" and path.name not in _NO_MODELS
     return path.is_absolute() and not _is_installed(path) and python not in path.parents
 

@@ -1,6 +1,6 @@
 """Stacks: runs of like blocks in a module, and the module with all but a few of each run taken out.
 
-Module -> stacks; a trace of the shortened module has all that the whole has (`planner.trace.unroll` puts the rest back). Blocks are alike
+Module -> stacks; a trace of the shortened module has all that the whole has (`unroll.py` puts the rest back). Blocks are alike
 where they are the same code with the same settings: classes, sizes and attributes, but for a block's own number.
 """
 

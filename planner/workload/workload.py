@@ -42,7 +42,7 @@ class Workload:
     a dict or by number in a tuple, their sum is.
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested batch is given by its tensors and its
-    `nest` (`planner.workload.batches`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
+    `nest` (`batches.py`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
     gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it, by the norm plus
     `clip_epsilon`. `optimizer_settings` are the
     optimizer's own, over those that its name implies; `options` are all sizes as resolved.

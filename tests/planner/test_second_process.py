@@ -119,7 +119,10 @@ def test_without_a_second_process_it_is_done_here(missing: str, monkeypatch: pyt
 
 def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
     """And without is one process, with is two where there are two cores."""
-    code = "import os, sys; from planner.search import second_process as beside; {}; from planner.cli.main import cli; cli(sys.argv[1:])"
+    code = (
+        "import os, sys; from planner.search import second_process as beside; {}; "
+        "from planner.cli.main import cli; cli(sys.argv[1:])"
+    )
     forked = "fork = os.fork; os.fork = lambda: (os.write(2, b'forked '), fork())[1]"
     asked = ["--model", "mlp", "--gpus", "4", "--json", "--out", str(tmp_path)]
     said = []
