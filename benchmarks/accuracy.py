@@ -3,9 +3,10 @@
     plan calibrate
     python benchmarks/accuracy.py [--models lstm,mlp,cnn,gpt] [--ranks 1,2,4] [--steps 15] [--rounds 2] [--out FILE]
 
-Plans are made for the calibrated machine and run here, all of them in every round; the measured step is the median over the steps
-of all rounds. Error is predicted / measured - 1. The baseline is one constant, seconds a flop, fitted to the same rows. `others` is
-the share of the machine's cores that processes other than the run's had meanwhile: above a few percent the row measures them too.
+Plans are made for the calibrated machine and run here, all of them in every round; the measured
+step is the median over the steps of all rounds. Error is predicted / measured - 1. The baseline is
+one constant, seconds a flop, fitted to the same rows. `others` is the share of the machine's cores
+that processes other than the run's had meanwhile: above a few percent the row measures them too.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def flops_of(model: str) -> float:
     traced = trace(lambda: load_workload(model, num_devices=1, dtype="float32", **SIZES[model]))
     ops = modelled(traced).dims.ops
     kinds = ("gemm", "conv", "attention", "lstm")
-    return sum(o.signature.cost(o.letter_sizes(o.sizes)).flops for o in ops if o.signature.kind in kinds and o.signature.cost)
+    return sum(
+        o.signature.cost(o.letter_sizes(o.sizes)).flops
+        for o in ops
+        if o.signature.kind in kinds and o.signature.cost
+    )
 
 
 @dataclass
@@ -68,12 +73,19 @@ class Case:
         last = self.compared[-1]
         measured = statistics.median(s for c in self.compared for s in c.step_times_s)
         return {
-            "model": self.model, "ranks": self.ranks, "mesh": self.mesh, "predicted_s": last.predicted_step_time_s,
-            "measured_s": measured, "error": last.predicted_step_time_s / measured - 1, "flops": flops_of(self.model),
-            "round_medians_s": [c.measured_step_time_s for c in self.compared], "others": statistics.mean(self.others),
-            "predicted_peak_bytes": last.predicted_peak_memory_bytes, "measured_peak_bytes": last.measured_peak_memory_bytes,
+            "model": self.model,
+            "ranks": self.ranks,
+            "mesh": self.mesh,
+            "predicted_s": last.predicted_step_time_s,
+            "measured_s": measured,
+            "error": last.predicted_step_time_s / measured - 1,
+            "flops": flops_of(self.model),
+            "round_medians_s": [c.measured_step_time_s for c in self.compared],
+            "others": statistics.mean(self.others),
+            "predicted_peak_bytes": last.predicted_peak_memory_bytes,
+            "measured_peak_bytes": last.measured_peak_memory_bytes,
             "by_kind": [row.as_json() for row in last.by_kind],
-        }  # fmt: skip
+        }
 
 
 def _busy() -> float:
@@ -99,9 +111,12 @@ def plan_case(model: str, ranks: int, folder: Path) -> Case:
 def summary(errors: list[float]) -> dict[str, float]:
     sizes = [abs(e) for e in errors]
     return {
-        "n": len(errors), "mean": statistics.mean(sizes), "median": statistics.median(sizes), "max": max(sizes),
+        "n": len(errors),
+        "mean": statistics.mean(sizes),
+        "median": statistics.median(sizes),
+        "max": max(sizes),
         "bias": statistics.mean(errors),
-    }  # fmt: skip
+    }
 
 
 def baseline(rows: list[dict[str, Any]]) -> list[float]:
@@ -124,7 +139,9 @@ def show(name: str, found: dict[str, float]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", default="lstm,mlp,cnn,gpt")
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--steps", type=int, default=15)
@@ -132,7 +149,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        wanted = [(model, int(ranks)) for model in asked.models.split(",") for ranks in asked.ranks.split(",")]
+        wanted = [
+            (model, int(ranks))
+            for model in asked.models.split(",")
+            for ranks in asked.ranks.split(",")
+        ]
         cases = [plan_case(model, ranks, Path(folder)) for model, ranks in wanted]
         for _ in range(asked.rounds):
             for case in cases:
@@ -142,16 +163,22 @@ def main() -> None:
         print(
             f"{row['model']:5s} {row['ranks']} ranks  {row['mesh']:12s} predicted {row['predicted_s'] * 1e3:7.1f} ms  "
             f"measured {row['measured_s'] * 1e3:7.1f} ms  {row['error']:+.1%}  others {row['others']:.0%}  memory "
-            f"{row['predicted_peak_bytes'] / 2**20:.0f} of {row['measured_peak_bytes'] / 2**20:.0f} MiB", flush=True
-        )  # fmt: skip
+            f"{row['predicted_peak_bytes'] / 2**20:.0f} of {row['measured_peak_bytes'] / 2**20:.0f} MiB",
+            flush=True,
+        )
     found, one = summary([r["error"] for r in rows]), summary(baseline(rows))
     show("simulated", found)
     show("one rate", one)
     if asked.out is not None:
         record = {
-            **provenance(f"python benchmarks/accuracy.py --steps {asked.steps} --rounds {asked.rounds}"),
-            "calibration": provenance_of(calibrated_path()), "rows": rows, "summary": found, "baseline": one,
-        }  # fmt: skip
+            **provenance(
+                f"python benchmarks/accuracy.py --steps {asked.steps} --rounds {asked.rounds}"
+            ),
+            "calibration": provenance_of(calibrated_path()),
+            "rows": rows,
+            "summary": found,
+            "baseline": one,
+        }
         asked.out.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -1,9 +1,11 @@
-"""Step time of this checkout against another's: the same model in one process of each, steps in turn, on one core.
+"""Step time of this checkout against another's: the same model in one process of each, steps in
+turn, on one core.
 
     python benchmarks/against.py OTHER [--model llama] [--precision bf16-mixed] [--steps 30] [--out FILE]
 
-OTHER is a checkout of this repository at another commit. Each process plans and trains with its own code; of the two, only the one
-whose turn it is runs. The ratio is the median of those of neighbouring steps.
+OTHER is a checkout of this repository at another commit. Each process plans and trains with its own
+code; of the two, only the one whose turn it is runs. The ratio is the median of those of
+neighbouring steps.
 """
 
 from __future__ import annotations
@@ -20,19 +22,28 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
 
-#: Llama-3-8B's proportions, an eighth as wide: 4 query heads on a key head, 3.5 times the width inside.
+#: Llama-3-8B's proportions, an eighth as wide: 4 query heads on a key head, 3.5 times the width
+#: inside.
 SIZES: dict[str, dict[str, Any]] = {
     "llama": {
         "batch": 4,
         "seq": 128,
-        "settings": {"layers": "2", "width": "512", "heads": "8", "kv_heads": "2", "mlp": "1792", "vocab": "4096"},
+        "settings": {
+            "layers": "2",
+            "width": "512",
+            "heads": "8",
+            "kv_heads": "2",
+            "mlp": "1792",
+            "vocab": "4096",
+        },
     },
     "gpt": {"batch": 8, "seq": 64, "settings": {"layers": "2", "vocab": "4096"}},
 }
 
 
 def serve(model: str, precision: str) -> None:
-    """Plans and builds, then makes a step for every line that comes in, and says how long it took and what the loss was."""
+    """Plans and builds, then makes a step for every line that comes in, and says how long it
+    took and what the loss was."""
     from cost_models.cluster import load_cluster
     from planner.plans.replay import program_of, workload_of
     from planner.search.search import search
@@ -44,7 +55,8 @@ def serve(model: str, precision: str) -> None:
     keep_freed_memory()
     dtype, compute = dtypes_of(precision)
     plan = search(
-        Ask(model=model, dtype=dtype, compute=compute, num_devices=1, **SIZES[model]), load_cluster("cpu", num_devices=1)
+        Ask(model=model, dtype=dtype, compute=compute, num_devices=1, **SIZES[model]),
+        load_cluster("cpu", num_devices=1),
     ).plan
     workload = build(lambda: workload_of(plan), 0)
     executor = Executor(program_of(plan), workload)
@@ -56,9 +68,19 @@ def serve(model: str, precision: str) -> None:
 
 
 def _start(tree: Path, model: str, precision: str) -> subprocess.Popen[str]:
-    command = [sys.executable, str(Path(__file__).resolve()), "--serve", "--model", model, "--precision", precision]
+    command = [
+        sys.executable,
+        str(Path(__file__).resolve()),
+        "--serve",
+        "--model",
+        model,
+        "--precision",
+        precision,
+    ]
     settings = {**os.environ, "PYTHONPATH": str(tree), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=tree, env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    return subprocess.Popen(
+        command, cwd=tree, env=settings, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
 
 
 def _step(process: subprocess.Popen[str]) -> list[float]:
@@ -90,7 +112,9 @@ def measure(other: Path, model: str, precision: str, steps: int) -> dict[str, An
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("other", nargs="?", type=Path)
     parser.add_argument("--model", default="llama", choices=list(SIZES))
     parser.add_argument("--precision", default="bf16-mixed")
@@ -106,11 +130,19 @@ def main() -> None:
     from provenance import provenance
 
     found = measure(asked.other.resolve(), asked.model, asked.precision, asked.steps)
-    print(f"{asked.model} {asked.precision}: {found['ratio']:.3f} x, medians {found['seconds']}, losses {found['losses']}")
+    print(
+        f"{asked.model} {asked.precision}: {found['ratio']:.3f} x, medians {found['seconds']}, losses {found['losses']}"
+    )
     if asked.out is not None:
         asked.out.write_text(
             json.dumps(
-                {**provenance(" ".join(sys.argv)), "model": asked.model, "precision": asked.precision, **found}, indent=1
+                {
+                    **provenance(" ".join(sys.argv)),
+                    "model": asked.model,
+                    "precision": asked.precision,
+                    **found,
+                },
+                indent=1,
             )
             + "\n"
         )

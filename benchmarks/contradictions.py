@@ -1,10 +1,13 @@
-"""What reports say against themselves, over model families, clusters and numbers of devices: to be 0.
+"""What reports say against themselves, over model families, clusters and numbers of devices: to be
+0.
 
-python benchmarks/contradictions.py [--only TEXT] [--families lstm,gpt,...] [--clusters cpu,dgx-h100,...] [--gpus 1,4,8,64]
+python benchmarks/contradictions.py [--only TEXT] [--families lstm,gpt,...] [--clusters
+cpu,dgx-h100,...] [--gpus 1,4,8,64]
     [--processes 2] [--out FILE.json]
 
-`--only` keeps the cases whose name (`gpt 8 dgx-h100`) contains a text. A case whose plan does not fit, or that no plan is possible for,
-is counted apart. Exit code 1 if anything contradicts anything.
+`--only` keeps the cases whose name (`gpt 8 dgx-h100`) contains a text. A case whose plan does not
+fit, or that no plan is possible for, is counted apart. Exit code 1 if anything contradicts
+anything.
 """
 
 from __future__ import annotations
@@ -36,14 +39,16 @@ from planner.search.search import search
 from planner.workload.ask import Ask, dtypes_of
 
 FAMILIES = (
-    "lstm", "gru", "rnn", "mlp", "cnn", "resnet", "unet", "vit", "gpt", "bert", "t5", "llama", "moe", "dlrm", "seq2seq-lstm",
+    "lstm", "gru", "rnn", "mlp", "cnn", "resnet", "unet", "vit", "gpt", "bert", "t5", "llama",
+    "moe", "dlrm", "seq2seq-lstm",
 )  # fmt: skip
 CLUSTERS = ("cpu", "dgx-h100", "dgx-h200", "dgx-a100", "p3.16xlarge", "g6.48xlarge")
 GPUS = (1, 4, 8, 64)
 
 
 def contradictions(plan: Plan, sections: Sequence[Section], step: float) -> list[str]:
-    """What in a plan and its report cannot be true together; `step` is that of the plan's program, simulated again."""
+    """What in a plan and its report cannot be true together; `step` is that of the plan's
+    program, simulated again."""
     summary, found = plan.summary, []
     told = summary["step_time_s"]
     if abs(step / told - 1) > 1e-9:
@@ -64,17 +69,28 @@ def contradictions(plan: Plan, sections: Sequence[Section], step: float) -> list
     if sum(memory.values()) != total:
         found.append(f"parts of memory sum to {sum(memory.values())}, not {total}")
     if summary["fits"] != (total <= summary["memory_allowed_bytes"]):
-        found.append(f"fits: {summary['fits']} with {total} bytes of {summary['memory_allowed_bytes']}")
-    parts = sum(summary[key] for key in ("compute_time_s", "exposed_communication_time_s", "idle_time_s"))
+        found.append(
+            f"fits: {summary['fits']} with {total} bytes of {summary['memory_allowed_bytes']}"
+        )
+    parts = sum(
+        summary[key] for key in ("compute_time_s", "exposed_communication_time_s", "idle_time_s")
+    )
     if abs(parts / told - 1) > 1e-6:
         found.append(f"parts of the step sum to {parts}, not {told}")
     return found + [f"the report says {word!r}" for word in _said(sections, plan.solver.gap)]
 
 
 def _said(sections: Sequence[Section], gap: float) -> list[str]:
-    """Words that a report does not use: of a status with a gap, of nothing counted, of a figure that is not there."""
+    """Words that a report does not use: of a status with a gap, of nothing counted, of a figure
+    that is not there."""
     text = markdown(sections)
-    tables = [part for section in sections if section.title == "Baselines" for part in section.body if isinstance(part, Table)]
+    tables = [
+        part
+        for section in sections
+        if section.title == "Baselines"
+        for part in section.body
+        if isinstance(part, Table)
+    ]
     said = ["- in the table"] if any("-" in row for table in tables for row in table.rows) else []
     said += ["optimal"] if "optimal" in text and gap > 1e-6 else []
     return said + re.findall(r"(?<![\d,.\w])(?:0 variables|nan|inf)\b", text)
@@ -86,13 +102,26 @@ def planned(case: tuple[str, int, str]) -> dict[str, Any]:
     torch.set_num_threads(1)
     began, row = time.perf_counter(), {"case": f"{model} {num_devices} {hardware}"}
     dtype, compute = dtypes_of("fp32")
-    ask = Ask(model=model, batch=None, seq=None, settings={}, dtype=dtype, compute=compute, num_devices=num_devices)
+    ask = Ask(
+        model=model,
+        batch=None,
+        seq=None,
+        settings={},
+        dtype=dtype,
+        compute=compute,
+        num_devices=num_devices,
+    )
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
             plan = search(ask, load_cluster(hardware, num_devices=num_devices)).plan
         except UserError as error:
-            return {**row, "error": f"{type(error).__name__}: {error}", "seconds": time.perf_counter() - began, "found": []}
+            return {
+                **row,
+                "error": f"{type(error).__name__}: {error}",
+                "seconds": time.perf_counter() - began,
+                "found": [],
+            }
         step = predict(program_of(plan), plan.hardware.cluster()).step_time_s
     found = contradictions(plan, report(plan, {"plan": "plan.json"}), step)
     more = {"mesh": str(plan.mesh), "step_s": plan.summary["step_time_s"], "gap": plan.solver.gap}
@@ -105,7 +134,9 @@ def planned(case: tuple[str, int, str]) -> dict[str, Any]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", default="")
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--clusters", default=",".join(CLUSTERS))
@@ -115,20 +146,35 @@ def main() -> int:
     asked = parser.parse_args()
     cases = [
         (model, int(n), hardware)
-        for model in asked.families.split(",") for hardware in asked.clusters.split(",") for n in asked.gpus.split(",")
+        for model in asked.families.split(",")
+        for hardware in asked.clusters.split(",")
+        for n in asked.gpus.split(",")
         if asked.only in f"{model} {n} {hardware}"
-    ]  # fmt: skip
+    ]
     rows, began = [], time.perf_counter()
     with multiprocessing.get_context("spawn").Pool(asked.processes) as pool:
         for row in pool.imap_unordered(planned, cases):
             rows.append(row)
-            told = row.get("error") or f"{row['mesh']:18s} {row['step_s']:.4e} s  gap {100 * row['gap']:5.1f} %"
-            print(f"{row['case']:28s} {row['seconds']:6.1f} s  {told}", *row["found"], sep="\n    ", flush=True)
+            told = (
+                row.get("error")
+                or f"{row['mesh']:18s} {row['step_s']:.4e} s  gap {100 * row['gap']:5.1f} %"
+            )
+            print(
+                f"{row['case']:28s} {row['seconds']:6.1f} s  {told}",
+                *row["found"],
+                sep="\n    ",
+                flush=True,
+            )
     count, errors = sum(len(row["found"]) for row in rows), sum("error" in row for row in rows)
-    print(f"{count} contradictions in {len(rows)} cases ({errors} without a plan), {time.perf_counter() - began:.0f} s")
+    print(
+        f"{count} contradictions in {len(rows)} cases ({errors} without a plan), {time.perf_counter() - began:.0f} s"
+    )
     if asked.out:
         asked.out.write_text(
-            json.dumps({**provenance(" ".join(sys.argv)), "contradictions": count, "rows": rows}, indent=1) + "\n"
+            json.dumps(
+                {**provenance(" ".join(sys.argv)), "contradictions": count, "rows": rows}, indent=1
+            )
+            + "\n"
         )
     return int(count > 0)
 

@@ -1,4 +1,5 @@
-"""The models that `gpu_check.py` measures, at sizes of a whole card and at sizes for trying the script on a CPU."""
+"""The models that `gpu_check.py` measures, at sizes of a whole card and at sizes for trying the
+script on a CPU."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ __all__ = ["CASES", "Case", "case_of", "text_classifier"]
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A model as `plan --model` takes it; `tiny` are the settings for a try on a CPU, where batch and precision stay as they are."""
+    """A model as `plan --model` takes it; `tiny` are the settings for a try on a CPU, where
+    batch and precision stay as they are."""
 
     model: str
     batch: int
@@ -24,12 +26,32 @@ class Case:
 
 
 _LLAMA_1B = {
-    "layers": "16", "width": "2048", "heads": "32", "kv_heads": "8", "mlp": "8192", "vocab": "128256", "rope_theta": "500000",
-}  # fmt: skip
-_TINY_LLAMA = {"layers": "2", "width": "32", "heads": "4", "kv_heads": "2", "mlp": "64", "vocab": "64"}
+    "layers": "16",
+    "width": "2048",
+    "heads": "32",
+    "kv_heads": "8",
+    "mlp": "8192",
+    "vocab": "128256",
+    "rope_theta": "500000",
+}
+_TINY_LLAMA = {
+    "layers": "2",
+    "width": "32",
+    "heads": "4",
+    "kv_heads": "2",
+    "mlp": "64",
+    "vocab": "64",
+}
 _TINY_LSTM = {"vocab": "100", "embed": "16", "hidden": "16"}
 _TINY_GPT = {"layers": "2", "width": "32", "heads": "4", "vocab": "64", "positions": "32"}
-_TINY_BERT = {"layers": "2", "width": "32", "heads": "4", "mlp": "64", "vocab": "64", "positions": "32"}
+_TINY_BERT = {
+    "layers": "2",
+    "width": "32",
+    "heads": "4",
+    "mlp": "64",
+    "vocab": "64",
+    "positions": "32",
+}
 _TINY_HF = {"n_layer": "2", "n_embd": "32", "n_head": "4", "vocab_size": "64", "n_positions": "32"}
 
 CASES = {
@@ -37,13 +59,23 @@ CASES = {
     "gru": Case(model="gru", batch=256, seq=100, tiny=_TINY_LSTM, tiny_seq=8),
     "gpt2": Case(model="gpt2", batch=8, seq=1024, tiny=_TINY_GPT, tiny_seq=16),
     "llama-1b": Case(
-        model="llama", batch=2, seq=2048, settings=_LLAMA_1B, precision="bf16-mixed", tiny=_TINY_LLAMA, tiny_seq=16
+        model="llama",
+        batch=2,
+        seq=2048,
+        settings=_LLAMA_1B,
+        precision="bf16-mixed",
+        tiny=_TINY_LLAMA,
+        tiny_seq=16,
     ),
-    "resnet50": Case(model="resnet-50", batch=64, tiny={"depth": "10", "width": "8", "image": "32", "classes": "8"}),
+    "resnet50": Case(
+        model="resnet-50",
+        batch=64,
+        tiny={"depth": "10", "width": "8", "image": "32", "classes": "8"},
+    ),
     "bert-base": Case(model="bert-base", batch=16, seq=512, tiny=_TINY_BERT, tiny_seq=16),
     "hf": Case(model="hf:gpt2", batch=8, seq=512, tiny=_TINY_HF, tiny_seq=16),
     "keras": Case(model="keras:gpu_cases:text_classifier", batch=256, tiny_batch=8),
-}  # fmt: skip
+}
 
 
 def case_of(name: str, *, tiny: bool) -> dict[str, Any]:
@@ -51,9 +83,12 @@ def case_of(name: str, *, tiny: bool) -> dict[str, Any]:
     case = CASES[name]
     if tiny:
         return {
-            "model": case.model, "batch": case.tiny_batch, "seq": case.tiny_seq, "settings": {**case.settings, **case.tiny},
+            "model": case.model,
+            "batch": case.tiny_batch,
+            "seq": case.tiny_seq,
+            "settings": {**case.settings, **case.tiny},
             "precision": case.precision,
-        }  # fmt: skip
+        }
     return {
         "model": case.model,
         "batch": case.batch,

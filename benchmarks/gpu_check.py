@@ -2,11 +2,12 @@
 
     python benchmarks/gpu_check.py [--minutes 8] [--only 'gpt2/*'] [--force] [--out FILE] [--device cpu --tiny]
 
-Environment, the tests that need a device, `plan calibrate`, and for each model of `gpu_cases.py` the plan's predicted step and peak
-memory beside the measured ones, plain torch and `torch.compile` on the same card in the same run. Every measurement is a process of
-its own, with a limit on its time; its result is written as soon as it is there, and a second run goes on where the first ended. What
-is missing, fails or no longer fits the time is named. No network is needed: see `make gpu-wheels`. Where the checkout comes without its
-history, the environment's COMMIT names it.
+Environment, the tests that need a device, `plan calibrate`, and for each model of `gpu_cases.py`
+the plan's predicted step and peak memory beside the measured ones, plain torch and `torch.compile`
+on the same card in the same run. Every measurement is a process of its own, with a limit on its
+time; its result is written as soon as it is there, and a second run goes on where the first ended.
+What is missing, fails or no longer fits the time is named. No network is needed: see `make
+gpu-wheels`. Where the checkout comes without its history, the environment's COMMIT names it.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ MINUTES = 8.0
 
 @dataclass(frozen=True)
 class Part:
-    """A measurement: its name, the seconds that it may take, and those below which it is not begun."""
+    """A measurement: its name, the seconds that it may take, and those below which it is not
+    begun."""
 
     name: str
     limit: float
@@ -64,8 +66,12 @@ class Check:
         self.asked, self.folder = asked, folder
         self.end = time.monotonic() + 60 * asked.minutes
         self.request = {
-            "device": asked.device, "tiny": asked.tiny, "steps": 5 if asked.tiny else 20, "folder": str(folder), "shipped": "",
-        }  # fmt: skip
+            "device": asked.device,
+            "tiny": asked.tiny,
+            "steps": 5 if asked.tiny else 20,
+            "folder": str(folder),
+            "shipped": "",
+        }
         self.file: Path = asked.out or Path()
         self.record: dict[str, Any] = {
             "command": "python benchmarks/gpu_check.py " + " ".join(sys.argv[1:]),
@@ -74,14 +80,17 @@ class Check:
         }
 
     def open(self) -> None:
-        """Measures the environment, and takes what a run on the same card, day and commit has written."""
+        """Measures the environment, and takes what a run on the same card, day and commit has
+        written."""
         found = self.measure(Part("environment", 60, 0))
         if "failed" in found or "skipped" in found:
             sys.exit(f"gpu-check: {found.get('failed') or found['skipped']}")
         card, date = found.get("card") or self.asked.device, datetime.now(UTC).strftime("%Y-%m-%d")
         if self.asked.out is None:
             name = re.sub(r"[^a-z0-9]+", "-", str(card).removeprefix("NVIDIA ").lower()).strip("-")
-            self.file = HERE / "results" / f"gpu-{name}{'-tiny' if self.asked.tiny else ''}-{date}.json"
+            self.file = (
+                HERE / "results" / f"gpu-{name}{'-tiny' if self.asked.tiny else ''}-{date}.json"
+            )
         head = {"card": card, "date": date, "commit": _commit()}
         if self.file.is_file() and not self.asked.force:
             before = json.loads(self.file.read_text())
@@ -104,7 +113,9 @@ class Check:
     def wanted(self, part: Part) -> bool:
         """Whether the part is asked for and still to be done."""
         only = self.asked.only
-        return (not only or any(fnmatch.fnmatch(part.name, o) for o in only)) and part.name not in self.record["parts"]
+        return (
+            not only or any(fnmatch.fnmatch(part.name, o) for o in only)
+        ) and part.name not in self.record["parts"]
 
     def run(self, part: Part) -> None:
         """Measures a part where there is time for it, and writes what came of it."""
@@ -119,11 +130,22 @@ class Check:
 
     def measure(self, part: Part) -> dict[str, Any]:
         """The result of a part, or why there is none."""
-        limit = min(part.limit * max(1.0, self.asked.minutes / MINUTES), max(self.end - time.monotonic(), 1.0))
+        limit = min(
+            part.limit * max(1.0, self.asked.minutes / MINUTES),
+            max(self.end - time.monotonic(), 1.0),
+        )
         with tempfile.TemporaryDirectory() as place:
-            request, result, log = (Path(place) / name for name in ("request.json", "result.json", "log"))
+            request, result, log = (
+                Path(place) / name for name in ("request.json", "result.json", "log")
+            )
             request.write_text(json.dumps(self.request))
-            command = [sys.executable, str(HERE / "gpu_measure.py"), part.name, str(request), str(result)]
+            command = [
+                sys.executable,
+                str(HERE / "gpu_measure.py"),
+                part.name,
+                str(request),
+                str(result),
+            ]
             code = _wait(command, log, limit)
             if result.is_file():
                 found: dict[str, Any] = json.loads(result.read_text())
@@ -155,10 +177,17 @@ class Check:
 
 
 def _wait(command: list[str], log: Path, limit: float) -> int | None:
-    """The exit code of a command, None where it took longer than `limit`; all that it started is then ended."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, SITE))), "PYTHONUNBUFFERED": "1"}
+    """The exit code of a command, None where it took longer than `limit`; all that it started is
+    then ended."""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, HERE, SITE))),
+        "PYTHONUNBUFFERED": "1",
+    }
     with log.open("w") as out:
-        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True)
+        process = subprocess.Popen(
+            command, cwd=ROOT, env=environment, stdout=out, stderr=out, start_new_session=True
+        )
         try:
             return process.wait(timeout=limit)
         except subprocess.TimeoutExpired:
@@ -171,17 +200,35 @@ def _wait(command: list[str], log: Path, limit: float) -> int | None:
 
 def _commit() -> str:
     found = subprocess.run(
-        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"], capture_output=True, text=True, check=False
+        ["git", "-C", str(ROOT), "describe", "--always", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     return found.stdout.strip() or os.environ.get("COMMIT", "unknown")
 
 
 def install_missing() -> list[str]:
-    """Installs the packages of `gpu_wheels.txt` that Python does not find, from the folder of wheels; those still missing."""
-    lines = [line.split() for line in (HERE / "gpu_wheels.txt").read_text().splitlines() if line and not line.startswith("#")]
+    """Installs the packages of `gpu_wheels.txt` that Python does not find, from the folder of
+    wheels; those still missing."""
+    lines = [
+        line.split()
+        for line in (HERE / "gpu_wheels.txt").read_text().splitlines()
+        if line and not line.startswith("#")
+    ]
     missing = [(package, module) for package, module, *_ in lines if not _is_there(module)]
     for package, _ in missing if WHEELS.is_dir() else ():
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--find-links", str(WHEELS)]
+        command = [
+            sys.executable,
+            "-m",
+            "pip",
+            "install",
+            "--quiet",
+            "--no-index",
+            "--no-deps",
+            "--find-links",
+            str(WHEELS),
+        ]
         subprocess.run([*command, "--target", str(SITE), package], capture_output=True, check=False)
     importlib.invalidate_caches()
     return [package for package, module in missing if not _is_there(module)]
@@ -196,14 +243,26 @@ def _is_there(module: str) -> bool:
 def _plans(check: Check) -> dict[str, Future[dict[str, Any]]]:
     """Plans under way, by model: the host makes them while the device does something else."""
     pool = ThreadPoolExecutor(max_workers=max(1, (os.cpu_count() or 1) // 4))
-    models = {part.name.partition("/")[0] for part in parts() if part.name.endswith("/ours") and check.wanted(part)}
-    return {model: pool.submit(check.measure, Part(f"{model}/plan", 200, 0)) for model in CASES if model in models}
+    models = {
+        part.name.partition("/")[0]
+        for part in parts()
+        if part.name.endswith("/ours") and check.wanted(part)
+    }
+    return {
+        model: pool.submit(check.measure, Part(f"{model}/plan", 200, 0))
+        for model in CASES
+        if model in models
+    }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=MINUTES)
-    parser.add_argument("--only", action="append", metavar="PART", help="parts, by name or pattern, as 'gpt2/*'")
+    parser.add_argument(
+        "--only", action="append", metavar="PART", help="parts, by name or pattern, as 'gpt2/*'"
+    )
     parser.add_argument("--force", action="store_true", help="measure again what is done")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to try the script itself")
@@ -229,7 +288,10 @@ def main() -> None:
             check.run(part)
         check.write()
     print(table(check.record))
-    print(f"written to {check.file}" + (f"; missing packages: {', '.join(missing)}" if missing else ""))
+    print(
+        f"written to {check.file}"
+        + (f"; missing packages: {', '.join(missing)}" if missing else "")
+    )
     failed = [name for name, found in check.record["skipped"].items() if "failed" in found]
     sys.exit(1 if failed else 0)
 

@@ -8,29 +8,59 @@ from gpu_cases import CASES
 
 __all__ = ["table"]
 
-_HEAD = ("model", "ours", "shipped says", "calibrated says", "eager", "compiled", "peak", "predicted", "eager's")
+_HEAD = (
+    "model",
+    "ours",
+    "shipped says",
+    "calibrated says",
+    "eager",
+    "compiled",
+    "peak",
+    "predicted",
+    "eager's",
+)
 
 
 def table(record: dict[str, Any]) -> str:
-    """A row a model: measured step, what was predicted of it and how far off, plain torch, `torch.compile`; peak memory likewise."""
-    measured = [model for model in CASES if any(name.startswith(f"{model}/") for name in record["parts"])]
+    """A row a model: measured step, what was predicted of it and how far off, plain torch,
+    `torch.compile`; peak memory likewise."""
+    measured = [
+        model for model in CASES if any(name.startswith(f"{model}/") for name in record["parts"])
+    ]
     rows = [_HEAD, *(_row(model, record["parts"]) for model in measured)]
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEAD))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     counts = record["parts"].get("tests", {}).get("counts")
-    told = "tests: " + (", ".join(f"{n} {word}" for word, n in counts.items()) if counts else "not run")
-    left = [f"{name}: {found.get('failed') or found['skipped']}" for name, found in record["skipped"].items()]
-    return "\n".join([f"{record['card']}, {record['date']}, commit {record['commit']}", *lines, told, *left])
+    told = "tests: " + (
+        ", ".join(f"{n} {word}" for word, n in counts.items()) if counts else "not run"
+    )
+    left = [
+        f"{name}: {found.get('failed') or found['skipped']}"
+        for name, found in record["skipped"].items()
+    ]
+    return "\n".join(
+        [f"{record['card']}, {record['date']}, commit {record['commit']}", *lines, told, *left]
+    )
 
 
 def _row(model: str, parts: dict[str, Any]) -> tuple[str, ...]:
-    ours, eager, compiled = (parts.get(f"{model}/{measure}", {}) for measure in ("ours", "eager", "compile"))
+    ours, eager, compiled = (
+        parts.get(f"{model}/{measure}", {}) for measure in ("ours", "eager", "compile")
+    )
     predicted = ours.get("predicted", {})
     return (
-        model, _ms(ours.get("step_s")), *(_told(predicted.get(kind)) for kind in ("shipped", "calibrated")),
-        _against(eager, ours), _against(compiled, ours), _mib(ours.get("peak_bytes")), _mib(ours.get("predicted_peak_bytes")),
+        model,
+        _ms(ours.get("step_s")),
+        *(_told(predicted.get(kind)) for kind in ("shipped", "calibrated")),
+        _against(eager, ours),
+        _against(compiled, ours),
+        _mib(ours.get("peak_bytes")),
+        _mib(ours.get("predicted_peak_bytes")),
         _mib(eager.get("peak_bytes")),
-    )  # fmt: skip
+    )
 
 
 def _ms(seconds: float | None) -> str:
@@ -44,7 +74,9 @@ def _told(found: dict[str, Any] | None) -> str:
 def _against(found: dict[str, Any], ours: dict[str, Any]) -> str:
     if "step_s" not in found:
         return "-"
-    return _ms(found["step_s"]) + (f" ({found['step_s'] / ours['step_s']:.2f} x ours)" if "step_s" in ours else "")
+    return _ms(found["step_s"]) + (
+        f" ({found['step_s'] / ours['step_s']:.2f} x ours)" if "step_s" in ours else ""
+    )
 
 
 def _mib(nbytes: int | None) -> str:

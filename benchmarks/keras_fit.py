@@ -1,10 +1,12 @@
-"""Keras's own `fit`, batch by batch, against plans of the same models: loss of every step, values at the end.
+"""Keras's own `fit`, batch by batch, against plans of the same models: loss of every step, values
+at the end.
 
     python benchmarks/keras_fit.py [--steps 5] [--ranks 1,2,4] [--mesh tp=2] [--pin '*=tensor'] [NAME ...]
 
-Prints a table: the largest relative difference of a step's loss, and of a final value over its tensor's largest. Both start from the
-same seed and see the same batches. Attention runs by torch's math kernel in `fit`: the flash kernel of CPUs has a wrong gradient for
-queries whose keys are all masked by a finite bias, as Keras's are.
+Prints a table: the largest relative difference of a step's loss, and of a final value over its
+tensor's largest. Both start from the same seed and see the same batches. Attention runs by torch's
+math kernel in `fit`: the flash kernel of CPUs has a wrong gradient for queries whose keys are all
+masked by a finite bias, as Keras's are.
 """
 
 from __future__ import annotations
@@ -88,21 +90,41 @@ def fitted(name: str, steps: int) -> Ran:
         y = np.asarray(y) if isinstance(y, list) else y  # `fit` takes no list of numbers as labels
         with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH):
             warnings.simplefilter("ignore", DeprecationWarning)  # Keras's, of numpy's newest
-            history = model.fit(x, y, batch_size=keras_models.BATCH, shuffle=False, verbose=0, **options, **more)
+            history = model.fit(
+                x, y, batch_size=keras_models.BATCH, shuffle=False, verbose=0, **options, **more
+            )
         losses.append(float(history.history["loss"][0]))
-    values = {name: variable.value.detach().cpu().clone() for name, variable in variable_names(model)}
+    values = {
+        name: variable.value.detach().cpu().clone() for name, variable in variable_names(model)
+    }
     return Ran(losses=tuple(losses), values=values)
 
 
-def planned(name: str, ranks: int, steps: int, pins: Sequence[str] = (), mesh: str | None = None) -> Case:
+def planned(
+    name: str, ranks: int, steps: int, pins: Sequence[str] = (), mesh: str | None = None
+) -> Case:
     """A model's plan on so many ranks."""
-    ask = Ask(model=f"keras:{MODELS}:{name}", batch=None, seq=None, settings={}, dtype="float32", num_devices=ranks)
+    ask = Ask(
+        model=f"keras:{MODELS}:{name}",
+        batch=None,
+        seq=None,
+        settings={},
+        dtype="float32",
+        num_devices=ranks,
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PuLP's, of its own version 4
         pinned = parse_mesh(mesh, ranks) if mesh else None
-        found = search(ask, load_cluster("cpu", num_devices=ranks), mesh=pinned, pins=tuple(map(parse_pin, pins)))
+        found = search(
+            ask,
+            load_cluster("cpu", num_devices=ranks),
+            mesh=pinned,
+            pins=tuple(map(parse_pin, pins)),
+        )
         alike = found.program.rank is None
-        programs = [found.program if alike else program_of(found.plan, rank=rank) for rank in range(ranks)]
+        programs = [
+            found.program if alike else program_of(found.plan, rank=rank) for rank in range(ranks)
+        ]
     return Case(name=name, ask=ask, programs=tuple(programs), steps=steps)
 
 
@@ -128,10 +150,16 @@ def _run(case: Case, rank: int) -> Ran | str:
     try:
         workload = build(lambda: build_workload(case.ask), SEED)
         program = case.programs[rank]
-        executor = Executor(program, workload, rank=rank, groups=make_groups(program, rank), seed=SEED)
-        batches = [flatten(batch_of(batch))[0] for batch in keras_models.batches_of(case.name, case.steps)]
+        executor = Executor(
+            program, workload, rank=rank, groups=make_groups(program, rank), seed=SEED
+        )
+        batches = [
+            flatten(batch_of(batch))[0] for batch in keras_models.batches_of(case.name, case.steps)
+        ]
         losses = tuple(executor.step(batch) for batch in batches)
-        return Ran(losses=losses, values={**gather_parameters(executor), **gather_buffers(executor)})
+        return Ran(
+            losses=losses, values={**gather_parameters(executor), **gather_buffers(executor)}
+        )
     except UserError as error:
         return str(error)
 
@@ -166,7 +194,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--ranks", default="1,2,4")
     parser.add_argument("--mesh", help="NAME=SIZE,..., of all models")
-    parser.add_argument("--pin", action="append", default=[], help="PATTERN=CHOICE, of the models that admit it")
+    parser.add_argument(
+        "--pin", action="append", default=[], help="PATTERN=CHOICE, of the models that admit it"
+    )
     given = parser.parse_args()
     print(f"{given.steps} steps; Keras {keras.__version__}, torch {torch.__version__}", flush=True)
     names = given.names or list(keras_models.MODELS)
@@ -179,7 +209,10 @@ def main() -> None:
                 print(f"{name:17s} {ranks} ranks {mesh}: {found}", flush=True)
                 continue
             far = difference(found, expected[name])
-            print(f"{name:17s} {ranks} ranks {mesh}  loss {far.loss:.1e}  values {far.value:.1e} ({far.name})", flush=True)
+            print(
+                f"{name:17s} {ranks} ranks {mesh}  loss {far.loss:.1e}  values {far.value:.1e} ({far.name})",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

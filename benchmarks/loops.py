@@ -1,4 +1,5 @@
-"""Seconds of the loops that planning spends its time in: the simulator's events, and the times of collectives.
+"""Seconds of the loops that planning spends its time in: the simulator's events, and the times of
+collectives.
 
 python benchmarks/loops.py [--runs 3]
 """
@@ -25,10 +26,19 @@ def simulated() -> int:
     tasks = []
     for number in range(_STEPS):
         for device in everyone:
-            task = partial(Task, id=f"t{number}", kind="gemm", phase="forward", device=device, host_duration=5e-6)
+            task = partial(
+                Task,
+                id=f"t{number}",
+                kind="gemm",
+                phase="forward",
+                device=device,
+                host_duration=5e-6,
+            )
             if number % 5:
                 before = (f"t{number - 2}",) if number > 1 else ()
-                tasks.append(task(stream="compute", duration=1e-5, deps=before, allocates=9, frees=9))
+                tasks.append(
+                    task(stream="compute", duration=1e-5, deps=before, allocates=9, frees=9)
+                )
             else:
                 tasks.append(task(stream="communication", duration=2e-5, group=everyone))
     return len(simulate(tasks, num_devices=_RANKS, initial_memory=0, overlap=0.5).events)
@@ -49,7 +59,9 @@ def seconds(loop: Callable[[], int]) -> tuple[int, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=3)
     asked = parser.parse_args()
     for loop in (simulated, collective_times):

@@ -2,8 +2,9 @@
 
     python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen] [--out FILE]
 
-Every family is planned for two CPU ranks under each strategy and run: two steps, and one that is recorded, whose peak is what torch's
-allocator held at most (`planner.torch_private.allocations`). A row a plan: predicted, measured, predicted / measured - 1.
+Every family is planned for two CPU ranks under each strategy and run: two steps, and one that is
+recorded, whose peak is what torch's allocator held at most (`planner.torch_private.allocations`). A
+row a plan: predicted, measured, predicted / measured - 1.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ from runtime.worker import join
 _TEXT = {"layers": 2, "width": 256, "heads": 4, "vocab": 4096}
 _RECURRENT = {"vocab": 2000, "embed": 128, "hidden": 256, "layers": 2, "seq": 32}
 
-#: The batch and the sizes of each family: a step of a tenth of a second to a second here, of 5 to 100 MiB.
+#: The batch and the sizes of each family: a step of a tenth of a second to a second here, of 5 to
+#: 100 MiB.
 FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
     "mlp": (64, {"inputs": 512, "hidden": 1024, "layers": 4, "outputs": 256}),
     "cnn": (16, {}),
@@ -48,7 +50,18 @@ FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
     "llama": (8, {**_TEXT, "kv_heads": 2, "mlp": 512, "seq": 128}),
     "t5": (8, {**_TEXT, "head_dim": 64, "mlp": 512, "seq": 64, "target_seq": 64}),
     "moe": (8, {**_TEXT, "vocab": 2048, "kv_heads": 2, "mlp": 512, "experts": 4, "seq": 64}),
-    "vit": (8, {"layers": 2, "width": 256, "heads": 4, "mlp": 512, "image": 64, "patch": 8, "classes": 100}),
+    "vit": (
+        8,
+        {
+            "layers": 2,
+            "width": 256,
+            "heads": 4,
+            "mlp": 512,
+            "image": 64,
+            "patch": 8,
+            "classes": 100,
+        },
+    ),
     "dlrm": (256, {}),
 }
 
@@ -65,7 +78,9 @@ def plan(family: str, strategy: str, path: Path) -> None:
     batch, sizes = FAMILIES[family]
     mesh, pins = STRATEGIES[strategy]
     settings = {name: str(size) for name, size in sizes.items()}
-    ask = Ask(model=family, batch=batch, seq=None, settings=settings, dtype="float32", num_devices=2)
+    ask = Ask(
+        model=family, batch=batch, seq=None, settings=settings, dtype="float32", num_devices=2
+    )
     write_plan(search(ask, load_cluster("cpu", num_devices=2), mesh=mesh, pins=pins).plan, path)
 
 
@@ -78,7 +93,11 @@ def run_rank(paths: list[str], emit: Emit) -> list[tuple[int, int]]:
             program = program_of(read, rank=place.rank)
             workload = in_dtypes(build(lambda read=read: workload_of(read), 0), program)  # type: ignore[misc]
             executor = Executor(
-                program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device
+                program,
+                workload,
+                rank=place.rank,
+                groups=make_groups(program, place.rank),
+                device=place.device,
             )
             for _ in range(2):
                 executor.step(workload.batch)
@@ -97,12 +116,21 @@ def measure(family: str, strategies: list[str]) -> list[dict[str, Any]]:
     rows = []
     for strategy, pairs in zip(strategies, zip(*ranks, strict=True), strict=True):
         predicted, measured = max(pairs, key=lambda pair: pair[1])
-        rows.append({"family": family, "strategy": strategy, "predicted_bytes": predicted, "measured_bytes": measured})
+        rows.append(
+            {
+                "family": family,
+                "strategy": strategy,
+                "predicted_bytes": predicted,
+                "measured_bytes": measured,
+            }
+        )
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--out", type=Path)
@@ -122,7 +150,9 @@ def main() -> None:
         f"{len(errors)} plans: {min(errors):+.2%} to {max(errors):+.2%}, mean of sizes {sum(map(abs, errors)) / len(errors):.2%}"
     )
     if asked.out is not None:
-        asked.out.write_text(json.dumps({**provenance("python benchmarks/memory.py"), "rows": rows}, indent=1) + "\n")
+        asked.out.write_text(
+            json.dumps({**provenance("python benchmarks/memory.py"), "rows": rows}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -34,7 +34,15 @@ def run(arguments: str) -> tuple[float, float]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "planner", *arguments.split(), "--out", f"{folder}/plan", "--json"],
+            [
+                sys.executable,
+                "-m",
+                "planner",
+                *arguments.split(),
+                "--out",
+                f"{folder}/plan",
+                "--json",
+            ],
             stdout=subprocess.DEVNULL,
         )
         _, status, usage = os.wait4(process.pid, 0)
@@ -44,7 +52,9 @@ def run(arguments: str) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--only", default="", help="commands that have this in them")
     asked = parser.parse_args()
@@ -53,8 +63,9 @@ def main() -> None:
         seconds = sorted(s for s, _ in runs)
         print(
             f"plan {arguments:80s} {statistics.median(seconds):5.1f} s median ({seconds[0]:.1f} to {seconds[-1]:.1f})  "
-            f"{max(m for _, m in runs):.2f} GiB", flush=True
-        )  # fmt: skip
+            f"{max(m for _, m in runs):.2f} GiB",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

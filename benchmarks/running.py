@@ -1,11 +1,13 @@
-"""Step time of the plan that is chosen, and of ours that are pinned, against torch's DDP and FSDP2: same model, ranks and run.
+"""Step time of the plan that is chosen, and of ours that are pinned, against torch's DDP and FSDP2:
+same model, ranks and run.
 
     python benchmarks/running.py [--cases lstm@2,gpt@4] [--hardware cpu] [--rounds 30] [--out FILE]
     plan calibrate && python benchmarks/running.py --hardware FILE   # the path that `plan calibrate` prints
 
-Every round has one step of each, in rotating order; a step lasts until its last rank is done; the figures are medians over rounds,
-the ratio that of the chosen plan to the faster baseline, pair by pair. The regret is how much slower the chosen plan is than the best
-of our own that were run. A baseline whose first loss is not ours is refused, since it would train another model.
+Every round has one step of each, in rotating order; a step lasts until its last rank is done; the
+figures are medians over rounds, the ratio that of the chosen plan to the faster baseline, pair by
+pair. The regret is how much slower the chosen plan is than the best of our own that were run. A
+baseline whose first loss is not ours is refused, since it would train another model.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ from runtime.launcher import launch
 
 CASES = "lstm@2,gru@2,gpt@2,bert@2,t5@2,llama@2,resnet@2,gpt@4,lstm@4"
 
-#: Sizes at which a step takes some tens to hundreds of milliseconds on two cores; the batch is that of all ranks.
+#: Sizes at which a step takes some tens to hundreds of milliseconds on two cores; the batch is that
+#: of all ranks.
 SIZES: dict[str, dict[str, Any]] = {
     "lstm": {"batch": 256, "seq": 50, "settings": {"vocab": "4000"}},
     "gru": {"batch": 256, "seq": 50, "settings": {"vocab": "4000"}},
@@ -43,16 +46,21 @@ SIZES: dict[str, dict[str, Any]] = {
     "bert": {"batch": 8, "seq": 128, "settings": {"layers": "2"}},
     "t5": {"batch": 8, "seq": None, "settings": {}},
     "llama": {"batch": 8, "seq": 64, "settings": {}},
-    "resnet": {"batch": 64, "seq": None, "settings": {"batch_norm": "false"}},  # DDP's batch norm is of each rank
+    "resnet": {
+        "batch": 64,
+        "seq": None,
+        "settings": {"batch_norm": "false"},
+    },  # DDP's batch norm is of each rank
 }
 
-#: Baselines take the mean over each rank's part: where parts count unlike numbers of targets, or batch norm sees a part, their losses
-#: are another mean of like size.
+#: Baselines take the mean over each rank's part: where parts count unlike numbers of targets, or
+#: batch norm sees a part, their losses are another mean of like size.
 NEAR = 0.05
 
 
 def plans_of(model: str, ranks: int, hardware: str) -> Iterator[tuple[str, Plan]]:
-    """The chosen plan, then those that are pinned; one that would run the same program as one before it is left out."""
+    """The chosen plan, then those that are pinned; one that would run the same program as one
+    before it is left out."""
     ask = Ask(model=model, dtype="float32", num_devices=ranks, **SIZES[model])
     pinned: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
         "chosen": (None, ()),
@@ -83,25 +91,38 @@ def row_of(model: str, ranks: int, hardware: str, rounds: int) -> dict[str, Any]
         results = launch("running_ranks:measure", ranks, Request(paths, rounds))
     check_losses(results[0]["losses"])
     times = {
-        name: [max(step) for step in zip(*(r["times"][name] for r in results), strict=True)] for name in results[0]["times"]
+        name: [max(step) for step in zip(*(r["times"][name] for r in results), strict=True)]
+        for name in results[0]["times"]
     }
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     rival = min(BASELINES, key=lambda name: medians[name])
     best = min(plans, key=lambda name: medians[name])
     return {
-        "model": model, "ranks": ranks, "mesh": str(plans["chosen"].mesh), "median_s": medians, "against": rival,
+        "model": model,
+        "ranks": ranks,
+        "mesh": str(plans["chosen"].mesh),
+        "median_s": medians,
+        "against": rival,
         "predicted_s": {name: plan.summary["step_time_s"] for name, plan in plans.items()},
-        **{key: value for name in BASELINES for key, value in _ratio(times["chosen"], times[name], name).items()},
-        "best": best, "regret": max(0.0, statistics.median(_pairs(times["chosen"], times[best])) - 1),
-        "losses": results[0]["losses"], "rounds": rounds,
-    }  # fmt: skip
+        **{
+            key: value
+            for name in BASELINES
+            for key, value in _ratio(times["chosen"], times[name], name).items()
+        },
+        "best": best,
+        "regret": max(0.0, statistics.median(_pairs(times["chosen"], times[best])) - 1),
+        "losses": results[0]["losses"],
+        "rounds": rounds,
+    }
 
 
 def check_losses(losses: Mapping[str, float]) -> None:
     """Raises RunFailed for a first loss that is not the chosen plan's."""
     for name, loss in losses.items():
         if abs(loss - losses["chosen"]) > NEAR * abs(losses["chosen"]):
-            raise RunFailed(f"the first loss of {name} is {loss:.6g} and that of the chosen plan {losses['chosen']:.6g}")
+            raise RunFailed(
+                f"the first loss of {name} is {loss:.6g} and that of the chosen plan {losses['chosen']:.6g}"
+            )
 
 
 def _pairs(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
@@ -115,11 +136,13 @@ def _ratio(ours: Sequence[float], theirs: Sequence[float], name: str) -> dict[st
 
 
 def line_of(row: Mapping[str, Any]) -> str:
-    """The row as printed: the ratio, then of each run its measured and (ours) predicted milliseconds."""
+    """The row as printed: the ratio, then of each run its measured and (ours) predicted
+    milliseconds."""
     name, (low, high) = row["against"], row[f"ratio_{row['against']}_quartiles"]
     predicted = row["predicted_s"]
     runs = ", ".join(
-        f"{run} {seconds * 1e3:.1f}" + (f" (predicted {predicted[run] * 1e3:.1f})" if run in predicted else "")
+        f"{run} {seconds * 1e3:.1f}"
+        + (f" (predicted {predicted[run] * 1e3:.1f})" if run in predicted else "")
         for run, seconds in row["median_s"].items()
     )
     return (
@@ -129,7 +152,9 @@ def line_of(row: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--cases", default=CASES, help="MODEL@RANKS, separated by commas")
     parser.add_argument("--hardware", default="cpu", help="a cluster's name or a hardware file")
     parser.add_argument("--rounds", type=int, default=30)
@@ -142,11 +167,11 @@ def main() -> None:
         print(line_of(rows[-1]), flush=True)
     ratios = [row[f"ratio_{row['against']}"] for row in rows]
     worst = max(row["regret"] for row in rows)
-    print(f"mean ratio {statistics.mean(ratios):.3f}, largest {max(ratios):.3f}, largest regret {worst:.1%}")
+    print(
+        f"mean ratio {statistics.mean(ratios):.3f}, largest {max(ratios):.3f}, largest regret {worst:.1%}"
+    )
     if asked.out is not None:
-        command = (
-            f"python benchmarks/running.py --cases {asked.cases} --hardware {Path(asked.hardware).name} --rounds {asked.rounds}"
-        )
+        command = f"python benchmarks/running.py --cases {asked.cases} --hardware {Path(asked.hardware).name} --rounds {asked.rounds}"
         asked.out.write_text(json.dumps({**provenance(command), "rows": rows}, indent=1) + "\n")
 
 

@@ -1,8 +1,10 @@
-"""What one rank of `running.py` does: our plans and torch's own data parallelism, a step of each in turn.
+"""What one rank of `running.py` does: our plans and torch's own data parallelism, a step of each in
+turn.
 
-The baselines are what one would type: DDP with `gradient_as_bucket_view=True`, FSDP2 with `fully_shard` for every block and the root,
-both with torch's fused Adam, on this rank's part of the same batch. All runs share a process, so that what our launcher sets (one
-thread a rank, freed memory kept) holds for the baselines too.
+The baselines are what one would type: DDP with `gradient_as_bucket_view=True`, FSDP2 with
+`fully_shard` for every block and the root, both with torch's fused Adam, on this rank's part of the
+same batch. All runs share a process, so that what our launcher sets (one thread a rank, freed
+memory kept) holds for the baselines too.
 """
 
 from __future__ import annotations
@@ -45,15 +47,22 @@ class Request:
 
 
 def measure(request: Request, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """On one rank: by name, the seconds of every step, and the losses of the first step, which all ranks have the same.
+    """On one rank: by name, the seconds of every step, and the losses of the first step, which all
+    ranks have the same.
 
-    Every round has one step of each, beginning with another: what a step leaves behind falls on all alike.
+    Every round has one step of each, beginning with another: what a step leaves behind falls on all
+    alike.
     """
     first = read_plan(next(iter(request.plans.values())))
     with join(first.mesh.num_devices, "cpu") as place:
         runs: dict[str, Step] = {name: _ours(path, place) for name, path in request.plans.items()}
-        runs |= {name: made(build(lambda: workload_of(first), 0), place) for name, made in BASELINES.items()}
-        losses = {name: _over_ranks(step(), place, name in BASELINES) for name, step in runs.items()}
+        runs |= {
+            name: made(build(lambda: workload_of(first), 0), place)
+            for name, made in BASELINES.items()
+        }
+        losses = {
+            name: _over_ranks(step(), place, name in BASELINES) for name, step in runs.items()
+        }
         times: dict[str, list[float]] = {name: [] for name in runs}
         names = list(runs)
         for number in range(request.rounds + WARM_UP):
@@ -69,13 +78,21 @@ def measure(request: Request, emit: Callable[[dict[str, Any]], None]) -> dict[st
 def _ours(path: str, place: Place) -> Step:
     plan = read_plan(path)
     program, workload = program_of(plan, rank=place.rank), build(lambda: workload_of(plan), 0)
-    executor = Executor(program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device)
+    executor = Executor(
+        program,
+        workload,
+        rank=place.rank,
+        groups=make_groups(program, place.rank),
+        device=place.device,
+    )
     local = executor.local_batch(workload.batch)
     return lambda: executor.step_local(local)
 
 
 def _ddp(workload: Workload, place: Place) -> Step:
-    return _trained(DistributedDataParallel(workload.module, gradient_as_bucket_view=True), workload, place)
+    return _trained(
+        DistributedDataParallel(workload.module, gradient_as_bucket_view=True), workload, place
+    )
 
 
 def _fsdp2(workload: Workload, place: Place) -> Step:
@@ -99,7 +116,9 @@ def _trained(module: nn.Module, workload: Workload, place: Place) -> Step:
     """A step of `module` with the fused optimizer, on this rank's part of the batch."""
     optimizer = torch.optim.Adam(module.parameters(), lr=workload.learning_rate, fused=True)
     mesh = Mesh(("dp",), (place.num_ranks,))
-    local = tuple(cut(t, tuple((size,) for size in t.shape), (0,), mesh, place.rank) for t in workload.batch)
+    local = tuple(
+        cut(t, tuple((size,) for size in t.shape), (0,), mesh, place.rank) for t in workload.batch
+    )
 
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)

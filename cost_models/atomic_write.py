@@ -13,16 +13,21 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) to `path`; a reader sees the old file or the new one, never a part.
+    """Write `content` (text as UTF-8) to `path`; a reader sees the old file or the new one, never a
+    part.
 
     Raises `BadValue` where the folder does not exist or cannot be written.
     """
     target = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # it may end the process, and leave a part behind
+    held = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT}
+    )  # it may end the process, and leave a part behind
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
+        handle, temporary = tempfile.mkstemp(
+            dir=target.parent, prefix=f".{target.name}.", suffix=".part"
+        )
         with os.fdopen(handle, "wb") as file:
             file.write(data)
         Path(temporary).chmod(0o644)

@@ -1,6 +1,7 @@
 """What each axis of a mesh runs over: inside nodes, between nodes or both, and the kinds of links.
 
-The mesh is laid on devices in row-major order, as in `group_links`; of groups of an axis that differ, those on the most nodes count.
+The mesh is laid on devices in row-major order, as in `group_links`; of groups of an axis that
+differ, those on the most nodes count.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisLinks:
-    """The groups of one axis: on how many nodes each is, how many of its ranks are on one node at most, and the kinds of links that
-    it crosses, those inside a node first."""
+    """The groups of one axis: on how many nodes each is, how many of its ranks are on one node
+    at most, and the kinds of links that it crosses, those inside a node first."""
 
     name: str
     size: int
@@ -35,23 +36,39 @@ class AxisLinks:
     links: tuple[str, ...]
 
 
-def axis_links(cluster: Cluster, names: tuple[str, ...], sizes: tuple[int, ...]) -> tuple[AxisLinks, ...]:
+def axis_links(
+    cluster: Cluster, names: tuple[str, ...], sizes: tuple[int, ...]
+) -> tuple[AxisLinks, ...]:
     """What every axis of more than one device runs over."""
-    return tuple(_axis_links(cluster, sizes, axis, names[axis]) for axis, size in enumerate(sizes) if size > 1)
+    return tuple(
+        _axis_links(cluster, sizes, axis, names[axis])
+        for axis, size in enumerate(sizes)
+        if size > 1
+    )
 
 
 def _axis_links(cluster: Cluster, sizes: tuple[int, ...], axis: int, name: str) -> AxisLinks:
-    widest = max(collective_model(cluster, sizes, (axis,)).links, key=lambda links: (links.num_nodes, links.width))
+    widest = max(
+        collective_model(cluster, sizes, (axis,)).links,
+        key=lambda links: (links.num_nodes, links.width),
+    )
     inside = (cluster.intra.link,) if widest.width > 1 else ()
     between = (cluster.inter.link,) if widest.num_nodes > 1 and cluster.inter is not None else ()
     return AxisLinks(
-        name=name, size=sizes[axis], num_nodes=widest.num_nodes, ranks_per_node=widest.width, links=inside + between
-    )  # fmt: skip
+        name=name,
+        size=sizes[axis],
+        num_nodes=widest.num_nodes,
+        ranks_per_node=widest.width,
+        links=inside + between,
+    )
 
 
 def links_in_words(axes: Iterable[Mapping[str, Any]]) -> str:
-    """`tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand`, of axes as records of `AxisLinks`: those inside first."""
-    return "; ".join(_in_words(axis) for axis in sorted(axes, key=lambda axis: int(axis["num_nodes"]) > 1))
+    """`tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand`, of axes as records
+    of `AxisLinks`: those inside first."""
+    return "; ".join(
+        _in_words(axis) for axis in sorted(axes, key=lambda axis: int(axis["num_nodes"]) > 1)
+    )
 
 
 def _in_words(axis: Mapping[str, Any]) -> str:

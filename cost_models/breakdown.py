@@ -1,4 +1,5 @@
-"""Where the time of one device's step went: computing, communicating without computing, or neither."""
+"""Where the time of one device's step went: computing, communicating without computing, or
+neither."""
 
 from __future__ import annotations
 
@@ -36,12 +37,15 @@ def _union(spans: Iterable[tuple[float, float]]) -> float:
 def breakdown(timeline: Timeline, device: int) -> Breakdown:
     """The step time of `device` in three parts.
 
-    compute = |C|, exposed communication = |C or M| - |C|, idle = step - |C or M|, with C and M the times at which the compute
-    and the communication stream run. The host's own time counts as idle: the device waits for it.
+    compute = |C|, exposed communication = |C or M| - |C|, idle = step - |C or M|, with C and M the
+    times at which the compute and the communication stream run. The host's own time counts as idle:
+    the device waits for it.
     """
     spans: dict[str, list[tuple[float, float]]] = {"compute": [], "communication": [], "host": []}
     for event in timeline.on(device):
         spans[event.stream].append((event.start, event.end))
     compute = _union(spans["compute"])
     busy = _union(spans["compute"] + spans["communication"])
-    return Breakdown(compute=compute, exposed_communication=busy - compute, idle=timeline.step_time - busy)
+    return Breakdown(
+        compute=compute, exposed_communication=busy - compute, idle=timeline.step_time - busy
+    )

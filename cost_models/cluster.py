@@ -1,7 +1,8 @@
-"""Hardware files: from TOML to `Device`, `Library` and `Cluster`, and back. Units end here; errors name the file and the key.
+"""Hardware files: from TOML to `Device`, `Library` and `Cluster`, and back. Units end here; errors
+name the file and the key.
 
-load_cluster("dgx-h100", num_devices=64)      8 nodes of 8
-load_cluster("my_machine.toml", num_nodes=2)  a file of your own
+load_cluster("dgx-h100", num_devices=64)      8 nodes of 8 load_cluster("my_machine.toml",
+num_nodes=2)  a file of your own
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ from cost_models.schema import (
 from cost_models.units import US
 
 __all__ = [
-    "Cluster", "CollectiveRow", "ContentionRow", "Device", "ElementwiseRow", "GemmRow", "Inter", "Intra", "Library", "Link",
-    "OpRow", "Protocol", "cluster_text", "list_clusters", "list_devices", "load_cluster", "load_device",
-    "parse_cluster", "read_sources", "write_cluster",
+    "Cluster", "CollectiveRow", "ContentionRow", "Device", "ElementwiseRow", "GemmRow", "Inter",
+    "Intra", "Library", "Link", "OpRow", "Protocol", "cluster_text", "list_clusters",
+    "list_devices", "load_cluster", "load_device", "parse_cluster", "read_sources", "write_cluster",
 ]  # fmt: skip
 
 HARDWARE = Path(__file__).parent / "hardware"
@@ -85,12 +86,17 @@ def _table(where: str, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return value
 
 
-def _rows(where: str, raw: Mapping[str, Any], name: str, types: tuple[type, ...]) -> list[tuple[Any, ...]]:
+def _rows(
+    where: str, raw: Mapping[str, Any], name: str, types: tuple[type, ...]
+) -> list[tuple[Any, ...]]:
     """The rows of a measured table: lists of the given types, numbers positive."""
     rows = []
     for row in raw.get(name, []):
         fits = isinstance(row, list) and len(row) == len(types)
-        if not fits or not all(isinstance(v, str) if t is str else _is_positive(v) for v, t in zip(row, types, strict=True)):
+        if not fits or not all(
+            isinstance(v, str) if t is str else _is_positive(v)
+            for v, t in zip(row, types, strict=True)
+        ):
             expected = ", ".join("text" if t is str else "positive number" for t in types)
             raise BadHardware(f"{where}: a row of {name} is [{expected}], got {row!r}")
         rows.append(tuple(t(v) for v, t in zip(row, types, strict=True)))
@@ -100,34 +106,64 @@ def _rows(where: str, raw: Mapping[str, Any], name: str, types: tuple[type, ...]
 def _links(where: str, rows: Any) -> tuple[tuple[int, int, int], ...]:
     """The direct links of a mesh: `[a, b, bricks]`."""
     for row in rows:
-        if not (isinstance(row, list) and len(row) == 3 and all(type(v) is int and v >= 0 for v in row)):
-            raise BadHardware(f"{where}: a link is [local device, local device, bricks], got {row!r}")
+        if not (
+            isinstance(row, list) and len(row) == 3 and all(type(v) is int and v >= 0 for v in row)
+        ):
+            raise BadHardware(
+                f"{where}: a link is [local device, local device, bricks], got {row!r}"
+            )
     return tuple((a, b, bricks) for a, b, bricks in rows)
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < float("inf")
+    )
 
 
 def _device(where: str, raw: Mapping[str, Any]) -> Device:
-    extra = ("peak_tflops", "gemm_tiles", "kind_efficiency", "gemm_table", "elementwise_table", "op_table", *_PLAIN)
+    extra = (
+        "peak_tflops",
+        "gemm_tiles",
+        "kind_efficiency",
+        "gemm_table",
+        "elementwise_table",
+        "op_table",
+        *_PLAIN,
+    )
     fields = read_table(where, raw, DEVICE_KEYS, extra)
     for name in _PLAIN:
         _texts(where, raw, name)
     gemms = _rows(where, raw, "gemm_table", (int, int, int, int, str, float))
-    ops = _rows(where, raw, "op_table", (str, str, str, float, float, int, int, int, int, int, float))
+    ops = _rows(
+        where, raw, "op_table", (str, str, str, float, float, int, int, int, int, int, float)
+    )
     fields["step_overhead"] = fields["step_overhead"] or 0.0
     return Device(
         **fields,
-        peak_flops=read_numbers(f"{where} [peak_tflops]", _table(where, raw, "peak_tflops"), PEAK_UNIT),
+        peak_flops=read_numbers(
+            f"{where} [peak_tflops]", _table(where, raw, "peak_tflops"), PEAK_UNIT
+        ),
         gemm_tiles=tuple((m, n) for m, n in _rows(where, raw, "gemm_tiles", (int, int))),
         kind_efficiency=read_numbers(f"{where} [kind_efficiency]", raw.get("kind_efficiency", {})),
-        gemm_table=tuple(GemmRow(batch=b, m=m, n=n, k=k, dtype=d, seconds=s) for b, m, n, k, d, s in gemms),
+        gemm_table=tuple(
+            GemmRow(batch=b, m=m, n=n, k=k, dtype=d, seconds=s) for b, m, n, k, d, s in gemms
+        ),
         elementwise_table=tuple(
-            ElementwiseRow(nbytes=n, bandwidth=b) for n, b in sorted(_rows(where, raw, "elementwise_table", (float, float)))
+            ElementwiseRow(nbytes=n, bandwidth=b)
+            for n, b in sorted(_rows(where, raw, "elementwise_table", (float, float)))
         ),
         op_table=tuple(
-            OpRow(op=op, kind=kind, dtype=dtype, flops=flops, nbytes=nbytes, gemm=(b, m, n, k), steps=steps, seconds=seconds)
+            OpRow(
+                op=op,
+                kind=kind,
+                dtype=dtype,
+                flops=flops,
+                nbytes=nbytes,
+                gemm=(b, m, n, k),
+                steps=steps,
+                seconds=seconds,
+            )
             for op, kind, dtype, flops, nbytes, b, m, n, k, steps, seconds in ops
         ),
     )
@@ -146,13 +182,17 @@ def _library(where: str, raw: Mapping[str, Any]) -> Library:
     return Library(**fields, protocols=tuple(protocols))
 
 
-def _part(where: str, raw: Mapping[str, Any], folder: str, what: str) -> tuple[str, Mapping[str, Any]]:
+def _part(
+    where: str, raw: Mapping[str, Any], folder: str, what: str
+) -> tuple[str, Mapping[str, Any]]:
     """The table of a part that stands in the file itself or is named there."""
     value = raw.get(what)
     if isinstance(value, Mapping):
         return f"{where} [{what}]", value
     if not isinstance(value, str):
-        raise BadHardware(f"{where}: missing key {what!r}: the name of a {what} or a table [{what}]")
+        raise BadHardware(
+            f"{where}: missing key {what!r}: the name of a {what} or a table [{what}]"
+        )
     path = _find(folder, what, value)
     return str(path), _read(path)
 
@@ -182,12 +222,18 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
                 **read_table(f"{where} [intra]", intra, INTRA_KEYS, ("links",)),
                 links=_links(f"{where} [intra]", intra.get("links", [])),
             ),
-            inter=None if inter is None else Inter(**read_table(f"{where} [inter]", inter, INTER_KEYS)),
+            inter=None
+            if inter is None
+            else Inter(**read_table(f"{where} [inter]", inter, INTER_KEYS)),
             collective_table=tuple(
-                CollectiveRow(kind=kind, group_size=size, num_groups=groups, nbytes=nbytes, seconds=seconds)
+                CollectiveRow(
+                    kind=kind, group_size=size, num_groups=groups, nbytes=nbytes, seconds=seconds
+                )
                 for kind, size, groups, nbytes, seconds in rows
             ),
-            contention=tuple(ContentionRow(num_devices=n, kind=kind, slowdown=s) for n, kind, s in contention),
+            contention=tuple(
+                ContentionRow(num_devices=n, kind=kind, slowdown=s) for n, kind, s in contention
+            ),
             num_devices=fields["devices_per_node"],
             num_nodes=1,
             node_width=fields["devices_per_node"],
@@ -196,11 +242,15 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
         raise error if str(error).startswith(where) else BadHardware(f"{where}: {error}") from error
 
 
-def load_cluster(name_or_path: str, *, num_devices: int | None = None, num_nodes: int | None = None) -> Cluster:
-    """The cluster of a shipped name or of a TOML file, at the asked size (one full node where nothing is asked).
+def load_cluster(
+    name_or_path: str, *, num_devices: int | None = None, num_nodes: int | None = None
+) -> Cluster:
+    """The cluster of a shipped name or of a TOML file, at the asked size (one full node where
+    nothing is asked).
 
-    `num_devices` alone takes as few nodes as hold them; devices are spread evenly over the nodes. Raises `UnknownName` for
-    a name that is not there, `BadHardware` for a bad file and `BadValue` for more devices or nodes than there are.
+    `num_devices` alone takes as few nodes as hold them; devices are spread evenly over the nodes.
+    Raises `UnknownName` for a name that is not there, `BadHardware` for a bad file and `BadValue`
+    for more devices or nodes than there are.
     """
     path = _find("clusters", "hardware", str(name_or_path))
     cluster = _cluster(str(path), _read(path))
@@ -215,7 +265,8 @@ def read_sources(name_or_path: str) -> dict[str, str]:
 
 
 def _texts(where: str, raw: Mapping[str, Any], name: str) -> dict[str, str]:
-    """A table of texts, `[sources]` or `[provenance]`. Raises `BadHardware` for a value that is none."""
+    """A table of texts, `[sources]` or `[provenance]`. Raises `BadHardware` for a value that is
+    none."""
     found = raw.get(name, {})
     if not isinstance(found, Mapping):
         raise BadHardware(f"{where}: {name} is a table of texts, got {found!r}")
@@ -226,9 +277,17 @@ def _texts(where: str, raw: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table without empty lists, which a reader of the file takes for something that was forgotten."""
-    kept = {key: value for key, value in table.items() if not (isinstance(value, list | tuple) and not value)}
-    return {key: _without_empty(value) if isinstance(value, Mapping) else value for key, value in kept.items()}
+    """The table without empty lists, which a reader of the file takes for something that was
+    forgotten."""
+    kept = {
+        key: value
+        for key, value in table.items()
+        if not (isinstance(value, list | tuple) and not value)
+    }
+    return {
+        key: _without_empty(value) if isinstance(value, Mapping) else value
+        for key, value in kept.items()
+    }
 
 
 def _device_table(device: Device) -> dict[str, Any]:
@@ -237,8 +296,9 @@ def _device_table(device: Device) -> dict[str, Any]:
     out["gemm_table"] = [[r.batch, r.m, r.n, r.k, r.dtype, r.seconds] for r in device.gemm_table]
     out["elementwise_table"] = [[r.nbytes, r.bandwidth] for r in device.elementwise_table]
     out["op_table"] = [
-        [r.op, r.kind, r.dtype, r.flops, r.nbytes, *r.gemm, r.steps, r.seconds] for r in device.op_table
-    ]  # fmt: skip
+        [r.op, r.kind, r.dtype, r.flops, r.nbytes, *r.gemm, r.steps, r.seconds]
+        for r in device.op_table
+    ]
     out["peak_tflops"] = {name: in_unit(flops, PEAK_UNIT) for name, flops in device.peak_flops}
     out["kind_efficiency"] = dict(device.kind_efficiency)
     return out
@@ -252,8 +312,11 @@ def _library_table(library: Library) -> dict[str, Any]:
     return write_table(library, LIBRARY_KEYS) | {"protocols": protocols}
 
 
-def write_cluster(path: str | Path, cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]) -> None:
-    """Write `cluster`, device and library included, as one TOML file that `load_cluster` reads back; atomic.
+def write_cluster(
+    path: str | Path, cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]
+) -> None:
+    """Write `cluster`, device and library included, as one TOML file that `load_cluster` reads
+    back; atomic.
 
     Raises `BadValue` where the file cannot be written.
     """
@@ -270,13 +333,18 @@ def parse_cluster(text: str, where: str, *, num_devices: int, num_nodes: int) ->
     return replace(cluster, num_devices=devices, num_nodes=nodes, node_width=width)
 
 
-def cluster_text(cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]) -> str:
+def cluster_text(
+    cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]
+) -> str:
     """`cluster`, device and library included, as one TOML text.
 
-    `provenance` says how it came about (`date`, `host`, `versions`, `command`), `sources` where each figure is from.
+    `provenance` says how it came about (`date`, `host`, `versions`, `command`), `sources` where
+    each figure is from.
     """
     table = write_table(cluster, CLUSTER_KEYS)
-    rows = [[r.kind, r.group_size, r.num_groups, r.nbytes, r.seconds] for r in cluster.collective_table]
+    rows = [
+        [r.kind, r.group_size, r.num_groups, r.nbytes, r.seconds] for r in cluster.collective_table
+    ]
     table["collective_table"] = rows
     table["contention"] = [[r.num_devices, r.kind, r.slowdown] for r in cluster.contention]
     table["provenance"] = dict(provenance)

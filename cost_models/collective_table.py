@@ -1,4 +1,5 @@
-"""Measured collectives: seconds interpolated log-log in bytes, between the group sizes that were measured."""
+"""Measured collectives: seconds interpolated log-log in bytes, between the group sizes that were
+measured."""
 
 from __future__ import annotations
 
@@ -21,17 +22,21 @@ class MeasuredTable:
     log_seconds: NDArray[np.float64]
 
     def time(self, nbytes: float | NDArray[np.float64]) -> NDArray[np.float64]:
-        """Seconds at `nbytes` > 0: log-log between points; the first point's below; in proportion to bytes above the last."""
+        """Seconds at `nbytes` > 0: log-log between points; the first point's below; in
+        proportion to bytes above the last."""
         x = np.log(nbytes)
         inside = np.interp(x, self.log_nbytes, self.log_seconds)
         return np.asarray(np.exp(inside + np.maximum(0.0, x - self.log_nbytes[-1])))
 
 
-def measured_tables(rows: Sequence[CollectiveRow], group_size: int, num_groups: int) -> dict[str, MeasuredTable]:
+def measured_tables(
+    rows: Sequence[CollectiveRow], group_size: int, num_groups: int
+) -> dict[str, MeasuredTable]:
     """kind -> table for groups of `group_size`, of which `num_groups` run at once.
 
-    Of the group sizes measured, the same one or the two around it (log-log in the size; the nearest beyond the ends); of the
-    numbers of groups measured at a size, the nearest. A kind without rows is left out: it keeps the formulas.
+    Of the group sizes measured, the same one or the two around it (log-log in the size; the nearest
+    beyond the ends); of the numbers of groups measured at a size, the nearest. A kind without rows
+    is left out: it keeps the formulas.
     """
     out = {}
     for kind in sorted({row.kind for row in rows}):
@@ -42,14 +47,20 @@ def measured_tables(rows: Sequence[CollectiveRow], group_size: int, num_groups: 
         low, high = (_at_size(mine, size, num_groups) for size in (below, above))
         share = 0.0 if below == above else float(np.log(group_size / below) / np.log(above / below))
         grid = np.union1d(low.log_nbytes, high.log_nbytes)
-        seconds = (1 - share) * np.log(low.time(np.exp(grid))) + share * np.log(high.time(np.exp(grid)))
+        seconds = (1 - share) * np.log(low.time(np.exp(grid))) + share * np.log(
+            high.time(np.exp(grid))
+        )
         out[kind] = MeasuredTable(grid, np.maximum.accumulate(seconds))
     return out
 
 
 def _at_size(rows: Sequence[CollectiveRow], size: int, num_groups: int) -> MeasuredTable:
-    """The table at one measured group size; several rows of one size in bytes are averaged, seconds never fall with bytes."""
-    nearest = min({row.num_groups for row in rows if row.group_size == size}, key=lambda g: (abs(g - num_groups), g))
+    """The table at one measured group size; several rows of one size in bytes are averaged,
+    seconds never fall with bytes."""
+    nearest = min(
+        {row.num_groups for row in rows if row.group_size == size},
+        key=lambda g: (abs(g - num_groups), g),
+    )
     points: dict[float, list[float]] = {}
     for row in rows:
         if row.group_size == size and row.num_groups == nearest:

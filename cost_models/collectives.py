@@ -1,10 +1,12 @@
-"""Seconds of a collective on the links that its groups really cross: the best algorithm and protocol for each size.
+"""Seconds of a collective on the links that its groups really cross: the best algorithm and
+protocol for each size.
 
-Every algorithm and protocol is a line a + b n in the bytes n of the whole logical buffer (as nccl-tests counts); the fastest
-line is taken, and the slowest group, since all groups of an axis run together. Symbols: k ranks on N nodes, w a node, B a
-rank's bytes/s along the ring inside a node, E the group's bytes/s through a node's NICs, l a hop's latency (l_i inside, l_e
-between nodes). Source: MODELLING 5.1; Thakur et al., "Optimization of Collective Communication Operations in MPICH", 2005; NCCL
-src/graph/tuning.cc for the latencies.
+Every algorithm and protocol is a line a + b n in the bytes n of the whole logical buffer (as
+nccl-tests counts); the fastest line is taken, and the slowest group, since all groups of an axis
+run together. Symbols: k ranks on N nodes, w a node, B a rank's bytes/s along the ring inside a
+node, E the group's bytes/s through a node's NICs, l a hop's latency (l_i inside, l_e between
+nodes). Source: MODELLING 5.1; Thakur et al., "Optimization of Collective Communication Operations
+in MPICH", 2005; NCCL src/graph/tuning.cc for the latencies.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ Line = tuple[float, float]
 
 
 def _hops(cluster: Cluster, links: GroupLinks, protocol: Protocol, rounds: int) -> float:
-    """Latency of `rounds` trips over the ring's k - 1 hops, N - 1 of them between nodes: rounds ((k - N) l_i + (N - 1) l_e)."""
+    """Latency of `rounds` trips over the ring's k - 1 hops, N - 1 of them between nodes: rounds
+    ((k - N) l_i + (N - 1) l_e)."""
     outside = links.num_nodes - 1
     inside = links.size - links.num_nodes
     seconds = inside * protocol.hop(links.hop) if inside else 0.0
@@ -39,21 +42,29 @@ def _hops(cluster: Cluster, links: GroupLinks, protocol: Protocol, rounds: int) 
 
 
 def _ring(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Ring: r ((k - 1) l + (k - 1) / k n / min(B, E) + n p / 2), with r = 2 for an all-reduce and 1 for an all-gather or
-    reduce-scatter, and p the seconds a byte of a rank's pass over its buffer."""
+    """Ring: r ((k - 1) l + (k - 1) / k n / min(B, E) + n p / 2), with r = 2 for an all-reduce
+    and 1 for an all-gather or reduce-scatter, and p the seconds a byte of a rank's pass over its
+    buffer."""
     rounds = 2 if kind == "all_reduce" else 1
-    share = rounds * ((links.size - 1) / links.size / min(links.ring, links.node) + links.pass_time / 2)
+    share = rounds * (
+        (links.size - 1) / links.size / min(links.ring, links.node) + links.pass_time / 2
+    )
     return [
-        (protocol.base_latency + _hops(cluster, links, protocol, rounds), share / protocol.bandwidth_share)
+        (
+            protocol.base_latency + _hops(cluster, links, protocol, rounds),
+            share / protocol.bandwidth_share,
+        )
         for protocol in cluster.library.of("ring")
     ]
 
 
 def _tree(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Double tree, a chain inside nodes: 2 ((w - 1) l_i + ceil(log2 N) l_e) + max(n / T, c n / E); all-reduce only.
+    """Double tree, a chain inside nodes: 2 ((w - 1) l_i + ceil(log2 N) l_e) + max(n / T, c n / E);
+    all-reduce only.
 
-    T is a rank's rate where up and down share its port; c = 1 for two nodes (each is root of one tree), 2 for more (a node
-    receives from two children in one tree and from its parent in both). Source: Sanders et al., "Two-tree algorithms", 2009.
+    T is a rank's rate where up and down share its port; c = 1 for two nodes (each is root of one
+    tree), 2 for more (a node receives from two children in one tree and from its parent in both).
+    Source: Sanders et al., "Two-tree algorithms", 2009.
     """
     if kind != "all_reduce":
         return []
@@ -62,27 +73,38 @@ def _tree(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
     lines = []
     for protocol in cluster.library.of("tree"):
         inside = (links.width - 1) * protocol.hop(links.hop) if links.width > 1 else 0.0
-        outside = math.ceil(math.log2(links.num_nodes)) * _inter_hop(cluster, protocol) if links.num_nodes > 1 else 0.0
-        lines.append((protocol.base_latency + 2 * (inside + outside), per_byte / protocol.bandwidth_share))
+        outside = (
+            math.ceil(math.log2(links.num_nodes)) * _inter_hop(cluster, protocol)
+            if links.num_nodes > 1
+            else 0.0
+        )
+        lines.append(
+            (protocol.base_latency + 2 * (inside + outside), per_byte / protocol.bandwidth_share)
+        )
     return lines
 
 
 def _halving_doubling(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Recursive halving and doubling: r (ceil(log2 k) l + (k - 1) / k n / min(B, E)); powers of two only, as ring for n."""
+    """Recursive halving and doubling: r (ceil(log2 k) l + (k - 1) / k n / min(B, E)); powers of
+    two only, as ring for n."""
     if links.size & (links.size - 1):
         return []
     rounds = 2 if kind == "all_reduce" else 1
     share = rounds * (links.size - 1) / links.size / min(links.pairs, links.node)
     hops = rounds * math.log2(links.size)
     return [
-        (protocol.base_latency + hops * _worst_hop(cluster, links, protocol), share / protocol.bandwidth_share)
+        (
+            protocol.base_latency + hops * _worst_hop(cluster, links, protocol),
+            share / protocol.bandwidth_share,
+        )
         for protocol in cluster.library.of("halving_doubling")
     ]
 
 
 def _hierarchical(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Reduce-scatter inside, all-reduce between nodes, all-gather inside, one after the other:
-    2 (w - 1) l_i + 2 (N - 1) l_e + 2 (w - 1) / w n / B + 2 (N - 1) / N n / E; all-reduce over nodes only."""
+    """Reduce-scatter inside, all-reduce between nodes, all-gather inside, one after the other: 2
+    (w - 1) l_i + 2 (N - 1) l_e + 2 (w - 1) / w n / B + 2 (N - 1) / N n / E; all-reduce over
+    nodes only."""
     if kind != "all_reduce" or links.num_nodes == 1 or links.size != links.width * links.num_nodes:
         return []
     inside = 2 * (links.width - 1) / links.width / links.ring if links.width > 1 else 0.0
@@ -91,14 +113,18 @@ def _hierarchical(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
     for protocol in cluster.library.of("hierarchical"):
         latency = 2 * (links.num_nodes - 1) * _inter_hop(cluster, protocol)
         latency += 2 * (links.width - 1) * protocol.hop(links.hop) if links.width > 1 else 0.0
-        lines.append((protocol.base_latency + latency, (inside + outside) / protocol.bandwidth_share))
+        lines.append(
+            (protocol.base_latency + latency, (inside + outside) / protocol.bandwidth_share)
+        )
     return lines
 
 
 def _nvls(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Reduction in the NVSwitch, one node: l + n (1 + 1 / k) / B_s: each rank's port carries the buffer once and a k-th again.
+    """Reduction in the NVSwitch, one node: l + n (1 + 1 / k) / B_s: each rank's port carries the
+    buffer once and a k-th again.
 
-    B_s is the link's bandwidth times `in_switch_reduction_efficiency`; NCCL takes it from three ranks on.
+    B_s is the link's bandwidth times `in_switch_reduction_efficiency`; NCCL takes it from three
+    ranks on.
     """
     if kind != "all_reduce" or links.num_nodes > 1 or not links.in_switch or links.size < 3:
         return []
@@ -110,12 +136,16 @@ def _nvls(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
 
 
 def _all_to_all(cluster: Cluster, links: GroupLinks) -> list[Line]:
-    """Pairwise sends at once: (k - 1) l + max((w - 1) / k n / B_pairs, w (k - w) / k n / E) + n p; n is a rank's buffer."""
+    """Pairwise sends at once: (k - 1) l + max((w - 1) / k n / B_pairs, w (k - w) / k n / E) + n
+    p; n is a rank's buffer."""
     inside = (links.width - 1) / links.size / links.pairs
     outside = links.width * (links.size - links.width) / links.size / links.node
     per_byte = max(inside, outside) + links.pass_time
     return [
-        (protocol.base_latency + (links.size - 1) * _worst_hop(cluster, links, protocol), per_byte / protocol.bandwidth_share)
+        (
+            protocol.base_latency + (links.size - 1) * _worst_hop(cluster, links, protocol),
+            per_byte / protocol.bandwidth_share,
+        )
         for protocol in cluster.library.of("pairwise")
     ]
 
@@ -130,14 +160,21 @@ def _worst_hop(cluster: Cluster, links: GroupLinks, protocol: Protocol) -> float
 
 
 def _lines(cluster: Cluster, links: GroupLinks, kind: str) -> tuple[Line, ...]:
-    """All lines of one kind of group, with the fabric's overhead a call, less those that never win."""
+    """All lines of one kind of group, with the fabric's overhead a call, less those that never
+    win."""
     algorithms = (_ring, _tree, _halving_doubling, _hierarchical, _nvls)
-    lines = _all_to_all(cluster, links) if kind == "all_to_all" else [x for f in algorithms for x in f(cluster, links, kind)]
+    lines = (
+        _all_to_all(cluster, links)
+        if kind == "all_to_all"
+        else [x for f in algorithms for x in f(cluster, links, kind)]
+    )
     overhead = cluster.intra.overhead if links.width > 1 else 0.0
     if links.num_nodes > 1 and cluster.inter is not None:
         overhead += cluster.inter.overhead
     if not lines:
-        raise BadValue(f"library {cluster.library.name!r} has no algorithm for {kind} over {links.size} devices")
+        raise BadValue(
+            f"library {cluster.library.name!r} has no algorithm for {kind} over {links.size} devices"
+        )
     kept: list[Line] = []
     for latency, per_byte in sorted(lines):
         if not kept or per_byte < kept[-1][1]:
@@ -146,31 +183,39 @@ def _lines(cluster: Cluster, links: GroupLinks, kind: str) -> tuple[Line, ...]:
 
 
 class CollectiveModel:
-    """The seconds of every collective over `axes` of one mesh on one cluster; made by `collective_model`."""
+    """The seconds of every collective over `axes` of one mesh on one cluster; made by
+    `collective_model`."""
 
     __slots__ = ("_lines", "_measured", "link_class", "links")
 
-    def __init__(self, cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> None:
+    def __init__(
+        self, cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]
+    ) -> None:
         self.links: tuple[GroupLinks, ...] = group_links(cluster, mesh_sizes, axes)
         self.link_class = link_class(self.links)
         self._lines: dict[str, tuple[tuple[Line, ...], ...]] = {
-            kind: tuple(_lines(cluster, links, kind) for links in self.links) for kind in COLLECTIVES[:-1]
+            kind: tuple(_lines(cluster, links, kind) for links in self.links)
+            for kind in COLLECTIVES[:-1]
         }
         num_groups = math.prod(size for axis, size in enumerate(mesh_sizes) if axis not in axes)
         local = all(links.num_nodes == 1 for links in self.links)
         self._measured: dict[str, MeasuredTable] = {}
         if self.links and local and cluster.collective_table:
-            self._measured = measured_tables(cluster.collective_table, self.links[0].size, num_groups)
+            self._measured = measured_tables(
+                cluster.collective_table, self.links[0].size, num_groups
+            )
 
     @overload
     def time(self, kind: str, nbytes: float) -> float: ...
     @overload
     def time(self, kind: str, nbytes: NDArray[np.float64]) -> NDArray[np.float64]: ...
     def time(self, kind: str, nbytes: float | NDArray[np.float64]) -> float | NDArray[np.float64]:
-        """Seconds of `kind` for `nbytes` of the whole logical buffer (all-to-all: of a rank's buffer), a number or an array.
+        """Seconds of `kind` for `nbytes` of the whole logical buffer (all-to-all: of a rank's
+        buffer), a number or an array.
 
-        0 for a `slice`, for groups of one and for nothing to send. Never falls with `nbytes`. A measured table, where the
-        cluster has one for this kind and the groups stay inside a node, takes precedence. Raises `UnknownName` for other kinds.
+        0 for a `slice`, for groups of one and for nothing to send. Never falls with `nbytes`. A
+        measured table, where the cluster has one for this kind and the groups stay inside a node,
+        takes precedence. Raises `UnknownName` for other kinds.
         """
         if kind not in COLLECTIVES:
             raise unknown_name("collective", kind, COLLECTIVES)
@@ -185,10 +230,13 @@ class CollectiveModel:
         return max(min(a + b * nbytes for a, b in lines) for lines in self._lines[kind])
 
     def least_per_byte(self, kind: str, most: float) -> float:
-        """The fewest seconds a byte of any message of `kind` of at most `most` bytes. A line a + b n costs fewer a byte the longer it
-        is; between two points of a measured table the seconds a byte rise or fall, so one end has the fewest."""
+        """The fewest seconds a byte of any message of `kind` of at most `most` bytes. A line a +
+        b n costs fewer a byte the longer it is; between two points of a measured table the
+        seconds a byte rise or fall, so one end has the fewest."""
         table = self._measured.get(kind)
-        knots: list[float] = [] if table is None else [n for n in np.exp(table.log_nbytes).tolist() if n < most]
+        knots: list[float] = (
+            [] if table is None else [n for n in np.exp(table.log_nbytes).tolist() if n < most]
+        )
         return min(float(self.time(kind, n)) / n for n in (most, *knots))
 
     def _array_time(self, kind: str, nbytes: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -196,19 +244,29 @@ class CollectiveModel:
         if table is not None:
             seconds = table.time(np.maximum(nbytes, 1.0))
         else:
-            seconds = np.max([np.min([a + b * nbytes for a, b in lines], axis=0) for lines in self._lines[kind]], axis=0)
+            seconds = np.max(
+                [np.min([a + b * nbytes for a, b in lines], axis=0) for lines in self._lines[kind]],
+                axis=0,
+            )
         return np.where(nbytes > 0, seconds, 0.0)
 
 
 @lru_cache(maxsize=4096)
-def collective_model(cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> CollectiveModel:
-    """The model of the collectives over `axes` of a mesh of `mesh_sizes` on the first devices of `cluster`.
+def collective_model(
+    cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]
+) -> CollectiveModel:
+    """The model of the collectives over `axes` of a mesh of `mesh_sizes` on the first devices of
+    `cluster`.
 
-    Cached by the whole record of the cluster (compared figure by figure, not by name), the mesh and the axes.
+    Cached by the whole record of the cluster (compared figure by figure, not by name), the mesh and
+    the axes.
     """
     return CollectiveModel(cluster, mesh_sizes, axes)
 
 
-def collective_time(cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...], kind: str, nbytes: float) -> float:
-    """Seconds of one collective of `kind` in all groups of `axes` at once; see `CollectiveModel.time`."""
+def collective_time(
+    cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...], kind: str, nbytes: float
+) -> float:
+    """Seconds of one collective of `kind` in all groups of `axes` at once; see
+    `CollectiveModel.time`."""
     return collective_model(cluster, mesh_sizes, axes).time(kind, nbytes)

@@ -1,4 +1,5 @@
-"""The `Device` record: what one accelerator (or CPU core) can do, in SI units, with measured tables where there are any."""
+"""The `Device` record: what one accelerator (or CPU core) can do, in SI units, with measured
+tables where there are any."""
 
 from __future__ import annotations
 
@@ -7,7 +8,16 @@ from dataclasses import dataclass
 from cost_models.errors import BadHardware, unknown_name
 from cost_models.memory import LSTM_LIBRARIES
 
-__all__ = ["KINDS", "MATRIX_KINDS", "NUMBER_FORMATS", "VECTOR_KINDS", "Device", "ElementwiseRow", "GemmRow", "OpRow"]
+__all__ = [
+    "KINDS",
+    "MATRIX_KINDS",
+    "NUMBER_FORMATS",
+    "VECTOR_KINDS",
+    "Device",
+    "ElementwiseRow",
+    "GemmRow",
+    "OpRow",
+]
 
 #: Kinds of kernel bound by the tensor cores' or the core's flops.
 MATRIX_KINDS = ("gemm", "conv", "attention", "lstm")
@@ -33,7 +43,8 @@ class GemmRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ElementwiseRow:
-    """One measured element-wise kernel that read and wrote `nbytes` in all at `bandwidth` bytes/s."""
+    """One measured element-wise kernel that read and wrote `nbytes` in all at `bandwidth`
+    bytes/s."""
 
     nbytes: float
     bandwidth: float
@@ -41,7 +52,8 @@ class ElementwiseRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpRow:
-    """One measured call of `op` (a name of the planner's): its work as the planner counts it, its seconds with dispatch.
+    """One measured call of `op` (a name of the planner's): its work as the planner counts it, its
+    seconds with dispatch.
 
     `gemm` and `steps` as in `roofline.op_time`; (1, 1, 1, 1) for what is no product.
     """
@@ -64,12 +76,14 @@ class OpRow:
 class Device:
     """One device. Seconds, bytes, flops/s, bytes/s; efficiencies and overlap are fractions.
 
-    `peak_flops` is by the device's own number formats (`fp32`, `tf32`, `bf16`, ...), the datasheet's figure; `gemm_efficiency`
-    the share of it that a large product reaches. `gemm_tiles` are the tile shapes tried for a product (none: the smooth
-    model, in which `gemm_half_work` flops an SM reach half of it). `kernel_overhead` is the least device time of a kernel,
-    `launch_overhead` the host's time to dispatch it. `kind_efficiency` is the share of its roofline that a kind of kernel
-    reaches. `overlap` is the share of the shorter of compute and communication that hides behind the other. `step_overhead` is
-    the host's time once a step (the optimizer's Python). `lstm_library` says whose workspace an LSTM keeps for backward.
+    `peak_flops` is by the device's own number formats (`fp32`, `tf32`, `bf16`, ...), the
+    datasheet's figure; `gemm_efficiency` the share of it that a large product reaches. `gemm_tiles`
+    are the tile shapes tried for a product (none: the smooth model, in which `gemm_half_work` flops
+    an SM reach half of it). `kernel_overhead` is the least device time of a kernel,
+    `launch_overhead` the host's time to dispatch it. `kind_efficiency` is the share of its roofline
+    that a kind of kernel reaches. `overlap` is the share of the shorter of compute and
+    communication that hides behind the other. `step_overhead` is the host's time once a step (the
+    optimizer's Python). `lstm_library` says whose workspace an LSTM keeps for backward.
     """
 
     name: str
@@ -104,13 +118,21 @@ class Device:
     def __post_init__(self) -> None:
         for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
-                raise BadHardware(f"device {self.name!r}: {name} is a share between 0 and 1, got {getattr(self, name)}")
+                raise BadHardware(
+                    f"device {self.name!r}: {name} is a share between 0 and 1, got {getattr(self, name)}"
+                )
         if self.lstm_library not in (None, *LSTM_LIBRARIES):
-            raise BadHardware(f"device {self.name!r}: {unknown_name('lstm_library', str(self.lstm_library), LSTM_LIBRARIES)}")
+            raise BadHardware(
+                f"device {self.name!r}: {unknown_name('lstm_library', str(self.lstm_library), LSTM_LIBRARIES)}"
+            )
         self._check_names("peak of", self.peak_flops, NUMBER_FORMATS)
         self._check_names("efficiency of kind", self.kind_efficiency, KINDS)
-        if not self.has_peak("fp32") or (self.gemm_tiles and not (self.has_peak("fp16") or self.has_peak("bf16"))):
-            raise BadHardware(f"device {self.name!r} needs a peak for fp32 and, where it has gemm_tiles, for fp16 or bf16")
+        if not self.has_peak("fp32") or (
+            self.gemm_tiles and not (self.has_peak("fp16") or self.has_peak("bf16"))
+        ):
+            raise BadHardware(
+                f"device {self.name!r} needs a peak for fp32 and, where it has gemm_tiles, for fp16 or bf16"
+            )
         if self.reserved_memory >= self.memory:
             raise BadHardware(
                 f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves nothing of memory ({self.memory} B)"
@@ -118,37 +140,53 @@ class Device:
 
     @property
     def usable_memory(self) -> int:
-        """Bytes left for tensors: memory less the context, the libraries' workspaces and the communicators."""
+        """Bytes left for tensors: memory less the context, the libraries' workspaces and the
+        communicators."""
         return self.memory - self.reserved_memory
 
     @property
     def multiplies_bfloat16(self) -> bool:
-        """Whether products in bfloat16 have units of their own, whose tiles these are: a CPU converts, and has a peak all the same."""
+        """Whether products in bfloat16 have units of their own, whose tiles these are: a CPU
+        converts, and has a peak all the same."""
         return bool(self.gemm_tiles) and self.has_peak("bf16")
 
-    def _check_names(self, what: str, table: tuple[tuple[str, float], ...], known: tuple[str, ...]) -> None:
+    def _check_names(
+        self, what: str, table: tuple[tuple[str, float], ...], known: tuple[str, ...]
+    ) -> None:
         for name, _ in table:
             if name not in known:
                 raise BadHardware(f"device {self.name!r}: {unknown_name(what, name, known)}")
 
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
-        return hash((self.name, self.memory, self.memory_bandwidth, self.gemm_efficiency, len(self.op_table)))
+        return hash(
+            (
+                self.name,
+                self.memory,
+                self.memory_bandwidth,
+                self.gemm_efficiency,
+                len(self.op_table),
+            )
+        )
 
     def peak(self, number_format: str) -> float:
-        """Datasheet flops/s in `number_format`; asking for one that the device lacks raises `BadHardware`."""
+        """Datasheet flops/s in `number_format`; asking for one that the device lacks raises
+        `BadHardware`."""
         for name, flops in self.peak_flops:
             if name == number_format:
                 return flops
         known = ", ".join(name for name, _ in self.peak_flops)
-        raise BadHardware(f"device {self.name!r} has no peak flops for {number_format!r}: it lists {known}")
+        raise BadHardware(
+            f"device {self.name!r} has no peak flops for {number_format!r}: it lists {known}"
+        )
 
     def has_peak(self, number_format: str) -> bool:
         """Whether the device lists a peak for `number_format`."""
         return any(name == number_format for name, _ in self.peak_flops)
 
     def efficiency_of(self, kind: str) -> float | None:
-        """The measured share of the roofline that kernels of `kind` reach on this device, None where not listed."""
+        """The measured share of the roofline that kernels of `kind` reach on this device, None
+        where not listed."""
         for name, share in self.kind_efficiency:
             if name == kind:
                 return share

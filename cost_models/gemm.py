@@ -1,15 +1,17 @@
-"""Device seconds of one matrix product: tile and wave quantisation, or a smooth model, corrected by measured shapes.
+"""Device seconds of one matrix product: tile and wave quantisation, or a smooth model, corrected by
+measured shapes.
 
 With tiles (Tm, Tn), S SMs, peak P and a split of k in s parts:
 
     tiles = batch * ceil(m / Tm) * ceil(n / Tn) * s        waves = ceil(tiles / S)
     t = waves * (ceil(k / s) + k0) * max(2 (Tm Tn + a0) / (P e / S), l0) + reduction of partial sums
 
-and the best of a few tiles and splits is taken, as cuBLAS's heuristic does. k0 (`gemm_half_k`) is the fill and
-drain of a tile's pipeline, a0 (`gemm_tile_half_area`) the operand traffic of small tiles, l0 (`gemm_k_latency`) the memory
-latency of a step along k that a small tile cannot hide. The first two stand for a fixed time and bandwidth,
-so they are stated at the device's 16-bit rate and shrink with the rate of slower formats. Source: MODELLING 5.2; NVIDIA,
-"Matrix Multiplication Background User's Guide".
+and the best of a few tiles and splits is taken, as cuBLAS's heuristic does. k0 (`gemm_half_k`) is
+the fill and drain of a tile's pipeline, a0 (`gemm_tile_half_area`) the operand traffic of small
+tiles, l0 (`gemm_k_latency`) the memory latency of a step along k that a small tile cannot hide. The
+first two stand for a fixed time and bandwidth, so they are stated at the device's 16-bit rate and
+shrink with the rate of slower formats. Source: MODELLING 5.2; NVIDIA, "Matrix Multiplication
+Background User's Guide".
 """
 
 from __future__ import annotations
@@ -22,36 +24,49 @@ from cost_models.memory import dtype_bytes
 
 __all__ = ["gemm_seconds"]
 
-#: Splits of k that are tried. Source: cuBLAS and CUTLASS split-k heuristics use small powers of two.
+#: Splits of k that are tried. Source: cuBLAS and CUTLASS split-k heuristics use small powers of
+#: two.
 _SPLITS = (1, 2, 4, 8, 16, 32)
-#: Bytes of one partial sum: accumulated and reduced in fp32, written and read once. Source: CUTLASS split-k documentation.
+#: Bytes of one partial sum: accumulated and reduced in fp32, written and read once. Source: CUTLASS
+#: split-k documentation.
 _PARTIAL_SUM_BYTES = 8
-#: Number of measured shapes that share in a correction; nearest in (log m, log n, log k). Our choice: one a direction.
+#: Number of measured shapes that share in a correction; nearest in (log m, log n, log k). Our
+#: choice: one a direction.
 _NEIGHBOURS = 3
 
 
 @lru_cache(maxsize=65536)
-def gemm_seconds(device: Device, shape: tuple[int, int, int, int], nbytes: float, dtype: str, peak: float) -> float:
-    """Seconds of `batch` products (m, k) @ (k, n), without the kernel's overhead, at `peak` flops/s of the datasheet.
+def gemm_seconds(
+    device: Device, shape: tuple[int, int, int, int], nbytes: float, dtype: str, peak: float
+) -> float:
+    """Seconds of `batch` products (m, k) @ (k, n), without the kernel's overhead, at `peak` flops/s
+    of the datasheet.
 
-    max(compute, nbytes / (bandwidth * efficiency)); where the device has measured products of `dtype`, times the ratio of
-    measured to modelled seconds at the nearest shapes.
+    max(compute, nbytes / (bandwidth * efficiency)); where the device has measured products of
+    `dtype`, times the ratio of measured to modelled seconds at the nearest shapes.
     """
     modelled = _modelled(device, shape, nbytes, peak)
     rows = tuple(row for row in device.gemm_table if row.dtype == dtype)
     return modelled * _correction(device, rows, shape, peak) if rows else modelled
 
 
-def _modelled(device: Device, shape: tuple[int, int, int, int], nbytes: float, peak: float) -> float:
+def _modelled(
+    device: Device, shape: tuple[int, int, int, int], nbytes: float, peak: float
+) -> float:
     compute = _tiled(device, shape, peak) if device.gemm_tiles else _smooth(device, shape, peak)
     return max(compute, nbytes / (device.memory_bandwidth * device.memory_efficiency))
 
 
 def _smooth(device: Device, shape: tuple[int, int, int, int], peak: float) -> float:
-    """eff = e w / (w + w0) with w the flops an SM, so t = (flops + w0 S) / (P e): for devices without known tiles."""
+    """eff = e w / (w + w0) with w the flops an SM, so t = (flops + w0 S) / (P e): for devices
+    without known tiles."""
     batch, m, n, k = shape
     flops = 2.0 * batch * m * n * k
-    return (flops + device.gemm_half_work * device.num_sms) / (peak * device.gemm_efficiency) if flops else 0.0
+    return (
+        (flops + device.gemm_half_work * device.num_sms) / (peak * device.gemm_efficiency)
+        if flops
+        else 0.0
+    )
 
 
 def _tiled(device: Device, shape: tuple[int, int, int, int], peak: float) -> float:
@@ -69,16 +84,26 @@ def _tiled(device: Device, shape: tuple[int, int, int, int], peak: float) -> flo
         step = max(2.0 * (area + half_area) / sm_rate, device.gemm_k_latency)
         for split in _SPLITS:
             waves = -(-blocks * split // device.num_sms)
-            sums = 0.0 if split == 1 else device.kernel_overhead + split * batch * m * n * _PARTIAL_SUM_BYTES / bandwidth
+            sums = (
+                0.0
+                if split == 1
+                else device.kernel_overhead + split * batch * m * n * _PARTIAL_SUM_BYTES / bandwidth
+            )
             best = min(best, waves * step * (-(-k // split) + half_k) + sums)
     return best
 
 
-def _correction(device: Device, rows: tuple[GemmRow, ...], shape: tuple[int, int, int, int], peak: float) -> float:
-    """Geometric mean of measured / modelled seconds over the nearest measured shapes, weighted by 1 / distance squared."""
+def _correction(
+    device: Device, rows: tuple[GemmRow, ...], shape: tuple[int, int, int, int], peak: float
+) -> float:
+    """Geometric mean of measured / modelled seconds over the nearest measured shapes, weighted
+    by 1 / distance squared."""
     nearest = sorted((_distance(row, shape), index) for index, row in enumerate(rows))[:_NEIGHBOURS]
     weights = [1.0 / max(distance, 1e-9) for distance, _ in nearest]
-    logs = [weight * _log_ratio(device, rows[index], peak) for weight, (_, index) in zip(weights, nearest, strict=True)]
+    logs = [
+        weight * _log_ratio(device, rows[index], peak)
+        for weight, (_, index) in zip(weights, nearest, strict=True)
+    ]
     return math.exp(sum(logs) / sum(weights))
 
 
@@ -93,5 +118,7 @@ def _distance(row: GemmRow, shape: tuple[int, int, int, int]) -> float:
 def _log_ratio(device: Device, row: GemmRow, peak: float) -> float:
     """log(measured / modelled) of one row: its bytes are those of its three matrices."""
     elements = row.batch * (row.m * row.k + row.k * row.n + row.m * row.n)
-    modelled = _modelled(device, (row.batch, row.m, row.n, row.k), elements * dtype_bytes(row.dtype), peak)
+    modelled = _modelled(
+        device, (row.batch, row.m, row.n, row.k), elements * dtype_bytes(row.dtype), peak
+    )
     return math.log(max(row.seconds - device.kernel_overhead, 0.05 * row.seconds) / modelled)

@@ -1,7 +1,9 @@
-"""What links the groups of a collective cross: for each different kind of group, ranks a node and bytes/s a rank.
+"""What links the groups of a collective cross: for each different kind of group, ranks a node and
+bytes/s a rank.
 
-The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); the groups of `axes` are the ranks that differ only
-on them. All groups work at the same time, so the links that several of them cross are shared: NICs, the host's bus.
+The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); the groups of `axes` are
+the ranks that differ only on them. All groups work at the same time, so the links that several of
+them cross are shared: NICs, the host's bus.
 """
 
 from __future__ import annotations
@@ -20,18 +22,20 @@ from cost_models.rings import num_chains, num_rings
 
 __all__ = ["GroupLinks", "LinkClass", "find_groups", "group_links", "link_class"]
 
-#: Which links a collective takes its rate from: those inside nodes, or the NICs and switches between nodes. Collectives over
-#: different ones run beside each other at full rate.
+#: Which links a collective takes its rate from: those inside nodes, or the NICs and switches
+#: between nodes. Collectives over different ones run beside each other at full rate.
 LinkClass = Literal["node", "network"]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLinks:
-    """One kind of group. Bandwidths are bytes/s, after the fabric's efficiency; `inf` where the group has no such hop.
+    """One kind of group. Bandwidths are bytes/s, after the fabric's efficiency; `inf` where the
+    group has no such hop.
 
-    `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree where up and down share its port. `node`: what
-    all the group's members on one node together get through its NICs. `pairs`: a rank's rate when it sends to all others at
-    once. `pass_time`: seconds a byte of one pass of a rank over its own buffer.
+    `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree where up and down
+    share its port. `node`: what all the group's members on one node together get through its NICs.
+    `pairs`: a rank's rate when it sends to all others at once. `pass_time`: seconds a byte of one
+    pass of a rank over its own buffer.
     """
 
     size: int
@@ -61,12 +65,16 @@ def find_groups(mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> list[tupl
     return [tuple(group) for group in found.values()]
 
 
-def group_links(cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> tuple[GroupLinks, ...]:
-    """The different kinds of groups of `axes`; empty where the groups have one member. Raises `BadValue` if the mesh has more
-    devices than the cluster."""
+def group_links(
+    cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]
+) -> tuple[GroupLinks, ...]:
+    """The different kinds of groups of `axes`; empty where the groups have one member. Raises
+    `BadValue` if the mesh has more devices than the cluster."""
     if math.prod(mesh_sizes) > cluster.num_devices:
         shape = " x ".join(map(str, mesh_sizes))
-        raise BadValue(f"a mesh of {shape} does not fit on the {cluster.num_devices} devices of {cluster.name!r}")
+        raise BadValue(
+            f"a mesh of {shape} does not fit on the {cluster.num_devices} devices of {cluster.name!r}"
+        )
     groups = [group for group in find_groups(mesh_sizes, axes) if len(group) > 1]
     nic_users = _nic_users(cluster, groups)
     active = Counter(cluster.node_of(rank) for group in groups for rank in group)
@@ -75,7 +83,8 @@ def group_links(cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, 
 
 
 def link_class(groups: tuple[GroupLinks, ...]) -> LinkClass:
-    """The links that a collective of these groups shares with others: `node` if all lie inside a node, else `network`."""
+    """The links that a collective of these groups shares with others: `node` if all lie inside a
+    node, else `network`."""
     return "network" if any(links.num_nodes > 1 for links in groups) else "node"
 
 
@@ -94,7 +103,9 @@ def _nic_users(cluster: Cluster, groups: list[tuple[int, ...]]) -> Counter[tuple
     for group in groups:
         members = _members(cluster, group)
         if len(members) > 1:
-            users.update({(node, nic) for node, local in members.items() for nic in _nics(cluster, local)})
+            users.update(
+                {(node, nic) for node, local in members.items() for nic in _nics(cluster, local)}
+            )
     return users
 
 
@@ -105,21 +116,30 @@ def _nics(cluster: Cluster, local: tuple[int, ...]) -> set[int]:
 def _signature(
     cluster: Cluster, group: tuple[int, ...], active: Counter[int], users: Counter[tuple[int, int]]
 ) -> tuple[object, ...]:
-    """What the links of a group depend on: places in each node, and how many others share them. Saves work for many nodes."""
+    """What the links of a group depend on: places in each node, and how many others share them.
+    Saves work for many nodes."""
     members = _members(cluster, group)
     shared = len(members) > 1
     return tuple(
         sorted(
-            (local, active[node], tuple(sorted(users[node, nic] for nic in _nics(cluster, local))) if shared else ())
+            (
+                local,
+                active[node],
+                tuple(sorted(users[node, nic] for nic in _nics(cluster, local))) if shared else (),
+            )
             for node, local in members.items()
         )
     )
 
 
-def _links(cluster: Cluster, group: tuple[int, ...], active: Counter[int], users: Counter[tuple[int, int]]) -> GroupLinks:
+def _links(
+    cluster: Cluster, group: tuple[int, ...], active: Counter[int], users: Counter[tuple[int, int]]
+) -> GroupLinks:
     members = _members(cluster, group)
     intra, width = cluster.intra, max(len(local) for local in members.values())
-    inside = [_inside(cluster, local, active[node], len(members) > 1) for node, local in members.items()]
+    inside = [
+        _inside(cluster, local, active[node], len(members) > 1) for node, local in members.items()
+    ]
     through = math.inf
     if len(members) > 1:
         through = min(_through_nics(cluster, node, local, users) for node, local in members.items())
@@ -138,15 +158,23 @@ def _links(cluster: Cluster, group: tuple[int, ...], active: Counter[int], users
     )
 
 
-def _through_nics(cluster: Cluster, node: int, local: tuple[int, ...], users: Counter[tuple[int, int]]) -> float:
-    """Bytes/s that a group gets through the NICs next to its members: each shared by the groups that cross it."""
+def _through_nics(
+    cluster: Cluster, node: int, local: tuple[int, ...], users: Counter[tuple[int, int]]
+) -> float:
+    """Bytes/s that a group gets through the NICs next to its members: each shared by the groups
+    that cross it."""
     inter = cluster.inter
     assert inter is not None
-    return sum(inter.bandwidth * inter.efficiency / users[node, nic] for nic in _nics(cluster, local))
+    return sum(
+        inter.bandwidth * inter.efficiency / users[node, nic] for nic in _nics(cluster, local)
+    )
 
 
-def _inside(cluster: Cluster, local: tuple[int, ...], active: int, spans: bool) -> tuple[float, float, float]:
-    """(ring, tree, pairs): bytes/s of a member inside one node, `active` ranks of which communicate at the same time."""
+def _inside(
+    cluster: Cluster, local: tuple[int, ...], active: int, spans: bool
+) -> tuple[float, float, float]:
+    """(ring, tree, pairs): bytes/s of a member inside one node, `active` ranks of which
+    communicate at the same time."""
     intra = cluster.intra
     if len(local) == 1:
         return math.inf, math.inf, math.inf
@@ -158,9 +186,12 @@ def _inside(cluster: Cluster, local: tuple[int, ...], active: int, spans: bool) 
     return port, port / 2, port
 
 
-def _inside_mesh(cluster: Cluster, local: tuple[int, ...], active: int, spans: bool) -> tuple[float, float, float]:
-    """Direct links. A ring takes a brick a hop (a chain of one brick is enough where the ring goes on through the NICs); a tree
-    one brick a link, up and down in its two directions; where there is neither, everything goes over the host."""
+def _inside_mesh(
+    cluster: Cluster, local: tuple[int, ...], active: int, spans: bool
+) -> tuple[float, float, float]:
+    """Direct links. A ring takes a brick a hop (a chain of one brick is enough where the ring
+    goes on through the NICs); a tree one brick a link, up and down in its two directions; where
+    there is neither, everything goes over the host."""
     intra = cluster.intra
     brick, host = intra.bandwidth * intra.efficiency, intra.host_bandwidth or 0.0
     chains, rings = num_chains(intra, local), num_rings(intra, local)
@@ -172,7 +203,8 @@ def _inside_mesh(cluster: Cluster, local: tuple[int, ...], active: int, spans: b
 
 
 def _pairs_on_graph(cluster: Cluster, local: tuple[int, ...]) -> float:
-    """A member's bytes/s when all send to all over shortest paths: the slowest link's bandwidth by its number of flows."""
+    """A member's bytes/s when all send to all over shortest paths: the slowest link's bandwidth
+    by its number of flows."""
     graph = _node_graph(cluster, local)
     names = [device_name(index) for index in local]
     flows: Counter[tuple[str, str]] = Counter()
@@ -194,5 +226,7 @@ def _node_graph(cluster: Cluster, local: tuple[int, ...]) -> nx.DiGraph:
         for b in local:
             bricks = cluster.intra.bricks(a, b) if a != b else 0
             if bricks:
-                graph.add_edge(device_name(a), device_name(b), bandwidth=bricks * cluster.intra.bandwidth)
+                graph.add_edge(
+                    device_name(a), device_name(b), bandwidth=bricks * cluster.intra.bandwidth
+                )
     return graph

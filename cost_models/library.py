@@ -1,7 +1,9 @@
-"""The `Library` record: how a collective library (NCCL, gloo) behaves, by algorithm, protocol and kind of link.
+"""The `Library` record: how a collective library (NCCL, gloo) behaves, by algorithm, protocol and
+kind of link.
 
-A protocol moves a message over one hop in `hop_latency[link kind]` seconds and reaches `bandwidth_share` of what the links
-give; NCCL has three (LL, LL128, Simple), which trade latency for bandwidth.
+A protocol moves a message over one hop in `hop_latency[link kind]` seconds and reaches
+`bandwidth_share` of what the links give; NCCL has three (LL, LL128, Simple), which trade latency
+for bandwidth.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls", "pairw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """One protocol of one algorithm. `hop_latency` is seconds by link kind; `base_latency` seconds once a call."""
+    """One protocol of one algorithm. `hop_latency` is seconds by link kind; `base_latency`
+    seconds once a call."""
 
     algorithm: str
     name: str
@@ -31,22 +34,30 @@ class Protocol:
 
     def __post_init__(self) -> None:
         if self.algorithm not in ALGORITHMS:
-            raise BadHardware(f"protocol {self.name!r}: unknown algorithm {self.algorithm!r}, known: {', '.join(ALGORITHMS)}")
+            raise BadHardware(
+                f"protocol {self.name!r}: unknown algorithm {self.algorithm!r}, known: {', '.join(ALGORITHMS)}"
+            )
         if not 0 < self.bandwidth_share <= 1:
-            raise BadHardware(f"protocol {self.name!r}: bandwidth_share is in (0, 1], got {self.bandwidth_share}")
+            raise BadHardware(
+                f"protocol {self.name!r}: bandwidth_share is in (0, 1], got {self.bandwidth_share}"
+            )
 
     def hop(self, link_kind: str) -> float:
-        """Seconds of one hop over a link of `link_kind`. Raises `BadHardware` for a kind that the library does not list."""
+        """Seconds of one hop over a link of `link_kind`. Raises `BadHardware` for a kind that
+        the library does not list."""
         for name, seconds in self.hop_latency:
             if name == link_kind:
                 return seconds
         known = ", ".join(name for name, _ in self.hop_latency)
-        raise BadHardware(f"protocol {self.algorithm}/{self.name} has no hop latency for {link_kind!r} links: it lists {known}")
+        raise BadHardware(
+            f"protocol {self.algorithm}/{self.name} has no hop latency for {link_kind!r} links: it lists {known}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """A collective library: its protocols by algorithm. `pairwise` is how it does an all-to-all, and it must have one."""
+    """A collective library: its protocols by algorithm. `pairwise` is how it does an all-to-all,
+    and it must have one."""
 
     name: str
     protocols: tuple[Protocol, ...]
@@ -54,7 +65,9 @@ class Library:
     def __post_init__(self) -> None:
         for algorithm in ("ring", "pairwise"):
             if not self.of(algorithm):
-                raise BadHardware(f"library {self.name!r} needs at least one protocol of the algorithm {algorithm!r}")
+                raise BadHardware(
+                    f"library {self.name!r} needs at least one protocol of the algorithm {algorithm!r}"
+                )
 
     def of(self, algorithm: str) -> tuple[Protocol, ...]:
         """The protocols of `algorithm`; empty where the library does not have it."""

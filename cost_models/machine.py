@@ -1,6 +1,8 @@
-"""The `Cluster`: devices, switches, NICs and the links between them, as a hardware file describes them.
+"""The `Cluster`: devices, switches, NICs and the links between them, as a hardware file describes
+them.
 
-Device `r` is local device `r % node_width` of node `r // node_width`: meshes are laid on consecutive devices.
+Device `r` is local device `r % node_width` of node `r // node_width`: meshes are laid on
+consecutive devices.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ FABRICS = ("switch", "mesh", "host")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Link:
-    """One direction of a link: bytes/s, seconds, and `kind` (`nvlink`, `pcie`, `infiniband`, ...)."""
+    """One direction of a link: bytes/s, seconds, and `kind` (`nvlink`, `pcie`, `infiniband`,
+    ...)."""
 
     source: str
     target: str
@@ -31,7 +34,8 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveRow:
-    """One measured collective: `num_groups` groups of `group_size` ranks at once, `nbytes` of the whole logical buffer."""
+    """One measured collective: `num_groups` groups of `group_size` ranks at once, `nbytes` of
+    the whole logical buffer."""
 
     kind: str
     group_size: int
@@ -41,12 +45,15 @@ class CollectiveRow:
 
     def __post_init__(self) -> None:
         if self.kind not in COLLECTIVES:
-            raise BadHardware(f"collective_table: {unknown_name('collective', self.kind, COLLECTIVES)}")
+            raise BadHardware(
+                f"collective_table: {unknown_name('collective', self.kind, COLLECTIVES)}"
+            )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentionRow:
-    """Kernels of `kind` take `slowdown` times as long where `num_devices` of a node compute at once, as on one CPU."""
+    """Kernels of `kind` take `slowdown` times as long where `num_devices` of a node compute at
+    once, as on one CPU."""
 
     num_devices: int
     kind: str
@@ -61,10 +68,11 @@ class ContentionRow:
 class Intra:
     """What connects the devices of a node.
 
-    `fabric`: `switch` (every device has one port of `bandwidth` a direction), `mesh` (`links` of (a, b, bricks), a brick is
-    `bandwidth`; other pairs go over the host at `host_bandwidth` a device), `host` (every device has `bandwidth` to the host).
-    All devices together move at most `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds.
-    Where the kernel cannot keep up, each pass of a rank over its buffer adds its bytes over `pass_bandwidth`.
+    `fabric`: `switch` (every device has one port of `bandwidth` a direction), `mesh` (`links` of
+    (a, b, bricks), a brick is `bandwidth`; other pairs go over the host at `host_bandwidth` a
+    device), `host` (every device has `bandwidth` to the host). All devices together move at most
+    `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds. Where the
+    kernel cannot keep up, each pass of a rank over its buffer adds its bytes over `pass_bandwidth`.
     """
 
     fabric: str
@@ -82,9 +90,13 @@ class Intra:
         if self.fabric not in FABRICS:
             raise BadHardware(f"unknown fabric {self.fabric!r}, known: {', '.join(FABRICS)}")
         if (self.fabric == "mesh") != bool(self.links):
-            raise BadHardware(f"links belong to the fabric 'mesh' and only there, {self.fabric!r} has {len(self.links)}")
+            raise BadHardware(
+                f"links belong to the fabric 'mesh' and only there, {self.fabric!r} has {len(self.links)}"
+            )
         if self.fabric == "mesh" and self.host_bandwidth is None:
-            raise BadHardware("a mesh needs host_bandwidth_gb_s, for pairs of devices without a link")
+            raise BadHardware(
+                "a mesh needs host_bandwidth_gb_s, for pairs of devices without a link"
+            )
 
     def bricks(self, a: int, b: int) -> int:
         """Number of direct links between local devices `a` and `b`."""
@@ -93,7 +105,8 @@ class Intra:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inter:
-    """What connects nodes: NICs of `bandwidth` bytes/s a direction each, all on one non-blocking fabric."""
+    """What connects nodes: NICs of `bandwidth` bytes/s a direction each, all on one non-blocking
+    fabric."""
 
     link: str
     nics_per_node: int
@@ -104,7 +117,8 @@ class Inter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
-    """`num_devices` devices on `num_nodes` nodes, `node_width` of them used on each (the last node may use fewer)."""
+    """`num_devices` devices on `num_nodes` nodes, `node_width` of them used on each (the last
+    node may use fewer)."""
 
     name: str
     device: Device
@@ -121,20 +135,39 @@ class Cluster:
 
     def __post_init__(self) -> None:
         if self.inter is None and self.max_nodes > 1:
-            raise BadHardware(f"cluster {self.name!r}: max_nodes is {self.max_nodes}, but there is no [inter] table")
+            raise BadHardware(
+                f"cluster {self.name!r}: max_nodes is {self.max_nodes}, but there is no [inter] table"
+            )
         for a, b, count in self.intra.links:
-            if not (0 <= a < self.devices_per_node and 0 <= b < self.devices_per_node and a != b and count > 0):
+            if not (
+                0 <= a < self.devices_per_node
+                and 0 <= b < self.devices_per_node
+                and a != b
+                and count > 0
+            ):
                 among = f"two of the {self.devices_per_node} devices of a node"
-                raise BadHardware(f"cluster {self.name!r}: link {[a, b, count]} is not between {among}")
+                raise BadHardware(
+                    f"cluster {self.name!r}: link {[a, b, count]} is not between {among}"
+                )
 
     def __hash__(self) -> int:
         """A cheap hash for caches; equality still compares every figure."""
-        return hash((self.name, self.num_devices, self.num_nodes, self.node_width, len(self.collective_table)))
+        return hash(
+            (
+                self.name,
+                self.num_devices,
+                self.num_nodes,
+                self.node_width,
+                len(self.collective_table),
+            )
+        )
 
     def slowdown(self, kind: str) -> float:
-        """How many times as long kernels of `kind` take where all used devices of a node compute at once; 1 where unmeasured.
+        """How many times as long kernels of `kind` take where all used devices of a node compute at
+        once; 1 where unmeasured.
 
-        Log-log between the numbers of devices measured (one device: 1); in proportion to their number beyond the last.
+        Log-log between the numbers of devices measured (one device: 1); in proportion to their
+        number beyond the last.
         """
         measured = {row.num_devices: row.slowdown for row in self.contention if row.kind == kind}
         if not measured:
@@ -154,7 +187,8 @@ class Cluster:
         return rank % self.node_width
 
     def nic_of(self, local_index: int) -> tuple[int, ...]:
-        """The NICs nearest to a local device: `nics_per_node / devices_per_node` of its own, or one that it shares."""
+        """The NICs nearest to a local device: `nics_per_node / devices_per_node` of its own, or
+        one that it shares."""
         assert self.inter is not None
         nics, devices = self.inter.nics_per_node, self.devices_per_node
         first = local_index * nics // devices

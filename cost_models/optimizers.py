@@ -1,6 +1,7 @@
 """The optimizers that a plan may name: one table of what is costed and of what runs.
 
-A name stands for a class and for the settings that decide how much state it keeps: `sgd` with a momentum is `sgd-momentum`.
+A name stands for a class and for the settings that decide how much state it keeps: `sgd` with a
+momentum is `sgd-momentum`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ __all__ = ["OPTIMIZERS", "SETTINGS", "Optimizer", "check_settings", "named", "op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """`kind` is torch's class, or Keras's where `keras`; `implied` the settings that the name stands for. `states` are the tensors of
-    a parameter's own shape and dtype that it keeps, `step_bytes` those of a counter for each parameter."""
+    """`kind` is torch's class, or Keras's where `keras`; `implied` the settings that the name
+    stands for. `states` are the tensors of a parameter's own shape and dtype that it keeps,
+    `step_bytes` those of a counter for each parameter."""
 
     kind: str
     states: int
@@ -26,8 +28,9 @@ class Optimizer:
     implied: Mapping[str, Any] = field(default_factory=dict)
 
 
-#: Sources: torch.optim Adam, AdamW and SGD `_init_group` (`exp_avg`, `exp_avg_sq`, `max_exp_avg_sq` with amsgrad, a float32 `step`;
-#: `momentum_buffer`); keras/src/optimizers/*.py `build`, which count their steps in Python.
+#: Sources: torch.optim Adam, AdamW and SGD `_init_group` (`exp_avg`, `exp_avg_sq`, `max_exp_avg_sq`
+#: with amsgrad, a float32 `step`; `momentum_buffer`); keras/src/optimizers/*.py `build`, which
+#: count their steps in Python.
 OPTIMIZERS: dict[str, Optimizer] = {
     "adam": Optimizer(kind="Adam", states=2, step_bytes=4),
     "adam-amsgrad": Optimizer(kind="Adam", states=3, step_bytes=4, implied={"amsgrad": True}),
@@ -41,8 +44,12 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "keras-sgd": Optimizer(kind="SGD", states=0, keras=True),
     "keras-sgd-momentum": Optimizer(kind="SGD", states=1, keras=True, implied={"momentum": 0.9}),
     "keras-rmsprop": Optimizer(kind="RMSprop", states=1, keras=True),
-    "keras-rmsprop-momentum": Optimizer(kind="RMSprop", states=2, keras=True, implied={"momentum": 0.9}),
-    "keras-rmsprop-centered": Optimizer(kind="RMSprop", states=2, keras=True, implied={"centered": True}),
+    "keras-rmsprop-momentum": Optimizer(
+        kind="RMSprop", states=2, keras=True, implied={"momentum": 0.9}
+    ),
+    "keras-rmsprop-centered": Optimizer(
+        kind="RMSprop", states=2, keras=True, implied={"centered": True}
+    ),
     "keras-rmsprop-centered-momentum": Optimizer(
         kind="RMSprop", states=3, keras=True, implied={"centered": True, "momentum": 0.9}
     ),
@@ -69,15 +76,21 @@ def optimizer_of(name: str) -> Optimizer:
 
 
 def named(name: str, *settings: Mapping[str, Any]) -> str:
-    """The name that says how much state torch's optimizer `name` keeps under `settings`, of all groups of parameters."""
+    """The name that says how much state torch's optimizer `name` keeps under `settings`, of all
+    groups of parameters."""
     base = name.partition("-")[0]
     own = optimizer_of(name).implied
-    words = [word for key, word in _STATEFUL.items() if any(given.get(key, own.get(key)) for given in settings or ({},))]
+    words = [
+        word
+        for key, word in _STATEFUL.items()
+        if any(given.get(key, own.get(key)) for given in settings or ({},))
+    ]
     return "-".join([base, *(word for word in words if f"{base}-{word}" in OPTIMIZERS)])
 
 
 def check_settings(name: str, settings: Mapping[str, Any]) -> None:
-    """Raises `BadValue` for a setting that torch's optimizer `name` does not take, or a value that it cannot have."""
+    """Raises `BadValue` for a setting that torch's optimizer `name` does not take, or a value
+    that it cannot have."""
     optimizer = optimizer_of(name)
     if optimizer.keras:
         raise BadValue(
@@ -92,8 +105,14 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
 
 def _check_value(key: str, value: Any) -> None:
     if key == "betas":
-        if not (isinstance(value, tuple | list) and len(value) == 2 and all(_is_number(b) and 0 <= b < 1 for b in value)):
-            raise BadValue(f"betas {value}: give two numbers from 0 up to, but not including, 1, as in 0.9,0.95")
+        if not (
+            isinstance(value, tuple | list)
+            and len(value) == 2
+            and all(_is_number(b) and 0 <= b < 1 for b in value)
+        ):
+            raise BadValue(
+                f"betas {value}: give two numbers from 0 up to, but not including, 1, as in 0.9,0.95"
+            )
     elif key in ("amsgrad", "maximize", "nesterov"):
         if not isinstance(value, bool):
             raise BadValue(f"{key} {value}: give true or false")

@@ -11,18 +11,23 @@ __all__ = ["place"]
 def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> tuple[int, int, int]:
     """(num_devices, num_nodes, node_width) for a request, either part of which may be open.
 
-    Devices open: all of the nodes. Nodes open: as few as hold the devices. The devices are spread evenly, `ceil(num_devices /
-    num_nodes)` a node. Raises `BadValue` for less than one of either and for more than the cluster has.
+    Devices open: all of the nodes. Nodes open: as few as hold the devices. The devices are spread
+    evenly, `ceil(num_devices / num_nodes)` a node. Raises `BadValue` for less than one of either
+    and for more than the cluster has.
     """
     per_node = cluster.devices_per_node
     for what, unit, value, most in (
         ("devices", "devices", num_devices, per_node * cluster.max_nodes),
         ("nodes", f"nodes of {per_node} devices", num_nodes, cluster.max_nodes),
     ):
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        if value is not None and (
+            isinstance(value, bool) or not isinstance(value, int) or value < 1
+        ):
             raise BadValue(f"the number of {what} must be a whole number from 1 on, got {value!r}")
         if value is not None and value > most:
-            raise BadValue(f"{cluster.name!r} has at most {most} {unit}, {value} {what} were asked for")
+            raise BadValue(
+                f"{cluster.name!r} has at most {most} {unit}, {value} {what} were asked for"
+            )
     devices = num_devices if num_devices is not None else per_node * (num_nodes or 1)
     nodes = num_nodes if num_nodes is not None else -(-devices // per_node)
     width = -(-devices // nodes)
@@ -39,4 +44,6 @@ def _check_spread(cluster: Cluster, devices: int, nodes: int, width: int) -> Non
         raise BadValue(f"{what}, {devices} were asked for: take {needed} nodes or more")
     reached = -(-devices // width)
     if reached != nodes:
-        raise BadValue(f"{devices} devices, {width} a node, do not reach {nodes} nodes of {cluster.name!r}: take {reached}")
+        raise BadValue(
+            f"{devices} devices, {width} a node, do not reach {nodes} nodes of {cluster.name!r}: take {reached}"
+        )

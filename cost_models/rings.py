@@ -1,8 +1,9 @@
-"""Rings and chains over direct links: how many NCCL-like rings a set of devices in a hybrid mesh can run at once.
+"""Rings and chains over direct links: how many NCCL-like rings a set of devices in a hybrid mesh
+can run at once.
 
-A ring uses one brick a hop in one direction, so an undirected Hamiltonian cycle carries two rings, one each way. The number of
-rings is twice the most cycles that can be packed into the bricks; found exactly by search, for at most eight devices (more:
-none, so that they are costed as a chain).
+A ring uses one brick a hop in one direction, so an undirected Hamiltonian cycle carries two rings,
+one each way. The number of rings is twice the most cycles that can be packed into the bricks; found
+exactly by search, for at most eight devices (more: none, so that they are costed as a chain).
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ def _matrix(intra: Intra, members: tuple[int, ...]) -> Bricks:
 
 
 def num_rings(intra: Intra, members: tuple[int, ...]) -> int:
-    """Directed rings over local devices `members` that use no brick twice in a direction; 0 where there is no cycle.
+    """Directed rings over local devices `members` that use no brick twice in a direction; 0 where
+    there is no cycle.
 
-    Two devices have as many rings as bricks. Agrees with the bus bandwidths of vTrain's V100 table: 1, 2, 4, 0, 2, 4, 6
-    rings of 22.5 GB/s for the first 2..8 devices of the hybrid cube mesh.
+    Two devices have as many rings as bricks. Agrees with the bus bandwidths of vTrain's V100 table:
+    1, 2, 4, 0, 2, 4, 6 rings of 22.5 GB/s for the first 2..8 devices of the hybrid cube mesh.
     """
     if len(members) == 2:
         return intra.bricks(*members)
@@ -74,7 +76,8 @@ def _cycles(bricks: Bricks) -> list[tuple[int, ...]]:
 
 
 def _pack(bricks: Bricks, cycles: list[tuple[int, ...]], first: int, most: int) -> int:
-    """The most of `cycles[first:]` (each any number of times) that fit, at most `most`: depth first with early exit."""
+    """The most of `cycles[first:]` (each any number of times) that fit, at most `most`: depth
+    first with early exit."""
     best = 0
     for index in range(first, len(cycles)):
         if best == most:

@@ -1,7 +1,7 @@
 """The keys of hardware files: for each its table, its unit and the SI field that it becomes.
 
-`read_table` turns one TOML table into field values and raises `BadHardware`, naming file, table and key, for a missing,
-unknown, negative or ill-typed one; `write_table` is its inverse.
+`read_table` turns one TOML table into field values and raises `BadHardware`, naming file, table and
+key, for a missing, unknown, negative or ill-typed one; `write_table` is its inverse.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from cost_models.errors import BadHardware
 from cost_models.units import GB, GIB, TERA, US
 
 __all__ = [
-    "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LIBRARY_KEYS", "PEAK_UNIT", "PROTOCOL_KEYS", "Key",
-    "in_unit", "read_numbers", "read_table", "write_table",
+    "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LIBRARY_KEYS", "PEAK_UNIT",
+    "PROTOCOL_KEYS", "Key", "in_unit", "read_numbers", "read_table", "write_table",
 ]  # fmt: skip
 
 
@@ -65,7 +65,12 @@ INTRA_KEYS = (
     Key("shared_bandwidth_gb_s", "shared_bandwidth", float, GB, positive=True, optional=True),
     Key("host_bandwidth_gb_s", "host_bandwidth", float, GB, positive=True, optional=True),
     Key("pass_bandwidth_gb_s", "pass_bandwidth", float, GB, positive=True, optional=True),
-    Key("in_switch_reduction_efficiency", "in_switch_reduction_efficiency", positive=True, optional=True),
+    Key(
+        "in_switch_reduction_efficiency",
+        "in_switch_reduction_efficiency",
+        positive=True,
+        optional=True,
+    ),
 )
 INTER_KEYS = (
     Key("link", "link", str),
@@ -89,7 +94,9 @@ def _number(where: str, key: Key, value: Any) -> float | int:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise BadHardware(f"{where}: {key.name} must be a number, got {value!r}")
     if value < 0 or (key.positive and value == 0):
-        raise BadHardware(f"{where}: {key.name} must be {'positive' if key.positive else 'zero or positive'}, got {value}")
+        raise BadHardware(
+            f"{where}: {key.name} must be {'positive' if key.positive else 'zero or positive'}, got {value}"
+        )
     if key.type is int:
         scaled = value * key.unit
         if key.unit == 1.0 and value != int(value):
@@ -98,12 +105,17 @@ def _number(where: str, key: Key, value: Any) -> float | int:
     return value * key.unit
 
 
-def read_table(where: str, raw: Mapping[str, Any], keys: tuple[Key, ...], extra: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Field values of one table. `extra` are further keys that the caller reads; `where` is `FILE [table]` for messages."""
+def read_table(
+    where: str, raw: Mapping[str, Any], keys: tuple[Key, ...], extra: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Field values of one table. `extra` are further keys that the caller reads; `where` is
+    `FILE [table]` for messages."""
     known = [key.name for key in keys]
     for name in raw:
         if name not in known and name not in extra:
-            raise BadHardware(f"{where}: unknown key {name!r}, known: {', '.join(sorted((*known, *extra)))}")
+            raise BadHardware(
+                f"{where}: unknown key {name!r}, known: {', '.join(sorted((*known, *extra)))}"
+            )
     out: dict[str, Any] = {}
     for key in keys:
         if key.name not in raw:
@@ -124,11 +136,15 @@ def read_numbers(where: str, raw: Any, unit: float = 1.0) -> tuple[tuple[str, fl
     """A table of free names to positive numbers, times `unit`, in the order of the file."""
     if not isinstance(raw, Mapping):
         raise BadHardware(f"{where} must be a table of numbers, got {raw!r}")
-    return tuple((name, float(_number(where, Key(name, name, positive=True), value)) * unit) for name, value in raw.items())
+    return tuple(
+        (name, float(_number(where, Key(name, name, positive=True), value)) * unit)
+        for name, value in raw.items()
+    )
 
 
 def in_unit(value: float, unit: float) -> float:
-    """The number that times `unit` is `value` again, to the last bit where there is one: files read back as written."""
+    """The number that times `unit` is `value` again, to the last bit where there is one: files
+    read back as written."""
     near = value / unit
     candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0))
     return next((x for x in candidates if x * unit == value), near)
@@ -140,5 +156,7 @@ def write_table(record: Any, keys: tuple[Key, ...]) -> dict[str, Any]:
     for key in keys:
         value = getattr(record, key.field)
         if value is not None:
-            out[key.name] = value if key.type is str or key.unit == 1.0 else in_unit(value, key.unit)
+            out[key.name] = (
+                value if key.type is str or key.unit == 1.0 else in_unit(value, key.unit)
+            )
     return out

@@ -1,22 +1,27 @@
-"""Discrete-event simulation of one training step: tasks in program order on every device, in; a `Timeline`, out.
+"""Discrete-event simulation of one training step: tasks in program order on every device, in; a
+`Timeline`, out.
 
-A device has a host queue that issues its tasks in order, an in-order compute stream, and an in-order communication stream for
-each communicator (`Task.channel`), as NCCL has. A collective starts on all devices of its group together. On one device:
+A device has a host queue that issues its tasks in order, an in-order compute stream, and an
+in-order communication stream for each communicator (`Task.channel`), as NCCL has. A collective
+starts on all devices of its group together. On one device:
 
-* while it computes and communicates, the compute and each communication run at the rate 1 / (2 - overlap);
-* k communications over one class of links (`Task.link`) at the same time run at 1 / k each; those over different classes do not
-  disturb each other.
+* while it computes and communicates, the compute and each communication run at the rate 1 / (2 -
+  overlap);
+* k communications over one class of links (`Task.link`) at the same time run at 1 / k each; those
+  over different classes do not disturb each other.
 
 So of two jobs of C and M seconds the share `overlap` of the shorter hides:
 
     T = C + M - overlap * min(C, M)        overlap = 1: max(C, M); overlap = 0: C + M, one shared resource
 
-and whatever the order, with C the seconds of all compute and M_c those of all communications over links of class c,
+and whatever the order, with C the seconds of all compute and M_c those of all communications over
+links of class c,
 
     T >= C + (1 - overlap) M_c:
 
-while compute runs beside class c for x seconds, C and M_c get x / (2 - overlap) each, together x of C + (1 - overlap) M_c; at any
-other time they get no more than the time that passes. What of M_c runs while compute waits for it counts whole, by the same sum.
+while compute runs beside class c for x seconds, C and M_c get x / (2 - overlap) each, together x of
+C + (1 - overlap) M_c; at any other time they get no more than the time that passes. What of M_c
+runs while compute waits for it counts whole, by the same sum.
 
 Source: the two-rate model of MODELLING 5.3 with both slowdowns 2 - overlap.
 """
@@ -38,7 +43,8 @@ Place = tuple[int, str]
 
 
 class _Run:
-    """A task, or all members of one collective, while it runs: the work left, the rate, when the two were last set."""
+    """A task, or all members of one collective, while it runs: the work left, the rate, when the
+    two were last set."""
 
     __slots__ = ("lane", "left", "rate", "since", "start", "stream", "tasks", "version")
 
@@ -52,9 +58,12 @@ class _Run:
 
 
 class _Simulation:
-    """The state of one simulation. Heap entries are the end of a run, or a place (device, lane) to look at again."""
+    """The state of one simulation. Heap entries are the end of a run, or a place (device, lane)
+    to look at again."""
 
-    def __init__(self, tasks: Sequence[Task], num_devices: int, initial_memory: int, overlap: float) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], num_devices: int, initial_memory: int, overlap: float
+    ) -> None:
         self.slow = 1.0 / (2.0 - overlap)
         self.now = 0.0
         self.sequence = 0
@@ -70,7 +79,9 @@ class _Simulation:
         self.host_free = [0.0] * num_devices
         self.events: list[Event] = []
         self.held = [initial_memory] * num_devices
-        self.samples = [MemorySample(device=d, time=0.0, nbytes=initial_memory) for d in range(num_devices)]
+        self.samples = [
+            MemorySample(device=d, time=0.0, nbytes=initial_memory) for d in range(num_devices)
+        ]
         for task in tasks:
             self.program[task.device].append(task)
             if task.stream == COMMUNICATION and task.lane not in self.lanes[task.device]:
@@ -90,7 +101,9 @@ class _Simulation:
         left = [task.id for program in self.program for task in program]
         left += [task.id for queue in self.queues.values() for task, _ in queue]
         if left:
-            raise BadValue(f"{len(left)} tasks wait for tasks or devices that never come, the first is {left[0]!r}")
+            raise BadValue(
+                f"{len(left)} tasks wait for tasks or devices that never come, the first is {left[0]!r}"
+            )
 
     def look(self, device: int, lane: str) -> None:
         """Start what can start in one lane of one device."""
@@ -100,7 +113,8 @@ class _Simulation:
             self.advance(device, lane)
 
     def issue(self, device: int) -> None:
-        """Let the host of `device` issue tasks until it must wait for one of its own (stream `host`)."""
+        """Let the host of `device` issue tasks until it must wait for one of its own (stream
+        `host`)."""
         program = self.program[device]
         while program:
             task = program[0]
@@ -143,7 +157,8 @@ class _Simulation:
         heapq.heappush(self.heap, (time, self.sequence, what, version))
 
     def advance(self, device: int, lane: str) -> None:
-        """Start the head of a lane if the lane is free, the host has issued it, its inputs and its group are there."""
+        """Start the head of a lane if the lane is free, the host has issued it, its inputs and
+        its group are there."""
         queue = self.queues[device, lane]
         if not queue or lane in self.running[device]:
             return
@@ -179,7 +194,8 @@ class _Simulation:
         return min([self.rate_on(self.running[task.device], run, task) for task in run.tasks])
 
     def rate_on(self, running: dict[str, _Run], run: _Run, task: Task) -> float:
-        """The rate that a run's device allows it: slow beside the other kind of stream, shared with others over its links."""
+        """The rate that a run's device allows it: slow beside the other kind of stream, shared
+        with others over its links."""
         if len(running) == 1:
             return 1.0
         beside, sharing = False, 1
@@ -193,7 +209,8 @@ class _Simulation:
         return (self.slow if beside else 1.0) / sharing
 
     def disturb(self, run: _Run) -> None:
-        """Set the rates anew of what runs on a run's devices, and move the ends of those that change."""
+        """Set the rates anew of what runs on a run's devices, and move the ends of those that
+        change."""
         for task in run.tasks:
             running = self.running[task.device]
             if len(running) == 1 and run.lane in running:
@@ -227,31 +244,53 @@ class _Simulation:
     def record(self, task: Task, start: float) -> None:
         self.events.append(
             Event(
-                id=task.id, kind=task.kind, phase=task.phase, device=task.device, stream=task.stream,
-                start=start, end=self.now, path=task.path, channel=task.channel,
+                id=task.id,
+                kind=task.kind,
+                phase=task.phase,
+                device=task.device,
+                stream=task.stream,
+                start=start,
+                end=self.now,
+                path=task.path,
+                channel=task.channel,
             )
-        )  # fmt: skip
+        )
 
     def hold(self, device: int, nbytes: int) -> None:
         if nbytes:
             self.held[device] += nbytes
-            self.samples.append(MemorySample(device=device, time=self.now, nbytes=self.held[device]))
+            self.samples.append(
+                MemorySample(device=device, time=self.now, nbytes=self.held[device])
+            )
 
 
-def simulate(tasks: Sequence[Task], *, num_devices: int, initial_memory: int, overlap: float) -> Timeline:
-    """The `Timeline` of `tasks` (in program order on each device) on devices that hold `initial_memory` bytes each.
+def simulate(
+    tasks: Sequence[Task], *, num_devices: int, initial_memory: int, overlap: float
+) -> Timeline:
+    """The `Timeline` of `tasks` (in program order on each device) on devices that hold
+    `initial_memory` bytes each.
 
-    A task starts when the host has issued it (`host_duration` each, in program order), the task before it in its lane has
-    ended, all its `deps` have ended and, in a `group`, all members are that far; a collective takes as long as its longest
-    member. Step time = the last end. Raises `BadValue` where tasks wait for each other or for a device outside the step.
+    A task starts when the host has issued it (`host_duration` each, in program order), the task
+    before it in its lane has ended, all its `deps` have ended and, in a `group`, all members are
+    that far; a collective takes as long as its longest member. Step time = the last end. Raises
+    `BadValue` where tasks wait for each other or for a device outside the step.
     """
     if not 0 <= overlap <= 1:
         raise BadValue(f"overlap is a share between 0 and 1, got {overlap}")
     outside = next((task for task in tasks if not 0 <= task.device < num_devices), None)
     if outside is not None:
-        raise BadValue(f"task {outside.id!r} is on device {outside.device}, but there are {num_devices} devices")
+        raise BadValue(
+            f"task {outside.id!r} is on device {outside.device}, but there are {num_devices} devices"
+        )
     simulation = _Simulation(tasks, num_devices, initial_memory, overlap)
     simulation.run()
-    events = tuple(sorted(simulation.events, key=lambda event: (event.start, event.device, event.end)))
+    events = tuple(
+        sorted(simulation.events, key=lambda event: (event.start, event.device, event.end))
+    )
     step_time = max((event.end for event in events), default=0.0)
-    return Timeline(events=events, memory=tuple(simulation.samples), step_time=step_time, metadata={"overlap": overlap})
+    return Timeline(
+        events=events,
+        memory=tuple(simulation.samples),
+        step_time=step_time,
+        metadata={"overlap": overlap},
+    )

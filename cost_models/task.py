@@ -16,12 +16,14 @@ _STREAMS = (COMPUTE, COMMUNICATION, HOST)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One instruction on one device. `(id, device)` is unique; `deps` are ids of tasks on the same device.
+    """One instruction on one device. `(id, device)` is unique; `deps` are ids of tasks on the same
+    device.
 
-    `duration`: seconds alone on its stream. `host_duration`: seconds that the host takes to issue it. `allocates` bytes
-    when it starts, `frees` bytes when it ends. `group`: the devices that start the task of this id together; empty or the
-    device alone for a local task. A communication has a `channel`, the communicator whose stream it runs on, and a `link`, the
-    class of links that it takes its rate from: those of one class share it.
+    `duration`: seconds alone on its stream. `host_duration`: seconds that the host takes to issue
+    it. `allocates` bytes when it starts, `frees` bytes when it ends. `group`: the devices that
+    start the task of this id together; empty or the device alone for a local task. A communication
+    has a `channel`, the communicator whose stream it runs on, and a `link`, the class of links that
+    it takes its rate from: those of one class share it.
     """
 
     id: str
@@ -41,17 +43,24 @@ class Task:
 
     @property
     def lane(self) -> str:
-        """The in-order queue of the device that the task is in: its stream, of communications that of their communicator."""
+        """The in-order queue of the device that the task is in: its stream, of communications
+        that of their communicator."""
         return f"{self.stream} {self.channel}" if self.channel else self.stream
 
     def __post_init__(self) -> None:
         if self.stream not in _STREAMS:
-            raise BadValue(f"task {self.id!r}: unknown stream {self.stream!r}, known: {', '.join(_STREAMS)}")
+            raise BadValue(
+                f"task {self.id!r}: unknown stream {self.stream!r}, known: {', '.join(_STREAMS)}"
+            )
         if self.stream != COMMUNICATION and (self.channel or self.link):
             raise BadValue(
                 f"task {self.id!r}: stream {self.stream!r} has neither channel nor link, got {self.channel!r}, {self.link!r}"
             )
         if not (self.duration >= 0 and self.host_duration >= 0):
-            raise BadValue(f"task {self.id!r}: durations are >= 0, got {self.duration} and {self.host_duration} (host)")
+            raise BadValue(
+                f"task {self.id!r}: durations are >= 0, got {self.duration} and {self.host_duration} (host)"
+            )
         if self.group and self.device not in self.group:
-            raise BadValue(f"task {self.id!r} on device {self.device} is not in its own group {self.group}")
+            raise BadValue(
+                f"task {self.id!r} on device {self.device} is not in its own group {self.group}"
+            )

@@ -1,6 +1,7 @@
 """The `Timeline`: what happened, or is predicted to happen, on every device during one step.
 
-The simulator and the executor both return one, with the same event ids, so comparing them is a join.
+The simulator and the executor both return one, with the same event ids, so comparing them is a
+join.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ __all__ = ["Event", "MemorySample", "Timeline"]
 class Event:
     """One instruction on one device: `start` and `end` in seconds from the start of the step.
 
-    `kind` is an op kind (`gemm`, `elementwise`, ...) or a collective (`all_reduce`, ...); `phase` is
-    `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`; `channel` names the communicator of a
-    communication, where it is known: what overlaps on its stream is on different channels.
+    `kind` is an op kind (`gemm`, `elementwise`, ...) or a collective (`all_reduce`, ...); `phase`
+    is `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`;
+    `channel` names the communicator of a communication, where it is known: what overlaps on its
+    stream is on different channels.
     """
 
     id: str
@@ -33,7 +35,8 @@ class Event:
 
     @property
     def lane(self) -> str:
-        """The stream, of communications that of their communicator: events of one lane follow each other."""
+        """The stream, of communications that of their communicator: events of one lane follow
+        each other."""
         return f"{self.stream} {self.channel}" if self.channel else self.stream
 
     @property
@@ -61,7 +64,8 @@ class Timeline:
 
     @property
     def peak_memory(self) -> int:
-        """The largest number of bytes held on any device at any time; 0 where memory was not recorded."""
+        """The largest number of bytes held on any device at any time; 0 where memory was not
+        recorded."""
         return max((sample.nbytes for sample in self.memory), default=0)
 
     def on(self, device: int) -> tuple[Event, ...]:
@@ -69,13 +73,29 @@ class Timeline:
         return tuple(event for event in self.events if event.device == device)
 
     def to_chrome_trace(self) -> str:
-        """This timeline as Chrome/Perfetto trace JSON: a process a device, a thread a lane, a counter of memory."""
+        """This timeline as Chrome/Perfetto trace JSON: a process a device, a thread a lane, a
+        counter of memory."""
         rows: list[dict[str, Any]] = []
         lanes = sorted({event.lane for event in self.events})
         for device in sorted({event.device for event in self.events}):
-            rows.append({"ph": "M", "pid": device, "name": "process_name", "args": {"name": f"device {device}"}})
+            rows.append(
+                {
+                    "ph": "M",
+                    "pid": device,
+                    "name": "process_name",
+                    "args": {"name": f"device {device}"},
+                }
+            )
             for thread, lane in enumerate(lanes):
-                rows.append({"ph": "M", "pid": device, "tid": thread, "name": "thread_name", "args": {"name": lane}})
+                rows.append(
+                    {
+                        "ph": "M",
+                        "pid": device,
+                        "tid": thread,
+                        "name": "thread_name",
+                        "args": {"name": lane},
+                    }
+                )
         rows.extend(
             {
                 "ph": "X",
@@ -90,7 +110,13 @@ class Timeline:
             for event in self.events
         )
         rows.extend(
-            {"ph": "C", "pid": sample.device, "ts": sample.time * 1e6, "name": "memory", "args": {"bytes": sample.nbytes}}
+            {
+                "ph": "C",
+                "pid": sample.device,
+                "ts": sample.time * 1e6,
+                "name": "memory",
+                "args": {"bytes": sample.nbytes},
+            }
             for sample in self.memory
         )
         return json.dumps({"traceEvents": rows, "displayTimeUnit": "ms", "metadata": self.metadata})

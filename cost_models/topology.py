@@ -1,4 +1,5 @@
-"""The networkx graph of a cluster: devices, switches or hosts, NICs and the fabric, with the links between them."""
+"""The networkx graph of a cluster: devices, switches or hosts, NICs and the fabric, with the
+links between them."""
 
 from __future__ import annotations
 
@@ -12,8 +13,9 @@ __all__ = ["build_graph"]
 def build_graph(cluster: Cluster) -> nx.DiGraph:
     """The used devices, switches, NICs and the fabric as a directed graph.
 
-    Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth` (bytes/s in that
-    direction), `latency` (seconds, that of the library's quickest protocol), `kind` and the `Link` itself as `link`.
+    Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth`
+    (bytes/s in that direction), `latency` (seconds, that of the library's quickest protocol),
+    `kind` and the `Link` itself as `link`.
     """
     graph = nx.DiGraph(name=cluster.name)
     for rank in range(cluster.num_devices):
@@ -32,12 +34,26 @@ def _ranks(cluster: Cluster, node: int) -> range:
     return range(start, min(start + cluster.node_width, cluster.num_devices))
 
 
-def _connect(graph: nx.DiGraph, cluster: Cluster, a: str, b: str, bandwidth: float, kind: str) -> None:
+def _connect(
+    graph: nx.DiGraph, cluster: Cluster, a: str, b: str, bandwidth: float, kind: str
+) -> None:
     """Both directions of a link."""
-    latency = min(seconds for protocol in cluster.library.protocols for name, seconds in protocol.hop_latency if name == kind)
+    latency = min(
+        seconds
+        for protocol in cluster.library.protocols
+        for name, seconds in protocol.hop_latency
+        if name == kind
+    )
     for source, target in ((a, b), (b, a)):
         link = Link(source=source, target=target, bandwidth=bandwidth, latency=latency, kind=kind)
-        graph.add_edge(source, target, bandwidth=link.bandwidth, latency=link.latency, kind=link.kind, link=link)
+        graph.add_edge(
+            source,
+            target,
+            bandwidth=link.bandwidth,
+            latency=link.latency,
+            kind=link.kind,
+            link=link,
+        )
 
 
 def _add_node_fabric(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
@@ -47,13 +63,22 @@ def _add_node_fabric(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
             for b in ranks:
                 bricks = intra.bricks(cluster.local_index(a), cluster.local_index(b))
                 if a < b and bricks:
-                    _connect(graph, cluster, device_name(a), device_name(b), bricks * intra.bandwidth, intra.link)
+                    _connect(
+                        graph,
+                        cluster,
+                        device_name(a),
+                        device_name(b),
+                        bricks * intra.bandwidth,
+                        intra.link,
+                    )
         _add_hub(graph, cluster, node, "host", intra.host_bandwidth or 0.0, "pcie")
     else:
         _add_hub(graph, cluster, node, intra.fabric, intra.bandwidth, intra.link)
 
 
-def _add_hub(graph: nx.DiGraph, cluster: Cluster, node: int, kind: str, bandwidth: float, link: str) -> None:
+def _add_hub(
+    graph: nx.DiGraph, cluster: Cluster, node: int, kind: str, bandwidth: float, link: str
+) -> None:
     """A switch or host in the middle, every device of the node on it."""
     hub = f"node{node}/{kind}"
     graph.add_node(hub, kind=kind, node=node)

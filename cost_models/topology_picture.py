@@ -1,4 +1,5 @@
-"""A picture of a cluster: at most two nodes in full, with devices, switches, NICs, the fabric, and the links' bandwidths."""
+"""A picture of a cluster: at most two nodes in full, with devices, switches, NICs, the fabric,
+and the links' bandwidths."""
 
 from __future__ import annotations
 
@@ -17,11 +18,20 @@ from cost_models.units import format_bytes, format_rate
 
 __all__ = ["draw_cluster"]
 
-#: Colours that stay apart for colour-blind readers. Source: Okabe and Ito, "Color Universal Design", 2008.
+#: Colours that stay apart for colour-blind readers. Source: Okabe and Ito, "Color Universal
+#: Design", 2008.
 _COLOURS = {
-    "device": "#56b4e9", "switch": "#009e73", "host": "#bbbbbb", "nic": "#e69f00", "fabric": "#cc79a7",
-    "nvlink": "#009e73", "pcie": "#888888", "infiniband": "#cc79a7", "ethernet": "#cc79a7", "shared_memory": "#888888",
-}  # fmt: skip
+    "device": "#56b4e9",
+    "switch": "#009e73",
+    "host": "#bbbbbb",
+    "nic": "#e69f00",
+    "fabric": "#cc79a7",
+    "nvlink": "#009e73",
+    "pcie": "#888888",
+    "infiniband": "#cc79a7",
+    "ethernet": "#cc79a7",
+    "shared_memory": "#888888",
+}
 _DRAWN_NODES = 2
 _DRAWN_DEVICES = 8
 _NODE_WIDTH = 10.0
@@ -30,7 +40,8 @@ Point = tuple[float, float]
 
 
 def draw_cluster(cluster: Cluster, path: str | Path) -> None:
-    """Write a PNG of `cluster` to `path`: the first two nodes in full, and in words how many more there are.
+    """Write a PNG of `cluster` to `path`: the first two nodes in full, and in words how many more
+    there are.
 
     Raises `BadValue` where the file cannot be written.
     """
@@ -54,7 +65,8 @@ def draw_cluster(cluster: Cluster, path: str | Path) -> None:
 
 
 def _single_height(cluster: Cluster) -> float:
-    """Height of the frame of a single node: a mesh takes two rows of devices, a switch or host one."""
+    """Height of the frame of a single node: a mesh takes two rows of devices, a switch or host
+    one."""
     return 5.4 if cluster.intra.fabric == "mesh" else 4.2
 
 
@@ -67,14 +79,26 @@ def _title(cluster: Cluster) -> str:
 def _box(axes: Axes, centre: Point, size: Point, text: str, kind: str, fontsize: float = 9) -> None:
     x, y = centre[0] - size[0] / 2, centre[1] - size[1] / 2
     patch = FancyBboxPatch(
-        (x, y), *size, boxstyle="round,pad=0,rounding_size=0.12", facecolor=_COLOURS[kind], edgecolor="#333333", zorder=3
+        (x, y),
+        *size,
+        boxstyle="round,pad=0,rounding_size=0.12",
+        facecolor=_COLOURS[kind],
+        edgecolor="#333333",
+        zorder=3,
     )
     axes.add_patch(patch)
     axes.text(*centre, text, ha="center", va="center", fontsize=fontsize, zorder=4)
 
 
 def _line(axes: Axes, a: Point, b: Point, kind: str, width: float = 1.4) -> None:
-    axes.plot((a[0], b[0]), (a[1], b[1]), color=_COLOURS[kind], linewidth=width, zorder=1, solid_capstyle="round")
+    axes.plot(
+        (a[0], b[0]),
+        (a[1], b[1]),
+        color=_COLOURS[kind],
+        linewidth=width,
+        zorder=1,
+        solid_capstyle="round",
+    )
 
 
 def _ranks(cluster: Cluster, node: int) -> list[int]:
@@ -83,16 +107,29 @@ def _ranks(cluster: Cluster, node: int) -> list[int]:
 
 
 def _draw_node(axes: Axes, cluster: Cluster, node: int, left: float) -> None:
-    """One node in a frame: its devices in a row over the switch or host, or as a mesh; its NICs above them."""
+    """One node in a frame: its devices in a row over the switch or host, or as a mesh; its NICs
+    above them."""
     ranks = _ranks(cluster, node)
     multi = cluster.num_nodes > 1
     frame = FancyBboxPatch(
-        (left, 0), _NODE_WIDTH, 6.4 if multi else _single_height(cluster), boxstyle="round,pad=0,rounding_size=0.2",
-        facecolor="#f7f7f7", edgecolor="#999999", zorder=0,
-    )  # fmt: skip
+        (left, 0),
+        _NODE_WIDTH,
+        6.4 if multi else _single_height(cluster),
+        boxstyle="round,pad=0,rounding_size=0.2",
+        facecolor="#f7f7f7",
+        edgecolor="#999999",
+        zorder=0,
+    )
     axes.add_patch(frame)
     more = f", {len(ranks) - _DRAWN_DEVICES} more not drawn" if len(ranks) > _DRAWN_DEVICES else ""
-    axes.text(left + 0.2, 0.12, f"node {node}: {len(ranks)} devices{more}", fontsize=9, color="#555555", va="bottom")
+    axes.text(
+        left + 0.2,
+        0.12,
+        f"node {node}: {len(ranks)} devices{more}",
+        fontsize=9,
+        color="#555555",
+        va="bottom",
+    )
     shown = ranks[:_DRAWN_DEVICES]
     mesh = cluster.intra.fabric == "mesh"
     places = _mesh_places(left, len(shown)) if mesh else _row_places(left, len(shown), 3.4)
@@ -108,7 +145,8 @@ def _row_places(left: float, count: int, y: float) -> list[Point]:
 
 
 def _mesh_places(left: float, count: int) -> list[Point]:
-    """Two squares side by side, as the hybrid cube mesh is usually drawn: devices 0-3 and 4-7; otherwise a circle."""
+    """Two squares side by side, as the hybrid cube mesh is usually drawn: devices 0-3 and 4-7;
+    otherwise a circle."""
     if count == _DRAWN_DEVICES:
         xs, ys = (1.6, 4.0), (4.5, 2.1)
         square = [(xs[0], ys[0]), (xs[1], ys[0]), (xs[1], ys[1]), (xs[0], ys[1])]
@@ -136,7 +174,9 @@ def _draw_mesh(axes: Axes, cluster: Cluster, node: int, left: float, places: lis
     for a, b, bricks in intra.links:
         if a < len(places) and b < len(places):
             _curve(axes, places[a], places[b], intra.link, 2.2 * bricks)
-    words = f"{intra.link}: thin 1, thick 2 bricks of {format_rate(intra.bandwidth, 'B/s')} a direction"
+    words = (
+        f"{intra.link}: thin 1, thick 2 bricks of {format_rate(intra.bandwidth, 'B/s')} a direction"
+    )
     host = f"other pairs over the host, {format_rate(intra.host_bandwidth or 0.0, 'B/s')}"
     axes.text(left + _NODE_WIDTH / 2, 0.75, f"{words}; {host}", ha="center", fontsize=9)
 
@@ -147,18 +187,28 @@ def _curve(axes: Axes, a: Point, b: Point, kind: str, width: float) -> None:
     bend = 0.0 if length < 3.7 else (0.32 if a[1] > 3.3 and b[1] > 3.3 else -0.32)
     steps = [i / 24 for i in range(25)]
     xs = [a[0] + (b[0] - a[0]) * t for t in steps]
-    ys = [a[1] + (b[1] - a[1]) * t + bend * 4 * t * (1 - t) * math.sqrt(length) / 1.6 for t in steps]
+    ys = [
+        a[1] + (b[1] - a[1]) * t + bend * 4 * t * (1 - t) * math.sqrt(length) / 1.6 for t in steps
+    ]
     axes.plot(xs, ys, color=_COLOURS[kind], linewidth=width, zorder=1, alpha=0.85)
 
 
 def _draw_nics(axes: Axes, cluster: Cluster, left: float, places: list[Point]) -> None:
-    """The node's NICs over its devices, each linked to the devices nearest to it and up to the fabric."""
+    """The node's NICs over its devices, each linked to the devices nearest to it and up to the
+    fabric."""
     inter = cluster.inter
     assert inter is not None
     nics = _row_places(left, inter.nics_per_node, 5.75)
     for nic, place in enumerate(nics):
         _line(axes, place, (place[0], 7.6), inter.link, 2.0)
-        _box(axes, place, (min(1.0, 0.85 * _NODE_WIDTH / inter.nics_per_node), 0.5), f"NIC {nic}", "nic", 8)
+        _box(
+            axes,
+            place,
+            (min(1.0, 0.85 * _NODE_WIDTH / inter.nics_per_node), 0.5),
+            f"NIC {nic}",
+            "nic",
+            8,
+        )
         for local, device in enumerate(places):
             if nic in cluster.nic_of(local):
                 _line(axes, device, place, "pcie", 0.8)

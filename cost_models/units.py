@@ -1,6 +1,7 @@
 """Conversions between SI, used everywhere inside, and the units that people write and read.
 
-Only the hardware-file loader and the report use this module; everything between them holds seconds, bytes and flops.
+Only the hardware-file loader and the report use this module; everything between them holds seconds,
+bytes and flops.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ _RATE_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, str]:
-    """`value` in the largest unit that leaves it at or above one (the smallest unit where none does)."""
+    """`value` in the largest unit that leaves it at or above one (the smallest unit where none
+    does)."""
     for scale, name in units:
         if abs(value) >= scale * (1 - 5e-4):
             return value / scale, name

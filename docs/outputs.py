@@ -27,7 +27,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PAGES = ("README.md", *(f"docs/{path.name}" for path in sorted((ROOT / "docs").glob("*.md"))))
 WIDTH = 110
-_BLOCK = re.compile(r"(?:^<!-- (file|show): ([^\n]*) -->\n)?^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_BLOCK = re.compile(
+    r"(?:^<!-- (file|show): ([^\n]*) -->\n)?^```\w*\n(.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +47,16 @@ class Block:
         """The commands that the block runs; empty for one that is no terminal."""
         if not self.text.startswith("$ "):
             return ()
-        return tuple(line.removeprefix("$ ") for line in self.text.splitlines() if line.startswith("$ "))
+        return tuple(
+            line.removeprefix("$ ") for line in self.text.splitlines() if line.startswith("$ ")
+        )
 
 
 def blocks(page: str) -> list[Block]:
     """All fenced blocks of a page's text."""
-    return [Block(m[1] or "", m[2] or "", m[3], m.start(3), m.end(3)) for m in _BLOCK.finditer(page)]
+    return [
+        Block(m[1] or "", m[2] or "", m[3], m.start(3), m.end(3)) for m in _BLOCK.finditer(page)
+    ]
 
 
 def shown(output: str, wanted: str) -> str:
@@ -68,7 +74,9 @@ def shown(output: str, wanted: str) -> str:
         if not line:
             kept = f"[{lines[number + 1]}]" in names
         elif not (kept and line.startswith("──")):
-            kept = f"[{section}]" in names or any(line.startswith(name) for name in names if not name.startswith("["))
+            kept = f"[{section}]" in names or any(
+                line.startswith(name) for name in names if not name.startswith("[")
+            )
         if kept:
             out.append(line)
         elif line and out and out[-1] != "...":
@@ -81,13 +89,23 @@ def run(command: str, folder: Path) -> str:
     words = shlex.split(command, comments=True)
     programs = {"plan": [sys.executable, "-m", "planner"], "python": [sys.executable]}
     words = [*programs.get(words[0], [words[0]]), *words[1:]]
-    env = {**os.environ, "COLUMNS": str(WIDTH), "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(folder.parent / "cache")}
-    done = subprocess.run(words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    env = {
+        **os.environ,
+        "COLUMNS": str(WIDTH),
+        "PYTHONPATH": str(ROOT),
+        "XDG_CACHE_HOME": str(folder.parent / "cache"),
+    }
+    done = subprocess.run(
+        words, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     if done.returncode not in (0, 1, 2, 3) or "Traceback (most recent call last)" in done.stdout:
         raise RuntimeError(f"{command}: exit code {done.returncode}\n{done.stdout}")
     printed = done.stdout.replace(f"{folder}/", "").replace(env["XDG_CACHE_HOME"], "~/.cache")
     lines = [line.rstrip() for line in printed.splitlines()]
-    wrapped = [textwrap.fill(line, WIDTH, break_on_hyphens=False) if len(line) > WIDTH + 10 else line for line in lines]
+    wrapped = [
+        textwrap.fill(line, WIDTH, break_on_hyphens=False) if len(line) > WIDTH + 10 else line
+        for line in lines
+    ]
     return "\n".join(wrapped).strip("\n")
 
 
@@ -103,7 +121,10 @@ def rewritten(page: str, folder: Path, only: str) -> str:
             for command in block.commands:
                 print(f"  $ {command}", flush=True)
                 output = run(command, folder)
-                parts.append(f"$ {command}\n" + (shown(output, block.argument) if block.kind == "show" else output))
+                parts.append(
+                    f"$ {command}\n"
+                    + (shown(output, block.argument) if block.kind == "show" else output)
+                )
             text = "\n".join(part.rstrip("\n") for part in parts) + "\n"
         out += [page[at : block.start], text]
         at = block.end
@@ -111,11 +132,15 @@ def rewritten(page: str, folder: Path, only: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("pages", nargs="*", default=PAGES)
     parser.add_argument("--only", default="", help="run the blocks that contain this text")
     parser.add_argument(
-        "--folder", type=Path, help="where the commands run, kept for the next time (default: a temporary folder)"
+        "--folder",
+        type=Path,
+        help="where the commands run, kept for the next time (default: a temporary folder)",
     )
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="outputs-") as temporary:

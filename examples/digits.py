@@ -1,8 +1,9 @@
-"""A module that one has, from Python: plan it, look at the plan, train by it on real processes, put what was learned back.
+"""A module that one has, from Python: plan it, look at the plan, train by it on real processes, put
+what was learned back.
 
-1,797 handwritten digits of 8 x 8 pixels (data/README.md), a small convolutional network with batch norm and dropout. The batch norms'
-statistics are those of the whole batch, on however many ranks, and dropout's masks do not depend on the split: so the losses are those
-of one process.
+1,797 handwritten digits of 8 x 8 pixels (data/README.md), a small convolutional network with batch
+norm and dropout. The batch norms' statistics are those of the whole batch, on however many ranks,
+and dropout's masks do not depend on the split: so the losses are those of one process.
 
     python examples/digits.py [--ranks 2] [--epochs 12]
 """
@@ -40,13 +41,17 @@ def split(images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[
 def batches(images: Tensor, labels: Tensor, epochs: int) -> list[tuple[Tensor, Tensor]]:
     """Global batches of all epochs; the last, smaller batch of each is left out."""
     generator = torch.Generator().manual_seed(SEED)
-    orders = [torch.randperm(len(labels), generator=generator)[: len(labels) // BATCH * BATCH] for _ in range(epochs)]
+    orders = [
+        torch.randperm(len(labels), generator=generator)[: len(labels) // BATCH * BATCH]
+        for _ in range(epochs)
+    ]
     return [(images[chosen], labels[chosen]) for order in orders for chosen in order.split(BATCH)]
 
 
 @torch.no_grad()
 def accuracy(module: torch.nn.Module, images: Tensor, labels: Tensor) -> float:
-    """The share of the images that are recognised, in eval mode: by the running statistics, without dropout."""
+    """The share of the images that are recognised, in eval mode: by the running statistics,
+    without dropout."""
     module.eval()
     return float((module(images).argmax(1) == labels).float().mean())
 
@@ -61,14 +66,24 @@ def main() -> None:
     learn, held_out = split(*load())
     steps = batches(*learn, options.epochs)
     planned = plan(
-        module, steps[0], loss, cluster="cpu", num_devices=options.ranks, learning_rate=3e-3, clip_norm=1.0,
+        module,
+        steps[0],
+        loss,
+        cluster="cpu",
+        num_devices=options.ranks,
+        learning_rate=3e-3,
+        clip_norm=1.0,
         folder=f"plans/digits-{options.ranks}",
-    )  # fmt: skip
+    )
     predicted = planned.simulate()
-    print(f"mesh {planned.plan.mesh}, predicted {predicted.step_time_s * 1e3:.2f} ms a step; report: {planned.save().parent}")
+    print(
+        f"mesh {planned.plan.mesh}, predicted {predicted.step_time_s * 1e3:.2f} ms a step; report: {planned.save().parent}"
+    )
     trained = train_plan(planned.path, steps, seed=SEED)
     module.load_state_dict(trained.state)
-    print(f"{len(steps)} steps on {options.ranks} ranks, loss {trained.losses[0]:.4f} -> {trained.losses[-1]:.4f}")
+    print(
+        f"{len(steps)} steps on {options.ranks} ranks, loss {trained.losses[0]:.4f} -> {trained.losses[-1]:.4f}"
+    )
     print(f"held-out accuracy {accuracy(module, *held_out):.3f} (0.1 by guessing)")
 
 

@@ -1,7 +1,8 @@
-"""A language model of letters: the `gpt` model learns Lincoln's messages to Congress by a plan, and is asked about one it has not read.
+"""A language model of letters: the `gpt` model learns Lincoln's messages to Congress by a plan, and
+is asked about one it has not read.
 
-The last of four messages (data/README.md) is held out. The figure of merit is bits a letter there, beside those of a model that knows
-how often each letter comes and nothing else.
+The last of four messages (data/README.md) is held out. The figure of merit is bits a letter there,
+beside those of a model that knows how often each letter comes and nothing else.
 
     python examples/language_model.py [--ranks 2] [--steps 400]
 """
@@ -45,7 +46,9 @@ def bits(module: torch.nn.Module, ids: Tensor) -> float:
     """Bits a letter, of passages that follow each other."""
     whole = ids[: (len(ids) - 1) // LENGTH * LENGTH]
     following = ids[1 : len(whole) + 1]
-    return float(next_token_loss(module(whole.view(-1, LENGTH)), following.view(-1, LENGTH))) / math.log(2)
+    return float(
+        next_token_loss(module(whole.view(-1, LENGTH)), following.view(-1, LENGTH))
+    ) / math.log(2)
 
 
 def bits_by_frequency(learn: Tensor, held_out: Tensor, letters: int) -> float:
@@ -64,13 +67,23 @@ def main() -> None:
     module = GPT(layers=2, width=128, heads=4, vocab=len(alphabet), positions=LENGTH, tied=False)
     steps = batches(learn, options.steps)
     planned = plan(
-        module, steps[0], next_token_loss, cluster="cpu", num_devices=options.ranks, learning_rate=2e-3, clip_norm=1.0,
+        module,
+        steps[0],
+        next_token_loss,
+        cluster="cpu",
+        num_devices=options.ranks,
+        learning_rate=2e-3,
+        clip_norm=1.0,
         folder=f"plans/language-model-{options.ranks}",
-    )  # fmt: skip
-    print(f"mesh {planned.plan.mesh}, predicted {planned.simulate().step_time_s * 1e3:.2f} ms a step")
+    )
+    print(
+        f"mesh {planned.plan.mesh}, predicted {planned.simulate().step_time_s * 1e3:.2f} ms a step"
+    )
     trained = train_plan(planned.path, steps, seed=SEED)
     module.load_state_dict(trained.state)
-    print(f"{len(steps)} steps on {options.ranks} ranks, loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}")
+    print(
+        f"{len(steps)} steps on {options.ranks} ranks, loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}"
+    )
     print(
         f"held out: {bits(module, held_out):.2f} bits a letter ({bits_by_frequency(learn, held_out, len(alphabet)):.2f} by frequency)"
     )

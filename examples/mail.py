@@ -1,9 +1,10 @@
-"""The mails of `data/mail.tsv` as the `lstm` model reads them: three parts, one vocabulary, the same batches every time.
+"""The mails of `data/mail.tsv` as the `lstm` model reads them: three parts, one vocabulary, the
+same batches every time.
 
     mail.tsv -> documents -> training, validation and held-out part -> ids of one length -> global batches
 
-The vocabulary is that of the training part. Sizes and learning rates are picked on the validation part; nothing of the
-held-out part takes part in any choice.
+The vocabulary is that of the training part. Sizes and learning rates are picked on the validation
+part; nothing of the held-out part takes part in any choice.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ DATA = Path(__file__).parent / "data" / "mail.tsv"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Part:
-    """Documents as the model reads them: ids (documents, length) and labels (documents,), 1 for spam."""
+    """Documents as the model reads them: ids (documents, length) and labels (documents,), 1 for
+    spam."""
 
     ids: Tensor
     labels: Tensor
@@ -50,20 +52,29 @@ def load(path: Path = DATA) -> list[tuple[str, int]]:
 
 
 def prepare(documents: list[tuple[str, int]], *, length: int, vocab: int) -> Mails:
-    """Of every five documents one is held out, one is for validation and three are for training (the file is in no order)."""
+    """Of every five documents one is held out, one is for validation and three are for training
+    (the file is in no order)."""
     held_out, validation = documents[::5], documents[1::5]
     training = [document for index, document in enumerate(documents) if index % 5 > 1]
     vocabulary = Vocabulary.of((text for text, _ in training), size=vocab)
 
     def part(chosen: list[tuple[str, int]]) -> Part:
         ids = vocabulary.encode_all([text for text, _ in chosen], length=length)
-        return Part(ids=ids, labels=torch.tensor([label for _, label in chosen], dtype=torch.float32))
+        return Part(
+            ids=ids, labels=torch.tensor([label for _, label in chosen], dtype=torch.float32)
+        )
 
-    return Mails(training=part(training), validation=part(validation), held_out=part(held_out), vocabulary=vocabulary)
+    return Mails(
+        training=part(training),
+        validation=part(validation),
+        held_out=part(held_out),
+        vocabulary=vocabulary,
+    )
 
 
 def batches(part: Part, *, batch: int, epochs: int, seed: int) -> Iterator[Batch]:
-    """The global batches (ids, labels) of all epochs, the same for the same seed; a last, smaller batch is left out."""
+    """The global batches (ids, labels) of all epochs, the same for the same seed; a last,
+    smaller batch is left out."""
     generator = torch.Generator().manual_seed(seed)
     for _ in range(epochs):
         order = torch.randperm(len(part.labels), generator=generator)

@@ -1,4 +1,5 @@
-"""A model of one's own: a function that returns the module, an example batch and the loss, and nothing else to write.
+"""A model of one's own: a function that returns the module, an example batch and the loss, and
+nothing else to write.
 
     plan --model examples/own_model.py:build --gpus 4
     plan --model examples/own_model.py:build --gpus 4 --set hidden=4096 --batch 512
@@ -6,7 +7,8 @@
     plan --model examples/own_model.py:build --gpus 2 --hardware cpu --batch 256 --out plans/own
     plan run plans/own --steps 3 --verify
 
-The arguments of `build` are the options of `--set`, `--batch` and `--seq`; patterns of `--pin` are the names of modules.
+The arguments of `build` are the options of `--set`, `--batch` and `--seq`; patterns of `--pin` are
+the names of modules.
 """
 
 from __future__ import annotations
@@ -63,8 +65,14 @@ def robust_loss(predicted: Tensor, target: Tensor) -> Tensor:
 
 
 def build(
-    batch: int = 2048, inputs: int = 128, width: int = 512, hidden: int = 2048, depth: int = 4, outputs: int = 16
+    batch: int = 2048,
+    inputs: int = 128,
+    width: int = 512,
+    hidden: int = 2048,
+    depth: int = 4,
+    outputs: int = 16,
 ) -> tuple[nn.Module, tuple[Tensor, Tensor], Callable[[Tensor, Tensor], Tensor]]:
-    """The model, a batch (inputs, then target) and the loss. The planner calls this on fake tensors: it takes no memory."""
+    """The model, a batch (inputs, then target) and the loss. The planner calls this on fake
+    tensors: it takes no memory."""
     module = Regressor(inputs=inputs, width=width, hidden=hidden, depth=depth, outputs=outputs)
     return module, (torch.randn(batch, inputs), torch.randn(batch, outputs)), robust_loss

@@ -1,9 +1,12 @@
-"""Question answering: a small transformer reads what a function says of its parameters, and answers what one of them is.
+"""Question answering: a small transformer reads what a function says of its parameters, and answers
+what one of them is.
 
-2,165 functions of numpy, pandas and networkx (data/README.md), every eighth held out. The text is the section on parameters as one
-run of words; the question is a parameter's name, the answer what the documentation has for its type: a span of the text, which
-nothing marks off from the description after it. The figure of merit is the share of questions whose answer is right to the word,
-beside that of the untrained model and of a rule: the answer follows the name and a colon, and is as long as most answers are.
+2,165 functions of numpy, pandas and networkx (data/README.md), every eighth held out. The text is
+the section on parameters as one run of words; the question is a parameter's name, the answer what
+the documentation has for its type: a span of the text, which nothing marks off from the description
+after it. The figure of merit is the share of questions whose answer is right to the word, beside
+that of the untrained model and of a rule: the answer follows the name and a colon, and is as long
+as most answers are.
 
     python examples/question_answering.py [--ranks 2] [--steps 500]
 """
@@ -33,7 +36,8 @@ Batch = tuple[Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """A parameter's name, the text, and the answer: from word `start` to word `end` of the text, both included."""
+    """A parameter's name, the text, and the answer: from word `start` to word `end` of the text,
+    both included."""
 
     name: list[str]
     text: list[str]
@@ -55,13 +59,17 @@ def questions(line: str) -> Iterator[Question]:
         found.append((words(name), start, start + len(words(kind)) - 1))
         text += [*words(name), ":", *words(kind), *words(description)]
     if len(found) > 1:
-        yield from (Question(name=name, text=text, start=start, end=end) for name, start, end in found)
+        yield from (
+            Question(name=name, text=text, start=start, end=end) for name, start, end in found
+        )
 
 
 def load() -> tuple[list[Question], list[Question]]:
     """The questions to learn from and those held out: of other functions."""
     lines = DATA.read_text(encoding="ascii").splitlines()
-    learn = [question for index, line in enumerate(lines) if index % 8 for question in questions(line)]
+    learn = [
+        question for index, line in enumerate(lines) if index % 8 for question in questions(line)
+    ]
     return learn, [question for line in lines[::8] for question in questions(line)]
 
 
@@ -71,7 +79,9 @@ def tensors(asked: Sequence[Question], vocabulary: dict[str, int]) -> Batch:
     for question in asked:
         tokens = [*question.name, SPECIAL[2], *question.text]
         before = len(question.name) + 1
-        marks = [QUESTION] * before + [ASKED if word in question.name else TEXT for word in question.text]
+        marks = [QUESTION] * before + [
+            ASKED if word in question.name else TEXT for word in question.text
+        ]
         rest = LENGTH - len(tokens)
         ids.append([vocabulary.get(token, 1) for token in tokens] + [0] * rest)
         kinds.append(marks + [QUESTION] * rest)
@@ -84,7 +94,10 @@ def batches(whole: Batch, steps: int) -> list[Batch]:
     generator = torch.Generator().manual_seed(SEED)
     rounds = -(-steps * BATCH // len(whole[0]))
     order = torch.cat([torch.randperm(len(whole[0]), generator=generator) for _ in range(rounds)])
-    return [(whole[0][at], whole[1][at], whole[2][at], whole[3][at]) for at in order[: steps * BATCH].split(BATCH)]
+    return [
+        (whole[0][at], whole[1][at], whole[2][at], whole[3][at])
+        for at in order[: steps * BATCH].split(BATCH)
+    ]
 
 
 @torch.no_grad()
@@ -95,15 +108,22 @@ def right(module: torch.nn.Module, whole: Batch) -> float:
 
 
 def right_by_rule(learn: Sequence[Question], held_out: Sequence[Question]) -> float:
-    """The same share of the rule: after the name's first place before a colon, as long as most answers to learn from."""
+    """The same share of the rule: after the name's first place before a colon, as long as most
+    answers to learn from."""
     usual = Counter(question.end - question.start for question in learn).most_common(1)[0][0]
 
     def after_colon(question: Question) -> int:
         wanted = [*question.name, ":"]
-        return next(at for at in range(len(wanted), len(question.text)) if question.text[at - len(wanted) : at] == wanted)
+        return next(
+            at
+            for at in range(len(wanted), len(question.text))
+            if question.text[at - len(wanted) : at] == wanted
+        )
 
     answers = [(after_colon(question), question) for question in held_out]
-    return sum((at, at + usual) == (question.start, question.end) for at, question in answers) / len(answers)
+    return sum(
+        (at, at + usual) == (question.start, question.end) for at, question in answers
+    ) / len(answers)
 
 
 def main() -> None:
@@ -120,16 +140,30 @@ def main() -> None:
     test, steps = tensors(held_out, vocabulary), batches(tensors(learn, vocabulary), options.steps)
     untrained = right(module, test)
     planned = plan(
-        module, steps[0], losses, cluster="cpu", num_devices=options.ranks, learning_rate=2e-3, clip_norm=1.0,
+        module,
+        steps[0],
+        losses,
+        cluster="cpu",
+        num_devices=options.ranks,
+        learning_rate=2e-3,
+        clip_norm=1.0,
         folder=f"plans/question-answering-{options.ranks}",
-    )  # fmt: skip
-    print(f"mesh {planned.plan.mesh}, predicted {planned.simulate().step_time_s * 1e3:.2f} ms a step")
+    )
+    print(
+        f"mesh {planned.plan.mesh}, predicted {planned.simulate().step_time_s * 1e3:.2f} ms a step"
+    )
     trained = train_plan(planned.path, steps, seed=SEED)
     module.load_state_dict(trained.state)
-    first, last = ({name: round(loss, 3) for name, loss in trained.reported[at].items()} for at in (0, -1))
-    print(f"{len(learn)} questions, {len(steps)} steps on {options.ranks} ranks, losses {first} -> {last}")
+    first, last = (
+        {name: round(loss, 3) for name, loss in trained.reported[at].items()} for at in (0, -1)
+    )
+    print(
+        f"{len(learn)} questions, {len(steps)} steps on {options.ranks} ranks, losses {first} -> {last}"
+    )
     by_rule = right_by_rule(learn, held_out)
-    print(f"{len(held_out)} held out: {right(module, test):.3f} right (untrained {untrained:.3f}, by the rule {by_rule:.3f})")
+    print(
+        f"{len(held_out)} held out: {right(module, test):.3f} right (untrained {untrained:.3f}, by the rule {by_rule:.3f})"
+    )
 
 
 if __name__ == "__main__":

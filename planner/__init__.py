@@ -1,4 +1,5 @@
-"""Model in, plan out. `planner.plan(model, batch, loss, cluster=...)` plans a module that one has: see docs/api.md.
+"""Model in, plan out. `planner.plan(model, batch, loss, cluster=...)` plans a module that one has:
+see docs/api.md.
 
 The API is imported where it is first asked for: the command line begins without torch.
 """

@@ -1,8 +1,10 @@
-"""The Python API: plan a module that one has, look at the plan, save it. docs/api.md shows it from beginning to end.
+"""The Python API: plan a module that one has, look at the plan, save it. docs/api.md shows it from
+beginning to end.
 
     module, batch, loss, cluster -> Planned
 
-Running is `runtime.training.train_plan(planned.path, batches)`: planning does not import the runtime.
+Running is `runtime.training.train_plan(planned.path, batches)`: planning does not import the
+runtime.
 """
 
 from __future__ import annotations
@@ -38,7 +40,8 @@ __all__ = ["Planned", "plan"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """A plan, the cluster that it is for, and the folder that holds its model and, with `save`, its report and pictures too."""
+    """A plan, the cluster that it is for, and the folder that holds its model and, with `save`,
+    its report and pictures too."""
 
     found: Found
     cluster: Cluster
@@ -58,7 +61,11 @@ class Planned:
         """One step, predicted: on the plan's cluster, or on another of as many devices."""
         if cluster is None:
             return predict(self.found.program, self.cluster)
-        other = load_cluster(cluster, num_devices=self.cluster.num_devices) if isinstance(cluster, str) else cluster
+        other = (
+            load_cluster(cluster, num_devices=self.cluster.num_devices)
+            if isinstance(cluster, str)
+            else cluster
+        )
         return predict(program_of(self.plan, other), other)
 
     def save(self) -> Path:
@@ -94,21 +101,28 @@ def plan(
 ) -> Planned:
     """The best plan to train `model` on `cluster` (a name of `plan hardware`, a file, or a record).
 
-    `batch` is an example: a tuple with the target last, or a dict that goes whole to the module and the loss; nested as may be. `loss`
-    takes what the module returns and the target, and returns a scalar, or several in a dict or tuple, of which the sum is trained.
-    `optimizer` is a name, with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or one of torch's
-    own over the module's parameters, in groups as may be; it is not stepped.
-    `mesh`, `pins`, `precision`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds, then the best plan so
-    far is taken) are as on the command line. The model's values, as they are, and the plan are written to `folder` (by default
-    `plans/CLASS-DEVICES`), from which the ranks of a run read them.
+    `batch` is an example: a tuple with the target last, or a dict that goes whole to the module and
+    the loss; nested as may be. `loss` takes what the module returns and the target, and returns a
+    scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name, with
+    `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or one of
+    torch's own over the module's parameters, in groups as may be; it is not stepped. `mesh`,
+    `pins`, `precision`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds,
+    then the best plan so far is taken) are as on the command line. The model's values, as they are,
+    and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of
+    a run read them.
 
-    Raises BadValue for a model or loss that other processes cannot be given, NotTraceable, NoPlan and DoesNotFit as planning does.
+    Raises BadValue for a model or loss that other processes cannot be given, NotTraceable, NoPlan
+    and DoesNotFit as planning does.
     """
     budget = Budget.start(time_limit)
     on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
-    workload_of(type(model).__name__, model, batch, loss)  # what is wrong with the batch is said before anything is written
-    check_hooks(type(model).__name__, model)  # a file holds none of these, and would be planned without them
+    workload_of(
+        type(model).__name__, model, batch, loss
+    )  # what is wrong with the batch is said before anything is written
+    check_hooks(
+        type(model).__name__, model
+    )  # a file holds none of these, and would be planned without them
     dtype, compute = dtypes_of(precision or default_precision("", on.device))
     trained = _optimizer(optimizer, learning_rate, optimizer_settings or {}, model, loss)
     name = write_saved(where / "model.pt", model, batch, loss, trained)
@@ -126,17 +140,27 @@ def plan(
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
     found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)), budget=budget)
     write_plan(found.plan, where / "plan.json")
-    if not chosen() and may_follow_a_set(model) and digest_elsewhere(where / "plan.json") not in ("", found.plan.graph_hash):
+    if (
+        not chosen()
+        and may_follow_a_set(model)
+        and digest_elsewhere(where / "plan.json") not in ("", found.plan.graph_hash)
+    ):
         raise BadValue(f"{type(model).__name__} cannot be run by other processes: {SET_ORDER}")
     return Planned(found=found, cluster=on, folder=where)
 
 
 def _optimizer(
-    optimizer: str | torch.optim.Optimizer, rate: float | None, settings: Mapping[str, Any], model: torch.nn.Module, loss: Any
-) -> dict[str, Any]:  # fmt: skip
+    optimizer: str | torch.optim.Optimizer,
+    rate: float | None,
+    settings: Mapping[str, Any],
+    model: torch.nn.Module,
+    loss: Any,
+) -> dict[str, Any]:
     """What a workload says of the optimizer."""
     if isinstance(optimizer, str):
         return by_name(optimizer, 1e-3 if rate is None else rate, settings)
     if rate is not None or settings:
-        raise BadValue(f"learning_rate and settings beside a {type(optimizer).__name__}: give them to the optimizer itself")
+        raise BadValue(
+            f"learning_rate and settings beside a {type(optimizer).__name__}: give them to the optimizer itself"
+        )
     return of_torch(optimizer, model, loss)

@@ -1,4 +1,5 @@
-"""`torchrun --nproc-per-node N -m runtime PLAN`: one rank of a run, for people who bring their own launcher."""
+"""`torchrun --nproc-per-node N -m runtime PLAN`: one rank of a run, for people who bring their
+own launcher."""
 
 from __future__ import annotations
 
@@ -21,8 +22,8 @@ from runtime.worker import RunRequest, run
 
 
 def main() -> int:
-    """Runs the plan on this rank; rank 0 prints the losses, or one JSON object. Exit code 2 where the user is to act; of rank 0 the
-    verdict's where it verifies."""
+    """Runs the plan on this rank; rank 0 prints the losses, or one JSON object. Exit code 2
+    where the user is to act; of rank 0 the verdict's where it verifies."""
     options = _parser().parse_args()
     request = RunRequest(
         plan=options.plan,
@@ -40,7 +41,9 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(2)  # the other ranks may hang in a collective; leaving cleanly would wait for them
     except FailedCheck as error:
-        print(f"error: {error}: a fault of shardwright; please report it", file=sys.stderr, flush=True)
+        print(
+            f"error: {error}: a fault of shardwright; please report it", file=sys.stderr, flush=True
+        )
         os._exit(4)
     if result is not None and options.json:
         print(json.dumps(result.as_json()))
@@ -52,7 +55,10 @@ def main() -> int:
 
 
 def _say(event: dict[str, Any]) -> None:
-    print(f"step {event['step']}  loss {event['loss']:.6f}  {event['time_s'] * 1e3:.2f} ms", flush=True)
+    print(
+        f"step {event['step']}  loss {event['loss']:.6f}  {event['time_s'] * 1e3:.2f} ms",
+        flush=True,
+    )
 
 
 def _silent(event: dict[str, Any]) -> None:
@@ -63,11 +69,23 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="runtime", description=__doc__)
     parser.add_argument("plan", help="the plan.json that `plan` wrote")
     parser.add_argument("--steps", type=int, default=10, help="training steps (default 10)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of the initial parameters (default 0)")
-    parser.add_argument("--verify", action="store_true", help="compare loss and every gradient with one process")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="", help="by default what there is")
-    parser.add_argument("--check", action="store_true", help="check every rank's program; exit code 4 for a fault of ours")
-    parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the initial parameters (default 0)"
+    )
+    parser.add_argument(
+        "--verify", action="store_true", help="compare loss and every gradient with one process"
+    )
+    parser.add_argument(
+        "--device", choices=("cpu", "cuda"), default="", help="by default what there is"
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="check every rank's program; exit code 4 for a fault of ours",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON object and nothing else"
+    )
     return parser
 
 

@@ -21,7 +21,8 @@ def reusable_sources(program: Program) -> dict[str, list[bool]]:
             out[instruction.id] = [
                 source in instruction.frees
                 and all(
-                    other not in kept and (written[other] >= at or freed.get(other, at + 1) <= at) for other in families[source]
+                    other not in kept and (written[other] >= at or freed.get(other, at + 1) <= at)
+                    for other in families[source]
                 )
                 for source in instruction.sources
             ]

@@ -1,7 +1,9 @@
-"""Whether all ranks begin with the same values: a digest of every parameter, buffer and batch tensor, compared before the first step.
+"""Whether all ranks begin with the same values: a digest of every parameter, buffer and batch
+tensor, compared before the first step.
 
-Every rank builds the whole model and keeps its shards. Shards of unlike models train, and give what no model gives. Every rank lowers
-its own program, too: whether they meet in every collective is compared if that is asked for.
+Every rank builds the whole model and keeps its shards. Shards of unlike models train, and give what
+no model gives. Every rank lowers its own program, too: whether they meet in every collective is
+compared if that is asked for.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ __all__ = ["begin", "check_alike", "check_meetings", "first_difference"]
 
 
 def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload:
-    """The workload as the first step finds it, in the program's dtypes. Raises BadValue, on all ranks, if they differ."""
+    """The workload as the first step finds it, in the program's dtypes. Raises BadValue, on all
+    ranks, if they differ."""
     workload = in_dtypes(build(make, seed), program)
     if program.mesh.num_devices > 1:
         check_alike(workload)
@@ -33,7 +36,8 @@ def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload
 
 
 def check_alike(workload: Workload) -> None:
-    """Raises BadValue, naming the first tensor that is not on every rank what it is on rank 0. All ranks call it together."""
+    """Raises BadValue, naming the first tensor that is not on every rank what it is on rank 0.
+    All ranks call it together."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, digests(_named(workload)))
     message = first_difference(found)
@@ -42,7 +46,8 @@ def check_alike(workload: Workload) -> None:
 
 
 def check_meetings(program: Program) -> None:
-    """Raises FailedCheck if the collectives of all ranks' programs do not meet. All ranks call it together."""
+    """Raises FailedCheck if the collectives of all ranks' programs do not meet. All ranks call
+    it together."""
     if program.mesh.num_devices == 1:
         return
     found: list[Any] = [None] * program.mesh.num_devices
@@ -51,7 +56,8 @@ def check_meetings(program: Program) -> None:
 
 
 def first_difference(by_rank: Sequence[dict[str, int]]) -> str:
-    """What is not the same on every rank, in words, from the digests by name on each; empty if nothing."""
+    """What is not the same on every rank, in words, from the digests by name on each; empty if
+    nothing."""
     for rank, other in enumerate(by_rank[1:], start=1):
         for name in (*by_rank[0], *other):
             if by_rank[0].get(name) != other.get(name):
@@ -64,7 +70,11 @@ def first_difference(by_rank: Sequence[dict[str, int]]) -> str:
 
 def _named(workload: Workload) -> Iterator[tuple[str, Tensor]]:
     state = workload.state()
-    for kind, tensors in (("parameter", state.trained), ("buffer", state.buffers), ("constant", state.constants)):
+    for kind, tensors in (
+        ("parameter", state.trained),
+        ("buffer", state.buffers),
+        ("constant", state.constants),
+    ):
         for name, tensor in tensors.items():
             yield f"{kind} {name!r}", tensor
     for number, tensor in enumerate(workload.batch):

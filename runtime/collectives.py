@@ -1,9 +1,10 @@
-"""A `Communicate` as torch.distributed calls, gloo on CPU and NCCL on CUDA, or through memory that CPU ranks of one machine share;
-one flat buffer for all of its values.
+"""A `Communicate` as torch.distributed calls, gloo on CPU and NCCL on CUDA, or through memory that
+CPU ranks of one machine share; one flat buffer for all of its values.
 
-Values are packed into one buffer, `[m]` or, where each rank gets a piece of its own, `[ranks, m]`; what arrives is unpacked
-by flat sub-dims. A sub-dim that leads is unpacked without a copy. The order of ranks in a group is mesh order.
-Where the ranks' pieces differ in size, each value has as much room in a row as its largest piece takes: all backends send equal rows.
+Values are packed into one buffer, `[m]` or, where each rank gets a piece of its own, `[ranks, m]`;
+what arrives is unpacked by flat sub-dims. A sub-dim that leads is unpacked without a copy. The
+order of ranks in a group is mesh order. Where the ranks' pieces differ in size, each value has as
+much room in a row as its largest piece takes: all backends send equal rows.
 """
 
 from __future__ import annotations
@@ -17,7 +18,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from planner.kernels.groups import all_gather, all_to_all, is_small, reduce_blocks, scatter_blocks, send_to_all
+from planner.kernels.groups import (
+    all_gather,
+    all_to_all,
+    is_small,
+    reduce_blocks,
+    scatter_blocks,
+    send_to_all,
+)
 from planner.kernels.shared import Region, SharedMemory, shared_memory_of
 from planner.program.program import Communicate
 
@@ -26,20 +34,27 @@ __all__ = ["Collective", "Pending", "compile_collective"]
 
 @dataclass(slots=True)
 class Pending:
-    """A collective under way: the buffer that it fills, and its work, None where it is done. The work holds what is sent."""
+    """A collective under way: the buffer that it fills, and its work, None where it is done. The
+    work holds what is sent."""
 
     buffer: Any
     work: Any
 
 
 class Collective:
-    """One compiled `Communicate`: `start(*values)` then `finish(pending)`, or both at once by calling it."""
+    """One compiled `Communicate`: `start(*values)` then `finish(pending)`, or both at once by
+    calling it."""
 
     #: Whether it sends to each rank what is meant for it, not the same to all.
     sends_blocks = False
 
     def __init__(
-        self, instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool]
+        self,
+        instruction: Communicate,
+        group: dist.ProcessGroup | None,
+        size: int,
+        position: int,
+        reusable: Sequence[bool],
     ) -> None:
         self.id = instruction.id
         self.dtype: torch.dtype = getattr(torch, instruction.dtypes[0])
@@ -64,7 +79,9 @@ class Collective:
         if dim is None:
             return []
         pieces = given or ((),) * len(self.expanded)
-        whole = dim == self.split  # before a split, a rank has all of it; before a gather, its own piece
+        whole = (
+            dim == self.split
+        )  # before a split, a rank has all of it; before a gather, its own piece
         alike = [(e[dim] // self.size if whole else e[dim],) * self.size for e in self.expanded]
         return [p or a for p, a in zip(pieces, alike, strict=True)]
 
@@ -80,14 +97,18 @@ class Collective:
         return self.finish(self.start(*values))
 
     def share(self, memory: SharedMemory) -> None:
-        """Sends through memory that the ranks share; those that are waited for at once share regions."""
+        """Sends through memory that the ranks share; those that are waited for at once share
+        regions."""
         sent = sum(map(math.prod, self.expanded))
         if self.uneven:
-            sent = sum(map(self.room, range(len(self.expanded)))) * (self.size if self.sends_blocks else 1)
+            sent = sum(map(self.room, range(len(self.expanded)))) * (
+                self.size if self.sends_blocks else 1
+            )
         self.shared = memory.region(self.id if self.asynchronous else "", sent, self.dtype)
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [m], which holds them as they are: a lazy conjugate is made one."""
+        """The values as one buffer [m], which holds them as they are: a lazy conjugate is made
+        one."""
         if len(values) == 1:
             return _as_held(values[0]).view(-1)
         return torch.cat([value.reshape(-1) for value in values])
@@ -118,13 +139,24 @@ class Collective:
         return buffer
 
     def pack_blocks(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [ranks, m]: row r is what becomes rank r's at sub-dim `split`."""
+        """The values as one buffer [ranks, m]: row r is what becomes rank r's at sub-dim
+        `split`."""
         assert self.split is not None
         if self.uneven:
-            return torch.stack([self.pack_padded(row) for row in zip(*map(self._cut, range(len(values)), values), strict=True)])
+            return torch.stack(
+                [
+                    self.pack_padded(row)
+                    for row in zip(*map(self._cut, range(len(values)), values), strict=True)
+                ]
+            )
         rows = []
         for value, expanded in zip(values, self.expanded, strict=True):
-            sizes = (*expanded[: self.split], self.size, expanded[self.split] // self.size, *expanded[self.split + 1 :])
+            sizes = (
+                *expanded[: self.split],
+                self.size,
+                expanded[self.split] // self.size,
+                *expanded[self.split + 1 :],
+            )
             rows.append(value.reshape(sizes).movedim(self.split, 0).reshape(self.size, -1))
         return _as_held(rows[0]) if len(rows) == 1 else torch.cat(rows, 1)
 
@@ -166,8 +198,9 @@ class Collective:
         return tuple(out)
 
     def unpack_blocks(self, buffer: Tensor, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are merged into sub-dim `gather`. They are
-        contiguous, also where the ranks have one element each and a view would do: see `_Slice`."""
+        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are
+        merged into sub-dim `gather`. They are contiguous, also where the ranks have one element
+        each and a view would do: see `_Slice`."""
         assert self.gather is not None
         if self.uneven:
             return self._merge_padded(buffer)
@@ -187,7 +220,9 @@ class _Local(Collective):
         return Pending(values, None)
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
-        return tuple(value.reshape(shape) for value, shape in zip(pending.buffer, self.shapes, strict=True))
+        return tuple(
+            value.reshape(shape) for value, shape in zip(pending.buffer, self.shapes, strict=True)
+        )
 
 
 class _AllReduce(Collective):
@@ -203,11 +238,18 @@ class _AllReduce(Collective):
         if len(values) == 1 and not self.reusable[0] and buffer.data_ptr() == values[0].data_ptr():
             buffer = buffer.clone()
         op = dist.ReduceOp.MAX if self.reduce == "max" else dist.ReduceOp.SUM
-        return Pending(buffer, dist.all_reduce(buffer, op, group=self.group, async_op=self.asynchronous))
+        return Pending(
+            buffer, dist.all_reduce(buffer, op, group=self.group, async_op=self.asynchronous)
+        )
 
     def _room_for(self, values: Sequence[Tensor]) -> Tensor:
         """A buffer for the result: one value that may be overwritten, else memory of its own."""
-        if len(values) == 1 and self.reusable[0] and values[0].is_contiguous() and not values[0].is_conj():
+        if (
+            len(values) == 1
+            and self.reusable[0]
+            and values[0].is_contiguous()
+            and not values[0].is_conj()
+        ):
             return values[0].view(-1)
         return values[0].new_empty(sum(value.numel() for value in values))
 
@@ -249,7 +291,9 @@ class _ReduceScatter(Collective):
         if self.shared is not None:
             _send_blocks(self.shared, self.pack_blocks(values))
             return Pending(None, None)
-        return Pending(*scatter_blocks(self.pack_blocks(values), self.group, self.reduce, self.asynchronous))
+        return Pending(
+            *scatter_blocks(self.pack_blocks(values), self.group, self.reduce, self.asynchronous)
+        )
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
         if self.shared is not None:
@@ -274,7 +318,10 @@ class _AllToAll(Collective):
             self.shared.done()
         _wait(pending)
         assert self.split is not None
-        sizes = [(*e[: self.split], e[self.split] // self.size, *e[self.split + 1 :]) for e in self.expanded]
+        sizes = [
+            (*e[: self.split], e[self.split] // self.size, *e[self.split + 1 :])
+            for e in self.expanded
+        ]
         return self.unpack_blocks(pending.buffer, sizes)
 
 
@@ -287,9 +334,14 @@ class _Slice(Collective):
         out = []
         for i, value in enumerate(pending.buffer):
             piece = self._cut(i, value)[self.position]
-            # A view would keep the whole of a value alive that is freed here; and a strided piece is copied, because ATen's
-            # native_layer_norm_backward (torch 2.13, CPU) reads strided statistics as if they were contiguous.
-            whole = piece.clone(memory_format=torch.contiguous_format) if self.frees[i] else piece.contiguous()
+            # A view would keep the whole of a value alive that is freed here; and a strided piece
+            # is copied, because ATen's native_layer_norm_backward (torch 2.13, CPU) reads strided
+            # statistics as if they were contiguous.
+            whole = (
+                piece.clone(memory_format=torch.contiguous_format)
+                if self.frees[i]
+                else piece.contiguous()
+            )
             out.append(whole.reshape(self.shapes[i]))
         return tuple(out)
 
@@ -304,18 +356,32 @@ _KINDS: dict[str, type[Collective]] = {
 
 
 def compile_collective(
-    instruction: Communicate, group: dist.ProcessGroup | None, size: int, position: int, reusable: Sequence[bool] | None = None,
+    instruction: Communicate,
+    group: dist.ProcessGroup | None,
+    size: int,
+    position: int,
+    reusable: Sequence[bool] | None = None,
     *,
     shared: bool = True,
-) -> Collective:  # fmt: skip
-    """The callable for `instruction` on a group of `size` ranks of which this one is number `position`.
+) -> Collective:
+    """The callable for `instruction` on a group of `size` ranks of which this one is number
+    `position`.
 
-    `reusable[i]` says that source i may be overwritten; `shared`, that ranks of one machine send through memory that they share.
+    `reusable[i]` says that source i may be overwritten; `shared`, that ranks of one machine send
+    through memory that they share.
     """
     kind = _Local if size == 1 else _KINDS[instruction.kind]
-    assert len(set(instruction.dtypes)) == 1, f"{instruction.id}: a bucket holds one dtype, got {instruction.dtypes}"
-    collective = kind(instruction, group, size, position, reusable or [False] * len(instruction.sources))
-    memory = shared_memory_of(group) if shared and group is not None and size > 1 and instruction.kind != "slice" else None
+    assert len(set(instruction.dtypes)) == 1, (
+        f"{instruction.id}: a bucket holds one dtype, got {instruction.dtypes}"
+    )
+    collective = kind(
+        instruction, group, size, position, reusable or [False] * len(instruction.sources)
+    )
+    memory = (
+        shared_memory_of(group)
+        if shared and group is not None and size > 1 and instruction.kind != "slice"
+        else None
+    )
     if memory is not None:
         collective.share(memory)
     return collective

@@ -1,4 +1,5 @@
-"""The `Executor`: runs a `Program` on one rank, step after step. It is the one place of the project that holds state."""
+"""The `Executor`: runs a `Program` on one rank, step after step. It is the one place of the
+project that holds state."""
 
 from __future__ import annotations
 
@@ -32,9 +33,10 @@ __all__ = ["Executor", "gather_buffers", "gather_parameters"]
 class Executor:
     """One rank's parameters, optimizer and compiled step.
 
-    `workload` gives the initial parameters and the optimizer; `groups` come from `make_groups`; dropout's masks are drawn from `seed`
-    and the number of the step, `num_steps` having been done. With `keep_gradients`, the
-    gradients that the last update saw stand in `gradients`, by parameter name, as shards in the layout `updated`.
+    `workload` gives the initial parameters and the optimizer; `groups` come from `make_groups`;
+    dropout's masks are drawn from `seed` and the number of the step, `num_steps` having been done.
+    With `keep_gradients`, the gradients that the last update saw stand in `gradients`, by parameter
+    name, as shards in the layout `updated`.
     """
 
     def __init__(
@@ -63,7 +65,11 @@ class Executor:
         self._shards = [self._state[state.shard] for state in program.parameters]
         names = [state.name for state in program.parameters]
         self._optimizer = make_optimizer(
-            workload.optimizer, self._shards, workload.learning_rate, workload.optimizer_settings, names
+            workload.optimizer,
+            self._shards,
+            workload.learning_rate,
+            workload.optimizer_settings,
+            names,
         )
         self._fast = self._generate(recorded=False)
         self._recorded: Step | None = None
@@ -73,13 +79,18 @@ class Executor:
         return self.step_local(self.local_batch(batch))
 
     def step_local(self, local: dict[int, Tensor]) -> float:
-        """As `step`, on what `local_batch` gave. Of several losses `reported` then has each, by name."""
+        """As `step`, on what `local_batch` gave. Of several losses `reported` then has each, by
+        name."""
         loss, *several = self._run(self._fast, local, None)
-        self.reported = {name: float(value) for (name, _), value in zip(self.program.reported, several, strict=True)}
+        self.reported = {
+            name: float(value)
+            for (name, _), value in zip(self.program.reported, several, strict=True)
+        }
         return float(loss)
 
     def recorded_step(self, batch: Sequence[Tensor]) -> Timeline:
-        """The timeline of one training step on this rank; also sets `peak_memory_bytes`. It trains as `step` does."""
+        """The timeline of one training step on this rank; also sets `peak_memory_bytes`. It
+        trains as `step` does."""
         self._recorded = self._recorded or self._generate(recorded=True)
         local = self.local_batch(batch)
         if dist.is_initialized() and self.program.mesh.num_devices > 1:
@@ -93,26 +104,33 @@ class Executor:
             recorder = make_recorder(self.program, self.rank, self._held(local), self.device)
             self._run(self._recorded, local, recorder)
         timeline = recorder.timeline(recorded)
-        self.peak_memory_bytes = torch.cuda.max_memory_allocated(self.device) if cuda else timeline.peak_memory
+        self.peak_memory_bytes = (
+            torch.cuda.max_memory_allocated(self.device) if cuda else timeline.peak_memory
+        )
         return timeline
 
     @property
     def shared_memory_bytes(self) -> int:
-        """Bytes of the memory to send through that the ranks of one machine share, for each rank."""
+        """Bytes of the memory to send through that the ranks of one machine share, for each
+        rank."""
         memories = {id(m): m for m in map(shared_memory_of, self._groups.values()) if m is not None}
         return sum(memory.nbytes // memory.num_ranks for memory in memories.values())
 
     def _renew(self) -> None:
-        """Has the values that a step replaces allocated anew, under a record: the allocator does not count what it frees of before."""
+        """Has the values that a step replaces allocated anew, under a record: the allocator does
+        not count what it frees of before."""
         if self.device.type == "cpu":
             with allocations(self.device):
                 for value in replaced(self.program):
                     self._state[value] = self._state[value].clone()
 
     def _held(self, local: dict[int, Tensor]) -> int:
-        """Bytes of what the step begins with: parameters, buffers, its part of the batch, the optimizer's state."""
+        """Bytes of what the step begins with: parameters, buffers, its part of the batch, the
+        optimizer's state."""
         storages = (tensor.untyped_storage() for tensor in (*self._state.values(), *local.values()))
-        return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + state_bytes(self._optimizer)
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + state_bytes(
+            self._optimizer
+        )
 
     def local_batch(self, batch: Sequence[Tensor]) -> dict[int, Tensor]:
         """This rank's part of the batch, by value id."""
@@ -122,14 +140,19 @@ class Executor:
                 full = batch[int(state.name)]
                 expected = tuple(math.prod(dim) for dim in state.subshape)
                 if tuple(full.shape) != expected:
-                    raise BadValue(f"batch tensor {state.name} has shape {tuple(full.shape)}: the plan was made for {expected}")
+                    raise BadValue(
+                        f"batch tensor {state.name} has shape {tuple(full.shape)}: the plan was made for {expected}"
+                    )
                 piece = cut(full, state.subshape, state.layout, self.program.mesh, self.rank)
                 out[state.value] = piece.to(self.device, getattr(torch, state.dtype))
         return out
 
     def parameter_shards(self) -> dict[str, Tensor]:
         """The optimizer's shard of each parameter, by name, in the layout `updated`."""
-        return {state.name: shard for state, shard in zip(self.program.parameters, self._shards, strict=True)}
+        return {
+            state.name: shard
+            for state, shard in zip(self.program.parameters, self._shards, strict=True)
+        }
 
     def buffer(self, value: int) -> Tensor:
         """This rank's shard of a buffer, by its value id."""
@@ -137,14 +160,21 @@ class Executor:
 
     def _generate(self, *, recorded: bool) -> Step:
         return generate(
-            self.program, rank=self.rank, groups=self._groups, device=self.device, update=self._update, recorded=recorded
+            self.program,
+            rank=self.rank,
+            groups=self._groups,
+            device=self.device,
+            update=self._update,
+            recorded=recorded,
         )
 
     @torch.no_grad()
     def _run(self, step: Step, local: dict[int, Tensor], recorder: Any) -> tuple[Tensor, ...]:
         self._state.update(local)
         key = step_key(self.seed, self.num_steps)
-        self._state.update({state.value: key for state in self.program.inputs if state.kind == "key"})
+        self._state.update(
+            {state.value: key for state in self.program.inputs if state.kind == "key"}
+        )
         self.num_steps += 1
         try:
             return step.run(self._state, recorder)
@@ -156,7 +186,9 @@ class Executor:
             for value in local:
                 self._state.pop(value, None)
 
-    def _failed(self, step: Step, error: BaseException) -> tuple[Instruction | None, dict[str, Any]]:
+    def _failed(
+        self, step: Step, error: BaseException
+    ) -> tuple[Instruction | None, dict[str, Any]]:
         """The instruction that raised `error`, and the step's variables as they then were."""
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_filename == step.filename and line in step.lines:
@@ -169,7 +201,9 @@ class Executor:
             shard.grad = gradient if gradient.stride() == shard.stride() else gradient.contiguous()
         if self.keep_gradients:
             names = [state.name for state in self.program.parameters]
-            self.gradients = {name: gradient.clone() for name, gradient in zip(names, gradients, strict=True)}
+            self.gradients = {
+                name: gradient.clone() for name, gradient in zip(names, gradients, strict=True)
+            }
         self._optimizer.step()
         for shard in self._shards:
             shard.grad = None
@@ -184,17 +218,23 @@ def _place(instruction: Instruction | None) -> str:
 
 
 def gather_buffers(executor: Executor) -> dict[str, Tensor]:
-    """The full buffers that the step changes, by name, on every rank. All ranks call it together."""
+    """The full buffers that the step changes, by name, on every rank. All ranks call it
+    together."""
     program, out = executor.program, {}
     stored = {value for value, _ in program.stores}
     for state in program.inputs:
         if state.value in stored and state.name not in out:
-            out[state.name] = _gather(executor.buffer(state.value), state.subshape, state.layout, program.mesh)
+            out[state.name] = _gather(
+                executor.buffer(state.value), state.subshape, state.layout, program.mesh
+            )
     return out
 
 
-def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The full parameters by name, on every rank; or what else lies in the same layout, such as `executor.gradients`.
+def gather_parameters(
+    executor: Executor, values: dict[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """The full parameters by name, on every rank; or what else lies in the same layout, such as
+    `executor.gradients`.
 
     All ranks call it together.
     """
@@ -207,14 +247,20 @@ def gather_parameters(executor: Executor, values: dict[str, Tensor] | None = Non
 
 
 def _gather(shard: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh) -> Tensor:
-    """The full tensor of which every rank has its shard; shards are sent as large as the largest."""
+    """The full tensor of which every rank has its shard; shards are sent as large as the
+    largest."""
     shard = shard.contiguous()
     if not any(is_split(placement) for placement in layout):
         return shard.clone()
-    shapes = [local_shape(subshape, layout, mesh.sizes, mesh.coordinate(rank)) for rank in range(mesh.num_devices)]
+    shapes = [
+        local_shape(subshape, layout, mesh.sizes, mesh.coordinate(rank))
+        for rank in range(mesh.num_devices)
+    ]
     mine = shard.new_zeros(max(map(math.prod, shapes)))
     mine[: shard.numel()] = shard.view(-1)
     pieces = [torch.empty_like(mine) for _ in shapes]
     dist.all_gather(pieces, mine)
-    whole = [piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
+    whole = [
+        piece[: math.prod(shape)].view(shape) for piece, shape in zip(pieces, shapes, strict=True)
+    ]
     return assemble(whole, subshape, layout, mesh)

@@ -34,7 +34,10 @@ def make_groups(program: Program, rank: int) -> Groups:
     """The groups that the program needs; every rank calls this, as making a group is collective."""
     out: dict[tuple[int, ...], dist.ProcessGroup] = {}
     for axes in axes_used(program):
-        if group_size(program.mesh, axes) == program.mesh.num_devices > 1 and dist.group.WORLD is not None:
+        if (
+            group_size(program.mesh, axes) == program.mesh.num_devices > 1
+            and dist.group.WORLD is not None
+        ):
             out[axes] = dist.group.WORLD
         elif group_size(program.mesh, axes) > 1:
             for ranks in program.mesh.groups(axes):

@@ -1,7 +1,9 @@
-"""Keeps freed memory in the process: a training step frees and takes the same tensors again, step after step.
+"""Keeps freed memory in the process: a training step frees and takes the same tensors again, step
+after step.
 
-glibc gives large blocks back to the system as soon as they are freed, so every step pays for its pages anew: one fault and one
-cleared page for each 4 KiB of every large tensor (measured: half of a small step's time on a 2-core EPYC).
+glibc gives large blocks back to the system as soon as they are freed, so every step pays for its
+pages anew: one fault and one cleared page for each 4 KiB of every large tensor (measured: half of a
+small step's time on a 2-core EPYC).
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ _TOP_PAD_BYTES = 1 << 26
 
 
 def keep_freed_memory() -> bool:
-    """Lets malloc keep what is freed, for the rest of this process; False where the C library is not glibc."""
+    """Lets malloc keep what is freed, for the rest of this process; False where the C library is
+    not glibc."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False

@@ -1,4 +1,5 @@
-"""What an op that failed over an index says: the value, and how far it may go. Looked for after the failure, at no cost to a step.
+"""What an op that failed over an index says: the value, and how far it may go. Looked for after the
+failure, at no cost to a step.
 
 torch's kernels refuse indices themselves, some without the value (`index out of range in self`).
 """
@@ -16,26 +17,50 @@ from planner.program.program import Compute, Instruction, Ref
 
 __all__ = ["said"]
 
-#: Where an op has its indices, and the dim that they go along: the place of the tensor, and of the dim's number (none: dim 0).
+#: Where an op has its indices, and the dim that they go along: the place of the tensor, and of the
+#: dim's number (none: dim 0).
 _INDICES: dict[str, tuple[int, int, int | None]] = {
     "aten.embedding.default": (1, 0, None),
     **dict.fromkeys(
         (
-            "aten.gather.default", "aten.index_add.default", "aten.index_copy.default", "aten.index_fill.int_Scalar",
-            "aten.index_fill.int_Tensor", "aten.index_reduce.default", "aten.index_select.default", "aten.scatter.reduce",
-            "aten.scatter.src", "aten.scatter.value", "aten.scatter_add.default", "aten.scatter_reduce.two",
+            "aten.gather.default",
+            "aten.index_add.default",
+            "aten.index_copy.default",
+            "aten.index_fill.int_Scalar",
+            "aten.index_fill.int_Tensor",
+            "aten.index_reduce.default",
+            "aten.index_select.default",
+            "aten.scatter.reduce",
+            "aten.scatter.src",
+            "aten.scatter.value",
+            "aten.scatter_add.default",
+            "aten.scatter_reduce.two",
         ),
         (2, 0, 1),
     ),
-    **dict.fromkeys(("aten.multi_margin_loss.default", "aten.nll_loss2d_forward.default"), (1, 0, -1)),
-}  # fmt: skip
+    **dict.fromkeys(
+        ("aten.multi_margin_loss.default", "aten.nll_loss2d_forward.default"), (1, 0, -1)
+    ),
+}
 
-#: How torch's kernels begin to say it: of `index`, `take` and `put`, of a dim that others than these go along, of a bag, on CUDA.
-_WORDS = ("index", "out of range", "Target", "target out of range", "INDICES", "Index", "CUDA error: device-side assert")
+#: How torch's kernels begin to say it: of `index`, `take` and `put`, of a dim that others than
+#: these go along, of a bag, on CUDA.
+_WORDS = (
+    "index",
+    "out of range",
+    "Target",
+    "target out of range",
+    "INDICES",
+    "Index",
+    "CUDA error: device-side assert",
+)
 
 
-def said(error: Exception, at: Instruction | None, values: Mapping[str, Any]) -> tuple[type[UserError], str]:
-    """The kind of the failure of instruction `at`, and its message; `values` are the step's variables."""
+def said(
+    error: Exception, at: Instruction | None, values: Mapping[str, Any]
+) -> tuple[type[UserError], str]:
+    """The kind of the failure of instruction `at`, and its message; `values` are the step's
+    variables."""
     if isinstance(error, OutOfRange):
         return OutOfRange, str(error)
     if isinstance(at, Compute):
@@ -46,7 +71,8 @@ def said(error: Exception, at: Instruction | None, values: Mapping[str, Any]) ->
 
 
 def _found(at: Compute, values: Mapping[str, Any]) -> str:
-    """The first index out of range that stands at its place in the arguments; empty if there is none, or none that can be read."""
+    """The first index out of range that stands at its place in the arguments; empty if there is
+    none, or none that can be read."""
     if at.op not in _INDICES:
         return ""
     place, of, dim = _INDICES[at.op]
@@ -56,7 +82,11 @@ def _found(at: Compute, values: Mapping[str, Any]) -> str:
     along = 0 if dim is None else min(1, table.dim() - 1) if dim < 0 else at.args[dim]
     size = table.shape[along] if table.dim() else 1
     bad = ids[(ids < (-size if "fill" in at.op else 0)) | (ids >= size)]
-    return f"index {bad[0].item()} is out of range: it goes from 0 to {size - 1}" if bad.numel() else ""
+    return (
+        f"index {bad[0].item()} is out of range: it goes from 0 to {size - 1}"
+        if bad.numel()
+        else ""
+    )
 
 
 def _value(argument: Any, values: Mapping[str, Any]) -> Tensor | None:

@@ -1,8 +1,9 @@
 """Keras's optimizers on local shards, with the formulas of Keras 3's torch backend.
 
-They are not torch's of the same names: Adam's epsilon is added before the bias correction, the powers of the betas are taken in
-the parameters' dtype (in float32 `1 - 0.999` is off by 1.3e-5, which the first steps show), Adagrad begins at 0.1, RMSprop adds
-epsilon under the root. All are element-wise, so that a shard is updated as a part of the whole. Sources:
+They are not torch's of the same names: Adam's epsilon is added before the bias correction, the
+powers of the betas are taken in the parameters' dtype (in float32 `1 - 0.999` is off by 1.3e-5,
+which the first steps show), Adagrad begins at 0.1, RMSprop adds epsilon under the root. All are
+element-wise, so that a shard is updated as a part of the whole. Sources:
 keras/src/backend/torch/optimizers (3.15).
 """
 
@@ -19,10 +20,11 @@ __all__ = ["KERAS_CLASSES", "Adagrad", "Adam", "KerasOptimizer", "Nadam", "RMSpr
 
 
 class KerasOptimizer(torch.optim.Optimizer):
-    """What Keras does around every update: a schedule of the learning rate, clipping by value, decoupled weight decay.
+    """What Keras does around every update: a schedule of the learning rate, clipping by value,
+    decoupled weight decay.
 
-    `decayed` says for each parameter whether `weight_decay` applies to it (by default to all); `schedule` gives the learning rate of
-    an iteration, counted from 0, in place of `lr`.
+    `decayed` says for each parameter whether `weight_decay` applies to it (by default to all);
+    `schedule` gives the learning rate of an iteration, counted from 0, in place of `lr`.
     """
 
     #: What the state begins as.
@@ -49,12 +51,16 @@ class KerasOptimizer(torch.optim.Optimizer):
         assert closure is None, "Keras's optimizers evaluate the loss once a step"
         held = [parameter for group in self.param_groups for parameter in group["params"]]
         decayed = [True] * len(held) if self.decayed is None else self.decayed
-        rate = self.param_groups[0]["lr"] if self.schedule is None else self.schedule(self.iterations)
+        rate = (
+            self.param_groups[0]["lr"] if self.schedule is None else self.schedule(self.iterations)
+        )
         chosen = [number for number, parameter in enumerate(held) if parameter.grad is not None]
         for dtype in dict.fromkeys(held[number].dtype for number in chosen):
             numbers = [number for number in chosen if held[number].dtype == dtype]
             parameters = [held[number] for number in numbers]
-            self._apply(parameters, [decayed[number] for number in numbers], torch.tensor(rate, dtype=dtype))
+            self._apply(
+                parameters, [decayed[number] for number in numbers], torch.tensor(rate, dtype=dtype)
+            )
         self.iterations += 1
 
     def _apply(self, parameters: list[Tensor], decayed: list[bool], rate: Tensor) -> None:
@@ -83,10 +89,17 @@ class KerasOptimizer(torch.optim.Optimizer):
 
 
 class SGD(KerasOptimizer):
-    """`m = momentum m - rate g; w += m`, with `nesterov` `w += momentum m - rate g`; without momentum `w -= rate g`."""
+    """`m = momentum m - rate g; w += m`, with `nesterov` `w += momentum m - rate g`; without
+    momentum `w -= rate g`."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.01, *, momentum: float = 0.0, nesterov: bool = False, **more: Any
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.01,
+        *,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        **more: Any,
     ):
         super().__init__(params, lr, **more)
         self.momentum, self.nesterov = momentum, nesterov
@@ -106,18 +119,29 @@ class SGD(KerasOptimizer):
 
 
 class Adam(KerasOptimizer):
-    """`w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)`; with `amsgrad` the largest v so far."""
+    """`w -= rate sqrt(1 - b2^t) / (1 - b1^t) m / (sqrt(v) + epsilon)`; with `amsgrad` the
+    largest v so far."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, *, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7,
-        amsgrad: bool = False, **more: Any,
-    ):  # fmt: skip
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
+        amsgrad: bool = False,
+        **more: Any,
+    ):
         super().__init__(params, lr, **more)
         self.beta_1, self.beta_2, self.epsilon, self.amsgrad = beta_1, beta_2, epsilon, amsgrad
 
     def update(self, parameters: list[Tensor], gradients: list[Tensor], rate: Tensor) -> None:
         number = self.step_number(rate)
-        one, two = (torch.pow(torch.tensor(beta, dtype=rate.dtype), number) for beta in (self.beta_1, self.beta_2))
+        one, two = (
+            torch.pow(torch.tensor(beta, dtype=rate.dtype), number)
+            for beta in (self.beta_1, self.beta_2)
+        )
         alpha = float(rate * torch.sqrt(1 - two) / (1 - one))
         means, squares = moments(self, parameters, gradients)
         if self.amsgrad:
@@ -125,16 +149,24 @@ class Adam(KerasOptimizer):
             torch._foreach_maximum_(largest, squares)
             squares = largest
         roots = torch._foreach_add(torch._foreach_sqrt(squares), self.epsilon)
-        torch._foreach_add_(parameters, torch._foreach_div(torch._foreach_mul(means, alpha), roots), alpha=-1)
+        torch._foreach_add_(
+            parameters, torch._foreach_div(torch._foreach_mul(means, alpha), roots), alpha=-1
+        )
 
 
 class Nadam(KerasOptimizer):
     """Adam with Nesterov's momentum, whose schedule is `b1 (1 - 0.96^t / 2)`."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, *, beta_1: float = 0.9, beta_2: float = 0.999, epsilon: float = 1e-7,
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        beta_1: float = 0.9,
+        beta_2: float = 0.999,
+        epsilon: float = 1e-7,
         **more: Any,
-    ):  # fmt: skip
+    ):
         super().__init__(params, lr, **more)
         self.beta_1, self.beta_2, self.epsilon = beta_1, beta_2, epsilon
         self.products: dict[torch.dtype, Tensor] = {}
@@ -151,20 +183,34 @@ class Nadam(KerasOptimizer):
         two = torch.pow(torch.tensor(self.beta_2, dtype=dtype), self.step_number(rate))
         means, squares = moments(self, parameters, gradients)
         hats = torch._foreach_add(
-            torch._foreach_div(torch._foreach_mul(means, float(following)), float(1 - product * following)),
+            torch._foreach_div(
+                torch._foreach_mul(means, float(following)), float(1 - product * following)
+            ),
             torch._foreach_div(torch._foreach_mul(gradients, float(1 - now)), float(1 - product)),
         )
-        roots = torch._foreach_add(torch._foreach_sqrt(torch._foreach_div(squares, float(1 - two))), self.epsilon)
-        torch._foreach_add_(parameters, torch._foreach_div(torch._foreach_mul(hats, float(rate)), roots), alpha=-1)
+        roots = torch._foreach_add(
+            torch._foreach_sqrt(torch._foreach_div(squares, float(1 - two))), self.epsilon
+        )
+        torch._foreach_add_(
+            parameters, torch._foreach_div(torch._foreach_mul(hats, float(rate)), roots), alpha=-1
+        )
 
 
 class RMSprop(KerasOptimizer):
-    """`w -= rate g / sqrt(v + epsilon)`, v less the squared mean of g where `centered`; with `momentum` of that."""
+    """`w -= rate g / sqrt(v + epsilon)`, v less the squared mean of g where `centered`; with
+    `momentum` of that."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, *, rho: float = 0.9, momentum: float = 0.0, epsilon: float = 1e-7,
-        centered: bool = False, **more: Any,
-    ):  # fmt: skip
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        rho: float = 0.9,
+        momentum: float = 0.0,
+        epsilon: float = 1e-7,
+        centered: bool = False,
+        **more: Any,
+    ):
         super().__init__(params, lr, **more)
         self.rho, self.momentum, self.epsilon, self.centered = rho, momentum, epsilon, centered
 
@@ -178,7 +224,9 @@ class RMSprop(KerasOptimizer):
             torch._foreach_mul_(means, self.rho)
             torch._foreach_add_(means, gradients, alpha=1 - self.rho)
             torch._foreach_add_(under, torch._foreach_mul(means, means), alpha=-1)
-        steps = torch._foreach_div(torch._foreach_mul(gradients, float(rate)), torch._foreach_sqrt(under))
+        steps = torch._foreach_div(
+            torch._foreach_mul(gradients, float(rate)), torch._foreach_sqrt(under)
+        )
         if self.momentum > 0:
             momenta = self.slot("momentum", parameters)
             torch._foreach_mul_(momenta, self.momentum)
@@ -191,9 +239,14 @@ class Adagrad(KerasOptimizer):
     """`a += g^2; w -= rate g / sqrt(a + epsilon)`."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 1e-3, *, initial_accumulator_value: float = 0.1, epsilon: float = 1e-7,
+        self,
+        params: Iterable[Tensor],
+        lr: float = 1e-3,
+        *,
+        initial_accumulator_value: float = 0.1,
+        epsilon: float = 1e-7,
         **more: Any,
-    ):  # fmt: skip
+    ):
         super().__init__(params, lr, **more)
         self.initial, self.epsilon = initial_accumulator_value, epsilon
 
@@ -201,20 +254,32 @@ class Adagrad(KerasOptimizer):
         sums = self.slot("accumulator", parameters)
         torch._foreach_add_(sums, torch._foreach_mul(gradients, gradients))
         roots = torch._foreach_sqrt(torch._foreach_add(sums, self.epsilon))
-        torch._foreach_add_(parameters, torch._foreach_div(torch._foreach_mul(gradients, float(rate)), roots), alpha=-1)
+        torch._foreach_add_(
+            parameters,
+            torch._foreach_div(torch._foreach_mul(gradients, float(rate)), roots),
+            alpha=-1,
+        )
 
 
-def moments(optimizer: Adam | Nadam, parameters: list[Tensor], gradients: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+def moments(
+    optimizer: Adam | Nadam, parameters: list[Tensor], gradients: list[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
     """The running means of the gradients and of their squares, with this step's in them."""
     means, squares = optimizer.slot("momentum", parameters), optimizer.slot("velocity", parameters)
     torch._foreach_mul_(means, optimizer.beta_1)
     torch._foreach_add_(means, gradients, alpha=1 - optimizer.beta_1)
     torch._foreach_mul_(squares, optimizer.beta_2)
-    torch._foreach_add_(squares, torch._foreach_mul(gradients, gradients), alpha=1 - optimizer.beta_2)
+    torch._foreach_add_(
+        squares, torch._foreach_mul(gradients, gradients), alpha=1 - optimizer.beta_2
+    )
     return means, squares
 
 
 #: By Keras's name.
 KERAS_CLASSES: dict[str, Callable[..., KerasOptimizer]] = {
-    "Adagrad": Adagrad, "Adam": Adam, "Nadam": Nadam, "RMSprop": RMSprop, "SGD": SGD,
-}  # fmt: skip
+    "Adagrad": Adagrad,
+    "Adam": Adam,
+    "Nadam": Nadam,
+    "RMSprop": RMSprop,
+    "SGD": SGD,
+}

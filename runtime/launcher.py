@@ -1,7 +1,8 @@
-"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when one fails.
+"""Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when
+one fails.
 
-Each rank has a pipe of its own to this process. A queue that they share has a lock, and a rank that is ended while it holds the lock
-would leave everybody else waiting.
+Each rank has a pipe of its own to this process. A queue that they share has a lock, and a rank that
+is ended while it holds the lock would leave everybody else waiting.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What a rank sends when it fails; `mistake` is the kind of the user's mistake that it met, not the run's fault."""
+    """What a rank sends when it fails; `mistake` is the kind of the user's mistake that it met,
+    not the run's fault."""
 
     rank: int
     message: str
@@ -45,31 +47,47 @@ class _Failed:
     mistake: type[UserError] | None
 
     def error(self) -> UserError:
-        """The error for the caller: a mistake as one process would tell it, else which rank failed, and how."""
+        """The error for the caller: a mistake as one process would tell it, else which rank
+        failed, and how."""
         if self.mistake is not None:
             return self.mistake(self.message)
         return RunFailed(f"rank {self.rank}: {self.message.removeprefix(f'rank {self.rank}: ')}")
 
 
 def launch(
-    function: str, num_ranks: int, payload: Any = None, *, on_event: Callable[[dict[str, Any]], None] | None = None
+    function: str,
+    num_ranks: int,
+    payload: Any = None,
+    *,
+    on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Any]:
-    """What `function` ("module:name", called as `name(payload, emit)`) returned on each of `num_ranks` processes, by rank.
+    """What `function` ("module:name", called as `name(payload, emit)`) returned on each of
+    `num_ranks` processes, by rank.
 
-    `on_event` gets, in a thread of this process, the events that ranks emit. The processes find each other by the usual
-    environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port. They have one thread each, and all the same hash
-    seed. Raises `RunFailed` with the rank and the error of the process that failed first, or the user's mistake that it met; the
-    others are ended.
+    `on_event` gets, in a thread of this process, the events that ranks emit. The processes find
+    each other by the usual environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port.
+    They have one thread each, and all the same hash seed. Raises `RunFailed` with the rank and the
+    error of the process that failed first, or the user's mistake that it met; the others are ended.
     """
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
-    pipes = [torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)]
+    pipes = [
+        torch.multiprocessing.get_context("spawn").Pipe(duplex=False) for _ in range(num_ranks)
+    ]
     readers, writers = [reader for reader, _ in pipes], [writer for _, writer in pipes]
     errors: list[UserError] = []
-    with _signals(), tempfile.TemporaryDirectory(prefix="shardwright-") as logs, _one_thread(), same_for_children(), _quiet():
+    with (
+        _signals(),
+        tempfile.TemporaryDirectory(prefix="shardwright-") as logs,
+        _one_thread(),
+        same_for_children(),
+        _quiet(),
+    ):
         try:
             with _reader(readers, writers, on_event, errors), _interrupts_held():
-                results = elastic_launch(_config(num_ranks, logs), _rank)(function, payload, writers)
+                results = elastic_launch(_config(num_ranks, logs), _rank)(
+                    function, payload, writers
+                )
         except ChildFailedError as error:
             raise _first(error, errors) from None
         except SignalException:
@@ -94,16 +112,25 @@ def _config(num_ranks: int, logs: str) -> LaunchConfig:
 
 
 def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
-    """What one process runs. It tells of its own error before its exit makes the others fail too."""
+    """What one process runs. It tells of its own error before its exit makes the others fail
+    too."""
     torch.set_num_threads(1)
     emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a word; an exception in torch's C++ would abort
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # held since the start: see _interrupts_held
+    signal.signal(
+        signal.SIGINT, signal.SIG_DFL
+    )  # Ctrl-C ends it without a word; an exception in torch's C++ would abort
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, {signal.SIGINT}
+    )  # held since the start: see _interrupts_held
     try:
         return getattr(importlib.import_module(module), name)(payload, emit)
     except Exception as error:
-        mistake = type(error) if isinstance(error, UserError) and not isinstance(error, RunFailed) else None
+        mistake = (
+            type(error)
+            if isinstance(error, UserError) and not isinstance(error, RunFailed)
+            else None
+        )
         emit(_Failed(int(os.environ["RANK"]), _one_line(error), traceback.format_exc(), mistake))
         raise
 
@@ -114,8 +141,8 @@ def _one_line(error: Exception) -> str:
 
 
 def _first(agent: ChildFailedError, told: list[UserError]) -> UserError | KeyboardInterrupt:
-    """The cause: a process that a signal ended cannot tell; else the error that was told of first. Of Ctrl-C a rank may die before this
-    process has heard of it."""
+    """The cause: a process that a signal ended cannot tell; else the error that was told of
+    first. Of Ctrl-C a rank may die before this process has heard of it."""
     for rank, failure in agent.failures.items():
         if failure.exitcode == -signal.SIGINT:
             return KeyboardInterrupt()
@@ -136,10 +163,13 @@ def _reader(
     on_event: Callable[[dict[str, Any]], None] | None,
     errors: list[UserError],
 ) -> Iterator[None]:
-    """A thread takes what ranks send, until all writing ends are closed: the ranks' by their exit, those of this process here."""
+    """A thread takes what ranks send, until all writing ends are closed: the ranks' by their
+    exit, those of this process here."""
 
     def read() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # so that this process still gets it: see _interrupts_held
+        signal.pthread_sigmask(
+            signal.SIG_UNBLOCK, {signal.SIGINT}
+        )  # so that this process still gets it: see _interrupts_held
         for event in _events(readers):
             if isinstance(event, _Failed):
                 errors.append(event.error())
@@ -158,7 +188,8 @@ def _reader(
 
 
 def _events(readers: list[Connection]) -> Iterator[Any]:
-    """What comes, from whichever rank, until every rank's pipe has ended; a rank may end in the middle of an event."""
+    """What comes, from whichever rank, until every rank's pipe has ended; a rank may end in the
+    middle of an event."""
     waiting = list(readers)
     while waiting:
         for ready in wait(waiting):
@@ -174,10 +205,12 @@ def _events(readers: list[Connection]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ranks start with Ctrl-C held back until `_rank` runs: in the seconds of their imports each would print a traceback.
+    """Ranks start with Ctrl-C held back until `_rank` runs: in the seconds of their imports each
+    would print a traceback.
 
-    They inherit it from this thread; in this process the thread of `_reader` takes the signal instead, and Python runs its
-    handler here as ever. The first process would start multiprocessing's resource tracker, which lets the signal through again.
+    They inherit it from this thread; in this process the thread of `_reader` takes the signal
+    instead, and Python runs its handler here as ever. The first process would start
+    multiprocessing's resource tracker, which lets the signal through again.
     """
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -189,8 +222,8 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Ctrl-C raises, so that the ranks are ended and the folder is removed. The agent leaves its own handlers behind; after a run
-    the signals are to mean what they meant before."""
+    """Ctrl-C raises, so that the ranks are ended and the folder is removed. The agent leaves its
+    own handlers behind; after a run the signals are to mean what they meant before."""
     if threading.current_thread() is not threading.main_thread():
         yield  # where the agent sets none
         return
@@ -220,8 +253,8 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The agent logs every failure, and every process that it ends, at length, by loggers that each have a level of their own;
-    the caller gets it as one error instead."""
+    """The agent logs every failure, and every process that it ends, at length, by loggers that
+    each have a level of their own; the caller gets it as one error instead."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,5 @@
-"""The optimizers of `cost_models.optimizers` as they run on local shards: torch's, and those of Keras."""
+"""The optimizers of `cost_models.optimizers` as they run on local shards: torch's, and those of
+Keras."""
 
 from __future__ import annotations
 
@@ -23,8 +24,9 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """The optimizer, fused where torch has a fused kernel for the device.
 
-    `settings` are its own, over those that the name implies; `names` are the parameters'. By them `groups` among the settings gives
-    (names, settings) of each group, and `excluded` those without weight decay.
+    `settings` are its own, over those that the name implies; `names` are the parameters'. By them
+    `groups` among the settings gives (names, settings) of each group, and `excluded` those without
+    weight decay.
     """
     known = optimizer_of(name)
     given = {**known.implied, **(settings or {})}
@@ -34,18 +36,25 @@ def make_optimizer(
         return KERAS_CLASSES[known.kind](list(parameters), lr=learning_rate, **given)
     groups = _groups(given.pop("groups", ()), parameters, names)
     fused = all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in parameters)
-    made: torch.optim.Optimizer = getattr(torch.optim, known.kind)(groups, lr=learning_rate, fused=fused, **given)
+    made: torch.optim.Optimizer = getattr(torch.optim, known.kind)(
+        groups, lr=learning_rate, fused=fused, **given
+    )
     return made
 
 
 def _groups(
-    groups: Sequence[tuple[Sequence[str], Mapping[str, Any]]], parameters: Sequence[Tensor], names: Sequence[str]
-) -> list[Any]:  # fmt: skip
+    groups: Sequence[tuple[Sequence[str], Mapping[str, Any]]],
+    parameters: Sequence[Tensor],
+    names: Sequence[str],
+) -> list[Any]:
     """The parameters, in the groups that name them."""
     if not groups:
         return list(parameters)
     by_name = dict(zip(names, parameters, strict=True))
-    found = [{**given, "params": [by_name[n] for n in members if n in by_name]} for members, given in groups]
+    found = [
+        {**given, "params": [by_name[n] for n in members if n in by_name]}
+        for members, given in groups
+    ]
     grouped = {name for members, _ in groups for name in members}
     assert grouped >= set(names), set(names) - grouped
     return [group for group in found if group["params"]]
@@ -53,5 +62,7 @@ def _groups(
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """The bytes of the optimizer's own tensors."""
-    tensors = (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
+    tensors = (
+        t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
+    )
     return sum(t.untyped_storage().nbytes() for t in tensors)

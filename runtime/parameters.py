@@ -1,6 +1,7 @@
 """Cutting full tensors into the shards of a layout and putting shards together again.
 
-Every rank builds the whole module from the same seed, so what it starts from does not depend on the plan.
+Every rank builds the whole module from the same seed, so what it starts from does not depend on the
+plan.
 """
 
 from __future__ import annotations
@@ -11,7 +12,15 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from planner.graph.layout import Layout, Mesh, SubShape, is_split, local_shape, piece_sizes, start_of
+from planner.graph.layout import (
+    Layout,
+    Mesh,
+    SubShape,
+    is_split,
+    local_shape,
+    piece_sizes,
+    start_of,
+)
 from planner.program.program import Program
 from planner.state.chance import seed_all
 from planner.trace.alone import alone
@@ -21,7 +30,8 @@ __all__ = ["assemble", "build", "cut", "full_tensors", "shards"]
 
 
 def build(make: Callable[[], Workload], seed: int) -> Workload:
-    """The workload, initialised from `seed`: the same on every rank, under every plan (`runtime.alike` looks)."""
+    """The workload, initialised from `seed`: the same on every rank, under every plan
+    (`runtime.alike` looks)."""
     seed_all(seed)
     with alone():
         return make()
@@ -47,7 +57,9 @@ def assemble(pieces: Sequence[Tensor], subshape: SubShape, layout: Layout, mesh:
     return full.reshape([math.prod(dim) for dim in subshape])
 
 
-def shards(program: Program, workload: Workload, rank: int, device: torch.device) -> dict[int, Tensor]:
+def shards(
+    program: Program, workload: Workload, rank: int, device: torch.device
+) -> dict[int, Tensor]:
     """The values held before the first step: parameters as stored and as updated, and buffers."""
     full = full_tensors(workload)
     out: dict[int, Tensor] = {}
@@ -73,7 +85,11 @@ def _narrow(flat: Tensor, layout: Layout, mesh: Mesh, rank: int) -> Tensor:
     for axis, placement in enumerate(layout):
         if is_split(placement):
             size, count = flat.shape[placement], mesh.sizes[axis]
-            flat = flat.narrow(placement, start_of(size, count, place[axis]), piece_sizes(size, (count,))[place[axis]])
+            flat = flat.narrow(
+                placement,
+                start_of(size, count, place[axis]),
+                piece_sizes(size, (count,))[place[axis]],
+            )
     return flat
 
 

@@ -1,8 +1,10 @@
-"""What the recorded step calls around every instruction: when it ran; and the memory that torch's allocator held meanwhile.
+"""What the recorded step calls around every instruction: when it ran; and the memory that torch's
+allocator held meanwhile.
 
-On CPU the clock is `time.perf_counter`; on CUDA, device events. A collective under way ends when its work is done, not when
-it is waited for. Memory is the allocator's own count, which knows what kernels take and give back within an op; it counts by the
-host's clock, so that on CUDA a sample stands where the device runs the instruction that the host was issuing.
+On CPU the clock is `time.perf_counter`; on CUDA, device events. A collective under way ends when
+its work is done, not when it is waited for. Memory is the allocator's own count, which knows what
+kernels take and give back within an op; it counts by the host's clock, so that on CUDA a sample
+stands where the device runs the instruction that the host was issuing.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ __all__ = ["Recorder", "make_recorder"]
 
 
 class Recorder:
-    """Times of one step, on CPU; `start` is when it began. `held` are the bytes that the step begins with."""
+    """Times of one step, on CPU; `start` is when it began. `held` are the bytes that the step
+    begins with."""
 
     def __init__(self, program: Program, rank: int, held: int) -> None:
         self.program = program
@@ -56,7 +59,9 @@ class Recorder:
 
     def waiting(self, index: int, pending: Pending) -> None:
         """The asynchronous instruction `index` is waited for from here."""
-        if pending.work is None:  # nobody else works at it: it is what its start took and what its end takes
+        if (
+            pending.work is None
+        ):  # nobody else works at it: it is what its start took and what its end takes
             start, stop = self.spans[index]
             self.spans[index] = [self.now() - (stop - start), None]
 
@@ -66,21 +71,25 @@ class Recorder:
             self.end(index)
 
     def timeline(self, allocations: Allocations) -> Timeline:
-        """The step as a `Timeline` of this one device; `allocations` are those of the whole step."""
+        """The step as a `Timeline` of this one device; `allocations` are those of the whole
+        step."""
         stop = self.now()
         self.synchronize()
         events = [self._event(index, *span) for index, span in self.spans.items()]
         samples = [(0.0, self.held), *self.memory(allocations)]
         return Timeline(
             events=tuple(sorted(events, key=lambda event: event.start)),
-            memory=tuple(MemorySample(device=self.rank, time=time, nbytes=nbytes) for time, nbytes in samples),
+            memory=tuple(
+                MemorySample(device=self.rank, time=time, nbytes=nbytes) for time, nbytes in samples
+            ),
             step_time=self.seconds(stop),
         )
 
     def memory(self, allocations: Allocations) -> list[tuple[float, int]]:
         """Seconds from the start of the step, and the bytes held from then on."""
         return [
-            (max(0.0, (at - self.begun) * 1e-9), self.held + nbytes - allocations.before) for at, nbytes in allocations.samples
+            (max(0.0, (at - self.begun) * 1e-9), self.held + nbytes - allocations.before)
+            for at, nbytes in allocations.samples
         ]
 
     def synchronize(self) -> None:
@@ -138,10 +147,13 @@ class _CudaRecorder(Recorder):
         out, times = [], [at for at, _ in self.issued]
         for at, nbytes in allocations.samples:
             place = bisect_right(times, at)
-            out.append((self.seconds(self.spans[self.issued[place - 1][1]][0]) if place else 0.0, nbytes))
+            out.append(
+                (self.seconds(self.spans[self.issued[place - 1][1]][0]) if place else 0.0, nbytes)
+            )
         return out
 
 
 def make_recorder(program: Program, rank: int, held: int, device: torch.device) -> Recorder:
-    """A recorder for one step on `device`; `held` are the bytes of the values held before it and of the optimizer's state."""
+    """A recorder for one step on `device`; `held` are the bytes of the values held before it and
+    of the optimizer's state."""
     return (_CudaRecorder if device.type == "cuda" else Recorder)(program, rank, held)

@@ -1,8 +1,10 @@
-"""A `Program` as the Python function that one rank runs each step: one line an op, nothing looked up while it runs.
+"""A `Program` as the Python function that one rank runs each step: one line an op, nothing looked
+up while it runs.
 
-Values are local variables, deleted where the program frees them. An asynchronous collective is waited for just before the
-first instruction that uses a result of it; its sources are freed where it starts, since it has packed them or holds them itself.
-The recorded variant of the function also calls a recorder around every instruction.
+Values are local variables, deleted where the program frees them. An asynchronous collective is
+waited for just before the first instruction that uses a result of it; its sources are freed where
+it starts, since it has packed them or holds them itself. The recorded variant of the function also
+calls a recorder around every instruction.
 """
 
 from __future__ import annotations
@@ -29,8 +31,8 @@ _SERIAL = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The compiled step: `run(state, recorder)` -> the loss, and those that it is the sum of; `lines[n]` is the index of the
-    instruction that line n runs."""
+    """The compiled step: `run(state, recorder)` -> the loss, and those that it is the sum of;
+    `lines[n]` is the index of the instruction that line n runs."""
 
     run: Callable[[dict[int, torch.Tensor], Any], tuple[torch.Tensor, ...]]
     source: str
@@ -48,8 +50,12 @@ class _Writer:
     names: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     origin: dict[int, int] = field(default_factory=dict)
-    waits: dict[int, int] = field(default_factory=dict)  # result id -> index of the collective still under way
-    stale: set[int] = field(default_factory=set)  # parameters of the last step that this one is still to replace
+    waits: dict[int, int] = field(
+        default_factory=dict
+    )  # result id -> index of the collective still under way
+    stale: set[int] = field(
+        default_factory=set
+    )  # parameters of the last step that this one is still to replace
     at: int = 0
 
     def write(self, line: str) -> None:
@@ -101,9 +107,12 @@ def generate(
 
 
 def _load(writer: _Writer) -> None:
-    """Values held before the step become variables; the batch, and what the program writes anew, leave the state."""
+    """Values held before the step become variables; the batch, and what the program writes anew,
+    leave the state."""
     writer.stale = _rewritten(writer.program)
-    popped = writer.stale | {state.value for state in writer.program.inputs if state.kind != "buffer"}
+    popped = writer.stale | {
+        state.value for state in writer.program.inputs if state.kind != "buffer"
+    }
     held = [s.value for s in writer.program.inputs]
     held += [i for p in writer.program.parameters for i in dict.fromkeys((p.value, p.shard))]
     for value in dict.fromkeys(held):
@@ -111,7 +120,8 @@ def _load(writer: _Writer) -> None:
 
 
 def _store(writer: _Writer) -> None:
-    """Whatever is still under way is waited for, and the rewritten parameters go back to the state."""
+    """Whatever is still under way is waited for, and the rewritten parameters go back to the
+    state."""
     _wait(writer, list(writer.waits))
     for value in sorted(_rewritten(writer.program)):
         writer.write(f"s[{value}] = t{value}")
@@ -127,11 +137,15 @@ def replaced(program: Program) -> set[int]:
 
 
 def _rewritten(program: Program) -> set[int]:
-    written = {i for instruction in program.instructions for i in getattr(instruction, "results", ())}
+    written = {
+        i for instruction in program.instructions for i in getattr(instruction, "results", ())
+    }
     return {state.value for state in program.parameters} & written
 
 
-def _instruction(writer: _Writer, instruction: Instruction, reusable: dict[str, list[bool]]) -> None:
+def _instruction(
+    writer: _Writer, instruction: Instruction, reusable: dict[str, list[bool]]
+) -> None:
     _wait(writer, waits_for(instruction))
     _free(writer, sorted(writer.stale.intersection(getattr(instruction, "results", ()))))
     if isinstance(instruction, Communicate) and instruction.asynchronous:
@@ -188,7 +202,9 @@ def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequen
     place = mesh.position(axes, writer.rank)
     return writer.bind(
         "collective",
-        compile_collective(instruction, writer.groups.get(axes), group_size(mesh, axes), place, reusable),
+        compile_collective(
+            instruction, writer.groups.get(axes), group_size(mesh, axes), place, reusable
+        ),
     )
 
 
@@ -199,13 +215,17 @@ def _wait(writer: _Writer, values: Sequence[int]) -> None:
         assert isinstance(instruction, Communicate)
         if writer.recorded:
             writer.write(f"r.waiting({index}, p{index})")
-        writer.write(f"{', '.join(f't{i}' for i in instruction.results)}, = finish_{index}(p{index})")
+        writer.write(
+            f"{', '.join(f't{i}' for i in instruction.results)}, = finish_{index}(p{index})"
+        )
         if writer.recorded:
             writer.write(f"r.waited({index})")
         writer.write(f"del p{index}")
         for value in instruction.results:
             del writer.waits[value]
-        _free(writer, [value for value in instruction.frees if value in instruction.results])  # that nobody reads
+        _free(
+            writer, [value for value in instruction.frees if value in instruction.results]
+        )  # that nobody reads
 
 
 def _free(writer: _Writer, frees: Sequence[int]) -> None:

@@ -35,9 +35,9 @@ __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The loss and the seconds (of rank 0) of every step, and the whole parameters, and buffers that the step changes, after the last
-    one, by name, on the CPU. Parameters that take no part in the loss are there as they were. Of several losses `reported` has each by
-    name, for every step.
+    """The loss and the seconds (of rank 0) of every step, and the whole parameters, and buffers
+    that the step changes, after the last one, by name, on the CPU. Parameters that take no part in
+    the loss are there as they were. Of several losses `reported` has each by name, for every step.
     """
 
     losses: tuple[float, ...]
@@ -73,14 +73,17 @@ def train_plan(
     device: str = "",
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
-    """What training by the plan in a file gives: a step for each batch, on as many processes as the plan has devices.
+    """What training by the plan in a file gives: a step for each batch, on as many processes as the
+    plan has devices.
 
-    Each of `batches` is global, (inputs..., target) or nested as the plan's example was, in its shapes; every rank takes its own part.
-    The model starts from `seed` and runs under the workload's optimizer, at its learning rate unless one is given. `device` is
-    "cpu" or "cuda", by default what there is. `on_event` gets `{"step", "loss", "time_s", "losses"}` after each step, in a thread;
-    "losses" has each of several by name.
+    Each of `batches` is global, (inputs..., target) or nested as the plan's example was, in its
+    shapes; every rank takes its own part. The model starts from `seed` and runs under the
+    workload's optimizer, at its learning rate unless one is given. `device` is "cpu" or "cuda", by
+    default what there is. `on_event` gets `{"step", "loss", "time_s", "losses"}` after each step,
+    in a thread; "losses" has each of several by name.
 
-    Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a rank fails otherwise.
+    Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a
+    rank fails otherwise.
     """
     num_ranks = read_plan(plan).mesh.num_devices
     model = read_plan(plan).ask.model
@@ -92,7 +95,12 @@ def train_plan(
         given, result = Path(folder) / "batches.pt", Path(folder) / "result.pt"
         torch.save(whole, given)
         request = TrainRequest(
-            plan=str(plan), batches=str(given), result=str(result), seed=seed, learning_rate=learning_rate, device=device
+            plan=str(plan),
+            batches=str(given),
+            result=str(result),
+            seed=seed,
+            learning_rate=learning_rate,
+            device=device,
         )
         launch("runtime.training:train_rank", num_ranks, request, on_event=on_event)
         return Trained(**torch.load(result, weights_only=True))
@@ -108,7 +116,14 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
         if request.learning_rate is not None:
             workload = replace(workload, learning_rate=request.learning_rate)
         groups = make_groups(program, place.rank)
-        executor = Executor(program, workload, rank=place.rank, groups=groups, device=place.device, seed=request.seed)
+        executor = Executor(
+            program,
+            workload,
+            rank=place.rank,
+            groups=groups,
+            device=place.device,
+            seed=request.seed,
+        )
         losses: list[float] = []
         times: list[float] = []
         reported: list[Mapping[str, float]] = []
@@ -119,7 +134,14 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
             times.append(time.perf_counter() - start)
             reported.append(executor.reported)
             if place.rank == 0:
-                emit({"step": number, "loss": losses[-1], "time_s": times[-1], "losses": reported[-1]})
+                emit(
+                    {
+                        "step": number,
+                        "loss": losses[-1],
+                        "time_s": times[-1],
+                        "losses": reported[-1],
+                    }
+                )
         parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}
         begun = full_tensors(workload)
         parameters |= {name: begun[name].cpu() for name in unused(workload.module, parameters)}
@@ -139,6 +161,8 @@ def _check_nest(batch: Sequence[Tensor], nest: str, workload: Workload, number: 
     """Raises BadValue for a batch that is not nested as the plan's example."""
     expected = len(workload.batch)
     if len(batch) != expected:
-        raise BadValue(f"batch {number} has {len(batch)} tensors: the plan's model takes {expected}, the target last")
+        raise BadValue(
+            f"batch {number} has {len(batch)} tensors: the plan's model takes {expected}, the target last"
+        )
     if workload.nest is not None and nest != str(workload.nest):
         raise BadValue(f"batch {number} is {nest}: the plan was made for {workload.nest}")

@@ -1,4 +1,5 @@
-"""What a comparison with one process comes to: one word, the values that are furthest apart, and an exit code."""
+"""What a comparison with one process comes to: one word, the values that are furthest apart, and
+an exit code."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "EQUAL", "EXIT_CODES", "MOST_LEFT_OUT", "NO_PROOF", "ROUNDING", "WRONG", "Apart", "apart", "judge", "largest", "relative_error",
-    "worst_of",
+    "EQUAL", "EXIT_CODES", "MOST_LEFT_OUT", "NO_PROOF", "ROUNDING", "WRONG", "Apart", "apart",
+    "judge", "largest", "relative_error", "worst_of",
 ]  # fmt: skip
 
 EQUAL = "equal"  # to the last bit
@@ -28,7 +29,8 @@ MOST_LEFT_OUT = 0.5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Apart:
-    """The element of a tensor (`what`: which) that is furthest from that of one process, and the relative error of the tensor."""
+    """The element of a tensor (`what`: which) that is furthest from that of one process, and the
+    relative error of the tensor."""
 
     what: str
     name: str
@@ -38,9 +40,12 @@ class Apart:
     error: float
 
 
-def judge(worst: Sequence[Apart], *, limit: float, same: bool, left_out: float, vanished: bool) -> str:
-    """The verdict. `same` says that no number differs, `left_out` which part of the parameters' elements rounding may explain, and
-    `vanished` that every gradient is rounding: nothing was compared."""
+def judge(
+    worst: Sequence[Apart], *, limit: float, same: bool, left_out: float, vanished: bool
+) -> str:
+    """The verdict. `same` says that no number differs, `left_out` which part of the parameters'
+    elements rounding may explain, and `vanished` that every gradient is rounding: nothing was
+    compared."""
     if not all(map(_is_number, (one.theirs for one in worst))) or vanished:
         return NO_PROOF  # of a training that gives no numbers
     if any(one.error > limit for one in worst):
@@ -55,19 +60,29 @@ def _is_number(value: float) -> bool:
 
 
 def worst_of(
-    what: str, ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], floors: Mapping[str, float],
+    what: str,
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    floors: Mapping[str, float],
     shown: Mapping[str, Tensor] | None = None,
-) -> Apart | None:  # fmt: skip
-    """The tensor with the largest relative error; one whose elements are below its floor is held against that. `shown` has what is
-    told of an element, where that is not what is compared."""
-    found = [apart(what, name, tensor, theirs[name], floors.get(name, 0.0)) for name, tensor in ours.items()]
+) -> Apart | None:
+    """The tensor with the largest relative error; one whose elements are below its floor is held
+    against that. `shown` has what is told of an element, where that is not what is compared."""
+    found = [
+        apart(what, name, tensor, theirs[name], floors.get(name, 0.0))
+        for name, tensor in ours.items()
+    ]
     worst = max(found, key=lambda one: one.error, default=None)
     if worst is None or shown is None or not shown[worst.name].numel():
         return worst
     return Apart(
-        what=what, name=worst.name, index=worst.index, ours=float(shown[worst.name][worst.index]), theirs=worst.theirs,
+        what=what,
+        name=worst.name,
+        index=worst.index,
+        ours=float(shown[worst.name][worst.index]),
+        theirs=worst.theirs,
         error=worst.error,
-    )  # fmt: skip
+    )
 
 
 def apart(what: str, name: str, ours: Tensor, theirs: Tensor, floor: float) -> Apart:
@@ -78,14 +93,21 @@ def apart(what: str, name: str, ours: Tensor, theirs: Tensor, floor: float) -> A
     at = torch.unravel_index((ours - theirs).abs().nan_to_num(nan=torch.inf).argmax(), ours.shape)
     index = tuple(int(i) for i in at)
     return Apart(
-        what=what, name=name, index=index, ours=float(ours[index]), theirs=float(theirs[index]),
+        what=what,
+        name=name,
+        index=index,
+        ours=float(ours[index]),
+        theirs=float(theirs[index]),
         error=relative_error(ours, theirs, floor),
-    )  # fmt: skip
+    )
 
 
 def relative_error(ours: Tensor, theirs: Tensor, floor: float) -> float:
-    """The largest |ours - theirs| over the largest |theirs|, or over the floor; infinite for not-a-number."""
-    error = largest(ours.double() - theirs.double()) / max(largest(theirs), floor, sys.float_info.min)
+    """The largest |ours - theirs| over the largest |theirs|, or over the floor; infinite for
+    not-a-number."""
+    error = largest(ours.double() - theirs.double()) / max(
+        largest(theirs), floor, sys.float_info.min
+    )
     return float("inf") if error != error else error
 
 

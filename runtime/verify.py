@@ -1,4 +1,5 @@
-"""`--verify`: the same steps in one process, with the plain module, plain autograd and the same optimizer; and how far off."""
+"""`--verify`: the same steps in one process, with the plain module, plain autograd and the same
+optimizer; and how far off."""
 
 from __future__ import annotations
 
@@ -23,21 +24,24 @@ __all__ = ["Doubt", "Reference", "Verification", "compare", "in_dtypes", "refere
 #: Relative errors up to which a run counts as the same, by the dtype of products.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 COARSE = 1e-2
-#: A run may be as far from the reference as this many times what one rounding of the parameters does to it.
+#: A run may be as far from the reference as this many times what one rounding of the parameters
+#: does to it.
 MARGIN = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """The verdict, the worst elements of losses, gradients, parameters and buffers, the worst first, and relative errors: the largest
+    """The verdict, the worst elements of losses, gradients, parameters and buffers, the worst
+    first, and relative errors: the largest
     |a - b| over the largest |b| of a tensor; of the worst tensor, which is named. What is over `limit` is wrong.
 
-    What plain torch in one process loses in rounding is measured (`Reference`). A gradient that is 0 but for rounding (of a bias that
-    softmax or a batch norm takes away) is held against that, and so is a buffer (the running mean of what is centred, or of what
-    such a bias is added to). An element of a parameter whose gradient is, or nearly, and which an
-    optimizer like Adam therefore moves at random, counts by what it is further off than rounding may carry it: `num_left_out` of
-    `num_elements` could so be wrong by more than the limit of their dtype without being seen here. Their gradients are compared like
-    all others.
+    What plain torch in one process loses in rounding is measured (`Reference`). A gradient that is
+    0 but for rounding (of a bias that softmax or a batch norm takes away) is held against that, and
+    so is a buffer (the running mean of what is centred, or of what such a bias is added to). An
+    element of a parameter whose gradient is, or nearly, and which an optimizer like Adam therefore
+    moves at random, counts by what it is further off than rounding may carry it: `num_left_out` of
+    `num_elements` could so be wrong by more than the limit of their dtype without being seen here.
+    Their gradients are compared like all others.
     """
 
     verdict: str
@@ -56,14 +60,16 @@ class Verification:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What training gives: the losses, the gradients of the first step, and the parameters and buffers at the end, by name.
+    """What training gives: the losses, the gradients of the first step, and the parameters and
+    buffers at the end, by name.
 
-    The same training is done again after every parameter has been moved by one rounding, up or down at random: `rounding` is how far
-    that moves the first gradients. `doubt` has, for every element, how far its gradient has moved so far, and at least as far as is
-    typical of its tensor (the root mean square of what moved), over the largest that it has been, at the worst step; `noise` is the
-    same of a tensor's largest elements; `moved` is how far the element of a parameter that moved most has moved at the end, and
-    `buffer_rounding` how far the element of a buffer that differs most then differs; `loss_rounding` how far each loss has moved.
-    `limit` is the dtype's.
+    The same training is done again after every parameter has been moved by one rounding, up or down
+    at random: `rounding` is how far that moves the first gradients. `doubt` has, for every element,
+    how far its gradient has moved so far, and at least as far as is typical of its tensor (the root
+    mean square of what moved), over the largest that it has been, at the worst step; `noise` is the
+    same of a tensor's largest elements; `moved` is how far the element of a parameter that moved
+    most has moved at the end, and `buffer_rounding` how far the element of a buffer that differs
+    most then differs; `loss_rounding` how far each loss has moved. `limit` is the dtype's.
     """
 
     losses: tuple[float, ...]
@@ -89,10 +95,16 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
 
 
 def reference_run(
-    make: Callable[[], Workload], program: Program, *, seed: int, num_steps: int, began: Workload | None = None
+    make: Callable[[], Workload],
+    program: Program,
+    *,
+    seed: int,
+    num_steps: int,
+    began: Workload | None = None,
 ) -> Reference:
-    """`num_steps` of plain training in this process, in the program's dtypes, under the same masks of dropout; from the values and on
-    the batch with which a run `began`, where building the model again gives others."""
+    """`num_steps` of plain training in this process, in the program's dtypes, under the same
+    masks of dropout; from the values and on the batch with which a run `began`, where building
+    the model again gives others."""
     trainer = _Trainer(make, program, seed, began)
     rounded = _Trainer(make, program, seed, began or trainer.workload)
     rounded.move_by_a_rounding()
@@ -114,50 +126,81 @@ def reference_run(
         losses=tuple(losses),
         loss_rounding=tuple(loss_rounding),
         gradients=gradients,
-        parameters={name: tensor.clone() for name, tensor in full_tensors(trainer.workload).items()},
+        parameters={
+            name: tensor.clone() for name, tensor in full_tensors(trainer.workload).items()
+        },
         rounding=rounding,
         doubt={name: doubt.worst for name, doubt in doubts.items()},
         noise={name: doubt.of_largest for name, doubt in doubts.items()},
-        moved={name: largest(parameter.detach() - before[name]) for name, parameter in trainer.parameters.items()},
+        moved={
+            name: largest(parameter.detach() - before[name])
+            for name, parameter in trainer.parameters.items()
+        },
         buffer_rounding=_far(rounded.buffers(), trainer.buffers()),
         limit=LIMITS.get(trainer.compute, COARSE),
     )
 
 
 class Doubt:
-    """How much of every element of a parameter's gradient is noise, step by step (`Reference.doubt`, `Reference.noise`)."""
+    """How much of every element of a parameter's gradient is noise, step by step
+    (`Reference.doubt`, `Reference.noise`)."""
 
     def __init__(self, like: Tensor) -> None:
         self.strongest, self.change = torch.zeros_like(like), torch.zeros_like(like)
         self.worst, self.of_largest = torch.zeros_like(like, dtype=torch.float64), 0.0
 
     def add(self, gradient: Tensor, change: Tensor) -> None:
-        self.strongest, self.change = torch.maximum(self.strongest, gradient.abs()), torch.maximum(self.change, change)
+        self.strongest, self.change = (
+            torch.maximum(self.strongest, gradient.abs()),
+            torch.maximum(self.change, change),
+        )
         moved = self.change[self.change > 0].double()
         typical = float(moved.square().mean().sqrt()) if moved.numel() else 0.0
-        share = self.change.double().clamp(min=typical) / self.strongest.double()  # infinite where the gradient is 0 by chance
-        self.worst = torch.maximum(self.worst, share.masked_fill((self.strongest == 0) & (self.change == 0), 0.0))
-        self.of_largest = max(self.of_largest, largest(self.change) / max(largest(self.strongest), sys.float_info.min))
+        share = (
+            self.change.double().clamp(min=typical) / self.strongest.double()
+        )  # infinite where the gradient is 0 by chance
+        self.worst = torch.maximum(
+            self.worst, share.masked_fill((self.strongest == 0) & (self.change == 0), 0.0)
+        )
+        self.of_largest = max(
+            self.of_largest, largest(self.change) / max(largest(self.strongest), sys.float_info.min)
+        )
 
 
 class _Trainer:
     """The module in plain torch, with its batch and optimizer."""
 
-    def __init__(self, make: Callable[[], Workload], program: Program, seed: int, began: Workload | None) -> None:
+    def __init__(
+        self, make: Callable[[], Workload], program: Program, seed: int, began: Workload | None
+    ) -> None:
         self.workload, self.seed = in_dtypes(build(make, seed), program), seed
         if began is not None:
             _begin_as(self.workload, began)
-        dtypes = {int(state.name): getattr(torch, state.dtype) for state in program.inputs if state.kind == "input"}
-        self.batch = [tensor.to(dtypes.get(i, tensor.dtype)) for i, tensor in enumerate((began or self.workload).batch)]
+        dtypes = {
+            int(state.name): getattr(torch, state.dtype)
+            for state in program.inputs
+            if state.kind == "input"
+        }
+        self.batch = [
+            tensor.to(dtypes.get(i, tensor.dtype))
+            for i, tensor in enumerate((began or self.workload).batch)
+        ]
         self.parameters = _parameters(self.workload)
         held = list(self.parameters.values())
-        self.compute = getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
+        self.compute = (
+            getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
+        )
         self.optimizer = make_optimizer(
-            self.workload.optimizer, held, self.workload.learning_rate, self.workload.optimizer_settings, list(self.parameters)
+            self.workload.optimizer,
+            held,
+            self.workload.learning_rate,
+            self.workload.optimizer_settings,
+            list(self.parameters),
         )
 
     def move_by_a_rounding(self) -> None:
-        """Moves every element of the parameters by one rounding of what products are in, up or down at random."""
+        """Moves every element of the parameters by one rounding of what products are in, up or
+        down at random."""
         generator = torch.Generator().manual_seed(self.seed)
         for parameter in self.parameters.values():
             signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
@@ -172,10 +215,16 @@ class _Trainer:
             loss.backward()  # type: ignore[no-untyped-call]
         for parameter in self.parameters.values():
             if parameter.grad is not None and parameter.grad.is_sparse:
-                parameter.grad = parameter.grad.to_dense()  # fused optimizers take no others; to plain SGD it is the same
+                parameter.grad = (
+                    parameter.grad.to_dense()
+                )  # fused optimizers take no others; to plain SGD it is the same
         if self.workload.clip_norm is not None:
-            held = [parameter for parameter in self.parameters.values() if parameter.grad is not None]
-            norm = torch.nn.utils.get_total_norm([parameter.grad for parameter in held if parameter.grad is not None])
+            held = [
+                parameter for parameter in self.parameters.values() if parameter.grad is not None
+            ]
+            norm = torch.nn.utils.get_total_norm(
+                [parameter.grad for parameter in held if parameter.grad is not None]
+            )
             scale = (self.workload.clip_norm / (norm + self.workload.clip_epsilon)).clamp(max=1.0)
             for parameter in held:
                 parameter.grad = parameter.grad * scale  # type: ignore[operator]
@@ -192,12 +241,17 @@ class _Trainer:
 def _parameters(workload: Workload) -> dict[str, torch.nn.Parameter]:
     """All parameters, frozen ones too, by name."""
     state = workload.state()
-    frozen = {name: tensor for name, tensor in state.buffers.items() if isinstance(tensor, torch.nn.Parameter)}
+    frozen = {
+        name: tensor
+        for name, tensor in state.buffers.items()
+        if isinstance(tensor, torch.nn.Parameter)
+    }
     return {**state.trained, **frozen}
 
 
 def _begin_as(workload: Workload, began: Workload) -> None:
-    """Gives a workload the values of another of the same model: a builder may draw from a generator that goes on."""
+    """Gives a workload the values of another of the same model: a builder may draw from a
+    generator that goes on."""
     values = full_tensors(began)
     for name, tensor in full_tensors(workload).items():
         if not torch.equal(tensor, values[name]):
@@ -205,24 +259,39 @@ def _begin_as(workload: Workload, began: Workload) -> None:
 
 
 def compare(
-    losses: Sequence[float], gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], reference: Reference,
+    losses: Sequence[float],
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    reference: Reference,
     buffers: Mapping[str, Tensor] | None = None,
-) -> Verification:  # fmt: skip
+) -> Verification:
     """How far a run is from the reference; `buffers` are those that the step changes."""
     limit = reference.limit
-    floors = {name: MARGIN * largest(rounding) / limit for name, rounding in reference.rounding.items()}
+    floors = {
+        name: MARGIN * largest(rounding) / limit for name, rounding in reference.rounding.items()
+    }
     allowed = {name: _allowance(name, gradients, reference) for name in parameters}
-    left_out = {name: allowed[name] > limit * largest(reference.parameters[name]) for name in parameters}
+    left_out = {
+        name: allowed[name] > limit * largest(reference.parameters[name]) for name in parameters
+    }
     near = {
-        name: torch.where(left_out[name], _nearer(ours.cpu(), reference.parameters[name], allowed[name]), ours.cpu().double())
+        name: torch.where(
+            left_out[name],
+            _nearer(ours.cpu(), reference.parameters[name], allowed[name]),
+            ours.cpu().double(),
+        )
         for name, ours in parameters.items()
     }
-    buffer_floors = {name: MARGIN * rounding / limit for name, rounding in reference.buffer_rounding.items()}
+    buffer_floors = {
+        name: MARGIN * rounding / limit for name, rounding in reference.buffer_rounding.items()
+    }
     loss = worst_of("loss", _by_step(losses), _by_step(reference.losses), _loss_floors(reference))
     gradient = worst_of("gradient", gradients, reference.gradients, floors)
     parameter = worst_of("parameter", near, reference.parameters, {}, shown=parameters)
     buffer = worst_of("buffer", buffers or {}, reference.parameters, buffer_floors)
-    worst = tuple(sorted(filter(None, (loss, gradient, parameter, buffer)), key=lambda one: -one.error))
+    worst = tuple(
+        sorted(filter(None, (loss, gradient, parameter, buffer)), key=lambda one: -one.error)
+    )
     num_left_out = sum(int(mask.sum()) for mask in left_out.values())
     num_elements = sum(tensor.numel() for tensor in parameters.values())
     return Verification(
@@ -231,7 +300,10 @@ def compare(
             limit=limit,
             same=_same(losses, gradients, {**parameters, **(buffers or {})}, reference),
             left_out=num_left_out / max(num_elements, 1),
-            vanished=bool(gradients) and all(largest(reference.gradients[n]) <= floors.get(n, 0.0) * limit for n in gradients),
+            vanished=bool(gradients)
+            and all(
+                largest(reference.gradients[n]) <= floors.get(n, 0.0) * limit for n in gradients
+            ),
         ),
         worst=worst,
         limit=limit,
@@ -248,7 +320,10 @@ def compare(
 
 
 def _by_step(losses: Sequence[float]) -> dict[str, Tensor]:
-    return {f"of step {number}": torch.tensor(loss, dtype=torch.float64) for number, loss in enumerate(losses, start=1)}
+    return {
+        f"of step {number}": torch.tensor(loss, dtype=torch.float64)
+        for number, loss in enumerate(losses, start=1)
+    }
 
 
 def _loss_floors(reference: Reference) -> dict[str, float]:
@@ -256,28 +331,41 @@ def _loss_floors(reference: Reference) -> dict[str, float]:
     return {f"of step {number}": MARGIN * rounding / reference.limit for number, rounding in pairs}
 
 
-def _same(losses: Sequence[float], gradients: Mapping[str, Tensor], state: Mapping[str, Tensor], reference: Reference) -> bool:
+def _same(
+    losses: Sequence[float],
+    gradients: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+    reference: Reference,
+) -> bool:
     """Whether a run gave the very numbers."""
     pairs = [(g, reference.gradients[n]) for n, g in gradients.items()] + [
         (t, reference.parameters[n]) for n, t in state.items()
     ]
-    return tuple(losses) == reference.losses and all(torch.equal(ours.cpu(), theirs.cpu()) for ours, theirs in pairs)
+    return tuple(losses) == reference.losses and all(
+        torch.equal(ours.cpu(), theirs.cpu()) for ours, theirs in pairs
+    )
 
 
 def _allowance(name: str, gradients: Mapping[str, Tensor], reference: Reference) -> Tensor:
     """How far each element of a parameter may be from the reference.
 
-    An optimizer that divides the gradient by its size moves an element by up to r = doubt times as far as it moves, and the other way
-    at worst: min(MARGIN r, 2) moved. Of a tensor that is all noise, too small to be divided by its size (Adam's epsilon), every
-    element moves in proportion to it: by MARGIN noise, but not more than 2 times as far as any tensor has moved. An element that never
-    has a gradient in the reference, rounded or not, may move as noise does if it has one in the run.
+    An optimizer that divides the gradient by its size moves an element by up to r = doubt times as
+    far as it moves, and the other way at worst: min(MARGIN r, 2) moved. Of a tensor that is all
+    noise, too small to be divided by its size (Adam's epsilon), every element moves in proportion
+    to it: by MARGIN noise, but not more than 2 times as far as any tensor has moved. An element
+    that never has a gradient in the reference, rounded or not, may move as noise does if it has one
+    in the run.
     """
     doubt, moved = reference.doubt.get(name), reference.moved.get(name, 0.0)
     if doubt is None:
         return torch.zeros_like(reference.parameters[name], dtype=torch.float64)
     if name in gradients:
-        doubt = doubt.masked_fill((doubt == 0) & (gradients[name].cpu() != 0) & (reference.noise[name] > 0), float("inf"))
-    most = max(2 * moved, min(MARGIN * reference.noise[name] * moved, 2 * max(reference.moved.values())))
+        doubt = doubt.masked_fill(
+            (doubt == 0) & (gradients[name].cpu() != 0) & (reference.noise[name] > 0), float("inf")
+        )
+    most = max(
+        2 * moved, min(MARGIN * reference.noise[name] * moved, 2 * max(reference.moved.values()))
+    )
     return (MARGIN * doubt * moved).clamp(max=most)
 
 

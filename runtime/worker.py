@@ -30,7 +30,8 @@ __all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What to run: the file of the plan, how many steps, and whether to verify, to record a timeline and to check the programs."""
+    """What to run: the file of the plan, how many steps, and whether to verify, to record a
+    timeline and to check the programs."""
 
     plan: str
     num_steps: int = 10
@@ -43,8 +44,9 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run gave. Step times are in seconds, of this rank; the peak is of the device that holds most. Of several losses
-    `losses_by_name` has each, for every step; `losses` are their sums."""
+    """What a run gave. Step times are in seconds, of this rank; the peak is of the device that
+    holds most. Of several losses `losses_by_name` has each, for every step; `losses` are their
+    sums."""
 
     num_ranks: int
     backend: str
@@ -84,11 +86,14 @@ class Place:
 
 @contextlib.contextmanager
 def join(num_ranks: int, device: str = "") -> Iterator[Place]:
-    """Joins the process group that the environment names (torchrun's variables) and leaves it at the end.
+    """Joins the process group that the environment names (torchrun's variables) and leaves it at
+    the end.
 
-    On an error it does not: leaving makes the others fail, and their errors would come before the cause's.
+    On an error it does not: leaving makes the others fail, and their errors would come before the
+    cause's.
 
-    Raises `RunFailed` if the number of processes is not `num_ranks`, or if the group cannot be made.
+    Raises `RunFailed` if the number of processes is not `num_ranks`, or if the group cannot be
+    made.
     """
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world != num_ranks:
@@ -121,17 +126,26 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
         return train(program, lambda: workload_of(plan), request, place, emit)
 
 
-def train(program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit) -> RunResult | None:
+def train(
+    program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit
+) -> RunResult | None:
     """Trains `program` on the workload's example batch; the result on rank 0, None on the others.
 
-    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One step more is recorded, for peak memory and timeline.
+    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One step more is recorded,
+    for peak memory and timeline.
     """
     if request.verify:
         torch.backends.cudnn.allow_tf32 = False  # the reference has all bits of float32
     workload = begin(make, program, request.seed)
     groups = make_groups(program, place.rank)
     executor = Executor(
-        program, workload, rank=place.rank, groups=groups, device=place.device, keep_gradients=request.verify, seed=request.seed
+        program,
+        workload,
+        rank=place.rank,
+        groups=groups,
+        device=place.device,
+        keep_gradients=request.verify,
+        seed=request.seed,
     )
     losses, several, times, gradients = _steps(executor, workload, request, place, emit)
     parameters = gather_parameters(executor) if request.verify else {}
@@ -142,7 +156,9 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
         return None
     verification = None
     if request.verify:
-        reference = reference_run(make, program, seed=request.seed, num_steps=request.num_steps, began=workload)
+        reference = reference_run(
+            make, program, seed=request.seed, num_steps=request.num_steps, began=workload
+        )
         verification = compare(losses, gradients, parameters, reference, buffers)
     return RunResult(
         num_ranks=place.num_ranks,
@@ -160,7 +176,8 @@ def train(program: Program, make: Callable[[], Workload], request: RunRequest, p
 def _steps(
     executor: Executor, workload: Workload, request: RunRequest, place: Place, emit: Emit
 ) -> tuple[list[float], list[dict[str, float]], list[float], dict[str, torch.Tensor]]:
-    """The losses, each of several by name, the step times and, where verifying, the gradients of the first step."""
+    """The losses, each of several by name, the step times and, where verifying, the gradients of
+    the first step."""
     losses: list[float] = []
     several: list[dict[str, float]] = []
     times: list[float] = []
@@ -181,9 +198,12 @@ def _steps(
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:
-    """One timeline of all devices, each counted from its own start of the step, where all had just met."""
+    """One timeline of all devices, each counted from its own start of the step, where all had
+    just met."""
     return Timeline(
-        events=tuple(sorted((e for t in timelines for e in t.events), key=lambda event: event.start)),
+        events=tuple(
+            sorted((e for t in timelines for e in t.events), key=lambda event: event.start)
+        ),
         memory=tuple(sample for t in timelines for sample in t.memory),
         step_time=max(t.step_time for t in timelines),
     )
@@ -194,10 +214,14 @@ def _check_device(kind: str) -> None:
     if kind != "cuda":
         return
     if not torch.cuda.is_available():
-        raise BadValue("--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one")
+        raise BadValue(
+            "--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one"
+        )
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= count:
-        raise BadValue(f"--device cuda: process {local + 1} of this machine has no device, there are {count}; add --device cpu")
+        raise BadValue(
+            f"--device cuda: process {local + 1} of this machine has no device, there are {count}; add --device cpu"
+        )
 
 
 def _device(kind: str) -> torch.device:
@@ -214,7 +238,9 @@ def _init(backend: str, device: torch.device) -> None:
     except (RuntimeError, ValueError) as error:
         address = f"{os.environ.get('MASTER_ADDR', '?')}:{os.environ.get('MASTER_PORT', '?')}"
         if "EADDRINUSE" in str(error) or "already in use" in str(error):
-            raise RunFailed(f"the port of {address} is in use: choose another with --master-port") from error
+            raise RunFailed(
+                f"the port of {address} is in use: choose another with --master-port"
+            ) from error
         first = str(error).strip().splitlines()[0]
         raise RunFailed(f"cannot join the other processes at {address}: {first}") from error
 

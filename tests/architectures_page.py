@@ -48,11 +48,22 @@ class Row:
 
 
 def _table(rows: list[Row]) -> str:
-    lines = ["| architecture | class | inputs | nodes | discovered | replicated | " + " | ".join(KINDS) + " | left out |"]
+    lines = [
+        "| architecture | class | inputs | nodes | discovered | replicated | "
+        + " | ".join(KINDS)
+        + " | left out |"
+    ]
     lines.append("|---|---|---|--:|---|---|" + "--:|" * len(KINDS) + "--:|")
     for row in rows:
-        cells = [_error(row.errors.get(kind)) for kind in KINDS] if not row.refused else ["-"] * len(KINDS)
-        words = [", ".join(x.split(".")[1] for x in ops) or "-" for ops in (row.discovered, row.replicated)]
+        cells = (
+            [_error(row.errors.get(kind)) for kind in KINDS]
+            if not row.refused
+            else ["-"] * len(KINDS)
+        )
+        words = [
+            ", ".join(x.split(".")[1] for x in ops) or "-"
+            for ops in (row.discovered, row.replicated)
+        ]
         cells = [
             row.model or "-",
             ", ".join(row.inputs) or "-",
@@ -76,10 +87,19 @@ def _without_folders(text: str) -> str:
 
 def _runs(rows: list[Row]) -> str:
     """Which run the rows are of; of several, the rows of each."""
-    of = {run: [row.name for row in rows if row.run == run] for run in sorted({row.run for row in rows})}
+    of = {
+        run: [row.name for row in rows if row.run == run]
+        for run in sorted({row.run for row in rows})
+    }
     if len(of) == 1:
         return f"All rows are of one run: {rows[0].run}."
-    return "\n".join(["The rows are of several runs:", "", *(f"* {run}: {', '.join(names)}" for run, names in of.items())])
+    return "\n".join(
+        [
+            "The rows are of several runs:",
+            "",
+            *(f"* {run}: {', '.join(names)}" for run, names in of.items()),
+        ]
+    )
 
 
 def document(rows: list[Row]) -> str:
@@ -108,7 +128,11 @@ def document(rows: list[Row]) -> str:
         mine = [row for row in rows if row.kind == kind]
         if mine:
             parts += [f"## {kind.capitalize()}", _table(mine)]
-    failed = [f"* `{row.name}`: {_without_folders(row.refused) or 'see its row'}" for row in rows if not row.passed]
+    failed = [
+        f"* `{row.name}`: {_without_folders(row.refused) or 'see its row'}"
+        for row in rows
+        if not row.passed
+    ]
     parts += ["## What does not pass, and why", "\n".join(failed) or "Nothing."]
     return "\n\n".join(parts) + "\n"
 
@@ -118,9 +142,12 @@ MORE = "## On four ranks, in float32, and with experts and sequences split"
 
 
 def more(rows: list[Row]) -> str:
-    """The second part of the page: how many of a sample are verified, by ranks, dtype and kind of plan."""
+    """The second part of the page: how many of a sample are verified, by ranks, dtype and kind
+    of plan."""
     runs, rows = sorted({row.run for row in rows}), _merged(rows)
-    settings = sorted({(row.ranks, row.dtype) for row in rows}, key=lambda setting: (-setting[0], setting[1]))
+    settings = sorted(
+        {(row.ranks, row.dtype) for row in rows}, key=lambda setting: (-setting[0], setting[1])
+    )
     kinds = (*kinds_for(4), "random")
     lines = [f"| ranks | dtype | tried | {' | '.join(kinds)} | largest error | left out at most |"]
     lines.append("|--:|---|" + "--:|" * (len(kinds) + 3))
@@ -129,7 +156,12 @@ def more(rows: list[Row]) -> str:
         mine = [row for row in rows if (row.ranks, row.dtype) == (ranks, dtype)]
         lines.append(f"| {ranks} | {dtype} | {' | '.join(_counts(mine, kinds))} |")
         tried.append(f"* {ranks} ranks, {dtype}: {', '.join(row.name for row in mine)}")
-    parts = [MORE, _MORE_WORDS, "\n".join(["Runs:", "", *(f"* {run}" for run in runs)]), "\n".join(lines)]
+    parts = [
+        MORE,
+        _MORE_WORDS,
+        "\n".join(["Runs:", "", *(f"* {run}" for run in runs)]),
+        "\n".join(lines),
+    ]
     parts += ["Tried:", "\n".join(tried), "### What is not admitted", _not_admitted(rows)]
     parts += ["### What fails, and why", _failures(rows) or "Nothing."]
     return "\n\n".join(parts) + "\n"
@@ -150,7 +182,9 @@ def _merged(rows: list[Row]) -> list[Row]:
         old = of.setdefault((row.name, row.ranks, row.dtype), row)
         old.errors |= row.errors
         old.not_admitted = {
-            kind: why for kind, why in {**old.not_admitted, **row.not_admitted}.items() if kind not in old.errors
+            kind: why
+            for kind, why in {**old.not_admitted, **row.not_admitted}.items()
+            if kind not in old.errors
         }
         old.left_out = max(old.left_out, row.left_out)
     return list(of.values())
@@ -169,7 +203,12 @@ _MORE_WORDS = (
 
 
 def _verified(rows: list[Row], kind: str) -> str:
-    tried = [(row, one) for row in rows for one in row.errors if one == kind or one.startswith(f"{kind} ")]
+    tried = [
+        (row, one)
+        for row in rows
+        for one in row.errors
+        if one == kind or one.startswith(f"{kind} ")
+    ]
     return f"{sum(row.verified(one) for row, one in tried)} of {len(tried)}" if tried else "-"
 
 
@@ -185,18 +224,27 @@ def _not_admitted(rows: list[Row]) -> str:
 
 
 def _failures(rows: list[Row]) -> str:
-    failed = [f"* `{row.name}`, {row.ranks} ranks, {row.dtype}: {_without_folders(row.refused)}" for row in rows if row.refused]
+    failed = [
+        f"* `{row.name}`, {row.ranks} ranks, {row.dtype}: {_without_folders(row.refused)}"
+        for row in rows
+        if row.refused
+    ]
     for row in rows:
         for kind, error in row.errors.items():
             if not row.verified(kind):
-                failed.append(f"* `{row.name}`, {row.ranks} ranks, {row.dtype}, {kind}: {_error(error)}")
+                failed.append(
+                    f"* `{row.name}`, {row.ranks} ranks, {row.dtype}, {kind}: {_error(error)}"
+                )
     return "\n".join(failed)
 
 
 def page(rows: list[Row], old: str) -> str:
-    """The page with the parts new that there are rows of: two ranks in float64 with the table's kinds alone, or others."""
+    """The page with the parts new that there are rows of: two ranks in float64 with the table's
+    kinds alone, or others."""
     table, _, rest = old.partition(MORE)
-    of_table = [row for row in rows if (row.ranks, row.dtype, tuple(row.kinds)) == (2, "float64", KINDS)]
+    of_table = [
+        row for row in rows if (row.ranks, row.dtype, tuple(row.kinds)) == (2, "float64", KINDS)
+    ]
     others = [row for row in rows if row not in of_table]
     first = document(of_table) if of_table else table.rstrip() + "\n"
     second = more(others) if others else MORE + rest if rest else ""

@@ -1,8 +1,9 @@
-"""One torch thread for each test process and for those that it starts, or as many as SHARDWRIGHT_TEST_THREADS says; ranks that need not
-import torch each (`warm_ranks.py`); pictures without a display; `gpu` tests skipped.
+"""One torch thread for each test process and for those that it starts, or as many as
+SHARDWRIGHT_TEST_THREADS says; ranks that need not import torch each (`warm_ranks.py`); pictures
+without a display; `gpu` tests skipped.
 
-Hypothesis draws the same examples in every `make test`, so that a commit passes or fails by what it changes; `make test-all` draws
-others.
+Hypothesis draws the same examples in every `make test`, so that a commit passes or fails by what it
+changes; `make test-all` draws others.
 """
 
 from __future__ import annotations
@@ -21,10 +22,13 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["MPLBACKEND"] = "Agg"
 #: The files that take longest, which are begun first: the processes of a run then end together.
 _LONGEST = (
-    "test_search", "test_numerics", "test_cli", "test_reported", "test_examples", "test_architectures", "test_api_examples",
-    "test_uneven_numerics", "test_launcher", "test_families", "test_unroll", "test_rules", "test_keras", "test_distributed",
+    "test_search", "test_numerics", "test_cli", "test_reported", "test_examples",
+    "test_architectures", "test_api_examples", "test_uneven_numerics", "test_launcher",
+    "test_families", "test_unroll", "test_rules", "test_keras", "test_distributed",
 )  # fmt: skip
-settings.register_profile("default", deadline=None)  # how long an example takes is the machine's business
+settings.register_profile(
+    "default", deadline=None
+)  # how long an example takes is the machine's business
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 
@@ -39,8 +43,8 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """What is imported and collected by now, a million objects, is not looked through for garbage again and again: a fourth of the
-    tests' time."""
+    """What is imported and collected by now, a million objects, is not looked through for
+    garbage again and again: a fourth of the tests' time."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
@@ -57,7 +61,11 @@ def spawned_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     import torch
 
-    items.sort(key=lambda item: _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST))
+    items.sort(
+        key=lambda item: (
+            _LONGEST.index(item.path.stem) if item.path.stem in _LONGEST else len(_LONGEST)
+        )
+    )
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

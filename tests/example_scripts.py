@@ -1,5 +1,5 @@
-"""Runs an example in this process as `python examples/NAME.py` does, its neighbours in reach: a Python of its own would import torch
-anew, and so would its ranks."""
+"""Runs an example in this process as `python examples/NAME.py` does, its neighbours in reach: a
+Python of its own would import torch anew, and so would its ranks."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ __all__ = ["EXAMPLES", "run_example"]
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def run_example(folder: Path, capfd: pytest.CaptureFixture[str], name: str, *options: str) -> tuple[str, str]:
-    """What an example prints on stdout and stderr, run in a folder; ranks import it by its path, as they would a script."""
+def run_example(
+    folder: Path, capfd: pytest.CaptureFixture[str], name: str, *options: str
+) -> tuple[str, str]:
+    """What an example prints on stdout and stderr, run in a folder; ranks import it by its path,
+    as they would a script."""
     script = str(EXAMPLES / name)
     capfd.readouterr()
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():

@@ -1,4 +1,5 @@
-"""The kinds of plan under which a model is verified: those that are chosen, and each pure strategy that the model admits."""
+"""The kinds of plan under which a model is verified: those that are chosen, and each pure
+strategy that the model admits."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ __all__ = ["RANDOM", "Kind", "kinds_for", "plan_of", "splits", "what_is_wrong"]
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """A mesh, pins, and the word of the sub-dim that ops split if their name or module contains a key (`split_by`)."""
+    """A mesh, pins, and the word of the sub-dim that ops split if their name or module contains
+    a key (`split_by`)."""
 
     mesh: str
     pins: tuple[str, ...] = ()
@@ -22,16 +24,23 @@ class Kind:
     seed: int | None = None
 
 
-#: By number of ranks: plans that are good under random costs, which split what no cost would choose.
+#: By number of ranks: plans that are good under random costs, which split what no cost would
+#: choose.
 RANDOM = {
     2: {f"random {seed}": Kind(mesh="a=2", seed=seed) for seed in range(4)},
-    4: {f"random {seed}": Kind(mesh="a=4" if seed % 2 else "a=2,b=2", seed=seed) for seed in range(4)},
+    4: {
+        f"random {seed}": Kind(mesh="a=4" if seed % 2 else "a=2,b=2", seed=seed)
+        for seed in range(4)
+    },
 }
 
 
 def kinds_for(ranks: int, sequence: str = "sequence") -> dict[str, Kind]:
-    """By name: the chosen plans and the pure strategies. *Sequence* splits it in norms, *context* wherever it can be split."""
-    chosen = {"chosen": Kind(mesh=f"a={ranks}")} | ({"chosen, two axes": Kind(mesh="a=2,b=2")} if ranks == 4 else {})
+    """By name: the chosen plans and the pure strategies. *Sequence* splits it in norms,
+    *context* wherever it can be split."""
+    chosen = {"chosen": Kind(mesh=f"a={ranks}")} | (
+        {"chosen, two axes": Kind(mesh="a=2,b=2")} if ranks == 4 else {}
+    )
     return chosen | {
         "data": Kind(mesh=f"dp={ranks}", pins=("*=ddp",)),
         "zero3": Kind(mesh=f"dp={ranks}", pins=("*=zero3",)),
@@ -51,13 +60,16 @@ def splits(plan: Planned) -> dict[int, set[int]]:
     """By op: the atoms that its strategy splits."""
     model = plan.model
     return {
-        index: {model.dims.ops[index].atoms[o.number] for o in strategy.options if o.kind == "split"}
+        index: {
+            model.dims.ops[index].atoms[o.number] for o in strategy.options if o.kind == "split"
+        }
         for index, strategy in plan.choices.strategies.items()
     }
 
 
 def what_is_wrong(name: str, plan: Planned, word: str = "sequence") -> str:
-    """Why a plan is not of the kind that it is named for: it splits nothing of it; empty where it is."""
+    """Why a plan is not of the kind that it is named for: it splits nothing of it; empty where
+    it is."""
     split, batch = set().union(*splits(plan).values()), plan.model.batch_atoms
     words = words_of(plan.model, plan.workload)
     stored = any(placement >= 0 for state in plan.program.parameters for placement in state.stored)

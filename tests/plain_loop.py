@@ -23,7 +23,8 @@ Make = Callable[[], tuple[nn.Module, Any, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Plain:
-    """The losses of all steps, the gradients of the first, and parameters and buffers after the last, by name."""
+    """The losses of all steps, the gradients of the first, and parameters and buffers after the
+    last, by name."""
 
     losses: tuple[float, ...]
     gradients: Mapping[str, Tensor]
@@ -40,8 +41,9 @@ def seeded(make: Make, seed: int = 0) -> tuple[nn.Module, Any, Any]:
 
 @contextmanager
 def masks_of(step: int) -> Iterator[None]:
-    """Dropout in plain torch, by the masks of a step's key, numbered in the order in which they are first drawn. Where a checkpoint
-    computes a block again, what is dropped then is known by its values, and gets the mask that it had."""
+    """Dropout in plain torch, by the masks of a step's key, numbered in the order in which they
+    are first drawn. Where a checkpoint computes a block again, what is dropped then is known by
+    its values, and gets the mask that it had."""
     numbers: dict[bytes, int] = {}
     attention = F.scaled_dot_product_attention
 
@@ -66,21 +68,32 @@ def masks_of(step: int) -> Iterator[None]:
         assert attn_mask is None
         assert not more
         scores = query @ key.mT / query.shape[-1] ** 0.5
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1) if is_causal else torch.zeros((), dtype=torch.bool)
+        hidden = (
+            torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
+            if is_causal
+            else torch.zeros((), dtype=torch.bool)
+        )
         return drop(scores.masked_fill(hidden, float("-inf")).softmax(-1), dropout_p) @ value
 
     with patch.object(F, "dropout", drop), patch.object(F, "scaled_dot_product_attention", attend):
         yield
 
 
-def plain_training(make: Make, steps: int, dtype: torch.dtype = torch.float64, learning_rate: float = 1e-3) -> Plain:
-    """`steps` of Adam on the example batch, in `dtype`; what is dropped is what the keys of the steps say."""
+def plain_training(
+    make: Make, steps: int, dtype: torch.dtype = torch.float64, learning_rate: float = 1e-3
+) -> Plain:
+    """`steps` of Adam on the example batch, in `dtype`; what is dropped is what the keys of the
+    steps say."""
     module, batch, loss = seeded(make)
     module.to(dtype)
     parts = [module, *([loss] if isinstance(loss, nn.Module) else [])]
     parts[-1].to(dtype)
     *inputs, target = (t.to(dtype) if t.is_floating_point() else t for t in batch)
-    named = {f"loss.{n}" if number else n: p for number, part in enumerate(parts) for n, p in part.named_parameters()}
+    named = {
+        f"loss.{n}" if number else n: p
+        for number, part in enumerate(parts)
+        for n, p in part.named_parameters()
+    }
     optimizer = torch.optim.Adam(named.values(), lr=learning_rate)
     losses: list[float] = []
     gradients: dict[str, Tensor] = {}
@@ -90,10 +103,18 @@ def plain_training(make: Make, steps: int, dtype: torch.dtype = torch.float64, l
             value = loss(module(*inputs), target)
             value = sum(value.values()) if isinstance(value, dict) else value  # several, by name
             value.backward()
-        gradients = gradients or {name: p.grad.clone() for name, p in named.items() if p.grad is not None}
+        gradients = gradients or {
+            name: p.grad.clone() for name, p in named.items() if p.grad is not None
+        }
         optimizer.step()
         losses.append(float(value.detach()))
-    buffers = {f"loss.{n}" if number else n: b for number, part in enumerate(parts) for n, b in part.named_buffers()}
-    held = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}  # what it does not register
+    buffers = {
+        f"loss.{n}" if number else n: b
+        for number, part in enumerate(parts)
+        for n, b in part.named_buffers()
+    }
+    held = {
+        name: value for name, value in vars(module).items() if isinstance(value, Tensor)
+    }  # what it does not register
     state = {name: tensor.detach().clone() for name, tensor in {**held, **named, **buffers}.items()}
     return Plain(losses=tuple(losses), gradients=gradients, state=state)

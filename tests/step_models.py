@@ -1,4 +1,5 @@
-"""Models with what a training step may contain: dropout, batch norm and other changing buffers, nested batches, several losses."""
+"""Models with what a training step may contain: dropout, batch norm and other changing buffers,
+nested batches, several losses."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ Parts = tuple[nn.Module, Any, Any]
 
 
 class Dropped(nn.Module):
-    """Dropout on its own, on channels, in place, between recurrent layers and inside of attention."""
+    """Dropout on its own, on channels, in place, between recurrent layers and inside of
+    attention."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,18 +31,25 @@ class Dropped(nn.Module):
         x = x + self.attn(x, x, x, need_weights=False)[0]
         x = x + self.inplace(self.down(self.drop(F.gelu(self.up(x)))))
         q = x.unflatten(-1, (4, 2)).transpose(1, 2)
-        x = x + F.scaled_dot_product_attention(q, q, q, dropout_p=0.3, is_causal=True).transpose(1, 2).flatten(2)
+        x = x + F.scaled_dot_product_attention(q, q, q, dropout_p=0.3, is_causal=True).transpose(
+            1, 2
+        ).flatten(2)
         logits: Tensor = self.head(F.dropout(x, 0.2).mean(1))
         return logits
 
 
 def dropped(batch: int = 8) -> Parts:
-    return Dropped(), (torch.randint(0, 16, (batch, 6)), torch.randint(0, 4, (batch,))), F.cross_entropy
+    return (
+        Dropped(),
+        (torch.randint(0, 16, (batch, 6)), torch.randint(0, 4, (batch,))),
+        F.cross_entropy,
+    )
 
 
 class Normed(nn.Module):
-    """Batch norms of images and vectors, with and without weights, and running means of one's own, one changed in place and one set.
-    No bias stands before a norm: its gradient would be 0 but for rounding."""
+    """Batch norms of images and vectors, with and without weights, and running means of one's
+    own, one changed in place and one set. No bias stands before a norm: its gradient would be 0
+    but for rounding."""
 
     scale: Tensor
     shift: Tensor
@@ -81,7 +90,10 @@ class Nested(nn.Module):
 
     def forward(self, ids: Tensor, *, extra: dict[str, Any], mask: Tensor) -> dict[str, Tensor]:
         left, right = extra["pair"]
-        x = torch.tanh(self.body(self.table(ids)) + left[:, None] * right[:, None]) * mask[..., None]
+        x = (
+            torch.tanh(self.body(self.table(ids)) + left[:, None] * right[:, None])
+            * mask[..., None]
+        )
         return {"logits": self.out(x), "value": self.value(x.mean(1))[:, 0]}
 
 
@@ -112,4 +124,8 @@ class OfDict(nn.Module):
 
 
 def of_dict(batch: int = 8) -> Parts:
-    return OfDict(), {"x": torch.randn(batch, 8), "labels": torch.randint(0, 4, (batch,))}, lambda out, _: out[0]
+    return (
+        OfDict(),
+        {"x": torch.randn(batch, 8), "labels": torch.randint(0, 4, (batch,))},
+        lambda out, _: out[0],
+    )

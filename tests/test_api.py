@@ -1,4 +1,5 @@
-"""`planner.plan` on a module that one has: planned, simulated, saved, trained on two ranks as in one process."""
+"""`planner.plan` on a module that one has: planned, simulated, saved, trained on two ranks as in
+one process."""
 
 from __future__ import annotations
 
@@ -49,7 +50,13 @@ def test_a_module_trains_on_two_ranks_as_in_one_process(make: Any, tmp_path: Pat
     torch.manual_seed(1)
     parts = make()
     found = planned(
-        parts, tmp_path / "plan", mesh="dp=2", pins=["*=zero3"], precision="fp64", clip_norm=CLIP, learning_rate=RATE
+        parts,
+        tmp_path / "plan",
+        mesh="dp=2",
+        pins=["*=zero3"],
+        precision="fp64",
+        clip_norm=CLIP,
+        learning_rate=RATE,
     )
     trained = train_plan(found.path, [parts[1]] * 3)
     losses = one_process(parts, 3)
@@ -77,19 +84,30 @@ def test_what_a_plan_can_do_without_running(tmp_path: Path) -> None:
     assert found.simulate().step_time_s == pytest.approx(found.plan.summary["step_time_s"])
     assert found.report().startswith("#")
     assert found.save() == found.path
-    assert {path.name for path in found.folder.iterdir()} >= {"plan.json", "model.pt", "report.md", "timeline.json"}
-    assert workload_of(read_plan(found.path)).module.state_dict().keys() == nested()[0].state_dict().keys()
+    assert {path.name for path in found.folder.iterdir()} >= {
+        "plan.json",
+        "model.pt",
+        "report.md",
+        "timeline.json",
+    }
+    assert (
+        workload_of(read_plan(found.path)).module.state_dict().keys()
+        == nested()[0].state_dict().keys()
+    )
 
 
 def test_a_plan_is_simulated_on_another_cluster(tmp_path: Path) -> None:
-    """Products that are worth a GPU: a model of a few hundred elements takes as long to launch there as to run on a processor."""
+    """Products that are worth a GPU: a model of a few hundred elements takes as long to launch
+    there as to run on a processor."""
     x = torch.randn(256, 1024)
     found = planned((nn.Linear(1024, 1024), (x, x), F.mse_loss), tmp_path / "plan")
     assert found.simulate("dgx-h100").step_time_s < found.simulate().step_time_s / 10
 
 
 def test_a_saved_model_that_is_gone_is_named(tmp_path: Path) -> None:
-    found = planned((nn.Linear(4, 2), (torch.randn(8, 4), torch.randn(8, 2)), F.mse_loss), tmp_path / "plan")
+    found = planned(
+        (nn.Linear(4, 2), (torch.randn(8, 4), torch.randn(8, 2)), F.mse_loss), tmp_path / "plan"
+    )
     (tmp_path / "plan" / "model.pt").unlink()
     with pytest.raises(UnknownName, match="there is no such file"):
         workload_of(read_plan(found.path))

@@ -29,7 +29,9 @@ from runtime.worker import RunResult
 ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp"),
-    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),  # torch's own, where it compiles
+    pytest.mark.filterwarnings(
+        "ignore:.*torch.jit.script_method.*:DeprecationWarning"
+    ),  # torch's own, where it compiles
 ]
 TINY = ("--set", "inputs=16", "--set", "hidden=32", "--set", "outputs=8")
 
@@ -77,7 +79,8 @@ def plan(*words: str) -> Result:
 
 
 def fails(*words: str, again: bool = True) -> str:
-    """The one line that `plan WORDS` prints on stderr; under `--json`, if run `again`, the same stands alone on stdout."""
+    """The one line that `plan WORDS` prints on stderr; under `--json`, if run `again`, the same
+    stands alone on stdout."""
     result = plan(*words)
     assert (result.exit_code, result.stdout) == (2, "")
     assert result.stderr.startswith("plan: error: ")
@@ -86,7 +89,12 @@ def fails(*words: str, again: bool = True) -> str:
         return result.stderr.removeprefix("plan: error: ").rstrip("\n")
     other = plan("--json", *words)
     record = json.loads(other.stdout)
-    assert (other.exit_code, other.stderr, list(record), set(record["error"])) == (2, "", ["error"], {"kind", "message"})
+    assert (other.exit_code, other.stderr, list(record), set(record["error"])) == (
+        2,
+        "",
+        ["error"],
+        {"kind", "message"},
+    )
     message = str(record["error"]["message"])
     assert result.stderr == f"plan: error: {message}\n"
     return f"{record['error']['kind']}: {message}"
@@ -111,7 +119,19 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """The folder of a plan of a small `mlp` for two CPU ranks, and what `--json` said of it."""
     folder = tmp_path_factory.mktemp("plans") / "mlp"
-    words = ("--model", "mlp", "--gpus", "2", "--hardware", "cpu", "--precision", "fp64", "--batch", "8", *TINY)
+    words = (
+        "--model",
+        "mlp",
+        "--gpus",
+        "2",
+        "--hardware",
+        "cpu",
+        "--precision",
+        "fp64",
+        "--batch",
+        "8",
+        *TINY,
+    )
     return folder, succeeds(*words, "--out", str(folder))
 
 
@@ -122,42 +142,72 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
     return str(to)
 
 
-# ------------------------------------------------------------------------------------------------- mistakes
+# ----------------------------------------------------------------------------------------- mistakes
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
         ("--model lsmt --gpus 8", "UnknownName: unknown model 'lsmt': did you mean 'lstm'?"),
-        ("--model mlp --hardware dgx-h10", "UnknownName: unknown hardware 'dgx-h10': did you mean 'dgx-h100'?"),
-        ("--model mlp --set hiden=3", "UnknownName: unknown mlp option 'hiden': did you mean 'hidden'?"),
+        (
+            "--model mlp --hardware dgx-h10",
+            "UnknownName: unknown hardware 'dgx-h10': did you mean 'dgx-h100'?",
+        ),
+        (
+            "--model mlp --set hiden=3",
+            "UnknownName: unknown mlp option 'hiden': did you mean 'hidden'?",
+        ),
         ("--model mlp --set hidden=x", "BadValue: --set hidden=x: hidden is a whole number"),
         ("--model mlp --set hidden", "BadValue: --set hidden: write --set NAME=VALUE"),
         ("--model mlp --set hidden=1 --set hidden=2", "BadValue: --set hidden is given twice"),
-        ("--model mlp --precision fp23", "UnknownName: unknown precision 'fp23': did you mean 'fp32'?"),
-        ("--model mlp --memory-headroom 5", "BadValue: --memory-headroom 5: give a share from 0 up to"),
-        ("--model mlp --memory-headroom -3%", "BadValue: --memory-headroom -3%: give a share from 0 up to"),
+        (
+            "--model mlp --precision fp23",
+            "UnknownName: unknown precision 'fp23': did you mean 'fp32'?",
+        ),
+        (
+            "--model mlp --memory-headroom 5",
+            "BadValue: --memory-headroom 5: give a share from 0 up to",
+        ),
+        (
+            "--model mlp --memory-headroom -3%",
+            "BadValue: --memory-headroom -3%: give a share from 0 up to",
+        ),
         ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number from 1 on"),
         ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number from 1 on"),
         ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number from 1 on"),
         ("--model mlp --gpus two", "BadValue: --gpus two: give a whole number from 1 on"),
         ("--model mlp --gpus 2000", "BadValue: 'dgx-h100' has at most 1024 devices"),
-        ("--model mlp --gpus 32 --nodes 2", "BadValue: 2 nodes of 'dgx-h100' have 16 devices, 32 were asked for"),
+        (
+            "--model mlp --gpus 32 --nodes 2",
+            "BadValue: 2 nodes of 'dgx-h100' have 16 devices, 32 were asked for",
+        ),
         ("--model mlp --batch 0", "BadValue: --batch 0: give a whole number from 1 on"),
         (
             "--model mlp --batch 7 --gpus 8",
             "NoPlan: a batch of 7 has fewer samples than 8 devices, and shares no factor with them: use --batch 8",
         ),
-        ("--model mlp --mesh dp=3 --gpus 8", "BadValue: --mesh 'dp=3' has 3 devices and --gpus is 8"),
+        (
+            "--model mlp --mesh dp=3 --gpus 8",
+            "BadValue: --mesh 'dp=3' has 3 devices and --gpus is 8",
+        ),
         ("--model mlp --mesh dp", "BadValue: --mesh 'dp': 'dp' is not NAME=SIZE"),
-        ("--model mlp --pin layers=tensr", "UnknownName: unknown pin 'tensr': did you mean 'tensor'?"),
-        ("--model mlp --gpus 2 --pin nothing=tensor", "UnknownName: --pin 'nothing' matches nothing in the model"),
+        (
+            "--model mlp --pin layers=tensr",
+            "UnknownName: unknown pin 'tensr': did you mean 'tensor'?",
+        ),
+        (
+            "--model mlp --gpus 2 --pin nothing=tensor",
+            "UnknownName: --pin 'nothing' matches nothing in the model",
+        ),
         ("--modle mlp", "UnknownName: unknown option --modle: did you mean --model?"),
         (
             "--model mlp --hidden 128",
             "UnknownName: unknown option --hidden: sizes of mlp are given by --set: --set hidden=128; plan",
         ),
-        ("--model gpt2 --mlp-width=8", "UnknownName: unknown option --mlp-width: plan --help lists all"),
+        (
+            "--model gpt2 --mlp-width=8",
+            "UnknownName: unknown option --mlp-width: plan --help lists all",
+        ),
         (
             "--model my_model.py",
             "UnknownName: model 'my_model.py' names no function: write my_model.py:make or my_model.py:branches",
@@ -167,7 +217,10 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
             "--model my_model.py:compiled",
             "BadValue: my_model.py:compiled: the model is compiled (torch.compile): give it uncompiled",
         ),
-        ("--model hf:gpt3", "UnknownName: unknown Hugging Face model type 'gpt3': did you mean 'gpt"),
+        (
+            "--model hf:gpt3",
+            "UnknownName: unknown Hugging Face model type 'gpt3': did you mean 'gpt",
+        ),
         ("--model mlp --optimizer lion", "UnknownName: unknown optimizer 'lion'"),
         ("--model mlp --momentum 0.9", "BadValue: optimizer 'adam' takes no momentum"),
         ("--model mlp --betas 0.9", "BadValue: betas (0.9,): give two numbers"),
@@ -180,9 +233,18 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("run nothing", "BadPlan: no plan file nothing"),
         ("--model mlp run nothing", "BadValue: --model stands before 'run'"),
         ("hardware dgx", "UnknownName: unknown hardware 'dgx'"),
-        ("--model my_model.py:branches --gpus 2", "NotTraceable: model 'my_model.py:branches' cannot be traced"),
-        ("--model my_model.py:mak", "UnknownName: unknown function in my_model.py 'mak': did you mean 'make'?"),
-        ("--model mlp --gpus 1 --hardware p3.16xlarge --set hidden=40000", "DoesNotFit: 'mlp' does not fit 1 x v100"),
+        (
+            "--model my_model.py:branches --gpus 2",
+            "NotTraceable: model 'my_model.py:branches' cannot be traced",
+        ),
+        (
+            "--model my_model.py:mak",
+            "UnknownName: unknown function in my_model.py 'mak': did you mean 'make'?",
+        ),
+        (
+            "--model mlp --gpus 1 --hardware p3.16xlarge --set hidden=40000",
+            "DoesNotFit: 'mlp' does not fit 1 x v100",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_and_leaves_nothing(here: Path, words: str, message: str) -> None:
@@ -193,11 +255,15 @@ def test_a_mistake_is_one_line_and_leaves_nothing(here: Path, words: str, messag
 
 def test_the_line_that_cannot_be_traced_is_named(here: Path) -> None:
     line = MY_MODEL.splitlines().index("        if x.sum() > 0:") + 1
-    assert f"my_model.py:{line} (if x.sum() > 0:)" in fails("--model", "my_model.py:branches", "--gpus", "2")
+    assert f"my_model.py:{line} (if x.sum() > 0:)" in fails(
+        "--model", "my_model.py:branches", "--gpus", "2"
+    )
 
 
 def test_what_does_not_fit_says_what_would(here: Path) -> None:
-    message = fails("--model", "mlp", "--gpus", "1", "--hardware", "p3.16xlarge", "--set", "hidden=40000")
+    message = fails(
+        "--model", "mlp", "--gpus", "1", "--hardware", "p3.16xlarge", "--set", "hidden=40000"
+    )
     assert re.search(
         r"needs [\d.]+ GiB of 14.0 GiB per device \(5 % of 14.8 GiB is kept free: --memory-headroom\), "
         r"[\d.]+ [GM]iB too much, at \S+; largest: (\w+ [\d.]+ [GMK]iB(, )?){3}; ",
@@ -210,34 +276,60 @@ def test_many_names_are_not_all_listed(here: Path) -> None:
 
 
 @pytest.mark.usefixtures("spawned_ranks")  # for the environment that they are given
-def test_cuda_where_there_is_none(planned: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cuda_where_there_is_none(
+    planned: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     message = fails("run", str(planned[0]), "--device", "cuda", "--steps", "1", again=False)
-    assert message == "--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one"
+    assert (
+        message
+        == "--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one"
+    )
 
 
 @pytest.mark.parametrize("table", ["sources", "provenance"])
 def test_a_number_where_a_text_belongs(here: Path, table: str) -> None:
-    text = (ROOT / "cost_models/hardware/clusters/dgx-h100.toml").read_text().replace("[sources]", "[source_s]", 1)
+    text = (
+        (ROOT / "cost_models/hardware/clusters/dgx-h100.toml")
+        .read_text()
+        .replace("[sources]", "[source_s]", 1)
+    )
     (here / "mine.toml").write_text(text.split("[source_s]")[0] + f"[{table}]\nintra = 5\n")
     for words in (("hardware", "mine.toml"), ("--model", "mlp", "--hardware", "mine.toml")):
-        assert fails(*words) == f"BadHardware: mine.toml [{table}]: intra is a text, got 5: put it in quotes"
+        assert (
+            fails(*words)
+            == f"BadHardware: mine.toml [{table}]: intra is a text, got 5: put it in quotes"
+        )
 
 
-def test_plan_files_that_are_no_good(planned: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plan_files_that_are_no_good(
+    planned: tuple[Path, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     truncated = tmp_path / "truncated.json"
     truncated.write_text((planned[0] / "plan.json").read_text()[:2000])
-    assert fails("report", str(truncated)).startswith(f"BadPlan: {truncated}: not a whole plan file")
+    assert fails("report", str(truncated)).startswith(
+        f"BadPlan: {truncated}: not a whole plan file"
+    )
     other = altered(planned, tmp_path / "version.json", {"version": 99})
-    assert fails("simulate", other) == f"BadPlan: {other}: a plan of version 99, this program reads version 2; plan again"
-    monkeypatch.setenv("PYTHONHASHSEED", "0")  # that of the plan: no other order of a set is looked for
+    assert (
+        fails("simulate", other)
+        == f"BadPlan: {other}: a plan of version 99, this program reads version 2; plan again"
+    )
+    monkeypatch.setenv(
+        "PYTHONHASHSEED", "0"
+    )  # that of the plan: no other order of a set is looked for
     other = altered(planned, tmp_path / "hash.json", {"graph_hash": "0" * 64, "hash_seed": "0"})
-    assert fails("simulate", other).startswith("BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, now ")
+    assert fails("simulate", other).startswith(
+        "BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, now "
+    )
     assert fails("run", other, "--steps", "1").startswith(
         "BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, "
     )
     other = altered(planned, tmp_path / "format.json", {"format": "something"})
-    assert fails("explain", other) == f"BadPlan: {other}: not a plan file (no format 'shardwright-plan')"
+    assert (
+        fails("explain", other)
+        == f"BadPlan: {other}: not a plan file (no format 'shardwright-plan')"
+    )
 
 
 @pytest.mark.parametrize(
@@ -245,7 +337,11 @@ def test_plan_files_that_are_no_good(planned: tuple[Path, Any], tmp_path: Path, 
     [
         ("efficiency = 0.81", "", "[intra]: missing key 'efficiency', needed:"),
         ("efficiency = 0.81", "efficiency = -1", "[intra]: efficiency must be positive, got -1"),
-        ("efficiency = 0.81", "efficiency = 0.81\nspeed = 1", "[intra]: unknown key 'speed', known:"),
+        (
+            "efficiency = 0.81",
+            "efficiency = 0.81\nspeed = 1",
+            "[intra]: unknown key 'speed', known:",
+        ),
         ("[intra]", "[intra", "not a TOML file"),
     ],
 )
@@ -256,7 +352,9 @@ def test_hardware_files_that_are_no_good(here: Path, line: str, to: str, message
     found = fails("--model", "mlp", "--hardware", "mine.toml")
     assert found.startswith("BadHardware: mine.toml")
     assert message in found
-    assert "BadHardware: no.toml: cannot be read" in fails("--model", "mlp", "--hardware", "no.toml")
+    assert "BadHardware: no.toml: cannot be read" in fails(
+        "--model", "mlp", "--hardware", "no.toml"
+    )
 
 
 @pytest.mark.parametrize("out", ["taken", "taken/below"])
@@ -264,17 +362,27 @@ def test_a_file_in_the_way_of_the_output_is_found_before_planning(
     here: Path, out: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (here / "taken").write_text("mine")
-    monkeypatch.setattr("planner.search.search.search", lambda *_, **__: pytest.fail("planned first"))
-    assert fails("--model", "gpt2-xl", "--gpus", "64", "--out", out).startswith(f"BadValue: --out {out}: taken is a file")
+    monkeypatch.setattr(
+        "planner.search.search.search", lambda *_, **__: pytest.fail("planned first")
+    )
+    assert fails("--model", "gpt2-xl", "--gpus", "64", "--out", out).startswith(
+        f"BadValue: --out {out}: taken is a file"
+    )
     assert (here / "taken").read_text() == "mine"
 
 
 def test_an_output_folder_without_permission(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "locked").mkdir(mode=0o500)
-    if os.access(here / "locked", os.W_OK):  # a user who may write everywhere: as another would find it
+    if os.access(
+        here / "locked", os.W_OK
+    ):  # a user who may write everywhere: as another would find it
         allowed = os.access
         monkeypatch.setattr(
-            os, "access", lambda path, mode: allowed(path, mode) and not (mode & os.W_OK and Path(path).name == "locked")
+            os,
+            "access",
+            lambda path, mode: (
+                allowed(path, mode) and not (mode & os.W_OK and Path(path).name == "locked")
+            ),
         )
     assert "locked cannot be written to" in fails("--model", "mlp", "--out", "locked")
 
@@ -294,7 +402,9 @@ def model():
         sum(range(10_000))
 """)
     command = [sys.executable, "-m", "planner", "--model", "mine.py:model", "--gpus", "1"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         while process.poll() is None and not (here / "begun").exists():
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
@@ -304,7 +414,11 @@ def model():
 
 
 @pytest.mark.parametrize(
-    "what", ["def __del__(self): press()", "def __init__(self): weakref.finalize(self, press).atexit = False"]
+    "what",
+    [
+        "def __del__(self): press()",
+        "def __init__(self): weakref.finalize(self, press).atexit = False",
+    ],
 )
 @pytest.mark.parametrize("words", [[], ["--json"]])
 def test_ctrl_c_in_code_that_lets_no_exception_out(here: Path, what: str, words: list[str]) -> None:
@@ -319,11 +433,15 @@ def model():
     (here / "mine.py").write_text(code)
     command = [sys.executable, "-m", "planner", "--model", "mine.py:model", "--gpus", "1", *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    told = '{"error": {"kind": "Interrupted", "message": "interrupted"}}\n' if words else "plan: interrupted\n"
+    told = (
+        '{"error": {"kind": "Interrupted", "message": "interrupted"}}\n'
+        if words
+        else "plan: interrupted\n"
+    )
     assert (done.returncode, done.stdout + done.stderr) == (130, told)
 
 
-# ------------------------------------------------------------------------------------------------- what works
+# --------------------------------------------------------------------------------------- what works
 
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 5, 7, 64])
@@ -345,21 +463,35 @@ def test_a_plan_and_its_files(planned: tuple[Path, Any]) -> None:
         "timeline.json",
         "timeline.png",
     ]
-    assert found["files"] == {name: str(folder / file) for name, file in
-                              (("plan", "plan.json"), ("report", "report.md"), ("timeline", "timeline.json"))}  # fmt: skip
+    assert found["files"] == {
+        name: str(folder / file)
+        for name, file in (
+            ("plan", "plan.json"),
+            ("report", "report.md"),
+            ("timeline", "timeline.json"),
+        )
+    }
     parts = ("compute_time_s", "exposed_communication_time_s", "idle_time_s")
     assert sum(found[part] for part in parts) == pytest.approx(found["step_time_s"], rel=1e-9)
     held = dict(found["memory_bytes"])
     assert held.pop("total") == sum(held.values())
     assert found["samples_per_s"] == pytest.approx(8 / found["step_time_s"])
     events = json.loads((folder / "timeline.json").read_text())["traceEvents"]
-    assert max(e["ts"] + e["dur"] for e in events if e["ph"] == "X") == pytest.approx(found["step_time_s"] * 1e6)
+    assert max(e["ts"] + e["dur"] for e in events if e["ph"] == "X") == pytest.approx(
+        found["step_time_s"] * 1e6
+    )
 
 
 def test_the_first_line_says_the_precision(here: Path) -> None:
     words = ("--model", "mlp", "--gpus", "1", *TINY)
-    assert "parameters in float32, products in bfloat16 (bf16-mixed), optimizer" in plan(*words).stdout.splitlines()[1]
-    assert "parameters in float32, optimizer" in plan(*words, "--precision", "fp32").stdout.splitlines()[1]
+    assert (
+        "parameters in float32, products in bfloat16 (bf16-mixed), optimizer"
+        in plan(*words).stdout.splitlines()[1]
+    )
+    assert (
+        "parameters in float32, optimizer"
+        in plan(*words, "--precision", "fp32").stdout.splitlines()[1]
+    )
 
 
 def test_report_says_again_what_plan_said(planned: tuple[Path, Any]) -> None:
@@ -369,11 +501,15 @@ def test_report_says_again_what_plan_said(planned: tuple[Path, Any]) -> None:
     assert "mlp on 2 devices of cpu" in plan("report", str(folder)).stdout
 
 
-def test_simulate_agrees_with_the_plan_and_differs_elsewhere(planned: tuple[Path, Any], tmp_path: Path) -> None:
+def test_simulate_agrees_with_the_plan_and_differs_elsewhere(
+    planned: tuple[Path, Any], tmp_path: Path
+) -> None:
     folder, found = planned
     again = succeeds("simulate", str(folder), "--out", str(tmp_path / "own"))
     assert again == {key: found[key] for key in again}
-    other = succeeds("simulate", str(folder), "--hardware", "dgx-h100", "--out", str(tmp_path / "other"))
+    other = succeeds(
+        "simulate", str(folder), "--hardware", "dgx-h100", "--out", str(tmp_path / "other")
+    )
     assert other["step_time_s"] != again["step_time_s"]
     assert (tmp_path / "other" / "timeline.json").is_file()
 
@@ -395,22 +531,38 @@ def test_no_torch_for_help_and_hardware() -> None:
         "except SystemExit: print('LOADED', [m for m in ('torch', 'matplotlib', 'pandas') if m in sys.modules])"
     )
     for words in (["--help"], ["run", "--help"], ["hardware"], ["--model", "x", "--gpus", "0"]):
-        done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True, timeout=60)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *words],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=60,
+        )
         assert done.stdout.splitlines()[-1] == "LOADED []", words
 
 
 def test_python_dash_m_is_the_same() -> None:
-    done = subprocess.run([sys.executable, "-m", "planner", "hardware"], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-m", "planner", "hardware"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
     assert "dgx-h100" in done.stdout
 
 
-# ------------------------------------------------------------------------------------------------- docs/json.md
+# ------------------------------------------------------------------------------------- docs/json.md
 
 
 def documented(verb: str) -> set[str]:
     """The keys that docs/json.md lists for a verb."""
     text = (ROOT / "docs" / "json.md").read_text()
-    part = next(p for p in text.split("\n## ")[1:] if f"plan {verb}".strip() in p.splitlines()[0].split(", "))
+    part = next(
+        p
+        for p in text.split("\n## ")[1:]
+        if f"plan {verb}".strip() in p.splitlines()[0].split(", ")
+    )
     return set(re.findall(r"^\| `([^`]+)` \|", part, re.MULTILINE))
 
 
@@ -476,52 +628,84 @@ def test_the_program_is_printed_as_the_plan_is_lowered(planned: tuple[Path, Any]
     assert succeeds("explain", str(folder), "--program")["program"] == text.splitlines()
 
 
-@pytest.mark.parametrize(("verdict", "code"), [("equal", 0), ("equal to rounding", 0), ("WRONG", 1), ("no proof", 3)])
+@pytest.mark.parametrize(
+    ("verdict", "code"), [("equal", 0), ("equal to rounding", 0), ("WRONG", 1), ("no proof", 3)]
+)
 def test_the_exit_code_is_the_verdict(
     planned: tuple[Path, Any], monkeypatch: pytest.MonkeyPatch, verdict: str, code: int
 ) -> None:
-    off = Apart(what="gradient", name="layers.0.weight", index=(1, 2), ours=0.5, theirs=0.25, error=1.0 if code == 1 else 0.0)
+    off = Apart(
+        what="gradient",
+        name="layers.0.weight",
+        index=(1, 2),
+        ours=0.5,
+        theirs=0.25,
+        error=1.0 if code == 1 else 0.0,
+    )
     verification = Verification(
-        verdict=verdict, worst=(off,), limit=1e-9, loss_error=0.0, gradient_error=off.error, parameter_error=0.0,
-        worst_gradient=off.name, worst_parameter="",
-    )  # fmt: skip
+        verdict=verdict,
+        worst=(off,),
+        limit=1e-9,
+        loss_error=0.0,
+        gradient_error=off.error,
+        parameter_error=0.0,
+        worst_gradient=off.name,
+        worst_parameter="",
+    )
     result = RunResult(
-        num_ranks=2, backend="gloo", losses=(1.0,), step_times_s=(1.0,), peak_memory_bytes=1, verification=verification
+        num_ranks=2,
+        backend="gloo",
+        losses=(1.0,),
+        step_times_s=(1.0,),
+        peak_memory_bytes=1,
+        verification=verification,
     )
     monkeypatch.setattr("runtime.launcher.launch", lambda *_, **__: [result])
     found = plan("run", str(planned[0]), "--verify")
     assert found.exit_code == code
-    assert ("gradient layers.0.weight[1, 2] is 0.5, in one process 0.25" in " ".join(found.stdout.split())) == (code == 1)
+    assert (
+        "gradient layers.0.weight[1, 2] is 0.5, in one process 0.25"
+        in " ".join(found.stdout.split())
+    ) == (code == 1)
     told = plan("run", str(planned[0]), "--verify", "--json")
     assert told.exit_code == code and json.loads(told.stdout)["verdict"] == verdict
 
 
 def test_several_losses_have_names(tmp_path: Path) -> None:
     model = f"{ROOT / 'tests' / 'step_models.py'}:nested"
-    succeeds("--model", model, "--gpus", "2", "--hardware", "cpu", "--batch", "8", "--out", str(tmp_path))
+    succeeds(
+        "--model", model, "--gpus", "2", "--hardware", "cpu", "--batch", "8", "--out", str(tmp_path)
+    )
     found = succeeds("run", str(tmp_path), "--steps", "2")
     check_keys("run", found)
     several = found["losses_by_name"]
     assert {name: len(losses) for name, losses in several.items()} == {"words": 2, "value": 2}
-    assert [sum(step) for step in zip(*several.values(), strict=True)] == pytest.approx(found["losses"], rel=1e-6)
+    assert [sum(step) for step in zip(*several.values(), strict=True)] == pytest.approx(
+        found["losses"], rel=1e-6
+    )
     assert several["words"][1] < several["words"][0]
 
 
-# ------------------------------------------------------------------------------------------------- plan --help
+# -------------------------------------------------------------------------------------- plan --help
 
 
 @pytest.mark.slow
 def test_the_examples_of_help_run(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(here / "cache"))
     examples = [
-        re.split(r"  +", line.strip())[0] for line in plan("--help").stdout.splitlines() if line.startswith("    plan ")
+        re.split(r"  +", line.strip())[0]
+        for line in plan("--help").stdout.splitlines()
+        if line.startswith("    plan ")
     ]
     assert len(examples) == 10
     assert plan("--model", "lstm", "--gpus", "8").exit_code == 0
     for example in examples:
         words = shlex.split(example)[1:]
         if words[0] in ("calibrate", "compare"):
-            record = succeeds(*words, *(["--quick", "--ranks", "2"] if words == ["calibrate"] else ["--steps", "3"]))
+            record = succeeds(
+                *words,
+                *(["--quick", "--ranks", "2"] if words == ["calibrate"] else ["--steps", "3"]),
+            )
             assert all(Path(path).is_file() for path in record.pop("files", {}).values())
             check_keys(words[0], record)
         else:

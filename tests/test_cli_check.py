@@ -48,21 +48,39 @@ def plan(*words: str) -> Result:
 def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A plan that was checked."""
     out = tmp_path_factory.mktemp("checked")
-    result = plan("--model", "mlp", *TINY, "--gpus", "2", "--pin", "*=ddp", "--pin", "*=data", "--check", "--out", str(out))
+    result = plan(
+        "--model",
+        "mlp",
+        *TINY,
+        "--gpus",
+        "2",
+        "--pin",
+        "*=ddp",
+        "--pin",
+        "*=data",
+        "--check",
+        "--out",
+        str(out),
+    )
     assert result.exit_code == 0, result.stderr
     assert result.stderr.startswith("checked: recording 1, reading 1, tracing 1, sub-dims 1, ")
     assert result.stderr.endswith(", all ranks 1; no faults\n")
     return out
 
 
-def test_a_fault_of_ours_is_one_line_with_an_exit_code_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_one_line_with_an_exit_code_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     buckets = schedule._bucketed
     monkeypatch.setattr(schedule, "_bucketed", lambda *args: buckets(*args)[1:])
     words = ("--model", "mlp", *TINY, "--gpus", "1", "--check", "--out", str(tmp_path / "out"))
     result = plan(*words)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)
     assert result.stderr.startswith("plan: error: after buckets: values [")
-    assert "are written no more: a fault of shardwright, not of the model or the command" in result.stderr
+    assert (
+        "are written no more: a fault of shardwright, not of the model or the command"
+        in result.stderr
+    )
     assert not (tmp_path / "out").exists()
     told = json.loads(plan(*words, "--json").stdout)["error"]
     assert told["kind"] == "FailedCheck" and told["message"].startswith("after buckets: ")
@@ -71,7 +89,9 @@ def test_a_fault_of_ours_is_one_line_with_an_exit_code_of_its_own(tmp_path: Path
 def test_a_graph_is_printed_of_a_plan_and_of_a_model(planned: Path) -> None:
     text = graph_text(traced_of(read_plan(planned / "plan.json")).graph)
     assert plan("explain", str(planned), "--graph").stdout == text
-    assert json.loads(plan("explain", str(planned), "--graph", "--json").stdout) == {"graph": text.splitlines()}
+    assert json.loads(plan("explain", str(planned), "--graph", "--json").stdout) == {
+        "graph": text.splitlines()
+    }
     of_model = plan("explain", "mlp", "--graph").stdout
     assert of_model.startswith("step      forward ") and of_model != text
     assert len(plan("explain", "mlp", "--graph", "--whole").stdout) > len(of_model)
@@ -82,7 +102,10 @@ def test_a_graph_is_printed_of_a_plan_and_of_a_model(planned: Path) -> None:
     [
         (("mlp", "--whole"), "--whole is of the text of a graph: add --graph"),
         (("mlp", "--graph", "--program"), "--program and --graph are two texts: ask for one"),
-        (("plans/nowhere", "--graph"), "no plan file plans/nowhere: make one with plan --model NAME --gpus N"),
+        (
+            ("plans/nowhere", "--graph"),
+            "no plan file plans/nowhere: make one with plan --model NAME --gpus N",
+        ),
         (("nowhere", "--graph"), "unknown model 'nowhere': "),
     ],
 )
@@ -94,10 +117,15 @@ def test_what_has_no_text_is_one_line(words: tuple[str, ...], message: str) -> N
 
 def test_a_problem_is_printed_with_its_solution(tmp_path: Path) -> None:
     problem = {
-        "name": "two", "usage_limit": 9,
-        "nodes": {"intervals": [[0, 10], [5, 20]], "costs": [[1, 2], [3, 4, 5]], "usages": [[8, 2], [4, 3, 0]]},
+        "name": "two",
+        "usage_limit": 9,
+        "nodes": {
+            "intervals": [[0, 10], [5, 20]],
+            "costs": [[1, 2], [3, 4, 5]],
+            "usages": [[8, 2], [4, 3, 0]],
+        },
         "edges": {"nodes": [[0, 1]], "costs": [[0, 1, 2, 3, 4, 5]]},
-    }  # fmt: skip
+    }
     (tmp_path / "problem.json").write_text(json.dumps({"problem": problem}))
     shown = plan("solve", str(tmp_path / "problem.json"), "--show", "--check").stdout
     assert "\n2 nodes, 1 edges of 6 pairs, 2 usages over 3 times, a limit of 9 bytes\n" in shown
@@ -116,5 +144,8 @@ def test_ranks_compare_their_programs(planned: Path, monkeypatch: pytest.MonkeyP
         into[:] = [mine, ()]
 
     monkeypatch.setattr(alike.dist, "all_gather_object", gather)
-    with checking(), pytest.raises(FailedCheck, match=r"^after all ranks: rank 1 has 0 collectives, rank 0 "):
+    with (
+        checking(),
+        pytest.raises(FailedCheck, match=r"^after all ranks: rank 1 has 0 collectives, rank 0 "),
+    ):
         alike.check_meetings(program)

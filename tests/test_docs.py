@@ -1,4 +1,5 @@
-"""README.md and docs/: every command is one that `plan` takes, every name and key is there, every link leads somewhere."""
+"""README.md and docs/: every command is one that `plan` takes, every name and key is there,
+every link leads somewhere."""
 
 from __future__ import annotations
 
@@ -44,17 +45,20 @@ outputs = load_outputs()
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The `plan ...` lines of a page: those that are run with their output, and those of other blocks, fenced or indented."""
+    """The `plan ...` lines of a page: those that are run with their output, and those of other
+    blocks, fenced or indented."""
     text = page.read_text()
     for block in outputs.blocks(text):
-        yield from (line for line in block.commands or block.text.splitlines() if line.startswith("plan "))
+        yield from (
+            line for line in block.commands or block.text.splitlines() if line.startswith("plan ")
+        )
     yield from re.findall(r"^    (plan -?-?[a-z].*)$", text, re.MULTILINE)
 
 
 ALL = [(page, command) for page in PAGES for command in dict.fromkeys(commands(page))]
 
 
-# ------------------------------------------------------------------------------------------------- commands
+# ----------------------------------------------------------------------------------------- commands
 
 
 def check_names(page: Path, given: dict[str, Any]) -> None:
@@ -67,7 +71,13 @@ def check_names(page: Path, given: dict[str, Any]) -> None:
     if model is None:
         return
     settings = dict(pair.split("=", 1) for pair in given["settings"])
-    resolve_options(model, batch=given["batch"], seq=given["seq"], settings=settings, num_devices=given["gpus"] or 8)
+    resolve_options(
+        model,
+        batch=given["batch"],
+        seq=given["seq"],
+        settings=settings,
+        num_devices=given["gpus"] or 8,
+    )
     if model.partition(":")[0].endswith(".py") and page.name != "README.md":
         assert model.partition(":")[0] in files or (ROOT / model.partition(":")[0]).is_file()
     if given["mesh"]:
@@ -77,15 +87,23 @@ def check_names(page: Path, given: dict[str, Any]) -> None:
     if given["precision"]:
         dtypes_of(given["precision"])
     if given["optimizer"]:
-        numbers = {key: given[key] for key in ("weight_decay", "momentum") if given[key] is not None}
+        numbers = {
+            key: given[key] for key in ("weight_decay", "momentum") if given[key] is not None
+        }
         check_settings(given["optimizer"], numbers)
 
 
-@pytest.mark.parametrize(("page", "command"), ALL, ids=[f"{page.stem}: {command}" for page, command in ALL])
+@pytest.mark.parametrize(
+    ("page", "command"), ALL, ids=[f"{page.stem}: {command}" for page, command in ALL]
+)
 def test_every_command_is_one_that_plan_takes(page: Path, command: str) -> None:
     words = shlex.split(command, comments=True)[1:]
     verb = cli.commands.get(words[0])
-    with verb.make_context(words[0], words[1:]) if verb else cli.make_context("plan", words) as context:
+    with (
+        verb.make_context(words[0], words[1:])
+        if verb
+        else cli.make_context("plan", words) as context
+    ):
         assert verb or context.params["model"]
         check_names(page, context.params)
 
@@ -97,20 +115,37 @@ def folder_of(given: dict[str, Any]) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=[page.stem for page in PAGES])
 def test_a_plan_that_is_run_was_made_on_the_same_page(page: Path) -> None:
     made = set()
-    for command in (command for block in outputs.blocks(page.read_text()) for command in block.commands):
+    for command in (
+        command for block in outputs.blocks(page.read_text()) for command in block.commands
+    ):
         words = shlex.split(command)[1:]
         if command.startswith("plan --model"):
             made.add(folder_of(cli.make_context("plan", words).params))
-        elif command.startswith("plan ") and words[0] in ("run", "compare", "simulate", "explain", "report"):
-            assert cli.commands[words[0]].make_context(words[0], words[1:]).params["plan_path"] in made, command
+        elif command.startswith("plan ") and words[0] in (
+            "run",
+            "compare",
+            "simulate",
+            "explain",
+            "report",
+        ):
+            assert (
+                cli.commands[words[0]].make_context(words[0], words[1:]).params["plan_path"] in made
+            ), command
 
 
 def test_there_are_commands() -> None:
     assert len(ALL) > 40
-    assert {page.name for page, _ in ALL} >= {"README.md", "pins.md", "plans.md", "running.md", "hardware.md", "models.md"}
+    assert {page.name for page, _ in ALL} >= {
+        "README.md",
+        "pins.md",
+        "plans.md",
+        "running.md",
+        "hardware.md",
+        "models.md",
+    }
 
 
-# ------------------------------------------------------------------------------------------------- what pages list
+# ---------------------------------------------------------------------------------- what pages list
 
 
 def first_cells(page: str) -> set[str]:
@@ -125,17 +160,36 @@ def in_code(page: str) -> set[str]:
 
 def test_every_key_of_the_hardware_file_is_on_its_page() -> None:
     tables = (
-        schema.CLUSTER_KEYS, schema.INTRA_KEYS, schema.INTER_KEYS, schema.DEVICE_KEYS, schema.LIBRARY_KEYS, schema.PROTOCOL_KEYS
-    )  # fmt: skip
+        schema.CLUSTER_KEYS,
+        schema.INTRA_KEYS,
+        schema.INTER_KEYS,
+        schema.DEVICE_KEYS,
+        schema.LIBRARY_KEYS,
+        schema.PROTOCOL_KEYS,
+    )
     keys = {key.name for table in tables for key in table}
-    more = {"device", "library", "links", "gemm_tiles", "hop_latency_us"}  # read by the loader itself
-    measured = {"device.gemm_table", "device.elementwise_table", "device.op_table", "collective_table", "contention"}
+    more = {
+        "device",
+        "library",
+        "links",
+        "gemm_tiles",
+        "hop_latency_us",
+    }  # read by the loader itself
+    measured = {
+        "device.gemm_table",
+        "device.elementwise_table",
+        "device.op_table",
+        "collective_table",
+        "contention",
+    }
     assert (keys | more | measured) - first_cells("hardware.md") == set()
     known = {*list_clusters(), *list_devices(), *NUMBER_FORMATS, *ALGORITHMS, *KINDS} - {"view"}
     assert known - in_code("hardware.md") == set()
     for key in (key for table in tables for key in table if key.optional):
         row = next(
-            line for line in (ROOT / "docs/hardware.md").read_text().splitlines() if line.startswith(f"| `{key.name}` |")
+            line
+            for line in (ROOT / "docs/hardware.md").read_text().splitlines()
+            if line.startswith(f"| `{key.name}` |")
         )
         assert "| optional" in row, key.name
 
@@ -144,11 +198,14 @@ def test_every_model_pin_optimizer_and_precision_is_on_its_page() -> None:
     models = {name for spec in MODELS.values() for name in (spec.name, *spec.presets)}
     assert models - in_code("models.md") == set()
     assert set(PINS) - first_cells("pins.md") == set()
-    pinned = {pin.rpartition("=")[2] for pin in re.findall(r"--pin '([^']+)'", (ROOT / "docs" / "pins.md").read_text())}
+    pinned = {
+        pin.rpartition("=")[2]
+        for pin in re.findall(r"--pin '([^']+)'", (ROOT / "docs" / "pins.md").read_text())
+    }
     assert set(PINS) - {"zero1"} <= pinned, "a pin has no example (zero1 is zero2)"
-    assert {name for name in OPTIMIZERS if not name.startswith("keras-") and "amsgrad" not in name} <= first_cells(
-        "optimizers.md"
-    )
+    assert {
+        name for name in OPTIMIZERS if not name.startswith("keras-") and "amsgrad" not in name
+    } <= first_cells("optimizers.md")
     assert {setting for names in SETTINGS.values() for setting in names} <= in_code("optimizers.md")
     assert set(PRECISIONS) <= first_cells("optimizers.md")
 
@@ -167,7 +224,7 @@ def test_the_files_that_pages_show_are_read(tmp_path: Path) -> None:
                     compile(block.text, block.argument, "exec")
 
 
-# ------------------------------------------------------------------------------------------------- pages and links
+# ---------------------------------------------------------------------------------- pages and links
 
 
 def test_the_readme_is_short_and_links_every_page() -> None:
@@ -191,7 +248,11 @@ def anchors(page: Path) -> set[str]:
 
 
 RECORDS = sorted((ROOT / "docs" / "decisions").glob("*.md"))
-LINKING = [*PAGES, *RECORDS, *(ROOT / name for name in ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md"))]
+LINKING = [
+    *PAGES,
+    *RECORDS,
+    *(ROOT / name for name in ("ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md")),
+]
 
 
 @pytest.mark.parametrize("page", LINKING, ids=[str(page.relative_to(ROOT)) for page in LINKING])
@@ -205,7 +266,7 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(target), link
 
 
-# ------------------------------------------------------------------------------------------------- docs/outputs.py
+# ---------------------------------------------------------------------------------- docs/outputs.py
 
 
 PAGE = """text
@@ -230,16 +291,24 @@ not run
 
 def test_outputs_are_written_under_their_commands(tmp_path: Path) -> None:
     new = outputs.rewritten(PAGE, tmp_path, "")
-    assert new == PAGE.replace("$ cat a.txt\nold\n$ cat a.txt\n", "$ cat a.txt\none\n$ cat a.txt\none\n")
+    assert new == PAGE.replace(
+        "$ cat a.txt\nold\n$ cat a.txt\n", "$ cat a.txt\none\n$ cat a.txt\none\n"
+    )
     assert outputs.rewritten(PAGE, tmp_path, "nothing of it") == PAGE
 
 
 def test_what_is_shown_of_an_output() -> None:
     output = "head\nmore\n\nOne\nkey   value\n───────\nrow     1\nthat    2\n\nTwo\nkey   value\n───────\nlast    3"
     assert outputs.shown(output, "[]") == "head\nmore"
-    assert outputs.shown(output, "[], [Two]") == "head\nmore\n...\n\nTwo\nkey   value\n───────\nlast    3"
+    assert (
+        outputs.shown(output, "[], [Two]")
+        == "head\nmore\n...\n\nTwo\nkey   value\n───────\nlast    3"
+    )
     assert outputs.shown(output, "[Two]") == "Two\nkey   value\n───────\nlast    3"
-    assert outputs.shown(output, "key, row") == "key   value\n───────\nrow     1\n...\nkey   value\n───────"
+    assert (
+        outputs.shown(output, "key, row")
+        == "key   value\n───────\nrow     1\n...\nkey   value\n───────"
+    )
 
 
 def test_a_traceback_is_no_output(tmp_path: Path) -> None:

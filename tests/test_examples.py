@@ -1,4 +1,5 @@
-"""The examples, end to end: mails that real ranks learn from as one process does, and a model of one's own."""
+"""The examples, end to end: mails that real ranks learn from as one process does, and a model of
+one's own."""
 
 from __future__ import annotations
 
@@ -40,7 +41,7 @@ def classifier() -> ModuleType:
     return importlib.import_module("text_classifier_lstm")
 
 
-# ------------------------------------------------------------------------------------------------- the mails
+# ---------------------------------------------------------------------------------------- the mails
 
 
 def test_the_mails_are_many_small_and_balanced(mail: ModuleType) -> None:
@@ -57,8 +58,14 @@ def test_the_mails_hold_no_addresses(mail: ModuleType) -> None:
 
 
 def test_the_model_knows_the_words_of_the_training_part_alone(mail: ModuleType) -> None:
-    mails = mail.prepare([("out", 1), ("check", 0), ("seen", 1), ("seen", 1), ("seen", 0)] * 2, length=3, vocab=10)
-    assert [len(part.labels) for part in (mails.training, mails.validation, mails.held_out)] == [6, 2, 2]
+    mails = mail.prepare(
+        [("out", 1), ("check", 0), ("seen", 1), ("seen", 1), ("seen", 0)] * 2, length=3, vocab=10
+    )
+    assert [len(part.labels) for part in (mails.training, mails.validation, mails.held_out)] == [
+        6,
+        2,
+        2,
+    ]
     assert mails.vocabulary.tokens[2:] == ("seen",)
     assert mails.held_out.ids.tolist() == mails.validation.ids.tolist() == [[0, 0, 1]] * 2
     assert mails.held_out.labels.tolist() == [1, 1]
@@ -66,7 +73,9 @@ def test_the_model_knows_the_words_of_the_training_part_alone(mail: ModuleType) 
 
 def test_batches_are_the_same_again(mail: ModuleType) -> None:
     part = mail.Part(ids=torch.arange(22).reshape(11, 2), labels=torch.arange(11.0))
-    first, again, other = (list(mail.batches(part, batch=4, epochs=2, seed=seed)) for seed in (0, 0, 1))
+    first, again, other = (
+        list(mail.batches(part, batch=4, epochs=2, seed=seed)) for seed in (0, 0, 1)
+    )
     assert len(first) == 4
     for (ids, labels), (same_ids, same_labels) in zip(first, again, strict=True):
         assert torch.equal(ids, same_ids)
@@ -77,15 +86,23 @@ def test_batches_are_the_same_again(mail: ModuleType) -> None:
     assert not torch.equal(first[0][1], other[0][1])
 
 
-# ------------------------------------------------------------------------------------------------- the classifier
+# ----------------------------------------------------------------------------------- the classifier
 
 
 @pytest.mark.slow
-def test_the_classifier_runs_from_anywhere_and_agrees(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_classifier_runs_from_anywhere_and_agrees(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     out, errors = run_example(tmp_path, capfd, "text_classifier_lstm.py", "--ranks", "2")
     assert errors == ""
-    rows = [re.split(r" {2,}", line.strip()) for line in out.splitlines() if re.match(r"[124] ", line)]
-    assert [row[:2] for row in rows[1:]] == [["2", "dp=2 free"], ["2", "dp=2 pinned"], ["2", "tp=2 pinned"]]
+    rows = [
+        re.split(r" {2,}", line.strip()) for line in out.splitlines() if re.match(r"[124] ", line)
+    ]
+    assert [row[:2] for row in rows[1:]] == [
+        ["2", "dp=2 free"],
+        ["2", "dp=2 pinned"],
+        ["2", "tp=2 pinned"],
+    ]
     figures = [[float(field) for field in row[-6:-1]] for row in rows[1:]]
     for final_loss, difference, right, majority, _ in figures:
         assert final_loss < 0.2
@@ -103,7 +120,11 @@ def test_four_ranks_learn_the_same(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     mails = mail.prepare(mail.load(), length=classifier.LENGTH, vocab=classifier.VOCAB)
-    steps = list(mail.batches(mails.training, batch=classifier.BATCH, epochs=classifier.EPOCHS, seed=classifier.SEED))
+    steps = list(
+        mail.batches(
+            mails.training, batch=classifier.BATCH, epochs=classifier.EPOCHS, seed=classifier.SEED
+        )
+    )
     reference = classifier.one_process(mails, steps)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PuLP's, of its own version 4
@@ -116,7 +137,10 @@ def test_four_ranks_learn_the_same(
 def test_sizes_are_picked_among_those_that_repeat_themselves(mail: ModuleType) -> None:
     choose = importlib.import_module("text_classifier_choose")
     sizes = {"batch": 4, "embed": 8, "learning_rate": 1e-3, "epochs": 1}
-    tried = [choose.Tried(**sizes, accuracy=right, moves=moves) for right, moves in ((0.8, 1e-7), (0.9, 1e-6), (0.95, 1e-3))]
+    tried = [
+        choose.Tried(**sizes, accuracy=right, moves=moves)
+        for right, moves in ((0.8, 1e-7), (0.9, 1e-6), (0.95, 1e-3))
+    ]
     assert choose.pick(tried) == tried[1]
     mails = mail.prepare(mail.load()[:100], length=5, vocab=50)
     one = choose.attempt(mails.training, mails.validation, **sizes)
@@ -124,7 +148,7 @@ def test_sizes_are_picked_among_those_that_repeat_themselves(mail: ModuleType) -
     assert 0 <= one.accuracy <= 1
 
 
-# ------------------------------------------------------------------------------------------------- a model of one's own
+# ----------------------------------------------------------------------------- a model of one's own
 
 
 def plan_own(mesh: str | None = None, *pins: str, **settings: str) -> Plan:
@@ -133,7 +157,12 @@ def plan_own(mesh: str | None = None, *pins: str, **settings: str) -> Plan:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PuLP's, of its own version 4
         pinned = None if mesh is None else parse_mesh(mesh, 4)
-        return search(asked, load_cluster("dgx-h100", num_devices=4), mesh=pinned, pins=tuple(map(parse_pin, pins))).plan
+        return search(
+            asked,
+            load_cluster("dgx-h100", num_devices=4),
+            mesh=pinned,
+            pins=tuple(map(parse_pin, pins)),
+        ).plan
 
 
 def split_of(plan: Plan) -> dict[str, tuple[str, ...]]:

@@ -1,4 +1,5 @@
-"""Keras models as they are: trained on ranks as Keras's `fit` trains them, the weights handed back; what is not planned is named."""
+"""Keras models as they are: trained on ranks as Keras's `fit` trains them, the weights handed
+back; what is not planned is named."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Any:
     return keras_fit
 
 
-#: Models that are planned and run in `make test`, each with its mesh and pins; all of them are in `benchmarks/keras_fit.py`.
+#: Models that are planned and run in `make test`, each with its mesh and pins; all of them are in
+#: `benchmarks/keras_fit.py`.
 SAMPLE: dict[str, tuple[str, tuple[str, ...]]] = {
     "classifier": ("dp=2", ()),
     "bidirectional": ("tp=2", ("bidirectional*=tensor",)),
@@ -45,7 +47,9 @@ SAMPLE: dict[str, tuple[str, tuple[str, ...]]] = {
 
 def test_ranks_train_as_fit_does(monkeypatch: pytest.MonkeyPatch) -> None:
     keras_fit = fit(monkeypatch)
-    cases = {name: keras_fit.planned(name, 2, 3, pins, mesh) for name, (mesh, pins) in SAMPLE.items()}
+    cases = {
+        name: keras_fit.planned(name, 2, 3, pins, mesh) for name, (mesh, pins) in SAMPLE.items()
+    }
     for name, found in keras_fit.ran(cases, 2).items():
         far = keras_fit.difference(found, keras_fit.fitted(name, 3))
         assert far.loss < 1e-6, (name, far)
@@ -58,12 +62,19 @@ def test_fifty_steps_are_those_of_fit(ranks: int, monkeypatch: pytest.MonkeyPatc
     import keras_models
 
     keras_fit = fit(monkeypatch)
-    found = keras_fit.ran({name: keras_fit.planned(name, ranks, 50) for name in keras_models.MODELS}, ranks)
-    far = {name: keras_fit.difference(one, keras_fit.fitted(name, 50)) for name, one in found.items()}
+    found = keras_fit.ran(
+        {name: keras_fit.planned(name, ranks, 50) for name in keras_models.MODELS}, ranks
+    )
+    far = {
+        name: keras_fit.difference(one, keras_fit.fitted(name, 50)) for name, one in found.items()
+    }
     assert not {name: one for name, one in far.items() if not one.loss < 1e-6}
 
 
-@pytest.mark.parametrize("name", ["tagger", "two_outputs", "subclassed", "simple_rnn", "attention", "translator", "conv1d"])
+@pytest.mark.parametrize(
+    "name",
+    ["tagger", "two_outputs", "subclassed", "simple_rnn", "attention", "translator", "conv1d"],
+)
 def test_the_loss_is_what_fit_reports(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Masks, weights of losses, samples and classes, regularizers and the reduction count."""
     losses = fit(monkeypatch).fitted(name, 1).losses
@@ -74,12 +85,17 @@ def test_the_loss_is_what_fit_reports(name: str, monkeypatch: pytest.MonkeyPatch
 
 def test_layers_have_their_paths_and_recurrent_ones_are_one_op() -> None:
     graph = trace(lambda: build(ask("bidirectional"))).graph
-    assert {"embedding", "bidirectional.forward_lstm", "bidirectional_1.backward_lstm", "dense_1"} <= {
-        n.path for n in graph.nodes
-    }
+    assert {
+        "embedding",
+        "bidirectional.forward_lstm",
+        "bidirectional_1.backward_lstm",
+        "dense_1",
+    } <= {n.path for n in graph.nodes}
     recurrent = [n for n in graph.nodes if n.op == "shardwright.masked_lstm"]
     assert [n.path.split(".")[1] for n in recurrent] == ["forward_lstm", "backward_lstm"] * 2
-    assert {n.path for n in graph.nodes if n.op == "shardwright.masked_lstm_backward"} == {n.path for n in recurrent}
+    assert {n.path for n in graph.nodes if n.op == "shardwright.masked_lstm_backward"} == {
+        n.path for n in recurrent
+    }
     assert "bidirectional.forward_lstm.lstm_cell.kernel" in {p.name for p in graph.parameters}
 
 
@@ -96,10 +112,19 @@ def test_what_was_learned_goes_back_to_keras() -> None:
     torch.testing.assert_close(moving.detach().cpu(), state["batch_normalization.moving_mean"])
 
 
-@pytest.mark.parametrize(("layer", "x", "reported"), [
-    ("layers.Dense(3, 'softmax')", "np.eye(3)[[0, 1, 2, 0]]", {"f1_score_0", "f1_score_1", "f1_score_2"}),
-])  # fmt: skip
-def test_a_metric_of_many_values_is_reported_by_numbers(layer: str, x: str, reported: set[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("layer", "x", "reported"),
+    [
+        (
+            "layers.Dense(3, 'softmax')",
+            "np.eye(3)[[0, 1, 2, 0]]",
+            {"f1_score_0", "f1_score_1", "f1_score_2"},
+        ),
+    ],
+)
+def test_a_metric_of_many_values_is_reported_by_numbers(
+    layer: str, x: str, reported: set[str], tmp_path: Path
+) -> None:
     found = made(
         tmp_path,
         f"m = keras.Sequential([{layer}]); "
@@ -139,18 +164,34 @@ class Own(keras.Model):
 
 def made(tmp_path: Path, body: str, **more: Any) -> Any:
     (tmp_path / "some.py").write_text(f"{MADE}\ndef make():\n    {body}\n")
-    given = {"batch": None, "seq": None, "settings": {}, "dtype": "float32", "num_devices": 2, **more}
+    given = {
+        "batch": None,
+        "seq": None,
+        "settings": {},
+        "dtype": "float32",
+        "num_devices": 2,
+        **more,
+    }
     return build(Ask(model=f"keras:{tmp_path}/some.py:make", **given))
 
 
-@pytest.mark.parametrize(("optimizer", "name", "settings"), [
-    ("'adam'", "keras-adam", {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
-    ("optimizers.AdamW()", "keras-adam", {"weight_decay": 0.004, "excluded": ()}),
-    ("optimizers.SGD(0.1, momentum=0.9)", "keras-sgd-momentum", {"momentum": 0.9, "nesterov": False}),
-    ("optimizers.RMSprop(centered=True)", "keras-rmsprop-centered", {"rho": 0.9}),
-    ("optimizers.Adagrad()", "keras-adagrad", {"initial_accumulator_value": 0.1}),
-])  # fmt: skip
-def test_an_optimizers_settings_are_taken(optimizer: str, name: str, settings: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "name", "settings"),
+    [
+        ("'adam'", "keras-adam", {"beta_1": 0.9, "beta_2": 0.999, "epsilon": 1e-7}),
+        ("optimizers.AdamW()", "keras-adam", {"weight_decay": 0.004, "excluded": ()}),
+        (
+            "optimizers.SGD(0.1, momentum=0.9)",
+            "keras-sgd-momentum",
+            {"momentum": 0.9, "nesterov": False},
+        ),
+        ("optimizers.RMSprop(centered=True)", "keras-rmsprop-centered", {"rho": 0.9}),
+        ("optimizers.Adagrad()", "keras-adagrad", {"initial_accumulator_value": 0.1}),
+    ],
+)
+def test_an_optimizers_settings_are_taken(
+    optimizer: str, name: str, settings: dict[str, Any], tmp_path: Path
+) -> None:
     found = made(tmp_path, f"return made({optimizer})")
     assert found.optimizer == name
     assert settings.items() <= found.optimizer_settings.items()
@@ -158,8 +199,12 @@ def test_an_optimizers_settings_are_taken(optimizer: str, name: str, settings: d
 
 
 def test_a_schedule_is_asked_at_every_iteration(tmp_path: Path) -> None:
-    found = made(tmp_path, "return made(optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)))")
-    assert [found.optimizer_settings["schedule"](i) for i in range(3)] == pytest.approx([0.1, 0.05, 0.025])
+    found = made(
+        tmp_path, "return made(optimizers.Adam(optimizers.schedules.ExponentialDecay(0.1, 1, 0.5)))"
+    )
+    assert [found.optimizer_settings["schedule"](i) for i in range(3)] == pytest.approx(
+        [0.1, 0.05, 0.025]
+    )
 
 
 def test_the_dtype_is_that_of_the_precision(tmp_path: Path) -> None:
@@ -168,22 +213,43 @@ def test_the_dtype_is_that_of_the_precision(tmp_path: Path) -> None:
     assert found.loss_of(found.batch)[0].dtype == torch.float64
 
 
-@pytest.mark.parametrize(("body", "words"), [
-    ("return 3", "return \\(model, \\(x, y\\)\\)"),
-    ("return keras.Sequential([keras.layers.Dense(1)]), (X, Y)", "is not compiled"),
-    ("return made('ftrl')", "the optimizer Ftrl is not planned"),
-    ("return made(optimizers.Adam(clipnorm=1.0))", "Adam with clipnorm=1.0 is not planned"),
-    ("return made(optimizers.Adam(use_ema=True))", "Adam with use_ema=True is not planned"),
-    ("return made('adam', kernel_constraint='non_neg')", "the constraint NonNeg of dense.kernel is not planned"),
-    ("return made('adam')[0], (X, np.array(['a', 'b', 'c', 'd']))", "targets of the batch of .* not numbers; put text through"),
-    ("return made('adam')[0], X", "is a ndarray: give \\(x, y\\)"),
-    ("return *made('adam'), {'epochs': 3}", "give a dict with class_weight or sample_weight"),
-    ("return (made('adam')[0], (X, Y, Y[:, 0]), {'class_weight': {0: 2.0}})", "class_weight and sample_weight at the same time"),
-    ("m = keras.Sequential([layers.Input(batch_shape=(4, 2, 3)), layers.LSTM(1, stateful=True)]); m.compile('adam', 'mse'); "
-     "return m, (np.zeros((4, 2, 3)), Y)", "layer lstm keeps its state from batch to batch"),
-    ("model = Own(); model.compile('adam', 'mse'); return model, (X, Y)", "Own has a train_step of its own"),
-    ("return made('adam')[0], (np.zeros((4, 5), 'float32'), Y)", "Input 0 of layer|axis -1|incompatible"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return 3", "return \\(model, \\(x, y\\)\\)"),
+        ("return keras.Sequential([keras.layers.Dense(1)]), (X, Y)", "is not compiled"),
+        ("return made('ftrl')", "the optimizer Ftrl is not planned"),
+        ("return made(optimizers.Adam(clipnorm=1.0))", "Adam with clipnorm=1.0 is not planned"),
+        ("return made(optimizers.Adam(use_ema=True))", "Adam with use_ema=True is not planned"),
+        (
+            "return made('adam', kernel_constraint='non_neg')",
+            "the constraint NonNeg of dense.kernel is not planned",
+        ),
+        (
+            "return made('adam')[0], (X, np.array(['a', 'b', 'c', 'd']))",
+            "targets of the batch of .* not numbers; put text through",
+        ),
+        ("return made('adam')[0], X", "is a ndarray: give \\(x, y\\)"),
+        ("return *made('adam'), {'epochs': 3}", "give a dict with class_weight or sample_weight"),
+        (
+            "return (made('adam')[0], (X, Y, Y[:, 0]), {'class_weight': {0: 2.0}})",
+            "class_weight and sample_weight at the same time",
+        ),
+        (
+            "m = keras.Sequential([layers.Input(batch_shape=(4, 2, 3)), layers.LSTM(1, stateful=True)]); m.compile('adam', 'mse'); "
+            "return m, (np.zeros((4, 2, 3)), Y)",
+            "layer lstm keeps its state from batch to batch",
+        ),
+        (
+            "model = Own(); model.compile('adam', 'mse'); return model, (X, Y)",
+            "Own has a train_step of its own",
+        ),
+        (
+            "return made('adam')[0], (np.zeros((4, 5), 'float32'), Y)",
+            "Input 0 of layer|axis -1|incompatible",
+        ),
+    ],
+)
 def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=words):
         found = made(tmp_path, body)
@@ -191,10 +257,9 @@ def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
 
 
 def test_a_model_that_keras_cannot_build_does_not_spoil_the_next(tmp_path: Path) -> None:
-    """Keras has no orthogonal initializer in bfloat16, and keeps the variables that it began to make."""
-    recurrent = (
-        "m = keras.Sequential([layers.LSTM(2)]); m.compile('adam', 'mse'); return m, (np.zeros((4, 2, 3)), np.zeros((4, 2)))"
-    )
+    """Keras has no orthogonal initializer in bfloat16, and keeps the variables that it began to
+    make."""
+    recurrent = "m = keras.Sequential([layers.LSTM(2)]); m.compile('adam', 'mse'); return m, (np.zeros((4, 2, 3)), np.zeros((4, 2)))"
     with pytest.raises(BadValue, match="Keras cannot build the model"):
         made(tmp_path, recurrent, dtype="bfloat16")
     assert made(tmp_path, recurrent).module.trained[0] == "lstm.lstm_cell.kernel"

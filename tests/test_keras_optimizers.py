@@ -1,4 +1,5 @@
-"""Keras's optimizers on shards against Keras's own, on random gradients; what is costed is what runs."""
+"""Keras's optimizers on shards against Keras's own, on random gradients; what is costed is what
+runs."""
 
 from __future__ import annotations
 
@@ -26,7 +27,12 @@ CASES: list[tuple[str, dict[str, Any], str, dict[str, Any]]] = [
     ("keras-nadam", {}, "Nadam", {}),
     ("keras-sgd", {}, "SGD", {}),
     ("keras-sgd-momentum", {}, "SGD", {"momentum": 0.9}),
-    ("keras-sgd-momentum", {"momentum": 0.5, "nesterov": True}, "SGD", {"momentum": 0.5, "nesterov": True}),
+    (
+        "keras-sgd-momentum",
+        {"momentum": 0.5, "nesterov": True},
+        "SGD",
+        {"momentum": 0.5, "nesterov": True},
+    ),
     ("keras-rmsprop", {"clipvalue": 0.2}, "RMSprop", {"clipvalue": 0.2}),
     ("keras-rmsprop-momentum", {}, "RMSprop", {"momentum": 0.9}),
     ("keras-rmsprop-centered", {"rho": 0.8}, "RMSprop", {"centered": True, "rho": 0.8}),
@@ -62,13 +68,18 @@ def test_fifty_updates_are_those_of_keras(
     floatx(str(dtype).removeprefix("torch."))
     generator = torch.Generator().manual_seed(3)
     start = [torch.randn(shape, generator=generator, dtype=dtype) for shape in SHAPES]
-    variables = [keras.Variable(value.clone(), name=f"v{number}") for number, value in enumerate(start)]
+    variables = [
+        keras.Variable(value.clone(), name=f"v{number}") for number, value in enumerate(start)
+    ]
     optimizer = getattr(keras.optimizers, kind)(0.01, **theirs)
     optimizer.build(variables)
     ours = [value.clone() for value in start]
     mine = make_optimizer(name, ours, float(optimizer.learning_rate), settings)
     for step in range(50):
-        gradients = [torch.randn(shape, generator=generator, dtype=dtype) * 10.0 ** (-step / 5) for shape in SHAPES]
+        gradients = [
+            torch.randn(shape, generator=generator, dtype=dtype) * 10.0 ** (-step / 5)
+            for shape in SHAPES
+        ]
         for tensor, gradient in zip(ours, gradients, strict=True):
             tensor.grad = gradient.clone()
         mine.step()
@@ -80,7 +91,9 @@ def test_fifty_updates_are_those_of_keras(
 
 def test_some_parameters_do_not_decay() -> None:
     held = [torch.ones(2), torch.ones(2)]
-    made = make_optimizer("keras-adam", held, 0.1, {"weight_decay": 0.5, "excluded": ("b",)}, ["a", "b"])
+    made = make_optimizer(
+        "keras-adam", held, 0.1, {"weight_decay": 0.5, "excluded": ("b",)}, ["a", "b"]
+    )
     for tensor in held:
         tensor.grad = torch.zeros(2)
     made.step()

@@ -1,5 +1,5 @@
-"""Dependencies point one way: cost_models <- planner <- runtime, room by room; no file imports itself round a circle; and files are
-named for what they do."""
+"""Dependencies point one way: cost_models <- planner <- runtime, room by room; no file imports
+itself round a circle; and files are named for what they do."""
 
 from __future__ import annotations
 
@@ -48,7 +48,8 @@ ROOMS = (
 )
 #: Rooms that hold nothing but rooms: their `__init__.py` says what they are.
 HALLS = ("planner/solver",)
-#: The command line runs plans: it reaches up, inside functions, so that planning does not import what runs.
+#: The command line runs plans: it reaches up, inside functions, so that planning does not import
+#: what runs.
 REACHES_UP_LAZILY = "planner/cli"
 SAYS_NOTHING = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.py"}
 NEEDS_NO_TORCH = ("cost_models", "planner/solver")
@@ -56,7 +57,8 @@ NEEDS_NO_TORCH = ("cost_models", "planner/solver")
 
 @cache
 def imports(source: str) -> tuple[tuple[str, bool], ...]:
-    """(dotted name, whether inside a function) of every absolute import in `source`; of `from a import b` it is `a.b`."""
+    """(dotted name, whether inside a function) of every absolute import in `source`; of `from a
+    import b` it is `a.b`."""
 
     def walk(node: ast.AST, lazy: bool) -> Iterator[tuple[str, bool]]:
         if isinstance(node, ast.Import):
@@ -73,7 +75,11 @@ def imports(source: str) -> tuple[tuple[str, bool], ...]:
 @cache
 def sources() -> dict[str, str]:
     """Every file of the three packages, by its path, with its text."""
-    return {str(f.relative_to(ROOT)): f.read_text() for package in PACKAGES for f in sorted((ROOT / package).rglob("*.py"))}
+    return {
+        str(f.relative_to(ROOT)): f.read_text()
+        for package in PACKAGES
+        for f in sorted((ROOT / package).rglob("*.py"))
+    }
 
 
 def file_of(name: str, files: Mapping[str, str]) -> str | None:
@@ -144,16 +150,25 @@ def test_files_are_named_for_what_they_do() -> None:
 
 
 def test_the_map_of_the_house_names_what_is_there() -> None:
-    """Every room with its files by name; where a file is one of many alike (a model, a rule, a kernel), its room is enough. And nothing
-    that is not there."""
+    """Every room with its files by name; where a file is one of many alike (a model, a rule, a
+    kernel), its room is enough. And nothing that is not there."""
     text = (ROOT / "ARCHITECTURE.md").read_text()
     named = set(re.findall(r"`([\w/]+\.py|(?:cost_models|planner|runtime)/(?:\w+/)*)`", text))
     alike = {"planner/models", "planner/rules", "planner/kernels"}
     files = [Path(file) for file in sources() if not Path(file).name.startswith("__")]
     rooms = {f"{room}/" for room in ROOMS if not room.endswith(".py")}
     assert rooms - named == set()
-    assert [str(f) for f in files if f.name not in named and str(f) not in named and str(f.parent) not in alike] == []
-    there = {Path(file).name for file in sources()} | {str(f) for f in files} | rooms | {f"{hall}/" for hall in HALLS}
+    assert [
+        str(f)
+        for f in files
+        if f.name not in named and str(f) not in named and str(f.parent) not in alike
+    ] == []
+    there = (
+        {Path(file).name for file in sources()}
+        | {str(f) for f in files}
+        | rooms
+        | {f"{hall}/" for hall in HALLS}
+    )
     assert [name for name in named if name not in there and not (ROOT / name).exists()] == []
 
 

@@ -1,4 +1,5 @@
-"""Masked recurrent layers and Keras's GRUs against autograd through a loop over time, written plainly."""
+"""Masked recurrent layers and Keras's GRUs against autograd through a loop over time, written
+plainly."""
 
 from __future__ import annotations
 
@@ -11,7 +12,9 @@ import planner.kernels  # noqa: F401  # registers the ops
 T, B, WIDTH, H = 5, 3, 2, 4
 
 
-def cell(mode: str, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]) -> tuple[Tensor, ...]:
+def cell(
+    mode: str, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
+) -> tuple[Tensor, ...]:
     """The states after one step."""
     w_ih, w_hh, b_ih, b_hh = weights
     h = states[0]
@@ -29,12 +32,16 @@ def cell(mode: str, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor]
     return (z * h + (1 - z) * n,)
 
 
-def loop(mode: str, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor], mask: Tensor | None) -> Tensor:
+def loop(
+    mode: str, x: Tensor, states: tuple[Tensor, ...], weights: list[Tensor], mask: Tensor | None
+) -> Tensor:
     ys = []
     for t in range(x.shape[0]):
         new = cell(mode, x[t], states, weights)
         if mask is not None:
-            new = tuple(torch.where(mask[t, :, None], a, b) for a, b in zip(new, states, strict=True))
+            new = tuple(
+                torch.where(mask[t, :, None], a, b) for a, b in zip(new, states, strict=True)
+            )
         states = new
         ys.append(states[0])
     return torch.stack(ys)

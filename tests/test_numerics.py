@@ -1,4 +1,5 @@
-"""Loss and every gradient of plans on real gloo ranks against one process, in float64, for every kind of strategy.
+"""Loss and every gradient of plans on real gloo ranks against one process, in float64, for every
+kind of strategy.
 
 All plans of one number of ranks run in one group of processes: `run_all` is what each rank does.
 """
@@ -59,20 +60,38 @@ KINDS: dict[int, dict[str, tuple[str, tuple[str, ...]]]] = {
     },
 }
 
-#: name -> (model, sizes, {op or module: the sub-dim that it splits}): what costs would not choose at these sizes.
+#: name -> (model, sizes, {op or module: the sub-dim that it splits}): what costs would not choose
+#: at these sizes.
 WORDS: dict[str, tuple[str, dict[str, str], dict[str, str]]] = {
-    "vocabulary-parallel embedding and loss": ("gpt", {}, {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"}),
-    "vocabulary-parallel, weights not tied": ("gpt", {"tied": "false"}, {"wte": "vocab", "cross_entropy": "vocab"}),
+    "vocabulary-parallel embedding and loss": (
+        "gpt",
+        {},
+        {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"},
+    ),
+    "vocabulary-parallel, weights not tied": (
+        "gpt",
+        {"tied": "false"},
+        {"wte": "vocab", "cross_entropy": "vocab"},
+    ),
     "vocabulary-parallel LSTM embedding": ("lstm", {}, {"embedding": "vocab"}),
     "hidden units of each LSTM gate": ("lstm", {}, {"shardwright.lstm": "hidden"}),
     "hidden units, both directions": ("bilstm", {}, {"shardwright.lstm": "hidden units"}),
     "key heads": ("llama", {}, {"attn": "kv_heads"}),
     "heads inside fused QKV": ("gpt", {}, {"attn": "heads"}),
     "sequence-sharded LayerNorm": ("gpt", {}, {"native_layer_norm": "sequence"}),
-    "Megatron with sequence-sharded norms": ("gpt", {}, {"attn": "heads", "mlp": "mlp", "native_layer_norm": "sequence"}),
-    "channels in and out": ("cnn", {}, {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"}),
+    "Megatron with sequence-sharded norms": (
+        "gpt",
+        {},
+        {"attn": "heads", "mlp": "mlp", "native_layer_norm": "sequence"},
+    ),
+    "channels in and out": (
+        "cnn",
+        {},
+        {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"},
+    ),
 }
-#: name -> (model, what the ask has beside): other steps of the same models. A rounding to bfloat16 is 4e-3, and there are many.
+#: name -> (model, what the ask has beside): other steps of the same models. A rounding to bfloat16
+#: is 4e-3, and there are many.
 STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "clipped": ("gpt", {"clip_norm": 0.01}),
     "clipped LSTM": ("lstm", {"clip_norm": 0.01}),
@@ -93,7 +112,8 @@ class Case:
 
 
 def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verification | None]:
-    """By name: how far a program's first loss and gradients are from those of one process (None on all ranks but the first)."""
+    """By name: how far a program's first loss and gradients are from those of one process (None
+    on all ranks but the first)."""
     num_ranks, cases = payload
     out: dict[str, Verification | None] = {}
     groups: dict[Any, Groups] = {}
@@ -107,21 +127,33 @@ def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Verifi
     return out
 
 
-def run_one(case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]) -> Verification | None:
-    """One step of one program. Process groups and the steps of one process are made once for all programs that share them."""
+def run_one(
+    case: Case, place: Place, groups: dict[Any, Groups], references: dict[str, Reference]
+) -> Verification | None:
+    """One step of one program. Process groups and the steps of one process are made once for all
+    programs that share them."""
     program = case.programs[place.rank]
     key = (program.mesh.sizes, tuple(axes_used(program)))
     if key not in groups:
         groups[key] = make_groups(program, place.rank)
     workload = build(lambda: build_workload(case.ask), 0)
-    executor = Executor(program, workload, rank=place.rank, groups=groups[key], device=place.device, keep_gradients=True)
+    executor = Executor(
+        program,
+        workload,
+        rank=place.rank,
+        groups=groups[key],
+        device=place.device,
+        keep_gradients=True,
+    )
     loss = executor.step(workload.batch)
     gradients, buffers = gather_parameters(executor, executor.gradients), gather_buffers(executor)
     if place.rank != 0:
         return None
     asked = repr(case.ask)
     if asked not in references:
-        references[asked] = reference_run(lambda: build_workload(case.ask), program, seed=0, num_steps=1)
+        references[asked] = reference_run(
+            lambda: build_workload(case.ask), program, seed=0, num_steps=1
+        )
     return compare([loss], gradients, {}, references[asked], buffers)
 
 
@@ -136,8 +168,14 @@ def plans(num_ranks: int) -> dict[str, Planned]:
             mesh = "a=2" if num_ranks == 2 else ("a=2,b=2", "a=4")[seed % 2]
             out[f"{model}: random {seed}"] = planned(ask, mesh, seed=seed)
     for name, (model, more) in STEPS.items():
-        for kind in ("ddp", "zero3", "tensor") if num_ranks == 2 else ("ddp", "tensor", "dp x tensor, zero3"):
-            out[f"{name}: {kind}"] = planned(ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind])
+        for kind in (
+            ("ddp", "zero3", "tensor")
+            if num_ranks == 2
+            else ("ddp", "tensor", "dp x tensor, zero3")
+        ):
+            out[f"{name}: {kind}"] = planned(
+                ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind]
+            )
         if name == "mixed":
             for kind in ("ddp", "zero3"):
                 out[f"{name}: {kind}, cast again"] = planned(
@@ -152,7 +190,8 @@ def plans(num_ranks: int) -> dict[str, Planned]:
 
 
 def overlapped(num_ranks: int) -> dict[str, Case]:
-    """Programs for a device that runs large messages of backward beside its products, all messages taken for large."""
+    """Programs for a device that runs large messages of backward beside its products, all
+    messages taken for large."""
     cluster = load_cluster("dgx-h100", num_devices=num_ranks)
     out = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -160,10 +199,16 @@ def overlapped(num_ranks: int) -> dict[str, Case]:
         for model in ("mlp", "gpt", "llama"):
             for kind in ("tensor",) if num_ranks == 2 else ("tensor", "dp x tensor, zero3"):
                 plan = planned(ask_for(model, num_ranks), *KINDS[num_ranks][kind], cluster=cluster)
-                messages = [i for i in plan.program.instructions if isinstance(i, Communicate) and i.phase == "backward"]
+                messages = [
+                    i
+                    for i in plan.program.instructions
+                    if isinstance(i, Communicate) and i.phase == "backward"
+                ]
                 assert any(i.asynchronous for i in messages), (model, kind)
                 out[f"{model}: {kind}, beside products"] = Case(plan.ask, plan.programs)
-    plan = planned(ask_for("llama", num_ranks), *KINDS[num_ranks]["zero3"], cluster=cluster, bucket=1000)
+    plan = planned(
+        ask_for("llama", num_ranks), *KINDS[num_ranks]["zero3"], cluster=cluster, bucket=1000
+    )
     assert sum(bool(i.after) for i in plan.program.instructions if isinstance(i, Communicate)) >= 3
     out["llama: zero3, few under way"] = Case(plan.ask, plan.programs)
     return out
@@ -172,11 +217,14 @@ def overlapped(num_ranks: int) -> dict[str, Case]:
 def broken(program: Program) -> Program:
     """The program with its last all-reduce of a gradient taking the maximum instead of the sum."""
     at = max(
-        i for i, x in enumerate(program.instructions)
+        i
+        for i, x in enumerate(program.instructions)
         if isinstance(x, Communicate) and x.kind == "all_reduce" and x.phase == "update"
-    )  # fmt: skip
+    )
     wrong = replace(program.instructions[at], reduce="max")
-    return replace(program, instructions=(*program.instructions[:at], wrong, *program.instructions[at + 1 :]))
+    return replace(
+        program, instructions=(*program.instructions[:at], wrong, *program.instructions[at + 1 :])
+    )
 
 
 @dataclass(frozen=True)
@@ -201,8 +249,16 @@ def ran(request: pytest.FixtureRequest) -> Ran:
 
 def test_every_plan_trains_as_one_process_does(ran: Ran) -> None:
     worst = {name: _worst(ran.found[name]) for name in (*ran.plans, *ran.overlapped)}
-    print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
-    assert {name: ran.found[name] for name, error in worst.items() if not error <= _tolerance(name)} == {}
+    print(
+        *(
+            f"{error:.1e} {name}"
+            for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]
+        ),
+        sep="\n",
+    )
+    assert {
+        name: ran.found[name] for name, error in worst.items() if not error <= _tolerance(name)
+    } == {}
     assert all(ran.found[name].loss_error < 0.01 for name in ran.plans)
 
 
@@ -213,23 +269,43 @@ def _tolerance(name: str) -> float:
 def test_clipping_is_seen(ran: Ran) -> None:
     program = ran.plans["clipped: tensor"].program
     assert [i.op for i in program.instructions if i.path == "clip" and isinstance(i, Compute)] == [
-        "shardwright.square_sum", "shardwright.clipped",
-    ]  # fmt: skip
-    assert [i.nbytes for i in program.instructions if i.path == "clip" and isinstance(i, Communicate)] == [8]
+        "shardwright.square_sum",
+        "shardwright.clipped",
+    ]
+    assert [
+        i.nbytes for i in program.instructions if i.path == "clip" and isinstance(i, Communicate)
+    ] == [8]
 
 
 def test_mixed_precision_sums_gradients_in_float32(ran: Ran) -> None:
     program = ran.plans["mixed: ddp"].program
-    sent = {d for i in program.instructions if isinstance(i, Communicate) and i.phase == "update" for d in i.dtypes}
+    sent = {
+        d
+        for i in program.instructions
+        if isinstance(i, Communicate) and i.phase == "update"
+        for d in i.dtypes
+    }
     assert sent == {"float32"}
-    assert any("bfloat16" in i.dtypes for i in program.instructions if isinstance(i, Compute) and i.op == "aten.mm.default")
+    assert any(
+        "bfloat16" in i.dtypes
+        for i in program.instructions
+        if isinstance(i, Compute) and i.op == "aten.mm.default"
+    )
 
 
 def test_mixed_precision_gathers_what_it_computes_with(ran: Ran) -> None:
-    """The pieces of weights in bfloat16, in forward and again in backward, and trains as autocast in one process does."""
+    """The pieces of weights in bfloat16, in forward and again in backward, and trains as
+    autocast in one process does."""
     name = "mixed: zero3" if ran.num_ranks == 2 else "mixed: dp x tensor, zero3"
-    sent = [i for i in ran.plans[name].program.instructions if isinstance(i, Communicate) and i.kind == "all_gather"]
-    assert {i.phase for i in sent if "bfloat16" in i.dtypes and "weight" in i.path} == {"forward", "backward"}
+    sent = [
+        i
+        for i in ran.plans[name].program.instructions
+        if isinstance(i, Communicate) and i.kind == "all_gather"
+    ]
+    assert {i.phase for i in sent if "bfloat16" in i.dtypes and "weight" in i.path} == {
+        "forward",
+        "backward",
+    }
     assert ran.found[name].loss_error < 0.002
 
 
@@ -258,7 +334,9 @@ def test_named_plans_split_what_their_name_says(ran: Ran) -> None:
         for title, axis in ((f"{model}: {name}", 0), (f"{model}: dp x {name}", 1)):
             if title in ran.plans:
                 split = words_split(ran.plans[title], words, axis)
-                assert {key: found for key, found in split.items() if found != {words[key]}} == {}, title
+                assert {
+                    key: found for key, found in split.items() if found != {words[key]}
+                } == {}, title
 
 
 def words_split(plan: Planned, words: dict[str, str], axis: int) -> dict[str, set[str]]:
@@ -275,7 +353,8 @@ def words_split(plan: Planned, words: dict[str, str], axis: int) -> dict[str, se
 
 
 def test_pinned_tensor_parallel_splits_all_heavy_ops(ran: Ran) -> None:
-    """Every product, convolution, attention, LSTM and lookup is split on the tensor axis, and not at the batch."""
+    """Every product, convolution, attention, LSTM and lookup is split on the tensor axis, and
+    not at the batch."""
     for name, plan in ran.plans.items():
         if "tensor" not in name:
             continue
@@ -283,12 +362,17 @@ def test_pinned_tensor_parallel_splits_all_heavy_ops(ran: Ran) -> None:
         for index, strategy in plan.choices.strategies.items():
             dims = plan.model.dims.ops[index]
             able = any(
-                o.kind == "split" and dims.atoms[o.number] not in batch and dims.sizes[o.number] % plan.mesh.sizes[axis] == 0
+                o.kind == "split"
+                and dims.atoms[o.number] not in batch
+                and dims.sizes[o.number] % plan.mesh.sizes[axis] == 0
                 for o in options_of(dims)
             )
             if dims.signature.kind in HEAVY and able:
                 option = strategy.options[axis]
-                assert option.kind == "split" and dims.atoms[option.number] not in batch, (name, plan.model.graph.nodes[index])
+                assert option.kind == "split" and dims.atoms[option.number] not in batch, (
+                    name,
+                    plan.model.graph.nodes[index],
+                )
         assert any(is_split_parameter(plan, state.name) for state in plan.program.parameters), name
 
 

@@ -1,4 +1,5 @@
-"""Optimizers by name, by settings and by torch's own with groups: on two ranks with sharded states as torch's in one process."""
+"""Optimizers by name, by settings and by torch's own with groups: on two ranks with sharded
+states as torch's in one process."""
 
 from __future__ import annotations
 
@@ -31,7 +32,10 @@ def model() -> nn.Module:
 
 def batches() -> list[tuple[torch.Tensor, torch.Tensor]]:
     generator = torch.Generator().manual_seed(1)
-    return [(torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator)) for _ in range(STEPS)]
+    return [
+        (torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator))
+        for _ in range(STEPS)
+    ]
 
 
 def groups_of(module: nn.Module) -> list[dict[str, Any]]:
@@ -47,13 +51,19 @@ def groups_of(module: nn.Module) -> list[dict[str, Any]]:
 
 
 #: How plans are given the optimizer, and how torch is.
-CASES: dict[str, tuple[Callable[[nn.Module], dict[str, Any]], Callable[[nn.Module], torch.optim.Optimizer]]] = {
+CASES: dict[
+    str, tuple[Callable[[nn.Module], dict[str, Any]], Callable[[nn.Module], torch.optim.Optimizer]]
+] = {
     "groups": (
         lambda m: {"optimizer": torch.optim.AdamW(groups_of(m), lr=0.01, betas=(0.8, 0.9))},
         lambda m: torch.optim.AdamW(groups_of(m), lr=0.01, betas=(0.8, 0.9)),
     ),
     "momentum": (
-        lambda m: {"optimizer": "sgd", "learning_rate": 0.05, "optimizer_settings": {"momentum": 0.7, "nesterov": True}},
+        lambda m: {
+            "optimizer": "sgd",
+            "learning_rate": 0.05,
+            "optimizer_settings": {"momentum": 0.7, "nesterov": True},
+        },
         lambda m: torch.optim.SGD(m.parameters(), lr=0.05, momentum=0.7, nesterov=True),
     ),
 }
@@ -64,9 +74,16 @@ def test_two_ranks_train_as_torch_does(name: str, tmp_path: Path) -> None:
     ours, torchs = CASES[name]
     module = model()
     found = plan(
-        module, batches()[0], F.mse_loss, num_devices=2, mesh="dp=2", pins=["*=zero3"], precision="fp64",
-        folder=tmp_path / "plan", **ours(module),
-    )  # fmt: skip
+        module,
+        batches()[0],
+        F.mse_loss,
+        num_devices=2,
+        mesh="dp=2",
+        pins=["*=zero3"],
+        precision="fp64",
+        folder=tmp_path / "plan",
+        **ours(module),
+    )
     trained = train_plan(found.path, batches(), device="cpu")
     plain = model().double()
     optimizer, losses = torchs(plain), []
@@ -91,7 +108,11 @@ def test_what_is_costed_is_what_runs(name: str) -> None:
 
 
 def test_a_name_says_how_much_state_there_is() -> None:
-    assert named("sgd", {"momentum": 0.9}) == "sgd-momentum" == named("sgd", {"momentum": 0.0}, {"momentum": 0.5})
+    assert (
+        named("sgd", {"momentum": 0.9})
+        == "sgd-momentum"
+        == named("sgd", {"momentum": 0.0}, {"momentum": 0.5})
+    )
     assert named("sgd-momentum", {"momentum": 0.0}) == "sgd"
     assert named("adamw", {"amsgrad": True, "weight_decay": 0.1}) == "adamw-amsgrad"
     assert named("sgd-momentum") == "sgd-momentum" and named("adam") == "adam"
@@ -102,8 +123,14 @@ def ask(model: str = "mlp", **more: Any) -> Ask:
 
 
 def test_an_ask_is_over_the_models_own() -> None:
-    found = build(ask(learning_rate=0.5, optimizer_settings={"betas": [0.1, 0.2]}))  # a list, as a plan's file has it
-    assert (found.optimizer, found.learning_rate, found.optimizer_settings) == ("adam", 0.5, {"betas": (0.1, 0.2)})
+    found = build(
+        ask(learning_rate=0.5, optimizer_settings={"betas": [0.1, 0.2]})
+    )  # a list, as a plan's file has it
+    assert (found.optimizer, found.learning_rate, found.optimizer_settings) == (
+        "adam",
+        0.5,
+        {"betas": (0.1, 0.2)},
+    )
     found = build(ask(optimizer="sgd", optimizer_settings={"momentum": 0.3}))
     assert (found.optimizer, found.learning_rate) == ("sgd-momentum", 1e-3)
     assert build(ask()).optimizer_settings == {}
@@ -114,9 +141,15 @@ def test_an_ask_is_over_the_models_own() -> None:
     [
         ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
         ({"optimizer": "keras-adam"}, "Keras's optimizers come with Keras's models"),
-        ({"optimizer_settings": {"momentum": 0.9}}, "optimizer 'adam' takes no momentum .momentum=0.9.: it takes betas, eps"),
+        (
+            {"optimizer_settings": {"momentum": 0.9}},
+            "optimizer 'adam' takes no momentum .momentum=0.9.: it takes betas, eps",
+        ),
         ({"optimizer_settings": {"betas": (0.9, 1.0)}}, "betas .0.9, 1.0.: give two numbers"),
-        ({"optimizer_settings": {"weight_decay": -1.0}}, "weight decay -1.0: give a number from 0 on"),
+        (
+            {"optimizer_settings": {"weight_decay": -1.0}},
+            "weight decay -1.0: give a number from 0 on",
+        ),
         ({"learning_rate": float("nan")}, "learning rate nan: give a number from 0 on"),
     ],
 )
@@ -128,10 +161,22 @@ def test_what_an_optimizer_does_not_take(more: dict[str, Any], message: str) -> 
 def test_optimizers_of_torch_that_are_not_planned() -> None:
     module = model()
     for optimizer, message in (
-        (torch.optim.RMSprop(module.parameters()), "RMSprop is not planned: give one of torch's Adam, AdamW, SGD"),
-        (torch.optim.SGD(module[0].parameters()), r"no group with '1.weight' and 3 more: add it, or freeze it"),
-        (torch.optim.SGD([*module.parameters(), nn.Parameter(torch.ones(3))]), r"a parameter of shape \(3,\) that is neither"),
-        (torch.optim.Adam(module.parameters(), lr=torch.tensor(0.1)), "the learning rate of Adam is a tensor"),
+        (
+            torch.optim.RMSprop(module.parameters()),
+            "RMSprop is not planned: give one of torch's Adam, AdamW, SGD",
+        ),
+        (
+            torch.optim.SGD(module[0].parameters()),
+            r"no group with '1.weight' and 3 more: add it, or freeze it",
+        ),
+        (
+            torch.optim.SGD([*module.parameters(), nn.Parameter(torch.ones(3))]),
+            r"a parameter of shape \(3,\) that is neither",
+        ),
+        (
+            torch.optim.Adam(module.parameters(), lr=torch.tensor(0.1)),
+            "the learning rate of Adam is a tensor",
+        ),
     ):
         with pytest.raises(BadValue, match=message):
             of_torch(optimizer, module, F.mse_loss)

@@ -1,7 +1,9 @@
-"""Models as people write them (`tests/reported/`): right against a plain torch loop, or refused in one line that says why.
+"""Models as people write them (`tests/reported/`): right against a plain torch loop, or refused in
+one line that says why.
 
-`make test` runs each on two ranks, one under the tensor plan (or another where nothing can be split), the next under one that is best
-under random costs; the long matrix has all kinds, on two and on four ranks.
+`make test` runs each on two ranks, one under the tensor plan (or another where nothing can be
+split), the next under one that is best under random costs; the long matrix has all kinds, on two
+and on four ranks.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ from runtime.worker import join
 STEPS = 3
 #: Relative to the largest element of a tensor.
 TOLERANCE = 1e-9
-#: Adam moves an element whose gradient is rounding by its learning rate, whichever way the rounding goes.
+#: Adam moves an element whose gradient is rounding by its learning rate, whichever way the rounding
+#: goes.
 NOISE = 1e-7
 FOLDER = Path(__file__).parent / "reported"
 
@@ -92,7 +95,14 @@ def run_all(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, Traine
                 groups[key] = make_groups(program, place.rank)
             try:
                 out[title] = _train(case, program, place.rank, groups[key])
-            except (RuntimeError, ValueError, TypeError, LookupError, AttributeError, NameError) as error:
+            except (
+                RuntimeError,
+                ValueError,
+                TypeError,
+                LookupError,
+                AttributeError,
+                NameError,
+            ) as error:
                 out[title] = f"{type(error).__name__}: {error}"
     return out
 
@@ -111,19 +121,33 @@ def differences(found: Trained | str, plain: Plain) -> list[str]:
     """What a run has otherwise than plain torch."""
     if isinstance(found, str):
         return [found]
-    wrong = [f"loss of step {n}: {a} for {b}" for n, (a, b) in enumerate(zip(found.losses, plain.losses, strict=True), 1)
-             if not math.isclose(a, b, rel_tol=TOLERANCE)]  # fmt: skip
-    missing = (set(plain.gradients) ^ set(found.gradients)) - {n for n, g in found.gradients.items() if not g.any()}
+    wrong = [
+        f"loss of step {n}: {a} for {b}"
+        for n, (a, b) in enumerate(zip(found.losses, plain.losses, strict=True), 1)
+        if not math.isclose(a, b, rel_tol=TOLERANCE)
+    ]
+    missing = (set(plain.gradients) ^ set(found.gradients)) - {
+        n for n, g in found.gradients.items() if not g.any()
+    }
     wrong += [f"gradient of {name}: only one has it" for name in sorted(missing)]
-    largest = max(float(gradient.abs().max()) for gradient in plain.gradients.values() if gradient.numel())
+    largest = max(
+        float(gradient.abs().max()) for gradient in plain.gradients.values() if gradient.numel()
+    )
     for name in set(plain.gradients) & set(found.gradients):
-        wrong += _apart(f"gradient of {name}", found.gradients[name], plain.gradients[name], least=1e-3 * largest)
+        wrong += _apart(
+            f"gradient of {name}",
+            found.gradients[name],
+            plain.gradients[name],
+            least=1e-3 * largest,
+        )
     for name, ours in found.state.items():
         gradient = plain.gradients.get(name)
         sure = torch.ones(ours.shape, dtype=torch.bool)
         if gradient is not None:
             sure = (gradient == 0) | (gradient.abs() > NOISE)
-        wrong += _apart(name, ours[sure], plain.state[name][sure], least=1.0 if gradient is not None else 0.0)
+        wrong += _apart(
+            name, ours[sure], plain.state[name][sure], least=1.0 if gradient is not None else 0.0
+        )
     return wrong
 
 
@@ -137,8 +161,11 @@ def _apart(what: str, ours: Tensor, theirs: Tensor, least: float = 0.0) -> list[
     return [] if far <= TOLERANCE * scale else [f"{what}: off by {far:.1e} of {scale:.1e}"]
 
 
-def cases_of(ranks: int, kinds: Mapping[str, Kind], *, enough: int) -> tuple[dict[str, Case], dict[str, str]]:
-    """Every model under the first `enough` of the kinds that it admits, and what planning said of those that admit none."""
+def cases_of(
+    ranks: int, kinds: Mapping[str, Kind], *, enough: int
+) -> tuple[dict[str, Case], dict[str, str]]:
+    """Every model under the first `enough` of the kinds that it admits, and what planning said
+    of those that admit none."""
     cases: dict[str, Case] = {}
     refused: dict[str, str] = {}
     for place, (name, make) in enumerate(RIGHT.items()):
@@ -198,8 +225,13 @@ def test_models_train_as_plain_torch_does_under_every_kind(ranks: int) -> None:
 @pytest.mark.parametrize("kind", ["dropped", "dropped, reentrant"])
 def test_a_checkpoint_adds_nothing_to_the_step(kind: str) -> None:
     """A plan keeps activations: nothing is computed twice, and neither time nor MFU counts it."""
-    plans = [plan_of(ask_of(name, RIGHT[name]), Kind(mesh="a=2")) for name in (f"checkpointed:{kind}", "checkpointed:kept")]
-    one, other = ([(n.op, n.phase, n.result_shapes) for n in plan.model.graph.nodes] for plan in plans)
+    plans = [
+        plan_of(ask_of(name, RIGHT[name]), Kind(mesh="a=2"))
+        for name in (f"checkpointed:{kind}", "checkpointed:kept")
+    ]
+    one, other = (
+        [(n.op, n.phase, n.result_shapes) for n in plan.model.graph.nodes] for plan in plans
+    )
     assert one == other
 
 

@@ -1,4 +1,5 @@
-"""Plans whose splits do not divide evenly, on real gloo ranks against one process: batch, vocabulary, heads, hidden units, biases."""
+"""Plans whose splits do not divide evenly, on real gloo ranks against one process: batch,
+vocabulary, heads, hidden units, biases."""
 
 from __future__ import annotations
 
@@ -56,13 +57,19 @@ KINDS: dict[int, dict[str, tuple[str, tuple[str, ...]]]] = {
 
 #: name -> (model, {op or module: the sub-dim that it splits}).
 WORDS: dict[str, tuple[str, dict[str, str]]] = {
-    "vocabulary-parallel embedding and loss": ("gpt", {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"}),
+    "vocabulary-parallel embedding and loss": (
+        "gpt",
+        {"wte": "vocab", "lm_head": "vocab", "cross_entropy": "vocab"},
+    ),
     "vocabulary-parallel LSTM embedding": ("lstm", {"embedding": "vocab"}),
     "hidden units of each LSTM gate": ("lstm", {"shardwright.lstm": "hidden"}),
     "hidden units of each GRU gate": ("gru", {"shardwright.recurrent": "hidden"}),
     "heads inside fused QKV": ("gpt", {"attn": "heads"}),
     "sequence-sharded LayerNorm": ("gpt", {"native_layer_norm": "sequence"}),
-    "channels in and out": ("cnn", {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"}),
+    "channels in and out": (
+        "cnn",
+        {"blocks.0.conv": "width", "blocks.1.conv": "width", "linear": "classes"},
+    ),
 }
 
 
@@ -81,7 +88,9 @@ def plans(num_ranks: int) -> dict[str, Planned]:
     for name, (model, words) in WORDS.items():
         out[f"{model}: {name}"] = planned(asked(model, num_ranks), f"t={num_ranks}", words=words)
         if num_ranks == 4:
-            out[f"{model}: nested {name}"] = planned(asked(model, num_ranks), "dp=2,t=2", words=words, axis=1)
+            out[f"{model}: nested {name}"] = planned(
+                asked(model, num_ranks), "dp=2,t=2", words=words, axis=1
+            )
     return out
 
 
@@ -89,18 +98,33 @@ def plans(num_ranks: int) -> dict[str, Planned]:
 def ran(request: pytest.FixtureRequest) -> Ran:
     made = plans(request.param)
     cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
-    return Ran(request.param, made, (), launch("test_numerics:run_all", request.param, (request.param, cases))[0])
+    return Ran(
+        request.param,
+        made,
+        (),
+        launch("test_numerics:run_all", request.param, (request.param, cases))[0],
+    )
 
 
 def test_every_uneven_plan_trains_as_one_process_does(ran: Ran) -> None:
-    worst = {name: max(ran.found[name].loss_error, ran.found[name].gradient_error) for name in ran.plans}
-    print(*(f"{error:.1e} {name}" for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]), sep="\n")
+    worst = {
+        name: max(ran.found[name].loss_error, ran.found[name].gradient_error) for name in ran.plans
+    }
+    print(
+        *(
+            f"{error:.1e} {name}"
+            for name, error in sorted(worst.items(), key=lambda item: -item[1])[:5]
+        ),
+        sep="\n",
+    )
     assert {name: ran.found[name] for name, error in worst.items() if not error <= TOLERANCE} == {}
 
 
 def test_they_are_uneven(ran: Ran) -> None:
     """All but those where costs decide, at these sizes for running the whole model everywhere."""
-    assert [name for name, plan in ran.plans.items() if plan.program.rank is None and "free" not in name] == []
+    assert [
+        name for name, plan in ran.plans.items() if plan.program.rank is None and "free" not in name
+    ] == []
 
 
 def test_batch_vocabulary_heads_and_hidden_units_are_split(ran: Ran) -> None:
@@ -111,7 +135,14 @@ def test_batch_vocabulary_heads_and_hidden_units_are_split(ran: Ran) -> None:
             dims = plan.model.dims.ops[index]
             splits = [dims.atoms[o.number] for o in strategy.options if o.kind == "split"]
             found |= {(title.split(":")[0], names[atom]) for atom in splits if atom in names}
-    wanted = {("gpt", "batch"), ("gpt", "vocab"), ("gpt", "heads"), ("lstm", "vocab"), ("lstm", "hidden"), ("lstm", "batch")}
+    wanted = {
+        ("gpt", "batch"),
+        ("gpt", "vocab"),
+        ("gpt", "heads"),
+        ("lstm", "vocab"),
+        ("lstm", "hidden"),
+        ("lstm", "batch"),
+    }
     assert wanted | {("cnn", "batch"), ("cnn", "width"), ("mlp", "batch")} <= found
 
 
@@ -121,8 +152,13 @@ def peaks(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, list[int
     out: dict[str, list[int]] = {}
     with join(num_ranks) as place:
         for name, case in cases.items():
-            program, workload = case.programs[place.rank], build(lambda case=case: build_workload(case.ask), 0)  # type: ignore[misc]
-            executor = Executor(program, workload, rank=place.rank, groups=make_groups(program, place.rank))
+            program, workload = (
+                case.programs[place.rank],
+                build(lambda case=case: build_workload(case.ask), 0),
+            )  # type: ignore[misc]
+            executor = Executor(
+                program, workload, rank=place.rank, groups=make_groups(program, place.rank)
+            )
             executor.step(workload.batch)  # makes the optimizer's state
             executor.recorded_step(workload.batch)
             found: list[Any] = [None] * num_ranks
@@ -132,8 +168,15 @@ def peaks(payload: tuple[int, dict[str, Case]], emit: Any) -> dict[str, list[int
 
 
 def test_the_fullest_device_is_the_one_that_is_predicted() -> None:
-    """Rank 0 has the largest pieces of everything; each rank's own program says what that rank holds."""
-    kinds = [("gpt", "zero1"), ("gpt", "tensor"), ("mlp", "zero1"), ("lstm", "zero1"), ("lstm", "tensor")]
+    """Rank 0 has the largest pieces of everything; each rank's own program says what that rank
+    holds."""
+    kinds = [
+        ("gpt", "zero1"),
+        ("gpt", "tensor"),
+        ("mlp", "zero1"),
+        ("lstm", "zero1"),
+        ("lstm", "tensor"),
+    ]
     made = {f"{m}: {kind}": planned(asked(m, 3), *KINDS[3][kind]) for m, kind in kinds}
     cases = {name: Case(plan.ask, plan.programs) for name, plan in made.items()}
     measured = launch("test_uneven_numerics:peaks", 3, (3, cases))[0]

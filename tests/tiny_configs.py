@@ -1,4 +1,5 @@
-"""Hugging Face architectures at a tiny size: which are tried, and the entries of their configs that make them small."""
+"""Hugging Face architectures at a tiny size: which are tried, and the entries of their configs
+that make them small."""
 
 from __future__ import annotations
 
@@ -6,26 +7,80 @@ from typing import Any
 
 __all__ = ["ARCHITECTURES", "tiny_settings"]
 
-#: Entries that many configs share, at a size that a test can run. Only those that a config has are set.
+#: Entries that many configs share, at a size that a test can run. Only those that a config has are
+#: set.
 _COMMON: dict[str, Any] = {
-    "hidden_size": 32, "d_model": 32, "n_embd": 32, "emb_dim": 32, "embedding_size": 32,
-    "embed_dim": 32, "d_embed": 32, "hidden_dim": 32,
-    "num_hidden_layers": 2, "n_layer": 2, "n_layers": 2, "num_layers": 2, "encoder_layers": 2, "decoder_layers": 2,
+    "hidden_size": 32,
+    "d_model": 32,
+    "n_embd": 32,
+    "emb_dim": 32,
+    "embedding_size": 32,
+    "embed_dim": 32,
+    "d_embed": 32,
+    "hidden_dim": 32,
+    "num_hidden_layers": 2,
+    "n_layer": 2,
+    "n_layers": 2,
+    "num_layers": 2,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
     "num_decoder_layers": 2,
-    "num_attention_heads": 4, "n_head": 4, "n_heads": 4, "num_heads": 4, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
-    "num_key_value_heads": 2, "head_dim": 8, "d_kv": 8, "n_inner": 64,
-    "intermediate_size": 64, "ffn_dim": 64, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "d_ff": 64, "d_inner": 64,
-    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "ffn_hidden_size": 64,
-    "num_experts": 4, "num_local_experts": 4, "n_routed_experts": 4, "num_experts_per_tok": 2,
-    "vocab_size": 64, "n_positions": 32, "max_position_embeddings": 32, "max_target_positions": 32, "n_ctx": 32,
-    "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1, "sep_token_id": 2, "cls_token_id": 1,
-    "q_lora_rank": 8, "kv_lora_rank": 8, "qk_nope_head_dim": 8, "qk_rope_head_dim": 8, "v_head_dim": 8,
-    "n_shared_experts": 1, "first_k_dense_replace": 1, "encoder_num_hidden_layers": 2, "decoder_num_hidden_layers": 2,
-    "encoder_num_attention_heads": 4, "decoder_num_attention_heads": 4, "shared_intermediate_size": 32,
-    "image_size": 32, "patch_size": 8, "num_labels": 8, "layerdrop": 0.0, "state_size": 8, "num_mel_bins": 16,
-}  # fmt: skip
+    "num_attention_heads": 4,
+    "n_head": 4,
+    "n_heads": 4,
+    "num_heads": 4,
+    "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "d_kv": 8,
+    "n_inner": 64,
+    "intermediate_size": 64,
+    "ffn_dim": 64,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "d_ff": 64,
+    "d_inner": 64,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+    "ffn_hidden_size": 64,
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "vocab_size": 64,
+    "n_positions": 32,
+    "max_position_embeddings": 32,
+    "max_target_positions": 32,
+    "n_ctx": 32,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 1,
+    "sep_token_id": 2,
+    "cls_token_id": 1,
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_nope_head_dim": 8,
+    "qk_rope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "encoder_num_hidden_layers": 2,
+    "decoder_num_hidden_layers": 2,
+    "encoder_num_attention_heads": 4,
+    "decoder_num_attention_heads": 4,
+    "shared_intermediate_size": 32,
+    "image_size": 32,
+    "patch_size": 8,
+    "num_labels": 8,
+    "layerdrop": 0.0,
+    "state_size": 8,
+    "num_mel_bins": 16,
+}
 
-#: The architectures, by kind, with what they need beside the common entries (None: that entry as the config has it).
+#: The architectures, by kind, with what they need beside the common entries (None: that entry as
+#: the config has it).
 ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
     "decoder": {
         "gpt2": {},
@@ -69,7 +124,13 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "arcee": {},
         "bitnet": {},
         "cohere2": {},
-        "cpmant": {"dim_head": 8, "dim_ff": 64, "prompt_length": 4, "prompt_types": 4, "segment_types": 4},
+        "cpmant": {
+            "dim_head": 8,
+            "dim_ff": 64,
+            "prompt_length": 4,
+            "prompt_types": 4,
+            "segment_types": 4,
+        },
         "ctrl": {"dff": 64},
         "cwm": {},
         "diffllama": {},
@@ -174,7 +235,11 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "prophetnet": {},
         "led": {"attention_window": [8, 8]},
         "longt5": {},
-        "switch_transformers": {"num_sparse_encoder_layers": 1, "num_sparse_decoder_layers": 1, "expert_capacity": 8},
+        "switch_transformers": {
+            "num_sparse_encoder_layers": 1,
+            "num_sparse_decoder_layers": 1,
+            "expert_capacity": 8,
+        },
         "umt5": {},
         "bigbird_pegasus": {"block_size": 4},
         "blenderbot-small": {},
@@ -189,8 +254,19 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "vit": {},
         "deit": {},
         "beit": {},
-        "swin": {"depths": [1, 1], "num_heads": [2, 4], "embed_dim": 16, "patch_size": 4, "window_size": 4},
-        "convnext": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "num_stages": None},
+        "swin": {
+            "depths": [1, 1],
+            "num_heads": [2, 4],
+            "embed_dim": 16,
+            "patch_size": 4,
+            "window_size": 4,
+        },
+        "convnext": {
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 16, 24, 32],
+            "patch_size": 4,
+            "num_stages": None,
+        },
         "resnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1]},
         "segformer": {
             "hidden_sizes": [8, 16, 16, 32],
@@ -199,7 +275,10 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "decoder_hidden_size": 16,
             "patch_size": None,
         },
-        "mobilevit": {"hidden_sizes": [16, 24, 32], "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32]},
+        "mobilevit": {
+            "hidden_sizes": [16, 24, 32],
+            "neck_hidden_sizes": [8, 8, 16, 16, 24, 24, 32],
+        },
         "poolformer": {"hidden_sizes": [8, 16, 16, 32], "depths": [1, 1, 1, 1], "patch_size": None},
         "dinov2": {},
         "pvt": {
@@ -211,15 +290,37 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "efficientnet": {"hidden_dim": 128, "width_coefficient": 0.1, "depth_coefficient": 0.1},
         "mobilenet_v2": {"depth_multiplier": 0.25},
         "vit_mae": {},
-        "regnet": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "groups_width": 4},
+        "regnet": {
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "groups_width": 4,
+        },
         "videomae": {"num_frames": 4},
-        "bit": {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "num_groups": 4, "drop_path_rate": 0.1},
-        "convnextv2": {"depths": [1, 1, 1, 1], "hidden_sizes": [8, 16, 24, 32], "patch_size": 4, "num_stages": None},
+        "bit": {
+            "embedding_size": 8,
+            "hidden_sizes": [8, 16],
+            "depths": [1, 1],
+            "num_groups": 4,
+            "drop_path_rate": 0.1,
+        },
+        "convnextv2": {
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 16, 24, 32],
+            "patch_size": 4,
+            "num_stages": None,
+        },
         "cvt": {"embed_dim": [16, 16, 32], "num_heads": [1, 2, 4], "depth": [1, 2, 3]},
         "data2vec-vision": {},
         "dinov2_with_registers": {},
         "dinov3_vit": {},
-        "focalnet": {"embed_dim": 16, "depths": [1, 1], "focal_levels": [1, 1], "focal_windows": [3, 3], "patch_size": 4},
+        "focalnet": {
+            "embed_dim": 16,
+            "depths": [1, 1],
+            "focal_levels": [1, 1],
+            "focal_windows": [3, 3],
+            "patch_size": 4,
+        },
         "glpn": {
             "hidden_sizes": [8, 16, 16, 32],
             "depths": [1, 1, 1, 1],
@@ -310,10 +411,19 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
         "mamba2": {"num_heads": 8, "n_groups": 2, "chunk_size": 8},
         "falcon_mamba": {},
         "rwkv": {},
-        "bamba": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_n_groups": 2, "attn_layer_indices": [1]},
+        "bamba": {
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_n_groups": 2,
+            "attn_layer_indices": [1],
+        },
         "jamba": {},
         "recurrent_gemma": {"lru_width": 32, "num_hidden_layers": 3},
-        "zamba": {"seq": 8, "num_hidden_layers": 4, "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"]},
+        "zamba": {
+            "seq": 8,
+            "num_hidden_layers": 4,
+            "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
+        },
         "zamba2": {
             "layers_block_type": ["mamba", "hybrid", "mamba", "hybrid"],
             "num_hidden_layers": 4,
@@ -324,7 +434,13 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
             "head_dim": None,
         },
         "nemotron_h": {},
-        "falcon_h1": {"mamba_n_heads": 8, "mamba_d_head": 8, "mamba_d_state": 8, "mamba_chunk_size": 8, "mamba_d_ssm": 64},
+        "falcon_h1": {
+            "mamba_n_heads": 8,
+            "mamba_d_head": 8,
+            "mamba_d_state": 8,
+            "mamba_chunk_size": 8,
+            "mamba_d_ssm": 64,
+        },
         "granitemoehybrid": {
             "mamba_n_heads": 8,
             "mamba_d_head": 8,
@@ -425,14 +541,22 @@ ARCHITECTURES: dict[str, dict[str, dict[str, Any]]] = {
 
 
 def tiny_settings(model_type: str, special: dict[str, Any], config: Any) -> dict[str, Any]:
-    """What to set in `config` (the default of `model_type`): the common entries that it has, at its top and in the configs inside,
-    and its special ones."""
+    """What to set in `config` (the default of `model_type`): the common entries that it has, at
+    its top and in the configs inside, and its special ones."""
     out: dict[str, Any] = {}
     for prefix, holder in _holders(config):
-        names = set(holder.to_dict()) | set(getattr(holder, "attribute_map", {})) | ({"num_labels"} if not prefix else set())
+        names = (
+            set(holder.to_dict())
+            | set(getattr(holder, "attribute_map", {}))
+            | ({"num_labels"} if not prefix else set())
+        )
         for name, value in _COMMON.items():
             target = getattr(holder, "attribute_map", {}).get(name, name)
-            if name in names and not isinstance(_read(holder, name), list | tuple | dict) and f"{prefix}{target}" not in out:
+            if (
+                name in names
+                and not isinstance(_read(holder, name), list | tuple | dict)
+                and f"{prefix}{target}" not in out
+            ):
                 out[f"{prefix}{target}"] = value
     out |= special
     return {name: value for name, value in out.items() if value is not None}
@@ -447,5 +571,9 @@ def _read(config: Any, name: str) -> Any:
 
 
 def _holders(config: Any) -> list[tuple[str, Any]]:
-    inside = [(f"{name}.", _read(config, name)) for name in config.to_dict() if hasattr(_read(config, name), "to_diff_dict")]
+    inside = [
+        (f"{name}.", _read(config, name))
+        for name in config.to_dict()
+        if hasattr(_read(config, name), "to_diff_dict")
+    ]
     return [("", config), *inside]

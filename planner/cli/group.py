@@ -1,8 +1,8 @@
-"""What every verb of `plan` shares, and how it ends: a mistake of the user's is one line on stderr, or one JSON object, and
-exit code 2; never a traceback.
+"""What every verb of `plan` shares, and how it ends: a mistake of the user's is one line on stderr,
+or one JSON object, and exit code 2; never a traceback.
 
-0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C
-1   verified: wrong                  3   verified: no proof                    4   --check: a fault of ours
+0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C 1   verified: wrong
+3   verified: no proof                    4   --check: a fault of ours
 """
 
 from __future__ import annotations
@@ -25,21 +25,34 @@ __all__ = ["INTERRUPTED", "PlanGroup", "end_on_interrupt", "uncollected"]
 
 #: The exit code after Ctrl-C, as shells count: 128 + SIGINT.
 INTERRUPTED = 130
-_VERBS = ("simulate", "explain", "report", "run", "calibrate", "compare", "solve", "models", "hardware")
+_VERBS = (
+    "simulate",
+    "explain",
+    "report",
+    "run",
+    "calibrate",
+    "compare",
+    "solve",
+    "models",
+    "hardware",
+)
 
 
 def end_on_interrupt() -> None:
     """From here on Ctrl-C ends the process at once, with one line.
 
-    A `KeyboardInterrupt` would have to pass through imports that go on half done, callbacks that Python prints a traceback for, and
-    torch's C++, which aborts. Who has something to clean up sets a handler of their own meanwhile (`plan solve`, the launcher) or
-    holds the signal back (`write_atomically`).
+    A `KeyboardInterrupt` would have to pass through imports that go on half done, callbacks that
+    Python prints a traceback for, and torch's C++, which aborts. Who has something to clean up sets
+    a handler of their own meanwhile (`plan solve`, the launcher) or holds the signal back
+    (`write_atomically`).
     """
     as_json = "--json" in sys.argv[1:]
 
     def pressed(number: int, frame: object) -> None:
         stream, words = _ending("Interrupted", "interrupted", as_json, INTERRUPTED)
-        clear = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""  # a progress bar, which hides the cursor
+        clear = (
+            "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""
+        )  # a progress bar, which hides the cursor
         os.write(2, clear.encode())
         os.write(stream, words.encode())
         os._exit(INTERRUPTED)
@@ -50,7 +63,9 @@ def end_on_interrupt() -> None:
 class PlanGroup(click.Group):
     """A click group whose every error comes out in the same form, click's own included."""
 
-    def main(self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any) -> Any:  # type: ignore[override]
+    def main(  # type: ignore[override]
+        self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
+    ) -> Any:
         """Runs the command line and exits."""
         words = list(sys.argv[1:] if args is None else args)
         as_json = "--json" in words
@@ -65,11 +80,18 @@ class PlanGroup(click.Group):
         except UserError as error:
             _fail(error, as_json)
         except FailedCheck as error:
-            _end(error.kind, f"{error}: a fault of shardwright, not of the model or the command; please report it", as_json, 4)
+            _end(
+                error.kind,
+                f"{error}: a fault of shardwright, not of the model or the command; please report it",
+                as_json,
+                4,
+            )
         except (KeyboardInterrupt, click.Abort):
             _interrupted(as_json)
         except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # who reads has gone; say nothing at exit either
+            os.dup2(
+                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
+            )  # who reads has gone; say nothing at exit either
             sys.exit(0)
         sys.exit(0)
 
@@ -77,7 +99,9 @@ class PlanGroup(click.Group):
         """The verbs in the order in which one needs them."""
         return [name for name in _VERBS if name in self.commands]
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """The verb; an unknown one is answered with the nearest."""
         if args and self.get_command(ctx, args[0]) is None:
             error = unknown_name("verb", args[0], self.list_commands(ctx))
@@ -90,28 +114,43 @@ def _of_click(error: click.ClickException, words: Sequence[str]) -> UserError:
     context = error.ctx if isinstance(error, click.UsageError) else None
     path = context.command_path if context is not None else "plan"
     if isinstance(error, click.NoSuchOption):
-        known = [option for p in context.command.params for option in p.opts if option.startswith("--")] if context else []
+        known = (
+            [option for p in context.command.params for option in p.opts if option.startswith("--")]
+            if context
+            else []
+        )
         near = difflib.get_close_matches(error.option_name, known, n=1, cutoff=0.7)
-        hint = _as_setting(error.option_name, words) or (f"did you mean {near[0]}? " if near else "")
+        hint = _as_setting(error.option_name, words) or (
+            f"did you mean {near[0]}? " if near else ""
+        )
         return UnknownName(f"unknown option {error.option_name}: {hint}{path} --help lists all")
     message = error.format_message().rstrip(".")
     return BadValue(f"{message[:1].lower()}{message[1:]}; see {path} --help")
 
 
 def _as_setting(option: str, words: Sequence[str]) -> str:
-    """How a size of the model that was given as an option of its own (`--hidden 128`) is written; empty if it is no size of it."""
-    given = dict(zip(words, [*words[1:], ""], strict=True)) | dict(word.split("=", 1) for word in words if "=" in word)
+    """How a size of the model that was given as an option of its own (`--hidden 128`) is
+    written; empty if it is no size of it."""
+    given = dict(zip(words, [*words[1:], ""], strict=True)) | dict(
+        word.split("=", 1) for word in words if "=" in word
+    )
     model, value = given.get("--model", ""), given.get(option, "")
     if not model or ":" in model:
         return ""
-    from planner.workload.workload import resolve_options  # torch, which no right command line loads for this
+    from planner.workload.workload import (
+        resolve_options,
+    )  # torch, which no right command line loads for this
 
     try:
         sizes = resolve_options(model, batch=None, seq=None, settings={}, num_devices=1)
     except UserError:
         return ""
     name = option.removeprefix("--").replace("-", "_")
-    return f"sizes of {model} are given by --set: --set {name}={value or 'VALUE'}; " if name in sizes else ""
+    return (
+        f"sizes of {model} are given by --set: --set {name}={value or 'VALUE'}; "
+        if name in sizes
+        else ""
+    )
 
 
 def _fail(error: UserError, as_json: bool) -> NoReturn:
@@ -139,9 +178,9 @@ def _ending(kind: str, message: str, as_json: bool, code: int) -> tuple[int, str
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection: planning, or reading a large problem, makes millions of records that live to the end, and looking through
-    them again and again takes a fifth of the time. Afterwards they count as old, so that the next collection does not look through
-    them at once."""
+    """No garbage collection: planning, or reading a large problem, makes millions of records
+    that live to the end, and looking through them again and again takes a fifth of the time.
+    Afterwards they count as old, so that the next collection does not look through them at once."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cost_models.errors import BadValue
-from planner.cli.options import WHOLE, as_json, check_folder, json_option, out_option, plan_argument, plan_file
+from planner.cli.options import (
+    WHOLE,
+    as_json,
+    check_folder,
+    json_option,
+    out_option,
+    plan_argument,
+    plan_file,
+)
 from planner.cli.output import print_json, print_sections, progress_bar, write_files
 
 if TYPE_CHECKING:
@@ -67,17 +75,37 @@ def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
 
 @click.command()
 @plan_argument
-@click.option("--program", "program_", is_flag=True, help="Show what every rank runs, one instruction a line.")
-@click.option("--graph", "graph_", is_flag=True, help="Show the step as traced, one op a line; PLAN may be a model's name.")
-@click.option("--whole", is_flag=True, help="With --graph: every block of a stack, every number of a constant.")
+@click.option(
+    "--program", "program_", is_flag=True, help="Show what every rank runs, one instruction a line."
+)
+@click.option(
+    "--graph",
+    "graph_",
+    is_flag=True,
+    help="Show the step as traced, one op a line; PLAN may be a model's name.",
+)
+@click.option(
+    "--whole",
+    is_flag=True,
+    help="With --graph: every block of a stack, every number of a constant.",
+)
 @json_option
 @click.pass_context
-def explain(context: click.Context, /, plan_path: str, program_: bool, graph_: bool, whole: bool, json_: bool) -> None:
+def explain(
+    context: click.Context,
+    /,
+    plan_path: str,
+    program_: bool,
+    graph_: bool,
+    whole: bool,
+    json_: bool,
+) -> None:
     """Show every choice of a plan and its cost.
 
-    What each op splits, how each parameter is kept, and how near to the best possible the plan is. With --program the instructions
-    of a step instead, as rank 0 runs them: what each one reads, writes and frees, and its seconds in the simulator. With --graph the
-    ops of the step on whole tensors, as they were traced; of a stack of like blocks the first.
+    What each op splits, how each parameter is kept, and how near to the best possible the plan is.
+    With --program the instructions of a step instead, as rank 0 runs them: what each one reads,
+    writes and frees, and its seconds in the simulator. With --graph the ops of the step on whole
+    tensors, as they were traced; of a stack of like blocks the first.
     """
     if program_ and graph_:
         raise BadValue("--program and --graph are two texts: ask for one")
@@ -139,14 +167,21 @@ def _print_lines(what: str, text: Callable[[], str], json_: bool) -> None:
 
 @click.command()
 @plan_argument
-@click.option("--hardware", metavar="NAME|FILE", help="Simulate it there.  [default: what the plan was made for]")
+@click.option(
+    "--hardware",
+    metavar="NAME|FILE",
+    help="Simulate it there.  [default: what the plan was made for]",
+)
 @out_option("PLAN, or PLAN/HARDWARE where that is given")
 @json_option
 @click.pass_context
-def simulate(context: click.Context, /, plan_path: str, hardware: str | None, out: Path | None, json_: bool) -> None:
+def simulate(
+    context: click.Context, /, plan_path: str, hardware: str | None, out: Path | None, json_: bool
+) -> None:
     """Simulate one step, here or on other hardware.
 
-    Every op and collective of a device, the step time in its parts, and memory over time; with a trace for Perfetto.
+    Every op and collective of a device, the step time in its parts, and memory over time; with a
+    trace for Perfetto.
     """
     path = plan_file(plan_path)
     with progress_bar() as progress:
@@ -161,8 +196,14 @@ def simulate(context: click.Context, /, plan_path: str, hardware: str | None, ou
 
         plan = read_plan(path)
         own = plan.hardware
-        cluster = own.cluster() if hardware is None else load_cluster(hardware, num_devices=own.num_devices)
-        folder = check_folder(out or (path.parent if hardware is None else path.parent / cluster.name))
+        cluster = (
+            own.cluster()
+            if hardware is None
+            else load_cluster(hardware, num_devices=own.num_devices)
+        )
+        folder = check_folder(
+            out or (path.parent if hardware is None else path.parent / cluster.name)
+        )
         program = program_of(plan, cluster)
         progress("simulating", 0.6)
         timeline = simulate_program(program, cluster)
@@ -199,13 +240,25 @@ def models(context: click.Context, /, json_: bool) -> None:
 @json_option
 @click.pass_context
 def hardware(
-    context: click.Context, /, name: str | None, gpus: int | None, nodes: int | None, out: Path | None, json_: bool
+    context: click.Context,
+    /,
+    name: str | None,
+    gpus: int | None,
+    nodes: int | None,
+    out: Path | None,
+    json_: bool,
 ) -> None:
     """List the known clusters, or show and draw one.
 
     With a NAME or a FILE: all its figures with their sources, and a picture.
     """
-    from planner.report.hardware_sheet import all_clusters, cluster_record, draw, list_section, sheet
+    from planner.report.hardware_sheet import (
+        all_clusters,
+        cluster_record,
+        draw,
+        list_section,
+        sheet,
+    )
 
     json_ = as_json(context, json_)
     if name is None:

@@ -1,7 +1,8 @@
 """The command line: `plan --model lstm --gpus 8`, and a verb for every later step.
 
-Nothing heavy is imported before it is needed: `plan --help` and `plan hardware` know no torch. This is the one place of the
-planner that may reach into `runtime`, inside functions only; verbs that do not are in `cli_inspect`.
+Nothing heavy is imported before it is needed: `plan --help` and `plan hardware` know no torch. This
+is the one place of the planner that may reach into `runtime`, inside functions only; verbs that do
+not are in `cli_inspect`.
 """
 
 from __future__ import annotations
@@ -64,8 +65,11 @@ def main() -> None:
 
 
 def _makes_a_persons_model(words: list[str]) -> bool:
-    """Whether this process is to make a model that a person wrote: ranks make it again, and both are to go through sets alike."""
-    return any(":" in word for word in words) or (bool(words) and words[0] in ("simulate", "explain", "compare"))
+    """Whether this process is to make a model that a person wrote: ranks make it again, and both
+    are to go through sets alike."""
+    return any(":" in word for word in words) or (
+        bool(words) and words[0] in ("simulate", "explain", "compare")
+    )
 
 
 @click.group(
@@ -74,46 +78,99 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     subcommand_metavar="[VERB PLAN ...]",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-@click.option("--model", metavar="NAME", help="A built-in model (see plan models), module:function or FILE.py:function.")
+@click.option(
+    "--model",
+    metavar="NAME",
+    help="A built-in model (see plan models), module:function or FILE.py:function.",
+)
 @click.option("--gpus", type=WHOLE, help="Number of devices.  [default: those of one node]")
-@click.option("--nodes", type=WHOLE, help="Spread them evenly over N nodes.  [default: as few as hold them]")
-@click.option("--hardware", metavar="NAME|FILE", help=f"A cluster (see plan hardware).  [default: {DEFAULT_HARDWARE}]")
+@click.option(
+    "--nodes", type=WHOLE, help="Spread them evenly over N nodes.  [default: as few as hold them]"
+)
+@click.option(
+    "--hardware",
+    metavar="NAME|FILE",
+    help=f"A cluster (see plan hardware).  [default: {DEFAULT_HARDWARE}]",
+)
 @click.option("--batch", type=WHOLE, help="Global batch.  [default: the model's own, a device]")
 @click.option("--seq", type=WHOLE, help="Sequence length.  [default: the model's own]")
-@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="A size of the model; may be repeated.")
-@click.option("--precision", metavar="FORMAT", help=(
-    "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: bf16-mixed on GPUs that have it, "
-    "else fp32]"
-))  # fmt: skip
-@click.option("--optimizer", metavar="NAME", help="adam, adamw, sgd or sgd-momentum.  [default: the model's own]")
+@click.option(
+    "--set",
+    "settings",
+    metavar="KEY=VALUE",
+    multiple=True,
+    help="A size of the model; may be repeated.",
+)
+@click.option(
+    "--precision",
+    metavar="FORMAT",
+    help=(
+        "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: bf16-mixed on GPUs that have it, "
+        "else fp32]"
+    ),
+)
+@click.option(
+    "--optimizer",
+    metavar="NAME",
+    help="adam, adamw, sgd or sgd-momentum.  [default: the model's own]",
+)
 @click.option("--lr", metavar="X", type=float, help="Learning rate.  [default: the model's own]")
-@click.option("--weight-decay", metavar="X", type=float, help="Weight decay.  [default: the optimizer's]")
-@click.option("--momentum", metavar="X", type=float, help="Momentum, of sgd.  [default: 0; of sgd-momentum 0.9]")
+@click.option(
+    "--weight-decay", metavar="X", type=float, help="Weight decay.  [default: the optimizer's]"
+)
+@click.option(
+    "--momentum",
+    metavar="X",
+    type=float,
+    help="Momentum, of sgd.  [default: 0; of sgd-momentum 0.9]",
+)
 @click.option("--betas", metavar="A,B", help="Betas of adam and adamw.  [default: 0.9,0.999]")
 @click.option(
-    "--clip-norm", metavar="X", type=float, help="Scale gradients down to this norm, over all of them.  [default: not]"
+    "--clip-norm",
+    metavar="X",
+    type=float,
+    help="Scale gradients down to this norm, over all of them.  [default: not]",
 )
-@click.option("--memory-headroom", metavar="SHARE", default=f"{100 * MEMORY_HEADROOM:g}%", show_default=True, help=(
-    "Keep this share of a device's usable memory free: 5% or 0.05."
-))  # fmt: skip
-@click.option("--mesh", metavar="AXES", help="Take this mesh: dp=4,tp=2. dp splits the batch, tp does not, others are free.")
-@click.option("--pin", "pins", metavar="PART=HOW", multiple=True, help=(
-    "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
-    "kept). May be repeated; the last that matches counts."
-))  # fmt: skip
-@click.option("--time-limit", type=SECONDS, help=(
-    f"After this, take the best plan so far, with what is proved of it.  [default: {TIME_LIMIT:g}]"
-))  # fmt: skip
-@check_option("what each pass makes, and the programs of all ranks (planning takes half as long again)")
+@click.option(
+    "--memory-headroom",
+    metavar="SHARE",
+    default=f"{100 * MEMORY_HEADROOM:g}%",
+    show_default=True,
+    help=("Keep this share of a device's usable memory free: 5% or 0.05."),
+)
+@click.option(
+    "--mesh",
+    metavar="AXES",
+    help="Take this mesh: dp=4,tp=2. dp splits the batch, tp does not, others are free.",
+)
+@click.option(
+    "--pin",
+    "pins",
+    metavar="PART=HOW",
+    multiple=True,
+    help=(
+        "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
+        "kept). May be repeated; the last that matches counts."
+    ),
+)
+@click.option(
+    "--time-limit",
+    type=SECONDS,
+    help=(
+        f"After this, take the best plan so far, with what is proved of it.  [default: {TIME_LIMIT:g}]"
+    ),
+)
+@check_option(
+    "what each pass makes, and the programs of all ranks (planning takes half as long again)"
+)
 @out_option("plans/MODEL-GPUS")
 @json_option
 @click.pass_context
 def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
-    """Split the training of a PyTorch model over devices: find the fastest split, predict its step and its memory, prove how
-    near it is to the best, and run it.
+    """Split the training of a PyTorch model over devices: find the fastest split, predict its step
+    and its memory, prove how near it is to the best, and run it.
 
-    \b
-    Examples
+    \b Examples
       plan --model lstm --gpus 8                             a built-in model on one DGX H100
       plan --model gpt2 --gpus 16 --hardware dgx-a100        two nodes of A100s
       plan --model lstm --gpus 4 --set hidden=512 --set layers=2 --batch 1024
@@ -130,26 +187,55 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
     PLAN is a plan's folder or its plan.json.
     """
     if context.invoked_subcommand is not None:
-        given = [n for n in asked if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE]
+        given = [
+            n
+            for n in asked
+            if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE
+        ]
         if given:
-            verb, option = context.invoked_subcommand, "--" + {"settings": "set", "pins": "pin"}.get(given[0], given[0])
-            raise BadValue(f"{option} stands before {verb!r}: write the options of {verb} after it (plan {verb} --help)")
+            verb, option = (
+                context.invoked_subcommand,
+                "--" + {"settings": "set", "pins": "pin"}.get(given[0], given[0]),
+            )
+            raise BadValue(
+                f"{option} stands before {verb!r}: write the options of {verb} after it (plan {verb} --help)"
+            )
         context.obj = json_
     elif asked["model"] is not None:
         _front_door(json_=json_, **asked)
     elif json_ or any(value for name, value in asked.items() if name != "memory_headroom"):
-        raise BadValue("--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones")
+        raise BadValue(
+            "--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones"
+        )
     else:
         click.echo(context.get_help())
 
 
 @uncollected()
 def _front_door(
-    *, model: str, gpus: int | None, nodes: int | None, hardware: str | None, batch: int | None, seq: int | None,
-    settings: tuple[str, ...], precision: str | None, optimizer: str | None, lr: float | None, weight_decay: float | None,
-    momentum: float | None, betas: str | None, clip_norm: float | None, memory_headroom: str, mesh: str | None,
-    pins: tuple[str, ...], time_limit: float | None, check: bool, out: Path | None, json_: bool,
-) -> None:  # fmt: skip
+    *,
+    model: str,
+    gpus: int | None,
+    nodes: int | None,
+    hardware: str | None,
+    batch: int | None,
+    seq: int | None,
+    settings: tuple[str, ...],
+    precision: str | None,
+    optimizer: str | None,
+    lr: float | None,
+    weight_decay: float | None,
+    momentum: float | None,
+    betas: str | None,
+    clip_norm: float | None,
+    memory_headroom: str,
+    mesh: str | None,
+    pins: tuple[str, ...],
+    time_limit: float | None,
+    check: bool,
+    out: Path | None,
+    json_: bool,
+) -> None:
     """Plan, write, report."""
     from cost_models.cluster import load_cluster
 
@@ -168,16 +254,31 @@ def _front_door(
 
         dtype, compute = dtypes_of(precision or default_precision(model, cluster.device))
         ask = Ask(
-            model=model, batch=batch, seq=seq, settings=values, dtype=dtype, num_devices=cluster.num_devices, compute=compute,
-            clip_norm=clip_norm, memory_headroom=headroom,
-            optimizer=optimizer or "", learning_rate=lr, optimizer_settings=trained,
-        )  # fmt: skip
+            model=model,
+            batch=batch,
+            seq=seq,
+            settings=values,
+            dtype=dtype,
+            num_devices=cluster.num_devices,
+            compute=compute,
+            clip_norm=clip_norm,
+            memory_headroom=headroom,
+            optimizer=optimizer or "",
+            learning_rate=lr,
+            optimizer_settings=trained,
+        )
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         budget = Budget.start(time_limit or TIME_LIMIT)
         with checking(check) as passes:
             found = search(
-                ask, cluster, mesh=pinned, pins=tuple(map(parse_pin, pins)), progress=progress, own_process=True, budget=budget
-            )  # fmt: skip
+                ask,
+                cluster,
+                mesh=pinned,
+                pins=tuple(map(parse_pin, pins)),
+                progress=progress,
+                own_process=True,
+                budget=budget,
+            )
         files, contents = plan_files(found, cluster, folder)
     write_files(folder, contents)
     cli_inspect.print_plan(found.plan, files, json_)
@@ -188,11 +289,21 @@ def _front_door(
 @cli.command()
 @plan_argument
 @click.option("--steps", type=WHOLE, default=10, show_default=True, help="Training steps.")
-@click.option("--verify", is_flag=True, help=(
-    "Run the same steps in one process too; compare loss, gradients and parameters. Exit code 1 if wrong, 3 if nothing is proved."
-))  # fmt: skip
+@click.option(
+    "--verify",
+    is_flag=True,
+    help=(
+        "Run the same steps in one process too; compare loss, gradients and parameters. Exit code 1 if wrong, 3 if nothing is proved."
+    ),
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
-@click.option("--seed", type=NATURAL, default=0, show_default=True, help="Of the initial parameters and the example batch.")
+@click.option(
+    "--seed",
+    type=NATURAL,
+    default=0,
+    show_default=True,
+    help="Of the initial parameters and the example batch.",
+)
 @check_option("every rank's program, and that all meet in every collective")
 @json_option
 @click.pass_context
@@ -209,7 +320,8 @@ def run(
 ) -> None:
     """Run a plan here and print its losses.
 
-    It takes as many processes as the plan has devices, more than there are cores if need be: gloo on CPU, NCCL on CUDA.
+    It takes as many processes as the plan has devices, more than there are cores if need be: gloo
+    on CPU, NCCL on CUDA.
     """
     path, json_ = plan_file(plan_path), as_json(context, json_)
     from planner.plans.plan_file import read_plan
@@ -217,7 +329,9 @@ def run(
     from runtime.worker import RunRequest
 
     plan = read_plan(path)
-    request = RunRequest(plan=str(path), num_steps=steps, seed=seed, verify=verify, device=device or "", check=check)
+    request = RunRequest(
+        plan=str(path), num_steps=steps, seed=seed, verify=verify, device=device or "", check=check
+    )
     with StepBar(f"starting {plan.mesh.num_devices} processes", steps, say=not json_) as bar:
         result = launch("runtime.worker:run", plan.mesh.num_devices, request, on_event=bar.event)[0]
     cli_inspect.print_run(plan, result.as_json(), json_)
@@ -229,8 +343,14 @@ def run(
 
 @cli.command()
 @plan_argument
-@click.option("--hardware", metavar="NAME|FILE", help="Predict on this.  [default: the last plan calibrate of this machine]")
-@click.option("--steps", type=WHOLE, default=20, show_default=True, help="Training steps that are measured.")
+@click.option(
+    "--hardware",
+    metavar="NAME|FILE",
+    help="Predict on this.  [default: the last plan calibrate of this machine]",
+)
+@click.option(
+    "--steps", type=WHOLE, default=20, show_default=True, help="Training steps that are measured."
+)
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
 @out_option("PLAN/compare")
 @json_option
@@ -247,7 +367,8 @@ def compare(
 ) -> None:
     """Show predicted beside measured, op by op.
 
-    The plan is simulated on this machine's hardware file, which plan calibrate writes, and run for some steps.
+    The plan is simulated on this machine's hardware file, which plan calibrate writes, and run for
+    some steps.
     """
     path, json_ = plan_file(plan_path), as_json(context, json_)
     folder = check_folder(out or path.parent / "compare")
@@ -256,7 +377,9 @@ def compare(
         from runtime.compare.compare import compare as compare_plan
         from runtime.compare.compare import write_comparison
 
-        found = compare_plan(path, hardware=hardware or "", num_steps=steps, device=device or "", progress=progress)
+        found = compare_plan(
+            path, hardware=hardware or "", num_steps=steps, device=device or "", progress=progress
+        )
     files = write_comparison(found, folder)
     cli_inspect.print_comparison(found.as_json(), files, json_)
 
@@ -264,11 +387,28 @@ def compare(
 @cli.command()
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
 @click.option("--ranks", type=WHOLE, default=4, show_default=True, help="Most processes at once.")
-@click.option("--quick", is_flag=True, help="The smallest shapes only: seconds, and not good enough to compare with.")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="By default this machine's own file, in ~/.cache.")
+@click.option(
+    "--quick",
+    is_flag=True,
+    help="The smallest shapes only: seconds, and not good enough to compare with.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="By default this machine's own file, in ~/.cache.",
+)
 @json_option
 @click.pass_context
-def calibrate(context: click.Context, /, device: str | None, ranks: int, quick: bool, out: Path | None, json_: bool) -> None:
+def calibrate(
+    context: click.Context,
+    /,
+    device: str | None,
+    ranks: int,
+    quick: bool,
+    out: Path | None,
+    json_: bool,
+) -> None:
     """Measure this machine into a hardware file.
 
     plan compare uses it, and --hardware FILE plans for it. It takes about a minute.
@@ -281,7 +421,9 @@ def calibrate(context: click.Context, /, device: str | None, ranks: int, quick: 
         from runtime.calibrate.calibrate import calibrate as measure
         from runtime.calibrate.calibrate import this_machine
 
-        cluster = measure(out or "", device=device or "", max_ranks=ranks, quick=quick, progress=progress)
+        cluster = measure(
+            out or "", device=device or "", max_ranks=ranks, quick=quick, progress=progress
+        )
     file = str(out or this_machine())
     from planner.report.hardware_sheet import cluster_record, sheet
 

@@ -13,9 +13,9 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "check_option", "json_option",
-    "optimizer_settings", "out_option",
-    "plan_argument", "plan_file", "settings_of", "share_of", "slug",
+    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "check_option",
+    "json_option", "optimizer_settings", "out_option", "plan_argument", "plan_file", "settings_of",
+    "share_of", "slug",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -38,7 +38,9 @@ class _Whole(click.ParamType[int]):
 class _Seconds(click.ParamType[float]):
     name = "SECONDS"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float:
         try:
             seconds = float(value)
         except ValueError:
@@ -56,12 +58,16 @@ SECONDS = _Seconds()
 
 def json_option(function: Function) -> Function:
     """`--json`."""
-    return click.option("--json", "json_", is_flag=True, help="Print one JSON object on stdout and nothing else.")(function)
+    return click.option(
+        "--json", "json_", is_flag=True, help="Print one JSON object on stdout and nothing else."
+    )(function)
 
 
 def check_option(what: str) -> Callable[[Function], Function]:
     """`--check`."""
-    return click.option("--check", is_flag=True, help=f"Check {what}; exit code 4 for a fault of ours.")
+    return click.option(
+        "--check", is_flag=True, help=f"Check {what}; exit code 4 for a fault of ours."
+    )
 
 
 def out_option(default: str) -> Callable[[Function], Function]:
@@ -88,7 +94,9 @@ def settings_of(pairs: tuple[str, ...]) -> Mapping[str, str]:
         if not equals or not name or not value:
             raise BadValue(f"--set {pair}: write --set NAME=VALUE, as in --set hidden=1024")
         if name in found:
-            raise BadValue(f"--set {name} is given twice, as {found[name]} and as {value}: give it once")
+            raise BadValue(
+                f"--set {name} is given twice, as {found[name]} and as {value}: give it once"
+            )
         found[name] = value
     return found
 
@@ -128,7 +136,9 @@ def share_of(option: str, text: str) -> float:
     except ValueError:
         share = -1.0
     if not 0 <= share < 1:
-        raise BadValue(f"{option} {text}: give a share from 0 up to, but not including, 1, as in 0.05 or 5%")
+        raise BadValue(
+            f"{option} {text}: give a share from 0 up to, but not including, 1, as in 0.05 or 5%"
+        )
     return share
 
 
@@ -138,7 +148,9 @@ def check_folder(folder: Path) -> Path:
     while not at.exists() and at != at.parent and not at.is_symlink():
         at = at.parent
     if not at.is_dir():
-        raise BadValue(f"--out {folder}: {at} is a file, not a folder; choose another with --out DIR")
+        raise BadValue(
+            f"--out {folder}: {at} is a file, not a folder; choose another with --out DIR"
+        )
     if not os.access(at, os.W_OK | os.X_OK):
         raise BadValue(f"--out {folder}: {at} cannot be written to; choose another with --out DIR")
     return folder

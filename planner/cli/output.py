@@ -1,4 +1,5 @@
-"""Where the command line's words go: the report or one JSON object to stdout, progress to stderr where a person sees it."""
+"""Where the command line's words go: the report or one JSON object to stdout, progress to stderr
+where a person sees it."""
 
 from __future__ import annotations
 
@@ -40,7 +41,8 @@ def print_sections(sections: Iterable[Section]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
-    """A callable (what is being done, how far) that draws a bar on stderr, or does nothing where nobody looks."""
+    """A callable (what is being done, how far) that draws a bar on stderr, or does nothing where
+    nobody looks."""
     if not sys.stderr.isatty():
         yield lambda what, done: None
         return
@@ -67,9 +69,20 @@ class StepBar:
     def __enter__(self) -> StepBar:
         if sys.stderr.isatty():
             from rich.console import Console
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+            from rich.progress import (
+                BarColumn,
+                MofNCompleteColumn,
+                Progress,
+                TextColumn,
+                TimeElapsedColumn,
+            )
 
-            columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+            )
             self.bar = Progress(*columns, console=Console(stderr=True), transient=True)
             self.bar.add_task(self.what, total=self.total)
             self.bar.start()
@@ -100,9 +113,13 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadValue(f"--out {folder} cannot be made: {error.strerror}; choose another with --out DIR") from error
+        raise BadValue(
+            f"--out {folder} cannot be made: {error.strerror}; choose another with --out DIR"
+        ) from error
     in_the_way = next((folder / name for name in contents if (folder / name).is_dir()), None)
     if in_the_way is not None:
-        raise BadValue(f"--out {folder}: {in_the_way} is a folder, where a file is to go; choose another with --out DIR")
+        raise BadValue(
+            f"--out {folder}: {in_the_way} is a folder, where a file is to go; choose another with --out DIR"
+        )
     for name, content in contents.items():
         write_atomically(folder / name, content)

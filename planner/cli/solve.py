@@ -34,18 +34,41 @@ _EVERY = 0.2
 
 @click.command()
 @click.argument("file", metavar="FILE")
-@click.option("--time-limit", type=SECONDS, default=60.0, show_default=True, help="Seconds, reading the file included.")
-@click.option("--out", metavar="FILE", type=click.Path(path_type=Path), help="Write the choice there, a JSON list.")
-@click.option("--show", is_flag=True, help="Print the problem and what the choice takes of it; for small ones.")
+@click.option(
+    "--time-limit",
+    type=SECONDS,
+    default=60.0,
+    show_default=True,
+    help="Seconds, reading the file included.",
+)
+@click.option(
+    "--out",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="Write the choice there, a JSON list.",
+)
+@click.option(
+    "--show",
+    is_flag=True,
+    help="Print the problem and what the choice takes of it; for small ones.",
+)
 @check_option("the choice, its cost, its memory and the bound, by the problem's tables")
 @json_option
 @click.pass_context
 def solve(
-    context: click.Context, /, file: str, time_limit: float, out: Path | None, show: bool, check: bool, json_: bool
+    context: click.Context,
+    /,
+    file: str,
+    time_limit: float,
+    out: Path | None,
+    show: bool,
+    check: bool,
+    json_: bool,
 ) -> None:
     """Solve a strategy-selection problem, as far as the time allows.
 
-    FILE is in the format of the ASPLOS/EuroSys 2025 contest, JSON or gzipped. Ctrl-C ends the search with the best choice so far.
+    FILE is in the format of the ASPLOS/EuroSys 2025 contest, JSON or gzipped. Ctrl-C ends the
+    search with the best choice so far.
     """
     began = time.perf_counter()
     json_ = as_json(context, json_)
@@ -67,7 +90,14 @@ def solve(
         write_atomically(out, json.dumps(list(solution.choice)) + "\n")
     record = _record(problem, solution)
     if json_:
-        print_json({**record, **({"problem": problem_text(problem, solution.choice).splitlines()} if show else {})})
+        print_json(
+            {
+                **record,
+                **(
+                    {"problem": problem_text(problem, solution.choice).splitlines()} if show else {}
+                ),
+            }
+        )
     else:
         _print(record, out)
         if show:
@@ -81,10 +111,14 @@ def _record(problem: Problem, solution: Solution) -> dict[str, Any]:
         bound = math.floor(bound)
     limit = problem.limit
     return {
-        "cost": solution.objective, "bound": None if bound == -float("inf") else bound, "gap": _gap(solution),
-        "status": solution.status, "peak": problem.peak(solution.choice), "limit": None if limit == float("inf") else limit,
+        "cost": solution.objective,
+        "bound": None if bound == -float("inf") else bound,
+        "gap": _gap(solution),
+        "status": solution.status,
+        "peak": problem.peak(solution.choice),
+        "limit": None if limit == float("inf") else limit,
         "time_s": round(solution.time_s, 3),
-    }  # fmt: skip
+    }
 
 
 def _gap(solution: Solution) -> float | None:
@@ -95,33 +129,53 @@ def _refuse(problem: Problem, solution: Solution) -> None:
     """One line where there is no choice to give."""
     if solution.status in ("optimal", "feasible"):
         return
-    if solution.objective == float("inf") and not solution.choice and solution.lean_bound == float("inf"):
-        raise NoPlan("every choice takes a strategy or a pair that is forbidden (a cost of 10^17 or more)")
+    if (
+        solution.objective == float("inf")
+        and not solution.choice
+        and solution.lean_bound == float("inf")
+    ):
+        raise NoPlan(
+            "every choice takes a strategy or a pair that is forbidden (a cost of 10^17 or more)"
+        )
     if solution.status == "unknown":
-        raise DoesNotFit(f"no choice within the limit of {problem.limit} bytes was found in time: give more with --time-limit")
+        raise DoesNotFit(
+            f"no choice within the limit of {problem.limit} bytes was found in time: give more with --time-limit"
+        )
     at = problem.clock[solution.lean_at] if problem.clock else solution.lean_at
     least = solution.lean_bound
     exact = bool(solution.choice) and problem.peak(solution.choice) <= least * (1 + 1e-6)
-    told = f"the smallest possible peak is {least:.0f}, at time {at}" if exact else f"no choice peaks below {least:.0f}"
+    told = (
+        f"the smallest possible peak is {least:.0f}, at time {at}"
+        if exact
+        else f"no choice peaks below {least:.0f}"
+    )
     raise DoesNotFit(f"nothing fits a limit of {problem.limit} bytes: {told}; raise usage_limit")
 
 
 def _print(record: dict[str, Any], out: Path | None) -> None:
     """The same for people."""
     gap = "" if record["gap"] is None else f"{100 * record['gap']:.4f} %"
-    share = f" ({100 * record['peak'] / record['limit']:.2f} % of the limit of {record['limit']:,})" if record["limit"] else ""
+    share = (
+        f" ({100 * record['peak'] / record['limit']:.2f} % of the limit of {record['limit']:,})"
+        if record["limit"]
+        else ""
+    )
     rows = [
-        ("cost", f"{record['cost']:,}"), ("bound", "none" if record["bound"] is None else f"{record['bound']:,}"),
-        ("gap", gap or "none"), ("status", f"{record['status']}"), ("peak", f"{record['peak']:,}{share}"),
+        ("cost", f"{record['cost']:,}"),
+        ("bound", "none" if record["bound"] is None else f"{record['bound']:,}"),
+        ("gap", gap or "none"),
+        ("status", f"{record['status']}"),
+        ("peak", f"{record['peak']:,}{share}"),
         ("time", f"{record['time_s']:.1f} s"),
-    ]  # fmt: skip
+    ]
     for name, value in rows + ([("choice", str(out))] if out is not None else []):
         print(f"{name:8s}{value}")
 
 
 @contextmanager
 def _told(began: float) -> Iterator[Callable[[float, float], None]]:
-    """A callable (cost, bound) that keeps a line on a terminal up to date, or does nothing where nobody looks."""
+    """A callable (cost, bound) that keeps a line on a terminal up to date, or does nothing where
+    nobody looks."""
     if not sys.stderr.isatty():
         yield lambda cost, bound: None
         return

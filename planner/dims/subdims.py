@@ -1,8 +1,10 @@
-"""Sub-dims: every dim of every value as an ordered product of atoms, inferred over the whole graph by unification.
+"""Sub-dims: every dim of every value as an ordered product of atoms, inferred over the whole graph
+by unification.
 
-Graph -> Atoms. Each dim starts as one atom; each op unifies the atoms of its operands and results; an atom is split
-where a reshape needs it. So `4 x hidden` becomes (gate, hidden) and a fused QKV (3, heads, head_dim) everywhere they flow.
-Invariant: the atoms' sizes multiply to the dim's size, and two dims that an op identifies have the same atoms.
+Graph -> Atoms. Each dim starts as one atom; each op unifies the atoms of its operands and results;
+an atom is split where a reshape needs it. So `4 x hidden` becomes (gate, hidden) and a fused QKV
+(3, heads, head_dim) everywhere they flow. Invariant: the atoms' sizes multiply to the dim's size,
+and two dims that an op identifies have the same atoms.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ __all__ = ["OpDims", "SubDims", "call_of", "infer"]
 
 @dataclass(slots=True)
 class _Atom:
-    """A node of the union-find forest: merged into `same`, or taken apart into `parts`, or a leaf."""
+    """A node of the union-find forest: merged into `same`, or taken apart into `parts`, or a
+    leaf."""
 
     size: int
     same: _Atom | None = None
@@ -34,10 +37,11 @@ class _Atom:
 class OpDims:
     """One node in terms of its *leaves*: the letters of its signature, each taken apart into atoms.
 
-    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number. `operands[o]` are the
-    leaves of operand o's flat sub-dims in order (a leaf's position there is the sub-dim number that a layout names),
-    `results[r]` those of result r. `fixed` are the leaves that cannot be split: those of fixed letters, and all but the first
-    of a letter that must stay contiguous.
+    `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number.
+    `operands[o]` are the leaves of operand o's flat sub-dims in order (a leaf's position there is
+    the sub-dim number that a layout names), `results[r]` those of result r. `fixed` are the leaves
+    that cannot be split: those of fixed letters, and all but the first of a letter that must stay
+    contiguous.
     """
 
     signature: Signature
@@ -58,7 +62,8 @@ class OpDims:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SubDims:
-    """`shapes[v]` are the sub-dim sizes of value v, `atoms[v]` the atoms' numbers, flat; `ops[n]` describes node n."""
+    """`shapes[v]` are the sub-dim sizes of value v, `atoms[v]` the atoms' numbers, flat;
+    `ops[n]` describes node n."""
 
     shapes: tuple[SubShape, ...]
     atoms: tuple[tuple[int, ...], ...]
@@ -68,13 +73,17 @@ class SubDims:
 def call_of(graph: Graph, node: Node) -> Call:
     """The node as rules read it."""
     return Call(
-        op=node.op, args=node.args, kwargs=node.kwargs, results=node.result_shapes,
+        op=node.op,
+        args=node.args,
+        kwargs=node.kwargs,
+        results=node.result_shapes,
         operands=tuple(graph.values[v].shape for v in node.operands),
-    )  # fmt: skip
+    )
 
 
 def infer(graph: Graph) -> SubDims:
-    """The sub-dims of every value, and every node's signature in terms of them; an op without a rule is discovered."""
+    """The sub-dims of every value, and every node's signature in terms of them; an op without a
+    rule is discovered."""
     dims = [tuple([_Atom(size=size)] for size in value.shape) for value in graph.values]
     forest: list[tuple[list[_Atom], ...]] = [tuple(d) for d in dims]
     letters: list[list[_Atom]] = []
@@ -97,7 +106,8 @@ def infer(graph: Graph) -> SubDims:
 
 
 def _check_alike(graph: Graph, value: int, before: SubShape, after: SubShape) -> None:
-    """Raises NotTraceable where what becomes of a buffer has other sub-dims than the buffer, as 2 x 3 and 3 x 2."""
+    """Raises NotTraceable where what becomes of a buffer has other sub-dims than the buffer, as
+    2 x 3 and 3 x 2."""
     if before != after:
         raise NotTraceable(
             f"buffer {graph.values[value].name!r} is read as {before} and what it is set to is made as {after}, which do not "
@@ -109,12 +119,16 @@ def _unsplittable(signature: Signature) -> Signature:
     return replace(signature, fixed=frozenset(range(len(signature.sizes))), view=False)
 
 
-def _signature(graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]) -> Signature:
+def _signature(
+    graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]
+) -> Signature:
     """The node's signature; like calls, whatever values they read, have one."""
     call = call_of(graph, node)
     dtypes = tuple(graph.values[v].dtype for v in node.operands)
     numbers: dict[int, int] = {}
-    args, kwargs = map_refs((call.args, call.kwargs), lambda value: Ref(numbers.setdefault(value, len(numbers))))
+    args, kwargs = map_refs(
+        (call.args, call.kwargs), lambda value: Ref(numbers.setdefault(value, len(numbers)))
+    )
     key = replace(call, args=args, kwargs=kwargs), dtypes
     if key not in memo:
         memo[key] = signature_of(call, dtypes)
@@ -122,12 +136,18 @@ def _signature(graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]]
 
 
 def _unify_node(
-    graph: Graph, node: Node, signature: Signature, atoms: list[_Atom], forest: list[tuple[list[_Atom], ...]]
+    graph: Graph,
+    node: Node,
+    signature: Signature,
+    atoms: list[_Atom],
+    forest: list[tuple[list[_Atom], ...]],
 ) -> bool:
     """Unifies each dim of the node's tensors with its letters; False where two do not nest."""
     clean = True
     tensors = [*zip(node.operands, signature.operands, strict=True)]
-    tensors += [(v, s) for v, s in zip(node.results, signature.results, strict=True) if v is not None]
+    tensors += [
+        (v, s) for v, s in zip(node.results, signature.results, strict=True) if v is not None
+    ]
     for value, dims in tensors:
         for dim, dim_letters in zip(forest[value], dims, strict=True):
             if dim_letters:
@@ -156,8 +176,8 @@ def _root(atom: _Atom) -> _Atom:
 
 
 def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
-    """Makes two products of atoms equal, taking atoms apart where needed; False (and no change of meaning) where they do
-    not nest, as 2 x 3 and 3 x 2."""
+    """Makes two products of atoms equal, taking atoms apart where needed; False (and no change
+    of meaning) where they do not nest, as 2 x 3 and 3 x 2."""
     a, b = _leaves(left), _leaves(right)
     left[:], right[:] = a, b
     if _match(a, b):
@@ -196,7 +216,10 @@ def _match(a: list[_Atom], b: list[_Atom]) -> bool:
 
 
 def _read(
-    graph: Graph, forest: list[tuple[list[_Atom], ...]], signatures: list[Signature], letters: list[list[_Atom]]
+    graph: Graph,
+    forest: list[tuple[list[_Atom], ...]],
+    signatures: list[Signature],
+    letters: list[list[_Atom]],
 ) -> SubDims:
     numbers: dict[int, int] = {}
 
@@ -218,8 +241,14 @@ def _read(
     )
 
 
-def _op_dims(signature: Signature, parts: list[list[_Atom]], number: Callable[[_Atom], int], memo: dict[Any, OpDims]) -> OpDims:
-    """The node's leaves; in `memo` those of nodes with the same signature and sizes, whose atoms alone differ."""
+def _op_dims(
+    signature: Signature,
+    parts: list[list[_Atom]],
+    number: Callable[[_Atom], int],
+    memo: dict[Any, OpDims],
+) -> OpDims:
+    """The node's leaves; in `memo` those of nodes with the same signature and sizes, whose atoms
+    alone differ."""
     numbers = tuple(number(leaf) for leaves in parts for leaf in leaves)
     key = id(signature), tuple(tuple(leaf.size for leaf in leaves) for leaves in parts)
     if key not in memo:
@@ -240,15 +269,22 @@ def _leaf_dims(signature: Signature, parts: tuple[tuple[int, ...], ...]) -> OpDi
         return tuple(first[x] + i for dim in tensor for x in dim for i in range(len(parts[x])))
 
     return OpDims(
-        signature=signature, sizes=tuple(sizes), letter=tuple(letter), atoms=(),
-        operands=tuple(map(flat, signature.operands)), results=tuple(map(flat, signature.results)),
+        signature=signature,
+        sizes=tuple(sizes),
+        letter=tuple(letter),
+        atoms=(),
+        operands=tuple(map(flat, signature.operands)),
+        results=tuple(map(flat, signature.results)),
         fixed=frozenset(_fixed(signature, letter)),
-    )  # fmt: skip
+    )
 
 
 def _fixed(signature: Signature, letter: list[int]) -> Iterator[int]:
-    """The leaves that cannot be split. A kernel that is told an offset into a letter, or gathers one, needs it in one run, and
-    of two leaves of one letter a shard is one run only where the first is split."""
+    """The leaves that cannot be split. A kernel that is told an offset into a letter, or gathers
+    one, needs it in one run, and of two leaves of one letter a shard is one run only where the
+    first is split."""
     for leaf, mine in enumerate(letter):
-        if mine in signature.fixed or (mine in signature.contiguous and leaf > 0 and letter[leaf - 1] == mine):
+        if mine in signature.fixed or (
+            mine in signature.contiguous and leaf > 0 and letter[leaf - 1] == mine
+        ):
             yield leaf

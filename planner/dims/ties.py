@@ -1,10 +1,11 @@
 """Repeated layers: nodes that do the same in every layer share one choice.
 
-Two nodes are tied if they are the same op at the same place of two modules whose paths differ only in a number (`h.3.attn`,
-`h.7.attn`) and whose whole sequences of ops are the same. An op that one module runs several times over, as a functional ReLU or
-a residual sum between its blocks, has no number of its own: it is tied by place, to ops of that module which read from tied ops and
-are read by tied ops in the same way. The tied problem does not grow with depth; every edge of the whole graph is still in it, counted
-as often as it occurs, so its objective is that of the whole graph.
+Two nodes are tied if they are the same op at the same place of two modules whose paths differ only
+in a number (`h.3.attn`, `h.7.attn`) and whose whole sequences of ops are the same. An op that one
+module runs several times over, as a functional ReLU or a residual sum between its blocks, has no
+number of its own: it is tied by place, to ops of that module which read from tied ops and are read
+by tied ops in the same way. The tied problem does not grow with depth; every edge of the whole
+graph is still in it, counted as often as it occurs, so its objective is that of the whole graph.
 """
 
 from __future__ import annotations
@@ -23,14 +24,16 @@ __all__ = ["Ties", "layer_of", "pattern_of", "tie"]
 #: How a node reads or is read, and the node at the other end, None if that is no node.
 _Neighbour = tuple[Hashable, int | None]
 
-#: Nodes tied by place have neighbours, and neighbours of those, that are tied: what is done at either end of a chain of blocks, or
-#: to one of them, is seen from there, and the middle of the chain is one class at any depth.
+#: Nodes tied by place have neighbours, and neighbours of those, that are tied: what is done at
+#: either end of a chain of blocks, or to one of them, is seen from there, and the middle of the
+#: chain is one class at any depth.
 _RADIUS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ties:
-    """`node_class[n]` and `parameter_class[p]` are class numbers, each counted from 0 in order of first use."""
+    """`node_class[n]` and `parameter_class[p]` are class numbers, each counted from 0 in order
+    of first use."""
 
     node_class: tuple[int, ...]
     parameter_class: tuple[int, ...]
@@ -44,7 +47,8 @@ def pattern_of(path: str) -> str:
 
 
 def layer_of(path: str) -> str:
-    """The layer that a path is in: `h.3.attn.qkv` -> `h.3`; the path itself where it has no number."""
+    """The layer that a path is in: `h.3.attn.qkv` -> `h.3`; the path itself where it has no
+    number."""
     parts = path.split(".")
     last = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return path if last is None else ".".join(parts[: last + 1])
@@ -53,7 +57,10 @@ def layer_of(path: str) -> str:
 def tie(graph: Graph, dims: SubDims, roots: tuple[Root, ...]) -> Ties:
     """The classes of nodes and parameters; `roots` are what the graph's views look at."""
     parameter_class, parameters_of = _number(
-        [(pattern_of(p.name), dims.shapes[p.value], graph.values[p.value].dtype) for p in graph.parameters]
+        [
+            (pattern_of(p.name), dims.shapes[p.value], graph.values[p.value].dtype)
+            for p in graph.parameters
+        ]
     )
     keys, repeated = _by_number(graph, dims)
     if repeated:
@@ -61,13 +68,16 @@ def tie(graph: Graph, dims: SubDims, roots: tuple[Root, ...]) -> Ties:
         _by_place(keys, repeated, _neighbours(graph, roots, class_of, repeated))
     node_class, nodes_of = _number(keys)
     return Ties(
-        node_class=node_class, nodes_of=nodes_of, parameter_class=parameter_class, parameters_of=parameters_of
-    )  # fmt: skip
+        node_class=node_class,
+        nodes_of=nodes_of,
+        parameter_class=parameter_class,
+        parameters_of=parameters_of,
+    )
 
 
 def _by_number(graph: Graph, dims: SubDims) -> tuple[list[Hashable], dict[int, Hashable]]:
-    """What nodes at the same place of like modules share; and of nodes that their module runs in several places, what all those
-    places share."""
+    """What nodes at the same place of like modules share; and of nodes that their module runs in
+    several places, what all those places share."""
     sequences: dict[tuple[str, str], list[Node]] = defaultdict(list)
     for node in graph.nodes:
         sequences[node.path, node.phase].append(node)
@@ -85,12 +95,18 @@ def _by_number(graph: Graph, dims: SubDims) -> tuple[list[Hashable], dict[int, H
     return keys, repeated
 
 
-def _by_place(keys: list[Hashable], repeated: Mapping[int, Hashable], near: Mapping[int, Sequence[_Neighbour]]) -> None:
-    """Gives repeated nodes a key by their neighbours instead of their place. In each round a node's colour becomes one with the
-    colours of its neighbours; the others keep theirs. What is tied by number stays so, whatever is near its ends."""
+def _by_place(
+    keys: list[Hashable], repeated: Mapping[int, Hashable], near: Mapping[int, Sequence[_Neighbour]]
+) -> None:
+    """Gives repeated nodes a key by their neighbours instead of their place. In each round a
+    node's colour becomes one with the colours of its neighbours; the others keep theirs. What is
+    tied by number stays so, whatever is near its ends."""
     colours = _number([repeated.get(index, key) for index, key in enumerate(keys)])[0]
     for _ in range(_RADIUS):
-        seen = {n: tuple((how, None if other is None else colours[other]) for how, other in near[n]) for n in repeated}
+        seen = {
+            n: tuple((how, None if other is None else colours[other]) for how, other in near[n])
+            for n in repeated
+        }
         colours = _number([(colour, seen.get(index)) for index, colour in enumerate(colours)])[0]
     together: dict[Hashable, set[int]] = defaultdict(set)
     for index in repeated:
@@ -102,17 +118,30 @@ def _by_place(keys: list[Hashable], repeated: Mapping[int, Hashable], near: Mapp
 def _neighbours(
     graph: Graph, roots: tuple[Root, ...], parameter_class: Mapping[int, int], of: Container[int]
 ) -> dict[int, list[_Neighbour]]:
-    """What some nodes read and what reads their results, in order: how, and the node at the other end if there is one."""
+    """What some nodes read and what reads their results, in order: how, and the node at the
+    other end if there is one."""
     near: dict[int, list[_Neighbour]] = defaultdict(list)
     for node in graph.nodes:
         for position, value in enumerate(node.operands):
             root = roots[value]
             writer = graph.values[root.value].writer
             if node.index in of:
-                near[node.index].append((("reads", position, root.places, _source(graph, root.value, parameter_class)), writer))
+                near[node.index].append(
+                    (
+                        (
+                            "reads",
+                            position,
+                            root.places,
+                            _source(graph, root.value, parameter_class),
+                        ),
+                        writer,
+                    )
+                )
             if writer is not None and writer in of:
                 result = graph.nodes[writer].results.index(root.value)
-                near[writer].append((("read", result, position, root.places, node.phase), node.index))
+                near[writer].append(
+                    (("read", result, position, root.places, node.phase), node.index)
+                )
     for value, how in _ends(graph, parameter_class):
         writer = graph.values[roots[value].value].writer
         if writer is not None and writer in of:
@@ -128,19 +157,28 @@ def _source(graph: Graph, value: int, parameter_class: Mapping[int, int]) -> Has
     return parameter_class.get(value, pattern_of(graph.values[value].name))
 
 
-def _ends(graph: Graph, parameter_class: Mapping[int, int]) -> Iterator[tuple[int, tuple[Hashable, ...]]]:
+def _ends(
+    graph: Graph, parameter_class: Mapping[int, int]
+) -> Iterator[tuple[int, tuple[Hashable, ...]]]:
     """The values that are read at the end of the step, and as what."""
     yield graph.loss, ("loss",)
     yield from ((p.gradient, ("gradient", parameter_class[p.value])) for p in graph.parameters)
-    yield from ((value, ("update", pattern_of(graph.values[buffer].name))) for buffer, value in graph.updates)
+    yield from (
+        (value, ("update", pattern_of(graph.values[buffer].name)))
+        for buffer, value in graph.updates
+    )
     yield from ((value, ("reported", name)) for name, value in graph.reported)
 
 
 def _word(graph: Graph, dims: SubDims, node: Node) -> Any:
     """All that matters of a node but which values it reads."""
     op = dims.ops[node.index]
-    operands = tuple((dims.shapes[v], graph.values[v].dtype, graph.values[v].kind) for v in node.operands)
-    arguments = tuple("number" if isinstance(a, Serial) else map_refs(a, lambda _: "tensor") for a in node.args)
+    operands = tuple(
+        (dims.shapes[v], graph.values[v].dtype, graph.values[v].kind) for v in node.operands
+    )
+    arguments = tuple(
+        "number" if isinstance(a, Serial) else map_refs(a, lambda _: "tensor") for a in node.args
+    )
     return (
         node.op,
         arguments,

@@ -1,7 +1,8 @@
 """Views resolved to the tensor they look at.
 
-A view moves no data and its sub-dims are those of its operand in another order, so for placement it *is* its operand: the ILP
-has no node for it, and a change of layout happens on the tensor itself. Exact: a redistribution costs the same before or after.
+A view moves no data and its sub-dims are those of its operand in another order, so for placement it
+*is* its operand: the ILP has no node for it, and a change of layout happens on the tensor itself.
+Exact: a redistribution costs the same before or after.
 """
 
 from __future__ import annotations

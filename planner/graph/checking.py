@@ -1,7 +1,8 @@
-"""Whether each pass's output is checked where it is made, which a person asks for (`--check`) and tests do.
+"""Whether each pass's output is checked where it is made, which a person asks for (`--check`) and
+tests do.
 
-Name of a pass, faults -> nothing, or one line that names the pass and the node or instruction. A context says whether, since passes lie
-deep in the search and most callers are not to know.
+Name of a pass, faults -> nothing, or one line that names the pass and the node or instruction. A
+context says whether, since passes lie deep in the search and most callers are not to know.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _passes: ContextVar[Counter[str] | None] = ContextVar("passes", default=None)
 
 @contextmanager
 def checking(wanted: bool = True) -> Iterator[Counter[str]]:
-    """Within it, what each pass makes is checked, if `wanted`; gives how often each pass was. Processes forked within it check too, and
-    count for themselves."""
+    """Within it, what each pass makes is checked, if `wanted`; gives how often each pass was.
+    Processes forked within it check too, and count for themselves."""
     counts: Counter[str] = Counter()
     token = _passes.set(counts if wanted else None)
     try:
@@ -37,7 +38,8 @@ def is_checking() -> bool:
 
 
 def checked(name: str, faults: Callable[[], Iterable[str]]) -> None:
-    """Raises `FailedCheck` with the first of the `faults` of what the pass `name` made, if that is asked for."""
+    """Raises `FailedCheck` with the first of the `faults` of what the pass `name` made, if that
+    is asked for."""
     counts = _passes.get()
     if counts is None:
         return

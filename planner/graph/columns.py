@@ -9,11 +9,15 @@ __all__ = ["aligned"]
 
 
 def aligned(rows: Sequence[Sequence[str]], right: tuple[int, ...] = ()) -> list[str]:
-    """Rows of cells as lines of columns, two spaces between them; the columns `right` end at the same place. Widths are multiples of
-    four, so that most changes of one line leave the others as they are."""
+    """Rows of cells as lines of columns, two spaces between them; the columns `right` end at the
+    same place. Widths are multiples of four, so that most changes of one line leave the others
+    as they are."""
     widths = [-(-max(map(len, column)) // 4) * 4 for column in zip_longest(*rows, fillvalue="")]
     lines = (
-        "  ".join(c.rjust(w) if at in right else c.ljust(w) for at, (c, w) in enumerate(zip(row, widths, strict=False)))
+        "  ".join(
+            c.rjust(w) if at in right else c.ljust(w)
+            for at, (c, w) in enumerate(zip(row, widths, strict=False))
+        )
         for row in rows
     )
     return [line.rstrip() for line in lines]

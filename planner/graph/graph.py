@@ -1,7 +1,8 @@
 """The `Graph`: one whole training step (forward, loss, backward) as ops on values.
 
-Written by `trace`, read by every later stage. Nodes stand in the order of execution; values are numbered from 0 and each
-is written once. In-place ops, tuples and aliases are gone: an op has tensor results, and a value has one writer.
+Written by `trace`, read by every later stage. Nodes stand in the order of execution; values are
+numbered from 0 and each is written once. In-place ops, tuples and aliases are gone: an op has
+tensor results, and a value has one writer.
 """
 
 from __future__ import annotations
@@ -36,22 +37,25 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Serial:
-    """An argument that is a number by which like ops of a step are told apart; no choice depends on it."""
+    """An argument that is a number by which like ops of a step are told apart; no choice depends
+    on it."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An argument that is the process group of the ranks that differ only on mesh `axes`; ops on shards have it."""
+    """An argument that is the process group of the ranks that differ only on mesh `axes`; ops on
+    shards have it."""
 
     axes: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
-    """A tensor of the step; `writer` is the node that makes it. `kind`: `parameter`, `buffer`, `input`, `activation`, or `key`:
-    the number from which the step's random masks are drawn, another in every step."""
+    """A tensor of the step; `writer` is the node that makes it. `kind`: `parameter`, `buffer`,
+    `input`, `activation`, or `key`: the number from which the step's random masks are drawn,
+    another in every step."""
 
     id: int
     shape: tuple[int, ...]
@@ -62,7 +66,8 @@ class Value:
 
     @property
     def is_given(self) -> bool:
-        """Whether it comes into the step from outside and is no parameter: in whatever layout it is read."""
+        """Whether it comes into the step from outside and is no parameter: in whatever layout it
+        is read."""
         return self.kind in ("input", "buffer", "key")
 
     @property
@@ -72,9 +77,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One op. `args` and `kwargs` hold `Ref`, constants and nested tuples of them, as the op's schema has them: in `kwargs` is what it
-    takes by keyword alone, by name. `path` is the module that ran it (or whose backward it is); `results[i]` is None where the op's
-    i-th result is never read; `operands` are the values read, in the order of `args` and then of `kwargs`, one entry a use."""
+    """One op. `args` and `kwargs` hold `Ref`, constants and nested tuples of them, as the op's
+    schema has them: in `kwargs` is what it takes by keyword alone, by name. `path` is the module
+    that ran it (or whose backward it is); `results[i]` is None where the op's i-th result is
+    never read; `operands` are the values read, in the order of `args` and then of `kwargs`, one
+    entry a use."""
 
     index: int
     op: str
@@ -102,8 +109,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """The whole step. `inputs` are the batch tensors in order, `buffers` the module's; `loss` is a scalar value, and `reported` are
-    the scalars that it is the sum of, by name. `updates` are the buffers that the step changes: (buffer, its new value)."""
+    """The whole step. `inputs` are the batch tensors in order, `buffers` the module's; `loss` is
+    a scalar value, and `reported` are the scalars that it is the sum of, by name. `updates` are
+    the buffers that the step changes: (buffer, its new value)."""
 
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
@@ -127,10 +135,13 @@ class Graph:
         return sum(self.values[p.value].numel for p in self.parameters)
 
     def digest(self) -> str:
-        """A hash of ops, arguments, shapes and parameter names: the same for the same step, whoever traced it."""
+        """A hash of ops, arguments, shapes and parameter names: the same for the same step,
+        whoever traced it."""
         state = hashlib.sha256()
         for value in self.values:
-            state.update(f"{value.id} {value.shape} {value.dtype} {value.kind} {value.name}\n".encode())
+            state.update(
+                f"{value.id} {value.shape} {value.dtype} {value.kind} {value.name}\n".encode()
+            )
         for node in self.nodes:
             state.update(f"{node.op} {node.args} {node.kwargs} {node.results}\n".encode())
         state.update(f"{self.parameters} {self.inputs} {self.loss}".encode())
@@ -140,8 +151,8 @@ class Graph:
 
 
 def without_unread(graph: Graph) -> Graph:
-    """The graph without nodes that nothing which the step gives depends on; nodes and values are numbered, and results named, as if
-    those had never been."""
+    """The graph without nodes that nothing which the step gives depends on; nodes and values are
+    numbered, and results named, as if those had never been."""
     wanted = {graph.loss, *(p.gradient for p in graph.parameters)}
     wanted |= {value for _, value in (*graph.updates, *graph.reported)}
     kept: list[Node] = []
@@ -160,42 +171,57 @@ def _only(graph: Graph, kept: list[Node]) -> Graph:
     names = [result_name(node.op, counts) for node in kept]
     nodes = tuple(
         replace(
-            node, index=index, results=tuple(None if r is None else new[r] for r in node.results),
-            args=map_refs(node.args, lambda v: Ref(new[v])), kwargs=map_refs(node.kwargs, lambda v: Ref(new[v])),
+            node,
+            index=index,
+            results=tuple(None if r is None else new[r] for r in node.results),
+            args=map_refs(node.args, lambda v: Ref(new[v])),
+            kwargs=map_refs(node.kwargs, lambda v: Ref(new[v])),
         )
         for index, node in enumerate(kept)
-    )  # fmt: skip
+    )
     renumbered = (
         replace(value, id=new[value.id])
         if value.writer is None
-        else replace(value, id=new[value.id], writer=indices[value.writer], name=names[indices[value.writer]])
+        else replace(
+            value, id=new[value.id], writer=indices[value.writer], name=names[indices[value.writer]]
+        )
         for value in values
     )
     return replace(
-        graph, nodes=nodes, values=tuple(renumbered), loss=new[graph.loss],
-        parameters=tuple(replace(p, value=new[p.value], gradient=new[p.gradient]) for p in graph.parameters),
-        inputs=tuple(new[v] for v in graph.inputs), buffers=tuple(new[v] for v in graph.buffers),
-        updates=tuple((new[a], new[b]) for a, b in graph.updates), reported=tuple((n, new[v]) for n, v in graph.reported),
-    )  # fmt: skip
+        graph,
+        nodes=nodes,
+        values=tuple(renumbered),
+        loss=new[graph.loss],
+        parameters=tuple(
+            replace(p, value=new[p.value], gradient=new[p.gradient]) for p in graph.parameters
+        ),
+        inputs=tuple(new[v] for v in graph.inputs),
+        buffers=tuple(new[v] for v in graph.buffers),
+        updates=tuple((new[a], new[b]) for a, b in graph.updates),
+        reported=tuple((n, new[v]) for n, v in graph.reported),
+    )
 
 
 def result_name(op: str, counts: Counter[str]) -> str:
-    """The name of what an op makes: `mm_3` of the fourth product. It depends on the ops before alone; `counts` counts them."""
+    """The name of what an op makes: `mm_3` of the fourth product. It depends on the ops before
+    alone; `counts` counts them."""
     stem = op.split(".")[1]
     counts[stem] += 1
     return f"{stem}_{counts[stem] - 1}"
 
 
 def refs_in(args: Any, kind: type[Any] = Ref) -> list[int]:
-    """The ids in nested arguments, in order; `kind` is what stands for a value there. Of a call these are its operands, where `args`
-    is the pair of its arguments and its keyword arguments: nothing else says which values an op reads."""
+    """The ids in nested arguments, in order; `kind` is what stands for a value there. Of a call
+    these are its operands, where `args` is the pair of its arguments and its keyword arguments:
+    nothing else says which values an op reads."""
     found: list[int] = []
     _gather(args if isinstance(args, tuple) else (args,), kind, found)
     return found
 
 
 def _gather(items: tuple[Any, ...], kind: type[Any], found: list[int]) -> None:
-    """Adds the ids to one list: every op of every program comes by here, and nested generators are several times as slow."""
+    """Adds the ids to one list: every op of every program comes by here, and nested generators
+    are several times as slow."""
     for item in items:
         if type(item) is kind:
             found.append(item.id)
@@ -204,7 +230,8 @@ def _gather(items: tuple[Any, ...], kind: type[Any], found: list[int]) -> None:
 
 
 def map_refs(args: Any, replace: Any, kind: type[Any] = Ref) -> Any:
-    """Nested arguments with every reference replaced by `replace(id)`, in the order of `refs_in`."""
+    """Nested arguments with every reference replaced by `replace(id)`, in the order of
+    `refs_in`."""
     if type(args) is kind:
         return replace(args.id)
     if isinstance(args, tuple):

@@ -1,11 +1,13 @@
 """Meshes and layouts: where the pieces of a tensor are.
 
-A tensor dim is an ordered product of sub-dims; sub-dims are numbered flat, over all dims of the tensor. A layout gives
-one `Placement` for each mesh axis. Where several axes split one sub-dim, the earlier axis is the outer one.
+A tensor dim is an ordered product of sub-dims; sub-dims are numbered flat, over all dims of the
+tensor. A layout gives one `Placement` for each mesh axis. Where several axes split one sub-dim, the
+earlier axis is the outer one.
 
-A split need not divide: n elements on k shards are n mod k pieces of ceil(n/k), then pieces of floor(n/k), each a run; a later axis
-splits each of those pieces in the same way. No piece is empty, and the piece at place 0 of every axis is the largest: what does not
-say whose shard it means speaks of that one.
+A split need not divide: n elements on k shards are n mod k pieces of ceil(n/k), then pieces of
+floor(n/k), each a run; a later axis splits each of those pieces in the same way. No piece is empty,
+and the piece at place 0 of every axis is the largest: what does not say whose shard it means speaks
+of that one.
 """
 
 from __future__ import annotations
@@ -46,14 +48,17 @@ SubShape = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Named axes over consecutive devices; the last axis is the fastest, its neighbours adjacent devices."""
+    """Named axes over consecutive devices; the last axis is the fastest, its neighbours adjacent
+    devices."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
 
     def __post_init__(self) -> None:
         if len(self.names) != len(self.sizes) or len(set(self.names)) != len(self.names):
-            raise BadValue(f"a mesh needs one distinct name an axis, got {self.names} for sizes {self.sizes}")
+            raise BadValue(
+                f"a mesh needs one distinct name an axis, got {self.names} for sizes {self.sizes}"
+            )
 
     @property
     def num_devices(self) -> int:
@@ -98,11 +103,13 @@ def is_partial(placement: Placement) -> bool:
 
 
 def piece_sizes(size: int, counts: tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes of all pieces of a sub-dim that axes of the given sizes split, the first outermost: in the order of the ranks of
-    their group."""
+    """The sizes of all pieces of a sub-dim that axes of the given sizes split, the first
+    outermost: in the order of the ranks of their group."""
     pieces: tuple[int, ...] = (size,)
     for count in counts:
-        pieces = tuple(piece // count + (at < piece % count) for piece in pieces for at in range(count))
+        pieces = tuple(
+            piece // count + (at < piece % count) for piece in pieces for at in range(count)
+        )
     return pieces
 
 
@@ -112,10 +119,13 @@ def start_of(size: int, count: int, place: int) -> int:
 
 
 def local_sizes(
-    flat: tuple[int, ...], layout: Layout, mesh_sizes: tuple[int, ...], place: tuple[int, ...] | None = None
+    flat: tuple[int, ...],
+    layout: Layout,
+    mesh_sizes: tuple[int, ...],
+    place: tuple[int, ...] | None = None,
 ) -> tuple[int, ...] | None:
-    """The flat sub-dim sizes of the shard at `place` on the mesh (by default of the largest), or None where a sub-dim has fewer
-    elements than shards."""
+    """The flat sub-dim sizes of the shard at `place` on the mesh (by default of the largest), or
+    None where a sub-dim has fewer elements than shards."""
     out, uneven = list(flat), False
     for axis, placement in enumerate(layout):
         if placement >= 0:
@@ -124,7 +134,9 @@ def local_sizes(
                 out[placement] = size // count
             else:
                 uneven = True
-                out[placement] = size // count + ((0 if place is None else place[axis]) < size % count)
+                out[placement] = size // count + (
+                    (0 if place is None else place[axis]) < size % count
+                )
     return tuple(out) if not uneven or _none_empty(flat, layout, mesh_sizes) else None
 
 
@@ -137,7 +149,10 @@ def _none_empty(flat: tuple[int, ...], layout: Layout, mesh_sizes: tuple[int, ..
 
 
 def local_shape(
-    subshape: SubShape, layout: Layout, mesh_sizes: tuple[int, ...], place: tuple[int, ...] | None = None
+    subshape: SubShape,
+    layout: Layout,
+    mesh_sizes: tuple[int, ...],
+    place: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
     """The shape of the shard at `place` (by default of the largest)."""
     flat = local_sizes(tuple(s for dim in subshape for s in dim), layout, mesh_sizes, place)

@@ -1,8 +1,9 @@
 """Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
 
-The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention`, `masked_lstm`, `masked_recurrent`,
-`batch_norm`, `rms_norm` and their backwards are torch custom ops for tracing; the functions of the same names here are what the
-executor calls, some with a process group over which their work is split.
+The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention`,
+`masked_lstm`, `masked_recurrent`, `batch_norm`, `rms_norm` and their backwards are torch custom ops
+for tracing; the functions of the same names here are what the executor calls, some with a process
+group over which their work is split.
 """
 
 from planner.kernels.attention import attention, attention_backward

@@ -1,8 +1,9 @@
-"""`shardwright::attention` and its backward: softmax(scale q k^T) v, by the flash kernel of the device where it has one.
+"""`shardwright::attention` and its backward: softmax(scale q k^T) v, by the flash kernel of the
+device where it has one.
 
-q [B, H, T, D], k and v [B, K, S, D] where K divides H (grouped queries: H/K heads of q read one of k); lse [B, H, T] is the
-log of the softmax's denominator. Causal means key <= query, both counted from 0. Results lie in memory as [B, T, H, D], so
-that joining the heads afterwards copies nothing.
+q [B, H, T, D], k and v [B, K, S, D] where K divides H (grouped queries: H/K heads of q read one of
+k); lse [B, H, T] is the log of the softmax's denominator. Causal means key <= query, both counted
+from 0. Results lie in memory as [B, T, H, D], so that joining the heads afterwards copies nothing.
 """
 
 from __future__ import annotations
@@ -15,21 +16,29 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "attention", "attention_backward", "cpu_backward", "empty_heads_inside", "grouped", "has_cpu_kernel", "heads_inside", "lse_dtype",
-    "rows_together", "scores_of", "sum_groups",
+    "attention", "attention_backward", "cpu_backward", "empty_heads_inside", "grouped",
+    "has_cpu_kernel", "heads_inside", "lse_dtype", "rows_together", "scores_of", "sum_groups",
 ]  # fmt: skip
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     """The output [B, H, T, D] and lse."""
     kernel = _kernel(q, k, v, is_causal)
     k, v = grouped(k, q), grouped(v, q)
     if kernel == "cpu":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal, scale=scale)
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            q, k, v, 0.0, is_causal, scale=scale
+        )
     elif kernel == "flash":
-        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, 0.0, is_causal, False, scale=scale)[:2]
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(
+            q, k, v, 0.0, is_causal, False, scale=scale
+        )[:2]
     elif kernel == "efficient":
-        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True, 0.0, is_causal, scale=scale)[:2]
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(
+            q, k, v, None, True, 0.0, is_causal, scale=scale
+        )[:2]
         lse = lse[..., : q.shape[2]]
     else:
         scores = scores_of(q, k, is_causal, scale)
@@ -39,13 +48,24 @@ def attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) ->
 
 
 def attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     kernel = _kernel(q, k, v, is_causal)
-    if kernel == "cpu" and _better_wide(q):  # here, so that shared key heads are cast and summed once
+    if kernel == "cpu" and _better_wide(
+        q
+    ):  # here, so that shared key heads are cast and summed once
         wide = [t.float() for t in (grad, q, k, v, out)]
-        gq, gk, gv = attention_backward(wide[0], wide[1], wide[2], wide[3], wide[4], lse, is_causal, scale)
+        gq, gk, gv = attention_backward(
+            wide[0], wide[1], wide[2], wide[3], wide[4], lse, is_causal, scale
+        )
         return gq.to(q.dtype), gk.to(q.dtype), gv.to(q.dtype)
     grad, out = rows_together(grad), rows_together(out)
     num_kv_heads = k.shape[1]
@@ -63,7 +83,8 @@ def attention_backward(
 
 
 def rows_together(t: Tensor) -> Tensor:
-    """`t` with its last dim's elements side by side, as flash kernels take a gradient to lie; they do not look."""
+    """`t` with its last dim's elements side by side, as flash kernels take a gradient to lie;
+    they do not look."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 
@@ -75,12 +96,17 @@ def grouped(k: Tensor, q: Tensor) -> Tensor:
 
 def sum_groups(grad: Tensor, num_kv_heads: int) -> Tensor:
     """The gradient of k or v from that of its repeated heads."""
-    return grad if grad.shape[1] == num_kv_heads else grad.reshape(grad.shape[0], num_kv_heads, -1, *grad.shape[2:]).sum(2)
+    return (
+        grad
+        if grad.shape[1] == num_kv_heads
+        else grad.reshape(grad.shape[0], num_kv_heads, -1, *grad.shape[2:]).sum(2)
+    )
 
 
 def _kernel(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> str:
-    """Which kernel runs: `cpu`, `flash`, `efficient` or `math`; the same for forward and backward. CUDA's flash kernel needs compute
-    capability 8.0, and counts causal keys from the last where there are more or fewer of them than queries."""
+    """Which kernel runs: `cpu`, `flash`, `efficient` or `math`; the same for forward and
+    backward. CUDA's flash kernel needs compute capability 8.0, and counts causal keys from the
+    last where there are more or fewer of them than queries."""
     plain = _is_plain(q, k, v)
     half = q.dtype in (torch.float16, torch.bfloat16)
     if has_cpu_kernel(q, k, v):
@@ -88,7 +114,13 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> str:
     if not plain or not q.is_cuda:
         return "math"
     newer = _capability(q.device) >= (8, 0)
-    if newer and half and q.shape[-1] % 8 == 0 and q.shape[-1] <= 256 and not (is_causal and q.shape[2] != k.shape[2]):
+    if (
+        newer
+        and half
+        and q.shape[-1] % 8 == 0
+        and q.shape[-1] <= 256
+        and not (is_causal and q.shape[2] != k.shape[2])
+    ):
         return "flash"
     known = q.dtype in (torch.float32, torch.float16) or (newer and q.dtype == torch.bfloat16)
     return "efficient" if known and q.shape[-1] % (8 if half else 4) == 0 else "math"
@@ -96,7 +128,11 @@ def _kernel(q: Tensor, k: Tensor, v: Tensor, is_causal: bool) -> str:
 
 def has_cpu_kernel(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether the CPU's flash kernel takes these."""
-    return q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64, torch.bfloat16) and _is_plain(q, k, v)
+    return (
+        q.device.type == "cpu"
+        and q.dtype in (torch.float32, torch.float64, torch.bfloat16)
+        and _is_plain(q, k, v)
+    )
 
 
 def _is_plain(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -108,23 +144,41 @@ def _capability(device: torch.device) -> tuple[int, int]:
     return torch.cuda.get_device_capability(device)
 
 
-#: Of fewer queries torch's CPU kernel takes 32 at a time, of this many and more 64 or 256 (`FlashAttentionKernel.cpp`, 2.13).
+#: Of fewer queries torch's CPU kernel takes 32 at a time, of this many and more 64 or 256
+#: (`FlashAttentionKernel.cpp`, 2.13).
 _MANY_QUERIES = 192
 
 
 def cpu_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float,
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
     added: Callable[[torch.dtype], Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients by the CPU's flash kernel; `added` gives, in a dtype, what was added to the scores.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients by the CPU's flash kernel; `added` gives, in a dtype, what was added to the
+    scores.
 
-    The products of 32 bfloat16 queries take longer than the same in float32 with all casts: 7.8 ms against 4.7 ms for 4 x 8 heads of
-    128 x 64 on one core with AVX-512 (EPYC, torch 2.13)."""
+    The products of 32 bfloat16 queries take longer than the same in float32 with all casts: 7.8 ms
+    against 4.7 ms for 4 x 8 heads of 128 x 64 on one core with AVX-512 (EPYC, torch 2.13)."""
     dtype = q.dtype
     if _better_wide(q):
         grad, q, k, v, out = (t.float() for t in (grad, q, k, v, out))
     gq, gk, gv = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        grad, q, k, v, out, lse, 0.0, is_causal, attn_mask=None if added is None else added(q.dtype), scale=scale
+        grad,
+        q,
+        k,
+        v,
+        out,
+        lse,
+        0.0,
+        is_causal,
+        attn_mask=None if added is None else added(q.dtype),
+        scale=scale,
     )
     return gq.to(dtype), gk.to(dtype), gv.to(dtype)
 
@@ -134,34 +188,90 @@ def _better_wide(q: Tensor) -> bool:
 
 
 def _flash_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    unused = q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64)  # the dropout's random state
-    result: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._scaled_dot_product_flash_attention_backward(
-        grad, q, k, v, out, lse.contiguous(), None, None, q.shape[2], k.shape[2], 0.0, is_causal, *unused, scale=scale
+    unused = (
+        q.new_empty(2, dtype=torch.uint64),
+        q.new_empty((), dtype=torch.uint64),
+    )  # the dropout's random state
+    result: tuple[Tensor, Tensor, Tensor] = (
+        torch.ops.aten._scaled_dot_product_flash_attention_backward(
+            grad,
+            q,
+            k,
+            v,
+            out,
+            lse.contiguous(),
+            None,
+            None,
+            q.shape[2],
+            k.shape[2],
+            0.0,
+            is_causal,
+            *unused,
+            scale=scale,
+        )
     )
     return result
 
 
 def _efficient_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     unused = q.new_zeros((), dtype=torch.int64)  # the dropout's seed and offset
-    padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))  # the kernel wants rows by 32
+    padded = torch.nn.functional.pad(
+        lse, (0, -lse.shape[-1] % 32), value=float("inf")
+    )  # the kernel wants rows by 32
     grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
-        grad, q, k, v, None, out, padded, unused, unused, 0.0, [True, True, True, False], is_causal, scale=scale
+        grad,
+        q,
+        k,
+        v,
+        None,
+        out,
+        padded,
+        unused,
+        unused,
+        0.0,
+        [True, True, True, False],
+        is_causal,
+        scale=scale,
     )
     return grads[0], grads[1], grads[2]
 
 
 def _math_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     weights = torch.exp(scores_of(q, k, is_causal, scale) - lse[..., None])
     wide = grad.to(weights.dtype)
     delta = (wide * out).sum(-1, keepdim=True)
     grad_scores = weights * (torch.matmul(wide, v.to(wide.dtype).mT) - delta) * scale
-    gq, gk = torch.matmul(grad_scores, k.to(wide.dtype)), torch.matmul(grad_scores.mT, q.to(wide.dtype))
+    gq, gk = (
+        torch.matmul(grad_scores, k.to(wide.dtype)),
+        torch.matmul(grad_scores.mT, q.to(wide.dtype)),
+    )
     gv = torch.matmul(weights.mT, wide)
     return gq.to(q.dtype), gk.to(k.dtype), gv.to(v.dtype)
 
@@ -192,13 +302,22 @@ def heads_inside(t: Tensor) -> Tensor:
 
 
 @torch.library.custom_op("shardwright::attention", mutates_args=())
-def _attention(q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float) -> tuple[Tensor, Tensor]:
+def _attention(
+    q: Tensor, k: Tensor, v: Tensor, is_causal: bool, scale: float
+) -> tuple[Tensor, Tensor]:
     return attention(q, k, v, is_causal, scale)
 
 
 @torch.library.custom_op("shardwright::attention_backward", mutates_args=())
 def _attention_backward(
-    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, is_causal: bool, scale: float
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    is_causal: bool,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return attention_backward(grad, q, k, v, out, lse, is_causal, scale)
 
@@ -224,7 +343,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-    grads = torch.ops.shardwright.attention_backward(grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale)
+    grads = torch.ops.shardwright.attention_backward(
+        grad, *ctx.saved_tensors, ctx.is_causal, ctx.scale
+    )
     return (*grads, None, None)
 
 

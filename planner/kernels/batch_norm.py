@@ -1,8 +1,10 @@
-"""`shardwright::batch_norm` in training mode and its backward: statistics over the whole batch, wherever its parts are.
+"""`shardwright::batch_norm` in training mode and its backward: statistics over the whole batch,
+wherever its parts are.
 
-With a group, the batch (or positions of its samples) is split over it: each rank's count, means and squared deviations are gathered and
-joined (Chan, Golub and LeVeque, "Algorithms for computing the sample variance", 1983), so that the result is that of one process. The
-running statistics come in and new ones go out: nothing is written in place.
+With a group, the batch (or positions of its samples) is split over it: each rank's count, means and
+squared deviations are gathered and joined (Chan, Golub and LeVeque, "Algorithms for computing the
+sample variance", 1983), so that the result is that of one process. The running statistics come in
+and new ones go out: nothing is written in place.
 """
 
 from __future__ import annotations
@@ -30,11 +32,14 @@ def batch_norm(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> Five:
-    """x [N, C, ...] normalised, the batch's mean and 1/deviation [C], and the new running mean and variance (unbiased) [C]."""
+    """x [N, C, ...] normalised, the batch's mean and 1/deviation [C], and the new running mean
+    and variance (unbiased) [C]."""
     old_mean, old_var = _running(x, running_mean, running_var)
     if group is None:
         arguments = x, weight, bias, old_mean, old_var, True, momentum, eps
-        out, mean, rstd, new_mean, new_var = torch.ops.aten._native_batch_norm_legit_functional(*arguments)
+        out, mean, rstd, new_mean, new_var = torch.ops.aten._native_batch_norm_legit_functional(
+            *arguments
+        )
         return out, mean, rstd, new_mean, new_var
     count, mean, squares = _joined(x, group)
     var = squares / count
@@ -52,7 +57,8 @@ def batch_norm_backward(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias; with a group, the latter two are whole on each of its ranks."""
+    """The gradients of x, weight and bias; with a group, the latter two are whole on each of its
+    ranks."""
     if group is None:
         ones = torch.ones_like(mean) if weight is None else weight
         arguments = grad, x, ones, None, None, mean, rstd, True, eps, [True, True, True]
@@ -61,7 +67,9 @@ def batch_norm_backward(
     over, shape = _over(x), [1, -1, *[1] * (x.dim() - 2)]
     centred = x - mean.view(shape)
     count = mean.new_full((1,), x.numel() // x.shape[1])
-    local = torch.cat([count, grad.sum(over).to(mean.dtype), (grad * centred).sum(over).to(mean.dtype)])
+    local = torch.cat(
+        [count, grad.sum(over).to(mean.dtype), (grad * centred).sum(over).to(mean.dtype)]
+    )
     sums = reduced(local, group)
     count, gb, along = sums[:1], *sums[1:].chunk(2)
     inner = grad - (gb / count).view(shape) - centred * (along * rstd**2 / count).view(shape)
@@ -80,7 +88,8 @@ def _running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor
 
 
 def _joined(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """The number of values of a channel over all ranks, their mean [C], and the sum of their squared deviations [C]."""
+    """The number of values of a channel over all ranks, their mean [C], and the sum of their
+    squared deviations [C]."""
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     var, mean = torch.var_mean(wide, _over(x), correction=0)
     count = mean.new_full((1,), x.numel() // x.shape[1])
@@ -93,9 +102,14 @@ def _joined(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor
 
 @torch.library.custom_op("shardwright::batch_norm", mutates_args=())
 def _batch_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None, running_var: Tensor | None, momentum: float,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
     eps: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     return batch_norm(x, weight, bias, running_mean, running_var, momentum, eps)
 
 
@@ -107,15 +121,31 @@ def _batch_norm_backward(
 
 
 @_batch_norm.register_fake
-def _(x: Tensor, weight: Any, bias: Any, running_mean: Any, running_var: Any, momentum: float, eps: float) -> Five:
+def _(
+    x: Tensor,
+    weight: Any,
+    bias: Any,
+    running_mean: Any,
+    running_var: Any,
+    momentum: float,
+    eps: float,
+) -> Five:
     old_mean, old_var = _running(x, running_mean, running_var)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     stats = [x.new_empty(x.shape[1], dtype=dtype) for _ in range(2)]
-    return torch.empty_like(x), stats[0], stats[1], torch.empty_like(old_mean), torch.empty_like(old_var)
+    return (
+        torch.empty_like(x),
+        stats[0],
+        stats[1],
+        torch.empty_like(old_mean),
+        torch.empty_like(old_var),
+    )
 
 
 @_batch_norm_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Any, mean: Tensor, rstd: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight: Any, mean: Tensor, rstd: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
     like = mean if weight is None else weight
     return torch.empty_like(x), torch.empty_like(like), torch.empty_like(like)
 

@@ -1,7 +1,8 @@
-"""While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become ours: tracing shows one node of each.
+"""While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become ours:
+tracing shows one node of each.
 
-What they have and ours do not (class weights, label smoothing) is left to torch, or refused where that would give another graph on
-another platform.
+What they have and ours do not (class weights, label smoothing) is left to torch, or refused where
+that would give another graph on another platform.
 """
 
 from __future__ import annotations
@@ -28,14 +29,19 @@ _SDPA = F.scaled_dot_product_attention
 
 
 class Canonical(Random):
-    """Redirects LSTM, cross-entropy, attention, batch and RMS norm to `shardwright::` ops, and dropout as `Random` does."""
+    """Redirects LSTM, cross-entropy, attention, batch and RMS norm to `shardwright::` ops, and
+    dropout as `Random` does."""
 
-    in_place = False  # a graph has no places; should the operand be read again, verifying a run shows it
+    in_place = (
+        False  # a graph has no places; should the operand be read again, verifying a run shows it
+    )
 
     def __init__(self, key: Tensor | None = None, module: nn.Module | None = None) -> None:
         super().__init__(key)
         self.module = module
-        self.sparse: list[Tensor] = []  # tables of embeddings that ask for sparse gradients, which are planned as dense
+        self.sparse: list[
+            Tensor
+        ] = []  # tables of embeddings that ask for sparse gradients, which are planned as dense
 
     def __enter__(self) -> Canonical:
         super().__enter__()
@@ -43,7 +49,8 @@ class Canonical(Random):
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Refuses a block that changes buffers: torch runs it again in backward and changes them twice, a plan runs it once."""
+        """Refuses a block that changes buffers: torch runs it again in backward and changes them
+        twice, a plan runs it once."""
         before = _states(self.module)
         yield
         after = _states(self.module)
@@ -57,8 +64,15 @@ class Canonical(Random):
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if func in _EMBEDDINGS:
             return self._embedding(func, *args, **kwargs)
-        if func is torch.where and args and isinstance(args[0], Tensor) and args[0].dtype == torch.uint8:
-            return func(args[0] != 0, *args[1:], **kwargs)  # eager takes bytes for a mask, fake tensors do not
+        if (
+            func is torch.where
+            and args
+            and isinstance(args[0], Tensor)
+            and args[0].dtype == torch.uint8
+        ):
+            return func(
+                args[0] != 0, *args[1:], **kwargs
+            )  # eager takes bytes for a mask, fake tensors do not
         if func in (F.ctc_loss, torch.ctc_loss):
             raise NotTraceable(_CTC)
         if func is torch.lstm:
@@ -87,7 +101,10 @@ class Canonical(Random):
         if func in WRITES:
             return written(func, *args, **kwargs, known=is_known)
         if func in _BY_FORMAT:
-            return func(*map(_contiguous, args), **{key: _contiguous(value) for key, value in kwargs.items()})
+            return func(
+                *map(_contiguous, args),
+                **{key: _contiguous(value) for key, value in kwargs.items()},
+            )
         return func(*args, **kwargs)
 
     def _embedding(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -100,7 +117,9 @@ class Canonical(Random):
 
 def _states(module: nn.Module | None) -> dict[str, tuple[int, int]]:
     """By name, what tells whether a buffer has been set anew or written to."""
-    return {} if module is None else {name: (id(b), b._version) for name, b in module.named_buffers()}
+    return (
+        {} if module is None else {name: (id(b), b._version) for name, b in module.named_buffers()}
+    )
 
 
 _EMBEDDINGS = {func: inspect.signature(func) for func in (F.embedding, F.embedding_bag)}
@@ -115,20 +134,31 @@ _COUNT = (
     "number of classes"
 )
 
-#: Functions whose derivative is another one where the matrix is contiguous (its factors are then those of the transpose): which of the
-#: two is recorded must not depend on how the matrix lay in memory when it was.
+#: Functions whose derivative is another one where the matrix is contiguous (its factors are then
+#: those of the transpose): which of the two is recorded must not depend on how the matrix lay in
+#: memory when it was.
 _BY_FORMAT = {
-    torch.det, torch.linalg.det, Tensor.det, torch.logdet, Tensor.logdet, torch.slogdet, torch.linalg.slogdet, Tensor.slogdet,
-    torch.linalg.solve, torch.linalg.solve_ex, torch.linalg.tensorsolve,
-}  # fmt: skip
+    torch.det,
+    torch.linalg.det,
+    Tensor.det,
+    torch.logdet,
+    Tensor.logdet,
+    torch.slogdet,
+    torch.linalg.slogdet,
+    Tensor.slogdet,
+    torch.linalg.solve,
+    torch.linalg.solve_ex,
+    torch.linalg.tensorsolve,
+}
 
 
 _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _set_data(tensor: Tensor, value: Tensor) -> None:
-    """`tensor.data = value` as a write: nothing that records calls sees a tensor take another's memory. As with the assignment,
-    autograd is told nothing, and what it kept of the tensor reads the new numbers."""
+    """`tensor.data = value` as a write: nothing that records calls sees a tensor take another's
+    memory. As with the assignment, autograd is told nothing, and what it kept of the tensor
+    reads the new numbers."""
     if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
         raise NotTraceable(
             f".data of a tensor of shape {tuple(tensor.shape)} in {tensor.dtype} is set to one of shape {tuple(value.shape)} in "
@@ -150,12 +180,16 @@ _Cell = Callable[[Tensor, tuple[Tensor, ...], Sequence[Tensor]], tuple[Tensor, t
 def _lstm(x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, ...]:
     """`torch.lstm` as nn.LSTM calls it."""
     if isinstance(second, Tensor):
-        raise NotTraceable("nn.LSTM on a packed sequence is not supported: pad the batch to one length and pass the tensor")
+        raise NotTraceable(
+            "nn.LSTM on a packed sequence is not supported: pad the batch to one length and pass the tensor"
+        )
     weights = rest[0]
     if weights[1].shape[1] * 4 != weights[1].shape[0]:
         raise NotTraceable("nn.LSTM with proj_size is not supported: set proj_size=0")
 
-    def cell(x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def cell(
+        x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
         y, h, c, _ = torch.ops.shardwright.lstm(x, *states, *mine[:2], *(mine[2:] or (None, None)))
         return y, (h, c)
 
@@ -166,16 +200,24 @@ def _recurrent(mode: str, x: Tensor, second: Any, *rest: Any) -> tuple[Tensor, .
     """`torch.gru`, `torch.rnn_tanh` and `torch.rnn_relu` as nn.GRU and nn.RNN call them."""
     name = "nn.GRU" if mode == "gru" else "nn.RNN"
     if not isinstance(rest[0], list | tuple):
-        raise NotTraceable(f"{name} on a packed sequence is not supported: pad the batch to one length and pass the tensor")
+        raise NotTraceable(
+            f"{name} on a packed sequence is not supported: pad the batch to one length and pass the tensor"
+        )
 
-    def cell(x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]) -> tuple[Tensor, tuple[Tensor, ...]]:
-        y, h, _ = torch.ops.shardwright.recurrent(x, *states, *mine[:2], *(mine[2:] or (None, None)), mode)
+    def cell(
+        x: Tensor, states: tuple[Tensor, ...], mine: Sequence[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        y, h, _ = torch.ops.shardwright.recurrent(
+            x, *states, *mine[:2], *(mine[2:] or (None, None)), mode
+        )
         return y, (h,)
 
     return _layers(name, cell, x, (second,), *rest)
 
 
-def _layers(name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest: Any) -> tuple[Tensor, ...]:
+def _layers(
+    name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest: Any
+) -> tuple[Tensor, ...]:
     """Layer by layer, direction by direction: the outputs, then the last states of all."""
     weights, has_biases, num_layers, dropout, training, bidirectional, batch_first = rest
     assert not (dropout and training and num_layers > 1), f"`Random` takes dropout out of {name}"
@@ -186,7 +228,9 @@ def _layers(name: str, cell: _Cell, x: Tensor, first: tuple[Tensor, ...], *rest:
         for direction in range(num_directions):
             at = layer * num_directions + direction
             mine = weights[at * per : (at + 1) * per]
-            out, states = cell(y.flip(0) if direction else y, tuple(state[at] for state in first), mine)
+            out, states = cell(
+                y.flip(0) if direction else y, tuple(state[at] for state in first), mine
+            )
             outs.append(out.flip(0) if direction else out)
             last.append(states)
         y = torch.cat(outs, -1) if bidirectional else outs[0]
@@ -209,7 +253,10 @@ def _cross_entropy(*args: Any, **kwargs: Any) -> Tensor:
     call.apply_defaults()
     given = call.arguments
     logits, target, reduction = given["input"], given["target"], given["reduction"]
-    extras = any(given[name] is not None for name in ("weight", "size_average", "reduce")) or given["label_smoothing"]
+    extras = (
+        any(given[name] is not None for name in ("weight", "size_average", "reduce"))
+        or given["label_smoothing"]
+    )
     if extras or reduction == "none" or target.dtype != torch.int64 or logits.dim() < 2:
         return F.cross_entropy(*args, **kwargs)
     if logits.dim() > 2:
@@ -233,20 +280,28 @@ def _attention(
     enable_gqa: bool = False,
 ) -> Tensor:
     if dropout_p or query.dim() not in (3, 4) or not _fit(query, key, value, enable_gqa):
-        return _SDPA(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        return _SDPA(
+            query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
+        )
     scale = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
     q, k, v = (t if t.dim() == 4 else t.unsqueeze(-3) for t in (query, key, value))
     if attn_mask is None:
         out, _ = torch.ops.shardwright.attention(q, k, v, is_causal, scale)
     else:
         bias = attn_mask if query.dim() == 4 or attn_mask.dim() < 3 else attn_mask.unsqueeze(-3)
-        out, _ = torch.ops.shardwright.masked_attention(q, k, v, bias[(None,) * (4 - bias.dim())], is_causal, scale)
+        out, _ = torch.ops.shardwright.masked_attention(
+            q, k, v, bias[(None,) * (4 - bias.dim())], is_causal, scale
+        )
     return out if query.dim() == 4 else out.squeeze(-3)  # type: ignore[no-any-return]
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
     """Whether nothing but key heads has to be broadcast."""
-    if not query.dim() == key.dim() == value.dim() or query.shape[0] != key.shape[0] or key.shape[:-1] != value.shape[:-1]:
+    if (
+        not query.dim() == key.dim() == value.dim()
+        or query.shape[0] != key.shape[0]
+        or key.shape[:-1] != value.shape[:-1]
+    ):
         return False
     heads, kv_heads = query.shape[-3], key.shape[-3]
     return heads == kv_heads or (grouped and query.dim() == 4 and heads % kv_heads == 0)
@@ -256,8 +311,8 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-    """Of a batch in training: its own statistics, over all its shards; the running ones are written by `copy_`, which the trace
-    reads as their new value."""
+    """Of a batch in training: its own statistics, over all its shards; the running ones are
+    written by `copy_`, which the trace reads as their new value."""
     if func is torch.batch_norm:
         x, weight, bias, mean, var, training, momentum, eps, _ = args
     else:
@@ -266,28 +321,46 @@ def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
         x, mean, var, weight, bias, training, momentum, eps = call.arguments.values()
     if not training:
         return func(*args, **kwargs)  # type: ignore[no-any-return]
-    out, _, _, new_mean, new_var = torch.ops.shardwright.batch_norm(x, weight, bias, mean, var, momentum, eps)
+    out, _, _, new_mean, new_var = torch.ops.shardwright.batch_norm(
+        x, weight, bias, mean, var, momentum, eps
+    )
     if mean is not None and var is not None:
         mean.copy_(new_mean)
         var.copy_(new_var)
     return out  # type: ignore[no-any-return]
 
 
-def _rms_norm(input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None = None, eps: float | None = None) -> Tensor:
-    """torch has a kernel where operands have one format; where they have not, it takes the norm apart itself."""
+def _rms_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    eps: float | None = None,
+) -> Tensor:
+    """torch has a kernel where operands have one format; where they have not, it takes the norm
+    apart itself."""
     dims, count = len(normalized_shape), math.prod(normalized_shape)
     same = weight is None or weight.dtype == input.dtype
-    if not same or not dims or tuple(normalized_shape) != tuple(input.shape[-dims:]) or not input.is_floating_point():
+    if (
+        not same
+        or not dims
+        or tuple(normalized_shape) != tuple(input.shape[-dims:])
+        or not input.is_floating_point()
+    ):
         return F.rms_norm(input, list(normalized_shape), weight, eps)
-    wide = torch.float64 if input.dtype == torch.float64 else torch.float32  # torch's default: that of what it sums in
+    wide = (
+        torch.float64 if input.dtype == torch.float64 else torch.float32
+    )  # torch's default: that of what it sums in
     eps = torch.finfo(wide).eps if eps is None else eps
     out: Tensor = torch.ops.shardwright.rms_norm(input, weight, dims, count, eps)[0]
     return out
 
 
-def _windows(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None) -> Tensor | None:
-    """A strided look at x as overlapping windows of one dim, [..., windows, window, ...], made of slices, which can be split in the
-    other dims; None where it is none. The dim may come as (windows side by side, window)."""
+def _windows(
+    x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor | None:
+    """A strided look at x as overlapping windows of one dim, [..., windows, window, ...], made
+    of slices, which can be split in the other dims; None where it is none. The dim may come as
+    (windows side by side, window)."""
     if storage_offset not in (None, x.storage_offset()) or len(size) not in (x.dim(), x.dim() + 1):
         return None
     for c in range(len(size) - 1):
@@ -300,9 +373,14 @@ def _windows(x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offs
                 continue
             long = x.flatten(c, c + 1)
         others = [*range(c), *range(c + 1, long.dim())]
-        same = all((long.shape[d], long.stride(d)) == (size[d + (d > c)], stride[d + (d > c)]) for d in others)
+        same = all(
+            (long.shape[d], long.stride(d)) == (size[d + (d > c)], stride[d + (d > c)])
+            for d in others
+        )
         if same and long.stride(c) == stride[c + 1] and (count - 1) * step + width <= long.shape[c]:
             apart = (*long.shape[:c], count, step, *long.shape[c + 1 :])
-            pieces = [long.narrow(c, at, count * step).reshape(apart) for at in range(0, width, step)]
+            pieces = [
+                long.narrow(c, at, count * step).reshape(apart) for at in range(0, width, step)
+            ]
             return torch.cat(pieces, c + 1)
     return None

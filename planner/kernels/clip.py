@@ -1,4 +1,5 @@
-"""Clipping gradients by their global norm, of which every rank has shards: the kernels around one small all-reduce."""
+"""Clipping gradients by their global norm, of which every rank has shards: the kernels around
+one small all-reduce."""
 
 from __future__ import annotations
 
@@ -9,19 +10,25 @@ from torch import Tensor
 
 __all__ = ["CLIP_EPSILON", "clipped", "square_sum"]
 
-#: What torch adds to the norm that gradients are clipped by. Source: `torch.nn.utils.clip_grad_norm_`.
+#: What torch adds to the norm that gradients are clipped by. Source:
+#: `torch.nn.utils.clip_grad_norm_`.
 CLIP_EPSILON = 1e-6
 
 
 def square_sum(gradients: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """The sum of the squares of all gradients, each times its share: 1 over the number of ranks that hold the same shard."""
+    """The sum of the squares of all gradients, each times its share: 1 over the number of ranks
+    that hold the same shard."""
     norms = [torch.linalg.vector_norm(gradient, dtype=_wide(gradient)) for gradient in gradients]
-    return torch.stack([norm.square() * share for norm, share in zip(norms, shares, strict=True)]).sum()
+    return torch.stack(
+        [norm.square() * share for norm, share in zip(norms, shares, strict=True)]
+    ).sum()
 
 
-def clipped(gradients: Sequence[Tensor], squares: Tensor, limit: float, epsilon: float = CLIP_EPSILON) -> Tensor | list[Tensor]:
-    """The gradients times min(1, limit / (norm + epsilon)); one alone as it is, no list. Epsilon is that of
-    `torch.nn.utils.clip_grad_norm_`; Keras has none."""
+def clipped(
+    gradients: Sequence[Tensor], squares: Tensor, limit: float, epsilon: float = CLIP_EPSILON
+) -> Tensor | list[Tensor]:
+    """The gradients times min(1, limit / (norm + epsilon)); one alone as it is, no list. Epsilon
+    is that of `torch.nn.utils.clip_grad_norm_`; Keras has none."""
     scale = (limit / (squares.sqrt() + epsilon)).clamp(max=1.0)
     out = [gradient * scale.to(gradient.dtype) for gradient in gradients]
     return out[0] if len(out) == 1 else out

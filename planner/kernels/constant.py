@@ -10,6 +10,11 @@ from torch import Tensor
 __all__ = ["constant"]
 
 
-def constant(values: Sequence[float], shape: Sequence[int], dtype: torch.dtype, device: torch.device | None = None) -> Tensor:
+def constant(
+    values: Sequence[float],
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+) -> Tensor:
     """The numbers, row by row, as a tensor on `device` (by default the default one)."""
     return torch.tensor(list(values), dtype=dtype, device=device).reshape(tuple(shape))

@@ -1,9 +1,11 @@
-"""`shardwright::cross_entropy` and its backward: the summed loss over class indices, from the logits in few passes over memory.
+"""`shardwright::cross_entropy` and its backward: the summed loss over class indices, from the
+logits in few passes over memory.
 
-Softmax is never stored: backward rebuilds it from the logits and `lse`, the log of the sum of exponentials [N].
-The number of targets that count is an op of its own (`count_targets`): it reads the batch alone, so that every rank can count all
-targets, and backward, which divides by it, waits for no message.
-With a group, the classes are split over it: this rank's logits are the classes [offset, offset + C).
+Softmax is never stored: backward rebuilds it from the logits and `lse`, the log of the sum of
+exponentials [N]. The number of targets that count is an op of its own (`count_targets`): it reads
+the batch alone, so that every rank can count all targets, and backward, which divides by it, waits
+for no message. With a group, the classes are split over it: this rank's logits are the classes
+[offset, offset + C).
 """
 
 from __future__ import annotations
@@ -19,16 +21,23 @@ from planner.kernels.in_range import check_range
 
 __all__ = ["count_targets", "cross_entropy", "cross_entropy_backward"]
 
-#: Rows are taken in chunks of about this many elements, so that a chunk's temporaries stay in a CPU core's L2 cache.
+#: Rows are taken in chunks of about this many elements, so that a chunk's temporaries stay in a CPU
+#: core's L2 cache.
 _CHUNK_CPU = 1 << 18
 #: On a device, chunks only bound the temporaries.
 _CHUNK_DEVICE = 1 << 27
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, ignore_index: int, group: dist.ProcessGroup | None = None, offset: int = 0, classes: int = 0
+    logits: Tensor,
+    target: Tensor,
+    ignore_index: int,
+    group: dist.ProcessGroup | None = None,
+    offset: int = 0,
+    classes: int = 0,
 ) -> tuple[Tensor, Tensor]:
-    """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, and lse [N]; of split `classes` their number.
+    """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, and lse [N];
+    of split `classes` their number.
 
     Raises OutOfRange for a target that is neither a class nor ignored.
     """
@@ -47,9 +56,15 @@ def count_targets(target: Tensor, ignore_index: int) -> Tensor:
 
 
 def cross_entropy_backward(
-    grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int, offset: int | None = None
+    grad: Tensor,
+    logits: Tensor,
+    target: Tensor,
+    lse: Tensor,
+    ignore_index: int,
+    offset: int | None = None,
 ) -> Tensor:
-    """The gradient of this rank's logits: grad * (softmax(logits) - onehot(target)), zero where the target is ignored.
+    """The gradient of this rank's logits: grad * (softmax(logits) - onehot(target)), zero where the
+    target is ignored.
 
     An `offset`, 0 too, says that the classes are split.
     """
@@ -58,7 +73,9 @@ def cross_entropy_backward(
     for rows in _chunks(logits):
         part = logits[rows].to(lse.dtype)
         softmax, factor = torch.softmax(part, 1), scale[rows]
-        if offset is not None:  # this is the softmax over this rank's classes; they have a share of the whole
+        if (
+            offset is not None
+        ):  # this is the softmax over this rank's classes; they have a share of the whole
             factor = _lse_of(part, softmax.amax(1).log_()).sub_(lse[rows]).exp_().mul_(factor)
             softmax.masked_fill_((part.amax(1) == -torch.inf)[:, None], 0)
         torch.mul(softmax, factor[:, None], out=out[rows])
@@ -69,7 +86,8 @@ def cross_entropy_backward(
 def _local_lse(logits: Tensor) -> Tensor:
     """The log of the sum of exponentials of this rank's classes.
 
-    torch's fused log-softmax of a chunk that stays in the cache is twice as fast as maximum, exponentials and sum by hand.
+    torch's fused log-softmax of a chunk that stays in the cache is twice as fast as maximum,
+    exponentials and sum by hand.
     """
     lse = logits.new_empty(logits.shape[0], dtype=_sum_dtype(logits))
     for rows in _chunks(logits):
@@ -79,7 +97,8 @@ def _local_lse(logits: Tensor) -> Tensor:
 
 
 def _lse_of(logits: Tensor, largest_log_softmax: Tensor) -> Tensor:
-    """log_softmax = logits - lse, at the largest logit of each row; -inf of a row that is masked out whole, as a shard's may be."""
+    """log_softmax = logits - lse, at the largest logit of each row; -inf of a row that is masked
+    out whole, as a shard's may be."""
     largest = logits.amax(1)
     return (largest - largest_log_softmax).masked_fill_(largest == -torch.inf, -torch.inf)
 
@@ -126,7 +145,9 @@ def _count_targets(target: Tensor, ignore_index: int) -> Tensor:
 
 
 @torch.library.custom_op("shardwright::cross_entropy_backward", mutates_args=())
-def _cross_entropy_backward(grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int) -> Tensor:
+def _cross_entropy_backward(
+    grad: Tensor, logits: Tensor, target: Tensor, lse: Tensor, ignore_index: int
+) -> Tensor:
     return cross_entropy_backward(grad, logits, target, lse, ignore_index)
 
 
@@ -156,7 +177,11 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor, None, None]:
     logits, target, lse = ctx.saved_tensors
-    return torch.ops.shardwright.cross_entropy_backward(grad, logits, target, lse, ctx.ignore_index), None, None
+    return (
+        torch.ops.shardwright.cross_entropy_backward(grad, logits, target, lse, ctx.ignore_index),
+        None,
+        None,
+    )
 
 
 _cross_entropy.register_autograd(_differentiate, setup_context=_save)

@@ -1,9 +1,12 @@
-"""`shardwright::dropout` and its backward: masks that do not depend on how a tensor is split, nor on the device.
+"""`shardwright::dropout` and its backward: masks that do not depend on how a tensor is split, nor
+on the device.
 
-Whether an element is kept is a function of the step's key, the op's number in the step and the element's place in the whole
-tensor, by a counter-based generator in plain integer ops. Every row (all dims but the last) and every column has 32 bits of
-splitmix64 (Steele, Lea and Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014); an element's draw is murmur3's
-32-bit finaliser (Appleby, MurmurHash3, 2011) of the two. Replicas draw the same, shards their part of the whole; a seed repeats.
+Whether an element is kept is a function of the step's key, the op's number in the step and the
+element's place in the whole tensor, by a counter-based generator in plain integer ops. Every row
+(all dims but the last) and every column has 32 bits of splitmix64 (Steele, Lea and Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014); an element's draw is murmur3's 32-bit
+finaliser (Appleby, MurmurHash3, 2011) of the two. Replicas draw the same, shards their part of the
+whole; a seed repeats.
 """
 
 from __future__ import annotations
@@ -15,10 +18,12 @@ from torch import Tensor
 
 __all__ = ["Places", "draws", "dropout", "dropout_backward", "step_key"]
 
-#: For every dim of a shard, its runs from the outermost in: (size in the whole, size here, where this shard's part begins).
+#: For every dim of a shard, its runs from the outermost in: (size in the whole, size here, where
+#: this shard's part begins).
 Places = tuple[tuple[tuple[int, int, int], ...], ...]
 
-#: Rows are drawn in chunks of about this many elements: their temporaries stay in a CPU core's L2 cache, or a GPU's.
+#: Rows are drawn in chunks of about this many elements: their temporaries stay in a CPU core's L2
+#: cache, or a GPU's.
 _CHUNK_CPU = 1 << 15
 _CHUNK_DEVICE = 1 << 22
 
@@ -28,19 +33,25 @@ _MURMUR_A, _MURMUR_B = -0x7A143595, -0x3D4D51CB
 
 
 def step_key(seed: int, step: int) -> Tensor:
-    """The key from which all masks of step number `step` are drawn: a whole number of 64 bits, in the host's memory."""
+    """The key from which all masks of step number `step` are drawn: a whole number of 64 bits,
+    in the host's memory."""
     return torch.tensor(_signed(_mix(_mix(seed) + step)))
 
 
-def dropout(x: Tensor, key: Tensor, p: float, number: int, places: Places | None = None) -> tuple[Tensor, Tensor]:
-    """x / (1 - p) where the mask keeps it and 0 elsewhere, and the mask (bool); each element is kept with probability 1 - p.
+def dropout(
+    x: Tensor, key: Tensor, p: float, number: int, places: Places | None = None
+) -> tuple[Tensor, Tensor]:
+    """x / (1 - p) where the mask keeps it and 0 elsewhere, and the mask (bool); each element is
+    kept with probability 1 - p.
 
     `places` says which part of the whole tensor x is; None: all of it.
     """
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     rows, columns = _hashes(x.shape, x.device, key, number, places)
     flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
-    threshold = min(2**31 - 1, round(p * 2**32) - 2**31)  # of the signed draws, the share p lies below it
+    threshold = min(
+        2**31 - 1, round(p * 2**32) - 2**31
+    )  # of the signed draws, the share p lies below it
     step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_DEVICE) // flat.shape[1])
     for at in range(0, flat.shape[0], step):
         torch.ge(_draw(rows[at : at + step], columns), threshold, out=flat[at : at + step])
@@ -49,20 +60,27 @@ def dropout(x: Tensor, key: Tensor, p: float, number: int, places: Places | None
 
 def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
     """The gradient of x: that of the result where the mask kept it, divided by 1 - p."""
-    kept = mask.view(torch.uint8).to(grad.dtype)  # torch's own product of a number and a bool takes four times as long
+    kept = mask.view(torch.uint8).to(
+        grad.dtype
+    )  # torch's own product of a number and a bool takes four times as long
     return kept.mul_(grad).mul_(0.0 if p >= 1 else 1 / (1 - p))
 
 
-def draws(shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None) -> Tensor:
+def draws(
+    shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None
+) -> Tensor:
     """32 bits for every element, as a signed integer of which only the high bits are good."""
     return _draw(*_hashes(shape, device, key, number, places)).view(shape)
 
 
 def _draw(rows: Tensor, columns: Tensor) -> Tensor:
-    """A draw of 32 bits for every pair of a row and a column. Shifts of signed integers copy the sign, which is masked away."""
+    """A draw of 32 bits for every pair of a row and a column. Shifts of signed integers copy the
+    sign, which is masked away."""
     draw = torch.bitwise_xor(rows[:, None], columns[None])
     for shift, factor in ((16, _MURMUR_A), (13, _MURMUR_B)):
-        draw.bitwise_xor_(torch.bitwise_right_shift(draw, shift).bitwise_and_((1 << (32 - shift)) - 1)).mul_(factor)
+        draw.bitwise_xor_(
+            torch.bitwise_right_shift(draw, shift).bitwise_and_((1 << (32 - shift)) - 1)
+        ).mul_(factor)
     return draw  # the last step of the finaliser changes low bits only, and the comparison reads the high ones
 
 

@@ -11,7 +11,8 @@ __all__ = ["embedding_backward_shard", "embedding_shard"]
 
 
 def embedding_shard(weight: Tensor, ids: Tensor, offset: int, rows: int) -> Tensor:
-    """weight[ids - offset], zero where the row is another rank's: a partial sum over the ranks that split the `rows` of the table.
+    """weight[ids - offset], zero where the row is another rank's: a partial sum over the ranks that
+    split the `rows` of the table.
 
     Raises OutOfRange for an id that is no rank's.
     """

@@ -1,10 +1,13 @@
-"""Ops whose kernels read their operands by address, and what makes each get them as eager autograd would.
+"""Ops whose kernels read their operands by address, and what makes each get them as eager autograd
+would.
 
-Most kernels of torch's look at the strides of every operand. A few take for granted that operands are contiguous, or that one lies in
-memory as another does, and give wrong numbers without a word where they do not. Eager never shows this: its derivative formulas make
-the operands alike, by the strides that they have on one device. A program's operands may lie otherwise, after a slice, a gather or
-a view of another shape, so that they are made alike where they are read. `tests/planner/test_formats.py` runs every op with every
-pairing of formats, and fails where one is missing here.
+Most kernels of torch's look at the strides of every operand. A few take for granted that operands
+are contiguous, or that one lies in memory as another does, and give wrong numbers without a word
+where they do not. Eager never shows this: its derivative formulas make the operands alike, by the
+strides that they have on one device. A program's operands may lie otherwise, after a slice, a
+gather or a view of another shape, so that they are made alike where they are read.
+`tests/planner/test_formats.py` runs every op with every pairing of formats, and fails where one is
+missing here.
 """
 
 from __future__ import annotations
@@ -18,8 +21,9 @@ from torch import Tensor
 
 __all__ = ["ADDRESS_READERS", "alike", "tensors_in"]
 
-#: What such an op needs: every operand `contiguous`; its `vectors` (all operands of lower rank than the largest) contiguous, while
-#: images are read by their strides; or, of `images`, all channels-last (on CPU) or all contiguous, and vectors contiguous.
+#: What such an op needs: every operand `contiguous`; its `vectors` (all operands of lower rank than
+#: the largest) contiguous, while images are read by their strides; or, of `images`, all
+#: channels-last (on CPU) or all contiguous, and vectors contiguous.
 ADDRESS_READERS: dict[str, str] = {
     "aten._embedding_bag.default": "contiguous",
     "aten._embedding_bag_forward_only.default": "contiguous",
@@ -52,7 +56,8 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def alike(op: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, which runs `op`, on operands that its kernel reads rightly; nothing is copied where they lie so."""
+    """`call`, which runs `op`, on operands that its kernel reads rightly; nothing is copied
+    where they lie so."""
     need = ADDRESS_READERS.get(op)
     if need is None:
         return call
@@ -63,16 +68,22 @@ def alike(op: str, call: Callable[..., Any]) -> Callable[..., Any]:
         rank = max((t.dim() for t in tensors), default=0)
         images = need == "vectors" or (need == "images" and _all_channels_last(tensors, rank))
         below = rank if images else rank + 1
-        return call(*(_laid(a, below) for a in args), **{key: _laid(value, below) for key, value in kwargs.items()})
+        return call(
+            *(_laid(a, below) for a in args),
+            **{key: _laid(value, below) for key, value in kwargs.items()},
+        )
 
     return run
 
 
 def _all_channels_last(tensors: list[Tensor], rank: int) -> bool:
-    """Whether all tensors of that rank lie channels-last; on a GPU the kernels want contiguous ones."""
+    """Whether all tensors of that rank lie channels-last; on a GPU the kernels want contiguous
+    ones."""
     wanted = _CHANNELS_LAST.get(rank)
     return wanted is not None and all(
-        t.device.type != "cuda" and t.is_contiguous(memory_format=wanted) for t in tensors if t.dim() == rank
+        t.device.type != "cuda" and t.is_contiguous(memory_format=wanted)
+        for t in tensors
+        if t.dim() == rank
     )
 
 
@@ -80,7 +91,11 @@ def _laid(argument: Any, below: int) -> Any:
     """The argument, its tensors of a rank `below` that contiguous."""
     if isinstance(argument, Tensor):
         return argument.contiguous() if argument.dim() < below else argument
-    return [_laid(item, below) for item in argument] if isinstance(argument, tuple | list) else argument
+    return (
+        [_laid(item, below) for item in argument]
+        if isinstance(argument, tuple | list)
+        else argument
+    )
 
 
 def tensors_in(argument: Any) -> Iterator[Tensor]:

@@ -1,8 +1,10 @@
-"""Ops that write to their arguments (`x.pow_(2)`, `torch.lerp(a, b, w, out=c)`) as ops that give new tensors, which are then copied.
+"""Ops that write to their arguments (`x.pow_(2)`, `torch.lerp(a, b, w, out=c)`) as ops that give
+new tensors, which are then copied.
 
-Overload -> its `Twin`, found by schema: the same arguments by name and type, none of them written, and a result for each that was.
-Names do not tell: that of `pow_.Scalar` is `pow.Tensor_Scalar`. What is left of writing in a recorded step is `copy_` alone, which
-the reader knows, and ops that have no twin, which it refuses.
+Overload -> its `Twin`, found by schema: the same arguments by name and type, none of them written,
+and a result for each that was. Names do not tell: that of `pow_.Scalar` is `pow.Tensor_Scalar`.
+What is left of writing in a recorded step is `copy_` alone, which the reader knows, and ops that
+have no twin, which it refuses.
 """
 
 from __future__ import annotations
@@ -28,37 +30,45 @@ _OF_DESTINATION = {
     "device": "Optional[Device]",
     "pin_memory": "Optional[bool]",
 }
-#: Ops that a twin and a copy do not stand for: they give a tensor other memory or another size, or add to what is in `out`.
+#: Ops that a twin and a copy do not stand for: they give a tensor other memory or another size, or
+#: add to what is in `out`.
 _NO_TWIN = (
-    "aten::set_", "aten::set", "aten::set_data", "aten::resize_", "aten::resize", "aten::resize_as_", "aten::resize_as",
-    "aten::resize_as_sparse_", "aten::resize_as_sparse", "aten::_compute_linear_combination",
+    "aten::set_", "aten::set", "aten::set_data", "aten::resize_", "aten::resize",
+    "aten::resize_as_", "aten::resize_as", "aten::resize_as_sparse_", "aten::resize_as_sparse",
+    "aten::_compute_linear_combination",
 )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Twin:
-    """The op that gives what another writes: `written` are the names of the arguments that are written to, those that are there for
-    that alone first; the twin's results are those that the other returns beside them, and then a new tensor (or list) for each."""
+    """The op that gives what another writes: `written` are the names of the arguments that are
+    written to, those that are there for that alone first; the twin's results are those that the
+    other returns beside them, and then a new tensor (or list) for each."""
 
     op: OpOverload
     written: tuple[str, ...]
 
 
 def written_arguments(op: OpOverload) -> tuple[str, ...]:
-    """The names of the arguments that the op's schema says are written to: `out=` and its like, then the others."""
-    arguments = [a for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
+    """The names of the arguments that the op's schema says are written to: `out=` and its like,
+    then the others."""
+    arguments = [
+        a for a in op._schema.arguments if a.alias_info is not None and a.alias_info.is_write
+    ]
     return tuple(a.name for a in sorted(arguments, key=_is_out, reverse=True))
 
 
 def is_view_in_place(op: OpOverload) -> bool:
-    """Whether the op changes how its argument sees its memory, and nothing in it: `x.t_()`, `x.squeeze_(0)`."""
+    """Whether the op changes how its argument sees its memory, and nothing in it: `x.t_()`,
+    `x.squeeze_(0)`."""
     twin = twin_of(op) if torch.Tag.inplace_view in op.tags else None
     return twin is not None and twin.op._schema.returns[0].alias_info is not None
 
 
 @cache
 def twin_of(op: OpOverload) -> Twin | None:
-    """The op that gives new tensors where `op` writes; None where there is none, or `op` does not write."""
+    """The op that gives new tensors where `op` writes; None where there is none, or `op` does
+    not write."""
     schema, written = op._schema, written_arguments(op)
     if not written or schema.name in _NO_TWIN:
         return None
@@ -95,10 +105,12 @@ def _as_twin(op: OpOverload, written: tuple[str, ...], other: OpOverload) -> Twi
 
 def _is_out(argument: Any) -> bool:
     """Whether an argument is there to be written to alone."""
-    return bool(argument.kwarg_only and argument.alias_info is not None and argument.alias_info.is_write)
+    return bool(
+        argument.kwarg_only and argument.alias_info is not None and argument.alias_info.is_write
+    )
 
 
-# ------------------------------------------------------------------------------------------------- recording
+# ---------------------------------------------------------------------------------------- recording
 
 
 class Functional(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -108,7 +120,11 @@ class Functional(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         if _is_rewritten(func):
             return rewritten(func, *args, **(kwargs or {}))
@@ -117,7 +133,11 @@ class Functional(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 @cache
 def _is_rewritten(op: Any) -> bool:
-    return op._schema.name != "aten::copy_" and torch.Tag.inplace_view not in op.tags and twin_of(op) is not None
+    return (
+        op._schema.name != "aten::copy_"
+        and torch.Tag.inplace_view not in op.tags
+        and twin_of(op) is not None
+    )
 
 
 def rewritten(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
@@ -136,12 +156,17 @@ def rewritten(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 
 def _arguments(twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The twin's arguments by name. A dtype that nobody gave is that of what is written to, in which the op itself works."""
+    """The twin's arguments by name. A dtype that nobody gave is that of what is written to, in
+    which the op itself works."""
     destination = given[twin.written[0]]
     taken = [a.name for a in twin.op._schema.arguments]
     found = {name: given[name] for name in taken if name in given}
     if isinstance(destination, Tensor):
-        found |= {name: getattr(destination, name) for name in ("dtype", "device") if name in taken and found.get(name) is None}
+        found |= {
+            name: getattr(destination, name)
+            for name in ("dtype", "device")
+            if name in taken and found.get(name) is None
+        }
     return found
 
 
@@ -162,10 +187,13 @@ def _write(op: OpOverload, destination: Any, value: Any) -> None:
 
 
 def _returned(op: OpOverload, given: Mapping[str, Any], fresh: list[Any]) -> Any:
-    """What the op returns: the arguments that it says its results are, and what is new beside them."""
+    """What the op returns: the arguments that it says its results are, and what is new beside
+    them."""
     names = {_alias(a): a.name for a in op._schema.arguments if a.alias_info is not None}
     new = iter(fresh)
-    out = [next(new) if r.alias_info is None else given[names[_alias(r)]] for r in op._schema.returns]
+    out = [
+        next(new) if r.alias_info is None else given[names[_alias(r)]] for r in op._schema.returns
+    ]
     return out[0] if len(out) == 1 else tuple(out) or None
 
 

@@ -1,11 +1,13 @@
-"""The collectives that kernels and the runtime use, one name for each over torch versions and backends.
+"""The collectives that kernels and the runtime use, one name for each over torch versions and
+backends.
 
-torch 2.13 renamed `all_gather_into_tensor` and `reduce_scatter_tensor`. gloo's own collectives are slow where its all_to_all is
-not (measured on a 2-core EPYC, torch 2.13, float32), so on gloo:
+torch 2.13 renamed `all_gather_into_tensor` and `reduce_scatter_tensor`. gloo's own collectives are
+slow where its all_to_all is not (measured on a 2-core EPYC, torch 2.13, float32), so on gloo:
 
 * a reduce_scatter is an all_to_all and a local reduction: 16 MB on 2 ranks 11 ms, not 40 ms;
-* an all_reduce or all_gather of few bytes sends everything to everyone: 16 KB all-reduced on 2 ranks 0.3 ms, not 0.5 ms, on 4
-  (two to a core) 1.1 ms, not 5 ms. Every rank adds in mesh order, so all get the same bits.
+* an all_reduce or all_gather of few bytes sends everything to everyone: 16 KB all-reduced on 2
+  ranks 0.3 ms, not 0.5 ms, on 4 (two to a core) 1.1 ms, not 5 ms. Every rank adds in mesh order, so
+  all get the same bits.
 """
 
 from __future__ import annotations
@@ -20,15 +22,20 @@ from torch import Tensor
 from planner.kernels.shared import is_gloo, shared_memory_of
 
 __all__ = [
-    "SMALL_BYTES", "all_gather", "all_to_all", "gathered", "is_gloo", "is_small", "reduce_blocks", "reduced", "scatter_blocks",
-    "scattered", "send_to_all",
+    "SMALL_BYTES", "all_gather", "all_to_all", "gathered", "is_gloo", "is_small", "reduce_blocks",
+    "reduced", "scatter_blocks", "scattered", "send_to_all",
 ]  # fmt: skip
 
-#: Up to this many bytes received by a rank, sending everything to everyone is the faster way on gloo.
+#: Up to this many bytes received by a rank, sending everything to everyone is the faster way on
+#: gloo.
 SMALL_BYTES = 1 << 19
 
-_all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-_reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+_all_gather: Callable[..., Any] = (
+    getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+)
+_reduce_scatter: Callable[..., Any] = (
+    getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+)
 
 
 def is_small(part: Tensor, num_ranks: int, group: dist.ProcessGroup) -> bool:
@@ -36,32 +43,45 @@ def is_small(part: Tensor, num_ranks: int, group: dist.ProcessGroup) -> bool:
     return part.nbytes * num_ranks <= SMALL_BYTES and is_gloo(group)
 
 
-def send_to_all(part: Tensor, num_ranks: int, group: dist.ProcessGroup, async_op: bool = False) -> tuple[Tensor, Any]:
+def send_to_all(
+    part: Tensor, num_ranks: int, group: dist.ProcessGroup, async_op: bool = False
+) -> tuple[Tensor, Any]:
     """The parts of all ranks stacked on a new first dim, by an all_to_all."""
     return all_to_all(part.expand(num_ranks, *part.shape).contiguous(), group, async_op)
 
 
-def all_gather(part: Tensor, num_ranks: int, group: dist.ProcessGroup, async_op: bool = False) -> tuple[Tensor, Any]:
-    """The parts of all ranks stacked on a new first dim, and the work to wait for where asynchronous."""
+def all_gather(
+    part: Tensor, num_ranks: int, group: dist.ProcessGroup, async_op: bool = False
+) -> tuple[Tensor, Any]:
+    """The parts of all ranks stacked on a new first dim, and the work to wait for where
+    asynchronous."""
     if is_small(part, num_ranks, group):
         return send_to_all(part, num_ranks, group, async_op)
     out = part.new_empty(num_ranks, *part.shape)
     return out, _all_gather(out.view(-1), part.view(-1), group=group, async_op=async_op)
 
 
-def all_to_all(blocks: Tensor, group: dist.ProcessGroup, async_op: bool = False) -> tuple[Tensor, Any]:
-    """blocks[r] goes to rank r; the blocks received, by sender, and the work to wait for where asynchronous."""
+def all_to_all(
+    blocks: Tensor, group: dist.ProcessGroup, async_op: bool = False
+) -> tuple[Tensor, Any]:
+    """blocks[r] goes to rank r; the blocks received, by sender, and the work to wait for where
+    asynchronous."""
     out = torch.empty_like(blocks)
     return out, dist.all_to_all_single(out, blocks, group=group, async_op=async_op)
 
 
-def scatter_blocks(blocks: Tensor, group: dist.ProcessGroup, reduce: str = "sum", async_op: bool = False) -> tuple[Tensor, Any]:
-    """The first half of a reduce-scatter of blocks [ranks, ...]: what `reduce_blocks` finishes, and the work to wait for."""
+def scatter_blocks(
+    blocks: Tensor, group: dist.ProcessGroup, reduce: str = "sum", async_op: bool = False
+) -> tuple[Tensor, Any]:
+    """The first half of a reduce-scatter of blocks [ranks, ...]: what `reduce_blocks` finishes,
+    and the work to wait for."""
     if is_gloo(group):
         return all_to_all(blocks, group, async_op)
     op = dist.ReduceOp.MAX if reduce == "max" else dist.ReduceOp.SUM
     out = blocks.new_empty(1, *blocks.shape[1:])
-    return out, _reduce_scatter(out.view(-1), blocks.view(-1), op=op, group=group, async_op=async_op)
+    return out, _reduce_scatter(
+        out.view(-1), blocks.view(-1), op=op, group=group, async_op=async_op
+    )
 
 
 def reduce_blocks(received: Tensor, reduce: str = "sum") -> Tensor:
@@ -71,7 +91,7 @@ def reduce_blocks(received: Tensor, reduce: str = "sum") -> Tensor:
     return received.amax(0) if reduce == "max" else received.sum(0, dtype=received.dtype)
 
 
-# ------------------------------------------------------------------------------------------------- what kernels call
+# -------------------------------------------------------------------------------- what kernels call
 
 
 def gathered(part: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -91,7 +111,9 @@ def reduced(value: Tensor, group: dist.ProcessGroup, reduce: str = "sum") -> Ten
     """The sum or maximum of `value` over the ranks, as a new tensor."""
     memory, out = shared_memory_of(group), value.clone(memory_format=torch.contiguous_format)
     if memory is None:
-        dist.all_reduce(out, dist.ReduceOp.MAX if reduce == "max" else dist.ReduceOp.SUM, group=group)
+        dist.all_reduce(
+            out, dist.ReduceOp.MAX if reduce == "max" else dist.ReduceOp.SUM, group=group
+        )
         return out
     region = memory.region("", out.numel(), out.dtype)
     region.begin().copy_(out.view(-1))

@@ -1,7 +1,9 @@
-"""A GRU layer in one direction as a loop over time that writes in place: whole hidden units, no mask.
+"""A GRU layer in one direction as a loop over time that writes in place: whole hidden units, no
+mask.
 
-The recurrent product lies where it is kept, [T, B, 4H] = n, r, z, h_n, and so do the gradients of what comes before the gates: n, r, z
-are those of what came from x, r, z, h_n those of what came from h, both as one matrix without a copy. Gates of weights are r, z, n.
+The recurrent product lies where it is kept, [T, B, 4H] = n, r, z, h_n, and so do the gradients of
+what comes before the gates: n, r, z are those of what came from x, r, z, h_n those of what came
+from h, both as one matrix without a copy. Gates of weights are r, z, n.
 """
 
 from __future__ import annotations
@@ -18,12 +20,18 @@ def gru_forward(
     """y [T, B, H], hT [B, H] and the reserve, over x [T, B, I]."""
     (steps, batch, _), hidden = x.shape, h0.shape[1]
     # one product, wherever x lies: torch's linear of a transposed x is a product for every step
-    inputs = torch.nn.functional.linear(x.reshape(steps * batch, -1), w_ih, b_ih).view(steps, batch, -1)
+    inputs = torch.nn.functional.linear(x.reshape(steps * batch, -1), w_ih, b_ih).view(
+        steps, batch, -1
+    )
     turned = w_hh.t()
     y, reserve = x.new_empty(steps, batch, hidden), x.new_empty(steps, batch, 4 * hidden)
     n, r, z, hn = _by_step(reserve)
     from_h, gates = reserve[..., hidden:].unbind(0), reserve[..., hidden : 3 * hidden].unbind(0)
-    x_gates, x_n, ys = inputs[..., : 2 * hidden].unbind(0), inputs[..., 2 * hidden :].unbind(0), y.unbind(0)
+    x_gates, x_n, ys = (
+        inputs[..., : 2 * hidden].unbind(0),
+        inputs[..., 2 * hidden :].unbind(0),
+        y.unbind(0),
+    )
     h = h0
     for t in range(steps):
         if b_hh is None:
@@ -37,12 +45,23 @@ def gru_forward(
 
 
 def gru_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, h0, w_ih, w_hh and of either bias."""
     (steps, batch, hidden), rows = y.shape, x.shape[0] * x.shape[1]
     grads = torch.empty_like(reserve)
-    parts, of_h, ys = (*_by_step(reserve), *_by_step(grads)), grads[..., hidden:].unbind(0), y.unbind(0)
+    parts, of_h, ys = (
+        (*_by_step(reserve), *_by_step(grads)),
+        grads[..., hidden:].unbind(0),
+        y.unbind(0),
+    )
     dh = torch.zeros_like(h0) if grad_h is None else grad_h.clone()
     through, rest, some = (torch.empty_like(dh) for _ in range(3))
     for t in reversed(range(steps)):

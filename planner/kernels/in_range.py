@@ -1,7 +1,9 @@
-"""Indices that a kernel of ours would read past: refused, as torch refuses them, where it can be seen without a message or a wait.
+"""Indices that a kernel of ours would read past: refused, as torch refuses them, where it can be
+seen without a message or a wait.
 
-On a CPU the smallest and the largest are looked at, which costs one pass over the indices and none over what they index. On CUDA the
-device asserts, as torch's own kernels do there: the step's next wait raises, and what was asserted stands on stderr.
+On a CPU the smallest and the largest are looked at, which costs one pass over the indices and none
+over what they index. On CUDA the device asserts, as torch's own kernels do there: the step's next
+wait raises, and what was asserted stands on stderr.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ from planner.torch_private import assert_on_device, has_values
 __all__ = ["check_range", "checked_ids"]
 
 
-def check_range(what: str, ids: Tensor, size: int, *, least: int = 0, ignored: int | None = None) -> None:
-    """Raises OutOfRange for one of `ids` that is neither `ignored` nor from `least` up to `size`; `what` names it in the message."""
+def check_range(
+    what: str, ids: Tensor, size: int, *, least: int = 0, ignored: int | None = None
+) -> None:
+    """Raises OutOfRange for one of `ids` that is neither `ignored` nor from `least` up to
+    `size`; `what` names it in the message."""
     if ids.numel() == 0 or not has_values(ids):
         return
     if ids.device.type != "cpu":
@@ -31,11 +36,14 @@ def check_range(what: str, ids: Tensor, size: int, *, least: int = 0, ignored: i
     bad = bad if ignored is None else bad & (ids != ignored)
     if bad.any():
         kept = "" if ignored is None else f", or {ignored}, which is ignored"
-        raise OutOfRange(f"{what} {ids[bad][0].item()} is out of range: it goes from {least} to {size - 1}{kept}")
+        raise OutOfRange(
+            f"{what} {ids[bad][0].item()} is out of range: it goes from {least} to {size - 1}{kept}"
+        )
 
 
 def checked_ids(ids: Tensor, size: int, wrap: bool) -> Tensor:
-    """The ids, of which each is in a dim of `size`; with `wrap` those below 0 count from its end."""
+    """The ids, of which each is in a dim of `size`; with `wrap` those below 0 count from its
+    end."""
     check_range("index", ids, size, least=-size if wrap else 0)
     return torch.remainder(ids, size) if wrap else ids.clone()
 

@@ -1,6 +1,8 @@
-"""`shardwright::lstm` and its backward: one LSTM layer in one direction, the fastest kernel each device has behind one op.
+"""`shardwright::lstm` and its backward: one LSTM layer in one direction, the fastest kernel each
+device has behind one op.
 
-The reserve is opaque: [T, B, 5H] under fake tensors, whatever the kernel that ran made of it on real ones.
+The reserve is opaque: [T, B, 5H] under fake tensors, whatever the kernel that ran made of it on
+real ones.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ from planner.kernels.lstm_loop import Gradients, loop_backward, loop_forward
 
 __all__ = ["lstm_backward", "lstm_forward"]
 
-#: The number by which oneDNN and cuDNN know an LSTM in ATen (`torch.backends.cudnn.rnn.get_cudnn_mode`).
+#: The number by which oneDNN and cuDNN know an LSTM in ATen
+#: (`torch.backends.cudnn.rnn.get_cudnn_mode`).
 _LSTM_MODE = 2
 
 
@@ -33,8 +36,8 @@ def lstm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [T, B, H], hT, cT [B, H] and the reserve of one layer over x [T, B, I].
 
-    With a group the hidden units are split over it: weights are this rank's rows of each gate, h0, c0 and y its units; `units` is
-    how many each rank of the group has, where they differ.
+    With a group the hidden units are split over it: weights are this rank's rows of each gate, h0,
+    c0 and y its units; `units` is how many each rank of the group has, where they differ.
     """
     if group is None and _has_onednn(x, b_ih):
         return _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
@@ -60,9 +63,12 @@ def lstm_backward(
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
 ) -> Gradients:
-    """The gradients of x, h0, c0, w_ih, w_hh and of either bias; with a group, that of x is a partial sum over it."""
+    """The gradients of x, h0, c0, w_ih, w_hh and of either bias; with a group, that of x is a
+    partial sum over it."""
     if group is None and _has_onednn(x, b_ih):
-        return _onednn_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve)
+        return _onednn_backward(
+            grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve
+        )
     if group is None and _has_cudnn(x):
         weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
         return _cudnn_backward(grad_y, grad_h, grad_c, x, h0, c0, weights, y, reserve)
@@ -78,30 +84,86 @@ def _has_cudnn(x: Tensor) -> bool:
     return x.is_cuda and x.dtype != torch.float64 and torch.backends.cudnn.is_available()  # type: ignore[no-untyped-call]
 
 
-def _onednn_forward(x: Tensor, h0: Tensor, c0: Tensor, *weights: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _onednn_forward(
+    x: Tensor, h0: Tensor, c0: Tensor, *weights: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     hidden = h0.shape[1]
-    with torch.enable_grad():  # the workspace for backward is made only where gradients are recorded
+    with (
+        torch.enable_grad()
+    ):  # the workspace for backward is made only where gradients are recorded
         y, h, c, reserve = torch.ops.aten.mkldnn_rnn_layer(
-            x.contiguous(), *weights, h0[None], c0[None], False, [], _LSTM_MODE, hidden, 1, True, False, False, True
+            x.contiguous(),
+            *weights,
+            h0[None],
+            c0[None],
+            False,
+            [],
+            _LSTM_MODE,
+            hidden,
+            1,
+            True,
+            False,
+            False,
+            True,
         )
     return y, h[0], c[0], reserve
 
 
 def _onednn_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor, *saved: Any
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    *saved: Any,
 ) -> Gradients:
     *weights, y, c_last, reserve = saved
     gx, gw_ih, gw_hh, gb, _, gh0, gc0 = torch.ops.aten.mkldnn_rnn_layer_backward(
-        x.contiguous(), *weights, h0[None], c0[None], y, y[-1:], c_last[None], _dense(grad_y), _layer(grad_h), _layer(grad_c),
-        False, _LSTM_MODE, h0.shape[1], 1, True, True, False, [], False, reserve,
-    )  # fmt: skip
+        x.contiguous(),
+        *weights,
+        h0[None],
+        c0[None],
+        y,
+        y[-1:],
+        c_last[None],
+        _dense(grad_y),
+        _layer(grad_h),
+        _layer(grad_c),
+        False,
+        _LSTM_MODE,
+        h0.shape[1],
+        1,
+        True,
+        True,
+        False,
+        [],
+        False,
+        reserve,
+    )
     return gx, gh0[0], gc0[0], gw_ih, gw_hh, gb
 
 
-def _cudnn_forward(x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _cudnn_forward(
+    x: Tensor, h0: Tensor, c0: Tensor, weights: list[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     flat, views = _cudnn_weights(x, weights)
     y, h, c, reserve, _ = torch.ops.aten._cudnn_rnn(
-        x, views, len(views), flat, *_states(h0, c0), _LSTM_MODE, h0.shape[1], 0, 1, False, 0.0, True, False, [], None
+        x,
+        views,
+        len(views),
+        flat,
+        *_states(h0, c0),
+        _LSTM_MODE,
+        h0.shape[1],
+        0,
+        1,
+        False,
+        0.0,
+        True,
+        False,
+        [],
+        None,
     )
     return y, h[0], c[0], reserve
 
@@ -124,18 +186,40 @@ def _cudnn_backward(
 ) -> Gradients:
     flat, views = _cudnn_weights(x, weights)
     gx, gh0, gc0, grads = torch.ops.aten._cudnn_rnn_backward(
-        x, views, len(views), flat, *_states(h0, c0), y, _dense(grad_y), _layer(grad_h), _layer(grad_c),
-        _LSTM_MODE, h0.shape[1], 0, 1, False, 0.0, True, False, [], None, reserve, [True, True, True, True],
-    )  # fmt: skip
+        x,
+        views,
+        len(views),
+        flat,
+        *_states(h0, c0),
+        y,
+        _dense(grad_y),
+        _layer(grad_h),
+        _layer(grad_c),
+        _LSTM_MODE,
+        h0.shape[1],
+        0,
+        1,
+        False,
+        0.0,
+        True,
+        False,
+        [],
+        None,
+        reserve,
+        [True, True, True, True],
+    )
     gb = grads[2] if len(grads) > 2 else x.new_zeros(4 * h0.shape[1])
     return gx, gh0[0], gc0[0], grads[0], grads[1], gb
 
 
 def _cudnn_weights(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The weights copied into cuDNN's one buffer, and views of it; the given ones stay where they are."""
+    """The weights copied into cuDNN's one buffer, and views of it; the given ones stay where
+    they are."""
     views = [weight.detach() for weight in weights]
     hidden = views[1].shape[1]
-    flat = torch.ops.aten._cudnn_rnn_flatten_weight(views, len(views), x.shape[2], _LSTM_MODE, hidden, 0, 1, False, False)
+    flat = torch.ops.aten._cudnn_rnn_flatten_weight(
+        views, len(views), x.shape[2], _LSTM_MODE, hidden, 0, 1, False, False
+    )
     return flat, views
 
 
@@ -149,7 +233,13 @@ def _dense(grad: Tensor | None) -> Tensor | None:
 
 @torch.library.custom_op("shardwright::lstm", mutates_args=())
 def _lstm(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     y, h, c, reserve = lstm_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
     return y, h.clone(), c.clone(), reserve
@@ -172,12 +262,16 @@ def _lstm_backward(
     reserve: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     # cuDNN's gradients lie in one buffer, and what an op of torch's returns must not.
-    grads = lstm_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve)
+    grads = lstm_backward(
+        grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve
+    )
     return tuple(g.clone() for g in grads) if x.is_cuda else grads  # type: ignore[return-value]
 
 
 @_lstm.register_fake
-def _(x: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _(
+    x: Tensor, h0: Tensor, c0: Tensor, *weights: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     steps, batch, _ = x.shape
     hidden = h0.shape[1]
     y, reserve = x.new_empty(steps, batch, hidden), x.new_empty(steps, batch, 5 * hidden)
@@ -196,7 +290,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any) -> tuple[Any, ...]:
+def _differentiate(
+    ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any
+) -> tuple[Any, ...]:
     *grads, gb = torch.ops.shardwright.lstm_backward(grad_y, grad_h, grad_c, *ctx.saved_tensors)
     return (*grads, gb, gb) if ctx.saved_tensors[5] is not None else (*grads, None, None)
 

@@ -1,9 +1,11 @@
-"""One LSTM layer in one direction as a loop over time: any dtype, any device, optionally with its hidden units split.
+"""One LSTM layer in one direction as a loop over time: any dtype, any device, optionally with its
+hidden units split.
 
-Split over a group of k ranks, a rank holds H/k hidden units of each gate: w_ih [4H/k, I], w_hh [4H/k, H], y [T, B, H/k]; where k
-does not divide H, `units` are the ranks' shares, and each is sent as large as the largest. The whole h is all-gathered at every
-step; backward, the partial gradient of the whole h is reduce-scattered at every step.
-Gates stand in PyTorch's order i, f, g, o. `reserve` [T, B, 5H] holds the activated gates and, last, c.
+Split over a group of k ranks, a rank holds H/k hidden units of each gate: w_ih [4H/k, I], w_hh
+[4H/k, H], y [T, B, H/k]; where k does not divide H, `units` are the ranks' shares, and each is sent
+as large as the largest. The whole h is all-gathered at every step; backward, the partial gradient
+of the whole h is reduce-scattered at every step. Gates stand in PyTorch's order i, f, g, o.
+`reserve` [T, B, 5H] holds the activated gates and, last, c.
 """
 
 from __future__ import annotations
@@ -17,7 +19,15 @@ from torch import Tensor
 
 from planner.kernels.groups import gathered, scattered
 
-__all__ = ["Gradients", "grad_hidden", "grad_w_hh", "hidden_blocks", "loop_backward", "loop_forward", "padded"]
+__all__ = [
+    "Gradients",
+    "grad_hidden",
+    "grad_w_hh",
+    "hidden_blocks",
+    "loop_backward",
+    "loop_forward",
+    "padded",
+]
 
 #: Gradients of x, h0, c0, w_ih, w_hh and of either bias.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
@@ -35,7 +45,8 @@ def loop_forward(
     units: Sequence[int] = (),
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, hT, cT and the reserve; x [T, B, I] whole, all else this rank's hidden units. Where `mask` [T, B] is False, h and c stay."""
+    """y, hT, cT and the reserve; x [T, B, I] whole, all else this rank's hidden units. Where
+    `mask` [T, B] is False, h and c stay."""
     num_steps, batch, _ = x.shape
     hidden = h0.shape[1]
     y = x.new_empty(num_steps, batch, hidden)
@@ -70,8 +81,8 @@ def loop_backward(
     units: Sequence[int] = (),
     mask: Tensor | None = None,
 ) -> Gradients:
-    """The gradients; split over a group, that of x is a partial sum over the ranks and the others are this rank's. What a step that
-    is masked was given goes on to the step before it."""
+    """The gradients; split over a group, that of x is a partial sum over the ranks and the
+    others are this rank's. What a step that is masked was given goes on to the step before it."""
     num_steps, batch, hidden = y.shape
     blocks = hidden_blocks(w_hh, hidden, units).contiguous()
     grad_gates = y.new_empty(num_steps, batch, 4 * hidden)
@@ -86,7 +97,9 @@ def loop_backward(
             dh = grad_hidden(grad_gates[t], blocks, group)[:, :hidden]
         else:
             on = mask[t, :, None].to(dh.dtype)
-            dc = _cell_backward(dh * on, dc * on, reserve[t], c_before, grad_gates[t]) + dc * (1 - on)
+            dc = _cell_backward(dh * on, dc * on, reserve[t], c_before, grad_gates[t]) + dc * (
+                1 - on
+            )
             dh = grad_hidden(grad_gates[t], blocks, group)[:, :hidden] + dh * (1 - on)
     flat = grad_gates.view(-1, 4 * hidden)
     gx = torch.mm(flat, w_ih).view_as(x)
@@ -94,7 +107,9 @@ def loop_backward(
     return gx, dh, dc, gw_ih, grad_w_hh(grad_gates, h0, y, group, units), flat.sum(0)
 
 
-def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, out: Tensor) -> None:
+def _input_gates(
+    x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, out: Tensor
+) -> None:
     flat = x.reshape(-1, x.shape[2])
     if b_ih is None or b_hh is None:
         torch.mm(flat, w_ih.t(), out=out)
@@ -103,8 +118,8 @@ def _input_gates(x: Tensor, w_ih: Tensor, b_ih: Tensor | None, b_hh: Tensor | No
 
 
 def hidden_blocks(w_hh: Tensor, hidden: int, units: Sequence[int] = ()) -> Tensor:
-    """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order a gather stacks them; filled up with
-    zeros where the ranks' `units` differ."""
+    """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order a
+    gather stacks them; filled up with zeros where the ranks' `units` differ."""
     if not units:
         return w_hh.view(w_hh.shape[0], -1, hidden).transpose(0, 1)
     return torch.stack([padded(block, max(units)) for block in torch.split(w_hh, list(units), 1)])
@@ -131,13 +146,19 @@ def grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | N
 
 
 def grad_w_hh(
-    grad_gates: Tensor, h0: Tensor, y: Tensor, group: dist.ProcessGroup | None, units: Sequence[int] = ()
-) -> Tensor:  # fmt: skip
+    grad_gates: Tensor,
+    h0: Tensor,
+    y: Tensor,
+    group: dist.ProcessGroup | None,
+    units: Sequence[int] = (),
+) -> Tensor:
     """The sum over time of grad_gates^T @ h_before; the whole of y is gathered once."""
     before = torch.cat([h0.unsqueeze(0), y[:-1]])
     if group is not None and units:
         stacked = gathered(padded(before, max(units)), group)
-        before = torch.cat([part[..., :size] for part, size in zip(stacked, units, strict=True)], -1)
+        before = torch.cat(
+            [part[..., :size] for part, size in zip(stacked, units, strict=True)], -1
+        )
     elif group is not None:
         stacked = gathered(before, group)
         before = stacked.permute(1, 2, 0, 3).reshape(*before.shape[:2], -1)
@@ -157,8 +178,11 @@ def _cell(gates: Tensor, c: Tensor, c_next: Tensor, h_next: Tensor) -> None:
     h_next.mul_(o)
 
 
-def _cell_backward(dh: Tensor, dc: Tensor, reserve: Tensor, c_before: Tensor, out: Tensor) -> Tensor:
-    """Writes the gradient of the gates before activation to `out`; returns the gradient of c_before."""
+def _cell_backward(
+    dh: Tensor, dc: Tensor, reserve: Tensor, c_before: Tensor, out: Tensor
+) -> Tensor:
+    """Writes the gradient of the gates before activation to `out`; returns the gradient of
+    c_before."""
     hidden = dh.shape[1]
     i, f, g, o, c = torch.split(reserve, hidden, dim=1)
     di, df, dg, do = torch.split(out, hidden, dim=1)

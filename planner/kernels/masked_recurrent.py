@@ -1,7 +1,8 @@
-"""`shardwright::masked_lstm` and `masked_recurrent`: recurrent layers that pass masked steps over, as Keras's do.
+"""`shardwright::masked_lstm` and `masked_recurrent`: recurrent layers that pass masked steps over,
+as Keras's do.
 
-Where the mask [T, B] is False the states stay as they were, and y repeats them. The loops are those of `lstm_loop` and `recurrent`; no
-library's kernel takes a mask.
+Where the mask [T, B] is False the states stay as they were, and y repeats them. The loops are those
+of `lstm_loop` and `recurrent`; no library's kernel takes a mask.
 """
 
 from __future__ import annotations
@@ -20,70 +21,136 @@ __all__ = ["masked_lstm", "masked_lstm_backward", "masked_recurrent", "masked_re
 
 
 def masked_lstm(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mask: Tensor,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    mask: Tensor,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y, hT, cT and the reserve, as `lstm_forward`."""
     return loop_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, group, units, mask)
 
 
 def masked_lstm_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor,
-    w_hh: Tensor, y: Tensor, reserve: Tensor, mask: Tensor,
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
+    mask: Tensor,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
-) -> Gradients:  # fmt: skip
+) -> Gradients:
     """The gradients of x, h0, c0, w_ih, w_hh and of either bias."""
-    return loop_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, y, reserve, group, units, mask)
+    return loop_backward(
+        grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, y, reserve, group, units, mask
+    )
 
 
 def masked_recurrent(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mask: Tensor, mode: str,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    mask: Tensor,
+    mode: str,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor]:
     """y, hT and the reserve, as `recurrent_forward`."""
     return recurrent_forward(x, h0, w_ih, w_hh, b_ih, b_hh, mode, group, units, mask)
 
 
 def masked_recurrent_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
-    mask: Tensor, mode: str,
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
+    mask: Tensor,
+    mode: str,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, h0, w_ih, w_hh and of either bias."""
-    return recurrent_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, mode, group, units, mask)
+    return recurrent_backward(
+        grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, mode, group, units, mask
+    )
 
 
 @torch.library.custom_op("shardwright::masked_lstm", mutates_args=())
 def _lstm(
-    x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mask: Tensor
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    mask: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return masked_lstm(x, h0, c0, w_ih, w_hh, b_ih, b_hh, mask)
 
 
 @torch.library.custom_op("shardwright::masked_lstm_backward", mutates_args=())
 def _lstm_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, x: Tensor, h0: Tensor, c0: Tensor, w_ih: Tensor,
-    w_hh: Tensor, y: Tensor, reserve: Tensor, mask: Tensor,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    grad_c: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    c0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
+    mask: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return masked_lstm_backward(grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, y, reserve, mask)
 
 
 @torch.library.custom_op("shardwright::masked_recurrent", mutates_args=())
 def _recurrent(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mask: Tensor, mode: str
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    mask: Tensor,
+    mode: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return masked_recurrent(x, h0, w_ih, w_hh, b_ih, b_hh, mask, mode)
 
 
 @torch.library.custom_op("shardwright::masked_recurrent_backward", mutates_args=())
 def _recurrent_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
-    mask: Tensor, mode: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
+    mask: Tensor,
+    mode: str,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return masked_recurrent_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, mask, mode)
 
 
@@ -121,8 +188,10 @@ def _save_lstm(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) ->
 
 def _differentiate_lstm(
     ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, grad_c: Tensor | None, _: Any
-) -> tuple[Any, ...]:  # fmt: skip
-    *grads, gb = torch.ops.shardwright.masked_lstm_backward(grad_y, grad_h, grad_c, *ctx.saved_tensors)
+) -> tuple[Any, ...]:
+    *grads, gb = torch.ops.shardwright.masked_lstm_backward(
+        grad_y, grad_h, grad_c, *ctx.saved_tensors
+    )
     return (*grads, *((gb, gb) if ctx.has_bias else (None, None)), None)
 
 
@@ -133,8 +202,12 @@ def _save_recurrent(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
     ctx.set_materialize_grads(False)
 
 
-def _differentiate_recurrent(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, _: Any) -> tuple[Any, ...]:
-    grads = torch.ops.shardwright.masked_recurrent_backward(grad_y, grad_h, *ctx.saved_tensors, ctx.mode)
+def _differentiate_recurrent(
+    ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, _: Any
+) -> tuple[Any, ...]:
+    grads = torch.ops.shardwright.masked_recurrent_backward(
+        grad_y, grad_h, *ctx.saved_tensors, ctx.mode
+    )
     return (*grads[:4], *(grads[4:] if ctx.has_bias else (None, None)), None, None)
 
 

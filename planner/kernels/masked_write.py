@@ -1,4 +1,5 @@
-"""Writing under a mask (`h[mask] = row`) as a choice, which has one shape whatever the mask holds, and so has its derivative."""
+"""Writing under a mask (`h[mask] = row`) as a choice, which has one shape whatever the mask
+holds, and so has its derivative."""
 
 from __future__ import annotations
 
@@ -18,9 +19,12 @@ WRITES: frozenset[Callable[..., Any]] = frozenset(
 )
 
 
-def written(func: Callable[..., Any], *args: Any, known: Callable[[Tensor], bool], **kwargs: Any) -> Any:
-    """What the function gives. A row that is the same for each place of the mask is chosen or not, and a row for each place is written
-    by the places, where `known` says that the mask is. A single number is left to the decompositions.
+def written(
+    func: Callable[..., Any], *args: Any, known: Callable[[Tensor], bool], **kwargs: Any
+) -> Any:
+    """What the function gives. A row that is the same for each place of the mask is chosen or not,
+    and a row for each place is written by the places, where `known` says that the mask is. A single
+    number is left to the decompositions.
 
     Raises NotTraceable where the mask is data: how many rows there are then depends on values.
     """
@@ -31,14 +35,26 @@ def written(func: Callable[..., Any], *args: Any, known: Callable[[Tensor], bool
         return func(*args, **kwargs)
     mask = masks[0]
     fits = mask.shape == x.shape[: mask.dim()]  # else it is an error, which the function tells
-    if len(items) == 1 and fits and isinstance(value, Tensor) and value.dim() <= x.dim() - mask.dim():
-        return _chosen(func, x, mask.reshape(*mask.shape, *(1 for _ in range(x.dim() - mask.dim()))), value)
+    if (
+        len(items) == 1
+        and fits
+        and isinstance(value, Tensor)
+        and value.dim() <= x.dim() - mask.dim()
+    ):
+        return _chosen(
+            func, x, mask.reshape(*mask.shape, *(1 for _ in range(x.dim() - mask.dim()))), value
+        )
     if all(map(known, masks)):
-        places = [item.nonzero(as_tuple=True) if any(item is m for m in masks) else (item,) for item in items]
+        places = [
+            item.nonzero(as_tuple=True) if any(item is m for m in masks) else (item,)
+            for item in items
+        ]
         return func(x, tuple(place for found in places for place in found), value)
     if _is_number(value):
         return func(*args, **kwargs)
-    raise NotTraceable("more than one number is written under a mask, one for each place: use torch.where")
+    raise NotTraceable(
+        "more than one number is written under a mask, one for each place: use torch.where"
+    )
 
 
 def _chosen(func: Callable[..., Any], x: Tensor, mask: Tensor, value: Tensor) -> Tensor | None:

@@ -1,8 +1,10 @@
-"""`shardwright::uniform`: random numbers that do not depend on how a tensor is split; and all other random ops made of them.
+"""`shardwright::uniform`: random numbers that do not depend on how a tensor is split; and all other
+random ops made of them.
 
-While `Noise` is active, what would draw from a device's generator (`torch.rand`, `randn_like`, `bernoulli`, `exponential_`,
-`multinomial`, ...) is worked out from uniform numbers, each a function of the step's key, the op's number in the step and the element's
-place in the whole tensor, as dropout's masks are. Other draws than torch's, of the same distribution.
+While `Noise` is active, what would draw from a device's generator (`torch.rand`, `randn_like`,
+`bernoulli`, `exponential_`, `multinomial`, ...) is worked out from uniform numbers, each a function
+of the step's key, the op's number in the step and the element's place in the whole tensor, as
+dropout's masks are. Other draws than torch's, of the same distribution.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ from planner.torch_private import TorchDispatchMode
 
 __all__ = ["Noise", "uniform"]
 
-#: Draws are cut to so many bits: with half a step added they are exact in float32, above 0 and below 1.
+#: Draws are cut to so many bits: with half a step added they are exact in float32, above 0 and
+#: below 1.
 _BITS = 23
 
 
@@ -33,7 +36,8 @@ def uniform(
     places: Places | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Numbers above 0 and below 1 on `device`, of which `places` says which part of the whole tensor they are; None: all of it."""
+    """Numbers above 0 and below 1 on `device`, of which `places` says which part of the whole
+    tensor they are; None: all of it."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = (
         draws(tuple(shape), device or torch.get_default_device(), key, number, places)
@@ -59,14 +63,19 @@ Draw = Callable[[Sequence[int], torch.dtype | None], Tensor]
 
 
 class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Works random ops out from `shardwright::uniform` under `key`; `number` tells the ops of a step apart."""
+    """Works random ops out from `shardwright::uniform` under `key`; `number` tells the ops of a
+    step apart."""
 
     def __init__(self, key: Tensor, number: Callable[[], int]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.key, self.number = key, number
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         drawn = _RANDOM.get(str(func))
         if drawn is None and _writes_draws(func):
@@ -82,7 +91,7 @@ class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return found
 
 
-# ------------------------------------------------------------------------------------------------- op by op
+# ----------------------------------------------------------------------------------------- op by op
 
 
 def _normal(u: Tensor) -> Tensor:
@@ -97,7 +106,9 @@ def _rand(draw: Draw, size: Sequence[int], *, dtype: torch.dtype | None = None, 
     return draw(size, dtype)
 
 
-def _randn(draw: Draw, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+def _randn(
+    draw: Draw, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
     return _normal(draw(size, dtype))
 
 
@@ -109,7 +120,9 @@ def _randn_like(draw: Draw, x: Tensor, *, dtype: torch.dtype | None = None, **_:
     return _normal(draw(x.shape, dtype or x.dtype))
 
 
-def _between(draw: Draw, low: int, high: int, size: Sequence[int], dtype: torch.dtype | None) -> Tensor:
+def _between(
+    draw: Draw, low: int, high: int, size: Sequence[int], dtype: torch.dtype | None
+) -> Tensor:
     """Whole numbers from `low` to `high` - 1; ranges wider than the draws have bits take two."""
     u = draw(size, torch.float64)
     if high - low > 1 << _BITS:
@@ -117,19 +130,33 @@ def _between(draw: Draw, low: int, high: int, size: Sequence[int], dtype: torch.
     return (u * (high - low)).floor().to(dtype or torch.int64) + low
 
 
-def _randint(draw: Draw, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+def _randint(
+    draw: Draw, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
     return _between(draw, 0, high, size, dtype)
 
 
-def _randint_low(draw: Draw, low: int, high: int, size: Sequence[int], *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+def _randint_low(
+    draw: Draw,
+    low: int,
+    high: int,
+    size: Sequence[int],
+    *,
+    dtype: torch.dtype | None = None,
+    **_: Any,
+) -> Tensor:
     return _between(draw, low, high, size, dtype)
 
 
-def _randint_like(draw: Draw, x: Tensor, high: int, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+def _randint_like(
+    draw: Draw, x: Tensor, high: int, *, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
     return _between(draw, 0, high, x.shape, dtype or x.dtype)
 
 
-def _randint_like_low(draw: Draw, x: Tensor, low: int, high: int, *, dtype: torch.dtype | None = None, **_: Any) -> Tensor:
+def _randint_like_low(
+    draw: Draw, x: Tensor, low: int, high: int, *, dtype: torch.dtype | None = None, **_: Any
+) -> Tensor:
     return _between(draw, low, high, x.shape, dtype or x.dtype)
 
 
@@ -149,7 +176,9 @@ def _bernoulli_tensor(draw: Draw, x: Tensor, p: Tensor, **_: Any) -> Tensor:
     return (draw(x.shape, _floating(p)) < p).to(x.dtype)
 
 
-def _uniform_numbers(draw: Draw, x: Tensor, low: float = 0.0, high: float = 1.0, **_: Any) -> Tensor:
+def _uniform_numbers(
+    draw: Draw, x: Tensor, low: float = 0.0, high: float = 1.0, **_: Any
+) -> Tensor:
     return draw(x.shape, x.dtype) * (high - low) + low
 
 
@@ -182,7 +211,8 @@ def _multinomial(draw: Draw, p: Tensor, count: int, replacement: bool = False, *
 
 @cache
 def _writes_draws(op: Any) -> bool:
-    """Whether the op writes to a tensor what one of the random ops gives: `x.uniform_()`, `torch.rand(3, out=x)`."""
+    """Whether the op writes to a tensor what one of the random ops gives: `x.uniform_()`,
+    `torch.rand(3, out=x)`."""
     twin = twin_of(op)
     return twin is not None and str(twin.op) in _RANDOM
 

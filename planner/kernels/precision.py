@@ -1,8 +1,9 @@
-"""Mixed precision as `torch.autocast` has it: parameters in float32, products in a shorter format, norms and losses in float32.
+"""Mixed precision as `torch.autocast` has it: parameters in float32, products in a shorter format,
+norms and losses in float32.
 
-torch's lists of ops differ between CPU and CUDA, and a plan must not depend on where it was traced. So the products are those of the
-CPU's list, and what CUDA's list keeps in float32 is kept there by `_Wide`; both in the trace and in the run that a plan is verified
-against.
+torch's lists of ops differ between CPU and CUDA, and a plan must not depend on where it was traced.
+So the products are those of the CPU's list, and what CUDA's list keeps in float32 is kept there by
+`_Wide`; both in the trace and in the run that a plan is verified against.
 """
 
 from __future__ import annotations
@@ -20,14 +21,47 @@ __all__ = ["precision"]
 
 #: In float32, from CUDA's list. Source: torch.amp, "CUDA Ops that can autocast to float32".
 _WIDE = {
-    F.layer_norm, F.group_norm, F.rms_norm, torch.rms_norm,
-    F.softmax, torch.softmax, Tensor.softmax, F.log_softmax, torch.log_softmax, Tensor.log_softmax,
-    F.cross_entropy, F.nll_loss, F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.kl_div, F.softplus, F.cosine_similarity,
-    F.binary_cross_entropy, F.binary_cross_entropy_with_logits, torch.exp, Tensor.exp, torch.log, Tensor.log, torch.pow, Tensor.pow,
-    torch.rsqrt, Tensor.rsqrt, torch.sum, Tensor.sum, torch.prod, Tensor.prod, torch.cumsum, Tensor.cumsum, torch.norm, Tensor.norm,
-}  # fmt: skip
+    F.layer_norm,
+    F.group_norm,
+    F.rms_norm,
+    torch.rms_norm,
+    F.softmax,
+    torch.softmax,
+    Tensor.softmax,
+    F.log_softmax,
+    torch.log_softmax,
+    Tensor.log_softmax,
+    F.cross_entropy,
+    F.nll_loss,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.kl_div,
+    F.softplus,
+    F.cosine_similarity,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    torch.exp,
+    Tensor.exp,
+    torch.log,
+    Tensor.log,
+    torch.pow,
+    Tensor.pow,
+    torch.rsqrt,
+    Tensor.rsqrt,
+    torch.sum,
+    Tensor.sum,
+    torch.prod,
+    Tensor.prod,
+    torch.cumsum,
+    Tensor.cumsum,
+    torch.norm,
+    Tensor.norm,
+}
 
-#: Fused ops of ours behind torch's names, which autocast itself does not know: in the shorter format.
+#: Fused ops of ours behind torch's names, which autocast itself does not know: in the shorter
+#: format.
 _SHORT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, F.scaled_dot_product_attention}
 
 
@@ -39,7 +73,11 @@ class _Wide(TorchFunctionMode):
         self.short = short
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in _WIDE or func in _SHORT:
@@ -50,7 +88,8 @@ class _Wide(TorchFunctionMode):
 
 @contextmanager
 def precision(compute: str) -> Iterator[None]:
-    """While active, products are computed in dtype `compute` and what needs it in float32; nothing changes where it is empty."""
+    """While active, products are computed in dtype `compute` and what needs it in float32;
+    nothing changes where it is empty."""
     if not compute:
         yield
         return
@@ -65,7 +104,11 @@ def precision(compute: str) -> Iterator[None]:
 
 def _cast(argument: Any, dtype: torch.dtype) -> Any:
     if isinstance(argument, Tensor):
-        return argument.to(dtype) if argument.is_floating_point() and argument.dtype != torch.float64 else argument
+        return (
+            argument.to(dtype)
+            if argument.is_floating_point() and argument.dtype != torch.float64
+            else argument
+        )
     if isinstance(argument, dict):
         return {key: _cast(value, dtype) for key, value in argument.items()}
     if isinstance(argument, tuple | list):

@@ -1,8 +1,10 @@
-"""While `Random` is active, dropout draws its masks from a key: the same in one process, in every replica and in every shard.
+"""While `Random` is active, dropout draws its masks from a key: the same in one process, in every
+replica and in every shard.
 
-The trace runs under it, and so does the run in one process that a plan is verified against: masks are numbered in the same order.
-Other random ops are worked out from the same key (`noise`).
-Dropout inside of attention and between the layers of a recurrent network is taken out of the fused op, which would draw its own.
+The trace runs under it, and so does the run in one process that a plan is verified against: masks
+are numbered in the same order. Other random ops are worked out from the same key (`noise`). Dropout
+inside of attention and between the layers of a recurrent network is taken out of the fused op,
+which would draw its own.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ __all__ = ["Random"]
 
 _DROPOUT = inspect.signature(F.dropout)
 _ATTENTION = inspect.signature(
-    lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False: None
+    lambda query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, enable_gqa=False: (
+        None
+    )
 )
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
@@ -35,8 +39,9 @@ _INSIDE = {name: getattr(F, name) for name in ("dropout", "scaled_dot_product_at
 
 
 class Random(TorchFunctionMode):
-    """Redirects dropout to `shardwright::dropout` under a key, which is read for every mask, and other random ops to `Noise`; all are
-    numbered from 0. Blocks under `torch.utils.checkpoint` are run once: a mask that is drawn again would have another number."""
+    """Redirects dropout to `shardwright::dropout` under a key, which is read for every mask, and
+    other random ops to `Noise`; all are numbered from 0. Blocks under `torch.utils.checkpoint`
+    are run once: a mask that is drawn again would have another number."""
 
     in_place = True  # dropout in place writes to its operand
 
@@ -55,7 +60,11 @@ class Random(TorchFunctionMode):
         self.noise.close()
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Sequence[type], args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func in (_INSIDE["dropout"], torch.dropout, torch.dropout_):
@@ -64,7 +73,9 @@ class Random(TorchFunctionMode):
             return self._dropout(func, *args, **kwargs, of_channels=True)
         if func is _INSIDE["scaled_dot_product_attention"]:
             return self._attention(*args, **kwargs)
-        if func in _RECURRENT and not isinstance(args[1 if func is torch.lstm else 2], Tensor):  # as of a packed sequence
+        if func in _RECURRENT and not isinstance(
+            args[1 if func is torch.lstm else 2], Tensor
+        ):  # as of a packed sequence
             return self._recurrent(func, *args)
         if func is F.multi_head_attention_forward:
             with self._inside():
@@ -81,7 +92,8 @@ class Random(TorchFunctionMode):
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """A mode does not see what a Python function that it was asked about calls; these calls are led to it."""
+        """A mode does not see what a Python function that it was asked about calls; these calls
+        are led to it."""
 
         def led(func: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *args, **kwargs: self.__torch_function__(func, (), args, kwargs)
@@ -105,7 +117,9 @@ class Random(TorchFunctionMode):
         names = {"train": "training"}
         given = _DROPOUT.bind(*args, **{names.get(k, k): v for k, v in kwargs.items()})
         given.apply_defaults()
-        x, p, training, inplace = (given.arguments[name] for name in ("input", "p", "training", "inplace"))
+        x, p, training, inplace = (
+            given.arguments[name] for name in ("input", "p", "training", "inplace")
+        )
         if not training or p == 0:
             return x  # type: ignore[no-any-return]
         ones = (*x.shape[:2], *(1 for _ in x.shape[2:]))
@@ -120,14 +134,20 @@ class Random(TorchFunctionMode):
             return self.other(_INSIDE["scaled_dot_product_attention"], *args, **kwargs)  # type: ignore[no-any-return]
         query, key, value, mask = (call[name] for name in ("query", "key", "value", "attn_mask"))
         if call["enable_gqa"]:
-            key, value = (t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value))
+            key, value = (
+                t.repeat_interleave(query.shape[-3] // t.shape[-3], -3) for t in (key, value)
+            )
         scale = 1 / math.sqrt(query.shape[-1]) if call["scale"] is None else call["scale"]
         scores = query @ key.transpose(-2, -1) * scale
         if call["is_causal"]:
             hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).triu(1)
             scores = scores.masked_fill(hidden, float("-inf"))
         elif mask is not None:
-            scores = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+            scores = (
+                scores.masked_fill(~mask, float("-inf"))
+                if mask.dtype == torch.bool
+                else scores + mask
+            )
         return self.drop(torch.softmax(scores, -1), call["dropout_p"]) @ value  # type: ignore[no-any-return]
 
     def _recurrent(self, func: Any, *args: Any) -> Any:
@@ -142,7 +162,9 @@ class Random(TorchFunctionMode):
             at = slice(layer * directions, (layer + 1) * directions)
             state = [s[at] for s in states] if is_lstm else states[at]
             mine = weights[layer * per : (layer + 1) * per]
-            x, *end = self.other(func, x, state, mine, has_biases, 1, 0.0, training, bidirectional, batch_first)
+            x, *end = self.other(
+                func, x, state, mine, has_biases, 1, 0.0, training, bidirectional, batch_first
+            )
             last.append(end)
             x = self.drop(x, p) if layer < num_layers - 1 else x
         return (x, *(torch.cat(parts) for parts in zip(*last, strict=True)))

@@ -1,9 +1,12 @@
-"""`shardwright::recurrent` and its backward: one GRU or plain recurrent layer in one direction, as a loop over time.
+"""`shardwright::recurrent` and its backward: one GRU or plain recurrent layer in one direction, as
+a loop over time.
 
-`mode` is `gru`, `keras-gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n, or in Keras's z, r, n:
-n = tanh(x_n + r h_n), h = (1 - z) n + z h_before. (`reset-gru`, whose reset gate comes before the product, is in `reset_gru`.)
-Split over a group of k ranks, a rank holds H/k hidden units of each gate; the whole h is gathered at every step and, backward, its
-partial gradient scattered. `reserve` [T, B, 4H] holds n, r, z and h_n of a GRU, [T, B, H] the result of a plain layer.
+`mode` is `gru`, `keras-gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n, or
+in Keras's z, r, n: n = tanh(x_n + r h_n), h = (1 - z) n + z h_before. (`reset-gru`, whose reset
+gate comes before the product, is in `reset_gru`.) Split over a group of k ranks, a rank holds H/k
+hidden units of each gate; the whole h is gathered at every step and, backward, its partial gradient
+scattered. `reserve` [T, B, 4H] holds n, r, z and h_n of a GRU, [T, B, H] the result of a plain
+layer.
 """
 
 from __future__ import annotations
@@ -29,20 +32,29 @@ def saved_parts(mode: str) -> int:
 
 
 def recurrent_forward(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mode: str,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    mode: str,
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden units. `units` are those of each rank
-    of the group, where they differ. Where `mask` [T, B] is False, h stays."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden
+    units. `units` are those of each rank of the group, where they differ. Where `mask` [T, B] is
+    False, h stays."""
     if mode == "reset-gru":
         return reset_gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, group, units, mask)
     if group is None and mask is None and mode.endswith("gru"):
         biases = [None if bias is None else _torch_order(bias, mode) for bias in (b_ih, b_hh)]
         return gru_forward(x, h0, _torch_order(w_ih, mode), _torch_order(w_hh, mode), *biases)
     hidden = h0.shape[1]
-    inputs = torch.nn.functional.linear(x.reshape(-1, x.shape[2]), w_ih, b_ih).view(*x.shape[:2], -1)
+    inputs = torch.nn.functional.linear(x.reshape(-1, x.shape[2]), w_ih, b_ih).view(
+        *x.shape[:2], -1
+    )
     blocks = hidden_blocks(w_hh, hidden, units).transpose(1, 2).contiguous()
     h, ys, saved = h0, [], []
     for t in range(x.shape[0]):
@@ -56,17 +68,27 @@ def recurrent_forward(
 
 
 def recurrent_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
-    mode: str, group: dist.ProcessGroup | None = None,
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
+    mode: str,
+    group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
     mask: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x (a partial sum over a group), h0, w_ih, w_hh and of either bias."""
     if mode == "reset-gru":
         return reset_gru_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, group, units, mask)
     if group is None and mask is None and mode.endswith("gru"):
         weights = _torch_order(w_ih, mode), _torch_order(w_hh, mode)
-        gx, gh0, gw_ih, gw_hh, gb_ih, gb_hh = gru_backward(grad_y, grad_h, x, h0, *weights, y, reserve)
+        gx, gh0, gw_ih, gw_hh, gb_ih, gb_hh = gru_backward(
+            grad_y, grad_h, x, h0, *weights, y, reserve
+        )
         first, second = _torch_order(gw_ih, mode), _torch_order(gw_hh, mode)
         return gx, gh0, first, second, _torch_order(gb_ih, mode), _torch_order(gb_hh, mode)
     blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
@@ -94,13 +116,18 @@ def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor,
     if not mode.endswith("gru"):
         out = torch.tanh(from_x + from_h) if mode == "tanh" else torch.relu(from_x + from_h)
         return out, out
-    (xr, xz, xn), (hr, hz, hn) = _ordered(from_x.chunk(3, 1), mode), _ordered(from_h.chunk(3, 1), mode)
+    (xr, xz, xn), (hr, hz, hn) = (
+        _ordered(from_x.chunk(3, 1), mode),
+        _ordered(from_h.chunk(3, 1), mode),
+    )
     r, z = torch.sigmoid(xr + hr), torch.sigmoid(xz + hz)
     n = torch.tanh(xn + r * hn)
     return n + z * (h - n), torch.cat([n, r, z, hn], 1)
 
 
-def _cell_backward(dh: Tensor, saved: Tensor, before: Tensor, mode: str) -> tuple[Tensor, Tensor, Tensor | None]:
+def _cell_backward(
+    dh: Tensor, saved: Tensor, before: Tensor, mode: str
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The gradients of what came from x and from h, and of h where it passes by the gates."""
     if not mode.endswith("gru"):
         slope = 1 - saved * saved if mode == "tanh" else (saved > 0).to(dh.dtype)
@@ -109,7 +136,11 @@ def _cell_backward(dh: Tensor, saved: Tensor, before: Tensor, mode: str) -> tupl
     dn = dh * (1 - z) * (1 - n * n)
     dz = dh * (before - n) * z * (1 - z)
     dr = dn * hn * r * (1 - r)
-    return torch.cat(_ordered((dr, dz, dn), mode), 1), torch.cat(_ordered((dr, dz, dn * r), mode), 1), dh * z
+    return (
+        torch.cat(_ordered((dr, dz, dn), mode), 1),
+        torch.cat(_ordered((dr, dz, dn * r), mode), 1),
+        dh * z,
+    )
 
 
 def _ordered(gates: Sequence[Tensor], mode: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -125,16 +156,29 @@ def _torch_order(weight: Tensor, mode: str) -> Tensor:
 
 @torch.library.custom_op("shardwright::recurrent", mutates_args=())
 def _recurrent(
-    x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None, b_hh: Tensor | None, mode: str
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None,
+    b_hh: Tensor | None,
+    mode: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
     return recurrent_forward(x, h0, w_ih, w_hh, b_ih, b_hh, mode)
 
 
 @torch.library.custom_op("shardwright::recurrent_backward", mutates_args=())
 def _recurrent_backward(
-    grad_y: Tensor | None, grad_h: Tensor | None, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, y: Tensor, reserve: Tensor,
+    grad_y: Tensor | None,
+    grad_h: Tensor | None,
+    x: Tensor,
+    h0: Tensor,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    y: Tensor,
+    reserve: Tensor,
     mode: str,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     return recurrent_backward(grad_y, grad_h, x, h0, w_ih, w_hh, y, reserve, mode)
 
 
@@ -146,7 +190,9 @@ def _(x: Tensor, h0: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 @_recurrent_backward.register_fake
-def _(grad_y: Any, grad_h: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any) -> tuple[Tensor, ...]:
+def _(
+    grad_y: Any, grad_h: Any, x: Tensor, h0: Tensor, w_ih: Tensor, w_hh: Tensor, *_: Any
+) -> tuple[Tensor, ...]:
     bias = w_ih.new_empty(w_ih.shape[0])
     return (*(torch.empty_like(t) for t in (x, h0, w_ih, w_hh)), bias, torch.empty_like(bias))
 
@@ -158,7 +204,9 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, _: Any) -> tuple[Any, ...]:
+def _differentiate(
+    ctx: Any, grad_y: Tensor | None, grad_h: Tensor | None, _: Any
+) -> tuple[Any, ...]:
     grads = torch.ops.shardwright.recurrent_backward(grad_y, grad_h, *ctx.saved_tensors, ctx.mode)
     return (*grads, None) if ctx.has_bias else (*grads[:4], None, None, None)
 

@@ -1,8 +1,10 @@
-"""`shardwright::rms_norm` and its backward: x / sqrt(mean(x^2) + eps), scaled, in one kernel where the device has one.
+"""`shardwright::rms_norm` and its backward: x / sqrt(mean(x^2) + eps), scaled, in one kernel where
+the device has one.
 
-CUDA has a kernel for each. A CPU has none: there backward is layer norm's kernel with a mean of 0, which takes too much away by
-rstd times the mean of what comes in, and that is added again; 10 times as fast as the formula's eleven passes. With a group, the
-normalised values are split over it: each rank's sums are added, so that the result is that of one process.
+CUDA has a kernel for each. A CPU has none: there backward is layer norm's kernel with a mean of 0,
+which takes too much away by rstd times the mean of what comes in, and that is added again; 10 times
+as fast as the formula's eleven passes. With a group, the normalised values are split over it: each
+rank's sums are added, so that the result is that of one process.
 """
 
 from __future__ import annotations
@@ -19,10 +21,15 @@ __all__ = ["rms_norm", "rms_norm_backward"]
 
 
 def rms_norm(
-    x: Tensor, weight: Tensor | None, dims: int, count: int, eps: float, group: dist.ProcessGroup | None = None
+    x: Tensor,
+    weight: Tensor | None,
+    dims: int,
+    count: int,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x normalised over its last `dims` dims, which have `count` values on all ranks of the group together, and 1/root [..., 1] in
-    the format that sums have."""
+    """x normalised over its last `dims` dims, which have `count` values on all ranks of the
+    group together, and 1/root [..., 1] in the format that sums have."""
     shape = x.shape[x.dim() - dims :]
     if x.is_cuda and group is None:
         out, rstd = torch.ops.aten._fused_rms_norm(x, list(shape), weight, eps)
@@ -35,12 +42,20 @@ def rms_norm(
 
 
 def rms_norm_backward(
-    grad: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, dims: int, count: int, group: dist.ProcessGroup | None = None
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    dims: int,
+    count: int,
+    group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The gradients of x and of the weight (one zero where there is none)."""
     shape, affine = list(x.shape[x.dim() - dims :]), weight is not None
     if x.is_cuda and group is None:
-        gx, gw = torch.ops.aten._fused_rms_norm_backward(grad, x, shape, rstd.contiguous(), weight, [True, affine])
+        gx, gw = torch.ops.aten._fused_rms_norm_backward(
+            grad, x, shape, rstd.contiguous(), weight, [True, affine]
+        )
         return gx, gw if affine else grad.new_zeros(1)
     wide_grad, wide = grad.to(rstd.dtype), x.to(rstd.dtype)
     scale = None if weight is None else weight.to(rstd.dtype)
@@ -54,15 +69,31 @@ def rms_norm_backward(
 def _by_layer_norm(
     grad: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, shape: list[int], count: int
 ) -> tuple[Tensor, Tensor]:
-    arguments = grad.contiguous(), x.contiguous(), shape, torch.zeros_like(rstd), rstd.contiguous(), weight, None
-    gx, gw, _ = torch.ops.aten.native_layer_norm_backward(*arguments, [True, weight is not None, False])
+    arguments = (
+        grad.contiguous(),
+        x.contiguous(),
+        shape,
+        torch.zeros_like(rstd),
+        rstd.contiguous(),
+        weight,
+        None,
+    )
+    gx, gw, _ = torch.ops.aten.native_layer_norm_backward(
+        *arguments, [True, weight is not None, False]
+    )
     rows = grad.reshape(rstd.numel(), count)
     means = rows.sum(1) if weight is None else torch.mv(rows, weight.reshape(-1))
     return gx.add_(means.view_as(rstd).mul_(rstd).div_(count)), gw
 
 
 def _by_formula(
-    grad: Tensor, x: Tensor, weight: Tensor | None, rstd: Tensor, dims: int, count: int, group: dist.ProcessGroup
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    rstd: Tensor,
+    dims: int,
+    count: int,
+    group: dist.ProcessGroup,
 ) -> tuple[Tensor, Tensor]:
     scaled = grad if weight is None else grad * weight
     along = _added((scaled * x).sum(_last(dims), keepdim=True), group)
@@ -84,7 +115,9 @@ def _wide(x: Tensor) -> torch.dtype:
 
 
 @torch.library.custom_op("shardwright::rms_norm", mutates_args=())
-def _rms_norm(x: Tensor, weight: Tensor | None, dims: int, count: int, eps: float) -> tuple[Tensor, Tensor]:
+def _rms_norm(
+    x: Tensor, weight: Tensor | None, dims: int, count: int, eps: float
+) -> tuple[Tensor, Tensor]:
     return rms_norm(x, weight, dims, count, eps)
 
 
@@ -101,7 +134,9 @@ def _(x: Tensor, weight: Any, dims: int, count: int, eps: float) -> tuple[Tensor
 
 
 @_rms_norm_backward.register_fake
-def _(grad: Tensor, x: Tensor, weight: Any, rstd: Tensor, dims: int, count: int) -> tuple[Tensor, Tensor]:
+def _(
+    grad: Tensor, x: Tensor, weight: Any, rstd: Tensor, dims: int, count: int
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), grad.new_empty(1) if weight is None else torch.empty_like(weight)
 
 

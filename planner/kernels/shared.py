@@ -1,12 +1,15 @@
-"""Memory that the ranks of a group on one machine share, with counters by which they wait for each other.
+"""Memory that the ranks of a group on one machine share, with counters by which they wait for each
+other.
 
-gloo sends everything through sockets: what 2 ranks of a data-parallel step exchange costs them a tenth of the step. Here a rank
-writes what it sends to a row of its own and counts; the others wait for the count and read the row where it lies. A rank writes a
-region anew only when all have read what stood in it, so that nothing is ever written under a reader.
+gloo sends everything through sockets: what 2 ranks of a data-parallel step exchange costs them a
+tenth of the step. Here a rank writes what it sends to a row of its own and counts; the others wait
+for the count and read the row where it lies. A rank writes a region anew only when all have read
+what stood in it, so that nothing is ever written under a reader.
 
-The memory is a file without a name (memfd), which the group's first rank makes and the others open through /proc: it lives as long
-as its processes, and no limit on /dev/shm holds for it. Waiting is a futex. Only Linux on x86-64 has both and keeps the order of
-writes that the counters rely on; anywhere else, and for a group over several machines, `shared_memory_of` gives None.
+The memory is a file without a name (memfd), which the group's first rank makes and the others open
+through /proc: it lives as long as its processes, and no limit on /dev/shm holds for it. Waiting is
+a futex. Only Linux on x86-64 has both and keeps the order of writes that the counters rely on;
+anywhere else, and for a group over several machines, `shared_memory_of` gives None.
 """
 
 from __future__ import annotations
@@ -36,7 +39,8 @@ _SYS_FUTEX, _WAIT, _WAKE = 202, 0, 1
 _EVERYONE = 2**31 - 1
 #: How long a wait may last in all: gloo's default.
 _TIMEOUT_S = 1800.0
-#: Looks at a counter (some 70 ns each) before a rank sleeps, if every rank has a core of its own: waking takes longer.
+#: Looks at a counter (some 70 ns each) before a rank sleeps, if every rank has a core of its own:
+#: waking takes longer.
 _LOOKS = 1500
 
 _WRITTEN, _REDUCED, _READ = range(3)
@@ -51,7 +55,8 @@ class SharedMemory:
         self._regions: dict[tuple[str, int, torch.dtype], Region] = {}
 
     def region(self, name: str, numel: int, dtype: torch.dtype) -> Region:
-        """A row of `numel` elements for every rank; the same region for the same name and size, one program after another."""
+        """A row of `numel` elements for every rank; the same region for the same name and size,
+        one program after another."""
         key = (name, numel, dtype)
         if key not in self._regions:
             region = Region(self.fd, self._end, self.num_ranks, self.position, numel, dtype)
@@ -83,10 +88,13 @@ def _row(numel: int, itemsize: int) -> int:
 
 
 class Region:
-    """Rows [ranks, numel] that all ranks read and each writes one of, round after round: `begin`, write `mine`, `publish`; then
-    `rows`, read, `done`. Between the two a rank does what it likes."""
+    """Rows [ranks, numel] that all ranks read and each writes one of, round after round:
+    `begin`, write `mine`, `publish`; then `rows`, read, `done`. Between the two a rank does what
+    it likes."""
 
-    def __init__(self, fd: int, offset: int, num_ranks: int, position: int, numel: int, dtype: torch.dtype) -> None:
+    def __init__(
+        self, fd: int, offset: int, num_ranks: int, position: int, numel: int, dtype: torch.dtype
+    ) -> None:
         self.num_ranks, self.position, self.numel = num_ranks, position, numel
         row, head = _row(numel, dtype.itemsize), _head(num_ranks)
         self.nbytes = region_bytes(numel, dtype.itemsize, num_ranks)
@@ -96,12 +104,16 @@ class Region:
         whole = torch.frombuffer(mmap.mmap(fd, self.nbytes, offset=offset), dtype=torch.uint8)
         self._counters = whole[:head].view(torch.int32).numpy()
         self._address = whole.data_ptr()
-        self._rows = [whole[head + r * row : head + r * row + numel * dtype.itemsize].view(dtype) for r in range(num_ranks)]
+        self._rows = [
+            whole[head + r * row : head + r * row + numel * dtype.itemsize].view(dtype)
+            for r in range(num_ranks)
+        ]
         self._round = 0
         self._looks = _LOOKS if num_ranks <= len(os.sched_getaffinity(0)) else 0
 
     def begin(self) -> Tensor:
-        """This rank's row [numel], to be written; waits until all ranks have read what stands there."""
+        """This rank's row [numel], to be written; waits until all ranks have read what stands
+        there."""
         self._wait(_READ, self._round)
         self._round += 1
         return self._rows[self.position]
@@ -132,9 +144,11 @@ class Region:
         return out
 
     def reduce(self, out: Tensor, reduce: str) -> None:
-        """The sum or maximum of all rows, in the order of ranks, to `out` [numel]; this is also `done`.
+        """The sum or maximum of all rows, in the order of ranks, to `out` [numel]; this is also
+        `done`.
 
-        Where many ranks have much to reduce, each reduces a part for all of them: 3 passes over the rows of one rank, not of all.
+        Where many ranks have much to reduce, each reduces a part for all of them: 3 passes over the
+        rows of one rank, not of all.
         """
         rows = self.rows()
         if self.num_ranks == 2 or out.nbytes <= _REDUCED_WHOLE:
@@ -176,12 +190,15 @@ class Region:
             if looks:
                 looks -= 1
             elif time.monotonic() > until:
-                raise RuntimeError(f"rank {rank} of the group has sent nothing for {_TIMEOUT_S:.0f} s")
+                raise RuntimeError(
+                    f"rank {rank} of the group has sent nothing for {_TIMEOUT_S:.0f} s"
+                )
             else:
                 _futex(self._address + at, _WAIT, now, 1.0)
 
 
-#: Up to this many bytes, reducing all of it in every rank is faster than waiting for the others' parts.
+#: Up to this many bytes, reducing all of it in every rank is faster than waiting for the others'
+#: parts.
 _REDUCED_WHOLE = 1 << 18
 
 
@@ -191,7 +208,8 @@ def is_gloo(group: dist.ProcessGroup) -> bool:
 
 
 def shared_memory_of(group: dist.ProcessGroup) -> SharedMemory | None:
-    """The memory that the ranks of a gloo group share, None if they do not; the first call for a group is made by all its ranks."""
+    """The memory that the ranks of a gloo group share, None if they do not; the first call for a
+    group is made by all its ranks."""
     if group not in _MEMORIES:
         _MEMORIES[group] = _open(group) if is_gloo(group) else None
     return _MEMORIES[group]
@@ -201,7 +219,8 @@ _MEMORIES: WeakKeyDictionary[dist.ProcessGroup, SharedMemory | None] = WeakKeyDi
 
 
 def _open(group: dist.ProcessGroup) -> SharedMemory | None:
-    """The first rank makes the file and says where it is; used if every rank finds it there, with what stands in it."""
+    """The first rank makes the file and says where it is; used if every rank finds it there,
+    with what stands in it."""
     position = dist.get_rank(group)
     fd, token = -1, b""
     if position == 0 and _is_supported():
@@ -225,7 +244,8 @@ def _is_supported() -> bool:
 
 
 def _opened(pid: int, number: int, token: bytes) -> int:
-    """Another process's open file, or -1 where that process is out of sight: on another machine, in another container."""
+    """Another process's open file, or -1 where that process is out of sight: on another machine,
+    in another container."""
     try:
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -256,7 +276,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def _futex(address: int, what: int, value: int, seconds: float = 0.0) -> None:
-    """Wakes who waits at `address`, or waits there while it holds `value`; waits end early, and callers look again."""
+    """Wakes who waits at `address`, or waits there while it holds `value`; waits end early, and
+    callers look again."""
     limit = ctypes.byref(_Timespec(int(seconds), int(seconds % 1 * 1e9))) if seconds else None
     _LIBC.syscall(
         ctypes.c_long(_SYS_FUTEX),

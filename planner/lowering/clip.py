@@ -1,7 +1,8 @@
-"""Clipping by the global norm, lowered: squares of this rank's shards, one small all-reduce, and the gradients scaled.
+"""Clipping by the global norm, lowered: squares of this rank's shards, one small all-reduce, and
+the gradients scaled.
 
-Gradients, as reduced for the update -> instructions, and the gradients that the update reads. A shard that several ranks hold counts
-once: each gives its share of it.
+Gradients, as reduced for the update -> instructions, and the gradients that the update reads. A
+shard that several ranks hold counts once: each gives its share of it.
 """
 
 from __future__ import annotations
@@ -19,30 +20,62 @@ __all__ = ["clip_gradients"]
 
 
 def clip_gradients(
-    gradients: Sequence[int], states: Sequence[ParameterState], shapes: Sequence[tuple[int, ...]], costing: Costing,
+    gradients: Sequence[int],
+    states: Sequence[ParameterState],
+    shapes: Sequence[tuple[int, ...]],
+    costing: Costing,
     new: Callable[[int], int],
-) -> tuple[list[Instruction], tuple[int, ...]]:  # fmt: skip
-    """The instructions, and the ids of the clipped gradients. `shapes` are those of the shards; `new` makes an id of some bytes."""
+) -> tuple[list[Instruction], tuple[int, ...]]:
+    """The instructions, and the ids of the clipped gradients. `shapes` are those of the shards;
+    `new` makes an id of some bytes."""
     assert costing.clip_norm is not None
-    axes = tuple(sorted({axis for state in states for axis, place in enumerate(state.updated) if is_split(place)}))
+    axes = tuple(
+        sorted(
+            {
+                axis
+                for state in states
+                for axis, place in enumerate(state.updated)
+                if is_split(place)
+            }
+        )
+    )
     wide = "float64" if any(state.dtype == "float64" for state in states) else "float32"
     squares = new(dtype_bytes(wide))
     out: list[Instruction] = [
         Compute(
-            id="update.clip.square_sum", op="shardwright.square_sum", results=(squares,), shapes=((),), dtypes=(wide,),
-            args=(tuple(map(Ref, gradients)), tuple(_share(state, axes, costing.sizes) for state in states)), kind="reduction",
-            phase="update", path="clip", time=costing.square_sum(float(sum(map(_nbytes, states, shapes))), wide),
+            id="update.clip.square_sum",
+            op="shardwright.square_sum",
+            results=(squares,),
+            shapes=((),),
+            dtypes=(wide,),
+            args=(
+                tuple(map(Ref, gradients)),
+                tuple(_share(state, axes, costing.sizes) for state in states),
+            ),
+            kind="reduction",
+            phase="update",
+            path="clip",
+            time=costing.square_sum(float(sum(map(_nbytes, states, shapes))), wide),
         )
-    ]  # fmt: skip
+    ]
     if math.prod(costing.sizes[axis] for axis in axes) > 1:
         total = new(dtype_bytes(wide))
         out.append(
             Communicate(
-                id="update.clip.all_reduce", kind="all_reduce", axes=axes, sources=(squares,), results=(total,), expanded=((),),
-                shapes=((),), dtypes=(wide,), phase="update", path="clip", nbytes=dtype_bytes(wide),
+                id="update.clip.all_reduce",
+                kind="all_reduce",
+                axes=axes,
+                sources=(squares,),
+                results=(total,),
+                expanded=((),),
+                shapes=((),),
+                dtypes=(wide,),
+                phase="update",
+                path="clip",
+                nbytes=dtype_bytes(wide),
                 time=costing.communication("all_reduce", axes, float(dtype_bytes(wide))),
             )
-        )  # fmt: skip
+        )
         squares = total
     clipped: list[int] = []
     for number, group in enumerate(_groups(states, shapes)):
@@ -51,12 +84,23 @@ def clip_gradients(
         nbytes = float(sum(_nbytes(states[i], shapes[i]) for i in group))
         out.append(
             Compute(
-                id=f"update.clip.scale#{number + 1}", op="shardwright.clipped", results=results,
-                args=(tuple(Ref(gradients[i]) for i in group), Ref(squares), costing.clip_norm, *_epsilon(costing)),
-                shapes=tuple(shapes[i] for i in group), dtypes=tuple(states[i].dtype for i in group), kind="elementwise",
-                phase="update", path="clip", time=costing.scaling(nbytes, states[group[0]].dtype),
+                id=f"update.clip.scale#{number + 1}",
+                op="shardwright.clipped",
+                results=results,
+                args=(
+                    tuple(Ref(gradients[i]) for i in group),
+                    Ref(squares),
+                    costing.clip_norm,
+                    *_epsilon(costing),
+                ),
+                shapes=tuple(shapes[i] for i in group),
+                dtypes=tuple(states[i].dtype for i in group),
+                kind="elementwise",
+                phase="update",
+                path="clip",
+                time=costing.scaling(nbytes, states[group[0]].dtype),
             )
-        )  # fmt: skip
+        )
     return out, tuple(clipped)
 
 
@@ -74,7 +118,8 @@ def _nbytes(state: ParameterState, shape: tuple[int, ...]) -> int:
 
 
 def _groups(states: Sequence[ParameterState], shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """The gradients' numbers in groups of about a bucket: while one is scaled, it is there twice."""
+    """The gradients' numbers in groups of about a bucket: while one is scaled, it is there
+    twice."""
     groups: list[list[int]] = [[]]
     held = 0
     for index, (state, shape) in enumerate(zip(states, shapes, strict=True)):

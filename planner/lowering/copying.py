@@ -15,7 +15,8 @@ __all__ = ["timed"]
 
 
 def timed(instructions: Sequence[Instruction], costing: Costing) -> tuple[Instruction, ...]:
-    """The instructions of a program, each with the seconds that it copies; what is freed must be known."""
+    """The instructions of a program, each with the seconds that it copies; what is freed must be
+    known."""
     return tuple(_timed(i, costing) if isinstance(i, Communicate) else i for i in instructions)
 
 

@@ -1,9 +1,11 @@
 """Starts collectives as soon as what they send is written, so that compute runs beside them.
 
-Instructions in order of need -> the same, some collectives earlier and asynchronous. Small messages always: they are bound by latency.
-On a device that overlaps, large ones of backward too, and what their source does not depend on moves behind their start: a
-column-parallel layer's input gradient is summed while its weight gradients are multiplied. Which instructions move depends on nothing
-but their order and the device that was planned for, so all ranks have the same program, whatever times it is given.
+Instructions in order of need -> the same, some collectives earlier and asynchronous. Small messages
+always: they are bound by latency. On a device that overlaps, large ones of backward too, and what
+their source does not depend on moves behind their start: a column-parallel layer's input gradient
+is summed while its weight gradients are multiplied. Which instructions move depends on nothing but
+their order and the device that was planned for, so all ranks have the same program, whatever times
+it is given.
 """
 
 from __future__ import annotations
@@ -17,22 +19,25 @@ from planner.program.program import Communicate, Compute, Instruction, reads, wr
 
 __all__ = ["SMALL", "starts_beside_backward", "started_early"]
 
-#: Messages up to this size are bound by latency, and holding them a little longer costs no memory to speak of.
+#: Messages up to this size are bound by latency, and holding them a little longer costs no memory
+#: to speak of.
 SMALL = 64 * 1024
 
-#: How far back what moves behind a start may come from, and how many products at most: what they read is held as much longer.
+#: How far back what moves behind a start may come from, and how many products at most: what they
+#: read is held as much longer.
 _WINDOW, _PRODUCTS = 48, 3
 
 
 def starts_beside_backward(written: str, read: str) -> bool:
-    """Whether a change of layout of a value that is written and read in these phases may run beside compute. Of what forward wrote,
-    backward's copy would be held from there on; forward's own are read at once."""
+    """Whether a change of layout of a value that is written and read in these phases may run
+    beside compute. Of what forward wrote, backward's copy would be held from there on; forward's
+    own are read at once."""
     return written == read == "backward"
 
 
 def started_early(instructions: list[Instruction], *, overlaps: bool) -> list[Instruction]:
-    """The instructions with messages started where their source is written, and waited for where they are read; large ones only if the
-    device `overlaps` them with compute."""
+    """The instructions with messages started where their source is written, and waited for where
+    they are read; large ones only if the device `overlaps` them with compute."""
     large = _large(instructions) if overlaps else {}
     early = large | {i.id: i for i in _waited_for(instructions) if i.nbytes <= SMALL}
     after: dict[int, list[Communicate]] = defaultdict(list)
@@ -55,23 +60,32 @@ def started_early(instructions: list[Instruction], *, overlaps: bool) -> list[In
 
 def _waited_for(instructions: list[Instruction]) -> list[Communicate]:
     """The messages of forward and backward that compute would wait for."""
-    messages = [i for i in instructions if isinstance(i, Communicate) and i.kind != "slice" and not i.asynchronous]
+    messages = [
+        i
+        for i in instructions
+        if isinstance(i, Communicate) and i.kind != "slice" and not i.asynchronous
+    ]
     return [message for message in messages if message.phase != "update"]
 
 
 def _large(instructions: list[Instruction]) -> dict[str, Communicate]:
     """The large messages of backward of what backward wrote, by id."""
-    written = {value: instruction.phase for instruction in instructions for value in writes(instruction)}
+    written = {
+        value: instruction.phase for instruction in instructions for value in writes(instruction)
+    }
 
     def beside(message: Communicate) -> bool:
-        return all(starts_beside_backward(written.get(source, "forward"), message.phase) for source in message.sources)
+        return all(
+            starts_beside_backward(written.get(source, "forward"), message.phase)
+            for source in message.sources
+        )
 
     return {i.id: i for i in _waited_for(instructions) if i.nbytes > SMALL and beside(i)}
 
 
 def _filled(instructions: list[Instruction], large: dict[str, Communicate]) -> list[Instruction]:
-    """The instructions with products that stand before a large message behind its start, if it has none to run beside. What runs
-    beside one message is not taken from it for the next."""
+    """The instructions with products that stand before a large message behind its start, if it
+    has none to run beside. What runs beside one message is not taken from it for the next."""
     out: list[Instruction] = []
     since = 0
     under_way: set[int] = set()
@@ -100,9 +114,12 @@ def _has_product(instructions: list[Instruction], at: int) -> bool:
     return False
 
 
-def _parted(window: list[Instruction], message: Instruction) -> tuple[list[Instruction], list[Instruction]]:
-    """What stays before a message, and what moves behind its start: the nearest products of backward that it does not depend on, what
-    is made of them and the reductions of the gradients that they give."""
+def _parted(
+    window: list[Instruction], message: Instruction
+) -> tuple[list[Instruction], list[Instruction]]:
+    """What stays before a message, and what moves behind its start: the nearest products of
+    backward that it does not depend on, what is made of them and the reductions of the gradients
+    that they give."""
     needed = set(reads(message))
     moved: list[Instruction] = []
     num_products = 0
@@ -122,7 +139,9 @@ def _parted(window: list[Instruction], message: Instruction) -> tuple[list[Instr
     return [i for i in window if i.id not in gone], moved[::-1]
 
 
-def _blocking_where_alone(instructions: list[Instruction], large: dict[str, Communicate]) -> list[Instruction]:
+def _blocking_where_alone(
+    instructions: list[Instruction], large: dict[str, Communicate]
+) -> list[Instruction]:
     """Large messages that nothing runs beside before they are read are not asynchronous."""
     open_: dict[int, str] = {}  # a result that nothing has read yet -> its message
     alone = set(large)
@@ -133,4 +152,7 @@ def _blocking_where_alone(instructions: list[Instruction], large: dict[str, Comm
             alone.difference_update(open_.values())
         if instruction.id in large:
             open_.update(dict.fromkeys(writes(instruction), instruction.id))
-    return [replace(i, asynchronous=False) if isinstance(i, Communicate) and i.id in alone else i for i in instructions]
+    return [
+        replace(i, asynchronous=False) if isinstance(i, Communicate) and i.id in alone else i
+        for i in instructions
+    ]

@@ -1,10 +1,12 @@
 """How many reductions of gradients are under way at once.
 
-What is reduce-scattered is held whole, by the buffer that is sent, until it is waited for; and nothing reads the pieces before the
-update. Without a bound a step would hold all gradients whole, which is what keeping them in pieces is to avoid.
+What is reduce-scattered is held whole, by the buffer that is sent, until it is waited for; and
+nothing reads the pieces before the update. Without a bound a step would hold all gradients whole,
+which is what keeping them in pieces is to avoid.
 
-The next step of a reduced gradient (a slice, or a message over another axis, which may have to be packed) is as late: compute would
-wait for the links at once, and nothing reads what it gives before the update.
+The next step of a reduced gradient (a slice, or a message over another axis, which may have to be
+packed) is as late: compute would wait for the links at once, and nothing reads what it gives before
+the update.
 
 Instructions in their final order -> the same, some with `after`, and next steps later.
 """
@@ -21,17 +23,20 @@ from planner.program.program import Communicate, Instruction, reads, writes
 
 __all__ = ["IN_FLIGHT", "bounded", "continued_late"]
 
-#: Reductions under way on one communicator. One is sent while the next fills; FSDP2 waits for the last before it starts one.
+#: Reductions under way on one communicator. One is sent while the next fills; FSDP2 waits for the
+#: last before it starts one.
 IN_FLIGHT = 2
 
-#: The next message of a reduced gradient starts just before so many products later: by then the reduction is mostly done, and the next
-#: message is not late either. In the simulator 1 is too few (gpt2-xl on 8 H100, mesh 4x2: 123.6 ms against 121.4) and 4 no better.
+#: The next message of a reduced gradient starts just before so many products later: by then the
+#: reduction is mostly done, and the next message is not late either. In the simulator 1 is too few
+#: (gpt2-xl on 8 H100, mesh 4x2: 123.6 ms against 121.4) and 4 no better.
 PRODUCTS = 3
 
 
 def bounded(instructions: list[Instruction]) -> list[Instruction]:
-    """Each asynchronous reduce-scatter waits, before it starts, for the last but one on its communicator, if nothing did before. Where
-    the communicator keeps up with compute that one is done; where it does not, compute waits then and not at the update."""
+    """Each asynchronous reduce-scatter waits, before it starts, for the last but one on its
+    communicator, if nothing did before. Where the communicator keeps up with compute that one is
+    done; where it does not, compute waits then and not at the update."""
     under_way: dict[tuple[int, ...], deque[Communicate]] = defaultdict(deque)
     out: list[Instruction] = []
     for instruction in instructions:
@@ -39,7 +44,11 @@ def bounded(instructions: list[Instruction]) -> list[Instruction]:
         for messages in under_way.values():
             for message in [m for m in messages if used.intersection(m.results)]:
                 messages.remove(message)
-        if isinstance(instruction, Communicate) and instruction.asynchronous and instruction.kind == "reduce_scatter":
+        if (
+            isinstance(instruction, Communicate)
+            and instruction.asynchronous
+            and instruction.kind == "reduce_scatter"
+        ):
             queue = under_way[instruction.axes]
             if len(queue) == IN_FLIGHT:
                 instruction = replace(instruction, after=queue.popleft().results)
@@ -50,8 +59,9 @@ def bounded(instructions: list[Instruction]) -> list[Instruction]:
 
 @dataclass
 class _Next:
-    """The next step of a reduced gradient that is put off, and the message that it waits for. Since that was sent: how many messages
-    have started on its communicator, and how many products stand."""
+    """The next step of a reduced gradient that is put off, and the message that it waits for.
+    Since that was sent: how many messages have started on its communicator, and how many
+    products stand."""
 
     instruction: Communicate
     message: Communicate
@@ -61,21 +71,32 @@ class _Next:
     @property
     def is_due(self) -> bool:
         """A message has others to go before, so it is put off for less long than a slice."""
-        return self.started >= IN_FLIGHT if self.instruction.kind == "slice" else self.products >= PRODUCTS
+        return (
+            self.started >= IN_FLIGHT
+            if self.instruction.kind == "slice"
+            else self.products >= PRODUCTS
+        )
 
 
 def continued_late(instructions: list[Instruction]) -> list[Instruction]:
-    """Slices of what an asynchronous message of the update phase gives, behind the start of the next one on its communicator: just
-    before a third would be under way. Messages that send it on, just before the product that `PRODUCTS` says. Both before what reads
-    them."""
-    sent: dict[int, Communicate] = {}  # what is under way, and what is made of it and put off -> the message
+    """Slices of what an asynchronous message of the update phase gives, behind the start of the
+    next one on its communicator: just before a third would be under way. Messages that send it
+    on, just before the product that `PRODUCTS` says. Both before what reads them."""
+    sent: dict[
+        int, Communicate
+    ] = {}  # what is under way, and what is made of it and put off -> the message
     waiting: list[_Next] = []
     unwritten: set[int] = set()  # what those give that are put off
     out: list[Instruction] = []
 
     def write(instruction: Instruction) -> None:
-        """Writes an instruction; if it is a product or starts a reduction, after those next steps that are due by it."""
-        started = instruction if isinstance(instruction, Communicate) and _is_reduction(instruction) else None
+        """Writes an instruction; if it is a product or starts a reduction, after those next
+        steps that are due by it."""
+        started = (
+            instruction
+            if isinstance(instruction, Communicate) and _is_reduction(instruction)
+            else None
+        )
         if started or instruction.kind in MATRIX_KINDS:
             for one in [one for one in waiting if unwritten.isdisjoint(reads(one.instruction))]:
                 one.started += started is not None and started.axes == one.message.axes
@@ -91,7 +112,9 @@ def continued_late(instructions: list[Instruction]) -> list[Instruction]:
             if one in waiting:  # and not written before what another of these starts
                 waiting.remove(one)
                 needed = set(reads(one.instruction))
-                settle([other for other in waiting if not needed.isdisjoint(writes(other.instruction))])
+                settle(
+                    [other for other in waiting if not needed.isdisjoint(writes(other.instruction))]
+                )
                 write(one.instruction)
 
     for instruction in instructions:
@@ -99,13 +122,23 @@ def continued_late(instructions: list[Instruction]) -> list[Instruction]:
             message = sent[instruction.sources[0]]
             waiting.append(_Next(instruction, message))
             unwritten.update(instruction.results)
-            sent.update(dict.fromkeys(instruction.results, message if instruction.kind == "slice" else instruction))
+            sent.update(
+                dict.fromkeys(
+                    instruction.results, message if instruction.kind == "slice" else instruction
+                )
+            )
             continue
         if waiting:
             used = set(reads(instruction))
             if not used.isdisjoint(unwritten):
                 settle(list(waiting))
-            settle([one for one in waiting if one.instruction.kind != "slice" and not used.isdisjoint(one.message.results)])
+            settle(
+                [
+                    one
+                    for one in waiting
+                    if one.instruction.kind != "slice" and not used.isdisjoint(one.message.results)
+                ]
+            )
         write(instruction)
     settle(list(waiting))
     return out
@@ -119,4 +152,6 @@ def _continues(instruction: Instruction, sent: Mapping[int, Communicate]) -> Typ
     """Whether an instruction is a slice or a message of what the messages that are `sent` give."""
     if not isinstance(instruction, Communicate) or instruction.phase != "update":
         return False
-    return (instruction.kind == "slice" or instruction.asynchronous) and sent.keys() >= set(instruction.sources)
+    return (instruction.kind == "slice" or instruction.asynchronous) and sent.keys() >= set(
+        instruction.sources
+    )

@@ -1,7 +1,8 @@
 """Joins a product with the bias that is added to it, where nothing lies between.
 
-Tracing takes `addmm` and a convolution's bias apart, because a partial product must be reduced before its bias is added. Where a
-lowered product is whole and read by that addition alone, the two are one op again: one pass over memory less.
+Tracing takes `addmm` and a convolution's bias apart, because a partial product must be reduced
+before its bias is added. Where a lowered product is whole and read by that addition alone, the two
+are one op again: one pass over memory less.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Shapes = Mapping[int, tuple[int, ...]]
 
 
 def join_biases(instructions: tuple[Instruction, ...], shapes: Shapes) -> tuple[Instruction, ...]:
-    """The instructions with `mm` + `add` as `addmm`, and `convolution` + `add` as a convolution with bias. `shapes` are the local
-    shapes of the values."""
+    """The instructions with `mm` + `add` as `addmm`, and `convolution` + `add` as a convolution
+    with bias. `shapes` are the local shapes of the values."""
     readers: dict[int, list[Instruction]] = defaultdict(list)
     writer: dict[int, Instruction] = {}
     for instruction in instructions:
@@ -40,9 +41,13 @@ def join_biases(instructions: tuple[Instruction, ...], shapes: Shapes) -> tuple[
 
 
 def _joined(
-    add: Compute, writer: dict[int, Instruction], readers: dict[int, list[Instruction]], shapes: Shapes
+    add: Compute,
+    writer: dict[int, Instruction],
+    readers: dict[int, list[Instruction]],
+    shapes: Shapes,
 ) -> tuple[Compute, list[Compute]] | None:
-    """The addition with its product in it, and what that makes superfluous; None where the two cannot be joined."""
+    """The addition with its product in it, and what that makes superfluous; None where the two
+    cannot be joined."""
     if len(add.args) != 2 or add.kwargs or not all(isinstance(a, Ref) for a in add.args):
         return None
     first, second = add.args[0].id, add.args[1].id
@@ -58,7 +63,11 @@ def _joined(
         op, args = "aten.addmm.default", (Ref(second), *product.args)
     elif product.op == "aten.convolution.default" and product.args[2] is None:
         view = writer.get(second)
-        if not isinstance(view, Compute) or view.op != "shardwright.reshape" or len(readers[second]) != 1:
+        if (
+            not isinstance(view, Compute)
+            or view.op != "shardwright.reshape"
+            or len(readers[second]) != 1
+        ):
             return None
         if shapes[view.args[0].id] != add.shapes[0][1:2]:
             return None

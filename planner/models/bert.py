@@ -1,6 +1,8 @@
-"""`bert`: an encoder of BERT's shape, trained to fill in masked tokens. Learned positions, post-norm blocks, a padding mask.
+"""`bert`: an encoder of BERT's shape, trained to fill in masked tokens. Learned positions,
+post-norm blocks, a padding mask.
 
-Source: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers", section 3 and appendix A.
+Source: Devlin et al. 2018, "BERT: Pre-training of Deep Bidirectional Transformers", section 3 and
+appendix A.
 """
 
 from __future__ import annotations
@@ -9,7 +11,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from planner.models.spec import ModelSpec, Options, Parts, Preset, check_divides, padding_mask, token_ids
+from planner.models.spec import (
+    ModelSpec,
+    Options,
+    Parts,
+    Preset,
+    check_divides,
+    padding_mask,
+    token_ids,
+)
 
 __all__ = ["BERT", "SPEC"]
 
@@ -19,7 +29,8 @@ _NOT_MASKED = -100  # the target of a token that was not masked, which cross-ent
 
 
 class Attention(nn.Module):
-    """Self-attention to the tokens that `seen` (batch, 1, 1, seq) marks; then the residual and its norm."""
+    """Self-attention to the tokens that `seen` (batch, 1, 1, seq) marks; then the residual and
+    its norm."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -30,7 +41,10 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
         batch, seq, width = x.shape
-        q, k, v = (p(x).view(batch, seq, self.heads, -1).transpose(1, 2) for p in (self.query, self.key, self.value))
+        q, k, v = (
+            p(x).view(batch, seq, self.heads, -1).transpose(1, 2)
+            for p in (self.query, self.key, self.value)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
         out: Tensor = self.norm(x + self.out(mixed.transpose(1, 2).reshape(batch, seq, width)))
         return out
@@ -51,9 +65,12 @@ class Block(nn.Module):
 
 
 class BERT(nn.Module):
-    """Logits (batch, seq, vocab) for token ids, segment ids and a mask of real tokens, all (batch, seq)."""
+    """Logits (batch, seq, vocab) for token ids, segment ids and a mask of real tokens, all
+    (batch, seq)."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, mlp: int, vocab: int, positions: int) -> None:
+    def __init__(
+        self, *, layers: int, width: int, heads: int, mlp: int, vocab: int, positions: int
+    ) -> None:
         super().__init__()
         self.words = nn.Embedding(vocab, width)
         self.positions = nn.Embedding(positions, width)
@@ -81,7 +98,9 @@ class BERT(nn.Module):
 
 def masked_loss(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy of logits (batch, seq, vocab) over the targets that are not -100."""
-    return F.cross_entropy(logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=_NOT_MASKED)
+    return F.cross_entropy(
+        logits.reshape(-1, logits.shape[-1]), targets.reshape(-1), ignore_index=_NOT_MASKED
+    )
 
 
 def _check(options: Options) -> None:
@@ -89,10 +108,14 @@ def _check(options: Options) -> None:
 
 
 def _build(options: Options) -> Parts:
-    module = BERT(**{key: options[key] for key in ("layers", "width", "heads", "mlp", "vocab", "positions")})
+    module = BERT(
+        **{key: options[key] for key in ("layers", "width", "heads", "mlp", "vocab", "positions")}
+    )
     shape = (options["batch"], options["seq"])
     ids, segments = token_ids(options, *shape), torch.randint(0, _SEGMENTS, shape)
-    targets = torch.where(torch.rand(shape) < 0.15, token_ids(options, *shape), _NOT_MASKED)  # 15 %: Devlin et al., section 3.1
+    targets = torch.where(
+        torch.rand(shape) < 0.15, token_ids(options, *shape), _NOT_MASKED
+    )  # 15 %: Devlin et al., section 3.1
     return module, (ids, segments, padding_mask(*shape), targets), masked_loss
 
 
@@ -100,17 +123,31 @@ def _preset(layers: int, width: int, heads: int, parameters: str) -> Preset:
     return Preset(
         description=f"{layers} layers, {width} wide, {heads} heads: {parameters} million parameters",
         options={
-            "layers": layers, "width": width, "heads": heads, "mlp": 4 * width, "vocab": 30_522, "positions": 512, "seq": 512,
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "mlp": 4 * width,
+            "vocab": 30_522,
+            "positions": 512,
+            "seq": 512,
         },
         batch_per_device=8,
         source="Devlin et al. 2018, section 3; the vocabulary's 30,522 rows from the config.json published with the weights",
-    )  # fmt: skip
+    )
 
 
 SPEC = ModelSpec(
     name="bert",
     description="BERT-shaped encoder with a padding mask; cross-entropy of the masked tokens",
-    options={"layers": 4, "width": 256, "heads": 4, "mlp": 1024, "vocab": 8192, "positions": 512, "seq": 128},
+    options={
+        "layers": 4,
+        "width": 256,
+        "heads": 4,
+        "mlp": 1024,
+        "vocab": 8192,
+        "positions": 512,
+        "seq": 128,
+    },
     batch_per_device=16,
     build=_build,
     dim_names={

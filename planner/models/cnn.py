@@ -1,4 +1,5 @@
-"""`cnn`: an image classifier. (Conv 3x3 -> ReLU -> max-pool 2x2) x blocks -> global average pool -> Linear."""
+"""`cnn`: an image classifier. (Conv 3x3 -> ReLU -> max-pool 2x2) x blocks -> global average pool
+-> Linear."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ class Block(nn.Module):
 
 
 class CNN(nn.Module):
-    """Logits (batch, classes) for images (batch, channels, image, image); each block has twice the width of the one before."""
+    """Logits (batch, classes) for images (batch, channels, image, image); each block has twice
+    the width of the one before."""
 
     def __init__(self, *, channels: int, width: int, blocks: int, classes: int) -> None:
         super().__init__()

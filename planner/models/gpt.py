@@ -1,6 +1,8 @@
-"""`gpt`: a decoder of GPT-2's shape. Learned positions, pre-norm blocks, fused QKV, tanh GELU, the head tied to the embedding.
+"""`gpt`: a decoder of GPT-2's shape. Learned positions, pre-norm blocks, fused QKV, tanh GELU, the
+head tied to the embedding.
 
-Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3 and table 2.
+Source: Radford et al. 2019, "Language Models are Unsupervised Multitask Learners", section 2.3 and
+table 2.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         batch, seq, width = x.shape
         q, k, v = (
-            part.view(batch, seq, self.heads, width // self.heads).transpose(1, 2) for part in self.qkv(x).split(width, dim=2)
+            part.view(batch, seq, self.heads, width // self.heads).transpose(1, 2)
+            for part in self.qkv(x).split(width, dim=2)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, seq, width))
@@ -66,7 +69,9 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """Logits (batch, seq, vocab) for token ids (batch, seq)."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, vocab: int, positions: int, tied: bool) -> None:
+    def __init__(
+        self, *, layers: int, width: int, heads: int, vocab: int, positions: int, tied: bool
+    ) -> None:
         super().__init__()
         self.wte = nn.Embedding(vocab, width)
         self.wpe = nn.Embedding(positions, width)
@@ -78,7 +83,8 @@ class GPT(nn.Module):
         self._initialise(layers)
 
     def _initialise(self, layers: int) -> None:
-        """Normal weights, zero biases; what is added to the residual stream is scaled by 1/sqrt(number of additions)."""
+        """Normal weights, zero biases; what is added to the residual stream is scaled by
+        1/sqrt(number of additions)."""
         for name, parameter in self.named_parameters():
             if name.endswith("bias"):
                 nn.init.zeros_(parameter)
@@ -110,7 +116,9 @@ def _check(options: Options) -> None:
 
 
 def _build(options: Options) -> Parts:
-    module = GPT(**{key: options[key] for key in ("layers", "width", "heads", "vocab", "positions", "tied")})
+    module = GPT(
+        **{key: options[key] for key in ("layers", "width", "heads", "vocab", "positions", "tied")}
+    )
     ids = token_ids(options, options["batch"], options["seq"])
     targets = token_ids(options, options["batch"], options["seq"])
     return module, (ids, targets), next_token_loss
@@ -128,7 +136,15 @@ def _gpt2(layers: int, width: int, heads: int, parameters: str) -> Preset:
 SPEC = ModelSpec(
     name="gpt",
     description="GPT-2-shaped decoder with fused QKV; cross-entropy of the next token",
-    options={"layers": 4, "width": 256, "heads": 8, "vocab": 8192, "positions": 1024, "tied": True, "seq": 128},
+    options={
+        "layers": 4,
+        "width": 256,
+        "heads": 8,
+        "vocab": 8192,
+        "positions": 1024,
+        "tied": True,
+        "seq": 128,
+    },
     batch_per_device=8,
     build=_build,
     dim_names={

@@ -1,8 +1,10 @@
-"""Hugging Face models by config, without a download: `hf:gpt2`, `hf:LlamaConfig`, `hf:path/to/config.json`.
+"""Hugging Face models by config, without a download: `hf:gpt2`, `hf:LlamaConfig`,
+`hf:path/to/config.json`.
 
-A config -> the class of the right head, an example batch, and a loss. Any `model_type` that transformers has a head for; any
-entry of the config can be set with `--set` (`--set num_hidden_layers=4`, `--set text_config.hidden_size=64`). Dropout is the config's;
-whole layers and time steps are not dropped at random; parameters that take no part in the loss are frozen.
+A config -> the class of the right head, an example batch, and a loss. Any `model_type` that
+transformers has a head for; any entry of the config can be set with `--set` (`--set
+num_hidden_layers=4`, `--set text_config.hidden_size=64`). Dropout is the config's; whole layers and
+time steps are not dropped at random; parameters that take no part in the loss are frozen.
 """
 
 from __future__ import annotations
@@ -34,7 +36,8 @@ __all__ = ["PREFIX", "build", "config_of", "is_hugging_face", "resolve"]
 PREFIX = "hf:"
 _BATCH_PER_DEVICE, _SEQ, _FRAMES, _SAMPLES = 4, 128, 256, 16_000
 
-#: Heads by task, as transformers' own tables of classes (`MODEL_FOR_..._MAPPING_NAMES`); the first that has the model is taken.
+#: Heads by task, as transformers' own tables of classes (`MODEL_FOR_..._MAPPING_NAMES`); the first
+#: that has the model is taken.
 TASKS = {
     "seq2seq": "SEQ_TO_SEQ_CAUSAL_LM",
     "speech-seq2seq": "SPEECH_SEQ_2_SEQ",
@@ -54,10 +57,16 @@ TASKS = {
     "base": "",
 }
 _ENCODER_DECODER = ("seq2seq", "speech-seq2seq")
-#: Entries of a config that mask at random by numpy, which no key reaches, or skip layers by a number drawn: off.
-_MASKS: dict[str, Any] = {"mask_time_prob": 0.0, "mask_feature_prob": 0.0, "apply_spec_augment": False}
+#: Entries of a config that mask at random by numpy, which no key reaches, or skip layers by a
+#: number drawn: off.
+_MASKS: dict[str, Any] = {
+    "mask_time_prob": 0.0,
+    "mask_feature_prob": 0.0,
+    "apply_spec_augment": False,
+}
 _SKIPS = ("layerdrop", "encoder_layerdrop", "decoder_layerdrop")
-#: The errors of tensors without memory of which the values are asked for, by the names of their (private) classes.
+#: The errors of tensors without memory of which the values are asked for, by the names of their
+#: (private) classes.
 _READS_DATA = ("DataDependentOutputException", "DynamicOutputShapeException")
 #: How many layers a config has, by the names that configs have for it.
 _NUM_LAYERS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -72,12 +81,14 @@ def _transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise BadValue("models named hf:... need the package transformers: pip install 'shardwright[hf]'") from None
+        raise BadValue(
+            "models named hf:... need the package transformers: pip install 'shardwright[hf]'"
+        ) from None
     transformers.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return transformers
 
 
-# ------------------------------------------------------------------------------------------------- the config
+# --------------------------------------------------------------------------------------- the config
 
 
 def config_of(spec: str) -> Any:
@@ -117,7 +128,9 @@ def _named_in_file(transformers: Any, spec: str, path: Path) -> tuple[Any, dict[
     types = transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES
     if kind not in types:
         raise unknown_name(f"model_type in {path}", str(kind), list(types))
-    return transformers.CONFIG_MAPPING[kind], {k: v for k, v in entries.items() if k != "model_type"}
+    return transformers.CONFIG_MAPPING[kind], {
+        k: v for k, v in entries.items() if k != "model_type"
+    }
 
 
 def _made(spec: str, config_class: Any, entries: Mapping[str, Any]) -> Any:
@@ -131,12 +144,15 @@ def _made(spec: str, config_class: Any, entries: Mapping[str, Any]) -> Any:
 
 def _first_line(error: Exception) -> str:
     """The first line of a message, with the next where the first only announces it."""
-    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or ["no message"]
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [
+        "no message"
+    ]
     return " ".join(lines[:2]) if lines[0].endswith(":") else lines[0]
 
 
 def _with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
-    """The config with entries set: given to its class together, so that what follows from them (a list of layer types) does."""
+    """The config with entries set: given to its class together, so that what follows from them
+    (a list of layer types) does."""
     config_class, entries = _named(spec)
     base = _made(spec, config_class, entries)
     given = dict(entries)
@@ -157,7 +173,8 @@ def _with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _has(config: Any, name: str) -> bool:
-    """Whether a config has an entry, which some do not let be read as a whole where it varies over layers."""
+    """Whether a config has an entry, which some do not let be read as a whole where it varies
+    over layers."""
     try:
         return hasattr(config, name)
     except RuntimeError:
@@ -165,7 +182,8 @@ def _has(config: Any, name: str) -> bool:
 
 
 def _cut_layers(given: dict[str, Any], before: Any, after: Any) -> None:
-    """What is given layer by layer (layer types) for another number of layers is that of the first ones, or follows anew."""
+    """What is given layer by layer (layer types) for another number of layers is that of the
+    first ones, or follows anew."""
     for name, value in list(given.items()):
         if isinstance(value, list | tuple) and len(value) == before != after:
             del given[name]
@@ -174,14 +192,21 @@ def _cut_layers(given: dict[str, Any], before: Any, after: Any) -> None:
 
 
 def _differences(config: Any) -> dict[str, Any]:
-    """What a config inside another was given beyond its defaults, and what lists of layer by layer do not follow from."""
+    """What a config inside another was given beyond its defaults, and what lists of layer by
+    layer do not follow from."""
     if not hasattr(config, "to_diff_dict"):
         return dict(config) if isinstance(config, dict) else {}
     out = dict(config.to_diff_dict())
-    layers = next((found for name in _NUM_LAYERS if isinstance(found := getattr(config, name, None), int)), -1)
+    layers = next(
+        (found for name in _NUM_LAYERS if isinstance(found := getattr(config, name, None), int)), -1
+    )
     for name in ("transformers_version", "out_features", "out_indices", "stage_names"):
         out.pop(name, None)
-    return {name: value for name, value in out.items() if not (isinstance(value, list) and len(value) == layers)}
+    return {
+        name: value
+        for name, value in out.items()
+        if not (isinstance(value, list) and len(value) == layers)
+    }
 
 
 def _entries(config: Any) -> list[str]:
@@ -190,17 +215,22 @@ def _entries(config: Any) -> list[str]:
     return names + [f"{part}.{name}" for part in parts for name in getattr(config, part).to_dict()]
 
 
-# ------------------------------------------------------------------------------------------------- sizes
+# -------------------------------------------------------------------------------------------- sizes
 
 
-def resolve(spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int) -> dict[str, Any]:
+def resolve(
+    spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
+) -> dict[str, Any]:
     """`batch`, `seq` where given, `task`, and every entry of the config that is set.
 
-    Raises UnknownName for a model type, a task or an entry that does not exist, BadValue for a value of the wrong kind.
+    Raises UnknownName for a model type, a task or an entry that does not exist, BadValue for a
+    value of the wrong kind.
     """
     flags = {"batch": batch, "seq": seq}
     check_given_once(flags, settings)
-    options: dict[str, Any] = {"batch": batch if batch is not None else _BATCH_PER_DEVICE * num_devices}
+    options: dict[str, Any] = {
+        "batch": batch if batch is not None else _BATCH_PER_DEVICE * num_devices
+    }
     if seq is not None:
         options["seq"] = seq
     for key, text in settings.items():
@@ -210,7 +240,9 @@ def resolve(spec: str, *, batch: int | None, seq: int | None, settings: Mapping[
     for key in ("batch", "seq"):
         value = options.get(key, 1)
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise BadValue(f"{key} is {value} for model {spec!r}: give a whole number of at least 1")
+            raise BadValue(
+                f"{key} is {value} for model {spec!r}: give a whole number of at least 1"
+            )
     _without_skips(spec, _with_settings(spec, _of_config(options)), options)
     return options
 
@@ -227,7 +259,7 @@ def _parse(text: str) -> Any:
         return text
 
 
-# ------------------------------------------------------------------------------------------------- the model
+# ---------------------------------------------------------------------------------------- the model
 
 
 def build(spec: str, options: Mapping[str, Any]) -> Parts:
@@ -255,7 +287,8 @@ def build(spec: str, options: Mapping[str, Any]) -> Parts:
 
 
 def _instance(model_class: Any, config: Any) -> nn.Module:
-    """The model, its initial values drawn as its class says; of implementations, those of which the shapes are static."""
+    """The model, its initial values drawn as its class says; of implementations, those of which
+    the shapes are static."""
     from transformers.initialization import no_init_weights
 
     wanted = getattr(model_class, "config_class", None) or type(config)
@@ -278,7 +311,8 @@ def _instance(model_class: Any, config: Any) -> nn.Module:
 
 
 def _without_skips(spec: str, config: Any, options: Mapping[str, Any], prefix: str = "") -> None:
-    """Sets to 0, in the config and in those inside it, what masks at random by numpy or skips layers, unless it is asked for."""
+    """Sets to 0, in the config and in those inside it, what masks at random by numpy or skips
+    layers, unless it is asked for."""
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
             _without_skips(spec, value, options, f"{prefix}{name}.")
@@ -295,7 +329,8 @@ def _without_skips(spec: str, config: Any, options: Mapping[str, Any], prefix: s
 
 
 def _class_of(transformers: Any, spec: str, config: Any, task: str | None) -> tuple[str, Any]:
-    """The task and the class of the head: as asked, as the config's `architectures` says, or the first task that has one."""
+    """The task and the class of the head: as asked, as the config's `architectures` says, or the
+    first task that has one."""
     auto = transformers.models.auto.modeling_auto
     tables = {name: _table(auto, table) for name, table in TASKS.items()}
     named = (getattr(config, "architectures", None) or [None])[0]
@@ -312,7 +347,12 @@ def _class_of(transformers: Any, spec: str, config: Any, task: str | None) -> tu
             and any(t.get(config.model_type) == named for t in tables.values())
         ):
             continue
-        if task is None and name in _ENCODER_DECODER and not encoder_decoder and name != "speech-seq2seq":
+        if (
+            task is None
+            and name in _ENCODER_DECODER
+            and not encoder_decoder
+            and name != "speech-seq2seq"
+        ):
             continue
         if hasattr(transformers, found):
             return name, getattr(transformers, found)
@@ -324,13 +364,17 @@ def _class_of(transformers: Any, spec: str, config: Any, task: str | None) -> tu
 
 
 def _table(auto: Any, table: str) -> Mapping[str, Any]:
-    return dict(getattr(auto, f"MODEL_FOR_{table}_MAPPING_NAMES" if table else "MODEL_MAPPING_NAMES"))
+    return dict(
+        getattr(auto, f"MODEL_FOR_{table}_MAPPING_NAMES" if table else "MODEL_MAPPING_NAMES")
+    )
 
 
-# ------------------------------------------------------------------------------------------------- the batch
+# ---------------------------------------------------------------------------------------- the batch
 
 
-def _inputs(spec: str, model: Any, task: str, options: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
+def _inputs(
+    spec: str, model: Any, task: str, options: Mapping[str, Any]
+) -> tuple[tuple[str, ...], tuple[Tensor, ...]]:
     """The names of the arguments that the model is called with, and an example of each."""
     config, batch = model.config, options["batch"]
     text = config.get_text_config() if hasattr(config, "get_text_config") else config
@@ -338,43 +382,67 @@ def _inputs(spec: str, model: Any, task: str, options: Mapping[str, Any]) -> tup
     main = model.main_input_name if task != "image-text" or encoder_decoder else "input_ids"
     tensors = {main: _example(spec, config, text, main, task, options)}
     if encoder_decoder and task in (*_ENCODER_DECODER, "image-text", "base"):
-        tensors["decoder_input_ids"] = _ids(_vocabulary(config, text), batch, _sequence(text, options))
+        tensors["decoder_input_ids"] = _ids(
+            _vocabulary(config, text), batch, _sequence(text, options)
+        )
     parameters = inspect.signature(model.forward).parameters
     if main == "input_ids" and "bbox" in parameters:
         tensors["bbox"] = _boxes(config, batch, tensors[main].shape[1])
     if main == "input_ids" and "pixel_values" in parameters and hasattr(config, "image_size"):
         tensors["pixel_values"] = _example(spec, config, text, "pixel_values", task, options)
     for name, parameter in parameters.items():
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in tensors:
+        if (
+            parameter.default is parameter.empty
+            and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+            and name not in tensors
+        ):
             tensors[name] = _example(spec, config, text, name, task, options)
     return tuple(tensors), tuple(tensors.values())
 
 
-def _example(spec: str, config: Any, text: Any, main: str, task: str, options: Mapping[str, Any]) -> Tensor:
+def _example(
+    spec: str, config: Any, text: Any, main: str, task: str, options: Mapping[str, Any]
+) -> Tensor:
     batch = options["batch"]
     if main in ("input_ids", "decoder_input_ids") or (main == "inputs" and task == "masked-lm"):
         return _ids(_vocabulary(config, text), batch, _sequence(text, options))
     if main in ("pixel_values", "pixel_values_videos"):
-        vision = getattr(config, "vision_config", None) or getattr(config, "backbone_config", None) or config
+        vision = (
+            getattr(config, "vision_config", None)
+            or getattr(config, "backbone_config", None)
+            or config
+        )
         size = _entry(config, "image_size", "crop_size") or _entry(vision, "image_size") or 224
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        channels = getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
-        frames = (_entry(config, "num_frames", "frames_per_clip") or 8,) if task == "video-classification" else ()
+        channels = (
+            getattr(vision, "num_channels", None) or getattr(vision, "in_channels", None) or 3
+        )
+        frames = (
+            (_entry(config, "num_frames", "frames_per_clip") or 8,)
+            if task == "video-classification"
+            else ()
+        )
         return torch.randn(batch, *frames, channels, height, width)
     if main == "input_values" and not hasattr(config, "num_mel_bins"):
         return torch.randn(batch, options.get("seq", _SAMPLES))
     if main in ("input_values", "input_features"):
-        mel = int(_entry(config, "num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel") or 80)
+        mel = int(
+            _entry(config, "num_mel_bins", "feature_projection_input_dim", "input_feat_per_channel")
+            or 80
+        )
         if hasattr(config, "max_source_positions") and hasattr(config, "num_mel_bins"):
             return torch.randn(batch, mel, 2 * int(config.max_source_positions))
-        return torch.randn(batch, int(_entry(config, "max_length") or options.get("seq", _FRAMES)), mel)
+        return torch.randn(
+            batch, int(_entry(config, "max_length") or options.get("seq", _FRAMES)), mel
+        )
     raise BadValue(
         f"model {spec!r}: its input {main!r} is of a kind that is not made up here; wrap it in a module:function of your own"
     )
 
 
 def _boxes(config: Any, batch: int, seq: int) -> Tensor:
-    """A box for every token, its four edges in thousandths of the page; or numbers, where a model wants those."""
+    """A box for every token, its four edges in thousandths of the page; or numbers, where a
+    model wants those."""
     if hasattr(config, "dim_bbox"):
         return torch.rand(batch, seq, int(config.dim_bbox))
     near = torch.randint(0, 500, (batch, seq, 2))
@@ -391,8 +459,14 @@ def _vocabulary(config: Any, text: Any) -> int:
 
 
 def _sequence(text: Any, options: Mapping[str, Any]) -> int:
-    limits = [getattr(text, name, None) for name in ("max_position_embeddings", "n_positions", "max_target_positions")]
-    return int(options.get("seq") or min([_SEQ, *(limit for limit in limits if isinstance(limit, int) and limit > 0)]))
+    limits = [
+        getattr(text, name, None)
+        for name in ("max_position_embeddings", "n_positions", "max_target_positions")
+    ]
+    return int(
+        options.get("seq")
+        or min([_SEQ, *(limit for limit in limits if isinstance(limit, int) and limit > 0)])
+    )
 
 
 def _ids(vocabulary: int, batch: int, seq: int) -> Tensor:

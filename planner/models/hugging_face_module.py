@@ -18,7 +18,14 @@ from cost_models.errors import BadValue
 from planner.state.known import Known, is_known
 from planner.torch_private import fake_copies, is_fake
 
-__all__ = ["Headed", "head_loss", "make_fake", "register_experts", "regression_loss", "static_experts"]
+__all__ = [
+    "Headed",
+    "head_loss",
+    "make_fake",
+    "register_experts",
+    "regression_loss",
+    "static_experts",
+]
 
 
 def head_loss(logits: Tensor, target: Tensor) -> Tensor:
@@ -32,7 +39,8 @@ def regression_loss(outputs: Tensor, target: Tensor) -> Tensor:
 
 
 class Headed(nn.Module):
-    """Logits (or the first output) of a Hugging Face model for tensors given in the order of `names`."""
+    """Logits (or the first output) of a Hugging Face model for tensors given in the order of
+    `names`."""
 
     def __init__(self, model: Any, names: Sequence[str]) -> None:
         super().__init__()
@@ -50,13 +58,19 @@ class Headed(nn.Module):
             cached.cache_clear()
         given = dict(zip(self.names, inputs, strict=True))
         with _as_run(), _doubles(next(self.parameters()).dtype):
-            found = self.model(**given, **(self._said(given) if self.unpadded else {}), **self.extra)
+            found = self.model(
+                **given, **(self._said(given) if self.unpadded else {}), **self.extra
+            )
         return _first_output(found)
 
     def _said(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What says that no sample is padded, to a model that else looks for padding in the ids, and branches on it."""
+        """What says that no sample is padded, to a model that else looks for padding in the ids,
+        and branches on it."""
         out: dict[str, Tensor] = {}
-        for ids, mask in (("input_ids", "attention_mask"), ("decoder_input_ids", "decoder_attention_mask")):
+        for ids, mask in (
+            ("input_ids", "attention_mask"),
+            ("decoder_input_ids", "decoder_attention_mask"),
+        ):
             if ids in given and mask not in given and _takes(self.model, mask):
                 out[mask] = torch.ones(given[ids].shape, dtype=torch.int64)
         if "input_ids" in given and _takes(self.model, "lengths"):
@@ -65,13 +79,16 @@ class Headed(nn.Module):
         return out
 
     def freeze_unused(self, inputs: Sequence[Tensor]) -> tuple[tuple[int, ...], torch.dtype]:
-        """Freezes the parameters that take no part in the output (on tensors without memory); its shape and dtype."""
+        """Freezes the parameters that take no part in the output (on tensors without memory);
+        its shape and dtype."""
         tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
         trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
         with fake_copies([*tensors.values(), *inputs]) as copies, Known():
             state = dict(zip(tensors, copies, strict=False))
             output = torch.func.functional_call(self, state, tuple(copies[len(tensors) :]))
-            grads = torch.autograd.grad(output.sum(), [state[name] for name in trained], allow_unused=True)
+            grads = torch.autograd.grad(
+                output.sum(), [state[name] for name in trained], allow_unused=True
+            )
             if any(state[name].grad is not None for name in trained):
                 raise BadValue(
                     f"the backward pass of {type(self.model).__name__} adds to the gradients itself (torch.autograd.backward in an "
@@ -85,7 +102,8 @@ class Headed(nn.Module):
 
 
 def _register_tensors(model: nn.Module) -> None:
-    """Makes buffers of the tensors that modules keep as mere attributes, such as tables of positions."""
+    """Makes buffers of the tensors that modules keep as mere attributes, such as tables of
+    positions."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
             if isinstance(value, Tensor):
@@ -94,7 +112,8 @@ def _register_tensors(model: nn.Module) -> None:
 
 
 def make_fake(model: nn.Module) -> None:
-    """Replaces the parameters and buffers of a model that was built with memory by fake ones of the mode that is on."""
+    """Replaces the parameters and buffers of a model that was built with memory by fake ones of
+    the mode that is on."""
     made: dict[Tensor, Tensor] = {}
     for module in model.modules():
         holders: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -103,16 +122,21 @@ def make_fake(model: nn.Module) -> None:
                 if tensor is not None and tensor not in made:
                     fake = torch.empty(tensor.shape, dtype=tensor.dtype)
                     trained = tensor.requires_grad
-                    made[tensor] = nn.Parameter(fake, trained) if isinstance(tensor, nn.Parameter) else fake
+                    made[tensor] = (
+                        nn.Parameter(fake, trained) if isinstance(tensor, nn.Parameter) else fake
+                    )
                 if tensor is not None:
                     held[name] = made[tensor]
 
 
 def _caches(model: nn.Module) -> list[Any]:
-    """Functions beside the model's classes that keep their results: a tensor of one trace has no place in another, nor in a run."""
+    """Functions beside the model's classes that keep their results: a tensor of one trace has no
+    place in another, nor in a run."""
     sources = {sys.modules[type(module).__module__] for module in model.modules()}
     things = [thing for source in sources for thing in vars(source).values() if callable(thing)]
-    inside = [cell.cell_contents for thing in things for cell in getattr(thing, "__closure__", None) or ()]
+    inside = [
+        cell.cell_contents for thing in things for cell in getattr(thing, "__closure__", None) or ()
+    ]
     return [thing for thing in (*things, *inside) if hasattr(thing, "cache_clear")]
 
 
@@ -124,30 +148,49 @@ def _takes(model: Any, name: str) -> bool:
 
 
 def _first_output(found: Any) -> Tensor:
-    for name in ("logits", "predicted_depth", "reconstruction", "last_hidden_state", "start_logits"):
+    for name in (
+        "logits",
+        "predicted_depth",
+        "reconstruction",
+        "last_hidden_state",
+        "start_logits",
+    ):
         value = getattr(found, name, None)
         if isinstance(value, Tensor):
             return value
-    tensors = [t for t in torch.utils._pytree.tree_leaves(tuple(found.values())) if isinstance(t, Tensor) and t.requires_grad]
+    tensors = [
+        t
+        for t in torch.utils._pytree.tree_leaves(tuple(found.values()))
+        if isinstance(t, Tensor) and t.requires_grad
+    ]
     if not tensors:
-        raise BadValue(f"{type(found).__name__} of the model holds no tensor that depends on its parameters")
+        raise BadValue(
+            f"{type(found).__name__} of the model holds no tensor that depends on its parameters"
+        )
     return tensors[0]
 
 
 @contextmanager
 def _as_run() -> Iterator[None]:
-    """transformers drops a mask that masks nothing, unless its tensors are fake; and with one it is not always the same (PaliGemma then
-    attends to all tokens in a run, to those before in a trace): fake is only what no branch can be taken on."""
+    """transformers drops a mask that masks nothing, unless its tensors are fake; and with one it
+    is not always the same (PaliGemma then attends to all tokens in a run, to those before in a
+    trace): fake is only what no branch can be taken on."""
     from transformers.utils import import_utils
 
-    with patch.object(import_utils, "is_fake_tensor", lambda x: isinstance(x, Tensor) and not is_known(x)):
+    with patch.object(
+        import_utils, "is_fake_tensor", lambda x: isinstance(x, Tensor) and not is_known(x)
+    ):
         yield
 
 
 @contextmanager
 def _doubles(dtype: torch.dtype) -> Iterator[None]:
-    """In a model of doubles, what it computes in float32 for safety (a norm, a softmax, positions) is computed in doubles too."""
-    with patch.object(nn.Module, "to", _to), _Doubles() if dtype == torch.float64 else nullcontext():
+    """In a model of doubles, what it computes in float32 for safety (a norm, a softmax,
+    positions) is computed in doubles too."""
+    with (
+        patch.object(nn.Module, "to", _to),
+        _Doubles() if dtype == torch.float64 else nullcontext(),
+    ):
         yield
 
 
@@ -169,9 +212,12 @@ _MODULE_TO = nn.Module.to
 
 
 def _to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
-    """`module.to(torch.float32)` inside a forward pass, which gives every parameter anew, where they are float32 already; doubles
-    stay what they are."""
-    has, wanted = {p.dtype for p in module.parameters()}, [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)]
+    """`module.to(torch.float32)` inside a forward pass, which gives every parameter anew, where
+    they are float32 already; doubles stay what they are."""
+    has, wanted = (
+        {p.dtype for p in module.parameters()},
+        [a for a in (*args, *kwargs.values()) if isinstance(a, torch.dtype)],
+    )
     if has == set(wanted) or (has == {torch.float64} and wanted == [torch.float32]):
         return module
     return _MODULE_TO(module, *args, **kwargs)
@@ -185,11 +231,15 @@ def register_experts() -> None:
 
 
 def _experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tensor:
-    """Every expert on every token, weighted by the router: exact, static, and split over experts or inside each.
+    """Every expert on every token, weighted by the router: exact, static, and split over experts or
+    inside each.
 
-    It does experts / top-k times the products of a dispatch; the built-in `moe` has the dispatch with a capacity.
+    It does experts / top-k times the products of a dispatch; the built-in `moe` has the dispatch
+    with a capacity.
     """
-    gate: Tensor = torch.zeros(hidden.shape[0], self.num_experts, dtype=weights.dtype, device=hidden.device)
+    gate: Tensor = torch.zeros(
+        hidden.shape[0], self.num_experts, dtype=weights.dtype, device=hidden.device
+    )
     gate = gate.scatter_add(1, index, weights)
     wide = hidden.unsqueeze(0).expand(self.num_experts, *hidden.shape)
     first = self.gate_up_proj if self.has_gate else self.up_proj
@@ -202,15 +252,21 @@ def _experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tenso
 
 
 def static_experts(model: nn.Module) -> None:
-    """Gives modules that hold experts one by one (`expert_0`, `expert_1`, ...) our way to run them too."""
+    """Gives modules that hold experts one by one (`expert_0`, `expert_1`, ...) our way to run
+    them too."""
     for module in model.modules():
         names = [name for name in module._modules if name.startswith("expert_")]
-        if isinstance(module, nn.ModuleDict) and names and names == [f"expert_{i}" for i in range(len(names))]:
+        if (
+            isinstance(module, nn.ModuleDict)
+            and names
+            and names == [f"expert_{i}" for i in range(len(names))]
+        ):
             module.forward = partial(_experts_one_by_one, module)
 
 
 def _experts_one_by_one(self: Any, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
-    """Every expert on every token; `chosen` are the experts of a token, [tokens, k], or ones for those, [tokens, k, experts]."""
+    """Every expert on every token; `chosen` are the experts of a token, [tokens, k], or ones for
+    those, [tokens, k, experts]."""
     experts = [expert for name, expert in self.items() if name.startswith("expert_")]
     taken = chosen if chosen.dim() == 3 else F.one_hot(chosen, len(experts))
     gate = (taken * weights.unsqueeze(-1)).sum(1)
@@ -221,7 +277,8 @@ def _experts_one_by_one(self: Any, hidden: Tensor, chosen: Tensor, weights: Tens
 
 
 def _linear(self: Any, x: Tensor, weight: Tensor, bias: str) -> Tensor:
-    """x [experts, tokens, in] by each expert's weight, [in, out] where `is_transposed`, else [out, in]."""
+    """x [experts, tokens, in] by each expert's weight, [in, out] where `is_transposed`, else
+    [out, in]."""
     out = torch.bmm(x, weight if self.is_transposed else weight.transpose(1, 2))
     return out + getattr(self, bias).unsqueeze(1) if self.has_bias else out
 

@@ -1,4 +1,5 @@
-"""What a person hands to Keras's `fit`, as the batch of a plan: arrays, tensors, lists of numbers; several of them in lists and dicts.
+"""What a person hands to Keras's `fit`, as the batch of a plan: arrays, tensors, lists of numbers;
+several of them in lists and dicts.
 
 (x, y) or (x, y, sample_weight) -> {"inputs", "targets", "weights"}, of torch tensors.
 """
@@ -17,8 +18,11 @@ from cost_models.errors import BadValue
 __all__ = ["batch_of"]
 
 
-def batch_of(data: Any, floatx: torch.dtype = torch.float32, what: str = "the batch") -> dict[str, Any]:
-    """The batch of a `KerasModule`; one that is a batch already stays. Floating values become `floatx`, as in `fit`.
+def batch_of(
+    data: Any, floatx: torch.dtype = torch.float32, what: str = "the batch"
+) -> dict[str, Any]:
+    """The batch of a `KerasModule`; one that is a batch already stays. Floating values become
+    `floatx`, as in `fit`.
 
     Raises BadValue for what is not (x, y) or (x, y, sample_weight), and for what is no number.
     """
@@ -30,9 +34,15 @@ def batch_of(data: Any, floatx: torch.dtype = torch.float32, what: str = "the ba
     x, y, *rest = data
     weights = rest[0] if rest else None
     if weights is not None and _is_nested(y) and not _is_nested(weights):
-        weights = _like(y, lambda _: weights)  # one weight for a sample counts for every output, as in `fit`
+        weights = _like(
+            y, lambda _: weights
+        )  # one weight for a sample counts for every output, as in `fit`
     parts = {"inputs": x, "targets": y, "weights": weights}
-    return {key: _tensors(part, floatx, f"{key} of {what}") for key, part in parts.items() if part is not None}
+    return {
+        key: _tensors(part, floatx, f"{key} of {what}")
+        for key, part in parts.items()
+        if part is not None
+    }
 
 
 def _tensors(part: Any, floatx: torch.dtype, what: str) -> Any:
@@ -63,8 +73,14 @@ def _tensor(value: Any, floatx: torch.dtype, what: str) -> Tensor:
     if not isinstance(value, Tensor):
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
-            hint = "; put text through keras.layers.TextVectorization before" if array.dtype.kind in "USO" else ""
+            hint = (
+                "; put text through keras.layers.TextVectorization before"
+                if array.dtype.kind in "USO"
+                else ""
+            )
             raise BadValue(f"{what} are of {array.dtype}, not numbers{hint}")
-        value = torch.as_tensor(array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array)
+        value = torch.as_tensor(
+            array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
+        )
     found: Tensor = value.to(floatx) if value.is_floating_point() else value
     return found

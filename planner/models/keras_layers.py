@@ -1,9 +1,11 @@
-"""How Keras's layers run in a plan: each under its path, recurrent ones as ops of ours, random numbers drawn from the step's key.
+"""How Keras's layers run in a plan: each under its path, recurrent ones as ops of ours, random
+numbers drawn from the step's key.
 
-Keras's own loop over time reads numbers out of tensors and has an op for every step and gate; ours has one op for a layer. Only
-tracing replaces it: what a plan is compared with runs Keras's, with attention by torch's math kernel (the flash kernel of CPUs has
-another gradient for queries whose keys are all masked). Its random numbers come from a state that every draw moves, which
-ranks could not share: they become torch's, which a plan draws from a key, and the comparison does likewise.
+Keras's own loop over time reads numbers out of tensors and has an op for every step and gate; ours
+has one op for a layer. Only tracing replaces it: what a plan is compared with runs Keras's, with
+attention by torch's math kernel (the flash kernel of CPUs has another gradient for queries whose
+keys are all masked). Its random numbers come from a state that every draw moves, which ranks could
+not share: they become torch's, which a plan draws from a key, and the comparison does likewise.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ def as_planned(places: Mapping[int, Layer], *, tracing: bool) -> Iterator[None]:
         if not tracing:
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         else:
-            replace(keras.layers.Layer, "__call__", _under_its_path(keras.layers.Layer.__call__, places))
+            replace(
+                keras.layers.Layer, "__call__", _under_its_path(keras.layers.Layer.__call__, places)
+            )
             plain = keras.layers.RNN.inner_loop
             for kind in (keras.layers.RNN, keras.layers.LSTM, keras.layers.GRU):
                 replace(kind, "inner_loop", _inner_loop(plain))
@@ -75,28 +79,50 @@ def _replace(stack: ExitStack, place: Any, name: str, value: Any) -> None:
 def _under_its_path(call: Callable[..., Any], places: Mapping[int, Layer]) -> Callable[..., Any]:
     def through(layer: Any, *args: Any, **kwargs: Any) -> Any:
         place = places.get(id(layer))
-        return call(layer, *args, **kwargs) if place is None else place(partial(call, layer), *args, **kwargs)
+        return (
+            call(layer, *args, **kwargs)
+            if place is None
+            else place(partial(call, layer), *args, **kwargs)
+        )
 
     return through
 
 
-# ------------------------------------------------------------------------------------------------- random numbers
+# ----------------------------------------------------------------------------------- random numbers
 
 
-def _dropout(inputs: Tensor, rate: float, noise_shape: Sequence[int | None] | None = None, seed: Any = None) -> Tensor:
+def _dropout(
+    inputs: Tensor, rate: float, noise_shape: Sequence[int | None] | None = None, seed: Any = None
+) -> Tensor:
     _refuse_fixed(seed)
     if noise_shape is None:
         return nn.functional.dropout(inputs, rate)
-    shape = [have if want is None else want for want, have in zip(noise_shape, inputs.shape, strict=True)]
-    return inputs * nn.functional.dropout(torch.ones(shape, dtype=inputs.dtype, device=inputs.device), rate)
+    shape = [
+        have if want is None else want for want, have in zip(noise_shape, inputs.shape, strict=True)
+    ]
+    return inputs * nn.functional.dropout(
+        torch.ones(shape, dtype=inputs.dtype, device=inputs.device), rate
+    )
 
 
-def _normal(shape: Sequence[int], mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:
+def _normal(
+    shape: Sequence[int],
+    mean: float = 0.0,
+    stddev: float = 1.0,
+    dtype: Any = None,
+    seed: Any = None,
+) -> Tensor:
     _refuse_fixed(seed)
     return torch.randn(tuple(shape), dtype=_dtype(dtype)) * stddev + mean
 
 
-def _uniform(shape: Sequence[int], minval: float = 0.0, maxval: float = 1.0, dtype: Any = None, seed: Any = None) -> Tensor:
+def _uniform(
+    shape: Sequence[int],
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    dtype: Any = None,
+    seed: Any = None,
+) -> Tensor:
     _refuse_fixed(seed)
     return torch.rand(tuple(shape), dtype=_dtype(dtype)) * (maxval - minval) + minval
 
@@ -104,7 +130,9 @@ def _uniform(shape: Sequence[int], minval: float = 0.0, maxval: float = 1.0, dty
 def _dtype(name: Any) -> torch.dtype:
     import keras
 
-    found: torch.dtype = getattr(torch, str(keras.backend.standardize_dtype(name or keras.config.floatx())))
+    found: torch.dtype = getattr(
+        torch, str(keras.backend.standardize_dtype(name or keras.config.floatx()))
+    )
     return found
 
 
@@ -116,16 +144,20 @@ def _refuse_fixed(seed: Any) -> None:
 
 
 def _no_generator(seed: Any) -> Any:
-    raise NotTraceable("this random function of Keras is not planned: dropout, normal and uniform are")
+    raise NotTraceable(
+        "this random function of Keras is not planned: dropout, normal and uniform are"
+    )
 
 
-# ------------------------------------------------------------------------------------------------- recurrent layers
+# --------------------------------------------------------------------------------- recurrent layers
 
 
 def _inner_loop(plain: Callable[..., Any]) -> Callable[..., Any]:
     """`RNN.inner_loop`: the last output, all outputs [B, T, H] and the last states."""
 
-    def loop(layer: Any, sequences: Tensor, initial_state: Any, mask: Any, training: bool = False) -> tuple[Any, Any, Any]:
+    def loop(
+        layer: Any, sequences: Tensor, initial_state: Any, mask: Any, training: bool = False
+    ) -> tuple[Any, Any, Any]:
         states = list(initial_state) if isinstance(initial_state, list | tuple) else [initial_state]
         mask = mask[0] if isinstance(mask, list | tuple) else mask
         if layer.go_backwards:
@@ -144,11 +176,17 @@ def _mode(cell: Any, training: bool) -> str:
     import keras
 
     layers, tanh, sigmoid = keras.layers, keras.activations.tanh, keras.activations.sigmoid
-    if training and (getattr(cell, "recurrent_dropout", False) or (getattr(cell, "dropout", False) and _drops_by_gate(cell))):
+    if training and (
+        getattr(cell, "recurrent_dropout", False)
+        or (getattr(cell, "dropout", False) and _drops_by_gate(cell))
+    ):
         return ""
     if type(cell) is layers.SimpleRNNCell:
         return {tanh: "tanh", keras.activations.relu: "relu"}.get(cell.activation, "")
-    if type(cell) not in (layers.LSTMCell, layers.GRUCell) or (cell.activation, cell.recurrent_activation) != (tanh, sigmoid):
+    if type(cell) not in (layers.LSTMCell, layers.GRUCell) or (
+        cell.activation,
+        cell.recurrent_activation,
+    ) != (tanh, sigmoid):
         return ""
     if type(cell) is layers.LSTMCell:
         return "lstm"
@@ -160,7 +198,12 @@ def _drops_by_gate(cell: Any) -> bool:
 
 
 def _fused(
-    layer: Any, mode: str, sequences: Tensor, states: list[Tensor], mask: Tensor | None, training: bool
+    layer: Any,
+    mode: str,
+    sequences: Tensor,
+    states: list[Tensor],
+    mask: Tensor | None,
+    training: bool,
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     cell = layer.cell
     if training and cell.dropout:
@@ -186,11 +229,18 @@ def _weights(cell: Any, mode: str) -> tuple[Any, ...]:
     if not cell.use_bias:
         return w_ih, w_hh, None, None
     bias = ops.convert_to_tensor(cell.bias)
-    return (w_ih, w_hh, *(bias.unbind(0) if mode == "keras-gru" else (bias, torch.zeros_like(bias))))
+    return (
+        w_ih,
+        w_hh,
+        *(bias.unbind(0) if mode == "keras-gru" else (bias, torch.zeros_like(bias))),
+    )
 
 
-def _masked_outputs(layer: Any, y: Tensor, last: Tensor, on: Tensor, before: Tensor) -> tuple[Tensor, Tensor]:
-    """Outputs where they are not the states: zero at masked steps if the layer says so, and zero before the first step that counts."""
+def _masked_outputs(
+    layer: Any, y: Tensor, last: Tensor, on: Tensor, before: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Outputs where they are not the states: zero at masked steps if the layer says so, and zero
+    before the first step that counts."""
     if layer.zero_output_for_mask:
         return torch.where(on.unsqueeze(2), y, 0.0), torch.where(on[-1].unsqueeze(1), last, 0.0)
     if is_known(before) and not before.any():

@@ -1,7 +1,8 @@
 """A compiled Keras 3 model on its torch backend, taken as it is: `keras:module:function`.
 
-The function returns (model, (x, y)), (model, (x, y, sample_weight)), or either with a dict of `fit`'s keyword arguments at the end. The
-loss is what the model's own `compute_loss` gives, its optimizer Keras's. `put_back` hands what was learned back to Keras.
+The function returns (model, (x, y)), (model, (x, y, sample_weight)), or either with a dict of
+`fit`'s keyword arguments at the end. The loss is what the model's own `compute_loss` gives, its
+optimizer Keras's. `put_back` hands what was learned back to Keras.
 """
 
 from __future__ import annotations
@@ -45,14 +46,17 @@ def loss_of_keras(outputs: Reported, _: Any) -> Reported:
 def parts_of(
     spec: str, call: Callable[[str], Any], dtype: str
 ) -> tuple[nn.Module, dict[str, Any], Callable[[Any, Any], Any], dict[str, Any]]:
-    """The module, batch and loss of a Keras model, and its optimizer; `call` calls the user's function of that name, under `dtype` as
-    Keras's floatx.
+    """The module, batch and loss of a Keras model, and its optimizer; `call` calls the user's
+    function of that name, under `dtype` as Keras's floatx.
 
-    Raises BadValue where Keras is not installed, runs on another backend, or has an optimizer or a step that is not planned.
+    Raises BadValue where Keras is not installed, runs on another backend, or has an optimizer or a
+    step that is not planned.
     """
     keras = _keras()
     with unfaked(), _floatx(keras, dtype):
-        keras.utils.set_random_seed(torch.initial_seed() % (1 << 32))  # Keras draws initial values from a seed of its own
+        keras.utils.set_random_seed(
+            torch.initial_seed() % (1 << 32)
+        )  # Keras draws initial values from a seed of its own
         model, data, options = _returned(spec, call(spec.removeprefix(_PREFIX)), keras)
         real = batch_of(data, getattr(torch, dtype), f"the batch of {spec}")
         _check_weights(spec, real, options)
@@ -66,7 +70,9 @@ def parts_of(
                 f"{spec}: layer {path} keeps its state from batch to batch, which is not planned: leave stateful=True out"
             )
     if not model.trainable_variables:
-        raise BadValue(f"{spec} returned a model without a variable that is trained: add a layer with weights")
+        raise BadValue(
+            f"{spec} returned a model without a variable that is trained: add a layer with weights"
+        )
     module = KerasModule(model, options.get("class_weight"))
     return module, _as_made(real) if fake_mode_is_on() else real, loss_of_keras, more
 
@@ -74,12 +80,18 @@ def parts_of(
 def _returned(spec: str, found: Any, keras: Any) -> tuple[Any, Any, dict[str, Any]]:
     """The model, the data, and `fit`'s keyword arguments."""
     wanted = "return (model, (x, y)), a compiled keras.Model and an example batch"
-    if not isinstance(found, tuple) or len(found) not in (2, 3) or not isinstance(found[0], keras.Model):
+    if (
+        not isinstance(found, tuple)
+        or len(found) not in (2, 3)
+        or not isinstance(found[0], keras.Model)
+    ):
         raise BadValue(f"{spec} returned a {type(found).__name__}: {wanted}")
     model, data, *rest = found
     options = rest[0] if rest else {}
     if not isinstance(options, Mapping) or not set(options) <= set(_FIT):
-        raise BadValue(f"{spec} returned {options!r} after the batch: give a dict with {' or '.join(_FIT)}, or nothing")
+        raise BadValue(
+            f"{spec} returned {options!r} after the batch: give a dict with {' or '.join(_FIT)}, or nothing"
+        )
     if not getattr(model, "optimizer", None) or not getattr(model, "compiled", False):
         raise BadValue(
             f"{spec} returned a model that is not compiled: model.compile(optimizer='adam', loss='binary_crossentropy')"
@@ -96,21 +108,42 @@ def _returned(spec: str, found: Any, keras: Any) -> tuple[Any, Any, dict[str, An
 def _check_weights(spec: str, batch: Mapping[str, Any], options: Mapping[str, Any]) -> None:
     if options.get("class_weight"):
         if "weights" in batch:
-            raise BadValue(f"{spec}: class_weight and sample_weight at the same time; give one of them")
+            raise BadValue(
+                f"{spec}: class_weight and sample_weight at the same time; give one of them"
+            )
         if not isinstance(batch.get("targets"), Tensor):
-            raise BadValue(f"{spec}: class_weight is for a model with one output; give sample_weight")
+            raise BadValue(
+                f"{spec}: class_weight is for a model with one output; give sample_weight"
+            )
 
 
 def _build(spec: str, model: Any, batch: Mapping[str, Any], keras: Any) -> None:
-    """Makes the variables of a model that has none yet, from the shapes of its first batch, as `fit` does."""
+    """Makes the variables of a model that has none yet, from the shapes of its first batch, as
+    `fit` does."""
     data = (batch["inputs"], batch.get("targets"), batch.get("weights"))
     try:
-        with errors_as_raised(), keras.device("cpu"), patch.object(model.optimizer, "built", True):  # its state is ours to hold
-            model._symbolic_build(data_batch=data)  # what `fit` calls; the public `build` wants shapes and knows no subclasses
-    except (ValueError, RuntimeError, TypeError, KeyError, AttributeError, IndexError, NotImplementedError) as error:
+        with (
+            errors_as_raised(),
+            keras.device("cpu"),
+            patch.object(model.optimizer, "built", True),
+        ):  # its state is ours to hold
+            model._symbolic_build(
+                data_batch=data
+            )  # what `fit` calls; the public `build` wants shapes and knows no subclasses
+    except (
+        ValueError,
+        RuntimeError,
+        TypeError,
+        KeyError,
+        AttributeError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
         keras.utils.clear_session()  # it still holds what it began to build, and would go on with it in the next model
         _, _, said = f"Exception encountered:\n{error}".rpartition("Exception encountered:\n")
-        raise BadValue(f"{spec}: Keras cannot build the model on the batch: {said.strip(chr(39)).splitlines()[0]}") from error
+        raise BadValue(
+            f"{spec}: Keras cannot build the model on the batch: {said.strip(chr(39)).splitlines()[0]}"
+        ) from error
 
 
 def _check_dtypes(spec: str, model: Any, dtype: str) -> None:
@@ -140,7 +173,8 @@ def put_back(model: Any, state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _floatx(keras: Any, dtype: str) -> Iterator[None]:
-    """Within it `dtype` is that of variables, unless the person's own function sets another, which ends with it."""
+    """Within it `dtype` is that of variables, unless the person's own function sets another,
+    which ends with it."""
     before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     if policy.name == before:
@@ -157,7 +191,11 @@ def _keras() -> Any:
     try:
         import keras
     except ImportError as error:
-        raise BadValue(f"Keras models need Keras 3 ({error}): pip install 'shardwright[keras]'") from error
+        raise BadValue(
+            f"Keras models need Keras 3 ({error}): pip install 'shardwright[keras]'"
+        ) from error
     if keras.backend.backend() != "torch":
-        raise BadValue(f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=torch before it is imported")
+        raise BadValue(
+            f"Keras runs on {keras.backend.backend()}: set KERAS_BACKEND=torch before it is imported"
+        )
     return keras

@@ -1,7 +1,9 @@
-"""A compiled Keras model as a torch module: called with a batch it gives the loss that Keras's `fit` would differentiate.
+"""A compiled Keras model as a torch module: called with a batch it gives the loss that Keras's
+`fit` would differentiate.
 
-Its variables are parameters and buffers under the paths of their layers. What `train_step` does is done by the model itself: its call,
-its `compute_loss` (compiled losses and their weights, masks, sample weights, what layers and regularizers add), its metrics.
+Its variables are parameters and buffers under the paths of their layers. What `train_step` does is
+done by the model itself: its call, its `compute_loss` (compiled losses and their weights, masks,
+sample weights, what layers and regularizers add), its metrics.
 """
 
 from __future__ import annotations
@@ -24,8 +26,8 @@ __all__ = ["KerasModule"]
 
 
 class KerasModule(Layer):
-    """The Keras model as a function of its variables, which are this module's parameters and buffers. `class_weight` is what `fit`
-    takes by that name."""
+    """The Keras model as a function of its variables, which are this module's parameters and
+    buffers. `class_weight` is what `fit` takes by that name."""
 
     def __init__(self, model: Any, class_weight: Mapping[int, float] | None = None) -> None:
         super().__init__()
@@ -49,10 +51,13 @@ class KerasModule(Layer):
                 parent.register_buffer(own, _value(variable))
         self.constants = [*_constants(model)]
         for path, layer, key in self.constants:
-            self.get_submodule(path).register_buffer(f"{key}_held", _fake_or_cpu(getattr(layer, key)))
+            self.get_submodule(path).register_buffer(
+                f"{key}_held", _fake_or_cpu(getattr(layer, key))
+            )
 
     def forward(self, inputs: Any, targets: Any = None, weights: Any = None) -> Reported:
-        """The loss of a step, and each output's loss and metric by name; variables that the step changes are written to buffers."""
+        """The loss of a step, and each output's loss and metric by name; variables that the step
+        changes are written to buffers."""
         import keras
 
         model: Any = self.keras_model
@@ -64,10 +69,15 @@ class KerasModule(Layer):
             stack.enter_context(as_planned(self.places, tracing=is_fake(some)))
             for path, layer, key in self.constants:
                 stack.enter_context(patch.object(layer, key, _at(self, f"{path}.{key}_held")))
-            blank = [(v, torch.zeros(tuple(v.shape), dtype=getattr(torch, v.dtype))) for v in model.metrics_variables]
+            blank = [
+                (v, torch.zeros(tuple(v.shape), dtype=getattr(torch, v.dtype)))
+                for v in model.metrics_variables
+            ]
             mapping = [*((variable, held[name]) for name, variable in named), *blank]
             with keras.StatelessScope(state_mapping=mapping, collect_losses=True) as scope:
-                outputs = model(inputs, training=True) if model._call_has_training_arg else model(inputs)
+                outputs = (
+                    model(inputs, training=True) if model._call_has_training_arg else model(inputs)
+                )
                 weights = self._weighted(targets, weights)
                 loss = model._compute_loss(inputs, targets, outputs, weights, training=True)
                 reported = _metrics(model, inputs, targets, outputs, weights)
@@ -90,24 +100,35 @@ class KerasModule(Layer):
             classes = targets.squeeze(-1) if targets.shape[-1] == 1 else targets.argmax(-1)
         found = torch.ones(classes.shape, device=targets.device)
         for number, weight in self.class_weight.items():
-            found = torch.where(classes.round() == number if classes.is_floating_point() else classes == number, weight, found)
+            found = torch.where(
+                classes.round() == number if classes.is_floating_point() else classes == number,
+                weight,
+                found,
+            )
         return found
 
 
-def _metrics(model: Any, inputs: Any, targets: Any, outputs: Any, weights: Any) -> dict[str, Tensor]:
-    """Each loss by its output's name, where there are several, and each metric, of this batch alone; of a metric with many values each
-    by its number."""
+def _metrics(
+    model: Any, inputs: Any, targets: Any, outputs: Any, weights: Any
+) -> dict[str, Tensor]:
+    """Each loss by its output's name, where there are several, and each metric, of this batch
+    alone; of a metric with many values each by its number."""
     found = model.compute_metrics(inputs, targets, outputs, sample_weight=weights)
     out: dict[str, Tensor] = {}
     for name, value in found.items():
         if name != "loss":
             flat = value.detach().reshape(-1)
-            out |= {name: flat[0]} if value.numel() == 1 else {f"{name}_{number}": one for number, one in enumerate(flat)}
+            out |= (
+                {name: flat[0]}
+                if value.numel() == 1
+                else {f"{name}_{number}": one for number, one in enumerate(flat)}
+            )
     return out
 
 
 def _constants(model: Any) -> Iterator[tuple[str, Any, str]]:
-    """Tensors that layers hold as they are (what `Normalization.adapt` saw): the layer's path, the layer and the attribute."""
+    """Tensors that layers hold as they are (what `Normalization.adapt` saw): the layer's path,
+    the layer and the attribute."""
     for path, layer in layers_of(model):
         for key, value in vars(layer).items():
             if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):

@@ -1,7 +1,9 @@
-"""The layers and variables of a Keras model by dotted paths: what `--pin`, the report and the weights handed back name.
+"""The layers and variables of a Keras model by dotted paths: what `--pin`, the report and the
+weights handed back name.
 
-Keras numbers layers that it names itself through a whole process (`lstm`, `lstm_1`), and another process is to find the same names:
-such names are numbered here among their neighbours, in order. A name that a person gave stays.
+Keras numbers layers that it names itself through a whole process (`lstm`, `lstm_1`), and another
+process is to find the same names: such names are numbered here among their neighbours, in order. A
+name that a person gave stays.
 """
 
 from __future__ import annotations
@@ -19,13 +21,16 @@ _PREFIXES = ("forward_", "backward_")
 
 
 def layers_of(model: Any) -> list[tuple[str, Any]]:
-    """The layers below a model with their paths, each before its own; one that stands in several places has the first's path."""
+    """The layers below a model with their paths, each before its own; one that stands in several
+    places has the first's path."""
     return list(_walk(model, "", {id(model)}))
 
 
 def _walk(layer: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     taken: set[str] = set()
-    for child in layer._flatten_layers(include_self=False, recursive=False):  # no public way to the layers of a layer
+    for child in layer._flatten_layers(
+        include_self=False, recursive=False
+    ):  # no public way to the layers of a layer
         if id(child) not in seen:
             seen.add(id(child))
             path = prefix + _free(_own_name(child), taken)
@@ -58,11 +63,13 @@ def _free(name: str, taken: set[str]) -> str:
 
 
 def variable_names(model: Any) -> list[tuple[str, Any]]:
-    """The variables of a model by path: those that are trained, then those that are not. States of random generators are left out: a
-    plan draws from a key of its own."""
+    """The variables of a model by path: those that are trained, then those that are not. States
+    of random generators are left out: a plan draws from a key of its own."""
     owner: dict[int, str] = {}
     layers = layers_of(model)
-    for path, layer in reversed(layers):  # a layer's own come before those of the layer that it is in
+    for path, layer in reversed(
+        layers
+    ):  # a layer's own come before those of the layer that it is in
         for variable in layer.variables:
             owner.setdefault(id(variable), f"{path}.")
     taken = {path for path, _ in layers}

@@ -1,4 +1,5 @@
-"""What a workload says of the optimizer of a compiled Keras model: the name of ours, and its settings.
+"""What a workload says of the optimizer of a compiled Keras model: the name of ours, and its
+settings.
 
 What training by a plan would leave out (moving averages, loss scales) is refused by name.
 """
@@ -25,18 +26,26 @@ _REFUSED = ("use_ema", "loss_scale_factor", "gradient_accumulation_steps", "clip
 
 
 def optimizer_of(spec: str, model: Any, names: Mapping[int, str]) -> dict[str, Any]:
-    """The fields of a workload that the model's optimizer decides; `names` are the variables' by their id.
+    """The fields of a workload that the model's optimizer decides; `names` are the variables' by
+    their id.
 
-    Raises BadValue for another optimizer, for one that has made steps, and for settings that are not planned.
+    Raises BadValue for another optimizer, for one that has made steps, and for settings that are
+    not planned.
     """
     optimizer, kind = model.optimizer, type(model.optimizer).__name__
     if kind not in _SETTINGS or not type(optimizer).__module__.startswith("keras."):
-        raise BadValue(f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_SETTINGS)}")
+        raise BadValue(
+            f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_SETTINGS)}"
+        )
     for key in _REFUSED:
         if getattr(optimizer, key):
-            raise BadValue(f"{spec}: {kind} with {key}={getattr(optimizer, key)} is not planned; leave it out")
+            raise BadValue(
+                f"{spec}: {kind} with {key}={getattr(optimizer, key)} is not planned; leave it out"
+            )
     if int(optimizer.iterations):
-        raise BadValue(f"{spec}: the optimizer has made {int(optimizer.iterations)} steps already: compile the model anew")
+        raise BadValue(
+            f"{spec}: the optimizer has made {int(optimizer.iterations)} steps already: compile the model anew"
+        )
     settings = {key: getattr(optimizer, key) for key in _SETTINGS[kind]}
     if optimizer.clipvalue:
         settings["clipvalue"] = optimizer.clipvalue
@@ -79,7 +88,9 @@ def _schedule(spec: str, optimizer: Any) -> Callable[[int], float] | None:
 
         return of
     if not isinstance(rate, keras.Variable):
-        raise BadValue(f"{spec}: the learning rate is a {type(rate).__name__}: give a number or a LearningRateSchedule")
+        raise BadValue(
+            f"{spec}: the learning rate is a {type(rate).__name__}: give a number or a LearningRateSchedule"
+        )
     return None
 
 
@@ -87,4 +98,6 @@ def _check_constraints(spec: str, model: Any, names: Mapping[int, str]) -> None:
     for variable in model.trainable_variables:
         if variable.constraint is not None:
             kind = type(variable.constraint).__name__
-            raise BadValue(f"{spec}: the constraint {kind} of {names[id(variable)]} is not planned; leave it out")
+            raise BadValue(
+                f"{spec}: the constraint {kind} of {names[id(variable)]} is not planned; leave it out"
+            )

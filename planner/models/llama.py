@@ -1,7 +1,8 @@
-"""`llama`: a decoder of Llama's shape. RMSNorm, rotary positions, grouped-query attention, SwiGLU, no biases.
+"""`llama`: a decoder of Llama's shape. RMSNorm, rotary positions, grouped-query attention, SwiGLU,
+no biases.
 
-Source: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section 2.2; sizes: Grattafiori et al. 2024,
-"The Llama 3 Herd of Models", table 3.
+Source: Touvron et al. 2023, "LLaMA: Open and Efficient Foundation Language Models", section 2.2;
+sizes: Grattafiori et al. 2024, "The Llama 3 Herd of Models", table 3.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class RMSNorm(nn.Module):
 
 
 def rotary(seq: int, head_dim: int, theta: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosines and sines (seq, head_dim) of the angles position x theta^(-2i/head_dim), each for both halves of a head."""
+    """Cosines and sines (seq, head_dim) of the angles position x theta^(-2i/head_dim), each for
+    both halves of a head."""
     frequencies = theta ** (torch.arange(0, head_dim, 2, device=like.device) / -head_dim)
     angles = torch.outer(torch.arange(seq, device=like.device).to(frequencies.dtype), frequencies)
     both = torch.cat([angles, angles], -1)
@@ -45,7 +47,8 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Causal self-attention of which `heads / kv_heads` query heads share a key and a value head."""
+    """Causal self-attention of which `heads / kv_heads` query heads share a key and a value
+    head."""
 
     def __init__(self, width: int, heads: int, kv_heads: int) -> None:
         super().__init__()
@@ -58,9 +61,16 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         batch, seq, width = x.shape
         q = self.q_proj(x).view(batch, seq, self.heads, self.head_dim).transpose(1, 2)
-        k, v = (p(x).view(batch, seq, self.kv_heads, self.head_dim).transpose(1, 2) for p in (self.k_proj, self.v_proj))
+        k, v = (
+            p(x).view(batch, seq, self.kv_heads, self.head_dim).transpose(1, 2)
+            for p in (self.k_proj, self.v_proj)
+        )
         mixed = F.scaled_dot_product_attention(
-            _rotate(q, cos, sin), _rotate(k, cos, sin), v, is_causal=True, enable_gqa=self.heads != self.kv_heads
+            _rotate(q, cos, sin),
+            _rotate(k, cos, sin),
+            v,
+            is_causal=True,
+            enable_gqa=self.heads != self.kv_heads,
         )
         out: Tensor = self.o_proj(mixed.transpose(1, 2).reshape(batch, seq, width))
         return out
@@ -97,7 +107,17 @@ class Block(nn.Module):
 class Llama(nn.Module):
     """Logits (batch, seq, vocab) for token ids (batch, seq)."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, kv_heads: int, mlp: int, vocab: int, rope_theta: int) -> None:
+    def __init__(
+        self,
+        *,
+        layers: int,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        mlp: int,
+        vocab: int,
+        rope_theta: int,
+    ) -> None:
         super().__init__()
         self.head_dim, self.theta = width // heads, float(rope_theta)
         self.embed = nn.Embedding(vocab, width)
@@ -118,23 +138,37 @@ class Llama(nn.Module):
 
 
 def check_heads(options: Options) -> None:
-    """Raises BadValue where heads do not divide the width into even parts, or key heads not the heads."""
+    """Raises BadValue where heads do not divide the width into even parts, or key heads not the
+    heads."""
     width, heads, kv_heads = options["width"], options["heads"], options["kv_heads"]
     if width % (2 * heads):
-        raise BadValue(f"width {width} is not a multiple of 2 x heads {heads}, as rotary positions need: change either")
+        raise BadValue(
+            f"width {width} is not a multiple of 2 x heads {heads}, as rotary positions need: change either"
+        )
     if heads % kv_heads:
-        near = min((h for h in range(1, heads + 1) if heads % h == 0), key=lambda h: abs(h - kv_heads))
-        raise BadValue(f"heads {heads} is not a multiple of kv_heads {kv_heads}: --set kv_heads={near} divides it")
+        near = min(
+            (h for h in range(1, heads + 1) if heads % h == 0), key=lambda h: abs(h - kv_heads)
+        )
+        raise BadValue(
+            f"heads {heads} is not a multiple of kv_heads {kv_heads}: --set kv_heads={near} divides it"
+        )
 
 
 def _build(options: Options) -> Parts:
     names = ("layers", "width", "heads", "kv_heads", "mlp", "vocab", "rope_theta")
     module = Llama(**{key: options[key] for key in names})
-    return module, tuple(token_ids(options, options["batch"], options["seq"]) for _ in range(2)), next_token_loss
+    return (
+        module,
+        tuple(token_ids(options, options["batch"], options["seq"]) for _ in range(2)),
+        next_token_loss,
+    )
 
 
-def _llama3(layers: int, width: int, heads: int, mlp: int, parameters: str, batch_per_device: float) -> Preset:
-    """Sequences of 2,048 rather than the 8,192 of the training: without recomputation the activations of those fit no 80 GB."""
+def _llama3(
+    layers: int, width: int, heads: int, mlp: int, parameters: str, batch_per_device: float
+) -> Preset:
+    """Sequences of 2,048 rather than the 8,192 of the training: without recomputation the
+    activations of those fit no 80 GB."""
     return Preset(
         description=f"{layers} layers, {width} wide, {heads} heads on 8 key heads, {mlp} inside: {parameters} parameters",
         options={

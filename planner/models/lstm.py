@@ -1,4 +1,5 @@
-"""`lstm`: a binary text classifier. Token ids -> Embedding -> LSTM -> the last time step -> Linear -> sigmoid."""
+"""`lstm`: a binary text classifier. Token ids -> Embedding -> LSTM -> the last time step ->
+Linear -> sigmoid."""
 
 from __future__ import annotations
 
@@ -14,10 +15,14 @@ __all__ = ["SPEC", "LSTMClassifier"]
 class LSTMClassifier(nn.Module):
     """Probability of the positive class, (batch,), for token ids (batch, seq)."""
 
-    def __init__(self, *, vocab: int, embed: int, hidden: int, layers: int, bidirectional: bool) -> None:
+    def __init__(
+        self, *, vocab: int, embed: int, hidden: int, layers: int, bidirectional: bool
+    ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab, embed)
-        self.lstm = nn.LSTM(embed, hidden, num_layers=layers, batch_first=True, bidirectional=bidirectional)
+        self.lstm = nn.LSTM(
+            embed, hidden, num_layers=layers, batch_first=True, bidirectional=bidirectional
+        )
         self.linear = nn.Linear(hidden * (1 + bidirectional), 1)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -26,7 +31,9 @@ class LSTMClassifier(nn.Module):
 
 
 def _build(options: Options) -> Parts:
-    module = LSTMClassifier(**{key: options[key] for key in ("vocab", "embed", "hidden", "layers", "bidirectional")})
+    module = LSTMClassifier(
+        **{key: options[key] for key in ("vocab", "embed", "hidden", "layers", "bidirectional")}
+    )
     ids = token_ids(options, options["batch"], options["seq"])
     labels = torch.randint(0, 2, (options["batch"],)).to(torch.get_default_dtype())
     return module, (ids, labels), F.binary_cross_entropy
@@ -35,7 +42,14 @@ def _build(options: Options) -> Parts:
 SPEC = ModelSpec(
     name="lstm",
     description="binary text classifier: embedding, LSTM, linear, sigmoid; binary cross-entropy",
-    options={"vocab": 10_000, "embed": 64, "hidden": 64, "layers": 1, "seq": 100, "bidirectional": False},
+    options={
+        "vocab": 10_000,
+        "embed": 64,
+        "hidden": 64,
+        "layers": 1,
+        "seq": 100,
+        "bidirectional": False,
+    },
     batch_per_device=256,
     build=_build,
     dim_names={

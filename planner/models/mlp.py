@@ -1,4 +1,5 @@
-"""`mlp`: a regression. Inputs -> (Linear -> ReLU) x layers -> Linear, with the mean squared error."""
+"""`mlp`: a regression. Inputs -> (Linear -> ReLU) x layers -> Linear, with the mean squared
+error."""
 
 from __future__ import annotations
 

@@ -1,8 +1,10 @@
-"""`moe`: a decoder of Mixtral's shape: Llama's attention, and in each layer experts of which every token goes to the best few.
+"""`moe`: a decoder of Mixtral's shape: Llama's attention, and in each layer experts of which every
+token goes to the best few.
 
-An expert takes a fixed number of tokens of each sample, its capacity, so that shapes do not depend on the routing; tokens beyond
-it pass by on the residual stream, as in GShard and Switch. With `capacity_percent=100 * experts / top_k` none does.
-Sources: Jiang et al. 2024, "Mixtral of Experts", table 1; Lepikhin et al. 2020, "GShard", section 2.2, for the capacity.
+An expert takes a fixed number of tokens of each sample, its capacity, so that shapes do not depend
+on the routing; tokens beyond it pass by on the residual stream, as in GShard and Switch. With
+`capacity_percent=100 * experts / top_k` none does. Sources: Jiang et al. 2024, "Mixtral of
+Experts", table 1; Lepikhin et al. 2020, "GShard", section 2.2, for the capacity.
 """
 
 from __future__ import annotations
@@ -37,7 +39,9 @@ class Experts(nn.Module):
 class MixtureLayer(nn.Module):
     """Every token through its `top_k` experts, weighted by the router's softmax over those."""
 
-    def __init__(self, width: int, mlp: int, experts: int, top_k: int, capacity_percent: int) -> None:
+    def __init__(
+        self, width: int, mlp: int, experts: int, top_k: int, capacity_percent: int
+    ) -> None:
         super().__init__()
         self.num_experts, self.top_k, self.percent = experts, top_k, capacity_percent
         self.router = nn.Linear(width, experts, bias=False)
@@ -51,27 +55,55 @@ class MixtureLayer(nn.Module):
         weights = scores.softmax(-1).reshape(batch, seq * self.top_k) * kept
         into = self._tokens(slot, kept, capacity, seq)
         sent = x.gather(1, into[:, :, None].expand(batch, into.shape[1], width))
-        sent = sent.view(batch, self.num_experts, capacity, width).transpose(0, 1).reshape(self.num_experts, -1, width)
-        done = self.experts(sent).view(self.num_experts, batch, capacity, width).transpose(0, 1).reshape(batch, -1, width)
-        back = done.gather(1, slot[:, :, None].expand(batch, slot.shape[1], width)) * weights[:, :, None]
+        sent = (
+            sent.view(batch, self.num_experts, capacity, width)
+            .transpose(0, 1)
+            .reshape(self.num_experts, -1, width)
+        )
+        done = (
+            self.experts(sent)
+            .view(self.num_experts, batch, capacity, width)
+            .transpose(0, 1)
+            .reshape(batch, -1, width)
+        )
+        back = (
+            done.gather(1, slot[:, :, None].expand(batch, slot.shape[1], width))
+            * weights[:, :, None]
+        )
         out: Tensor = back.view(batch, seq, self.top_k, width).sum(2)
         return out
 
     def _slots(self, chosen: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """Of each choice (batch, seq x top_k), its place among all experts' slots, and whether the expert had room."""
-        taken = F.one_hot(chosen, self.num_experts).cumsum(1).gather(2, chosen[:, :, None]).squeeze(2) - 1
+        """Of each choice (batch, seq x top_k), its place among all experts' slots, and whether
+        the expert had room."""
+        taken = (
+            F.one_hot(chosen, self.num_experts).cumsum(1).gather(2, chosen[:, :, None]).squeeze(2)
+            - 1
+        )
         return chosen * capacity + taken.clamp(max=capacity - 1), taken < capacity
 
     def _tokens(self, slot: Tensor, kept: Tensor, capacity: int, seq: int) -> Tensor:
-        """Of each slot (batch, experts x capacity), the token in it; an empty one holds the first, which nobody reads back."""
+        """Of each slot (batch, experts x capacity), the token in it; an empty one holds the
+        first, which nobody reads back."""
         num_slots = self.num_experts * capacity
         token = torch.arange(seq * self.top_k, device=slot.device) // self.top_k
         empty = torch.zeros(slot.shape[0], num_slots + 1, dtype=slot.dtype, device=slot.device)
-        return empty.scatter(1, torch.where(kept, slot, num_slots), token.expand(slot.shape))[:, :num_slots]
+        return empty.scatter(1, torch.where(kept, slot, num_slots), token.expand(slot.shape))[
+            :, :num_slots
+        ]
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, heads: int, kv_heads: int, mlp: int, experts: int, top_k: int, percent: int) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        kv_heads: int,
+        mlp: int,
+        experts: int,
+        top_k: int,
+        percent: int,
+    ) -> None:
         super().__init__()
         self.input_norm = RMSNorm(width)
         self.attn = Attention(width, heads, kv_heads)
@@ -90,7 +122,10 @@ class MoE(nn.Module):
     def __init__(self, options: Options) -> None:
         super().__init__()
         width, vocab = options["width"], options["vocab"]
-        sizes = [options[key] for key in ("width", "heads", "kv_heads", "mlp", "experts", "top_k", "capacity_percent")]
+        sizes = [
+            options[key]
+            for key in ("width", "heads", "kv_heads", "mlp", "experts", "top_k", "capacity_percent")
+        ]
         self.head_dim, self.theta = width // options["heads"], float(options["rope_theta"])
         self.embed = nn.Embedding(vocab, width)
         self.layers = nn.ModuleList(Block(*sizes) for _ in range(options["layers"]))
@@ -118,15 +153,28 @@ def _check(options: Options) -> None:
 
 
 def _build(options: Options) -> Parts:
-    return MoE(options), tuple(token_ids(options, options["batch"], options["seq"]) for _ in range(2)), next_token_loss
+    return (
+        MoE(options),
+        tuple(token_ids(options, options["batch"], options["seq"]) for _ in range(2)),
+        next_token_loss,
+    )
 
 
 SPEC = ModelSpec(
     name="moe",
     description="Mixtral-shaped decoder: Llama's attention, experts with a fixed capacity; cross-entropy of the next token",
     options={
-        "layers": 2, "width": 256, "heads": 8, "kv_heads": 4, "mlp": 512, "experts": 8, "top_k": 2, "capacity_percent": 125,
-        "vocab": 8192, "seq": 128, "rope_theta": 10_000,
+        "layers": 2,
+        "width": 256,
+        "heads": 8,
+        "kv_heads": 4,
+        "mlp": 512,
+        "experts": 8,
+        "top_k": 2,
+        "capacity_percent": 125,
+        "vocab": 8192,
+        "seq": 128,
+        "rope_theta": 10_000,
     },
     batch_per_device=8,
     build=_build,
@@ -145,8 +193,16 @@ SPEC = ModelSpec(
         "mixtral-8x7b": Preset(
             description="32 layers, 4096 wide, 8 experts of 14,336, the best 2: 46.7 billion parameters",
             options={
-                "layers": 32, "width": 4096, "heads": 32, "kv_heads": 8, "mlp": 14_336, "experts": 8, "top_k": 2, "vocab": 32_000,
-                "seq": 4096, "rope_theta": 1_000_000,
+                "layers": 32,
+                "width": 4096,
+                "heads": 32,
+                "kv_heads": 8,
+                "mlp": 14_336,
+                "experts": 8,
+                "top_k": 2,
+                "vocab": 32_000,
+                "seq": 4096,
+                "rope_theta": 1_000_000,
             },
             batch_per_device=1,
             source="Jiang et al. 2024, table 1; a capacity of 1.25 times the mean from Fedus et al. 2021, section 2.2",
@@ -154,4 +210,4 @@ SPEC = ModelSpec(
     },
     check=_check,
     sequence="seq",
-)  # fmt: skip
+)

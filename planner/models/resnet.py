@@ -1,7 +1,9 @@
-"""`resnet`: an image classifier of ResNet's shape, basic blocks or bottlenecks, with batch norm or group norm.
+"""`resnet`: an image classifier of ResNet's shape, basic blocks or bottlenecks, with batch norm or
+group norm.
 
-Source: He et al. 2015, "Deep Residual Learning for Image Recognition", table 1; the stride of a bottleneck on its 3x3 convolution, as
-in torchvision. Group norm of 32 channels a group at most: Wu & He 2018, "Group Normalization", table 3.
+Source: He et al. 2015, "Deep Residual Learning for Image Recognition", table 1; the stride of a
+bottleneck on its 3x3 convolution, as in torchvision. Group norm of 32 channels a group at most: Wu
+& He 2018, "Group Normalization", table 3.
 """
 
 from __future__ import annotations
@@ -17,13 +19,20 @@ __all__ = ["SPEC", "ResNet"]
 
 _GROUPS = 32
 #: Blocks in each of the four stages, and whether they are bottlenecks, by depth.
-_DEPTHS = {10: ((1, 1, 1, 1), False), 18: ((2, 2, 2, 2), False), 34: ((3, 4, 6, 3), False), 50: ((3, 4, 6, 3), True)}
+_DEPTHS = {
+    10: ((1, 1, 1, 1), False),
+    18: ((2, 2, 2, 2), False),
+    34: ((3, 4, 6, 3), False),
+    50: ((3, 4, 6, 3), True),
+}
 
 
 def _norm(channels: int, batch_norm: bool) -> nn.Module:
     if batch_norm:
         return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0), channels)
+    return nn.GroupNorm(
+        next(g for g in range(min(_GROUPS, channels), 0, -1) if channels % g == 0), channels
+    )
 
 
 def _convolution(a: int, b: int, kernel: int, stride: int, batch_norm: bool) -> nn.Sequential:
@@ -36,14 +45,18 @@ def _convolution(a: int, b: int, kernel: int, stride: int, batch_norm: bool) -> 
 class Block(nn.Module):
     """Convolutions on the residual branch, and on the other where the shape changes."""
 
-    def __init__(self, before: int, width: int, stride: int, bottleneck: bool, batch_norm: bool) -> None:
+    def __init__(
+        self, before: int, width: int, stride: int, bottleneck: bool, batch_norm: bool
+    ) -> None:
         super().__init__()
         after = 4 * width if bottleneck else width
         kernels = [(before, width, 1, 1), (width, width, 3, stride), (width, after, 1, 1)]
         shapes = kernels if bottleneck else [(before, width, 3, stride), (width, width, 3, 1)]
         self.branch = nn.ModuleList(_convolution(*shape, batch_norm) for shape in shapes)
         changes = stride > 1 or before != after
-        self.shortcut = _convolution(before, after, 1, stride, batch_norm) if changes else nn.Identity()
+        self.shortcut = (
+            _convolution(before, after, 1, stride, batch_norm) if changes else nn.Identity()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
@@ -63,7 +76,9 @@ class ResNet(nn.Module):
         for stage, count in enumerate(counts):
             for index in range(count):
                 inside = width * 2**stage
-                blocks.append(Block(channels, inside, 2 if stage and not index else 1, bottleneck, batch_norm))
+                blocks.append(
+                    Block(channels, inside, 2 if stage and not index else 1, bottleneck, batch_norm)
+                )
                 channels = 4 * inside if bottleneck else inside
         self.blocks = nn.ModuleList(blocks)
         self.linear = nn.Linear(channels, classes)
@@ -78,13 +93,19 @@ class ResNet(nn.Module):
 
 def _check(options: Options) -> None:
     if options["depth"] not in _DEPTHS:
-        raise BadValue(f"depth {options['depth']} is none of {', '.join(map(str, _DEPTHS))}: --set depth=18")
+        raise BadValue(
+            f"depth {options['depth']} is none of {', '.join(map(str, _DEPTHS))}: --set depth=18"
+        )
 
 
 def _build(options: Options) -> Parts:
     module = ResNet(**{key: options[key] for key in ("depth", "width", "classes", "batch_norm")})
     images = torch.randn(options["batch"], 3, options["image"], options["image"])
-    return module, (images, torch.randint(0, options["classes"], (options["batch"],))), F.cross_entropy
+    return (
+        module,
+        (images, torch.randint(0, options["classes"], (options["batch"],))),
+        F.cross_entropy,
+    )
 
 
 def _preset(depth: int, parameters: str) -> Preset:

@@ -1,6 +1,8 @@
-"""`rnn` and `gru`: binary text classifiers as `lstm`, with a plain recurrent layer (Elman) or a gated recurrent unit.
+"""`rnn` and `gru`: binary text classifiers as `lstm`, with a plain recurrent layer (Elman) or a
+gated recurrent unit.
 
-Sources: Elman 1990, "Finding Structure in Time"; Cho et al. 2014, "Learning Phrase Representations using RNN Encoder-Decoder".
+Sources: Elman 1990, "Finding Structure in Time"; Cho et al. 2014, "Learning Phrase Representations
+using RNN Encoder-Decoder".
 """
 
 from __future__ import annotations
@@ -20,11 +22,20 @@ class RecurrentClassifier(nn.Module):
     """Probability of the positive class, (batch,), for token ids (batch, seq)."""
 
     def __init__(
-        self, layer: type[nn.RNN | nn.GRU], *, vocab: int, embed: int, hidden: int, layers: int, bidirectional: bool
+        self,
+        layer: type[nn.RNN | nn.GRU],
+        *,
+        vocab: int,
+        embed: int,
+        hidden: int,
+        layers: int,
+        bidirectional: bool,
     ) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab, embed)
-        self.recurrent = layer(embed, hidden, num_layers=layers, batch_first=True, bidirectional=bidirectional)
+        self.recurrent = layer(
+            embed, hidden, num_layers=layers, batch_first=True, bidirectional=bidirectional
+        )
         self.linear = nn.Linear(hidden * (1 + bidirectional), 1)
 
     def forward(self, ids: Tensor) -> Tensor:
@@ -44,7 +55,14 @@ def _spec(name: str, layer: type[nn.RNN | nn.GRU], what: str, rows: str) -> Mode
     return ModelSpec(
         name=name,
         description=f"binary text classifier: embedding, {what}, linear, sigmoid; binary cross-entropy",
-        options={"vocab": 10_000, "embed": 64, "hidden": 64, "layers": 1, "seq": 100, "bidirectional": False},
+        options={
+            "vocab": 10_000,
+            "embed": 64,
+            "hidden": 64,
+            "layers": 1,
+            "seq": 100,
+            "bidirectional": False,
+        },
         batch_per_device=256,
         build=partial(_build, layer),
         dim_names={

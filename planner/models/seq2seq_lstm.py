@@ -1,4 +1,5 @@
-"""`seq2seq-lstm`: a translator of two LSTMs: the encoder's last state is the decoder's first, which predicts the next token.
+"""`seq2seq-lstm`: a translator of two LSTMs: the encoder's last state is the decoder's first, which
+predicts the next token.
 
 Source: Sutskever et al. 2014, "Sequence to Sequence Learning with Neural Networks", section 3.
 """
@@ -33,7 +34,11 @@ class Seq2SeqLSTM(nn.Module):
 
 def _build(options: Options) -> Parts:
     module = Seq2SeqLSTM(**{key: options[key] for key in ("vocab", "embed", "hidden", "layers")})
-    return module, tuple(token_ids(options, options["batch"], options["seq"]) for _ in range(3)), next_token_loss
+    return (
+        module,
+        tuple(token_ids(options, options["batch"], options["seq"]) for _ in range(3)),
+        next_token_loss,
+    )
 
 
 SPEC = ModelSpec(

@@ -1,6 +1,8 @@
-"""What a built-in model says of itself, and the resolving of its sizes: `--batch`, `--seq` and `--set name=value`.
+"""What a built-in model says of itself, and the resolving of its sizes: `--batch`, `--seq` and
+`--set name=value`.
 
-Sizes are resolved without building anything, so that a wrong one is reported before any work is done.
+Sizes are resolved without building anything, so that a wrong one is reported before any work is
+done.
 """
 
 from __future__ import annotations
@@ -30,16 +32,27 @@ __all__ = [
 Options = Mapping[str, Any]
 """Sizes by name: whole numbers of at least one, or true and false."""
 
-Parts = tuple[torch.nn.Module, tuple[torch.Tensor, ...], Callable[[Any, torch.Tensor], torch.Tensor]]
+Parts = tuple[
+    torch.nn.Module, tuple[torch.Tensor, ...], Callable[[Any, torch.Tensor], torch.Tensor]
+]
 """The model, its example batch (inputs, then target) and its loss: what a builder returns, built-in or the user's."""
 
-_BOOLS = {"true": True, "yes": True, "on": True, "1": True, "false": False, "no": False, "off": False, "0": False}
+_BOOLS = {
+    "true": True,
+    "yes": True,
+    "on": True,
+    "1": True,
+    "false": False,
+    "no": False,
+    "off": False,
+    "0": False,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model's sizes under a name of their own; options that it leaves out keep the model's defaults. Where devices share a sample,
-    `batch_per_device` is below 1."""
+    """A model's sizes under a name of their own; options that it leaves out keep the model's
+    defaults. Where devices share a sample, `batch_per_device` is below 1."""
 
     description: str
     options: Options
@@ -49,10 +62,11 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A built-in model: its options with their defaults, its presets, and the builder that they are given to.
+    """A built-in model: its options with their defaults, its presets, and the builder that they are
+    given to.
 
-    `build` gets every option and `batch`. `check` raises `BadValue` for sizes that do not go together.
-    `sequence` names the option that holds the tokens in a sample, if a sample has any.
+    `build` gets every option and `batch`. `check` raises `BadValue` for sizes that do not go
+    together. `sequence` names the option that holds the tokens in a sample, if a sample has any.
     """
 
     name: str
@@ -69,13 +83,20 @@ class ModelSpec:
 
 
 def resolve(
-    spec: ModelSpec, name: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
+    spec: ModelSpec,
+    name: str,
+    *,
+    batch: int | None,
+    seq: int | None,
+    settings: Mapping[str, str],
+    num_devices: int,
 ) -> dict[str, Any]:
-    """All sizes of the model or preset `name`: `batch` first, then the options in the model's order.
+    """All sizes of the model or preset `name`: `batch` first, then the options in the model's
+    order.
 
-    The default batch is the per-device batch times `num_devices` (weak scaling), so that every number of devices divides it
-    where it is whole.
-    Raises `UnknownName` for an option that the model does not have, `BadValue` for a value that it cannot take.
+    The default batch is the per-device batch times `num_devices` (weak scaling), so that every
+    number of devices divides it where it is whole. Raises `UnknownName` for an option that the
+    model does not have, `BadValue` for a value that it cannot take.
     """
     if num_devices < 1:
         raise BadValue(f"number of devices is {num_devices}: give at least 1")
@@ -90,11 +111,15 @@ def resolve(
             raise unknown_name(f"{name} option", key, list(defaults))
     check_given_once(flags, settings)
     options = dict(defaults)
-    options.update({key: parse_value(key, text, like=defaults[key]) for key, text in settings.items()})
+    options.update(
+        {key: parse_value(key, text, like=defaults[key]) for key, text in settings.items()}
+    )
     options.update({key: value for key, value in flags.items() if value is not None})
     for key, value in options.items():
         if not isinstance(value, bool) and value < 1:
-            raise BadValue(f"{key} is {value} for model {name!r}: give a whole number of at least 1")
+            raise BadValue(
+                f"{key} is {value} for model {name!r}: give a whole number of at least 1"
+            )
     if spec.check is not None:
         spec.check(options)
     return options
@@ -104,7 +129,9 @@ def check_given_once(flags: Mapping[str, int | None], settings: Mapping[str, str
     """Raises `BadValue` if a size is given both by its flag and by `--set`."""
     for key, value in flags.items():
         if value is not None and key in settings:
-            raise BadValue(f"--{key} {value} and --set {key}={settings[key]} both set the {key}: give one of them")
+            raise BadValue(
+                f"--{key} {value} and --set {key}={settings[key]} both set the {key}: give one of them"
+            )
 
 
 def per_device_batch(spec: ModelSpec, name: str) -> float:
@@ -113,7 +140,8 @@ def per_device_batch(spec: ModelSpec, name: str) -> float:
 
 
 def parse_value(name: str, text: str, *, like: bool | int) -> bool | int:
-    """`text` as the kind of value that `like` is; raises `BadValue` with the kind that was wanted."""
+    """`text` as the kind of value that `like` is; raises `BadValue` with the kind that was
+    wanted."""
     if isinstance(like, bool):
         if text.strip().lower() not in _BOOLS:
             raise BadValue(f"--set {name}={text}: {name} is true or false")
@@ -121,7 +149,9 @@ def parse_value(name: str, text: str, *, like: bool | int) -> bool | int:
     try:
         return int(text.replace("_", ""))
     except ValueError:
-        raise BadValue(f"--set {name}={text}: {name} is a whole number, as in --set {name}={like}") from None
+        raise BadValue(
+            f"--set {name}={text}: {name} is a whole number, as in --set {name}={like}"
+        ) from None
 
 
 def token_ids(options: Options, *shape: int) -> torch.Tensor:
@@ -140,4 +170,6 @@ def check_divides(options: Options, whole: str, part: str) -> None:
     size, given = options[whole], options[part]
     if size % given:
         near = min((n for n in range(1, size + 1) if size % n == 0), key=lambda n: abs(n - given))
-        raise BadValue(f"{whole} {size} is not a multiple of {part} {given}: --set {part}={near} divides it")
+        raise BadValue(
+            f"{whole} {size} is not a multiple of {part} {given}: --set {part}={near} divides it"
+        )

@@ -1,6 +1,8 @@
-"""`t5`: an encoder-decoder of T5's shape. RMSNorm, relative positions as a learned bias of attention, ReLU, no biases.
+"""`t5`: an encoder-decoder of T5's shape. RMSNorm, relative positions as a learned bias of
+attention, ReLU, no biases.
 
-Source: Raffel et al. 2019, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text Transformer", section 2.1.
+Source: Raffel et al. 2019, "Exploring the Limits of Transfer Learning with a Unified Text-to-Text
+Transformer", section 2.1.
 """
 
 from __future__ import annotations
@@ -17,22 +19,34 @@ from planner.models.spec import ModelSpec, Options, Parts, Preset, padding_mask,
 
 __all__ = ["SPEC", "T5"]
 
-_BUCKETS, _FURTHEST = 32, 128  # Raffel et al. 2019, section 2.1: 32 embeddings, logarithmic up to an offset of 128
+_BUCKETS, _FURTHEST = (
+    32,
+    128,
+)  # Raffel et al. 2019, section 2.1: 32 embeddings, logarithmic up to an offset of 128
 
 
 def buckets(queries: int, keys: int, both_ways: bool, device: torch.device) -> Tensor:
-    """The bucket of each key's offset from each query (queries, keys): exact up to a half of them, logarithmic beyond."""
-    offset = torch.arange(keys, device=device)[None, :] - torch.arange(queries, device=device)[:, None]
+    """The bucket of each key's offset from each query (queries, keys): exact up to a half of
+    them, logarithmic beyond."""
+    offset = (
+        torch.arange(keys, device=device)[None, :] - torch.arange(queries, device=device)[:, None]
+    )
     count = _BUCKETS // 2 if both_ways else _BUCKETS
     start = (offset > 0).long() * count if both_ways else torch.zeros_like(offset)
     distance = offset.abs() if both_ways else (-offset).clamp(min=0)
     exact = count // 2
-    far = exact + (torch.log(distance.clamp(min=1) / exact) / math.log(_FURTHEST / exact) * (count - exact)).long()
+    far = (
+        exact
+        + (
+            torch.log(distance.clamp(min=1) / exact) / math.log(_FURTHEST / exact) * (count - exact)
+        ).long()
+    )
     return start + torch.where(distance < exact, distance, far.clamp(max=count - 1))
 
 
 class Attention(nn.Module):
-    """Attention of x to `memory`, unscaled (the initial weights make up for it), with a bias (1 or batch, heads, queries, keys)."""
+    """Attention of x to `memory`, unscaled (the initial weights make up for it), with a bias (1
+    or batch, heads, queries, keys)."""
 
     def __init__(self, width: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -44,7 +58,10 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, memory: Tensor, bias: Tensor) -> Tensor:
         batch, seq, _ = x.shape
         q = self.q(x).view(batch, seq, self.heads, -1).transpose(1, 2)
-        k, v = (p(memory).view(batch, memory.shape[1], self.heads, -1).transpose(1, 2) for p in (self.k, self.v))
+        k, v = (
+            p(memory).view(batch, memory.shape[1], self.heads, -1).transpose(1, 2)
+            for p in (self.k, self.v)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
         out: Tensor = self.o(mixed.transpose(1, 2).reshape(batch, seq, -1))
         return out
@@ -62,7 +79,8 @@ class FeedForward(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, in the decoder attention to the encoder's output, feed-forward; each on the norm of the residual stream."""
+    """Self-attention, in the decoder attention to the encoder's output, feed-forward; each on
+    the norm of the residual stream."""
 
     def __init__(self, width: int, heads: int, head_dim: int, mlp: int, decoder: bool) -> None:
         super().__init__()
@@ -71,7 +89,9 @@ class Block(nn.Module):
             self.cross_norm, self.cross_attn = RMSNorm(width), Attention(width, heads, head_dim)
         self.mlp_norm, self.mlp = RMSNorm(width), FeedForward(width, mlp)
 
-    def forward(self, x: Tensor, bias: Tensor, memory: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, bias: Tensor, memory: Tensor | None = None, seen: Tensor | None = None
+    ) -> Tensor:
         normed = self.self_norm(x)
         x = x + self.self_attn(normed, normed, bias)
         if memory is not None and seen is not None:
@@ -81,18 +101,33 @@ class Block(nn.Module):
 
 
 class Stack(nn.Module):
-    """The encoder or the decoder: its blocks, the table of relative positions that they share, the last norm."""
+    """The encoder or the decoder: its blocks, the table of relative positions that they share,
+    the last norm."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, head_dim: int, mlp: int, decoder: bool) -> None:
+    def __init__(
+        self, *, layers: int, width: int, heads: int, head_dim: int, mlp: int, decoder: bool
+    ) -> None:
         super().__init__()
         self.decoder = decoder
         self.relative = nn.Embedding(_BUCKETS, heads)
-        self.blocks = nn.ModuleList(Block(width, heads, head_dim, mlp, decoder) for _ in range(layers))
+        self.blocks = nn.ModuleList(
+            Block(width, heads, head_dim, mlp, decoder) for _ in range(layers)
+        )
         self.norm = RMSNorm(width)
 
-    def forward(self, x: Tensor, real: Tensor | None, memory: Tensor | None = None, seen: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        real: Tensor | None,
+        memory: Tensor | None = None,
+        seen: Tensor | None = None,
+    ) -> Tensor:
         seq = x.shape[1]
-        bias = self.relative(buckets(seq, seq, not self.decoder, x.device)).permute(2, 0, 1).unsqueeze(0)
+        bias = (
+            self.relative(buckets(seq, seq, not self.decoder, x.device))
+            .permute(2, 0, 1)
+            .unsqueeze(0)
+        )
         if self.decoder:
             hidden = torch.ones(seq, seq, dtype=torch.bool, device=x.device).triu(1)
             bias = bias.masked_fill(hidden, float("-inf"))
@@ -105,9 +140,12 @@ class Stack(nn.Module):
 
 
 class T5(nn.Module):
-    """Logits (batch, target_seq, vocab) for source ids, which of them are real, and the target ids up to each position."""
+    """Logits (batch, target_seq, vocab) for source ids, which of them are real, and the target
+    ids up to each position."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, head_dim: int, mlp: int, vocab: int) -> None:
+    def __init__(
+        self, *, layers: int, width: int, heads: int, head_dim: int, mlp: int, vocab: int
+    ) -> None:
         super().__init__()
         self.width = width
         sizes = {"layers": layers, "width": width, "heads": heads, "head_dim": head_dim, "mlp": mlp}
@@ -122,7 +160,9 @@ class T5(nn.Module):
 
 
 def _build(options: Options) -> Parts:
-    module = T5(**{key: options[key] for key in ("layers", "width", "heads", "head_dim", "mlp", "vocab")})
+    module = T5(
+        **{key: options[key] for key in ("layers", "width", "heads", "head_dim", "mlp", "vocab")}
+    )
     batch, seq, target = options["batch"], options["seq"], options["target_seq"]
     ids = (token_ids(options, batch, target) for _ in range(2))
     return module, (token_ids(options, batch, seq), padding_mask(batch, seq), *ids), next_token_loss
@@ -132,18 +172,33 @@ def _preset(layers: int, width: int, heads: int, mlp: int, parameters: str) -> P
     return Preset(
         description=f"{layers} + {layers} layers, {width} wide, {heads} heads of 64: {parameters} million parameters",
         options={
-            "layers": layers, "width": width, "heads": heads, "head_dim": 64, "mlp": mlp, "vocab": 32_128, "seq": 512,
+            "layers": layers,
+            "width": width,
+            "heads": heads,
+            "head_dim": 64,
+            "mlp": mlp,
+            "vocab": 32_128,
+            "seq": 512,
             "target_seq": 114,
         },
         batch_per_device=8,
         source="Raffel et al. 2019, section 3.7 and, for 512 and 114 tokens, 3.1.4; 32,128 rows from the published config.json",
-    )  # fmt: skip
+    )
 
 
 SPEC = ModelSpec(
     name="t5",
     description="T5-shaped encoder-decoder with relative positions and a padding mask; cross-entropy of the next target token",
-    options={"layers": 2, "width": 256, "heads": 4, "head_dim": 64, "mlp": 1024, "vocab": 8192, "seq": 128, "target_seq": 64},
+    options={
+        "layers": 2,
+        "width": 256,
+        "heads": 4,
+        "head_dim": 64,
+        "mlp": 1024,
+        "vocab": 8192,
+        "seq": 128,
+        "target_seq": 64,
+    },
     batch_per_device=8,
     build=_build,
     dim_names={

@@ -1,7 +1,8 @@
-"""`unet`: a segmentation network of U-Net's shape: down by pooling, up by transposed convolutions, with joins across.
+"""`unet`: a segmentation network of U-Net's shape: down by pooling, up by transposed convolutions,
+with joins across.
 
-Source: Ronneberger et al. 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation", figure 1; with padding, so that
-images keep their size, and group norm.
+Source: Ronneberger et al. 2015, "U-Net: Convolutional Networks for Biomedical Image Segmentation",
+figure 1; with padding, so that images keep their size, and group norm.
 """
 
 from __future__ import annotations
@@ -23,8 +24,12 @@ class Double(nn.Module):
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
-        self.convs = nn.ModuleList(nn.Conv2d(a, width, 3, padding=1, bias=False) for a in (before, width))
-        self.norms = nn.ModuleList(nn.GroupNorm(max(1, width // _CHANNELS_PER_GROUP), width) for _ in range(2))
+        self.convs = nn.ModuleList(
+            nn.Conv2d(a, width, 3, padding=1, bias=False) for a in (before, width)
+        )
+        self.norms = nn.ModuleList(
+            nn.GroupNorm(max(1, width // _CHANNELS_PER_GROUP), width) for _ in range(2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for conv, norm in zip(self.convs, self.norms, strict=True):
@@ -38,9 +43,13 @@ class UNet(nn.Module):
     def __init__(self, *, channels: int, width: int, levels: int, classes: int) -> None:
         super().__init__()
         widths = [width * 2**level for level in range(levels)]
-        self.down = nn.ModuleList(Double(a, b) for a, b in zip([channels, *widths], widths, strict=False))
+        self.down = nn.ModuleList(
+            Double(a, b) for a, b in zip([channels, *widths], widths, strict=False)
+        )
         self.bottom = Double(widths[-1], 2 * widths[-1])
-        self.grow = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths))
+        self.grow = nn.ModuleList(
+            nn.ConvTranspose2d(2 * w, w, 2, stride=2) for w in reversed(widths)
+        )
         self.up = nn.ModuleList(Double(2 * w, w) for w in reversed(widths))
         self.head = nn.Conv2d(width, classes, 1)
 
@@ -60,14 +69,20 @@ def _check(options: Options) -> None:
     image, halved = options["image"], 2 ** options["levels"]
     if image % halved:
         near = -(-image // halved) * halved
-        raise BadValue(f"image {image} is not a multiple of {halved}, as {options['levels']} levels need: --set image={near}")
+        raise BadValue(
+            f"image {image} is not a multiple of {halved}, as {options['levels']} levels need: --set image={near}"
+        )
 
 
 def _build(options: Options) -> Parts:
     module = UNet(**{key: options[key] for key in ("channels", "width", "levels", "classes")})
     size = (options["image"], options["image"])
     images = torch.randn(options["batch"], options["channels"], *size)
-    return module, (images, torch.randint(0, options["classes"], (options["batch"], *size))), F.cross_entropy
+    return (
+        module,
+        (images, torch.randint(0, options["classes"], (options["batch"], *size))),
+        F.cross_entropy,
+    )
 
 
 SPEC = ModelSpec(

@@ -1,4 +1,5 @@
-"""`vit`: an image classifier of ViT's shape. Patches by a strided convolution, a class token, learned positions, pre-norm blocks.
+"""`vit`: an image classifier of ViT's shape. Patches by a strided convolution, a class token,
+learned positions, pre-norm blocks.
 
 Source: Dosovitskiy et al. 2020, "An Image is Worth 16x16 Words", section 3.1 and table 1.
 """
@@ -27,7 +28,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         batch, seq, width = x.shape
-        q, k, v = self.qkv(x).view(batch, seq, 3, self.heads, width // self.heads).permute(2, 0, 3, 1, 4).unbind(0)
+        q, k, v = (
+            self.qkv(x)
+            .view(batch, seq, 3, self.heads, width // self.heads)
+            .permute(2, 0, 3, 1, 4)
+            .unbind(0)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v)
         out: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, seq, width))
         return out
@@ -51,7 +57,9 @@ class Block(nn.Module):
 class ViT(nn.Module):
     """Logits (batch, classes) for images (batch, 3, image, image)."""
 
-    def __init__(self, *, layers: int, width: int, heads: int, mlp: int, image: int, patch: int, classes: int) -> None:
+    def __init__(
+        self, *, layers: int, width: int, heads: int, mlp: int, image: int, patch: int, classes: int
+    ) -> None:
         super().__init__()
         self.patches = nn.Conv2d(3, width, kernel_size=patch, stride=patch)
         self.token = nn.Parameter(torch.zeros(1, 1, width))
@@ -78,7 +86,11 @@ def _build(options: Options) -> Parts:
     names = ("layers", "width", "heads", "mlp", "image", "patch", "classes")
     module = ViT(**{key: options[key] for key in names})
     images = torch.randn(options["batch"], 3, options["image"], options["image"])
-    return module, (images, torch.randint(0, options["classes"], (options["batch"],))), F.cross_entropy
+    return (
+        module,
+        (images, torch.randint(0, options["classes"], (options["batch"],))),
+        F.cross_entropy,
+    )
 
 
 def _preset(layers: int, width: int, heads: int, patch: int, parameters: str) -> Preset:
@@ -101,7 +113,15 @@ def _preset(layers: int, width: int, heads: int, patch: int, parameters: str) ->
 SPEC = ModelSpec(
     name="vit",
     description="vision transformer: patches, class token, pre-norm encoder; cross-entropy",
-    options={"layers": 4, "width": 192, "heads": 3, "mlp": 768, "image": 64, "patch": 8, "classes": 10},
+    options={
+        "layers": 4,
+        "width": 192,
+        "heads": 3,
+        "mlp": 768,
+        "image": 64,
+        "patch": 8,
+        "classes": 10,
+    },
     batch_per_device=32,
     build=_build,
     dim_names={

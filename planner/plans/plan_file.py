@@ -1,4 +1,5 @@
-"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON, versioned, tied to its graph by a hash."""
+"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON,
+versioned, tied to its graph by a hash."""
 
 from __future__ import annotations
 
@@ -14,7 +15,17 @@ from cost_models.errors import BadPlan
 from cost_models.optimizers import OPTIMIZERS
 from planner.graph.layout import Layout, Mesh
 from planner.kernels.clip import CLIP_EPSILON
-from planner.plans.plan_schema import Count, Damaged, Hub, Summary, check, check_summary, part, same_length, undeclared
+from planner.plans.plan_schema import (
+    Count,
+    Damaged,
+    Hub,
+    Summary,
+    check,
+    check_summary,
+    part,
+    same_length,
+    undeclared,
+)
 from planner.strategy.strategies import Option
 from planner.workload.ask import Ask
 from planner.workload.workload import DTYPES
@@ -38,7 +49,8 @@ VERSION = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The cluster planned for; `definition` is its whole hardware file, so that the plan means the same elsewhere."""
+    """The cluster planned for; `definition` is its whole hardware file, so that the plan means
+    the same elsewhere."""
 
     name: str
     num_devices: int
@@ -47,13 +59,17 @@ class Hardware:
 
     def cluster(self) -> Cluster:
         return parse_cluster(
-            self.definition, f"the plan's hardware {self.name!r}", num_devices=self.num_devices, num_nodes=self.num_nodes
+            self.definition,
+            f"the plan's hardware {self.name!r}",
+            num_devices=self.num_devices,
+            num_nodes=self.num_nodes,
         )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What of the training decides a step's program beside the graph: the update, and clipping where `clip_norm` is given."""
+    """What of the training decides a step's program beside the graph: the update, and clipping
+    where `clip_norm` is given."""
 
     optimizer: str
     clip_norm: float | None = None
@@ -62,8 +78,9 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverRecord:
-    """What is proved of the plan: no plan on any of the `num_meshes` meshes searched, whether it fits or not, has a simulated step of
-    less than `bound` seconds. `gap` is (step - bound) / step, `time_s` the seconds that the proof took."""
+    """What is proved of the plan: no plan on any of the `num_meshes` meshes searched, whether it
+    fits or not, has a simulated step of less than `bound` seconds. `gap` is (step - bound) /
+    step, `time_s` the seconds that the proof took."""
 
     bound: float
     gap: float
@@ -73,8 +90,9 @@ class SolverRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """A baseline: what a person might have typed. `made_to_fit`: its fastest plan does not fit, this one does. `allowed`: the mesh and
-    pins that were asked for leave it to choose. Without a step time there is no such plan, for a `reason`."""
+    """A baseline: what a person might have typed. `made_to_fit`: its fastest plan does not fit,
+    this one does. `allowed`: the mesh and pins that were asked for leave it to choose. Without a
+    step time there is no such plan, for a `reason`."""
 
     name: str
     mesh: str
@@ -88,9 +106,11 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """See the module. `options[c]` are the options of node class c (None for views), `parameters[c]` of parameter class c;
-    `hubs` are (root value, phase, layout); gradients are reduced in buckets of `bucket_bytes`, and parameters cast again for backward
-    if `recast`. `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is for reports."""
+    """See the module. `options[c]` are the options of node class c (None for views),
+    `parameters[c]` of parameter class c; `hubs` are (root value, phase, layout); gradients are
+    reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`.
+    `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is for
+    reports."""
 
     ask: Ask
     training: Training
@@ -108,20 +128,29 @@ class Plan:
     alternatives: tuple[Alternative, ...] = ()
 
 
-# ------------------------------------------------------------------------------------------------- files
+# -------------------------------------------------------------------------------------------- files
 
 
 def plan_text(plan: Plan) -> str:
     """The plan as JSON."""
     body = {
-        "format": FORMAT, "version": VERSION, "ask": asdict(plan.ask),
-        "training": asdict(plan.training), "hardware": asdict(plan.hardware),
-        "graph_hash": plan.graph_hash, "hash_seed": plan.hash_seed, "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
+        "format": FORMAT,
+        "version": VERSION,
+        "ask": asdict(plan.ask),
+        "training": asdict(plan.training),
+        "hardware": asdict(plan.hardware),
+        "graph_hash": plan.graph_hash,
+        "hash_seed": plan.hash_seed,
+        "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
         "options": [None if o is None else [option_text(x) for x in o] for o in plan.options],
-        "parameters": [[option_text(x) for x in o] for o in plan.parameters], "hubs": _show_hubs(plan.hubs),
-        "bucket_bytes": plan.bucket_bytes, "recast": plan.recast,
-        "solver": asdict(plan.solver), "summary": dict(plan.summary), "alternatives": [asdict(a) for a in plan.alternatives],
-    }  # fmt: skip
+        "parameters": [[option_text(x) for x in o] for o in plan.parameters],
+        "hubs": _show_hubs(plan.hubs),
+        "bucket_bytes": plan.bucket_bytes,
+        "recast": plan.recast,
+        "solver": asdict(plan.solver),
+        "summary": dict(plan.summary),
+        "alternatives": [asdict(a) for a in plan.alternatives],
+    }
     return json.dumps(body, indent=1) + "\n"
 
 
@@ -135,17 +164,23 @@ def read_plan(path: str | Path) -> Plan:
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise BadPlan(f"{path}: cannot be read ({error.strerror}); make a plan with: plan --model NAME --gpus N") from error
+        raise BadPlan(
+            f"{path}: cannot be read ({error.strerror}); make a plan with: plan --model NAME --gpus N"
+        ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadPlan(f"{path}: not a whole plan file ({error}); plan again") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise BadPlan(f"{path}: not a plan file (no format {FORMAT!r})")
     if body.get("version") != VERSION:
-        raise BadPlan(f"{path}: a plan of version {body.get('version')}, this program reads version {VERSION}; plan again")
+        raise BadPlan(
+            f"{path}: a plan of version {body.get('version')}, this program reads version {VERSION}; plan again"
+        )
     try:
         return _parse(body)
     except Damaged as error:
-        raise BadPlan(f"{path}: the plan file is damaged ({' '.join(str(error).split())}); plan again") from error
+        raise BadPlan(
+            f"{path}: the plan file is damaged ({' '.join(str(error).split())}); plan again"
+        ) from error
 
 
 def _parse(body: dict[str, Any]) -> Plan:
@@ -155,15 +190,27 @@ def _parse(body: dict[str, Any]) -> Plan:
     check_summary(summary, len(mesh.sizes))
     options = part(body, "options", list[list[str] | None])
     plan = Plan(
-        ask=part(body, "ask", Ask), training=part(body, "training", Training), hardware=part(body, "hardware", Hardware),
-        graph_hash=part(body, "graph_hash", str), hash_seed=part(body, "hash_seed", str), mesh=mesh,
+        ask=part(body, "ask", Ask),
+        training=part(body, "training", Training),
+        hardware=part(body, "hardware", Hardware),
+        graph_hash=part(body, "graph_hash", str),
+        hash_seed=part(body, "hash_seed", str),
+        mesh=mesh,
         options=tuple(None if o is None else tuple(map(_read_option, o)) for o in options),
-        parameters=tuple(tuple(map(_read_option, o)) for o in part(body, "parameters", list[list[str]])),
-        hubs=tuple((value, h["phase"], h["layout"]) for h in part(body, "hubs", list[Hub]) for value in h["values"]),
-        bucket_bytes=part(body, "bucket_bytes", Count), recast=part(body, "recast", bool),
-        solver=part(body, "solver", SolverRecord), summary=summary,
+        parameters=tuple(
+            tuple(map(_read_option, o)) for o in part(body, "parameters", list[list[str]])
+        ),
+        hubs=tuple(
+            (value, h["phase"], h["layout"])
+            for h in part(body, "hubs", list[Hub])
+            for value in h["values"]
+        ),
+        bucket_bytes=part(body, "bucket_bytes", Count),
+        recast=part(body, "recast", bool),
+        solver=part(body, "solver", SolverRecord),
+        summary=summary,
         alternatives=part(body, "alternatives", tuple[Alternative, ...]),
-    )  # fmt: skip
+    )
     _check(plan)
     return plan
 
@@ -171,18 +218,51 @@ def _parse(body: dict[str, Any]) -> Plan:
 def _check(plan: Plan) -> None:
     """Raises Damaged for parts that do not go together, or that no plan has."""
     mesh, ask, training = plan.mesh, plan.ask, plan.training
-    check(bool(mesh.sizes) and min(mesh.sizes) >= 1, "mesh", mesh.sizes, "every axis has at least one device")
-    for what, number in (("hardware.num_devices", plan.hardware.num_devices), ("ask.num_devices", ask.num_devices)):
+    check(
+        bool(mesh.sizes) and min(mesh.sizes) >= 1,
+        "mesh",
+        mesh.sizes,
+        "every axis has at least one device",
+    )
+    for what, number in (
+        ("hardware.num_devices", plan.hardware.num_devices),
+        ("ask.num_devices", ask.num_devices),
+    ):
         check(number == mesh.num_devices, what, number, f"the mesh has {mesh.num_devices}")
     for what, given in (("batch", ask.batch), ("seq", ask.seq)):
-        check(given is None or given >= 1, f"ask.{what}", given, "a whole number from 1 on, or null")
+        check(
+            given is None or given >= 1, f"ask.{what}", given, "a whole number from 1 on, or null"
+        )
     check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {', '.join(DTYPES)}")
-    check(ask.compute in ("", *DTYPES), "ask.compute", ask.compute, f"empty or one of {', '.join(DTYPES)}")
-    check(0 <= ask.memory_headroom < 1, "ask.memory_headroom", ask.memory_headroom, "a share from 0 up to 1")
-    for what, norm in (("ask.clip_norm", ask.clip_norm), ("training.clip_norm", training.clip_norm)):
+    check(
+        ask.compute in ("", *DTYPES),
+        "ask.compute",
+        ask.compute,
+        f"empty or one of {', '.join(DTYPES)}",
+    )
+    check(
+        0 <= ask.memory_headroom < 1,
+        "ask.memory_headroom",
+        ask.memory_headroom,
+        "a share from 0 up to 1",
+    )
+    for what, norm in (
+        ("ask.clip_norm", ask.clip_norm),
+        ("training.clip_norm", training.clip_norm),
+    ):
         check(norm is None or 0 < norm < float("inf"), what, norm, "a positive number, or null")
-    check(0 <= training.clip_epsilon < 1, "training.clip_epsilon", training.clip_epsilon, "a small number from 0 on")
-    check(training.optimizer in OPTIMIZERS, "training.optimizer", training.optimizer, "no optimizer that is known")
+    check(
+        0 <= training.clip_epsilon < 1,
+        "training.clip_epsilon",
+        training.clip_epsilon,
+        "a small number from 0 on",
+    )
+    check(
+        training.optimizer in OPTIMIZERS,
+        "training.optimizer",
+        training.optimizer,
+        "no optimizer that is known",
+    )
     phases = sorted({phase for _, phase, _ in plan.hubs} - {"forward", "backward", "update"})
     check(not phases, "the phase of a hub", phases, "forward, backward or update")
     for name, rows in (("options", plan.options), ("parameters", plan.parameters)):
@@ -207,4 +287,7 @@ def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]
     groups: dict[tuple[str, Layout], list[int]] = {}
     for value, phase, layout in hubs:
         groups.setdefault((phase, layout), []).append(value)
-    return [{"phase": phase, "layout": layout, "values": values} for (phase, layout), values in groups.items()]
+    return [
+        {"phase": phase, "layout": layout, "values": values}
+        for (phase, layout), values in groups.items()
+    ]

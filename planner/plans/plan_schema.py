@@ -1,7 +1,9 @@
-"""What a plan's file may hold: every value is of its type and in its range before anything is made of it.
+"""What a plan's file may hold: every value is of its type and in its range before anything is made
+of it.
 
-JSON -> the parts of a `Plan`, or one line that names the place of the damage. msgspec checks types and ranges; what two values say
-together is checked in `plan_file`, and what only the model tells (whether a choice exists) where the model is there.
+JSON -> the parts of a `Plan`, or one line that names the place of the damage. msgspec checks types
+and ranges; what two values say together is checked in `plan_file`, and what only the model tells
+(whether a choice exists) where the model is there.
 """
 
 from __future__ import annotations
@@ -14,7 +16,17 @@ import msgspec
 
 from planner.predict.predict import CATEGORIES
 
-__all__ = ["Count", "Damaged", "Hub", "Summary", "check", "check_summary", "part", "same_length", "undeclared"]
+__all__ = [
+    "Count",
+    "Damaged",
+    "Hub",
+    "Summary",
+    "check",
+    "check_summary",
+    "part",
+    "same_length",
+    "undeclared",
+]
 
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 62)]
 Natural = Annotated[int, msgspec.Meta(ge=0, le=1 << 62)]
@@ -97,7 +109,8 @@ class Hub(TypedDict):
 
 
 def part(body: Mapping[str, Any], name: str, kind: Any) -> Any:
-    """The part `name` of a file as a `kind`: a record, or what msgspec knows. Raises Damaged with the place of what is wrong."""
+    """The part `name` of a file as a `kind`: a record, or what msgspec knows. Raises Damaged
+    with the place of what is wrong."""
     if name not in body:
         raise Damaged(f"{name} is missing")
     _check_keys(name, body[name], kind)
@@ -118,7 +131,8 @@ def _check_keys(name: str, value: Any, kind: Any) -> None:
 
 
 def undeclared(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a file that `Summary` does not name, as they are: another version's report may have more."""
+    """The figures of a file that `Summary` does not name, as they are: another version's report
+    may have more."""
     declared = get_type_hints(Summary)
     return {key: value for key, value in summary.items() if key not in declared}
 
@@ -131,7 +145,9 @@ def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
         )
     for row in summary["groups"]:
         if len(row["ops"]) != num_axes or len(row["parameters"]) != num_axes:
-            raise Damaged(f"summary.groups: {row['group']!r} is not told for each of {num_axes} axes")
+            raise Damaged(
+                f"summary.groups: {row['group']!r} is not told for each of {num_axes} axes"
+            )
 
 
 def check(good: bool, what: str, value: object, wanted: str) -> None:

@@ -1,7 +1,7 @@
 """A plan's model, choices and program, made again from its file.
 
-Plan -> Model, Choices, Program. Ranks receive the plan's file: they trace the model again (`model_of`), check the hash and lower the
-choices; none solves again.
+Plan -> Model, Choices, Program. Ranks receive the plan's file: they trace the model again
+(`model_of`), check the hash and lower the choices; none solves again.
 """
 
 from __future__ import annotations
@@ -59,11 +59,16 @@ def shallow_of(traced: Traced, model: Model) -> Shallow | None:
     models = [modelled(replace(traced, graph=graph)) for _, graph in traced.shallow]
     if len(models) != 2 or not all(fits_together(model, shallow) for shallow in models):
         return None
-    return Shallow(models=(models[0], models[1]), depths=(traced.shallow[0][0], traced.shallow[1][0]), depth=traced.depth)
+    return Shallow(
+        models=(models[0], models[1]),
+        depths=(traced.shallow[0][0], traced.shallow[1][0]),
+        depth=traced.depth,
+    )
 
 
 def workload_of(plan: Plan) -> Workload:
-    """The workload that the plan is for, built anew (under the caller's seed, or under fake tensors)."""
+    """The workload that the plan is for, built anew (under the caller's seed, or under fake
+    tensors)."""
     return build(plan.ask)
 
 
@@ -73,7 +78,8 @@ def graph_of(plan: Plan, seed: int = 0) -> Graph:
 
 
 def model_of(plan: Plan, seed: int = 0) -> Model:
-    """The plan's model, traced again under a seed. Raises BadPlan if it is another graph than the plan was made for."""
+    """The plan's model, traced again under a seed. Raises BadPlan if it is another graph than
+    the plan was made for."""
     return modelled(traced_of(plan, seed))
 
 
@@ -108,7 +114,11 @@ def _order_differs(plan: Plan, found: str, here: str) -> bool:
     """Whether processes with other hash seeds than `here` find another graph."""
     with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
         write_plan(plan, Path(folder) / "plan.json")
-        others = (digest_elsewhere(Path(folder) / "plan.json", hash_seed) for hash_seed in HASH_SEEDS if hash_seed != here)
+        others = (
+            digest_elsewhere(Path(folder) / "plan.json", hash_seed)
+            for hash_seed in HASH_SEEDS
+            if hash_seed != here
+        )
         return any(other not in ("", found) for other in others)
 
 
@@ -116,23 +126,37 @@ def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Cost
     """Costs under the plan's mesh, on its own hardware or on another cluster."""
     training = plan.training
     return Costing(
-        cluster or plan.hardware.cluster(), plan.mesh.sizes, training.optimizer, total_gradient_bytes(model.graph),
-        clip_norm=training.clip_norm, clip_epsilon=training.clip_epsilon,
-    )  # fmt: skip
+        cluster or plan.hardware.cluster(),
+        plan.mesh.sizes,
+        training.optimizer,
+        total_gradient_bytes(model.graph),
+        clip_norm=training.clip_norm,
+        clip_epsilon=training.clip_epsilon,
+    )
 
 
 def choices_of(plan: Plan, model: Model) -> Choices:
     """The plan's choices for every node of its model."""
-    if len(plan.options) != len(model.ties.nodes_of) or len(plan.parameters) != len(model.ties.parameters_of):
-        raise BadPlan("the plan has choices for another number of ops than the model has; plan again")
+    if len(plan.options) != len(model.ties.nodes_of) or len(plan.parameters) != len(
+        model.ties.parameters_of
+    ):
+        raise BadPlan(
+            "the plan has choices for another number of ops than the model has; plan again"
+        )
     sizes, strategies = plan.mesh.sizes, {}
     for node in model.graph.nodes:
         options = plan.options[model.ties.node_class[node.index]]
         if is_view(model.dims, node.index):
             continue
         if options is None or len(options) != len(sizes):
-            raise BadPlan(f"the plan has no choice for {node.op} in {node.path!r} on every axis of its mesh; plan again")
-        found = op_strategies(model.dims.ops[node.index], sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
+            raise BadPlan(
+                f"the plan has no choice for {node.op} in {node.path!r} on every axis of its mesh; plan again"
+            )
+        found = op_strategies(
+            model.dims.ops[node.index],
+            sizes,
+            lambda axis, o, options=options: o == options[axis],  # type: ignore[misc]
+        )
         if len(found) != 1:
             raise BadPlan(
                 f"the plan's choice {[option_text(o) for o in options]} does not exist for {node.op} in {node.path!r}"
@@ -143,8 +167,14 @@ def choices_of(plan: Plan, model: Model) -> Choices:
         flat = tuple(size for dim in model.dims.shapes[parameter.value] for size in dim)
         options = plan.parameters[number]
         if len(options) != len(sizes):
-            raise BadPlan(f"the plan has no choice for parameter {parameter.name!r} on every axis of its mesh; plan again")
-        kept = parameter_strategies(flat, sizes, lambda axis, o, options=options: o == options[axis])  # type: ignore[misc]
+            raise BadPlan(
+                f"the plan has no choice for parameter {parameter.name!r} on every axis of its mesh; plan again"
+            )
+        kept = parameter_strategies(
+            flat,
+            sizes,
+            lambda axis, o, options=options: o == options[axis],  # type: ignore[misc]
+        )
         if len(kept) != 1:
             raise BadPlan(
                 f"the plan's choice {[option_text(o) for o in options]} does not exist for parameter {parameter.name!r}"
@@ -153,19 +183,34 @@ def choices_of(plan: Plan, model: Model) -> Choices:
     hubs = {(value, phase): layout for value, phase, layout in plan.hubs}
     for (value, _), layout in hubs.items():
         _check_layout(model, value, layout, sizes)
-    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=plan.bucket_bytes, recast=plan.recast)
+    return Choices(
+        strategies=strategies,
+        parameters=tuple(parameters),
+        hubs=hubs,
+        bucket=plan.bucket_bytes,
+        recast=plan.recast,
+    )
 
 
 def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:
     known = 0 <= value < len(model.dims.shapes)
     flat = tuple(size for dim in model.dims.shapes[value] for size in dim) if known else ()
-    if not known or len(layout) != len(sizes) or max(layout) >= len(flat) or local_sizes(flat, layout, sizes) is None:
+    if (
+        not known
+        or len(layout) != len(sizes)
+        or max(layout) >= len(flat)
+        or local_sizes(flat, layout, sizes) is None
+    ):
         raise BadPlan(f"the plan's layout {layout} does not divide value {value}; plan again")
 
 
-def program_of(plan: Plan, cluster: Cluster | None = None, *, rank: int = 0, seed: int = 0) -> Program:
-    """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on another cluster. Rank 0 holds the
-    largest shards. `seed` is that of the run."""
+def program_of(
+    plan: Plan, cluster: Cluster | None = None, *, rank: int = 0, seed: int = 0
+) -> Program:
+    """The program that `rank` of the plan runs, timed on the plan's hardware or, if given, on
+    another cluster. Rank 0 holds the largest shards. `seed` is that of the run."""
     model = model_of(plan, seed)
     timing = None if cluster is None else costing_of(plan, model, cluster)
-    return lower(model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank)
+    return lower(
+        model, plan.mesh, choices_of(plan, model), costing_of(plan, model), timing=timing, rank=rank
+    )

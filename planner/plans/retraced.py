@@ -1,4 +1,5 @@
-"""The other process of `retrace`: traces a plan's model again and prints the digest of its graph."""
+"""The other process of `retrace`: traces a plan's model again and prints the digest of its
+graph."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The figures of a plan as plain data, SI, with stable keys: what `--json` prints and the report is drawn from."""
+"""The figures of a plan as plain data, SI, with stable keys: what `--json` prints and the report
+is drawn from."""
 
 from __future__ import annotations
 
@@ -22,31 +23,49 @@ __all__ = ["ideal_seconds", "summarise"]
 
 
 def ideal_seconds(model: Model, cluster: Cluster) -> float:
-    """Seconds of one whole step on one device at its peak: the flops of every product, convolution, attention and recurrent op, forward
-    and backward, as the model defines them (no recomputation), each at the peak of the format that its kernel uses (cuDNN's
-    convolutions and recurrent layers take float32 as TF32)."""
+    """Seconds of one whole step on one device at its peak: the flops of every product,
+    convolution, attention and recurrent op, forward and backward, as the model defines them (no
+    recomputation), each at the peak of the format that its kernel uses (cuDNN's convolutions and
+    recurrent layers take float32 as TF32)."""
     total = 0.0
     for node, op in zip(model.graph.nodes, model.dims.ops, strict=True):
-        if op.signature.kind in ("gemm", "conv", "attention", "lstm") and op.signature.cost is not None:
+        if (
+            op.signature.kind in ("gemm", "conv", "attention", "lstm")
+            and op.signature.cost is not None
+        ):
             flops = op.signature.cost(op.letter_sizes(op.sizes)).flops
             total += flops / matrix_peak(cluster.device, op.signature.kind, op_dtype(node))
     return total
 
 
 def _constants(model: Model, workload: Workload) -> dict[str, list[str]]:
-    """The tensors that the step reads although neither the model nor the loss registers them, where there are any."""
+    """The tensors that the step reads although neither the model nor the loss registers them,
+    where there are any."""
     _, buffers = registered(workload.module, workload.loss)
-    found = [value.name for value in model.graph.values if value.kind == "buffer" and value.name not in buffers]
+    found = [
+        value.name
+        for value in model.graph.values
+        if value.kind == "buffer" and value.name not in buffers
+    ]
     return {"constants": found} if found else {}
 
 
 def summarise(
-    ask: Ask, model: Model, workload: Workload, cluster: Cluster, mesh: Mesh, choices: Choices, costing: Costing,
-    prediction: Prediction, elapsed: float,
-) -> dict[str, Any]:  # fmt: skip
+    ask: Ask,
+    model: Model,
+    workload: Workload,
+    cluster: Cluster,
+    mesh: Mesh,
+    choices: Choices,
+    costing: Costing,
+    prediction: Prediction,
+    elapsed: float,
+) -> dict[str, Any]:
     """The summary of a plan."""
     step, batch = prediction.step_time_s, int(workload.batch[0].shape[0])
-    dtype = workload.compute or next((op_dtype(n) for n in model.graph.nodes if "float" in op_dtype(n)), "float32")
+    dtype = workload.compute or next(
+        (op_dtype(n) for n in model.graph.nodes if "float" in op_dtype(n)), "float32"
+    )
     return {
         "model": workload.name,
         "options": dict(workload.options),
@@ -74,6 +93,9 @@ def summarise(
             asdict(row) | {"ops": list(row.ops), "parameters": list(row.parameters)}
             for row in describe(model, workload, mesh, choices, costing)
         ],
-        "axes": [asdict(axis) | {"links": list(axis.links)} for axis in axis_links(cluster, mesh.names, mesh.sizes)],
+        "axes": [
+            asdict(axis) | {"links": list(axis.links)}
+            for axis in axis_links(cluster, mesh.names, mesh.sizes)
+        ],
         "planning_time_s": elapsed,
     }

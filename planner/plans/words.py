@@ -1,6 +1,7 @@
 """A plan in the model's own words: what each mesh axis splits, layer by layer.
 
-Atoms get names from the workload's `dim_names`, from the batch, and from the ops that know a word (heads, hidden units).
+Atoms get names from the workload's `dim_names`, from the batch, and from the ops that know a word
+(heads, hidden units).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupWords:
-    """What the axes split in one group of like modules: `ops[a]` and `parameters[a]` for mesh axis a."""
+    """What the axes split in one group of like modules: `ops[a]` and `parameters[a]` for mesh
+    axis a."""
 
     group: str
     count: int
@@ -65,11 +67,17 @@ def atom_names(model: Model, workload: Workload) -> dict[int, str]:
 
 
 def _ordinal(place: int, kind: str) -> str:
-    return "outputs" if place == 0 else "inputs" if place == 1 and kind == "weight" else f"dim {place}"
+    return (
+        "outputs" if place == 0 else "inputs" if place == 1 and kind == "weight" else f"dim {place}"
+    )
 
 
-def _from_hints(model: Model, workload: Workload, name: str, value: int, names: dict[int, str]) -> None:
-    hint = next((h for pattern, h in workload.dim_names.items() if fnmatch.fnmatchcase(name, pattern)), None)
+def _from_hints(
+    model: Model, workload: Workload, name: str, value: int, names: dict[int, str]
+) -> None:
+    hint = next(
+        (h for pattern, h in workload.dim_names.items() if fnmatch.fnmatchcase(name, pattern)), None
+    )
     if hint is None:
         return
     atoms = iter(model.dims.atoms[value])
@@ -81,8 +89,11 @@ def _from_hints(model: Model, workload: Workload, name: str, value: int, names: 
                 names.setdefault(atom, parts[place].strip())
 
 
-def axis_names(model: Model, choices: Choices, costing: Costing, sizes: tuple[int, ...]) -> tuple[str, ...]:
-    """`dp` for an axis that mostly splits the batch, `tp` for one that mostly splits something else, weighed by time."""
+def axis_names(
+    model: Model, choices: Choices, costing: Costing, sizes: tuple[int, ...]
+) -> tuple[str, ...]:
+    """`dp` for an axis that mostly splits the batch, `tp` for one that mostly splits something
+    else, weighed by time."""
     batch = model.batch_atoms
     weights = [[0.0, 0.0] for _ in sizes]
     for index, strategy in choices.strategies.items():
@@ -94,15 +105,22 @@ def axis_names(model: Model, choices: Choices, costing: Costing, sizes: tuple[in
             if option.kind == "split":
                 weights[axis][op.atoms[option.number] not in batch] += seconds
     stems = ["dp" if data >= other else "tp" for data, other in weights]
-    return tuple(s if stems.count(s) == 1 else f"{s}{stems[: i + 1].count(s)}" for i, s in enumerate(stems))
+    return tuple(
+        s if stems.count(s) == 1 else f"{s}{stems[: i + 1].count(s)}" for i, s in enumerate(stems)
+    )
 
 
-def describe(model: Model, workload: Workload, mesh: Mesh, choices: Choices, costing: Costing) -> tuple[GroupWords, ...]:
+def describe(
+    model: Model, workload: Workload, mesh: Mesh, choices: Choices, costing: Costing
+) -> tuple[GroupWords, ...]:
     """One row a group of like modules that do real work or hold parameters."""
     names = atom_names(model, workload)
     ops: dict[str, list[Node]] = defaultdict(list)
     for node in model.graph.nodes:
-        if not is_view(model.dims, node.index) and model.dims.ops[node.index].signature.kind != "view":
+        if (
+            not is_view(model.dims, node.index)
+            and model.dims.ops[node.index].signature.kind != "view"
+        ):
             ops[pattern_of(node.path)].append(node)
     parameters: dict[str, list[int]] = defaultdict(list)
     for index, parameter in enumerate(model.graph.parameters):
@@ -114,16 +132,21 @@ def describe(model: Model, workload: Workload, mesh: Mesh, choices: Choices, cos
         rows.append(
             GroupWords(
                 group=group or "(loss and top level)",
-                count=len({n.path for n in ops.get(group, [])}) or _holders(model, parameters[group]),
+                count=len({n.path for n in ops.get(group, [])})
+                or _holders(model, parameters[group]),
                 ops=tuple(op_words(model, names, choices, main, axis, mesh) for axis in axes),
-                parameters=tuple(parameter_words(model, names, choices, parameters.get(group, []), axis, mesh) for axis in axes),
+                parameters=tuple(
+                    parameter_words(model, names, choices, parameters.get(group, []), axis, mesh)
+                    for axis in axes
+                ),
             )
-        )  # fmt: skip
+        )
     return tuple(rows)
 
 
 def _holders(model: Model, parameters: list[int]) -> int:
-    """How many modules hold parameters that the ops of others read, as those of an attention's projection."""
+    """How many modules hold parameters that the ops of others read, as those of an attention's
+    projection."""
     return len({model.graph.parameters[index].name.rpartition(".")[0] for index in parameters})
 
 
@@ -132,13 +155,15 @@ def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -
     nodes = [n for n in nodes if not model.casts_parameter(n)]
     forward = [n for n in nodes if n.phase == "forward"] or nodes
     return max(
-        forward, key=lambda n: costing.op(n, model.dims.ops[n.index], choices.strategies[n.index]), default=None
-    )  # fmt: skip
+        forward,
+        key=lambda n: costing.op(n, model.dims.ops[n.index], choices.strategies[n.index]),
+        default=None,
+    )
 
 
 def op_words(
     model: Model, names: dict[int, str], choices: Choices, node: Node | None, axis: int, mesh: Mesh
-) -> str:  # fmt: skip
+) -> str:
     """What an op splits on an axis."""
     if node is None:
         return "-"
@@ -152,49 +177,67 @@ def op_words(
 
 
 def _uneven(size: int, counts: tuple[int, ...]) -> str:
-    """` (uneven: 6283 or 6282)` where the shards of a sub-dim that axes of these sizes split differ in size."""
+    """` (uneven: 6283 or 6282)` where the shards of a sub-dim that axes of these sizes split
+    differ in size."""
     sizes = sorted(set(piece_sizes(size, counts)), reverse=True)
     return f" (uneven: {' or '.join(map(str, sizes))})" if len(sizes) > 1 else ""
 
 
 def parameter_words(
     model: Model, names: dict[int, str], choices: Choices, indices: list[int], axis: int, mesh: Mesh
-) -> str:  # fmt: skip
+) -> str:
     """How parameters are kept on an axis."""
     words = []
     for index in indices:
         option: Option = choices.parameters[index].options[axis]
-        what = "" if option.number < 0 else _piece_words(model, names, choices, index, option.number, mesh)
-        words.append({"whole": "whole", "update": f"whole, updated by {what} (ZeRO)", "split": f"by {what}"}[option.kind])
+        what = (
+            ""
+            if option.number < 0
+            else _piece_words(model, names, choices, index, option.number, mesh)
+        )
+        words.append(
+            {"whole": "whole", "update": f"whole, updated by {what} (ZeRO)", "split": f"by {what}"}[
+                option.kind
+            ]
+        )
     return "; ".join(dict.fromkeys(words)) or "-"
 
 
-def _piece_words(model: Model, names: dict[int, str], choices: Choices, index: int, number: int, mesh: Mesh) -> str:
+def _piece_words(
+    model: Model, names: dict[int, str], choices: Choices, index: int, number: int, mesh: Mesh
+) -> str:
     """The sub-dim at which a parameter is taken apart."""
     value, updated = model.graph.parameters[index].value, choices.parameters[index].updated
     size = [s for dim in model.dims.shapes[value] for s in dim][number]
-    counts = tuple(count for count, placement in zip(mesh.sizes, updated, strict=True) if placement == number)
+    counts = tuple(
+        count for count, placement in zip(mesh.sizes, updated, strict=True) if placement == number
+    )
     return names.get(model.dims.atoms[value][number], f"dim {number}") + _uneven(size, counts)
 
 
 def replicated_ops(model: Model, choices: Choices, costing: Costing, mesh: Mesh) -> tuple[str, ...]:
-    """Ops that every device runs whole although they take more than a thousandth of the compute time."""
+    """Ops that every device runs whole although they take more than a thousandth of the compute
+    time."""
     if mesh.num_devices == 1:
         return ()
     seconds = {
-        n: costing.op(model.graph.nodes[n], model.dims.ops[n], s) for n, s in choices.strategies.items()
-    }  # fmt: skip
+        n: costing.op(model.graph.nodes[n], model.dims.ops[n], s)
+        for n, s in choices.strategies.items()
+    }
     total = sum(seconds.values())
     whole: dict[str, float] = defaultdict(float)
     for index, strategy in choices.strategies.items():
         if all(option.kind == "whole" for option in strategy.options):
             node = model.graph.nodes[index]
-            whole[f"{pattern_of(node.path) or '(top)'}: {node.op.split('.')[1]} ({node.phase})"] += seconds[index]
+            whole[
+                f"{pattern_of(node.path) or '(top)'}: {node.op.split('.')[1]} ({node.phase})"
+            ] += seconds[index]
     return tuple(name for name, spent in whole.items() if spent > 1e-3 * total)
 
 
 def ops_by_source(model: Model, source: str) -> tuple[str, ...]:
-    """Ops whose signature is `discovered`, or `replicated` because nothing was found to split: `module pattern: op`."""
+    """Ops whose signature is `discovered`, or `replicated` because nothing was found to split:
+    `module pattern: op`."""
     dims = model.dims.ops
     found = (
         f"{pattern_of(n.path) or '(top)'}: {n.op.split('.')[1]}"

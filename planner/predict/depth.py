@@ -1,9 +1,10 @@
 """What a deep program will do, from two shallow ones of the same model.
 
-A table does not grow with depth, a program does: to lower and simulate 126 layers takes seconds, for each of a dozen candidates.
-Blocks of a stack are alike, so time and memory grow by the same for each further one, but for what a bucket of gradients does that is
-not full. So candidates are ranked by two shallow programs, drawn on in a straight line; the plan that is told is lowered and
-simulated whole.
+A table does not grow with depth, a program does: to lower and simulate 126 layers takes seconds,
+for each of a dozen candidates. Blocks of a stack are alike, so time and memory grow by the same for
+each further one, but for what a bucket of gradients does that is not full. So candidates are ranked
+by two shallow programs, drawn on in a straight line; the plan that is told is lowered and simulated
+whole.
 """
 
 from __future__ import annotations
@@ -39,15 +40,35 @@ class Shallow:
         """The program at the larger depth, and what the whole one is predicted to do."""
         small, large = (total_gradient_bytes(model.graph) for model in self.models)
         block = (large - small) / (self.depths[1] - self.depths[0])
-        programs = [self._lowered(table, choice, mesh, model, block, recast) for model in self.models]
+        programs = [
+            self._lowered(table, choice, mesh, model, block, recast) for model in self.models
+        ]
         return programs[1], self._drawn_on(*(predict(program, cluster) for program in programs))
 
-    def _lowered(self, table: Table, choice: tuple[int, ...], mesh: Mesh, model: Model, block: float, recast: bool) -> Program:
-        """The program of one depth. A bucket takes the gradients of one `block` at most: one that a shallow model does not fill would
-        be drawn on as if nothing were sent before the end."""
+    def _lowered(
+        self,
+        table: Table,
+        choice: tuple[int, ...],
+        mesh: Mesh,
+        model: Model,
+        block: float,
+        recast: bool,
+    ) -> Program:
+        """The program of one depth. A bucket takes the gradients of one `block` at most: one
+        that a shallow model does not fill would be drawn on as if nothing were sent before the
+        end."""
         groups = _groups(table.model)
-        hubs = {key: table.hub_of[alike[0][:2]] for key, alike in groups.items() if alike[0][:2] in table.hub_of}
-        hub_of = {(v, phase): hubs[key] for key, alike in _groups(model).items() if key in hubs for v, phase, _ in alike}
+        hubs = {
+            key: table.hub_of[alike[0][:2]]
+            for key, alike in groups.items()
+            if alike[0][:2] in table.hub_of
+        }
+        hub_of = {
+            (v, phase): hubs[key]
+            for key, alike in _groups(model).items()
+            if key in hubs
+            for v, phase, _ in alike
+        }
         choices = read_choices(replace(table, model=model, hub_of=hub_of), choice)
         bucket = max(BUCKET_BYTES, min(choices.bucket, int(block)))
         return lower(model, mesh, replace(choices, bucket=bucket, recast=recast), table.costing)
@@ -61,25 +82,39 @@ class Shallow:
         return Prediction(
             step_time_s=line(first.step_time_s, second.step_time_s),
             compute_time_s=line(first.compute_time_s, second.compute_time_s),
-            exposed_communication_time_s=line(first.exposed_communication_time_s, second.exposed_communication_time_s),
+            exposed_communication_time_s=line(
+                first.exposed_communication_time_s, second.exposed_communication_time_s
+            ),
             idle_time_s=line(first.idle_time_s, second.idle_time_s),
-            memory_bytes={name: round(line(first.memory_bytes[name], second.memory_bytes[name])) for name in CATEGORIES},
+            memory_bytes={
+                name: round(line(first.memory_bytes[name], second.memory_bytes[name]))
+                for name in CATEGORIES
+            },
             shared_memory_bytes=round(line(first.shared_memory_bytes, second.shared_memory_bytes)),
-        )  # fmt: skip
+        )
 
 
 def fits_together(whole: Model, shallow: Model) -> bool:
-    """Whether the two have the same classes of ops, parameters and readings, so that a choice for one is a choice for the other."""
+    """Whether the two have the same classes of ops, parameters and readings, so that a choice
+    for one is a choice for the other."""
     distinct = all(len(_groups(model)) == len(model.use_groups) for model in (whole, shallow))
-    return distinct and _classes(whole) == _classes(shallow) and _groups(whole).keys() == _groups(shallow).keys()
+    return (
+        distinct
+        and _classes(whole) == _classes(shallow)
+        and _groups(whole).keys() == _groups(shallow).keys()
+    )
 
 
 def _groups(model: Model) -> dict[Hashable, list[tuple[int, str, list[Use]]]]:
-    """`Model.use_groups` by their distinct readers: what all blocks read has more of the same in a deeper model."""
+    """`Model.use_groups` by their distinct readers: what all blocks read has more of the same in
+    a deeper model."""
     return {(*key[:2], frozenset(key[2])): alike for key, alike in model.use_groups.items()}
 
 
 def _classes(model: Model) -> Hashable:
     nodes, parameters = model.graph.nodes, model.graph.parameters
-    ops = tuple((nodes[n[0]].op, nodes[n[0]].phase, pattern_of(nodes[n[0]].path)) for n in model.ties.nodes_of)
+    ops = tuple(
+        (nodes[n[0]].op, nodes[n[0]].phase, pattern_of(nodes[n[0]].path))
+        for n in model.ties.nodes_of
+    )
     return ops, tuple(pattern_of(parameters[p[0]].name) for p in model.ties.parameters_of)

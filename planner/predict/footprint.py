@@ -1,8 +1,10 @@
-"""What one rank's memory holds while it runs a step, instruction by instruction, in the order in which its executor runs them.
+"""What one rank's memory holds while it runs a step, instruction by instruction, in the order in
+which its executor runs them.
 
-Program -> Footprint. A block of memory is taken when an instruction starts and freed when the last value in it is: views share
-their operand's; a collective under way holds its buffers until it is waited for, and frees its sources when it has packed them
-(`runtime.source`). The one account of memory: the table, the picture and the simulated timeline are read off it.
+Program -> Footprint. A block of memory is taken when an instruction starts and freed when the last
+value in it is: views share their operand's; a collective under way holds its buffers until it is
+waited for, and frees its sources when it has packed them (`runtime.source`). The one account of
+memory: the table, the picture and the simulated timeline are read off it.
 """
 
 from __future__ import annotations
@@ -15,13 +17,32 @@ from cost_models.memory import allocated_bytes, dtype_bytes
 from planner.predict.transfers import Buffers, buffers_of
 from planner.predict.workspace import workspace
 from planner.program.copies import slice_copies
-from planner.program.program import Communicate, Compute, Instruction, Program, Update, given_kinds, reads, waits_for, writes
+from planner.program.program import (
+    Communicate,
+    Compute,
+    Instruction,
+    Program,
+    Update,
+    given_kinds,
+    reads,
+    waits_for,
+    writes,
+)
 
 __all__ = ["CATEGORIES", "Footprint", "footprint"]
 
-#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what communication made, and parameters
-#: that were cast; `temporaries` what an op takes and gives back, and what backward holds besides gradients.
-CATEGORIES = ("parameters", "optimizer", "gradients", "activations", "gathered", "temporaries", "inputs")
+#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what
+#: communication made, and parameters that were cast; `temporaries` what an op takes and gives back,
+#: and what backward holds besides gradients.
+CATEGORIES = (
+    "parameters",
+    "optimizer",
+    "gradients",
+    "activations",
+    "gathered",
+    "temporaries",
+    "inputs",
+)
 _NUMBER = {name: number for number, name in enumerate(CATEGORIES)}
 
 #: Bytes by category.
@@ -30,8 +51,8 @@ Held = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes by category (in the order of `CATEGORIES`) before the step; and, of every instruction, at its fullest moment and when it
-    has ended."""
+    """Bytes by category (in the order of `CATEGORIES`) before the step; and, of every
+    instruction, at its fullest moment and when it has ended."""
 
     start: Held
     during: tuple[Held, ...]
@@ -39,7 +60,8 @@ class Footprint:
 
     @property
     def peak(self) -> tuple[Held, int]:
-        """What is held at the fullest moment, and the number of the instruction of that moment, -1 for the start."""
+        """What is held at the fullest moment, and the number of the instruction of that moment,
+        -1 for the start."""
         totals = [sum(self.start), *map(sum, self.during)]
         place = max(range(len(totals)), key=totals.__getitem__) - 1
         return (self.start if place < 0 else self.during[place]), place
@@ -80,7 +102,9 @@ class _Walk:
         self.categories = _categories(program)
         self.kinds = dict(given_kinds(program))
         self.blocks = _given(program)
-        self.stale = {s.value for s in program.parameters} & {v for i in program.instructions for v in writes(i)}
+        self.stale = {s.value for s in program.parameters} & {
+            v for i in program.instructions for v in writes(i)
+        }
         self.waits: dict[int, _UnderWay] = {}
         self.held = [program.initial_bytes.get(name, 0) for name in CATEGORIES]
         self.total = sum(self.held)
@@ -99,7 +123,9 @@ class _Walk:
         elif isinstance(instruction, Compute):
             self._compute(instruction)
         if not isinstance(instruction, Update):
-            for result, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+            for result, shape, dtype in zip(
+                instruction.results, instruction.shapes, instruction.dtypes, strict=True
+            ):
                 if result is not None:
                     self.kinds[result] = shape, dtype
         self._free(instruction.frees)
@@ -108,7 +134,7 @@ class _Walk:
                 self._finish(pending)
         return self.fullest
 
-    # ---------------------------------------------------------------------------------------------- blocks
+    # --------------------------------------------------------------------------------------- blocks
 
     def _take(self, nbytes: int, category: int) -> _Block:
         nbytes = allocated_bytes(nbytes) if self.rounded else nbytes
@@ -136,22 +162,30 @@ class _Walk:
             self.stale.discard(value)
             self._drop(self.blocks.pop(value))
 
-    # ---------------------------------------------------------------------------------------------- ops
+    # ------------------------------------------------------------------------------------------ ops
 
     def _compute(self, op: Compute) -> None:
-        nbytes = 0 if op.kind == "view" else workspace(op, self.kinds, self.program.mesh.sizes, host=not self.rounded)
+        nbytes = (
+            0
+            if op.kind == "view"
+            else workspace(op, self.kinds, self.program.mesh.sizes, host=not self.rounded)
+        )
         unused = [self._take(nbytes, _NUMBER["temporaries"])] if nbytes else []
         for value, shape, dtype in zip(op.results, op.shapes, op.dtypes, strict=True):
             if value is None:
-                unused.append(self._take(math.prod(shape) * dtype_bytes(dtype), _NUMBER["temporaries"]))
+                unused.append(
+                    self._take(math.prod(shape) * dtype_bytes(dtype), _NUMBER["temporaries"])
+                )
             elif op.kind == "view" and op.operands and self.program.value_bytes[value] == 0:
                 self._share(value, self.blocks[op.operands[0]])
             else:
-                self.blocks[value] = self._take(self.program.value_bytes[value], self.categories[value])
+                self.blocks[value] = self._take(
+                    self.program.value_bytes[value], self.categories[value]
+                )
         for block in unused:
             self._drop(block)
 
-    # ---------------------------------------------------------------------------------------------- collectives
+    # ---------------------------------------------------------------------------------- collectives
 
     def _communicate(self, message: Communicate) -> None:
         ranks = math.prod(self.program.mesh.sizes[axis] for axis in message.axes)
@@ -168,7 +202,9 @@ class _Walk:
     def _slice(self, message: Communicate, *, copies: bool) -> None:
         for value, source in zip(message.results, message.sources, strict=True):
             if copies and (slice_copies(message) or source in message.frees):
-                self.blocks[value] = self._take(self.program.value_bytes[value], self.categories[value])
+                self.blocks[value] = self._take(
+                    self.program.value_bytes[value], self.categories[value]
+                )
             else:
                 self._share(value, self.blocks[source])
 
@@ -198,7 +234,9 @@ class _Walk:
         for value in pending.message.results:
             self.waits.pop(value, None)
             if pending.unpacked or pending.arrives is None:
-                self.blocks[value] = self._take(self.program.value_bytes[value], self.categories[value])
+                self.blocks[value] = self._take(
+                    self.program.value_bytes[value], self.categories[value]
+                )
             else:
                 self._share(value, pending.arrives)
         if pending.arrives is not None:
@@ -206,7 +244,8 @@ class _Walk:
 
 
 def _given(program: Program) -> dict[int, _Block]:
-    """The blocks of what is held before the step, which count among `initial_bytes`: none is freed but by what replaces it."""
+    """The blocks of what is held before the step, which count among `initial_bytes`: none is
+    freed but by what replaces it."""
     blocks = {}
     for name, values in (
         ("inputs", [state.value for state in program.inputs]),
@@ -219,18 +258,25 @@ def _given(program: Program) -> dict[int, _Block]:
 
 
 def _categories(program: Program) -> dict[int, int]:
-    """Gradients are what the update reads, and what is reduced for it; then by who wrote the value and when."""
+    """Gradients are what the update reads, and what is reduced for it; then by who wrote the
+    value and when."""
     gradients: set[int] = set()
     for instruction in reversed(program.instructions):
         if instruction.kind == "optimizer" or (
-            gradients.intersection(writes(instruction)) and (isinstance(instruction, Communicate) or instruction.kind == "view")
+            gradients.intersection(writes(instruction))
+            and (isinstance(instruction, Communicate) or instruction.kind == "view")
         ):
             gradients.update(reads(instruction))
-    parameters, of_parameters = {state.value for state in program.parameters}, _of_parameters(program)
+    parameters, of_parameters = (
+        {state.value for state in program.parameters},
+        _of_parameters(program),
+    )
     out: dict[int, int] = {}
     for instruction in program.instructions:
         for value in writes(instruction):
-            name = "parameters" if value in parameters else "gradients" if value in gradients else ""
+            name = (
+                "parameters" if value in parameters else "gradients" if value in gradients else ""
+            )
             out[value] = _NUMBER[name or _category(instruction, value in of_parameters)]
     return out
 
@@ -245,7 +291,11 @@ def _of_parameters(program: Program) -> set[int]:
     """Parameters, what was gathered of them, and either in another format."""
     found = {state.value for state in program.parameters}
     for instruction in program.instructions:
-        same = isinstance(instruction, Communicate) or instruction.kind == "view" or _casts(instruction)
+        same = (
+            isinstance(instruction, Communicate)
+            or instruction.kind == "view"
+            or _casts(instruction)
+        )
         if same and reads(instruction) and found.issuperset(reads(instruction)):
             found.update(writes(instruction))
     return found

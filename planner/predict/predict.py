@@ -1,7 +1,7 @@
 """What a Program will do: its simulated timeline, its time in parts, and its memory by category.
 
-Program, cluster -> Prediction. All ranks run the same instructions, on shards of which rank 0 has the largest, so one device is
-simulated for all.
+Program, cluster -> Prediction. All ranks run the same instructions, on shards of which rank 0 has
+the largest, so one device is simulated for all.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from planner.predict.transfers import shared_bytes
 from planner.program.program import Communicate, Instruction, Program, waits_for, writes
 
 __all__ = [
-    "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "Run", "instruction_of", "memory_by_category", "memory_over_time",
-    "peak_position", "predict", "prediction_of", "run_of", "simulate_program",
+    "CATEGORIES", "PACKED", "UNPACKED", "Prediction", "Run", "instruction_of", "memory_by_category",
+    "memory_over_time", "peak_position", "predict", "prediction_of", "run_of", "simulate_program",
 ]  # fmt: skip
 
 
@@ -31,8 +31,9 @@ PACKED, UNPACKED = ".packed", ".unpacked"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One step, predicted: seconds, and bytes of one device by category at the moment of its peak; beside them `shared_memory_bytes` to
-    send through, which the ranks of one machine share."""
+    """One step, predicted: seconds, and bytes of one device by category at the moment of its
+    peak; beside them `shared_memory_bytes` to send through, which the ranks of one machine
+    share."""
 
     step_time_s: float
     compute_time_s: float
@@ -69,19 +70,26 @@ def prediction_of(program: Program, run: Run) -> Prediction:
     """The prediction that a run comes to."""
     parts = breakdown(run.timeline, 0)
     return Prediction(
-        step_time_s=run.timeline.step_time, compute_time_s=parts.compute, idle_time_s=parts.idle,
-        exposed_communication_time_s=parts.exposed_communication, memory_bytes=_by_category(run.memory),
+        step_time_s=run.timeline.step_time,
+        compute_time_s=parts.compute,
+        idle_time_s=parts.idle,
+        exposed_communication_time_s=parts.exposed_communication,
+        memory_bytes=_by_category(run.memory),
         shared_memory_bytes=shared_bytes(program),
-    )  # fmt: skip
+    )
 
 
-def simulate_program(program: Program, cluster: Cluster, memory: Footprint | None = None) -> Timeline:
-    """The timeline of device 0, with the ids of the program's instructions; copies around a collective are events of their own, with
-    its id and `PACKED` or `UNPACKED`. `memory` is the program's, if it is known.
+def simulate_program(
+    program: Program, cluster: Cluster, memory: Footprint | None = None
+) -> Timeline:
+    """The timeline of device 0, with the ids of the program's instructions; copies around a
+    collective are events of their own, with its id and `PACKED` or `UNPACKED`. `memory` is the
+    program's, if it is known.
 
-    The order is the executor's. Kernels, copies and collectives that are not asynchronous follow each other: on NCCL the compute
-    stream waits for such a collective and the host runs on, on gloo the host waits. An asynchronous one starts after what stands
-    before it, runs in the stream of its communicator, and is waited for by the first instruction that reads or frees its results.
+    The order is the executor's. Kernels, copies and collectives that are not asynchronous follow
+    each other: on NCCL the compute stream waits for such a collective and the host runs on, on gloo
+    the host waits. An asynchronous one starts after what stands before it, runs in the stream of
+    its communicator, and is waited for by the first instruction that reads or frees its results.
     """
     tasks = _Tasks(program, cluster)
     for instruction in program.instructions:
@@ -89,7 +97,10 @@ def simulate_program(program: Program, cluster: Cluster, memory: Footprint | Non
     tasks.wait(list(tasks.under_way))
     timeline = simulate(tasks.out, num_devices=1, initial_memory=0, overlap=cluster.device.overlap)
     samples = _samples(program, memory or footprint(program), timeline)
-    return replace(timeline, memory=tuple(MemorySample(device=0, time=time, nbytes=sum(held)) for time, held in samples))
+    return replace(
+        timeline,
+        memory=tuple(MemorySample(device=0, time=time, nbytes=sum(held)) for time, held in samples),
+    )
 
 
 def instruction_of(event: str) -> str:
@@ -105,7 +116,9 @@ class _Tasks:
         self.writer: dict[int, str] = {}
         self.line = ""  # the last task of those that follow each other
         self.blocking = False  # whether that is a collective
-        self.under_way: dict[int, Communicate] = {}  # what an asynchronous collective writes that nothing has waited for
+        self.under_way: dict[
+            int, Communicate
+        ] = {}  # what an asynchronous collective writes that nothing has waited for
         self.channels: dict[tuple[int, ...], tuple[str, str]] = {}
         self.out: list[Task] = []
 
@@ -120,11 +133,19 @@ class _Tasks:
         made = writes(instruction)
         self.out.append(
             Task(
-                id=instruction.id, kind=instruction.kind, phase=instruction.phase, path=instruction.path, device=0,
-                stream="communication" if talks else "compute", duration=instruction.time, channel=channel, link=link,
-                host_duration=self._dispatch(instruction), deps=self._deps(used, talks),
+                id=instruction.id,
+                kind=instruction.kind,
+                phase=instruction.phase,
+                path=instruction.path,
+                device=0,
+                stream="communication" if talks else "compute",
+                duration=instruction.time,
+                channel=channel,
+                link=link,
+                host_duration=self._dispatch(instruction),
+                deps=self._deps(used, talks),
             )
-        )  # fmt: skip
+        )
         self.writer.update(dict.fromkeys(made, instruction.id))
         if talks and instruction.asynchronous:  # type: ignore[union-attr]
             self.under_way.update(dict.fromkeys(made, instruction))  # type: ignore[arg-type]
@@ -147,13 +168,22 @@ class _Tasks:
             self._copy(instruction, UNPACKED, instruction.unpacking, instruction.results)
             self.writer.update(dict.fromkeys(instruction.results, self.line))
 
-    def _copy(self, instruction: Instruction, suffix: str, seconds: float, used: tuple[int, ...]) -> None:
+    def _copy(
+        self, instruction: Instruction, suffix: str, seconds: float, used: tuple[int, ...]
+    ) -> None:
         self.out.append(
             Task(
-                id=instruction.id + suffix, kind="copy", phase=instruction.phase, path=instruction.path, device=0, stream="compute",
-                duration=seconds, host_duration=host_time(self.cluster.device, "copy"), deps=self._deps(used, talks=False),
+                id=instruction.id + suffix,
+                kind="copy",
+                phase=instruction.phase,
+                path=instruction.path,
+                device=0,
+                stream="compute",
+                duration=seconds,
+                host_duration=host_time(self.cluster.device, "copy"),
+                deps=self._deps(used, talks=False),
             )
-        )  # fmt: skip
+        )
         self.line, self.blocking = instruction.id + suffix, False
 
     def _dispatch(self, instruction: Instruction) -> float:
@@ -177,7 +207,7 @@ class _Tasks:
         return self.channels[axes]
 
 
-# ------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
 
 def memory_by_category(program: Program) -> dict[str, int]:
@@ -199,8 +229,8 @@ def peak_position(program: Program) -> str:
 def memory_over_time(
     program: Program, timeline: Timeline, memory: Footprint | None = None
 ) -> tuple[list[float], dict[str, list[int]]]:
-    """The times at which memory changes, from 0 on, and the bytes of every category from each of them on; `memory` is the program's,
-    if it is known."""
+    """The times at which memory changes, from 0 on, and the bytes of every category from each of
+    them on; `memory` is the program's, if it is known."""
     times: list[float] = []
     rows: list[Held] = []
     for time, held in _samples(program, memory or footprint(program), timeline):
@@ -209,13 +239,18 @@ def memory_over_time(
     return times, {name: [row[number] for row in rows] for number, name in enumerate(CATEGORIES)}
 
 
-def _samples(program: Program, memory: Footprint, timeline: Timeline) -> Iterator[tuple[float, Held]]:
-    """Times, which only grow, and the bytes by category from each on. The order is that of the program, since the allocator sees the
-    host's: what an instruction holds counts from its start, one under way not before what stands before it."""
+def _samples(
+    program: Program, memory: Footprint, timeline: Timeline
+) -> Iterator[tuple[float, Held]]:
+    """Times, which only grow, and the bytes by category from each on. The order is that of the
+    program, since the allocator sees the host's: what an instruction holds counts from its
+    start, one under way not before what stands before it."""
     events = {event.id: event for event in timeline.events}
     now = 0.0
     yield now, memory.start
-    for instruction, during, after in zip(program.instructions, memory.during, memory.after, strict=True):
+    for instruction, during, after in zip(
+        program.instructions, memory.during, memory.after, strict=True
+    ):
         event = events[instruction.id]
         started = isinstance(instruction, Communicate) and instruction.asynchronous
         now = now if started else max(now, event.start)

@@ -1,8 +1,10 @@
-"""The buffers of one collective, as `runtime.collectives` takes and frees them: what is packed, what arrives, what is unpacked.
+"""The buffers of one collective, as `runtime.collectives` takes and frees them: what is packed,
+what arrives, what is unpacked.
 
-Communicate, ranks -> Buffers, in bytes. A value that leads its buffer alone is sent and received without a copy. gloo reduces and
-scatters by an all_to_all, and sends few bytes to everyone (`planner.kernels.groups`). Ranks that share memory
-(`planner.kernels.shared`) copy there what they send, which is no memory of their own allocators.
+Communicate, ranks -> Buffers, in bytes. A value that leads its buffer alone is sent and received
+without a copy. gloo reduces and scatters by an all_to_all, and sends few bytes to everyone
+(`planner.kernels.groups`). Ranks that share memory (`planner.kernels.shared`) copy there what they
+send, which is no memory of their own allocators.
 """
 
 from __future__ import annotations
@@ -22,9 +24,10 @@ __all__ = ["Buffers", "buffers_of", "shared_bytes"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """Bytes on one rank. `packing` is held while values are packed, beside `sent`, which is held from the start to the end of the
-    collective (0: the source itself is sent; None: nothing is). `received` arrives in a buffer of its own (0: in what is sent). Results
-    are views of what arrived, or, `unpacked`, copies."""
+    """Bytes on one rank. `packing` is held while values are packed, beside `sent`, which is held
+    from the start to the end of the collective (0: the source itself is sent; None: nothing is).
+    `received` arrives in a buffer of its own (0: in what is sent). Results are views of what
+    arrived, or, `unpacked`, copies."""
 
     packing: int = 0
     sent: int | None = 0
@@ -33,7 +36,8 @@ class Buffers:
 
 
 def buffers_of(message: Communicate, ranks: int, backend: str, *, in_place: bool) -> Buffers:
-    """The buffers of a collective of `ranks` ranks over a `Program.backend`; `in_place` says that a lone source may be written to."""
+    """The buffers of a collective of `ranks` ranks over a `Program.backend`; `in_place` says
+    that a lone source may be written to."""
     rows, whole = _rooms(message, ranks), sum(map(_nbytes, message.expanded, message.dtypes))
     if backend == "shared":
         return _shared(message, rows, whole, ranks, in_place)
@@ -44,9 +48,16 @@ def buffers_of(message: Communicate, ranks: int, backend: str, *, in_place: bool
     blocks = ranks * rows
     split = _split_buffers(message, blocks)
     if message.kind == "all_to_all":
-        return Buffers(packing=split.packing, sent=split.sent, received=blocks, unpacked=not _joins_without_copy(message))
+        return Buffers(
+            packing=split.packing,
+            sent=split.sent,
+            received=blocks,
+            unpacked=not _joins_without_copy(message),
+        )
     gloo = backend == "gloo"
-    return Buffers(packing=split.packing, sent=split.sent, received=blocks if gloo else rows, unpacked=gloo)
+    return Buffers(
+        packing=split.packing, sent=split.sent, received=blocks if gloo else rows, unpacked=gloo
+    )
 
 
 def _shared(message: Communicate, rows: int, whole: int, ranks: int, in_place: bool) -> Buffers:
@@ -56,18 +67,26 @@ def _shared(message: Communicate, rows: int, whole: int, ranks: int, in_place: b
         return Buffers(received=0) if alone else Buffers(sent=None, received=whole)
     if message.kind == "all_gather":
         views = _joins_without_copy(message)
-        return Buffers(packing=rows if is_uneven(message) else 0, sent=None, received=ranks * rows, unpacked=not views)
+        return Buffers(
+            packing=rows if is_uneven(message) else 0,
+            sent=None,
+            received=ranks * rows,
+            unpacked=not views,
+        )
     split = _split_buffers(message, ranks * rows)
     packing = split.packing + (split.sent or 0)
     if message.kind == "reduce_scatter":
         return Buffers(packing=packing, sent=None, received=None, unpacked=True)
-    return Buffers(packing=packing, sent=None, received=ranks * rows, unpacked=not _joins_without_copy(message))
+    return Buffers(
+        packing=packing, sent=None, received=ranks * rows, unpacked=not _joins_without_copy(message)
+    )
 
 
 def shared_bytes(program: Program) -> int:
-    """Bytes of the memory to send through that the ranks of one machine share, for each rank: a row as large as the message of each
-    one under way, and one of each size for those that are waited for at once (`runtime.collectives`). Few bytes more are what kernels
-    send themselves. 0 if the ranks send otherwise."""
+    """Bytes of the memory to send through that the ranks of one machine share, for each rank: a
+    row as large as the message of each one under way, and one of each size for those that are
+    waited for at once (`runtime.collectives`). Few bytes more are what kernels send themselves.
+    0 if the ranks send otherwise."""
     if program.backend != "shared":
         return 0
     regions: dict[tuple[tuple[int, ...], str, int, str], int] = {}
@@ -82,17 +101,22 @@ def shared_bytes(program: Program) -> int:
 
 
 def _sent(message: Communicate, ranks: int) -> int:
-    """Elements of a rank's row: its values or, if the ranks' pieces differ in size, as many as the largest."""
+    """Elements of a rank's row: its values or, if the ranks' pieces differ in size, as many as
+    the largest."""
     if not is_uneven(message):
         return sum(map(math.prod, message.expanded))
     blocks = ranks if message.kind in ("reduce_scatter", "all_to_all") else 1
     return blocks * _rooms(message, ranks) // dtype_bytes(message.dtypes[0])
 
 
-def _all_reduce(message: Communicate, whole: int, ranks: int, backend: str, in_place: bool) -> Buffers:
+def _all_reduce(
+    message: Communicate, whole: int, ranks: int, backend: str, in_place: bool
+) -> Buffers:
     many = len(message.sources) > 1
     if _is_small(whole, ranks, backend):
-        return Buffers(packing=whole if many else 0, sent=ranks * whole, received=ranks * whole, unpacked=True)
+        return Buffers(
+            packing=whole if many else 0, sent=ranks * whole, received=ranks * whole, unpacked=True
+        )
     return Buffers(sent=0 if in_place and not many else whole)
 
 
@@ -126,18 +150,27 @@ def _is_small(nbytes: int, ranks: int, backend: str) -> bool:
 def _joins_without_copy(message: Communicate) -> bool:
     """Whether what arrives, rank by rank, is the result as it lies."""
     assert message.gather is not None
-    return len(message.sources) == 1 and not is_uneven(message) and leads(message.expanded[0], message.gather)
+    return (
+        len(message.sources) == 1
+        and not is_uneven(message)
+        and leads(message.expanded[0], message.gather)
+    )
 
 
 def _rooms(message: Communicate, ranks: int) -> int:
-    """Bytes of a row of the buffer: of the largest piece of each value that a rank sends to another."""
+    """Bytes of a row of the buffer: of the largest piece of each value that a rank sends to
+    another."""
     total = 0
     for i, sizes in enumerate(message.expanded):
         room = list(sizes)
         if message.gather is not None:
-            room[message.gather] = max(_pieces(message.gather_pieces, i), default=room[message.gather])
+            room[message.gather] = max(
+                _pieces(message.gather_pieces, i), default=room[message.gather]
+            )
         if message.split is not None:
-            room[message.split] = max(_pieces(message.split_pieces, i), default=room[message.split] // ranks)
+            room[message.split] = max(
+                _pieces(message.split_pieces, i), default=room[message.split] // ranks
+            )
         total += _nbytes(room, message.dtypes[i])
     return total
 

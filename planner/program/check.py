@@ -1,7 +1,9 @@
-"""What every `Program` keeps to: the values that its instructions read are its own, written before, not freed, and as they were made.
+"""What every `Program` keeps to: the values that its instructions read are its own, written before,
+not freed, and as they were made.
 
-Program -> faults. A reference to a graph's value left in a program would be read as whatever the program has under that number, or be
-passed over where values are freed: wrong without a word. So lowering checks each program that it makes.
+Program -> faults. A reference to a graph's value left in a program would be read as whatever the
+program has under that number, or be passed over where values are freed: wrong without a word. So
+lowering checks each program that it makes.
 """
 
 from __future__ import annotations
@@ -12,11 +14,21 @@ from typing import Any
 from planner.graph.graph import Ref as GraphRef
 from planner.graph.graph import Serial
 from planner.program.copies import slice_copies
-from planner.program.program import Communicate, Compute, Instruction, Program, Ref, Update, reads, writes
+from planner.program.program import (
+    Communicate,
+    Compute,
+    Instruction,
+    Program,
+    Ref,
+    Update,
+    reads,
+    writes,
+)
 
 __all__ = ["faults", "foreign_faults"]
 
-#: What stands for no value: most arguments are of these, and every argument of every program comes by.
+#: What stands for no value: most arguments are of these, and every argument of every program comes
+#: by.
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 
@@ -37,7 +49,8 @@ def foreign_faults(instructions: Iterable[Instruction]) -> Iterator[str]:
 
 
 def _collect(items: Iterable[Any], found: list[Any]) -> None:
-    """Adds the ids of the program's values among arguments, whatever they are nested in, and as it is what stands for another's."""
+    """Adds the ids of the program's values among arguments, whatever they are nested in, and as
+    it is what stands for another's."""
     for item in items:
         kind = type(item)
         if kind is Ref:
@@ -55,7 +68,8 @@ def _collect(items: Iterable[Any], found: list[Any]) -> None:
 
 
 def _lifetimes(program: Program) -> Iterator[str]:
-    """Values that are read before they are written or after they are freed, and those written or freed twice."""
+    """Values that are read before they are written or after they are freed, and those written or
+    freed twice."""
     state = {value for one in program.parameters for value in (one.value, one.shard)}
     alive = state | {one.value for one in program.inputs}
     known = set(alive)
@@ -70,13 +84,18 @@ def _lifetimes(program: Program) -> Iterator[str]:
         if frees and (not alive.issuperset(frees) or len({*frees}) != len(frees)):
             yield f"{instruction.id} frees {frees}, of which some are not there"
         alive.difference_update(frees)
-    kept = {program.loss, *(value for _, value in program.reported), *(value for pair in program.stores for value in pair)}
+    kept = {
+        program.loss,
+        *(value for _, value in program.reported),
+        *(value for pair in program.stores for value in pair),
+    }
     if not alive.issuperset(kept | state):
         yield f"the step ends without {sorted((kept | state) - alive)}"
 
 
 def _overwritten(program: Program) -> Iterator[str]:
-    """What forward or backward reads, or the step gives, of a parameter after the update wrote to it."""
+    """What forward or backward reads, or the step gives, of a parameter after the update wrote
+    to it."""
     trained = {value for one in program.parameters for value in (one.value, one.shard)}
     updated = False
     for instruction in program.instructions:
@@ -91,7 +110,10 @@ def _overwritten(program: Program) -> Iterator[str]:
 
 
 def _is_view(instruction: Instruction) -> bool:
-    """Whether a result shares memory with what is read, or, of an asynchronous message, is still on its way from it."""
+    """Whether a result shares memory with what is read, or, of an asynchronous message, is still
+    on its way from it."""
     if isinstance(instruction, Communicate):
-        return instruction.asynchronous or (instruction.kind == "slice" and not slice_copies(instruction))
+        return instruction.asynchronous or (
+            instruction.kind == "slice" and not slice_copies(instruction)
+        )
     return isinstance(instruction, Compute) and instruction.kind == "view"

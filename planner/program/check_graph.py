@@ -1,8 +1,9 @@
-"""What every `Graph` keeps to: written before read and by one node, shapes and dtypes as its ops give them, nothing made that nobody
-reads.
+"""What every `Graph` keeps to: written before read and by one node, shapes and dtypes as its ops
+give them, nothing made that nobody reads.
 
-Graph -> faults, a line each that names the node or value. The frequent ops are looked at by their signatures; `called_faults` runs
-every distinct call on fake tensors, which takes about as long as tracing.
+Graph -> faults, a line each that names the node or value. The frequent ops are looked at by their
+signatures; `called_faults` runs every distinct call on fake tensors, which takes about as long as
+tracing.
 """
 
 from __future__ import annotations
@@ -99,11 +100,14 @@ def _outputs(graph: Graph) -> Iterator[tuple[str, int]]:
     """What the step gives, by name."""
     yield "the loss", graph.loss
     yield from ((f"reported {name!r}", value) for name, value in graph.reported)
-    yield from ((f"the gradient of {parameter.name!r}", parameter.gradient) for parameter in graph.parameters)
+    yield from (
+        (f"the gradient of {parameter.name!r}", parameter.gradient)
+        for parameter in graph.parameters
+    )
     yield from ((f"the new value of buffer {buffer}", new) for buffer, new in graph.updates)
 
 
-# ------------------------------------------------------------------------------------------------- shapes
+# ------------------------------------------------------------------------------------------- shapes
 
 
 def _result_faults(graph: Graph, node: Node) -> Iterator[str]:
@@ -112,7 +116,9 @@ def _result_faults(graph: Graph, node: Node) -> Iterator[str]:
     if len(counts) > 1:
         yield f"{_name(node)} has unlike numbers of results, shapes and dtypes: {sorted(counts)}"
         return
-    for result, shape, dtype in zip(node.results, node.result_shapes, node.result_dtypes, strict=True):
+    for result, shape, dtype in zip(
+        node.results, node.result_shapes, node.result_dtypes, strict=True
+    ):
         if result is None:
             continue
         value = graph.values[result]
@@ -127,7 +133,9 @@ def _kind(value: Value) -> str:
 def _signature_faults(graph: Graph, node: Node) -> Iterator[str]:
     """Results of the frequent ops have the shape and dtype that their operands give."""
     rule = _SHAPES.get(node.op)
-    if rule is None or any(type(argument) is not Ref for argument in node.args[: _OPERANDS.get(node.op, 1)]):
+    if rule is None or any(
+        type(argument) is not Ref for argument in node.args[: _OPERANDS.get(node.op, 1)]
+    ):
         return
     operands = [graph.values[value] for value in node.operands]
     due = rule([value.shape for value in operands], node.args)
@@ -149,7 +157,11 @@ def _product(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
 
 
 def _permuted(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
-    return tuple(shapes[0][dim] for dim in args[1]) if sorted(args[1]) == [*range(len(shapes[0]))] else None
+    return (
+        tuple(shapes[0][dim] for dim in args[1])
+        if sorted(args[1]) == [*range(len(shapes[0]))]
+        else None
+    )
 
 
 def _reshaped(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
@@ -157,7 +169,9 @@ def _reshaped(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
 
 
 def _expanded(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
-    return tuple(args[1]) if _broadcast([shapes[0], tuple(args[1])], args) == tuple(args[1]) else None
+    return (
+        tuple(args[1]) if _broadcast([shapes[0], tuple(args[1])], args) == tuple(args[1]) else None
+    )
 
 
 def _broadcast(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
@@ -165,26 +179,45 @@ def _broadcast(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
     rank = max(map(len, shapes))
     columns = list(zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True))
     sizes = tuple(next((size for size in column if size != 1), 1) for column in columns)
-    return sizes if all({*column} <= {1, size} for column, size in zip(columns, sizes, strict=True)) else None
+    return (
+        sizes
+        if all({*column} <= {1, size} for column, size in zip(columns, sizes, strict=True))
+        else None
+    )
 
 
-#: The shape of the first result, from those of the operands and the arguments; None where the op does not take them.
+#: The shape of the first result, from those of the operands and the arguments; None where the op
+#: does not take them.
 _SHAPES: dict[str, Callable[[list[Shape], tuple[Any, ...]], Shape | None]] = {
     "aten.mm.default": _product,
     "aten.bmm.default": _product,
     "aten.permute.default": _permuted,
     "shardwright.reshape": _reshaped,
     "aten.expand.default": _expanded,
-    **dict.fromkeys(("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"), _broadcast),
-    **dict.fromkeys(("aten._to_copy.default", "aten.clone.default", "aten.relu.default", "aten.gelu.default"), _same),
-    **dict.fromkeys(("aten.tanh.default", "aten.sigmoid.default", "aten.silu.default", "aten.neg.default"), _same),
+    **dict.fromkeys(
+        ("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor"), _broadcast
+    ),
+    **dict.fromkeys(
+        ("aten._to_copy.default", "aten.clone.default", "aten.relu.default", "aten.gelu.default"),
+        _same,
+    ),
+    **dict.fromkeys(
+        ("aten.tanh.default", "aten.sigmoid.default", "aten.silu.default", "aten.neg.default"),
+        _same,
+    ),
 }
-_KEEPS_DTYPE = {"aten.mm.default", "aten.bmm.default", "aten.permute.default", "shardwright.reshape", "aten.expand.default"}
+_KEEPS_DTYPE = {
+    "aten.mm.default",
+    "aten.bmm.default",
+    "aten.permute.default",
+    "shardwright.reshape",
+    "aten.expand.default",
+}
 #: The ops of which more than the first argument must be a tensor.
 _OPERANDS = dict.fromkeys(("aten.mm.default", "aten.bmm.default"), 2)
 
 
-# ------------------------------------------------------------------------------------------------- what comes in and goes out
+# ----------------------------------------------------------------------- what comes in and goes out
 
 
 def _dead_faults(graph: Graph) -> Iterator[str]:
@@ -219,11 +252,17 @@ def _given_faults(graph: Graph) -> Iterator[str]:
 
 def _output_faults(graph: Graph) -> Iterator[str]:
     """What the step gives has the shape and dtype of what it is for."""
-    for name, value in (("the loss", graph.loss), *((f"reported {name!r}", value) for name, value in graph.reported)):
+    for name, value in (
+        ("the loss", graph.loss),
+        *((f"reported {name!r}", value) for name, value in graph.reported),
+    ):
         if graph.values[value].numel != 1:
             yield f"{name} is value {value}, {_kind(graph.values[value])}: one number is due"
     pairs = [(f"the gradient of {p.name!r}", p.value, p.gradient) for p in graph.parameters]
-    for name, held, new in (*pairs, *((f"the new value of buffer {held}", held, new) for held, new in graph.updates)):
+    for name, held, new in (
+        *pairs,
+        *((f"the new value of buffer {held}", held, new) for held, new in graph.updates),
+    ):
         if _kind(graph.values[held]) != _kind(graph.values[new]):
             yield f"{name} is value {new}, {_kind(graph.values[new])}, for {_kind(graph.values[held])}"
     for held, _ in graph.updates:
@@ -246,12 +285,12 @@ def lint_faults(recorded: torch.fx.Graph) -> Iterator[str]:
         yield str(error).splitlines()[0]
 
 
-# ------------------------------------------------------------------------------------------------- called
+# ------------------------------------------------------------------------------------------- called
 
 
 def called_faults(graph: Graph) -> Iterator[str]:
-    """What the first call that fails on fake tensors says, or gives otherwise than its node says: the whole of what shapes and dtypes
-    are to be. For a graph that has no other faults."""
+    """What the first call that fails on fake tensors says, or gives otherwise than its node
+    says: the whole of what shapes and dtypes are to be. For a graph that has no other faults."""
     failure = first_failure(_one_rank(graph))
     if failure is not None:
         yield _called(failure)
@@ -265,20 +304,44 @@ def _one_rank(graph: Graph) -> Program:
     """The graph as the program of one rank that has everything whole, for calling its ops alone."""
     given = (value for value in graph.values if value.kind in _GIVEN)
     return Program(
-        mesh=Mesh((), ()), instructions=tuple(_compute(node) for node in graph.nodes), parameters=(), loss=graph.loss,
+        mesh=Mesh((), ()),
+        instructions=tuple(_compute(node) for node in graph.nodes),
+        parameters=(),
+        loss=graph.loss,
         inputs=tuple(
-            InputState(name=v.name, value=v.id, subshape=tuple((size,) for size in v.shape), layout=(), dtype=v.dtype, kind=v.kind)
+            InputState(
+                name=v.name,
+                value=v.id,
+                subshape=tuple((size,) for size in v.shape),
+                layout=(),
+                dtype=v.dtype,
+                kind=v.kind,
+            )
             for v in given
         ),
-        value_bytes={}, initial_bytes={},
-    )  # fmt: skip
+        value_bytes={},
+        initial_bytes={},
+    )
 
 
 def _compute(node: Node) -> Compute:
-    """The node's call; of our own ops by what was traced, which gives fake tensors as torch's do."""
-    op = node.op if is_overload(node.op) or not is_overload(f"{node.op}.default") else f"{node.op}.default"
+    """The node's call; of our own ops by what was traced, which gives fake tensors as torch's
+    do."""
+    op = (
+        node.op
+        if is_overload(node.op) or not is_overload(f"{node.op}.default")
+        else f"{node.op}.default"
+    )
     args, kwargs = map_refs((node.args, node.kwargs), ProgramRef)
     return Compute(
-        id=str(node.index), op=op, args=torch_constants(args), kwargs=torch_constants(kwargs), results=node.results,
-        shapes=node.result_shapes, dtypes=node.result_dtypes, kind="", phase=node.phase, path=node.path,
-    )  # fmt: skip
+        id=str(node.index),
+        op=op,
+        args=torch_constants(args),
+        kwargs=torch_constants(kwargs),
+        results=node.results,
+        shapes=node.result_shapes,
+        dtypes=node.result_dtypes,
+        kind="",
+        phase=node.phase,
+        path=node.path,
+    )

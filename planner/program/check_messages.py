@@ -1,7 +1,8 @@
 """What every `Communicate` keeps to, and what the programs of all ranks keep to together.
 
-Instructions -> faults, a line each. A rank that sends what another does not await hangs, and a buffer that is longer on one side is
-filled in part without a word: so the collectives of all ranks are compared one by one, and their pieces group by group.
+Instructions -> faults, a line each. A rank that sends what another does not await hangs, and a
+buffer that is longer on one side is filled in part without a word: so the collectives of all ranks
+are compared one by one, and their pieces group by group.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ _NAMES = {
 }
 
 
-# ------------------------------------------------------------------------------------------------- one message
+# -------------------------------------------------------------------------------------- one message
 
 
 def message_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
@@ -37,7 +38,11 @@ def message_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
     if message.kind not in _NAMES:
         yield f"{message.id} is a {message.kind}, no kind of message ({', '.join(_NAMES)})"
         return
-    if not message.axes or tuple(sorted({*message.axes})) != message.axes or not {*message.axes} <= {*range(len(mesh.sizes))}:
+    if (
+        not message.axes
+        or tuple(sorted({*message.axes})) != message.axes
+        or not {*message.axes} <= {*range(len(mesh.sizes))}
+    ):
         yield f"{message.id} is over axes {message.axes}, the mesh is {mesh}: name each once, in order"
         return
     if (message.gather is not None, message.split is not None) != _NAMES[message.kind]:
@@ -45,15 +50,29 @@ def message_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
         return
     if message.reduce not in ("sum", "max"):
         yield f"{message.id} reduces by {message.reduce!r}: sum or max"
-    counts = {len(part) for part in (message.sources, message.results, message.expanded, message.shapes, message.dtypes)}
+    counts = {
+        len(part)
+        for part in (
+            message.sources,
+            message.results,
+            message.expanded,
+            message.shapes,
+            message.dtypes,
+        )
+    }
     if len(counts) > 1 or not message.sources:
         yield f"{message.id} has unlike numbers of sources, results, shapes and dtypes: {sorted(counts)}"
         return
     if len({*message.dtypes}) > 1:
         yield f"{message.id} is one buffer of several dtypes: {', '.join(sorted({*message.dtypes}))}"
     yield from _pieces_faults(message, mesh)
-    sent = sum(math.prod(flat) * dtype_bytes(dtype) for flat, dtype in zip(message.expanded, message.dtypes, strict=True))
-    whole = sent * (math.prod(mesh.sizes[axis] for axis in message.axes) if message.kind == "all_gather" else 1)
+    sent = sum(
+        math.prod(flat) * dtype_bytes(dtype)
+        for flat, dtype in zip(message.expanded, message.dtypes, strict=True)
+    )
+    whole = sent * (
+        math.prod(mesh.sizes[axis] for axis in message.axes) if message.kind == "all_gather" else 1
+    )
     if message.nbytes < whole:
         yield f"{message.id} is said to move {message.nbytes} bytes, its values are {whole}"
     if message.asynchronous and message.kind == "slice":
@@ -82,8 +101,11 @@ def _pieces_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
                 yield f"{message.id} splits {flat[dim]} over {ranks} ranks without saying into which pieces"
 
 
-def sent_faults(message: Communicate, kinds: Mapping[int, Kind], mesh: Mesh, rank: int) -> Iterator[str]:
-    """Whether a message's shapes follow from what it is sent and how it changes the layout; `kinds` are those of its sources."""
+def sent_faults(
+    message: Communicate, kinds: Mapping[int, Kind], mesh: Mesh, rank: int
+) -> Iterator[str]:
+    """Whether a message's shapes follow from what it is sent and how it changes the layout;
+    `kinds` are those of its sources."""
     place = mesh.position(message.axes, rank)
     parts = zip(message.sources, message.expanded, message.shapes, message.dtypes, strict=True)
     for number, (source, flat, shape, dtype) in enumerate(parts):
@@ -113,7 +135,7 @@ def _numel_after(message: Communicate, number: int, mesh: Mesh, place: int) -> i
     return math.prod(flat)
 
 
-# ------------------------------------------------------------------------------------------------- all ranks
+# ---------------------------------------------------------------------------------------- all ranks
 
 
 class Meeting(NamedTuple):
@@ -140,12 +162,14 @@ _SAME = Meeting._fields.index("expanded")
 def meetings(program: Program) -> tuple[Meeting, ...]:
     """The collectives of a rank in its order."""
     messages = (i for i in program.instructions if isinstance(i, Communicate) and i.kind != "slice")
-    return tuple(Meeting(*(getattr(message, name) for name in Meeting._fields)) for message in messages)
+    return tuple(
+        Meeting(*(getattr(message, name) for name in Meeting._fields)) for message in messages
+    )
 
 
 def meeting_faults(mesh: Mesh, by_rank: Mapping[int, tuple[Meeting, ...]]) -> Iterator[str]:
-    """What would not meet: ranks whose collectives are others than the first's, in another order, or with other sizes. `by_rank` may
-    have some of the mesh's ranks."""
+    """What would not meet: ranks whose collectives are others than the first's, in another
+    order, or with other sizes. `by_rank` may have some of the mesh's ranks."""
     first, *others = sorted(by_rank)
     for rank in others:
         yield from _unlike(first, by_rank[first], rank, by_rank[rank])
@@ -158,11 +182,15 @@ def meeting_faults(mesh: Mesh, by_rank: Mapping[int, tuple[Meeting, ...]]) -> It
             yield from _group_faults(mesh, members)
 
 
-def _unlike(first: int, mine: tuple[Meeting, ...], rank: int, other: tuple[Meeting, ...]) -> Iterator[str]:
+def _unlike(
+    first: int, mine: tuple[Meeting, ...], rank: int, other: tuple[Meeting, ...]
+) -> Iterator[str]:
     """The first collective that two ranks do not have in common."""
     for number, (one, two) in enumerate(zip(mine, other, strict=False)):
         if one[:_SAME] != two[:_SAME]:
-            name, a, b = next((n, a, b) for n, a, b in zip(Meeting._fields, one, two, strict=True) if a != b)
+            name, a, b = next(
+                (n, a, b) for n, a, b in zip(Meeting._fields, one, two, strict=True) if a != b
+            )
             yield f"collective {number} of rank {rank} has {name} {b}, of rank {first} {a} ({one.id})"
             return
     if len(mine) != len(other):
@@ -170,7 +198,8 @@ def _unlike(first: int, mine: tuple[Meeting, ...], rank: int, other: tuple[Meeti
 
 
 def _group_faults(mesh: Mesh, members: Mapping[int, Meeting]) -> Iterator[str]:
-    """Within a group all know the same pieces, each holds its own, and the rest of their values is the same."""
+    """Within a group all know the same pieces, each holds its own, and the rest of their values
+    is the same."""
     if not members:
         return
     first = next(iter(members))

@@ -1,7 +1,9 @@
-"""What instructions keep to after every pass that orders, merges or replaces them: before frees are known, and after.
+"""What instructions keep to after every pass that orders, merges or replaces them: before frees are
+known, and after.
 
-Instructions -> faults, a line each. What a step is given from outside is not known here: a value that no instruction writes is taken
-for it, so a value that is read must be written before, if at all.
+Instructions -> faults, a line each. What a step is given from outside is not known here: a value
+that no instruction writes is taken for it, so a value that is read must be written before, if at
+all.
 """
 
 from __future__ import annotations
@@ -105,6 +107,8 @@ def lost_faults(before: Sequence[Instruction], after: Sequence[Instruction]) -> 
         yield f"values {sorted(was - now)} are written no more"
     if now - was:
         yield f"values {sorted(now - was)} are written by nothing of before"
-    unread = {value for one in before for value in reads(one)} ^ {value for one in after for value in reads(one)}
+    unread = {value for one in before for value in reads(one)} ^ {
+        value for one in after for value in reads(one)
+    }
     if unread:
         yield f"values {sorted(unread)} are read before the pass or after it alone"

@@ -1,7 +1,8 @@
-"""The whole check of a `Program`: beside what every lowering looks at (`check`), that nothing leaks, that shapes follow from layouts
-and from each other, and that seconds and bytes are such.
+"""The whole check of a `Program`: beside what every lowering looks at (`check`), that nothing
+leaks, that shapes follow from layouts and from each other, and that seconds and bytes are such.
 
-Program -> faults, a line each that names the instruction. It takes about as long as lowering, so it is for tests and for `--check`.
+Program -> faults, a line each that names the instruction. It takes about as long as lowering, so it
+is for tests and for `--check`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def program_faults(program: Program) -> Iterator[str]:
 
 
 def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
-    """What is wrong between the programs of several ranks of a mesh: all run the same instructions, and meet in every collective."""
+    """What is wrong between the programs of several ranks of a mesh: all run the same
+    instructions, and meet in every collective."""
     first, *others = sorted(programs)
     names = [instruction.id for instruction in programs[first].instructions]
     for rank in others:
@@ -45,12 +47,18 @@ def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
 
 def _held(program: Program) -> set[int]:
     """The values that are there before the step and after it."""
-    return {v for p in program.parameters for v in (p.value, p.shard)} | {state.value for state in program.inputs}
+    return {v for p in program.parameters for v in (p.value, p.shard)} | {
+        state.value for state in program.inputs
+    }
 
 
 def _leaks(program: Program) -> Iterator[str]:
     """Values that nobody frees and that are no result of the step."""
-    given = {program.loss, *(value for _, value in program.reported), *(value for _, value in program.stores)}
+    given = {
+        program.loss,
+        *(value for _, value in program.reported),
+        *(value for _, value in program.stores),
+    }
     freed = {value for instruction in program.instructions for value in instruction.frees}
     kept = given | _held(program)
     for instruction in program.instructions:
@@ -70,7 +78,9 @@ def _shape_faults(program: Program) -> Iterator[str]:
             yield from sent_faults(instruction, kinds, program.mesh, program.rank or 0)
         kinds |= {
             value: (shape, dtype)
-            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True)
+            for value, shape, dtype in zip(
+                instruction.results, instruction.shapes, instruction.dtypes, strict=True
+            )
             if value is not None
         }
     for name, value in (("loss", program.loss), *program.reported):
@@ -88,7 +98,10 @@ def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> 
         return
     place = program.mesh.coordinate(program.rank or 0)
     for parameter, gradient in zip(program.parameters, update.gradients, strict=True):
-        due = (local_shape(parameter.subshape, parameter.updated, program.mesh.sizes, place), parameter.dtype)
+        due = (
+            local_shape(parameter.subshape, parameter.updated, program.mesh.sizes, place),
+            parameter.dtype,
+        )
         if kinds.get(gradient, due) != due:
             yield (
                 f"{update.id} reads value {gradient}, {_words(kinds[gradient])}, for parameter {parameter.name!r}, whose piece is "
@@ -101,7 +114,8 @@ def _words(kind: Kind | None) -> str:
 
 
 def _bytes_faults(program: Program) -> Iterator[str]:
-    """The account of memory has every value, a view as nothing and what is held as its shape says."""
+    """The account of memory has every value, a view as nothing and what is held as its shape
+    says."""
     for name, nbytes in program.initial_bytes.items():
         if nbytes < 0:
             yield f"{nbytes} bytes of {name} are held before the step"
@@ -114,7 +128,12 @@ def _bytes_faults(program: Program) -> Iterator[str]:
             if program.value_bytes.get(value, -1) < 0:
                 yield f"{instruction.id} writes value {value}, accounted as {program.value_bytes.get(value)} bytes"
         if isinstance(instruction, Communicate):
-            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
-                nbytes, due = program.value_bytes.get(value, 0), math.prod(shape) * dtype_bytes(dtype)
+            for value, shape, dtype in zip(
+                instruction.results, instruction.shapes, instruction.dtypes, strict=True
+            ):
+                nbytes, due = (
+                    program.value_bytes.get(value, 0),
+                    math.prod(shape) * dtype_bytes(dtype),
+                )
                 if nbytes != due and not (nbytes == 0 and instruction.kind == "slice"):
                     yield f"{instruction.id} writes value {value}, accounted as {nbytes} bytes, it is {_words((shape, dtype))}"

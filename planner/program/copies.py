@@ -1,9 +1,11 @@
-"""What the executor copies around a collective: values packed into one buffer, and what arrives taken out of it.
+"""What the executor copies around a collective: values packed into one buffer, and what arrives
+taken out of it.
 
-Shapes of a change of layout -> `Copies`. Memory is row-major, so a piece along the leading sub-dim is where it should be, and looking
-at it is free. Anything else is copied, read and written once:
+Shapes of a change of layout -> `Copies`. Memory is row-major, so a piece along the leading sub-dim
+is where it should be, and looking at it is free. Anything else is copied, read and written once:
 
-* a slice along another sub-dim, or of a value that is freed there (a look at it would keep the whole of it);
+* a slice along another sub-dim, or of a value that is freed there (a look at it would keep the
+  whole of it);
 * the values that go in one buffer, and those that come out of the rows of a gathered one;
 * what is sent in blocks along another sub-dim than the leading, and what is gathered along such;
 * what an all-reduce would overwrite that is still read.
@@ -24,7 +26,8 @@ Shape = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Copies:
-    """Elements copied before (`packed`) and after (`unpacked`) a collective, and by how many kernels."""
+    """Elements copied before (`packed`) and after (`unpacked`) a collective, and by how many
+    kernels."""
 
     packed: int = 0
     num_packed: int = 0
@@ -33,18 +36,31 @@ class Copies:
 
 
 def copies_of(
-    kind: str, *, ranks: int, before: Sequence[Shape], after: Sequence[int], gather: int | None, split: int | None,
-    uneven: bool = False, overwritten: bool = True,
-) -> Copies:  # fmt: skip
-    """What a collective of `kind` over `ranks` copies of values whose flat local shapes are `before`, and elements afterwards `after`.
+    kind: str,
+    *,
+    ranks: int,
+    before: Sequence[Shape],
+    after: Sequence[int],
+    gather: int | None,
+    split: int | None,
+    uneven: bool = False,
+    overwritten: bool = True,
+) -> Copies:
+    """What a collective of `kind` over `ranks` copies of values whose flat local shapes are
+    `before`, and elements afterwards `after`.
 
-    `uneven`: the ranks' pieces are not all alike. `overwritten`: nobody reads the sources afterwards.
+    `uneven`: the ranks' pieces are not all alike. `overwritten`: nobody reads the sources
+    afterwards.
     """
     if ranks == 1:
         return Copies()
     held = sum(map(math.prod, before))
     if kind == "slice":
-        copied = sum(n for flat, n in zip(before, after, strict=True) if overwritten or not leads(flat, split))
+        copied = sum(
+            n
+            for flat, n in zip(before, after, strict=True)
+            if overwritten or not leads(flat, split)
+        )
         return Copies(packed=copied, num_packed=len(before) if copied else 0)
     together = len(before) > 1
     if kind == "all_reduce":
@@ -57,8 +73,14 @@ def copies_of(
     if gather is None:
         return Copies(packed=packed, num_packed=num_packed)
     sent = [_piece(flat, split, ranks) for flat in before]
-    arrived = [n for flat, n in zip(sent, after, strict=True) if together or uneven or not leads(flat, gather)]
-    return Copies(packed=packed, num_packed=num_packed, unpacked=sum(arrived), num_unpacked=len(arrived))
+    arrived = [
+        n
+        for flat, n in zip(sent, after, strict=True)
+        if together or uneven or not leads(flat, gather)
+    ]
+    return Copies(
+        packed=packed, num_packed=num_packed, unpacked=sum(arrived), num_unpacked=len(arrived)
+    )
 
 
 def leads(flat: Sequence[int], dim: int | None) -> bool:
@@ -73,7 +95,8 @@ def is_uneven(message: Communicate) -> bool:
 
 
 def slice_copies(message: Communicate) -> bool:
-    """Whether the pieces that a slice keeps are copies: all but a run of the value's own elements, which lie together."""
+    """Whether the pieces that a slice keeps are copies: all but a run of the value's own
+    elements, which lie together."""
     return any(not leads(flat, message.split) for flat in message.expanded)
 
 

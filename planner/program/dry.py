@@ -1,8 +1,9 @@
 """A dry run: every op of a program once on tensors without memory, of the shapes that one rank has.
 
-Program -> nothing, or the error that a rank would meet at its first step, named when planning. Operands' shapes are those that the
-program says, so that each op is checked alone, and like calls once: a repeated layer costs nothing. Ops of our own are not run: their
-kernels need real processes, and their rules are proved by tests.
+Program -> nothing, or the error that a rank would meet at its first step, named when planning.
+Operands' shapes are those that the program says, so that each op is checked alone, and like calls
+once: a repeated layer costs nothing. Ops of our own are not run: their kernels need real processes,
+and their rules are proved by tests.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ from planner.torch_private import FakeTensorMode, really, unlogged
 
 __all__ = ["CannotRun", "Failure", "dry_run", "first_failure"]
 
-#: An op without a kernel for tensors that have no memory is tried on real ones of no more elements than this, all told.
+#: An op without a kernel for tensors that have no memory is tried on real ones of no more elements
+#: than this, all told.
 _LARGEST = 1 << 16
 
 #: The shape of a local tensor, and the name of its dtype.
 _Kind = tuple[tuple[int, ...], str]
-#: Tensors that calls were tried on, by kind, and by their number among those of one kind that a call takes.
+#: Tensors that calls were tried on, by kind, and by their number among those of one kind that a
+#: call takes.
 _Tensors = dict[tuple[_Kind, int], Tensor]
 
 
@@ -43,7 +46,8 @@ class CannotRun(NotTraceable):
 def dry_run(program: Program) -> None:
     """Runs every distinct op of the program on fake tensors, as the model was traced.
 
-    Raises CannotRun where an op fails on the local shapes, or gives other shapes or dtypes than the program says.
+    Raises CannotRun where an op fails on the local shapes, or gives other shapes or dtypes than the
+    program says.
     """
     failure = first_failure(program)
     if failure is not None:
@@ -60,7 +64,8 @@ class Failure:
 
 
 def first_failure(program: Program) -> Failure | None:
-    """The first op of the program that fails on fake tensors, or gives others than the program says."""
+    """The first op of the program that fails on fake tensors, or gives others than the program
+    says."""
     with FakeTensorMode(), unlogged(), torch.no_grad():
         return _first(program)
 
@@ -80,7 +85,9 @@ def _first(program: Program) -> Failure | None:
                     words = ", ".join(f"{dtype} {list(shape)}" for shape, dtype in shapes)
                     return Failure(instruction=instruction, operands=words, why=why)
         if isinstance(instruction, Compute | Communicate):
-            for value, shape, dtype in zip(instruction.results, instruction.shapes, instruction.dtypes, strict=True):
+            for value, shape, dtype in zip(
+                instruction.results, instruction.shapes, instruction.dtypes, strict=True
+            ):
                 if value is not None:
                     kinds[value] = (shape, dtype)
     return None
@@ -99,8 +106,9 @@ def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
 
 
 def _fails(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> str:
-    """Why a call cannot run on this rank; empty where it can, or where only running it would tell. Its operands are among the fake
-    tensors `made` for other calls, which no op of a program changes."""
+    """Why a call cannot run on this rank; empty where it can, or where only running it would
+    tell. Its operands are among the fake tensors `made` for other calls, which no op of a
+    program changes."""
     try:
         return _differs(instruction, _run(instruction, kinds, made))
     except NotImplementedError:
@@ -110,8 +118,8 @@ def _fails(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> str
 
 
 def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
-    """The same on tensors of zeros, if they are few: then an op that has no kernel is known by that alone, since what else it raises
-    may be due to the numbers."""
+    """The same on tensors of zeros, if they are few: then an op that has no kernel is known by
+    that alone, since what else it raises may be due to the numbers."""
     shapes = [kinds[value][0] for value in instruction.operands] + list(instruction.shapes)
     numels = [math.prod(shape) for shape in shapes]
     if 0 in numels or sum(numels) > _LARGEST:
@@ -151,12 +159,15 @@ def _differs(instruction: Compute, results: list[Any]) -> str:
         return f"it gives {len(results)} results, not {len(instruction.results)}"
     for value, shape, dtype, result in zip(
         instruction.results, instruction.shapes, instruction.dtypes, results, strict=True
-    ):  # fmt: skip
+    ):
         if value is not None and result.layout != torch.strided:
             return f"it gives a tensor of layout {result.layout}, which no plan holds: ask for a dense one (sparse=False)"
         if value is not None and result.numel() == 0 and len(instruction.results) > 1:
             continue  # statistics that the op does not have in this mode: what takes them does not read them
-        if value is not None and (tuple(result.shape), result.dtype) != (shape, getattr(torch, dtype)):
+        if value is not None and (tuple(result.shape), result.dtype) != (
+            shape,
+            getattr(torch, dtype),
+        ):
             return f"it gives a tensor of {tuple(result.shape)} in {result.dtype}, not of {shape} in {dtype}"
     return ""
 

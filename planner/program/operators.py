@@ -12,7 +12,15 @@ from planner import kernels
 from planner.graph.graph import Serial
 from planner.kernels.formats import alike
 
-__all__ = ["bare", "is_overload", "makes_tensors", "may_alias", "resolve", "returns_list", "torch_constants"]
+__all__ = [
+    "bare",
+    "is_overload",
+    "makes_tensors",
+    "may_alias",
+    "resolve",
+    "returns_list",
+    "torch_constants",
+]
 
 _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.attention": kernels.attention,
@@ -46,7 +54,8 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.uniform": kernels.uniform,
 }
 
-#: torch's own bindings of frequent ops: the same arguments, about 0.5 us less a call than `torch.ops` (measured, 2.13).
+#: torch's own bindings of frequent ops: the same arguments, about 0.5 us less a call than
+#: `torch.ops` (measured, 2.13).
 _DIRECT: dict[str, Callable[..., Any]] = {
     "aten.add.Tensor": torch.add,
     "aten.addmm.default": torch.addmm,
@@ -65,7 +74,8 @@ _DIRECT: dict[str, Callable[..., Any]] = {
 
 
 def resolve(op: str) -> Callable[..., Any]:
-    """The callable for an op's name, which takes operands of any strides; an unknown name is refused with the nearest known one."""
+    """The callable for an op's name, which takes operands of any strides; an unknown name is
+    refused with the nearest known one."""
     return alike(op, bare(op))
 
 
@@ -89,12 +99,15 @@ def may_alias(op: str) -> bool:
     return (
         overload is None
         or any(r.alias_info is not None for r in overload._schema.returns)
-        or op.startswith(("aten._unsafe_view", "aten.unsafe_"))  # views that promise not to be written to
+        or op.startswith(
+            ("aten._unsafe_view", "aten.unsafe_")
+        )  # views that promise not to be written to
     )
 
 
 def makes_tensors(op: str) -> bool:
-    """Whether the op makes a tensor out of none, on a device that it must be told: left out, it would be the host's memory."""
+    """Whether the op makes a tensor out of none, on a device that it must be told: left out, it
+    would be the host's memory."""
     if op in _OURS:
         return op in ("shardwright.constant", "shardwright.uniform")
     overload = None if op in _DIRECT else _overload(op)
@@ -105,14 +118,18 @@ def makes_tensors(op: str) -> bool:
 
 
 def is_overload(op: str) -> bool:
-    """Whether torch knows an op by that name: our own kernels it knows as `NAME.default`, if they are traced."""
+    """Whether torch knows an op by that name: our own kernels it knows as `NAME.default`, if
+    they are traced."""
     return _overload(op) is not None and op.count(".") > 1
 
 
 def returns_list(op: str) -> bool:
-    """Whether the op returns one list of tensors (`aten.split`), not a tensor or a fixed number of them."""
+    """Whether the op returns one list of tensors (`aten.split`), not a tensor or a fixed number
+    of them."""
     overload = None if op in _OURS else _overload(op)
-    return overload is not None and any(isinstance(r.type, torch.ListType) for r in overload._schema.returns)
+    return overload is not None and any(
+        isinstance(r.type, torch.ListType) for r in overload._schema.returns
+    )
 
 
 def _overload(op: str) -> Any:
@@ -125,7 +142,8 @@ def _overload(op: str) -> Any:
 
 
 def torch_constants(argument: Any) -> Any:
-    """Nested arguments of a graph's node as an op takes them: `"torch.float32"` as torch.float32, a `Serial` as its number."""
+    """Nested arguments of a graph's node as an op takes them: `"torch.float32"` as
+    torch.float32, a `Serial` as its number."""
     if isinstance(argument, tuple):
         return tuple(torch_constants(a) for a in argument)
     if isinstance(argument, Serial):

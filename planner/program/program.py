@@ -1,8 +1,9 @@
 """The `Program`: what every rank executes in one training step, and what the simulator costs.
 
-All ranks run the same instructions, with the same ids, in the same order; where a split does not divide evenly, shapes and the
-numbers in arguments are those of one rank. Rank 0's shards are the largest, so its program is the one that is simulated. Values are
-integers; every value is written once a step.
+All ranks run the same instructions, with the same ids, in the same order; where a split does not
+divide evenly, shapes and the numbers in arguments are those of one rank. Rank 0's shards are the
+largest, so its program is the one that is simulated. Values are integers; every value is written
+once a step.
 """
 
 from __future__ import annotations
@@ -32,19 +33,22 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """An argument that is the program's value `id`: another type than the graph's, whose numbers mean other tensors."""
+    """An argument that is the program's value `id`: another type than the graph's, whose numbers
+    mean other tensors."""
 
     id: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compute:
-    """One op on local tensors. `op` names an ATen overload (`aten.mm.default`) or one of our kernels (`shardwright.lstm`).
+    """One op on local tensors. `op` names an ATen overload (`aten.mm.default`) or one of our
+    kernels (`shardwright.lstm`).
 
-    `args` and `kwargs` hold Ref, Group, constants and (nested) tuples of them, `operands` are the values among them; `results[i]` is
-    the value id of the op's i-th result, None where it is not used. `shapes` are the local shapes of the results. `frees` are values
-    with no later use.
-    `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the cost model.
+    `args` and `kwargs` hold Ref, Group, constants and (nested) tuples of them, `operands` are the
+    values among them; `results[i]` is the value id of the op's i-th result, None where it is not
+    used. `shapes` are the local shapes of the results. `frees` are values with no later use.
+    `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the
+    cost model.
     """
 
     id: str
@@ -67,16 +71,20 @@ class Compute:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Communicate:
-    """One change of layout of one or more values (more than one: a bucket, sent as one flat buffer).
+    """One change of layout of one or more values (more than one: a bucket, sent as one flat
+    buffer).
 
-    `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`), `reduce_scatter` (`split`),
-    `all_to_all` (from `gather` to `split`: what was split at `gather` becomes split at `split`), `slice` (along `split`; no
-    communication). `axes` are the mesh axes taking part. Per value: `expanded` is the local shape by flat sub-dims before,
-    `shapes` the local shape after, by dims; `gather_pieces` and `split_pieces` are the sizes that the ranks of the group have of
-    sub-dim `gather` before and of `split` after, in its order (none: all are alike). An asynchronous one is started where it stands
-    and waited for at the first use of its results, or by a message that has one of them in `after`: what it waits for before it starts,
-    so that the older message's buffers are free. `time` are the seconds on the links, `packing` and `unpacking` those of the
-    copies before it and after it is waited for; of a slice, `time` are those of its copy.
+    `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`),
+    `reduce_scatter` (`split`), `all_to_all` (from `gather` to `split`: what was split at `gather`
+    becomes split at `split`), `slice` (along `split`; no communication). `axes` are the mesh axes
+    taking part. Per value: `expanded` is the local shape by flat sub-dims before, `shapes` the
+    local shape after, by dims; `gather_pieces` and `split_pieces` are the sizes that the ranks of
+    the group have of sub-dim `gather` before and of `split` after, in its order (none: all are
+    alike). An asynchronous one is started where it stands and waited for at the first use of its
+    results, or by a message that has one of them in `after`: what it waits for before it starts, so
+    that the older message's buffers are free. `time` are the seconds on the links, `packing` and
+    `unpacking` those of the copies before it and after it is waited for; of a slice, `time` are
+    those of its copy.
     """
 
     id: str
@@ -96,7 +104,9 @@ class Communicate:
     path: str = ""
     asynchronous: bool = False
     after: tuple[int, ...] = ()
-    nbytes: int = 0  # of the whole logical buffer, as nccl-tests counts, all pieces as large as the largest
+    nbytes: int = (
+        0  # of the whole logical buffer, as nccl-tests counts, all pieces as large as the largest
+    )
     time: float = 0.0
     packing: float = 0.0
     unpacking: float = 0.0
@@ -105,7 +115,8 @@ class Communicate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """The optimizer's step on all parameters: `gradients[i]` is the value id of the gradient of `Program.parameters[i]`."""
+    """The optimizer's step on all parameters: `gradients[i]` is the value id of the gradient of
+    `Program.parameters[i]`."""
 
     id: str
     gradients: tuple[int, ...]
@@ -127,8 +138,8 @@ def reads(instruction: Instruction) -> tuple[int, ...]:
 
 
 def waits_for(instruction: Instruction) -> tuple[int, ...]:
-    """The values that have to be there when it runs, even if a collective that writes them is under way: what it reads and frees, and
-    those of `after`."""
+    """The values that have to be there when it runs, even if a collective that writes them is
+    under way: what it reads and frees, and those of `after`."""
     needed = (*reads(instruction), *instruction.frees)
     return (*needed, *instruction.after) if isinstance(instruction, Communicate) else needed
 
@@ -142,7 +153,8 @@ def writes(instruction: Instruction) -> tuple[int, ...]:
 
 
 def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
-    """The instruction with other `frees`. Its arguments stay, and so its operands are not looked for again, as `replace` would."""
+    """The instruction with other `frees`. Its arguments stay, and so its operands are not looked
+    for again, as `replace` would."""
     if frees == instruction.frees:
         return instruction
     kind = type(instruction)
@@ -155,9 +167,10 @@ def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterState:
-    """A parameter: `value` is the id of the stored shard that the step reads; `shard` the id of the shard that the optimizer
-    updates. Lowered programs hold one piece for both (`stored == updated`), and gather it in the step; a program by hand may hold both,
-    and write `value` anew after `Update`."""
+    """A parameter: `value` is the id of the stored shard that the step reads; `shard` the id of
+    the shard that the optimizer updates. Lowered programs hold one piece for both (`stored ==
+    updated`), and gather it in the step; a program by hand may hold both, and write `value` anew
+    after `Update`."""
 
     name: str
     value: int
@@ -170,8 +183,9 @@ class ParameterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputState:
-    """What comes into the step, in the layout that each rank gets. `kind`: `input`, a batch tensor (`name` is its position in the
-    batch); `buffer` of the module; `key`, the number from which the step's random masks are drawn."""
+    """What comes into the step, in the layout that each rank gets. `kind`: `input`, a batch
+    tensor (`name` is its position in the batch); `buffer` of the module; `key`, the number from
+    which the step's random masks are drawn."""
 
     name: str
     value: int
@@ -183,10 +197,11 @@ class InputState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step of every rank of `mesh` or, where ranks are told a size or place of their own, of `rank`. `loss` is a
-    replicated scalar's id, and so are those of `reported`, by name; `initial_bytes` are held before. `stores` are buffers that the
-    step changes: (the id of what comes in, of what it is afterwards). `backend` is what sends the messages: memory that the ranks of
-    one machine share (`shared`), `gloo` or `nccl`."""
+    """One training step of every rank of `mesh` or, where ranks are told a size or place of
+    their own, of `rank`. `loss` is a replicated scalar's id, and so are those of `reported`, by
+    name; `initial_bytes` are held before. `stores` are buffers that the step changes: (the id of
+    what comes in, of what it is afterwards). `backend` is what sends the messages: memory that
+    the ranks of one machine share (`shared`), `gloo` or `nccl`."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]
@@ -205,7 +220,13 @@ def given_kinds(program: Program) -> Iterator[tuple[int, tuple[tuple[int, ...], 
     """The local shape and dtype of every value held before the step."""
     sizes, place = program.mesh.sizes, program.mesh.coordinate(program.rank or 0)
     for parameter in program.parameters:
-        yield parameter.shard, (local_shape(parameter.subshape, parameter.updated, sizes, place), parameter.dtype)
-        yield parameter.value, (local_shape(parameter.subshape, parameter.stored, sizes, place), parameter.dtype)
+        yield (
+            parameter.shard,
+            (local_shape(parameter.subshape, parameter.updated, sizes, place), parameter.dtype),
+        )
+        yield (
+            parameter.value,
+            (local_shape(parameter.subshape, parameter.stored, sizes, place), parameter.dtype),
+        )
     for state in program.inputs:
         yield state.value, (local_shape(state.subshape, state.layout, sizes, place), state.dtype)

@@ -1,7 +1,9 @@
-"""The text of a `Program`: what a person reads to see what every rank does in a step, one instruction a line.
+"""The text of a `Program`: what a person reads to see what every rank does in a step, one
+instruction a line.
 
-Program -> text. Two programs with the same text run alike: every value, argument, shape, group, wait and free is printed. `path` and
-`phase` of an instruction are not printed again, since its id begins with the phase and names the layer.
+Program -> text. Two programs with the same text run alike: every value, argument, shape, group,
+wait and free is printed. `path` and `phase` of an instruction are not printed again, since its id
+begins with the phase and names the layer.
 """
 
 from __future__ import annotations
@@ -16,33 +18,53 @@ from cost_models.units import US
 from planner.graph.columns import aligned
 from planner.graph.graph import Group
 from planner.graph.layout import SubShape, show_layout
-from planner.program.program import Communicate, Compute, Instruction, Program, Ref, Update, given_kinds, writes
+from planner.program.program import (
+    Communicate,
+    Compute,
+    Instruction,
+    Program,
+    Ref,
+    Update,
+    given_kinds,
+    writes,
+)
 
 __all__ = ["COLUMNS", "program_text"]
 
-#: The columns of an instruction: seconds of the simulator (in microseconds), bytes (of what an op makes, of a message's whole buffer),
-#: and the rest. Only the last one has spaces in it.
+#: The columns of an instruction: seconds of the simulator (in microseconds), bytes (of what an op
+#: makes, of a message's whole buffer), and the rest. Only the last one has spaces in it.
 COLUMNS = ("us", "bytes", "kind", "id", "call")
 
 Shape = tuple[int, ...]
 
 
 def program_text(program: Program) -> str:
-    """The program as lines: what holds for the whole of it, its parameters and inputs with their layouts, its instructions.
+    """The program as lines: what holds for the whole of it, its parameters and inputs with their
+    layouts, its instructions.
 
-    `%3` is a value, `@dp` the group of the ranks that differ only on axis dp, `_` a result that nothing reads. A message is followed
-    by its axes, its arguments by their shapes in sub-dims; `packing` and `unpacking` are the microseconds of the copies around it.
-    Values whose bytes are other than their shape says have theirs in brackets, but for views, which have none.
+    `%3` is a value, `@dp` the group of the ranks that differ only on axis dp, `_` a result that
+    nothing reads. A message is followed by its axes, its arguments by their shapes in sub-dims;
+    `packing` and `unpacking` are the microseconds of the copies around it. Values whose bytes are
+    other than their shape says have theirs in brackets, but for views, which have none.
     """
     instructions = [COLUMNS, *(_row(program, one) for one in program.instructions)]
-    return "\n".join([*_head(program), "", *_states(program), "", *aligned(instructions, right=(0, 1))]) + "\n"
+    return (
+        "\n".join(
+            [*_head(program), "", *_states(program), "", *aligned(instructions, right=(0, 1))]
+        )
+        + "\n"
+    )
 
 
-# ------------------------------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------------------- the whole
 
 
 def _head(program: Program) -> Iterator[str]:
-    ranks = "every rank" if program.rank is None else f"rank {program.rank}; the others' pieces have other sizes or places"
+    ranks = (
+        "every rank"
+        if program.rank is None
+        else f"rank {program.rank}; the others' pieces have other sizes or places"
+    )
     yield f"mesh      {program.mesh}: {program.mesh.num_devices} devices, by {program.backend}; the program of {ranks}"
     yield f"dtypes    parameters {_dtypes(p.dtype for p in program.parameters)}; products {_dtypes(_of_products(program))}"
     yield f"messages  {_buckets(program) or 'none'}"
@@ -74,12 +96,26 @@ def _states(program: Program) -> list[str]:
     kinds = dict(given_kinds(program))
     rows: list[tuple[str, ...]] = [("value", "name", "piece", "of", " ".join(program.mesh.names))]
     for p in program.parameters:
-        more = "" if (p.shard, p.updated) == (p.value, p.stored) else f"; updated as %{p.shard}, {show_layout(p.updated)}"
+        more = (
+            ""
+            if (p.shard, p.updated) == (p.value, p.stored)
+            else f"; updated as %{p.shard}, {show_layout(p.updated)}"
+        )
         piece = _kind(program, p.value, *kinds[p.value])
-        rows.append((f"%{p.value}", p.name, piece, _subshape(p.subshape), show_layout(p.stored) + more))
+        rows.append(
+            (f"%{p.value}", p.name, piece, _subshape(p.subshape), show_layout(p.stored) + more)
+        )
     for s in program.inputs:
         piece = _kind(program, s.value, *kinds[s.value])
-        rows.append((f"%{s.value}", f"{s.kind} {s.name}", piece, _subshape(s.subshape), show_layout(s.layout)))
+        rows.append(
+            (
+                f"%{s.value}",
+                f"{s.kind} {s.name}",
+                piece,
+                _subshape(s.subshape),
+                show_layout(s.layout),
+            )
+        )
     return aligned(rows)
 
 
@@ -88,11 +124,15 @@ def _subshape(shape: SubShape) -> str:
     return f"[{', '.join('*'.join(map(str, dim)) or '1' for dim in shape)}]"
 
 
-# ------------------------------------------------------------------------------------------------- instructions
+# ------------------------------------------------------------------------------------- instructions
 
 
 def _row(program: Program, one: Instruction) -> tuple[str, ...]:
-    nbytes = one.nbytes if isinstance(one, Communicate) else sum(program.value_bytes[value] for value in writes(one))
+    nbytes = (
+        one.nbytes
+        if isinstance(one, Communicate)
+        else sum(program.value_bytes[value] for value in writes(one))
+    )
     frees = f"  frees {_values(one.frees)}" if one.frees else ""
     call = _message(program, one) if isinstance(one, Communicate) else _op(program, one)
     return _microseconds(one.time), str(nbytes), one.kind, one.id, f"{call}{frees}"
@@ -105,9 +145,15 @@ def _microseconds(seconds: float) -> str:
 def _op(program: Program, one: Compute | Update) -> str:
     if isinstance(one, Update):
         return f"update({_values(one.gradients)})"
-    arguments = [*(_argument(program, a) for a in one.args), *(f"{k}={_argument(program, a)}" for k, a in one.kwargs)]
+    arguments = [
+        *(_argument(program, a) for a in one.args),
+        *(f"{k}={_argument(program, a)}" for k, a in one.kwargs),
+    ]
     views = one.kind == "view"
-    results = [_tensor(program, *found, views=views) for found in zip(one.results, one.shapes, one.dtypes, strict=True)]
+    results = [
+        _tensor(program, *found, views=views)
+        for found in zip(one.results, one.shapes, one.dtypes, strict=True)
+    ]
     return f"{one.op}({', '.join(arguments)}) -> {', '.join(results)}"
 
 
@@ -126,14 +172,25 @@ def _argument(program: Program, value: Any) -> str:
 def _message(program: Program, one: Communicate) -> str:
     names = [_axes(program, one.axes)]
     names += [one.reduce] if "reduce" in one.kind or one.reduce != "sum" else []
-    names += [f"{word} {dim}" for word, dim in (("gather", one.gather), ("split", one.split)) if dim is not None]
+    names += [
+        f"{word} {dim}"
+        for word, dim in (("gather", one.gather), ("split", one.split))
+        if dim is not None
+    ]
     names += ["asynchronous"] if one.asynchronous else []
     names += [f"after {_values(one.after)}"] if one.after else []
     copies = (("packing", one.packing), ("unpacking", one.unpacking))
     names += [f"{word} {_microseconds(seconds)}" for word, seconds in copies if seconds]
-    pieces = zip_longest(one.sources, one.expanded, one.gather_pieces, one.split_pieces, fillvalue=())
-    sources = [f"%{source}{_shape(flat)}{_sizes(' gather ', g)}{_sizes(' split ', s)}" for source, flat, g, s in pieces]
-    results = [_tensor(program, *found) for found in zip(one.results, one.shapes, one.dtypes, strict=True)]
+    pieces = zip_longest(
+        one.sources, one.expanded, one.gather_pieces, one.split_pieces, fillvalue=()
+    )
+    sources = [
+        f"%{source}{_shape(flat)}{_sizes(' gather ', g)}{_sizes(' split ', s)}"
+        for source, flat, g, s in pieces
+    ]
+    results = [
+        _tensor(program, *found) for found in zip(one.results, one.shapes, one.dtypes, strict=True)
+    ]
     return f"{one.kind}[{', '.join(names)}]({', '.join(sources)}) -> {', '.join(results)}"
 
 
@@ -153,8 +210,14 @@ def _shape(shape: Shape) -> str:
     return f"[{'x'.join(map(str, shape))}]"
 
 
-def _tensor(program: Program, value: int | None, shape: Shape, dtype: str, *, views: bool = False) -> str:
-    return f"_ {dtype}{_shape(shape)}" if value is None else f"%{value} {_kind(program, value, shape, dtype, views=views)}"
+def _tensor(
+    program: Program, value: int | None, shape: Shape, dtype: str, *, views: bool = False
+) -> str:
+    return (
+        f"_ {dtype}{_shape(shape)}"
+        if value is None
+        else f"%{value} {_kind(program, value, shape, dtype, views=views)}"
+    )
 
 
 def _kind(program: Program, value: int, shape: Shape, dtype: str, *, views: bool = False) -> str:

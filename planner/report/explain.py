@@ -1,6 +1,8 @@
-"""`plan explain`: the choice for every class of like ops and parameters, with what it costs, beside the report's words.
+"""`plan explain`: the choice for every class of like ops and parameters, with what it costs, beside
+the report's words.
 
-The model is traced again, since a plan's file holds choices only; a class is one row however often its layer is repeated.
+The model is traced again, since a plan's file holds choices only; a class is one row however often
+its layer is repeated.
 """
 
 from __future__ import annotations
@@ -37,8 +39,12 @@ def explain(plan: Plan) -> dict[str, Any]:
         "hardware": plan.hardware.name,
         "mesh": dict(zip(axes, plan.mesh.sizes, strict=True)),
         "groups": [
-            {"group": row["group"], "count": row["count"], "ops": dict(zip(axes, row["ops"], strict=True)),
-             "parameters": dict(zip(axes, row["parameters"], strict=True))}
+            {
+                "group": row["group"],
+                "count": row["count"],
+                "ops": dict(zip(axes, row["ops"], strict=True)),
+                "parameters": dict(zip(axes, row["parameters"], strict=True)),
+            }
             for row in plan.summary["groups"]
         ],
         "ops": list(_ops(plan, model, choices, costing, names)),
@@ -47,12 +53,12 @@ def explain(plan: Plan) -> dict[str, Any]:
         "discovered_ops": list(plan.summary.get("discovered_ops", [])),
         "ops_without_rule": list(plan.summary.get("ops_without_rule", [])),
         "solver": asdict(plan.solver),
-    }  # fmt: skip
+    }
 
 
 def _ops(
     plan: Plan, model: Model, choices: Choices, costing: Costing, names: dict[int, str]
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     axes = range(len(plan.mesh.sizes))
     for members in model.ties.nodes_of:
         node = model.graph.nodes[members[0]]
@@ -64,7 +70,10 @@ def _ops(
             "op": node.op.split(".")[1],
             "phase": node.phase,
             "count": len(members),
-            "splits": {plan.mesh.names[axis]: op_words(model, names, choices, node, axis, plan.mesh) for axis in axes},
+            "splits": {
+                plan.mesh.names[axis]: op_words(model, names, choices, node, axis, plan.mesh)
+                for axis in axes
+            },
             "results": [show_layout(layout) for layout in strategy.results],
             "time_s": costing.op(node, model.dims.ops[node.index], strategy),
         }
@@ -72,7 +81,7 @@ def _ops(
 
 def _parameters(
     plan: Plan, model: Model, choices: Choices, costing: Costing, names: dict[int, str]
-) -> Iterator[dict[str, Any]]:  # fmt: skip
+) -> Iterator[dict[str, Any]]:
     axes = range(len(plan.mesh.sizes))
     for members in model.ties.parameters_of:
         index = members[0]
@@ -84,7 +93,12 @@ def _parameters(
             "name": pattern_of(parameter.name),
             "shape": list(value.shape),
             "count": len(members),
-            "kept": {plan.mesh.names[axis]: parameter_words(model, names, choices, [index], axis, plan.mesh) for axis in axes},
+            "kept": {
+                plan.mesh.names[axis]: parameter_words(
+                    model, names, choices, [index], axis, plan.mesh
+                )
+                for axis in axes
+            },
             "stored": show_layout(strategy.stored),
             "updated": show_layout(strategy.updated),
             "memory_bytes": sum(held.values()),
@@ -102,25 +116,46 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
     axes = tuple(f"{name}={size}" for name, size in record["mesh"].items())
     total = sum(row["time_s"] * row["count"] for row in record["ops"]) or 1.0
     ops = tuple(
-        (_times(row["group"] or "(loss and top level)", row["count"]), f"{row['op']} ({row['phase']})",
-         *row["splits"].values(), format_time(row["time_s"]), f"{100 * row['time_s'] * row['count'] / total:.1f} %")
+        (
+            _times(row["group"] or "(loss and top level)", row["count"]),
+            f"{row['op']} ({row['phase']})",
+            *row["splits"].values(),
+            format_time(row["time_s"]),
+            f"{100 * row['time_s'] * row['count'] / total:.1f} %",
+        )
         for row in record["ops"]
-    )  # fmt: skip
+    )
     parameters = tuple(
-        (_times(row["name"], row["count"]), "x".join(map(str, row["shape"])), *row["kept"].values(),
-         format_bytes(row["memory_bytes"]))
+        (
+            _times(row["name"], row["count"]),
+            "x".join(map(str, row["shape"])),
+            *row["kept"].values(),
+            format_bytes(row["memory_bytes"]),
+        )
         for row in record["parameters"]
-    )  # fmt: skip
+    )
     last = len(axes) + 2
     return (
         Section(title=title(plan), body=mesh_body(plan)),
         Section(
             title="What every op splits",
-            body=(Table(header=("layers", "op", *axes, "time", "of all"), rows=ops, right=frozenset({last, last + 1})),),
+            body=(
+                Table(
+                    header=("layers", "op", *axes, "time", "of all"),
+                    rows=ops,
+                    right=frozenset({last, last + 1}),
+                ),
+            ),
         ),
         Section(
             title="How every parameter is kept (memory: with optimizer state, a device)",
-            body=(Table(header=("parameter", "shape", *axes, "memory"), rows=parameters, right=frozenset({last})),),
+            body=(
+                Table(
+                    header=("parameter", "shape", *axes, "memory"),
+                    rows=parameters,
+                    right=frozenset({last}),
+                ),
+            ),
         ),
         Section(title="Proof", body=proof_lines(plan)),
     )

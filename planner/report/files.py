@@ -1,4 +1,5 @@
-"""The files of a plan: plan.json, report.md, timeline.json and two pictures, made whole before the first is written."""
+"""The files of a plan: plan.json, report.md, timeline.json and two pictures, made whole before
+the first is written."""
 
 from __future__ import annotations
 
@@ -20,7 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["file_names", "plan_files", "timeline_files"]
 
-_TIMELINE = {"timeline": "timeline.json", "picture of the step": "timeline.png", "picture of memory": "memory.png"}
+_TIMELINE = {
+    "timeline": "timeline.json",
+    "picture of the step": "timeline.png",
+    "picture of memory": "memory.png",
+}
 
 
 def file_names(folder: Path, *, plan: str = "plan.json") -> dict[str, str]:
@@ -29,25 +34,43 @@ def file_names(folder: Path, *, plan: str = "plan.json") -> dict[str, str]:
     return {what: str(folder / name) for what, name in names.items()}
 
 
-def plan_files(found: Found, cluster: Cluster, folder: Path) -> tuple[dict[str, str], dict[str, str | bytes]]:
+def plan_files(
+    found: Found, cluster: Cluster, folder: Path
+) -> tuple[dict[str, str], dict[str, str | bytes]]:
     """Where the files of a plan will be, and their contents by name; plan.json is the last."""
     names, plan = file_names(folder), found.plan
-    _, contents = timeline_files(plan, found.program, found.run.timeline, cluster, folder, found.run.memory)
-    return names, {**contents, "report.md": markdown(report(plan, names)), "plan.json": plan_text(plan)}
+    _, contents = timeline_files(
+        plan, found.program, found.run.timeline, cluster, folder, found.run.memory
+    )
+    return names, {
+        **contents,
+        "report.md": markdown(report(plan, names)),
+        "plan.json": plan_text(plan),
+    }
 
 
 def timeline_files(
-    plan: Plan, program: Program, timeline: Timeline, cluster: Cluster, folder: Path, memory: Footprint | None = None
+    plan: Plan,
+    program: Program,
+    timeline: Timeline,
+    cluster: Cluster,
+    folder: Path,
+    memory: Footprint | None = None,
 ) -> tuple[dict[str, str], dict[str, str | bytes]]:
-    """Where the files of a simulated step will be, and their contents by name; `memory` is the program's, if it
-    is known."""
-    from planner.report.pictures import draw_memory, draw_timeline  # matplotlib, which nothing else needs
+    """Where the files of a simulated step will be, and their contents by name; `memory` is the
+    program's, if it is known."""
+    from planner.report.pictures import (
+        draw_memory,
+        draw_timeline,
+    )  # matplotlib, which nothing else needs
 
     title = f"{plan.ask.model} on {cluster.num_devices} x {cluster.device.name}, {plan.mesh}"
     times, held = memory_over_time(program, timeline, memory)
     contents: dict[str, str | bytes] = {
         "timeline.json": timeline.to_chrome_trace(),
         "timeline.png": draw_timeline(timeline, title),
-        "memory.png": draw_memory(times, held, timeline.step_time, cluster.device.usable_memory, title),
+        "memory.png": draw_memory(
+            times, held, timeline.step_time, cluster.device.usable_memory, title
+        ),
     }
     return {what: str(folder / name) for what, name in _TIMELINE.items()}, contents

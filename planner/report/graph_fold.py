@@ -1,8 +1,8 @@
 """Stacks of like blocks in a graph, for a text that does not grow with depth.
 
-Graph -> repeats: runs of nodes that follow one another and do the same, each on the values of its own block. Backward's blocks run in
-the reverse order and read what forward's wrote. The first and the last block of a run may read other things from outside than those
-between do.
+Graph -> repeats: runs of nodes that follow one another and do the same, each on the values of its
+own block. Backward's blocks run in the reverse order and read what forward's wrote. The first and
+the last block of a run may read other things from outside than those between do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ class Repeat:
 def repeats(graph: Graph) -> tuple[Repeat, ...]:
     """The stacks of the graph in its order, the longest first found; none overlaps another."""
     numbers: dict[Hashable, int] = {}
-    words = np.array([numbers.setdefault(_word(graph, node), len(numbers)) for node in graph.nodes], dtype=np.int64)
+    words = np.array(
+        [numbers.setdefault(_word(graph, node), len(numbers)) for node in graph.nodes],
+        dtype=np.int64,
+    )
     found = tuple(sorted(_runs(graph, words, 0, len(words)), key=lambda run: run.start))
     homes = _Homes(graph, found)
     return tuple(run for number, run in enumerate(found) if homes.alike(number))
@@ -55,15 +58,26 @@ def _word(graph: Graph, node: Node) -> Hashable:
         return pattern_of(graph.values[value].name) if graph.values[value].writer is None else "%"
 
     arguments = (
-        repr(map_refs(map_refs((node.args, node.kwargs), read), lambda number: "#", Serial)) if node.operands else node.args
+        repr(map_refs(map_refs((node.args, node.kwargs), read), lambda number: "#", Serial))
+        if node.operands
+        else node.args
     )
-    return node.op, node.phase, pattern_of(node.path), repr(arguments), node.result_shapes, node.result_dtypes
+    return (
+        node.op,
+        node.phase,
+        pattern_of(node.path),
+        repr(arguments),
+        node.result_shapes,
+        node.result_dtypes,
+    )
 
 
 def _runs(graph: Graph, words: NDArray[np.int64], low: int, high: int) -> Iterator[Repeat]:
     """The run that covers most nodes between two places, and those before and behind it."""
     best = max(
-        (run for run in _candidates(words[low:high])), key=lambda run: (run.length * run.count, -run.length), default=None
+        (run for run in _candidates(words[low:high])),
+        key=lambda run: (run.length * run.count, -run.length),
+        default=None,
     )
     if best is None:
         return
@@ -98,10 +112,13 @@ def _length_of_run(words: NDArray[np.int64], start: int, length: int, high: int)
 
 
 def _begins(graph: Graph, start: int, spare: int) -> int:
-    """By how many nodes, of `spare`, a run is to begin later so that blocks begin where a layer does."""
+    """By how many nodes, of `spare`, a run is to begin later so that blocks begin where a layer
+    does."""
     paths = [layer_of(graph.nodes[at].path) for at in range(max(0, start - 1), start + spare + 1)]
     paths = ["", *paths] if start == 0 else paths
-    return next((at for at, (a, b) in enumerate(itertools.pairwise(paths)) if a != b and b != ""), 0)
+    return next(
+        (at for at, (a, b) in enumerate(itertools.pairwise(paths)) if a != b and b != ""), 0
+    )
 
 
 class _Homes:
@@ -123,17 +140,28 @@ class _Homes:
         for block in range(run.count - 1):
             ends = block in (0, run.count - 2)
             for one, two in zip(run.block(block), run.block(block + 1), strict=True):
-                pairs = zip(self.graph.nodes[one].operands, self.graph.nodes[two].operands, strict=True)
-                if not all(self._like(block, a, b) or (ends and self._outside(number, a, b)) for a, b in pairs):
+                pairs = zip(
+                    self.graph.nodes[one].operands, self.graph.nodes[two].operands, strict=True
+                )
+                if not all(
+                    self._like(block, a, b) or (ends and self._outside(number, a, b))
+                    for a, b in pairs
+                ):
                     return False
         return True
 
     def _like(self, block: int, a: int, b: int) -> bool:
-        """Whether block `block` reads `a` as the next one reads `b`: the same, or what the next block of some run wrote there."""
+        """Whether block `block` reads `a` as the next one reads `b`: the same, or what the next
+        block of some run wrote there."""
         if a == b or (self.graph.values[a].writer is None and self.graph.values[b].writer is None):
             return True
         one, two = self.of.get(a), self.of.get(b)
-        return one is not None and two is not None and (one[0], one[2]) == (two[0], two[2]) and abs(one[1] - two[1]) == 1
+        return (
+            one is not None
+            and two is not None
+            and (one[0], one[2]) == (two[0], two[2])
+            and abs(one[1] - two[1]) == 1
+        )
 
     def _outside(self, number: int, a: int, b: int) -> bool:
         return any(self.of.get(value, (None,))[0] != number for value in (a, b))

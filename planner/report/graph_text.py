@@ -1,7 +1,7 @@
 """The text of a `Graph`: what a person reads to see what one step does, one op a line.
 
-Graph -> text. A stack of like blocks is shown by its first, however many there are, unless the whole is asked for; then two graphs with
-the same text are the same.
+Graph -> text. A stack of like blocks is shown by its first, however many there are, unless the
+whole is asked for; then two graphs with the same text are the same.
 """
 
 from __future__ import annotations
@@ -23,14 +23,18 @@ _MOST, _SHOWN = 12, 4
 def graph_text(graph: Graph, *, whole: bool = False) -> str:
     """The graph as lines: what the step is given and gives, then its nodes.
 
-    `%3` is a value, `#5` the number by which like random ops are told apart, `_` a result that nothing reads; a tensor is
-    `float32[8x64]`. Of a stack of like blocks the first is shown, its values as they are; of parameters and buffers that differ only
-    in the numbers of their names, the first. With `whole` every block, name and constant is.
+    `%3` is a value, `#5` the number by which like random ops are told apart, `_` a result that
+    nothing reads; a tensor is `float32[8x64]`. Of a stack of like blocks the first is shown, its
+    values as they are; of parameters and buffers that differ only in the numbers of their names,
+    the first. With `whole` every block, name and constant is.
     """
     runs = () if whole else repeats(graph)
     rows = [("node", "phase", "module", "call")]
     lines = aligned([*rows, *(_row(graph, node, whole) for node in _shown(graph, runs))])
-    return "\n".join([*_head(graph), "", *_given(graph, whole), "", *_with_runs(graph, lines, runs)]) + "\n"
+    return (
+        "\n".join([*_head(graph), "", *_given(graph, whole), "", *_with_runs(graph, lines, runs)])
+        + "\n"
+    )
 
 
 def _shown(graph: Graph, runs: Sequence[Repeat]) -> list[Node]:
@@ -53,11 +57,13 @@ def _with_runs(graph: Graph, lines: list[str], runs: Sequence[Repeat]) -> Iterat
             yield lines[place]
 
 
-# ------------------------------------------------------------------------------------------------- the whole
+# ---------------------------------------------------------------------------------------- the whole
 
 
 def _head(graph: Graph) -> Iterator[str]:
-    counts = {phase: sum(node.phase == phase for node in graph.nodes) for phase in ("forward", "backward")}
+    counts = {
+        phase: sum(node.phase == phase for node in graph.nodes) for phase in ("forward", "backward")
+    }
     yield f"step      {', '.join(f'{phase} {count} nodes' for phase, count in counts.items())}, {len(graph.values)} values"
     yield f"trained   {len(graph.parameters)} parameters, {graph.num_parameters} elements"
     yield f"loss      {', '.join([f'%{graph.loss}', *(f'{name} %{value}' for name, value in graph.reported)])}"
@@ -65,16 +71,23 @@ def _head(graph: Graph) -> Iterator[str]:
 
 def _given(graph: Graph, whole: bool) -> list[str]:
     """What the step is given, what of it has a gradient and what it changes."""
-    more = {p.value: f"gradient %{p.gradient}" for p in graph.parameters} | {a: f"becomes %{b}" for a, b in graph.updates}
+    more = {p.value: f"gradient %{p.gradient}" for p in graph.parameters} | {
+        a: f"becomes %{b}" for a, b in graph.updates
+    }
     rows: dict[Any, tuple[Value, int]] = {}
     for value in graph.values:
         if value.writer is None:
             named = value.kind in ("parameter", "buffer") and not whole
-            key = (value.kind, pattern_of(value.name), value.shape, value.dtype) if named else value.id
+            key = (
+                (value.kind, pattern_of(value.name), value.shape, value.dtype)
+                if named
+                else value.id
+            )
             first, count = rows.get(key, (value, 0))
             rows[key] = first, count + 1
     cells = [
-        (f"%{v.id}", v.kind, _times(v, count), _tensor(v.shape, v.dtype), more.get(v.id, "")) for v, count in rows.values()
+        (f"%{v.id}", v.kind, _times(v, count), _tensor(v.shape, v.dtype), more.get(v.id, ""))
+        for v, count in rows.values()
     ]
     return aligned([("value", "kind", "name", "tensor", ""), *cells])
 
@@ -83,14 +96,25 @@ def _times(value: Value, count: int) -> str:
     return f"{pattern_of(value.name)} (x{count})" if count > 1 else value.name
 
 
-# ------------------------------------------------------------------------------------------------- nodes
+# -------------------------------------------------------------------------------------------- nodes
 
 
 def _row(graph: Graph, node: Node, whole: bool) -> tuple[str, ...]:
-    arguments = [*(_argument(a, whole) for a in node.args), *(f"{key}={_argument(a, whole)}" for key, a in node.kwargs)]
+    arguments = [
+        *(_argument(a, whole) for a in node.args),
+        *(f"{key}={_argument(a, whole)}" for key, a in node.kwargs),
+    ]
     results = zip(node.results, node.result_shapes, node.result_dtypes, strict=True)
-    made = ", ".join(f"{'_' if value is None else f'%{value}'} {_tensor(shape, dtype)}" for value, shape, dtype in results)
-    return str(node.index), node.phase, node.path or "(top)", f"{node.op}({', '.join(arguments)}) -> {made}"
+    made = ", ".join(
+        f"{'_' if value is None else f'%{value}'} {_tensor(shape, dtype)}"
+        for value, shape, dtype in results
+    )
+    return (
+        str(node.index),
+        node.phase,
+        node.path or "(top)",
+        f"{node.op}({', '.join(arguments)}) -> {made}",
+    )
 
 
 def _argument(value: Any, whole: bool) -> str:
@@ -100,7 +124,11 @@ def _argument(value: Any, whole: bool) -> str:
     if isinstance(value, Serial):
         return f"#{value.number}"
     if isinstance(value, tuple):
-        short = not whole and len(value) > _MOST and not any(isinstance(item, Ref | tuple) for item in value)
+        short = (
+            not whole
+            and len(value) > _MOST
+            and not any(isinstance(item, Ref | tuple) for item in value)
+        )
         inner = [_argument(item, whole) for item in (value[:_SHOWN] if short else value)]
         inner += [f"... {len(value)} in all"] if short else []
         return f"({', '.join(inner)}{',' * (len(inner) == 1)})"

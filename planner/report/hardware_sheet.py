@@ -1,4 +1,5 @@
-"""`plan hardware`: the clusters that are known, and one of them with every figure, its source and a picture. Needs no torch."""
+"""`plan hardware`: the clusters that are known, and one of them with every figure, its source
+and a picture. Needs no torch."""
 
 from __future__ import annotations
 
@@ -19,7 +20,15 @@ from planner.report.sections import Section, Table
 
 __all__ = ["all_clusters", "cluster_record", "draw", "list_section", "sheet"]
 
-_TABLES = ("gemm_table", "elementwise_table", "op_table", "collective_table", "contention_table", "provenance", "sources")
+_TABLES = (
+    "gemm_table",
+    "elementwise_table",
+    "op_table",
+    "collective_table",
+    "contention_table",
+    "provenance",
+    "sources",
+)
 
 
 def all_clusters() -> tuple[Cluster, ...]:
@@ -41,18 +50,34 @@ def cluster_record(cluster: Cluster) -> dict[str, Any]:
         "usable_memory_bytes": device.usable_memory,
         "memory_bandwidth_bytes_per_s": device.memory_bandwidth,
         "peak_flops": dict(device.peak_flops),
-        "intra": {"fabric": cluster.intra.fabric, "link": cluster.intra.link, "bandwidth_bytes_per_s": cluster.intra.bandwidth},
-        "inter": inter and {"link": inter.link, "nics_per_node": inter.nics_per_node, "bandwidth_bytes_per_s": inter.bandwidth},
+        "intra": {
+            "fabric": cluster.intra.fabric,
+            "link": cluster.intra.link,
+            "bandwidth_bytes_per_s": cluster.intra.bandwidth,
+        },
+        "inter": inter
+        and {
+            "link": inter.link,
+            "nics_per_node": inter.nics_per_node,
+            "bandwidth_bytes_per_s": inter.bandwidth,
+        },
     }
 
 
 def list_section(clusters: tuple[Cluster, ...]) -> Section:
     """The clusters in a table."""
     rows = tuple(
-        (c.name, f"{c.devices_per_node} x {c.device.name}", format_bytes(c.device.memory), _peak(c),
-         f"{c.intra.link} {format_rate(c.intra.bandwidth, 'B/s')}", _between(c), f"{c.max_nodes}")
+        (
+            c.name,
+            f"{c.devices_per_node} x {c.device.name}",
+            format_bytes(c.device.memory),
+            _peak(c),
+            f"{c.intra.link} {format_rate(c.intra.bandwidth, 'B/s')}",
+            _between(c),
+            f"{c.max_nodes}",
+        )
         for c in clusters
-    )  # fmt: skip
+    )
     header = ("name", "a node", "memory", "peak", "in a node", "between nodes", "most nodes")
     lines = (
         Table(header=header, rows=rows, right=frozenset({2, 3, 6})),
@@ -69,7 +94,11 @@ def _peak(cluster: Cluster) -> str:
 
 def _between(cluster: Cluster) -> str:
     inter = cluster.inter
-    return "-" if inter is None else f"{inter.link} {inter.nics_per_node} x {format_rate(inter.bandwidth, 'B/s')}"
+    return (
+        "-"
+        if inter is None
+        else f"{inter.link} {inter.nics_per_node} x {format_rate(inter.bandwidth, 'B/s')}"
+    )
 
 
 def sheet(name: str, cluster: Cluster, files: Mapping[str, str]) -> tuple[Section, ...]:
@@ -89,14 +118,19 @@ def sheet(name: str, cluster: Cluster, files: Mapping[str, str]) -> tuple[Sectio
     size = f"{cluster.num_devices} x {cluster.device.name} on {nodes}; at most {cluster.max_nodes} nodes"
     return (
         Section(title=cluster.name, body=(size, *([", ".join(measured)] if measured else []))),
-        Section(title="Figures", body=(Table(header=("figure", "value", "source"), rows=rows, right=frozenset({1})),)),
+        Section(
+            title="Figures",
+            body=(Table(header=("figure", "value", "source"), rows=rows, right=frozenset({1})),),
+        ),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )
 
 
 def draw(cluster: Cluster, path: str) -> None:
     """Writes the picture of a cluster."""
-    from cost_models.topology_picture import draw_cluster  # matplotlib, which the list does not need
+    from cost_models.topology_picture import (
+        draw_cluster,
+    )  # matplotlib, which the list does not need
 
     draw_cluster(cluster, path)
 
@@ -104,7 +138,10 @@ def draw(cluster: Cluster, path: str) -> None:
 def sources_of(name: str, cluster: Cluster) -> Mapping[str, str]:
     """Where every figure is from: the cluster's file, then those of its device and its library."""
     found: dict[str, str] = {}
-    parts = {"device": ("devices", cluster.device.name), "library": ("libraries", cluster.library.name)}
+    parts = {
+        "device": ("devices", cluster.device.name),
+        "library": ("libraries", cluster.library.name),
+    }
     for what, (folder, part) in parts.items():
         path = HARDWARE / folder / f"{part}.toml"
         if path.is_file():
@@ -127,6 +164,11 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
         for index, item in enumerate(value):
             yield from _flat(f"{prefix}.{item.get('name', index + 1)}", item)
     elif isinstance(value, list):
-        yield prefix, ", ".join("x".join(map(str, item)) if isinstance(item, list) else str(item) for item in value)
+        yield (
+            prefix,
+            ", ".join(
+                "x".join(map(str, item)) if isinstance(item, list) else str(item) for item in value
+            ),
+        )
     else:
         yield prefix, f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -1,4 +1,5 @@
-"""Pictures of a step: what ran when on each stream, and what memory held. PNG bytes, drawn without a display."""
+"""Pictures of a step: what ran when on each stream, and what memory held. PNG bytes, drawn
+without a display."""
 
 from __future__ import annotations
 
@@ -21,38 +22,61 @@ __all__ = ["draw_memory", "draw_timeline"]
 #: From, to: seconds.
 Window = tuple[float, float]
 
-#: Compute in blues and yellows, communication in reds and greens: told apart by colour-blind readers too.
-#: Source: Okabe and Ito, "Color Universal Design", 2008, and lighter and darker steps of its colours.
+#: Compute in blues and yellows, communication in reds and greens: told apart by colour-blind
+#: readers too. Source: Okabe and Ito, "Color Universal Design", 2008, and lighter and darker steps
+#: of its colours.
 _KINDS = {
-    "gemm": "#0072b2", "attention": "#56b4e9", "lstm": "#004c77", "conv": "#2f8fd0", "embedding": "#a6d8f5",
-    "elementwise": "#f0e442", "norm": "#c7b800", "softmax": "#f7f2a5", "reduction": "#8f8500", "copy": "#bbbbbb",
-    "view": "#dddddd", "slice": "#dddddd", "optimizer": "#cc79a7",
-    "all_reduce": "#d55e00", "all_gather": "#e69f00", "reduce_scatter": "#8c3d00", "all_to_all": "#009e73",
-}  # fmt: skip
+    "gemm": "#0072b2",
+    "attention": "#56b4e9",
+    "lstm": "#004c77",
+    "conv": "#2f8fd0",
+    "embedding": "#a6d8f5",
+    "elementwise": "#f0e442",
+    "norm": "#c7b800",
+    "softmax": "#f7f2a5",
+    "reduction": "#8f8500",
+    "copy": "#bbbbbb",
+    "view": "#dddddd",
+    "slice": "#dddddd",
+    "optimizer": "#cc79a7",
+    "all_reduce": "#d55e00",
+    "all_gather": "#e69f00",
+    "reduce_scatter": "#8c3d00",
+    "all_to_all": "#009e73",
+}
 _CATEGORIES = {
-    "parameters": "#0072b2", "optimizer": "#56b4e9", "gradients": "#009e73", "activations": "#e69f00", "gathered": "#d55e00",
-    "temporaries": "#f0e442", "inputs": "#999999",
-}  # fmt: skip
+    "parameters": "#0072b2",
+    "optimizer": "#56b4e9",
+    "gradients": "#009e73",
+    "activations": "#e69f00",
+    "gathered": "#d55e00",
+    "temporaries": "#f0e442",
+    "inputs": "#999999",
+}
 _PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
 _OTHER = "#777777"
 _DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", _OTHER)
 #: A bar is named where it has this share of the picture's width for every letter of the name.
 _LETTER = 0.0072
-#: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward, stand below the whole step.
+#: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward,
+#: stand below the whole step.
 _MANY, _CLOSE = 250, 36
-#: A capacity line is drawn where the peak reaches this share of it; else it would flatten all that there is to see.
+#: A capacity line is drawn where the peak reaches this share of it; else it would flatten all that
+#: there is to see.
 _NEAR = 0.3
 
 
 def draw_timeline(timeline: Timeline, title: str) -> bytes:
-    """A PNG of device 0's step: a row for each stream and communicator, coloured by kind, phases shaded; with close-ups where
-    there are many ops."""
+    """A PNG of device 0's step: a row for each stream and communicator, coloured by kind, phases
+    shaded; with close-ups where there are many ops."""
     events = [event for event in timeline.on(0) if event.duration > 0]
     lanes = _lanes(events)
     spans = _phase_spans(events, timeline.step_time)
     windows = _close_ups(events, spans) if len(events) > _MANY else []
     height = 0.9 + 0.7 * len(lanes)
-    figure = Figure(figsize=(12, 1.5 + height * (2 if windows else 1)), dpi=110, layout="constrained")
+    figure = Figure(
+        figsize=(12, 1.5 + height * (2 if windows else 1)), dpi=110, layout="constrained"
+    )
     canvas = FigureCanvasAgg(figure)
     grid = figure.add_gridspec(2 if windows else 1, max(len(windows), 1))
     whole = (0.0, timeline.step_time or 1.0)
@@ -62,7 +86,14 @@ def draw_timeline(timeline: Timeline, title: str) -> bytes:
         below = figure.add_subplot(grid[1, column])
         _draw_window(below, events, lanes, spans, window, 1 / len(windows))
         scale, _ = _time_unit(timeline.step_time)
-        top.axvspan(window[0] * scale, window[1] * scale, fill=False, edgecolor="#cc0000", linewidth=1.2, zorder=4)
+        top.axvspan(
+            window[0] * scale,
+            window[1] * scale,
+            fill=False,
+            edgecolor="#cc0000",
+            linewidth=1.2,
+            zorder=4,
+        )
         below.spines[:].set_color("#cc0000")
     _legend(figure, events, timeline.step_time)
     figure.suptitle(f"{title}: {format_time(timeline.step_time)} a step, simulated", fontsize=11)
@@ -70,7 +101,8 @@ def draw_timeline(timeline: Timeline, title: str) -> bytes:
 
 
 def _lanes(events: Sequence[Event]) -> list[str]:
-    """The rows of a picture: compute, every communicator, and the host if it does work of its own."""
+    """The rows of a picture: compute, every communicator, and the host if it does work of its
+    own."""
     channels = dict.fromkeys(event.lane for event in events if event.stream == "communication")
     host = ["host"] if any(event.stream == "host" for event in events) else []
     return ["compute", *(channels or ["communication"]), *host]
@@ -103,16 +135,22 @@ def _close_ups(events: Sequence[Event], spans: Mapping[str, tuple[float, float]]
         some = [e for e in events if e.stream == "compute" and e.phase == phase]
         if some:
             low, high = spans[phase]
-            middle = next((i for i, e in enumerate(some) if e.end >= (low + high) / 2), len(some) - 1)
+            middle = next(
+                (i for i, e in enumerate(some) if e.end >= (low + high) / 2), len(some) - 1
+            )
             first = max(0, min(middle - _CLOSE // 2, len(some) - _CLOSE))
             out.append((some[first].start, some[min(first + _CLOSE, len(some)) - 1].end))
     return out
 
 
 def _draw_window(
-    axes: Axes, events: Sequence[Event], lanes: Sequence[str], spans: Mapping[str, tuple[float, float]], window: Window,
+    axes: Axes,
+    events: Sequence[Event],
+    lanes: Sequence[str],
+    spans: Mapping[str, tuple[float, float]],
+    window: Window,
     share: float,
-) -> None:  # fmt: skip
+) -> None:
     """The lanes between two times, on axes that take `share` of the picture's width."""
     scale, unit = _time_unit(window[1])
     width = window[1] - window[0]
@@ -124,7 +162,9 @@ def _draw_window(
         shown = [e for e in events if e.lane == lane and e.end > window[0] and e.start < window[1]]
         _draw_bars(axes, shown, -row, scale, width)
         _name_bars(axes, shown, -row, scale, window, width * _LETTER / share)
-    axes.set_yticks([-row for row in range(len(lanes))], lanes if share == 1 else list(map(_short, lanes)))
+    axes.set_yticks(
+        [-row for row in range(len(lanes))], lanes if share == 1 else list(map(_short, lanes))
+    )
     axes.set_ylim(-len(lanes) + 0.5, 0.72)
     axes.set_xlim(window[0] * scale, window[1] * scale)
     axes.set_xlabel(f"time ({unit})", fontsize=9)
@@ -132,17 +172,23 @@ def _draw_window(
 
 def _draw_phase(
     axes: Axes, phase: str, low: float, high: float, window: Window, scale: float, share: float
-) -> None:  # fmt: skip
-    """A shaded band, with the phase's name where it fits; at the right end it may lean to the left."""
+) -> None:
+    """A shaded band, with the phase's name where it fits; at the right end it may lean to the
+    left."""
     axes.axvspan(low * scale, high * scale, facecolor=_PHASES.get(phase, "#ffffff"), zorder=0)
     wide = high - low > (window[1] - window[0]) * 0.008 * len(phase) / share
     if wide or high == window[1]:
-        at, side = ((low + high) / 2, "center") if wide else (high - (window[1] - window[0]) * 0.003, "right")
+        at, side = (
+            ((low + high) / 2, "center")
+            if wide
+            else (high - (window[1] - window[0]) * 0.003, "right")
+        )
         axes.text(at * scale, 0.58, phase, ha=side, va="center", fontsize=9, color="#555555")
 
 
 def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, width: float) -> None:
-    """All bars of a stream, one collection a kind; the narrowest still show, wide ones are set apart by a white edge."""
+    """All bars of a stream, one collection a kind; the narrowest still show, wide ones are set
+    apart by a white edge."""
     groups: dict[tuple[str, bool], list[Event]] = defaultdict(list)
     for event in events:
         groups[event.kind, event.duration > 0.006 * width].append(event)
@@ -150,13 +196,27 @@ def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, widt
         left = np.array([e.start for e in some]) * scale
         right = np.maximum(np.array([e.end for e in some]) * scale, left + width * scale * 3e-4)
         low, high = np.full_like(left, row - 0.36), np.full_like(left, row + 0.36)
-        corners = np.stack([np.stack(pair, 1) for pair in ((left, low), (left, high), (right, high), (right, low))], 1)
+        corners = np.stack(
+            [
+                np.stack(pair, 1)
+                for pair in ((left, low), (left, high), (right, high), (right, low))
+            ],
+            1,
+        )
         edge, width_of = ("white", 0.7) if edged else ("none", 0.0)
-        bars = PolyCollection(list(corners), facecolor=_KINDS.get(kind, _OTHER), edgecolor=edge, linewidth=width_of, zorder=2)
+        bars = PolyCollection(
+            list(corners),
+            facecolor=_KINDS.get(kind, _OTHER),
+            edgecolor=edge,
+            linewidth=width_of,
+            zorder=2,
+        )
         axes.add_collection(bars)
 
 
-def _name_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, window: Window, letter: float) -> None:
+def _name_bars(
+    axes: Axes, events: Sequence[Event], row: int, scale: float, window: Window, letter: float
+) -> None:
     """The module of every bar that is wide enough for it, whole or its last part."""
     for event in events:
         low, high = max(event.start, window[0]), min(event.end, window[1])
@@ -164,7 +224,16 @@ def _name_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, wind
         name = next((n for n in names if n and high - low > letter * (len(n) + 1)), None)
         if name is not None:
             colour = "white" if _KINDS.get(event.kind, _OTHER) in _DARK else "black"
-            axes.text((low + high) / 2 * scale, row, name, ha="center", va="center", fontsize=8, color=colour, zorder=3)
+            axes.text(
+                (low + high) / 2 * scale,
+                row,
+                name,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color=colour,
+                zorder=3,
+            )
 
 
 def _legend(figure: Figure, events: Sequence[Event], step: float) -> None:
@@ -173,16 +242,30 @@ def _legend(figure: Figure, events: Sequence[Event], step: float) -> None:
     for event in events:
         spent[event.kind] += event.duration
     handles = [
-        Patch(color=_KINDS.get(kind, _OTHER), label=f"{kind.replace('_', '-')} {100 * seconds / step:.1f} %")
+        Patch(
+            color=_KINDS.get(kind, _OTHER),
+            label=f"{kind.replace('_', '-')} {100 * seconds / step:.1f} %",
+        )
         for kind, seconds in sorted(spent.items(), key=lambda item: -item[1])
     ]
-    figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 7), fontsize=8, frameon=False)
+    figure.legend(
+        handles=handles,
+        loc="outside lower center",
+        ncols=min(len(handles), 7),
+        fontsize=8,
+        frameon=False,
+    )
 
 
 def draw_memory(
-    times: Sequence[float], held: Mapping[str, Sequence[int]], step: float, capacity: int, title: str
-) -> bytes:  # fmt: skip
-    """A PNG of memory over the step, by category, and of the categories at its peak, against the capacity.
+    times: Sequence[float],
+    held: Mapping[str, Sequence[int]],
+    step: float,
+    capacity: int,
+    title: str,
+) -> bytes:
+    """A PNG of memory over the step, by category, and of the categories at its peak, against the
+    capacity.
 
     `held[category][i]` are the bytes from `times[i]` on.
     """
@@ -196,7 +279,13 @@ def draw_memory(
     left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
     edges = np.append(np.array(times), step) * seconds
     colours = [_CATEGORIES.get(name, _OTHER) for name in held]
-    left.stackplot(edges, np.append(table, table[:, -1:], axis=1) / scale, colors=colours, step="post", linewidth=0)
+    left.stackplot(
+        edges,
+        np.append(table, table[:, -1:], axis=1) / scale,
+        colors=colours,
+        step="post",
+        linewidth=0,
+    )
     left.axvline(edges[at], color="#555555", linewidth=0.8, linestyle=":")
     left.set_xlim(0, step * seconds or 1.0)
     left.set_xlabel(f"time ({time_unit})")
@@ -219,20 +308,34 @@ def _byte_unit(nbytes: float) -> tuple[float, str]:
 def _capacity(axes: Axes, peak: float, capacity: int, scale: float) -> None:
     if peak >= _NEAR * capacity:
         axes.axhline(capacity / scale, color="#cc0000", linewidth=1.2)
-        axes.text(0.01, capacity / scale, f"usable {format_bytes(capacity)}", color="#cc0000", fontsize=9, va="bottom",
-                  transform=axes.get_yaxis_transform())  # fmt: skip
+        axes.text(
+            0.01,
+            capacity / scale,
+            f"usable {format_bytes(capacity)}",
+            color="#cc0000",
+            fontsize=9,
+            va="bottom",
+            transform=axes.get_yaxis_transform(),
+        )
         axes.set_ylim(0, max(peak, capacity) / scale * 1.1)
     else:
         axes.set_ylim(0, peak / scale * 1.1)
 
 
 def _bars(axes: Axes, peak: Mapping[str, float], unit: str, scale: float) -> None:
-    """The categories at the peak, the first on top; in the same colours, which makes it the legend too."""
+    """The categories at the peak, the first on top; in the same colours, which makes it the
+    legend too."""
     names = list(peak)[::-1]
     values = [peak[name] / scale for name in names]
     axes.barh(names, values, color=[_CATEGORIES.get(name, _OTHER) for name in names])
     for row, name in enumerate(names):
-        axes.text(values[row], row, f" {format_bytes(peak[name])}" if peak[name] else " -", va="center", fontsize=9)
+        axes.text(
+            values[row],
+            row,
+            f" {format_bytes(peak[name])}" if peak[name] else " -",
+            va="center",
+            fontsize=9,
+        )
     axes.set_xlim(0, max(values) * 1.35 or 1.0)
     axes.set_xlabel(f"at the peak ({unit})")
     for side in ("top", "right"):

@@ -1,4 +1,5 @@
-"""What `--json` prints: one object a verb, SI units, stable keys. docs/json.md lists them; a test holds the two together."""
+"""What `--json` prints: one object a verb, SI units, stable keys. docs/json.md lists them; a
+test holds the two together."""
 
 from __future__ import annotations
 
@@ -70,11 +71,16 @@ def compare_record(result: Mapping[str, Any]) -> dict[str, Any]:
     """The object of `plan compare`, from the result of a comparison."""
     steps = ("predicted_step_time_s", "measured_step_time_s", "error")
     peaks = ("predicted_peak_memory_bytes", "measured_peak_memory_bytes")
-    kinds = [{key: row[key] for key in ("kind", "predicted_s", "measured_s", "error")} for row in result["by_kind"]]
+    kinds = [
+        {key: row[key] for key in ("kind", "predicted_s", "measured_s", "error")}
+        for row in result["by_kind"]
+    ]
     return {**{key: result[key] for key in (*steps, *peaks)}, "by_kind": kinds}
 
 
-def simulate_record(timeline: Timeline, memory_bytes: Mapping[str, int], cluster: Cluster, ask: Ask) -> dict[str, Any]:
+def simulate_record(
+    timeline: Timeline, memory_bytes: Mapping[str, int], cluster: Cluster, ask: Ask
+) -> dict[str, Any]:
     """The object of `plan simulate`."""
     parts = breakdown(timeline, 0)
     total = sum(memory_bytes.values())
@@ -95,12 +101,18 @@ def models_record(models: Mapping[str, ModelSpec]) -> dict[str, Any]:
 
     def sizes(name: str, of: ModelSpec | Preset) -> dict[str, Any]:
         return {
-            "name": name, "description": of.description, "batch_per_device": of.batch_per_device, "options": dict(of.options)
-        }  # fmt: skip
+            "name": name,
+            "description": of.description,
+            "batch_per_device": of.batch_per_device,
+            "options": dict(of.options),
+        }
 
     return {
         "models": [
-            {**sizes(name, spec), "presets": [sizes(preset, of) for preset, of in spec.presets.items()]}
+            {
+                **sizes(name, spec),
+                "presets": [sizes(preset, of) for preset, of in spec.presets.items()],
+            }
             for name, spec in models.items()
         ]
     }

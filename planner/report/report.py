@@ -1,7 +1,8 @@
-"""The reports of the command line as sections of lines and tables: of a plan, a simulation, a run, the built-in models.
+"""The reports of the command line as sections of lines and tables: of a plan, a simulation, a run,
+the built-in models.
 
-Plan -> `report` -> Sections, which `sections` draws. All of it stands in the plan's file, so that a plan can be reported again
-without its model.
+Plan -> `report` -> Sections, which `sections` draws. All of it stands in the plan's file, so that a
+plan can be reported again without its model.
 """
 
 from __future__ import annotations
@@ -19,7 +20,16 @@ if TYPE_CHECKING:
     from cost_models.cluster import Cluster
     from planner.plans.plan_file import Plan
 
-__all__ = ["comparison", "mesh_body", "models_sections", "proof_lines", "report", "run_section", "simulation", "title"]
+__all__ = [
+    "comparison",
+    "mesh_body",
+    "models_sections",
+    "proof_lines",
+    "report",
+    "run_section",
+    "simulation",
+    "title",
+]
 
 _CATEGORY_WORDS = {
     "parameters": "parameters",
@@ -64,12 +74,16 @@ def _optimizer(plan: Plan) -> str:
     """The optimizer, with what was asked of it."""
     rate = {} if plan.ask.learning_rate is None else {"lr": plan.ask.learning_rate}
     given = {**rate, **plan.ask.optimizer_settings}
-    told = ", ".join(f"{key} {' '.join(map(str, v)) if isinstance(v, tuple | list) else v}" for key, v in given.items())
+    told = ", ".join(
+        f"{key} {' '.join(map(str, v)) if isinstance(v, tuple | list) else v}"
+        for key, v in given.items()
+    )
     return f"{plan.summary['optimizer']} ({told})" if told else str(plan.summary["optimizer"])
 
 
 def _formats(plan: Plan) -> str:
-    """The format of the parameters, and that of products if it is another: only mixed precision has two."""
+    """The format of the parameters, and that of products if it is another: only mixed precision
+    has two."""
     kept, computed = plan.ask.dtype, plan.summary["dtype"]
     return kept if kept == computed else f"{kept}, products in {computed} (bf16-mixed)"
 
@@ -77,12 +91,25 @@ def _formats(plan: Plan) -> str:
 def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
     """What every axis splits: in a sentence, and layer group by layer group."""
     whole = plan.summary["replicated_ops"]
-    told = [("take no part in the loss, and stay as they are: ", plan.summary.get("take_no_part", []))]
-    told.append(("constants, which neither the model nor the loss registers: ", plan.summary.get("constants", [])))
+    told = [
+        ("take no part in the loss, and stay as they are: ", plan.summary.get("take_no_part", []))
+    ]
+    told.append(
+        (
+            "constants, which neither the model nor the loss registers: ",
+            plan.summary.get("constants", []),
+        )
+    )
     told.append(("run whole on every device: ", whole))
     told.append(("run whole for want of a rule: ", plan.summary.get("ops_without_rule", [])))
-    told.append(("rule discovered by running the op in shards: ", plan.summary.get("discovered_ops", [])))
-    return (*_axis_lines(plan), _group_words(plan), *(words + ", ".join(ops) for words, ops in told if ops))
+    told.append(
+        ("rule discovered by running the op in shards: ", plan.summary.get("discovered_ops", []))
+    )
+    return (
+        *_axis_lines(plan),
+        _group_words(plan),
+        *(words + ", ".join(ops) for words, ops in told if ops),
+    )
 
 
 def _axis_lines(plan: Plan) -> Iterable[str]:
@@ -102,7 +129,9 @@ def _axis_line(plan: Plan, axis: int) -> str:
     name = f"{plan.mesh.names[axis]}={plan.mesh.sizes[axis]}"
     if not where:
         return f"{name} splits no op, only parameters"
-    return f"{name} splits " + "; ".join(f"{word} in {_some(groups)}" for word, groups in where.items())
+    return f"{name} splits " + "; ".join(
+        f"{word} in {_some(groups)}" for word, groups in where.items()
+    )
 
 
 def _some(groups: Sequence[str], most: int = 5) -> str:
@@ -123,7 +152,9 @@ def _parameter_words(names: Sequence[str], words: Sequence[str]) -> str:
     """The words of all axes in one cell: told by axis only where they differ."""
     if len(set(words)) == 1:
         return words[0]
-    return "; ".join(f"{name}: {word}" for name, word in zip(names, words, strict=True) if word != "whole")
+    return "; ".join(
+        f"{name}: {word}" for name, word in zip(names, words, strict=True) if word != "whole"
+    )
 
 
 def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
@@ -136,7 +167,9 @@ def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     )
     rows = [(name, format_time(summary[key]), _percent(summary[key] / step)) for name, key in parts]
     rows.append(("step (simulated)", format_time(step), ""))
-    out: list[str | Table] = [Table(header=("time", "", "share"), rows=tuple(rows), right=frozenset({1, 2}))]
+    out: list[str | Table] = [
+        Table(header=("time", "", "share"), rows=tuple(rows), right=frozenset({1, 2}))
+    ]
     if "samples_per_s" in summary:
         tokens = f", {_rate(summary['tokens_per_s'], 'tokens/s')}"
         shown = tokens if summary["tokens_per_s"] != summary["samples_per_s"] else ""
@@ -145,7 +178,9 @@ def _time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     if "padding" in summary:
         padded = summary["padding"]
         saved = _percent(1 - padded["step_time_s"] / step)
-        out.append(f"--set {padded['setting']} would take {saved} less: {format_time(padded['step_time_s'])} on the same mesh")
+        out.append(
+            f"--set {padded['setting']} would take {saved} less: {format_time(padded['step_time_s'])} on the same mesh"
+        )
     return tuple(out)
 
 
@@ -164,14 +199,18 @@ def _memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     held = dict(summary["memory_bytes"])
     total = held.pop("total")
     rows: list[tuple[str, ...]] = [
-        (_CATEGORY_WORDS[name], format_bytes(nbytes), _percent(nbytes / capacity)) for name, nbytes in held.items() if nbytes
+        (_CATEGORY_WORDS[name], format_bytes(nbytes), _percent(nbytes / capacity))
+        for name, nbytes in held.items()
+        if nbytes
     ]
     rows.append(("peak", format_bytes(total), _percent(total / capacity)))
     allowed = summary["memory_allowed_bytes"]
     if allowed < capacity:
         rows.append(("allowed", format_bytes(allowed), _percent(allowed / capacity)))
     rows.append(("usable", format_bytes(capacity), "fits" if summary["fits"] else "DOES NOT FIT"))
-    table = Table(header=("at the peak", "", "of usable"), rows=tuple(rows), right=frozenset({1, 2}))
+    table = Table(
+        header=("at the peak", "", "of usable"), rows=tuple(rows), right=frozenset({1, 2})
+    )
     return (table, *_shared_words(summary), *_nearly_full(total / capacity, summary["fits"]))
 
 
@@ -179,7 +218,9 @@ def _shared_words(summary: Mapping[str, Any]) -> tuple[str, ...]:
     """What a rank holds beside its own memory, to send through."""
     nbytes = summary.get("shared_memory_bytes", 0)
     return (
-        (f"beside that, {format_bytes(nbytes)} per device to send through, which the ranks of a machine share",)
+        (
+            f"beside that, {format_bytes(nbytes)} per device to send through, which the ranks of a machine share",
+        )
         if nbytes
         else ()
     )
@@ -189,7 +230,9 @@ def _cast_again(plan: Plan) -> tuple[str, ...]:
     """What a plan does that holds no casts of parameters from forward to backward."""
     if not plan.recast:
         return ()
-    return (f"parameters are cast to {plan.summary['dtype']} again for backward: kept from forward, the casts would not fit",)
+    return (
+        f"parameters are cast to {plan.summary['dtype']} again for backward: kept from forward, the casts would not fit",
+    )
 
 
 def _nearly_full(share: float, fits: bool) -> tuple[str, ...]:
@@ -204,17 +247,36 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
     step = plan.summary["step_time_s"]
     name = plan.summary.get("standard_name")
     this = "this plan" if name is None else f"this plan: {name}"
-    rows = [(this, str(plan.mesh), format_time(step), "1.00 x", format_bytes(plan.summary["memory_bytes"]["total"]), "yes")]
+    rows = [
+        (
+            this,
+            str(plan.mesh),
+            format_time(step),
+            "1.00 x",
+            format_bytes(plan.summary["memory_bytes"]["total"]),
+            "yes",
+        )
+    ]
     for row in plan.alternatives:
         if row.step_time_s is None or row.memory_bytes is None:
             continue
         fits = ("made to" if row.made_to_fit else "yes") if row.fits else "no"
         rows.append(
-            (row.name, row.mesh, format_time(row.step_time_s), f"{row.step_time_s / step:.2f} x",
-             format_bytes(row.memory_bytes), fits)
-        )  # fmt: skip
+            (
+                row.name,
+                row.mesh,
+                format_time(row.step_time_s),
+                f"{row.step_time_s / step:.2f} x",
+                format_bytes(row.memory_bytes),
+                fits,
+            )
+        )
     return (
-        Table(header=("plan", "mesh", "step", "", "memory", "fits"), rows=tuple(rows), right=frozenset({2, 3, 4})),
+        Table(
+            header=("plan", "mesh", "step", "", "memory", "fits"),
+            rows=tuple(rows),
+            right=frozenset({2, 3, 4}),
+        ),
         *(f"{row.name}: {row.reason}" for row in plan.alternatives if row.step_time_s is None),
         *_ruled_out(plan),
         *_drawn_on(plan.summary.get("drawn_on", ())),
@@ -223,13 +285,23 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
 
 def _ruled_out(plan: Plan) -> tuple[str, ...]:
     """The baselines that the plan may not be, however fast."""
-    names = [row.name for row in plan.alternatives if not row.allowed and row.step_time_s is not None]
-    return (f"ruled out by the mesh and pins that were asked for: {', '.join(names)}",) if names else ()
+    names = [
+        row.name for row in plan.alternatives if not row.allowed and row.step_time_s is not None
+    ]
+    return (
+        (f"ruled out by the mesh and pins that were asked for: {', '.join(names)}",)
+        if names
+        else ()
+    )
 
 
 def _drawn_on(depths: Sequence[int]) -> tuple[str, ...]:
     """What the figures of plans that were not simulated whole come from."""
-    return (f"all but the fastest extrapolated from {' and '.join(map(str, depths))} layers",) if depths else ()
+    return (
+        (f"all but the fastest extrapolated from {' and '.join(map(str, depths))} layers",)
+        if depths
+        else ()
+    )
 
 
 def proof_lines(plan: Plan) -> tuple[str, ...]:
@@ -244,7 +316,8 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
     ]
     if left_out := summary.get("left_out"):
         lines.insert(
-            1, f"not searched: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one"
+            1,
+            f"not searched: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one",
         )
     if limit := summary.get("time_limit_s"):
         late = summary.get("late")
@@ -253,7 +326,9 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def simulation(plan: Plan, cluster: Cluster, record: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
+def simulation(
+    plan: Plan, cluster: Cluster, record: Mapping[str, Any], files: Mapping[str, str]
+) -> tuple[Section, ...]:
     """The report of `plan simulate`."""
     where = f"simulated on {cluster.num_devices} x {cluster.device.name} ({cluster.name})"
     runs = links_in_words(map(asdict, axis_links(cluster, plan.mesh.names, plan.mesh.sizes)))
@@ -269,8 +344,14 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
     """What `plan run` prints at its end."""
     rows = [
         ("ranks", f"{result['num_ranks']} on {result['backend']}, mesh {plan.mesh}"),
-        ("loss", f"{result['losses'][0]:.6f} to {result['losses'][-1]:.6f} in {len(result['losses'])} steps"),
-        ("step time", f"{format_time(median)} median, {format_time(min(result['step_times_s']))} least"),
+        (
+            "loss",
+            f"{result['losses'][0]:.6f} to {result['losses'][-1]:.6f} in {len(result['losses'])} steps",
+        ),
+        (
+            "step time",
+            f"{format_time(median)} median, {format_time(min(result['step_times_s']))} least",
+        ),
         ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} a device{_beside(result)}"),
     ]
     verify = result["verify"]
@@ -279,7 +360,10 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
             ("verdict", _verdict(result["verdict"], verify)),
             ("against one process", f"loss {verify['loss_error']:.1e} (largest relative errors)"),
             ("", f"gradients {verify['gradient_error']:.1e} (worst: {verify['worst_gradient']})"),
-            ("", f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']}{_left_out(verify)})"),
+            (
+                "",
+                f"parameters {verify['parameter_error']:.1e} (worst: {verify['worst_parameter']}{_left_out(verify)})",
+            ),
             *(
                 [("", f"buffers {verify['buffer_error']:.1e} (worst: {verify['worst_buffer']})")]
                 if verify["worst_buffer"]
@@ -313,7 +397,11 @@ def _at(index: Sequence[int]) -> str:
 def _left_out(verify: Mapping[str, Any]) -> str:
     """The part of the parameters that says less than the rest, where there is one."""
     left_out, whole = verify["num_left_out"], verify["num_elements"]
-    return f"; {left_out:,} of {whole:,} elements left out: rounding alone may explain as much" if left_out else ""
+    return (
+        f"; {left_out:,} of {whole:,} elements left out: rounding alone may explain as much"
+        if left_out
+        else ""
+    )
 
 
 def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
@@ -322,26 +410,44 @@ def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Sec
     held, peak = result["predicted_peak_memory_bytes"], result["measured_peak_memory_bytes"]
     whole = (
         ("step time", format_time(predicted), format_time(measured), _error(result["error"])),
-        ("peak memory", format_bytes(held), format_bytes(peak), _error(held / peak - 1 if peak else None)),
+        (
+            "peak memory",
+            format_bytes(held),
+            format_bytes(peak),
+            _error(held / peak - 1 if peak else None),
+        ),
     )
     numbers, header = frozenset({1, 2, 3}), ("predicted", "measured", "error")
     tables = tuple(
         Table(
             header=(name, *header),
             rows=tuple(
-                (row["kind"], format_time(row["predicted_s"]), format_time(row["measured_s"]), _error(row["error"]))
+                (
+                    row["kind"],
+                    format_time(row["predicted_s"]),
+                    format_time(row["measured_s"]),
+                    _error(row["error"]),
+                )
                 for row in result[key]
             ),
             right=numbers,
         )
-        for name, key in (("kind", "by_kind"), ("phase", "by_phase"), ("collective", "by_collective"))
+        for name, key in (
+            ("kind", "by_kind"),
+            ("phase", "by_phase"),
+            ("collective", "by_collective"),
+        )
         if result[key]
     )
     where = f"{result['num_ranks']} ranks, mesh {result['mesh']}; predicted on {result['hardware']}"
     return (
         Section(title=f"{result['model']}, predicted beside measured", body=(where,)),
         Section(
-            title="One step", body=(Table(header=("", "predicted", "measured", "error"), rows=whole, right=numbers), *tables)
+            title="One step",
+            body=(
+                Table(header=("", "predicted", "measured", "error"), rows=whole, right=numbers),
+                *tables,
+            ),
         ),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )
@@ -355,7 +461,9 @@ def models_sections(record: Mapping[str, Any]) -> tuple[Section, ...]:
     """What `plan models` prints."""
     header = ("", "batch a device", "sizes")
     built_in = [
-        Section(title=spec["name"], body=(spec["description"], Table(header=header, rows=_sizes(spec))))
+        Section(
+            title=spec["name"], body=(spec["description"], Table(header=header, rows=_sizes(spec)))
+        )
         for spec in record["models"]
     ]
     return (*built_in, Section(title="your own", body=(_OWN_MODEL,)))
@@ -369,5 +477,11 @@ _OWN_MODEL = (
 
 def _sizes(spec: Mapping[str, Any]) -> tuple[tuple[str, ...], ...]:
     rows = [("default", spec["batch_per_device"], spec["options"])]
-    rows += [(preset["name"], preset["batch_per_device"], preset["options"]) for preset in spec["presets"]]
-    return tuple((name, str(batch), ", ".join(f"{key}={value}" for key, value in sizes.items())) for name, batch, sizes in rows)
+    rows += [
+        (preset["name"], preset["batch_per_device"], preset["options"])
+        for preset in spec["presets"]
+    ]
+    return tuple(
+        (name, str(batch), ", ".join(f"{key}={value}" for key, value in sizes.items()))
+        for name, batch, sizes in rows
+    )

@@ -1,4 +1,5 @@
-"""Sections of lines and tables, and the two ways to draw them: in the terminal with rich, and as Markdown."""
+"""Sections of lines and tables, and the two ways to draw them: in the terminal with rich, and as
+Markdown."""
 
 from __future__ import annotations
 
@@ -48,10 +49,21 @@ def _rich_table(table: Table) -> Any:
     from rich.table import Table as RichTable
     from rich.text import Text
 
-    drawn = RichTable(box=SIMPLE_HEAD, show_header=bool(table.header), pad_edge=False, show_edge=False, header_style="bold")
+    drawn = RichTable(
+        box=SIMPLE_HEAD,
+        show_header=bool(table.header),
+        pad_edge=False,
+        show_edge=False,
+        header_style="bold",
+    )
     for index in range(max(map(len, (table.header, *table.rows)))):
         title = table.header[index] if index < len(table.header) else ""
-        drawn.add_column(Text(title), justify="right" if index in table.right else "left", overflow="fold", no_wrap=not index)
+        drawn.add_column(
+            Text(title),
+            justify="right" if index in table.right else "left",
+            overflow="fold",
+            no_wrap=not index,
+        )
     for row in table.rows:
         drawn.add_row(*map(Text, row))
     return drawn

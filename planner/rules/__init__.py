@@ -1,5 +1,5 @@
-"""Op rules, a file a family. Importing the package fills `RULES`; `signature_of` and `local_call` are for any op, with a rule or
-without (then it is discovered)."""
+"""Op rules, a file a family. Importing the package fills `RULES`; `signature_of` and
+`local_call` are for any op, with a rule or without (then it is discovered)."""
 
 from planner.rules import fused, norms, pointwise, products, random, reductions, views
 from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule, Signature

@@ -1,7 +1,9 @@
-"""Signatures of ops without a written rule: discovered and cached on disk, or whole on every device where nothing is found.
+"""Signatures of ops without a written rule: discovered and cached on disk, or whole on every device
+where nothing is found.
 
-Call, dtypes -> Signature. A finding is kept by op, arguments, pattern of sizes, dtypes and torch's version, in one small JSON file
-each under `$SHARDWRIGHT_CACHE` (default `~/.cache/shardwright`), so that an op is run in shards once.
+Call, dtypes -> Signature. A finding is kept by op, arguments, pattern of sizes, dtypes and torch's
+version, in one small JSON file each under `$SHARDWRIGHT_CACHE` (default `~/.cache/shardwright`), so
+that an op is run in shards once.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ _VERSION = 3
 
 
 def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
-    """The discovered signature of a call; where nothing is found, one that cannot be split (`source` says which)."""
+    """The discovered signature of a call; where nothing is found, one that cannot be split
+    (`source` says which)."""
     with torch.no_grad():
         finding = _cached(call, dtypes)
     return unsplit(call, source="replicated") if finding is None else _signature(call, finding)
@@ -62,20 +65,32 @@ def _signature(call: Call, finding: Finding) -> Signature:
                 if not dims[d] or rest > 1:
                     dims[d] += (len(sizes),)
                     sizes.append(rest)
-    sums = [frozenset(n for n, x in enumerate(found) if x.results[r] == SUM) for r in range(len(results))]
+    sums = [
+        frozenset(n for n, x in enumerate(found) if x.results[r] == SUM)
+        for r in range(len(results))
+    ]
     return Signature(
-        kind="elementwise", sizes=tuple(sizes), operands=tuple(map(_letters, operands)), results=tuple(map(_letters, results)),
-        fixed=frozenset(range(split, len(sizes))), reduced=tuple(sums), linear=tuple(map(frozenset, finding.linear)),
-        contiguous=frozenset(n for n, x in enumerate(found) if x.contiguous), source="discovered",
+        kind="elementwise",
+        sizes=tuple(sizes),
+        operands=tuple(map(_letters, operands)),
+        results=tuple(map(_letters, results)),
+        fixed=frozenset(range(split, len(sizes))),
+        reduced=tuple(sums),
+        linear=tuple(map(frozenset, finding.linear)),
+        contiguous=frozenset(n for n, x in enumerate(found) if x.contiguous),
+        source="discovered",
         arguments=tuple((path, n) for n, x in enumerate(found) for path in x.arguments),
-    )  # fmt: skip
+    )
 
 
 def _size(call: Call, letter: FoundLetter) -> int:
-    """The size of a letter: the least of its dims, which the others are multiples of, each element of it a run of theirs
-    (`pixel_shuffle`); 0 where no such letter is what was found."""
+    """The size of a letter: the least of its dims, which the others are multiples of, each
+    element of it a run of theirs (`pixel_shuffle`); 0 where no such letter is what was found."""
     operands = [call.operands[operand][dim] for operand, dim in letter.operands]
-    dims = [*operands, *(call.results[r][place] for r, place in enumerate(letter.results) if place >= 0)]
+    dims = [
+        *operands,
+        *(call.results[r][place] for r, place in enumerate(letter.results) if place >= 0),
+    ]
     least = min(dims)
     if max(dims) == least or not least:  # an empty result has no pieces
         return least
@@ -87,7 +102,7 @@ def _letters(dims: list[tuple[int, ...]]) -> Letters:
     return tuple(dims)
 
 
-# ------------------------------------------------------------------------------------------------- the cache
+# ---------------------------------------------------------------------------------------- the cache
 
 
 def cache_folder() -> Path:
@@ -108,35 +123,53 @@ def _cached(call: Call, dtypes: tuple[str, ...]) -> Finding | None:
 
 def _key(call: Call, dtypes: tuple[str, ...]) -> str:
     args, kwargs = map_refs((call.args, call.kwargs), lambda _: Ref(0))
-    text = repr((_VERSION, torch.__version__, call.op, args, kwargs, call.operands, call.results, dtypes))
+    text = repr(
+        (_VERSION, torch.__version__, call.op, args, kwargs, call.operands, call.results, dtypes)
+    )
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def _read(path: Path) -> tuple[Finding | None] | None:
-    """The finding in a file (None in a tuple: nothing was found); None where there is no such file, or it is none of ours."""
+    """The finding in a file (None in a tuple: nothing was found); None where there is no such
+    file, or it is none of ours."""
     try:
         found = json.loads(path.read_text())["finding"]
         if found is None:
             return (None,)
         letters = tuple(
             FoundLetter(
-                operands=tuple((o, d) for o, d in x["operands"]), results=tuple(x["results"]), contiguous=x["contiguous"],
+                operands=tuple((o, d) for o, d in x["operands"]),
+                results=tuple(x["results"]),
+                contiguous=x["contiguous"],
                 arguments=tuple(tuple(p) for p in x["arguments"]),
             )
             for x in found["letters"]
-        )  # fmt: skip
+        )
         return (Finding(letters=letters, linear=tuple(tuple(group) for group in found["linear"])),)
     except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
 def _keep(path: Path, call: Call, finding: Finding | None) -> None:
-    """Writes the finding; where the folder cannot be written the op is discovered again next time."""
-    letters = [] if finding is None else [
-        {"operands": x.operands, "results": x.results, "contiguous": x.contiguous, "arguments": x.arguments}
-        for x in finding.letters
-    ]  # fmt: skip
-    content = {"op": call.op, "finding": None if finding is None else {"letters": letters, "linear": finding.linear}}
+    """Writes the finding; where the folder cannot be written the op is discovered again next
+    time."""
+    letters = (
+        []
+        if finding is None
+        else [
+            {
+                "operands": x.operands,
+                "results": x.results,
+                "contiguous": x.contiguous,
+                "arguments": x.arguments,
+            }
+            for x in finding.letters
+        ]
+    )
+    content = {
+        "op": call.op,
+        "finding": None if finding is None else {"letters": letters, "linear": finding.linear},
+    }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps(content))

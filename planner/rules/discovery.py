@@ -1,9 +1,11 @@
-"""The rule of an op that nobody wrote one for, found by running a small instance of the call whole and in shards.
+"""The rule of an op that nobody wrote one for, found by running a small instance of the call whole
+and in shards.
 
-Call, dtypes -> Finding. A *letter* is a dim of some operands that are cut together; cutting it must give every result as pieces of
-a dim, as terms of a sum, or the same on every shard. Two draws of numbers and two and four shards must agree. Dims that no letter
-has cannot be split. What discovery cannot see is a dim that is a product (heads x depth) of which only one factor may be cut: a
-letter that is not right when cut in an interleaved way counts as contiguous.
+Call, dtypes -> Finding. A *letter* is a dim of some operands that are cut together; cutting it must
+give every result as pieces of a dim, as terms of a sum, or the same on every shard. Two draws of
+numbers and two and four shards must agree. Dims that no letter has cannot be split. What discovery
+cannot see is a dim that is a product (heads x depth) of which only one factor may be cut: a letter
+that is not right when cut in an interleaved way counts as contiguous.
 """
 
 from __future__ import annotations
@@ -28,8 +30,8 @@ _MOST_CUTS = 256
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundLetter:
-    """Operand dims that are cut together, and what becomes of each result: a dim (>= 0), -1 the same, -2 a term of a sum.
-    `arguments` are the places of whole numbers that shrink with it."""
+    """Operand dims that are cut together, and what becomes of each result: a dim (>= 0), -1 the
+    same, -2 a term of a sum. `arguments` are the places of whole numbers that shrink with it."""
 
     operands: tuple[tuple[int, int], ...]
     results: tuple[int, ...]
@@ -49,7 +51,8 @@ SAME, SUM = -1, -2
 
 
 def discover(call: Call, dtypes: tuple[str, ...]) -> Finding | None:
-    """What can be split of a call, from the first small instance that runs; None where none does, or nothing can be split."""
+    """What can be split of a call, from the first small instance that runs; None where none
+    does, or nothing can be split."""
     for instance in small_instances(call, dtypes):
         trials = _trials(instance, call)
         if trials is not None:
@@ -66,7 +69,8 @@ class _Trial:
 
 
 def _trials(instance: Instance, call: Call) -> list[_Trial] | None:
-    """The instance run whole on different numbers; None where it does not run, gives other shapes, or no finite numbers."""
+    """The instance run whole on different numbers; None where it does not run, gives other
+    shapes, or no finite numbers."""
     for positive in (False, True):
         trials = []
         for seed in range(_DRAWS):
@@ -75,7 +79,12 @@ def _trials(instance: Instance, call: Call) -> list[_Trial] | None:
             if results is None or not _shapes_fit(results, call, dict(instance.sizes)):
                 return None
             trials.append(_Trial(operands, results))
-        if all(bool(torch.isfinite(r).all()) for t in trials for r in t.results if r.is_floating_point() or r.is_complex()):
+        if all(
+            bool(torch.isfinite(r).all())
+            for t in trials
+            for r in t.results
+            if r.is_floating_point() or r.is_complex()
+        ):
             return trials
     return None
 
@@ -87,7 +96,7 @@ def _shapes_fit(results: list[Tensor], call: Call, sizes: dict[int, int]) -> boo
     return all(tuple(r.shape) == shape for r, shape in zip(results, wanted, strict=True))
 
 
-# ------------------------------------------------------------------------------------------------- letters
+# ------------------------------------------------------------------------------------------ letters
 
 
 def _letters(instance: Instance, trials: list[_Trial]) -> Iterator[FoundLetter]:
@@ -104,13 +113,18 @@ def _cuts(instance: Instance) -> list[tuple[tuple[int, int], ...]]:
     """Sets of (operand, dim) of one size that might be one letter, those of most operands first."""
     found: list[tuple[tuple[int, int], ...]] = []
     for size in dict.fromkeys(s for shape in instance.operands for s in shape if s > 1):
-        places = [[None, *((o, d) for d, s in enumerate(shape) if s == size)] for o, shape in enumerate(instance.operands)]
+        places = [
+            [None, *((o, d) for d, s in enumerate(shape) if s == size)]
+            for o, shape in enumerate(instance.operands)
+        ]
         choices = itertools.islice(itertools.product(*places), _MOST_CUTS)
         found += [tuple(p for p in choice if p is not None) for choice in choices if any(choice)]
     return sorted(found, key=len, reverse=True)
 
 
-def _letter(instance: Instance, trials: list[_Trial], cut: tuple[tuple[int, int], ...]) -> FoundLetter | None:
+def _letter(
+    instance: Instance, trials: list[_Trial], cut: tuple[tuple[int, int], ...]
+) -> FoundLetter | None:
     size = instance.operands[cut[0][0]][cut[0][1]]
     least = instance.highest if instance.has_indices else 1
     shards = [n for n in _SHARDS if size % n == 0] or [n for n in (3, 5, 7) if size % n == 0][:1]
@@ -122,8 +136,13 @@ def _letter(instance: Instance, trials: list[_Trial], cut: tuple[tuple[int, int]
         for chosen in itertools.combinations(paths, count):
             outcome = _outcome(instance, trials, cut, chosen, shards)
             if outcome is not None and any(place != SAME for place in outcome):
-                woven = all(_fits(instance, trial, cut, chosen, shards[0], outcome, woven=True) for trial in trials)
-                return FoundLetter(operands=cut, results=outcome, contiguous=not woven, arguments=chosen)
+                woven = all(
+                    _fits(instance, trial, cut, chosen, shards[0], outcome, woven=True)
+                    for trial in trials
+                )
+                return FoundLetter(
+                    operands=cut, results=outcome, contiguous=not woven, arguments=chosen
+                )
     return None
 
 
@@ -134,13 +153,20 @@ def _outcome(
     paths: tuple[tuple[int, ...], ...],
     shards: list[int],
 ) -> tuple[int, ...] | None:
-    """What becomes of each result; None where shards do not make up some result, or not always in one way."""
+    """What becomes of each result; None where shards do not make up some result, or not always
+    in one way."""
     pieces = _run_shards(instance, trials[0], cut, paths, shards[0], woven=False)
-    if pieces is None or any(len(piece) != len(trials[0].results) for piece in pieces):  # a list of fewer tensors
+    if pieces is None or any(
+        len(piece) != len(trials[0].results) for piece in pieces
+    ):  # a list of fewer tensors
         return None
     options = [_places(whole, [p[r] for p in pieces]) for r, whole in enumerate(trials[0].results)]
     for outcome in itertools.islice(itertools.product(*options), 16):
-        if all(_fits(instance, trial, cut, paths, n, outcome, woven=False) for trial in trials for n in shards):
+        if all(
+            _fits(instance, trial, cut, paths, n, outcome, woven=False)
+            for trial in trials
+            for n in shards
+        ):
             return outcome
     return None
 
@@ -162,15 +188,23 @@ def _joined(pieces: list[Tensor], place: int) -> Tensor | None:
 
 
 def _fits(
-    instance: Instance, trial: _Trial, cut: tuple[tuple[int, int], ...], paths: Any, count: int, outcome: tuple[int, ...], woven: bool
-) -> bool:  # fmt: skip
+    instance: Instance,
+    trial: _Trial,
+    cut: tuple[tuple[int, int], ...],
+    paths: Any,
+    count: int,
+    outcome: tuple[int, ...],
+    woven: bool,
+) -> bool:
     pieces = _run_shards(instance, trial, cut, paths, count, woven)
     if pieces is None or any(len(piece) != len(trial.results) for piece in pieces):
         return False
     for r, (whole, place) in enumerate(zip(trial.results, outcome, strict=True)):
         made = _joined([p[r] for p in pieces], place)
         if made is not None and woven and place >= 0:
-            made = made.index_select(place, torch.tensor(_weave(made.shape[place], count), dtype=torch.int64))
+            made = made.index_select(
+                place, torch.tensor(_weave(made.shape[place], count), dtype=torch.int64)
+            )
         if not _same(whole, made):
             return False
     return True
@@ -182,7 +216,12 @@ def _weave(size: int, count: int) -> list[int]:
 
 
 def _run_shards(
-    instance: Instance, trial: _Trial, cut: tuple[tuple[int, int], ...], paths: Any, count: int, woven: bool
+    instance: Instance,
+    trial: _Trial,
+    cut: tuple[tuple[int, int], ...],
+    paths: Any,
+    count: int,
+    woven: bool,
 ) -> list[list[Tensor]] | None:
     size = instance.operands[cut[0][0]][cut[0][1]]
     args = instance.args
@@ -192,7 +231,11 @@ def _run_shards(
     for shard in range(count):
         operands = list(trial.operands)
         for operand, dim in cut:
-            index = torch.arange(shard, size, count) if woven else torch.arange(size // count) + shard * (size // count)
+            index = (
+                torch.arange(shard, size, count)
+                if woven
+                else torch.arange(size // count) + shard * (size // count)
+            )
             operands[operand] = operands[operand].index_select(dim, index)
         results = run(instance, args, [t.clone() for t in operands])
         if results is None:
@@ -211,12 +254,15 @@ def _same(whole: Tensor, made: Tensor | None) -> bool:
     return torch.allclose(whole, made, rtol=0, atol=tolerance)
 
 
-# ------------------------------------------------------------------------------------------------- linear groups
+# ------------------------------------------------------------------------------------ linear groups
 
 
 def _linear(instance: Instance, trials: list[_Trial]) -> Iterator[tuple[int, ...]]:
-    """Groups of operands in which the call is linear: single ones, then pairs and all of those that are not."""
-    floating = [o for o, t in enumerate(trials[0].operands) if t.is_floating_point() or t.is_complex()]
+    """Groups of operands in which the call is linear: single ones, then pairs and all of those
+    that are not."""
+    floating = [
+        o for o, t in enumerate(trials[0].operands) if t.is_floating_point() or t.is_complex()
+    ]
     if not all(r.is_floating_point() or r.is_complex() for r in trials[0].results):
         return
     single = [o for o in floating if _is_linear(instance, trials, (o,))]
@@ -226,21 +272,33 @@ def _linear(instance: Instance, trials: list[_Trial]) -> Iterator[tuple[int, ...
     yield from (group for group in groups if _is_linear(instance, trials, group))
 
 
-#: Numbers of so many sizes are tried, since a function may bend far from where the draws are (`threshold` at -4, `huber` at 9).
+#: Numbers of so many sizes are tried, since a function may bend far from where the draws are
+#: (`threshold` at -4, `huber` at 9).
 _SCALES = (1.0, 1e2, 1e6)
 
 
 def _is_linear(instance: Instance, trials: list[_Trial], group: tuple[int, ...]) -> bool:
     """Whether the call on operands `group` is the sum of the calls on two terms of them."""
     for trial, scale in itertools.product(trials, _SCALES):
-        whole, one, other = [t.clone() for t in trial.operands], list(trial.operands), list(trial.operands)
+        whole, one, other = (
+            [t.clone() for t in trial.operands],
+            list(trial.operands),
+            list(trial.operands),
+        )
         for o in group:
             whole[o] = whole[o] * scale
-            half = torch.randn(whole[o].shape, generator=torch.Generator().manual_seed(7 + o), dtype=torch.float64)
+            half = torch.randn(
+                whole[o].shape, generator=torch.Generator().manual_seed(7 + o), dtype=torch.float64
+            )
             one[o] = (half * scale).to(whole[o].dtype)
             other[o] = whole[o] - one[o]
-        results = [run(instance, instance.args, [t.clone() for t in operands]) for operands in (whole, one, other)]
-        if any(r is None or [t.shape for t in r] != [t.shape for t in trial.results] for r in results):
+        results = [
+            run(instance, instance.args, [t.clone() for t in operands])
+            for operands in (whole, one, other)
+        ]
+        if any(
+            r is None or [t.shape for t in r] != [t.shape for t in trial.results] for r in results
+        ):
             return False
         if not all(_same(w, a + b) for w, a, b in zip(*(r or [] for r in results), strict=True)):
             return False

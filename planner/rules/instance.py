@@ -1,4 +1,5 @@
-"""A small instance of an op's call, with numbers in its tensors: what discovery runs whole and in shards."""
+"""A small instance of an op's call, with numbers in its tensors: what discovery runs whole and
+in shards."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ _SMALL = (4, 8, 12, 16, 20, 24, 28, 32)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Instance:
-    """A call at small shapes. `args` and `kwargs` hold Refs by operand position; `sizes` maps the call's sizes to the small ones."""
+    """A call at small shapes. `args` and `kwargs` hold Refs by operand position; `sizes` maps
+    the call's sizes to the small ones."""
 
     op: str
     args: tuple[Any, ...]
@@ -42,8 +44,9 @@ class Instance:
 
     @property
     def highest(self) -> int:
-        """Whole numbers are drawn below this one: they index any dim, and, cut to no less than this, a shard of any. Kernels are not
-        relied on to check: a few write wherever an index says."""
+        """Whole numbers are drawn below this one: they index any dim, and, cut to no less than
+        this, a shard of any. Kernels are not relied on to check: a few write wherever an index
+        says."""
         return 1 if any(1 in shape for shape in self.operands) else 2
 
     @property
@@ -52,22 +55,34 @@ class Instance:
         return any(dtype.startswith(("int", "uint")) for dtype in self.dtypes)
 
 
-def _numbers(shape: tuple[int, ...], dtype: str, high: int, positive: bool, generator: torch.Generator) -> Tensor:
+def _numbers(
+    shape: tuple[int, ...], dtype: str, high: int, positive: bool, generator: torch.Generator
+) -> Tensor:
     kind = getattr(torch, dtype)
     if kind == torch.bool:
         return torch.rand(shape, generator=generator) < 0.5
     if kind.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.complex128)
     if kind.is_floating_point:
-        if positive:  # between 0.1 and 0.9, where logarithms and inverses of most functions are finite
+        if (
+            positive
+        ):  # between 0.1 and 0.9, where logarithms and inverses of most functions are finite
             return 0.1 + 0.8 * torch.rand(shape, generator=generator, dtype=torch.float64)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
     return torch.randint(0, high, shape, generator=generator).to(kind)
 
 
-#: Arguments that name places in other operands, or that only the forward pass can give. Kernels that have them and no rule trust them:
-#: random ones make them write anywhere.
-_PLACES = {"indices", "max_indices", "offsets", "offset2bag", "maximum_indices", "lengths", "logsumexp"}
+#: Arguments that name places in other operands, or that only the forward pass can give. Kernels
+#: that have them and no rule trust them: random ones make them write anywhere.
+_PLACES = {
+    "indices",
+    "max_indices",
+    "offsets",
+    "offset2bag",
+    "maximum_indices",
+    "lengths",
+    "logsumexp",
+}
 
 
 def _trusts(op: str) -> bool:
@@ -83,7 +98,8 @@ def small_instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
 
 
 def _instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
-    """The call with each of its sizes replaced by a small one, in arguments too; then at its own shapes, where they are small."""
+    """The call with each of its sizes replaced by a small one, in arguments too; then at its own
+    shapes, where they are small."""
     order = iter(range(len(call.operands)))
     args, kwargs = map_refs((call.args, call.kwargs), lambda _: Ref(next(order)))
     call = replace(call, kwargs=kwargs)
@@ -100,8 +116,13 @@ def _instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
 def _instance(call: Call, args: Any, dtypes: tuple[str, ...], sizes: dict[int, int]) -> Instance:
     operands = tuple(tuple(sizes.get(size, size) for size in shape) for shape in call.operands)
     return Instance(
-        op=call.op, args=args, kwargs=call.kwargs, operands=operands, dtypes=dtypes, sizes=tuple(sizes.items())
-    )  # fmt: skip
+        op=call.op,
+        args=args,
+        kwargs=call.kwargs,
+        operands=operands,
+        dtypes=dtypes,
+        sizes=tuple(sizes.items()),
+    )
 
 
 def _with_sizes(args: Any, sizes: dict[int, int]) -> Any:
@@ -123,7 +144,10 @@ def replaced(args: Any, path: tuple[int, ...], value: int) -> Any:
     """Nested arguments with `value` at `path`."""
     if not path:
         return value
-    return tuple(replaced(item, path[1:], value) if index == path[0] else item for index, item in enumerate(args))
+    return tuple(
+        replaced(item, path[1:], value) if index == path[0] else item
+        for index, item in enumerate(args)
+    )
 
 
 def overload(op: str) -> Any:
@@ -134,10 +158,18 @@ def overload(op: str) -> Any:
     return place
 
 
-#: What an op raises that refuses its arguments: torch's own errors are of these kinds, and so are those of ops written in Python.
+#: What an op raises that refuses its arguments: torch's own errors are of these kinds, and so are
+#: those of ops written in Python.
 _REFUSALS = (
-    RuntimeError, LookupError, ValueError, TypeError, ArithmeticError, AssertionError, AttributeError, MemoryError,
-)  # fmt: skip
+    RuntimeError,
+    LookupError,
+    ValueError,
+    TypeError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    MemoryError,
+)
 
 
 def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | None:
@@ -151,7 +183,9 @@ def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | 
         return None
     results = list(out) if isinstance(out, tuple | list) else [out]
     tensors = [r if isinstance(r, Tensor) else torch.empty(0) for r in results]
-    return tensors if all(t.layout == torch.strided for t in tensors) else None  # of sparse ones there are no pieces
+    return (
+        tensors if all(t.layout == torch.strided for t in tensors) else None
+    )  # of sparse ones there are no pieces
 
 
 def _real(argument: Any) -> Any:

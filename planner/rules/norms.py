@@ -19,7 +19,11 @@ def _local_group_sizes(call: Call, local: Local) -> LocalCall:
     """Group norm is told its batch, channels, positions and groups, after its tensors."""
     at = 5 if "backward" in call.op else 3
     s = local.sizes
-    return call.op, (*call.args[:at], s[N], s[G] * s[C], call.args[at + 2], s[G], *call.args[at + 4 :]), call.kwargs
+    return (
+        call.op,
+        (*call.args[:at], s[N], s[G] * s[C], call.args[at + 2], s[G], *call.args[at + 4 :]),
+        call.kwargs,
+    )
 
 
 @register("aten.native_group_norm.default", localize=_local_group_sizes)
@@ -28,22 +32,34 @@ def _group_norm(call: Call) -> Signature:
     sizes, x = _group_letters(call.operands[0], call.args[6])
     stats = ((N,), (G,))
     return Signature(
-        kind="norm", sizes=sizes, operands=(x, *((((G, C),),) * (len(call.operands) - 1))), results=(x, stats, stats),
+        kind="norm",
+        sizes=sizes,
+        operands=(x, *((((G, C),),) * (len(call.operands) - 1))),
+        results=(x, stats, stats),
         fixed=frozenset(range(C, len(sizes))),
-    )  # fmt: skip
+    )
 
 
 @register("aten.native_group_norm_backward.default", localize=_local_group_sizes)
 def _group_norm_backward(call: Call) -> Signature:
-    """grad, x, mean, 1/deviation, weight -> gradients of x, weight and bias, the latter partial over the batch."""
+    """grad, x, mean, 1/deviation, weight -> gradients of x, weight and bias, the latter partial
+    over the batch."""
     sizes, x = _group_letters(call.operands[1], call.args[8])
     stats, weight = ((N,), (G,)), ((G, C),)
     mask = call.args[9]
     return Signature(
-        kind="norm", sizes=sizes, operands=(x, x, stats, stats, *((weight,) * (len(call.operands) - 4))),
-        results=(x if mask[0] else ((),), weight if mask[1] else ((),), weight if mask[2] else ((),)),
-        fixed=frozenset(range(C, len(sizes))), reduced=(frozenset(), frozenset({N}), frozenset({N})), linear=(frozenset({0}),),
-    )  # fmt: skip
+        kind="norm",
+        sizes=sizes,
+        operands=(x, x, stats, stats, *((weight,) * (len(call.operands) - 4))),
+        results=(
+            x if mask[0] else ((),),
+            weight if mask[1] else ((),),
+            weight if mask[2] else ((),),
+        ),
+        fixed=frozenset(range(C, len(sizes))),
+        reduced=(frozenset(), frozenset({N}), frozenset({N})),
+        linear=(frozenset({0}),),
+    )
 
 
 def _batch_letters(shape: tuple[int, ...], training: bool) -> tuple[Letters, frozenset[int]]:
@@ -54,34 +70,48 @@ def _batch_letters(shape: tuple[int, ...], training: bool) -> tuple[Letters, fro
 
 @register("aten.native_batch_norm.default")
 def _batch_norm(call: Call) -> Signature:
-    """x, weight, bias, mean, variance -> result and, of a batch in training, its mean and 1/deviation."""
+    """x, weight, bias, mean, variance -> result and, of a batch in training, its mean and
+    1/deviation."""
     x, fixed = _batch_letters(call.operands[0], call.args[5])
     stats: Letters = ((1,),) if call.args[5] else ((),)
     return Signature(
-        kind="norm", sizes=call.operands[0], operands=(x, *((((1,),),) * (len(call.operands) - 1))), results=(x, stats, stats),
+        kind="norm",
+        sizes=call.operands[0],
+        operands=(x, *((((1,),),) * (len(call.operands) - 1))),
+        results=(x, stats, stats),
         fixed=fixed,
-    )  # fmt: skip
+    )
 
 
 @register("aten.native_batch_norm_backward.default")
 def _batch_norm_backward(call: Call) -> Signature:
-    """grad, x, weight, mean, variance, saved mean and 1/deviation -> gradients of x, weight and bias."""
+    """grad, x, weight, mean, variance, saved mean and 1/deviation -> gradients of x, weight and
+    bias."""
     x, fixed = _batch_letters(call.operands[1], call.args[7])
     over, channel = frozenset(d for d in range(len(x)) if d != 1), ((1,),)
     mask = call.args[9]
     saved: tuple[Letters, ...] = (channel if call.args[7] else ((),),) * 2
     return Signature(
-        kind="norm", sizes=call.operands[1], operands=(x, x, *((channel,) * (len(call.operands) - 4)), *saved),
-        results=(x if mask[0] else ((),), channel if mask[1] else ((),), channel if mask[2] else ((),)), fixed=fixed,
-        reduced=(frozenset(), over, over), linear=(frozenset({0}),),
-    )  # fmt: skip
+        kind="norm",
+        sizes=call.operands[1],
+        operands=(x, x, *((channel,) * (len(call.operands) - 4)), *saved),
+        results=(
+            x if mask[0] else ((),),
+            channel if mask[1] else ((),),
+            channel if mask[2] else ((),),
+        ),
+        fixed=fixed,
+        reduced=(frozenset(), over, over),
+        linear=(frozenset({0}),),
+    )
 
 
-# ------------------------------------------------------------------------------------------------- a batch in training
+# ------------------------------------------------------------------------------ a batch in training
 
 
 def _statistics_group(call: Call, local: Local) -> LocalCall:
-    """Where what the statistics run over is split, the kernel gets the process group over which it joins them."""
+    """Where what the statistics run over is split, the kernel gets the process group over which
+    it joins them."""
     axes = sorted(a for letter, split in local.split.items() if letter != 1 for a in split)
     return call.op, call.args, (("group", Group(tuple(axes))),) if axes else ()
 
@@ -91,19 +121,29 @@ def _training_norm(call: Call, x_at: int, backward: bool) -> Signature:
     shape = call.operands[x_at]
     x, channel = tuple((d,) for d in range(len(shape))), ((1,),)
     return Signature(
-        kind="norm", sizes=shape, operands=tuple(x if len(s) == len(shape) else channel for s in call.operands),
-        results=(x, channel, channel) if backward else (x, *(channel,) * 4), linear=(frozenset({0}),) if backward else (),
-        inner=frozenset(d for d in range(len(shape)) if d != 1), names=((1, "channels"),),
+        kind="norm",
+        sizes=shape,
+        operands=tuple(x if len(s) == len(shape) else channel for s in call.operands),
+        results=(x, channel, channel) if backward else (x, *(channel,) * 4),
+        linear=(frozenset({0}),) if backward else (),
+        inner=frozenset(d for d in range(len(shape)) if d != 1),
+        names=((1, "channels"),),
         inner_traffic=lambda s, ranks: (
-            ("all_reduce", 2.0 * s[1] + 1, 1) if backward else ("all_gather", (2.0 * s[1] + 1) * ranks, 1),
+            ("all_reduce", 2.0 * s[1] + 1, 1)
+            if backward
+            else ("all_gather", (2.0 * s[1] + 1) * ranks, 1),
         ),
-        cost=lambda s: OpCost(flops=(14.0 if backward else 8.0) * math.prod(s), elements=(5.0 if backward else 3.0) * math.prod(s)),
-    )  # fmt: skip
+        cost=lambda s: OpCost(
+            flops=(14.0 if backward else 8.0) * math.prod(s),
+            elements=(5.0 if backward else 3.0) * math.prod(s),
+        ),
+    )
 
 
 @register("shardwright.batch_norm", localize=_statistics_group)
 def _batch_norm_training(call: Call) -> Signature:
-    """x, weight, bias, running mean and variance -> result, mean, 1/deviation, new running mean and variance."""
+    """x, weight, bias, running mean and variance -> result, mean, 1/deviation, new running mean
+    and variance."""
     return _training_norm(call, 0, backward=False)
 
 
@@ -113,14 +153,20 @@ def _batch_norm_training_backward(call: Call) -> Signature:
     return _training_norm(call, 1, backward=True)
 
 
-# ------------------------------------------------------------------------------------------------- root of the mean square
+# -------------------------------------------------------------------------- root of the mean square
 
 
 def _sums_group(call: Call, local: Local) -> LocalCall:
-    """Where what the mean runs over is split, the kernel gets the process group over which it adds its sums."""
+    """Where what the mean runs over is split, the kernel gets the process group over which it
+    adds its sums."""
     x_at = 1 if "backward" in call.op else 0
     rank = len(call.operands[x_at])
-    axes = sorted(a for letter, split in local.split.items() if letter >= rank - _normalised(call) for a in split)
+    axes = sorted(
+        a
+        for letter, split in local.split.items()
+        if letter >= rank - _normalised(call)
+        for a in split
+    )
     return call.op, call.args, (("group", Group(tuple(axes))),) if axes else ()
 
 
@@ -138,13 +184,19 @@ def _root_mean_square(call: Call, x_at: int, backward: bool) -> Signature:
     stats = tuple((d,) if d < lead else () for d in range(rank))
     weight = (tail,) if _has_weight(call, x_at) else ()
     return Signature(
-        kind="norm", sizes=x, operands=(whole, whole, *weight, stats) if backward else (whole, *weight),
+        kind="norm",
+        sizes=x,
+        operands=(whole, whole, *weight, stats) if backward else (whole, *weight),
         results=(whole, tail if weight else ((),)) if backward else (whole, stats),
-        reduced=(frozenset(), frozenset(range(lead))) if backward else (), linear=(frozenset({0}),) if backward else (),
+        reduced=(frozenset(), frozenset(range(lead))) if backward else (),
+        linear=(frozenset({0}),) if backward else (),
         inner=frozenset(range(lead, rank)),
         inner_traffic=lambda s, ranks: (("all_reduce", float(math.prod(s[:lead])), 1),),
-        cost=lambda s: OpCost(flops=(12.0 if backward else 5.0) * math.prod(s), elements=(3.0 if backward else 2.0) * math.prod(s)),
-    )  # fmt: skip
+        cost=lambda s: OpCost(
+            flops=(12.0 if backward else 5.0) * math.prod(s),
+            elements=(3.0 if backward else 2.0) * math.prod(s),
+        ),
+    )
 
 
 def _has_weight(call: Call, x_at: int) -> bool:
@@ -159,5 +211,6 @@ def _rms_norm(call: Call) -> Signature:
 
 @register("shardwright.rms_norm_backward", localize=_sums_group)
 def _rms_norm_backward(call: Call) -> Signature:
-    """grad, x, weight, 1/root -> gradients of x and weight, the latter partial over the leading dims."""
+    """grad, x, weight, 1/root -> gradients of x and weight, the latter partial over the leading
+    dims."""
     return _root_mean_square(call, 1, backward=True)

@@ -11,31 +11,35 @@ __all__ = ["broadcast", "pointwise_signature"]
 
 #: Element-wise ops through which no partial sum passes.
 _CURVED = (
-    "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default",
-    "aten.log.default", "aten.log1p.default", "aten.log2.default", "aten.expm1.default", "aten.sqrt.default",
-    "aten.rsqrt.default",
-    "aten.reciprocal.default", "aten.sin.default", "aten.cos.default", "aten.tan.default", "aten.atan.default",
-    "aten.atan2.default", "aten.erf.default", "aten.gelu.default", "aten.silu.default", "aten.elu.default",
-    "aten.softplus.default", "aten.leaky_relu.default", "aten.hardtanh.default", "aten.hardswish.default",
-    "aten.hardsigmoid.default", "aten.mish.default", "aten.sign.default", "aten.sgn.default", "aten.floor.default",
-    "aten.ceil.default", "aten.round.default", "aten.trunc.default", "aten.isnan.default", "aten.isinf.default",
-    "aten.nan_to_num.default", "aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar", "aten.clamp.default",
-    "aten.clamp_min.default", "aten.clamp_max.default", "aten.clamp_min.Tensor", "aten.clamp_max.Tensor",
-    "aten.maximum.default", "aten.minimum.default", "aten.xlogy.Tensor",
-    "aten.eq.Scalar", "aten.eq.Tensor", "aten.ne.Scalar", "aten.ne.Tensor", "aten.gt.Scalar", "aten.gt.Tensor",
-    "aten.ge.Scalar", "aten.ge.Tensor", "aten.lt.Scalar", "aten.lt.Tensor", "aten.le.Scalar", "aten.le.Tensor",
-    "aten.logical_not.default", "aten.logical_and.default", "aten.logical_or.default", "aten.logical_xor.default",
-    "aten.bitwise_not.default", "aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.masked_fill.Tensor",
-    "aten.add.Scalar", "aten.sub.Scalar", "aten.rsub.Scalar", "aten.fmod.Scalar", "aten.remainder.Scalar",
-    "aten.floor_divide.default",
+    "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default",
+    "aten.exp.default", "aten.log.default", "aten.log1p.default", "aten.log2.default",
+    "aten.expm1.default", "aten.sqrt.default", "aten.rsqrt.default", "aten.reciprocal.default",
+    "aten.sin.default", "aten.cos.default", "aten.tan.default", "aten.atan.default",
+    "aten.atan2.default", "aten.erf.default", "aten.gelu.default", "aten.silu.default",
+    "aten.elu.default", "aten.softplus.default", "aten.leaky_relu.default", "aten.hardtanh.default",
+    "aten.hardswish.default", "aten.hardsigmoid.default", "aten.mish.default", "aten.sign.default",
+    "aten.sgn.default", "aten.floor.default", "aten.ceil.default", "aten.round.default",
+    "aten.trunc.default", "aten.isnan.default", "aten.isinf.default", "aten.nan_to_num.default",
+    "aten.pow.Tensor_Scalar", "aten.pow.Tensor_Tensor", "aten.pow.Scalar", "aten.clamp.default",
+    "aten.clamp_min.default", "aten.clamp_max.default", "aten.clamp_min.Tensor",
+    "aten.clamp_max.Tensor", "aten.maximum.default", "aten.minimum.default", "aten.xlogy.Tensor",
+    "aten.eq.Scalar", "aten.eq.Tensor", "aten.ne.Scalar", "aten.ne.Tensor", "aten.gt.Scalar",
+    "aten.gt.Tensor", "aten.ge.Scalar", "aten.ge.Tensor", "aten.lt.Scalar", "aten.lt.Tensor",
+    "aten.le.Scalar", "aten.le.Tensor", "aten.logical_not.default", "aten.logical_and.default",
+    "aten.logical_or.default", "aten.logical_xor.default", "aten.bitwise_not.default",
+    "aten.bitwise_and.Tensor", "aten.bitwise_or.Tensor", "aten.masked_fill.Tensor",
+    "aten.add.Scalar", "aten.sub.Scalar", "aten.rsub.Scalar", "aten.fmod.Scalar",
+    "aten.remainder.Scalar", "aten.floor_divide.default",
 )  # fmt: skip
 
 #: Gradients of element-wise ops: linear in the gradient that comes in, which is the first operand.
 _GRADIENTS = (
-    "aten.sigmoid_backward.default", "aten.tanh_backward.default", "aten.threshold_backward.default",
-    "aten.gelu_backward.default", "aten.silu_backward.default", "aten.elu_backward.default",
-    "aten.leaky_relu_backward.default", "aten.hardtanh_backward.default", "aten.softplus_backward.default",
-    "aten.hardswish_backward.default", "aten.hardsigmoid_backward.default", "aten.mish_backward.default",
+    "aten.sigmoid_backward.default", "aten.tanh_backward.default",
+    "aten.threshold_backward.default", "aten.gelu_backward.default", "aten.silu_backward.default",
+    "aten.elu_backward.default", "aten.leaky_relu_backward.default",
+    "aten.hardtanh_backward.default", "aten.softplus_backward.default",
+    "aten.hardswish_backward.default", "aten.hardsigmoid_backward.default",
+    "aten.mish_backward.default",
 )  # fmt: skip
 
 #: The ops of one form of arguments, for the proof.
@@ -45,7 +49,8 @@ _FIRST = (frozenset({0}),)
 
 
 def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letters, tuple[int, ...]]:
-    """The operand's letters where result dim d is letter d, and the dims at which it is stretched, which have no letter."""
+    """The operand's letters where result dim d is letter d, and the dims at which it is
+    stretched, which have no letter."""
     lead = len(result) - len(operand)
     letters: list[tuple[int, ...]] = []
     for d, size in enumerate(operand):
@@ -54,8 +59,11 @@ def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letter
     return tuple(letters), tuple(d for d in range(len(result)) if d < lead or not letters[d - lead])
 
 
-def pointwise_signature(call: Call, linear: tuple[frozenset[int], ...] = (), view: bool = False) -> Signature:
-    """Every dim of the result is a letter; operands that lack one (broadcast) stay whole when it is split."""
+def pointwise_signature(
+    call: Call, linear: tuple[frozenset[int], ...] = (), view: bool = False
+) -> Signature:
+    """Every dim of the result is a letter; operands that lack one (broadcast) stay whole when it
+    is split."""
     (result,) = call.results
     return Signature(
         kind="elementwise",
@@ -77,7 +85,9 @@ def _plain(call: Call) -> Signature:
     return pointwise_signature(call)
 
 
-@register(*_GRADIENTS, "aten.neg.default", "aten.mul.Scalar", "aten.div.Scalar", "aten.clone.default")
+@register(
+    *_GRADIENTS, "aten.neg.default", "aten.mul.Scalar", "aten.div.Scalar", "aten.clone.default"
+)
 def _linear_in_first(call: Call) -> Signature:
     return pointwise_signature(call, _FIRST)
 
@@ -115,18 +125,24 @@ def _quotient(call: Call) -> Signature:
     return pointwise_signature(call, (frozenset({0}),) if isinstance(call.args[0], Ref) else ())
 
 
-# ------------------------------------------------------------------------------------------------- from nothing
+# ------------------------------------------------------------------------------------- from nothing
 
 
 def _local_shape_first(call: Call, local: Local) -> LocalCall:
     return call.op, (local.results[0], *call.args[1:]), call.kwargs
 
 
-@register("aten.full.default", "aten.zeros.default", "aten.ones.default", localize=_local_shape_first)
+@register(
+    "aten.full.default", "aten.zeros.default", "aten.ones.default", localize=_local_shape_first
+)
 def _constant(call: Call) -> Signature:
     (result,) = call.results
     return Signature(
-        kind="elementwise", sizes=result, operands=(), results=(tuple((d,) for d in range(len(result))),), cost=_write_only
+        kind="elementwise",
+        sizes=result,
+        operands=(),
+        results=(tuple((d,) for d in range(len(result))),),
+        cost=_write_only,
     )
 
 
@@ -142,7 +158,12 @@ def _whole(call: Call) -> Signature:
     (result,) = call.results
     letters = tuple((d,) for d in range(len(result)))
     return Signature(
-        kind="elementwise", sizes=result, operands=(), results=(letters,), fixed=frozenset(range(len(result))), cost=_write_only
+        kind="elementwise",
+        sizes=result,
+        operands=(),
+        results=(letters,),
+        fixed=frozenset(range(len(result))),
+        cost=_write_only,
     )
 
 
@@ -162,6 +183,10 @@ def _stretch_args(call: Call, local: Local) -> LocalCall:
 def _expand(call: Call) -> Signature:
     signature = pointwise_signature(call, (frozenset({0}),))
     return Signature(
-        kind="view", sizes=signature.sizes, operands=signature.operands, results=signature.results, linear=signature.linear,
+        kind="view",
+        sizes=signature.sizes,
+        operands=signature.operands,
+        results=signature.results,
+        linear=signature.linear,
         cost=lambda sizes: OpCost(flops=0.0, elements=0.0),
-    )  # fmt: skip
+    )

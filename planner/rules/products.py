@@ -13,9 +13,14 @@ def _mm(call: Call) -> Signature:
     """[m, k] x [k, n]: splitting k leaves a partial sum."""
     (m, k), (_, n) = call.operands
     return Signature(
-        kind="gemm", sizes=(m, k, n), operands=(((0,), (1,)), ((1,), (2,))), results=(((0,), (2,)),),
-        reduced=(frozenset({1}),), linear=(frozenset({0}), frozenset({1})), cost=lambda s: _product(1, s[0], s[2], s[1]),
-    )  # fmt: skip
+        kind="gemm",
+        sizes=(m, k, n),
+        operands=(((0,), (1,)), ((1,), (2,))),
+        results=(((0,), (2,)),),
+        reduced=(frozenset({1}),),
+        linear=(frozenset({0}), frozenset({1})),
+        cost=lambda s: _product(1, s[0], s[2], s[1]),
+    )
 
 
 @register("aten.bmm.default")
@@ -23,24 +28,34 @@ def _bmm(call: Call) -> Signature:
     """[b, m, k] x [b, k, n]."""
     (b, m, k), (_, _, n) = call.operands
     return Signature(
-        kind="gemm", sizes=(b, m, k, n), operands=(((0,), (1,), (2,)), ((0,), (2,), (3,))), results=(((0,), (1,), (3,)),),
-        reduced=(frozenset({2}),), linear=(frozenset({0}), frozenset({1})), cost=lambda s: _product(s[0], s[1], s[3], s[2]),
-    )  # fmt: skip
+        kind="gemm",
+        sizes=(b, m, k, n),
+        operands=(((0,), (1,), (2,)), ((0,), (2,), (3,))),
+        results=(((0,), (1,), (3,)),),
+        reduced=(frozenset({2}),),
+        linear=(frozenset({0}), frozenset({1})),
+        cost=lambda s: _product(s[0], s[1], s[3], s[2]),
+    )
 
 
 def _product(b: int, m: int, n: int, k: int) -> OpCost:
-    return OpCost(flops=2.0 * b * m * n * k, elements=float(b * (m * k + k * n + m * n)), gemm=(b, m, n, k))
+    return OpCost(
+        flops=2.0 * b * m * n * k, elements=float(b * (m * k + k * n + m * n)), gemm=(b, m, n, k)
+    )
 
 
-# ------------------------------------------------------------------------------------------------- convolution
+# -------------------------------------------------------------------------------------- convolution
 
-N, G, CI, CO = range(4)  # batch, groups, input and output channels of a group; then the windows of x, weight and result
+N, G, CI, CO = range(
+    4
+)  # batch, groups, input and output channels of a group; then the windows of x, weight and result
 
 
 def _convolution_letters(
     x: tuple[int, ...], weight: tuple[int, ...], out: tuple[int, ...], transposed: bool, groups: int
 ) -> tuple[tuple[int, ...], tuple[Letters, Letters, Letters]]:
-    """Letter sizes, and the letters of x, weight and result. A transposed convolution has its input channels first."""
+    """Letter sizes, and the letters of x, weight and result. A transposed convolution has its
+    input channels first."""
     windows = len(x) - 2
     sizes = (x[0], groups, x[1] // groups, out[1] // groups, *x[2:], *weight[2:], *out[2:])
     at_x, at_w, at_out = (tuple((4 + i * windows + j,) for j in range(windows)) for i in range(3))
@@ -49,14 +64,21 @@ def _convolution_letters(
     return sizes, letters
 
 
-def _convolution_cost(windows: int, transposed: bool, times: int) -> Callable[[tuple[int, ...]], OpCost]:
-    """A convolution as the product it is, group by group: [batch x positions, in x kernel] x [in x kernel, out]."""
+def _convolution_cost(
+    windows: int, transposed: bool, times: int
+) -> Callable[[tuple[int, ...]], OpCost]:
+    """A convolution as the product it is, group by group: [batch x positions, in x kernel] x [in
+    x kernel, out]."""
 
     def cost(s: tuple[int, ...]) -> OpCost:
         x, kernel, out = (math.prod(s[4 + i * windows : 4 + (i + 1) * windows]) for i in range(3))
         m, n, k = s[N] * (x if transposed else out), s[CO], s[CI] * kernel
         elements = s[G] * (s[N] * (s[CI] * x + s[CO] * out) + s[CI] * s[CO] * kernel)
-        return OpCost(flops=2.0 * s[G] * m * n * k * times, elements=float(elements * times), gemm=(s[G], m, n, k))
+        return OpCost(
+            flops=2.0 * s[G] * m * n * k * times,
+            elements=float(elements * times),
+            gemm=(s[G], m, n, k),
+        )
 
     return cost
 
@@ -67,15 +89,22 @@ def _local_groups(call: Call, local: Local) -> LocalCall:
 
 @register("aten.convolution.default", localize=_local_groups)
 def _convolution(call: Call) -> Signature:
-    """x, weight (the bias is traced on its own): batch, groups and channels can be split; windows would need halos."""
+    """x, weight (the bias is traced on its own): batch, groups and channels can be split;
+    windows would need halos."""
     x, weight = call.operands
     (out,) = call.results
     sizes, (at_x, at_w, at_out) = _convolution_letters(x, weight, out, call.args[6], call.args[8])
     return Signature(
-        kind="conv", sizes=sizes, operands=(at_x, at_w), results=(at_out,), fixed=frozenset(range(4, len(sizes))),
-        reduced=(frozenset({CI}),), linear=(frozenset({0}), frozenset({1})), names=_CONVOLUTION_NAMES,
+        kind="conv",
+        sizes=sizes,
+        operands=(at_x, at_w),
+        results=(at_out,),
+        fixed=frozenset(range(4, len(sizes))),
+        reduced=(frozenset({CI}),),
+        linear=(frozenset({0}), frozenset({1})),
+        names=_CONVOLUTION_NAMES,
         cost=_convolution_cost(len(x) - 2, call.args[6], 1),
-    )  # fmt: skip
+    )
 
 
 _CONVOLUTION_NAMES = ((N, "batch"), (G, "groups"), (CI, "input channels"), (CO, "output channels"))
@@ -84,30 +113,42 @@ _CONVOLUTION_NAMES = ((N, "batch"), (G, "groups"), (CI, "input channels"), (CO, 
 def _local_bias_and_groups(call: Call, local: Local) -> LocalCall:
     """The bias has the local output channels."""
     bias = None if call.args[3] is None else (local.sizes[G] * local.sizes[CO],)
-    return call.op, (*call.args[:3], bias, *call.args[4:9], local.sizes[G], call.args[10]), call.kwargs
+    return (
+        call.op,
+        (*call.args[:3], bias, *call.args[4:9], local.sizes[G], call.args[10]),
+        call.kwargs,
+    )
 
 
 @register("aten.convolution_backward.default", localize=_local_bias_and_groups)
 def _convolution_backward(call: Call) -> Signature:
-    """grad, x, weight -> gradients of x (partial over output channels), weight and bias (partial over the batch)."""
+    """grad, x, weight -> gradients of x (partial over output channels), weight and bias (partial
+    over the batch)."""
     out, x, weight = call.operands
     mask = call.args[10]
     sizes, (at_x, at_w, at_out) = _convolution_letters(x, weight, out, call.args[7], call.args[9])
     wanted: tuple[Letters, ...] = (at_x, at_w, ((G, CO),))
     sums = (frozenset({CO}), frozenset({N}), frozenset({N}))
     return Signature(
-        kind="conv", sizes=sizes, operands=(at_out, at_x, at_w),
-        results=tuple(letters if want else ((),) for letters, want in zip(wanted, mask, strict=True)),
-        fixed=frozenset(range(4, len(sizes))), reduced=tuple(s if w else frozenset() for s, w in zip(sums, mask, strict=True)),
-        linear=(frozenset({0}),), names=_CONVOLUTION_NAMES,
+        kind="conv",
+        sizes=sizes,
+        operands=(at_out, at_x, at_w),
+        results=tuple(
+            letters if want else ((),) for letters, want in zip(wanted, mask, strict=True)
+        ),
+        fixed=frozenset(range(4, len(sizes))),
+        reduced=tuple(s if w else frozenset() for s, w in zip(sums, mask, strict=True)),
+        linear=(frozenset({0}),),
+        names=_CONVOLUTION_NAMES,
         cost=_convolution_cost(len(x) - 2, call.args[7], sum(bool(m) for m in mask[:2])),
-    )  # fmt: skip
+    )
 
 
-# ------------------------------------------------------------------------------------------------- pooling
+# ------------------------------------------------------------------------------------------ pooling
 
-#: Which tensors of a call have the windows of the input (`i`) and which those of the output (`o`): operands, then results. The
-#: gradients of maxima do not check that an index is within the image: they are not to be discovered by trying.
+#: Which tensors of a call have the windows of the input (`i`) and which those of the output (`o`):
+#: operands, then results. The gradients of maxima do not check that an index is within the image:
+#: they are not to be discovered by trying.
 _POOLS = {
     "aten.max_pool2d_with_indices.default": ("i", "oo"),
     "aten.max_pool2d_with_indices_backward.default": ("oio", "i"),
@@ -143,7 +184,8 @@ def _local_input_size(call: Call, local: Local) -> LocalCall:
 
 @register(*_POOLS, localize=_local_input_size)
 def _pool(call: Call) -> Signature:
-    """Batch and channels pass; windows cannot be split. All but the maximum itself are linear in what comes first."""
+    """Batch and channels pass; windows cannot be split. All but the maximum itself are linear in
+    what comes first."""
     windows = int(call.op.split("d.")[0].split("d_")[0][-1])
     roles = "".join(_POOLS[call.op])
     shapes = dict(zip(roles, (*call.operands, *call.results), strict=True))
@@ -153,25 +195,33 @@ def _pool(call: Call) -> Signature:
     letters: dict[str, Letters] = {
         "i": (*passing, *((lead + d,) for d in range(windows))),
         "o": (*passing, *((lead + windows + d,) for d in range(windows))),
-    }  # fmt: skip
+    }
     linear = () if "max" in call.op and "backward" not in call.op else (frozenset({0}),)
     return Signature(
-        kind="reduction", sizes=sizes, operands=tuple(letters[r] for r in _POOLS[call.op][0]),
-        results=tuple(letters[r] for r in _POOLS[call.op][1]), fixed=frozenset(range(lead, len(sizes))), linear=linear,
-    )  # fmt: skip
+        kind="reduction",
+        sizes=sizes,
+        operands=tuple(letters[r] for r in _POOLS[call.op][0]),
+        results=tuple(letters[r] for r in _POOLS[call.op][1]),
+        fixed=frozenset(range(lead, len(sizes))),
+        linear=linear,
+    )
 
 
-# ------------------------------------------------------------------------------------------------- Fourier transforms
+# ------------------------------------------------------------------------------- Fourier transforms
 
 
 @register("aten._fft_c2c.default", "aten._fft_r2c.default", "aten._fft_c2r.default")
 def _fourier(call: Call) -> Signature:
-    """Dims that are transformed cannot be split, and may change their size; others pass. Written, not discovered: the kernels trust the
-    size that they are told of the result."""
+    """Dims that are transformed cannot be split, and may change their size; others pass.
+    Written, not discovered: the kernels trust the size that they are told of the result."""
     (before,), (after,) = call.operands, call.results
     rank, over = len(before), {d % max(len(before), 1) for d in call.args[1]}
     results = tuple((rank + d,) if d in over else (d,) for d in range(rank))
     return Signature(
-        kind="copy", sizes=(*before, *after), operands=(tuple((d,) for d in range(rank)),), results=(results,),
-        fixed=frozenset(over) | frozenset(range(rank, 2 * rank)), linear=(frozenset({0}),),
-    )  # fmt: skip
+        kind="copy",
+        sizes=(*before, *after),
+        operands=(tuple((d,) for d in range(rank)),),
+        results=(results,),
+        fixed=frozenset(over) | frozenset(range(rank, 2 * rank)),
+        linear=(frozenset({0}),),
+    )

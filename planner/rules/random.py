@@ -1,4 +1,5 @@
-"""Dropout and random numbers that do not depend on how the tensor is split (`planner.kernels.dropout`, `noise`)."""
+"""Dropout and random numbers that do not depend on how the tensor is split
+(`planner.kernels.dropout`, `noise`)."""
 
 from __future__ import annotations
 
@@ -6,8 +7,9 @@ import math
 
 from planner.rules.signature import Call, Local, LocalCall, OpCost, Signature, register
 
-#: Drawing a mask and applying it, in passes over the tensor: 5.0 ns an element where an addition, which has three operands, takes 1.9
-#: (torch 2.13, one thread of an EPYC, float32 4096 x 4096, 2026-11-24); torch's own dropout took 10.
+#: Drawing a mask and applying it, in passes over the tensor: 5.0 ns an element where an addition,
+#: which has three operands, takes 1.9 (torch 2.13, one thread of an EPYC, float32 4096 x 4096,
+#: 2026-11-24); torch's own dropout took 10.
 _PASSES = 8.0
 
 
@@ -18,13 +20,18 @@ def _with_places(call: Call, local: Local) -> LocalCall:
 
 @register("shardwright.dropout", localize=_with_places)
 def _dropout(call: Call) -> Signature:
-    """x, key -> result, mask: every dim can be split. Of a partial sum the mask would be one too, so it is reduced first."""
+    """x, key -> result, mask: every dim can be split. Of a partial sum the mask would be one
+    too, so it is reduced first."""
     shape = call.operands[0]
     x = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="elementwise", sizes=shape, operands=(x, ()), results=(x, x), placed=True,
+        kind="elementwise",
+        sizes=shape,
+        operands=(x, ()),
+        results=(x, x),
+        placed=True,
         cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),
-    )  # fmt: skip
+    )
 
 
 @register("shardwright.dropout_backward")
@@ -32,7 +39,9 @@ def _dropout_backward(call: Call) -> Signature:
     """grad, mask -> gradient of x."""
     shape = call.operands[0]
     x = tuple((d,) for d in range(len(shape)))
-    return Signature(kind="elementwise", sizes=shape, operands=(x, x), results=(x,), linear=(frozenset({0}),))
+    return Signature(
+        kind="elementwise", sizes=shape, operands=(x, x), results=(x,), linear=(frozenset({0}),)
+    )
 
 
 def _local_with_places(call: Call, local: Local) -> LocalCall:
@@ -45,6 +54,10 @@ def _uniform(call: Call) -> Signature:
     """key -> numbers: every dim can be split."""
     (shape,) = call.results
     return Signature(
-        kind="elementwise", sizes=shape, operands=((),), results=(tuple((d,) for d in range(len(shape))),), placed=True,
+        kind="elementwise",
+        sizes=shape,
+        operands=((),),
+        results=(tuple((d,) for d in range(len(shape))),),
+        placed=True,
         cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),
-    )  # fmt: skip
+    )

@@ -5,7 +5,17 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, dim_of, register, unsplit
+from planner.rules.signature import (
+    Call,
+    Letters,
+    Local,
+    LocalCall,
+    OpCost,
+    Signature,
+    dim_of,
+    register,
+    unsplit,
+)
 
 
 def _dims_of(argument: Any, rank: int) -> frozenset[int]:
@@ -20,7 +30,12 @@ def _reduction(call: Call, dims: frozenset[int], keep: bool) -> Signature:
     letters = tuple((d,) for d in range(len(shape)))
     kept = tuple(() if d in dims else (d,) for d in range(len(shape)) if keep or d not in dims)
     return Signature(
-        kind="reduction", sizes=shape, operands=(letters,), results=(kept,), reduced=(dims,), linear=(frozenset({0}),)
+        kind="reduction",
+        sizes=shape,
+        operands=(letters,),
+        results=(kept,),
+        reduced=(dims,),
+        linear=(frozenset({0}),),
     )
 
 
@@ -36,18 +51,36 @@ def _sum(call: Call) -> Signature:
 
 
 @register(
-    "aten.amax.default", "aten.amin.default", "aten.max.default", "aten.min.default", "aten.max.dim", "aten.min.dim",
-    "aten.argmax.default", "aten.argmin.default", "aten.prod.default", "aten.prod.dim_int", "aten.any.default",
-    "aten.any.dim", "aten.all.default", "aten.all.dim",
-)  # fmt: skip
+    "aten.amax.default",
+    "aten.amin.default",
+    "aten.max.default",
+    "aten.min.default",
+    "aten.max.dim",
+    "aten.min.dim",
+    "aten.argmax.default",
+    "aten.argmin.default",
+    "aten.prod.default",
+    "aten.prod.dim_int",
+    "aten.any.default",
+    "aten.any.dim",
+    "aten.all.default",
+    "aten.all.dim",
+)
 def _extreme(call: Call) -> Signature:
-    """The dims reduced cannot be split: a partial maximum is not a layout that redistribution offers."""
+    """The dims reduced cannot be split: a partial maximum is not a layout that redistribution
+    offers."""
     (shape,) = call.operands
     dims = _dims_of(call.args[1] if len(call.args) > 1 else None, len(shape))
     keep = bool(call.args[2]) if len(call.args) > 2 else False
     kept = tuple(() if d in dims else (d,) for d in range(len(shape)) if keep or d not in dims)
     letters = tuple((d,) for d in range(len(shape)))
-    return Signature(kind="reduction", sizes=shape, operands=(letters,), results=(kept,) * len(call.results), fixed=dims)
+    return Signature(
+        kind="reduction",
+        sizes=shape,
+        operands=(letters,),
+        results=(kept,) * len(call.results),
+        fixed=dims,
+    )
 
 
 @register("aten.cumsum.default", "aten.cumprod.default", "aten.sort.default")
@@ -57,9 +90,13 @@ def _scan(call: Call) -> Signature:
     letters = tuple((d,) for d in range(len(shape)))
     dim = call.args[1] if len(call.args) > 1 else -1
     return Signature(
-        kind="reduction", sizes=shape, operands=(letters,), results=(letters,) * len(call.results),
-        fixed=_dims_of(dim, len(shape)), linear=(frozenset({0}),) if "cumsum" in call.op else (),
-    )  # fmt: skip
+        kind="reduction",
+        sizes=shape,
+        operands=(letters,),
+        results=(letters,) * len(call.results),
+        fixed=_dims_of(dim, len(shape)),
+        linear=(frozenset({0}),) if "cumsum" in call.op else (),
+    )
 
 
 @register("aten.topk.default")
@@ -72,9 +109,12 @@ def _topk(call: Call) -> Signature:
     dim = dim_of(call, 2, rank, -1)
     result = tuple((rank,) if d == dim else (d,) for d in range(rank))
     return Signature(
-        kind="reduction", sizes=(*shape, call.args[1]), operands=(tuple((d,) for d in range(rank)),), results=(result, result),
+        kind="reduction",
+        sizes=(*shape, call.args[1]),
+        operands=(tuple((d,) for d in range(rank)),),
+        results=(result, result),
         fixed=frozenset({dim, rank}),
-    )  # fmt: skip
+    )
 
 
 @register("aten._softmax.default", "aten._log_softmax.default")
@@ -82,7 +122,11 @@ def _softmax(call: Call) -> Signature:
     (shape,) = call.operands
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="softmax", sizes=shape, operands=(letters,), results=(letters,), fixed=_dims_of(call.args[1], len(shape))
+        kind="softmax",
+        sizes=shape,
+        operands=(letters,),
+        results=(letters,),
+        fixed=_dims_of(call.args[1], len(shape)),
     )
 
 
@@ -91,9 +135,13 @@ def _softmax_backward(call: Call) -> Signature:
     shape = call.operands[0]
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="softmax", sizes=shape, operands=(letters, letters), results=(letters,),
-        fixed=_dims_of(call.args[2], len(shape)), linear=(frozenset({0}),),
-    )  # fmt: skip
+        kind="softmax",
+        sizes=shape,
+        operands=(letters, letters),
+        results=(letters,),
+        fixed=_dims_of(call.args[2], len(shape)),
+        linear=(frozenset({0}),),
+    )
 
 
 @register("aten.native_layer_norm.default")
@@ -104,14 +152,19 @@ def _layer_norm(call: Call) -> Signature:
     whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))
     stats = tuple((d,) if d < lead else () for d in range(rank))
     return Signature(
-        kind="norm", sizes=x, operands=(whole, *((tail,) * (len(call.operands) - 1))), results=(whole, stats, stats),
-        fixed=frozenset(range(lead, rank)), cost=lambda s: OpCost(flops=8.0 * math.prod(s), elements=2.0 * math.prod(s)),
-    )  # fmt: skip
+        kind="norm",
+        sizes=x,
+        operands=(whole, *((tail,) * (len(call.operands) - 1))),
+        results=(whole, stats, stats),
+        fixed=frozenset(range(lead, rank)),
+        cost=lambda s: OpCost(flops=8.0 * math.prod(s), elements=2.0 * math.prod(s)),
+    )
 
 
 @register("aten.native_layer_norm_backward.default")
 def _layer_norm_backward(call: Call) -> Signature:
-    """grad, x, mean, rstd, weight, bias -> grad_x, and grad_weight and grad_bias, partial over the leading dims."""
+    """grad, x, mean, rstd, weight, bias -> grad_x, and grad_weight and grad_bias, partial over
+    the leading dims."""
     x = call.operands[1]
     rank, lead = len(x), len(x) - len(call.args[2])
     whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))
@@ -120,65 +173,97 @@ def _layer_norm_backward(call: Call) -> Signature:
     mask = call.args[7]
     results = (whole if mask[0] else ((),), tail if mask[1] else ((),), tail if mask[2] else ((),))
     return Signature(
-        kind="norm", sizes=x, operands=(whole, whole, stats, stats, *((tail,) * (len(call.operands) - 4))), results=results,
-        fixed=frozenset(range(lead, rank)), reduced=(frozenset(), leading, leading), linear=(frozenset({0}),),
+        kind="norm",
+        sizes=x,
+        operands=(whole, whole, stats, stats, *((tail,) * (len(call.operands) - 4))),
+        results=results,
+        fixed=frozenset(range(lead, rank)),
+        reduced=(frozenset(), leading, leading),
+        linear=(frozenset({0}),),
         cost=lambda s: OpCost(flops=14.0 * math.prod(s), elements=3.0 * math.prod(s)),
-    )  # fmt: skip
+    )
 
 
-# ------------------------------------------------------------------------------------------------- lookups
+# ------------------------------------------------------------------------------------------ lookups
 
 
 def _embedding_args(call: Call, local: Local) -> LocalCall:
     if 0 not in local.split:
         return call.op, call.args[:2], ()
-    return "shardwright.embedding_shard", call.args[:2], (("offset", local.offsets[0]), ("rows", call.operands[0][0]))
+    return (
+        "shardwright.embedding_shard",
+        call.args[:2],
+        (("offset", local.offsets[0]), ("rows", call.operands[0][0])),
+    )
 
 
 @register("aten.embedding.default", localize=_embedding_args)
 def _embedding(call: Call) -> Signature:
-    """weight [v, d], ids -> ids x d. Split over the vocabulary, a shard looks up its own rows and gives zeros for others."""
+    """weight [v, d], ids -> ids x d. Split over the vocabulary, a shard looks up its own rows
+    and gives zeros for others."""
     weight, ids = call.operands
     n = len(ids)
     sizes = (weight[0], weight[1], *ids)
     where = tuple((2 + d,) for d in range(n))
     return Signature(
-        kind="embedding", sizes=sizes, operands=(((0,), (1,)), where), results=((*where, (1,)),), reduced=(frozenset({0}),),
-        linear=(frozenset({0}),), contiguous=frozenset({0}),
+        kind="embedding",
+        sizes=sizes,
+        operands=(((0,), (1,)), where),
+        results=((*where, (1,)),),
+        reduced=(frozenset({0}),),
+        linear=(frozenset({0}),),
+        contiguous=frozenset({0}),
         cost=lambda s: OpCost(flops=0.0, elements=2.0 * s[1] * math.prod(s[2:])),
-    )  # fmt: skip
+    )
 
 
 def _embedding_backward_args(call: Call, local: Local) -> LocalCall:
     if 0 not in local.split:
         return call.op, call.args, ()
-    return "shardwright.embedding_backward_shard", (*call.args[:2], local.sizes[0]), (("offset", local.offsets[0]),)
+    return (
+        "shardwright.embedding_backward_shard",
+        (*call.args[:2], local.sizes[0]),
+        (("offset", local.offsets[0]),),
+    )
 
 
 @register("aten.embedding_dense_backward.default", localize=_embedding_backward_args)
 def _embedding_backward(call: Call) -> Signature:
-    """grad [ids, d], ids -> grad_weight [v, d], partial over the ids. Rows that are not to be trained (`padding_idx`) or that
-    are scaled by how often they are looked up are known to torch's kernel alone, which needs all rows, or all ids."""
+    """grad [ids, d], ids -> grad_weight [v, d], partial over the ids. Rows that are not to be
+    trained (`padding_idx`) or that are scaled by how often they are looked up are known to
+    torch's kernel alone, which needs all rows, or all ids."""
     _, ids = call.operands
     (weight,) = call.results
     n, padding, by_frequency = len(ids), call.args[3], call.args[4]
     where = tuple((2 + d,) for d in range(n))
     letters = frozenset(range(2, 2 + n))
-    fixed = (frozenset({0}) if padding >= 0 or by_frequency else frozenset()) | (letters if by_frequency else frozenset())
+    fixed = (frozenset({0}) if padding >= 0 or by_frequency else frozenset()) | (
+        letters if by_frequency else frozenset()
+    )
     return Signature(
-        kind="embedding", sizes=(weight[0], weight[1], *ids), operands=((*where, (1,)), where), results=(((0,), (1,)),),
-        reduced=(letters,), linear=(frozenset({0}),), contiguous=frozenset({0}), fixed=fixed,
+        kind="embedding",
+        sizes=(weight[0], weight[1], *ids),
+        operands=((*where, (1,)), where),
+        results=(((0,), (1,)),),
+        reduced=(letters,),
+        linear=(frozenset({0}),),
+        contiguous=frozenset({0}),
+        fixed=fixed,
         cost=lambda s: OpCost(
-            flops=float(s[1] * math.prod(s[2:])), elements=float(s[0] * s[1] + 2 * s[1] * math.prod(s[2:]))
+            flops=float(s[1] * math.prod(s[2:])),
+            elements=float(s[0] * s[1] + 2 * s[1] * math.prod(s[2:])),
         ),
-    )  # fmt: skip
+    )
 
 
 @register("aten.gather.default")
 def _gather(call: Call) -> Signature:
-    """The input's dim gathered along cannot be split, the index's can; others pass where input and index agree."""
+    """The input's dim gathered along cannot be split, the index's can; others pass where input
+    and index agree."""
     shape, index = call.operands
-    if not shape or len(index) != len(shape):  # one without dims, or an empty index, which may have any number of dims
+    if not shape or len(index) != len(
+        shape
+    ):  # one without dims, or an empty index, which may have any number of dims
         return unsplit(call, "embedding")
     rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index)
@@ -186,12 +271,19 @@ def _gather(call: Call) -> Signature:
     where = tuple((d,) if d in same else (rank + d,) for d in range(rank))
     fixed = frozenset(set(range(2 * rank)) - {*same, rank + dim})
     return Signature(
-        kind="embedding", sizes=sizes, operands=(tuple((d,) for d in range(rank)), where), results=(where,), fixed=fixed,
-        linear=(frozenset({0}),), cost=lambda s: OpCost(flops=0.0, elements=3.0 * math.prod(s[x] for t in where for x in t)),
-    )  # fmt: skip
+        kind="embedding",
+        sizes=sizes,
+        operands=(tuple((d,) for d in range(rank)), where),
+        results=(where,),
+        fixed=fixed,
+        linear=(frozenset({0}),),
+        cost=lambda s: OpCost(flops=0.0, elements=3.0 * math.prod(s[x] for t in where for x in t)),
+    )
 
 
-@register("aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default", "aten.scatter_reduce.two")
+@register(
+    "aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default", "aten.scatter_reduce.two"
+)
 def _scatter(call: Call) -> Signature:
     """The dim scattered along cannot be split; others pass where all tensors agree."""
     shape, index, *sources = call.operands
@@ -200,19 +292,29 @@ def _scatter(call: Call) -> Signature:
     rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index, *(size for source in sources for size in source))
     same = {d for d in range(rank) if d != dim and all(s[d] == shape[d] for s in (index, *sources))}
-    letters = [tuple((d,) if d in same else (i * rank + d,) for d in range(rank)) for i in range(2 + len(sources))]
-    together = frozenset({0, 2}) if sources else frozenset({0}) if call.args[3] == 0 else frozenset()
+    letters = [
+        tuple((d,) if d in same else (i * rank + d,) for d in range(rank))
+        for i in range(2 + len(sources))
+    ]
+    together = (
+        frozenset({0, 2}) if sources else frozenset({0}) if call.args[3] == 0 else frozenset()
+    )
     if call.op == "aten.scatter_reduce.two":
         together = frozenset()
     return Signature(
-        kind="embedding", sizes=sizes, operands=tuple(letters), results=(letters[0],),
-        fixed=frozenset(range(len(sizes))) - same, linear=(together,) if together else (),
-    )  # fmt: skip
+        kind="embedding",
+        sizes=sizes,
+        operands=tuple(letters),
+        results=(letters[0],),
+        fixed=frozenset(range(len(sizes))) - same,
+        linear=(together,) if together else (),
+    )
 
 
 @register("aten.index_select.default", "aten.index_add.default")
 def _index_along(call: Call) -> Signature:
-    """x, ids (, source): one dim by a list of ids; the ids' letter can be split where it is looked up."""
+    """x, ids (, source): one dim by a list of ids; the ids' letter can be split where it is
+    looked up."""
     shape, ids, *source = call.operands
     if not shape:
         return unsplit(call, "embedding")
@@ -221,21 +323,28 @@ def _index_along(call: Call) -> Signature:
     picked = tuple((rank,) if d == dim else (d,) for d in range(rank))
     where: Letters = ((rank,),) if ids else ()
     return Signature(
-        kind="embedding", sizes=(*shape, math.prod(ids)), operands=(whole, where, *((picked,) if source else ())),
-        results=(whole if source else picked,), fixed=frozenset({dim, rank} if source else {dim}),
+        kind="embedding",
+        sizes=(*shape, math.prod(ids)),
+        operands=(whole, where, *((picked,) if source else ())),
+        results=(whole if source else picked,),
+        fixed=frozenset({dim, rank} if source else {dim}),
         linear=(frozenset({0, 2} if source else {0}),),
-    )  # fmt: skip
+    )
 
 
 def _index_letters(
     shape: tuple[int, ...], indices: tuple[Any, ...], ids: tuple[tuple[int, ...], ...]
 ) -> tuple[tuple[int, ...], Letters, list[Letters], frozenset[int]]:
-    """Letter sizes, the letters of `x[indices]`, those of each tensor of ids, and the dims of x that are looked up."""
+    """Letter sizes, the letters of `x[indices]`, those of each tensor of ids, and the dims of x
+    that are looked up."""
     rank, at = len(shape), [d for d, index in enumerate(indices) if index is not None]
     together = tuple(_broadcast_shape(ids))
     where: Letters = tuple((rank + d,) for d in range(len(together)))
     letters: list[Letters] = [
-        tuple(w if size == whole else () for size, whole, w in zip(i, together[-len(i) :], where[-len(i) :], strict=True))
+        tuple(
+            w if size == whole else ()
+            for size, whole, w in zip(i, together[-len(i) :], where[-len(i) :], strict=True)
+        )
         if i
         else ()
         for i in ids
@@ -250,7 +359,9 @@ def _broadcast_shape(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
     """The shape to which all of them broadcast."""
     rank = max(map(len, shapes))
     padded = [(1,) * (rank - len(s)) + s for s in shapes]
-    return tuple(next((size for size in column if size != 1), 1) for column in zip(*padded, strict=True))
+    return tuple(
+        next((size for size in column if size != 1), 1) for column in zip(*padded, strict=True)
+    )
 
 
 @register("aten.index.Tensor")
@@ -259,9 +370,13 @@ def _index(call: Call) -> Signature:
     shape, *ids = call.operands
     sizes, result, letters, looked_up = _index_letters(shape, call.args[1], tuple(ids))
     return Signature(
-        kind="embedding", sizes=sizes, operands=(tuple((d,) for d in range(len(shape))), *letters), results=(result,),
-        fixed=looked_up, linear=(frozenset({0}),),
-    )  # fmt: skip
+        kind="embedding",
+        sizes=sizes,
+        operands=(tuple((d,) for d in range(len(shape))), *letters),
+        results=(result,),
+        fixed=looked_up,
+        linear=(frozenset({0}),),
+    )
 
 
 @register("aten.index_put.default")
@@ -272,8 +387,14 @@ def _index_put(call: Call) -> Signature:
     whole = tuple((d,) for d in range(len(shape)))
     full = tuple(math.prod(sizes[x] for x in dim) for dim in result)
     lead = len(full) - len(values)
-    at_values = tuple(result[lead + d] if size == full[lead + d] else () for d, size in enumerate(values))
+    at_values = tuple(
+        result[lead + d] if size == full[lead + d] else () for d, size in enumerate(values)
+    )
     return Signature(
-        kind="embedding", sizes=sizes, operands=(whole, *letters, at_values), results=(whole,),
-        fixed=looked_up | frozenset(range(len(shape), len(sizes))), linear=(frozenset({0, len(call.operands) - 1}),),
-    )  # fmt: skip
+        kind="embedding",
+        sizes=sizes,
+        operands=(whole, *letters, at_values),
+        results=(whole,),
+        fixed=looked_up | frozenset(range(len(shape), len(sizes))),
+        linear=(frozenset({0, len(call.operands) - 1}),),
+    )

@@ -1,8 +1,10 @@
-"""What an op does to the dims of its tensors: the `Signature`, written in *letters* as an einsum is.
+"""What an op does to the dims of its tensors: the `Signature`, written in *letters* as an einsum
+is.
 
-A rule says, for one call, which letter stands at every dim of every operand and result, and what splitting a letter does:
-where a result has the letter, the result is split too; where it has not, the result is partial (`reduced`) or the same on
-every shard. A rule is believed only because `tests/planner/test_rules.py` runs the op whole and in shards and compares.
+A rule says, for one call, which letter stands at every dim of every operand and result, and what
+splitting a letter does: where a result has the letter, the result is split too; where it has not,
+the result is partial (`reduced`) or the same on every shard. A rule is believed only because
+`tests/planner/test_rules.py` runs the op whole and in shards and compares.
 """
 
 from __future__ import annotations
@@ -12,15 +14,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["RULES", "Call", "Letters", "Local", "OpCost", "Rule", "Signature", "dim_of", "register", "unsplit"]
+__all__ = [
+    "RULES",
+    "Call",
+    "Letters",
+    "Local",
+    "OpCost",
+    "Rule",
+    "Signature",
+    "dim_of",
+    "register",
+    "unsplit",
+]
 
-#: The letters of every dim of one tensor: ((0,), (1, 2)) is a tensor whose second dim is the product of letters 1 and 2.
+#: The letters of every dim of one tensor: ((0,), (1, 2)) is a tensor whose second dim is the
+#: product of letters 1 and 2.
 Letters = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
-    """One op with its arguments and the shapes of its tensors, all global; operands are those of `args` and then of `kwargs`."""
+    """One op with its arguments and the shapes of its tensors, all global; operands are those of
+    `args` and then of `kwargs`."""
 
     op: str
     args: tuple[Any, ...]
@@ -31,7 +46,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpCost:
-    """The work of one call at given letter sizes. `gemm` is (batch, m, n, k); `steps` counts sequential time steps."""
+    """The work of one call at given letter sizes. `gemm` is (batch, m, n, k); `steps` counts
+    sequential time steps."""
 
     flops: float
     elements: float  # read and written, in elements
@@ -41,10 +57,12 @@ class OpCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """`sizes[l]` is the size of letter l. `fixed` letters cannot be split. `reduced[r]` are the letters whose splitting makes
-    result r a partial sum. `linear` are groups of operand positions: with those operands partial sums (and all others
-    whole), every result is a partial sum. `inner` letters can be split only with collectives inside the op, of which
-    `inner_traffic` gives (kind, elements of the whole buffer, times) at the local letter sizes. `view`: no work at all."""
+    """`sizes[l]` is the size of letter l. `fixed` letters cannot be split. `reduced[r]` are the
+    letters whose splitting makes result r a partial sum. `linear` are groups of operand
+    positions: with those operands partial sums (and all others whole), every result is a partial
+    sum. `inner` letters can be split only with collectives inside the op, of which
+    `inner_traffic` gives (kind, elements of the whole buffer, times) at the local letter sizes.
+    `view`: no work at all."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -54,20 +72,28 @@ class Signature:
     reduced: tuple[frozenset[int], ...] = ()
     linear: tuple[frozenset[int], ...] = ()
     inner: frozenset[int] = frozenset()
-    inner_traffic: Callable[[tuple[int, ...], int], tuple[tuple[str, float, int], ...]] | None = None
+    inner_traffic: Callable[[tuple[int, ...], int], tuple[tuple[str, float, int], ...]] | None = (
+        None
+    )
     cost: Callable[[tuple[int, ...]], OpCost] | None = None
     view: bool = False
-    opaque: frozenset[int] = frozenset()  # results that only the op's own backward can read: never redistributed
+    opaque: frozenset[int] = (
+        frozenset()
+    )  # results that only the op's own backward can read: never redistributed
     placed: bool = False  # the kernel is told which part of the whole its shard is
     names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
-    source: str = "written"  # or `discovered`, or `replicated` where neither found anything to split
+    source: str = (
+        "written"  # or `discovered`, or `replicated` where neither found anything to split
+    )
     arguments: tuple[
         tuple[tuple[int, ...], int], ...
     ] = ()  # of a discovered one: where a letter's size stands in the arguments
     lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
         None  # steps, batch, width, hidden: whose reserve is opaque
     )
-    contiguous: frozenset[int] = frozenset()  # letters of which a shard must be one run: of their leaves only the first splits
+    contiguous: frozenset[int] = (
+        frozenset()
+    )  # letters of which a shard must be one run: of their leaves only the first splits
 
     def __post_init__(self) -> None:
         for tensor in (*self.operands, *self.results):
@@ -81,15 +107,22 @@ class Signature:
 
     def elements(self, sizes: tuple[int, ...]) -> float:
         """Elements of all operands and results at the given letter sizes."""
-        return float(sum(math.prod(sizes[x] for dim in t for x in dim) for t in (*self.operands, *self.results)))
+        return float(
+            sum(
+                math.prod(sizes[x] for dim in t for x in dim)
+                for t in (*self.operands, *self.results)
+            )
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
-    """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter split, the mesh axes that
-    split it; `results` the local shapes; `sizes` the local letter sizes. Of the `contiguous` letters among those, `pieces` gives the
-    sizes on all ranks of the axes, in the order of their group, and `offsets` where this shard begins. `leaves` are
-    every letter's leaves, the outermost first, each as (size, size here, where this shard begins): of `placed` ops alone."""
+    """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter
+    split, the mesh axes that split it; `results` the local shapes; `sizes` the local letter
+    sizes. Of the `contiguous` letters among those, `pieces` gives the sizes on all ranks of the
+    axes, in the order of their group, and `offsets` where this shard begins. `leaves` are every
+    letter's leaves, the outermost first, each as (size, size here, where this shard begins): of
+    `placed` ops alone."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
@@ -100,7 +133,8 @@ class Local:
 
 
 def dim_of(call: Call, place: int, rank: int, default: int = 0) -> int:
-    """The dim that stands at `place` of the arguments, counted from the front; 0 of a tensor without dims, as torch has it."""
+    """The dim that stands at `place` of the arguments, counted from the front; 0 of a tensor
+    without dims, as torch has it."""
     dim: int = call.args[place] if len(call.args) > place else default
     return dim % max(rank, 1)
 
@@ -112,21 +146,29 @@ def unsplit(call: Call, kind: str = "elementwise", source: str = "written") -> S
     numbers = iter(range(len(sizes)))
     letters: list[Letters] = [tuple((next(numbers),) for _ in shape) for shape in shapes]
     return Signature(
-        kind=kind, sizes=sizes, operands=tuple(letters[: len(call.operands)]), results=tuple(letters[len(call.operands) :]),
-        fixed=frozenset(range(len(sizes))), source=source,
-    )  # fmt: skip
+        kind=kind,
+        sizes=sizes,
+        operands=tuple(letters[: len(call.operands)]),
+        results=tuple(letters[len(call.operands) :]),
+        fixed=frozenset(range(len(sizes))),
+        source=source,
+    )
 
 
-#: op, args, kwargs to run on a shard; they still hold the `Ref`s of the call, all of them in their order.
+#: op, args, kwargs to run on a shard; they still hold the `Ref`s of the call, all of them in their
+#: order.
 LocalCall = tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """The signature of an op's calls, and how its arguments change on a shard (default: not at all)."""
+    """The signature of an op's calls, and how its arguments change on a shard (default: not at
+    all)."""
 
     signature: Callable[[Call], Signature]
-    localize: Callable[[Call, Local], LocalCall] = field(default=lambda call, local: (call.op, call.args, call.kwargs))
+    localize: Callable[[Call, Local], LocalCall] = field(
+        default=lambda call, local: (call.op, call.args, call.kwargs)
+    )
 
 
 RULES: dict[str, Rule] = {}
@@ -140,7 +182,11 @@ def register(
     def keep(signature: Callable[[Call], Signature]) -> Callable[[Call], Signature]:
         for op in ops:
             assert op not in RULES, op
-            RULES[op] = Rule(signature=signature) if localize is None else Rule(signature=signature, localize=localize)
+            RULES[op] = (
+                Rule(signature=signature)
+                if localize is None
+                else Rule(signature=signature, localize=localize)
+            )
         return signature
 
     return keep

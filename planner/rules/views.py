@@ -7,20 +7,33 @@ from collections.abc import Iterable
 from itertools import pairwise
 from typing import Any
 
-from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, dim_of, register
+from planner.rules.signature import (
+    Call,
+    Letters,
+    Local,
+    LocalCall,
+    OpCost,
+    Signature,
+    dim_of,
+    register,
+)
 
 __all__ = ["common_letters"]
 
 
-def common_letters(before: tuple[int, ...], after: tuple[int, ...]) -> tuple[tuple[int, ...], Letters, Letters] | None:
-    """Letters that write both shapes as products, row-major: (4, 6) -> (2, 12) gives sizes (2, 2, 6) and the letters of each.
+def common_letters(
+    before: tuple[int, ...], after: tuple[int, ...]
+) -> tuple[tuple[int, ...], Letters, Letters] | None:
+    """Letters that write both shapes as products, row-major: (4, 6) -> (2, 12) gives sizes (2, 2,
+    6) and the letters of each.
 
     None where the boundaries do not nest, as in (2, 3) -> (3, 2): no dim can be split there.
     """
     if math.prod(before) != math.prod(after) or 0 in before:
         return None
     cuts = sorted(
-        {math.prod(before[i:]) for i in range(len(before) + 1)} | {math.prod(after[i:]) for i in range(len(after) + 1)}
+        {math.prod(before[i:]) for i in range(len(before) + 1)}
+        | {math.prod(after[i:]) for i in range(len(after) + 1)}
     )
     for small, large in pairwise(cuts):
         if large % small:
@@ -56,17 +69,28 @@ def _reshape(call: Call) -> Signature:
     if found is None:
         return _opaque(before, after)
     sizes, operand, result = found
-    return Signature(kind="view", sizes=sizes, operands=(operand,), results=(result,), linear=(frozenset({0}),), view=True)
+    return Signature(
+        kind="view",
+        sizes=sizes,
+        operands=(operand,),
+        results=(result,),
+        linear=(frozenset({0}),),
+        view=True,
+    )
 
 
 def _opaque(before: tuple[int, ...], after: tuple[int, ...]) -> Signature:
     """A reshape whose dims do not nest: nothing can be split, but partial sums pass."""
     sizes = (*before, *after)
     return Signature(
-        kind="view", sizes=sizes, operands=(tuple((d,) for d in range(len(before))),),
-        results=(tuple((len(before) + d,) for d in range(len(after))),), fixed=frozenset(range(len(sizes))),
-        linear=(frozenset({0}),), cost=_no_cost,
-    )  # fmt: skip
+        kind="view",
+        sizes=sizes,
+        operands=(tuple((d,) for d in range(len(before))),),
+        results=(tuple((len(before) + d,) for d in range(len(after))),),
+        fixed=frozenset(range(len(sizes))),
+        linear=(frozenset({0}),),
+        cost=_no_cost,
+    )
 
 
 @register("aten.permute.default")
@@ -74,9 +98,13 @@ def _permute(call: Call) -> Signature:
     (shape,) = call.operands
     order = call.args[1]
     return Signature(
-        kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),), results=(tuple((d,) for d in order),),
-        linear=(frozenset({0}),), view=True,
-    )  # fmt: skip
+        kind="view",
+        sizes=shape,
+        operands=(tuple((d,) for d in range(len(shape))),),
+        results=(tuple((d,) for d in order),),
+        linear=(frozenset({0}),),
+        view=True,
+    )
 
 
 def _run(length: int, args: tuple[Any, ...]) -> tuple[int, int, int]:
@@ -89,8 +117,9 @@ def _run(length: int, args: tuple[Any, ...]) -> tuple[int, int, int]:
 def _slice_letters(
     shape: tuple[int, ...], dim: int, start: int, size: int, step: int
 ) -> tuple[tuple[int, ...], Letters, Letters, int]:
-    """Sizes, letters of the whole and of the slice, and the letter that cannot be split. One of equal pieces, as a third of
-    a fused QKV, is (pieces, size), of which size passes; of any other slice the dim cannot be split."""
+    """Sizes, letters of the whole and of the slice, and the letter that cannot be split. One of
+    equal pieces, as a third of a fused QKV, is (pieces, size), of which size passes; of any
+    other slice the dim cannot be split."""
     rank = len(shape)
     own = tuple((d,) for d in range(rank))
     if step == 1 and size > 1 and shape[dim] % size == 0 and start % size == 0:
@@ -106,7 +135,9 @@ def _slice_args(call: Call, local: Local) -> LocalCall:
     return call.op, (call.args[0], dim, *_local_bounds(shape, dim, call.args[2:], local)), ()
 
 
-def _local_bounds(shape: tuple[int, ...], dim: int, bounds: tuple[Any, ...], local: Local) -> tuple[Any, ...]:
+def _local_bounds(
+    shape: tuple[int, ...], dim: int, bounds: tuple[Any, ...], local: Local
+) -> tuple[Any, ...]:
     start, size, step = _run(shape[dim], bounds)
     if _slice_letters(shape, dim, start, size, step)[3] < 0:
         return bounds
@@ -120,9 +151,14 @@ def _slice(call: Call) -> Signature:
     dim = dim_of(call, 1, len(shape))
     sizes, whole, piece, fixed = _slice_letters(shape, dim, *_run(shape[dim], call.args[2:]))
     return Signature(
-        kind="view", sizes=sizes, operands=(whole,), results=(piece,), linear=(frozenset({0}),), cost=_no_cost,
+        kind="view",
+        sizes=sizes,
+        operands=(whole,),
+        results=(piece,),
+        linear=(frozenset({0}),),
+        cost=_no_cost,
         fixed=frozenset({fixed} if fixed >= 0 else {dim, len(shape)}),
-    )  # fmt: skip
+    )
 
 
 @register("aten.select.int")
@@ -130,10 +166,14 @@ def _select(call: Call) -> Signature:
     (shape,) = call.operands
     dim = dim_of(call, 1, len(shape))
     return Signature(
-        kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),),
-        results=(tuple((d,) for d in range(len(shape)) if d != dim),), fixed=frozenset({dim}), linear=(frozenset({0}),),
+        kind="view",
+        sizes=shape,
+        operands=(tuple((d,) for d in range(len(shape))),),
+        results=(tuple((d,) for d in range(len(shape)) if d != dim),),
+        fixed=frozenset({dim}),
+        linear=(frozenset({0}),),
         cost=_no_cost,
-    )  # fmt: skip
+    )
 
 
 def _equal_split_args(call: Call, local: Local) -> LocalCall:
@@ -154,18 +194,26 @@ def _chunk(call: Call) -> Signature:
 
 
 def _equal_pieces(call: Call) -> Signature:
-    """Equal pieces: the dim is (pieces, size), and `size` can be split, as the heads inside a fused QKV."""
+    """Equal pieces: the dim is (pieces, size), and `size` can be split, as the heads inside a
+    fused QKV."""
     (shape,) = call.operands
     rank, dim, pieces = len(shape), dim_of(call, 2, len(shape)), len(call.results)
     size = shape[dim] // pieces
-    if any(result[dim] != size for result in call.results) or (size and "chunk" in call.op and pieces != call.args[1]):
+    if any(result[dim] != size for result in call.results) or (
+        size and "chunk" in call.op and pieces != call.args[1]
+    ):
         return _pieces(call, dim)
     sizes = (*(size if d == dim else s for d, s in enumerate(shape)), pieces)
     result = tuple((d,) for d in range(rank))
     return Signature(
-        kind="view", sizes=sizes, operands=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),),
-        results=(result,) * len(call.results), fixed=frozenset({rank}), linear=(frozenset({0}),), cost=_no_cost,
-    )  # fmt: skip
+        kind="view",
+        sizes=sizes,
+        operands=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),),
+        results=(result,) * len(call.results),
+        fixed=frozenset({rank}),
+        linear=(frozenset({0}),),
+        cost=_no_cost,
+    )
 
 
 @register("aten.split_with_sizes.default")
@@ -179,34 +227,57 @@ def _pieces(call: Call, dim: int) -> Signature:
     (shape,) = call.operands
     rank = len(shape)
     sizes = (*shape, *(result[dim] for result in call.results))
-    results = tuple(tuple((rank + i,) if d == dim else (d,) for d in range(rank)) for i in range(len(call.results)))
+    results = tuple(
+        tuple((rank + i,) if d == dim else (d,) for d in range(rank))
+        for i in range(len(call.results))
+    )
     return Signature(
-        kind="view", sizes=sizes, operands=(tuple((d,) for d in range(rank)),), results=results,
-        fixed=frozenset({dim, *range(rank, len(sizes))}), linear=(frozenset({0}),), cost=_no_cost,
-    )  # fmt: skip
+        kind="view",
+        sizes=sizes,
+        operands=(tuple((d,) for d in range(rank)),),
+        results=results,
+        fixed=frozenset({dim, *range(rank, len(sizes))}),
+        linear=(frozenset({0}),),
+        cost=_no_cost,
+    )
 
 
 @register("aten.cat.default")
 def _cat(call: Call) -> Signature:
-    """Equal operands: the dim is (pieces, size), and `size` can be split; unequal: the dim cannot be split."""
+    """Equal operands: the dim is (pieces, size), and `size` can be split; unequal: the dim
+    cannot be split."""
     (result,) = call.results
     rank, dim = len(result), dim_of(call, 1, len(result))
     together = (frozenset(range(len(call.operands))),)
     if len(set(call.operands)) == 1:
         sizes = (*call.operands[0], len(call.operands))
         return Signature(
-            kind="copy", sizes=sizes, operands=(tuple((d,) for d in range(rank)),) * len(call.operands),
-            results=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),), fixed=frozenset({rank}), linear=together,
-        )  # fmt: skip
-    whole = [len(shape) == rank for shape in call.operands]  # torch joins an empty tensor of one dim with any other
-    sizes = (*result, *(shape[dim] if w else 0 for shape, w in zip(call.operands, whole, strict=True)))
+            kind="copy",
+            sizes=sizes,
+            operands=(tuple((d,) for d in range(rank)),) * len(call.operands),
+            results=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),),
+            fixed=frozenset({rank}),
+            linear=together,
+        )
+    whole = [
+        len(shape) == rank for shape in call.operands
+    ]  # torch joins an empty tensor of one dim with any other
+    sizes = (
+        *result,
+        *(shape[dim] if w else 0 for shape, w in zip(call.operands, whole, strict=True)),
+    )
     operands = tuple(
-        tuple((rank + i,) if d == dim else (d,) for d in range(rank)) if w else ((rank + i,),) for i, w in enumerate(whole)
+        tuple((rank + i,) if d == dim else (d,) for d in range(rank)) if w else ((rank + i,),)
+        for i, w in enumerate(whole)
     )
     return Signature(
-        kind="copy", sizes=sizes, operands=operands, results=(tuple((d,) for d in range(rank)),),
-        fixed=frozenset({dim, *range(rank, len(sizes))}), linear=together,
-    )  # fmt: skip
+        kind="copy",
+        sizes=sizes,
+        operands=operands,
+        results=(tuple((d,) for d in range(rank)),),
+        fixed=frozenset({dim, *range(rank, len(sizes))}),
+        linear=together,
+    )
 
 
 def _filled_args(call: Call, local: Local) -> LocalCall:
@@ -217,7 +288,16 @@ def _filled_args(call: Call, local: Local) -> LocalCall:
 
 def _slice_backward_args(call: Call, local: Local) -> LocalCall:
     dim = dim_of(call, 2, len(call.results[0]))
-    return call.op, (call.args[0], local.results[0], dim, *_local_bounds(call.results[0], dim, call.args[3:], local)), ()
+    return (
+        call.op,
+        (
+            call.args[0],
+            local.results[0],
+            dim,
+            *_local_bounds(call.results[0], dim, call.args[3:], local),
+        ),
+        (),
+    )
 
 
 @register("aten.slice_backward.default", localize=_slice_backward_args)
@@ -226,9 +306,13 @@ def _slice_backward(call: Call) -> Signature:
     dim = dim_of(call, 2, len(shape))
     sizes, whole, piece, fixed = _slice_letters(shape, dim, *_run(shape[dim], call.args[3:]))
     return Signature(
-        kind="copy", sizes=sizes, operands=(piece,), results=(whole,), linear=(frozenset({0}),),
+        kind="copy",
+        sizes=sizes,
+        operands=(piece,),
+        results=(whole,),
+        linear=(frozenset({0}),),
         fixed=frozenset({fixed} if fixed >= 0 else {dim, len(shape)}),
-    )  # fmt: skip
+    )
 
 
 @register("aten.select_backward.default", localize=_filled_args)
@@ -236,9 +320,13 @@ def _select_backward(call: Call) -> Signature:
     (after,) = call.results
     dim, rank = dim_of(call, 2, len(after)), len(after)
     return Signature(
-        kind="copy", sizes=after, operands=(tuple((d,) for d in range(rank) if d != dim),),
-        results=(tuple((d,) for d in range(rank)),), fixed=frozenset({dim}), linear=(frozenset({0}),),
-    )  # fmt: skip
+        kind="copy",
+        sizes=after,
+        operands=(tuple((d,) for d in range(rank) if d != dim),),
+        results=(tuple((d,) for d in range(rank)),),
+        fixed=frozenset({dim}),
+        linear=(frozenset({0}),),
+    )
 
 
 @register("aten.unbind.int")
@@ -247,9 +335,14 @@ def _unbind(call: Call) -> Signature:
     dim = dim_of(call, 1, len(shape))
     rest = tuple((d,) for d in range(len(shape)) if d != dim)
     return Signature(
-        kind="view", sizes=shape, operands=(tuple((d,) for d in range(len(shape))),), results=(rest,) * len(call.results),
-        fixed=frozenset({dim}), linear=(frozenset({0}),), cost=_no_cost,
-    )  # fmt: skip
+        kind="view",
+        sizes=shape,
+        operands=(tuple((d,) for d in range(len(shape))),),
+        results=(rest,) * len(call.results),
+        fixed=frozenset({dim}),
+        linear=(frozenset({0}),),
+        cost=_no_cost,
+    )
 
 
 def _within(call: Call, dims: Iterable[int], linear: bool = True) -> Signature:
@@ -257,9 +350,13 @@ def _within(call: Call, dims: Iterable[int], linear: bool = True) -> Signature:
     (shape,) = call.operands
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
-        kind="copy", sizes=shape, operands=(letters,), results=(letters,), fixed=frozenset(d % len(shape) for d in dims if shape),
+        kind="copy",
+        sizes=shape,
+        operands=(letters,),
+        results=(letters,),
+        fixed=frozenset(d % len(shape) for d in dims if shape),
         linear=(frozenset({0}),) if linear else (),
-    )  # fmt: skip
+    )
 
 
 @register("aten.flip.default")
@@ -286,10 +383,13 @@ def _pad(call: Call) -> Signature:
     padded = [d for d in range(rank) if any(pad[2 * (rank - 1 - d) : 2 * (rank - d)])]
     fill = call.args[2] if len(call.args) > 2 else 0
     return Signature(
-        kind="copy", sizes=(*before, *after), operands=(tuple((d,) for d in range(rank)),),
+        kind="copy",
+        sizes=(*before, *after),
+        operands=(tuple((d,) for d in range(rank)),),
         results=(tuple((rank + d,) if d in padded else (d,) for d in range(rank)),),
-        fixed=frozenset(padded) | frozenset(range(rank, 2 * rank)), linear=(frozenset({0}),) if fill == 0 else (),
-    )  # fmt: skip
+        fixed=frozenset(padded) | frozenset(range(rank, 2 * rank)),
+        linear=(frozenset({0}),) if fill == 0 else (),
+    )
 
 
 def _repeat_args(call: Call, local: Local) -> LocalCall:
@@ -303,20 +403,30 @@ def _repeat(call: Call) -> Signature:
     rank, lead = len(shape), len(times) - len(shape)
     results = tuple((rank + d, d - lead) if d >= lead else (rank + d,) for d in range(len(times)))
     return Signature(
-        kind="copy", sizes=(*shape, *times), operands=(tuple((d,) for d in range(rank)),), results=(results,),
+        kind="copy",
+        sizes=(*shape, *times),
+        operands=(tuple((d,) for d in range(rank)),),
+        results=(results,),
         linear=(frozenset({0}),),
-    )  # fmt: skip
+    )
 
 
 @register("aten.slice_scatter.default", "aten.select_scatter.default")
 def _put_slice(call: Call) -> Signature:
-    """x with a slice of a dim replaced: the dim cannot be split, the others pass. Partial sums pass where both are."""
+    """x with a slice of a dim replaced: the dim cannot be split, the others pass. Partial sums
+    pass where both are."""
     whole, piece = call.operands
     rank, select = len(whole), "select" in call.op
     dim = dim_of(call, 2, rank)
-    at_piece = tuple((rank,) if d == dim else (d,) for d in range(rank) if not (select and d == dim))
+    at_piece = tuple(
+        (rank,) if d == dim else (d,) for d in range(rank) if not (select and d == dim)
+    )
     letters = tuple((d,) for d in range(rank))
     return Signature(
-        kind="copy", sizes=(*whole, 1 if select else piece[dim]), operands=(letters, at_piece), results=(letters,),
-        fixed=frozenset({dim, rank}), linear=(frozenset({0, 1}),),
-    )  # fmt: skip
+        kind="copy",
+        sizes=(*whole, 1 if select else piece[dim]),
+        operands=(letters, at_piece),
+        results=(letters,),
+        fixed=frozenset({dim, rank}),
+        linear=(frozenset({0, 1}),),
+    )

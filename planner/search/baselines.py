@@ -1,4 +1,5 @@
-"""The baselines: the plans that one would have typed without a planner, each as good as it can be."""
+"""The baselines: the plans that one would have typed without a planner, each as good as it can
+be."""
 
 from __future__ import annotations
 
@@ -29,12 +30,20 @@ class Baseline:
 
 
 def baselines(cluster: Cluster) -> Iterator[Baseline]:
-    """The baselines of a cluster, those that are easier to explain first. Tensor axes stay inside a node where there are two axes."""
+    """The baselines of a cluster, those that are easier to explain first. Tensor axes stay
+    inside a node where there are two axes."""
     n = cluster.num_devices
     yield Baseline("data parallel", Mesh(("dp",), (n,)), (Pin("*", "ddp"),))
     yield Baseline("ZeRO-3", Mesh(("dp",), (n,)), (Pin("*", "zero3"),))
     yield Baseline("tensor parallel", Mesh(("tp",), (n,)))
-    width = max((d for d in range(2, min(cluster.node_width, n // 2) + 1) if n % d == 0 and d & (d - 1) == 0), default=0)
+    width = max(
+        (
+            d
+            for d in range(2, min(cluster.node_width, n // 2) + 1)
+            if n % d == 0 and d & (d - 1) == 0
+        ),
+        default=0,
+    )
     if width:
         mesh = Mesh(("dp", "tp"), (n // width, width))
         yield Baseline("Megatron 2-D", mesh, (Pin("*", "ddp"),))
@@ -43,11 +52,20 @@ def baselines(cluster: Cluster) -> Iterator[Baseline]:
 
 def compared(proposer: Proposer, mesh: Mesh | None) -> tuple[Alternative, ...]:
     """The baselines as rows of the report's table; `mesh` is the one that was asked for."""
-    return tuple(_row(proposer, one, one.within(mesh, proposer.pins)) for one in baselines(proposer.cluster))
+    return tuple(
+        _row(proposer, one, one.within(mesh, proposer.pins)) for one in baselines(proposer.cluster)
+    )
 
 
 def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
-    row = Alternative(name=one.name, mesh=str(one.mesh), step_time_s=None, memory_bytes=None, fits=False, allowed=allowed)
+    row = Alternative(
+        name=one.name,
+        mesh=str(one.mesh),
+        step_time_s=None,
+        memory_bytes=None,
+        fits=False,
+        allowed=allowed,
+    )
     if proposer.budget.over():
         return replace(row, reason=f"left out at the time limit of {proposer.budget.limit:g} s")
     try:
@@ -56,11 +74,13 @@ def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
         return replace(row, reason=str(error))
     seconds, held = fitted.prediction.step_time_s, fitted.prediction.total_memory_bytes
     fits = fitted.fits(proposer.capacity)
-    return replace(row, step_time_s=seconds, memory_bytes=held, fits=fits, made_to_fit=fits and made)
+    return replace(
+        row, step_time_s=seconds, memory_bytes=held, fits=fits, made_to_fit=fits and made
+    )
 
 
 def baseline(proposer: Proposer, one: Baseline) -> tuple[Candidate, bool]:
-    """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made to fit. Raises NoPlan if the model has
-    none."""
+    """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made
+    to fit. Raises NoPlan if the model has none."""
     fitted, made = proposer.fitted(proposer.proposals(one.mesh, one.pins, last=True)[0])
     return replace(fitted, name=one.name), made

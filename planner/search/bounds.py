@@ -1,8 +1,9 @@
-"""What no plan can beat: a problem whose every cost is at most what the simulator charges for it (`least`).
+"""What no plan can beat: a problem whose every cost is at most what the simulator charges for it
+(`least`).
 
-Tables of the meshes searched -> seconds. The least cost of a mesh's problem bounds the simulated step of every choice on it. Nodes and
-edges are the table's. A bias that may be joined to its product costs nothing, nor does what is only reported, or kept from forward to
-backward.
+Tables of the meshes searched -> seconds. The least cost of a mesh's problem bounds the simulated
+step of every choice on it. Nodes and edges are the table's. A bias that may be joined to its
+product costs nothing, nor does what is only reported, or kept from forward to backward.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class _Bound:
         self.table, self.model, self.least = table, table.model, least
         self.pairs: dict[tuple[int, int], Array] = {}
         self.costs: list[Array] = [
-            np.where(np.isfinite(cost + table.hideable_costs.get(n, 0.0)), 0.0, np.inf) for n, cost in enumerate(table.costs)
+            np.where(np.isfinite(cost + table.hideable_costs.get(n, 0.0)), 0.0, np.inf)
+            for n, cost in enumerate(table.costs)
         ]
 
     def problem(self) -> Problem:
@@ -53,9 +55,11 @@ class _Bound:
             self._changes(phase, alike)
         edges = tuple(Edge(u=u, v=v, cost=self.pairs[u, v]) for u, v in self.table.edges)
         horizon = len(self.model.graph.nodes) + 1
-        return Problem(costs=tuple(self.costs), edges=edges, horizon=horizon, names=self.table.names)
+        return Problem(
+            costs=tuple(self.costs), edges=edges, horizon=horizon, names=self.table.names
+        )
 
-    # ---------------------------------------------------------------------------------------------- compute
+    # -------------------------------------------------------------------------------------- compute
 
     def _ops(self) -> None:
         graph, dims, costing = self.model.graph, self.model.dims, self.least.costing
@@ -64,46 +68,76 @@ class _Bound:
                 continue
             times = sum(member not in self.model.may_be_joined for member in members)
             node = graph.nodes[members[0]]
-            seconds = [costing.simulated(node, dims.ops[node.index], s) for s in self.table.strategies[number]]
+            seconds = [
+                costing.simulated(node, dims.ops[node.index], s)
+                for s in self.table.strategies[number]
+            ]
             self.costs[number] += self.least.compute * times * np.array(seconds)
 
     def _parameters(self) -> None:
-        """Every update, what is gathered of a parameter that is updated in pieces and kept whole, and the host's time once a step."""
+        """Every update, what is gathered of a parameter that is updated in pieces and kept
+        whole, and the host's time once a step."""
         costing, share = self.least.costing, self.least.compute
-        for number, members in zip(self.table.parameter_of, self.model.ties.parameters_of, strict=True):
+        for number, members in zip(
+            self.table.parameter_of, self.model.ties.parameters_of, strict=True
+        ):
             value = self.model.graph.values[self.model.graph.parameters[members[0]].value]
             flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
             layouts = self.least.layouts(flat, itemsize, "gathered")
             for index, strategy in enumerate(self.table.parameter_strategies[number]):
                 seconds = share * costing.update(flat, itemsize, value.dtype, strategy)
-                self.costs[number][index] += len(members) * (seconds + layouts.cost(strategy.updated, strategy.stored))
+                self.costs[number][index] += len(members) * (
+                    seconds + layouts.cost(strategy.updated, strategy.stored)
+                )
         self.costs[0] += share * (costing.step_overhead() + costing.view() * self.model.num_views)
 
-    # ---------------------------------------------------------------------------------------------- communication
+    # -------------------------------------------------------------------------------- communication
 
     def _changes(self, phase: str, alike: list[tuple[int, str, list[Use]]]) -> None:
-        """The changes of layout of values that are alike, of which only those count that training needs."""
+        """The changes of layout of values that are alike, of which only those count that
+        training needs."""
         value, _, uses = alike[0]
         produced = self.table.produced(value)
         assert produced is not None
         counts = Counter(tuple(map(self._counts, of)) for _, _, of in alike)
-        if phase == "backward" and self._is_small(value):  # what forward has brought to a layout is kept
+        if phase == "backward" and self._is_small(
+            value
+        ):  # what forward has brought to a layout is kept
             counts = Counter({tuple(False for _ in uses): len(alike)})
         hub = self.table.hub_of.get((value, phase))
         if hub is None:
-            self._edge(value, phase, produced, self.table.consumed(uses[0]), sum(n for (c,), n in counts.items() if c))
+            self._edge(
+                value,
+                phase,
+                produced,
+                self.table.consumed(uses[0]),
+                sum(n for (c,), n in counts.items() if c),
+            )
             return
         at_hub = (hub, list(self.table.hub_layouts[hub]))
-        self._edge(value, phase, produced, at_hub, sum(n for counted, n in counts.items() if any(counted)))
+        self._edge(
+            value, phase, produced, at_hub, sum(n for counted, n in counts.items() if any(counted))
+        )
         for place, use in enumerate(uses):
-            times = sum(n / _sharing(sum(counted)) for counted, n in counts.items() if counted[place])
+            times = sum(
+                n / _sharing(sum(counted)) for counted, n in counts.items() if counted[place]
+            )
             self._edge(value, phase, at_hub, self.table.consumed(use), times)
 
     def _edge(
-        self, value: int, phase: str, before: tuple[int, list[Layout]], after: tuple[int, list[Layout]], times: float
+        self,
+        value: int,
+        phase: str,
+        before: tuple[int, list[Layout]],
+        after: tuple[int, list[Layout]],
+        times: float,
     ) -> None:
         (u, left), (v, right) = before, after
-        cost = self._change(value, phase, left, right) * times if times else np.zeros((len(left), len(right)))
+        cost = (
+            self._change(value, phase, left, right) * times
+            if times
+            else np.zeros((len(left), len(right)))
+        )
         if u == v:
             self.costs[u] += np.diagonal(cost)
             return
@@ -114,11 +148,16 @@ class _Bound:
 
     def _change(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        cost = self.least.layouts(self.table.flat(value), itemsize, self._sent(value, phase)).cost_table(before, after)
-        return np.where(np.isfinite(cost), cost, 0.0)  # what is impossible is so in the table already
+        cost = self.least.layouts(
+            self.table.flat(value), itemsize, self._sent(value, phase)
+        ).cost_table(before, after)
+        return np.where(
+            np.isfinite(cost), cost, 0.0
+        )  # what is impossible is so in the table already
 
     def _sent(self, value: int, phase: str) -> Sent:
-        """How a value is sent at the least. In backward all count as beside compute: what forward wrote is waited for only once."""
+        """How a value is sent at the least. In backward all count as beside compute: what
+        forward wrote is waited for only once."""
         if phase == "update":
             return "reduced"
         if value in self.model.formats:
@@ -127,7 +166,8 @@ class _Bound:
         return "beside" if overlaps and starts_beside_backward(phase, phase) else "waited"
 
     def _counts(self, use: Use) -> bool:
-        """Whether training needs what a use reads: else it rides along with a gradient's message."""
+        """Whether training needs what a use reads: else it rides along with a gradient's
+        message."""
         return use.node is None or use.node in self.model.trained_by
 
     def _is_small(self, value: int) -> bool:
@@ -136,11 +176,12 @@ class _Bound:
 
 
 def _sharing(readers: int) -> int:
-    """How many readers may share what is brought from their hub to one further layout: were it all of them, the hub would have it."""
+    """How many readers may share what is brought from their hub to one further layout: were it
+    all of them, the hub would have it."""
     return max(1, readers - 1)
 
 
-# ------------------------------------------------------------------------------------------------- the search
+# --------------------------------------------------------------------------------------- the search
 
 
 class _Mesh:
@@ -161,14 +202,23 @@ class _Mesh:
 def _host_seconds(model: Model, costing: Costing) -> float:
     """The host dispatches every op and the update, whatever is chosen, one after the other."""
     device, dims = costing.cluster.device, model.dims
-    nodes = (n.index for n in model.graph.nodes if n.index not in model.may_be_joined and not is_view(dims, n.index))
+    nodes = (
+        n.index
+        for n in model.graph.nodes
+        if n.index not in model.may_be_joined and not is_view(dims, n.index)
+    )
     ops = sum(host_time(device, dims.ops[n].signature.kind) for n in nodes)
     return ops + host_time(device, "optimizer")
 
 
-def bounded(tables: Sequence[tuple[Table, Choice]], step: float, seconds: Callable[[], float] = lambda: math.inf) -> float:
-    """Seconds that no choice on the tables' meshes is simulated to take less than. `tables` come with choices that may be good; the
-    lowest mesh is raised until it is within `GOOD` of the plan's `step`. `seconds` gives what the next problem may take."""
+def bounded(
+    tables: Sequence[tuple[Table, Choice]],
+    step: float,
+    seconds: Callable[[], float] = lambda: math.inf,
+) -> float:
+    """Seconds that no choice on the tables' meshes is simulated to take less than. `tables` come
+    with choices that may be good; the lowest mesh is raised until it is within `GOOD` of the
+    plan's `step`. `seconds` gives what the next problem may take."""
     meshes = [_Mesh(table, guess) for table, guess in tables]
     for mesh in meshes:
         mesh.raised(seconds())

@@ -1,6 +1,8 @@
-"""The size of the buckets of gradients that a plan reduces them in: larger ones send in fewer messages, smaller ones start earlier.
+"""The size of the buckets of gradients that a plan reduces them in: larger ones send in fewer
+messages, smaller ones start earlier.
 
-Candidate, lowered whole -> the same with the size under which its simulated step is shortest, of those that fit the memory.
+Candidate, lowered whole -> the same with the size under which its simulated step is shortest, of
+those that fit the memory.
 """
 
 from __future__ import annotations
@@ -12,16 +14,20 @@ from planner.strategy.costing import BUCKET_SIZES
 
 __all__ = ["with_best_bucket"]
 
-#: No size is looked for where communication that no compute hides is less than this share of the step.
+#: No size is looked for where communication that no compute hides is less than this share of the
+#: step.
 _EXPOSED = 0.01
 
 #: Another size is worth it if the step is shorter by this share.
 _WORTH = 1e-3
 
 
-def with_best_bucket(candidate: Candidate, capacity: float, lowered: Callable[[int], Candidate]) -> Candidate:
-    """The candidate under the best size of bucket; `lowered` gives it under another. It climbs from its own size, first to larger
-    ones and, if those are no better, to smaller ones: so most plans are simulated once or twice more."""
+def with_best_bucket(
+    candidate: Candidate, capacity: float, lowered: Callable[[int], Candidate]
+) -> Candidate:
+    """The candidate under the best size of bucket; `lowered` gives it under another. It climbs
+    from its own size, first to larger ones and, if those are no better, to smaller ones: so most
+    plans are simulated once or twice more."""
     step = candidate.prediction
     if step.exposed_communication_time_s < _EXPOSED * step.step_time_s and candidate.fits(capacity):
         return candidate
@@ -33,7 +39,12 @@ def with_best_bucket(candidate: Candidate, capacity: float, lowered: Callable[[i
     return candidate
 
 
-def _climbed(candidate: Candidate, sizes: tuple[int, ...], capacity: float, lowered: Callable[[int], Candidate]) -> Candidate:
+def _climbed(
+    candidate: Candidate,
+    sizes: tuple[int, ...],
+    capacity: float,
+    lowered: Callable[[int], Candidate],
+) -> Candidate:
     best = candidate
     for size in sizes:
         other = lowered(size)
@@ -44,7 +55,10 @@ def _climbed(candidate: Candidate, sizes: tuple[int, ...], capacity: float, lowe
 
 
 def _better(other: Candidate, best: Candidate, capacity: float) -> bool:
-    """Whether `other` fits and is faster; where `best` does not fit, whether it is nearer to that."""
+    """Whether `other` fits and is faster; where `best` does not fit, whether it is nearer to
+    that."""
     if not best.fits(capacity):
         return other.prediction.total_memory_bytes < best.prediction.total_memory_bytes
-    return other.fits(capacity) and other.prediction.step_time_s < best.prediction.step_time_s * (1 - _WORTH)
+    return other.fits(capacity) and other.prediction.step_time_s < best.prediction.step_time_s * (
+        1 - _WORTH
+    )

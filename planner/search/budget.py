@@ -1,7 +1,8 @@
 """The time that a search may take, and what each of its parts may take of it.
 
-One `Budget` is shared by all that a search does: its meshes and objectives, making plans fit, the baselines, a larger vocabulary, the
-search for what would fit. The clock is given, so that a test can say what time it is.
+One `Budget` is shared by all that a search does: its meshes and objectives, making plans fit, the
+baselines, a larger vocabulary, the search for what would fit. The clock is given, so that a test
+can say what time it is.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ class Budget:
         return Budget(self.left, self.clock, self.clock())
 
     def one_of(self, parts: int) -> Budget:
-        """The budget of the next of so many like parts: all that is left but for a little for each of the others, or its even part if
-        that is more. What it leaves is theirs."""
+        """The budget of the next of so many like parts: all that is left but for a little for
+        each of the others, or its even part if that is more. What it leaves is theirs."""
         left = self.left
         return Budget(max(left / parts, left - _EACH * (parts - 1)), self.clock, self.clock())

@@ -1,7 +1,8 @@
 """Choosing: which proposals are worth simulating, and which of all that was simulated is the plan.
 
-Proposals, baselines -> Candidate. Every plan that is simulated and fits is a candidate, the baselines too. The fastest is chosen; of
-those that are as good as equal, the one that is easier to explain.
+Proposals, baselines -> Candidate. Every plan that is simulated and fits is a candidate, the
+baselines too. The fastest is chosen; of those that are as good as equal, the one that is easier to
+explain.
 """
 
 from __future__ import annotations
@@ -19,47 +20,67 @@ from planner.search.proposals import Candidate, Proposal, Proposer
 
 __all__ = ["choose", "shortlist"]
 
-#: Of all meshes, how many are simulated for each objective, and how near to the best objective they must be.
+#: Of all meshes, how many are simulated for each objective, and how near to the best objective they
+#: must be.
 SHORT, NEAR = 3, 0.05
 
-#: A plan that has to be made to fit is worth that if it may be better by this share than one that fits.
+#: A plan that has to be made to fit is worth that if it may be better by this share than one that
+#: fits.
 WORTH_FITTING = 0.01
 
 #: Steps that differ by less than this share are as good as equal.
 EQUAL = 1e-3
 
-#: A candidate is looked at again, whole and with its best buckets, if its step is at most so much longer than the best one's. Of a deep
-#: model that takes long: only baselines are, and what is as good as equal.
+#: A candidate is looked at again, whole and with its best buckets, if its step is at most so much
+#: longer than the best one's. Of a deep model that takes long: only baselines are, and what is as
+#: good as equal.
 CLOSE = 0.01
 
 
 def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
-    """The proposals worth simulating: for each objective, the best few within `NEAR` of the best; all, where none of those fits."""
+    """The proposals worth simulating: for each objective, the best few within `NEAR` of the
+    best; all, where none of those fits."""
     near, found = [], []
     for hidden in sorted({p.hidden for p in proposals}):
-        same = sorted((p for p in proposals if p.hidden == hidden), key=lambda p: (p.solution.objective, len(p.mesh.sizes)))
-        alike = {f"{p.solution.objective:.9e}": p for p in reversed(same)}  # equal plans on several meshes: the fewest axes
+        same = sorted(
+            (p for p in proposals if p.hidden == hidden),
+            key=lambda p: (p.solution.objective, len(p.mesh.sizes)),
+        )
+        alike = {
+            f"{p.solution.objective:.9e}": p for p in reversed(same)
+        }  # equal plans on several meshes: the fewest axes
         distinct = sorted(alike.values(), key=lambda p: p.solution.objective)
-        here = [p for p in distinct[:SHORT] if p.solution.objective <= same[0].solution.objective * (1 + NEAR)]
+        here = [
+            p
+            for p in distinct[:SHORT]
+            if p.solution.objective <= same[0].solution.objective * (1 + NEAR)
+        ]
         near += here
         found += _fitting_ones(proposer, here)
     if any(c.fits(proposer.capacity) for c in found):
         return found
     for proposal in proposals:
-        if proposal not in near and proposal.hidden == 0.0 and not (found and proposer.budget.over()):
+        if (
+            proposal not in near
+            and proposal.hidden == 0.0
+            and not (found and proposer.budget.over())
+        ):
             found.append(proposer.fitted(proposal)[0])
     return found
 
 
 def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
-    """The candidates of proposals for one objective, best first, made to fit: all but those of which no plan that fits can be
-    better by `WORTH_FITTING` than one that was found."""
+    """The candidates of proposals for one objective, best first, made to fit: all but those of
+    which no plan that fits can be better by `WORTH_FITTING` than one that was found."""
     found, least = [], math.inf
     for proposal in proposals:
         if least < math.inf and proposer.budget.over():
             break
         worth = proposal.solution.bound <= least * (1 - WORTH_FITTING)
-        if not worth and (proposer.is_hopeless(proposal) or not proposer.candidate(proposal).fits(proposer.capacity)):
+        if not worth and (
+            proposer.is_hopeless(proposal)
+            or not proposer.candidate(proposal).fits(proposer.capacity)
+        ):
             continue
         candidate, _ = proposer.fitted(proposal)
         if candidate.fits(proposer.capacity):
@@ -71,8 +92,8 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
 def choose(
     proposer: Proposer, candidates: list[Candidate], rows: tuple[Alternative, ...]
 ) -> tuple[Candidate, tuple[Alternative, ...]]:
-    """The plan, lowered whole, and the rows of the baselines, none of which is faster, fits and was allowed. Raises Misfit if none
-    does."""
+    """The plan, lowered whole, and the rows of the baselines, none of which is faster, fits and
+    was allowed. Raises Misfit if none does."""
     contest = _Contest(proposer, list(candidates), rows)
     while contest.next_one():
         pass
@@ -81,23 +102,26 @@ def choose(
 
 @dataclass
 class _Contest:
-    """Candidates lowered whole, one after the other, for as long as one that is not may be the best. Extrapolated steps are within a
-    few per cent of those of whole programs, so the plan's may turn out longer than the extrapolated step of another."""
+    """Candidates lowered whole, one after the other, for as long as one that is not may be the
+    best. Extrapolated steps are within a few per cent of those of whole programs, so the plan's
+    may turn out longer than the extrapolated step of another."""
 
     proposer: Proposer
     waiting: list[Candidate]
     rows: tuple[Alternative, ...]
     whole: list[Candidate] = field(default_factory=list)
     misfits: list[Candidate] = field(default_factory=list)
-    known: set[str] = field(default_factory=set)  # the baselines that are among `whole`, or will not be
+    known: set[str] = field(
+        default_factory=set
+    )  # the baselines that are among `whole`, or will not be
 
     @property
     def fastest(self) -> float:
         return min((c.prediction.step_time_s for c in self.whole), default=math.inf)
 
     def next_one(self) -> bool:
-        """Lowers whole what may be faster than all that is, if there is such: of what fits, the fastest. After the end of the budget,
-        only what would be told to be faster than the plan."""
+        """Lowers whole what may be faster than all that is, if there is such: of what fits, the
+        fastest. After the end of the budget, only what would be told to be faster than the plan."""
         capacity, late = self.proposer.capacity, self.proposer.budget.over()
         near = self.fastest * (1 + (0.0 if late else EQUAL if self.proposer.shallow else CLOSE))
         close = self.fastest * (1 + (0.0 if late else CLOSE))
@@ -113,13 +137,24 @@ class _Contest:
 
     def _open_rows(self) -> Iterator[tuple[float, Alternative]]:
         for row in self.rows:
-            if row.fits and row.allowed and row.step_time_s is not None and row.name not in self.known:
+            if (
+                row.fits
+                and row.allowed
+                and row.step_time_s is not None
+                and row.name not in self.known
+            ):
                 yield row.step_time_s, row
 
     def _take(self, candidate: Candidate) -> Candidate:
-        found = candidate if candidate.whole else self.proposer.candidate(candidate.proposal, whole=True)
+        found = (
+            candidate
+            if candidate.whole
+            else self.proposer.candidate(candidate.proposal, whole=True)
+        )
         if not self.proposer.budget.over():
-            found = with_best_bucket(found, self.proposer.capacity, partial(self.proposer.bucketed, found))
+            found = with_best_bucket(
+                found, self.proposer.capacity, partial(self.proposer.bucketed, found)
+            )
         found = replace(self.proposer.fitting(found), name=candidate.name)
         (self.whole if found.fits(self.proposer.capacity) else self.misfits).append(found)
         return found
@@ -131,20 +166,36 @@ class _Contest:
         found = self._take(baseline(self.proposer, one)[0])
         self.rows = tuple(
             replace(
-                row, step_time_s=found.prediction.step_time_s, memory_bytes=found.prediction.total_memory_bytes,
+                row,
+                step_time_s=found.prediction.step_time_s,
+                memory_bytes=found.prediction.total_memory_bytes,
                 fits=found.fits(self.proposer.capacity),
-            ) if row.name == name else row
+            )
+            if row.name == name
+            else row
             for row in self.rows
-        )  # fmt: skip
+        )
 
     def winner(self) -> Candidate:
-        """Of the fastest and what is as good as that, but slower than no row: the fewest axes, then one with a name, then the least
-        memory."""
+        """Of the fastest and what is as good as that, but slower than no row: the fewest axes,
+        then one with a name, then the least memory."""
         if not self.whole:
-            raise Misfit(min([*self.waiting, *self.misfits], key=lambda c: c.prediction.total_memory_bytes))
-        rows = [row.step_time_s for row in self.rows if row.fits and row.allowed and row.step_time_s is not None]
+            raise Misfit(
+                min([*self.waiting, *self.misfits], key=lambda c: c.prediction.total_memory_bytes)
+            )
+        rows = [
+            row.step_time_s
+            for row in self.rows
+            if row.fits and row.allowed and row.step_time_s is not None
+        ]
         most = min(self.fastest * (1 + EQUAL), *rows, math.inf)
         equal = [c for c in self.whole if c.prediction.step_time_s <= max(most, self.fastest)]
         return min(
-            equal, key=lambda c: (len(c.mesh.sizes), not c.name, c.prediction.total_memory_bytes, c.prediction.step_time_s)
+            equal,
+            key=lambda c: (
+                len(c.mesh.sizes),
+                not c.name,
+                c.prediction.total_memory_bytes,
+                c.prediction.step_time_s,
+            ),
         )

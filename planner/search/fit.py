@@ -35,7 +35,9 @@ class OutOfTime(Exception):
         self.limit = limit
 
 
-def explain_misfit(name: str, ask: Ask, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str) -> str:
+def explain_misfit(
+    name: str, ask: Ask, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str
+) -> str:
     """The one line of `DoesNotFit`."""
     allowed = ask.allowed_memory(cluster.device)
     missing = least.total_memory_bytes - allowed
@@ -56,11 +58,19 @@ def _headroom(ask: Ask, cluster: Cluster) -> str:
 
 
 def nearest_change(
-    ask: Ask, batch: int, seq: int | None, cluster: Cluster, may: Fits, fits: Fits, *, more: bool = True
-) -> str:  # fmt: skip
-    """What would fit: the largest halving of the batch, and, where there may be `more` of them, the smallest doubling of the devices;
-    else of `seq`, the sequence's length where it can be set, the largest halving. `may` says quickly whether a change is worth being
-    looked at, `fits` whether there is a plan; both may raise OutOfTime."""
+    ask: Ask,
+    batch: int,
+    seq: int | None,
+    cluster: Cluster,
+    may: Fits,
+    fits: Fits,
+    *,
+    more: bool = True,
+) -> str:
+    """What would fit: the largest halving of the batch, and, where there may be `more` of them,
+    the smallest doubling of the devices; else of `seq`, the sequence's length where it can be
+    set, the largest halving. `may` says quickly whether a change is worth being looked at,
+    `fits` whether there is a plan; both may raise OutOfTime."""
     found: list[str] = []
     try:
         for look in (_smaller_batch, _more_devices) if more else (_smaller_batch,):
@@ -70,24 +80,42 @@ def nearest_change(
     except OutOfTime as over:
         if not found:
             return f"the time limit of {over.limit:g} s came before a change was found that fits: take a smaller batch or more devices"
-    none = "neither a smaller batch nor more of these devices helps" if more else "no smaller batch helps on this mesh"
+    none = (
+        "neither a smaller batch nor more of these devices helps"
+        if more
+        else "no smaller batch helps on this mesh"
+    )
     if not found:
         return f"{none}: take a smaller model or larger devices"
-    return f"{none}; what fits: {found[0]}" if found[0].startswith("--seq") else f"what fits: {' or '.join(found)}"
+    return (
+        f"{none}; what fits: {found[0]}"
+        if found[0].startswith("--seq")
+        else f"what fits: {' or '.join(found)}"
+    )
 
 
 def _shorter(ask: Ask, seq: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
     shorter = [s for s in _halvings(seq) if s >= _SHORTEST]
-    found = _first(shorter, lambda s: may(replace(ask, seq=s), cluster), lambda s: fits(replace(ask, seq=s), cluster))
+    found = _first(
+        shorter,
+        lambda s: may(replace(ask, seq=s), cluster),
+        lambda s: fits(replace(ask, seq=s), cluster),
+    )
     return [f"--seq {s}" for s in found]
 
 
 def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
     """Down to where some devices would have no part of any sample."""
     n = cluster.num_devices
-    even = dict.fromkeys(b - b % n if b > n else b for b in _halvings(batch))  # a person asks for what the devices divide
+    even = dict.fromkeys(
+        b - b % n if b > n else b for b in _halvings(batch)
+    )  # a person asks for what the devices divide
     smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, even))
-    found = _first(smaller, lambda b: may(replace(ask, batch=b), cluster), lambda b: fits(replace(ask, batch=b), cluster))
+    found = _first(
+        smaller,
+        lambda b: may(replace(ask, batch=b), cluster),
+        lambda b: fits(replace(ask, batch=b), cluster),
+    )
     return [f"--batch {b}" for b in found]
 
 
@@ -113,15 +141,18 @@ def _halvings(whole: int) -> Iterator[int]:
         yield whole
 
 
-def _first(options: Sequence[int], may: Callable[[int], bool], fits: Callable[[int], bool]) -> list[int]:
-    """The first of the options that fits, none or one, of those near where they begin to: the first itself is the rule, the others are
-    bisected by what `may` fit."""
+def _first(
+    options: Sequence[int], may: Callable[[int], bool], fits: Callable[[int], bool]
+) -> list[int]:
+    """The first of the options that fits, none or one, of those near where they begin to: the
+    first itself is the rule, the others are bisected by what `may` fit."""
     at = _begin(options, may)
     return next(([option] for option in options[at : at + _LOOKS] if fits(option)), [])
 
 
 def _begin(options: Sequence[int], may: Callable[[int], bool]) -> int:
-    """Where the options that may fit begin, where all after one that may do; the end if none may."""
+    """Where the options that may fit begin, where all after one that may do; the end if none
+    may."""
     if not options or may(options[0]):
         return 0
     below, above = 0, len(options) - 1

@@ -1,17 +1,20 @@
-"""The least that the simulator charges, whatever lowering merges and joins, weighted so that its sum bounds the step.
+"""The least that the simulator charges, whatever lowering merges and joins, weighted so that its
+sum bounds the step.
 
-With C seconds of compute, and on links of class c B_c of collectives that compute waits for and A_c of those beside it, the step T
-obeys
+With C seconds of compute, and on links of class c B_c of collectives that compute waits for and A_c
+of those beside it, the step T obeys
 
     T >= a C + sum of b_c B_c + sum of g_c A_c     for weights >= 0 with  a, b_c <= 1,  sum of g <= 1,
                                                    a + sum of g <= 2 - overlap,  b_c + sum of the other classes' g <= 1
 
-because at no moment does the right side grow by more than the time that passes (rates: `cost_models/simulator.py`): compute and what
-runs beside it go on at 1 / (2 - overlap) each, those of one class share its links, and those of two classes do not disturb each other.
+because at no moment does the right side grow by more than the time that passes (rates:
+`cost_models/simulator.py`): compute and what runs beside it go on at 1 / (2 - overlap) each, those
+of one class share its links, and those of two classes do not disturb each other.
 
-Messages that may be merged cost the less of two: what they do alone, with the copies that this takes, and what their bytes do in the
-largest message of all, with one more copy of what they send (into its buffer). Gathers that go alone whatever else is gathered
-(`schedule.ALONE`) cost what they do alone.
+Messages that may be merged cost the less of two: what they do alone, with the copies that this
+takes, and what their bytes do in the largest message of all, with one more copy of what they send
+(into its buffer). Gathers that go alone whatever else is gathered (`schedule.ALONE`) cost what they
+do alone.
 """
 
 from __future__ import annotations
@@ -32,18 +35,21 @@ from planner.strategy.traced_model import Model
 __all__ = ["Least", "Sent", "Weights", "weights_of"]
 
 
-#: How a change of layout is sent: compute waits for it, or what is large may run beside compute, or it may be merged with others, too:
-#: a parameter's gather if it is small, a gradient's messages whatever they are.
+#: How a change of layout is sent: compute waits for it, or what is large may run beside compute, or
+#: it may be merged with others, too: a parameter's gather if it is small, a gradient's messages
+#: whatever they are.
 Sent = Literal["waited", "beside", "gathered", "reduced"]
 
-#: The grid on which the least that a byte costs to copy is sought: the seconds of a copy do not fall with its bytes, so between two
-#: sizes a byte costs at most this much less than at the lower one.
+#: The grid on which the least that a byte costs to copy is sought: the seconds of a copy do not
+#: fall with its bytes, so between two sizes a byte costs at most this much less than at the lower
+#: one.
 _FINE = 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The shares that count: of compute, and by class of links of collectives that compute waits for, and of those beside it."""
+    """The shares that count: of compute, and by class of links of collectives that compute waits
+    for, and of those beside it."""
 
     compute: float
     waited: tuple[tuple[LinkClass, float], ...] = ()
@@ -51,8 +57,8 @@ class Weights:
 
 
 def weights_of(costing: Costing) -> tuple[Weights, ...]:
-    """The bounds of a mesh, those that are mostly the tighter first: what runs beside compute hides behind it, on the links of one
-    class or the other, or compute hides behind that."""
+    """The bounds of a mesh, those that are mostly the tighter first: what runs beside compute
+    hides behind it, on the links of one class or the other, or compute hides behind that."""
     overlap, classes = costing.cluster.device.overlap, costing.link_classes()
     if not classes:
         return (Weights(1.0),)
@@ -62,14 +68,15 @@ def weights_of(costing: Costing) -> tuple[Weights, ...]:
             tuple((c, 1.0 if c == counted else 1.0 - hidden) for c in classes),
             tuple((c, hidden if c == counted else 0.0) for c in classes),
         )
-        for compute, hidden in ((1.0, 1.0 - overlap), (1.0 - overlap, 1.0)) for counted in reversed(classes)
-    ]  # fmt: skip
+        for compute, hidden in ((1.0, 1.0 - overlap), (1.0 - overlap, 1.0))
+        for counted in reversed(classes)
+    ]
     return tuple(dict.fromkeys(found))
 
 
 class Least:
-    """The least that the simulator charges under a mesh and weights, whatever lowering merges and joins. Layouts are kept as long as
-    the object lives."""
+    """The least that the simulator charges under a mesh and weights, whatever lowering merges
+    and joins. Layouts are kept as long as the object lives."""
 
     def __init__(self, model: Model, costing: Costing, weights: Weights) -> None:
         self.costing, self.compute = costing, weights.compute
@@ -77,7 +84,9 @@ class Least:
         self.waited, self.beside = none | dict(weights.waited), none | dict(weights.beside)
         values = model.graph.values
         self.most = SMALL + 2.0 * sum(
-            values[v].numel * dtype_bytes(values[v].dtype) for p in model.graph.parameters for v in (p.value, p.gradient)
+            values[v].numel * dtype_bytes(values[v].dtype)
+            for p in model.graph.parameters
+            for v in (p.value, p.gradient)
         )
         self._layouts: dict[tuple[tuple[int, ...], int, Sent], Layouts] = {}
 
@@ -90,7 +99,9 @@ class Least:
                 self._layouts[key] = _Cheaper(self, flat, itemsize, alone)
             else:
                 time = self._waited if sent == "waited" else self._beside
-                self._layouts[key] = Layouts(flat, itemsize, self.costing.sizes, time, self._copied_alone)
+                self._layouts[key] = Layouts(
+                    flat, itemsize, self.costing.sizes, time, self._copied_alone
+                )
         return self._layouts[key]
 
     def _waited(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
@@ -99,17 +110,24 @@ class Least:
     def _beside(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         return self._alone(kind, axes, nbytes, self.beside)
 
-    def _alone(self, kind: str, axes: tuple[int, ...], nbytes: float, weights: dict[LinkClass, float]) -> float:
+    def _alone(
+        self, kind: str, axes: tuple[int, ...], nbytes: float, weights: dict[LinkClass, float]
+    ) -> float:
         if kind == "slice":
             return 0.0
-        return weights[self.costing.link_class(axes)] * self.costing.communication(kind, axes, nbytes)
+        return weights[self.costing.link_class(axes)] * self.costing.communication(
+            kind, axes, nbytes
+        )
 
     def _copied_alone(self, copies: Copies, sent: int, itemsize: int) -> float:
         packing = self.costing.copying(copies.packed * itemsize, copies.num_packed)
-        return self.compute * (packing + self.costing.copying(copies.unpacked * itemsize, copies.num_unpacked))
+        return self.compute * (
+            packing + self.costing.copying(copies.unpacked * itemsize, copies.num_unpacked)
+        )
 
     def _copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
-        """What is copied alone, and what is sent into the buffer, in kernels that may copy for others, too."""
+        """What is copied alone, and what is sent into the buffer, in kernels that may copy for
+        others, too."""
         return self.compute * self.copied_byte * (copies.packed + sent + copies.unpacked) * itemsize
 
     @cached_property
@@ -121,14 +139,19 @@ class Least:
     def _merged(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         if kind == "slice":
             return 0.0
-        return self.beside[self.costing.link_class(axes)] * self.costing.merged(kind, axes, nbytes, self.most)
+        return self.beside[self.costing.link_class(axes)] * self.costing.merged(
+            kind, axes, nbytes, self.most
+        )
 
 
 class _Cheaper(Layouts):
-    """Layouts of which each step is sent alone or merged with others, whichever costs less; of `alone` bytes and more, alone."""
+    """Layouts of which each step is sent alone or merged with others, whichever costs less; of
+    `alone` bytes and more, alone."""
 
     def __init__(self, least: Least, flat: tuple[int, ...], itemsize: int, alone: float) -> None:
-        self.merged = Layouts(flat, itemsize, least.costing.sizes, least._merged, least._copied_in_bucket)
+        self.merged = Layouts(
+            flat, itemsize, least.costing.sizes, least._merged, least._copied_in_bucket
+        )
         self.alone = alone
         super().__init__(flat, itemsize, least.costing.sizes, least._beside, least._copied_alone)
 

@@ -1,7 +1,7 @@
 """The meshes worth planning: cluster -> meshes of one, two and three axes.
 
-Which axis lies inside a node is a choice like any other: of the orders of a mesh's axes all are taken that differ in the links that
-some of its axes cross.
+Which axis lies inside a node is a choice like any other: of the orders of a mesh's axes all are
+taken that differ in the links that some of its axes cross.
 """
 
 from __future__ import annotations
@@ -23,9 +23,11 @@ Sizes = tuple[int, ...]
 
 
 def meshes_of(cluster: Cluster) -> Iterator[Mesh]:
-    """All meshes of one, two and three axes worth planning. Orders of the same axes are different meshes if they differ in the links
-    that some axes cross together: on one switch each shape is taken once, largest axis first; over nodes, and over direct links, in
-    several orders. Over nodes a mesh has three axes only if either the first is the nodes or the last is the devices of one."""
+    """All meshes of one, two and three axes worth planning. Orders of the same axes are
+    different meshes if they differ in the links that some axes cross together: on one switch
+    each shape is taken once, largest axis first; over nodes, and over direct links, in several
+    orders. Over nodes a mesh has three axes only if either the first is the nodes or the last is
+    the devices of one."""
     n = cluster.num_devices
     taken: dict[Sizes, list[Sizes]] = {}
     for sizes in ((n,), *_shapes(n, 2), *(s for s in _shapes(n, 3) if _at_nodes(cluster, s))):
@@ -36,7 +38,8 @@ def meshes_of(cluster: Cluster) -> Iterator[Mesh]:
 
 
 def _shapes(n: int, num_axes: int) -> Iterator[Sizes]:
-    """The sizes of so many axes, in all orders; of the same sizes those with the largest first come first."""
+    """The sizes of so many axes, in all orders; of the same sizes those with the largest first
+    come first."""
     divisors = [d for d in range(2, n) if n % d == 0]
     for sizes in itertools.combinations_with_replacement(divisors, num_axes):
         if math.prod(sizes) == n:
@@ -44,21 +47,27 @@ def _shapes(n: int, num_axes: int) -> Iterator[Sizes]:
 
 
 def _at_nodes(cluster: Cluster, sizes: Sizes) -> bool:
-    """Whether no axis lies partly inside a node and partly between nodes, as far as that can be chosen."""
-    return cluster.num_nodes == 1 or sizes[0] == cluster.num_nodes or sizes[-1] == cluster.node_width
+    """Whether no axis lies partly inside a node and partly between nodes, as far as that can be
+    chosen."""
+    return (
+        cluster.num_nodes == 1 or sizes[0] == cluster.num_nodes or sizes[-1] == cluster.node_width
+    )
 
 
 def _same_links(cluster: Cluster, one: Sizes, other: Sizes) -> bool:
-    """Whether the axes of one order can be matched with those of the other so that all of them, alone and together, cross the same
-    links: then the two meshes have the same plans at the same costs."""
+    """Whether the axes of one order can be matched with those of the other so that all of them,
+    alone and together, cross the same links: then the two meshes have the same plans at the same
+    costs."""
     return any(
         all(one[to] == size for to, size in zip(match, other, strict=True))
         and all(
-            set(_links(cluster, other, axes)) == set(_links(cluster, one, tuple(sorted(match[a] for a in axes))))
-            for count in range(1, len(other) + 1) for axes in itertools.combinations(range(len(other)), count)
+            set(_links(cluster, other, axes))
+            == set(_links(cluster, one, tuple(sorted(match[a] for a in axes))))
+            for count in range(1, len(other) + 1)
+            for axes in itertools.combinations(range(len(other)), count)
         )
         for match in itertools.permutations(range(len(one)))
-    )  # fmt: skip
+    )
 
 
 def _links(cluster: Cluster, sizes: Sizes, axes: Sizes) -> tuple[GroupLinks, ...]:
@@ -66,7 +75,8 @@ def _links(cluster: Cluster, sizes: Sizes, axes: Sizes) -> tuple[GroupLinks, ...
 
 
 def check_batch(model: Model, cluster: Cluster) -> None:
-    """A batch of fewer samples than devices, of which no mesh has an axis that divides it, is refused."""
+    """A batch of fewer samples than devices, of which no mesh has an axis that divides it, is
+    refused."""
     batch, n = model.graph.values[model.graph.inputs[0]].shape[0], cluster.num_devices
     if batch < n and math.gcd(batch, n) == 1:
         raise NoPlan(

@@ -29,13 +29,19 @@ class Misfit(Exception):
 
 
 def misfit_error(
-    proposer: Proposer, least: Candidate, mesh: Mesh | None, plans: Callable[[Ask, Cluster, Budget], object]
+    proposer: Proposer,
+    least: Candidate,
+    mesh: Mesh | None,
+    plans: Callable[[Ask, Cluster, Budget], object],
 ) -> UserError:
-    """The error that says what is missing in the leanest candidate, and what would fit: a change under which `plans`, which is the very
-    search that a person would run next, finds a plan. Where the time was over before anything that fits was found, just that."""
+    """The error that says what is missing in the leanest candidate, and what would fit: a change
+    under which `plans`, which is the very search that a person would run next, finds a plan.
+    Where the time was over before anything that fits was found, just that."""
     budget = proposer.budget
     if budget.over():
-        needed, allowed = (format_bytes(b) for b in (least.prediction.total_memory_bytes, int(proposer.capacity)))
+        needed, allowed = (
+            format_bytes(b) for b in (least.prediction.total_memory_bytes, int(proposer.capacity))
+        )
         return NoPlan(
             f"no plan of {proposer.workload.name!r} that fits was found within the time limit of {budget.limit:g} s; the leanest "
             f"needs {needed} of {allowed} per device: look longer with --time-limit {2 * budget.limit:g}, or take a smaller batch"
@@ -53,14 +59,25 @@ def misfit_error(
 
     batch, seq = int(proposer.workload.batch[0].shape[0]), proposer.workload.options.get("seq")
     change = nearest_change(
-        proposer.ask, batch, seq if isinstance(seq, int) else None, proposer.cluster, quickly, surely, more=mesh is None
+        proposer.ask,
+        batch,
+        seq if isinstance(seq, int) else None,
+        proposer.cluster,
+        quickly,
+        surely,
+        more=mesh is None,
     )
     return DoesNotFit(
         explain_misfit(
-            proposer.workload.name, proposer.ask, proposer.cluster, least.prediction, peak_position(least.program),
-            "x".join(map(str, least.mesh.sizes)), change,
+            proposer.workload.name,
+            proposer.ask,
+            proposer.cluster,
+            least.prediction,
+            peak_position(least.program),
+            "x".join(map(str, least.mesh.sizes)),
+            change,
         )
-    )  # fmt: skip
+    )
 
 
 def _in_time(budget: Budget) -> Budget:
@@ -70,13 +87,19 @@ def _in_time(budget: Budget) -> Budget:
     return budget.rest()
 
 
-def _may_fit(budget: Budget, ask: Ask, cluster: Cluster, mesh: Mesh | None, asked: Proposer) -> bool:
+def _may_fit(
+    budget: Budget, ask: Ask, cluster: Cluster, mesh: Mesh | None, asked: Proposer
+) -> bool:
     """Whether a lean plan on one axis or two fits: enough to tell what is worth a search."""
     traced = trace(lambda: build(ask), ask.model)
     model = modelled(traced)
-    proposer = Proposer(ask, model, traced.workload, cluster, asked.pins, shallow_of(traced, model), budget)
+    proposer = Proposer(
+        ask, model, traced.workload, cluster, asked.pins, shallow_of(traced, model), budget
+    )
     return any(proposer.lean(one).fits(proposer.capacity) for one in _meshes(cluster, mesh))
 
 
 def _meshes(cluster: Cluster, mesh: Mesh | None) -> Iterator[Mesh]:
-    yield from (one for one in meshes_of(cluster) if len(one.sizes) <= 2) if mesh is None else (mesh,)
+    yield from (
+        (one for one in meshes_of(cluster) if len(one.sizes) <= 2) if mesh is None else (mesh,)
+    )

@@ -1,8 +1,9 @@
 """A padded vocabulary: whether the chosen plan would be faster with one.
 
-Model, choices -> sizes worth planning -> the same model with another vocabulary, without tracing it again. Rows of an embedding
-that no id names, and classes that no target has, change nothing that is learnt but the softmax's sum, so a person may take them.
-Only what costs say is offered: sizes whose ops are cheaper under the same choices are planned on the same mesh, and told if faster.
+Model, choices -> sizes worth planning -> the same model with another vocabulary, without tracing it
+again. Rows of an embedding that no id names, and classes that no target has, change nothing that is
+learnt but the softmax's sum, so a person may take them. Only what costs say is offered: sizes whose
+ops are cheaper under the same choices are planned on the same mesh, and told if faster.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ __all__ = ["cheaper_sizes", "resized", "vocabulary"]
 
 #: The settings that are a vocabulary's size.
 SETTINGS = ("vocab", "vocab_size")
-#: Sizes tried are multiples of this, and of this times the number of devices: whole tiles of a product. Source: CUTLASS default tiles.
+#: Sizes tried are multiples of this, and of this times the number of devices: whole tiles of a
+#: product. Source: CUTLASS default tiles.
 MULTIPLE = 64
 
 
@@ -32,7 +34,8 @@ _HAVE_ONE = {"aten.embedding.default": 0, "shardwright.cross_entropy": 1}
 
 
 def vocabulary(model: Model, workload: Workload) -> tuple[str, frozenset[int]] | None:
-    """The setting of the vocabulary's size, and the atoms that are a vocabulary: of embeddings, and of the classes of a loss."""
+    """The setting of the vocabulary's size, and the atoms that are a vocabulary: of embeddings,
+    and of the classes of a loss."""
     atoms: dict[str, set[int]] = {}
     for node, dims in zip(model.graph.nodes, model.dims.ops, strict=True):
         letter = _HAVE_ONE.get(node.op, -1)
@@ -44,10 +47,18 @@ def vocabulary(model: Model, workload: Workload) -> tuple[str, frozenset[int]] |
     return next(((setting, frozenset(found)) for setting, found in atoms.items()), None)
 
 
-def cheaper_sizes(model: Model, atoms: frozenset[int], choices: Choices, costing: Costing) -> Iterator[int]:
-    """Larger sizes of the atoms at which the ops that have one cost less, each under its own choice."""
+def cheaper_sizes(
+    model: Model, atoms: frozenset[int], choices: Choices, costing: Costing
+) -> Iterator[int]:
+    """Larger sizes of the atoms at which the ops that have one cost less, each under its own
+    choice."""
     using = [i for i in choices.strategies if not atoms.isdisjoint(model.dims.ops[i].atoms)]
-    size = next(s for i in using for a, s in zip(model.dims.ops[i].atoms, model.dims.ops[i].sizes, strict=True) if a in atoms)
+    size = next(
+        s
+        for i in using
+        for a, s in zip(model.dims.ops[i].atoms, model.dims.ops[i].sizes, strict=True)
+        if a in atoms
+    )
     now = _seconds(model, using, choices, costing)
     for multiple in sorted({MULTIPLE, MULTIPLE * math.prod(costing.sizes)}):
         larger = -(-size // multiple) * multiple
@@ -59,26 +70,46 @@ def _seconds(model: Model, nodes: list[int], choices: Choices, costing: Costing)
     total = 0.0
     for index in nodes:
         dims, options = model.dims.ops[index], choices.strategies[index].options
-        (strategy,) = op_strategies(dims, costing.sizes, lambda axis, option, options=options: option == options[axis])  # type: ignore[misc]
+        (strategy,) = op_strategies(
+            dims,
+            costing.sizes,
+            lambda axis, option, options=options: option == options[axis],  # type: ignore[misc]
+        )
         total += costing.op(model.graph.nodes[index], dims, strategy)
     return total
 
 
 def resized(model: Model, atoms: frozenset[int], size: int) -> Model:
-    """The model with another size of some atoms: for costs alone, since constants in arguments stay as they were traced."""
+    """The model with another size of some atoms: for costs alone, since constants in arguments
+    stay as they were traced."""
     dims = model.dims
     shapes = tuple(
         tuple(tuple(size if next(own) in atoms else s for s in dim) for dim in shape)
-        for shape, own in ((shape, iter(a)) for shape, a in zip(dims.shapes, dims.atoms, strict=True))
+        for shape, own in (
+            (shape, iter(a)) for shape, a in zip(dims.shapes, dims.atoms, strict=True)
+        )
     )
-    values = tuple(_value(v, tuple(math.prod(dim) for dim in shapes[v.id])) for v in model.graph.values)
+    values = tuple(
+        _value(v, tuple(math.prod(dim) for dim in shapes[v.id])) for v in model.graph.values
+    )
     nodes = tuple(
-        replace(n, result_shapes=tuple(s if r is None else values[r].shape for r, s in zip(n.results, n.result_shapes, strict=True)))
-        if not atoms.isdisjoint(op.atoms) else n
+        replace(
+            n,
+            result_shapes=tuple(
+                s if r is None else values[r].shape
+                for r, s in zip(n.results, n.result_shapes, strict=True)
+            ),
+        )
+        if not atoms.isdisjoint(op.atoms)
+        else n
         for n, op in zip(model.graph.nodes, dims.ops, strict=True)
-    )  # fmt: skip
+    )
     ops = tuple(_op(op, atoms, size) if not atoms.isdisjoint(op.atoms) else op for op in dims.ops)
-    return replace(model, graph=replace(model.graph, nodes=nodes, values=values), dims=replace(dims, shapes=shapes, ops=ops))
+    return replace(
+        model,
+        graph=replace(model.graph, nodes=nodes, values=values),
+        dims=replace(dims, shapes=shapes, ops=ops),
+    )
 
 
 def _value(value: Value, shape: tuple[int, ...]) -> Value:

@@ -16,29 +16,57 @@ __all__ = ["plan_of"]
 
 
 def plan_of(
-    ask: Ask, cluster: Cluster, workload: Workload, best: Candidate, mesh: Mesh, proof: SolverRecord,
-    alternatives: tuple[Alternative, ...], elapsed: float,
-) -> Plan:  # fmt: skip
+    ask: Ask,
+    cluster: Cluster,
+    workload: Workload,
+    best: Candidate,
+    mesh: Mesh,
+    proof: SolverRecord,
+    alternatives: tuple[Alternative, ...],
+    elapsed: float,
+) -> Plan:
     """The plan of a candidate on `mesh`, whose axes have their names."""
     table, solution, chosen = best.proposal.table, best.proposal.solution, best.choices.strategies
     model, ties = table.model, table.model.ties
     objective = recost(model, table.costing, best.choices, hidden=best.proposal.hidden)
     assert abs(objective - solution.objective) <= 1e-9 * objective, (objective, solution.objective)
     return Plan(
-        ask=ask, mesh=mesh, graph_hash=model.graph.digest(), hash_seed=hash_seed.chosen(),
+        ask=ask,
+        mesh=mesh,
+        graph_hash=model.graph.digest(),
+        hash_seed=hash_seed.chosen(),
         training=Training(
-            optimizer=workload.optimizer, clip_norm=workload.clip_norm, clip_epsilon=workload.clip_epsilon
+            optimizer=workload.optimizer,
+            clip_norm=workload.clip_norm,
+            clip_epsilon=workload.clip_epsilon,
         ),
-        options=tuple(chosen[members[0]].options if members[0] in chosen else None for members in ties.nodes_of),
+        options=tuple(
+            chosen[members[0]].options if members[0] in chosen else None
+            for members in ties.nodes_of
+        ),
         hardware=Hardware(
-            name=cluster.name, num_devices=cluster.num_devices, num_nodes=cluster.num_nodes,
+            name=cluster.name,
+            num_devices=cluster.num_devices,
+            num_nodes=cluster.num_nodes,
             definition=cluster_text(cluster, provenance={}, sources={}),
         ),
-        parameters=tuple(best.choices.parameters[members[0]].options for members in ties.parameters_of),
+        parameters=tuple(
+            best.choices.parameters[members[0]].options for members in ties.parameters_of
+        ),
         hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
         bucket_bytes=best.choices.bucket,
         recast=best.choices.recast,
         solver=proof,
-        summary=summarise(ask, model, workload, cluster, mesh, best.choices, table.costing, best.prediction, elapsed),
+        summary=summarise(
+            ask,
+            model,
+            workload,
+            cluster,
+            mesh,
+            best.choices,
+            table.costing,
+            best.prediction,
+            elapsed,
+        ),
         alternatives=alternatives,
-    )  # fmt: skip
+    )

@@ -1,7 +1,8 @@
 """The ILP's proposals of a mesh, lowered and simulated: mesh, pins -> Proposal -> Candidate.
 
-A sum of costs cannot see overlap, so where a device overlaps communication with compute a second objective, which leaves most of the
-parameters' and gradients' communication out, proposes too; the simulator decides.
+A sum of costs cannot see overlap, so where a device overlaps communication with compute a second
+objective, which leaves most of the parameters' and gradients' communication out, proposes too; the
+simulator decides.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from planner.workload.workload import Workload
 
 __all__ = ["Candidate", "Proposal", "Proposer"]
 
-#: The share of parameters' and gradients' communication that the overlapping objective leaves out, times the device's `overlap`.
+#: The share of parameters' and gradients' communication that the overlapping objective leaves out,
+#: times the device's `overlap`.
 HIDDEN = 0.9
 
 #: The share of a search's time after which no plan is made to fit any more.
@@ -55,8 +57,9 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A proposal with its program, and what that is predicted to do. Of a deep model the program is of a shallow one, and the
-    prediction drawn on from such, until it is `whole`; a whole one keeps the `run` that was simulated."""
+    """A proposal with its program, and what that is predicted to do. Of a deep model the program
+    is of a shallow one, and the prediction drawn on from such, until it is `whole`; a whole one
+    keeps the `run` that was simulated."""
 
     proposal: Proposal
     choices: Choices
@@ -75,35 +78,51 @@ class Candidate:
 
 
 class Proposer:
-    """Proposals for one model on one cluster. Tables of costs and lowered programs are kept as long as the object lives."""
+    """Proposals for one model on one cluster. Tables of costs and lowered programs are kept as
+    long as the object lives."""
 
     def __init__(
-        self, ask: Ask, model: Model, workload: Workload, cluster: Cluster, pins: tuple[Pin, ...], shallow: Shallow | None = None,
+        self,
+        ask: Ask,
+        model: Model,
+        workload: Workload,
+        cluster: Cluster,
+        pins: tuple[Pin, ...],
+        shallow: Shallow | None = None,
         budget: Budget | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.budget = budget or Budget.unlimited()
         self.ask, self.shallow = ask, shallow
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(ask.allowed_memory(cluster.device))
-        self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}  # by table, choice and whether it is whole
+        self.lowered: dict[
+            tuple[int, tuple[int, ...], bool], Candidate
+        ] = {}  # by table, choice and whether it is whole
         self.last: tuple[Hashable, Callable[[int], Program]] | None = None
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}
         self.made: dict[tuple[Mesh, tuple[Pin, ...], bool], list[Proposal]] = {}
 
     def proposals(
-        self, mesh: Mesh, pins: tuple[Pin, ...] | None = None, *, last: bool = False, most_pairs: float = math.inf,
+        self,
+        mesh: Mesh,
+        pins: tuple[Pin, ...] | None = None,
+        *,
+        last: bool = False,
+        most_pairs: float = math.inf,
         budget: Budget | None = None,
-    ) -> list[Proposal]:  # fmt: skip
-        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left out; the best found, if the `budget` (by
-        default the whole search's) is over first. Raises TooLarge if the mesh's table has more than `most_pairs` pairs of
-        strategies."""
+    ) -> list[Proposal]:
+        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left
+        out; the best found, if the `budget` (by default the whole search's) is over first.
+        Raises TooLarge if the mesh's table has more than `most_pairs` pairs of strategies."""
         key = (mesh, self.pins if pins is None else pins, last)
         if key not in self.made:
             self.made[key] = self._proposals(mesh, key[1], last, most_pairs, budget or self.budget)
         return self.made[key]
 
-    def _proposals(self, mesh: Mesh, pins: tuple[Pin, ...], last: bool, most_pairs: float, budget: Budget) -> list[Proposal]:
+    def _proposals(
+        self, mesh: Mesh, pins: tuple[Pin, ...], last: bool, most_pairs: float, budget: Budget
+    ) -> list[Proposal]:
         costing, allowed = self._costing(mesh), pins_for(self.model, mesh, pins)
         table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
@@ -111,8 +130,16 @@ class Proposer:
         found: list[Proposal] = []
         shares = shares[-1:] if last else shares
         for hidden in shares:
-            guess, time = found[-1].solution.choice if found else None, budget.one_of(len(shares) - len(found))
-            solution = solve(problem_of(table, hidden=hidden), guess=guess, time_limit=time.left, stopped=time.over)
+            guess, time = (
+                found[-1].solution.choice if found else None,
+                budget.one_of(len(shares) - len(found)),
+            )
+            solution = solve(
+                problem_of(table, hidden=hidden),
+                guess=guess,
+                time_limit=time.left,
+                stopped=time.over,
+            )
             found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
         return found
 
@@ -134,19 +161,31 @@ class Proposer:
         choices = replace(candidate.choices, bucket=size)
         program = self._programs(candidate.proposal, choices)(size)
         run = run_of(program, self.cluster)
-        return replace(candidate, choices=choices, program=program, prediction=prediction_of(program, run), run=run)
+        return replace(
+            candidate,
+            choices=choices,
+            program=program,
+            prediction=prediction_of(program, run),
+            run=run,
+        )
 
     def _programs(self, proposal: Proposal, choices: Choices) -> Callable[[int], Program]:
-        """Whole programs by their size of bucket; of the last choices alone, since a deep model has very many instructions."""
+        """Whole programs by their size of bucket; of the last choices alone, since a deep model
+        has very many instructions."""
         key = (id(proposal.table), proposal.solution.choice, choices.recast)
         if self.last is None or self.last[0] != key:
             self.last = (key, lowered(self.model, proposal.mesh, choices, proposal.table.costing))
         return self.last[1]
 
     def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
-        """The proposal lowered and simulated, once where two objectives choose the same; of a deep model only where the `whole` is
-        asked for. Parameters are cast once a step; twice where it does not fit otherwise."""
-        table, choice, whole = proposal.table, proposal.solution.choice, whole or self.shallow is None
+        """The proposal lowered and simulated, once where two objectives choose the same; of a
+        deep model only where the `whole` is asked for. Parameters are cast once a step; twice
+        where it does not fit otherwise."""
+        table, choice, whole = (
+            proposal.table,
+            proposal.solution.choice,
+            whole or self.shallow is None,
+        )
         key = (id(table), choice, whole)
         if key not in self.lowered:
             found = self._simulated(proposal, whole, recast=False)
@@ -166,45 +205,65 @@ class Proposer:
             run = run_of(program, self.cluster)
             prediction = prediction_of(program, run)
         else:
-            program, prediction = self.shallow.predict(table, choice, proposal.mesh, self.cluster, recast=recast)
-        return Candidate(proposal=proposal, choices=choices, program=program, prediction=prediction, whole=whole, run=run)
+            program, prediction = self.shallow.predict(
+                table, choice, proposal.mesh, self.cluster, recast=recast
+            )
+        return Candidate(
+            proposal=proposal,
+            choices=choices,
+            program=program,
+            prediction=prediction,
+            whole=whole,
+            run=run,
+        )
 
     def fitting(self, candidate: Candidate) -> Candidate:
-        """The candidate, or the best plan of its mesh that fits the memory (or the leanest, where none does)."""
+        """The candidate, or the best plan of its mesh that fits the memory (or the leanest,
+        where none does)."""
         if candidate.fits(self.capacity):
             return candidate
         return self._made_to_fit(candidate.proposal, whole=candidate.whole, name=candidate.name)
 
     def fitted(self, proposal: Proposal) -> tuple[Candidate, bool]:
-        """The `fitting` candidate of a proposal, and whether it had to be made to fit. What is held throughout a step may be too much
-        by itself: then the proposal is not simulated."""
+        """The `fitting` candidate of a proposal, and whether it had to be made to fit. What is
+        held throughout a step may be too much by itself: then the proposal is not simulated."""
         if self.is_hopeless(proposal):
             return self._made_to_fit(proposal), True
         candidate = self.candidate(proposal)
         return self.fitting(candidate), not candidate.fits(self.capacity)
 
     def is_hopeless(self, proposal: Proposal) -> bool:
-        """Whether the parameters and the optimizer's state alone are more than the memory, so that no simulation can make it fit."""
+        """Whether the parameters and the optimizer's state alone are more than the memory, so
+        that no simulation can make it fit."""
         table, graph, held = proposal.table, self.model.graph, 0
         for number, members in zip(table.parameter_of, self.model.ties.parameters_of, strict=True):
             value = graph.values[graph.parameters[members[0]].value]
             strategy = table.parameter_strategies[number][proposal.solution.choice[number]]
-            parts = table.costing.parameter_bytes(table.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy)
+            parts = table.costing.parameter_bytes(
+                table.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
+            )
             held += len(members) * sum(parts.values())
         return held > self.capacity
 
     def _made_to_fit(self, proposal: Proposal, *, whole: bool = False, name: str = "") -> Candidate:
-        """The best plan of the proposal's mesh that fits. The limit is lowered because a lowered program may hold more than the problem
-        knows of."""
+        """The best plan of the proposal's mesh that fits. The limit is lowered because a lowered
+        program may hold more than the problem knows of."""
         limit = self.capacity
         for _ in range(4):
             time, table = self.budget.until(_FITTED), proposal.table
             problem, pairs = with_memory(table, problem_of(table, hidden=proposal.hidden), limit)
             # after the table's own nodes come those of pair usages, which differ with the limit
             guess = proposal.solution.choice[: len(table.costs)]
-            solution = solve_with_pairs(problem, pairs, guess=guess, time_limit=time.left, stopped=time.over)
-            none = solution.status in ("infeasible", "unknown")  # by the problem's memory: the leanest may yet fit when lowered
-            candidate = replace(self.candidate(replace(proposal, solution=solution), whole=whole), name=name)
+            solution = solve_with_pairs(
+                problem, pairs, guess=guess, time_limit=time.left, stopped=time.over
+            )
+            none = solution.status in (
+                "infeasible",
+                "unknown",
+            )  # by the problem's memory: the leanest may yet fit when lowered
+            candidate = replace(
+                self.candidate(replace(proposal, solution=solution), whole=whole), name=name
+            )
             if none or time.over() or candidate.fits(self.capacity):
                 break
             held = peak_with_pairs(problem, pairs, solution.choice)
@@ -216,16 +275,24 @@ class Proposer:
         return candidate
 
     def lean(self, mesh: Mesh) -> Candidate:
-        """A plan of a mesh that fits the memory, or a lean one, in well under a second and whatever it costs."""
+        """A plan of a mesh that fits the memory, or a lean one, in well under a second and
+        whatever it costs."""
         table = build_table(self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins))
         limit = self.capacity
         for _ in range(3):
             problem = problem_of(table, limit=limit)
             lean = leanest(problem, None)
             if lean.choice is None:  # none of those read off is possible
-                lean = leanest(problem, completed(problem, solve(problem_of(table), time_limit=self.budget.left).choice))
+                lean = leanest(
+                    problem,
+                    completed(
+                        problem, solve(problem_of(table), time_limit=self.budget.left).choice
+                    ),
+                )
             assert lean.choice is not None
-            solution = not_found(problem, lean.choice, began=0.0, bound=-math.inf, lean=lean.peak, known=False)
+            solution = not_found(
+                problem, lean.choice, began=0.0, bound=-math.inf, lean=lean.peak, known=False
+            )
             found = self.candidate(Proposal(mesh=mesh, hidden=0.0, table=table, solution=solution))
             if found.fits(self.capacity) or lean.peak > limit:
                 break

@@ -1,7 +1,7 @@
 """The search: which mesh, which strategies, how they compare with what a person would have typed.
 
-Model, cluster, pins -> Plan. For every mesh the ILP proposes its best plan (`proposals`); each is lowered and simulated, and the one
-with the shortest simulated step that fits is taken (`choose`).
+Model, cluster, pins -> Plan. For every mesh the ILP proposes its best plan (`proposals`); each is
+lowered and simulated, and the one with the shortest simulated step that fits is taken (`choose`).
 """
 
 from __future__ import annotations
@@ -46,13 +46,15 @@ from planner.workload.workload import Workload
 
 __all__ = ["Found", "search"]
 
-#: A mesh whose table has more pairs of strategies than this is left out, unless it was asked for: 25 million are 200 MB.
+#: A mesh whose table has more pairs of strategies than this is left out, unless it was asked for:
+#: 25 million are 200 MB.
 MOST_PAIRS = 25_000_000
 
 #: The share of the step time that a padded vocabulary must save to be told.
 WORTH = 0.005
 
-#: The share of a search's time that is for proposals; the rest is for simulating them, for making them fit and for the baselines.
+#: The share of a search's time that is for proposals; the rest is for simulating them, for making
+#: them fit and for the baselines.
 _PROPOSED = 0.7
 
 #: Called with what is being done, and how far it is (0 to 1).
@@ -81,10 +83,12 @@ def search(
     own_process: bool = False,
     budget: Budget | None = None,
 ) -> Found:
-    """The best plan for `ask` on `cluster` under a pinned mesh and pins, or the best that was found before the `budget` was over (by
-    default it never is). In a process of our own (`own_process`) a second one works beside it.
+    """The best plan for `ask` on `cluster` under a pinned mesh and pins, or the best that was found
+    before the `budget` was over (by default it never is). In a process of our own (`own_process`) a
+    second one works beside it.
 
-    Raises NoPlan where the batch, the pins or the budget leave none, DoesNotFit where no plan fits the memory.
+    Raises NoPlan where the batch, the pins or the budget leave none, DoesNotFit where no plan fits
+    the memory.
     """
     budget, started = budget or Budget.unlimited(), time.perf_counter()
     progress("tracing the model", 0.0)
@@ -93,7 +97,9 @@ def search(
     if own_process:
         _import_for_both(proposer)
     try:
-        with beside(partial(compared, proposer, mesh), lambda: budget.left / 2, own_process=own_process) as alternatives_found:
+        with beside(
+            partial(compared, proposer, mesh), lambda: budget.left / 2, own_process=own_process
+        ) as alternatives_found:
             proposals, left_out = _proposals(proposer, meshes, progress)
             progress("simulating the best", 0.7)
             candidates = shortlist(proposer, proposals)
@@ -107,9 +113,15 @@ def search(
     progress("proving how good the plan is", 0.9)
     proof = _proved(proposer, proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
-    named = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes) if mesh is None else mesh
+    named = (
+        Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes)
+        if mesh is None
+        else mesh
+    )
     padding = _padded(proposer, best)
-    plan = plan_of(ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started)
+    plan = plan_of(
+        ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started
+    )
     drawn_on = () if proposer.shallow is None else proposer.shallow.depths
     more: dict[str, Any] = {
         "standard_name": best.name,
@@ -118,10 +130,19 @@ def search(
         "drawn_on": list(drawn_on),
         "time_limit_s": budget.over() and budget.limit,
     }
-    plan = replace(plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}})
+    plan = replace(
+        plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}}
+    )
     progress("done", 1.0)
     assert best.run is not None  # it is whole
-    return Found(plan=plan, model=model, workload=workload, program=best.program, run=best.run, candidates=tuple(candidates))
+    return Found(
+        plan=plan,
+        model=model,
+        workload=workload,
+        program=best.program,
+        run=best.run,
+        candidates=tuple(candidates),
+    )
 
 
 def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:
@@ -131,11 +152,19 @@ def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget)
 
 
 def _import_for_both(proposer: Proposer) -> None:
-    """Imports compiled code before there are two processes, if one device cannot hold all parameters with their optimizer's state: the
-    baselines then look for the leanest plan by it, and large tables need it too. Each process would take half a second."""
-    values = [proposer.model.graph.values[parameter.value] for parameter in proposer.model.graph.parameters]
+    """Imports compiled code before there are two processes, if one device cannot hold all
+    parameters with their optimizer's state: the baselines then look for the leanest plan by it,
+    and large tables need it too. Each process would take half a second."""
+    values = [
+        proposer.model.graph.values[parameter.value]
+        for parameter in proposer.model.graph.parameters
+    ]
     optimizer = proposer.workload.optimizer
-    held = sum(v.numel * dtype_bytes(v.dtype) + optimizer_state_bytes(optimizer, numel=v.numel, dtype=v.dtype) for v in values)
+    held = sum(
+        v.numel * dtype_bytes(v.dtype)
+        + optimizer_state_bytes(optimizer, numel=v.numel, dtype=v.dtype)
+        for v in values
+    )
     if held > proposer.capacity:
         import_module("planner.solver.relax.lagrange")
 
@@ -149,16 +178,22 @@ def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
     return meshes
 
 
-def _chosen(mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster, budget: Budget) -> Candidate:
-    """What a search would choose of its own, whatever the baselines are. Raises Misfit, and NoPlan."""
+def _chosen(
+    mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster, budget: Budget
+) -> Candidate:
+    """What a search would choose of its own, whatever the baselines are. Raises Misfit, and
+    NoPlan."""
     proposer = _proposer(ask, cluster, pins, budget)
     proposals, _ = _proposals(proposer, _meshes(proposer, mesh), lambda what, done: None)
     return choose(proposer, shortlist(proposer, proposals), ())[0]
 
 
-def _proposals(proposer: Proposer, meshes: list[Mesh], progress: Progress) -> tuple[list[Proposal], dict[str, list[str]]]:
-    """The proposals of all meshes, and the sizes of those left out: of three axes whose tables have too many pairs (`left_out`), and of
-    all that come after the time for proposals (`late`), but for the first mesh."""
+def _proposals(
+    proposer: Proposer, meshes: list[Mesh], progress: Progress
+) -> tuple[list[Proposal], dict[str, list[str]]]:
+    """The proposals of all meshes, and the sizes of those left out: of three axes whose tables
+    have too many pairs (`left_out`), and of all that come after the time for proposals (`late`),
+    but for the first mesh."""
     proposals: list[Proposal] = []
     left_out: dict[str, list[str]] = {"left_out": [], "late": []}
     budget = proposer.budget.until(_PROPOSED)
@@ -170,14 +205,17 @@ def _proposals(proposer: Proposer, meshes: list[Mesh], progress: Progress) -> tu
             continue
         most_pairs = MOST_PAIRS if len(mesh.sizes) > 2 and len(meshes) > 1 else math.inf
         try:
-            proposals += proposer.proposals(mesh, most_pairs=most_pairs, budget=budget.one_of(len(meshes) - index))
+            proposals += proposer.proposals(
+                mesh, most_pairs=most_pairs, budget=budget.one_of(len(meshes) - index)
+            )
         except TooLarge:
             left_out["left_out"].append(size)
     return proposals, left_out
 
 
 def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> SolverRecord:
-    """What is proved of the plan by the tables of all meshes that were searched; that of the plan's own mesh is one of them."""
+    """What is proved of the plan by the tables of all meshes that were searched; that of the
+    plan's own mesh is one of them."""
     began = time.perf_counter()
     own = (
         []
@@ -188,19 +226,30 @@ def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> S
     step = best.prediction.step_time_s
     bound = bounded(list(tables.values()), step, lambda: max(1.0, proposer.budget.left / 2))
     return SolverRecord(
-        bound=bound, gap=(step - bound) / step, num_meshes=len(tables), time_s=time.perf_counter() - began
-    )  # fmt: skip
+        bound=bound,
+        gap=(step - bound) / step,
+        num_meshes=len(tables),
+        time_s=time.perf_counter() - began,
+    )
 
 
 def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
-    """A larger vocabulary with which the model, planned anew on the same mesh, is faster: the setting and its step time."""
+    """A larger vocabulary with which the model, planned anew on the same mesh, is faster: the
+    setting and its step time."""
     found = vocabulary(proposer.model, proposer.workload)
     if found is None or proposer.budget.over():
         return None
     setting, atoms = found
     for size in cheaper_sizes(proposer.model, atoms, best.choices, best.proposal.table.costing):
         model = resized(proposer.model, atoms, size)
-        other = Proposer(proposer.ask, model, proposer.workload, proposer.cluster, proposer.pins, budget=proposer.budget)
+        other = Proposer(
+            proposer.ask,
+            model,
+            proposer.workload,
+            proposer.cluster,
+            proposer.pins,
+            budget=proposer.budget,
+        )
         same = next(p for p in other.proposals(best.mesh) if p.hidden == best.proposal.hidden)
         larger = other.fitting(other.candidate(same))
         seconds = larger.prediction.step_time_s
@@ -209,12 +258,14 @@ def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
     return None
 
 
-#: Of more ranks only those in a line with the first or the last are looked at: each has a program of its own to be lowered.
+#: Of more ranks only those in a line with the first or the last are looked at: each has a program
+#: of its own to be lowered.
 _MOST_RANKS = 16
 
 
 def _ranks_faults(model: Model, best: Candidate) -> Iterator[str]:
-    """What is wrong between the programs of the plan's ranks, and with those that are not the first's."""
+    """What is wrong between the programs of the plan's ranks, and with those that are not the
+    first's."""
     mesh, costing = best.mesh, best.proposal.table.costing
     ranks = {*range(mesh.num_devices)}
     if len(ranks) > _MOST_RANKS:
@@ -222,12 +273,15 @@ def _ranks_faults(model: Model, best: Candidate) -> Iterator[str]:
         ranks = {rank for group in lines if {0, mesh.num_devices - 1} & {*group} for rank in group}
     programs = dict.fromkeys(sorted(ranks), best.program)
     if best.program.rank is not None:
-        programs |= {rank: lower(model, mesh, best.choices, costing, rank=rank) for rank in programs if rank}
+        programs |= {
+            rank: lower(model, mesh, best.choices, costing, rank=rank) for rank in programs if rank
+        }
     return ranks_faults(mesh, programs)
 
 
 def _check_runs(program: Program, ask: Ask) -> None:
-    """Raises CannotRun, naming the model's line where it is known, for a program that no rank can run."""
+    """Raises CannotRun, naming the model's line where it is known, for a program that no rank
+    can run."""
     try:
         dry_run(program)
     except CannotRun as error:

@@ -1,4 +1,5 @@
-"""Work on a second core: a forked process, which has all that this one has, does it and sends back what it found."""
+"""Work on a second core: a forked process, which has all that this one has, does it and sends
+back what it found."""
 
 from __future__ import annotations
 
@@ -27,11 +28,13 @@ _SET_PARENT_DEATH_SIGNAL = 1
 def beside(
     work: Callable[[], Result], patience: Callable[[], float], *, own_process: bool = True
 ) -> Iterator[Callable[[], Result]]:
-    """Begins `work`, and gives what waits for its result. Where this is no process of our own, or there is no second core, or the other
-    process cannot do it for whatever reason, or has not done it `patience` seconds after it is asked for, the work is done here, and
-    what it raises is raised here. The other process ends with the context, and with this process.
+    """Begins `work`, and gives what waits for its result. Where this is no process of our own, or
+    there is no second core, or the other process cannot do it for whatever reason, or has not done
+    it `patience` seconds after it is asked for, the work is done here, and what it raises is raised
+    here. The other process ends with the context, and with this process.
 
-    For a process of our own alone: of a person's threads a forked process has none, and the locks that they hold for ever.
+    For a process of our own alone: of a person's threads a forked process has none, and the locks
+    that they hold for ever.
     """
     if not own_process or not _can_fork():
         yield work
@@ -62,7 +65,8 @@ def beside(
 
 
 def _can_fork() -> bool:
-    """Whether there is a core for it, and HiGHS has not begun the threads that a forked process would wait for in vain."""
+    """Whether there is a core for it, and HiGHS has not begun the threads that a forked process
+    would wait for in vain."""
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and not highs_has_begun()
 
 
@@ -86,7 +90,8 @@ def _end(child: int, *, at_once: bool) -> int:
 
 
 def _send(work: Callable[[], object], pipe: int, parent: int) -> NoReturn:
-    """The forked process: ends with status 0 only if all was sent, and never by what the first process has to do at its end."""
+    """The forked process: ends with status 0 only if all was sent, and never by what the first
+    process has to do at its end."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the first process
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     status = 1

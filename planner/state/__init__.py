@@ -1,1 +1,2 @@
-"""What a step reads beside its batch, and what Python keeps between steps; what makes two runs of a model alike."""
+"""What a step reads beside its batch, and what Python keeps between steps; what makes two runs
+of a model alike."""

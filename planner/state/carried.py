@@ -1,8 +1,9 @@
-"""Whether a step leaves Python's part of a model as it finds it; and if not, whether the next step computes the same all the same.
+"""Whether a step leaves Python's part of a model as it finds it; and if not, whether the next step
+computes the same all the same.
 
-What the first trace changed -> nothing, or a refusal by name. A cache, a log of what was seen, or a count that nothing reads changes
-nothing that is computed: two steps are recorded and compared (`fold.py`). A number that goes on changing is then held as one that
-tells of every use.
+What the first trace changed -> nothing, or a refusal by name. A cache, a log of what was seen, or a
+count that nothing reads changes nothing that is computed: two steps are recorded and compared
+(`fold.py`). A number that goes on changing is then held as one that tells of every use.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ _TRIED = 8
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """What is looked at: a model by its name, and a way to record a step of it as it now stands, as a digest."""
+    """What is looked at: a model by its name, and a way to record a step of it as it now stands,
+    as a digest."""
 
     name: str
     module: nn.Module
@@ -37,7 +39,8 @@ class Steps:
 
 
 def check_carried(steps: Steps, before: Snapshot, changed: Sequence[Change]) -> None:
-    """Raises NotTraceable, naming what changed, where what a first step `changed` makes the next one another. All is restored."""
+    """Raises NotTraceable, naming what changed, where what a first step `changed` makes the next
+    one another. All is restored."""
     for change in changed:
         if change.holder.put is None or change.holder.chance:
             raise _drawn(steps, change)
@@ -54,7 +57,11 @@ def check_carried(steps: Steps, before: Snapshot, changed: Sequence[Change]) -> 
                 f"model {steps.name!r}: {growing[0].name!r} holds more, or less, after every step: a plan has one step for all; "
                 "empty it in forward, or keep it outside the model"
             )
-        counts = [change for change in again if _is_number(change.new) and change.holder.put is not _no_place]
+        counts = [
+            change
+            for change in again
+            if _is_number(change.new) and change.holder.put is not _no_place
+        ]
         middle.restore()
         asked = _asked(steps, counts, first)
         if asked:
@@ -82,7 +89,9 @@ def _asked(steps: Steps, counts: Sequence[Change], first: str) -> list[Change]:
     return [change for change, one in zip(counts, watched, strict=True) if one.asked]
 
 
-def _culprits(steps: Steps, before: Snapshot, changed: Sequence[Change], first: str) -> list[Change]:
+def _culprits(
+    steps: Steps, before: Snapshot, changed: Sequence[Change], first: str
+) -> list[Change]:
     """Those of the changes each of which alone makes another step; all where none does."""
     found = []
     for change in changed[:_TRIED]:

@@ -1,6 +1,8 @@
-"""What two recorded steps compute, compared: a digest of a recorded graph in which what depends on no data is its value.
+"""What two recorded steps compute, compared: a digest of a recorded graph in which what depends on
+no data is its value.
 
-FX graph -> digest. A step that caches a table of positions computes it once and reads it the next time: the digest is the same.
+FX graph -> digest. A step that caches a table of positions computes it once and reads it the next
+time: the digest is the same.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ def digest(
     shown: Mapping[str, str],
     known: Callable[[Tensor], Tensor | None],
 ) -> str:
-    """Of a graph whose first arguments have `names`, printed as `shown`; `values` has those of arguments that no step changes, as far
-    as they are known, `known` gives those of fake tensors that the graph holds itself."""
+    """Of a graph whose first arguments have `names`, printed as `shown`; `values` has those of
+    arguments that no step changes, as far as they are known, `known` gives those of fake tensors
+    that the graph holds itself."""
     graph.eliminate_dead_code()
     folder = _Folder(graph, known)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -78,8 +81,12 @@ class _Folder:
     def _work_out(self, node: torch.fx.Node) -> bool:
         """Whether the call could be made on values."""
         tags = getattr(node.target, "tags", ())
-        sizes = [t.numel() for t in _tree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
-        random = torch.Tag.nondeterministic_seeded in tags or str(node.target).startswith("shardwright.")
+        sizes = [
+            t.numel() for t in _tree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)
+        ]
+        random = torch.Tag.nondeterministic_seeded in tags or str(node.target).startswith(
+            "shardwright."
+        )
         if random or max(sizes, default=0) > _LARGEST:
             return False
         args, kwargs = _tree.tree_map(self._value, (tuple(node.args), dict(node.kwargs)))
@@ -88,7 +95,11 @@ class _Folder:
         try:
             with without_modes(), torch.no_grad():
                 self.worked_out[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        except (RuntimeError, TypeError, NotImplementedError):  # what only a recording can do: compared as it is written
+        except (
+            RuntimeError,
+            TypeError,
+            NotImplementedError,
+        ):  # what only a recording can do: compared as it is written
             return False
         return True
 
@@ -103,7 +114,13 @@ class _Folder:
             return self.names[x]
         with without_modes():
             value = self.worked_out[x]
-            return str([(str(t.dtype), tuple(t.shape), _bytes(t)) for t in _tree.tree_leaves(value) if isinstance(t, Tensor)])
+            return str(
+                [
+                    (str(t.dtype), tuple(t.shape), _bytes(t))
+                    for t in _tree.tree_leaves(value)
+                    if isinstance(t, Tensor)
+                ]
+            )
 
 
 def _bytes(tensor: Tensor) -> str:

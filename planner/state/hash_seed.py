@@ -1,7 +1,8 @@
-"""One hash seed for every process that makes a model: the order of a set of texts, and of what is made from one, follows it.
+"""One hash seed for every process that makes a model: the order of a set of texts, and of what is
+made from one, follows it.
 
-Python draws it at its start and does not say what it drew, so that a process without one is started again. Imports nothing heavy: it is
-done before anything else.
+Python draws it at its start and does not say what it drew, so that a process without one is started
+again. Imports nothing heavy: it is done before anything else.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def environment(seed: str = HASH_SEED) -> dict[str, str]:
 
 
 def start_again() -> None:
-    """Puts this program, with its arguments, into the same process anew, with the hash seed that all have; returns if it has one."""
+    """Puts this program, with its arguments, into the same process anew, with the hash seed that
+    all have; returns if it has one."""
     if not chosen():
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment())
@@ -39,7 +41,8 @@ def start_again() -> None:
 
 @contextmanager
 def same_for_children() -> Iterator[None]:
-    """Within it, processes that are started have one hash seed: the caller's, where it was chosen."""
+    """Within it, processes that are started have one hash seed: the caller's, where it was
+    chosen."""
     before = os.environ.get(_NAME)
     if not chosen():
         os.environ[_NAME] = HASH_SEED

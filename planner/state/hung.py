@@ -1,8 +1,8 @@
 """What hangs on a module's parameters, beside their values: hooks, attributes, and flags.
 
-A gradient hook is traced with the step, and what it reads and keeps is looked at as what the model's own code does (`reachable.py`).
-Refused by name is what no graph of a step holds: hooks that run when a gradient has been added to another, and hooks on all modules of
-a process.
+A gradient hook is traced with the step, and what it reads and keeps is looked at as what the
+model's own code does (`reachable.py`). Refused by name is what no graph of a step holds: hooks that
+run when a gradient has been added to another, and hooks on all modules of a process.
 """
 
 from __future__ import annotations
@@ -13,20 +13,29 @@ from typing import Any
 from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
-from planner.torch_private import accumulate_hooks, global_module_hooks, gradient_hooks, hung_attributes, post_accumulate_hooks
+from planner.torch_private import (
+    accumulate_hooks,
+    global_module_hooks,
+    gradient_hooks,
+    hung_attributes,
+    post_accumulate_hooks,
+)
 
 __all__ = ["check_hooks", "check_training_mode", "same_hung", "turned"]
 
 
 def check_hooks(name: str, module: nn.Module) -> None:
-    """Raises NotTraceable, naming the parameter and the hook, for a hook that no graph of a step can hold."""
+    """Raises NotTraceable, naming the parameter and the hook, for a hook that no graph of a step
+    can hold."""
     for hook in global_module_hooks():
         raise NotTraceable(
             f"model {name!r}: {called(hook)} is a hook of all modules of the process (torch.nn.modules.module): "
             "register it on the modules that it is for"
         )
     named = dict(module.named_parameters())
-    for (path, parameter), accumulating in zip(named.items(), accumulate_hooks(list(named.values())), strict=True):
+    for (path, parameter), accumulating in zip(
+        named.items(), accumulate_hooks(list(named.values())), strict=True
+    ):
         for hook in post_accumulate_hooks(parameter):
             raise NotTraceable(
                 f"model {name!r}: parameter {path!r} has the hook {called(hook)} after its gradient is accumulated, which no plan "
@@ -43,32 +52,45 @@ def called(hook: Any) -> str:
     """A hook as its author knows it."""
     name = str(getattr(hook, "__qualname__", "") or type(hook).__qualname__)
     code = getattr(hook, "__code__", None)
-    return f"{name} (line {code.co_firstlineno})" if code is not None and name.endswith("<lambda>") else name
+    return (
+        f"{name} (line {code.co_firstlineno})"
+        if code is not None and name.endswith("<lambda>")
+        else name
+    )
 
 
 def same_hung(one: Tensor, other: Tensor, alike: Callable[[Any, Any], bool]) -> bool:
-    """Whether the same hangs on two tensors, as far as that can be told: two hooks never do the same."""
+    """Whether the same hangs on two tensors, as far as that can be told: two hooks never do the
+    same."""
     mine, theirs = hung_attributes(one), hung_attributes(other)
     return not (*gradient_hooks(one), *gradient_hooks(other)) and alike(mine, theirs)
 
 
-# ------------------------------------------------------------------------------------------------- flags
+# -------------------------------------------------------------------------------------------- flags
 
 
 def turned(before: Mapping[str, bool], module: nn.Module) -> tuple[list[str], list[str]]:
     """The parameters whose `requires_grad` has been turned off, and on."""
     now = {name: p.requires_grad for name, p in module.named_parameters()}
-    return [n for n, on in before.items() if on and not now[n]], [n for n, on in before.items() if not on and now[n]]
+    return [n for n, on in before.items() if on and not now[n]], [
+        n for n, on in before.items() if not on and now[n]
+    ]
 
 
 def check_training_mode(name: str, module: nn.Module) -> None:
-    """Raises NotTraceable where `module.train()`, which a training loop may call or not, would make another model of it."""
+    """Raises NotTraceable where `module.train()`, which a training loop may call or not, would
+    make another model of it."""
     if all(type(part).train is nn.Module.train for part in module.modules()):
         return
 
     def flags() -> dict[str, bool]:
-        modes = {f"the mode of {path or 'the model'}": part.training for path, part in module.named_modules()}
-        return modes | {f"requires_grad of {path!r}": p.requires_grad for path, p in module.named_parameters()}
+        modes = {
+            f"the mode of {path or 'the model'}": part.training
+            for path, part in module.named_modules()
+        }
+        return modes | {
+            f"requires_grad of {path!r}": p.requires_grad for path, p in module.named_parameters()
+        }
 
     before = flags()
     module.train(module.training)

@@ -1,8 +1,10 @@
-"""What is known while tracing although tensors have no memory: values that depend on no parameter, buffer or input.
+"""What is known while tracing although tensors have no memory: values that depend on no parameter,
+buffer or input.
 
-A mask of ones, a table of positions, the ends of an even spacing: models branch on such values (`if mask.any():`, `x[mask]`).
-Beside every fake tensor that is made of numbers alone `Known` keeps its value, worked out by the same calls, and answers with it
-where a fake tensor has none. What depends on data stays refused.
+A mask of ones, a table of positions, the ends of an even spacing: models branch on such values (`if
+mask.any():`, `x[mask]`). Beside every fake tensor that is made of numbers alone `Known` keeps its
+value, worked out by the same calls, and answers with it where a fake tensor has none. What depends
+on data stays refused.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ __all__ = ["LARGEST", "Known", "begin_step", "is_known", "learn"]
 LARGEST = 1 << 20
 #: Parts of the names of functions of which the result is no function of the arguments.
 _CHANCE = (
-    "rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "exponential", "gumbel", "empty", "poisson", "cauchy",
-    "geometric", "rrelu", "fractional", "seed",
+    "rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "exponential", "gumbel",
+    "empty", "poisson", "cauchy", "geometric", "rrelu", "fractional", "seed",
 )  # fmt: skip
 #: Functions that take from their first tensor no more than its shape and dtype.
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"))
@@ -32,7 +34,8 @@ _tree = torch.utils._pytree
 
 
 def is_known(tensor: Tensor) -> bool:
-    """Whether a branch on the tensor's value can be taken: it has memory, or a `Known` that is on knows its value."""
+    """Whether a branch on the tensor's value can be taken: it has memory, or a `Known` that is
+    on knows its value."""
     if has_torch_function((tensor,)):  # a mode is on
         return bool(handle_torch_function(is_known, (tensor,), tensor))
     return not is_fake(tensor)
@@ -45,7 +48,8 @@ def learn(tensor: Tensor, value: Tensor) -> None:
 
 
 def begin_step() -> None:
-    """Tells a `Known` that is on that a step begins: what it remembers is as it was, whatever the step before wrote."""
+    """Tells a `Known` that is on that a step begins: what it remembers is as it was, whatever
+    the step before wrote."""
     anything = torch.empty(())
     if has_torch_function((anything,)):
         handle_torch_function(begin_step, (anything,))
@@ -54,7 +58,8 @@ def begin_step() -> None:
 class Known(TorchFunctionMode):
     """Entered first of all function modes, so that it sees what the others make of a call.
 
-    `decided` has the names, among those that `name` was given, of the tensors whose values a branch, a number or an index came from.
+    `decided` has the names, among those that `name` was given, of the tensors whose values a
+    branch, a number or an index came from.
     """
 
     def __init__(self) -> None:
@@ -86,7 +91,8 @@ class Known(TorchFunctionMode):
         return frozenset(self._named)
 
     def remember(self, names: Iterable[str]) -> None:
-        """Has these and no others of the named tensors known, with the values that they had; nothing has decided yet."""
+        """Has these and no others of the named tensors known, with the values that they had;
+        nothing has decided yet."""
         self.decided.clear()
         self._remembered = tuple(names)
         for tensor, _ in self._named.values():
@@ -110,7 +116,11 @@ class Known(TorchFunctionMode):
         return found
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
         if func is is_known:
@@ -129,7 +139,9 @@ class Known(TorchFunctionMode):
         if name == "__iter__":
             func, args, kwargs = torch.unbind, args[:1], {}
         tensors = [t for t in _tree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
-        known = all(t in self.values for t in tensors[int(name in _LIKE) :]) and not any(word in name for word in _CHANCE)
+        known = all(t in self.values for t in tensors[int(name in _LIKE) :]) and not any(
+            word in name for word in _CHANCE
+        )
         try:
             out = func(*args, **kwargs)
         except RuntimeError:  # the value or a shape depends on data: known data?
@@ -154,16 +166,30 @@ class Known(TorchFunctionMode):
                 self.values[made] = self.values[tensor].clone()
         return made
 
-    def _without_data(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool) -> Any:
-        """The result where all that the call reads is known, or what decides: masks, or single numbers; else NotImplemented."""
+    def _without_data(
+        self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool
+    ) -> Any:
+        """The result where all that the call reads is known, or what decides: masks, or single
+        numbers; else NotImplemented."""
         if known:
             self._decide(args, kwargs)
             return self._answer(func, args, kwargs)
         if name == "__getitem__" and self._knows_masks(args[1]):
-            self._decide([t for t in _tree.tree_leaves(args[1]) if isinstance(t, Tensor) and t.dtype == torch.bool])
+            self._decide(
+                [
+                    t
+                    for t in _tree.tree_leaves(args[1])
+                    if isinstance(t, Tensor) and t.dtype == torch.bool
+                ]
+            )
             return func(args[0], self._indices(args[1]))
         numbers = _tree.tree_map(self._number, args), _tree.tree_map(self._number, kwargs)
-        changed = any(a is not b for a, b in zip(_tree.tree_leaves(numbers), _tree.tree_leaves((args, kwargs)), strict=True))
+        changed = any(
+            a is not b
+            for a, b in zip(
+                _tree.tree_leaves(numbers), _tree.tree_leaves((args, kwargs)), strict=True
+            )
+        )
         return func(*numbers[0], **numbers[1]) if changed else NotImplemented
 
     def _number(self, x: Any) -> Any:
@@ -192,22 +218,34 @@ class Known(TorchFunctionMode):
             self._follow(func, "", args, {}, out)
         return out
 
-    def _follow(self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any) -> None:
+    def _follow(
+        self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any
+    ) -> None:
         """Makes the call on the values too, and keeps what it gives beside `out`."""
         made = [t for t in _tree.tree_leaves(out) if isinstance(t, Tensor)]
         writes = _writes(name, kwargs)
         if not (made or writes) or any(not is_fake(t) or t.numel() > LARGEST for t in made):
             return
         try:
-            found = [t for t in _tree.tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)]
-        except (RuntimeError, TypeError, ValueError):  # what only fake tensors have: unknown from here on
+            found = [
+                t
+                for t in _tree.tree_leaves(self._call(func, args, kwargs))
+                if isinstance(t, Tensor)
+            ]
+        except (
+            RuntimeError,
+            TypeError,
+            ValueError,
+        ):  # what only fake tensors have: unknown from here on
             found = []
         origin = self._origin(args, kwargs)
         if origin:
             written = [args[0]] if writes and args and isinstance(args[0], Tensor) else []
             for fake in (*made, *written):
                 self.origins[fake] = origin
-        if len(found) == len(made) and all(a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, made, strict=True)):
+        if len(found) == len(made) and all(
+            a.shape == b.shape and a.dtype == b.dtype for a, b in zip(found, made, strict=True)
+        ):
             for fake, value in zip(made, found, strict=True):
                 self.values[fake] = value
 
@@ -216,16 +254,26 @@ class Known(TorchFunctionMode):
 
         def value(x: Any) -> Any:
             if isinstance(x, Tensor):
-                return self.values[x] if x in self.values else torch.empty((), dtype=x.dtype).expand(x.shape)  # of `_LIKE`
+                return (
+                    self.values[x]
+                    if x in self.values
+                    else torch.empty((), dtype=x.dtype).expand(x.shape)
+                )  # of `_LIKE`
             return torch.device("cpu") if isinstance(x, torch.device) else x
 
-        kwargs = {key: "cpu" if key == "device" and item is not None else item for key, item in kwargs.items()}
+        kwargs = {
+            key: "cpu" if key == "device" and item is not None else item
+            for key, item in kwargs.items()
+        }
         with without_modes(), torch.no_grad():
             return func(*_tree.tree_map(value, args), **_tree.tree_map(value, kwargs))
 
     def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result worked out on the values, with its tensors as constants of the trace."""
-        return _tree.tree_map(lambda x: self._constant(x) if isinstance(x, Tensor) else x, self._call(func, args, kwargs))
+        return _tree.tree_map(
+            lambda x: self._constant(x) if isinstance(x, Tensor) else x,
+            self._call(func, args, kwargs),
+        )
 
     def _constant(self, value: Tensor) -> Tensor:
         with without_modes():
@@ -235,7 +283,9 @@ class Known(TorchFunctionMode):
         return out
 
     def _knows_masks(self, index: Any) -> bool:
-        masks = [t for t in _tree.tree_leaves(index) if isinstance(t, Tensor) and t.dtype == torch.bool]
+        masks = [
+            t for t in _tree.tree_leaves(index) if isinstance(t, Tensor) and t.dtype == torch.bool
+        ]
         return bool(masks) and all(mask in self.values for mask in masks)
 
     def _indices(self, index: Any) -> tuple[Any, ...]:
@@ -253,11 +303,22 @@ class Known(TorchFunctionMode):
         gone = self.values.get(written) if isinstance(written, Tensor) else None
         if gone is not None:
             place = gone.untyped_storage().data_ptr()
-            same = [fake for fake, value in self.values.items() if value.untyped_storage().data_ptr() == place]
+            same = [
+                fake
+                for fake, value in self.values.items()
+                if value.untyped_storage().data_ptr() == place
+            ]
             self.forget(same)
 
 
 def _writes(name: str, kwargs: dict[str, Any]) -> bool:
     """Whether a function changes its first tensor: `add_`, `x[...] = `, `+=`, `out=`."""
-    in_place = (name.endswith("_") and not name.endswith("__")) or name in ("__setitem__", "__set__")
-    return in_place or (name.startswith("__i") and name not in ("__invert__", "__int__", "__index__")) or "out" in kwargs
+    in_place = (name.endswith("_") and not name.endswith("__")) or name in (
+        "__setitem__",
+        "__set__",
+    )
+    return (
+        in_place
+        or (name.startswith("__i") and name not in ("__invert__", "__int__", "__index__"))
+        or "out" in kwargs
+    )

@@ -1,4 +1,5 @@
-"""What a recorded step does with tensors that are not the model's own: buffers of the loss, and constants."""
+"""What a recorded step does with tensors that are not the model's own: buffers of the loss, and
+constants."""
 
 from __future__ import annotations
 
@@ -19,8 +20,8 @@ __all__ = ["check_kept", "check_leaves", "check_set", "set_by_loss", "take_out_u
 def set_by_loss(
     module: nn.Module, loss: Callable[..., Any], state: Mapping[str, Tensor]
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What the loss, where it is a module, has set its buffers to when the block ends, each after the buffer; the loss then has the
-    buffers that it had."""
+    """What the loss, where it is a module, has set its buffers to when the block ends, each
+    after the buffer; the loss then has the buffers that it had."""
     parts = [part for prefix, part in trained_parts(module, loss) if prefix]
     before = [(child, dict(child._buffers)) for part in parts for child in part.modules()]
     found: list[tuple[Tensor, Tensor]] = []
@@ -43,8 +44,8 @@ def check_set(name: str, value: Tensor, given: Tensor) -> None:
 
 
 def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Raises NotTraceable for a parameter that forward has set to another tensor: an optimizer has the one from before, and the next
-    step computes with what it was set to."""
+    """Raises NotTraceable for a parameter that forward has set to another tensor: an optimizer
+    has the one from before, and the next step computes with what it was set to."""
     for name, parameter in module.named_parameters():
         if parameter is not given.get(name, parameter):
             raise NotTraceable(
@@ -54,8 +55,8 @@ def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 
 def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: str) -> None:
-    """Raises NotTraceable for a constant that the loss has a gradient of, among the autograd nodes behind it: no optimizer would be
-    given it, and that is hardly meant."""
+    """Raises NotTraceable for a constant that the loss has a gradient of, among the autograd
+    nodes behind it: no optimizer would be given it, and that is hardly meant."""
     names = {id(tensor): name for name, tensor in constants.items() if tensor.requires_grad}
     for node in nodes:
         name = names.get(id(getattr(node, "variable", None)))
@@ -67,11 +68,18 @@ def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: s
             )
 
 
-def take_out_unread(graph: torch.fx.Graph, names: list[str], constants: Mapping[str, Tensor]) -> list[str]:
-    """Takes those constants out of the arguments of a graph that it does not read, and gives their names: a model reaches many."""
+def take_out_unread(
+    graph: torch.fx.Graph, names: list[str], constants: Mapping[str, Tensor]
+) -> list[str]:
+    """Takes those constants out of the arguments of a graph that it does not read, and gives
+    their names: a model reaches many."""
     graph.eliminate_dead_code()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
-    unread = [(name, node) for name, node in zip(names, placeholders, strict=False) if name in constants and not node.users]
+    unread = [
+        (name, node)
+        for name, node in zip(names, placeholders, strict=False)
+        if name in constants and not node.users
+    ]
     for _, node in unread:
         graph.erase_node(node)
     return [name for name, _ in unread]

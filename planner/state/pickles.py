@@ -1,8 +1,10 @@
-"""How a model becomes bytes: as torch.save does it, and what pickle cannot do. `torch.save(..., pickle_module=pickles)`.
+"""How a model becomes bytes: as torch.save does it, and what pickle cannot do. `torch.save(...,
+pickle_module=pickles)`.
 
-Functions and classes that no other process can import (lambdas, those of a notebook or of a function) go by value, by cloudpickle.
-Parameters keep their gradient hooks, parametrized modules their parametrizations, weak references what they refer to. Plain
-`torch.load` reads what is written.
+Functions and classes that no other process can import (lambdas, those of a notebook or of a
+function) go by value, by cloudpickle. Parameters keep their gradient hooks, parametrized modules
+their parametrizations, weak references what they refer to. Plain `torch.load` reads what is
+written.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ class Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(thing, nn.Module) and is_parametrized(thing):
             kind = type_before_parametrizations(thing)
             names = tuple(thing.parametrizations)  # type: ignore[arg-type]
-            state_of: Any = kind.__getstate__  # the parametrized class has one of its own, which refuses
+            state_of: Any = (
+                kind.__getstate__
+            )  # the parametrized class has one of its own, which refuses
             return parametrized, (kind, names), state_of(thing)
         if type(thing) is weakref.ref and thing() is not None:
             return weakref.ref, (thing(),)

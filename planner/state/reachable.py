@@ -1,8 +1,9 @@
-"""What a training step can reach beside its arguments: attributes of modules, containers and objects behind them, what functions close
-over (gradient hooks of parameters among them), the globals that the model's own code names.
+"""What a training step can reach beside its arguments: attributes of modules, containers and
+objects behind them, what functions close over (gradient hooks of parameters among them), the
+globals that the model's own code names.
 
-module, loss -> `Holder`s, each a place that keeps values, with the path by which the model's author knows it. In one order in every
-process.
+module, loss -> `Holder`s, each a place that keeps values, with the path by which the model's author
+knows it. In one order in every process.
 """
 
 from __future__ import annotations
@@ -32,8 +33,17 @@ __all__ = ["PLAIN", "Holder", "reachable"]
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 #: Values that hold nothing.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
-_LEAVES = (*PLAIN, Watched, Tensor, types.ModuleType, types.BuiltinFunctionType, logging.Logger, torch.Generator)
-#: Libraries whose objects are not looked into: they keep books of their own, and change nothing that a step computes unseen.
+_LEAVES = (
+    *PLAIN,
+    Watched,
+    Tensor,
+    types.ModuleType,
+    types.BuiltinFunctionType,
+    logging.Logger,
+    torch.Generator,
+)
+#: Libraries whose objects are not looked into: they keep books of their own, and change nothing
+#: that a step computes unseen.
 _CLOSED = (
     "torch",
     "numpy",
@@ -58,10 +68,11 @@ _Contents = dict[Any, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holder:
-    """A place that keeps values by key. `shared` ones are the process's (globals, attributes of a class), the others the model's.
+    """A place that keeps values by key. `shared` ones are the process's (globals, attributes of a
+    class), the others the model's.
 
-    `get` gives what it keeps now; `put` has it keep that again, where it can (an iterator cannot go back); `name` is what the model's
-    author calls the value of a key.
+    `get` gives what it keeps now; `put` has it keep that again, where it can (an iterator cannot go
+    back); `name` is what the model's author calls the value of a key.
     """
 
     thing: Any
@@ -88,7 +99,8 @@ def reachable(module: nn.Module, loss: Any) -> tuple[Holder, ...]:
 
 
 def _is_kept_by_keras(thing: Any) -> bool:
-    """Whether a module is a layer of Keras: its variables are parameters and buffers of a `KerasModule` already."""
+    """Whether a module is a layer of Keras: its variables are parameters and buffers of a
+    `KerasModule` already."""
     return any(base.__module__.partition(".")[0] == "keras" for base in type(thing).__mro__)
 
 
@@ -117,13 +129,37 @@ class _Walk:
             if not _is_kept_by_keras(thing):
                 yield from self._module(path, thing, shared)
         elif isinstance(thing, dict):
-            yield Holder(thing=thing, get=lambda: dict(thing), put=_refill(thing), name=_item(path), shared=shared)
+            yield Holder(
+                thing=thing,
+                get=lambda: dict(thing),
+                put=_refill(thing),
+                name=_item(path),
+                shared=shared,
+            )
         elif isinstance(thing, list | deque):
-            yield Holder(thing=thing, get=lambda: dict(enumerate(thing)), put=_relist(thing), name=_item(path), shared=shared)
+            yield Holder(
+                thing=thing,
+                get=lambda: dict(enumerate(thing)),
+                put=_relist(thing),
+                name=_item(path),
+                shared=shared,
+            )
         elif isinstance(thing, tuple):
-            yield Holder(thing=thing, get=lambda: dict(enumerate(thing)), put=_nothing, name=_item(path), shared=shared)
+            yield Holder(
+                thing=thing,
+                get=lambda: dict(enumerate(thing)),
+                put=_nothing,
+                name=_item(path),
+                shared=shared,
+            )
         elif isinstance(thing, set):
-            yield Holder(thing=thing, get=lambda: {"": frozenset(thing)}, put=_reset(thing), name=lambda _: path, shared=shared)
+            yield Holder(
+                thing=thing,
+                get=lambda: {"": frozenset(thing)},
+                put=_reset(thing),
+                name=lambda _: path,
+                shared=shared,
+            )
         elif isinstance(thing, types.FunctionType):
             yield from _function(path, thing)
         elif isinstance(thing, types.MethodType):
@@ -132,7 +168,11 @@ class _Walk:
         elif isinstance(thing, functools.partial):
             keeps: _Contents = {**thing.keywords, **dict(enumerate(thing.args))}
             yield Holder(
-                thing=thing, get=lambda: keeps, put=_nothing, name=lambda key: f"{path}.{_argument(key)}", shared=shared
+                thing=thing,
+                get=lambda: keeps,
+                put=_nothing,
+                name=lambda key: f"{path}.{_argument(key)}",
+                shared=shared,
             )
             self.visit(path, thing.func, 0, shared)
         else:
@@ -140,7 +180,8 @@ class _Walk:
             yield from (found,) if found is not None else ()
 
     def _module(self, path: str, module: nn.Module, shared: bool) -> Iterator[Holder]:
-        """A module's attributes. Of the modules of the model, what is registered is told by itself."""
+        """A module's attributes. Of the modules of the model, what is registered is told by
+        itself."""
 
         def get() -> _Contents:
             return {key: value for key, value in vars(module).items() if key not in _OWN}
@@ -151,7 +192,13 @@ class _Walk:
         yield Holder(thing=module, get=get, put=put, name=_attribute(path), shared=shared)
         own: list[dict[str, Any]] = [module._parameters, module._buffers]
         for kept in own if id(module) in self.registered else [*own, module._modules]:
-            yield Holder(thing=kept, get=lambda d=kept: dict(d), put=_refill(kept), name=_attribute(path), shared=shared)  # type: ignore[misc]
+            yield Holder(
+                thing=kept,
+                get=lambda d=kept: dict(d),  # type: ignore[misc]
+                put=_refill(kept),
+                name=_attribute(path),
+                shared=shared,
+            )
         self.code_of(type(module))
 
     def _object(self, path: str, thing: Any, shared: bool) -> Holder | None:
@@ -170,13 +217,18 @@ class _Walk:
             for name in set(slots) & set(before):
                 object.__setattr__(thing, name, before[name])
             if hasattr(thing, "__dict__"):
-                _replace(thing.__dict__, dict(thing.__dict__), {k: v for k, v in before.items() if k not in slots})
+                _replace(
+                    thing.__dict__,
+                    dict(thing.__dict__),
+                    {k: v for k, v in before.items() if k not in slots},
+                )
 
         self.code_of(kind)
         return Holder(thing=thing, get=get, put=put, name=_attribute(path), shared=shared)
 
     def code_of(self, kind: type) -> None:
-        """What the classes of the model's author keep themselves, and what their code reads of the module they stand in."""
+        """What the classes of the model's author keep themselves, and what their code reads of
+        the module they stand in."""
         if kind in self.coded:
             return
         for base in kind.__mro__:
@@ -195,29 +247,48 @@ class _Walk:
         self.coded.add(kind)
 
     def _own_functions(self, kind: type) -> list[types.FunctionType]:
-        """The functions of a class that the model's author wrote: looked up once a walk, since every module has torch's base."""
+        """The functions of a class that the model's author wrote: looked up once a walk, since
+        every module has torch's base."""
         if kind not in self.functions:
             every = map(_function_of, vars(kind).values())
-            self.functions[kind] = [f for f in every if f is not None and is_own(f.__code__.co_filename)]
+            self.functions[kind] = [
+                f for f in every if f is not None and is_own(f.__code__.co_filename)
+            ]
         return self.functions[kind]
 
 
 def _function(path: str, function: types.FunctionType) -> Iterator[Holder]:
-    """What a function closes over, its defaults and, of the model's author, the globals that it names."""
+    """What a function closes over, its defaults and, of the model's author, the globals that it
+    names."""
     signature = inspect.signature(function)
-    defaults = {p.name: p.default for p in signature.parameters.values() if p.default is not p.empty}
-    yield Holder(thing=defaults, get=lambda: defaults, put=_nothing, name=_attribute(path), shared=True)
+    defaults = {
+        p.name: p.default for p in signature.parameters.values() if p.default is not p.empty
+    }
+    yield Holder(
+        thing=defaults, get=lambda: defaults, put=_nothing, name=_attribute(path), shared=True
+    )
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
-        yield Holder(thing=cell, get=lambda c=cell: _inside(c), put=_refill_cell(cell), name=lambda _, n=name: _joined(path, n))  # type: ignore[misc]
+        yield Holder(
+            thing=cell,
+            get=lambda c=cell: _inside(c),  # type: ignore[misc]
+            put=_refill_cell(cell),
+            name=lambda _, n=name: _joined(path, n),  # type: ignore[misc]
+        )
     if not is_own(function.__code__.co_filename):
         return
-    names = [name for name in dict.fromkeys(_names(function.__code__)) if name in function.__globals__]
+    names = [
+        name for name in dict.fromkeys(_names(function.__code__)) if name in function.__globals__
+    ]
 
     def get() -> _Contents:
         return {name: function.__globals__[name] for name in names if name in function.__globals__}
 
     yield Holder(
-        thing=function, get=get, put=function.__globals__.update, name=_attribute(str(function.__module__)), shared=True
+        thing=function,
+        get=get,
+        put=function.__globals__.update,
+        name=_attribute(str(function.__module__)),
+        shared=True,
     )
 
 
@@ -230,7 +301,11 @@ def _names(code: types.CodeType) -> Iterator[str]:
 
 def _class(kind: type) -> Holder:
     def get() -> _Contents:
-        return {k: v for k, v in vars(kind).items() if not k.startswith("__") and not k.startswith("_abc_") and not _is_code(v)}
+        return {
+            k: v
+            for k, v in vars(kind).items()
+            if not k.startswith("__") and not k.startswith("_abc_") and not _is_code(v)
+        }
 
     def put(before: _Contents) -> None:
         now = get()
@@ -246,26 +321,41 @@ def _class(kind: type) -> Holder:
 def _stateful(path: str, thing: Any, shared: bool) -> Holder | None:
     """Arrays, generators of random numbers and iterators: what they keep has no names."""
 
-    def holder(get: Callable[[], Any], put: Callable[[Any], None] | None, chance: bool = False) -> Holder:
+    def holder(
+        get: Callable[[], Any], put: Callable[[Any], None] | None, chance: bool = False
+    ) -> Holder:
         back = None if put is None else lambda before: put(before[""])
         return Holder(
-            thing=thing, get=lambda: {"": get()}, put=back, name=lambda _: path, shared=shared, chance=chance
-        )  # fmt: skip
+            thing=thing,
+            get=lambda: {"": get()},
+            put=back,
+            name=lambda _: path,
+            shared=shared,
+            chance=chance,
+        )
 
     if isinstance(thing, np.ndarray):
         if thing.nbytes > _LARGEST_ARRAY or thing.dtype.hasobject:
             return None
-        return holder(lambda: (str(thing.dtype), thing.shape, thing.tobytes()), _refill_array(thing))
+        return holder(
+            lambda: (str(thing.dtype), thing.shape, thing.tobytes()), _refill_array(thing)
+        )
     if isinstance(thing, random.Random):
         return holder(thing.getstate, thing.setstate, chance=True)
     if isinstance(thing, np.random.Generator):
-        return holder(lambda: _Shown(thing.bit_generator.state), lambda s: setattr(thing.bit_generator, "state", s.value), True)
+        return holder(
+            lambda: _Shown(thing.bit_generator.state),
+            lambda s: setattr(thing.bit_generator, "state", s.value),
+            True,
+        )
     if isinstance(thing, np.random.RandomState):
         return holder(lambda: _Shown(thing.get_state()), lambda s: thing.set_state(s.value), True)
     if isinstance(thing, itertools.count):
         return holder(lambda: repr(thing), None)
     if isinstance(thing, types.GeneratorType):
-        return holder(lambda: thing.gi_frame and (thing.gi_frame.f_lasti, repr(thing.gi_frame.f_locals)), None)
+        return holder(
+            lambda: thing.gi_frame and (thing.gi_frame.f_lasti, repr(thing.gi_frame.f_locals)), None
+        )
     if isinstance(thing, Iterator):
         if hasattr(thing, "__length_hint__"):
             return holder(thing.__length_hint__, None)
@@ -290,7 +380,11 @@ class _Shown:
 def _slots(kind: type) -> list[str]:
     found = vars(kind).get("__slots__", ())
     names = (found,) if isinstance(found, str) else tuple(found)
-    return [name for name in names if name not in ("__dict__", "__weakref__") and not name.startswith("__")]
+    return [
+        name
+        for name in names
+        if name not in ("__dict__", "__weakref__") and not name.startswith("__")
+    ]
 
 
 def _function_of(value: Any) -> types.FunctionType | None:
@@ -300,9 +394,11 @@ def _function_of(value: Any) -> types.FunctionType | None:
 
 def _is_code(value: Any) -> bool:
     return (
-        _function_of(value) is not None or isinstance(value, type | property) or inspect.isdatadescriptor(value)
+        _function_of(value) is not None
+        or isinstance(value, type | property)
+        or inspect.isdatadescriptor(value)
         or isinstance(value, types.MemberDescriptorType | functools.partialmethod)
-    )  # fmt: skip
+    )
 
 
 def _inside(cell: types.CellType) -> _Contents:

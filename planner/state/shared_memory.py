@@ -1,7 +1,8 @@
-"""Registered tensors that are views of one memory: a plan holds every parameter and buffer in memory of its own.
+"""Registered tensors that are views of one memory: a plan holds every parameter and buffer in
+memory of its own.
 
-module, graph -> nothing, or a refusal by name. What no step changes may share memory; so may parts of it that do not overlap, as the
-weights of a recurrent layer in one block do.
+module, graph -> nothing, or a refusal by name. What no step changes may share memory; so may parts
+of it that do not overlap, as the weights of a recurrent layer in one block do.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ __all__ = ["check_apart"]
 
 
 def check_apart(state: State, graph: Graph, model: str) -> None:
-    """Raises NotTraceable where the step of a graph changes one tensor of a model's state and another, which is registered too or which
-    it reads, has numbers in the same place."""
+    """Raises NotTraceable where the step of a graph changes one tensor of a model's state and
+    another, which is registered too or which it reads, has numbers in the same place."""
     names = {value.id: value.name for value in graph.values}
     read = set(names.values())
-    named = {name: tensor for name, tensor in state.tensors.items() if name in read or name not in state.constants}
+    named = {
+        name: tensor
+        for name, tensor in state.tensors.items()
+        if name in read or name not in state.constants
+    }
     changed = {p.name for p in graph.parameters} | {names[before] for before, _ in graph.updates}
     sharing: dict[int, list[str]] = {}
     for name, tensor in named.items():
@@ -56,4 +61,6 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 def _span(tensor: Tensor) -> tuple[int, int]:
     """The places of the first and the last element, counted in elements."""
     first = int(tensor.storage_offset())
-    return first, first + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return first, first + sum(
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    )

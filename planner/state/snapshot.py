@@ -1,7 +1,7 @@
 """What a step can reach, kept as it stands: what has changed since, and a way back.
 
-module, loss -> `Snapshot` -> `Change`s. Tensors are compared by identity: what is written in place is in the graph. Plain values are
-compared by value, containers by what they hold.
+module, loss -> `Snapshot` -> `Change`s. Tensors are compared by identity: what is written in place
+is in the graph. Plain values are compared by value, containers by what they hold.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ class Change:
         """Whether a container holds more than it did, or less."""
         if isinstance(self.holder.thing, set):
             return len(self.old) != len(self.new)
-        return isinstance(self.holder.thing, dict | list | deque) and (self.old is ABSENT or self.new is ABSENT)
+        return isinstance(self.holder.thing, dict | list | deque) and (
+            self.old is ABSENT or self.new is ABSENT
+        )
 
 
 class Snapshot:

@@ -31,7 +31,8 @@ _Line = tuple[str, str, str]
 
 
 def from_frames(frames: Iterable[traceback.FrameSummary]) -> str:
-    """`FILE:LINE (CODE)` of the innermost frame in the user's code, else in that of an installed model; empty where there is none."""
+    """`FILE:LINE (CODE)` of the innermost frame in the user's code, else in that of an installed
+    model; empty where there is none."""
     return _told([(frame.filename, str(frame.lineno), str(frame.line)) for frame in frames])
 
 
@@ -47,15 +48,19 @@ def is_own(file: str) -> bool:
 
 
 def _told(lines: list[_Line]) -> str:
-    """The place in what the trace called: the script that asked for a plan is the user's too, and says nothing."""
+    """The place in what the trace called: the script that asked for a plan is the user's too,
+    and says nothing."""
     begin = max((at + 1 for at, line in enumerate(lines) if Path(line[0]) == _TRACE), default=0)
     lines = lines[begin:]
-    own = [line for line in lines if _is_own(Path(line[0]))] or [line for line in lines if _is_installed_model(Path(line[0]))]
+    own = [line for line in lines if _is_own(Path(line[0]))] or [
+        line for line in lines if _is_installed_model(Path(line[0]))
+    ]
     return "{}:{} ({})".format(*own[-1]) if own else ""
 
 
 def _is_own(path: Path) -> bool:
-    """Whether the file is the user's, or a built-in model: not Python's, not installed, no other of ours."""
+    """Whether the file is the user's, or a built-in model: not Python's, not installed, no other
+    of ours."""
     python = Path(traceback.__file__).parent
     if _PLANNER in path.parents:
         return path.parent.name == "models" and path.name not in _NO_MODELS
@@ -63,9 +68,14 @@ def _is_own(path: Path) -> bool:
 
 
 def _is_installed_model(path: Path) -> bool:
-    """Whether the file is installed and not torch's: of a library of models (transformers, Keras)."""
+    """Whether the file is installed and not torch's: of a library of models (transformers,
+    Keras)."""
     return _is_installed(path) and Path(torch.__file__).parent not in path.parents
 
 
 def _is_installed(path: Path) -> bool:
-    return "site-packages" in path.parts or "dist-packages" in path.parts or Path(torch.__file__).parent in path.parents
+    return (
+        "site-packages" in path.parts
+        or "dist-packages" in path.parts
+        or Path(torch.__file__).parent in path.parents
+    )

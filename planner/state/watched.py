@@ -1,4 +1,5 @@
-"""A number that tells of every use but counting on: what a step does with a number that changes from step to step."""
+"""A number that tells of every use but counting on: what a step does with a number that changes
+from step to step."""
 
 from __future__ import annotations
 
@@ -10,8 +11,8 @@ __all__ = ["Watched", "plain"]
 
 
 class Watched:
-    """Stands for a number. Arithmetic gives another such number of the same root; whatever takes a decision, makes an index or leaves
-    Python sets `asked` of the root. Printing it does not."""
+    """Stands for a number. Arithmetic gives another such number of the same root; whatever takes
+    a decision, makes an index or leaves Python sets `asked` of the root. Printing it does not."""
 
     def __init__(self, value: Any, root: Watched | None = None) -> None:
         self.value, self.root, self._asked = plain(value), self if root is None else root, False
@@ -50,7 +51,9 @@ def _arithmetic(function: Callable[..., Any], turned: bool = False) -> Callable[
         values = tuple(map(plain, others))
         if not all(isinstance(value, int | float) for value in values):
             return function(*values, self.tell()) if turned else function(self.tell(), *values)
-        return Watched(function(*values, self.value) if turned else function(self.value, *values), self.root)
+        return Watched(
+            function(*values, self.value) if turned else function(self.value, *values), self.root
+        )
 
     return run
 
@@ -65,7 +68,11 @@ for _name in ("add", "sub", "mul", "truediv", "floordiv", "mod", "pow"):
 for _name in ("neg", "pos", "abs"):
     setattr(Watched, f"__{_name}__", _arithmetic(getattr(operator, _name)))
 for _name in ("eq", "ne", "lt", "le", "gt", "ge", "index", "and", "or", "xor", "lshift", "rshift"):
-    setattr(Watched, f"__{_name}__", _use(getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)))
+    setattr(
+        Watched,
+        f"__{_name}__",
+        _use(getattr(operator, f"{_name}_" if _name in ("and", "or") else _name)),
+    )
 for _name, _function in (
     ("bool", bool),
     ("int", int),

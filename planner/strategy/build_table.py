@@ -21,7 +21,14 @@ from planner.graph.layout import REPLICATE, Layout, is_partial, is_split
 from planner.solver.problem.problem import Array
 from planner.strategy.costing import Costing
 from planner.strategy.redistribute import Layouts
-from planner.strategy.strategies import Option, ParameterStrategy, Strategy, op_strategies, options_of, parameter_strategies
+from planner.strategy.strategies import (
+    Option,
+    ParameterStrategy,
+    Strategy,
+    op_strategies,
+    options_of,
+    parameter_strategies,
+)
 from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Pins, Use
 
@@ -32,16 +39,18 @@ class TooLarge(Exception):
     """The table has more pairs of strategies than were allowed."""
 
 
-def build_table(model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")) -> Table:
-    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises TooLarge where that is more than
-    `most_pairs` pairs of strategies."""
+def build_table(
+    model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")
+) -> Table:
+    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises
+    TooLarge where that is more than `most_pairs` pairs of strategies."""
     return _Builder(model, costing, pins, most_pairs).table()
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A value in a phase, brought from the layouts that one problem node's choices leave it in to those in which another's read it,
-    as often as there are values alike."""
+    """A value in a phase, brought from the layouts that one problem node's choices leave it in
+    to those in which another's read it, as often as there are values alike."""
 
     value: int
     phase: str
@@ -71,14 +80,24 @@ class _Builder:
         """The whole table."""
         node_of, parameter_of = self._ops(), self._parameters()
         table = Table(
-            model=self.model, costing=self.costing, node_of=node_of, parameter_of=parameter_of, hub_of=self.hub_of,
-            strategies=self.strategies, parameter_strategies=self.parameter_strategies, hub_layouts=self.hub_layouts,
-            costs=(), hideable_costs=self.hideable_costs, pairs=self.pairs, hideable_pairs=self.hideable_pairs, names=(),
-        )  # fmt: skip
+            model=self.model,
+            costing=self.costing,
+            node_of=node_of,
+            parameter_of=parameter_of,
+            hub_of=self.hub_of,
+            strategies=self.strategies,
+            parameter_strategies=self.parameter_strategies,
+            hub_layouts=self.hub_layouts,
+            costs=(),
+            hideable_costs=self.hideable_costs,
+            pairs=self.pairs,
+            hideable_pairs=self.hideable_pairs,
+            names=(),
+        )
         self._connect(table)
         return replace(table, costs=tuple(self.costs), names=tuple(self.names))
 
-    # ---------------------------------------------------------------------------------------------- nodes
+    # ---------------------------------------------------------------------------------------- nodes
 
     def _node(self, name: str, costs: Array) -> int:
         self.costs.append(costs)
@@ -94,7 +113,9 @@ class _Builder:
                 out.append(None)
                 continue
             found = self._op_strategies([graph.nodes[m] for m in members])
-            cost = np.array([self.costing.op(node, dims.ops[node.index], s) for s in found]) * len(members)
+            cost = np.array([self.costing.op(node, dims.ops[node.index], s) for s in found]) * len(
+                members
+            )
             out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
             self.strategies[len(self.costs) - 1] = found
             if self.model.shortens(node):
@@ -112,7 +133,11 @@ class _Builder:
 
         found = self._splits(dims, allowed)
         given = self._given(first)
-        found = tuple(s for s in found if not any(map(is_partial, itertools.chain.from_iterable(s.operands[i] for i in given))))
+        found = tuple(
+            s
+            for s in found
+            if not any(map(is_partial, itertools.chain.from_iterable(s.operands[i] for i in given)))
+        )
         if not found:
             raise NoPlan(
                 f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: "
@@ -123,28 +148,50 @@ class _Builder:
     def _splits(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> tuple[Strategy, ...]:
         """The strategies of an op, those of ops with the same leaves once."""
         options, signature = options_of(dims), dims.signature
-        left = tuple(tuple(o for o in options if allowed(axis, o)) for axis in range(len(self.costing.sizes)))
-        key = (dims.sizes, dims.letter, dims.operands, dims.results, signature.linear, signature.reduced, left)
+        left = tuple(
+            tuple(o for o in options if allowed(axis, o)) for axis in range(len(self.costing.sizes))
+        )
+        key = (
+            dims.sizes,
+            dims.letter,
+            dims.operands,
+            dims.results,
+            signature.linear,
+            signature.reduced,
+            left,
+        )
         if key not in self.splits:
-            self.splits[key] = op_strategies(dims, self.costing.sizes, lambda axis, option: option in left[axis])
+            self.splits[key] = op_strategies(
+                dims, self.costing.sizes, lambda axis, option: option in left[axis]
+            )
         return self.splits[key]
 
     def _what_would_fit(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> str:
-        """The splits that are too fine: `8 heads cannot be split over 16 devices, at most over 8: take smaller axes, or `."""
+        """The splits that are too fine: `8 heads cannot be split over 16 devices, at most over
+        8: take smaller axes, or `."""
         words, told = dict(dims.signature.names), {}
         for axis, count in enumerate(self.costing.sizes):
             for option in options_of(dims):
-                if option.kind == "split" and dims.sizes[option.number] < count and allowed(axis, option):
+                if (
+                    option.kind == "split"
+                    and dims.sizes[option.number] < count
+                    and allowed(axis, option)
+                ):
                     size, word = dims.sizes[option.number], words.get(dims.letter[option.number])
                     what = f"a dim of {size}" if word is None else f"{size} {word}"
                     told[f"{what} cannot be split over {count} devices, at most over {size}"] = True
         return f"{', '.join(told)}: take smaller axes, or " if told else ""
 
     def _given(self, node: Node) -> list[int]:
-        """The operands that the step is given, or parameters in another format: they come whole or in pieces, never as partial sums."""
+        """The operands that the step is given, or parameters in another format: they come whole
+        or in pieces, never as partial sums."""
         model = self.model
         values = [model.roots[value].value for value in node.operands]
-        return [i for i, value in enumerate(values) if value in model.formats or model.graph.values[value].is_given]
+        return [
+            i
+            for i, value in enumerate(values)
+            if value in model.formats or model.graph.values[value].is_given
+        ]
 
     def _parameters(self) -> tuple[int, ...]:
         graph, dims = self.model.graph, self.model.dims
@@ -159,28 +206,47 @@ class _Builder:
             )  # else a layout is not the same pieces of both
 
             @cache
-            def allowed(axis: int, option: Option, tied: tuple[Parameter, ...] = tuple(tied), nests: bool = nests) -> bool:
-                return (nests or option.kind == "whole") and all(self.pins.parameter(p, axis, option) for p in tied)
+            def allowed(
+                axis: int,
+                option: Option,
+                tied: tuple[Parameter, ...] = tuple(tied),
+                nests: bool = nests,
+            ) -> bool:
+                return (nests or option.kind == "whole") and all(
+                    self.pins.parameter(p, axis, option) for p in tied
+                )
 
             found = parameter_strategies(flat, self.costing.sizes, allowed)
             if not found:
-                raise NoPlan(f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one")
+                raise NoPlan(
+                    f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one"
+                )
             given = [(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
             cost = [self.costing.update(*one) + self.costing.clip(*one) for one in given]
             out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
             self.parameter_strategies[out[-1]] = found
-            gathers = np.array([self.costing.gather(flat, dtype_bytes(value.dtype), s) for s in found]) * len(members)
+            gathers = np.array(
+                [self.costing.gather(flat, dtype_bytes(value.dtype), s) for s in found]
+            ) * len(members)
             if gathers.any():
                 self.hideable_costs[out[-1]] = gathers
         return tuple(out)
 
-    # ---------------------------------------------------------------------------------------------- edges
+    # ---------------------------------------------------------------------------------------- edges
 
     def _connect(self, table: Table) -> None:
-        """Groups of readings that are alike are priced once, and counted as often as they occur. All are listed before the first is
-        priced: a table that is too large is told by its sizes."""
-        readings = [reading for alike in self.model.use_groups.values() for reading in self._readings(table, alike)]
-        if sum(len(r.before[1]) * len(r.after[1]) for r in readings if r.before[0] != r.after[0]) > self.most_pairs:
+        """Groups of readings that are alike are priced once, and counted as often as they occur.
+        All are listed before the first is priced: a table that is too large is told by its
+        sizes."""
+        readings = [
+            reading
+            for alike in self.model.use_groups.values()
+            for reading in self._readings(table, alike)
+        ]
+        if (
+            sum(len(r.before[1]) * len(r.after[1]) for r in readings if r.before[0] != r.after[0])
+            > self.most_pairs
+        ):
             raise TooLarge
         for reading in readings:
             self._edge(reading)
@@ -195,16 +261,24 @@ class _Builder:
         if len(uses) == 1:
             return [_Reading(value, phase, produced, consumed[0], len(alike))]
         layouts = self._layouts(value, phase)
-        wanted = dict.fromkeys([*produced[1], *(layout for _, after in consumed for layout in after)])
+        wanted = dict.fromkeys(
+            [*produced[1], *(layout for _, after in consumed for layout in after)]
+        )
         states = [x for x in wanted if x in layouts.index]
-        hub = self._node(f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states)))
+        hub = self._node(
+            f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states))
+        )
         self.hub_layouts[hub] = tuple(states)
         self.hub_of.update({(v, p): hub for v, p, _ in alike})
         first = _Reading(value, phase, produced, (hub, states), len(alike))
-        return [first, *(_Reading(value, phase, (hub, states), read, len(alike)) for read in consumed)]
+        return [
+            first,
+            *(_Reading(value, phase, (hub, states), read, len(alike)) for read in consumed),
+        ]
 
     def _edge(self, reading: _Reading) -> None:
-        """Adds the cost of bringing a value from the layouts of one node's choices to those of another's."""
+        """Adds the cost of bringing a value from the layouts of one node's choices to those of
+        another's."""
         value, phase = reading.value, reading.phase
         (u, before), (v, after) = reading.before, reading.after
         cost = self._conversion(value, phase, before, after) * reading.times
@@ -223,7 +297,8 @@ class _Builder:
         pairs[key] = pairs[key] + table if key in pairs else table.copy()
 
     def _casts(self, reader: int, value: int) -> bool:
-        """Whether a problem node casts a parameter to a shorter format: its pieces are cast, and gathered in that format."""
+        """Whether a problem node casts a parameter to a shorter format: its pieces are cast, and
+        gathered in that format."""
         return value in self.model.formats and reader in self.casts
 
     def _layouts(self, value: int, phase: str) -> Layouts:
@@ -231,7 +306,9 @@ class _Builder:
         flat = tuple(size for dim in self.model.dims.shapes[value] for size in dim)
         return self.costing.layouts(flat, itemsize, phase)
 
-    def _conversion(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
+    def _conversion(
+        self, value: int, phase: str, before: list[Layout], after: list[Layout]
+    ) -> Array:
         if self._is_opaque(value) or value in self.model.cast_gradients:
             return np.where([[a == b for b in after] for a in before], 0.0, np.inf)
         return self._layouts(value, phase).cost_table(before, after)
@@ -255,4 +332,9 @@ class _Builder:
 
 def _gathered(before: list[Layout], after: list[Layout]) -> Array:
     """Which of the pairs of layouts take a gather: what is split before is not split so after."""
-    return np.array([[any(is_split(x) and x != y for x, y in zip(b, a, strict=True)) for a in after] for b in before])
+    return np.array(
+        [
+            [any(is_split(x) and x != y for x, y in zip(b, a, strict=True)) for a in after]
+            for b in before
+        ]
+    )

@@ -1,7 +1,7 @@
 """What was chosen: a strategy for every op, a place for every parameter, a layout for every hub.
 
-Read from the solver's answer (`read_choices`), priced again by walking the whole, untied graph (`recost`): the objective that a plan
-reports is this one, and it must equal the solver's.
+Read from the solver's answer (`read_choices`), priced again by walking the whole, untied graph
+(`recost`): the objective that a plan reports is this one, and it must equal the solver's.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ __all__ = ["Choices", "read_choices", "recost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """By graph node, by parameter in order, and by (root value, phase) for hubs; `bucket` are the bytes of gradients that are reduced
-    together. `recast`: parameters are cast again for backward, and no copy of them is held from forward."""
+    """By graph node, by parameter in order, and by (root value, phase) for hubs; `bucket` are
+    the bytes of gradients that are reduced together. `recast`: parameters are cast again for
+    backward, and no copy of them is held from forward."""
 
     strategies: dict[int, Strategy]
     parameters: tuple[ParameterStrategy, ...]
@@ -43,11 +44,17 @@ def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
         index = table.parameter_of[number]
         parameters.append(table.parameter_strategies[index][choice[index]])
     hubs = {key: table.hub_layouts[hub][choice[hub]] for key, hub in table.hub_of.items()}
-    return Choices(strategies=strategies, parameters=tuple(parameters), hubs=hubs, bucket=table.costing.bucket_size)
+    return Choices(
+        strategies=strategies,
+        parameters=tuple(parameters),
+        hubs=hubs,
+        bucket=table.costing.bucket_size,
+    )
 
 
 def recost(model: Model, costing: Costing, choices: Choices, *, hidden: float = 0.0) -> float:
-    """The objective of `choices`, node by node and edge by edge over the whole graph, no two layers taken together."""
+    """The objective of `choices`, node by node and edge by edge over the whole graph, no two
+    layers taken together."""
     return _Walk(model, costing, choices, 1.0 - hidden).total()
 
 
@@ -57,7 +64,10 @@ class _Walk:
 
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims
-        seconds = sum(self.costing.op(graph.nodes[n], dims.ops[n], s) for n, s in self.choices.strategies.items())
+        seconds = sum(
+            self.costing.op(graph.nodes[n], dims.ops[n], s)
+            for n, s in self.choices.strategies.items()
+        )
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
             value = graph.values[parameter.value]
             given = self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
@@ -76,7 +86,9 @@ class _Walk:
         before = self._produced(value)
         hub = self.choices.hubs.get((value, phase), before)
         seconds = self._change(value, phase, before, hub)
-        return share * (seconds + sum(self._change(value, phase, hub, self._read(use)) for use in uses))
+        return share * (
+            seconds + sum(self._change(value, phase, hub, self._read(use)) for use in uses)
+        )
 
     def _read(self, use: Use) -> Layout:
         if use.parameter is not None:
@@ -88,7 +100,11 @@ class _Walk:
         graph = self.model.graph
         writer = graph.values[value].writer
         if writer is None:
-            return next(s.stored for p, s in zip(graph.parameters, self.choices.parameters, strict=True) if p.value == value)
+            return next(
+                s.stored
+                for p, s in zip(graph.parameters, self.choices.parameters, strict=True)
+                if p.value == value
+            )
         return self.choices.strategies[writer].results[graph.nodes[writer].results.index(value)]
 
     def _flat(self, value: int) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """What pins leave of a model's options on a mesh, and every pin that would change nothing, refused.
 
-Model, mesh, pins -> `Pins`. An axis named for data splits the batch and nothing else; one named for tensors never splits the batch.
+Model, mesh, pins -> `Pins`. An axis named for data splits the batch and nothing else; one named for
+tensors never splits the batch.
 """
 
 from __future__ import annotations
@@ -25,15 +26,19 @@ HEAVY = ("gemm", "conv", "attention", "lstm", "embedding")
 
 
 def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
-    """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that matches nothing."""
+    """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that
+    matches nothing."""
     filters = _Filters(model, mesh, pins)
     return Pins(op=filters.op, alike=filters.alike, parameter=filters.parameter)
 
 
 def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> None:
-    """Raises UnknownName for a pin that matches nothing, NoPlan for one that changes nothing on any of the meshes: no axis is for it,
-    or nothing that it matches can be split as it says. On one device nothing is split, and every pin holds."""
-    filters = [_Filters(model, mesh, (pin,)) for mesh in meshes for pin in pins if mesh.num_devices > 1]
+    """Raises UnknownName for a pin that matches nothing, NoPlan for one that changes nothing on
+    any of the meshes: no axis is for it, or nothing that it matches can be split as it says. On
+    one device nothing is split, and every pin holds."""
+    filters = [
+        _Filters(model, mesh, (pin,)) for mesh in meshes for pin in pins if mesh.num_devices > 1
+    ]
     for pin in pins:
         reasons = [f.why_not(pin) for f in filters if f.pins == (pin,)]
         if reasons and all(reasons):
@@ -41,9 +46,12 @@ def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> Non
 
 
 def _near(pattern: str, known: Iterable[str]) -> str:
-    """` 'a' or 'b'`: the parts with the names most like the pattern; nothing where none is like it."""
+    """` 'a' or 'b'`: the parts with the names most like the pattern; nothing where none is like
+    it."""
     parts = sorted({pattern_of(path) for path in known if path})
-    near = difflib.get_close_matches(pattern, parts, n=3) or difflib.get_close_matches(pattern.replace("*", ""), parts, n=3)
+    near = difflib.get_close_matches(pattern, parts, n=3) or difflib.get_close_matches(
+        pattern.replace("*", ""), parts, n=3
+    )
     return f" {' or '.join(map(repr, near))}" if near else ""
 
 
@@ -56,7 +64,11 @@ class _Filters:
     def __init__(self, model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> None:
         self.model, self.mesh, self.pins = model, mesh, pins
         self.roles = tuple(role_of(name) for name in mesh.names)
-        self.batch, self.experts, self.of_batch_alone = model.batch_atoms, model.expert_atoms, model.of_batch_alone
+        self.batch, self.experts, self.of_batch_alone = (
+            model.batch_atoms,
+            model.expert_atoms,
+            model.of_batch_alone,
+        )
         self._check_batch()
         for pin in pins:
             self._check_match(pin)
@@ -64,7 +76,9 @@ class _Filters:
         self.data_axes = data or list(range(len(mesh.sizes)))
         tensor = [a for a, role in enumerate(self.roles) if role != "data" and mesh.sizes[a] > 1]
         self.tensor_axis = tensor[-1] if tensor else None
-        self.light = frozenset(pin for pin in pins if pin.choice in ("tensor", "tp") and self._is_light(pin))
+        self.light = frozenset(
+            pin for pin in pins if pin.choice in ("tensor", "tp") and self._is_light(pin)
+        )
 
     def _check_batch(self) -> None:
         size = 1
@@ -72,7 +86,9 @@ class _Filters:
             size *= n if role_of(name) == "data" else 1
         batch = self.model.graph.values[self.model.graph.inputs[0]].shape[0]
         if batch < size:
-            raise NoPlan(f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}")
+            raise NoPlan(
+                f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}"
+            )
 
     def _check_match(self, pin: Pin) -> None:
         modules = {n.path for n in self.model.graph.nodes if n.path}
@@ -100,16 +116,21 @@ class _Filters:
 
     def _of(self, path: str, choices: tuple[str, ...]) -> Pin | None:
         """The last pin that matches wins."""
-        return next((p for p in reversed(self.pins) if p.choice in choices and p.matches(path)), None)
+        return next(
+            (p for p in reversed(self.pins) if p.choice in choices and p.matches(path)), None
+        )
 
     def _is_light(self, pin: Pin) -> bool:
-        """Whether no op that the pin matches does a model's work: what it matches must then split itself."""
-        return not any(pin.matches(node.path) and self._kind(node) in HEAVY for node in self.model.graph.nodes)
+        """Whether no op that the pin matches does a model's work: what it matches must then
+        split itself."""
+        return not any(
+            pin.matches(node.path) and self._kind(node) in HEAVY for node in self.model.graph.nodes
+        )
 
     def _kind(self, node: Node) -> str:
         return self.model.dims.ops[node.index].signature.kind
 
-    # ---------------------------------------------------------------------------------------------- what a pin changes
+    # --------------------------------------------------------------------------- what a pin changes
 
     def why_not(self, pin: Pin) -> str:
         """Why the pin changes nothing on this mesh; nothing where it does."""
@@ -119,15 +140,19 @@ class _Filters:
             return self._why_not_kept(pin)
         axes: Sequence[int] = [a for a, size in enumerate(self.mesh.sizes) if size > 1]
         if pin.choice != "data" and self.tensor_axis is None:
-            return (
-                f"mesh {self.mesh} has no axis of more than one device that may split anything but the batch: add one, as tp=2"
-            )
+            return f"mesh {self.mesh} has no axis of more than one device that may split anything but the batch: add one, as tp=2"
         if pin.choice != "data" and self.tensor_axis is not None:
             axes = [self.tensor_axis]
         ops = [self.model.dims.ops[n.index] for n in self.model.graph.nodes if pin.matches(n.path)]
-        if any(self._can_split(dims, axis, partial(self._is_split_of, pin.choice, dims)) for dims in ops for axis in axes):
+        if any(
+            self._can_split(dims, axis, partial(self._is_split_of, pin.choice, dims))
+            for dims in ops
+            for axis in axes
+        ):
             return ""
-        what = {"data": "the batch", "expert": "the experts"}.get(pin.choice, "anything but the batch")
+        what = {"data": "the batch", "expert": "the experts"}.get(
+            pin.choice, "anything but the batch"
+        )
         return f"nothing that it matches can split {what} over {' or '.join(str(self.mesh.sizes[a]) for a in axes)} devices"
 
     def _is_split_of(self, choice: str, dims: OpDims, option: Option) -> bool:
@@ -148,12 +173,16 @@ class _Filters:
     def _flat(self, parameter: Parameter) -> list[int]:
         return [size for dim in self.model.dims.shapes[parameter.value] for size in dim]
 
-    # ---------------------------------------------------------------------------------------------- ops
+    # ------------------------------------------------------------------------------------------ ops
 
     def alike(self, node: Node) -> Hashable:
         """What tied nodes must share for `op` to say the same of them."""
         pin = self._of(node.path, OP_PINS)
-        return pin and (pin.choice, pin in self.light), self.model.roles[node.index], self._kept_in_pieces(node)
+        return (
+            pin and (pin.choice, pin in self.light),
+            self.model.roles[node.index],
+            self._kept_in_pieces(node),
+        )
 
     def op(self, node: Node, axis: int, option: Option) -> bool:
         """Whether `option` is allowed for `node` on `axis`."""
@@ -173,10 +202,14 @@ class _Filters:
         if choice == "expert" and axis == self.tensor_axis:
             return self._expert(node, axis, option)
         if choice in ("tensor", "tp") and axis == self.tensor_axis:
-            return self._tensor(dims, axis, option, must=dims.signature.kind in HEAVY or pin in self.light)
+            return self._tensor(
+                dims, axis, option, must=dims.signature.kind in HEAVY or pin in self.light
+            )
         if self.roles[axis] == "data":
             return self._data(node, axis, option)
-        return self._tensor(dims, axis, option, must=False) if self.roles[axis] == "tensor" else True
+        return (
+            self._tensor(dims, axis, option, must=False) if self.roles[axis] == "tensor" else True
+        )
 
     def _splits_batch(self, dims: OpDims, option: Option) -> bool:
         return option.kind == "split" and dims.atoms[option.number] in self.batch
@@ -185,16 +218,18 @@ class _Filters:
         return option.kind == "split" and dims.atoms[option.number] in self.experts
 
     def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
-        """Whether the option splits three things unevenly that are not samples, as those of a fused QKV over 2 devices: never better
-        than what else there is, and so many more strategies. Fewer things than devices cannot be split, which is told elsewhere."""
+        """Whether the option splits three things unevenly that are not samples, as those of a
+        fused QKV over 2 devices: never better than what else there is, and so many more
+        strategies. Fewer things than devices cannot be split, which is told elsewhere."""
         if option.kind != "split" or self._splits_batch(dims, option):
             return False
         size, count = dims.sizes[option.number], self.mesh.sizes[axis]
         return count <= size < 4 and size % count != 0
 
     def _data(self, node: Node, axis: int, option: Option) -> bool:
-        """An op that has the batch splits it; one that has not runs whole, or on partial sums. What reads the batch tensors alone (the
-        number of targets that count) may run whole too: every rank can read them all."""
+        """An op that has the batch splits it; one that has not runs whole, or on partial sums.
+        What reads the batch tensors alone (the number of targets that count) may run whole too:
+        every rank can read them all."""
         if node.index in self.of_batch_alone and option.kind == "whole":
             return True
         dims = self.model.dims.ops[node.index]
@@ -202,7 +237,8 @@ class _Filters:
         return self._splits_batch(dims, option) if able else option.kind != "split"
 
     def _kept_in_pieces(self, node: Node) -> bool:
-        """Whether the op casts a parameter that may be stored in pieces over the data axes: each casts its own."""
+        """Whether the op casts a parameter that may be stored in pieces over the data axes: each
+        casts its own."""
         if not self.model.casts_parameter(node):
             return False
         parameter = self.model.formats[node.results[0]]  # type: ignore[index]
@@ -210,9 +246,13 @@ class _Filters:
         return pin is None or pin.choice == "zero3"
 
     def _can_split(self, dims: OpDims, axis: int, wanted: Callable[[Option], bool]) -> bool:
-        """Whether the op has a split that is wanted, of no fewer things than the axis has devices."""
+        """Whether the op has a split that is wanted, of no fewer things than the axis has
+        devices."""
         size = self.mesh.sizes[axis]
-        return any(o.kind == "split" and dims.sizes[o.number] >= size and wanted(o) for o in options_of(dims))
+        return any(
+            o.kind == "split" and dims.sizes[o.number] >= size and wanted(o)
+            for o in options_of(dims)
+        )
 
     def _expert(self, node: Node, axis: int, option: Option) -> bool:
         dims = self.model.dims.ops[node.index]
@@ -220,20 +260,28 @@ class _Filters:
         def splits(other: Option) -> bool:
             return self._splits_experts(dims, other)
 
-        return splits(option) if self._can_split(dims, axis, splits) else self._data(node, axis, option)
+        return (
+            splits(option)
+            if self._can_split(dims, axis, splits)
+            else self._data(node, axis, option)
+        )
 
     def _tensor(self, dims: OpDims, axis: int, option: Option, *, must: bool) -> bool:
         if self._splits_batch(dims, option):
             return False
-        heavy = dims.signature.kind in HEAVY  # one that is split too finely is told; any other then runs whole
+        heavy = (
+            dims.signature.kind in HEAVY
+        )  # one that is split too finely is told; any other then runs whole
         able = any(
-            o.kind == "split" and not self._splits_batch(dims, o) and (heavy or dims.sizes[o.number] >= self.mesh.sizes[axis])
+            o.kind == "split"
+            and not self._splits_batch(dims, o)
+            and (heavy or dims.sizes[o.number] >= self.mesh.sizes[axis])
             for o in options_of(dims)
             if must
         )
         return option.kind == "split" if must and able else True
 
-    # ---------------------------------------------------------------------------------------------- parameters
+    # ----------------------------------------------------------------------------------- parameters
 
     def parameter(self, parameter: Parameter, axis: int, option: Option) -> bool:
         """Whether `option` is allowed for `parameter` on `axis`."""
@@ -242,6 +290,8 @@ class _Filters:
         pin = self._of(parameter.name, PARAMETER_PINS)
         if pin is None or axis not in self.data_axes:
             return True
-        wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[pin.choice]
+        wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[
+            pin.choice
+        ]
         able = any(size >= self.mesh.sizes[axis] for size in self._flat(parameter))
         return option.kind == (wanted if able else "whole")

@@ -1,7 +1,8 @@
 """What a person pins: a mesh with named axes, and choices for modules and parameters by pattern.
 
-`--mesh dp=4,tp=2`: an axis named dp (data, fsdp, zero) splits the batch and nothing else of an op; one named tp (tensor) never
-splits the batch; any other name leaves the axis free. `--pin 'h.*.attn=tensor'`: see `PINS`.
+`--mesh dp=4,tp=2`: an axis named dp (data, fsdp, zero) splits the batch and nothing else of an op;
+one named tp (tensor) never splits the batch; any other name leaves the axis free. `--pin
+'h.*.attn=tensor'`: see `PINS`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ _ROLES = {
     "mp": "tensor",
 }
 
-#: What a pattern can be pinned to. The first five say how ops run, the others how parameters are kept on data axes.
+#: What a pattern can be pinned to. The first five say how ops run, the others how parameters are
+#: kept on data axes.
 PINS = {
     "data": "split the batch on every axis",
     "tensor": "split something other than the batch on the innermost tensor axis",
@@ -37,7 +39,7 @@ PINS = {
     "zero1": "parameters whole in a step, held and updated in pieces (ZeRO-1; gradients are reduce-scattered, as ZeRO-2)",
     "zero2": "the same as zero1",
     "zero3": "parameters, gradients and optimizer state in pieces, gathered where they are used",
-}  # fmt: skip
+}
 OP_PINS = ("data", "tensor", "tp", "expert", "replicate")
 PARAMETER_PINS = ("ddp", "zero1", "zero2", "zero3")
 
@@ -51,7 +53,9 @@ class Pin:
 
     def matches(self, path: str) -> bool:
         """Whether the path, or a module that it is in, matches."""
-        return fnmatch.fnmatchcase(path, self.pattern) or fnmatch.fnmatchcase(path, f"{self.pattern}.*")
+        return fnmatch.fnmatchcase(path, self.pattern) or fnmatch.fnmatchcase(
+            path, f"{self.pattern}.*"
+        )
 
 
 def parse_mesh(text: str, num_devices: int) -> Mesh:
@@ -59,13 +63,22 @@ def parse_mesh(text: str, num_devices: int) -> Mesh:
     names, sizes = [], []
     for part in text.split(","):
         name, equals, size = part.strip().partition("=")
-        if not equals or not name.isidentifier() or not re.fullmatch(r"[0-9]+", size) or int(size) < 1:
-            raise BadValue(f"--mesh {text!r}: {part.strip()!r} is not NAME=SIZE with a size from 1 on; write --mesh dp=4,tp=2")
+        if (
+            not equals
+            or not name.isidentifier()
+            or not re.fullmatch(r"[0-9]+", size)
+            or int(size) < 1
+        ):
+            raise BadValue(
+                f"--mesh {text!r}: {part.strip()!r} is not NAME=SIZE with a size from 1 on; write --mesh dp=4,tp=2"
+            )
         names.append(name)
         sizes.append(int(size))
     mesh = Mesh(tuple(names), tuple(sizes))
     if mesh.num_devices != num_devices:
-        raise BadValue(f"--mesh {text!r} has {mesh.num_devices} devices and --gpus is {num_devices}: make them equal")
+        raise BadValue(
+            f"--mesh {text!r} has {mesh.num_devices} devices and --gpus is {num_devices}: make them equal"
+        )
     if len(sizes) > 3:
         raise BadValue(f"--mesh {text!r} has {len(sizes)} axes: at most three are planned")
     return mesh

@@ -1,4 +1,5 @@
-"""A `Table` as a strategy-selection `Problem`: its costs under one objective, and what its choices hold in memory.
+"""A `Table` as a strategy-selection `Problem`: its costs under one objective, and what its choices
+hold in memory.
 
 Table, share of communication that is hidden, limit of memory -> Problem.
 """
@@ -18,22 +19,31 @@ __all__ = ["limited", "problem_of", "with_memory"]
 
 
 def problem_of(table: Table, *, hidden: float = 0.0, limit: float = float("inf")) -> Problem:
-    """The problem. `hidden` is the share of parameters' and gradients' communication that runs beside compute and is left out of
-    the objective; `limit` the bytes a device has (usages, and nodes for those of pairs after all others, are in the problem only
-    where it is finite)."""
+    """The problem. `hidden` is the share of parameters' and gradients' communication that runs
+    beside compute and is left out of the objective; `limit` the bytes a device has (usages, and
+    nodes for those of pairs after all others, are in the problem only where it is finite)."""
     shown = 1.0 - hidden
-    costs = [c + shown * table.hideable_costs[n] if n in table.hideable_costs else c for n, c in enumerate(table.costs)]
+    costs = [
+        c + shown * table.hideable_costs[n] if n in table.hideable_costs else c
+        for n, c in enumerate(table.costs)
+    ]
     edges = tuple(Edge(u=u, v=v, cost=_pair(table, (u, v), shown)) for u, v in table.edges)
     horizon = len(table.model.graph.nodes) + 1
-    return limited(table, Problem(costs=tuple(costs), edges=edges, horizon=horizon, names=table.names), limit)
+    return limited(
+        table, Problem(costs=tuple(costs), edges=edges, horizon=horizon, names=table.names), limit
+    )
 
 
 def limited(table: Table, problem: Problem, limit: float) -> Problem:
     """A problem on the table's nodes and edges, under a limit of memory."""
-    return problem if limit == float("inf") else with_pair_usages(*with_memory(table, problem, limit))
+    return (
+        problem if limit == float("inf") else with_pair_usages(*with_memory(table, problem, limit))
+    )
 
 
-def with_memory(table: Table, problem: Problem, limit: float) -> tuple[Problem, tuple[PairUsage, ...]]:
+def with_memory(
+    table: Table, problem: Problem, limit: float
+) -> tuple[Problem, tuple[PairUsage, ...]]:
     """The problem under a limit with what nodes hold, and what pairs do."""
     nodes, pairs = usages(table, {key: i for i, key in enumerate(table.edges)}, limit)
     return replace(problem, limit=limit, usages=nodes), pairs

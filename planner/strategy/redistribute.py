@@ -1,8 +1,8 @@
 """Changing a tensor's layout: which steps of communication, and what they cost.
 
-For one tensor on one mesh: all layouts, the elementary steps between them (all-reduce, all-gather, reduce-scatter, all-to-all,
-slice), and the cheapest chain of steps from any layout to any other. The ILP's edge costs and the lowered program both read
-it, so what is costed is what runs.
+For one tensor on one mesh: all layouts, the elementary steps between them (all-reduce, all-gather,
+reduce-scatter, all-to-all, slice), and the cheapest chain of steps from any layout to any other.
+The ILP's edge costs and the lowered program both read it, so what is costed is what runs.
 """
 
 from __future__ import annotations
@@ -42,22 +42,39 @@ class Step:
 
 
 class Layouts:
-    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the distances between them, worked
-    out when first asked for."""
+    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the
+    distances between them, worked out when first asked for."""
 
     def __init__(
-        self, flat: tuple[int, ...], itemsize: int, mesh_sizes: tuple[int, ...], time: CommunicationTime, copy_time: CopyTime
+        self,
+        flat: tuple[int, ...],
+        itemsize: int,
+        mesh_sizes: tuple[int, ...],
+        time: CommunicationTime,
+        copy_time: CopyTime,
     ) -> None:
-        self.flat, self.itemsize, self.mesh_sizes, self._time, self._copy_time = flat, itemsize, mesh_sizes, time, copy_time
+        self.flat, self.itemsize, self.mesh_sizes, self._time, self._copy_time = (
+            flat,
+            itemsize,
+            mesh_sizes,
+            time,
+            copy_time,
+        )
         placements = (REPLICATE, PARTIAL_SUM, *range(len(flat)))
-        every = ((a, local_sizes(flat, a, mesh_sizes)) for a in itertools.product(placements, repeat=len(mesh_sizes)))
-        self.sizes: dict[Layout, tuple[int, ...]] = {layout: sizes for layout, sizes in every if sizes is not None}
+        every = (
+            (a, local_sizes(flat, a, mesh_sizes))
+            for a in itertools.product(placements, repeat=len(mesh_sizes))
+        )
+        self.sizes: dict[Layout, tuple[int, ...]] = {
+            layout: sizes for layout, sizes in every if sizes is not None
+        }
         self.layouts = tuple(sorted(self.sizes, key=lambda layout: PARTIAL_SUM in layout))
         self.num_whole = sum(PARTIAL_SUM not in layout for layout in self.layouts)
         self.index = {layout: i for i, layout in enumerate(self.layouts)}
 
     def cost(self, before: Layout, after: Layout) -> float:
-        """Seconds of the cheapest chain; infinite where there is none (nothing becomes a partial sum)."""
+        """Seconds of the cheapest chain; infinite where there is none (nothing becomes a partial
+        sum)."""
         return float(self._closest[0][self.index[before], self.index[after]])
 
     def cost_table(self, before: list[Layout], after: list[Layout]) -> NDArray[np.float64]:
@@ -67,9 +84,16 @@ class Layouts:
         return table
 
     def steps(self, before: Layout, after: Layout) -> tuple[Step, ...]:
-        """The cheapest chain of steps. Raises BadPlan if there is none, as a damaged plan may ask."""
-        if before not in self.index or after not in self.index or not math.isfinite(self.cost(before, after)):
-            raise BadPlan(f"no messages make layout {after} of {before}: the plan's layouts do not go together; plan again")
+        """The cheapest chain of steps. Raises BadPlan if there is none, as a damaged plan may
+        ask."""
+        if (
+            before not in self.index
+            or after not in self.index
+            or not math.isfinite(self.cost(before, after))
+        ):
+            raise BadPlan(
+                f"no messages make layout {after} of {before}: the plan's layouts do not go together; plan again"
+            )
         at, end = self.index[before], self.index[after]
         out = []
         _, next_of, steps = self._closest
@@ -81,9 +105,11 @@ class Layouts:
         return tuple(out)
 
     @cached_property
-    def _closest(self) -> tuple[NDArray[np.float64], NDArray[np.int64], dict[tuple[int, int], Step]]:
-        """All-pairs cheapest chains (Floyd and Warshall), with the first step of each. Layouts with partial sums stand last: they are
-        reached from such alone."""
+    def _closest(
+        self,
+    ) -> tuple[NDArray[np.float64], NDArray[np.int64], dict[tuple[int, int], Step]]:
+        """All-pairs cheapest chains (Floyd and Warshall), with the first step of each. Layouts
+        with partial sums stand last: they are reached from such alone."""
         n = len(self.layouts)
         cost = np.full((n, n), np.inf)
         following = np.full((n, n), -1, dtype=np.int64)
@@ -119,22 +145,29 @@ class Layouts:
         before, after = self.sizes[step.before], self.sizes[step.after]
         ranks = math.prod(self.mesh_sizes[a] for a in step.axes)
         copies = copies_of(
-            step.kind, ranks=ranks, before=(before,), after=(math.prod(after),), gather=step.gather, split=step.split,
+            step.kind,
+            ranks=ranks,
+            before=(before,),
+            after=(math.prod(after),),
+            gather=step.gather,
+            split=step.split,
             overwritten=step.kind != "slice",
-        )  # fmt: skip
+        )
         sent = self._time(step.kind, step.axes, float(self.numel(step) * self.itemsize))
         return sent + self._copy_time(copies, math.prod(before), self.itemsize)
 
     def numel(self, step: Step) -> int:
-        """Elements of the whole logical buffer that a step sends, as nccl-tests counts. Its pieces are all as large as the largest,
-        as they are sent."""
+        """Elements of the whole logical buffer that a step sends, as nccl-tests counts. Its
+        pieces are all as large as the largest, as they are sent."""
         before, after = self.sizes[step.before], self.sizes[step.after]
         if step.kind not in ("all_gather", "reduce_scatter", "all_to_all"):
             return math.prod(before)
         sent = math.prod(before if step.kind == "all_gather" else after)
         if step.kind == "all_to_all":
             assert step.gather is not None
-            sent = sent // max(1, after[step.gather]) * before[step.gather]  # of a tensor without elements: 0
+            sent = (
+                sent // max(1, after[step.gather]) * before[step.gather]
+            )  # of a tensor without elements: 0
         return sent * math.prod(self.mesh_sizes[a] for a in step.axes)
 
 
@@ -142,7 +175,10 @@ class Layouts:
 def _elementary(num_dims: int, num_axes: int) -> dict[Layout, tuple[Step, ...]]:
     """All elementary steps from every layout of a tensor of so many flat sub-dims."""
     placements = (REPLICATE, PARTIAL_SUM, *range(num_dims))
-    return {layout: tuple(_steps_from(layout, num_dims)) for layout in itertools.product(placements, repeat=num_axes)}
+    return {
+        layout: tuple(_steps_from(layout, num_dims))
+        for layout in itertools.product(placements, repeat=num_axes)
+    }
 
 
 def _steps_from(layout: Layout, num_dims: int) -> Iterator[Step]:
@@ -171,12 +207,18 @@ def _split(layout: Layout, axes: tuple[int, ...], num_dims: int, kind: str) -> I
 
 
 def _innermost(layout: Layout, axis: int, dim: int) -> bool:
-    """Whether no later axis splits `dim`: shards nest in the order of the axes, so only the innermost can come or go."""
+    """Whether no later axis splits `dim`: shards nest in the order of the axes, so only the
+    innermost can come or go."""
     return dim not in layout[axis + 1 :]
 
 
 def _step(
-    kind: str, layout: Layout, axes: tuple[int, ...], placement: int, gather: int | None = None, split: int | None = None
+    kind: str,
+    layout: Layout,
+    axes: tuple[int, ...],
+    placement: int,
+    gather: int | None = None,
+    split: int | None = None,
 ) -> Step:
     after = tuple(placement if axis in axes else p for axis, p in enumerate(layout))
     return Step(kind, axes, gather, split, layout, after)

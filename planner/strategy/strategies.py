@@ -1,8 +1,9 @@
 """Strategies: how one op, or one parameter, can be laid on the mesh.
 
-For each mesh axis an op takes one `Option`: whole (every shard does it all), split at one of its leaves, or linear (its
-operands of one group are partial sums, and so is its result). A strategy is an option for every axis; the layouts of all
-operands and results follow. A parameter's options say where it is stored and where it is updated, which is what ZeRO chooses.
+For each mesh axis an op takes one `Option`: whole (every shard does it all), split at one of its
+leaves, or linear (its operands of one group are partial sums, and so is its result). A strategy is
+an option for every axis; the layouts of all operands and results follow. A parameter's options say
+where it is stored and where it is updated, which is what ZeRO chooses.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What one axis does to one op: `whole`, `split` (leaf `number`), `linear` (group `number`); to a parameter: `whole`,
-    `split` (stored and updated in pieces: tensor parallel, ZeRO-3) or `update` (updated in pieces, kept whole in a step: ZeRO-1/2)."""
+    """What one axis does to one op: `whole`, `split` (leaf `number`), `linear` (group `number`);
+    to a parameter: `whole`, `split` (stored and updated in pieces: tensor parallel, ZeRO-3) or
+    `update` (updated in pieces, kept whole in a step: ZeRO-1/2)."""
 
     kind: str
     number: int = -1
@@ -42,7 +44,8 @@ WHOLE = Option("whole")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """An option for each axis, the layouts of operands and results that follow, and the local sizes of the leaves."""
+    """An option for each axis, the layouts of operands and results that follow, and the local
+    sizes of the leaves."""
 
     options: tuple[Option, ...]
     operands: tuple[Layout, ...]
@@ -51,13 +54,16 @@ class Strategy:
 
     def axes_of(self, leaf: int) -> tuple[int, ...]:
         """The mesh axes that split `leaf`."""
-        return tuple(a for a, o in enumerate(self.options) if o.kind == "split" and o.number == leaf)
+        return tuple(
+            a for a, o in enumerate(self.options) if o.kind == "split" and o.number == leaf
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterStrategy:
-    """In which pieces a parameter is updated and held between steps, and in which layout a step keeps it. If that is not `updated`,
-    it is gathered once, ahead of its first reading, and kept until its last (ZeRO-1/2)."""
+    """In which pieces a parameter is updated and held between steps, and in which layout a step
+    keeps it. If that is not `updated`, it is gathered once, ahead of its first reading, and kept
+    until its last (ZeRO-1/2)."""
 
     options: tuple[Option, ...]
     stored: Layout
@@ -76,10 +82,15 @@ def options_of(dims: OpDims) -> tuple[Option, ...]:
     return (WHOLE, *splits, *groups)
 
 
-def op_strategies(dims: OpDims, mesh_sizes: tuple[int, ...], allowed: Allowed) -> tuple[Strategy, ...]:
+def op_strategies(
+    dims: OpDims, mesh_sizes: tuple[int, ...], allowed: Allowed
+) -> tuple[Strategy, ...]:
     """All strategies of an op that the mesh divides and the pins allow."""
     placed = {option: _placed(dims, option) for option in options_of(dims)}
-    per_axis = [[(o, *found) for o, found in placed.items() if allowed(axis, o)] for axis in range(len(mesh_sizes))]
+    per_axis = [
+        [(o, *found) for o, found in placed.items() if allowed(axis, o)]
+        for axis in range(len(mesh_sizes))
+    ]
     out = []
     for chosen in itertools.product(*per_axis):
         options, leaves, operands, results = zip(*chosen, strict=True)
@@ -87,26 +98,39 @@ def op_strategies(dims: OpDims, mesh_sizes: tuple[int, ...], allowed: Allowed) -
         if sizes is not None:
             out.append(
                 Strategy(
-                    options=options, operands=tuple(zip(*operands, strict=True)), results=tuple(zip(*results, strict=True)),
+                    options=options,
+                    operands=tuple(zip(*operands, strict=True)),
+                    results=tuple(zip(*results, strict=True)),
                     sizes=sizes,
                 )
-            )  # fmt: skip
+            )
     return tuple(out)
 
 
 def _placed(dims: OpDims, option: Option) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """What an option of one axis does: the leaf that it splits or none, and the placements of all operands and results."""
+    """What an option of one axis does: the leaf that it splits or none, and the placements of
+    all operands and results."""
     return (
         option.number if option.kind == "split" else REPLICATE,
-        tuple(_operand_placement(dims, position, leaves, option) for position, leaves in enumerate(dims.operands)),
-        tuple(_result_placement(dims, index, leaves, option) for index, leaves in enumerate(dims.results)),
+        tuple(
+            _operand_placement(dims, position, leaves, option)
+            for position, leaves in enumerate(dims.operands)
+        ),
+        tuple(
+            _result_placement(dims, index, leaves, option)
+            for index, leaves in enumerate(dims.results)
+        ),
     )
 
 
 def _operand_placement(dims: OpDims, position: int, leaves: tuple[int, ...], option: Option) -> int:
     if option.kind == "linear":
         return PARTIAL_SUM if position in dims.signature.linear[option.number] else REPLICATE
-    return leaves.index(option.number) if option.kind == "split" and option.number in leaves else REPLICATE
+    return (
+        leaves.index(option.number)
+        if option.kind == "split" and option.number in leaves
+        else REPLICATE
+    )
 
 
 def _result_placement(dims: OpDims, index: int, leaves: tuple[int, ...], option: Option) -> int:
@@ -121,10 +145,16 @@ def _result_placement(dims: OpDims, index: int, leaves: tuple[int, ...], option:
 
 
 def local_of(
-    dims: OpDims, leaves: Layout, mesh: Mesh, rank: int, sizes: tuple[int, ...], results: tuple[tuple[int, ...], ...]
+    dims: OpDims,
+    leaves: Layout,
+    mesh: Mesh,
+    rank: int,
+    sizes: tuple[int, ...],
+    results: tuple[tuple[int, ...], ...],
 ) -> Local:
-    """How an op runs on the shard of `rank`, where axis a splits leaf `leaves[a]`, or none (`REPLICATE`); `sizes` are the local sizes
-    of its letters, `results` the local shapes of its results."""
+    """How an op runs on the shard of `rank`, where axis a splits leaf `leaves[a]`, or none
+    (`REPLICATE`); `sizes` are the local sizes of its letters, `results` the local shapes of its
+    results."""
     split: dict[int, tuple[int, ...]] = {}
     for axis, leaf in enumerate(leaves):
         if leaf >= 0:
@@ -133,19 +163,33 @@ def local_of(
     offsets: dict[int, int] = {}
     for letter in dims.signature.contiguous.intersection(split):
         axes, leaf = split[letter], dims.letter.index(letter)
-        run = math.prod(size for other, size in enumerate(dims.sizes) if dims.letter[other] == letter and other != leaf)
-        pieces[letter] = tuple(piece * run for piece in piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)))
+        run = math.prod(
+            size
+            for other, size in enumerate(dims.sizes)
+            if dims.letter[other] == letter and other != leaf
+        )
+        pieces[letter] = tuple(
+            piece * run
+            for piece in piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes))
+        )
         offsets[letter] = sum(pieces[letter][: mesh.position(axes, rank)])
     parts = _parts(dims, leaves, mesh, rank) if dims.signature.placed else ()
-    return Local(results=results, split=split, sizes=sizes, pieces=pieces, offsets=offsets, leaves=parts)
+    return Local(
+        results=results, split=split, sizes=sizes, pieces=pieces, offsets=offsets, leaves=parts
+    )
 
 
-def _parts(dims: OpDims, leaves: Layout, mesh: Mesh, rank: int) -> tuple[tuple[tuple[int, int, int], ...], ...]:
+def _parts(
+    dims: OpDims, leaves: Layout, mesh: Mesh, rank: int
+) -> tuple[tuple[tuple[int, int, int], ...], ...]:
     """For each letter, its leaves as (size, size on this rank's shard, where that begins)."""
     out: list[list[tuple[int, int, int]]] = [[] for _ in dims.signature.sizes]
     for leaf, letter in enumerate(dims.letter):
         axes = tuple(axis for axis, split in enumerate(leaves) if split == leaf)
-        pieces, at = piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)), mesh.position(axes, rank)
+        pieces, at = (
+            piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)),
+            mesh.position(axes, rank),
+        )
         out[letter].append((dims.sizes[leaf], pieces[at], sum(pieces[:at])))
     return tuple(map(tuple, out))
 
@@ -156,7 +200,9 @@ def parameter_options(num_flat: int) -> tuple[Option, ...]:
     return (WHOLE, *(Option("update", k) for k in places), *(Option("split", k) for k in places))
 
 
-def parameter_strategies(flat: tuple[int, ...], mesh_sizes: tuple[int, ...], allowed: Allowed) -> tuple[ParameterStrategy, ...]:
+def parameter_strategies(
+    flat: tuple[int, ...], mesh_sizes: tuple[int, ...], allowed: Allowed
+) -> tuple[ParameterStrategy, ...]:
     """All ways to store and update a parameter that the mesh divides and the pins allow."""
     options = parameter_options(len(flat))
     per_axis = [[o for o in options if allowed(axis, o)] for axis in range(len(mesh_sizes))]
@@ -170,8 +216,11 @@ def parameter_strategies(flat: tuple[int, ...], mesh_sizes: tuple[int, ...], all
 
 
 def _nested(chosen: tuple[Option, ...]) -> bool:
-    """After the update, pieces are gathered over the `update` axes: those must be the innermost on their sub-dim."""
+    """After the update, pieces are gathered over the `update` axes: those must be the innermost
+    on their sub-dim."""
     for axis, option in enumerate(chosen):
-        if option.kind == "update" and any(o.kind == "split" and o.number == option.number for o in chosen[axis + 1 :]):
+        if option.kind == "update" and any(
+            o.kind == "split" and o.number == option.number for o in chosen[axis + 1 :]
+        ):
             return False
     return True

@@ -1,8 +1,9 @@
 """The cost table: what every choice costs, for the graph on one mesh.
 
-Graph, sub-dims, ties, costs -> Table. A problem node is a class of tied ops, a class of tied parameters, or a *hub*: the one
-layout to which a value that several ops of a phase read is brought first, so that a redistribution they share is paid once.
-Invariant: the objective of a choice is what `recost` finds by walking the whole, untied graph.
+Graph, sub-dims, ties, costs -> Table. A problem node is a class of tied ops, a class of tied
+parameters, or a *hub*: the one layout to which a value that several ops of a phase read is brought
+first, so that a redistribution they share is paid once. Invariant: the objective of a choice is
+what `recost` finds by walking the whole, untied graph.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ __all__ = ["Table"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The costs, and what the problem's nodes are: `node_of[c]` for a class of ops (None for views), `parameter_of[c]` for a class of
-    parameters, `hub_of[root value, phase]` for hubs. `strategies[n]` (or the like) lists what problem node n chooses from."""
+    """The costs, and what the problem's nodes are: `node_of[c]` for a class of ops (None for
+    views), `parameter_of[c]` for a class of parameters, `hub_of[root value, phase]` for hubs.
+    `strategies[n]` (or the like) lists what problem node n chooses from."""
 
     model: Model
     costing: Costing
@@ -54,10 +56,13 @@ class Table:
         return tuple(size for dim in self.model.dims.shapes[value] for size in dim)
 
     def produced(self, value: int) -> tuple[int, list[Layout]] | None:
-        """The problem node that writes a root value, and the layouts in which its choices leave it; None for inputs."""
+        """The problem node that writes a root value, and the layouts in which its choices leave
+        it; None for inputs."""
         found = self.model.graph.values[value]
         if found.kind == "parameter":
-            index = self.parameter_of[self.model.ties.parameter_class[self.model.parameter_index[value]]]
+            index = self.parameter_of[
+                self.model.ties.parameter_class[self.model.parameter_index[value]]
+            ]
             return index, [s.stored for s in self.parameter_strategies[index]]
         if found.writer is None:
             return None

@@ -1,4 +1,5 @@
-"""A traced model as every mesh sees it: its graph, sub-dims, ties and views, and who reads which value."""
+"""A traced model as every mesh sees it: its graph, sub-dims, ties and views, and who reads which
+value."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ __all__ = ["Model", "Pins", "Use"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """One reading of a root value: by operand `position` of graph node `node`, or as the gradient of parameter `parameter`."""
+    """One reading of a root value: by operand `position` of graph node `node`, or as the
+    gradient of parameter `parameter`."""
 
     root: Root
     phase: str
@@ -46,16 +48,23 @@ class Model:
     def batch_atoms(self) -> frozenset[int]:
         """The atoms of dim 0 of the batch tensors."""
         dims = self.dims
-        return frozenset(a for v in self.graph.inputs for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0])
+        return frozenset(
+            a
+            for v in self.graph.inputs
+            for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0]
+        )
 
     @cached_property
     def expert_atoms(self) -> frozenset[int]:
-        """The atoms of experts: what a batched product has of its own in a parameter, one matrix for each of its batch."""
+        """The atoms of experts: what a batched product has of its own in a parameter, one matrix
+        for each of its batch."""
         out = set()
         for node in self.graph.nodes:
             if node.op == "aten.bmm.default" and any(map(self._is_parameter, node.operands)):
                 op = self.dims.ops[node.index]
-                out |= {atom for atom, letter in zip(op.atoms, op.letter, strict=True) if letter == 0}
+                out |= {
+                    atom for atom, letter in zip(op.atoms, op.letter, strict=True) if letter == 0
+                }
         return frozenset(out)
 
     def _is_parameter(self, value: int) -> bool:
@@ -63,8 +72,9 @@ class Model:
 
     @cached_property
     def formats(self) -> dict[int, int]:
-        """The root values that are a parameter, or one in the format that it is computed with -> the parameter's value. Like the
-        parameter, a cast one may lie in pieces and be gathered where it is read, ahead of time."""
+        """The root values that are a parameter, or one in the format that it is computed with ->
+        the parameter's value. Like the parameter, a cast one may lie in pieces and be gathered
+        where it is read, ahead of time."""
         found = {parameter.value: parameter.value for parameter in self.graph.parameters}
         for node in self.graph.nodes:
             if node.op == "aten._to_copy.default" and node.results[0] is not None:
@@ -75,19 +85,27 @@ class Model:
 
     @cached_property
     def recastable(self) -> frozenset[int]:
-        """The values that shorten a parameter in forward and are read again in backward: they may be made anew for it. What something
-        else looks at (a slice) stays."""
-        found = {n.results[0] for n in self.graph.nodes if n.phase == "forward" and self.shortens(n)}
+        """The values that shorten a parameter in forward and are read again in backward: they
+        may be made anew for it. What something else looks at (a slice) stays."""
+        found = {
+            n.results[0] for n in self.graph.nodes if n.phase == "forward" and self.shortens(n)
+        }
         looking = (
-            n for n in self.graph.nodes if self.dims.ops[n.index].signature.kind == "view" and not is_view(self.dims, n.index)
+            n
+            for n in self.graph.nodes
+            if self.dims.ops[n.index].signature.kind == "view" and not is_view(self.dims, n.index)
         )
         found -= {self.roots[value].value for node in looking for value in node.operands}
-        return frozenset(value for value in found if value is not None and (value, "backward") in self.uses)
+        return frozenset(
+            value for value in found if value is not None and (value, "backward") in self.uses
+        )
 
     def shortens(self, node: Node) -> bool:
         """Whether the op casts a parameter to a format of fewer bytes."""
         values = self.graph.values
-        return self.casts_parameter(node) and dtype_bytes(node.result_dtypes[0]) < dtype_bytes(values[node.operands[0]].dtype)
+        return self.casts_parameter(node) and dtype_bytes(node.result_dtypes[0]) < dtype_bytes(
+            values[node.operands[0]].dtype
+        )
 
     def casts_parameter(self, node: Node) -> bool:
         """Whether the op brings a parameter to another format."""
@@ -106,7 +124,8 @@ class Model:
 
     @cached_property
     def roles(self) -> tuple[Hashable, ...]:
-        """For every node, which of its leaves are samples and which experts, and whether it reads the batch alone."""
+        """For every node, which of its leaves are samples and which experts, and whether it
+        reads the batch alone."""
         alone = self.of_batch_alone
         return tuple(
             (
@@ -125,29 +144,45 @@ class Model:
                 continue
             for position, value in enumerate(node.operands):
                 root = self.roots[value]
-                found[root.value, node.phase].append(Use(root=root, phase=node.phase, node=node.index, position=position))
+                found[root.value, node.phase].append(
+                    Use(root=root, phase=node.phase, node=node.index, position=position)
+                )
         for index, parameter in enumerate(self.graph.parameters):
             root = self.roots[parameter.gradient]
             found[root.value, "update"].append(Use(root=root, phase="update", parameter=index))
         return dict(found)
 
     @cached_property
-    def use_groups(self) -> dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]]:
-        """The readings of a value in a phase, those that are alike together: of tied writers, by tied readers. What comes from outside
-        is read in any layout, and left out."""
-        groups: dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]] = defaultdict(list)
+    def use_groups(
+        self,
+    ) -> dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]]:
+        """The readings of a value in a phase, those that are alike together: of tied writers, by
+        tied readers. What comes from outside is read in any layout, and left out."""
+        groups: dict[
+            tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]
+        ] = defaultdict(list)
         for (value, phase), uses in self.uses.items():
             producer = self.producer_key(value)
             if producer is not None:
-                groups[producer, phase, tuple(map(self.consumer_key, uses))].append((value, phase, uses))
+                groups[producer, phase, tuple(map(self.consumer_key, uses))].append(
+                    (value, phase, uses)
+                )
         return dict(groups)
 
     def producer_key(self, value: int) -> Hashable:
-        """What root values must share to be alike: their writer's class and place, or their parameter's class."""
+        """What root values must share to be alike: their writer's class and place, or their
+        parameter's class."""
         found = self.graph.values[value]
         if found.writer is None:
-            return ("parameter", self.ties.parameter_class[self.parameter_index[value]]) if found.kind == "parameter" else None
-        return (self.ties.node_class[found.writer], self.graph.nodes[found.writer].results.index(value))
+            return (
+                ("parameter", self.ties.parameter_class[self.parameter_index[value]])
+                if found.kind == "parameter"
+                else None
+            )
+        return (
+            self.ties.node_class[found.writer],
+            self.graph.nodes[found.writer].results.index(value),
+        )
 
     def consumer_key(self, use: Use) -> Hashable:
         """What uses must share to be alike."""
@@ -158,7 +193,8 @@ class Model:
 
     @cached_property
     def trained_by(self) -> frozenset[int]:
-        """The nodes that some gradient depends on; what the others do is only reported, or kept for the next step."""
+        """The nodes that some gradient depends on; what the others do is only reported, or kept
+        for the next step."""
         wanted = {parameter.gradient for parameter in self.graph.parameters}
         found = set()
         for node in reversed(self.graph.nodes):
@@ -169,17 +205,24 @@ class Model:
 
     @cached_property
     def may_be_joined(self) -> frozenset[int]:
-        """The nodes of which lowering may leave nothing: a bias's addition, joined to its product."""
+        """The nodes of which lowering may leave nothing: a bias's addition, joined to its
+        product."""
         return frozenset(
-            node.index for node in self.graph.nodes if node.op == "aten.add.Tensor" and _adds_a_bias(self.graph, node)
+            node.index
+            for node in self.graph.nodes
+            if node.op == "aten.add.Tensor" and _adds_a_bias(self.graph, node)
         )
 
     @cached_property
     def num_views(self) -> int:
-        """How many views every program has, whatever is chosen: of what an op, the update or the loss reads."""
+        """How many views every program has, whatever is chosen: of what an op, the update or the
+        loss reads."""
         graph = self.graph
         read = [
-            v for n in graph.nodes if n.index not in self.may_be_joined and not is_view(self.dims, n.index) for v in n.operands
+            v
+            for n in graph.nodes
+            if n.index not in self.may_be_joined and not is_view(self.dims, n.index)
+            for v in n.operands
         ]
         seen: set[int] = set()
         for value in (*read, *(p.gradient for p in graph.parameters), graph.loss):
@@ -192,22 +235,29 @@ class Model:
 
     @cached_property
     def cast_gradients(self) -> frozenset[int]:
-        """Root values in a short format that are read by nothing but the cast to a parameter's gradient: they are summed over ranks
-        after it, in the parameter's format."""
+        """Root values in a short format that are read by nothing but the cast to a parameter's
+        gradient: they are summed over ranks after it, in the parameter's format."""
         gradients = {self.roots[parameter.gradient].value for parameter in self.graph.parameters}
-        casts = [n for n in self.graph.nodes if n.op == "aten._to_copy.default" and n.results[0] in gradients]
+        casts = [
+            n
+            for n in self.graph.nodes
+            if n.op == "aten._to_copy.default" and n.results[0] in gradients
+        ]
         if not casts:
             return frozenset()
         readers: dict[int, int] = defaultdict(int)
         for (value, _), uses in self.uses.items():
             readers[value] += len(uses)
         found = (self.roots[node.operands[0]].value for node in casts)
-        return frozenset(v for v in found if readers[v] == 1 and self.graph.values[v].writer is not None)
+        return frozenset(
+            v for v in found if readers[v] == 1 and self.graph.values[v].writer is not None
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
-    """Which options a person allows: of node n on axis a, and of parameter p on axis a; the same of tied nodes that are `alike`."""
+    """Which options a person allows: of node n on axis a, and of parameter p on axis a; the same
+    of tied nodes that are `alike`."""
 
     op: Callable[[Node, int, Option], bool] = lambda node, axis, option: True
     alike: Callable[[Node], Hashable] = lambda node: node.index
@@ -218,7 +268,12 @@ def _adds_a_bias(graph: Graph, node: Node) -> bool:
     if len(node.operands) != 2:
         return False
     product, bias = (graph.values[value] for value in node.operands)
-    if product.writer is None or graph.nodes[product.writer].op not in ("aten.mm.default", "aten.convolution.default"):
+    if product.writer is None or graph.nodes[product.writer].op not in (
+        "aten.mm.default",
+        "aten.convolution.default",
+    ):
         return False
     viewed = None if bias.writer is None else graph.nodes[bias.writer].operands
-    return len(bias.shape) < len(product.shape) or bool(viewed and len(graph.values[viewed[0]].shape) == 1)
+    return len(bias.shape) < len(product.shape) or bool(
+        viewed and len(graph.values[viewed[0]].shape) == 1
+    )

@@ -1,8 +1,9 @@
 """What every choice holds in memory, and when: the usages of the strategy-selection problem.
 
-Table -> usages. Parameters as they are updated and optimizer state throughout; a parameter that is kept whole, from its first reading
-to its last; a value from its writer to its last reader; a reduced gradient until the update; what a change of layout makes, while it
-is read. Alike usages are one, with a profile over time.
+Table -> usages. Parameters as they are updated and optimizer state throughout; a parameter that is
+kept whole, from its first reading to its last; a value from its writer to its last reader; a
+reduced gradient until the update; what a change of layout makes, while it is read. Alike usages are
+one, with a profile over time.
 """
 
 from __future__ import annotations
@@ -32,8 +33,9 @@ _LARGE = 0.02
 def usages(
     table: Table, edge_number: dict[tuple[int, int], int], limit: float
 ) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
-    """What the choices hold and when: parameters and optimizer state throughout; a value from its writer to its last reader; a
-    reduced gradient until the update; what a change of layout makes, while it is read (held by the pair of its ends)."""
+    """What the choices hold and when: parameters and optimizer state throughout; a value from
+    its writer to its last reader; a reduced gradient until the update; what a change of layout
+    makes, while it is read (held by the pair of its ends)."""
     return _Usages(table, edge_number, _LARGE * limit).all()
 
 
@@ -57,7 +59,10 @@ class _Usages:
             self._copies(value, phase, uses)
         for value, uses in by_value.items():
             self._value(value, uses)
-        nodes = [Usage(node=n, nbytes=nbytes, spans=spans_of(profile)) for (n, _), (nbytes, profile) in self.nodes.items()]
+        nodes = [
+            Usage(node=n, nbytes=nbytes, spans=spans_of(profile))
+            for (n, _), (nbytes, profile) in self.nodes.items()
+        ]
         pairs = [
             PairUsage(edge=self.edge_number[u, v], nbytes=nbytes, spans=spans_of(profile))
             for (u, v, _), (nbytes, profile) in self.edges.items()
@@ -65,8 +70,8 @@ class _Usages:
         return tuple(nodes), tuple(pairs)
 
     def _looked_at(self, value: int) -> int | None:
-        """The root value whose memory a value shares, where an op that only looks made it (one that a layout tells from its operand:
-        expand, slice, split)."""
+        """The root value whose memory a value shares, where an op that only looks made it (one
+        that a layout tells from its operand: expand, slice, split)."""
         model, writer = self.table.model, self.table.model.graph.values[value].writer
         if writer is None or model.dims.ops[writer].signature.kind != "view":
             return None
@@ -76,8 +81,12 @@ class _Usages:
         """When each root value is read last, or what shares its memory is."""
         last: dict[int, int] = {}
         for (value, _), uses in self.table.model.uses.items():
-            last[value] = max([last.get(value, -1), *(use.node for use in uses if use.node is not None)])
-        for value in sorted(last, reverse=True):  # what is made by looking at a value stands after it
+            last[value] = max(
+                [last.get(value, -1), *(use.node for use in uses if use.node is not None)]
+            )
+        for value in sorted(
+            last, reverse=True
+        ):  # what is made by looking at a value stands after it
             under = self._looked_at(value)
             if under is not None:
                 last[under] = max(last.get(under, -1), last[value])
@@ -90,14 +99,28 @@ class _Usages:
             self.reads[key] = self.table.consumed(use)
         return self.reads[key]
 
-    def _hold(self, node: int, key: Hashable, nbytes: Callable[[], Array], start: int, end: int, times: int = 1) -> None:
+    def _hold(
+        self,
+        node: int,
+        key: Hashable,
+        nbytes: Callable[[], Array],
+        start: int,
+        end: int,
+        times: int = 1,
+    ) -> None:
         if (node, key) not in self.nodes:
             self.nodes[node, key] = (nbytes(), np.zeros(self.horizon))
         self.nodes[node, key][1][start:end] += times
 
     def _bytes(self, value: int, layouts: list[Layout]) -> Array:
-        flat, itemsize = self.table.flat(value), dtype_bytes(self.table.model.graph.values[value].dtype)
-        return np.array([local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts], dtype=float)
+        flat, itemsize = (
+            self.table.flat(value),
+            dtype_bytes(self.table.model.graph.values[value].dtype),
+        )
+        return np.array(
+            [local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts],
+            dtype=float,
+        )
 
     def _states(self) -> None:
         model, costing = self.table.model, self.table.costing
@@ -108,21 +131,33 @@ class _Usages:
                 float(sum(costing.parameter_bytes(flat, itemsize, value.dtype, s).values()))
                 for s in self.table.parameter_strategies[node]
             ]
-            self._hold(node, "state", lambda held=held: np.array(held), 0, self.horizon, len(members))  # type: ignore[misc]
+            self._hold(
+                node,
+                "state",
+                lambda held=held: np.array(held),  # type: ignore[misc]
+                0,
+                self.horizon,
+                len(members),
+            )
             kept = [self._kept(flat, itemsize, s) for s in self.table.parameter_strategies[node]]
             if any(kept):
                 for member in members:
                     self._whole_in_step(node, model.graph.parameters[member].value, kept)
 
     def _kept(self, flat: tuple[int, ...], itemsize: int, strategy: ParameterStrategy) -> float:
-        """Bytes of what is gathered of a parameter and kept (ZeRO-1/2); none of one that is held so throughout."""
+        """Bytes of what is gathered of a parameter and kept (ZeRO-1/2); none of one that is held
+        so throughout."""
         if strategy.stored == strategy.updated:
             return 0.0
         return float(local_numel(flat, strategy.stored, self.table.costing.sizes) * itemsize)
 
     def _whole_in_step(self, node: int, value: int, kept: list[float]) -> None:
         """Holds what is gathered of a parameter from its first reading to its last."""
-        uses = [use for phase in ("forward", "backward") for use in self.table.model.uses.get((value, phase), [])]
+        uses = [
+            use
+            for phase in ("forward", "backward")
+            for use in self.table.model.uses.get((value, phase), [])
+        ]
         times = [use.node for use in uses if use.node is not None]
         if times:
             self._hold(node, "whole", lambda: np.array(kept), min(times), self.last[value] + 1)
@@ -131,7 +166,13 @@ class _Usages:
         found, table = self.table.model.graph.values[value], self.table
         if found.is_given:
             consumer, after = self._consumed(uses[0])
-            self._hold(consumer, ("input", value), lambda: self._bytes(value, after), 0, self.last[value] + 1)
+            self._hold(
+                consumer,
+                ("input", value),
+                lambda: self._bytes(value, after),
+                0,
+                self.last[value] + 1,
+            )
             return
         if found.writer is None:
             return
@@ -141,15 +182,29 @@ class _Usages:
         place = table.model.graph.nodes[found.writer].results.index(value)
         if self._looked_at(value) is None:
             for start, end in self._held(value, uses, found.writer, last + 1):
-                self._hold(produced[0], ("result", place), lambda: self._result_bytes(value, place, produced), start, end)
+                self._hold(
+                    produced[0],
+                    ("result", place),
+                    lambda: self._result_bytes(value, place, produced),
+                    start,
+                    end,
+                )
         for use in uses:
             if use.parameter is not None:
                 consumer, after = self._consumed(use)
-                self._hold(consumer, "gradient", lambda after=after: self._bytes(value, after), found.writer, self.horizon)  # type: ignore[misc]
+                self._hold(
+                    consumer,
+                    "gradient",
+                    lambda after=after: self._bytes(value, after),  # type: ignore[misc]
+                    found.writer,
+                    self.horizon,
+                )
 
-    def _held(self, value: int, uses: list[Use], start: int, end: int) -> tuple[tuple[int, int], ...]:
-        """When a value is held: from its writer to its last reading; what can be made again for backward not between the two phases,
-        since it is if memory asks for it."""
+    def _held(
+        self, value: int, uses: list[Use], start: int, end: int
+    ) -> tuple[tuple[int, int], ...]:
+        """When a value is held: from its writer to its last reading; what can be made again for
+        backward not between the two phases, since it is if memory asks for it."""
         if value not in self.table.model.recastable:
             return ((start, end),)
         forward = [use.node for use in uses if use.node is not None and use.phase == "forward"]
@@ -157,18 +212,23 @@ class _Usages:
         return (start, max([start, *forward]) + 1), (min(backward), end)
 
     def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
-        """Bytes of a result under each choice of its writer; of what a kernel keeps for its backward, the kernel's own."""
+        """Bytes of a result under each choice of its writer; of what a kernel keeps for its
+        backward, the kernel's own."""
         writer = self.table.model.graph.values[value].writer
         assert writer is not None
         node, dims = self.table.model.graph.nodes[writer], self.table.model.dims.ops[writer]
         if place not in dims.signature.opaque:
             return self._bytes(value, produced[1])
-        kept = [self.table.costing.reserve_bytes(node, dims, s.sizes) for s in self.table.strategies[produced[0]]]
+        kept = [
+            self.table.costing.reserve_bytes(node, dims, s.sizes)
+            for s in self.table.strategies[produced[0]]
+        ]
         return self._bytes(value, produced[1]) if None in kept else np.array(kept, dtype=float)
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
-        """What changes layout is there twice: as it is written and, until its last reading in a phase, as it is read. Where several
-        read it, it is brought to a hub first; from there a copy for one reader is counted where it may be large."""
+        """What changes layout is there twice: as it is written and, until its last reading in a
+        phase, as it is read. Where several read it, it is brought to a hub first; from there a
+        copy for one reader is counted where it may be large."""
         times = [use.node for use in uses if use.node is not None]
         produced = self.table.produced(value)
         if not times or produced is None:
@@ -180,7 +240,13 @@ class _Usages:
         if hub is not None and self._whole(value) >= self.large:
             for use in uses:
                 if use.node is not None:
-                    self._copy(value, read, self._consumed(use), (*key, use.position), (use.node, use.node + 1))
+                    self._copy(
+                        value,
+                        read,
+                        self._consumed(use),
+                        (*key, use.position),
+                        (use.node, use.node + 1),
+                    )
 
     def _copy(
         self,
@@ -201,4 +267,6 @@ class _Usages:
         self.edges[where][1][span[0] : span[1]] += 1
 
     def _whole(self, value: int) -> int:
-        return math.prod(self.table.flat(value)) * dtype_bytes(self.table.model.graph.values[value].dtype)
+        return math.prod(self.table.flat(value)) * dtype_bytes(
+            self.table.model.graph.values[value].dtype
+        )

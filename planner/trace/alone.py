@@ -1,7 +1,8 @@
 """A model built and traced as the one process of its training, wherever that happens.
 
-A model may ask whether it is one of several processes (`if dist.is_initialized(): dist.all_reduce(...)`, `WORLD_SIZE`), and reduce by
-itself what a plan reduces. A plan is of the whole step on the whole batch: there is one process, when planning and in every rank.
+A model may ask whether it is one of several processes (`if dist.is_initialized():
+dist.all_reduce(...)`, `WORLD_SIZE`), and reduce by itself what a plan reduces. A plan is of the
+whole step on the whole batch: there is one process, when planning and in every rank.
 """
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
-"""What a step does between the blocks of its stacks, forward and backward: whether every block is treated as those that are traced.
+"""What a step does between the blocks of its stacks, forward and backward: whether every block is
+treated as those that are traced.
 
-Module, stacks -> `Between`. The step runs on fake tensors with a stand-in for every block, which gives results like a block's at no
-cost, and each op outside the blocks is written down as seen from the block before it. A parent that does something to one block by
-its number, or by how many there are, shows in what is written down.
+Module, stacks -> `Between`. The step runs on fake tensors with a stand-in for every block, which
+gives results like a block's at no cost, and each op outside the blocks is written down as seen from
+the block before it. A parent that does something to one block by its number, or by how many there
+are, shows in what is written down.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ __all__ = ["Between", "Unlike", "between"]
 
 _tree = torch.utils._pytree
 
-#: What an op is written down under: (number of the run, phase, block), or (-1, phase, 0) before any block.
+#: What an op is written down under: (number of the run, phase, block), or (-1, phase, 0) before any
+#: block.
 Part = tuple[int, str, int]
 _VALUES = (
     bool,
@@ -49,15 +52,18 @@ class Unlike(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The ops outside the blocks, in words, by the part they are in; the third block stands for all but the first and last two. Equal
-    for a module and its shortened one if each treats its blocks as the other does."""
+    """The ops outside the blocks, in words, by the part they are in; the third block stands for
+    all but the first and last two. Equal for a module and its shortened one if each treats its
+    blocks as the other does."""
 
     parts: tuple[tuple[Part, tuple[Any, ...]], ...]
 
 
-def between(module: nn.Module, runs: tuple[Run, ...], loss: Callable[[], Tensor], given: Iterable[Tensor]) -> Between:
-    """What `loss`, which runs the module, and its gradient do outside the blocks of the runs; `given` are the tensors that the step
-    starts from beside the module's.
+def between(
+    module: nn.Module, runs: tuple[Run, ...], loss: Callable[[], Tensor], given: Iterable[Tensor]
+) -> Between:
+    """What `loss`, which runs the module, and its gradient do outside the blocks of the runs;
+    `given` are the tensors that the step starts from beside the module's.
 
     Raises `Unlike` where not the same is done to all blocks of a run.
     """
@@ -74,16 +80,19 @@ def between(module: nn.Module, runs: tuple[Run, ...], loss: Callable[[], Tensor]
     return log.compared()
 
 
-# ------------------------------------------------------------------------------------------------- writing down
+# ------------------------------------------------------------------------------------- writing down
 
 
 class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes every op down: its name, its plain arguments, and where each tensor that it reads comes from."""
+    """Writes every op down: its name, its plain arguments, and where each tensor that it reads
+    comes from."""
 
     def __init__(self, module: nn.Module, runs: tuple[Run, ...], given: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lengths = [run.length for run in runs]
-        self.anchor = torch.zeros((), requires_grad=True)  # so that a block whose inputs have no gradient has results with one
+        self.anchor = torch.zeros(
+            (), requires_grad=True
+        )  # so that a block whose inputs have no gradient has results with one
         self.paused = False
         self.part: Part = (-1, "forward", 0)
         self.words: dict[Part, list[Any]] = {self.part: []}
@@ -91,9 +100,16 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.counts: Counter[Part] = Counter()
         self.kept: list[Any] = []
         self.templates: dict[int, _Template] = {}
-        for name, tensor in (*module.named_parameters(), *module.named_buffers(), *(("", t) for t in (*given, self.anchor))):
+        for name, tensor in (
+            *module.named_parameters(),
+            *module.named_buffers(),
+            *(("", t) for t in (*given, self.anchor)),
+        ):
             found = [(number, run.block_of(name)) for number, run in enumerate(runs)]
-            part = next(((number, "given", block) for number, block in found if block is not None), (-1, "given", 0))
+            part = next(
+                ((number, "given", block) for number, block in found if block is not None),
+                (-1, "given", 0),
+            )
             self.made([tensor], part)
 
     def enter(self, part: Part) -> None:
@@ -104,7 +120,11 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.words[part] = []
 
     def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self,
+        func: Any,
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         if not self.paused and func.namespace != "prim":
@@ -138,7 +158,8 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._seen(*self.homes[id(value)])
 
     def _seen(self, home: Part, number: int) -> Any:
-        """Where a value comes from, as the present part sees it: from the first or last block, or from one beside it."""
+        """Where a value comes from, as the present part sees it: from the first or last block,
+        or from one beside it."""
         (run, phase, block), (mine, _, at) = home, self.part
         if run < 0:
             return "outside", phase, number
@@ -151,17 +172,30 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return "beside", block - at, run, phase, number
 
     def compared(self) -> Between:
-        """Raises `Unlike` where the blocks of a run between first and last differ in what is done to them, or in order."""
+        """Raises `Unlike` where the blocks of a run between first and last differ in what is
+        done to them, or in order."""
         left = dict(self.words)
         for run, length in enumerate(self.lengths):
-            for phase, blocks in (("forward", range(length)), ("backward", range(length - 1, -1, -1))):
+            for phase, blocks in (
+                ("forward", range(length)),
+                ("backward", range(length - 1, -1, -1)),
+            ):
                 parts = [(run, phase, block) for block in blocks]
                 self._check(parts)
                 for part in parts:
                     if 2 < part[2] < length - 2:
                         del left[part]
-        ends = {(run, length - back): -back for run, length in enumerate(self.lengths) for back in (1, 2)}
-        return Between(tuple(((run, phase, ends.get((run, at), at)), tuple(words)) for (run, phase, at), words in left.items()))
+        ends = {
+            (run, length - back): -back
+            for run, length in enumerate(self.lengths)
+            for back in (1, 2)
+        }
+        return Between(
+            tuple(
+                ((run, phase, ends.get((run, at), at)), tuple(words))
+                for (run, phase, at), words in left.items()
+            )
+        )
 
     def _check(self, parts: list[Part]) -> None:
         order = list(self.words)
@@ -174,8 +208,9 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether a block's words are those of one with inner blocks on both sides. What the second reads of the first, and the last but
-    one of the last, is another thing to it; the shortened module has all of these too."""
+    """Whether a block's words are those of one with inner blocks on both sides. What the second
+    reads of the first, and the last but one of the last, is another thing to it; the shortened
+    module has all of these too."""
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
         if one[:1] == ("end",) and one[1] and other[:2] == ("beside", one[1]):
             return True
@@ -185,13 +220,13 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-# ------------------------------------------------------------------------------------------------- stand-ins
+# ---------------------------------------------------------------------------------------- stand-ins
 
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """What a block returned: its nest, and of each leaf the number of the input that it is, or a tensor like it, or the value; for
-    inputs of these shapes and dtypes."""
+    """What a block returned: its nest, and of each leaf the number of the input that it is, or a
+    tensor like it, or the value; for inputs of these shapes and dtypes."""
 
     inputs: list[tuple[torch.Size, torch.dtype]]
     spec: Any
@@ -205,7 +240,8 @@ class _Place(int):
 
 @contextmanager
 def _stand_in(module: nn.Module, log: _Log, run: int, block: int) -> Iterator[None]:
-    """Within it a call of the block gives results like a block's. The first two do run, so that there is something to be like."""
+    """Within it a call of the block gives results like a block's. The first two do run, so that
+    there is something to be like."""
     forward, own = module.forward, vars(module).get("forward")
 
     @functools.wraps(forward)
@@ -257,16 +293,21 @@ def _placed(leaf: Any, inputs: list[Tensor], made: tuple[Tensor, ...]) -> Any:
 
 
 class _Block(torch.autograd.Function):
-    """New tensors like a block's results, with a backward that gives new tensors like its inputs."""
+    """New tensors like a block's results, with a backward that gives new tensors like its
+    inputs."""
 
     @staticmethod
-    def forward(ctx: Any, log: _Log, part: Part, new: list[Tensor], _: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, log: _Log, part: Part, new: list[Tensor], _: Tensor, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         ctx.log, ctx.part, ctx.inputs = log, part, inputs
         ctx.set_materialize_grads(False)
         log.paused = True
         made = tuple(torch.empty_like(tensor) for tensor in new)
         log.paused = False
-        ctx.mark_non_differentiable(*(t for t in made if not (t.is_floating_point() or t.is_complex())))
+        ctx.mark_non_differentiable(
+            *(t for t in made if not (t.is_floating_point() or t.is_complex()))
+        )
         return made
 
     @staticmethod
@@ -276,7 +317,10 @@ class _Block(torch.autograd.Function):
         log.note("gradients", gradients)
         log.paused = True
         needed = ctx.needs_input_grad[4:]
-        made = [torch.empty_like(t) if need else None for t, need in zip(ctx.inputs, needed, strict=True)]
+        made = [
+            torch.empty_like(t) if need else None
+            for t, need in zip(ctx.inputs, needed, strict=True)
+        ]
         log.paused = False
         log.made(t for t in made if t is not None)
         return None, None, None, None, *made

@@ -1,7 +1,9 @@
-"""The blocks of a shortened stack in its graph: where each begins and ends, and whether they are the same.
+"""The blocks of a shortened stack in its graph: where each begins and ends, and whether they are
+the same.
 
-Graph, stack -> `Homes`. In the order of execution a block's forward runs from its first op to the next block's, and its backward
-likewise. The second, third and fourth block must be the same ops on the same values, each counted from its own block.
+Graph, stack -> `Homes`. In the order of execution a block's forward runs from its first op to the
+next block's, and its backward likewise. The second, third and fourth block must be the same ops on
+the same values, each counted from its own block.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ __all__ = ["INNER", "Homes", "NotAlike", "Place", "Segments", "replaced", "segme
 INNER = (0, 1, 2)
 REPEATED = 1
 
-#: Where something of a block is: (whether of its forward, backward or what it is given, its place there).
+#: Where something of a block is: (whether of its forward, backward or what it is given, its place
+#: there).
 Place = tuple[str, int]
 
 
@@ -44,20 +47,28 @@ class Segments:
 
 
 def segments_of(graph: Graph, stack: Stack) -> Segments:
-    """Where the blocks begin and end. Raises NotAlike where they do not run one after the other, back in the reverse order."""
+    """Where the blocks begin and end. Raises NotAlike where they do not run one after the other,
+    back in the reverse order."""
     numbers = (stack.start, *stack.inner, stack.start + 4)
     first = {phase: _first_nodes(graph, stack, phase) for phase in ("forward", "backward")}
     if any(set(numbers) - set(found) for found in first.values()):
         raise NotAlike
     forward = [first["forward"][n] for n in numbers]
     backward = [first["backward"][n] for n in numbers]
-    if forward != sorted(forward) or backward != sorted(backward, reverse=True) or forward[-1] > backward[-1]:
+    if (
+        forward != sorted(forward)
+        or backward != sorted(backward, reverse=True)
+        or forward[-1] > backward[-1]
+    ):
         raise NotAlike
     found = Segments(
-        stack=stack, forward=tuple((forward[b], forward[b + 1]) for b in (1, 2, 3)),
+        stack=stack,
+        forward=tuple((forward[b], forward[b + 1]) for b in (1, 2, 3)),
         backward=tuple((backward[b], backward[b - 1]) for b in (1, 2, 3)),
-    )  # fmt: skip
-    if any(graph.nodes[n].phase != phase for phase, _, span in found.ranges() for n in range(*span)):
+    )
+    if any(
+        graph.nodes[n].phase != phase for phase, _, span in found.ranges() for n in range(*span)
+    ):
         raise NotAlike
     return found
 
@@ -72,7 +83,8 @@ def _first_nodes(graph: Graph, stack: Stack, phase: str) -> dict[int, int]:
 
 
 class Homes:
-    """Which of the compared blocks a value, a parameter or a number of a mask is of, and where in it."""
+    """Which of the compared blocks a value, a parameter or a number of a mask is of, and where
+    in it."""
 
     def __init__(self, graph: Graph, segments: Segments) -> None:
         self.graph, self.segments, self.stack = graph, segments, segments.stack
@@ -97,41 +109,71 @@ class Homes:
     def _given(self) -> None:
         counts: Counter[int] = Counter()
         for value in self.graph.values:
-            number = self.stack.block_of(value.name) if value.kind in ("parameter", "buffer") else None
+            number = (
+                self.stack.block_of(value.name) if value.kind in ("parameter", "buffer") else None
+            )
             if number in self.stack.inner:
                 block = self.stack.inner.index(number)
                 self.values[value.id] = block, ("given", counts[block])
                 counts[block] += 1
 
     def check(self) -> None:
-        """Raises NotAlike unless the blocks are the same, and nothing but their neighbours reads them."""
+        """Raises NotAlike unless the blocks are the same, and nothing but their neighbours reads
+        them."""
         for spans in (self.segments.forward, self.segments.backward):
-            _check_same([[self._word(self.graph.nodes[n], block) for n in range(*spans[block])] for block in INNER])
-        _check_same([[self._given_word(v, block) for v, (b, (kind, _)) in self.values.items() if b == block and kind == "given"]
-                     for block in INNER])  # fmt: skip
+            _check_same(
+                [
+                    [self._word(self.graph.nodes[n], block) for n in range(*spans[block])]
+                    for block in INNER
+                ]
+            )
+        _check_same(
+            [
+                [
+                    self._given_word(v, block)
+                    for v, (b, (kind, _)) in self.values.items()
+                    if b == block and kind == "given"
+                ]
+                for block in INNER
+            ]
+        )
         self._check_gradients()
         self._check_outside()
         assert self.stride >= 0
 
     def _word(self, node: Node, block: int) -> Any:
         """All there is of a node, what it reads as seen from its block."""
-        path = self.stack.renamed(node.path, by=-self.stack.inner[block]) if self._is_inner(node.path) else node.path
+        path = (
+            self.stack.renamed(node.path, by=-self.stack.inner[block])
+            if self._is_inner(node.path)
+            else node.path
+        )
         arguments = replaced(
-            (node.args, node.kwargs), lambda ref: self._relative(self.values, ref, block),
+            (node.args, node.kwargs),
+            lambda ref: self._relative(self.values, ref, block),
             lambda s: self._relative(self.serials, s, block),
-        )  # fmt: skip
+        )
         results = tuple(r is None for r in node.results)
         return node.op, arguments, results, node.result_shapes, node.result_dtypes, path
 
     def _given_word(self, value: int, block: int) -> Any:
         found = self.graph.values[value]
-        return self.stack.renamed(found.name, by=-self.stack.inner[block]), found.shape, found.dtype, found.kind
+        return (
+            self.stack.renamed(found.name, by=-self.stack.inner[block]),
+            found.shape,
+            found.dtype,
+            found.kind,
+        )
 
     @cached_property
     def stride(self) -> int:
         """How many numbers of masks a block takes."""
         places = {place for _, place in self.by_serial}
-        strides = {self.by_serial[b + 1, place] - self.by_serial[b, place] for place in places for b in (0, 1)}
+        strides = {
+            self.by_serial[b + 1, place] - self.by_serial[b, place]
+            for place in places
+            for b in (0, 1)
+        }
         if len(strides) > 1:
             raise NotAlike
         return next(iter(strides), 0)
@@ -139,7 +181,9 @@ class Homes:
     @cached_property
     def fourth_serial(self) -> int | None:
         """The first number of the fourth block."""
-        return min((number for number, (block, _) in self.serials.items() if block == 2), default=None)
+        return min(
+            (number for number, (block, _) in self.serials.items() if block == 2), default=None
+        )
 
     def _is_inner(self, name: str) -> bool:
         return self.stack.block_of(name) in self.stack.inner
@@ -160,7 +204,8 @@ class Homes:
         _check_same([seen[block] for block in INNER])
 
     def _check_outside(self) -> None:
-        """What is before the second block or after the fourth may read those, and none may read the third."""
+        """What is before the second block or after the fourth may read those, and none may read
+        the third."""
         first, last = self.segments.forward[0][0], self.segments.backward[0][1]
         for node in self.graph.nodes:
             if node.index in self.nodes:
@@ -176,8 +221,9 @@ class Homes:
 
 
 def _check_same(words: list[Any]) -> None:
-    """Raises NotAlike unless three blocks' words are equal. What the second reads of the block before it, and the fourth of the one
-    after it, is outside of what is compared: the third shows both."""
+    """Raises NotAlike unless three blocks' words are equal. What the second reads of the block
+    before it, and the fourth of the one after it, is outside of what is compared: the third
+    shows both."""
     if not (_same(words[0], words[1], -1) and _same(words[2], words[1], 1)):
         raise NotAlike
 
@@ -186,7 +232,9 @@ def _same(one: Any, other: Any, edge: int) -> bool:
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
         if one[:1] == ("outside",) and len(other) == 3 and other[0] == edge:
             return True
-        return len(one) == len(other) and all(_same(a, b, edge) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            _same(a, b, edge) for a, b in zip(one, other, strict=True)
+        )
     return type(one) is type(other) and bool(one == other)
 
 

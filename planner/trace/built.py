@@ -1,7 +1,9 @@
-"""The workload under fake tensors: built there, or, if its builder needs real ones, built as it runs and made fake afterwards.
+"""The workload under fake tensors: built there, or, if its builder needs real ones, built as it
+runs and made fake afterwards.
 
-A builder that reads values (an initialisation that draws until all is in range, a permutation or a lazy layer's first call, a table
-that goes through numpy) cannot run without memory. Then the model is built for real, once, as every rank does anyway.
+A builder that reads values (an initialisation that draws until all is in range, a permutation or a
+lazy layer's first call, a table that goes through numpy) cannot run without memory. Then the model
+is built for real, once, as every rank does anyway.
 """
 
 from __future__ import annotations
@@ -24,11 +26,21 @@ __all__ = ["FAILURES", "built", "really_built", "worth_building"]
 _LARGEST = 1 << 28
 
 #: What a person's code raises that is run under other conditions than theirs.
-FAILURES = (UserError, RuntimeError, LookupError, AttributeError, TypeError, ValueError, AssertionError, ArithmeticError)
+FAILURES = (
+    UserError,
+    RuntimeError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    ValueError,
+    AssertionError,
+    ArithmeticError,
+)
 
 
 def built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int) -> Workload:
-    """The workload that `build` makes, with fake tensors; to be called under the mode. Raises what building raises."""
+    """The workload that `build` makes, with fake tensors; to be called under the mode. Raises
+    what building raises."""
     try:
         return build()
     except FAILURES as fake:
@@ -40,9 +52,11 @@ def built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, see
             raise fake from None
 
 
-def really_built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int) -> Workload:
-    """The workload with the values that a run under the seed begins with, its tensors then made fake; of buffers and of what plain
-    attributes hold, the values stay known."""
+def really_built(
+    build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int
+) -> Workload:
+    """The workload with the values that a run under the seed begins with, its tensors then made
+    fake; of buffers and of what plain attributes hold, the values stay known."""
     with without_modes():
         seed_all(seed)
         real = build()
@@ -50,14 +64,18 @@ def really_built(build: Callable[[], Workload], mode: FakeTensorMode, known: Kno
 
 
 def worth_building(workload: Workload, known: Known) -> bool:
-    """Whether a step that could not be traced may be with the values of buffers that were made under fake tensors from random numbers
-    or from data: edges of a graph, a permutation, a mask."""
+    """Whether a step that could not be traced may be with the values of buffers that were made
+    under fake tensors from random numbers or from data: edges of a graph, a permutation, a mask."""
     state = workload.state()
-    return not known.names >= set(state.kept) and sum(t.numel() for t in state.tensors.values()) <= _LARGEST
+    return (
+        not known.names >= set(state.kept)
+        and sum(t.numel() for t in state.tensors.values()) <= _LARGEST
+    )
 
 
 class _Fakes:
-    """Fake tensors for real ones, each once. What a plain attribute holds is a constant, and stays known."""
+    """Fake tensors for real ones, each once. What a plain attribute holds is a constant, and
+    stays known."""
 
     def __init__(self, mode: FakeTensorMode, known: Known) -> None:
         self.mode, self.known = mode, known

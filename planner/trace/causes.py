@@ -1,4 +1,5 @@
-"""What an error means that torch raises while tracing, where its own words do not say what to do."""
+"""What an error means that torch raises while tracing, where its own words do not say what to
+do."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ _NEEDS_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
 
 
 def cause_of(error: Exception, said: str) -> str:
-    """What is wrong and what to do; empty where torch's own words, `said`, are all that is known."""
+    """What is wrong and what to do; empty where torch's own words, `said`, are all that is
+    known."""
     for part, cause in _SAID.items():
         if part in said:
             return cause

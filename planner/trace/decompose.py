@@ -1,6 +1,7 @@
 """Ops taken apart while tracing, so that each piece can be split on its own.
 
-A mean is a sum and a division by the global count; a bias is added after the product, where a partial product has been reduced.
+A mean is a sum and a division by the global count; a bias is added after the product, where a
+partial product has been reduced.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ def _mean(x: Tensor, *, dtype: torch.dtype | None = None) -> Any:
     return aten.div.Scalar(aten.sum.default(x, dtype=dtype), x.numel())
 
 
-def _mean_dim(x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Any:
+def _mean_dim(
+    x: Tensor, dim: list[int] | None, keepdim: bool = False, *, dtype: torch.dtype | None = None
+) -> Any:
     dims = dim if dim else list(range(x.dim()))
     count = 1
     for d in dims:
@@ -49,7 +52,13 @@ def _mse_loss_backward(grad: Tensor, x: Tensor, target: Tensor, reduction: int) 
     return aten.mul.Tensor(aten.mul.Scalar(aten.sub.Tensor(x, target), scale), grad)
 
 
-def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+def _var(
+    x: Tensor,
+    dim: list[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Any:
     dims = dim if dim else list(range(x.dim()))
     count = 1
     for d in dims:
@@ -59,26 +68,55 @@ def _var(x: Tensor, dim: list[int] | None = None, *, correction: float | None = 
     return aten.div.Scalar(aten.sum.dim_IntList(square, dims, keepdim), over)
 
 
-def _std(x: Tensor, dim: list[int] | None = None, *, correction: float | None = None, keepdim: bool = False) -> Any:
+def _std(
+    x: Tensor,
+    dim: list[int] | None = None,
+    *,
+    correction: float | None = None,
+    keepdim: bool = False,
+) -> Any:
     return aten.sqrt.default(_var(x, dim, correction=correction, keepdim=keepdim))
 
 
 def _checked(ids: Tensor, size: int, wrap: bool) -> Tensor:
-    """The ids as rows from 0 on: the gradient of an embedding does not look whether there is such a row."""
+    """The ids as rows from 0 on: the gradient of an embedding does not look whether there is
+    such a row."""
     found: Tensor = torch.ops.shardwright.checked_ids.default(ids, size, wrap)
     return found
 
 
-def _index_put(x: Tensor, indices: list[Tensor | None], values: Tensor, accumulate: bool = False, *, wrap: bool = True) -> Any:
-    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids; `x[mask] = number` as a choice."""
+def _index_put(
+    x: Tensor,
+    indices: list[Tensor | None],
+    values: Tensor,
+    accumulate: bool = False,
+    *,
+    wrap: bool = True,
+) -> Any:
+    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids;
+    `x[mask] = number` as a choice."""
     ids = indices[0]
-    if not accumulate and len(indices) == 1 and ids is not None and ids.dtype == torch.bool and values.numel() == 1:
+    if (
+        not accumulate
+        and len(indices) == 1
+        and ids is not None
+        and ids.dtype == torch.bool
+        and values.numel() == 1
+    ):
         mask = ids.view(*ids.shape, *(1 for _ in range(x.dim() - ids.dim())))
         return aten.where.self(mask, values.to(x.dtype).reshape(()), x)
-    if not accumulate or len(indices) != 1 or ids is None or ids.dtype != torch.int64 or x.dim() == 0:
+    if (
+        not accumulate
+        or len(indices) != 1
+        or ids is None
+        or ids.dtype != torch.int64
+        or x.dim() == 0
+    ):
         return NotImplemented
     rows = values.expand(*ids.shape, *x.shape[1:]).reshape(*ids.shape, -1)
-    added = aten.embedding_dense_backward.default(rows, _checked(ids, x.shape[0], wrap), x.shape[0], -1, False)
+    added = aten.embedding_dense_backward.default(
+        rows, _checked(ids, x.shape[0], wrap), x.shape[0], -1, False
+    )
     return aten.add.Tensor(x, added.view(x.shape))
 
 
@@ -90,12 +128,18 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
 
 
 def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
-    """What stands in x once source is copied to it, lying in memory as x does, since views of x may be taken of it."""
+    """What stands in x once source is copied to it, lying in memory as x does, since views of x
+    may be taken of it."""
     out = aten.expand.default(source.to(x.dtype), list(x.shape))
-    if out.stride() == x.stride() or x.numel() != sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1:
+    if (
+        out.stride() == x.stride()
+        or x.numel() != sum((n - 1) * s for n, s in zip(x.shape, x.stride(), strict=True)) + 1
+    ):
         return out
     order = sorted(range(x.dim()), key=x.stride, reverse=True)
-    lying = aten.clone.default(aten.permute.default(out, order), memory_format=torch.contiguous_format)
+    lying = aten.clone.default(
+        aten.permute.default(out, order), memory_format=torch.contiguous_format
+    )
     return aten.permute.default(lying, [order.index(d) for d in range(x.dim())])
 
 
@@ -109,7 +153,11 @@ def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | Non
 
 
 def _copy_in_place(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
-    return NotImplemented if x.shape == source.shape else aten.copy_.default(x, aten.expand.default(source, list(x.shape)))
+    return (
+        NotImplemented
+        if x.shape == source.shape
+        else aten.copy_.default(x, aten.expand.default(source, list(x.shape)))
+    )
 
 
 def _fill(x: Tensor, value: Tensor) -> Any:
@@ -129,7 +177,9 @@ def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
     """A softmax that is 0 where every entry is minus infinity."""
     x = x if dtype is None else x.to(dtype)
     hidden = aten.all.dim(aten.eq.Scalar(x, float("-inf")), dim, True)
-    return aten.where.self(hidden, aten.scalar_tensor.default(0.0, dtype=x.dtype), aten._softmax.default(x, dim, False))
+    return aten.where.self(
+        hidden, aten.scalar_tensor.default(0.0, dtype=x.dtype), aten._softmax.default(x, dim, False)
+    )
 
 
 def _new_empty_strided(x: Tensor, size: list[int], stride: list[int], **kwargs: Any) -> Any:
@@ -137,8 +187,9 @@ def _new_empty_strided(x: Tensor, size: list[int], stride: list[int], **kwargs: 
 
 
 def decomposition_table() -> dict[Any, Any]:
-    """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division by the global count, and
-    a bias is added after the product, where a partial product has been reduced."""
+    """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division
+    by the global count, and a bias is added after the product, where a partial product has been
+    reduced."""
     table = decompositions(
         [
             aten.mse_loss,

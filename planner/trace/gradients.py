@@ -1,6 +1,7 @@
 """The gradients of a step's parameters, as `loss.backward()` gives them.
 
-Loss, parameters -> a gradient each, or None of one that takes no part. An optimizer leaves such a parameter alone, and so does a plan.
+Loss, parameters -> a gradient each, or None of one that takes no part. An optimizer leaves such a
+parameter alone, and so does a plan.
 """
 
 from __future__ import annotations
@@ -21,20 +22,29 @@ __all__ = ["check_sparse", "check_untouched", "gradients_of"]
 def gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     """The gradients by name.
 
-    Autograd functions that run a backward pass of their own (reversible layers, checkpoints of the reentrant kind) leave their
-    parameters' gradients on the parameters: those are added to what autograd itself returns.
+    Autograd functions that run a backward pass of their own (reversible layers, checkpoints of the
+    reentrant kind) leave their parameters' gradients on the parameters: those are added to what
+    autograd itself returns.
     """
     with _no_gradients(list(weights.values())), checkpoints_allowed():
         returned = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
-        return {name: _sum(weight.grad, one) for (name, weight), one in zip(weights.items(), returned, strict=True)}
+        return {
+            name: _sum(weight.grad, one)
+            for (name, weight), one in zip(weights.items(), returned, strict=True)
+        }
 
 
-def check_sparse(tables: Sequence[Tensor], weights: Mapping[str, Tensor], workload: Workload) -> None:
-    """Raises NotTraceable if `tables` of embeddings ask for sparse gradients and the optimizer is another than plain SGD. To plain SGD
-    a row without a gradient is one with a gradient of 0, and they are planned as dense."""
+def check_sparse(
+    tables: Sequence[Tensor], weights: Mapping[str, Tensor], workload: Workload
+) -> None:
+    """Raises NotTraceable if `tables` of embeddings ask for sparse gradients and the optimizer
+    is another than plain SGD. To plain SGD a row without a gradient is one with a gradient of 0,
+    and they are planned as dense."""
     moving = [f"{key}={value}" for key, value in workload.optimizer_settings.items() if value]
     if tables and (workload.optimizer != "sgd" or moving):
-        names = [name for name, weight in weights.items() if any(weight is table for table in tables)]
+        names = [
+            name for name, weight in weights.items() if any(weight is table for table in tables)
+        ]
         optimizer = " with ".join([workload.optimizer, *([", ".join(moving)] if moving else [])])
         raise NotTraceable(
             f"model {workload.name!r}: {', '.join(names) or 'an embedding'} has sparse gradients (sparse=True), which {optimizer} "
@@ -42,8 +52,11 @@ def check_sparse(tables: Sequence[Tensor], weights: Mapping[str, Tensor], worklo
         )
 
 
-def check_untouched(names: Sequence[str], weights: Mapping[str, Tensor], loss: Callable[[], Tensor], model: str) -> None:
-    """Raises NotTraceable unless the parameters `names`, which got no gradient when recorded, get none from `loss().backward()`."""
+def check_untouched(
+    names: Sequence[str], weights: Mapping[str, Tensor], loss: Callable[[], Tensor], model: str
+) -> None:
+    """Raises NotTraceable unless the parameters `names`, which got no gradient when recorded,
+    get none from `loss().backward()`."""
     with _no_gradients(list(weights.values())):
         loss().backward()  # type: ignore[no-untyped-call]
         lost = [name for name in names if weights[name].grad is not None]
@@ -62,7 +75,8 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def _no_gradients(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Within it the parameters begin without gradients, and afterwards they have those of before."""
+    """Within it the parameters begin without gradients, and afterwards they have those of
+    before."""
     before = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None

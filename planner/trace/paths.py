@@ -1,4 +1,5 @@
-"""The module that runs, told to every op as it is recorded: forward by hooks, backward by the owner of each autograd node.
+"""The module that runs, told to every op as it is recorded: forward by hooks, backward by the owner
+of each autograd node.
 
 A module -> labels (`path`, `phase`, `sequence`) on what is recorded while it runs.
 """
@@ -22,7 +23,8 @@ IN_MODULE = " in module "
 
 
 class Paths:
-    """Which module is running, forward; and which module each autograd node belongs to, for the backward."""
+    """Which module is running, forward; and which module each autograd node belongs to, for the
+    backward."""
 
     def __init__(self) -> None:
         self.stack: list[str] = [""]
@@ -39,7 +41,11 @@ class Paths:
 
     def _own(self, output: Any, path: str) -> None:
         """Gives every autograd node behind `output` that has no owner yet to `path`."""
-        pending: list[Any] = [t.grad_fn for t in torch.utils._pytree.tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn]
+        pending: list[Any] = [
+            t.grad_fn
+            for t in torch.utils._pytree.tree_leaves(output)
+            if isinstance(t, Tensor) and t.grad_fn
+        ]
         while pending:
             node = pending.pop()
             if node is None or node in self.owner:
@@ -62,7 +68,8 @@ def _enter(paths: Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:
 
 @contextmanager
 def paths_of(module: torch.nn.Module) -> Iterator[Paths]:
-    """Within it what is recorded is labelled with the module that runs; an error gets a note that names the module."""
+    """Within it what is recorded is labelled with the module that runs; an error gets a note
+    that names the module."""
     paths, handles = Paths(), []
     for path, child in module.named_modules():
         entering = partial(_enter, paths, path)

@@ -1,7 +1,8 @@
 """Stacks: runs of like blocks in a module, and the module with all but a few of each run taken out.
 
-Module -> stacks; a trace of the shortened module has all that the whole has (`unroll.py` puts the rest back). Blocks are alike
-where they are the same code with the same settings: classes, sizes and attributes, but for a block's own number.
+Module -> stacks; a trace of the shortened module has all that the whole has (`unroll.py` puts the
+rest back). Blocks are alike where they are the same code with the same settings: classes, sizes and
+attributes, but for a block's own number.
 """
 
 from __future__ import annotations
@@ -25,14 +26,28 @@ KEPT = 5
 #: Stacks of fewer blocks are traced whole: that is as quick.
 _LEAST = 8
 
-#: What every module has of its own, and no forward reads; children, parameters and buffers are compared by themselves.
+#: What every module has of its own, and no forward reads; children, parameters and buffers are
+#: compared by themselves.
 _OWN = frozenset(vars(nn.Module()))
-_PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size, type)
+_PLAIN = (
+    bool,
+    int,
+    float,
+    complex,
+    str,
+    bytes,
+    type(None),
+    torch.dtype,
+    torch.device,
+    torch.Size,
+    type,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Children `start` to `start + length` (exclusive) of the container at `path` are alike; it is at `short` where it is shortened."""
+    """Children `start` to `start + length` (exclusive) of the container at `path` are alike; it
+    is at `short` where it is shortened."""
 
     path: str
     short: str
@@ -62,7 +77,8 @@ class Stack:
         return number if number < self.start + 3 else number + self.num_copies
 
     def renamed(self, name: str, *, by: int | None = None) -> str:
-        """A name of the shortened module as the whole module has it; `by` moves the block it is in so many blocks on."""
+        """A name of the shortened module as the whole module has it; `by` moves the block it is
+        in so many blocks on."""
         head = f"{self.short}." if self.short else ""
         if not name.startswith(head):
             return name
@@ -72,7 +88,8 @@ class Stack:
         return f"{head}{self.whole(int(number)) if by is None else int(number) + by}{dot}{rest}"
 
     def block_of(self, name: str) -> int | None:
-        """The number, in the shortened container, of the block that a name of the shortened module is in."""
+        """The number, in the shortened container, of the block that a name of the shortened
+        module is in."""
         head = f"{self.short}." if self.short else ""
         number = name[len(head) :].partition(".")[0] if name.startswith(head) else ""
         return int(number) if number.isdigit() else None
@@ -80,14 +97,17 @@ class Stack:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """Children `start` to `start + length` (exclusive) of the container at `path`, of a whole module or of a shortened one."""
+    """Children `start` to `start + length` (exclusive) of the container at `path`, of a whole
+    module or of a shortened one."""
 
     path: str
     start: int
     length: int
 
     def blocks(self, module: nn.Module) -> list[nn.Module]:
-        return list(module.get_submodule(self.path).children())[self.start : self.start + self.length]
+        return list(module.get_submodule(self.path).children())[
+            self.start : self.start + self.length
+        ]
 
     def block_of(self, name: str) -> int | None:
         """The number, from 0 on, of the block that a name is in."""
@@ -99,7 +119,10 @@ class Run:
 
 def stacks_of(module: nn.Module) -> tuple[Stack, ...]:
     """The stacks that are worth shortening; none is within another."""
-    tensors = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    tensors = (
+        *module.named_parameters(remove_duplicate=False),
+        *module.named_buffers(remove_duplicate=False),
+    )
     shared = Counter(id(tensor) for _, tensor in tensors)
     return tuple(_stacks(module, "", "", {name for name, times in shared.items() if times > 1}))
 
@@ -107,7 +130,9 @@ def stacks_of(module: nn.Module) -> tuple[Stack, ...]:
 def _stacks(module: nn.Module, path: str, short: str, shared: set[int]) -> Iterator[Stack]:
     inside, gone = range(0), 0
     children = list(module.children())
-    if type(module) in (nn.ModuleList, nn.Sequential) and list(module._modules) == [str(i) for i in range(len(children))]:
+    if type(module) in (nn.ModuleList, nn.Sequential) and list(module._modules) == [
+        str(i) for i in range(len(children))
+    ]:
         start, length = _longest_run(children, shared)
         if length >= _LEAST:
             yield Stack(path=path, short=short, start=start, length=length)
@@ -125,35 +150,57 @@ def _joined(path: str, name: str) -> str:
 def _longest_run(children: list[nn.Module], shared: set[int]) -> tuple[int, int]:
     best, start = (0, 0), 0
     for index in range(1, len(children) + 1):
-        if index == len(children) or not _alike_modules(children[index - 1], children[index], (index - 1, index), shared):
+        if index == len(children) or not _alike_modules(
+            children[index - 1], children[index], (index - 1, index), shared
+        ):
             best = max(best, (index - start, -start))
             start = index
     return -best[1], best[0]
 
 
-def _alike_modules(one: nn.Module, other: nn.Module, numbers: tuple[int, int], shared: set[int]) -> bool:
+def _alike_modules(
+    one: nn.Module, other: nn.Module, numbers: tuple[int, int], shared: set[int]
+) -> bool:
     """Whether two blocks do the same; a number that is the block's own may differ."""
     if one is other or type(one) is not type(other) or one.training != other.training:
         return False
     for mine, theirs in ((one._parameters, other._parameters), (one._buffers, other._buffers)):
-        if not _alike_tensors(mine, theirs) or any(id(t) in shared for t in (*mine.values(), *theirs.values())):
+        if not _alike_tensors(mine, theirs) or any(
+            id(t) in shared for t in (*mine.values(), *theirs.values())
+        ):
             return False
-    hooked = [k for k in _OWN if k.endswith("_hooks") and (getattr(one, k, None) or getattr(other, k, None))]
+    hooked = [
+        k
+        for k in _OWN
+        if k.endswith("_hooks") and (getattr(one, k, None) or getattr(other, k, None))
+    ]
     settings = [{k: v for k, v in vars(m).items() if k not in _OWN} for m in (one, other)]
-    pairs = [(mine, other._parameters[name]) for name, mine in one._parameters.items() if mine is not None]
-    if not all(same_hung(mine, theirs, lambda a, b: _alike(a, b, numbers)) for mine, theirs in pairs if theirs is not None):
+    pairs = [
+        (mine, other._parameters[name])
+        for name, mine in one._parameters.items()
+        if mine is not None
+    ]
+    if not all(
+        same_hung(mine, theirs, lambda a, b: _alike(a, b, numbers))
+        for mine, theirs in pairs
+        if theirs is not None
+    ):
         return False
     if hooked or not _alike(settings[0], settings[1], numbers):
         return False
     children = [dict(m.named_children()) for m in (one, other)]
     return list(children[0]) == list(children[1]) and all(
-        _alike_modules(child, children[1][name], numbers, shared) for name, child in children[0].items()
+        _alike_modules(child, children[1][name], numbers, shared)
+        for name, child in children[0].items()
     )
 
 
 def _alike_tensors(one: Mapping[str, Tensor | None], other: Mapping[str, Tensor | None]) -> bool:
     def seen(tensors: Mapping[str, Tensor | None]) -> list[Any]:
-        return [(k, None if t is None else (t.shape, t.dtype, t.requires_grad)) for k, t in tensors.items()]
+        return [
+            (k, None if t is None else (t.shape, t.dtype, t.requires_grad))
+            for k, t in tensors.items()
+        ]
 
     return seen(one) == seen(other)
 
@@ -169,19 +216,28 @@ def _alike(one: Any, other: Any, numbers: tuple[int, int], depth: int = 0) -> bo
     if isinstance(one, Tensor):
         return False
     if isinstance(one, Mapping):
-        return list(one) == list(other) and all(_alike(one[k], other[k], numbers, depth + 1) for k in one)
+        return list(one) == list(other) and all(
+            _alike(one[k], other[k], numbers, depth + 1) for k in one
+        )
     if isinstance(one, list | tuple):
-        return len(one) == len(other) and all(_alike(a, b, numbers, depth + 1) for a, b in zip(one, other, strict=True))
+        return len(one) == len(other) and all(
+            _alike(a, b, numbers, depth + 1) for a, b in zip(one, other, strict=True)
+        )
     if isinstance(one, set | frozenset):
         return bool(one == other)
     if hasattr(one, "__code__"):
-        return one.__code__ is other.__code__ and one.__closure__ is None and one.__defaults__ == other.__defaults__
+        return (
+            one.__code__ is other.__code__
+            and one.__closure__ is None
+            and one.__defaults__ == other.__defaults__
+        )
     return hasattr(one, "__dict__") and _alike(vars(one), vars(other), numbers, depth + 1)
 
 
 @contextmanager
 def shortened(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[None]:
-    """Within it each stack has the first three and the last two of its blocks, numbered from its start on."""
+    """Within it each stack has the first three and the last two of its blocks, numbered from its
+    start on."""
     containers = [module.get_submodule(stack.path) for stack in stacks]
     before = [dict(container._modules) for container in containers]
     for stack, container, children in zip(stacks, containers, before, strict=True):
@@ -198,9 +254,12 @@ def shortened(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[None]:
 
 
 class _Own:
-    """A block's own number while its block is traced: all that is done with it, but keeping it, is seen."""
+    """A block's own number while its block is traced: all that is done with it, but keeping it,
+    is seen."""
 
-    __class__ = property(lambda self: int)  # for `isinstance`; C code sees no int and asks `__index__`
+    __class__ = property(
+        lambda self: int
+    )  # for `isinstance`; C code sees no int and asks `__index__`
 
     def __init__(self, number: int, used: list[int]) -> None:
         self.number, self.used = number, used
@@ -214,14 +273,21 @@ def _seen(name: str) -> Callable[..., Any]:
     return method
 
 
-for _name in set(vars(int)) - {"__new__", "__init__", "__getattribute__", "__getnewargs__", "__doc__", "__sizeof__"}:
+for _name in set(vars(int)) - {
+    "__new__",
+    "__init__",
+    "__getattribute__",
+    "__getnewargs__",
+    "__doc__",
+    "__sizeof__",
+}:
     setattr(_Own, _name, _seen(_name))
 
 
 @contextmanager
 def watched(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[list[int]]:
-    """Within it, in the shortened module, the own numbers of its blocks are in the list once a block has made use of one: what it
-    does with other numbers is not known then."""
+    """Within it, in the shortened module, the own numbers of its blocks are in the list once a
+    block has made use of one: what it does with other numbers is not known then."""
     used: list[int] = []
     before: list[tuple[nn.Module, str, int]] = []
     for stack in stacks:

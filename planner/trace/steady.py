@@ -1,4 +1,5 @@
-"""A step traced until it stays the same: what a forward turns off is off from the start, and what it keeps or draws must not matter."""
+"""A step traced until it stays the same: what a forward turns off is off from the start, and
+what it keeps or draws must not matter."""
 
 from __future__ import annotations
 
@@ -22,9 +23,9 @@ _TIMES = 3
 def steady(workload: Workload, trace: Callable[[], Traced]) -> Traced:
     """What `trace` gives once the step leaves its parameters' flags as they are.
 
-    Raises NotTraceable where it never does, and where a step draws from Python's generator or numpy's, which would be what the first
-    step drew for ever. Whether that decides anything cannot be told: a layer that is left out once in a hundred steps is there under
-    most seeds.
+    Raises NotTraceable where it never does, and where a step draws from Python's generator or
+    numpy's, which would be what the first step drew for ever. Whether that decides anything cannot
+    be told: a layer that is left out once in a hundred steps is there under most seeds.
     """
     drawn = chance.state()
     traced = _settled(workload, trace)

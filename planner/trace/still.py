@@ -1,6 +1,8 @@
-"""Modules that are moved to where they are while they run (`self.experts.to(x.device)`) stay as they are.
+"""Modules that are moved to where they are while they run (`self.experts.to(x.device)`) stay as
+they are.
 
-torch moves a module by putting other tensors in its parameters' places, which fake tensors do not bear, even if they are the same.
+torch moves a module by putting other tensors in its parameters' places, which fake tensors do not
+bear, even if they are the same.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ __all__ = ["still"]
 
 @contextmanager
 def still() -> Iterator[None]:
-    """Within it `module.to(...)` does nothing if each of the module's tensors is there and of that dtype already."""
+    """Within it `module.to(...)` does nothing if each of the module's tensors is there and of
+    that dtype already."""
     ordinary = nn.Module.to
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:

@@ -1,8 +1,8 @@
 """The graph of whole stacks of blocks, from one in which they were shortened.
 
-Graph of five blocks of a stack -> graph of all: the third block is repeated, once the second, third and fourth are found to be the
-same. The result is the graph that tracing the whole module gives, value for value; a rank traces the whole, and the hash must be the
-plan's.
+Graph of five blocks of a stack -> graph of all: the third block is repeated, once the second, third
+and fourth are found to be the same. The result is the graph that tracing the whole module gives,
+value for value; a rank traces the whole, and the hash must be the plan's.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """Block `block` of stack number `stack`: 0 is the shortened graph's second, the last its fourth, each other a copy of its third."""
+    """Block `block` of stack number `stack`: 0 is the shortened graph's second, the last its
+    fourth, each other a copy of its third."""
 
     stack: int
     block: int
 
 
 def unroll(graph: Graph, stacks: tuple[Stack, ...], given: tuple[Given, ...]) -> Graph | None:
-    """The graph with every stack at its whole length; `given` are the whole module's parameters and buffers, in the order of the
-    step's arguments. None where the blocks of a stack are not the same."""
+    """The graph with every stack at its whole length; `given` are the whole module's parameters
+    and buffers, in the order of the step's arguments. None where the blocks of a stack are not
+    the same."""
     try:
         homes = [Homes(graph, segments_of(graph, stack)) for stack in stacks]
         for one in homes:
@@ -69,7 +71,7 @@ class _Unroller:
             self._emit(node, self._at(node))
         return self._whole()
 
-    # ---------------------------------------------------------------------------------------------- blocks
+    # --------------------------------------------------------------------------------------- blocks
 
     def _last(self, stack: int) -> int:
         return self.homes[stack].stack.num_copies + 2
@@ -87,7 +89,8 @@ class _Unroller:
         return None
 
     def _copies(self) -> dict[int, list[tuple[_At, int, int]]]:
-        """By the old node before which they stand: the blocks that are put in, each with the nodes that it copies."""
+        """By the old node before which they stand: the blocks that are put in, each with the
+        nodes that it copies."""
         found: dict[int, list[tuple[_At, int, int]]] = {}
         for stack, homes in enumerate(self.homes):
             blocks = range(2, self._last(stack))
@@ -96,13 +99,16 @@ class _Unroller:
             found[backward[0]] = [(_At(stack, block), *backward) for block in reversed(blocks)]
         return found
 
-    # ---------------------------------------------------------------------------------------------- names
+    # ---------------------------------------------------------------------------------------- names
 
     def _name_given(self) -> None:
         """Numbers what the whole module is given, and what comes from outside."""
         traced = {v.name: v.id for v in self.old.values if v.kind in ("parameter", "buffer")}
         old = {self._renamed(name, None): value for name, value in traced.items()}
-        copies = {self._renamed(name, at): (at, place, value) for name, value, at, place in self._copied(traced)}
+        copies = {
+            self._renamed(name, at): (at, place, value)
+            for name, value, at, place in self._copied(traced)
+        }
         for one in self.given:
             new = len(self.values)
             if one.name in old:
@@ -113,7 +119,11 @@ class _Unroller:
                 self.inner[at, place] = new
             else:
                 raise NotAlike
-            self.values.append(replace(self.old.values[like], id=new, name=one.name, shape=one.shape, dtype=one.dtype))
+            self.values.append(
+                replace(
+                    self.old.values[like], id=new, name=one.name, shape=one.shape, dtype=one.dtype
+                )
+            )
         for value in self.old.values:
             if value.kind in ("input", "key"):
                 self._keep(value.id, len(self.values))
@@ -125,7 +135,10 @@ class _Unroller:
             for stack, homes in enumerate(self.homes):
                 block, place = homes.values.get(value, (None, ("", 0)))
                 if block == 1:
-                    yield from ((name, value, _At(stack, copy), place) for copy in range(2, self._last(stack)))
+                    yield from (
+                        (name, value, _At(stack, copy), place)
+                        for copy in range(2, self._last(stack))
+                    )
 
     def _keep(self, old: int, new: int) -> None:
         self.outside[old] = new
@@ -135,13 +148,14 @@ class _Unroller:
                 self.inner[_At(stack, self._last(stack) if block == 2 else block), place] = new
 
     def _renamed(self, name: str, at: _At | None) -> str:
-        """A name of the shortened graph as the whole has it; those of containers within others' first."""
+        """A name of the shortened graph as the whole has it; those of containers within others'
+        first."""
         for stack, homes in reversed(list(enumerate(self.homes))):
             by = at.block - self._template(at) if at is not None and at.stack == stack else None
             name = homes.stack.renamed(name, by=by)
         return name
 
-    # ---------------------------------------------------------------------------------------------- nodes
+    # ---------------------------------------------------------------------------------------- nodes
 
     def _emit(self, node: Node, at: _At | None) -> None:
         index, name = len(self.nodes), result_name(node.op, self.counts)
@@ -158,18 +172,28 @@ class _Unroller:
             else:
                 self.inner[at, self.homes[at.stack].values[old][1]] = new
         args, kwargs = replaced(
-            (node.args, node.kwargs), lambda ref: Ref(self._value(ref, at)), lambda number: Serial(self._serial(number, at))
+            (node.args, node.kwargs),
+            lambda ref: Ref(self._value(ref, at)),
+            lambda number: Serial(self._serial(number, at)),
         )
         path = self._renamed(node.path, at)
         self.nodes.append(
             Node(
-                index=index, op=node.op, args=args, kwargs=kwargs, results=tuple(results), result_shapes=node.result_shapes,
-                result_dtypes=node.result_dtypes, phase=node.phase, path=path,
+                index=index,
+                op=node.op,
+                args=args,
+                kwargs=kwargs,
+                results=tuple(results),
+                result_shapes=node.result_shapes,
+                result_dtypes=node.result_dtypes,
+                phase=node.phase,
+                path=path,
             )
-        )  # fmt: skip
+        )
 
     def _value(self, old: int, at: _At | None) -> int:
-        """The value that block `at`, or what is outside all blocks, reads where the shortened graph's reads `old`."""
+        """The value that block `at`, or what is outside all blocks, reads where the shortened
+        graph's reads `old`."""
         for stack, homes in enumerate(self.homes):
             home = homes.values.get(old)
             if home is not None:
@@ -199,24 +223,36 @@ class _Unroller:
                 more += homes.stack.num_copies * homes.stride
         return number + more
 
-    # ---------------------------------------------------------------------------------------------- the graph
+    # ------------------------------------------------------------------------------------ the graph
 
     def _whole(self) -> Graph:
         made = self._made({p.value: p.gradient for p in self.old.parameters})
         kept = self._made(dict(self.old.updates))
-        kinds = {kind: tuple(v.id for v in self.values if v.kind == kind) for kind in ("parameter", "input", "buffer")}
+        kinds = {
+            kind: tuple(v.id for v in self.values if v.kind == kind)
+            for kind in ("parameter", "input", "buffer")
+        }
         return Graph(
-            nodes=tuple(self.nodes), values=tuple(self.values), inputs=kinds["input"], buffers=kinds["buffer"],
-            parameters=tuple(Parameter(name=self.values[v].name, value=v, gradient=made[v]) for v in kinds["parameter"]),
-            loss=self._value(self.old.loss, None), updates=tuple(sorted(kept.items())),
+            nodes=tuple(self.nodes),
+            values=tuple(self.values),
+            inputs=kinds["input"],
+            buffers=kinds["buffer"],
+            parameters=tuple(
+                Parameter(name=self.values[v].name, value=v, gradient=made[v])
+                for v in kinds["parameter"]
+            ),
+            loss=self._value(self.old.loss, None),
+            updates=tuple(sorted(kept.items())),
             reported=tuple((name, self._value(value, None)) for name, value in self.old.reported),
-        )  # fmt: skip
+        )
 
     def _made(self, pairs: Mapping[int, int]) -> dict[int, int]:
         """What becomes of given values: their gradients, or their new contents; by new value."""
         out: dict[int, int] = {}
         for value, made in pairs.items():
-            home = next(((s, h.values[value]) for s, h in enumerate(self.homes) if value in h.values), None)
+            home = next(
+                ((s, h.values[value]) for s, h in enumerate(self.homes) if value in h.values), None
+            )
             if home is None:
                 out[self.outside[value]] = self._value(made, None)
                 continue

@@ -1,4 +1,5 @@
-"""Why a step could not be traced, in one line: the reason in the model author's words, and the line of theirs that was running."""
+"""Why a step could not be traced, in one line: the reason in the model author's words, and the
+line of theirs that was running."""
 
 from __future__ import annotations
 
@@ -45,10 +46,16 @@ _WRITTEN_OUT = {
 
 
 def _twice(said: str) -> str:
-    """What is wrong where a gradient of a gradient (`create_graph=True`) meets an op of ours; empty where torch said something else."""
+    """What is wrong where a gradient of a gradient (`create_graph=True`) meets an op of ours;
+    empty where torch said something else."""
     if not said.startswith(_NO_SECOND):
         return ""
-    op = said.removeprefix(_NO_SECOND).partition(".")[0].partition("_backward")[0].removeprefix("masked_")
+    op = (
+        said.removeprefix(_NO_SECOND)
+        .partition(".")[0]
+        .partition("_backward")[0]
+        .removeprefix("masked_")
+    )
     what = _WRITTEN_OUT.get(op, f"{op}: write it in tensor ops")
     return f"a gradient of a gradient (create_graph=True) is planned, but not through {what}"
 
@@ -61,4 +68,6 @@ def place_of(error: Exception) -> str:
 
 def _module(error: Exception) -> str:
     """The note that names the module that was running; empty where there is none."""
-    return next((note for note in getattr(error, "__notes__", ()) if note.startswith(IN_MODULE)), "")
+    return next(
+        (note for note in getattr(error, "__notes__", ()) if note.startswith(IN_MODULE)), ""
+    )

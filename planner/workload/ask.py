@@ -18,9 +18,10 @@ __all__ = ["Ask", "build", "default_precision", "dtypes_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
-    """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the texts of `--set`; `dtype` is that of
-    the parameters, `compute` that of products in mixed precision; `memory_headroom` the share of usable memory that is kept free.
-    `optimizer`, `learning_rate` and `optimizer_settings`, where given, are over the model's own."""
+    """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the
+    texts of `--set`; `dtype` is that of the parameters, `compute` that of products in mixed
+    precision; `memory_headroom` the share of usable memory that is kept free. `optimizer`,
+    `learning_rate` and `optimizer_settings`, where given, are over the model's own."""
 
     model: str
     batch: int | None
@@ -43,9 +44,15 @@ class Ask:
 def build(ask: Ask) -> Workload:
     """The workload, under the caller's seed or fake tensors."""
     workload = load_workload(
-        ask.model, batch=ask.batch, seq=ask.seq, settings=ask.settings, num_devices=ask.num_devices, dtype=ask.dtype,
-        compute=ask.compute, clip_norm=ask.clip_norm,
-    )  # fmt: skip
+        ask.model,
+        batch=ask.batch,
+        seq=ask.seq,
+        settings=ask.settings,
+        num_devices=ask.num_devices,
+        dtype=ask.dtype,
+        compute=ask.compute,
+        clip_norm=ask.clip_norm,
+    )
     return replace(workload, **_optimizer(ask, workload))
 
 
@@ -56,20 +63,22 @@ def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:
     name = ask.optimizer or workload.optimizer
     own = {} if ask.optimizer else workload.optimizer_settings
     if is_keras(ask.model):
-        raise BadValue(f"{ask.model} brings its optimizer: leave --optimizer, --lr and its settings out, and compile with them")
+        raise BadValue(
+            f"{ask.model} brings its optimizer: leave --optimizer, --lr and its settings out, and compile with them"
+        )
     rate = workload.learning_rate if ask.learning_rate is None else ask.learning_rate
     return by_name(name, rate, {**own, **ask.optimizer_settings})
 
 
 def default_precision(model: str, device: Device) -> str:
-    """The `--precision` of a plan that asks for none: bf16-mixed on devices that multiply it, fp32 elsewhere and for Keras models,
-    whose own dtype policy says what is mixed."""
+    """The `--precision` of a plan that asks for none: bf16-mixed on devices that multiply it,
+    fp32 elsewhere and for Keras models, whose own dtype policy says what is mixed."""
     return "bf16-mixed" if device.multiplies_bfloat16 and not is_keras(model) else "fp32"
 
 
 def dtypes_of(precision: str) -> tuple[str, str]:
-    """The dtype of parameters and that of products in mixed precision (else empty), of a `--precision`; torch's names of dtypes are
-    taken too. Raises `UnknownName` for any other."""
+    """The dtype of parameters and that of products in mixed precision (else empty), of a
+    `--precision`; torch's names of dtypes are taken too. Raises `UnknownName` for any other."""
     if precision in DTYPES:
         return precision, ""
     if precision not in PRECISIONS:

@@ -1,7 +1,9 @@
-"""Nested batches: tensors in dicts, tuples and lists, as a flat tuple of tensors and a *nest* that says where each stands.
+"""Nested batches: tensors in dicts, tuples and lists, as a flat tuple of tensors and a *nest* that
+says where each stands.
 
-batch -> tensors, nest -> the module's arguments and the loss's target. Dicts are taken in the order of their keys' names, so that two
-batches with the same keys are the same whatever order they were written in.
+batch -> tensors, nest -> the module's arguments and the loss's target. Dicts are taken in the order
+of their keys' names, so that two batches with the same keys are the same whatever order they were
+written in.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ class Slot:
 
 
 def flatten(batch: Any) -> tuple[tuple[Tensor, ...], Any]:
-    """The tensors of a nested batch, and its nest: the same containers with a `Slot` at every tensor; other things stay."""
+    """The tensors of a nested batch, and its nest: the same containers with a `Slot` at every
+    tensor; other things stay."""
     tensors: list[Tensor] = []
     nest = _strip(batch, tensors)
     return tuple(tensors), nest
@@ -46,8 +49,8 @@ def fill(nest: Any, tensors: Sequence[Tensor]) -> Any:
 def arguments(nest: Any, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
     """What the module is called with, by position and by name, and the target that the loss gets.
 
-    A dict goes whole: `module(**batch)`, and to the loss too. Of a tuple the last is the target and the others are the inputs; where
-    the last input is a dict, it holds arguments by name.
+    A dict goes whole: `module(**batch)`, and to the loss too. Of a tuple the last is the target and
+    the others are the inputs; where the last input is a dict, it holds arguments by name.
     """
     batch = fill(nest, tensors)
     if isinstance(batch, dict):

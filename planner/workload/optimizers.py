@@ -1,4 +1,5 @@
-"""What a person says of the optimizer -> the fields of a `Workload`: by name and settings, or by one of torch's with its groups.
+"""What a person says of the optimizer -> the fields of a `Workload`: by name and settings, or by
+one of torch's with its groups.
 
 Groups are kept by the names of their parameters, so that every rank can make them from its shards.
 """
@@ -17,7 +18,15 @@ from planner.state.state import registered
 __all__ = ["by_name", "check_rate", "of_torch"]
 
 #: What torch's optimizers have in their groups that decides no value: how their kernels run.
-_HOW = ("foreach", "fused", "capturable", "differentiable", "decoupled_weight_decay", "params", "initial_lr")
+_HOW = (
+    "foreach",
+    "fused",
+    "capturable",
+    "differentiable",
+    "decoupled_weight_decay",
+    "params",
+    "initial_lr",
+)
 
 
 def by_name(name: str, learning_rate: float, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +34,11 @@ def by_name(name: str, learning_rate: float, settings: Mapping[str, Any]) -> dic
     check_settings(name, settings)
     check_rate("learning rate", learning_rate)
     plain = {key: tuple(value) if key == "betas" else value for key, value in settings.items()}
-    return {"optimizer": named(name, plain), "learning_rate": learning_rate, "optimizer_settings": plain}
+    return {
+        "optimizer": named(name, plain),
+        "learning_rate": learning_rate,
+        "optimizer_settings": plain,
+    }
 
 
 def check_rate(what: str, rate: float) -> None:
@@ -36,30 +49,50 @@ def check_rate(what: str, rate: float) -> None:
 
 def of_torch(
     optimizer: torch.optim.Optimizer, module: torch.nn.Module, loss: Callable[[Any, Any], Any]
-) -> dict[str, Any]:  # fmt: skip
-    """The fields of a workload for an optimizer of the module's own parameters, in one or several groups.
+) -> dict[str, Any]:
+    """The fields of a workload for an optimizer of the module's own parameters, in one or several
+    groups.
 
-    Raises BadValue for a class that is not planned, an optimizer that has made steps, a learning rate that is a tensor, and parameters
-    that are trained and in no group, or in a group and not trained.
+    Raises BadValue for a class that is not planned, an optimizer that has made steps, a learning
+    rate that is a tensor, and parameters that are trained and in no group, or in a group and not
+    trained.
     """
     kind = type(optimizer)
     if kind.__module__.partition(".")[0] != "torch" or kind.__name__ not in SETTINGS:
-        raise BadValue(f"the optimizer {kind.__name__} is not planned: give one of torch's {', '.join(SETTINGS)}")
+        raise BadValue(
+            f"the optimizer {kind.__name__} is not planned: give one of torch's {', '.join(SETTINGS)}"
+        )
     if optimizer.state:
-        raise BadValue(f"the {kind.__name__} has made steps already: make it anew, or its state would be lost")
-    base = next(name for name, known in OPTIMIZERS.items() if known.kind == kind.__name__ and not known.keras)
+        raise BadValue(
+            f"the {kind.__name__} has made steps already: make it anew, or its state would be lost"
+        )
+    base = next(
+        name
+        for name, known in OPTIMIZERS.items()
+        if known.kind == kind.__name__ and not known.keras
+    )
     groups = [_group(base, kind, group) for group in optimizer.param_groups]
     names = _names(optimizer, module, loss)
     first = groups[0]
-    fields = by_name(named(base, *groups), first["lr"], {key: value for key, value in first.items() if key != "lr"})
+    fields = by_name(
+        named(base, *groups),
+        first["lr"],
+        {key: value for key, value in first.items() if key != "lr"},
+    )
     if len(groups) > 1:
         fields["optimizer_settings"]["groups"] = tuple(zip(names, groups, strict=True))
     return fields
 
 
-def _group(base: str, kind: type[torch.optim.Optimizer], group: Mapping[str, Any]) -> dict[str, Any]:
+def _group(
+    base: str, kind: type[torch.optim.Optimizer], group: Mapping[str, Any]
+) -> dict[str, Any]:
     """The settings of a group, the learning rate among them."""
-    taken = {key: value for key, value in group.items() if key not in _HOW and key not in ("param_names", "swapped")}
+    taken = {
+        key: value
+        for key, value in group.items()
+        if key not in _HOW and key not in ("param_names", "swapped")
+    }
     rate = taken["lr"]
     if isinstance(rate, torch.Tensor):
         raise BadValue(f"the learning rate of {kind.__name__} is a tensor: give a number")
@@ -70,10 +103,15 @@ def _group(base: str, kind: type[torch.optim.Optimizer], group: Mapping[str, Any
 
 def _names(
     optimizer: torch.optim.Optimizer, module: torch.nn.Module, loss: Callable[[Any, Any], Any]
-) -> list[tuple[str, ...]]:  # fmt: skip
+) -> list[tuple[str, ...]]:
     """The names of the parameters of every group."""
     trained = {id(parameter): name for name, parameter in registered(module, loss)[0].items()}
-    frozen = {id(p) for part in (module, loss) if isinstance(part, torch.nn.Module) for p in part.parameters()} - set(trained)
+    frozen = {
+        id(p)
+        for part in (module, loss)
+        if isinstance(part, torch.nn.Module)
+        for p in part.parameters()
+    } - set(trained)
     names = []
     for number, group in enumerate(optimizer.param_groups):
         strange = [p for p in group["params"] if id(p) not in trained and id(p) not in frozen]

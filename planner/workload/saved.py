@@ -1,7 +1,9 @@
-"""A model given as an object: the module with its values, its example batch and its loss in one file, which every rank reads.
+"""A model given as an object: the module with its values, its example batch and its loss in one
+file, which every rank reads.
 
-`saved:PATH` names such a file as a model. All ranks start from the very values that the module had. The file is a pickle: it refers to
-what can be imported (the module's class, the loss) and holds what cannot, and is to be read only where one trusts who wrote it.
+`saved:PATH` names such a file as a model. All ranks start from the very values that the module had.
+The file is a pickle: it refers to what can be imported (the module's class, the loss) and holds
+what cannot, and is to be read only where one trusts who wrote it.
 """
 
 from __future__ import annotations
@@ -27,7 +29,14 @@ __all__ = ["is_saved", "read_saved", "write_saved"]
 _PREFIX = "saved:"
 
 #: What is raised, and by whom: pickle, a class's own __getstate__, torch.
-_FAILURES = (pickle.PicklingError, AttributeError, TypeError, RuntimeError, NotImplementedError, ValueError)
+_FAILURES = (
+    pickle.PicklingError,
+    AttributeError,
+    TypeError,
+    RuntimeError,
+    NotImplementedError,
+    ValueError,
+)
 
 #: What a module has that is looked through by itself, or that every module has.
 _PARTS = ("_modules", "_parameters", "_buffers")
@@ -38,12 +47,22 @@ def is_saved(spec: str) -> bool:
     return spec.startswith(_PREFIX)
 
 
-def write_saved(path: Path, module: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], Any], more: dict[str, Any]) -> str:
-    """Writes the file and returns the name of the model. Raises BadValue for a model that cannot be written, or is another one when it
-    is read again."""
+def write_saved(
+    path: Path,
+    module: torch.nn.Module,
+    batch: Any,
+    loss: Callable[[Any, Any], Any],
+    more: dict[str, Any],
+) -> str:
+    """Writes the file and returns the name of the model. Raises BadValue for a model that cannot
+    be written, or is another one when it is read again."""
     held = io.BytesIO()
     try:
-        torch.save({"module": module, "batch": batch, "loss": loss, "more": more}, held, pickle_module=pickles)
+        torch.save(
+            {"module": module, "batch": batch, "loss": loss, "more": more},
+            held,
+            pickle_module=pickles,
+        )
         held.seek(0)
         again: torch.nn.Module = torch.load(held, weights_only=False)["module"]
     except _FAILURES as error:
@@ -92,7 +111,8 @@ def _can_be_written(value: Any) -> bool:
 
 
 def read_saved(spec: str) -> dict[str, Any]:
-    """The module, batch, loss and what else the workload has. Raises UnknownName where there is no such file."""
+    """The module, batch, loss and what else the workload has. Raises UnknownName where there is
+    no such file."""
     path = Path(spec.removeprefix(_PREFIX))
     if not path.is_file():
         raise UnknownName(f"model {spec!r}: there is no such file; plan again with planner.plan")
@@ -103,12 +123,15 @@ def read_saved(spec: str) -> dict[str, Any]:
             found = load_fake(path)
             _learn(found, really(torch.load, path, weights_only=False, mmap=True))
     except (pickle.UnpicklingError, AttributeError, ImportError, EOFError, RuntimeError) as error:
-        raise BadValue(f"model {spec!r} cannot be read ({type(error).__name__}: {error})") from error
+        raise BadValue(
+            f"model {spec!r} cannot be read ({type(error).__name__}: {error})"
+        ) from error
     return found
 
 
 def _learn(found: dict[str, Any], real: dict[str, Any]) -> None:
-    """Fake tensors have lost what the file has: a model may branch on a buffer that never changes."""
+    """Fake tensors have lost what the file has: a model may branch on a buffer that never
+    changes."""
     values = state_of(real["module"], real["loss"]).kept
     for name, tensor in state_of(found["module"], found["loss"]).kept.items():
         if name in values:

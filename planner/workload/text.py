@@ -1,11 +1,13 @@
-"""Data preparation: labelled text -> whole-number ids of one length, as the `lstm` model reads them.
+"""Data preparation: labelled text -> whole-number ids of one length, as the `lstm` model reads
+them.
 
     text -> tokenise -> Vocabulary.of(training part) -> index -> truncate or pad -> (documents, length) int64
 
-The vocabulary comes from the training part alone, so that nothing of the held-out part is known to the model.
+The vocabulary comes from the training part alone, so that nothing of the held-out part is known to
+the model.
 
-This is a pipeline of our own. With `as_keras` it is that of Keras's `Tokenizer(num_words=size, oov_token="<unk>")` and `pad_sequences`
-as they are by default, id by id:
+This is a pipeline of our own. With `as_keras` it is that of Keras's `Tokenizer(num_words=size,
+oov_token="<unk>")` and `pad_sequences` as they are by default, id by id:
 
 | | ours | `as_keras` |
 |---|---|---|
@@ -46,14 +48,15 @@ def _keras_words(text: str) -> tuple[str, ...]:
 
 
 def tokenise(text: str) -> tuple[str, ...]:
-    """The words of `text` in lower case and each mark of punctuation on its own: "Don't!" gives ("don't", "!")."""
+    """The words of `text` in lower case and each mark of punctuation on its own: "Don't!" gives
+    ("don't", "!")."""
     return tuple(_TOKEN.findall(text.lower()))
 
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The known tokens, each one's id its place: `<pad>` is 0, `<unk>` is 1, the others by falling frequency. With `as_keras`, texts
-    are taken apart and cut as Keras does it."""
+    """The known tokens, each one's id its place: `<pad>` is 0, `<unk>` is 1, the others by
+    falling frequency. With `as_keras`, texts are taken apart and cut as Keras does it."""
 
     tokens: tuple[str, ...]
     as_keras: bool = False
@@ -75,18 +78,23 @@ class Vocabulary:
 
     @classmethod
     def of(cls, texts: Iterable[str], *, size: int, as_keras: bool = False) -> Vocabulary:
-        """The `size` - 2 most frequent tokens of `texts`, ties in alphabetical order; fewer if there are no more. `as_keras`: Keras's
-        words, ties in order of appearance."""
+        """The `size` - 2 most frequent tokens of `texts`, ties in alphabetical order; fewer if
+        there are no more. `as_keras`: Keras's words, ties in order of appearance."""
         if size < 3:
-            raise BadValue(f"a vocabulary of {size} has no room for a word beside {PAD} and {UNKNOWN}: give at least 3")
-        counts = Counter(token for text in texts for token in (_keras_words if as_keras else tokenise)(text))
+            raise BadValue(
+                f"a vocabulary of {size} has no room for a word beside {PAD} and {UNKNOWN}: give at least 3"
+            )
+        counts = Counter(
+            token for text in texts for token in (_keras_words if as_keras else tokenise)(text)
+        )
         ranked = sorted(
             counts, key=lambda token: (-counts[token], "" if as_keras else token)
         )  # sorting keeps the order of equals
         return cls((PAD, UNKNOWN, *ranked[: size - 2]), as_keras)
 
     def encode(self, text: str, *, length: int) -> tuple[int, ...]:
-        """Exactly `length` ids: the first tokens of `text` (`as_keras`: the last), after as many `<pad>` as are missing.
+        """Exactly `length` ids: the first tokens of `text` (`as_keras`: the last), after as many
+        `<pad>` as are missing.
 
         Padding stands in front because the classifier reads the last time step.
         """
@@ -97,9 +105,12 @@ class Vocabulary:
         return (0,) * (length - len(ids)) + tuple(ids)
 
     def decode(self, ids: Iterable[int]) -> tuple[str, ...]:
-        """The tokens of `ids` without padding: what `encode` was given, as far as it fitted and was known."""
+        """The tokens of `ids` without padding: what `encode` was given, as far as it fitted and
+        was known."""
         return tuple(self.tokens[index] for index in ids if index != 0)
 
     def encode_all(self, texts: Sequence[str], *, length: int) -> torch.Tensor:
         """`encode` of every text: int64 of shape (texts, length)."""
-        return torch.tensor([self.encode(text, length=length) for text in texts], dtype=torch.int64).reshape(len(texts), length)
+        return torch.tensor(
+            [self.encode(text, length=length) for text in texts], dtype=torch.int64
+        ).reshape(len(texts), length)

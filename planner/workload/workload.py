@@ -1,6 +1,8 @@
-"""The `Workload`: a model, an example batch and a loss, from a built-in name or from the user's `module:function`.
+"""The `Workload`: a model, an example batch and a loss, from a built-in name or from the user's
+`module:function`.
 
-model name, sizes -> Workload. The same builder serves planning (called under fake tensors, no memory) and running.
+model name, sizes -> Workload. The same builder serves planning (called under fake tensors, no
+memory) and running.
 """
 
 from __future__ import annotations
@@ -25,10 +27,24 @@ from planner.torch_private import is_compiled
 from planner.workload.batches import arguments, flatten
 from planner.workload.saved import is_saved, read_saved
 
-__all__ = ["DTYPES", "PRECISIONS", "Workload", "known_models", "load_workload", "resolve_options", "unused", "workload_of"]
+__all__ = [
+    "DTYPES",
+    "PRECISIONS",
+    "Workload",
+    "known_models",
+    "load_workload",
+    "resolve_options",
+    "unused",
+    "workload_of",
+]
 
 #: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
-PRECISIONS = {"fp32": ("float32", ""), "fp64": ("float64", ""), "bf16": ("bfloat16", ""), "bf16-mixed": ("float32", "bfloat16")}
+PRECISIONS = {
+    "fp32": ("float32", ""),
+    "fp64": ("float64", ""),
+    "bf16": ("bfloat16", ""),
+    "bf16-mixed": ("float32", "bfloat16"),
+}
 
 #: How the name of a Hugging Face config begins; the module that reads it is imported only then.
 _HUGGING_FACE = "hf:"
@@ -38,17 +54,18 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is trained: `loss(module(*batch[:-1]), batch[-1])` is the scalar that one step differentiates; of several losses, by name in
-    a dict or by number in a tuple, their sum is.
+    """What is trained: `loss(module(*batch[:-1]), batch[-1])` is the scalar that one step
+    differentiates; of several losses, by name in a dict or by number in a tuple, their sum is.
 
-    `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested batch is given by its tensors and its
-    `nest` (`batches.py`). `compute` is the dtype of products in mixed precision, empty where it is that of the parameters;
-    gradients whose norm, over all of them, is larger than `clip_norm` are scaled down to it, by the norm plus
-    `clip_epsilon`. `optimizer_settings` are the
-    optimizer's own, over those that its name implies; `options` are all sizes as resolved.
-    `dim_names` gives the sub-dims of parameters the model's own words: a glob of parameter names to one comma list of
-    sub-dim names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that
-    fits a name counts.
+    `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested
+    batch is given by its tensors and its `nest` (`batches.py`). `compute` is the dtype of products
+    in mixed precision, empty where it is that of the parameters; gradients whose norm, over all of
+    them, is larger than `clip_norm` are scaled down to it, by the norm plus `clip_epsilon`.
+    `optimizer_settings` are the optimizer's own, over those that its name implies; `options` are
+    all sizes as resolved. `dim_names` gives the sub-dims of parameters the model's own words: a
+    glob of parameter names to one comma list of sub-dim names for each dim, as in
+    `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that fits a name
+    counts.
     """
 
     name: str
@@ -66,16 +83,22 @@ class Workload:
     dim_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokens_per_sample: int = 1
 
-    def arguments(self, batch: Sequence[torch.Tensor]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        """What the module is called with on these tensors, by position and by name, and the target."""
-        return (tuple(batch[:-1]), {}, batch[-1]) if self.nest is None else arguments(self.nest, batch)
+    def arguments(
+        self, batch: Sequence[torch.Tensor]
+    ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
+        """What the module is called with on these tensors, by position and by name, and the
+        target."""
+        return (
+            (tuple(batch[:-1]), {}, batch[-1]) if self.nest is None else arguments(self.nest, batch)
+        )
 
     def state(self) -> State:
         """The tensors that a step reads beside its batch, as they are now."""
         return state_of(self.module, self.loss)
 
     def losses(self, outputs: Any, target: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The scalar to differentiate, and where there are several the losses that it is the sum of, by name."""
+        """The scalar to differentiate, and where there are several the losses that it is the sum
+        of, by name."""
         found = self.loss(outputs, target)
         if isinstance(found, Reported):
             return found.loss, dict(found.parts)
@@ -84,23 +107,31 @@ class Workload:
         if not isinstance(found, Mapping):
             return found, {}
         if not found:
-            raise BadValue(f"the loss of {self.name!r} returned no losses: return one scalar, or several by name")
+            raise BadValue(
+                f"the loss of {self.name!r} returned no losses: return one scalar, or several by name"
+            )
         return sum(found.values()), dict(found)  # type: ignore[return-value]
 
-    def loss_of(self, batch: Sequence[torch.Tensor]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss_of(
+        self, batch: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """`losses` of the module on these tensors, in plain torch."""
         inputs, named, target = self.arguments(batch)
         return self.losses(self.module(*inputs, **named), target)
 
 
 def unused(module: torch.nn.Module, trained: Iterable[str]) -> tuple[str, ...]:
-    """The names of the parameters that are not among those `trained` although they are not frozen."""
+    """The names of the parameters that are not among those `trained` although they are not
+    frozen."""
     names = set(trained)
-    return tuple(name for name, p in module.named_parameters() if p.requires_grad and name not in names)
+    return tuple(
+        name for name, p in module.named_parameters() if p.requires_grad and name not in names
+    )
 
 
 def known_models() -> Mapping[str, ModelSpec]:
-    """The built-in models by name: each with its description, its options and their defaults, and its presets."""
+    """The built-in models by name: each with its description, its options and their defaults,
+    and its presets."""
     return dict(MODELS)
 
 
@@ -109,18 +140,23 @@ def resolve_options(
 ) -> Mapping[str, Any]:
     """All sizes that `load_workload` would build with, checked, without building anything.
 
-    Of the user's own `module:function` only the sizes that were given are known before it is called.
-    Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a value out of range.
+    Of the user's own `module:function` only the sizes that were given are known before it is
+    called. Raises `UnknownName` for a model or an option that does not exist, `BadValue` for a
+    value out of range.
     """
     if spec.startswith(_HUGGING_FACE):
         from planner.models import hugging_face
 
-        return hugging_face.resolve(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
+        return hugging_face.resolve(
+            spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices
+        )
     if is_saved(spec):
         return {}
     if is_keras(spec) or user_model.is_user_model(spec):
         return user_model.resolve(spec, batch=batch, seq=seq, settings=settings)
-    return resolve(_find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
+    return resolve(
+        _find(spec), spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices
+    )
 
 
 def load_workload(
@@ -134,18 +170,22 @@ def load_workload(
     compute: str = "",
     clip_norm: float | None = None,
 ) -> Workload:
-    """The workload of a built-in model or preset, or of the user's `module:function` or `path/to/file.py:function`.
+    """The workload of a built-in model or preset, or of the user's `module:function` or
+    `path/to/file.py:function`.
 
-    `batch` is the global batch; its default is the model's batch per device times `num_devices`. `dtype` becomes that of the
-    parameters and of every floating tensor of the batch. Initial values come from the generator as it stands and are drawn
-    in float32 whatever `dtype` is, so that the same seed starts every dtype at the same point. `compute` and `clip_norm`, where given,
-    replace the workload's own. Allocates nothing under `FakeTensorMode`.
+    `batch` is the global batch; its default is the model's batch per device times `num_devices`.
+    `dtype` becomes that of the parameters and of every floating tensor of the batch. Initial values
+    come from the generator as it stands and are drawn in float32 whatever `dtype` is, so that the
+    same seed starts every dtype at the same point. `compute` and `clip_norm`, where given, replace
+    the workload's own. Allocates nothing under `FakeTensorMode`.
 
     Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.
     """
     if dtype not in DTYPES:
         raise unknown_name("dtype", dtype, list(DTYPES))
-    options = resolve_options(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
+    options = resolve_options(
+        spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices
+    )
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
@@ -153,11 +193,15 @@ def load_workload(
     finally:
         torch.set_default_dtype(before)
     workload = replace(
-        workload, compute=compute or workload.compute, clip_norm=workload.clip_norm if clip_norm is None else clip_norm
+        workload,
+        compute=compute or workload.compute,
+        clip_norm=workload.clip_norm if clip_norm is None else clip_norm,
     )
     for part in (workload.module, workload.loss):
         if isinstance(part, torch.nn.Module):
-            check_hooks(workload.name, part)  # before the cast, which takes a parameter's AccumulateGrad node from it
+            check_hooks(
+                workload.name, part
+            )  # before the cast, which takes a parameter's AccumulateGrad node from it
     return _cast(workload, DTYPES[dtype])
 
 
@@ -202,7 +246,14 @@ def _from_hugging_face(spec: str, options: Mapping[str, Any]) -> Workload:
     from planner.models import hugging_face
 
     module, batch, loss = hugging_face.build(spec, options)
-    return Workload(name=spec, module=module, batch=batch, loss=loss, options=options, tokens_per_sample=_tokens(batch))
+    return Workload(
+        name=spec,
+        module=module,
+        batch=batch,
+        loss=loss,
+        options=options,
+        tokens_per_sample=_tokens(batch),
+    )
 
 
 def _from_keras(spec: str, options: Mapping[str, Any], *, dtype: str) -> Workload:
@@ -215,7 +266,13 @@ def _from_keras(spec: str, options: Mapping[str, Any], *, dtype: str) -> Workloa
 
 def _from_saved(spec: str, _: Mapping[str, Any]) -> Workload:
     saved = read_saved(spec)
-    workload = workload_of(type(saved["module"]).__name__, saved["module"], saved["batch"], saved["loss"], **saved["more"])
+    workload = workload_of(
+        type(saved["module"]).__name__,
+        saved["module"],
+        saved["batch"],
+        saved["loss"],
+        **saved["more"],
+    )
     return replace(workload, options={"batch": workload.batch[0].shape[0]})
 
 
@@ -234,7 +291,9 @@ WANTED = "(model, batch, loss): a torch.nn.Module, a tuple of tensors with the t
 def _workload_of_parts(spec: str, parts: object) -> Workload:
     wanted = WANTED
     if not isinstance(parts, tuple) or len(parts) != 3:
-        got = f"a tuple of {len(parts)}" if isinstance(parts, tuple) else f"a {type(parts).__name__}"
+        got = (
+            f"a tuple of {len(parts)}" if isinstance(parts, tuple) else f"a {type(parts).__name__}"
+        )
         raise BadValue(f"{spec} returned {got}: return {wanted}, or a Workload")
     module, batch, loss = parts
     if not isinstance(module, torch.nn.Module):
@@ -244,15 +303,20 @@ def _workload_of_parts(spec: str, parts: object) -> Workload:
     return workload_of(spec, module, batch, loss)
 
 
-def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], Any], **more: Any) -> Workload:
-    """The workload of a module, an example batch (a tuple with the target last, or a dict; nested as may be) and a loss.
+def workload_of(
+    name: str, module: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], Any], **more: Any
+) -> Workload:
+    """The workload of a module, an example batch (a tuple with the target last, or a dict; nested
+    as may be) and a loss.
 
     Raises `BadValue` for a batch whose tensors do not share their dim 0.
     """
     if not isinstance(batch, tuple | list | Mapping):
         raise BadValue(f"{name} returned a {type(batch).__name__} as the batch: return {WANTED}")
     if len(batch) < 2 and not isinstance(batch, Mapping):
-        raise BadValue(f"{name} returned a batch of {len(batch)}: return at least one input and, last, the target")
+        raise BadValue(
+            f"{name} returned a batch of {len(batch)}: return at least one input and, last, the target"
+        )
     if is_compiled(loss):
         raise BadValue(
             f"{name}: the loss is compiled (torch.compile): give it uncompiled, it becomes a part of the plan's program"
@@ -264,7 +328,9 @@ def workload_of(name: str, module: torch.nn.Module, batch: Any, loss: Callable[[
     tensors, nest = (tuple(batch), None) if plain else flatten(batch)
     for number, item in enumerate(() if plain or isinstance(batch, Mapping) else batch):
         if not flatten(item)[0]:
-            raise BadValue(f"{name} returned a {type(item).__name__} as number {number} of the batch: there is no tensor in it")
+            raise BadValue(
+                f"{name} returned a {type(item).__name__} as number {number} of the batch: there is no tensor in it"
+            )
     _check_batch(name, tensors)
     more.setdefault("tokens_per_sample", _tokens(tensors))
     return Workload(name=name, module=module, batch=tensors, nest=nest, loss=loss, **more)
@@ -282,11 +348,14 @@ def _check_shapes(name: str, module: torch.nn.Module) -> None:
 
 
 def _check_not_compiled(name: str, module: torch.nn.Module) -> None:
-    """Raises BadValue for a module that torch.compile has wrapped, or compiles when it is called: it would be traced as compiled."""
+    """Raises BadValue for a module that torch.compile has wrapped, or compiles when it is
+    called: it would be traced as compiled."""
     for path, part in module.named_modules():
         if is_compiled(part):
             what = f"its module {path!r}" if path else "the model"
-            raise BadValue(f"{name}: {what} is compiled (torch.compile): give it uncompiled, a plan is a program of its own")
+            raise BadValue(
+                f"{name}: {what} is compiled (torch.compile): give it uncompiled, a plan is a program of its own"
+            )
 
 
 def _tokens(batch: tuple[torch.Tensor, ...]) -> int:
@@ -297,18 +366,30 @@ def _tokens(batch: tuple[torch.Tensor, ...]) -> int:
 
 def _check_batch(spec: str, batch: tuple[Any, ...]) -> None:
     if not batch:
-        raise BadValue(f"{spec} returned a batch without tensors: return at least one input and, last, the target")
+        raise BadValue(
+            f"{spec} returned a batch without tensors: return at least one input and, last, the target"
+        )
     for index, tensor in enumerate(batch):
         if not isinstance(tensor, torch.Tensor) or tensor.dim() == 0:
-            got = "a tensor without dims" if isinstance(tensor, torch.Tensor) else f"a {type(tensor).__name__}"
-            raise BadValue(f"{spec} returned {got} as number {index} of the batch: each is a tensor whose dim 0 is the batch")
+            got = (
+                "a tensor without dims"
+                if isinstance(tensor, torch.Tensor)
+                else f"a {type(tensor).__name__}"
+            )
+            raise BadValue(
+                f"{spec} returned {got} as number {index} of the batch: each is a tensor whose dim 0 is the batch"
+            )
     sizes = [tensor.shape[0] for tensor in batch]
     if len(set(sizes)) != 1 or sizes[0] == 0:
-        raise BadValue(f"{spec} returned a batch whose tensors have dim 0 of {sizes}: they must be equal and at least 1")
+        raise BadValue(
+            f"{spec} returned a batch whose tensors have dim 0 of {sizes}: they must be equal and at least 1"
+        )
 
 
 def _cast(workload: Workload, dtype: torch.dtype) -> Workload:
-    batch = tuple(tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in workload.batch)
+    batch = tuple(
+        tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in workload.batch
+    )
     for _, part in trained_parts(workload.module, workload.loss):
         _cast_module(part, dtype)
     cast_constants(workload.module, workload.loss, dtype)
@@ -316,8 +397,8 @@ def _cast(workload: Workload, dtype: torch.dtype) -> Workload:
 
 
 def _cast_module(root: torch.nn.Module, dtype: torch.dtype) -> None:
-    """`root.to(dtype)`, which fails on fake tensors. Tensors stay the objects that they are, with all that refers to them: modules that
-    share one, a plain list that ties one."""
+    """`root.to(dtype)`, which fails on fake tensors. Tensors stay the objects that they are,
+    with all that refers to them: modules that share one, a plain list that ties one."""
     for tensor in (*root.parameters(), *root.buffers()):
         if tensor.is_floating_point() and tensor.dtype != dtype:
             tensor.data = tensor.data.to(dtype)

@@ -1,7 +1,9 @@
-"""The calls that calibration measures: which ops, at which shapes, and their work as the planner's own rules count it.
+"""The calls that calibration measures: which ops, at which shapes, and their work as the planner's
+own rules count it.
 
-Shapes span those of small training steps, from a launch to memory's bandwidth, with the skinny products of recurrent layers and
-output heads. What an op needs from its forward (a convolution's input, a pool's indices) is made by running that forward.
+Shapes span those of small training steps, from a launch to memory's bandwidth, with the skinny
+products of recurrent layers and output heads. What an op needs from its forward (a convolution's
+input, a pool's indices) is made by running that forward.
 """
 
 from __future__ import annotations
@@ -23,27 +25,67 @@ from planner.rules import RULES, Call, OpCost
 
 __all__ = ["DEVICE_GEMM_SHAPES", "GEMM_SHAPES", "Case", "cases", "gemm_case", "row_of"]
 
-#: m, n, k of products. Tall, wide, skinny (LSTM heads, classifiers), square; forward and both products of a backward.
+#: m, n, k of products. Tall, wide, skinny (LSTM heads, classifiers), square; forward and both
+#: products of a backward.
 GEMM_SHAPES = (
-    (16, 16, 16), (64, 64, 64), (64, 1, 64), (64, 64, 1), (1, 64, 64), (64, 10, 128), (128, 10, 64), (10, 128, 64),
-    (256, 64, 256), (64, 4096, 256), (256, 4096, 64), (64, 1024, 4096), (256, 256, 256), (1024, 256, 256), (1024, 768, 256),
-    (256, 256, 1024), (1024, 1024, 256), (1024, 256, 1024), (256, 1024, 1024), (256, 4096, 1024), (256, 1024, 4096),
-    (4096, 1024, 128), (32, 2048, 2048), (256, 8192, 128), (512, 8192, 256), (512, 256, 8192), (8192, 256, 512),
-    (1024, 1024, 1024), (4096, 256, 64), (128, 2048, 4096), (2048, 64, 64), (64, 64, 2048),
-)  # fmt: skip
+    (16, 16, 16),
+    (64, 64, 64),
+    (64, 1, 64),
+    (64, 64, 1),
+    (1, 64, 64),
+    (64, 10, 128),
+    (128, 10, 64),
+    (10, 128, 64),
+    (256, 64, 256),
+    (64, 4096, 256),
+    (256, 4096, 64),
+    (64, 1024, 4096),
+    (256, 256, 256),
+    (1024, 256, 256),
+    (1024, 768, 256),
+    (256, 256, 1024),
+    (1024, 1024, 256),
+    (1024, 256, 1024),
+    (256, 1024, 1024),
+    (256, 4096, 1024),
+    (256, 1024, 4096),
+    (4096, 1024, 128),
+    (32, 2048, 2048),
+    (256, 8192, 128),
+    (512, 8192, 256),
+    (512, 256, 8192),
+    (8192, 256, 512),
+    (1024, 1024, 1024),
+    (4096, 256, 64),
+    (128, 2048, 4096),
+    (2048, 64, 64),
+    (64, 64, 2048),
+)
 
-#: Products that fill a GPU, whose peak the largest of them measure: hidden layers, gates and output heads of large models.
+#: Products that fill a GPU, whose peak the largest of them measure: hidden layers, gates and output
+#: heads of large models.
 DEVICE_GEMM_SHAPES = (
-    (2048, 2048, 2048), (4096, 4096, 4096), (8192, 8192, 8192), (8192, 768, 768), (8192, 3072, 768), (8192, 768, 3072),
-    (768, 3072, 8192), (4096, 8192, 2048), (4096, 2048, 8192), (2048, 8192, 4096), (8192, 50_304, 768), (25_600, 256, 64),
-)  # fmt: skip
+    (2048, 2048, 2048),
+    (4096, 4096, 4096),
+    (8192, 8192, 8192),
+    (8192, 768, 768),
+    (8192, 3072, 768),
+    (8192, 768, 3072),
+    (768, 3072, 8192),
+    (4096, 8192, 2048),
+    (4096, 2048, 8192),
+    (2048, 8192, 4096),
+    (8192, 50_304, 768),
+    (25_600, 256, 64),
+)
 
 Arguments = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One op at one shape: `make()` gives new arguments; `shared` cases are measured again while other ranks compute too."""
+    """One op at one shape: `make()` gives new arguments; `shared` cases are measured again while
+    other ranks compute too."""
 
     op: str
     make: Callable[[], Arguments]
@@ -59,17 +101,33 @@ class Case:
 def row_of(case: Case, arguments: Arguments, seconds: float) -> OpRow:
     """The measured row: the work is what the op's rule counts, as the planner will ask for it."""
     results = case.call()(*arguments)
-    call = Call(op=case.op, args=_refs(arguments), kwargs=case.kwargs, operands=_shapes(arguments), results=_shapes(results))
+    call = Call(
+        op=case.op,
+        args=_refs(arguments),
+        kwargs=case.kwargs,
+        operands=_shapes(arguments),
+        results=_shapes(results),
+    )
     if case.op == "shardwright.lstm_backward":
         call = _with_reserve(call)
     signature = RULES[case.op].signature(call)
-    counted = signature.cost or (lambda sizes: OpCost(flops=0.0, elements=signature.elements(sizes)))
+    counted = signature.cost or (
+        lambda sizes: OpCost(flops=0.0, elements=signature.elements(sizes))
+    )
     cost = counted(signature.sizes)
-    dtype = next(str(t.dtype).removeprefix("torch.") for t in tensors_in(results) if t.is_floating_point())
+    dtype = next(
+        str(t.dtype).removeprefix("torch.") for t in tensors_in(results) if t.is_floating_point()
+    )
     return OpRow(
-        op=case.op, kind=signature.kind, dtype=dtype, flops=max(cost.flops, 1.0),
-        nbytes=max(cost.elements, 1.0) * dtype_bytes(dtype), gemm=cost.gemm or (1, 1, 1, 1), steps=cost.steps, seconds=seconds,
-    )  # fmt: skip
+        op=case.op,
+        kind=signature.kind,
+        dtype=dtype,
+        flops=max(cost.flops, 1.0),
+        nbytes=max(cost.elements, 1.0) * dtype_bytes(dtype),
+        gemm=cost.gemm or (1, 1, 1, 1),
+        steps=cost.steps,
+        seconds=seconds,
+    )
 
 
 def _with_reserve(call: Call) -> Call:
@@ -93,22 +151,37 @@ def _refs(arguments: Arguments) -> Arguments:
     return tuple(map(walk, arguments))
 
 
-# ------------------------------------------------------------------------------------------------- the calls
+# ---------------------------------------------------------------------------------------- the calls
 
 
-def gemm_case(shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, *, shared: bool = False) -> Case:
-    """A product whose operands lie as a backward's do: the first as it is, the second transposed."""
+def gemm_case(
+    shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, *, shared: bool = False
+) -> Case:
+    """A product whose operands lie as a backward's do: the first as it is, the second
+    transposed."""
     m, n, k = shape
 
     def make() -> Arguments:
-        return torch.randn(m, k, dtype=dtype, device=device), torch.randn(n, k, dtype=dtype, device=device).t()
+        return torch.randn(m, k, dtype=dtype, device=device), torch.randn(
+            n, k, dtype=dtype, device=device
+        ).t()
 
     return Case("aten.mm.default", make, shared=shared)
 
 
 def cases(device: torch.device, *, quick: bool = False) -> list[Case]:
     """All calls but products. `quick` keeps the smallest of each family."""
-    families = (_pointwise, _reductions, _norms, _losses, _embeddings, _convolutions, _attentions, _lstms, _copies)
+    families = (
+        _pointwise,
+        _reductions,
+        _norms,
+        _losses,
+        _embeddings,
+        _convolutions,
+        _attentions,
+        _lstms,
+        _copies,
+    )
     out: list[Case] = []
     for family in families:
         found = list(family(device))  # smallest first
@@ -126,8 +199,20 @@ def _several(device: torch.device, count: int, *shape: int) -> Arguments:
 
 def _pointwise(device: torch.device) -> Iterator[Case]:
     tanh = (("approximate", "tanh"),)
-    for n in (1 << 8, 1 << 13, 1 << 16, 1 << 18, 1 << 20, 1 << 22, *_on_a_gpu(device, 1 << 24, 1 << 26)):
-        one, two, shared = partial(_several, device, 1, n), partial(_several, device, 2, n), n in (1 << 16, 1 << 20)
+    for n in (
+        1 << 8,
+        1 << 13,
+        1 << 16,
+        1 << 18,
+        1 << 20,
+        1 << 22,
+        *_on_a_gpu(device, 1 << 24, 1 << 26),
+    ):
+        one, two, shared = (
+            partial(_several, device, 1, n),
+            partial(_several, device, 2, n),
+            n in (1 << 16, 1 << 20),
+        )
         yield Case("aten.add.Tensor", two, shared=shared)
         yield Case("aten.mul.Tensor", two)
         yield Case("aten.sub.Tensor", two)
@@ -155,12 +240,27 @@ def _reductions(device: torch.device) -> Iterator[Case]:
         (16384, 64),
         *_on_a_gpu(device, (8192, 4096), (16384, 8192)),
     ):
-        yield Case("aten.sum.dim_IntList", partial(_column_sum, device, shape), shared=shape == (1024, 1024))
+        yield Case(
+            "aten.sum.dim_IntList",
+            partial(_column_sum, device, shape),
+            shared=shape == (1024, 1024),
+        )
         yield Case("aten.sum.default", partial(_several, device, 1, *shape))
-    for images in ((4, 32, 16, 16), (32, 32, 32, 32), (64, 64, 16, 16), *_on_a_gpu(device, (64, 64, 112, 112))):
+    for images in (
+        (4, 32, 16, 16),
+        (32, 32, 32, 32),
+        (64, 64, 16, 16),
+        *_on_a_gpu(device, (64, 64, 112, 112)),
+    ):
         shared = images == (32, 32, 32, 32)
-        yield Case("aten.max_pool2d_with_indices.default", partial(_pool, device, images), shared=shared)
-        yield Case("aten.max_pool2d_with_indices_backward.default", partial(_pool_backward, device, images), shared=shared)
+        yield Case(
+            "aten.max_pool2d_with_indices.default", partial(_pool, device, images), shared=shared
+        )
+        yield Case(
+            "aten.max_pool2d_with_indices_backward.default",
+            partial(_pool_backward, device, images),
+            shared=shared,
+        )
 
 
 def _column_sum(device: torch.device, shape: tuple[int, ...]) -> Arguments:
@@ -179,9 +279,23 @@ def _pool_backward(device: torch.device, shape: tuple[int, ...]) -> Arguments:
 
 
 def _norms(device: torch.device) -> Iterator[Case]:
-    for rows, width in ((64, 64), (256, 256), (1024, 256), (1024, 1024), *_on_a_gpu(device, (8192, 768), (16384, 4096))):
-        yield Case("aten.native_layer_norm.default", partial(_norm, device, rows, width), shared=rows == 1024)
-        yield Case("aten.native_layer_norm_backward.default", partial(_norm_backward, device, rows, width), shared=rows == 1024)
+    for rows, width in (
+        (64, 64),
+        (256, 256),
+        (1024, 256),
+        (1024, 1024),
+        *_on_a_gpu(device, (8192, 768), (16384, 4096)),
+    ):
+        yield Case(
+            "aten.native_layer_norm.default",
+            partial(_norm, device, rows, width),
+            shared=rows == 1024,
+        )
+        yield Case(
+            "aten.native_layer_norm_backward.default",
+            partial(_norm_backward, device, rows, width),
+            shared=rows == 1024,
+        )
 
 
 def _norm(device: torch.device, rows: int, width: int) -> Arguments:
@@ -195,9 +309,21 @@ def _norm_backward(device: torch.device, rows: int, width: int) -> Arguments:
 
 
 def _losses(device: torch.device) -> Iterator[Case]:
-    for rows, classes in ((64, 10), (128, 1024), (256, 8192), (1024, 8192), *_on_a_gpu(device, (8192, 32_768))):
-        yield Case("shardwright.cross_entropy", partial(_loss, device, rows, classes), shared=rows == 256)
-        yield Case("shardwright.cross_entropy_backward", partial(_loss_backward, device, rows, classes), shared=rows == 256)
+    for rows, classes in (
+        (64, 10),
+        (128, 1024),
+        (256, 8192),
+        (1024, 8192),
+        *_on_a_gpu(device, (8192, 32_768)),
+    ):
+        yield Case(
+            "shardwright.cross_entropy", partial(_loss, device, rows, classes), shared=rows == 256
+        )
+        yield Case(
+            "shardwright.cross_entropy_backward",
+            partial(_loss_backward, device, rows, classes),
+            shared=rows == 256,
+        )
 
 
 def _loss(device: torch.device, rows: int, classes: int) -> Arguments:
@@ -212,11 +338,21 @@ def _loss_backward(device: torch.device, rows: int, classes: int) -> Arguments:
 
 def _embeddings(device: torch.device) -> Iterator[Case]:
     """rows, width, tokens."""
-    shapes = ((128, 64, 128), (10_000, 64, 6_400), (10_000, 64, 25_600), (8_192, 256, 512), (8_192, 256, 2_048))
+    shapes = (
+        (128, 64, 128),
+        (10_000, 64, 6_400),
+        (10_000, 64, 25_600),
+        (8_192, 256, 512),
+        (8_192, 256, 2_048),
+    )
     for shape in (*shapes, *_on_a_gpu(device, (50_304, 768, 8_192))):
         shared = shape == (10_000, 64, 6_400)
         yield Case("aten.embedding.default", partial(_embedding, device, *shape), shared=shared)
-        yield Case("aten.embedding_dense_backward.default", partial(_embedding_backward, device, *shape), shared=shared)
+        yield Case(
+            "aten.embedding_dense_backward.default",
+            partial(_embedding_backward, device, *shape),
+            shared=shared,
+        )
 
 
 def _ids(device: torch.device, rows: int, tokens: int) -> Tensor:
@@ -233,50 +369,93 @@ def _embedding_backward(device: torch.device, rows: int, width: int, tokens: int
 
 #: batch, input channels, height and width, output channels.
 _CONVOLUTIONS = (
-    (8, 8, 8, 16), (16, 3, 32, 32), (64, 3, 32, 32), (16, 32, 16, 64), (64, 32, 16, 64), (16, 64, 8, 128), (64, 64, 8, 128),
+    (8, 8, 8, 16),
+    (16, 3, 32, 32),
+    (64, 3, 32, 32),
+    (16, 32, 16, 64),
+    (64, 32, 16, 64),
+    (16, 64, 8, 128),
+    (64, 64, 8, 128),
     (64, 16, 32, 32),
-)  # fmt: skip
+)
 _WINDOW: Arguments = ((1, 1), (1, 1), (1, 1), False, (0, 0), 1)
 
 
 def _convolutions(device: torch.device) -> Iterator[Case]:
     for shape in (
         *_CONVOLUTIONS,
-        *_on_a_gpu(device, (64, 64, 56, 64), (64, 128, 28, 128), (64, 256, 14, 256), (64, 512, 7, 512)),
+        *_on_a_gpu(
+            device, (64, 64, 56, 64), (64, 128, 28, 128), (64, 256, 14, 256), (64, 512, 7, 512)
+        ),
     ):
         shared = shape == (64, 32, 16, 64)
         yield Case("aten.convolution.default", partial(_convolution, device, *shape), shared=shared)
-        yield Case("aten.convolution_backward.default", partial(_convolution_backward, device, *shape), shared=shared)
+        yield Case(
+            "aten.convolution_backward.default",
+            partial(_convolution_backward, device, *shape),
+            shared=shared,
+        )
 
 
-def _convolution(device: torch.device, batch: int, channels: int, image: int, width: int) -> Arguments:
-    return _random(device, batch, channels, image, image), _random(device, width, channels, 3, 3), None, *_WINDOW
+def _convolution(
+    device: torch.device, batch: int, channels: int, image: int, width: int
+) -> Arguments:
+    return (
+        _random(device, batch, channels, image, image),
+        _random(device, width, channels, 3, 3),
+        None,
+        *_WINDOW,
+    )
 
 
-def _convolution_backward(device: torch.device, batch: int, channels: int, image: int, width: int) -> Arguments:
+def _convolution_backward(
+    device: torch.device, batch: int, channels: int, image: int, width: int
+) -> Arguments:
     """The images themselves (3 channels) have no gradient."""
     x, weight, *_ = _convolution(device, batch, channels, image, width)
-    return _random(device, batch, width, image, image), x, weight, (width,), *_WINDOW, (channels != 3, True, True)
+    return (
+        _random(device, batch, width, image, image),
+        x,
+        weight,
+        (width,),
+        *_WINDOW,
+        (channels != 3, True, True),
+    )
 
 
 def _attentions(device: torch.device) -> Iterator[Case]:
     shapes = ((1, 32, 4, 32), (2, 128, 8, 32), (8, 128, 8, 32), (2, 256, 4, 64), (4, 128, 12, 64))
-    for dtype in (torch.float32, *_on_a_gpu(device, torch.bfloat16)):  # on a GPU two kernels, of unlike speed
+    for dtype in (
+        torch.float32,
+        *_on_a_gpu(device, torch.bfloat16),
+    ):  # on a GPU two kernels, of unlike speed
         for shape in (*shapes, *_on_a_gpu(device, (8, 1024, 12, 64), (2, 2048, 32, 64))):
             shared = shape == (8, 128, 8, 32)
-            yield Case("shardwright.attention", partial(_attention, device, shape, dtype), shared=shared)
-            yield Case("shardwright.attention_backward", partial(_attention_backward, device, shape, dtype), shared=shared)
+            yield Case(
+                "shardwright.attention", partial(_attention, device, shape, dtype), shared=shared
+            )
+            yield Case(
+                "shardwright.attention_backward",
+                partial(_attention_backward, device, shape, dtype),
+                shared=shared,
+            )
 
 
-def _attention(device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Arguments:
+def _attention(
+    device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> Arguments:
     """q, k, v are views of one tensor, as of a fused product."""
     batch, length, heads, depth = shape
-    qkv = torch.ops.aten.split(_random(device, batch, length, 3 * heads * depth).to(dtype), heads * depth, 2)
+    qkv = torch.ops.aten.split(
+        _random(device, batch, length, 3 * heads * depth).to(dtype), heads * depth, 2
+    )
     q, k, v = (t.reshape(shape).transpose(1, 2) for t in qkv)
     return q, k, v, True, depth**-0.5
 
 
-def _attention_backward(device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype) -> Arguments:
+def _attention_backward(
+    device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
+) -> Arguments:
     *qkv, causal, scale = _attention(device, shape, dtype)
     out, lse = resolve("shardwright.attention")(*qkv, causal, scale)
     return torch.randn_like(out), *qkv, out, lse, causal, scale
@@ -288,23 +467,36 @@ def _lstms(device: torch.device) -> Iterator[Case]:
     for shape in (*small, (50, 64, 64, 256), (20, 32, 512, 512)):
         shared = shape == (100, 64, 64, 64)
         yield Case("shardwright.lstm", partial(_lstm, device, *shape), shared=shared)
-        yield Case("shardwright.lstm_backward", partial(_lstm_backward, device, *shape), shared=shared)
+        yield Case(
+            "shardwright.lstm_backward", partial(_lstm_backward, device, *shape), shared=shared
+        )
 
 
 def _lstm(device: torch.device, steps: int, batch: int, inputs: int, hidden: int) -> Arguments:
-    x, state = _random(device, batch, steps, inputs).transpose(0, 1), torch.zeros(batch, hidden, device=device)
+    x, state = (
+        _random(device, batch, steps, inputs).transpose(0, 1),
+        torch.zeros(batch, hidden, device=device),
+    )
     weights = (_random(device, 4 * hidden, n).mul_(hidden**-0.5) for n in (inputs, hidden))
     return x, state, state, *weights, *_several(device, 2, 4 * hidden)
 
 
-def _lstm_backward(device: torch.device, steps: int, batch: int, inputs: int, hidden: int) -> Arguments:
+def _lstm_backward(
+    device: torch.device, steps: int, batch: int, inputs: int, hidden: int
+) -> Arguments:
     arguments = _lstm(device, steps, batch, inputs, hidden)
     y, _, c, reserve = resolve("shardwright.lstm")(*arguments)
     return torch.randn_like(y), None, None, *arguments, y, c, reserve
 
 
 def _copies(device: torch.device) -> Iterator[Case]:
-    for rows, width in ((64, 64), (256, 256), (1024, 256), (4096, 256), *_on_a_gpu(device, (32_768, 1024))):
+    for rows, width in (
+        (64, 64),
+        (256, 256),
+        (1024, 256),
+        (4096, 256),
+        *_on_a_gpu(device, (32_768, 1024)),
+    ):
         yield Case("aten.cat.default", partial(_join, device, rows, width), shared=rows == 1024)
         yield Case("aten.select_backward.default", partial(_last_of, device, rows, width))
 

@@ -1,4 +1,5 @@
-"""What an op and a step cost the host as the executor really runs them: programs of many tiny ops of many kinds."""
+"""What an op and a step cost the host as the executor really runs them: programs of many tiny
+ops of many kinds."""
 
 from __future__ import annotations
 
@@ -10,7 +11,15 @@ import torch
 from torch import nn
 
 from planner.graph.layout import Mesh
-from planner.program.program import Compute, InputState, Instruction, ParameterState, Program, Ref, Update
+from planner.program.program import (
+    Compute,
+    InputState,
+    Instruction,
+    ParameterState,
+    Program,
+    Ref,
+    Update,
+)
 from planner.workload.workload import Workload
 from runtime.executor import Executor
 
@@ -18,16 +27,17 @@ __all__ = ["overheads"]
 
 #: Ops in turn, as a step mixes them; each on the last result and the parameter, 8 x 8.
 _OPS = (
-    "aten.add.Tensor", "aten.t.default", "aten.mul.Tensor", "aten.tanh.default", "aten.sub.Tensor", "aten.t.default",
-    "aten.relu.default", "aten.mm.default", "aten.maximum.default", "aten.sigmoid.default",
+    "aten.add.Tensor", "aten.t.default", "aten.mul.Tensor", "aten.tanh.default", "aten.sub.Tensor",
+    "aten.t.default", "aten.relu.default", "aten.mm.default", "aten.maximum.default",
+    "aten.sigmoid.default",
 )  # fmt: skip
 _UNARY = ("aten.t.default", "aten.tanh.default", "aten.relu.default", "aten.sigmoid.default")
 _SHORT, _LONG = 32, 128
 
 
 def overheads(device: torch.device, evict: Callable[[], None]) -> tuple[float, float]:
-    """(seconds an op, seconds a step besides its ops): slope and intercept over programs of 32 and 128 tiny ops, each run on
-    evicted caches, as a step finds them between two large ops."""
+    """(seconds an op, seconds a step besides its ops): slope and intercept over programs of 32
+    and 128 tiny ops, each run on evicted caches, as a step finds them between two large ops."""
     short, long = (_step_seconds(length, device, evict) for length in (_SHORT, _LONG))
     slope = max((long - short) / (_LONG - _SHORT), 1e-7)
     return slope, max(short - _SHORT * slope, 0.0)
@@ -36,7 +46,9 @@ def overheads(device: torch.device, evict: Callable[[], None]) -> tuple[float, f
 def _step_seconds(num_ops: int, device: torch.device, evict: Callable[[], None]) -> float:
     module = nn.Linear(8, 8, bias=False)
     batch = torch.randn(8, 8)
-    workload = Workload(name="overhead", module=module, batch=(batch,), loss=lambda a, b: a, optimizer="sgd")
+    workload = Workload(
+        name="overhead", module=module, batch=(batch,), loss=lambda a, b: a, optimizer="sgd"
+    )
     executor = Executor(_program(num_ops), workload, device=device)
     local = executor.local_batch(workload.batch)
     clock = time.perf_counter if device.type == "cuda" else time.thread_time
@@ -58,21 +70,48 @@ def _program(num_ops: int) -> Program:
         op = _OPS[i % len(_OPS)]
         before = i + 1 if i else 0
         chain.append(
-            _op(f"op{i}", op, (Ref(before),) if op in _UNARY else (Ref(before), Ref(1)), i + 2, (before,) if i else ())
+            _op(
+                f"op{i}",
+                op,
+                (Ref(before),) if op in _UNARY else (Ref(before), Ref(1)),
+                i + 2,
+                (before,) if i else (),
+            )
         )
     last = num_ops + 1
     chain.append(_op("loss", "aten.sum.default", (Ref(last),), last + 1, ()))
     chain.append(Update(id="update", gradients=(last,), frees=(last,)))
-    state = ParameterState(name="weight", value=1, shard=1, subshape=((8,), (8,)), stored=(-1,), updated=(-1,), dtype="float32")
+    state = ParameterState(
+        name="weight",
+        value=1,
+        shard=1,
+        subshape=((8,), (8,)),
+        stored=(-1,),
+        updated=(-1,),
+        dtype="float32",
+    )
     return Program(
-        mesh=Mesh(("dp",), (1,)), instructions=tuple(chain), parameters=(state,), loss=last + 1,
-        value_bytes={}, initial_bytes={},
-        inputs=(InputState(name="0", value=0, subshape=((8,), (8,)), layout=(-1,), dtype="float32"),),
-    )  # fmt: skip
+        mesh=Mesh(("dp",), (1,)),
+        instructions=tuple(chain),
+        parameters=(state,),
+        loss=last + 1,
+        value_bytes={},
+        initial_bytes={},
+        inputs=(
+            InputState(name="0", value=0, subshape=((8,), (8,)), layout=(-1,), dtype="float32"),
+        ),
+    )
 
 
 def _op(name: str, op: str, args: tuple[Ref, ...], result: int, frees: tuple[int, ...]) -> Compute:
     return Compute(
-        id=name, op=op, args=args, results=(result,), shapes=((8, 8),), dtypes=("float32",), kind="elementwise",
-        phase="forward", frees=frees,
-    )  # fmt: skip
+        id=name,
+        op=op,
+        args=args,
+        results=(result,),
+        shapes=((8, 8),),
+        dtypes=("float32",),
+        kind="elementwise",
+        phase="forward",
+        frees=frees,
+    )

@@ -1,4 +1,5 @@
-"""`plan compare`: the same plan simulated on the calibrated hardware and run on it, joined event by event.
+"""`plan compare`: the same plan simulated on the calibrated hardware and run on it, joined event by
+event.
 
     plan -> Program (timed on the hardware) -> simulated Timeline \\
                                             -> recorded Timelines -> join by event id -> Comparison -> table, JSON, PNG
@@ -51,8 +52,9 @@ def compare(
 ) -> Comparison:
     """The plan's simulated step beside its measured one.
 
-    `hardware` is a name or a file, by default the last calibration of this machine. Raises `BadHardware` where that is not
-    there, `BadPlan` for a bad plan file, `BadValue` for fewer than 3 steps, `RunFailed` if a process fails.
+    `hardware` is a name or a file, by default the last calibration of this machine. Raises
+    `BadHardware` where that is not there, `BadPlan` for a bad plan file, `BadValue` for fewer than
+    3 steps, `RunFailed` if a process fails.
     """
     if num_steps < 3:
         raise BadValue(f"number of steps is {num_steps}: a median needs at least 3")
@@ -71,9 +73,13 @@ def compare(
 def _run(plan_path: str | Path, plan: Plan, num_steps: int, device: str, progress: Progress) -> Ran:
     request = _Request(plan=str(plan_path), num_steps=num_steps, device=device)
     found = launch(
-        "runtime.compare.compare:run_rank", plan.mesh.num_devices, request,
-        on_event=lambda e: progress(f"step {e['step']}", 0.2 + 0.8 * e["step"] / (num_steps + _NUM_RECORDED)),
-    )  # fmt: skip
+        "runtime.compare.compare:run_rank",
+        plan.mesh.num_devices,
+        request,
+        on_event=lambda e: progress(
+            f"step {e['step']}", 0.2 + 0.8 * e["step"] / (num_steps + _NUM_RECORDED)
+        ),
+    )
     ran = found[0]
     assert isinstance(ran, Ran)
     return ran
@@ -93,7 +99,13 @@ def run_rank(request: _Request, emit: Emit) -> Ran | None:
     with join(plan.mesh.num_devices, request.device) as place:
         program = program_of(plan, rank=place.rank)
         workload = in_dtypes(build(lambda: workload_of(plan), 0), program)
-        executor = Executor(program, workload, rank=place.rank, groups=make_groups(program, place.rank), device=place.device)
+        executor = Executor(
+            program,
+            workload,
+            rank=place.rank,
+            groups=make_groups(program, place.rank),
+            device=place.device,
+        )
         local = executor.local_batch(workload.batch)
         executor.recorded_step(workload.batch)
         times = []
@@ -115,12 +127,15 @@ def run_rank(request: _Request, emit: Emit) -> Ran | None:
     if place.rank:
         return None
     return Ran(
-        step_times_s=tuple(times[_NUM_WARM:]), timelines=tuple(recorded), peak_memory_bytes=max(peak for _, peak in found)
-    )  # fmt: skip
+        step_times_s=tuple(times[_NUM_WARM:]),
+        timelines=tuple(recorded),
+        peak_memory_bytes=max(peak for _, peak in found),
+    )
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> dict[str, str]:
-    """Writes `compare.json` and `compare.png` to `folder`, each whole or not at all; their paths by kind.
+    """Writes `compare.json` and `compare.png` to `folder`, each whole or not at all; their paths by
+    kind.
 
     Raises `BadValue` where they cannot be written.
     """
@@ -130,7 +145,9 @@ def write_comparison(comparison: Comparison, folder: str | Path) -> dict[str, st
     try:
         where.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise BadValue(f"{where}: cannot be made ({error.strerror}); give another folder") from error
+        raise BadValue(
+            f"{where}: cannot be made ({error.strerror}); give another folder"
+        ) from error
     write_atomically(where / "compare.json", json.dumps(comparison.as_json(), indent=1) + "\n")
     write_atomically(where / "compare.png", picture(comparison))
     return {"json": str(where / "compare.json"), "png": str(where / "compare.png")}

@@ -14,8 +14,8 @@ __all__ = ["Comparison", "KindRow", "Ran"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindRow:
-    """Seconds of one step spent in one kind of op, in one phase or in one collective. `error` is predicted / measured - 1,
-    None where nothing was measured."""
+    """Seconds of one step spent in one kind of op, in one phase or in one collective. `error` is
+    predicted / measured - 1, None where nothing was measured."""
 
     kind: str
     count: int
@@ -32,8 +32,9 @@ class KindRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Predicted and measured, of one device and one step. `events` has a row an event (id, kind, phase, ...);
-    `measured_step_time_s` is the median of unrecorded steps, whose times are in `step_times_s`."""
+    """Predicted and measured, of one device and one step. `events` has a row an event (id, kind,
+    phase, ...); `measured_step_time_s` is the median of unrecorded steps, whose times are in
+    `step_times_s`."""
 
     model: str
     mesh: str
@@ -59,25 +60,40 @@ class Comparison:
         """Predicted and measured milliseconds by kind, phase and collective, largest first."""
         rows = [
             {
-                "group": group, "name": row.kind, "ops": row.count, "predicted_ms": row.predicted_s * 1e3,
-                "measured_ms": row.measured_s * 1e3, "error": row.error,
+                "group": group,
+                "name": row.kind,
+                "ops": row.count,
+                "predicted_ms": row.predicted_s * 1e3,
+                "measured_ms": row.measured_s * 1e3,
+                "error": row.error,
             }
-            for group, part in (("kind", self.by_kind), ("phase", self.by_phase), ("collective", self.by_collective))
+            for group, part in (
+                ("kind", self.by_kind),
+                ("phase", self.by_phase),
+                ("collective", self.by_collective),
+            )
             for row in part
-        ]  # fmt: skip
+        ]
         return pd.DataFrame(rows)
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `plan compare --json`."""
         return {
-            "model": self.model, "mesh": self.mesh, "num_ranks": self.num_ranks, "hardware": self.hardware,
-            "predicted_step_time_s": self.predicted_step_time_s, "measured_step_time_s": self.measured_step_time_s,
-            "error": self.error, "predicted_peak_memory_bytes": self.predicted_peak_memory_bytes,
-            "measured_peak_memory_bytes": self.measured_peak_memory_bytes, "recorded_step_time_s": self.recorded_step_time_s,
-            "step_times_s": list(self.step_times_s), "by_kind": [row.as_json() for row in self.by_kind],
+            "model": self.model,
+            "mesh": self.mesh,
+            "num_ranks": self.num_ranks,
+            "hardware": self.hardware,
+            "predicted_step_time_s": self.predicted_step_time_s,
+            "measured_step_time_s": self.measured_step_time_s,
+            "error": self.error,
+            "predicted_peak_memory_bytes": self.predicted_peak_memory_bytes,
+            "measured_peak_memory_bytes": self.measured_peak_memory_bytes,
+            "recorded_step_time_s": self.recorded_step_time_s,
+            "step_times_s": list(self.step_times_s),
+            "by_kind": [row.as_json() for row in self.by_kind],
             "by_phase": [row.as_json() for row in self.by_phase],
             "by_collective": [row.as_json() for row in self.by_collective],
-        }  # fmt: skip
+        }
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,7 +1,7 @@
 """The simulated step and the recorded ones, joined by event id.
 
-Timelines -> Comparison. What ranks wait for each other is no collective's fault: a collective's measured time is that of the rank
-that waited least, and the rest stands in a row of its own.
+Timelines -> Comparison. What ranks wait for each other is no collective's fault: a collective's
+measured time is that of the rank that waited least, and the rest stands in a row of its own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,19 @@ from runtime.compare.comparison import Comparison, KindRow, Ran
 
 __all__ = ["BETWEEN", "WAITING", "compare_programs", "join_events"]
 
-#: Rows of the table that are no op: waiting for other ranks, and what lies between the ops (the loss's read-out, Python).
+#: Rows of the table that are no op: waiting for other ranks, and what lies between the ops (the
+#: loss's read-out, Python).
 WAITING, BETWEEN = "waiting for ranks", "between ops"
 
 
-def compare_programs(plan: Plan, hardware: str, program: Program, simulated: Timeline, ran: Ran) -> Comparison:
+def compare_programs(
+    plan: Plan, hardware: str, program: Program, simulated: Timeline, ran: Ran
+) -> Comparison:
     """The comparison of one simulated step and the measured ones."""
     events, waiting = join_events(simulated, ran.timelines, uneven=program.rank is not None)
-    recorded = statistics.median(statistics.mean(t.step_time for t in step) for step in ran.timelines)
+    recorded = statistics.median(
+        statistics.mean(t.step_time for t in step) for step in ran.timelines
+    )
     between = max(0.0, recorded - _covered(ran.timelines))
     extra = [
         KindRow(kind=WAITING, count=0, predicted_s=0.0, measured_s=waiting),
@@ -35,25 +40,37 @@ def compare_programs(plan: Plan, hardware: str, program: Program, simulated: Tim
     ]
     talks = events[events["stream"] == "communication"]
     return Comparison(
-        model=plan.ask.model, mesh=str(plan.mesh), num_ranks=plan.mesh.num_devices, hardware=hardware,
-        predicted_step_time_s=simulated.step_time, measured_step_time_s=statistics.median(ran.step_times_s),
-        predicted_peak_memory_bytes=simulated.peak_memory, measured_peak_memory_bytes=ran.peak_memory_bytes,
-        recorded_step_time_s=recorded, step_times_s=ran.step_times_s, events=events,
+        model=plan.ask.model,
+        mesh=str(plan.mesh),
+        num_ranks=plan.mesh.num_devices,
+        hardware=hardware,
+        predicted_step_time_s=simulated.step_time,
+        measured_step_time_s=statistics.median(ran.step_times_s),
+        predicted_peak_memory_bytes=simulated.peak_memory,
+        measured_peak_memory_bytes=ran.peak_memory_bytes,
+        recorded_step_time_s=recorded,
+        step_times_s=ran.step_times_s,
+        events=events,
         by_kind=(*_group(events, "kind"), *(row for row in extra if row.measured_s > 0)),
-        by_phase=_group(events, "phase"), by_collective=_group(talks, "kind"),
-    )  # fmt: skip
+        by_phase=_group(events, "phase"),
+        by_collective=_group(talks, "kind"),
+    )
 
 
 def join_events(
     simulated: Timeline, recorded: Sequence[Sequence[Timeline]], *, uneven: bool = False
 ) -> tuple[pd.DataFrame, float]:
-    """One row an event id, predicted and measured, and the seconds a step that ranks waited for each other in collectives.
+    """One row an event id, predicted and measured, and the seconds a step that ranks waited for
+    each other in collectives.
 
-    `recorded` holds the recorded steps, each the timelines of all ranks. The measured time is the median over steps of the mean
-    over ranks, or of rank 0 where it has larger shards than others (`uneven`), since those are what is predicted; of a collective's,
-    of the least over ranks. Every id stands in both, or one of our stages has lost an event.
+    `recorded` holds the recorded steps, each the timelines of all ranks. The measured time is the
+    median over steps of the mean over ranks, or of rank 0 where it has larger shards than others
+    (`uneven`), since those are what is predicted; of a collective's, of the least over ranks. Every
+    id stands in both, or one of our stages has lost an event.
     """
-    predicted = {event.id: event for event in simulated.events if instruction_of(event.id) == event.id}
+    predicted = {
+        event.id: event for event in simulated.events if instruction_of(event.id) == event.id
+    }
     seconds: dict[str, float] = defaultdict(float)  # a collective is recorded with its copies
     for event in simulated.events:
         seconds[instruction_of(event.id)] += event.duration
@@ -67,10 +84,15 @@ def join_events(
         waiting += statistics.median(step[name][1] for step in per_step)
         rows.append(
             {
-                "id": name, "kind": event.kind, "phase": event.phase, "stream": event.stream, "path": event.path,
-                "predicted_s": seconds[name], "measured_s": measured,
+                "id": name,
+                "kind": event.kind,
+                "phase": event.phase,
+                "stream": event.stream,
+                "path": event.path,
+                "predicted_s": seconds[name],
+                "measured_s": measured,
             }
-        )  # fmt: skip
+        )
     return pd.DataFrame(rows), waiting
 
 
@@ -84,7 +106,9 @@ def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tup
             if event.stream == "communication":
                 talks.add(event.id)
     for name, found in durations.items():
-        assert len(found) == len(timelines), f"{name} was recorded on {len(found)} of {len(timelines)} ranks"
+        assert len(found) == len(timelines), (
+            f"{name} was recorded on {len(found)} of {len(timelines)} ranks"
+        )
     return {
         name: (min(found), statistics.mean(found) - min(found))
         if name in talks
@@ -95,7 +119,9 @@ def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tup
 
 def _covered(recorded: Sequence[Sequence[Timeline]]) -> float:
     """Seconds of a step in which some event runs: the median over steps of the mean over ranks."""
-    return statistics.median(statistics.mean(_union(timeline.events) for timeline in step) for step in recorded)
+    return statistics.median(
+        statistics.mean(_union(timeline.events) for timeline in step) for step in recorded
+    )
 
 
 def _union(events: Sequence[Event]) -> float:
@@ -111,5 +137,7 @@ def _group(events: pd.DataFrame, key: str) -> tuple[KindRow, ...]:
     rows = []
     for name, part in events.groupby(key):
         predicted, measured = float(part["predicted_s"].sum()), float(part["measured_s"].sum())
-        rows.append(KindRow(kind=str(name), count=len(part), predicted_s=predicted, measured_s=measured))
+        rows.append(
+            KindRow(kind=str(name), count=len(part), predicted_s=predicted, measured_s=measured)
+        )
     return tuple(sorted(rows, key=lambda row: -row.measured_s))

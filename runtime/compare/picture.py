@@ -24,8 +24,10 @@ def picture(comparison: Comparison) -> bytes:
     figure.suptitle(
         f"{comparison.model} on {comparison.num_ranks} ranks ({comparison.mesh}): predicted "
         f"{comparison.predicted_step_time_s * 1e3:.1f} ms, measured {comparison.measured_step_time_s * 1e3:.1f} ms a step "
-        f"({comparison.error:+.0%})", color=_INK, fontsize=11,
-    )  # fmt: skip
+        f"({comparison.error:+.0%})",
+        color=_INK,
+        fontsize=11,
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     return buffer.getvalue()
@@ -48,13 +50,22 @@ def _bars(axes: Any, comparison: Comparison) -> None:
 
 
 def _points(axes: Any, comparison: Comparison) -> None:
-    """Every op and collective that takes a microsecond or more, on logarithmic axes with the diagonal of no error."""
+    """Every op and collective that takes a microsecond or more, on logarithmic axes with the
+    diagonal of no error."""
     events = comparison.events
     shown = events[(events["measured_s"] > 1e-6) & (events["predicted_s"] > 1e-7)]
     for stream, colour, marker in (("compute", _PREDICTED, "o"), ("communication", _MEASURED, "^")):
         part = shown[shown["stream"] == stream]
         if len(part):
-            axes.scatter(part["measured_s"] * 1e3, part["predicted_s"] * 1e3, s=16, color=colour, marker=marker, alpha=0.6, label=stream)  # fmt: skip  # noqa: E501
+            axes.scatter(
+                part["measured_s"] * 1e3,
+                part["predicted_s"] * 1e3,
+                s=16,
+                color=colour,
+                marker=marker,
+                alpha=0.6,
+                label=stream,
+            )
     if len(shown):
         values = [*shown["measured_s"], *shown["predicted_s"]]
         ends = [min(values) * 1e3, max(values) * 1e3]

@@ -1,6 +1,8 @@
-"""Published measurements beside the model: rows of `SHARDWRIGHT_DATA` and the model's seconds for them; nothing is fitted here.
+"""Published measurements beside the model: rows of `SHARDWRIGHT_DATA` and the model's seconds for
+them; nothing is fitted here.
 
-python tests/cost_models/measurements.py     prints every group of rows with its errors and the one-constant baseline
+python tests/cost_models/measurements.py     prints every group of rows with its errors and the
+one-constant baseline
 """
 
 from __future__ import annotations
@@ -17,7 +19,10 @@ from cost_models.cluster import load_cluster, load_device
 from cost_models.collectives import collective_time
 from cost_models.roofline import op_time
 
-DATA = Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "measurements"
+DATA = (
+    Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    / "measurements"
+)
 
 #: Device file and torch dtype of the rows of gemm.csv that we can predict.
 _GEMM_SOURCES = {
@@ -28,8 +33,9 @@ _GEMM_SOURCES = {
     ("NVIDIA A100 SXM", "bf16"): ("a100-80gb", "bfloat16"),
     ("NVIDIA H100 SXM", "bf16"): ("h100-sxm", "bfloat16"),
 }
-#: Seconds that a source's harness adds to every row: its smallest product takes that long whatever its size, so this
-#: is the time of a launch and a synchronisation, not of a kernel (LLMCompass: 29.6 us for 8192 x 64 x 64).
+#: Seconds that a source's harness adds to every row: its smallest product takes that long whatever
+#: its size, so this is the time of a launch and a synchronisation, not of a kernel (LLMCompass:
+#: 29.6 us for 8192 x 64 x 64).
 _HARNESS = {"LLMCompass ISCA24 artifact": 24e-6}
 _CLUSTERS = {
     "A100-SXM4": "dgx-a100",
@@ -44,7 +50,8 @@ _CLUSTERS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """One measurement and the model's figure for it, in seconds; `group` is what errors are reported by."""
+    """One measurement and the model's figure for it, in seconds; `group` is what errors are
+    reported by."""
 
     group: str
     what: str
@@ -63,7 +70,8 @@ def _table(name: str) -> list[dict[str, str]]:
 
 
 def gemm_rows() -> Iterator[Row]:
-    """Products on V100 (DeepBench), A100 (LLMCompass, Azure, MAMF) and H100 (MAMF); not the fp8 rows: torch.mm has no fp8."""
+    """Products on V100 (DeepBench), A100 (LLMCompass, Azure, MAMF) and H100 (MAMF); not the fp8
+    rows: torch.mm has no fp8."""
     for row in _table("gemm.csv"):
         known = _GEMM_SOURCES.get((row["gpu_model"], row["dtype"]))
         if row["kind"] != "gemm" or known is None:
@@ -72,7 +80,9 @@ def gemm_rows() -> Iterator[Row]:
         m, n, k = (int(float(row[key])) for key in "mnk")
         nbytes = (m * k + k * n + m * n) * {"float32": 4}.get(dtype, 2)
         device, work = load_device(name), 2.0 * m * n * k
-        predicted = op_time(device, kind="gemm", flops=work, nbytes=nbytes, dtype=dtype, gemm=(1, m, n, k))
+        predicted = op_time(
+            device, kind="gemm", flops=work, nbytes=nbytes, dtype=dtype, gemm=(1, m, n, k)
+        )
         yield Row(
             group=f"gemm {name} {dtype} {row['source'].split()[0]}",
             what=f"{m}x{n}x{k} {row['trans_a']}{row['trans_b']}",
@@ -83,11 +93,18 @@ def gemm_rows() -> Iterator[Row]:
 
 
 def collective_rows() -> Iterator[Row]:
-    """Collectives inside one node of A100, H100, H200 and V100 machines; with a time, and no algorithm forced by hand."""
+    """Collectives inside one node of A100, H100, H200 and V100 machines; with a time, and no
+    algorithm forced by hand."""
     for row in _table("collectives.csv"):
         name = _CLUSTERS.get(row["gpu_model"])
         forced = "NVLS off" in row["algo"] or "-z 1" in row["notes"]
-        if name is None or not row["time_us"] or int(row["n_nodes"]) > 1 or row["op"] == "sendrecv" or forced:
+        if (
+            name is None
+            or not row["time_us"]
+            or int(row["n_nodes"]) > 1
+            or row["op"] == "sendrecv"
+            or forced
+        ):
             continue
         size, nbytes = int(row["n_gpus"]), float(row["nbytes"])
         cluster = load_cluster(name, num_devices=size)
@@ -101,19 +118,32 @@ def collective_rows() -> Iterator[Row]:
 
 
 def multi_node_rows() -> Iterator[Row]:
-    """All-reduces over 2 and 4 nodes, from 512 MiB on, with the NICs of the machine that was measured in place of the DGX's.
+    """All-reduces over 2 and 4 nodes, from 512 MiB on, with the NICs of the machine that was
+    measured in place of the DGX's.
 
-    Smaller ones say more about their network (GPUDirect-TCPXO, EFA) than about InfiniBand, which no public row here has.
+    Smaller ones say more about their network (GPUDirect-TCPXO, EFA) than about InfiniBand, which no
+    public row here has.
     """
-    nics = {"GCP A3 Mega 8x200Gb/s GPUDirect-TCPXO per node": 8, "AWS EFA v3 16x200Gb/s per node": 16}
+    nics = {
+        "GCP A3 Mega 8x200Gb/s GPUDirect-TCPXO per node": 8,
+        "AWS EFA v3 16x200Gb/s per node": 16,
+    }
     for row in _table("collectives.csv"):
         count, name = nics.get(row["inter_node"]), _CLUSTERS.get(row["gpu_model"])
-        if count is None or name is None or not row["nbytes"] or float(row["nbytes"]) < 2**29 or "forced" in row["algo"]:
+        if (
+            count is None
+            or name is None
+            or not row["nbytes"]
+            or float(row["nbytes"]) < 2**29
+            or "forced" in row["algo"]
+        ):
             continue
         size, nbytes = int(row["n_gpus"]), float(row["nbytes"])
         cluster = load_cluster(name, num_devices=size)
         assert cluster.inter is not None
-        cluster = replace(cluster, inter=replace(cluster.inter, bandwidth=25e9, nics_per_node=count))
+        cluster = replace(
+            cluster, inter=replace(cluster.inter, bandwidth=25e9, nics_per_node=count)
+        )
         yield Row(
             group=f"{row['op']} nodes {row['source'].split()[0]}",
             what=f"{size} x {nbytes:.0f} B",
@@ -124,15 +154,20 @@ def multi_node_rows() -> Iterator[Row]:
 
 
 def summary(rows: list[Row]) -> dict[str, float]:
-    """n, mean, median and largest absolute error, signed bias, and the mean error of the best single rate (the baseline)."""
+    """n, mean, median and largest absolute error, signed bias, and the mean error of the best
+    single rate (the baseline)."""
     errors = np.array([row.error for row in rows])
     rates = np.array([row.work / row.measured for row in rows])
     baseline = min(np.abs(rates / rate - 1).mean() for rate in rates)
     absolute = np.abs(errors)
     return {
-        "n": len(rows), "mean": absolute.mean(), "median": float(np.median(absolute)), "max": absolute.max(),
-        "bias": errors.mean(), "baseline": baseline,
-    }  # fmt: skip
+        "n": len(rows),
+        "mean": absolute.mean(),
+        "median": float(np.median(absolute)),
+        "max": absolute.max(),
+        "bias": errors.mean(),
+        "baseline": baseline,
+    }
 
 
 def by_group(rows: Iterator[Row]) -> dict[str, list[Row]]:

@@ -1,4 +1,5 @@
-"""What an axis runs over, in words, and what a collective over it costs in each order of the axes: by hand."""
+"""What an axis runs over, in words, and what a collective over it costs in each order of the
+axes: by hand."""
 
 from __future__ import annotations
 
@@ -22,18 +23,29 @@ def words(cluster: Cluster, names: tuple[str, ...], sizes: tuple[int, ...]) -> s
 
 
 def test_in_words(eight_nodes: Cluster) -> None:
-    assert words(eight_nodes, ("dp", "tp"), (8, 8)) == "tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand"
+    assert (
+        words(eight_nodes, ("dp", "tp"), (8, 8))
+        == "tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand"
+    )
     assert words(eight_nodes, ("tp", "dp"), (4, 16)) == (
         "tp=4 between nodes over InfiniBand; dp=16 inside and between nodes (2 nodes, 8 devices of each) over NVLink and InfiniBand"
     )
-    assert words(eight_nodes, ("dp1", "dp2", "tp"), (4, 2, 8)).startswith("tp=8 inside a node over NVLink; dp1=4 between nodes")
-    assert words(load_cluster("cpu", num_devices=2), ("dp",), (2,)) == "dp=2 inside a node over shared memory"
-    assert words(eight_nodes, ("dp", "none"), (64, 1)).startswith("dp=64 inside and between nodes (8 nodes, 8 devices of each)")
+    assert words(eight_nodes, ("dp1", "dp2", "tp"), (4, 2, 8)).startswith(
+        "tp=8 inside a node over NVLink; dp1=4 between nodes"
+    )
+    assert (
+        words(load_cluster("cpu", num_devices=2), ("dp",), (2,))
+        == "dp=2 inside a node over shared memory"
+    )
+    assert words(eight_nodes, ("dp", "none"), (64, 1)).startswith(
+        "dp=64 inside and between nodes (8 nodes, 8 devices of each)"
+    )
     assert words(load_cluster("cpu", num_devices=1), ("dp",), (1,)) == ""
 
 
 def test_links_of_the_two_orders_by_hand(eight_nodes: Cluster) -> None:
-    """Four groups of a node that cross it share its eight NICs; a group with all eight devices of a node has them to itself."""
+    """Four groups of a node that cross it share its eight NICs; a group with all eight devices
+    of a node has them to itself."""
     inter, intra = eight_nodes.inter, eight_nodes.intra
     assert inter is not None and inter.nics_per_node == 8
     nic, port = inter.bandwidth * inter.efficiency, intra.bandwidth * intra.efficiency
@@ -51,8 +63,9 @@ def test_links_of_the_two_orders_by_hand(eight_nodes: Cluster) -> None:
 
 
 def test_bytes_of_a_large_collective_in_the_two_orders_by_hand(eight_nodes: Cluster) -> None:
-    """A ring all-gather of n bytes takes (k - 1) / k n over the slower of a device's port and its share of the node's NICs (MODELLING
-    5.1): what the tensor axis gains inside a node the data axis loses between nodes."""
+    """A ring all-gather of n bytes takes (k - 1) / k n over the slower of a device's port and
+    its share of the node's NICs (MODELLING 5.1): what the tensor axis gains inside a node the
+    data axis loses between nodes."""
     inter, intra = eight_nodes.inter, eight_nodes.intra
     assert inter is not None
     nic, port = inter.bandwidth * inter.efficiency, intra.bandwidth * intra.efficiency

@@ -5,7 +5,13 @@ from __future__ import annotations
 import pytest
 
 from cost_models.errors import UnknownName
-from cost_models.memory import allocated_bytes, dtype_bytes, list_dtypes, lstm_reserve_elements, optimizer_state_bytes
+from cost_models.memory import (
+    allocated_bytes,
+    dtype_bytes,
+    list_dtypes,
+    lstm_reserve_elements,
+    optimizer_state_bytes,
+)
 
 
 def test_dtype_bytes_agree_with_torch() -> None:
@@ -20,7 +26,9 @@ def test_unknown_dtype_names_the_nearest() -> None:
         dtype_bytes("float31")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("adam", 804), ("adamw", 804), ("sgd", 0), ("sgd-momentum", 400)])
+@pytest.mark.parametrize(
+    ("name", "expected"), [("adam", 804), ("adamw", 804), ("sgd", 0), ("sgd-momentum", 400)]
+)
 def test_optimizer_state_of_100_floats(name: str, expected: int) -> None:
     assert optimizer_state_bytes(name, numel=100, dtype="float32") == expected
 
@@ -38,7 +46,14 @@ def test_optimizer_state_agrees_with_torch_adam() -> None:
 
 @pytest.mark.parametrize(
     ("steps", "batch", "width", "hidden"),
-    [(100, 256, 64, 64), (50, 64, 128, 64), (50, 64, 64, 128), (20, 32, 256, 100), (50, 64, 512, 512), (30, 48, 96, 320)],
+    [
+        (100, 256, 64, 64),
+        (50, 64, 128, 64),
+        (50, 64, 64, 128),
+        (20, 32, 256, 100),
+        (50, 64, 512, 512),
+        (30, 48, 96, 320),
+    ],
 )
 def test_lstm_reserve_agrees_with_onednn(steps: int, batch: int, width: int, hidden: int) -> None:
     import torch
@@ -47,10 +62,15 @@ def test_lstm_reserve_agrees_with_onednn(steps: int, batch: int, width: int, hid
 
     if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         pytest.skip("this torch has no oneDNN")
-    state, weights = torch.zeros(batch, hidden), [torch.zeros(4 * hidden, size) for size in (width, hidden)]
+    state, weights = (
+        torch.zeros(batch, hidden),
+        [torch.zeros(4 * hidden, size) for size in (width, hidden)],
+    )
     biases = [torch.zeros(4 * hidden)] * 2
     held = lstm_forward(torch.zeros(steps, batch, width), state, state, *weights, *biases)[3].nbytes
-    found = 4 * lstm_reserve_elements("onednn", steps=steps, batch=batch, width=width, hidden=hidden)
+    found = 4 * lstm_reserve_elements(
+        "onednn", steps=steps, batch=batch, width=width, hidden=hidden
+    )
     assert found == pytest.approx(held, rel=2e-3)
 
 
@@ -59,7 +79,10 @@ def test_lstm_reserve_without_a_workspace_is_gates_and_cell() -> None:
 
 
 def test_unknown_optimizer() -> None:
-    with pytest.raises(UnknownName, match=r"unknown optimizer 'lion'.*known: adam, adam-amsgrad, adamw, .*sgd, sgd-momentum"):
+    with pytest.raises(
+        UnknownName,
+        match=r"unknown optimizer 'lion'.*known: adam, adam-amsgrad, adamw, .*sgd, sgd-momentum",
+    ):
         optimizer_state_bytes("lion", numel=1, dtype="float32")
 
 

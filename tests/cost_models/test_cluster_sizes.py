@@ -56,14 +56,28 @@ def test_impossible_sizes(devices: int, nodes: int, message: str) -> None:
 def test_graphs_are_connected_and_labelled(name: str, num_nodes: int) -> None:
     graph = build_graph(load_cluster(name, num_nodes=num_nodes))
     assert nx.is_strongly_connected(graph)
-    assert all(data["bandwidth"] > 0 and data["latency"] > 0 and data["kind"] for _, _, data in graph.edges(data=True))
-    assert {data["kind"] for _, data in graph.nodes(data=True)} <= {"device", "switch", "host", "nic", "fabric"}
+    assert all(
+        data["bandwidth"] > 0 and data["latency"] > 0 and data["kind"]
+        for _, _, data in graph.edges(data=True)
+    )
+    assert {data["kind"] for _, data in graph.nodes(data=True)} <= {
+        "device",
+        "switch",
+        "host",
+        "nic",
+        "fabric",
+    }
 
 
 def test_the_graph_of_two_nodes_of_dgx_h100() -> None:
     graph = build_graph(load_cluster("dgx-h100", num_nodes=2))
     kinds = [data["kind"] for _, data in graph.nodes(data=True)]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"device": 16, "switch": 2, "nic": 16, "fabric": 1}
+    assert {kind: kinds.count(kind) for kind in set(kinds)} == {
+        "device": 16,
+        "switch": 2,
+        "nic": 16,
+        "fabric": 1,
+    }
     assert graph.edges["device8", "node1/switch"]["bandwidth"] == 450e9
     assert graph.edges["node1/nic0", "fabric"]["bandwidth"] == 50e9
     assert nx.shortest_path_length(graph, "device0", "device8") == 4
@@ -83,4 +97,8 @@ def test_nics_next_to_devices() -> None:
 @pytest.mark.parametrize("devices", range(1, 70))
 def test_a_placed_cluster_is_placed_the_same_again(devices: int) -> None:
     cluster = load_cluster("dgx-h100", num_devices=devices)
-    assert place(cluster, devices, cluster.num_nodes) == (devices, cluster.num_nodes, cluster.node_width)
+    assert place(cluster, devices, cluster.num_nodes) == (
+        devices,
+        cluster.num_nodes,
+        cluster.node_width,
+    )

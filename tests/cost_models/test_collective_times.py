@@ -1,4 +1,5 @@
-"""Collectives by hand: every algorithm once, sharing of links, odd meshes, measured tables, the cache."""
+"""Collectives by hand: every algorithm once, sharing of links, odd meshes, measured tables, the
+cache."""
 
 from __future__ import annotations
 
@@ -9,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.cluster import Cluster, CollectiveRow, Library, Protocol, list_clusters, load_cluster
+from cost_models.cluster import (
+    Cluster,
+    CollectiveRow,
+    Library,
+    Protocol,
+    list_clusters,
+    load_cluster,
+)
 from cost_models.collectives import COLLECTIVES, collective_model, collective_time
 from cost_models.errors import BadHardware, BadValue, UnknownName
 from cost_models.group_links import find_groups, group_links
@@ -19,26 +27,39 @@ HOPS = (("nvlink", 1e-6), ("pcie", 2e-6), ("infiniband", 5e-6), ("ethernet", 9e-
 
 
 def protocol(algorithm: str) -> Protocol:
-    return Protocol(algorithm=algorithm, name="one", base_latency=1e-5, bandwidth_share=1.0, hop_latency=HOPS)
+    return Protocol(
+        algorithm=algorithm, name="one", base_latency=1e-5, bandwidth_share=1.0, hop_latency=HOPS
+    )
 
 
-def round_cluster(*algorithms: str, devices: int = 8, nodes: int | None = None, name: str = "dgx-a100") -> Cluster:
-    """8 devices a node at 100 GB/s, 8 NICs of 10 GB/s, 10 us a call, 1 us a hop inside and 5 us between nodes."""
+def round_cluster(
+    *algorithms: str, devices: int = 8, nodes: int | None = None, name: str = "dgx-a100"
+) -> Cluster:
+    """8 devices a node at 100 GB/s, 8 NICs of 10 GB/s, 10 us a call, 1 us a hop inside and 5 us
+    between nodes."""
     cluster = load_cluster(name, num_devices=devices, num_nodes=nodes)
     assert cluster.inter is not None
-    protocols = tuple(protocol(algorithm) for algorithm in {"ring": 0, "pairwise": 0, **dict.fromkeys(algorithms)})
+    protocols = tuple(
+        protocol(algorithm) for algorithm in {"ring": 0, "pairwise": 0, **dict.fromkeys(algorithms)}
+    )
     if algorithms and "ring" not in algorithms:
         slow = replace(protocols[0], base_latency=1.0)
         protocols = (slow, *protocols[1:])
-    intra = replace(cluster.intra, bandwidth=100e9, efficiency=1.0, overhead=0.0, pass_bandwidth=None)
+    intra = replace(
+        cluster.intra, bandwidth=100e9, efficiency=1.0, overhead=0.0, pass_bandwidth=None
+    )
     inter = replace(cluster.inter, bandwidth=10e9, efficiency=1.0, overhead=0.0)
-    return replace(cluster, library=Library(name="round", protocols=protocols), intra=intra, inter=inter)
+    return replace(
+        cluster, library=Library(name="round", protocols=protocols), intra=intra, inter=inter
+    )
 
 
 N = 1e9
 
 
-def seconds(cluster: Cluster, kind: str, mesh: tuple[int, ...] = (), axes: tuple[int, ...] = (0,)) -> float:
+def seconds(
+    cluster: Cluster, kind: str, mesh: tuple[int, ...] = (), axes: tuple[int, ...] = (0,)
+) -> float:
     return collective_time(cluster, mesh or (cluster.num_devices,), axes, kind, N)
 
 
@@ -57,26 +78,34 @@ def test_a_pass_over_the_buffer_adds_to_the_ring() -> None:
 
 
 def test_a_ring_over_nodes_uses_all_nics() -> None:
-    """16 devices on two nodes: 8 NICs of 10 GB/s carry a ring of 80 GB/s, 14 hops inside and one between nodes each way."""
+    """16 devices on two nodes: 8 NICs of 10 GB/s carry a ring of 80 GB/s, 14 hops inside and one
+    between nodes each way."""
     expected = 1e-5 + 2 * (14e-6 + 5e-6) + 2 * 15 / 16 * N / 80e9
     assert seconds(round_cluster(devices=16), "all_reduce") == pytest.approx(expected)
 
 
 def test_groups_on_the_same_nic_share_it() -> None:
-    """p3.16xlarge has one NIC: eight groups of two, one in each node, get an eighth each; one group gets all."""
+    """p3.16xlarge has one NIC: eight groups of two, one in each node, get an eighth each; one
+    group gets all."""
     cluster = round_cluster(devices=16, name="p3.16xlarge")
-    assert seconds(cluster, "all_gather", (2, 8), (0,)) == pytest.approx(1e-5 + 9e-6 + N / 2 / (10e9 / 8))
+    assert seconds(cluster, "all_gather", (2, 8), (0,)) == pytest.approx(
+        1e-5 + 9e-6 + N / 2 / (10e9 / 8)
+    )
     two = round_cluster(devices=2, nodes=2, name="p3.16xlarge")
     assert seconds(two, "all_gather") == pytest.approx(1e-5 + 9e-6 + N / 2 / 10e9)
 
 
 def test_strided_groups_use_the_nic_of_their_device() -> None:
-    assert seconds(round_cluster(devices=16), "all_gather", (2, 8), (0,)) == pytest.approx(1e-5 + 5e-6 + N / 2 / 10e9)
+    assert seconds(round_cluster(devices=16), "all_gather", (2, 8), (0,)) == pytest.approx(
+        1e-5 + 5e-6 + N / 2 / 10e9
+    )
 
 
 def test_groups_of_a_shared_bus_share_it() -> None:
     cluster = load_cluster("cpu", num_devices=8)
-    cluster = replace(cluster, intra=replace(cluster.intra, bandwidth=10e9, efficiency=1.0, shared_bandwidth=20e9))
+    cluster = replace(
+        cluster, intra=replace(cluster.intra, bandwidth=10e9, efficiency=1.0, shared_bandwidth=20e9)
+    )
     assert group_links(cluster, (2,), (0,))[0].ring == 10e9
     assert group_links(cluster, (8,), (0,))[0].ring == 2.5e9
     assert group_links(cluster, (4, 2), (1,))[0].ring == 2.5e9
@@ -96,7 +125,9 @@ def test_halving_doubling() -> None:
     assert seconds(cluster, "all_reduce") == pytest.approx(1e-5 + 6e-6 + 2 * 7 / 8 * N / 100e9)
     assert seconds(cluster, "all_gather") == pytest.approx(1e-5 + 3e-6 + 7 / 8 * N / 100e9)
     seven = round_cluster("halving_doubling", devices=7)
-    assert seconds(seven, "all_gather") > 1.0, "seven is no power of two: only the slow ring is left"
+    assert seconds(seven, "all_gather") > 1.0, (
+        "seven is no power of two: only the slow ring is left"
+    )
 
 
 def test_hierarchical() -> None:
@@ -122,13 +153,16 @@ def test_all_to_all() -> None:
 def test_the_best_protocol_is_taken_for_each_size() -> None:
     cluster = round_cluster()
     quick = replace(protocol("ring"), base_latency=0.0, bandwidth_share=0.25)
-    both = replace(cluster, library=Library(name="two", protocols=(quick, *cluster.library.protocols)))
+    both = replace(
+        cluster, library=Library(name="two", protocols=(quick, *cluster.library.protocols))
+    )
     assert collective_time(both, (8,), (0,), "all_gather", 8.0) == pytest.approx(7e-6, rel=1e-3)
     assert seconds(both, "all_gather") == seconds(cluster, "all_gather")
 
 
 def test_rings_of_the_hybrid_cube_mesh() -> None:
-    """As many as vTrain's V100 bus bandwidths show in steps of 22.5 GB/s; five devices have a chain only."""
+    """As many as vTrain's V100 bus bandwidths show in steps of 22.5 GB/s; five devices have a
+    chain only."""
     intra = load_cluster("p3.16xlarge").intra
     assert [num_rings(intra, tuple(range(k))) for k in range(2, 9)] == [1, 2, 4, 0, 2, 4, 6]
     assert [num_chains(intra, tuple(range(k))) for k in range(2, 9)] == [1] * 7
@@ -137,7 +171,8 @@ def test_rings_of_the_hybrid_cube_mesh() -> None:
 
 
 def test_devices_without_a_direct_link_go_over_the_host() -> None:
-    """Devices 0..7 of a (2, 4) mesh: the axis of stride four pairs 0-4, 1-5, 2-6, 3-7: two bricks twice, one twice."""
+    """Devices 0..7 of a (2, 4) mesh: the axis of stride four pairs 0-4, 1-5, 2-6, 3-7: two
+    bricks twice, one twice."""
     cluster = load_cluster("p3.16xlarge")
     rings = sorted(links.ring for links in group_links(cluster, (2, 4), (0,)))
     assert rings == [pytest.approx(22.5e9), pytest.approx(45e9)]
@@ -165,19 +200,27 @@ def test_arrays_agree_with_numbers() -> None:
     for cluster in (load_cluster("dgx-h100", num_devices=64), measured_cluster()):
         model = collective_model(cluster, (2, 4), (1,))
         for kind in COLLECTIVES:
-            assert model.time(kind, nbytes) == pytest.approx([model.time(kind, n) for n in nbytes.tolist()])
+            assert model.time(kind, nbytes) == pytest.approx(
+                [model.time(kind, n) for n in nbytes.tolist()]
+            )
 
 
 def test_errors() -> None:
     cluster = load_cluster("dgx-h100")
-    with pytest.raises(UnknownName, match="unknown collective 'all_produce': did you mean 'all_reduce'"):
+    with pytest.raises(
+        UnknownName, match="unknown collective 'all_produce': did you mean 'all_reduce'"
+    ):
         collective_time(cluster, (8,), (0,), "all_produce", N)
-    with pytest.raises(BadValue, match="a mesh of 4 x 4 does not fit on the 8 devices of 'dgx-h100'"):
+    with pytest.raises(
+        BadValue, match="a mesh of 4 x 4 does not fit on the 8 devices of 'dgx-h100'"
+    ):
         collective_time(cluster, (4, 4), (0,), "all_reduce", N)
     with pytest.raises(BadValue, match=r"axes \(2,\) are not axes of a mesh of 1 axes"):
         collective_time(cluster, (8,), (2,), "all_reduce", N)
     strange = replace(cluster, intra=replace(cluster.intra, link="string"))
-    with pytest.raises(BadHardware, match="protocol ring/LL has no hop latency for 'string' links: it lists nvlink"):
+    with pytest.raises(
+        BadHardware, match="protocol ring/LL has no hop latency for 'string' links: it lists nvlink"
+    ):
         collective_time(strange, (8,), (0,), "all_reduce", N)
 
 
@@ -188,7 +231,10 @@ def measured_cluster() -> Cluster:
         ("all_reduce", 8, 1, 1e3, 4e-4),
         ("all_reduce", 2, 4, 1e3, 9e-4),
     ]
-    table = tuple(CollectiveRow(kind=k, group_size=s, num_groups=g, nbytes=n, seconds=t) for k, s, g, n, t in rows)
+    table = tuple(
+        CollectiveRow(kind=k, group_size=s, num_groups=g, nbytes=n, seconds=t)
+        for k, s, g, n, t in rows
+    )
     return replace(load_cluster("cpu", num_devices=16), collective_table=table)
 
 
@@ -222,15 +268,24 @@ CLUSTERS = {name: name for name in list_clusters()}
 
 @settings(max_examples=120, deadline=None)
 @given(
-    st.sampled_from(list_clusters()), st.lists(st.integers(1, 4), min_size=1, max_size=3), st.integers(1, 7),
-    st.sampled_from(COLLECTIVES), st.floats(0, 1e11), st.floats(0, 1e11), st.integers(1, 2),
-)  # fmt: skip
-def test_any_mesh_works_and_time_never_falls_with_bytes(name, sizes, chosen, kind, nbytes, more, num_nodes) -> None:  # type: ignore[no-untyped-def]
+    st.sampled_from(list_clusters()),
+    st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    st.integers(1, 7),
+    st.sampled_from(COLLECTIVES),
+    st.floats(0, 1e11),
+    st.floats(0, 1e11),
+    st.integers(1, 2),
+)
+def test_any_mesh_works_and_time_never_falls_with_bytes(
+    name, sizes, chosen, kind, nbytes, more, num_nodes
+) -> None:  # type: ignore[no-untyped-def]
     sizes = tuple(sizes)
     devices = max(int(np.prod(sizes)), num_nodes)
     nodes = (
         num_nodes
-        if name != "cpu" and devices <= 8 * num_nodes and -(-devices // -(-devices // num_nodes)) == num_nodes
+        if name != "cpu"
+        and devices <= 8 * num_nodes
+        and -(-devices // -(-devices // num_nodes)) == num_nodes
         else None
     )
     cluster = load_cluster(name, num_devices=devices, num_nodes=nodes)

@@ -1,4 +1,5 @@
-"""Hardware files: all load, every figure has a source, every mistake is named, what is written reads back."""
+"""Hardware files: all load, every figure has a source, every mistake is named, what is written
+reads back."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ from cost_models.cluster import (
     load_device,
     parse_cluster,
     write_cluster,
-)  # fmt: skip
+)
 from cost_models.errors import BadHardware, BadValue, UnknownName
 
 HARDWARE = Path(__file__).parents[2] / "cost_models" / "hardware"
@@ -50,7 +51,9 @@ def test_every_number_has_a_source(path: Path) -> None:
     sources = table["sources"]
     for full, key in numbers(table):
         parent = full.rpartition(".")[0]
-        assert any(len(sources.get(name, "")) > 8 for name in (full, key, parent)), f"{full} has no source"
+        assert any(len(sources.get(name, "")) > 8 for name in (full, key, parent)), (
+            f"{full} has no source"
+        )
 
 
 @pytest.mark.parametrize("name", list_clusters())
@@ -62,8 +65,18 @@ def test_clusters_load_under_their_file_name(name: str) -> None:
 
 
 def test_the_shelf() -> None:
-    assert {"h100-sxm", "h200", "a100-40gb", "a100-80gb", "v100", "l4", "cpu-core"} <= set(list_devices())
-    assert {"dgx-h100", "dgx-h200", "dgx-a100", "dgx-a100-40gb", "p3.16xlarge", "g6.48xlarge", "cpu"} <= set(list_clusters())
+    assert {"h100-sxm", "h200", "a100-40gb", "a100-80gb", "v100", "l4", "cpu-core"} <= set(
+        list_devices()
+    )
+    assert {
+        "dgx-h100",
+        "dgx-h200",
+        "dgx-a100",
+        "dgx-a100-40gb",
+        "p3.16xlarge",
+        "g6.48xlarge",
+        "cpu",
+    } <= set(list_clusters())
 
 
 def test_units_end_in_the_loader() -> None:
@@ -96,19 +109,43 @@ def edited(tmp_path: Path, old: str, new: str, name: str = "dgx-h100") -> Path:
         ("num_sms = 132", "num_sms = true", r"num_sms must be a number, got True"),
         ("num_sms = 132", "num_sms = nan", r"num_sms must be a number, got nan"),
         ("overlap = 0.81", "overlap = 1.5", r"overlap is a share between 0 and 1, got 1.5"),
-        ("reserved_memory_gib = 2.0", "reserved_memory_gib = 200", r"reserved_memory .* leaves nothing of memory"),
+        (
+            "reserved_memory_gib = 2.0",
+            "reserved_memory_gib = 200",
+            r"reserved_memory .* leaves nothing of memory",
+        ),
         ("fp32 = 67.0", "fp33 = 67.0", r"unknown peak of 'fp33': did you mean 'fp32'"),
         ("fp32 = 67.0\n", "", r"needs a peak for fp32"),
         ("softmax = 0.66", "softmacks = 0.66", r"unknown efficiency of kind 'softmacks'"),
         ("gemm_tiles = [", "gemm_tiles = [[1]", r"not a TOML file"),
-        ("devices_per_node = 8", "devices_per_node = 0", r"devices_per_node must be positive, got 0"),
+        (
+            "devices_per_node = 8",
+            "devices_per_node = 0",
+            r"devices_per_node must be positive, got 0",
+        ),
         ("devices_per_node = 8", "gpus = 8", r"unknown key 'gpus', known: .*devices_per_node"),
         ("[intra]", "[inside]", r"unknown key 'inside'"),
-        ('fabric = "switch"', 'fabric = "ring"', r"mine.toml: unknown fabric 'ring', known: switch, mesh, host"),
+        (
+            'fabric = "switch"',
+            'fabric = "ring"',
+            r"mine.toml: unknown fabric 'ring', known: switch, mesh, host",
+        ),
         ('fabric = "switch"', 'fabric = "mesh"', r"links belong to the fabric 'mesh'"),
-        ("nics_per_node = 8", "nics_per_node = 0", r"\[inter\]: nics_per_node must be positive, got 0"),
-        ('algorithm = "tree"', 'algorithm = "bush"', r"unknown algorithm 'bush', known: ring, tree"),
-        ('algorithm = "pairwise"', 'algorithm = "ring"', r"needs at least one protocol of the algorithm 'pairwise'"),
+        (
+            "nics_per_node = 8",
+            "nics_per_node = 0",
+            r"\[inter\]: nics_per_node must be positive, got 0",
+        ),
+        (
+            'algorithm = "tree"',
+            'algorithm = "bush"',
+            r"unknown algorithm 'bush', known: ring, tree",
+        ),
+        (
+            'algorithm = "pairwise"',
+            'algorithm = "ring"',
+            r"needs at least one protocol of the algorithm 'pairwise'",
+        ),
         ("bandwidth_share = 0.25", "bandwidth_share = 2", r"bandwidth_share is in \(0, 1\], got 2"),
         ("[device]", "[devices]", r"unknown key 'devices'"),
     ],
@@ -125,19 +162,33 @@ FIRST_LINK = tomli_w.dumps({"links": [[0, 1, 1]]}).split("[", 2)[2].split("]")[0
 
 def test_bad_links_of_a_mesh(tmp_path: Path) -> None:
     with pytest.raises(BadHardware, match="a link is"):
-        load_cluster(str(edited(tmp_path, FIRST_LINK, FIRST_LINK.replace("1,", "", 1), "p3.16xlarge")))
+        load_cluster(
+            str(edited(tmp_path, FIRST_LINK, FIRST_LINK.replace("1,", "", 1), "p3.16xlarge"))
+        )
     with pytest.raises(BadHardware, match=r"link \[0, 9, 1\] is not between two of the 8 devices"):
-        load_cluster(str(edited(tmp_path, FIRST_LINK, FIRST_LINK.replace("1", "9", 1), "p3.16xlarge")))
+        load_cluster(
+            str(edited(tmp_path, FIRST_LINK, FIRST_LINK.replace("1", "9", 1), "p3.16xlarge"))
+        )
     with pytest.raises(BadHardware, match="needs host_bandwidth_gb_s"):
         load_cluster(str(edited(tmp_path, "host_bandwidth_gb_s = 10.0\n", "", "p3.16xlarge")))
 
 
 def test_bad_rows_of_a_measured_table(tmp_path: Path) -> None:
-    path = edited(tmp_path, "max_nodes = 128\n", 'max_nodes = 128\ncollective_table = [["all_reduce", 2, 1, 1024]]\n')
+    path = edited(
+        tmp_path,
+        "max_nodes = 128\n",
+        'max_nodes = 128\ncollective_table = [["all_reduce", 2, 1, 1024]]\n',
+    )
     with pytest.raises(BadHardware, match=r"a row of collective_table is \[text, positive number"):
         load_cluster(str(path))
-    path = edited(tmp_path, "max_nodes = 128\n", 'max_nodes = 128\ncollective_table = [["all_produce", 2, 1, 1024, 1e-3]]\n')
-    with pytest.raises(BadHardware, match="unknown collective 'all_produce': did you mean 'all_reduce'"):
+    path = edited(
+        tmp_path,
+        "max_nodes = 128\n",
+        'max_nodes = 128\ncollective_table = [["all_produce", 2, 1, 1024, 1e-3]]\n',
+    )
+    with pytest.raises(
+        BadHardware, match="unknown collective 'all_produce': did you mean 'all_reduce'"
+    ):
         load_cluster(str(path))
 
 
@@ -159,7 +210,9 @@ def edited_reference(tmp_path: Path, old: str, new: str) -> Path:
 
 
 def test_a_cluster_may_name_its_device(tmp_path: Path) -> None:
-    assert load_cluster(str(edited_reference(tmp_path, 'device = "h100-sxm"', 'device = "l4"'))).device == load_device("l4")
+    assert load_cluster(
+        str(edited_reference(tmp_path, 'device = "h100-sxm"', 'device = "l4"'))
+    ).device == load_device("l4")
 
 
 def measured() -> Cluster:
@@ -167,18 +220,28 @@ def measured() -> Cluster:
     device = replace(
         cluster.device,
         gemm_table=(GemmRow(batch=1, m=64, n=64, k=64, dtype="float32", seconds=1.25e-5),),
-        elementwise_table=(ElementwiseRow(nbytes=4096.0, bandwidth=1e9), ElementwiseRow(nbytes=65536.0, bandwidth=4e9)),
+        elementwise_table=(
+            ElementwiseRow(nbytes=4096.0, bandwidth=1e9),
+            ElementwiseRow(nbytes=65536.0, bandwidth=4e9),
+        ),
     )
     row = CollectiveRow(kind="all_reduce", group_size=2, num_groups=1, nbytes=1024.0, seconds=1e-4)
     return replace(cluster, device=device, collective_table=(row,))
 
 
 @pytest.mark.parametrize(
-    "cluster", [measured(), load_cluster("p3.16xlarge"), load_cluster("dgx-h100")], ids=lambda c: str(c.name)
+    "cluster",
+    [measured(), load_cluster("p3.16xlarge"), load_cluster("dgx-h100")],
+    ids=lambda c: str(c.name),
 )
 def test_written_clusters_read_back(tmp_path: Path, cluster: Cluster) -> None:
     path = tmp_path / "written.toml"
-    write_cluster(path, cluster, provenance={"date": "2026-01-01", "command": 'plan "x"\n'}, sources={"a.b": "c"})
+    write_cluster(
+        path,
+        cluster,
+        provenance={"date": "2026-01-01", "command": 'plan "x"\n'},
+        sources={"a.b": "c"},
+    )
     table = tomllib.loads(path.read_text())
     assert table["provenance"] == {"date": "2026-01-01", "command": 'plan "x"\n'}
     assert table["sources"] == {"a.b": "c"}
@@ -195,14 +258,23 @@ def test_written_clusters_read_back(tmp_path: Path, cluster: Cluster) -> None:
 
 
 def test_writing_where_there_is_no_folder(tmp_path: Path) -> None:
-    with pytest.raises(BadValue, match=r"written.toml cannot be written: No such file or directory"):
-        write_cluster(tmp_path / "nowhere" / "written.toml", load_cluster("cpu"), provenance={}, sources={})
+    with pytest.raises(
+        BadValue, match=r"written.toml cannot be written: No such file or directory"
+    ):
+        write_cluster(
+            tmp_path / "nowhere" / "written.toml", load_cluster("cpu"), provenance={}, sources={}
+        )
 
 
 @pytest.mark.parametrize("name", list_clusters())
 def test_the_text_of_a_cluster_is_the_cluster(name: str) -> None:
     cluster = load_cluster(name, num_devices=12)
-    again = parse_cluster(cluster_text(cluster, provenance={}, sources={}), "plan", num_devices=12, num_nodes=cluster.num_nodes)
+    again = parse_cluster(
+        cluster_text(cluster, provenance={}, sources={}),
+        "plan",
+        num_devices=12,
+        num_nodes=cluster.num_nodes,
+    )
     assert again == cluster, "to the last bit: a plan is costed again on it"
 
 

@@ -1,4 +1,5 @@
-"""Measured calls and contention: exact where measured, closed forms between, and what a file must not say."""
+"""Measured calls and contention: exact where measured, closed forms between, and what a file
+must not say."""
 
 from __future__ import annotations
 
@@ -17,8 +18,19 @@ from cost_models.roofline import op_time
 CPU = load_cluster("cpu")
 
 
-def row(op: str, kind: str, nbytes: float, seconds: float, flops: float = 1.0, dtype: str = "float32") -> OpRow:
-    return OpRow(op=op, kind=kind, dtype=dtype, flops=flops, nbytes=nbytes, gemm=(1, 1, 1, 1), steps=1, seconds=seconds)
+def row(
+    op: str, kind: str, nbytes: float, seconds: float, flops: float = 1.0, dtype: str = "float32"
+) -> OpRow:
+    return OpRow(
+        op=op,
+        kind=kind,
+        dtype=dtype,
+        flops=flops,
+        nbytes=nbytes,
+        gemm=(1, 1, 1, 1),
+        steps=1,
+        seconds=seconds,
+    )
 
 
 ADDS = (
@@ -29,7 +41,9 @@ ADDS = (
 MEASURED = replace(CPU.device, op_table=(*ADDS, row("conv", "conv", 1e6, 3e-3, flops=1e9)))
 
 
-def seconds(op: str, nbytes: float, kind: str = "elementwise", dtype: str = "float32", flops: float = 1.0) -> float:
+def seconds(
+    op: str, nbytes: float, kind: str = "elementwise", dtype: str = "float32", flops: float = 1.0
+) -> float:
     return op_time(MEASURED, kind=kind, flops=flops, nbytes=nbytes, dtype=dtype, op=op)
 
 
@@ -53,7 +67,9 @@ def test_another_dtype_takes_the_curve_in_float32_and_another_op_that_of_its_kin
 
 
 def test_twice_the_flops_of_a_measured_convolution_take_twice_its_roofline() -> None:
-    plain = [op_time(CPU.device, kind="conv", flops=f, nbytes=1e6, dtype="float32") for f in (1e9, 2e9)]
+    plain = [
+        op_time(CPU.device, kind="conv", flops=f, nbytes=1e6, dtype="float32") for f in (1e9, 2e9)
+    ]
     assert seconds("conv", 1e6, kind="conv", flops=2e9) == pytest.approx(3e-3 * plain[1] / plain[0])
 
 
@@ -65,13 +81,20 @@ def test_more_bytes_never_take_less_time(a: float, b: float) -> None:
 
 def at_once(num_devices: int, *rows: tuple[int, float]) -> float:
     table = tuple(ContentionRow(num_devices=n, kind="gemm", slowdown=s) for n, s in rows)
-    return replace(CPU, num_devices=num_devices, node_width=num_devices, contention=table).slowdown("gemm")
+    return replace(CPU, num_devices=num_devices, node_width=num_devices, contention=table).slowdown(
+        "gemm"
+    )
 
 
 def test_alone_or_unmeasured_nothing_is_slowed() -> None:
     assert at_once(1, (2, 1.5)) == 1.0
     assert at_once(4) == 1.0
-    assert replace(CPU, contention=(ContentionRow(num_devices=2, kind="conv", slowdown=3.0),)).slowdown("gemm") == 1.0
+    assert (
+        replace(
+            CPU, contention=(ContentionRow(num_devices=2, kind="conv", slowdown=3.0),)
+        ).slowdown("gemm")
+        == 1.0
+    )
 
 
 def test_contention_is_log_log_between_and_in_proportion_beyond() -> None:
@@ -83,11 +106,16 @@ def test_contention_is_log_log_between_and_in_proportion_beyond() -> None:
 
 def test_a_file_keeps_both_tables(tmp_path: Path) -> None:
     cluster = replace(
-        CPU, device=replace(MEASURED, step_overhead=1e-3), contention=(ContentionRow(num_devices=2, kind="gemm", slowdown=1.5),)
+        CPU,
+        device=replace(MEASURED, step_overhead=1e-3),
+        contention=(ContentionRow(num_devices=2, kind="gemm", slowdown=1.5),),
     )
     write_cluster(tmp_path / "here.toml", cluster, provenance={}, sources={})
     found = load_cluster(str(tmp_path / "here.toml"))
-    assert (found.device.op_table, found.contention) == (cluster.device.op_table, cluster.contention)
+    assert (found.device.op_table, found.contention) == (
+        cluster.device.op_table,
+        cluster.contention,
+    )
     assert found.device.step_overhead == pytest.approx(1e-3)
 
 

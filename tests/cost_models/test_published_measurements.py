@@ -1,7 +1,8 @@
 """The model against published kernels and NCCL collectives: fails above the errors that we state.
 
-The limits are the measured errors, rounded up. The sources disagree among themselves by about 8 % (four different measurements
-of an 8 x A100 all-reduce), so no model can do much better on all of them.
+The limits are the measured errors, rounded up. The sources disagree among themselves by about 8 %
+(four different measurements of an 8 x A100 all-reduce), so no model can do much better on all of
+them.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from collections.abc import Callable, Iterator
 import pytest
 from measurements import DATA, Row, by_group, collective_rows, gemm_rows, multi_node_rows, summary
 
-pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"no published measurements at {DATA}; set SHARDWRIGHT_DATA")
+pytestmark = pytest.mark.skipif(
+    not DATA.is_dir(), reason=f"no published measurements at {DATA}; set SHARDWRIGHT_DATA"
+)
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,32 @@ from cost_models.roofline import KINDS, host_time, op_time
 #: A device with round figures: 10 SMs, 100 Tflop/s in 16 bits, 1 TB/s, no second-order terms.
 ROUND = replace(
     load_device("a100-80gb"),
-    name="round", num_sms=10, memory_bandwidth=1e12, memory_efficiency=1.0, kernel_overhead=1e-6, launch_overhead=5e-6,
-    gemm_efficiency=1.0, gemm_tiles=((128, 128),), gemm_tile_half_area=0.0, gemm_half_k=0.0, gemm_k_latency=0.0,
-    lstm_step_overhead=2e-6, peak_flops=(("fp64", 1e12), ("fp32", 1e13), ("tf32", 5e13), ("fp16", 1e14)),
+    name="round",
+    num_sms=10,
+    memory_bandwidth=1e12,
+    memory_efficiency=1.0,
+    kernel_overhead=1e-6,
+    launch_overhead=5e-6,
+    gemm_efficiency=1.0,
+    gemm_tiles=((128, 128),),
+    gemm_tile_half_area=0.0,
+    gemm_half_k=0.0,
+    gemm_k_latency=0.0,
+    lstm_step_overhead=2e-6,
+    peak_flops=(("fp64", 1e12), ("fp32", 1e13), ("tf32", 5e13), ("fp16", 1e14)),
     kind_efficiency=(("conv", 0.5), ("attention", 0.25), ("softmax", 0.5), ("lstm", 0.5)),
-)  # fmt: skip
+)
 
 
 def gemm(batch: int, m: int, n: int, k: int, dtype: str = "float16", nbytes: float = 0.0) -> float:
-    return op_time(ROUND, kind="gemm", flops=2.0 * batch * m * n * k, nbytes=nbytes, dtype=dtype, gemm=(batch, m, n, k))
+    return op_time(
+        ROUND,
+        kind="gemm",
+        flops=2.0 * batch * m * n * k,
+        nbytes=nbytes,
+        dtype=dtype,
+        gemm=(batch, m, n, k),
+    )
 
 
 def test_one_tile_runs_on_one_sm() -> None:
@@ -54,25 +71,43 @@ def test_a_skinny_product_is_bound_by_its_bytes() -> None:
 
 
 def test_matrix_products_in_float32_stay_in_fp32_and_convolutions_take_tf32() -> None:
-    assert gemm(10, 128, 128, 1000, "float32") == pytest.approx(1e-6 + 2 * 128 * 128 * 1000 * 10 / 1e13)
-    assert op_time(ROUND, kind="conv", flops=1e9, nbytes=0, dtype="float32") == pytest.approx(1e-6 + 1e9 / (5e13 * 0.5))
-    assert op_time(ROUND, kind="conv", flops=1e9, nbytes=0, dtype="float16") == pytest.approx(1e-6 + 1e9 / (1e14 * 0.5))
+    assert gemm(10, 128, 128, 1000, "float32") == pytest.approx(
+        1e-6 + 2 * 128 * 128 * 1000 * 10 / 1e13
+    )
+    assert op_time(ROUND, kind="conv", flops=1e9, nbytes=0, dtype="float32") == pytest.approx(
+        1e-6 + 1e9 / (5e13 * 0.5)
+    )
+    assert op_time(ROUND, kind="conv", flops=1e9, nbytes=0, dtype="float16") == pytest.approx(
+        1e-6 + 1e9 / (1e14 * 0.5)
+    )
 
 
 def test_attention_takes_the_larger_of_flops_and_bytes() -> None:
-    assert op_time(ROUND, kind="attention", flops=1e9, nbytes=0, dtype="float16") == pytest.approx(1e-6 + 1e9 / (1e14 * 0.25))
-    assert op_time(ROUND, kind="attention", flops=1e3, nbytes=1e6, dtype="float16") == pytest.approx(1e-6 + 1e-6)
+    assert op_time(ROUND, kind="attention", flops=1e9, nbytes=0, dtype="float16") == pytest.approx(
+        1e-6 + 1e9 / (1e14 * 0.25)
+    )
+    assert op_time(
+        ROUND, kind="attention", flops=1e3, nbytes=1e6, dtype="float16"
+    ) == pytest.approx(1e-6 + 1e-6)
 
 
-@pytest.mark.parametrize("kind", ["elementwise", "reduction", "norm", "embedding", "optimizer", "copy"])
+@pytest.mark.parametrize(
+    "kind", ["elementwise", "reduction", "norm", "embedding", "optimizer", "copy"]
+)
 def test_memory_bound_kernels(kind: str) -> None:
-    assert op_time(ROUND, kind=kind, flops=10, nbytes=1e6, dtype="bfloat16") == pytest.approx(1e-6 + 1e-6)
-    assert op_time(ROUND, kind=kind, flops=1e9, nbytes=1, dtype="float64") == pytest.approx(1e-6 + 1e9 / 1e12)
+    assert op_time(ROUND, kind=kind, flops=10, nbytes=1e6, dtype="bfloat16") == pytest.approx(
+        1e-6 + 1e-6
+    )
+    assert op_time(ROUND, kind=kind, flops=1e9, nbytes=1, dtype="float64") == pytest.approx(
+        1e-6 + 1e9 / 1e12
+    )
     assert op_time(ROUND, kind=kind, flops=0, nbytes=1e6, dtype="int64") == pytest.approx(2e-6)
 
 
 def test_a_kind_may_reach_less_of_the_bandwidth() -> None:
-    assert op_time(ROUND, kind="softmax", flops=0, nbytes=1e6, dtype="float32") == pytest.approx(1e-6 + 2e-6)
+    assert op_time(ROUND, kind="softmax", flops=0, nbytes=1e6, dtype="float32") == pytest.approx(
+        1e-6 + 2e-6
+    )
 
 
 def test_an_lstm_is_a_chain_of_steps() -> None:
@@ -91,12 +126,16 @@ def test_views_are_free_and_not_dispatched() -> None:
 
 
 def test_a_gemm_without_a_shape_is_a_square_one() -> None:
-    assert op_time(ROUND, kind="gemm", flops=2.0 * 1280**3, nbytes=0, dtype="float16") == gemm(1, 1280, 1280, 1280)
+    assert op_time(ROUND, kind="gemm", flops=2.0 * 1280**3, nbytes=0, dtype="float16") == gemm(
+        1, 1280, 1280, 1280
+    )
 
 
 def test_the_smooth_model_without_tiles() -> None:
     smooth = replace(ROUND, gemm_tiles=(), gemm_half_work=1e6, gemm_efficiency=0.5)
-    time = op_time(smooth, kind="gemm", flops=2e9, nbytes=0, dtype="float16", gemm=(1, 1000, 1000, 1000))
+    time = op_time(
+        smooth, kind="gemm", flops=2e9, nbytes=0, dtype="float16", gemm=(1, 1000, 1000, 1000)
+    )
     assert time == pytest.approx(1e-6 + (2e9 + 1e6 * 10) / (1e14 * 0.5))
 
 
@@ -118,9 +157,13 @@ def test_measured_products_correct_the_model() -> None:
     model = gemm(1, 1280, 1280, 1280) - 1e-6
     row = GemmRow(batch=1, m=1280, n=1280, k=1280, dtype="float16", seconds=3 * model + 1e-6)
     device = replace(ROUND, gemm_table=(row,))
-    time = op_time(device, kind="gemm", flops=0, nbytes=0, dtype="float16", gemm=(1, 1280, 1280, 1280))
+    time = op_time(
+        device, kind="gemm", flops=0, nbytes=0, dtype="float16", gemm=(1, 1280, 1280, 1280)
+    )
     assert time == pytest.approx(3 * model + 1e-6)
-    other = op_time(device, kind="gemm", flops=0, nbytes=0, dtype="float32", gemm=(1, 1280, 1280, 1280))
+    other = op_time(
+        device, kind="gemm", flops=0, nbytes=0, dtype="float32", gemm=(1, 1280, 1280, 1280)
+    )
     assert other == gemm(1, 1280, 1280, 1280, "float32"), "rows of another dtype do not count"
 
 
@@ -133,7 +176,10 @@ def test_errors() -> None:
         op_time(ROUND, kind="gemm", flops=1, nbytes=1, dtype="int64")
     with pytest.raises(UnknownName, match="unknown dtype 'float23'"):
         op_time(ROUND, kind="copy", flops=1, nbytes=1, dtype="float23")
-    with pytest.raises(BadHardware, match="device 'round' has no peak flops for 'bf16': it lists fp64, fp32, tf32, fp16"):
+    with pytest.raises(
+        BadHardware,
+        match="device 'round' has no peak flops for 'bf16': it lists fp64, fp32, tf32, fp16",
+    ):
         op_time(ROUND, kind="gemm", flops=1, nbytes=1, dtype="bfloat16")
     with pytest.raises(BadValue, match="a copy needs flops >= 0"):
         op_time(ROUND, kind="copy", flops=0, nbytes=-1, dtype="float32")
@@ -149,23 +195,39 @@ sizes = st.integers(1, 5000)
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.sampled_from(DEVICES), st.tuples(st.integers(1, 64), sizes, sizes, sizes), st.integers(0, 3), st.integers(0, 3000))
+@given(
+    st.sampled_from(DEVICES),
+    st.tuples(st.integers(1, 64), sizes, sizes, sizes),
+    st.integers(0, 3),
+    st.integers(0, 3000),
+)
 def test_products_never_fall_with_any_dimension(device, shape, dim, more) -> None:  # type: ignore[no-untyped-def]
     larger = tuple(size + more * (i == dim) for i, size in enumerate(shape))
 
     def seconds(gemm: tuple[int, int, int, int]) -> float:
         batch, m, n, k = gemm
         nbytes = 4.0 * batch * (m * n + n * k + m * k)
-        return op_time(device, kind="gemm", flops=2.0 * batch * m * n * k, nbytes=nbytes, dtype="float32", gemm=gemm)
+        return op_time(
+            device,
+            kind="gemm",
+            flops=2.0 * batch * m * n * k,
+            nbytes=nbytes,
+            dtype="float32",
+            gemm=gemm,
+        )
 
     assert 0 < seconds(shape) <= seconds(larger) * (1 + 1e-12)
 
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.sampled_from(DEVICES), st.sampled_from([kind for kind in KINDS if kind != "gemm"]),
-    st.floats(0, 1e15), st.floats(0, 1e12), st.floats(0, 1e15), st.floats(0, 1e12),
-)  # fmt: skip
+    st.sampled_from(DEVICES),
+    st.sampled_from([kind for kind in KINDS if kind != "gemm"]),
+    st.floats(0, 1e15),
+    st.floats(0, 1e12),
+    st.floats(0, 1e15),
+    st.floats(0, 1e12),
+)
 def test_other_kernels_never_fall_with_flops_or_bytes(device, kind, flops, nbytes, df, db) -> None:  # type: ignore[no-untyped-def]
     less = op_time(device, kind=kind, flops=flops, nbytes=nbytes, dtype="float32")
     more = op_time(device, kind=kind, flops=flops + df, nbytes=nbytes + db, dtype="float32")

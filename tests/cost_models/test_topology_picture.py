@@ -12,7 +12,8 @@ from cost_models.topology_picture import draw_cluster
 
 
 @pytest.mark.parametrize(
-    ("name", "devices"), [("dgx-h100", 64), ("p3.16xlarge", 16), ("p3.16xlarge", 5), ("cpu", 40), ("dgx-h100", 1)]
+    ("name", "devices"),
+    [("dgx-h100", 64), ("p3.16xlarge", 16), ("p3.16xlarge", 5), ("cpu", 40), ("dgx-h100", 1)],
 )
 def test_pictures(tmp_path: Path, name: str, devices: int) -> None:
     path = tmp_path / "cluster.png"

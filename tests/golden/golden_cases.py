@@ -1,4 +1,5 @@
-"""The golden cases: small plans that together cover what planning, lowering and simulating do differently from one plan to another."""
+"""The golden cases: small plans that together cover what planning, lowering and simulating do
+differently from one plan to another."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ _STEP_MODELS = Path(__file__).resolve().parents[1] / "step_models.py"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """What is asked, of which cluster. `memory`: bytes that a plan may hold per device, in place of the device's own."""
+    """What is asked, of which cluster. `memory`: bytes that a plan may hold per device, in place
+    of the device's own."""
 
     model: str
     num_devices: int
@@ -37,15 +39,25 @@ class Case:
         settings = {name: str(size) for name, size in self.sizes.items()}
         headroom = {} if self.memory is None else {"memory_headroom": 0.0}
         return Ask(
-            model=self.model, batch=self.batch, seq=None, settings=settings, dtype="float32", num_devices=self.num_devices,
-            compute=self.compute, clip_norm=self.clip_norm, **headroom,
-        )  # fmt: skip
+            model=self.model,
+            batch=self.batch,
+            seq=None,
+            settings=settings,
+            dtype="float32",
+            num_devices=self.num_devices,
+            compute=self.compute,
+            clip_norm=self.clip_norm,
+            **headroom,
+        )
 
     def cluster(self) -> Cluster:
         cluster = load_cluster(self.hardware, num_devices=self.num_devices, num_nodes=self.nodes)
         if self.memory is None:
             return cluster
-        return replace(cluster, device=replace(cluster.device, memory=self.memory + cluster.device.reserved_memory))
+        return replace(
+            cluster,
+            device=replace(cluster.device, memory=self.memory + cluster.device.reserved_memory),
+        )
 
 
 _GPT = {"layers": 2, "width": 64, "heads": 4, "vocab": 512, "positions": 32, "seq": 32}
@@ -59,34 +71,77 @@ CASES: dict[str, Case] = {
     "cnn": Case(model="cnn", num_devices=8, batch=None),
     "lstm": Case(model="lstm", num_devices=8, batch=None),
     "gpt": Case(model="gpt", num_devices=8, batch=None, sizes={"layers": 1}),
-    "gpt-two-axes": Case(model="gpt", num_devices=4, batch=64, sizes=_ONE_LAYER, mesh="dp=2,tp=2", pins=("h.*=tensor",)),
-    "gpt-nodes": Case(model="gpt", num_devices=16, nodes=2, batch=32, sizes=_ONE_LAYER, mesh="dp=2,tp=8"),
+    "gpt-two-axes": Case(
+        model="gpt",
+        num_devices=4,
+        batch=64,
+        sizes=_ONE_LAYER,
+        mesh="dp=2,tp=2",
+        pins=("h.*=tensor",),
+    ),
+    "gpt-nodes": Case(
+        model="gpt", num_devices=16, nodes=2, batch=32, sizes=_ONE_LAYER, mesh="dp=2,tp=8"
+    ),
     "mlp-three": Case(model="mlp", num_devices=3, batch=770, mesh="dp=3", pins=("*=ddp",)),
     "mlp-tight": Case(
-        model="mlp", num_devices=4, batch=64, memory=5_000_000, sizes={"inputs": 256, "hidden": 512, "layers": 3, "outputs": 8}
+        model="mlp",
+        num_devices=4,
+        batch=64,
+        memory=5_000_000,
+        sizes={"inputs": 256, "hidden": 512, "layers": 3, "outputs": 8},
     ),
-    "gpt-zero3": Case(model="gpt", num_devices=4, batch=32, sizes=_GPT, mesh="dp=4", pins=("*=zero3",)),
+    "gpt-zero3": Case(
+        model="gpt", num_devices=4, batch=32, sizes=_GPT, mesh="dp=4", pins=("*=zero3",)
+    ),
     "bert-tensor": Case(
         model="bert",
         num_devices=4,
-        sizes={"layers": 1, "width": 64, "heads": 4, "mlp": 128, "vocab": 256, "positions": 32, "seq": 32},
+        sizes={
+            "layers": 1,
+            "width": 64,
+            "heads": 4,
+            "mlp": 128,
+            "vocab": 256,
+            "positions": 32,
+            "seq": 32,
+        },
         mesh="tp=4",
         pins=("*=tensor",),
     ),
     "gpt-odd-vocabulary": Case(
-        model="gpt", num_devices=4, sizes={**_ONE_LAYER, "vocab": 509}, mesh="tp=4", pins=("wte=tensor", "lm_head=tensor")
+        model="gpt",
+        num_devices=4,
+        sizes={**_ONE_LAYER, "vocab": 509},
+        mesh="tp=4",
+        pins=("wte=tensor", "lm_head=tensor"),
     ),
-    "lstm-hidden": Case(model="lstm", num_devices=4, hardware="cpu", sizes=_LSTM, mesh="tp=4", pins=("lstm=tensor",)),
+    "lstm-hidden": Case(
+        model="lstm", num_devices=4, hardware="cpu", sizes=_LSTM, mesh="tp=4", pins=("lstm=tensor",)
+    ),
     "moe": Case(
         model="moe",
         num_devices=4,
         batch=16,
         mesh="ep=4",
         pins=("*=expert",),
-        sizes={"layers": 1, "width": 32, "heads": 4, "kv_heads": 4, "mlp": 64, "experts": 4, "vocab": 128, "seq": 16},
+        sizes={
+            "layers": 1,
+            "width": 32,
+            "heads": 4,
+            "kv_heads": 4,
+            "mlp": 64,
+            "experts": 4,
+            "vocab": 128,
+            "seq": 16,
+        },
     ),
     "dropout-clipped": Case(
-        model=f"{_STEP_MODELS}:dropped", num_devices=2, hardware="cpu", clip_norm=1.0, mesh="dp=2", pins=("*=data",)
+        model=f"{_STEP_MODELS}:dropped",
+        num_devices=2,
+        hardware="cpu",
+        clip_norm=1.0,
+        mesh="dp=2",
+        pins=("*=data",),
     ),
     "llama-mixed": Case(
         model="llama",
@@ -94,7 +149,15 @@ CASES: dict[str, Case] = {
         compute="bfloat16",
         mesh="dp=4",
         pins=("*=zero1",),
-        sizes={"layers": 1, "width": 64, "heads": 4, "kv_heads": 4, "mlp": 128, "vocab": 256, "seq": 32},
+        sizes={
+            "layers": 1,
+            "width": 64,
+            "heads": 4,
+            "kv_heads": 4,
+            "mlp": 128,
+            "vocab": 256,
+            "seq": 32,
+        },
     ),
     "hf-gpt2": Case(model="hf:gpt2", num_devices=2, hardware="cpu", sizes=_HF),
 }

@@ -1,4 +1,5 @@
-"""The golden record of a plan, and its file: a line a key and a line an item, so that a difference is read item by item."""
+"""The golden record of a plan, and its file: a line a key and a line an item, so that a
+difference is read item by item."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ def path_of(name: str) -> Path:
 
 
 def record_of(found: Found) -> dict[str, Any]:
-    """The figures, the baselines, every choice and the program of a plan; nothing of how long planning took."""
+    """The figures, the baselines, every choice and the program of a plan; nothing of how long
+    planning took."""
     body = json.loads(plan_text(found.plan))
     summary = body["summary"]
     return {
@@ -32,7 +34,9 @@ def record_of(found: Found) -> dict[str, Any]:
         "bucket_bytes": body["bucket_bytes"],
         "recast": body["recast"],
         "standard_name": summary.get("standard_name", ""),
-        "baselines": [{**row, "step_time_s": _rounded(row["step_time_s"])} for row in body["alternatives"]],
+        "baselines": [
+            {**row, "step_time_s": _rounded(row["step_time_s"])} for row in body["alternatives"]
+        ],
         "options": [None if options is None else " ".join(options) for options in body["options"]],
         "parameters": [" ".join(options) for options in body["parameters"]],
         "hubs": [{**hub, "values": len(hub["values"])} for hub in body["hubs"]],
@@ -46,7 +50,11 @@ def _rounded(seconds: float | None) -> float | None:
 
 def text_of(record: Mapping[str, Any]) -> str:
     """The record as JSON: one line for a key, or for each item of a list."""
-    return "{\n" + ",\n".join(f" {json.dumps(key)}: {_value(value)}" for key, value in record.items()) + "\n}\n"
+    return (
+        "{\n"
+        + ",\n".join(f" {json.dumps(key)}: {_value(value)}" for key, value in record.items())
+        + "\n}\n"
+    )
 
 
 def _value(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""The difference between two golden records in words: what a person reads before keeping the new one."""
+"""The difference between two golden records in words: what a person reads before keeping the new
+one."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ from cost_models.units import format_bytes, format_time
 
 __all__ = ["differences"]
 
-#: Seconds that differ by less are the same: another processor's last bits, and the six digits of the text.
+#: Seconds that differ by less are the same: another processor's last bits, and the six digits of
+#: the text.
 SAME_SECONDS = 1e-4
 
 #: A bound is the end of a numerical optimisation, so it is compared less closely.
@@ -42,12 +44,18 @@ class Row(NamedTuple):
 
 
 def differences(kept: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is different now, a line each, the most general first; none where the records say the same."""
+    """What is different now, a line each, the most general first; none where the records say the
+    same."""
     rows = _baselines(kept["baselines"], now["baselines"])
-    return [*_figures(kept, now), *rows, *_choices(kept, now), *_program(kept["program"], now["program"])]
+    return [
+        *_figures(kept, now),
+        *rows,
+        *_choices(kept, now),
+        *_program(kept["program"], now["program"]),
+    ]
 
 
-# ------------------------------------------------------------------------------------------------- figures
+# ------------------------------------------------------------------------------------------ figures
 
 
 def _figures(kept: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
@@ -62,15 +70,24 @@ def _figures(kept: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _number(
-    name: str, before: float | None, after: float | None, show: Callable[[float], str], same: float = 0.0
+    name: str,
+    before: float | None,
+    after: float | None,
+    show: Callable[[float], str],
+    same: float = 0.0,
 ) -> Iterator[str]:
-    """One figure, if it is another; with all of its digits if those that are usually shown are the same."""
-    if before == after or (before and after and math.isclose(before, after, rel_tol=same, abs_tol=0.0)):
+    """One figure, if it is another; with all of its digits if those that are usually shown are
+    the same."""
+    if before == after or (
+        before and after and math.isclose(before, after, rel_tol=same, abs_tol=0.0)
+    ):
         return
     if before is None or after is None:
         yield f"{name} {'none' if before is None else show(before)} -> {'none' if after is None else show(after)}"
         return
-    shown = (show(before), show(after)) if show(before) != show(after) else (repr(before), repr(after))
+    shown = (
+        (show(before), show(after)) if show(before) != show(after) else (repr(before), repr(after))
+    )
     yield f"{name} {shown[0]} -> {shown[1]}{f' (x {_ratio(after / before)})' if before else ''}"
 
 
@@ -78,15 +95,21 @@ def _ratio(ratio: float) -> str:
     return f"{ratio:.2f}" if abs(ratio - 1) >= 0.01 else f"{ratio:.6f}"
 
 
-def _baselines(kept: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def _baselines(
+    kept: Sequence[Mapping[str, Any]], now: Sequence[Mapping[str, Any]]
+) -> Iterator[str]:
     before, after = ({row["name"]: row for row in rows} for rows in (kept, now))
     for name in dict.fromkeys((*before, *after)):
         if name not in after or name not in before:
             yield f"baseline {name} is {'gone' if name in before else 'new'}"
             continue
         a, b = before[name], after[name]
-        yield from _number(f"baseline {name}: step", a["step_time_s"], b["step_time_s"], format_time, SAME_SECONDS)
-        yield from _number(f"baseline {name}: memory", a["memory_bytes"], b["memory_bytes"], format_bytes)
+        yield from _number(
+            f"baseline {name}: step", a["step_time_s"], b["step_time_s"], format_time, SAME_SECONDS
+        )
+        yield from _number(
+            f"baseline {name}: memory", a["memory_bytes"], b["memory_bytes"], format_bytes
+        )
         for key in sorted(set(a) - {"step_time_s", "memory_bytes"}):
             if a[key] != b[key]:
                 yield f"baseline {name}: {key} {a[key]} -> {b[key]}"
@@ -103,7 +126,7 @@ def _choices(kept: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
             yield f"{many} have another choice, the first is class {n}: {before[n]} -> {after[n]}"
 
 
-# ------------------------------------------------------------------------------------------------- programs
+# ----------------------------------------------------------------------------------------- programs
 
 
 def _program(kept: Sequence[str], now: Sequence[str]) -> Iterator[str]:
@@ -122,15 +145,23 @@ def _program(kept: Sequence[str], now: Sequence[str]) -> Iterator[str]:
 
 def _parsed(lines: Sequence[str]) -> tuple[list[str], list[Row]]:
     """The lines before the instructions, without their alignment, and the instructions."""
-    start = next(n for n, line in enumerate(lines) if line.split() == ["us", "bytes", "kind", "id", "call"])
+    start = next(
+        n for n, line in enumerate(lines) if line.split() == ["us", "bytes", "kind", "id", "call"]
+    )
     rows = [line.split(maxsplit=4) for line in lines[start + 1 :]]
-    return [" ".join(line.split()) for line in lines[:start]], [Row(float(us), *rest, n) for n, (us, *rest) in enumerate(rows)]  # type: ignore[call-arg]
+    return [" ".join(line.split()) for line in lines[:start]], [
+        Row(float(us), *rest, n) for n, (us, *rest) in enumerate(rows)
+    ]  # type: ignore[call-arg]
 
 
 def _kinds(before: list[Row], after: list[Row]) -> Iterator[str]:
     """How many instructions there are of each kind, where that is another number."""
     counts, new = Counter(row.kind for row in before), Counter(row.kind for row in after)
-    told = [f"{kind} {counts[kind]} -> {new[kind]}" for kind in sorted({*counts, *new}) if counts[kind] != new[kind]]
+    told = [
+        f"{kind} {counts[kind]} -> {new[kind]}"
+        for kind in sorted({*counts, *new})
+        if counts[kind] != new[kind]
+    ]
     if told:
         yield f"instructions {len(before)} -> {len(after)}: {', '.join(told)}"
 
@@ -138,7 +169,8 @@ def _kinds(before: list[Row], after: list[Row]) -> Iterator[str]:
 def _first(before: list[Row], after: list[Row]) -> Iterator[str]:
     """The first instruction that is another."""
     same = next(
-        (n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a.told != b.told), min(len(before), len(after))
+        (n for n, (a, b) in enumerate(zip(before, after, strict=False)) if a.told != b.told),
+        min(len(before), len(after)),
     )
     was = before[same].told if same < len(before) else "the end"
     now = after[same].told if same < len(after) else "the end"
@@ -149,7 +181,10 @@ def _same_ids(before: list[Row], after: list[Row]) -> Iterator[str]:
     """What is different of instructions that there were before."""
     old, new = {row.id: row for row in before}, {row.id: row for row in after}
     both = [name for name in old if name in new]
-    for what, names in (("are gone", [n for n in old if n not in new]), ("are new", [n for n in new if n not in old])):
+    for what, names in (
+        ("are gone", [n for n in old if n not in new]),
+        ("are new", [n for n in new if n not in old]),
+    ):
         if names:
             yield f"{len(names)} instructions {what}: {_some(names)}"
     order = [name for name in new if name in old]
@@ -162,18 +197,25 @@ def _same_ids(before: list[Row], after: list[Row]) -> Iterator[str]:
     nbytes = [name for name in both if old[name].nbytes != new[name].nbytes]
     if nbytes:
         yield f"{len(nbytes)} instructions have other bytes: {_some(nbytes)}"
-    calls = [name for name in both if old[name].call.partition("  frees ")[0] != new[name].call.partition("  frees ")[0]]
+    calls = [
+        name
+        for name in both
+        if old[name].call.partition("  frees ")[0] != new[name].call.partition("  frees ")[0]
+    ]
     if calls:
         yield f"{len(calls)} instructions read, write or compute something else: {_some(calls)}"
 
 
 def _seconds(before: list[Row], after: list[Row]) -> Iterator[str]:
-    """Instructions of the same id that take other seconds, those of one kind and about one ratio together."""
+    """Instructions of the same id that take other seconds, those of one kind and about one ratio
+    together."""
     new = {row.id: row for row in after}
     groups: dict[tuple[str, str], list[Row]] = defaultdict(list)
     for row in before:
         other = new.get(row.id)
-        if other is not None and not math.isclose(row.us, other.us, rel_tol=SAME_SECONDS, abs_tol=0.0):
+        if other is not None and not math.isclose(
+            row.us, other.us, rel_tol=SAME_SECONDS, abs_tol=0.0
+        ):
             groups[row.kind, _ratio(other.us / row.us) if row.us else "infinite"].append(row)
     for (kind, ratio), rows in list(groups.items())[:MOST_RATIOS]:
         r = rows[0]

@@ -1,4 +1,5 @@
-"""The plans of the golden cases are the ones that are kept, in all that their records hold: see update.py."""
+"""The plans of the golden cases are the ones that are kept, in all that their records hold: see
+update.py."""
 
 from __future__ import annotations
 
@@ -30,7 +31,9 @@ def kept(name: str) -> dict[str, Any]:
 @pytest.mark.parametrize("name", CASES)
 def test_plan_is_the_golden_one(name: str) -> None:
     said = differences(kept(name), record_of(found(name)))
-    assert not said, "\n".join([f"{name} has changed: if that is meant, python tests/golden/update.py", *said])
+    assert not said, "\n".join(
+        [f"{name} has changed: if that is meant, python tests/golden/update.py", *said]
+    )
 
 
 def test_no_file_is_left_of_a_case_that_is_gone() -> None:
@@ -56,22 +59,29 @@ COVERS = {
 
 @pytest.mark.parametrize("name", COVERS)
 def test_a_case_covers_what_it_is_there_for(name: str) -> None:
-    """A plan that changes for the better may leave its case without what the case was made for: give it other sizes then."""
+    """A plan that changes for the better may leave its case without what the case was made for:
+    give it other sizes then."""
     assert COVERS[name] in path_of(name).read_text()
 
 
-# ------------------------------------------------------------------------------------------------- that it bites
+# ------------------------------------------------------------------------------------ that it bites
 
 
 def slower(program: Program) -> Program:
     """Compute takes 1.3 times the seconds."""
-    instructions = [replace(one, time=one.time * 1.3) if isinstance(one, Compute) else one for one in program.instructions]
+    instructions = [
+        replace(one, time=one.time * 1.3) if isinstance(one, Compute) else one
+        for one in program.instructions
+    ]
     return replace(program, instructions=tuple(instructions))
 
 
 def larger(program: Program) -> Program:
     """Values are 1.3 times as large."""
-    return replace(program, value_bytes={value: nbytes * 13 // 10 for value, nbytes in program.value_bytes.items()})
+    return replace(
+        program,
+        value_bytes={value: nbytes * 13 // 10 for value, nbytes in program.value_bytes.items()},
+    )
 
 
 def freed_later(program: Program) -> Program:
@@ -90,10 +100,15 @@ def one_bucket_more(program: Program) -> Program:
     whole = max(messages, key=lambda one: len(one.sources))
     assert len(whole.sources) > 1
     fields = ("sources", "results", "expanded", "shapes", "dtypes", "gather_pieces", "split_pieces")
-    first = replace(whole, id=f"{whole.id}.first", **{name: getattr(whole, name)[:1] for name in fields})
+    first = replace(
+        whole, id=f"{whole.id}.first", **{name: getattr(whole, name)[:1] for name in fields}
+    )
     rest = replace(whole, **{name: getattr(whole, name)[1:] for name in fields})
     at = program.instructions.index(whole)
-    return replace(program, instructions=(*program.instructions[:at], first, rest, *program.instructions[at + 1 :]))
+    return replace(
+        program,
+        instructions=(*program.instructions[:at], first, rest, *program.instructions[at + 1 :]),
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,10 +131,22 @@ def test_a_change_of_the_program_is_told(change: Callable[[Program], Program], s
     [
         ("bound_s", lambda bound: bound * 0.99, "bound"),
         ("step_time_s", lambda step: step * 1.001, "step"),
-        ("memory_bytes", lambda held: {**held, "activations": held["activations"] + 512}, "memory activations"),
+        (
+            "memory_bytes",
+            lambda held: {**held, "activations": held["activations"] + 512},
+            "memory activations",
+        ),
         ("mesh", lambda mesh: {"tp": 3}, "mesh"),
-        ("options", lambda options: ["split:1", *options[1:]], "classes of ops have another choice"),
-        ("baselines", lambda rows: [{**rows[0], "step_time_s": 1.0}, *rows[1:]], "baseline data parallel: step"),
+        (
+            "options",
+            lambda options: ["split:1", *options[1:]],
+            "classes of ops have another choice",
+        ),
+        (
+            "baselines",
+            lambda rows: [{**rows[0], "step_time_s": 1.0}, *rows[1:]],
+            "baseline data parallel: step",
+        ),
     ],
 )
 def test_a_change_of_a_figure_is_told(key: str, change: Callable[[Any], Any], says: str) -> None:
@@ -131,5 +158,10 @@ def test_a_change_of_a_figure_is_told(key: str, change: Callable[[Any], Any], sa
 
 def test_the_last_bit_of_another_processor_is_no_difference() -> None:
     plan = found("mlp-three")
-    instructions = tuple(replace(one, time=one.time * (1 + 1e-9)) for one in plan.program.instructions)
-    assert not differences(record_of(plan), record_of(replace(plan, program=replace(plan.program, instructions=instructions))))
+    instructions = tuple(
+        replace(one, time=one.time * (1 + 1e-9)) for one in plan.program.instructions
+    )
+    assert not differences(
+        record_of(plan),
+        record_of(replace(plan, program=replace(plan.program, instructions=instructions))),
+    )

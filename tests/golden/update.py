@@ -1,8 +1,8 @@
-"""`python tests/golden/update.py [NAME...]` plans the golden cases (all, if none is named), says in words what is different, and
-writes their files.
+"""`python tests/golden/update.py [NAME...]` plans the golden cases (all, if none is named), says in
+words what is different, and writes their files.
 
-A refactor leaves them as they are; a change of costs, rules or lowering changes them, and the difference is to be read before it is
-kept.
+A refactor leaves them as they are; a change of costs, rules or lowering changes them, and the
+difference is to be read before it is kept.
 """
 
 from __future__ import annotations

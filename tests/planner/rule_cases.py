@@ -1,4 +1,5 @@
-"""For every op with a rule, calls to prove it with: random small shapes, among them sizes 1, broadcasts and 0-dim tensors."""
+"""For every op with a rule, calls to prove it with: random small shapes, among them sizes 1,
+broadcasts and 0-dim tensors."""
 
 from __future__ import annotations
 
@@ -60,10 +61,14 @@ class Draw:
         return kept[self.random.randint(0, len(kept)) :] if self.chance(0.4) else kept
 
     def dims(self, rank: int) -> tuple[int, ...]:
-        """Some dims of a tensor of that rank, some counted from the end; at least one where there is one."""
+        """Some dims of a tensor of that rank, some counted from the end; at least one where
+        there is one."""
         if not rank:
             return ()
-        return tuple(d - rank if self.chance(0.3) else d for d in self.random.sample(range(rank), self.random.randint(1, rank)))
+        return tuple(
+            d - rank if self.chance(0.3) else d
+            for d in self.random.sample(range(rank), self.random.randint(1, rank))
+        )
 
 
 CASES: dict[str, list[Callable[[Draw], Arguments]]] = {}
@@ -82,43 +87,76 @@ def draw(make: Callable[[Draw], Arguments], seed: int) -> Arguments:
     return make(Draw(seed))
 
 
-# ------------------------------------------------------------------------------------------------- element-wise
+# ------------------------------------------------------------------------------------- element-wise
 
 _UNARY_ARGS: dict[str, tuple[Any, ...]] = {
-    "pow.Tensor_Scalar": (2.0,), "clamp.default": (-0.5, 0.5), "clamp_min.default": (0.1,), "clamp_max.default": (0.1,),
-    "leaky_relu.default": (0.2,), "hardtanh.default": (-1.0, 1.0), "fmod.Scalar": (0.7,), "remainder.Scalar": (0.7,),
-    "add.Scalar": (2.0,), "sub.Scalar": (2.0,), "rsub.Scalar": (2.0,), "mul.Scalar": (2.0,), "div.Scalar": (2.0,),
-    "softplus.default": (1, 20), "elu.default": (), "nan_to_num.default": (),
+    "pow.Tensor_Scalar": (2.0,),
+    "clamp.default": (-0.5, 0.5),
+    "clamp_min.default": (0.1,),
+    "clamp_max.default": (0.1,),
+    "leaky_relu.default": (0.2,),
+    "hardtanh.default": (-1.0, 1.0),
+    "fmod.Scalar": (0.7,),
+    "remainder.Scalar": (0.7,),
+    "add.Scalar": (2.0,),
+    "sub.Scalar": (2.0,),
+    "rsub.Scalar": (2.0,),
+    "mul.Scalar": (2.0,),
+    "div.Scalar": (2.0,),
+    "softplus.default": (1, 20),
+    "elu.default": (),
+    "nan_to_num.default": (),
     **{f"{name}.Scalar": (0.1,) for name in ("eq", "ne", "gt", "ge", "lt", "le")},
-}  # fmt: skip
+}
 _POSITIVE = {"log.default", "log1p.default", "sqrt.default", "rsqrt.default", "log2.default"}
 _BOOLEAN = {"logical_not.default", "bitwise_not.default"}
 _BACKWARD_ARGS: dict[str, tuple[Any, ...]] = {
-    "threshold_backward.default": (0,), "leaky_relu_backward.default": (0.2, False), "hardtanh_backward.default": (-0.5, 0.5),
-    "softplus_backward.default": (1, 20), "gelu_backward.default": (), "silu_backward.default": (),
+    "threshold_backward.default": (0,),
+    "leaky_relu_backward.default": (0.2, False),
+    "hardtanh_backward.default": (-0.5, 0.5),
+    "softplus_backward.default": (1, 20),
+    "gelu_backward.default": (),
+    "silu_backward.default": (),
     "sigmoid_backward.default": (),
-    "tanh_backward.default": (), "hardsigmoid_backward.default": (), "hardswish_backward.default": (),
+    "tanh_backward.default": (),
+    "hardsigmoid_backward.default": (),
+    "hardswish_backward.default": (),
     "mish_backward.default": (),
-}  # fmt: skip
+}
 _BINARY = {
-    "pow.Tensor_Tensor", "maximum.default", "minimum.default", "logical_and.default", "logical_or.default",
+    "pow.Tensor_Tensor",
+    "maximum.default",
+    "minimum.default",
+    "logical_and.default",
+    "logical_or.default",
     "logical_xor.default",
-    "bitwise_and.Tensor", "bitwise_or.Tensor", "xlogy.Tensor", "clamp_min.Tensor", "clamp_max.Tensor", "atan2.default",
+    "bitwise_and.Tensor",
+    "bitwise_or.Tensor",
+    "xlogy.Tensor",
+    "clamp_min.Tensor",
+    "clamp_max.Tensor",
+    "atan2.default",
     "floor_divide.default",
     *(f"{name}.Tensor" for name in ("eq", "ne", "gt", "ge", "lt", "le")),
-}  # fmt: skip
+}
 
 
 def _pointwise(op: str) -> Callable[[Draw], Arguments]:
     name = op.removeprefix("aten.")
     if name in _BACKWARD_ARGS:
-        return lambda g: (lambda s: ((g.real(*s), g.real(*s), *_BACKWARD_ARGS[name]), {}))(g.shape())
+        return lambda g: (lambda s: ((g.real(*s), g.real(*s), *_BACKWARD_ARGS[name]), {}))(
+            g.shape()
+        )
     if name == "elu_backward.default":
         return lambda g: (lambda s: ((g.real(*s), 1.0, 1.0, 1.0, False, g.real(*s)), {}))(g.shape())
     if name == "masked_fill.Scalar":
-        return lambda g: (lambda s: ((g.real(*s), g.mask(*g.stretched(s)), g.pick(0.0, float("-inf"))), {}))(g.shape())
+        return lambda g: (
+            lambda s: ((g.real(*s), g.mask(*g.stretched(s)), g.pick(0.0, float("-inf"))), {})
+        )(g.shape())
     if name == "masked_fill.Tensor":
-        return lambda g: (lambda s: ((g.real(*s), g.mask(*g.stretched(s)), g.real()), {}))(g.shape())
+        return lambda g: (lambda s: ((g.real(*s), g.mask(*g.stretched(s)), g.real()), {}))(
+            g.shape()
+        )
     if name == "pow.Scalar":
         return lambda g: ((2.0, g.real(*g.shape())), {})
     if name in _BINARY:
@@ -155,13 +193,17 @@ def _by_scalar(g: Draw) -> Arguments:
 @case("aten._to_copy.default")
 def _to_copy(g: Draw) -> Arguments:
     return (4 * g.real(*g.shape()),), {
-        "dtype": g.pick("torch.float64", "torch.int64", "torch.bool", "torch.uint8", "torch.float32")
+        "dtype": g.pick(
+            "torch.float64", "torch.int64", "torch.bool", "torch.uint8", "torch.float32"
+        )
     }
 
 
 @case("aten._to_copy.default")
 def _mask_to_copy(g: Draw) -> Arguments:
-    return (g.pick(g.mask, lambda *s: g.ids(9, *s))(*g.shape()),), {"dtype": g.pick("torch.float64", "torch.int64")}
+    return (g.pick(g.mask, lambda *s: g.ids(9, *s))(*g.shape()),), {
+        "dtype": g.pick("torch.float64", "torch.int64")
+    }
 
 
 @case("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor")
@@ -183,7 +225,13 @@ def _with_number(g: Draw) -> Arguments:
     return (g.real(*g.shape()), 2.5), {}
 
 
-@case("aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor", "aten.maximum.default")
+@case(
+    "aten.add.Tensor",
+    "aten.sub.Tensor",
+    "aten.mul.Tensor",
+    "aten.div.Tensor",
+    "aten.maximum.default",
+)
 def _with_itself(g: Draw) -> Arguments:
     x = g.positive(*g.sizes(2))
     return (x, x), {}
@@ -204,7 +252,11 @@ def _masks_multiply(g: Draw) -> Arguments:
 @case("aten.where.self")
 def _where(g: Draw) -> Arguments:
     shape = g.shape()
-    return (g.mask(*g.stretched(shape)), g.real(*shape), g.pick(g.real(*g.stretched(shape)), g.real())), {}
+    return (
+        g.mask(*g.stretched(shape)),
+        g.real(*shape),
+        g.pick(g.real(*g.stretched(shape)), g.real()),
+    ), {}
 
 
 @case("aten.where.self")
@@ -273,7 +325,7 @@ def _tril_indices(g: Draw) -> Arguments:
     return (3, 4), {}
 
 
-# ------------------------------------------------------------------------------------------------- products
+# ----------------------------------------------------------------------------------------- products
 
 
 @case("aten.mm.default")
@@ -301,7 +353,18 @@ def _convolution_args(g: Draw) -> tuple[Tensor, Tensor, list[Any]]:
     kernel, stride, padding = g.size(1, 3), g.size(1, 2), g.size(0, 1)
     x = g.real(g.size(2, 4), c, *([6] * windows))
     weight = g.real(*((c, o // groups) if transposed else (o, c // groups)), *([kernel] * windows))
-    return x, weight, [(stride,) * windows, (padding,) * windows, (1,) * windows, transposed, (0,) * windows, groups]
+    return (
+        x,
+        weight,
+        [
+            (stride,) * windows,
+            (padding,) * windows,
+            (1,) * windows,
+            transposed,
+            (0,) * windows,
+            groups,
+        ],
+    )
 
 
 @case("aten.convolution.default")
@@ -314,12 +377,19 @@ def _convolution(g: Draw) -> Arguments:
 def _convolution_backward(g: Draw) -> Arguments:
     x, weight, rest = _convolution_args(g)
     (out,) = run_op("aten.convolution.default", (x, weight, None, *rest), ())
-    mask = g.pick((True, True, True), (False, True, True), (True, True, False), (False, True, False))
+    mask = g.pick(
+        (True, True, True), (False, True, True), (True, True, False), (False, True, False)
+    )
     return (g.real(*out.shape), x, weight, (out.shape[1],), *rest, mask), {}
 
 
 #: Kernel, stride, padding: halving, overlapping, and one that changes nothing.
-_POOLS = (((2, 2), (2, 2), (0, 0)), ((3, 3), (1, 1), (0, 0)), ((3, 3), (1, 1), (1, 1)), ((1, 1), (1, 1), (0, 0)))
+_POOLS = (
+    ((2, 2), (2, 2), (0, 0)),
+    ((3, 3), (1, 1), (0, 0)),
+    ((3, 3), (1, 1), (1, 1)),
+    ((1, 1), (1, 1), (0, 0)),
+)
 
 
 def _image(g: Draw, windows: int = 2) -> Tensor:
@@ -413,7 +483,7 @@ def _upsample_backward(g: Draw) -> Arguments:
     return (g.real(b, c, 4, 6), (4, 6), (b, c, 2, 3), 2.0, 2.0), {}
 
 
-# ------------------------------------------------------------------------------------------------- reductions
+# --------------------------------------------------------------------------------------- reductions
 
 
 @case("aten.sum.default")
@@ -454,7 +524,13 @@ def _any_all(g: Draw) -> Arguments:
     return (g.mask(*g.shape(1)),), {}
 
 
-@case("aten.argmax.default", "aten.max.dim", "aten.min.dim", "aten.argmin.default", "aten.prod.dim_int")
+@case(
+    "aten.argmax.default",
+    "aten.max.dim",
+    "aten.min.dim",
+    "aten.argmin.default",
+    "aten.prod.dim_int",
+)
 def _argmax(g: Draw) -> Arguments:
     shape = g.shape(1)
     return (g.real(*shape), g.dims(len(shape))[0], g.chance()), {}
@@ -488,7 +564,13 @@ def _layer_norm(g: Draw) -> Arguments:
     shape, tail = g.shape(2, 3), g.pick(1, 2)
     norm = shape[-tail:]
     weight, bias = g.pick((True, True), (True, False), (False, False))
-    return (g.real(*shape), norm, g.real(*norm) if weight else None, g.real(*norm) if bias else None, 1e-5), {}
+    return (
+        g.real(*shape),
+        norm,
+        g.real(*norm) if weight else None,
+        g.real(*norm) if bias else None,
+        1e-5,
+    ), {}
 
 
 @case("aten.native_layer_norm_backward.default")
@@ -496,7 +578,16 @@ def _layer_norm_backward(g: Draw) -> Arguments:
     (x, norm, weight, bias, eps), _ = _layer_norm(g)
     _, mean, rstd = run_op("aten.native_layer_norm.default", (x, norm, weight, bias, eps), ())
     mask = (g.chance(0.8), weight is not None, bias is not None)
-    return (g.real(*x.shape), x, norm, mean, rstd, weight, bias, mask if any(mask) else (True, *mask[1:])), {}
+    return (
+        g.real(*x.shape),
+        x,
+        norm,
+        mean,
+        rstd,
+        weight,
+        bias,
+        mask if any(mask) else (True, *mask[1:]),
+    ), {}
 
 
 @case("aten.native_group_norm.default")
@@ -513,9 +604,22 @@ def _group_norm(g: Draw) -> Arguments:
 @case("aten.native_group_norm_backward.default")
 def _group_norm_backward(g: Draw) -> Arguments:
     (x, weight, bias, n, c, positions, groups, eps), _ = _group_norm(g)
-    _, mean, rstd = run_op("aten.native_group_norm.default", (x, weight, bias, n, c, positions, groups, eps), ())
+    _, mean, rstd = run_op(
+        "aten.native_group_norm.default", (x, weight, bias, n, c, positions, groups, eps), ()
+    )
     affine = weight is not None
-    return (g.real(*x.shape), x, mean, rstd, weight, n, c, positions, groups, (g.chance(0.8) or not affine, affine, affine)), {}
+    return (
+        g.real(*x.shape),
+        x,
+        mean,
+        rstd,
+        weight,
+        n,
+        c,
+        positions,
+        groups,
+        (g.chance(0.8) or not affine, affine, affine),
+    ), {}
 
 
 @case("aten.native_batch_norm.default")
@@ -568,7 +672,13 @@ def _training_norm_backward(g: Draw) -> Arguments:
 def _rms_norm(g: Draw) -> Arguments:
     shape, dims = g.shape(2, 3), g.pick(1, 2)
     tail = shape[-dims:]
-    return (g.real(*shape), g.real(*tail) if g.chance(0.7) else None, dims, math.prod(tail), 1e-5), {}
+    return (
+        g.real(*shape),
+        g.real(*tail) if g.chance(0.7) else None,
+        dims,
+        math.prod(tail),
+        1e-5,
+    ), {}
 
 
 @case("shardwright.rms_norm_backward")
@@ -594,7 +704,7 @@ def _dropout_backward(g: Draw) -> Arguments:
     return (g.real(*shape), g.mask(*shape), 0.3), {}
 
 
-# ------------------------------------------------------------------------------------------------- lookups
+# ------------------------------------------------------------------------------------------ lookups
 
 
 @case("aten.embedding.default")
@@ -669,9 +779,12 @@ def _index(g: Draw) -> Arguments:
     a, b, c = g.sizes(3)
     where = g.shape(1, 2)
     indices = g.pick(
-        (g.ids(a, *where),), (None, g.ids(b, *where)), (g.ids(a, *where), g.ids(b, *where)), (g.ids(a, 4), None, g.ids(c, 4)),
+        (g.ids(a, *where),),
+        (None, g.ids(b, *where)),
+        (g.ids(a, *where), g.ids(b, *where)),
+        (g.ids(a, 4), None, g.ids(c, 4)),
         (g.ids(a, 4, 1), g.ids(b, 3)),
-    )  # fmt: skip
+    )
     return (g.real(a, b, c), indices), {}
 
 
@@ -682,13 +795,19 @@ def _index_put(g: Draw) -> Arguments:
     return (x, indices, g.real(*picked.shape), True), {}
 
 
-# ------------------------------------------------------------------------------------------------- fused
+# -------------------------------------------------------------------------------------------- fused
 
 
 def _lstm_operands(g: Draw) -> tuple[Any, ...]:
     t, b, i, h = g.size(1, 3), g.size(2, 4), g.size(1, 3), g.size(2, 4)
     bias = g.chance(0.7)
-    x, h0, c0, w_ih, w_hh = g.real(t, b, i), g.real(b, h), g.real(b, h), g.real(4 * h, i), g.real(4 * h, h)
+    x, h0, c0, w_ih, w_hh = (
+        g.real(t, b, i),
+        g.real(b, h),
+        g.real(b, h),
+        g.real(4 * h, i),
+        g.real(4 * h, h),
+    )
     return (x, h0, c0, w_ih, w_hh, g.real(4 * h) if bias else None, g.real(4 * h) if bias else None)
 
 
@@ -708,7 +827,9 @@ def _lstm_backward(g: Draw) -> Arguments:
     operands = _lstm_operands(g)
     y, h, c, reserve = run_op("shardwright.lstm", operands, ())
     grads = g.pick((True, False, False), (True, True, True), (False, True, False))
-    given = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True))
+    given = tuple(
+        g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True)
+    )
     return (*given, *operands, y, c, reserve), {}
 
 
@@ -726,7 +847,9 @@ def _recurrent_backward(g: Draw) -> Arguments:
     (x, h0, w_ih, w_hh, *biases, mode), _ = _recurrent(g)
     y, h, reserve = run_op("shardwright.recurrent", (x, h0, w_ih, w_hh, *biases, mode), ())
     wanted = g.pick((True, False), (True, True), (False, True))
-    grads = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True))
+    grads = tuple(
+        g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True)
+    )
     return (*grads, x, h0, w_ih, w_hh, y, reserve, mode), {}
 
 
@@ -741,7 +864,9 @@ def _masked_lstm_backward(g: Draw) -> Arguments:
     (*operands, mask), _ = _masked_lstm(g)
     y, h, c, reserve = run_op("shardwright.masked_lstm", (*operands, mask), ())
     grads = g.pick((True, False, False), (True, True, True), (False, True, False))
-    given = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True))
+    given = tuple(
+        g.real(*t.shape) if want else None for t, want in zip((y, h, c), grads, strict=True)
+    )
     return (*given, *operands[:5], y, reserve, mask), {}
 
 
@@ -756,7 +881,9 @@ def _masked_recurrent_backward(g: Draw) -> Arguments:
     (*operands, mask, mode), _ = _masked_recurrent(g)
     y, h, reserve = run_op("shardwright.masked_recurrent", (*operands, mask, mode), ())
     wanted = g.pick((True, False), (True, True), (False, True))
-    grads = tuple(g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True))
+    grads = tuple(
+        g.real(*t.shape) if want else None for t, want in zip((y, h), wanted, strict=True)
+    )
     return (*grads, *operands[:4], y, reserve, mask, mode), {}
 
 
@@ -764,7 +891,13 @@ def _masked_recurrent_backward(g: Draw) -> Arguments:
 def _attention(g: Draw) -> Arguments:
     b, kv_heads, t, d, s = g.sizes(5)
     heads, value_depth = kv_heads * g.pick(1, 1, 2, 3), g.pick(d, d, 3)
-    return (g.real(b, heads, t, d), g.real(b, kv_heads, s, d), g.real(b, kv_heads, s, value_depth), g.chance(), 0.3), {}
+    return (
+        g.real(b, heads, t, d),
+        g.real(b, kv_heads, s, d),
+        g.real(b, kv_heads, s, value_depth),
+        g.chance(),
+        0.3,
+    ), {}
 
 
 @case("shardwright.attention_backward")
@@ -807,13 +940,26 @@ def _cross_entropy_backward(g: Draw) -> Arguments:
     return (g.real(), logits, target, lse, ignored), {}
 
 
-# ------------------------------------------------------------------------------------------------- views
+# -------------------------------------------------------------------------------------------- views
 
 RESHAPES = (
-    ((6, 4), (2, 3, 4)), ((2, 3, 4), (6, 4)), ((2, 3, 4), (24,)), ((24,), (2, 12)), ((4, 6), (2, 12)), ((2, 12), (4, 6)),
-    ((3, 4), (3, 1, 4)), ((1, 3, 1, 4), (12,)), ((), (1,)), ((1, 1), ()), ((2, 6, 18), (2, 6, 3, 2, 3)), ((2, 3), (3, 2)),
-    ((4, 2, 3), (4, 3, 2)), ((4, 1), (4,)), ((6,), (6,)), ((4, 9), (6, 6)),
-)  # fmt: skip
+    ((6, 4), (2, 3, 4)),
+    ((2, 3, 4), (6, 4)),
+    ((2, 3, 4), (24,)),
+    ((24,), (2, 12)),
+    ((4, 6), (2, 12)),
+    ((2, 12), (4, 6)),
+    ((3, 4), (3, 1, 4)),
+    ((1, 3, 1, 4), (12,)),
+    ((), (1,)),
+    ((1, 1), ()),
+    ((2, 6, 18), (2, 6, 3, 2, 3)),
+    ((2, 3), (3, 2)),
+    ((4, 2, 3), (4, 3, 2)),
+    ((4, 1), (4,)),
+    ((6,), (6,)),
+    ((4, 9), (6, 6)),
+)
 
 
 @case("shardwright.reshape")
@@ -835,7 +981,15 @@ def _slice(g: Draw) -> Arguments:
     dim, where = (
         g.pick(0, 1, -1),
         g.pick(
-            (0, 6), (2, 4), (6, 12), (1, 9223372036854775807), (-4, 9223372036854775807), (0, -3), (0, 12, 2), (0, 12), (3, 4)
+            (0, 6),
+            (2, 4),
+            (6, 12),
+            (1, 9223372036854775807),
+            (-4, 9223372036854775807),
+            (0, -3),
+            (0, 12, 2),
+            (0, 12),
+            (3, 4),
         ),
     )
     return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), dim, *where), {}
@@ -845,7 +999,13 @@ def _slice(g: Draw) -> Arguments:
 def _slice_backward(g: Draw) -> Arguments:
     (x, dim, *where), _ = _slice(g)
     (out,) = run_op("aten.slice.Tensor", (x, dim, *where), ())
-    return (g.real(*out.shape), tuple(x.shape), dim, *where[:2], where[2] if len(where) > 2 else 1), {}
+    return (
+        g.real(*out.shape),
+        tuple(x.shape),
+        dim,
+        *where[:2],
+        where[2] if len(where) > 2 else 1,
+    ), {}
 
 
 @case("aten.select.int")
@@ -863,7 +1023,11 @@ def _select_backward(g: Draw) -> Arguments:
 @case("aten.chunk.default", "aten.unsafe_chunk.default")
 def _chunk(g: Draw) -> Arguments:
     dim = g.pick(0, 1, -1)
-    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), g.pick(1, 2, 3, 4, 5, 20), dim), {}
+    return (
+        g.real(*(12 if d == dim % 3 else g.size() for d in range(3))),
+        g.pick(1, 2, 3, 4, 5, 20),
+        dim,
+    ), {}
 
 
 @case("aten.split.Tensor", "aten.unsafe_split.Tensor")
@@ -879,7 +1043,11 @@ def _split(g: Draw) -> Arguments:
 @case("aten.split_with_sizes.default")
 def _split_with_sizes(g: Draw) -> Arguments:
     dim = g.pick(0, 1, -1)
-    return (g.real(*(12 if d == dim % 3 else g.size() for d in range(3))), g.pick((4, 4, 4), (4, 8), (2, 4, 6)), dim), {}
+    return (
+        g.real(*(12 if d == dim % 3 else g.size() for d in range(3))),
+        g.pick((4, 4, 4), (4, 8), (2, 4, 6)),
+        dim,
+    ), {}
 
 
 @case("aten.unbind.int")
@@ -892,7 +1060,10 @@ def _cat(g: Draw) -> Arguments:
     shape, dim = g.shape(1, 3), 0
     dim = g.dims(len(shape))[0]
     equal = g.chance()
-    parts = [[s if equal or d != dim % len(shape) else g.size() for d, s in enumerate(shape)] for _ in range(g.pick(1, 2, 3))]
+    parts = [
+        [s if equal or d != dim % len(shape) else g.size() for d, s in enumerate(shape)]
+        for _ in range(g.pick(1, 2, 3))
+    ]
     return (tuple(g.real(*part) for part in parts), dim), {}
 
 
@@ -930,7 +1101,10 @@ def _tril(g: Draw) -> Arguments:
 
 def _adaptive(rank: int) -> Callable[[Draw], Arguments]:
     """Adaptive maximum pooling of that many dims, of a batch or of one sample."""
-    return lambda g: ((g.real(*(g.size(2, 3, 4) for _ in range(g.pick(1, 2))), *((6,) * rank)), (3,) * rank), {})
+    return lambda g: (
+        (g.real(*(g.size(2, 3, 4) for _ in range(g.pick(1, 2))), *((6,) * rank)), (3,) * rank),
+        {},
+    )
 
 
 def _adaptive_backward(rank: int) -> Callable[[Draw], Arguments]:

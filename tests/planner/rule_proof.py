@@ -1,4 +1,5 @@
-"""Proves an op rule by execution: the op whole, the op on shards cut as a layout says, and the two compared."""
+"""Proves an op rule by execution: the op whole, the op on shards cut as a layout says, and the
+two compared."""
 
 from __future__ import annotations
 
@@ -13,7 +14,15 @@ from torch import Tensor
 
 from planner.dims.subdims import OpDims, SubDims, call_of, infer
 from planner.graph.graph import Graph, Group, Node, Ref, Value, map_refs, refs_in
-from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, SubShape, local_shape, local_sizes
+from planner.graph.layout import (
+    PARTIAL_SUM,
+    REPLICATE,
+    Layout,
+    Mesh,
+    SubShape,
+    local_shape,
+    local_sizes,
+)
 from planner.program.operators import bare
 from planner.rules import Signature, local_call
 from planner.strategy.strategies import local_of
@@ -32,7 +41,8 @@ __all__ = [
     "trial",
 ]
 
-#: What one mesh axis does to an op: splits a leaf (an int), or holds a linear group of operands as partial sums.
+#: What one mesh axis does to an op: splits a leaf (an int), or holds a linear group of operands as
+#: partial sums.
 Choice = int | frozenset[int]
 
 
@@ -55,7 +65,11 @@ class Trial:
 def run_op(op: str, args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> tuple[Any, ...]:
     """The op's results as a tuple; dtypes are given by name, as a `Graph` holds them."""
     namespace, name, *overload = op.split(".")
-    function = bare(op) if namespace == "shardwright" else getattr(getattr(torch.ops.aten, name), overload[0])
+    function = (
+        bare(op)
+        if namespace == "shardwright"
+        else getattr(getattr(torch.ops.aten, name), overload[0])
+    )
     out = function(*as_torch(args), **{key: as_torch(value) for key, value in kwargs})
     return tuple(out) if isinstance(out, tuple | list) else (out,)
 
@@ -70,15 +84,23 @@ def as_torch(argument: Any) -> Any:
 
 
 def trial(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, taken_apart: bool) -> Trial:
-    """A graph of the one call `op(*args)`; with `taken_apart`, every dim is reshaped to its prime factors beside it, so that
-    letters become several leaves."""
+    """A graph of the one call `op(*args)`; with `taken_apart`, every dim is reshaped to its
+    prime factors beside it, so that letters become several leaves."""
     values: list[Value] = []
     known: dict[int, int] = {}
     operands: list[Tensor] = []
 
     def add(tensor: Tensor, kind: str) -> int:
         dtype = str(tensor.dtype).removeprefix("torch.")
-        values.append(Value(id=len(values), shape=tuple(tensor.shape), dtype=dtype, kind=kind, name=str(len(values))))
+        values.append(
+            Value(
+                id=len(values),
+                shape=tuple(tensor.shape),
+                dtype=dtype,
+                kind=kind,
+                name=str(len(values)),
+            )
+        )
         return len(values) - 1
 
     def convert(argument: Any) -> Any:
@@ -92,9 +114,18 @@ def trial(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, taken_apart
         return argument
 
     converted, words = convert(args), tuple(sorted(kwargs.items()))
-    results = tuple(r if isinstance(r, Tensor) else None for r in run_op(op, map_refs_in_order(converted, operands), words))
+    results = tuple(
+        r if isinstance(r, Tensor) else None
+        for r in run_op(op, map_refs_in_order(converted, operands), words)
+    )
     present = [torch.empty(0) if r is None else r for r in results]
-    node = _node(op, converted, words, [None if r is None else add(r, "activation") for r in results], present)
+    node = _node(
+        op,
+        converted,
+        words,
+        [None if r is None else add(r, "activation") for r in results],
+        present,
+    )
     nodes = [node]
     for value in list(values) if taken_apart else []:
         factored = tuple(f for size in value.shape for f in _factors(size))
@@ -102,18 +133,39 @@ def trial(op: str, args: tuple[Any, ...], kwargs: dict[str, Any], *, taken_apart
             made = add(torch.empty(factored), "activation")
             shaped = torch.empty(factored)
             nodes.append(
-                replace(_node("shardwright.reshape", (Ref(value.id), factored), (), [made], [shaped]), index=len(nodes))
+                replace(
+                    _node("shardwright.reshape", (Ref(value.id), factored), (), [made], [shaped]),
+                    index=len(nodes),
+                )
             )
-    graph = Graph(nodes=tuple(nodes), values=tuple(values), parameters=(), inputs=(), buffers=(), loss=0)
+    graph = Graph(
+        nodes=tuple(nodes), values=tuple(values), parameters=(), inputs=(), buffers=(), loss=0
+    )
     subdims = infer(graph)
-    return Trial(graph=graph, node=node, subdims=subdims, op=subdims.ops[0], operands=tuple(operands), results=results)
+    return Trial(
+        graph=graph,
+        node=node,
+        subdims=subdims,
+        op=subdims.ops[0],
+        operands=tuple(operands),
+        results=results,
+    )
 
 
-def _node(op: str, args: Any, kwargs: Any, results: list[int | None], tensors: list[Tensor]) -> Node:
+def _node(
+    op: str, args: Any, kwargs: Any, results: list[int | None], tensors: list[Tensor]
+) -> Node:
     return Node(
-        index=0, op=op, args=args, kwargs=kwargs, results=tuple(results), result_shapes=tuple(tuple(t.shape) for t in tensors),
-        result_dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in tensors), phase="forward", path="",
-    )  # fmt: skip
+        index=0,
+        op=op,
+        args=args,
+        kwargs=kwargs,
+        results=tuple(results),
+        result_shapes=tuple(tuple(t.shape) for t in tensors),
+        result_dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in tensors),
+        phase="forward",
+        path="",
+    )
 
 
 def _factors(size: int) -> list[int]:
@@ -129,13 +181,19 @@ def map_refs_in_order(args: Any, tensors: Any) -> Any:
     return map_refs(args, lambda _: next(order))
 
 
-# ------------------------------------------------------------------------------------------------- what to try
+# -------------------------------------------------------------------------------------- what to try
 
 
-def assignments(op: OpDims, limit: int = 24) -> Iterator[tuple[tuple[int, ...], tuple[Choice, ...]]]:
-    """(mesh sizes, what each axis does): every free leaf alone, evenly or not, nested axes on one leaf, pairs of leaves, linear groups
-    alone and beside a split leaf."""
-    free = [leaf for leaf in range(len(op.sizes)) if leaf not in op.fixed and op.letter[leaf] not in op.signature.inner]
+def assignments(
+    op: OpDims, limit: int = 24
+) -> Iterator[tuple[tuple[int, ...], tuple[Choice, ...]]]:
+    """(mesh sizes, what each axis does): every free leaf alone, evenly or not, nested axes on
+    one leaf, pairs of leaves, linear groups alone and beside a split leaf."""
+    free = [
+        leaf
+        for leaf in range(len(op.sizes))
+        if leaf not in op.fixed and op.letter[leaf] not in op.signature.inner
+    ]
     counts = {leaf: [n for n in (2, 3) if op.sizes[leaf] >= n] for leaf in free}
     free = [leaf for leaf in free if counts[leaf]]
     for leaf in free:
@@ -156,10 +214,11 @@ def assignments(op: OpDims, limit: int = 24) -> Iterator[tuple[tuple[int, ...], 
 def operand_layout(op: OpDims, position: int, choices: tuple[Choice, ...]) -> Layout:
     leaves = op.operands[position]
     return tuple(
-        (PARTIAL_SUM if position in choice else REPLICATE) if isinstance(choice, frozenset)
+        (PARTIAL_SUM if position in choice else REPLICATE)
+        if isinstance(choice, frozenset)
         else (leaves.index(choice) if choice in leaves else REPLICATE)
         for choice in choices
-    )  # fmt: skip
+    )
 
 
 def result_layout(op: OpDims, result: int, choices: tuple[Choice, ...]) -> Layout:
@@ -175,7 +234,7 @@ def result_layout(op: OpDims, result: int, choices: tuple[Choice, ...]) -> Layou
     return tuple(map(place, choices))
 
 
-# ------------------------------------------------------------------------------------------------- cut, run, join
+# ----------------------------------------------------------------------------------- cut, run, join
 
 Shards = dict[tuple[int, ...], Tensor]
 
@@ -183,15 +242,21 @@ Shards = dict[tuple[int, ...], Tensor]
 def cut(tensor: Tensor, subshape: SubShape, layout: Layout, mesh: tuple[int, ...]) -> Shards:
     """The shard of `tensor` for every coordinate of the mesh; partial sums are random terms.
 
-    Shards are contiguous, and must be at run time: of a strided mean or deviation, torch 2.13's `native_layer_norm_backward`
-    and `native_group_norm_backward` read other elements, without a word.
+    Shards are contiguous, and must be at run time: of a strided mean or deviation, torch 2.13's
+    `native_layer_norm_backward` and `native_group_norm_backward` read other elements, without a
+    word.
     """
     shards: Shards = {(): tensor.reshape([s for dim in subshape for s in dim])}
     for axis, placement in enumerate(layout):
         shards = {
-            (*at, i): piece for at, shard in shards.items() for i, piece in enumerate(_pieces(shard, placement, mesh[axis]))
+            (*at, i): piece
+            for at, shard in shards.items()
+            for i, piece in enumerate(_pieces(shard, placement, mesh[axis]))
         }
-    return {at: shard.reshape(local_shape(subshape, layout, mesh, at)).contiguous() for at, shard in shards.items()}
+    return {
+        at: shard.reshape(local_shape(subshape, layout, mesh, at)).contiguous()
+        for at, shard in shards.items()
+    }
 
 
 def _pieces(shard: Tensor, placement: int, count: int) -> list[Tensor]:
@@ -211,10 +276,14 @@ def _pieces(shard: Tensor, placement: int, count: int) -> list[Tensor]:
 def join(shards: Shards, subshape: SubShape, layout: Layout, mesh: tuple[int, ...]) -> Tensor:
     """The inverse of `cut`. Raises Wrong where shards that should be the same differ."""
     flat = tuple(s for dim in subshape for s in dim)
-    shards = {at: shard.reshape(local_sizes(flat, layout, mesh, at)) for at, shard in shards.items()}
+    shards = {
+        at: shard.reshape(local_sizes(flat, layout, mesh, at)) for at, shard in shards.items()
+    }
     for axis in reversed(range(len(mesh))):
         ahead = sorted({at[:axis] for at in shards})
-        shards = {at: _joined([shards[(*at, i)] for i in range(mesh[axis])], layout[axis]) for at in ahead}
+        shards = {
+            at: _joined([shards[(*at, i)] for i in range(mesh[axis])], layout[axis]) for at in ahead
+        }
     return shards[()].reshape([math.prod(dim) for dim in subshape])
 
 
@@ -233,9 +302,14 @@ def _joined(pieces: list[Tensor], placement: int) -> Tensor:
 
 def _same(whole: Tensor, made: Tensor, what: str, rounding: float = 1e-10) -> None:
     if whole.shape != made.shape or whole.dtype != made.dtype:
-        raise Wrong(f"{what}: {whole.dtype} {tuple(whole.shape)} against {made.dtype} {tuple(made.shape)}")
+        raise Wrong(
+            f"{what}: {whole.dtype} {tuple(whole.shape)} against {made.dtype} {tuple(made.shape)}"
+        )
     if whole.is_complex():
-        whole, made = torch.view_as_real(whole.resolve_conj()), torch.view_as_real(made.resolve_conj())
+        whole, made = (
+            torch.view_as_real(whole.resolve_conj()),
+            torch.view_as_real(made.resolve_conj()),
+        )
     if not whole.is_floating_point():
         if not torch.equal(whole, made):
             raise Wrong(f"{what}: integers differ")
@@ -255,7 +329,8 @@ def run_shard(
     operands: list[Tensor],
     group: Any = None,
 ) -> tuple[Any, ...]:
-    """The call on the shard at mesh coordinate `at`, as the rule's `localize` writes it. Checks the results' shapes."""
+    """The call on the shard at mesh coordinate `at`, as the rule's `localize` writes it. Checks
+    the results' shapes."""
     op = trial.op
     leaves = tuple(choice if isinstance(choice, int) else REPLICATE for choice in choices)
     on = Mesh(tuple(map(str, range(len(mesh)))), mesh)
@@ -263,7 +338,9 @@ def run_shard(
     for r, value in enumerate(trial.node.results):
         layout = result_layout(op, r, choices)
         shapes.append(
-            trial.node.result_shapes[r] if value is None else local_shape(trial.subdims.shapes[value], layout, mesh, at)
+            trial.node.result_shapes[r]
+            if value is None
+            else local_shape(trial.subdims.shapes[value], layout, mesh, at)
         )
     call = replace(call_of(trial.graph, trial.node), args=_by_position(trial.node.args))
     sizes = local_sizes(op.sizes, leaves, mesh, at)
@@ -278,10 +355,16 @@ def run_shard(
             return group
         return tuple(map(resolve, argument)) if isinstance(argument, tuple) else argument
 
-    out = run_op(name, resolve(map_refs(args, lambda i: operands[i])), tuple((k, resolve(v)) for k, v in kwargs))
+    out = run_op(
+        name,
+        resolve(map_refs(args, lambda i: operands[i])),
+        tuple((k, resolve(v)) for k, v in kwargs),
+    )
     for r, value in enumerate(trial.node.results):
         if value is not None and tuple(out[r].shape) != shapes[r]:
-            raise Wrong(f"result {r} has local shape {tuple(out[r].shape)}, the layout says {shapes[r]}")
+            raise Wrong(
+                f"result {r} has local shape {tuple(out[r].shape)}, the layout says {shapes[r]}"
+            )
     return out
 
 
@@ -290,7 +373,8 @@ def _by_position(args: Any) -> Any:
 
 
 def prove(trial: Trial, mesh: tuple[int, ...], choices: tuple[Choice, ...]) -> None:
-    """Raises Wrong, or whatever the op raises, if the call's shards do not make up the whole call."""
+    """Raises Wrong, or whatever the op raises, if the call's shards do not make up the whole
+    call."""
     op = trial.op
     shards = []
     for position, value in enumerate(trial.node.operands):
@@ -310,13 +394,23 @@ def prove(trial: Trial, mesh: tuple[int, ...], choices: tuple[Choice, ...]) -> N
 
 
 def mutations(trial: Trial) -> Iterator[tuple[str, Trial, Choice]]:
-    """The trial with its rule made wrong in one place, and what an axis must do to notice: a fixed letter freed, a partial sum
-    called the same on every shard, or a partial sum of one operand said to pass."""
+    """The trial with its rule made wrong in one place, and what an axis must do to notice: a
+    fixed letter freed, a partial sum called the same on every shard, or a partial sum of one
+    operand said to pass."""
     signature = trial.op.signature
-    used = {letter for tensor in (*signature.operands, *signature.results) for dim in tensor for letter in dim}
+    used = {
+        letter
+        for tensor in (*signature.operands, *signature.results)
+        for dim in tensor
+        for letter in dim
+    }
     for letter in sorted(signature.fixed & used):
         for leaf in (leaf for leaf, mine in enumerate(trial.op.letter) if mine == letter):
-            yield f"free {letter}", with_signature(trial, replace(signature, fixed=signature.fixed - {letter})), leaf
+            yield (
+                f"free {letter}",
+                with_signature(trial, replace(signature, fixed=signature.fixed - {letter})),
+                leaf,
+            )
     for r in range(len(signature.reduced)):
         for letter in sorted(signature.reduced[r] - signature.fixed - signature.inner):
             if trial.node.results[r] is None:
@@ -324,15 +418,24 @@ def mutations(trial: Trial) -> Iterator[tuple[str, Trial, Choice]]:
             reduced = tuple(x - {letter} if i == r else x for i, x in enumerate(signature.reduced))
             leaf = trial.op.letter.index(letter) if letter in trial.op.letter else -1
             if leaf >= 0:
-                yield f"same {letter} in {r}", with_signature(trial, replace(signature, reduced=reduced)), leaf
+                yield (
+                    f"same {letter} in {r}",
+                    with_signature(trial, replace(signature, reduced=reduced)),
+                    leaf,
+                )
     for position, operand in enumerate(trial.operands):
         group = frozenset({position})
         if group not in signature.linear and operand.is_floating_point():
-            yield f"linear {position}", with_signature(trial, replace(signature, linear=(group,))), group
+            yield (
+                f"linear {position}",
+                with_signature(trial, replace(signature, linear=(group,))),
+                group,
+            )
 
 
 def caught(trial: Trial, choice: Choice) -> bool | None:
-    """Whether some mesh shows that the trial's signature is wrong; None where no mesh divides the leaf."""
+    """Whether some mesh shows that the trial's signature is wrong; None where no mesh divides
+    the leaf."""
     counts = [n for n in (2, 3) if isinstance(choice, frozenset) or trial.op.sizes[choice] % n == 0]
     for n in counts:
         try:
@@ -343,6 +446,9 @@ def caught(trial: Trial, choice: Choice) -> bool | None:
 
 
 def with_signature(trial: Trial, signature: Signature) -> Trial:
-    """The trial under another signature with the same letters, its fixed leaves those of the new one."""
-    fixed = frozenset(leaf for leaf, letter in enumerate(trial.op.letter) if letter in signature.fixed)
+    """The trial under another signature with the same letters, its fixed leaves those of the new
+    one."""
+    fixed = frozenset(
+        leaf for leaf, letter in enumerate(trial.op.letter) if letter in signature.fixed
+    )
     return replace(trial, op=replace(trial.op, signature=signature, fixed=fixed))

@@ -1,4 +1,5 @@
-"""A model that asks whether it is one of several processes is told that it is alone, wherever it is built, traced or verified."""
+"""A model that asks whether it is one of several processes is told that it is alone, wherever it
+is built, traced or verified."""
 
 from __future__ import annotations
 
@@ -51,7 +52,9 @@ def test_a_rank_traces_what_was_planned(in_a_group: None) -> None:
     inside = trace(built).graph.digest()
     assert dist.is_initialized()
     assert os.environ["WORLD_SIZE"] == "2"
-    assert "aten.div.Tensor" not in {node.op for node in trace(built).graph.nodes if node.path == "all_reduce"}
+    assert "aten.div.Tensor" not in {
+        node.op for node in trace(built).graph.nodes if node.path == "all_reduce"
+    }
     dist.destroy_process_group()
     assert trace(built).graph.digest() == inside
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)

@@ -1,4 +1,5 @@
-"""The whole solver on problems of the contest's kind: against brute force, every stage by itself, and on two of the contest's own."""
+"""The whole solver on problems of the contest's kind: against brute force, every stage by
+itself, and on two of the contest's own."""
 
 from __future__ import annotations
 
@@ -29,21 +30,31 @@ from planner.solver.relax.flat import Flat
 from planner.solver.relax.lagrange import Dual
 
 examples = settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-DATA = Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data")) / "iopddl"
+DATA = (
+    Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[3] / "shared" / "data"))
+    / "iopddl"
+)
 
 
 def tight(problem: Problem, where: float) -> Problem:
     excess = everything(replace(problem, limit=0.0))[1]
-    return replace(problem, limit=max(0.5, float(excess.min() + where * (excess.max() - excess.min()))))
+    return replace(
+        problem, limit=max(0.5, float(excess.min() + where * (excess.max() - excess.min())))
+    )
 
 
 def ring(num: int, size: int, seed: int) -> Problem:
-    """Nodes in a ring with chords, whole costs, memory that binds: too small to need the large machinery, large enough to use it."""
+    """Nodes in a ring with chords, whole costs, memory that binds: too small to need the large
+    machinery, large enough to use it."""
     rng = np.random.default_rng(seed)
     ends = [(i, (i + step) % num) for step in (1, 3) for i in range(num)]
     edges = [Edge(u=min(p), v=max(p), cost=rng.integers(0, 60, (size, size))) for p in ends]
     usages = [
-        Usage(node=n, nbytes=np.sort(rng.integers(1, 40, size))[::-1].copy(), spans=((n, min(n + 6, num), 1),))
+        Usage(
+            node=n,
+            nbytes=np.sort(rng.integers(1, 40, size))[::-1].copy(),
+            spans=((n, min(n + 6, num), 1),),
+        )
         for n in range(num)
     ]
     costs = tuple(np.sort(rng.integers(0, 60, size)) for _ in range(num))
@@ -60,14 +71,19 @@ def test_equals_brute_force(problem: Problem, where: float) -> None:
         return
     assert solution.status == "optimal"
     assert problem.fits(solution.choice)
-    assert solution.objective == problem.cost(solution.choice) == pytest.approx(best, rel=1e-6, abs=1e-6)
+    assert (
+        solution.objective
+        == problem.cost(solution.choice)
+        == pytest.approx(best, rel=1e-6, abs=1e-6)
+    )
     assert solution.bound <= best + 1e-6 * abs(best)
 
 
 @examples
 @given(problems(memory=True), st.floats(0.0, 1.0), st.integers(0, 3))
 def test_bound_and_fixing_of_the_dual_hold(problem: Problem, where: float, rounds: int) -> None:
-    """The bound is below the best choice that fits; what is fixed leaves every choice that is no dearer than the best."""
+    """The bound is below the best choice that fits; what is fixed leaves every choice that is no
+    dearer than the best."""
     problem = tight(problem, where)
     try:
         small = reduce(problem, ("forbid", "arcs")).problem
@@ -110,12 +126,15 @@ def annealed(problem: Problem, labels: Labels, run: Run) -> list[tuple[int, ...]
 
 def ended(problem: Problem, start: Labels, run: Run) -> list[int]:
     """Where a run ends."""
-    annealer = Annealer(problem, Flat.of(problem), Rows(problem), np.zeros(problem.horizon), weight=1e4)
+    annealer = Annealer(
+        problem, Flat.of(problem), Rows(problem), np.zeros(problem.horizon), weight=1e4
+    )
     return list(annealer.run(start, run, lambda found: None, lambda: False))
 
 
 def test_annealing_finds_the_best_and_the_same_again() -> None:
-    """From a start far over the limit, with the times that bind still to be found; by its seed alone."""
+    """From a start far over the limit, with the times that bind still to be found; by its seed
+    alone."""
     problem = ring(14, 4, seed=2)
     best = certify(problem, time_limit=120.0)
     assert best.status == "optimal" and problem.is_integral and isinstance(best.objective, int)
@@ -139,7 +158,9 @@ def small_start(problem: Problem, where: float) -> tuple[Problem, Labels] | None
 
 @examples
 @given(problems(memory=True), st.floats(0.0, 1.0), st.integers(0, 3))
-def test_annealing_tells_no_choice_that_breaks_the_rules(problem: Problem, where: float, seed: int) -> None:
+def test_annealing_tells_no_choice_that_breaks_the_rules(
+    problem: Problem, where: float, seed: int
+) -> None:
     """What it tells is within the limit and no cheaper than the least."""
     given_ = small_start(problem, where)
     if given_ is None:
@@ -150,7 +171,8 @@ def test_annealing_tells_no_choice_that_breaks_the_rules(problem: Problem, where
 
 
 def test_annealing_finds_the_least_of_most_small_problems() -> None:
-    """A run may freeze where forbidden pairs or the limit stand on all sides; one of five finds the least of nearly all.
+    """A run may freeze where forbidden pairs or the limit stand on all sides; one of five finds the
+    least of nearly all.
 
     The problems are fixed by their seeds; three pairs in ten are forbidden."""
     found, asked = 0, 0
@@ -161,17 +183,26 @@ def test_annealing_finds_the_least_of_most_small_problems() -> None:
         for table in tables:
             table[rng.random(table.shape) < 0.3] = INF
         chosen = rng.permutation(len(pairs))[:8].tolist()
-        usages = [Usage(node=n, nbytes=rng.integers(0, 10, sizes[n]), spans=((n % 3, n % 3 + 2, 1),)) for n in range(6)]
+        usages = [
+            Usage(node=n, nbytes=rng.integers(0, 10, sizes[n]), spans=((n % 3, n % 3 + 2, 1),))
+            for n in range(6)
+        ]
         edges = [Edge(u=pairs[e][0], v=pairs[e][1], cost=tables[e]) for e in chosen]
         problem = Problem(
-            costs=tuple(rng.integers(0, 10, size) * 1.0 for size in sizes), edges=tuple(edges), usages=tuple(usages), horizon=5
+            costs=tuple(rng.integers(0, 10, size) * 1.0 for size in sizes),
+            edges=tuple(edges),
+            usages=tuple(usages),
+            horizon=5,
         )
         given_ = small_start(problem, where=0.3)
         if given_ is None or least(given_[0]) == INF:
             continue
         small, start = given_
         asked += 1
-        runs = [Run(heat=heat, cool=0.1, moves=20_000, seed=seed) for heat in (5.0, 10.0, 20.0, 40.0, 80.0)]
+        runs = [
+            Run(heat=heat, cool=0.1, moves=20_000, seed=seed)
+            for heat in (5.0, 10.0, 20.0, 40.0, 80.0)
+        ]
         costs = [small.cost(choice) for run in runs for choice in annealed(small, start, run)]
         found += min(costs, default=INF) <= least(small) + 1e-9
     assert asked >= 40
@@ -191,11 +222,14 @@ def test_windows_better_a_choice() -> None:
         bettered += windows.step(time.perf_counter() + 10, lambda: False)
     assert bettered > 0
     assert best.objective <= windows.cost <= min(first - 1, 1.03 * best.objective)
-    assert problem.cost(tuple(windows.labels.tolist())) == windows.cost and rows.fits(windows.labels)
+    assert problem.cost(tuple(windows.labels.tolist())) == windows.cost and rows.fits(
+        windows.labels
+    )
 
 
 def test_the_way_of_large_problems_proves_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the integer program out of reach at first: bound, search and fixing leave so little that it comes into reach."""
+    """With the integer program out of reach at first: bound, search and fixing leave so little
+    that it comes into reach."""
     problem = ring(14, 4, seed=2)
     best = certify(problem, time_limit=120.0)
     monkeypatch.setattr(anytime, "_SMALL", 150)
@@ -209,7 +243,9 @@ def test_the_way_of_large_problems_proves_too(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("without", ["limit", "edges", "costs"])
-def test_the_way_of_large_problems_where_something_is_missing(monkeypatch: pytest.MonkeyPatch, without: str) -> None:
+def test_the_way_of_large_problems_where_something_is_missing(
+    monkeypatch: pytest.MonkeyPatch, without: str
+) -> None:
     problem = ring(14, 4, seed=2)
     free = {
         "limit": replace(problem, limit=INF),
@@ -220,7 +256,9 @@ def test_the_way_of_large_problems_where_something_is_missing(monkeypatch: pytes
     assert best.status == "optimal"
     monkeypatch.setattr(anytime, "_SMALL", 0)
     found = certify(free, time_limit=3.0)
-    assert found.objective == best.objective and 0.8 * best.objective <= found.bound <= best.objective
+    assert (
+        found.objective == best.objective and 0.8 * best.objective <= found.bound <= best.objective
+    )
 
 
 def test_stopped_at_once_it_says_what_it_knows() -> None:
@@ -230,12 +268,15 @@ def test_stopped_at_once_it_says_what_it_knows() -> None:
     stopped = certify(problem, time_limit=60.0, stopped=lambda: True)
     assert stopped.bound <= certify(problem, time_limit=120.0).objective
     for solution in (hurried, stopped):
-        assert not solution.choice or (problem.fits(solution.choice) == (solution.status != "unknown"))
+        assert not solution.choice or (
+            problem.fits(solution.choice) == (solution.status != "unknown")
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 3])
 def test_a_file_of_the_contests_kind(tmp_path: Path, seed: int) -> None:
-    """Made here, so that the way from a file to a proof runs everywhere; the best cost is that of trying every choice."""
+    """Made here, so that the way from a file to a proof runs everywhere; the best cost is that
+    of trying every choice."""
     rng = np.random.default_rng(seed)
     sizes = rng.integers(2, 4, 9)
     starts = rng.integers(0, 12, 9)
@@ -243,13 +284,18 @@ def test_a_file_of_the_contests_kind(tmp_path: Path, seed: int) -> None:
     usages = [rng.integers(0, 9, n).tolist() for n in sizes]
     limit = int(sum(map(min, usages)) + 9)
     record = {
-        "name": "made", "usage_limit": limit,
+        "name": "made",
+        "usage_limit": limit,
         "nodes": {
-            "intervals": [[int(at), int(at) + 6] for at in starts], "usages": usages,
+            "intervals": [[int(at), int(at) + 6] for at in starts],
+            "usages": usages,
             "costs": [rng.integers(0, 50, n).tolist() for n in sizes],
         },
-        "edges": {"nodes": edges, "costs": [rng.integers(0, 40, sizes[i] * sizes[j]).tolist() for i, j in edges]},
-    }  # fmt: skip
+        "edges": {
+            "nodes": edges,
+            "costs": [rng.integers(0, 40, sizes[i] * sizes[j]).tolist() for i, j in edges],
+        },
+    }
     (tmp_path / "made.json.gz").write_bytes(gzip.compress(json.dumps({"problem": record}).encode()))
     problem = read_contest(tmp_path / "made.json.gz")
     choices = [c for c in itertools.product(*map(range, sizes.tolist())) if problem.fits(c)]

@@ -1,4 +1,5 @@
-"""One budget for a search: what each part may take, and what is told where it is over. The clock is a number that the test moves."""
+"""One budget for a search: what each part may take, and what is told where it is over. The clock
+is a number that the test moves."""
 
 from __future__ import annotations
 
@@ -97,7 +98,9 @@ def test_the_best_so_far_and_what_was_left_out(
     assert {row.reason for row in plan.alternatives} == {"left out at the time limit of 60 s"}
 
 
-def test_a_limit_that_is_over_before_the_first_mesh_still_gives_a_plan(clock: Clock, cluster: Cluster) -> None:
+def test_a_limit_that_is_over_before_the_first_mesh_still_gives_a_plan(
+    clock: Clock, cluster: Cluster
+) -> None:
     """And a bound that holds: the whole search's optimum is not below it."""
     ask = ask_for("mlp", 8, batch=64)
     budget = Budget.start(60.0, clock)
@@ -110,15 +113,24 @@ def test_a_limit_that_is_over_before_the_first_mesh_still_gives_a_plan(clock: Cl
 
 
 def with_memory(cluster: Cluster, nbytes: float) -> Cluster:
-    return replace(cluster, device=replace(cluster.device, memory=int(nbytes) + cluster.device.reserved_memory))
+    return replace(
+        cluster, device=replace(cluster.device, memory=int(nbytes) + cluster.device.reserved_memory)
+    )
 
 
 def test_where_nothing_that_fits_was_found_in_time_the_line_says_the_limit(
     clock: Clock, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     late_after(1, clock, monkeypatch)
-    with pytest.raises(NoPlan, match=r"within the time limit of 60 s; the leanest needs .* look longer with --time-limit 120"):
-        search(ask_for("mlp", 8, batch=64), with_memory(cluster, 1000), budget=Budget.start(60.0, clock))
+    with pytest.raises(
+        NoPlan,
+        match=r"within the time limit of 60 s; the leanest needs .* look longer with --time-limit 120",
+    ):
+        search(
+            ask_for("mlp", 8, batch=64),
+            with_memory(cluster, 1000),
+            budget=Budget.start(60.0, clock),
+        )
 
 
 def error_of(search_: Callable[[], object]) -> UserError:
@@ -127,7 +139,9 @@ def error_of(search_: Callable[[], object]) -> UserError:
     return caught.value
 
 
-def test_the_search_for_what_fits_ends_in_time(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_search_for_what_fits_ends_in_time(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every look costs ten seconds. Of a batch that no device holds there are dozens to look at."""
     looks: list[int] = []
     quickly = misfit._may_fit
@@ -140,13 +154,17 @@ def test_the_search_for_what_fits_ends_in_time(clock: Clock, monkeypatch: pytest
     monkeypatch.setattr(misfit, "_may_fit", look)
     on = load_cluster("cpu", num_devices=2)
     small = with_memory(on, 10_000)
-    error = error_of(lambda: search(ask_for("mlp", 2, batch=2**30), small, budget=Budget.start(25.0, clock)))
+    error = error_of(
+        lambda: search(ask_for("mlp", 2, batch=2**30), small, budget=Budget.start(25.0, clock))
+    )
     assert isinstance(error, DoesNotFit) and "\n" not in str(error)
     assert "the time limit of 25 s came before a change was found that fits" in str(error)
     assert len(looks) == 3
 
 
-def test_what_is_told_to_fit_was_searched_as_it_would_be_typed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_told_to_fit_was_searched_as_it_would_be_typed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """With the mesh and pins of the command; what `_may_fit` hopes for is not enough."""
     searched: list[tuple[int | None, object]] = []
     chosen = module._chosen
@@ -173,4 +191,7 @@ def test_a_lean_plan_needs_no_more_than_the_fastest(cluster: Cluster) -> None:
     proposer = Proposer(ask, found.model, found.workload, with_memory(cluster, 1000), ())
     for mesh in meshes_of(cluster):
         lean = proposer.lean(mesh)
-        assert lean.prediction.total_memory_bytes <= found.plan.summary["memory_bytes"]["total"] * 1.001
+        assert (
+            lean.prediction.total_memory_bytes
+            <= found.plan.summary["memory_bytes"]["total"] * 1.001
+        )

@@ -22,7 +22,9 @@ def program() -> Program:
 
 def changed(program: Program, change: Callable[[Compute], Compute]) -> Program:
     """The program with its last op that reads something changed."""
-    at = max(i for i, one in enumerate(program.instructions) if isinstance(one, Compute) and one.operands)
+    at = max(
+        i for i, one in enumerate(program.instructions) if isinstance(one, Compute) and one.operands
+    )
     instructions = list(program.instructions)
     instructions[at] = change(instructions[at])  # type: ignore[arg-type]
     return replace(program, instructions=tuple(instructions))
@@ -33,11 +35,24 @@ def test_a_lowered_program_has_no_faults(program: Program) -> None:
 
 
 @pytest.mark.parametrize(
-    "argument", [GraphRef(0), (GraphRef(0),), [GraphRef(0)], {"x": GraphRef(0)}, slice(0, GraphRef(0)), Serial(1), [Ref(0)]]
+    "argument",
+    [
+        GraphRef(0),
+        (GraphRef(0),),
+        [GraphRef(0)],
+        {"x": GraphRef(0)},
+        slice(0, GraphRef(0)),
+        Serial(1),
+        [Ref(0)],
+    ],
 )
 def test_what_no_operand_tells_of_is_a_fault(program: Program, argument: Any) -> None:
-    """Wherever it stands, by keyword too: `runtime` would run it, and nothing would keep the value or bring it to its layout."""
-    for change in (lambda op: replace(op, args=(*op.args, argument)), lambda op: replace(op, kwargs=(("sorter", argument),))):
+    """Wherever it stands, by keyword too: `runtime` would run it, and nothing would keep the
+    value or bring it to its layout."""
+    for change in (
+        lambda op: replace(op, args=(*op.args, argument)),
+        lambda op: replace(op, kwargs=(("sorter", argument),)),
+    ):
         (fault,) = faults(changed(program, change))[:1]
         assert "other than its operands" in fault
 
@@ -60,7 +75,10 @@ def test_values_are_written_before_they_are_read_and_freed_once(
 
 def test_what_outlives_the_step_is_not_freed(program: Program) -> None:
     last = program.instructions[-1]
-    freed = replace(program, instructions=(*program.instructions[:-1], replace(last, frees=(*last.frees, program.loss))))
+    freed = replace(
+        program,
+        instructions=(*program.instructions[:-1], replace(last, frees=(*last.frees, program.loss))),
+    )
     assert any("ends without" in fault for fault in faults(freed))
 
 
@@ -68,12 +86,20 @@ def test_a_parameter_that_is_read_after_its_update_is_a_fault() -> None:
     """By itself, by a view of it, or because the step gives it: the update writes to its memory."""
     program = planned(ask_for("mlp"), "dp=2,tp=2", ("*=ddp", "*=tensor")).program
     weight = program.parameters[0].value
-    op = next(one for one in program.instructions if isinstance(one, Compute) and weight in one.operands)
+    op = next(
+        one for one in program.instructions if isinstance(one, Compute) and weight in one.operands
+    )
     new = max(program.value_bytes) + 1
     late = replace(op, args=(Ref(weight),), results=(new,), frees=())
     after = replace(program, instructions=(*program.instructions, late))
     assert any("after their update" in fault for fault in faults(after))
-    view, reader = replace(late, kind="view"), replace(late, args=(Ref(new),), results=(new + 1,), kind="elementwise")
+    view, reader = (
+        replace(late, kind="view"),
+        replace(late, args=(Ref(new),), results=(new + 1,), kind="elementwise"),
+    )
     through = replace(program, instructions=(view, *program.instructions, reader))
     assert any("after their update" in fault for fault in faults(through))
-    assert any("which the update writes to" in fault for fault in faults(replace(program, reported=(("weight", weight),))))
+    assert any(
+        "which the update writes to" in fault
+        for fault in faults(replace(program, reported=(("weight", weight),)))
+    )

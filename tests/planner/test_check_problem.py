@@ -1,4 +1,5 @@
-"""A problem or a solution that is broken in one way is found out by one line; and a small problem can be read."""
+"""A problem or a solution that is broken in one way is found out by one line; and a small
+problem can be read."""
 
 from __future__ import annotations
 
@@ -23,37 +24,73 @@ HELD = Usage(node=1, nbytes=np.array([8.0, 4.0, 0.0]), spans=((0, 2, 1.0), (3, 4
 def problem(**changed: Any) -> Problem:
     """Two nodes, an edge, memory over four times; 5 for (0, 0), else dearer."""
     given: dict[str, Any] = {
-        "costs": COSTS, "edges": (PAIRS,), "usages": (HELD,), "horizon": 4, "limit": 20.0, "base": np.array([1.0, 2.0, 0.0, 0.0]),
-        "names": ("embedding", "head"), "clock": (0, 3, 7, 9),
-    }  # fmt: skip
+        "costs": COSTS,
+        "edges": (PAIRS,),
+        "usages": (HELD,),
+        "horizon": 4,
+        "limit": 20.0,
+        "base": np.array([1.0, 2.0, 0.0, 0.0]),
+        "names": ("embedding", "head"),
+        "clock": (0, 3, 7, 9),
+    }
     return Problem(**{**given, **changed})
 
 
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"costs": (COSTS[0], np.array([np.nan, 1.0, 1.0]))}, "costs of node 1: nan is not a number"),
+        (
+            {"costs": (COSTS[0], np.array([np.nan, 1.0, 1.0]))},
+            "costs of node 1: nan is not a number",
+        ),
         ({"costs": (COSTS[0], -np.inf * np.ones(3))}, "costs of node 1: -inf is below -10^17"),
-        ({"costs": (COSTS[0], np.ones((3, 1)))}, "node 1 has costs of shape (3, 1): give one a strategy"),
-        ({"costs": (np.array([]), COSTS[1])}, "node 0 has no strategy to choose: give every node at least one"),
+        (
+            {"costs": (COSTS[0], np.ones((3, 1)))},
+            "node 1 has costs of shape (3, 1): give one a strategy",
+        ),
+        (
+            {"costs": (np.array([]), COSTS[1])},
+            "node 0 has no strategy to choose: give every node at least one",
+        ),
         ({"edges": (replace(PAIRS, v=2),)}, "edge 0 joins nodes 0 and 2, there are 2 (from 0 on)"),
-        ({"edges": (replace(PAIRS, cost=np.ones((2, 2))),)}, "edge 0 has a table of shape (2, 2), its nodes 0 and 1 have 2 and 3"),
-        ({"edges": (replace(PAIRS, cost=np.full((2, 3), np.nan)),)}, "costs of edge 0: nan is not a number"),
+        (
+            {"edges": (replace(PAIRS, cost=np.ones((2, 2))),)},
+            "edge 0 has a table of shape (2, 2), its nodes 0 and 1 have 2 and 3",
+        ),
+        (
+            {"edges": (replace(PAIRS, cost=np.full((2, 3), np.nan)),)},
+            "costs of edge 0: nan is not a number",
+        ),
         ({"usages": (replace(HELD, node=2),)}, "a usage of node 2, there are 2 (from 0 on)"),
         ({"usages": (replace(HELD, nbytes=np.ones(2)),)}, "node 1 has 3 strategies, but 2 usages"),
         ({"usages": (replace(HELD, nbytes=-np.ones(3)),)}, "usages of node 1: -1.0 is below 0"),
-        ({"usages": (replace(HELD, spans=((2, 5, 1.0),)),)}, "node 1 holds memory over ((2, 5, 1.0),), outside of 0 to 4"),
-        ({"usages": (replace(HELD, spans=((2, 1, 1.0),)),)}, "node 1 holds memory over ((2, 1, 1.0),), outside of 0 to 4"),
-        ({"usages": (replace(HELD, spans=((1, 2, -1.0),)),)}, "node 1 holds memory over ((1, 2, -1.0),), outside of 0 to 4"),
-        ({"usages": (replace(HELD, spans=((1, 2, np.nan),)),)}, "node 1 holds memory over ((1, 2, nan),), outside of 0 to 4"),
+        (
+            {"usages": (replace(HELD, spans=((2, 5, 1.0),)),)},
+            "node 1 holds memory over ((2, 5, 1.0),), outside of 0 to 4",
+        ),
+        (
+            {"usages": (replace(HELD, spans=((2, 1, 1.0),)),)},
+            "node 1 holds memory over ((2, 1, 1.0),), outside of 0 to 4",
+        ),
+        (
+            {"usages": (replace(HELD, spans=((1, 2, -1.0),)),)},
+            "node 1 holds memory over ((1, 2, -1.0),), outside of 0 to 4",
+        ),
+        (
+            {"usages": (replace(HELD, spans=((1, 2, np.nan),)),)},
+            "node 1 holds memory over ((1, 2, nan),), outside of 0 to 4",
+        ),
         ({"limit": -1.0}, "a limit of -1.0 bytes: give a number from 0 on"),
-        ({"horizon": -1, "usages": (), "base": None, "clock": ()}, "a horizon of -1 times: give a number from 0 on"),
+        (
+            {"horizon": -1, "usages": (), "base": None, "clock": ()},
+            "a horizon of -1 times: give a number from 0 on",
+        ),
         ({"base": np.ones(3)}, "base has shape (3,), there are 4 times: give bytes for each"),
         ({"base": np.array([0.0, 1.0, -1.0, 0.0])}, "base of time 0: -1.0 is below 0"),
         ({"clock": (1, 2)}, "clock names 2 times, there are 4"),
         ({"names": ("one",)}, "1 names for 2 nodes"),
     ],
-)  # fmt: skip
+)
 def test_a_broken_problem_is_one_line(changed: dict[str, Any], words: str) -> None:
     with pytest.raises(BadValue) as error:
         problem(**changed)
@@ -90,8 +127,12 @@ def test_a_broken_solution_is_one_line(changed: dict[str, Any], words: str) -> N
 
 def test_a_solution_fits() -> None:
     tight = problem(limit=15.0)
-    assert list(solution_faults(tight, solution())) == ["the choice holds 16.0 bytes, the limit is 15.0"]
-    assert list(solution_faults(tight, solution(status="infeasible"))) == []  # the leanest, which says so
+    assert list(solution_faults(tight, solution())) == [
+        "the choice holds 16.0 bytes, the limit is 15.0"
+    ]
+    assert (
+        list(solution_faults(tight, solution(status="infeasible"))) == []
+    )  # the leanest, which says so
 
 
 def test_what_the_solver_finds_has_no_faults() -> None:

@@ -1,4 +1,5 @@
-"""What each pass makes is checked after it, from tracing to the programs of all ranks; a fault is one line that names the pass."""
+"""What each pass makes is checked after it, from tracing to the programs of all ranks; a fault
+is one line that names the pass."""
 
 from __future__ import annotations
 
@@ -41,26 +42,52 @@ def test_the_first_fault_is_raised_under_the_name_of_the_pass() -> None:
         checked("slices", lambda: ())
         checked("buckets", lambda: ("a lies", "b lies"))
     assert counts == {"slices": 1, "buckets": 1}
-    assert passes_words(Counter({"slices": 1200, "buckets": 1})) == "checked: slices 1,200, buckets 1; no faults"
+    assert (
+        passes_words(Counter({"slices": 1200, "buckets": 1}))
+        == "checked: slices 1,200, buckets 1; no faults"
+    )
 
 
 #: What is looked at in every plan.
 PASSES = {
-    "recording", "reading", "tracing", "sub-dims", "solving", "op", "lowering", "early starts", "prefetching", "buckets",
-    "late slices", "late reports", "messages under way", "freeing", "program",
-}  # fmt: skip
+    "recording",
+    "reading",
+    "tracing",
+    "sub-dims",
+    "solving",
+    "op",
+    "lowering",
+    "early starts",
+    "prefetching",
+    "buckets",
+    "late slices",
+    "late reports",
+    "messages under way",
+    "freeing",
+    "program",
+}
 
 
 @pytest.mark.parametrize(
     ("hardware", "ask", "more"),
     [
-        ("dgx-h100", ask_for("mlp", 3, batch=8, layers=1, dtype="float32", compute="bfloat16", clip_norm=1.0), {"all ranks"}),
+        (
+            "dgx-h100",
+            ask_for(
+                "mlp", 3, batch=8, layers=1, dtype="float32", compute="bfloat16", clip_norm=1.0
+            ),
+            {"all ranks"},
+        ),
         ("cpu", ask_for("mlp", 4, layers=9, hidden=32), {"unrolling"}),
     ],
 )
 def test_a_search_checks_every_pass(hardware: str, ask: Any, more: set[str]) -> None:
     with checking() as counts:
-        search(ask, load_cluster(hardware, num_devices=ask.num_devices), mesh=Mesh(("a",), (ask.num_devices,)))
+        search(
+            ask,
+            load_cluster(hardware, num_devices=ask.num_devices),
+            mesh=Mesh(("a",), (ask.num_devices,)),
+        )
     assert set(counts) >= PASSES | more, counts
 
 
@@ -80,18 +107,25 @@ def damage(instructions: Sequence[Instruction]) -> list[Instruction]:
         ("freeing", schedule, "_freed"),
     ],
 )
-def test_a_pass_that_does_damage_is_named(name: str, module: Any, function: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_pass_that_does_damage_is_named(
+    name: str, module: Any, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     whole = getattr(module, function)
     monkeypatch.setattr(
-        module, function, lambda *args, **named: type(whole(*args, **named))(damage(list(whole(*args, **named))))
+        module,
+        function,
+        lambda *args, **named: type(whole(*args, **named))(damage(list(whole(*args, **named)))),
     )
     ask = ask_for("mlp", 2, layers=1)
     with checking(), pytest.raises(FailedCheck, match=f"^after {name}: .* takes -1.0 seconds"):
         search(ask, load_cluster("dgx-h100", num_devices=2), mesh=Mesh(("a",), (2,)))
 
 
-def test_a_graph_that_is_read_wrongly_is_no_reason_to_trace_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A long stack is traced whole if its blocks cannot be repeated, whatever was raised: not for a fault of ours."""
+def test_a_graph_that_is_read_wrongly_is_no_reason_to_trace_in_another_way(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A long stack is traced whole if its blocks cannot be repeated, whatever was raised: not
+    for a fault of ours."""
     read = tracing.read_graph
 
     def wrong(*args: Any, **named: Any) -> Graph:
@@ -99,5 +133,8 @@ def test_a_graph_that_is_read_wrongly_is_no_reason_to_trace_in_another_way(monke
         return replace(graph, loss=0)
 
     monkeypatch.setattr(tracing, "read_graph", wrong)
-    with checking(), pytest.raises(FailedCheck, match=r"^after reading: node .* which nothing needs$"):
+    with (
+        checking(),
+        pytest.raises(FailedCheck, match=r"^after reading: node .* which nothing needs$"),
+    ):
         trace(lambda: build(ask_for("mlp", 1, layers=9)), "mlp")

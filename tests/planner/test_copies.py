@@ -1,4 +1,5 @@
-"""What is copied around a collective: counted while the executor's own packing and unpacking runs."""
+"""What is copied around a collective: counted while the executor's own packing and unpacking
+runs."""
 
 from __future__ import annotations
 
@@ -41,19 +42,34 @@ def counted(call: Callable[[], Any]) -> tuple[int, int]:
     return mode.elements, mode.kernels
 
 
-def run(kind: str, shapes: list[tuple[int, ...]], gather: int | None, split: int | None, *, freed: bool) -> Copies:
+def run(
+    kind: str, shapes: list[tuple[int, ...]], gather: int | None, split: int | None, *, freed: bool
+) -> Copies:
     """What the executor copies of values of these flat shapes."""
     values = [torch.randn(shape) for shape in shapes]
     sources = tuple(range(len(shapes)))
-    after = [whole(piece(shape, split), gather) if kind != "all_reduce" else shape for shape in shapes]
+    after = [
+        whole(piece(shape, split), gather) if kind != "all_reduce" else shape for shape in shapes
+    ]
     collective = compile_collective(
         Communicate(
-            id="c", kind=kind, axes=(0,), sources=sources, results=tuple(s + 10 for s in sources), expanded=tuple(shapes),
-            shapes=tuple(after), dtypes=("float32",) * len(shapes), gather=gather, split=split, phase="forward",
+            id="c",
+            kind=kind,
+            axes=(0,),
+            sources=sources,
+            results=tuple(s + 10 for s in sources),
+            expanded=tuple(shapes),
+            shapes=tuple(after),
+            dtypes=("float32",) * len(shapes),
+            gather=gather,
+            split=split,
+            phase="forward",
             frees=sources if freed else (),
         ),
-        None, RANKS, 0,
-    )  # fmt: skip
+        None,
+        RANKS,
+        0,
+    )
     if kind == "slice":
         packed = counted(lambda: collective.finish(collective.start(*values)))
         return Copies(packed=packed[0], num_packed=packed[1])
@@ -63,7 +79,9 @@ def run(kind: str, shapes: list[tuple[int, ...]], gather: int | None, split: int
     sent = [piece(shape, split) for shape in shapes]
     rows = torch.randn(RANKS, sum(map(math.prod, sent)))
     arrived = counted(lambda: collective.unpack_blocks(rows, sent))
-    return Copies(packed=packed[0], num_packed=packed[1], unpacked=arrived[0], num_unpacked=arrived[1])
+    return Copies(
+        packed=packed[0], num_packed=packed[1], unpacked=arrived[0], num_unpacked=arrived[1]
+    )
 
 
 def piece(shape: tuple[int, ...], split: int | None) -> tuple[int, ...]:
@@ -71,7 +89,9 @@ def piece(shape: tuple[int, ...], split: int | None) -> tuple[int, ...]:
 
 
 def whole(shape: tuple[int, ...], gather: int | None) -> tuple[int, ...]:
-    return shape if gather is None else (*shape[:gather], shape[gather] * RANKS, *shape[gather + 1 :])
+    return (
+        shape if gather is None else (*shape[:gather], shape[gather] * RANKS, *shape[gather + 1 :])
+    )
 
 
 @settings(max_examples=150, deadline=None)
@@ -84,21 +104,29 @@ def test_copies_are_those_of_the_executor(data: st.DataObject) -> None:
     gather = data.draw(st.integers(0, dims - 1)) if kind in ("all_gather", "all_to_all") else None
     if kind == "all_to_all" and gather == split:
         return
-    sizes = st.tuples(*[st.sampled_from([1, 2, 3]) if dim != split else st.sampled_from([2, 4]) for dim in range(dims)])
+    sizes = st.tuples(
+        *[
+            st.sampled_from([1, 2, 3]) if dim != split else st.sampled_from([2, 4])
+            for dim in range(dims)
+        ]
+    )
     shapes = data.draw(st.lists(sizes, min_size=number, max_size=number))
     freed = data.draw(st.booleans())
     after = [math.prod(whole(piece(shape, split), gather)) for shape in shapes]
     told = copies_of(
         kind, ranks=RANKS, before=shapes, after=after, gather=gather, split=split, overwritten=freed
-    )  # fmt: skip
+    )
     ran = run(kind, shapes, gather, split, freed=freed)
     assert (ran.packed, ran.unpacked) <= (told.packed, told.unpacked)
-    if all(n > RANKS for shape in shapes for n in shape):  # dims of one element or one a rank may be looked at all the same
+    if all(
+        n > RANKS for shape in shapes for n in shape
+    ):  # dims of one element or one a rank may be looked at all the same
         assert ran == told
 
 
 def test_packing_and_slices_take_their_time() -> None:
-    """ZeRO-1: gradients are packed in buckets, and rows of what is gathered are taken apart, on the compute stream."""
+    """ZeRO-1: gradients are packed in buckets, and rows of what is gathered are taken apart, on
+    the compute stream."""
     plan = planned(ask_for("gpt", width=64, batch=64, dtype="float32"), "dp=4", ("*=zero1",))
     messages = [i for i in plan.program.instructions if isinstance(i, Communicate)]
     events = {event.id: event for event in simulate_program(plan.program, plan.cluster).events}
@@ -119,6 +147,12 @@ def test_packing_and_slices_take_their_time() -> None:
 @pytest.mark.parametrize(("split", "freed", "copied"), [(0, False, 0), (1, False, 6), (0, True, 6)])
 def test_a_slice_is_free_where_it_is_a_look(split: int, freed: bool, copied: int) -> None:
     copies = copies_of(
-        "slice", ranks=2, before=[(4, 3)] if split == 0 else [(3, 4)], after=[6], gather=None, split=split, overwritten=freed
+        "slice",
+        ranks=2,
+        before=[(4, 3)] if split == 0 else [(3, 4)],
+        after=[6],
+        gather=None,
+        split=split,
+        overwritten=freed,
     )
     assert copies.packed == copied

@@ -8,13 +8,16 @@ from cost_models.cluster import load_cluster
 from planner.strategy.costing import Costing
 
 
-@pytest.mark.parametrize(("num_devices", "sizes", "classes"), [
-    (8, (4, 2), {(0,): "node", (1,): "node", (0, 1): "node"}),
-    (16, (2, 8), {(0,): "network", (1,): "node", (0, 1): "network"}),
-    (16, (8, 2), {(0,): "network", (1,): "node", (0, 1): "network"}),
-    (16, (4, 4), {(0,): "network", (1,): "node"}),
-    (16, (16, 1), {(0,): "network", (1,): "node"}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("num_devices", "sizes", "classes"),
+    [
+        (8, (4, 2), {(0,): "node", (1,): "node", (0, 1): "node"}),
+        (16, (2, 8), {(0,): "network", (1,): "node", (0, 1): "network"}),
+        (16, (8, 2), {(0,): "network", (1,): "node", (0, 1): "network"}),
+        (16, (4, 4), {(0,): "network", (1,): "node"}),
+        (16, (16, 1), {(0,): "network", (1,): "node"}),
+    ],
+)
 def test_an_axis_runs_over_the_network_if_any_of_its_groups_crosses_nodes(
     num_devices: int, sizes: tuple[int, ...], classes: dict[tuple[int, ...], str]
 ) -> None:

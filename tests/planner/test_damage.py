@@ -1,4 +1,5 @@
-"""A plan's file with any of its values gone, of another type or of another value: read and used as before, or refused in one line."""
+"""A plan's file with any of its values gone, of another type or of another value: read and used
+as before, or refused in one line."""
 
 from __future__ import annotations
 
@@ -78,8 +79,13 @@ def damaged(body: Any, at: Place, to: Any) -> Any:
 
 
 def use(plan: Plan, found: Found) -> None:
-    """What the verbs do with a plan, on the model that was traced; a plan of another model or other sizes is built, without memory."""
-    if (plan.summary, plan.solver, plan.alternatives) != (found.plan.summary, found.plan.solver, found.plan.alternatives):
+    """What the verbs do with a plan, on the model that was traced; a plan of another model or
+    other sizes is built, without memory."""
+    if (plan.summary, plan.solver, plan.alternatives) != (
+        found.plan.summary,
+        found.plan.solver,
+        found.plan.alternatives,
+    ):
         markdown(report(plan, FILES))
         json.dumps(plan_record(plan, FILES))
         return  # nothing is lowered from these
@@ -103,7 +109,9 @@ def test_no_damage_is_a_traceback(found: Found, tmp_path: Path) -> None:
         value = body
         for key in place:
             value = value[key]
-        for to in islice(others(value), number % 4, None, 4):  # each is put in many places, if not in every one
+        for to in islice(
+            others(value), number % 4, None, 4
+        ):  # each is put in many places, if not in every one
             if not small(place, to) or (to is not GONE and type(to) is type(value) and to == value):
                 continue
             try:
@@ -113,7 +121,9 @@ def test_no_damage_is_a_traceback(found: Found, tmp_path: Path) -> None:
                 assert "\n" not in str(error), (place, to)
                 refused += 1
             except Exception as error:
-                raise AssertionError(f"{place} as {to!r}: {type(error).__name__}: {error}") from error
+                raise AssertionError(
+                    f"{place} as {to!r}: {type(error).__name__}: {error}"
+                ) from error
     assert refused > 300 and kept < refused / 2, (refused, kept)
 
 

@@ -1,4 +1,5 @@
-"""Candidates of deep models ranked by shallow programs: what is drawn on is near what the whole gives, and the plan told is whole."""
+"""Candidates of deep models ranked by shallow programs: what is drawn on is near what the whole
+gives, and the plan told is whole."""
 
 from __future__ import annotations
 
@@ -15,7 +16,14 @@ SIZES = {"width": "64", "heads": "4", "vocab": "512", "positions": "64"}
 
 
 def ask(model: str, layers: int, **sizes: str) -> Ask:
-    return Ask(model=model, batch=32, seq=32, settings={"layers": str(layers), **sizes}, dtype="float32", num_devices=4)
+    return Ask(
+        model=model,
+        batch=32,
+        seq=32,
+        settings={"layers": str(layers), **sizes},
+        dtype="float32",
+        num_devices=4,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -54,12 +62,17 @@ def test_what_is_drawn_on_is_near_the_whole(both: tuple[Found, Found]) -> None:
     for near, exact in zip(shallow.candidates, whole.candidates, strict=True):
         assert near.mesh == exact.mesh
         assert near.prediction.step_time_s == pytest.approx(exact.prediction.step_time_s, rel=0.02)
-        assert near.prediction.total_memory_bytes == pytest.approx(exact.prediction.total_memory_bytes, rel=0.02)
+        assert near.prediction.total_memory_bytes == pytest.approx(
+            exact.prediction.total_memory_bytes, rel=0.02
+        )
     for near, exact in zip(shallow.plan.alternatives, whole.plan.alternatives, strict=True):
         assert near.step_time_s == pytest.approx(exact.step_time_s, rel=0.02)
 
 
-@pytest.mark.parametrize(("model", "sizes"), [("t5", {"width": "32", "heads": "4", "vocab": "64"}), ("moe", {"vocab": "64"})])
+@pytest.mark.parametrize(
+    ("model", "sizes"),
+    [("t5", {"width": "32", "heads": "4", "vocab": "64"}), ("moe", {"vocab": "64"})],
+)
 def test_shallow_models_have_the_classes_of_the_whole(
     model: str, sizes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
-"""Discovery: what it finds alone of ops with written rules, its cache, and what becomes of ops of which it finds nothing."""
+"""Discovery: what it finds alone of ops with written rules, its cache, and what becomes of ops
+of which it finds nothing."""
 
 from __future__ import annotations
 
@@ -21,16 +22,20 @@ from planner.trace.trace import trace
 
 #: Common ops; of all their cases, discovery finds what the written rule says.
 COMMON = (
-    "aten.relu.default", "aten.gelu.default", "aten.silu.default", "aten.sigmoid.default", "aten.tanh.default",
-    "aten.exp.default", "aten.rsqrt.default", "aten.neg.default", "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor",
-    "aten.div.Tensor", "aten.maximum.default", "aten.mm.default", "aten.bmm.default", "aten.sum.dim_IntList",
+    "aten.relu.default", "aten.gelu.default", "aten.silu.default", "aten.sigmoid.default",
+    "aten.tanh.default", "aten.exp.default", "aten.rsqrt.default", "aten.neg.default",
+    "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor",
+    "aten.maximum.default", "aten.mm.default", "aten.bmm.default", "aten.sum.dim_IntList",
     "aten.sum.default", "aten.amax.default", "aten.cumsum.default", "aten._softmax.default",
-    "aten._log_softmax.default", "aten._softmax_backward_data.default", "aten.gelu_backward.default",
-    "aten.tanh_backward.default", "aten.threshold_backward.default", "aten.native_layer_norm.default", "aten.flip.default",
-    "aten.tril.default", "aten.permute.default", "aten.pow.Tensor_Scalar", "aten.clone.default", "aten.sort.default",
+    "aten._log_softmax.default", "aten._softmax_backward_data.default",
+    "aten.gelu_backward.default", "aten.tanh_backward.default", "aten.threshold_backward.default",
+    "aten.native_layer_norm.default", "aten.flip.default", "aten.tril.default",
+    "aten.permute.default", "aten.pow.Tensor_Scalar", "aten.clone.default", "aten.sort.default",
 )  # fmt: skip
 
-Found = tuple[frozenset[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]], frozenset[frozenset[int]]]
+Found = tuple[
+    frozenset[tuple[tuple[tuple[int, int], ...], tuple[int, ...]]], frozenset[frozenset[int]]
+]
 
 
 @pytest.fixture(autouse=True)
@@ -39,12 +44,23 @@ def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def meaning(signature: Signature, call: Call) -> Found:
-    """The letters that can be split, each as the operand dims that it cuts and what becomes of each result; and the linear groups.
-    Only letters of an even size that some operand has: discovery cuts operands."""
+    """The letters that can be split, each as the operand dims that it cuts and what becomes of
+    each result; and the linear groups. Only letters of an even size that some operand has:
+    discovery cuts operands."""
     letters = set()
     for letter, size in enumerate(signature.sizes):
-        cut = tuple((o, d) for o, dims in enumerate(signature.operands) for d, dim in enumerate(dims) if letter in dim)
-        if letter in signature.fixed or size % 2 or not cut or any(len(signature.operands[o][d]) > 1 for o, d in cut):
+        cut = tuple(
+            (o, d)
+            for o, dims in enumerate(signature.operands)
+            for d, dim in enumerate(dims)
+            if letter in dim
+        )
+        if (
+            letter in signature.fixed
+            or size % 2
+            or not cut
+            or any(len(signature.operands[o][d]) > 1 for o, d in cut)
+        ):
             continue
         results = []
         for r, dims in enumerate(signature.results):
@@ -65,15 +81,23 @@ def test_discovery_alone_finds_the_written_rule(op: str) -> None:
         for seed in range(4):
             it = trial(op, *draw(make, seed), taken_apart=False)
             call = call_of(it.graph, it.node)
-            shared = len(set(it.node.operands)) < len(it.node.operands)  # one tensor twice: discovery draws two
-            if shared or not call.operands or any(size == 3 for shape in call.operands for size in shape):
+            shared = len(set(it.node.operands)) < len(
+                it.node.operands
+            )  # one tensor twice: discovery draws two
+            if (
+                shared
+                or not call.operands
+                or any(size == 3 for shape in call.operands for size in shape)
+            ):
                 continue
             dtypes = tuple(str(t.dtype).removeprefix("torch.") for t in it.operands)
             found, written = discovered.signature_of(call, dtypes), RULES[op].signature(call)
             compared += 1
             (letters, linear), wanted = meaning(found, call), meaning(written, call)
             assert letters == wanted[0], (call, found, written)
-            if not all("float" in dtype for dtype in dtypes):  # of whole numbers, only written rules pass partial sums
+            if not all(
+                "float" in dtype for dtype in dtypes
+            ):  # of whole numbers, only written rules pass partial sums
                 continue
             if all(size > 1 for shape in call.operands for size in shape):
                 assert linear == wanted[1], (call, found, written)
@@ -136,7 +160,13 @@ def test_a_broken_file_of_the_cache_is_discovered_again() -> None:
 
 @pytest.mark.parametrize("args", [(-40.0, -50.0), (40.0, 0.0)])
 def test_a_function_that_bends_far_away_is_not_linear(args: tuple[float, float]) -> None:
-    call = Call(op="aten.threshold.default", args=(Ref(0), *args), kwargs=(), operands=((8,),), results=((8,),))
+    call = Call(
+        op="aten.threshold.default",
+        args=(Ref(0), *args),
+        kwargs=(),
+        operands=((8,),),
+        results=((8,),),
+    )
     found = discover(call, ("float64",))
     assert found is not None
     assert found.linear == ()
@@ -146,18 +176,31 @@ def test_what_trusts_its_indices_is_not_tried(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("planner.rules.discovery.run", None)
     shapes = ((6, 4), (9,), (3,))
     call = Call(
-        op="aten._embedding_bag_forward_only.default", args=(Ref(0), Ref(1), Ref(2)), kwargs=(), operands=shapes,
+        op="aten._embedding_bag_forward_only.default",
+        args=(Ref(0), Ref(1), Ref(2)),
+        kwargs=(),
+        operands=shapes,
         results=((3, 4), (9,), (3,), (3,)),
-    )  # fmt: skip
+    )
     assert discover(call, ("float64", "int64", "int64")) is None
 
 
 def test_lists_of_fewer_tensors_and_refusals_are_no_errors() -> None:
-    call = Call(op="aten.tensor_split.sections", args=(Ref(0), 3), kwargs=(), operands=((6, 4),), results=((2, 4),) * 3)
+    call = Call(
+        op="aten.tensor_split.sections",
+        args=(Ref(0), 3),
+        kwargs=(),
+        operands=((6, 4),),
+        results=((2, 4),) * 3,
+    )
     found = discover(call, ("float64",))
     assert found is None or all(len(letter.results) == 3 for letter in found.letters)
     empty = Call(
-        op="aten.tensor_split.indices", args=(Ref(0), (2, 9)), kwargs=(), operands=((6, 4),), results=((2, 4), (4, 4), (0, 4))
+        op="aten.tensor_split.indices",
+        args=(Ref(0), (2, 9)),
+        kwargs=(),
+        operands=((6, 4),),
+        results=((2, 4), (4, 4), (0, 4)),
     )
     found = discover(empty, ("float64",))
     assert found is None or all(len(letter.results) == 3 for letter in found.letters)
@@ -170,8 +213,11 @@ def test_lists_of_fewer_tensors_and_refusals_are_no_errors() -> None:
         ("aten.pixel_shuffle.default", (6, 16, 2, 6), (6, 4, 4, 12)),
     ],
 )
-def test_a_dim_that_gets_larger_or_smaller_is_split_by_runs(op: str, given: tuple[int, ...], result: tuple[int, ...]) -> None:
-    """A letter's size is that of the smaller dim: each of its elements is a run of the larger one."""
+def test_a_dim_that_gets_larger_or_smaller_is_split_by_runs(
+    op: str, given: tuple[int, ...], result: tuple[int, ...]
+) -> None:
+    """A letter's size is that of the smaller dim: each of its elements is a run of the larger
+    one."""
     call = Call(op=op, args=(Ref(0), 2), kwargs=(), operands=(given,), results=(result,))
     found = discovered.signature_of(call, ("float64",))
     for dims, shape in ((found.operands[0], given), (found.results[0], result)):
@@ -184,5 +230,7 @@ def test_a_dim_that_gets_larger_or_smaller_is_split_by_runs(op: str, given: tupl
 
 def test_a_result_that_is_empty_is_no_reason_to_split() -> None:
     letter = FoundLetter(operands=((0, 0),), results=(0,), contiguous=True)
-    call = Call(op="aten.relu.default", args=(Ref(0),), kwargs=(), operands=((4,),), results=((0,),))
+    call = Call(
+        op="aten.relu.default", args=(Ref(0),), kwargs=(), operands=((4,),), results=((0,),)
+    )
     assert discovered._size(call, letter) == 0

@@ -25,10 +25,15 @@ def program_of(name: str = "mlp", **sizes: int) -> Program:
 
 def with_op(program: Program, op: str, change: Callable[[Compute], Compute]) -> Program:
     """The program with the first call of an op changed."""
-    at = next(n for n, i in enumerate(program.instructions) if isinstance(i, Compute) and i.op == op)
+    at = next(
+        n for n, i in enumerate(program.instructions) if isinstance(i, Compute) and i.op == op
+    )
     found = program.instructions[at]
     assert isinstance(found, Compute)
-    return replace(program, instructions=(*program.instructions[:at], change(found), *program.instructions[at + 1 :]))
+    return replace(
+        program,
+        instructions=(*program.instructions[:at], change(found), *program.instructions[at + 1 :]),
+    )
 
 
 @pytest.mark.parametrize("name", ["lstm", "moe", "resnet", "dlrm"])
@@ -40,7 +45,10 @@ def test_programs_that_run_pass(name: str) -> None:
     ("change", "why"),
     [
         (lambda i: replace(i, shapes=((7, *i.shapes[0][1:]),)), "it gives a tensor of .* not of"),
-        (lambda i: replace(i, dtypes=("float32",)), "it gives a tensor of .*float64, not of .* in float32"),
+        (
+            lambda i: replace(i, dtypes=("float32",)),
+            "it gives a tensor of .*float64, not of .* in float32",
+        ),
         (lambda i: replace(i, args=(i.args[0], i.args[0])), "runs aten.mm.default .*: "),
         (lambda i: replace(i, op="aten.argmax.default", args=i.args[:1]), "int64, not of"),
         (lambda i: replace(i, op="aten.split.Tensor", args=(i.args[0], 1)), "results, not 1"),
@@ -59,7 +67,9 @@ def test_like_calls_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     counts = []
     for layers in (2, 6):
         program, calls = program_of("gpt", layers=layers), []
-        monkeypatch.setattr(dry, "resolve", lambda op, calls=calls: calls.append(op) or dry_resolve(op))
+        monkeypatch.setattr(
+            dry, "resolve", lambda op, calls=calls: calls.append(op) or dry_resolve(op)
+        )
         dry_run(program)
         counts.append(len(calls))
     assert counts[0] == counts[1] > 20
@@ -79,7 +89,11 @@ class Small(torch.nn.Module):
 
 
 def small() -> Any:
-    return Small(), (torch.randn(4, 4), torch.randint(0, 2, (4,))), torch.nn.functional.cross_entropy
+    return (
+        Small(),
+        (torch.randn(4, 4), torch.randint(0, 2, (4,))),
+        torch.nn.functional.cross_entropy,
+    )
 
 
 def test_a_plan_that_cannot_run_is_not_handed_out(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,10 +102,13 @@ def test_a_plan_that_cannot_run_is_not_handed_out(monkeypatch: pytest.MonkeyPatc
     def refuse(*_: Any) -> None:
         raise RuntimeError("no tanh today\nand no backtrace")
 
-    monkeypatch.setattr(dry, "resolve", lambda op: refuse if op == "aten.tanh.default" else dry_resolve(op))
+    monkeypatch.setattr(
+        dry, "resolve", lambda op: refuse if op == "aten.tanh.default" else dry_resolve(op)
+    )
     ask = replace(ask_for("mlp", 2), model=f"{__file__}:small", batch=None, settings={})
     with pytest.raises(
-        CannotRun, match=r"^module '\(top\)' runs aten.tanh.default .*: no tanh today at .*torch.tanh\(x\)"
+        CannotRun,
+        match=r"^module '\(top\)' runs aten.tanh.default .*: no tanh today at .*torch.tanh\(x\)",
     ) as caught:
         search(ask, load_cluster("cpu", num_devices=2))
     assert "\n" not in str(caught.value)

@@ -1,7 +1,9 @@
-"""A second opinion: our rules beside those that torch's DTensor has. Where they differ, the difference is listed with its reason.
+"""A second opinion: our rules beside those that torch's DTensor has. Where they differ, the
+difference is listed with its reason.
 
-A call is cut at one letter of our rule and given to DTensor as shards in the layouts that the rule says. DTensor agrees where it
-runs the op on them without communication and gives every result the placement that the rule says.
+A call is cut at one letter of our rule and given to DTensor as shards in the layouts that the rule
+says. DTensor agrees where it runs the op on them without communication and gives every result the
+placement that the rule says.
 """
 
 from __future__ import annotations
@@ -18,17 +20,22 @@ from rule_proof import Trial, as_torch, cut, map_refs_in_order, operand_layout, 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.testing._internal.distributed.fake_pg import FakeStore  # two ranks in one process: torch has no public group like it
+from torch.testing._internal.distributed.fake_pg import (
+    FakeStore,
+)  # two ranks in one process: torch has no public group like it
 
 OPS = (
-    "aten.mm.default", "aten.bmm.default", "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor", "aten.div.Tensor",
-    "aten.relu.default", "aten.gelu.default", "aten.silu.default", "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default",
-    "aten.pow.Tensor_Scalar", "aten.neg.default", "aten.where.self", "aten.sum.dim_IntList", "aten.sum.default",
-    "aten.amax.default", "aten._softmax.default", "aten._log_softmax.default", "aten._softmax_backward_data.default",
-    "aten.native_layer_norm.default", "aten.native_layer_norm_backward.default", "aten.embedding.default",
-    "aten.permute.default", "aten.expand.default", "aten.cumsum.default", "aten.tril.default", "aten.gather.default",
-    "aten.index_select.default", "aten.topk.default", "aten.sort.default", "aten.convolution.default",
-    "aten.slice.Tensor", "aten.select.int", "aten.split.Tensor", "aten.cat.default", "aten.gelu_backward.default",
+    "aten.mm.default", "aten.bmm.default", "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor",
+    "aten.div.Tensor", "aten.relu.default", "aten.gelu.default", "aten.silu.default",
+    "aten.sigmoid.default", "aten.tanh.default", "aten.exp.default", "aten.pow.Tensor_Scalar",
+    "aten.neg.default", "aten.where.self", "aten.sum.dim_IntList", "aten.sum.default",
+    "aten.amax.default", "aten._softmax.default", "aten._log_softmax.default",
+    "aten._softmax_backward_data.default", "aten.native_layer_norm.default",
+    "aten.native_layer_norm_backward.default", "aten.embedding.default", "aten.permute.default",
+    "aten.expand.default", "aten.cumsum.default", "aten.tril.default", "aten.gather.default",
+    "aten.index_select.default", "aten.topk.default", "aten.sort.default",
+    "aten.convolution.default", "aten.slice.Tensor", "aten.select.int", "aten.split.Tensor",
+    "aten.cat.default", "aten.gelu_backward.default",
 )  # fmt: skip
 
 #: (op, what becomes of a result when a letter is cut) -> how DTensor sees it differently.
@@ -41,9 +48,18 @@ DIFFERENCES: dict[tuple[str, str], str] = {
         "aten.embedding.default",
         "reduced",
     ): "the same terms: DTensor calls them MaskPartial, ours are zeros where another has the row",
-    ("aten.tril.default", "passed"): "DTensor replicates the op; ours passes the dims before the last two",
-    ("aten.convolution.default", "reduced"): "with input channels cut, DTensor calls the terms of the sum replicated",
-    ("aten.split.Tensor", "passed"): "DTensor gathers the dim that is split; ours cuts each of equal pieces",
+    (
+        "aten.tril.default",
+        "passed",
+    ): "DTensor replicates the op; ours passes the dims before the last two",
+    (
+        "aten.convolution.default",
+        "reduced",
+    ): "with input channels cut, DTensor calls the terms of the sum replicated",
+    (
+        "aten.split.Tensor",
+        "passed",
+    ): "DTensor gathers the dim that is split; ours cuts each of equal pieces",
 }
 
 
@@ -61,7 +77,9 @@ def verdict(it: Trial, leaf: int, mesh: DeviceMesh) -> str:
     for position, (operand, value) in enumerate(zip(it.operands, it.node.operands, strict=True)):
         shape, layout = it.subdims.shapes[value], operand_layout(it.op, position, (leaf,))
         local = cut(operand, shape, layout, (2,))[(0,)]
-        shards.append(DTensor.from_local(local, mesh, [_placement(layout[0], shape)], run_check=False))
+        shards.append(
+            DTensor.from_local(local, mesh, [_placement(layout[0], shape)], run_check=False)
+        )
     args = map_refs_in_order(it.node.args, shards)
     namespace, name, overload = it.node.op.split(".")
     op = getattr(getattr(getattr(torch.ops, namespace), name), overload)
@@ -88,7 +106,8 @@ def _compared(it: Trial, leaf: int, results: Any) -> str:
 
 
 def _placement(place: int, shape: Any) -> Placement:
-    """A placement on a flat sub-dim as one on a dim (in these trials every dim is one sub-dim, or none where its size is 1)."""
+    """A placement on a flat sub-dim as one on a dim (in these trials every dim is one sub-dim,
+    or none where its size is 1)."""
     if place == -1:
         return Replicate()
     if place == -2:
@@ -97,7 +116,8 @@ def _placement(place: int, shape: Any) -> Placement:
 
 
 def verdicts(op: str, mesh: DeviceMesh) -> dict[tuple[str, str], str]:
-    """By letter of the rule, where the letter is the dims of operands that are cut: the first disagreement, or `agrees`."""
+    """By letter of the rule, where the letter is the dims of operands that are cut: the first
+    disagreement, or `agrees`."""
     found: dict[tuple[str, str], str] = {}
     for make in CASES[op]:
         for seed in range(4):
@@ -110,9 +130,16 @@ def verdicts(op: str, mesh: DeviceMesh) -> dict[tuple[str, str], str]:
             ):
                 continue
             for leaf, size in enumerate(it.op.sizes):
-                if leaf in it.op.fixed or size % 2 or not any(leaf in operand for operand in it.op.operands):
+                if (
+                    leaf in it.op.fixed
+                    or size % 2
+                    or not any(leaf in operand for operand in it.op.operands)
+                ):
                     continue
-                reduced = any(it.op.letter[leaf] in it.op.signature.reduced_in(r) for r in range(len(it.node.results)))
+                reduced = any(
+                    it.op.letter[leaf] in it.op.signature.reduced_in(r)
+                    for r in range(len(it.node.results))
+                )
                 said = verdict(it, leaf, mesh)
                 key = (op, "reduced" if reduced else "passed")
                 if found.get(key, "agrees") == "agrees":

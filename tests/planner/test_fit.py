@@ -24,7 +24,9 @@ def told(
     def sure(asked: Ask, cluster: Cluster) -> bool:
         return fits(asked.batch, cluster.num_devices)  # type: ignore[operator]
 
-    return nearest_change(ask(batch), batch, None, load_cluster(hardware, num_devices=num_devices), record, sure), tried
+    return nearest_change(
+        ask(batch), batch, None, load_cluster(hardware, num_devices=num_devices), record, sure
+    ), tried
 
 
 def test_the_largest_batch_and_the_fewest_devices() -> None:
@@ -41,7 +43,9 @@ def test_more_devices_take_their_nodes() -> None:
         seen.append((cluster.num_devices, cluster.num_nodes, cluster.node_width))
         return cluster.num_devices >= 64
 
-    text = nearest_change(ask(1024), 1024, None, load_cluster("dgx-h100", num_devices=8), fits, fits)
+    text = nearest_change(
+        ask(1024), 1024, None, load_cluster("dgx-h100", num_devices=8), fits, fits
+    )
     assert text == "what fits: --gpus 64 --batch 1024"
     assert (16, 2, 8) in seen and (32, 4, 8) in seen
 
@@ -53,12 +57,16 @@ def test_only_one_of_the_two_helps() -> None:
 
 def test_a_smaller_batch_is_one_that_the_devices_divide() -> None:
     assert told(lambda batch, devices: batch <= 13, batch=99)[0] == "what fits: --batch 12"
-    assert told(lambda batch, devices: batch <= 13, batch=99, num_devices=5)[0].startswith("what fits: --batch 10")
+    assert told(lambda batch, devices: batch <= 13, batch=99, num_devices=5)[0].startswith(
+        "what fits: --batch 10"
+    )
 
 
 def test_neither_helps() -> None:
     text, tried = told(lambda batch, devices: False)
-    assert text.startswith("neither a smaller batch nor more of these devices helps: take a smaller model")
+    assert text.startswith(
+        "neither a smaller batch nor more of these devices helps: take a smaller model"
+    )
     assert (2, 4) in tried and (1, 4) not in tried  # a batch of 1 shares no factor with 4 devices
     assert all(batch >= devices for batch, devices in tried if devices > 4)
 
@@ -77,7 +85,8 @@ def test_a_shorter_sequence_where_neither_helps() -> None:
 
 
 def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
-    """Batches that share no factor with more devices than they have samples, more devices than samples, more devices than there are."""
+    """Batches that share no factor with more devices than they have samples, more devices than
+    samples, more devices than there are."""
     text, tried = told(lambda batch, devices: False, batch=12)
     assert tried == [(4, 4), (12, 8)]  # 3 samples share no factor with 4 devices
     assert "neither" in text
@@ -88,21 +97,37 @@ def test_batches_and_devices_that_cannot_be_are_not_tried() -> None:
 def test_the_line_has_all_parts_in_si_and_words() -> None:
     cluster = load_cluster("dgx-h100", num_devices=4)
     capacity = ask().allowed_memory(cluster.device)
-    held = dict.fromkeys(CATEGORIES, 0) | {"parameters": capacity, "optimizer": 2**33, "activations": 2**32, "inputs": 5}
+    held = dict.fromkeys(CATEGORIES, 0) | {
+        "parameters": capacity,
+        "optimizer": 2**33,
+        "activations": 2**32,
+        "inputs": 5,
+    }
     least = Prediction(
-        step_time_s=1.0, compute_time_s=1.0, exposed_communication_time_s=0.0, idle_time_s=0.0, memory_bytes=held
-    )  # fmt: skip
-    line = explain_misfit("mlp", ask(), cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8")
+        step_time_s=1.0,
+        compute_time_s=1.0,
+        exposed_communication_time_s=0.0,
+        idle_time_s=0.0,
+        memory_bytes=held,
+    )
+    line = explain_misfit(
+        "mlp", ask(), cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8"
+    )
     assert line.startswith("'mlp' does not fit 4 x h100-sxm: the leanest plan (mesh 2x2) needs ")
     assert "12.0 GiB too much, at backward.h.0.mm#1; " in line
     largest = line.split("largest: ")[1].split(";")[0]
-    assert [part.split()[0] for part in largest.split(", ")] == ["parameters", "optimizer", "activations"]
+    assert [part.split()[0] for part in largest.split(", ")] == [
+        "parameters",
+        "optimizer",
+        "activations",
+    ]
     assert line.endswith("; what fits: --batch 8")
     assert "\n" not in line
 
 
 def test_only_what_a_search_finds_a_plan_for_is_told() -> None:
-    """A batch that looks as if it fitted, and for which no plan is found, is passed over for the next; few are looked at."""
+    """A batch that looks as if it fitted, and for which no plan is found, is passed over for the
+    next; few are looked at."""
     searched: list[int | None] = []
 
     def fits(asked: Ask, cluster: Cluster) -> bool:
@@ -110,10 +135,14 @@ def test_only_what_a_search_finds_a_plan_for_is_told() -> None:
         return cluster.num_devices == 4 and (asked.batch or 0) <= 8
 
     cluster = load_cluster("dgx-h100", num_devices=4)
-    text = nearest_change(ask(64), 64, None, cluster, lambda asked, on: (asked.batch or 0) <= 16, fits)
+    text = nearest_change(
+        ask(64), 64, None, cluster, lambda asked, on: (asked.batch or 0) <= 16, fits
+    )
     assert (text, searched[:2]) == ("what fits: --batch 8", [16, 8])
     searched.clear()
-    assert "neither" in nearest_change(ask(4096), 4096, None, cluster, lambda asked, on: on.num_devices == 4, fits)
+    assert "neither" in nearest_change(
+        ask(4096), 4096, None, cluster, lambda asked, on: on.num_devices == 4, fits
+    )
     assert searched == [2048, 1024, 512]
 
 
@@ -126,12 +155,19 @@ def test_the_time_may_be_over_before_anything_is_found() -> None:
         "the time limit of 60 s came before a change was found"
     )
     found = nearest_change(
-        ask(64), 64, None, cluster, lambda asked, on: on.num_devices == 4 or late(asked, on), lambda asked, on: True
+        ask(64),
+        64,
+        None,
+        cluster,
+        lambda asked, on: on.num_devices == 4 or late(asked, on),
+        lambda asked, on: True,
     )
     assert found == "what fits: --batch 32"  # what was found before that is told
 
 
 def test_on_a_mesh_that_was_typed_no_other_number_of_devices_is_offered() -> None:
     cluster = load_cluster("dgx-h100", num_devices=4)
-    text = nearest_change(ask(64), 64, None, cluster, lambda *_: False, lambda *_: False, more=False)
+    text = nearest_change(
+        ask(64), 64, None, cluster, lambda *_: False, lambda *_: False, more=False
+    )
     assert text.startswith("no smaller batch helps on this mesh")

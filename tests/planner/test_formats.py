@@ -1,6 +1,8 @@
-"""Every op that models use, forward and backward, with every pairing of memory formats of its operands.
+"""Every op that models use, forward and backward, with every pairing of memory formats of its
+operands.
 
-Which ops read their operands by address is derived here; the product's list has to name them, so that a new torch with one more fails.
+Which ops read their operands by address is derived here; the product's list has to name them, so
+that a new torch with one more fails.
 """
 
 from __future__ import annotations
@@ -19,8 +21,18 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 from planner.kernels.formats import ADDRESS_READERS
 from planner.program.operators import bare, resolve
 
-#: Ops whose result is no value but a place in memory, or not written yet; those that draw numbers are ours, from a key.
-_NO_VALUE = ("empty", "as_strided", "view.", "_unsafe_view", "resize", "rand", "lift_fresh", "_local_scalar")
+#: Ops whose result is no value but a place in memory, or not written yet; those that draw numbers
+#: are ours, from a key.
+_NO_VALUE = (
+    "empty",
+    "as_strided",
+    "view.",
+    "_unsafe_view",
+    "resize",
+    "rand",
+    "lift_fresh",
+    "_local_scalar",
+)
 
 #: More combinations of formats than this are tried singly, in pairs and all alike.
 _MOST = 130
@@ -48,7 +60,9 @@ def formats(t: Tensor) -> dict[str, Tensor]:
         if t.dim() >= 3:
             out["channels last"] = moved(t, 1, -1)
             out["batch inside"] = moved(t, 0, 1)
-    return {name: one for name, one in out.items() if name == "contiguous" or not one.is_contiguous()}
+    return {
+        name: one for name, one in out.items() if name == "contiguous" or not one.is_contiguous()
+    }
 
 
 def pairings(tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], bool]]:
@@ -59,9 +73,12 @@ def pairings(tensors: list[Tensor]) -> Iterator[tuple[list[Tensor], bool]]:
     if torch.tensor([len(o) for o in options]).prod() > _MOST:
         single = [[(i, name)] for i, o in enumerate(options) for name in o]
         pairs = [a + b for a, b in itertools.combinations(single, 2) if a[0][0] != b[0][0]]
-        names = [tuple(dict(pair).get(i, f) for i, f in enumerate(first)) for pair in (*single, *pairs)]
+        names = [
+            tuple(dict(pair).get(i, f) for i, f in enumerate(first)) for pair in (*single, *pairs)
+        ]
         names += [
-            tuple(name if name in o else "contiguous" for o in options) for name in ("sliced", "transposed", "channels last")
+            tuple(name if name in o else "contiguous" for o in options)
+            for name in ("sliced", "transposed", "channels last")
         ]
     for chosen in names:
         yield [o[name] for o, name in zip(options, chosen, strict=True)], "expanded" in chosen
@@ -76,13 +93,20 @@ def results(call: Callable[..., Any], flat: list[Any], spec: Any) -> list[Tensor
 
 
 def same(a: list[Tensor], b: list[Tensor], *, ties: bool) -> bool:
-    """Whether the numbers are equal to rounding; where equal ones were drawn (`ties`), which of them was taken may differ."""
+    """Whether the numbers are equal to rounding; where equal ones were drawn (`ties`), which of
+    them was taken may differ."""
     for x, y in zip(a, b, strict=True):
         if x.shape != y.shape:
             return False
         if x.is_floating_point() or x.is_complex():
             scale = max(1.0, float(x.abs().nan_to_num(posinf=1.0).max())) if x.numel() else 1.0
-            if not torch.allclose(x, y, rtol=1e-4 if x.dtype == torch.float32 else 1e-8, atol=1e-9 * scale, equal_nan=True):
+            if not torch.allclose(
+                x,
+                y,
+                rtol=1e-4 if x.dtype == torch.float32 else 1e-8,
+                atol=1e-9 * scale,
+                equal_nan=True,
+            ):
                 return False
         elif not ties and not torch.equal(x, y):
             return False
@@ -109,10 +133,21 @@ def wrong(one: OpCall, call: Callable[..., Any]) -> str:
 
 def all_calls() -> Iterator[OpCall]:
     seen = set()
-    for one in (*rule_calls(0), *(call for function, tensors in FUNCTIONS.values() for call in calls_of(function, *tensors))):
+    for one in (
+        *rule_calls(0),
+        *(
+            call
+            for function, tensors in FUNCTIONS.values()
+            for call in calls_of(function, *tensors)
+        ),
+    ):
         flat, _ = tree_flatten((one.args, one.kwargs))
         tensors = [t for t in flat if isinstance(t, Tensor)]
-        key = (one.op, *(tuple(t.shape) for t in tensors), *(repr(x) for x in flat if not isinstance(x, Tensor)))
+        key = (
+            one.op,
+            *(tuple(t.shape) for t in tensors),
+            *(repr(x) for x in flat if not isinstance(x, Tensor)),
+        )
         if tensors and key not in seen and not any(word in one.op for word in _NO_VALUE):
             seen.add(key)
             yield one
@@ -120,7 +155,9 @@ def all_calls() -> Iterator[OpCall]:
 
 def moved_to(one: OpCall, device: str) -> OpCall:
     flat, spec = tree_flatten((one.args, one.kwargs))
-    args, kwargs = tree_unflatten([item.to(device) if isinstance(item, Tensor) else item for item in flat], spec)
+    args, kwargs = tree_unflatten(
+        [item.to(device) if isinstance(item, Tensor) else item for item in flat], spec
+    )
     return OpCall(one.op, args, kwargs)
 
 
@@ -138,8 +175,14 @@ def test_ops_that_read_by_address_are_known_and_made_right(device: str) -> None:
     with torch.enable_grad():
         calls = [moved_to(one, device) for one in all_calls()]
     assert len({one.op for one in calls}) > 280
-    unknown = {one.op: why for one in calls if one.op not in ADDRESS_READERS and (why := wrong(one, resolve(one.op)))}
-    assert not unknown, f"ops that read their operands by address, and are not in ADDRESS_READERS: {unknown}"
+    unknown = {
+        one.op: why
+        for one in calls
+        if one.op not in ADDRESS_READERS and (why := wrong(one, resolve(one.op)))
+    }
+    assert not unknown, (
+        f"ops that read their operands by address, and are not in ADDRESS_READERS: {unknown}"
+    )
     readers = [one for one in calls if one.op in ADDRESS_READERS]
     assert {one.op for one in readers if not wrong(one, bare(one.op))} < {one.op for one in readers}
     assert [why for one in readers for why in [wrong(one, resolve(one.op))] if why] == []

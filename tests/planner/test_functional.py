@@ -1,4 +1,5 @@
-"""Every op of torch's that writes has a twin that gives what it writes, found by schema, or it is known to have none."""
+"""Every op of torch's that writes has a twin that gives what it writes, found by schema, or it
+is known to have none."""
 
 from __future__ import annotations
 
@@ -15,15 +16,19 @@ from planner.kernels.functional import is_view_in_place, rewritten, twin_of
 
 aten = torch.ops.aten
 
-#: Ops that write and have no form that does not, by the way that a model's author could meet them; a model that runs one is refused.
+#: Ops that write and have no form that does not, by the way that a model's author could meet them;
+#: a model that runs one is refused.
 WITHOUT = {
     "_compute_linear_combination", "_cummax_helper", "_cummin_helper",
-    "_fill_mem_eff_dropout_mask_", "_flash_attention_forward_no_dropout_inplace", "_index_put_impl_", "_no_grad_fill_",
-    "_no_grad_normal_", "_no_grad_uniform_", "_no_grad_zero_", "_slow_conv2d_backward", "_sobol_engine_ff_",
-    "_sobol_engine_initialize_state_", "_sobol_engine_scramble_", "adaptive_avg_pool3d_backward", "alpha_dropout_", "copy_",
-    "dropout_", "fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation", "feature_alpha_dropout_",
-    "feature_dropout_", "fill_diagonal_", "fused_moving_avg_obs_fake_quant", "record_stream", "requires_grad_", "resize",
-    "resize_", "resize_as", "resize_as_", "resize_as_sparse", "resize_as_sparse_", "retain_grad", "set", "set_", "set_data",
+    "_fill_mem_eff_dropout_mask_", "_flash_attention_forward_no_dropout_inplace",
+    "_index_put_impl_", "_no_grad_fill_", "_no_grad_normal_", "_no_grad_uniform_", "_no_grad_zero_",
+    "_slow_conv2d_backward", "_sobol_engine_ff_", "_sobol_engine_initialize_state_",
+    "_sobol_engine_scramble_", "adaptive_avg_pool3d_backward", "alpha_dropout_", "copy_",
+    "dropout_", "fbgemm_linear_fp16_weight", "fbgemm_linear_fp16_weight_fp32_activation",
+    "feature_alpha_dropout_", "feature_dropout_", "fill_diagonal_",
+    "fused_moving_avg_obs_fake_quant", "record_stream", "requires_grad_", "resize", "resize_",
+    "resize_as", "resize_as_", "resize_as_sparse", "resize_as_sparse_", "retain_grad", "set",
+    "set_", "set_data",
 }  # fmt: skip
 
 
@@ -72,14 +77,18 @@ def test_every_op_that_writes_has_a_twin_with_its_arguments_or_is_known_to_have_
     assert without == WITHOUT
 
 
-# ------------------------------------------------------------------------------------------------- what twins give
+# ---------------------------------------------------------------------------------- what twins give
 
-#: Numbers for an argument, by its type: each op is tried with the first, then with the second, and so on.
+#: Numbers for an argument, by its type: each op is tried with the first, then with the second, and
+#: so on.
 _FILLS: dict[str, tuple[Any, ...]] = {
-    "int": (1, 0, 1, 1, 2, 1), "float": (0.5, 0.5, 0.5, 0.5, 0.25, 0.5), "bool": (False, False, False, False, True, False),
-    "number": (0.5, 0.5, 2, 1, 0.25, 1), "List[int]": ([1], [0], [1], [4, 4], [2, 2], [1, 1]),
+    "int": (1, 0, 1, 1, 2, 1),
+    "float": (0.5, 0.5, 0.5, 0.5, 0.25, 0.5),
+    "bool": (False, False, False, False, True, False),
+    "number": (0.5, 0.5, 2, 1, 0.25, 1),
+    "List[int]": ([1], [0], [1], [4, 4], [2, 2], [1, 1]),
     "str": ("sum", "mean", "sum", "amax", "none", "sum"),
-}  # fmt: skip
+}
 _TRIES = 6
 
 
@@ -100,7 +109,9 @@ def _arguments(op: OpOverload, attempt: int) -> dict[str, Any]:
         elif "Tensor" in kind:
             lists = kind.startswith("List") or "List[" in kind
             out[argument.name] = (
-                [_tensor(attempt, position), _tensor(attempt, position + 9)] if lists else _tensor(attempt, position)
+                [_tensor(attempt, position), _tensor(attempt, position + 9)]
+                if lists
+                else _tensor(attempt, position)
             )
         elif kind.startswith("Optional"):
             out[argument.name] = None
@@ -117,7 +128,9 @@ def _cloned(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
-def _outcome(op: OpOverload, arguments: dict[str, Any], functional: bool) -> tuple[Any, dict[str, Any]] | None:
+def _outcome(
+    op: OpOverload, arguments: dict[str, Any], functional: bool
+) -> tuple[Any, dict[str, Any]] | None:
     """What a call returns and what is in its arguments after it; None where it is no call."""
     given = {name: _cloned(value) for name, value in arguments.items()}
     torch.manual_seed(0)
@@ -133,10 +146,16 @@ def _outs_that_fit(op: OpOverload, arguments: dict[str, Any]) -> dict[str, Any]:
     outs = [a.name for a in op._schema.arguments if a.kwarg_only and _writes(a)]
     if not outs:
         return arguments
-    for dtypes in itertools.product((torch.float64, torch.int64, torch.bool), repeat=min(len(outs), 2)):
-        empty = {name: torch.empty(0, dtype=dtypes[min(at, len(dtypes) - 1)]) for at, name in enumerate(outs)}
+    for dtypes in itertools.product(
+        (torch.float64, torch.int64, torch.bool), repeat=min(len(outs), 2)
+    ):
+        empty = {
+            name: torch.empty(0, dtype=dtypes[min(at, len(dtypes) - 1)])
+            for at, name in enumerate(outs)
+        }
         tried = {
-            name: [new.clone() for _ in v] if isinstance(v := arguments[name], list) else new for name, new in empty.items()
+            name: [new.clone() for _ in v] if isinstance(v := arguments[name], list) else new
+            for name, new in empty.items()
         }
         made = _outcome(op, {**arguments, **tried}, functional=False)
         if made is not None:
@@ -154,20 +173,36 @@ def _tried(op: OpOverload) -> Iterator[tuple[Any, Any]]:
                 yield eager, _outcome(op, arguments, functional=True)
 
 
-#: Ops that are not run: of other devices, that take what they are given as it is, that give what nothing wrote, or that leave `out`
-#: in another shape than that of what they return.
-_NOT_RUN = ("empty", "mkldnn", "miopen", "cudnn", "sparse", "quantize", "backward", "slow_conv", "binary_cross_entropy")
+#: Ops that are not run: of other devices, that take what they are given as it is, that give what
+#: nothing wrote, or that leave `out` in another shape than that of what they return.
+_NOT_RUN = (
+    "empty",
+    "mkldnn",
+    "miopen",
+    "cudnn",
+    "sparse",
+    "quantize",
+    "backward",
+    "slow_conv",
+    "binary_cross_entropy",
+)
 
 
 def _is_run(op: OpOverload) -> bool:
     name = op._schema.name.removeprefix("aten::")
     public = not name.startswith("_") or name.startswith(("_foreach", "__"))
-    return public and twin_of(op) is not None and not is_view_in_place(op) and not any(word in name for word in _NOT_RUN)
+    return (
+        public
+        and twin_of(op) is not None
+        and not is_view_in_place(op)
+        and not any(word in name for word in _NOT_RUN)
+    )
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_twins_give_what_is_written() -> None:
-    """As many overloads as can be called on small tensors of random numbers: returned and written, dtype for dtype."""
+    """As many overloads as can be called on small tensors of random numbers: returned and
+    written, dtype for dtype."""
     compared: set[str] = set()
     with torch.no_grad():
         for op in filter(_is_run, writers()):

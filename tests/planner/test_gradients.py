@@ -1,4 +1,5 @@
-"""Parameters that take no part in the loss stay as they are; their number is not counted, and the report names them."""
+"""Parameters that take no part in the loss stay as they are; their number is not counted, and
+the report names them."""
 
 from __future__ import annotations
 
@@ -40,13 +41,20 @@ def built(depth: int = 2) -> Workload:
     return workload(net(depth), torch.randn(8, 6), torch.randn(8, 4))
 
 
-UNUSED = tuple(f"{block}.{name}.{kind}" for block in range(2) for name in ("gate", "spare") for kind in ("weight", "bias"))
+UNUSED = tuple(
+    f"{block}.{name}.{kind}"
+    for block in range(2)
+    for name in ("gate", "spare")
+    for kind in ("weight", "bias")
+)
 
 
 def test_what_takes_no_part_in_the_loss_is_no_parameter_of_the_step() -> None:
     traced = trace(built)
     assert traced.unused == UNUSED
-    assert [p.name for p in traced.graph.parameters] == [n for n, _ in net().named_parameters() if n not in UNUSED]
+    assert [p.name for p in traced.graph.parameters] == [
+        n for n, _ in net().named_parameters() if n not in UNUSED
+    ]
     readers = traced.graph.readers()
     read = {v.name for v in traced.graph.values if v.kind == "buffer" and readers[v.id]}
     assert read == {n for n in UNUSED if "gate" in n}
@@ -65,7 +73,9 @@ def test_no_parameter_at_all_is_refused() -> None:
             return super().forward(x).detach() + x
 
     with pytest.raises(NotTraceable, match="no parameter takes part in the loss"):
-        trace(lambda: workload(Idle(4, 4), torch.randn(8, 4, requires_grad=True), torch.randn(8, 4)))
+        trace(
+            lambda: workload(Idle(4, 4), torch.randn(8, 4, requires_grad=True), torch.randn(8, 4))
+        )
 
 
 def test_a_gradient_that_was_not_recorded_is_not_taken_for_none() -> None:
@@ -78,13 +88,24 @@ def test_a_gradient_that_was_not_recorded_is_not_taken_for_none() -> None:
 
 def test_they_are_told_and_stay_as_they_are(tmp_path: Path) -> None:
     model, batch = net(), (torch.randn(8, 6), torch.randn(8, 4))
-    planned = plan(model, batch, F.mse_loss, cluster=load_cluster("cpu", num_devices=1), folder=tmp_path, optimizer="adamw")
+    planned = plan(
+        model,
+        batch,
+        F.mse_loss,
+        cluster=load_cluster("cpu", num_devices=1),
+        folder=tmp_path,
+        optimizer="adamw",
+    )
     told = [part for part in mesh_body(planned.plan) if "take no part in the loss" in str(part)]
     assert told == ["take no part in the loss, and stay as they are: " + ", ".join(UNUSED)]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors, nest = flatten(batch)
     torch.save([(tensors, str(nest))], tmp_path / "batches.pt")
-    request = TrainRequest(plan=str(planned.path), batches=str(tmp_path / "batches.pt"), result=str(tmp_path / "result.pt"))
+    request = TrainRequest(
+        plan=str(planned.path),
+        batches=str(tmp_path / "batches.pt"),
+        result=str(tmp_path / "result.pt"),
+    )
     train_rank(request, lambda _: None)
     after = torch.load(tmp_path / "result.pt", weights_only=True)["parameters"]
     assert set(after) == set(before)

@@ -28,14 +28,30 @@ def test_every_node_and_value_is_printed_once() -> None:
     assert lines[0] == "step      forward 11 nodes, backward 19 nodes, 36 values"
     assert lines[1].startswith("trained   4 parameters, ")
     assert lines[2] == f"loss      %{graph.loss}"
-    made = [int(value) for line in lines if " -> " in line for value in re.findall(r"%(\d+)", line.rpartition(" -> ")[2])]
+    made = [
+        int(value)
+        for line in lines
+        if " -> " in line
+        for value in re.findall(r"%(\d+)", line.rpartition(" -> ")[2])
+    ]
     given = [int(line[1:].split()[0]) for line in lines if line.startswith("%")]
     assert given + made == [value.id for value in graph.values]
     first = graph.parameters[0]
     row = next(line for line in lines if line.startswith("%0 "))
-    assert row.split() == ["%0", "parameter", "layers.0.weight", "float64[32x16]", "gradient", f"%{first.gradient}"]
+    assert row.split() == [
+        "%0",
+        "parameter",
+        "layers.0.weight",
+        "float64[32x16]",
+        "gradient",
+        f"%{first.gradient}",
+    ]
     product = next(line for line in lines if "aten.mm.default" in line)
-    assert product.split(None, 3)[1:] == ["forward", "layers.0", "aten.mm.default(%4, %6) -> %7 float64[8x32]"]
+    assert product.split(None, 3)[1:] == [
+        "forward",
+        "layers.0",
+        "aten.mm.default(%4, %6) -> %7 float64[8x32]",
+    ]
 
 
 def changes(graph: Graph) -> list[Graph]:
@@ -43,16 +59,28 @@ def changes(graph: Graph) -> list[Graph]:
     node = next(node for node in graph.nodes if node.op == "aten.mm.default")
 
     def of(**changed: Any) -> Graph:
-        return replace(graph, nodes=tuple(replace(n, **changed) if n is node else n for n in graph.nodes))
+        return replace(
+            graph, nodes=tuple(replace(n, **changed) if n is node else n for n in graph.nodes)
+        )
 
     weight = replace(graph.values[0], name="other")
     return [
-        of(op="aten.bmm.default"), of(args=node.args[::-1]), of(kwargs=(("x", 1),)), of(results=(None,)),
-        of(result_shapes=((1,),)), of(result_dtypes=("float16",)), of(phase="backward"), of(path="elsewhere"),
-        replace(graph, loss=0), replace(graph, reported=(("a", 1),)), replace(graph, updates=((4, 7),)),
+        of(op="aten.bmm.default"),
+        of(args=node.args[::-1]),
+        of(kwargs=(("x", 1),)),
+        of(results=(None,)),
+        of(result_shapes=((1,),)),
+        of(result_dtypes=("float16",)),
+        of(phase="backward"),
+        of(path="elsewhere"),
+        replace(graph, loss=0),
+        replace(graph, reported=(("a", 1),)),
+        replace(graph, updates=((4, 7),)),
         replace(graph, values=(weight, *graph.values[1:])),
-        replace(graph, parameters=(replace(graph.parameters[0], gradient=1), *graph.parameters[1:])),
-    ]  # fmt: skip
+        replace(
+            graph, parameters=(replace(graph.parameters[0], gradient=1), *graph.parameters[1:])
+        ),
+    ]
 
 
 def test_graphs_with_the_same_text_are_the_same() -> None:
@@ -67,7 +95,9 @@ def test_of_a_stack_the_first_block_is_shown() -> None:
     for graph, count in ((four, 4), (six, 6)):
         forward, backward = repeats(graph)
         assert (forward.count, backward.count) == (count, count)
-        assert graph.nodes[forward.start].path == "h.0.ln_1" and graph.nodes[backward.start].path.startswith(f"h.{count - 1}.")
+        assert graph.nodes[forward.start].path == "h.0.ln_1" and graph.nodes[
+            backward.start
+        ].path.startswith(f"h.{count - 1}.")
         paths = {graph.nodes[index].path.split(".")[1] for index in forward.block(2)}
         assert paths == {"2"}
         lines = graph_text(graph).splitlines()
@@ -75,7 +105,11 @@ def test_of_a_stack_the_first_block_is_shown() -> None:
         assert f"--  to node {forward.end - 1}: {count - 1} blocks more like it" in lines
         shown = len(graph.nodes) - (count - 1) * (forward.length + backward.length)
         assert nodes_in("\n".join(lines)) == shown
-        assert any(line.split()[2:4] == ["h.*.mlp.fc.weight", f"(x{count})"] for line in lines if line.startswith("%"))
+        assert any(
+            line.split()[2:4] == ["h.*.mlp.fc.weight", f"(x{count})"]
+            for line in lines
+            if line.startswith("%")
+        )
     assert len(graph_text(four).splitlines()) == len(graph_text(six).splitlines())
     assert nodes_in(graph_text(six, whole=True)) == len(six.nodes)
 
@@ -104,10 +138,15 @@ def test_a_repeat_counts_its_blocks() -> None:
     assert (run.end, list(run.block(0)), list(run.block(3))) == (17, [5, 6, 7], [14, 15, 16])
 
 
-@pytest.mark.parametrize(("whole", "words"), [(False, "((0, 1, 2, 3, ... 20 in all), (20,)"), (True, "17, 18, 19), (20,)")])
+@pytest.mark.parametrize(
+    ("whole", "words"),
+    [(False, "((0, 1, 2, 3, ... 20 in all), (20,)"), (True, "17, 18, 19), (20,)")],
+)
 def test_long_constants_are_folded(whole: bool, words: str) -> None:
     graph = graph_of("mlp", layers=1)
-    constant = replace(graph.nodes[0], op="shardwright.constant", args=(tuple(range(20)), (20,)), kwargs=())
+    constant = replace(
+        graph.nodes[0], op="shardwright.constant", args=(tuple(range(20)), (20,)), kwargs=()
+    )
     text = graph_text(replace(graph, nodes=(constant, *graph.nodes[1:])), whole=whole)
     assert words in text
 

@@ -1,4 +1,5 @@
-"""Values that depend on no data are known while tracing; those that do are not, however they came to be."""
+"""Values that depend on no data are known while tracing; those that do are not, however they
+came to be."""
 
 from __future__ import annotations
 
@@ -32,7 +33,11 @@ class Of(nn.Module):
 
 
 def graph_of(f: Callable[[nn.Module, Tensor], Tensor]) -> Graph:
-    return trace(lambda: workload(Of(f), torch.zeros(8, 6), torch.zeros(8, 4), loss=lambda y, t: (y**2).sum())).graph
+    return trace(
+        lambda: workload(
+            Of(f), torch.zeros(8, 6), torch.zeros(8, 4), loss=lambda y, t: (y**2).sum()
+        )
+    ).graph
 
 
 def branch(m: nn.Module, x: Tensor) -> Tensor:
@@ -52,7 +57,9 @@ def pick(m: nn.Module, x: Tensor) -> Tensor:
 
 def numbers(m: nn.Module, x: Tensor) -> Tensor:
     sizes = torch.full((2,), 4)
-    return torch.cat([x[: int(n)] * s for n, s in zip(sizes, torch.linspace(0, 1, 2).tolist(), strict=True)])
+    return torch.cat(
+        [x[: int(n)] * s for n, s in zip(sizes, torch.linspace(0, 1, 2).tolist(), strict=True)]
+    )
 
 
 def written(m: nn.Module, x: Tensor) -> Tensor:
@@ -76,10 +83,21 @@ def edges(m: nn.Module, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     ("f", "rows"),
-    [(branch, 8), (like, 8), (pick, 4), (numbers, 8), (written, 4), (sizes, 16), (buffer, 16), (edges, 6)],
+    [
+        (branch, 8),
+        (like, 8),
+        (pick, 4),
+        (numbers, 8),
+        (written, 4),
+        (sizes, 16),
+        (buffer, 16),
+        (edges, 6),
+    ],
     ids=lambda x: getattr(x, "__name__", ""),
 )
-def test_what_is_made_of_numbers_and_never_changes_decides(f: Callable[[nn.Module, Tensor], Tensor], rows: int) -> None:
+def test_what_is_made_of_numbers_and_never_changes_decides(
+    f: Callable[[nn.Module, Tensor], Tensor], rows: int
+) -> None:
     graph = graph_of(f)
     assert any(v.shape[:1] == (rows,) for v in graph.values if v.writer is not None)
 
@@ -115,7 +133,9 @@ def drawn(m: nn.Module, x: Tensor) -> Tensor:
     return x if torch.rand(()) > 0.5 else -x
 
 
-@pytest.mark.parametrize("f", [data, mixed, through_a_view, changed, filled, drawn], ids=lambda f: f.__name__)
+@pytest.mark.parametrize(
+    "f", [data, mixed, through_a_view, changed, filled, drawn], ids=lambda f: f.__name__
+)
 def test_data_is_not_known(f: Callable[[nn.Module, Tensor], Tensor]) -> None:
     with pytest.raises(NotTraceable, match="the value of a tensor is needed"):
         graph_of(f)
@@ -157,7 +177,11 @@ def test_what_a_branch_can_be_taken_on_is_told() -> None:
 @pytest.mark.parametrize("shape", [(3, 12, 5), (3, 3, 4, 5)], ids=["one dim", "side by side"])
 @pytest.mark.parametrize("turned", [False, True])
 def test_overlapping_windows_are_slices(shape: tuple[int, ...], turned: bool) -> None:
-    x = torch.randn(3, 5, 12, dtype=torch.float64).transpose(1, 2) if turned else torch.randn(3, 12, 5, dtype=torch.float64)
+    x = (
+        torch.randn(3, 5, 12, dtype=torch.float64).transpose(1, 2)
+        if turned
+        else torch.randn(3, 12, 5, dtype=torch.float64)
+    )
     x = x.unflatten(1, shape[1:-1]).requires_grad_()
     last, row = x.stride(-1), x.stride(-2)
     size, stride = (3, 5, 4, 5), (x.stride(0), 2 * row, row, last)
@@ -168,4 +192,6 @@ def test_overlapping_windows_are_slices(shape: tuple[int, ...], turned: bool) ->
     (ours,) = torch.autograd.grad((found * weights).sum(), x)
     (theirs,) = torch.autograd.grad((x.as_strided(size, stride) * weights).sum(), x)
     torch.testing.assert_close(ours, theirs)
-    assert _windows(x, (3, 4, 5, 5), (x.stride(0), 3 * row, row, last)) is None  # windows of 5 in steps of 3
+    assert (
+        _windows(x, (3, 4, 5, 5), (x.stride(0), 3 * row, row, last)) is None
+    )  # windows of 5 in steps of 3

@@ -1,4 +1,5 @@
-"""Narrowing against brute force: the best choice, or one as good, is left; and `solve` goes this way where there are many pairs."""
+"""Narrowing against brute force: the best choice, or one as good, is left; and `solve` goes this
+way where there are many pairs."""
 
 from __future__ import annotations
 
@@ -21,13 +22,17 @@ from planner.solver.reduce.level import Level
 from planner.solver.reduce.reduce import STEPS, Contradiction
 
 examples = settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 
 
 @examples
 @given(problem=problems(), share=st.sampled_from([0.5, 1.0, 1.5, INF]))
-def test_what_is_left_has_the_best_choice_below_a_known_cost(problem: Problem, share: float) -> None:
+def test_what_is_left_has_the_best_choice_below_a_known_cost(
+    problem: Problem, share: float
+) -> None:
     best = least(problem)
     upper = share * best if share < INF and best < INF else INF
     try:
@@ -42,12 +47,19 @@ def test_what_is_left_has_the_best_choice_below_a_known_cost(problem: Problem, s
 
 def limited(problem: Problem, share: float) -> Problem:
     held = everything(replace(problem, limit=0.0))[1]
-    return replace(problem, limit=INF if share == INF else max(0.5, float(held.min() + share * (held.max() - held.min()))))
+    return replace(
+        problem,
+        limit=INF
+        if share == INF
+        else max(0.5, float(held.min() + share * (held.max() - held.min()))),
+    )
 
 
 @examples
 @given(problem=problems(memory=True), share=st.sampled_from([0.3, 0.6, 0.9]))
-def test_what_is_left_within_a_limit_has_the_best_choice_too(problem: Problem, share: float) -> None:
+def test_what_is_left_within_a_limit_has_the_best_choice_too(
+    problem: Problem, share: float
+) -> None:
     problem = limited(problem, share)
     best, known = least(problem), Incumbent(problem, INF, lambda cost, bound: None, lambda: False)
     try:
@@ -78,13 +90,25 @@ def test_large_problems_are_solved_as_small_ones(problem: Problem, share: float)
 
 
 def test_a_large_limited_problem_is_nearly_solved() -> None:
-    """No integer program follows; on a ring with chords prices and annealing come near the best by themselves."""
+    """No integer program follows; on a ring with chords prices and annealing come near the best
+    by themselves."""
     rng = np.random.default_rng(5)
-    edges = [Edge(u=u, v=v, cost=rng.integers(0, 60, (6, 6)) * 1.0) for u in range(16) for v in (u + 1, u + 3) if v < 16]
+    edges = [
+        Edge(u=u, v=v, cost=rng.integers(0, 60, (6, 6)) * 1.0)
+        for u in range(16)
+        for v in (u + 1, u + 3)
+        if v < 16
+    ]
     problem = Problem(
-        costs=tuple(rng.integers(0, 60, 6) * 1.0 for _ in range(16)), edges=tuple(edges), horizon=16, limit=100,
-        usages=tuple(Usage(node=n, nbytes=rng.integers(1, 40, 6) * 1.0, spans=((n, min(n + 6, 16), 1),)) for n in range(16)),
-    )  # fmt: skip
+        costs=tuple(rng.integers(0, 60, 6) * 1.0 for _ in range(16)),
+        edges=tuple(edges),
+        horizon=16,
+        limit=100,
+        usages=tuple(
+            Usage(node=n, nbytes=rng.integers(1, 40, 6) * 1.0, spans=((n, min(n + 6, 16), 1),))
+            for n in range(16)
+        ),
+    )
     exact = solve(problem)
     known = Incumbent(problem, INF, lambda cost, bound: None, lambda: False)
     narrow_within(Level.of(problem, ["forbid", "arcs"]), STEPS, known, few=0)

@@ -1,4 +1,5 @@
-"""A padded vocabulary: the model with another size is the model traced at that size, and only what is faster is offered."""
+"""A padded vocabulary: the model with another size is the model traced at that size, and only
+what is faster is offered."""
 
 from __future__ import annotations
 
@@ -25,7 +26,9 @@ from planner.strategy.problem import problem_of
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("gpt", {}), ("gpt", {"tied": "false"}), ("lstm", {})])
-def test_a_resized_model_costs_what_the_traced_one_does(name: str, sizes: dict[str, int | str]) -> None:
+def test_a_resized_model_costs_what_the_traced_one_does(
+    name: str, sizes: dict[str, int | str]
+) -> None:
     small, workload = traced(ask_for(name, vocab=33, **sizes))
     wanted = table_of(ask_for(name, vocab=64, **sizes), "a=2,b=2")
     found = vocabulary(small, workload)
@@ -39,9 +42,13 @@ def test_a_resized_model_costs_what_the_traced_one_does(name: str, sizes: dict[s
     assert ours.pairs.keys() == wanted.pairs.keys()
     assert all(np.array_equal(ours.pairs[key], wanted.pairs[key]) for key in ours.pairs)
     choices = read_choices(ours, solve(problem_of(ours)).choice)
-    programs = [lower(m, mesh_of("a=2,b=2"), choices, wanted.costing) for m in (large, wanted.model)]
+    programs = [
+        lower(m, mesh_of("a=2,b=2"), choices, wanted.costing) for m in (large, wanted.model)
+    ]
     assert memory_by_category(programs[0]) == memory_by_category(programs[1])
-    assert [(i.id, i.time) for i in programs[0].instructions] == [(i.id, i.time) for i in programs[1].instructions]
+    assert [(i.id, i.time) for i in programs[0].instructions] == [
+        (i.id, i.time) for i in programs[1].instructions
+    ]
 
 
 def test_models_without_a_vocabulary_have_none_to_pad() -> None:
@@ -50,13 +57,21 @@ def test_models_without_a_vocabulary_have_none_to_pad() -> None:
 
 
 def measured(slow: float) -> Cluster:
-    """Two devices on which products with a side of 33 were measured, and take `slow` times what those with 64 do."""
+    """Two devices on which products with a side of 33 were measured, and take `slow` times what
+    those with 64 do."""
     cluster = load_cluster("cpu", num_devices=2)
     costing = Costing(cluster, (2,), "adam", 1.0)
     assert costing.sizes == (2,)
     rows = []
     for side, times in ((33, slow), (64, 1.0), (17, slow), (32, 1.0)):
-        for m, n, k in ((32, side, 16), (32, 16, side), (side, 16, 32), (64, side, 16), (64, 16, side), (side, 16, 64)):
+        for m, n, k in (
+            (32, side, 16),
+            (32, 16, side),
+            (side, 16, 32),
+            (64, side, 16),
+            (64, 16, side),
+            (side, 16, 64),
+        ):
             rows.append(GemmRow(batch=1, m=m, n=n, k=k, dtype="float64", seconds=1e-3 * times))
     return replace(cluster, device=replace(cluster.device, gemm_table=tuple(rows)))
 
@@ -70,7 +85,9 @@ def test_what_pays_is_offered_and_is_what_planning_it_gives() -> None:
     found = planned_on(cluster)
     offered = found.plan.summary["padding"]
     assert offered["setting"] == "vocab=64"
-    really = search(ask_for("gpt", 2, vocab=64), cluster, mesh=mesh_of("dp=2")).plan.summary["step_time_s"]
+    really = search(ask_for("gpt", 2, vocab=64), cluster, mesh=mesh_of("dp=2")).plan.summary[
+        "step_time_s"
+    ]
     assert offered["step_time_s"] == pytest.approx(really, rel=1e-9)
     assert really < found.plan.summary["step_time_s"]
     text = str(report(found.plan, {}))

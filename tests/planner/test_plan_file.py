@@ -44,7 +44,9 @@ def test_a_round_trip_is_the_identity(model: str, tmp_path: Path) -> None:
     assert plan_text(again) == plan_text(plan)
 
 
-def test_ranks_make_the_same_program_without_solving(found: Found, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_make_the_same_program_without_solving(
+    found: Found, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*args: Any, **named: Any) -> None:
         raise AssertionError("solved again")
 
@@ -58,14 +60,17 @@ def test_ranks_make_the_same_program_without_solving(found: Found, path: Path, m
 def test_the_reported_figures_are_those_of_the_file(found: Found, path: Path) -> None:
     """The step time is the program's."""
     plan = read_plan(path)
-    assert predict(program_of(plan), plan.hardware.cluster()).step_time_s == plan.summary["step_time_s"]
+    assert (
+        predict(program_of(plan), plan.hardware.cluster()).step_time_s
+        == plan.summary["step_time_s"]
+    )
 
 
 def test_the_hardware_travels_with_the_plan(path: Path) -> None:
     assert read_plan(path).hardware.cluster() == load_cluster("cpu", num_devices=4)
 
 
-# ------------------------------------------------------------------------------------------------- damaged files
+# ------------------------------------------------------------------------------------ damaged files
 
 
 def damaged(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
@@ -77,7 +82,8 @@ def damaged(path: Path, change: Callable[[dict[str, Any]], Any]) -> Path:
 
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(
-        BadPlan, match=r"no\.json: cannot be read \(No such file or directory\); make a plan with: plan --model NAME"
+        BadPlan,
+        match=r"no\.json: cannot be read \(No such file or directory\); make a plan with: plan --model NAME",
     ):
         read_plan(tmp_path / "no.json")
 
@@ -99,13 +105,17 @@ def test_not_text(path: Path) -> None:
 @pytest.mark.parametrize("body", ["[]", "3", "{}", '{"format": "other"}'])
 def test_not_a_plan(path: Path, body: str) -> None:
     path.write_text(body)
-    with pytest.raises(BadPlan, match=r"plan\.json: not a plan file \(no format 'shardwright-plan'\)"):
+    with pytest.raises(
+        BadPlan, match=r"plan\.json: not a plan file \(no format 'shardwright-plan'\)"
+    ):
         read_plan(path)
 
 
 @pytest.mark.parametrize("version", [0, 1, 99, None, "2"])
 def test_another_version(path: Path, version: Any) -> None:
-    with pytest.raises(BadPlan, match=rf"a plan of version {version}, this program reads version 2; plan again"):
+    with pytest.raises(
+        BadPlan, match=rf"a plan of version {version}, this program reads version 2; plan again"
+    ):
         read_plan(damaged(path, lambda body: body.update(version=version)))
 
 
@@ -116,27 +126,51 @@ def test_another_version(path: Path, version: Any) -> None:
         (lambda body: body.pop("solver"), "solver is missing"),
         (lambda body: body["ask"].pop("dtype"), "ask: Object missing required field `dtype`"),
         (lambda body: body["ask"].update(colour="red"), "ask has an unknown key 'colour'"),
-        (lambda body: body["ask"].update(compute="bfloat61"), "ask.compute is 'bfloat61': empty or one of float32"),
+        (
+            lambda body: body["ask"].update(compute="bfloat61"),
+            "ask.compute is 'bfloat61': empty or one of float32",
+        ),
         (lambda body: body["training"].update(optimizer="lion"), "training.optimizer is 'lion'"),
-        (lambda body: body["mesh"].update(names=["a", "b", "c"]), "mesh: a mesh needs one distinct name an axis"),
+        (
+            lambda body: body["mesh"].update(names=["a", "b", "c"]),
+            "mesh: a mesh needs one distinct name an axis",
+        ),
         (lambda body: body["mesh"].update(sizes=[2] * len(body["mesh"]["sizes"]) + [9]), "mesh: "),
-        (lambda body: body["hardware"].update(num_devices=5), "hardware.num_devices is 5: the mesh has 4"),
+        (
+            lambda body: body["hardware"].update(num_devices=5),
+            "hardware.num_devices is 5: the mesh has 4",
+        ),
         (lambda body: body.update(options=5), "options: Expected `array`, got `int`"),
         (lambda body: body["parameters"].__setitem__(0, ["melted"]), "unknown option 'melted'"),
-        (lambda body: body["parameters"].__setitem__(0, ["split:x"]), "option 'split:x' has no number"),
+        (
+            lambda body: body["parameters"].__setitem__(0, ["split:x"]),
+            "option 'split:x' has no number",
+        ),
         (lambda body: body["hubs"].append({"phase": "forward"}), "Object missing required field"),
         (lambda body: body["summary"].pop("mfu"), "summary: Object missing required field `mfu`"),
-        (lambda body: body["summary"]["memory_bytes"].pop("inputs"), "not the categories of memory"),
-        (lambda body: body["summary"].update(step_time_s=0), "summary.step_time_s: Expected `float` > 0"),
+        (
+            lambda body: body["summary"]["memory_bytes"].pop("inputs"),
+            "not the categories of memory",
+        ),
+        (
+            lambda body: body["summary"].update(step_time_s=0),
+            "summary.step_time_s: Expected `float` > 0",
+        ),
     ],
 )
-def test_damaged_parts_are_named(path: Path, change: Callable[[dict[str, Any]], Any], named: str) -> None:
-    with pytest.raises(BadPlan, match=rf"plan\.json: the plan file is damaged \(.*({named}).*\); plan again"):
+def test_damaged_parts_are_named(
+    path: Path, change: Callable[[dict[str, Any]], Any], named: str
+) -> None:
+    with pytest.raises(
+        BadPlan, match=rf"plan\.json: the plan file is damaged \(.*({named}).*\); plan again"
+    ):
         read_plan(damaged(path, change))
 
 
 def test_made_for_another_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONHASHSEED", "7")  # no process with another is asked, where planning and running have the same
+    monkeypatch.setenv(
+        "PYTHONHASHSEED", "7"
+    )  # no process with another is asked, where planning and running have the same
     plan = read_plan(damaged(path, lambda body: body.update(graph_hash="0" * 64, hash_seed="7")))
     now = r"made for another graph of 'gpt' \(hash 000000000000, now [0-9a-f]{12}\): the model's code or torch has changed; plan again"
     with pytest.raises(BadPlan, match=now):
@@ -158,7 +192,9 @@ def tampered(found: Found, **parts: Any) -> Plan:
 @pytest.mark.parametrize("part", ["options", "parameters"])
 def test_choices_for_another_number_of_ops(found: Found, part: str) -> None:
     short = tampered(found, **{part: getattr(found.plan, part)[:-1]})
-    with pytest.raises(BadPlan, match="choices for another number of ops than the model has; plan again"):
+    with pytest.raises(
+        BadPlan, match="choices for another number of ops than the model has; plan again"
+    ):
         choices_of(short, found.model)
 
 
@@ -166,14 +202,20 @@ def test_a_choice_that_does_not_exist(found: Found) -> None:
     wrong = (Option("split", 40),) * len(found.plan.mesh.sizes)
     at = next(i for i, o in enumerate(found.plan.options) if o is not None)
     options = (*found.plan.options[:at], wrong, *found.plan.options[at + 1 :])
-    with pytest.raises(BadPlan, match=r"the plan's choice \['split:40'.*\] does not exist for aten\."):
+    with pytest.raises(
+        BadPlan, match=r"the plan's choice \['split:40'.*\] does not exist for aten\."
+    ):
         choices_of(tampered(found, options=options), found.model)
-    with pytest.raises(BadPlan, match=r"the plan's choice \['split:40'.*\] does not exist for parameter 'wte\.weight'"):
+    with pytest.raises(
+        BadPlan,
+        match=r"the plan's choice \['split:40'.*\] does not exist for parameter 'wte\.weight'",
+    ):
         choices_of(tampered(found, parameters=(wrong, *found.plan.parameters[1:])), found.model)
 
 
 def test_too_few_axes_in_a_choice(found: Found) -> None:
-    """A choice of one axis too few, or none where an op needs one, is a damaged plan and no crash."""
+    """A choice of one axis too few, or none where an op needs one, is a damaged plan and no
+    crash."""
     at = next(i for i, o in enumerate(found.plan.options) if o is not None)
     for wrong in ((), None):
         options = (*found.plan.options[:at], wrong, *found.plan.options[at + 1 :])
@@ -189,7 +231,9 @@ def test_a_layout_that_does_not_divide(found: Found) -> None:
             choices_of(tampered(found, hubs=hubs), found.model)
 
 
-def test_writing_is_whole_or_not_at_all(found: Found, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_writing_is_whole_or_not_at_all(
+    found: Found, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = path.read_text()
 
     def fail(*args: Any) -> None:
@@ -233,17 +277,28 @@ def ordered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], 
     monkeypatch.setenv("PYTHONHASHSEED", "0")
 
     def planned(name: str) -> Plan:
-        ask = Ask(model=f"planned_anew:{name}", batch=None, seq=None, settings={}, dtype="float32", num_devices=1)
+        ask = Ask(
+            model=f"planned_anew:{name}",
+            batch=None,
+            seq=None,
+            settings={},
+            dtype="float32",
+            num_devices=1,
+        )
         return search(ask, load_cluster("cpu", num_devices=1)).plan
 
     return planned
 
 
-def test_a_model_that_goes_through_a_set_is_told(ordered: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_goes_through_a_set_is_told(
+    ordered: Callable[[str], Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
     plan = ordered("of_a_set")
     assert plan.hash_seed == "0"
     monkeypatch.setenv("PYTHONHASHSEED", "random")
-    with pytest.raises(BadPlan, match="goes through a set, whose order other processes do not have: sort it"):
+    with pytest.raises(
+        BadPlan, match="goes through a set, whose order other processes do not have: sort it"
+    ):
         model_of(replace(plan, graph_hash="0" * 64))
 
 
@@ -251,11 +306,14 @@ def test_a_model_that_the_seed_decides_is_told(ordered: Callable[[str], Plan]) -
     plan = ordered("by_chance")
     assert model_of(plan).graph.digest() == plan.graph_hash
     with pytest.raises(
-        BadPlan, match="random numbers that decide what it computes; it was planned under seed 0 and run under 5"
+        BadPlan,
+        match="random numbers that decide what it computes; it was planned under seed 0 and run under 5",
     ):
         model_of(plan, seed=5)
 
 
 def test_a_model_that_is_another_each_time_is_told(ordered: Callable[[str], Plan]) -> None:
-    with pytest.raises(BadPlan, match="each time that it is made the model computes something else"):
+    with pytest.raises(
+        BadPlan, match="each time that it is made the model computes something else"
+    ):
         model_of(ordered("each_time_another"))

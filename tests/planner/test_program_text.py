@@ -1,4 +1,5 @@
-"""The text of a program is complete: nothing that decides what a rank does can change without changing it."""
+"""The text of a program is complete: nothing that decides what a rank does can change without
+changing it."""
 
 from __future__ import annotations
 
@@ -11,10 +12,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_plans import ask_for, planned
 
-from planner.program.program import Communicate, Compute, InputState, ParameterState, Program, Ref, Update, writes
+from planner.program.program import (
+    Communicate,
+    Compute,
+    InputState,
+    ParameterState,
+    Program,
+    Ref,
+    Update,
+    writes,
+)
 from planner.program.text import program_text
 
-#: Told by an instruction's id, which begins with its phase and names its layer; `operands` are those of the arguments.
+#: Told by an instruction's id, which begins with its phase and names its layer; `operands` are
+#: those of the arguments.
 IN_ID = {"path", "phase"}
 NOT_TOLD = {*IN_ID, "operands"}
 
@@ -35,13 +46,18 @@ def programs() -> list[Program]:
 
 
 def same(a: Program, b: Program) -> bool:
-    """Whether two programs run alike: they are equal but for the seconds and for bytes of values that nothing writes."""
+    """Whether two programs run alike: they are equal but for the seconds and for bytes of values
+    that nothing writes."""
     return stripped(a) == stripped(b)
 
 
 def stripped(program: Program) -> Program:
     quick = [
-        replace(one, time=0.0, **({"packing": 0.0, "unpacking": 0.0} if isinstance(one, Communicate) else {}))
+        replace(
+            one,
+            time=0.0,
+            **({"packing": 0.0, "unpacking": 0.0} if isinstance(one, Communicate) else {}),
+        )
         for one in program.instructions
     ]
     told = (
@@ -49,11 +65,16 @@ def stripped(program: Program) -> Program:
         | {p.value for p in program.parameters}
         | {s.value for s in program.inputs}
     )
-    return replace(program, instructions=tuple(quick), value_bytes={v: program.value_bytes[v] for v in sorted(told)})
+    return replace(
+        program,
+        instructions=tuple(quick),
+        value_bytes={v: program.value_bytes[v] for v in sorted(told)},
+    )
 
 
 def test_programs_with_one_text_are_one_program(programs: list[Program]) -> None:
-    """The same plan gives the same text twice; of programs that differ in a bucket, a pin or a seed no two have one text."""
+    """The same plan gives the same text twice; of programs that differ in a bucket, a pin or a
+    seed no two have one text."""
     others = [program_of(*PLANS[0], bucket=512), program_of(*PLANS[0], bucket=4096)]
     others += [program_of("gpt", "a=2,b=2", (), seed=seed) for seed in range(2)]
     every = [*programs, *others, program_of(*PLANS[0])]
@@ -69,7 +90,13 @@ def another(value: Any) -> Any:
     if isinstance(value, int | float):
         return value + 1
     if isinstance(value, str):
-        return "bfloat16" if value == "float32" else "float32" if value in ("bfloat16", "int64") else value + "x"
+        return (
+            "bfloat16"
+            if value == "float32"
+            else "float32"
+            if value in ("bfloat16", "int64")
+            else value + "x"
+        )
     if isinstance(value, Ref):
         return Ref(value.id + 1)
     if value is None:
@@ -80,7 +107,9 @@ def another(value: Any) -> Any:
 
 
 @given(data=st.data())
-def test_every_field_of_an_instruction_is_told(programs: list[Program], data: st.DataObject) -> None:
+def test_every_field_of_an_instruction_is_told(
+    programs: list[Program], data: st.DataObject
+) -> None:
     """Whichever field of whichever instruction is another, so is the text."""
     program = data.draw(st.sampled_from(programs))
     at = data.draw(st.integers(0, len(program.instructions) - 1))
@@ -97,7 +126,10 @@ def _changed(one: Compute | Communicate | Update, name: str) -> Any:
     """Another value for a field; a bucket's pieces by value stay as many as the values are."""
     value = getattr(one, name)
     if name in ("gather_pieces", "split_pieces"):
-        return tuple((3, 2, 2, 1) if pieces != (3, 2, 2, 1) else (2, 2, 2, 2) for pieces in value or one.sources)  # type: ignore[union-attr]
+        return tuple(
+            (3, 2, 2, 1) if pieces != (3, 2, 2, 1) else (2, 2, 2, 2)
+            for pieces in value or one.sources
+        )  # type: ignore[union-attr]
     if name == "kwargs":
         return (*value, ("more", 1))
     if name == "expanded":
@@ -129,9 +161,13 @@ def test_every_field_of_a_parameter_is_told(programs: list[Program], name: str) 
     program = programs[0]
     first = program.parameters[0]
     value = getattr(first, name)
-    changed = {"value": 1, "shard": 1, "subshape": ((2, 16), (16,)), "stored": (1, -1), "updated": (1, -1)}.get(
-        name
-    ) or another(value)
+    changed = {
+        "value": 1,
+        "shard": 1,
+        "subshape": ((2, 16), (16,)),
+        "stored": (1, -1),
+        "updated": (1, -1),
+    }.get(name) or another(value)
     assert program_text(
         replace(program, parameters=(replace(first, **{name: changed}), *program.parameters[1:]))
     ) != program_text(program)
@@ -142,10 +178,12 @@ def test_every_field_of_an_input_is_told(programs: list[Program], name: str) -> 
     program = programs[0]
     first = program.inputs[0]
     value = getattr(first, name)
-    changed = {"value": 1, "subshape": ((2, 4), (8,)), "layout": (1, -1)}.get(name) or another(value)
-    assert program_text(replace(program, inputs=(replace(first, **{name: changed}), *program.inputs[1:]))) != program_text(
-        program
+    changed = {"value": 1, "subshape": ((2, 4), (8,)), "layout": (1, -1)}.get(name) or another(
+        value
     )
+    assert program_text(
+        replace(program, inputs=(replace(first, **{name: changed}), *program.inputs[1:]))
+    ) != program_text(program)
 
 
 def test_an_id_tells_the_phase_and_the_layer(programs: list[Program]) -> None:
@@ -162,11 +200,15 @@ def test_arguments_are_as_python_writes_them(programs: list[Program]) -> None:
 
 
 def test_columns_and_numbers(programs: list[Program]) -> None:
-    """The loss of a step of three devices, by hand: 8 samples in pieces of 3, 3 and 2, so rank 0 has the larger ones."""
+    """The loss of a step of three devices, by hand: 8 samples in pieces of 3, 3 and 2, so rank 0
+    has the larger ones."""
     lines = program_text(programs[-1]).splitlines()
     assert (
-        lines[0] == "mesh      dp=3: 3 devices, by shared; the program of rank 0; the others' pieces have other sizes or places"
+        lines[0]
+        == "mesh      dp=3: 3 devices, by shared; the program of rank 0; the others' pieces have other sizes or places"
     )
-    assert any(line.split()[1:] == ["input", "0", "float32[3x16]", "[8,", "16]", "S(0)"] for line in lines)
+    assert any(
+        line.split()[1:] == ["input", "0", "float32[3x16]", "[8,", "16]", "S(0)"] for line in lines
+    )
     product = next(line.split() for line in lines if "aten.addmm" in line)
     assert product[1] == str(3 * 32 * 4)

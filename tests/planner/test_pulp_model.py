@@ -15,13 +15,21 @@ LIMIT = 10**9
 
 
 def crowded(num: int, over: int) -> Problem:
-    """Of each node's strategies the cheap one needs a share of the limit, and all cheap ones together are `over` bytes too many."""
+    """Of each node's strategies the cheap one needs a share of the limit, and all cheap ones
+    together are `over` bytes too many."""
     share = LIMIT // num
     usages = tuple(
-        Usage(node=n, nbytes=np.array([share + (over if n == 0 else 0), share - n - 1]), spans=((0, 1, 1),)) for n in range(num)
+        Usage(
+            node=n,
+            nbytes=np.array([share + (over if n == 0 else 0), share - n - 1]),
+            spans=((0, 1, 1),),
+        )
+        for n in range(num)
     )
     costs = tuple(np.array([0.0, 10.0 + 3 * n]) for n in range(num))
-    edges = tuple(Edge(u=n, v=n + 1, cost=np.array([[0.0, 4.0], [4.0, 0.0]])) for n in range(num - 1))
+    edges = tuple(
+        Edge(u=n, v=n + 1, cost=np.array([[0.0, 4.0], [4.0, 0.0]])) for n in range(num - 1)
+    )
     return Problem(costs=costs, edges=edges, usages=usages, horizon=1, limit=LIMIT)
 
 

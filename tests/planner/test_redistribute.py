@@ -11,7 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, is_partial, local_sizes, piece_sizes
+from planner.graph.layout import (
+    PARTIAL_SUM,
+    REPLICATE,
+    Layout,
+    Mesh,
+    is_partial,
+    local_sizes,
+    piece_sizes,
+)
 from planner.program.copies import Copies
 from planner.strategy.redistribute import Layouts, Step
 
@@ -33,11 +41,12 @@ def mesh_of(sizes: tuple[int, ...]) -> Mesh:
     return Mesh(tuple("abc"[: len(sizes)]), sizes)
 
 
-# ------------------------------------------------------------------------------------------------- all ranks in one process
+# ------------------------------------------------------------------------- all ranks in one process
 
 
 def shards_of(full: NDArray[np.float64], layout: Layout, mesh: Mesh) -> Shards:
-    """Every rank's shard: earlier axes cut first, so they are the outer ones; partial sums are unequal terms of the whole."""
+    """Every rank's shard: earlier axes cut first, so they are the outer ones; partial sums are
+    unequal terms of the whole."""
     out = []
     for rank in range(mesh.num_devices):
         piece, place, weight = full, mesh.coordinate(rank), 1.0
@@ -52,10 +61,14 @@ def shards_of(full: NDArray[np.float64], layout: Layout, mesh: Mesh) -> Shards:
 
 
 def run(step: Step, shards: Shards, mesh: Mesh) -> Shards:
-    """What `step` makes of all ranks' shards. In a group, ranks stand in mesh order: the earlier axis is the outer one."""
+    """What `step` makes of all ranks' shards. In a group, ranks stand in mesh order: the earlier
+    axis is the outer one."""
     out: Shards = list(shards)
     for group in mesh.groups(step.axes):
-        parts, counts = [shards[rank] for rank in group], tuple(mesh.sizes[axis] for axis in step.axes)
+        parts, counts = (
+            [shards[rank] for rank in group],
+            tuple(mesh.sizes[axis] for axis in step.axes),
+        )
         for index, rank in enumerate(group):
             out[rank] = _result(step, parts, index, counts)
     return out
@@ -96,11 +109,16 @@ def test_steps_make_the_shards_of_the_target(sizes: tuple[int, ...], flat: tuple
             if chain[:end] not in done:
                 done[chain[:end]] = run(chain[end - 1], shards, mesh)
             shards = done[chain[:end]]
-        if any(map(is_partial, after)):  # which terms are left is the steps' affair: their sum is not
+        if any(
+            map(is_partial, after)
+        ):  # which terms are left is the steps' affair: their sum is not
             shards, expected = reduced(shards, after, mesh), reduced(whole[after], after, mesh)
         else:
             expected = whole[after]
-        assert all(a.shape == b.shape and np.allclose(a, b, rtol=1e-12) for a, b in zip(shards, expected, strict=True))
+        assert all(
+            a.shape == b.shape and np.allclose(a, b, rtol=1e-12)
+            for a, b in zip(shards, expected, strict=True)
+        )
         count += 1
     assert count > len(layouts.layouts)
 
@@ -118,17 +136,32 @@ def test_pieces_nest_in_the_order_of_the_axes() -> None:
     """The interpreter itself: 8 elements over 2 x 2 ranks, and over (4,): rank r holds run r."""
     full = np.arange(8.0)
     nested, flat = shards_of(full, (0, 0), mesh_of((2, 2))), shards_of(full, (0,), mesh_of((4,)))
-    assert [s.tolist() for s in nested] == [s.tolist() for s in flat] == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert (
+        [s.tolist() for s in nested]
+        == [s.tolist() for s in flat]
+        == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    )
 
 
-# ------------------------------------------------------------------------------------------------- steps and costs
+# ---------------------------------------------------------------------------------- steps and costs
 
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Layouts:
     sizes = draw(st.sampled_from(MESHES))
-    flat = tuple(draw(st.lists(st.sampled_from([1, 2, 3, 4, 6, 7, 8, 12]), min_size=0, max_size=2 if len(sizes) == 3 else 3)))
-    factors = {k: draw(st.floats(0.2, 5.0)) for k in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")}
+    flat = tuple(
+        draw(
+            st.lists(
+                st.sampled_from([1, 2, 3, 4, 6, 7, 8, 12]),
+                min_size=0,
+                max_size=2 if len(sizes) == 3 else 3,
+            )
+        )
+    )
+    factors = {
+        k: draw(st.floats(0.2, 5.0))
+        for k in ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
+    }
     latency = draw(st.floats(1e-7, 1e-4))
 
     def time(kind: str, axes: tuple[int, ...], nbytes: float) -> float:
@@ -149,14 +182,17 @@ def test_costs_are_those_of_a_shortest_path(layouts: Layouts) -> None:
     assert (np.isfinite(through) == finite).all()
     assert (table[finite] <= through[finite] * (1 + 1e-9) + 1e-15).all()
     for i, j in itertools.product(range(len(every)), repeat=2):
-        gained = any(is_partial(b) and not is_partial(a) for a, b in zip(every[i], every[j], strict=True))
+        gained = any(
+            is_partial(b) and not is_partial(a) for a, b in zip(every[i], every[j], strict=True)
+        )
         assert finite[i, j] or gained or not _reachable(every[i], every[j])
         if gained:
             assert not finite[i, j]
 
 
 def _reachable(before: Layout, after: Layout) -> bool:
-    """All that keeps no partial sum can be reduced and gathered to whole, and cut to anything from there."""
+    """All that keeps no partial sum can be reduced and gathered to whole, and cut to anything
+    from there."""
     return not any(map(is_partial, after))
 
 
@@ -187,7 +223,9 @@ def test_a_chain_costs_the_sum_of_its_steps(layouts: Layouts) -> None:
         ((1,), (1,), []),
     ],
 )
-def test_one_axis_takes_the_one_step_there_is(before: Layout, after: Layout, kinds: list[str]) -> None:
+def test_one_axis_takes_the_one_step_there_is(
+    before: Layout, after: Layout, kinds: list[str]
+) -> None:
     layouts = Layouts((8, 8), 4, (2,), seconds, no_copies)
     assert [step.kind for step in layouts.steps(before, after)] == kinds
 
@@ -201,7 +239,8 @@ def test_two_axes_are_reduced_as_one() -> None:
 
 
 def test_bytes_are_those_of_the_whole_buffer() -> None:
-    """As nccl-tests counts: of an all-gather what comes out, of a reduce-scatter and an all-reduce what goes in."""
+    """As nccl-tests counts: of an all-gather what comes out, of a reduce-scatter and an
+    all-reduce what goes in."""
     seen: list[tuple[str, float]] = []
 
     def time(kind: str, axes: tuple[int, ...], nbytes: float) -> float:
@@ -209,7 +248,12 @@ def test_bytes_are_those_of_the_whole_buffer() -> None:
         return 1.0
 
     Layouts((16,), 4, (4,), time, no_copies).cost((0,), (0,))
-    assert set(seen) == {("all_gather", 64.0), ("reduce_scatter", 64.0), ("all_reduce", 64.0), ("slice", 64.0)}
+    assert set(seen) == {
+        ("all_gather", 64.0),
+        ("reduce_scatter", 64.0),
+        ("all_reduce", 64.0),
+        ("slice", 64.0),
+    }
 
 
 def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
@@ -220,9 +264,16 @@ def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
         return 1.0
 
     Layouts((7,), 4, (4,), time, no_copies).cost((0,), (0,))  # pieces of 2, 2, 2 and 1
-    assert set(seen) == {("all_gather", 32.0), ("reduce_scatter", 32.0), ("all_reduce", 28.0), ("slice", 28.0)}
+    assert set(seen) == {
+        ("all_gather", 32.0),
+        ("reduce_scatter", 32.0),
+        ("all_reduce", 28.0),
+        ("slice", 28.0),
+    }
     seen.clear()
-    Layouts((7, 5), 4, (2,), time, no_copies).cost((0,), (0,))  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
+    Layouts((7, 5), 4, (2,), time, no_copies).cost(
+        (0,), (0,)
+    )  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
     assert {nbytes for kind, nbytes in seen if kind == "all_to_all"} == {2 * 4 * 3 * 4.0}
 
 

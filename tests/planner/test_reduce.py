@@ -1,4 +1,5 @@
-"""The reductions against brute force: none changes the least cost within the limit, and the way back is exact."""
+"""The reductions against brute force: none changes the least cost within the limit, and the way
+back is exact."""
 
 from __future__ import annotations
 
@@ -27,7 +28,9 @@ def check(problem: Problem, steps: tuple[str, ...]) -> None:
     for choice in choices_of(reduced.problem)[:40]:
         whole = reduced.restore(choice)
         assert reduced.project(whole) == choice
-        assert problem.cost(whole) == pytest.approx(reduced.problem.cost(choice) + reduced.offset, rel=1e-9, abs=1e-9)
+        assert problem.cost(whole) == pytest.approx(
+            reduced.problem.cost(choice) + reduced.offset, rel=1e-9, abs=1e-9
+        )
         if problem.cost(whole) < INF:
             assert problem.fits(whole) == reduced.problem.fits(choice)
 
@@ -35,7 +38,9 @@ def check(problem: Problem, steps: tuple[str, ...]) -> None:
 def limited(problem: Problem, where: float) -> Problem:
     """A limit between the least and the largest peak."""
     excess = everything(replace(problem, limit=0.0))[1]
-    return replace(problem, limit=max(0.5, float(excess.min() + where * (excess.max() - excess.min()))))
+    return replace(
+        problem, limit=max(0.5, float(excess.min() + where * (excess.max() - excess.min())))
+    )
 
 
 @examples
@@ -58,7 +63,9 @@ def test_without_memory(problem: Problem) -> None:
     check(problem, STEPS)
 
 
-def problem_of(costs: list[list[float]], edges: list[tuple[int, int, list[list[float]]]], **more: object) -> Problem:
+def problem_of(
+    costs: list[list[float]], edges: list[tuple[int, int, list[list[float]]]], **more: object
+) -> Problem:
     return Problem(
         costs=tuple(map(np.array, costs)),
         edges=tuple(Edge(u=u, v=v, cost=np.array(c, dtype=float)) for u, v, c in edges),
@@ -103,7 +110,8 @@ def test_parallel_edges_add_up_and_an_edge_to_itself_is_its_diagonal() -> None:
 
 
 def test_times_that_say_nothing_go() -> None:
-    """Three nodes one after another, two alive at once: of five times the two at which two hold matter, and with room for all none."""
+    """Three nodes one after another, two alive at once: of five times the two at which two hold
+    matter, and with room for all none."""
     held = np.array([1.0, 5.0])
     usages = tuple(Usage(node=n, nbytes=held, spans=((n, n + 2, 1.0),)) for n in range(3))
     problem = Problem(costs=(np.array([9.0, 0.0]),) * 3, usages=usages, horizon=5, limit=8.0)
@@ -113,7 +121,9 @@ def test_times_that_say_nothing_go() -> None:
 
 
 def test_what_does_not_fit_beside_the_least_of_all_others_goes() -> None:
-    usages = tuple(Usage(node=n, nbytes=np.array([2.0, 5.0]), spans=((0, 1, 1.0),)) for n in range(2))
+    usages = tuple(
+        Usage(node=n, nbytes=np.array([2.0, 5.0]), spans=((0, 1, 1.0),)) for n in range(2)
+    )
     problem = Problem(costs=(np.array([9.0, 0.0]),) * 2, usages=usages, horizon=1, limit=6.0)
     assert [len(c) for c in reduce(problem, ("room",)).problem.costs] == [1, 1]
     with pytest.raises(Contradiction):

@@ -1,4 +1,5 @@
-"""Reports at any width, Markdown, pictures of few and of many events, and the figures that they are drawn from."""
+"""Reports at any width, Markdown, pictures of few and of many events, and the figures that they
+are drawn from."""
 
 from __future__ import annotations
 
@@ -46,7 +47,7 @@ def png_size(png: bytes) -> tuple[int, int]:
     return width, height
 
 
-# ------------------------------------------------------------------------------------------------- words
+# -------------------------------------------------------------------------------------------- words
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 200])
@@ -89,7 +90,9 @@ def test_markdown_has_the_same_sections_and_rows(found: Found) -> None:
     sections = report(found.plan, FILES)
     text = markdown(sections)
     assert text.startswith(f"# {sections[0].title}\n")
-    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [s.title for s in sections[1:]]
+    assert [line[3:] for line in text.splitlines() if line.startswith("## ")] == [
+        s.title for s in sections[1:]
+    ]
     rows = sum(len(part.rows) + 2 for s in sections for part in s.body if isinstance(part, Table))
     tables = [line for line in text.splitlines() if line.startswith("|")]
     assert len(tables) == rows
@@ -98,7 +101,10 @@ def test_markdown_has_the_same_sections_and_rows(found: Found) -> None:
 
 def test_markdown_keeps_stars_and_bars() -> None:
     table = Table(header=("a",), rows=(("h.*.attn | x",),), right=frozenset({0}))
-    assert markdown([Section(title="T", body=(table, "h.*"))]) == "# T\n\n| a |\n| --: |\n| h.\\*.attn \\| x |\n\nh.\\*\n"
+    assert (
+        markdown([Section(title="T", body=(table, "h.*"))])
+        == "# T\n\n| a |\n| --: |\n| h.\\*.attn \\| x |\n\nh.\\*\n"
+    )
 
 
 def test_the_proof_in_words(found: Found) -> None:
@@ -111,36 +117,68 @@ def test_the_proof_in_words(found: Found) -> None:
         "whether it fits or not: gap 4.9 %",
         "proved in 0.10 s; planned in 2.0 s in all",
     )
-    one = replace(found.plan, solver=replace(solver, num_meshes=1), summary={**summary, "left_out": ["2x2x2"]})
+    one = replace(
+        found.plan, solver=replace(solver, num_meshes=1), summary={**summary, "left_out": ["2x2x2"]}
+    )
     lines = proof_lines(one)
     assert "takes less than 951 ms on the one mesh searched" in lines[0]
     assert lines[1].startswith("not searched: 2x2x2, ") and len(lines) == 3
 
 
 def test_the_table_says_what_was_made_to_fit_and_what_was_ruled_out(found: Found) -> None:
-    first = replace(found.plan.alternatives[0], step_time_s=1.0, memory_bytes=1, fits=True, made_to_fit=True)
-    other = replace(found.plan.alternatives[1], step_time_s=1.0, memory_bytes=1, fits=False, made_to_fit=False, allowed=False)
+    first = replace(
+        found.plan.alternatives[0], step_time_s=1.0, memory_bytes=1, fits=True, made_to_fit=True
+    )
+    other = replace(
+        found.plan.alternatives[1],
+        step_time_s=1.0,
+        memory_bytes=1,
+        fits=False,
+        made_to_fit=False,
+        allowed=False,
+    )
     summary = {**found.plan.summary, "standard_name": "ZeRO-3"}
-    text = drawn(report(replace(found.plan, alternatives=(first, other), summary=summary), FILES), 120)
-    assert any(line.startswith(first.name) and line.rstrip().endswith("made to") for line in text.splitlines())
+    text = drawn(
+        report(replace(found.plan, alternatives=(first, other), summary=summary), FILES), 120
+    )
+    assert any(
+        line.startswith(first.name) and line.rstrip().endswith("made to")
+        for line in text.splitlines()
+    )
     assert f"ruled out by the mesh and pins that were asked for: {other.name}" in text
     assert "this plan: ZeRO-3" in text
 
 
 def test_an_alternative_that_is_not_there_says_why(found: Found) -> None:
-    gone = replace(found.plan.alternatives[0], step_time_s=None, memory_bytes=None, fits=False, reason="no way")
+    gone = replace(
+        found.plan.alternatives[0], step_time_s=None, memory_bytes=None, fits=False, reason="no way"
+    )
     text = drawn(report(replace(found.plan, alternatives=(gone,)), FILES), 100)
     assert f"{gone.name}: no way" in text and f"{gone.name}  " not in text
     assert plan_record(replace(found.plan, alternatives=(gone,)), FILES)["alternatives"] == [
-        {"name": gone.name, "mesh": gone.mesh, "step_time_s": None, "memory_bytes": None, "fits": False, "made_to_fit": False,
-         "allowed": True, "reason": "no way"}
-    ]  # fmt: skip
+        {
+            "name": gone.name,
+            "mesh": gone.mesh,
+            "step_time_s": None,
+            "memory_bytes": None,
+            "fits": False,
+            "made_to_fit": False,
+            "allowed": True,
+            "reason": "no way",
+        }
+    ]
 
 
 RUN = {
-    "num_ranks": 8, "backend": "gloo", "losses": [2.0, 1.5], "step_time_s": 0.25, "step_times_s": [0.3, 0.2],
-    "peak_memory_bytes": 2**20, "verdict": None, "verify": None,
-}  # fmt: skip
+    "num_ranks": 8,
+    "backend": "gloo",
+    "losses": [2.0, 1.5],
+    "step_time_s": 0.25,
+    "step_times_s": [0.3, 0.2],
+    "peak_memory_bytes": 2**20,
+    "verdict": None,
+    "verify": None,
+}
 
 
 def test_what_a_run_gave(found: Found) -> None:
@@ -149,12 +187,22 @@ def test_what_a_run_gave(found: Found) -> None:
     assert "2.000000 to 1.500000 in 2 steps" in text
     assert "250 ms median, 200 ms least" in text
     assert "1.00 MiB a device" in text
-    errors = {"loss_error": 1e-12, "gradient_error": 2e-11, "parameter_error": 3e-10, "buffer_error": 4e-9}
+    errors = {
+        "loss_error": 1e-12,
+        "gradient_error": 2e-11,
+        "parameter_error": 3e-10,
+        "buffer_error": 4e-9,
+    }
     verify = {**errors, "num_left_out": 1200, "num_elements": 50_000, "limit": 1e-9, "worst": []}
     checked = {
         **RUN,
         "verdict": "equal to rounding",
-        "verify": {**verify, "worst_gradient": "a.weight", "worst_parameter": "b.bias", "worst_buffer": "c.seen"},
+        "verify": {
+            **verify,
+            "worst_gradient": "a.weight",
+            "worst_parameter": "b.bias",
+            "worst_buffer": "c.seen",
+        },
     }
     assert run_record(checked)["verify"] == verify
     text = drawn((run_section(found.plan, checked, 0.25),), 140)
@@ -171,19 +219,45 @@ def test_what_a_run_gave(found: Found) -> None:
 
 def test_predicted_beside_measured() -> None:
     kind = {"kind": "gemm", "count": 3, "predicted_s": 0.001, "measured_s": 0.002, "error": -0.5}
-    between = {"kind": "between ops", "count": 0, "predicted_s": 0.0, "measured_s": 0.0, "error": None}
+    between = {
+        "kind": "between ops",
+        "count": 0,
+        "predicted_s": 0.0,
+        "measured_s": 0.0,
+        "error": None,
+    }
     result = {
-        "model": "m", "mesh": "dp=2", "num_ranks": 2, "hardware": "here", "predicted_step_time_s": 0.011,
-        "measured_step_time_s": 0.010, "error": 0.1, "predicted_peak_memory_bytes": 100, "measured_peak_memory_bytes": 80,
-        "by_kind": [kind, between], "by_phase": [], "by_collective": [],
-    }  # fmt: skip
+        "model": "m",
+        "mesh": "dp=2",
+        "num_ranks": 2,
+        "hardware": "here",
+        "predicted_step_time_s": 0.011,
+        "measured_step_time_s": 0.010,
+        "error": 0.1,
+        "predicted_peak_memory_bytes": 100,
+        "measured_peak_memory_bytes": 80,
+        "by_kind": [kind, between],
+        "by_phase": [],
+        "by_collective": [],
+    }
     text = drawn(comparison(result, {"json": "x.json"}), 100)
-    for words in ("+10.0 %", "+25.0 %", "-50.0 %", "x.json", "2 ranks, mesh dp=2; predicted on here"):
+    for words in (
+        "+10.0 %",
+        "+25.0 %",
+        "-50.0 %",
+        "x.json",
+        "2 ranks, mesh dp=2; predicted on here",
+    ):
         assert words in text
-    assert compare_record(result)["by_kind"][0] == {"kind": "gemm", "predicted_s": 0.001, "measured_s": 0.002, "error": -0.5}
+    assert compare_record(result)["by_kind"][0] == {
+        "kind": "gemm",
+        "predicted_s": 0.001,
+        "measured_s": 0.002,
+        "error": -0.5,
+    }
 
 
-# ------------------------------------------------------------------------------------------------- memory over time
+# --------------------------------------------------------------------------------- memory over time
 
 
 def test_memory_over_time_peaks_where_memory_by_category_says(found: Found) -> None:
@@ -199,7 +273,7 @@ def test_memory_over_time_peaks_where_memory_by_category_says(found: Found) -> N
     assert min(min(values) for values in held.values()) >= 0
 
 
-# ------------------------------------------------------------------------------------------------- pictures
+# ----------------------------------------------------------------------------------------- pictures
 
 
 def events(number: int) -> Timeline:
@@ -210,10 +284,16 @@ def events(number: int) -> Timeline:
         phase = "forward" if i < number / 3 else "backward"
         out.append(
             Event(
-                id=f"e{i}", kind="all_reduce" if talks else "gemm", phase=phase, device=0, path=f"h.{i}.fc",
-                stream="communication" if talks else "compute", start=i * 1e-4, end=(i + 1) * 1e-4,
+                id=f"e{i}",
+                kind="all_reduce" if talks else "gemm",
+                phase=phase,
+                device=0,
+                path=f"h.{i}.fc",
+                stream="communication" if talks else "compute",
+                start=i * 1e-4,
+                end=(i + 1) * 1e-4,
             )
-        )  # fmt: skip
+        )
     return Timeline(events=tuple(out), step_time=number * 1e-4)
 
 
@@ -242,6 +322,10 @@ def test_pictures_can_be_looked_at(found: Found, tmp_path: Path) -> None:
     timeline = simulate_program(found.program, cluster)
     path = tmp_path / "t.png"
     path.write_bytes(draw_timeline(timeline, "t"))
-    pixels = {tuple(round(255 * float(v)) for v in pixel[:3]) for row in imread(path) for pixel in row[::2]}
+    pixels = {
+        tuple(round(255 * float(v)) for v in pixel[:3])
+        for row in imread(path)
+        for pixel in row[::2]
+    }
     for kind in {event.kind for event in timeline.events if event.duration > 0}:
         assert tuple(round(255 * v) for v in to_rgb(_KINDS[kind])) in pixels, kind

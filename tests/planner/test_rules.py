@@ -1,4 +1,5 @@
-"""Every op rule, by running the op whole and in shards; and that a wrong rule would be found out."""
+"""Every op rule, by running the op whole and in shards; and that a wrong rule would be found
+out."""
 
 from __future__ import annotations
 
@@ -26,7 +27,7 @@ from rule_proof import (
     run_op,
     run_shard,
     trial,
-)  # fmt: skip
+)
 from torch import Tensor
 from trace_models import BUILDERS
 
@@ -58,15 +59,17 @@ def test_shards_make_up_the_whole(op: str) -> None:
 
 #: Ops of which no dim can be split and through which no partial sum passes.
 NOTHING_TO_SPLIT = {
-    "aten.arange.default", "aten.arange.start", "aten.arange.start_step", "aten.scalar_tensor.default",
-    "aten.tril_indices.default", "shardwright.constant",
-    "aten.max.default", "aten.min.default", "aten.prod.default", "aten.any.default", "aten.all.default",
+    "aten.arange.default", "aten.arange.start", "aten.arange.start_step",
+    "aten.scalar_tensor.default", "aten.tril_indices.default", "shardwright.constant",
+    "aten.max.default", "aten.min.default", "aten.prod.default", "aten.any.default",
+    "aten.all.default",
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", BUILDERS)
 def test_every_call_of_a_model(name: str) -> None:
-    """The same for the very calls that models make, on the values that come of random parameters and inputs."""
+    """The same for the very calls that models make, on the values that come of random parameters
+    and inputs."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
@@ -81,7 +84,12 @@ def test_every_call_of_a_model(name: str) -> None:
         args = map_refs_in_order(node.args, operands)
         out = run_op(node.op, args, node.kwargs)
         values.update({v: r for v, r in zip(node.results, out, strict=True) if v is not None})
-        key = (node.op, str(map_refs_in_order(node.args, range(99))), call_of(graph, node).operands, node.kwargs)
+        key = (
+            node.op,
+            str(map_refs_in_order(node.args, range(99))),
+            call_of(graph, node).operands,
+            node.kwargs,
+        )
         if key in done:
             continue
         done.add(key)
@@ -92,7 +100,8 @@ def test_every_call_of_a_model(name: str) -> None:
 
 
 def _source(value: Value) -> Tensor:
-    """A parameter, buffer or input; 0 and 1 are ids that every table has, and positive numbers probabilities and variances."""
+    """A parameter, buffer or input; 0 and 1 are ids that every table has, and positive numbers
+    probabilities and variances."""
     if "int" in value.dtype:
         return torch.randint(0, 2, value.shape)
     if value.kind == "parameter":
@@ -100,17 +109,26 @@ def _source(value: Value) -> Tensor:
     return torch.rand(value.shape, dtype=torch.float64) * 0.8 + 0.1
 
 
-# ------------------------------------------------------------------------------------------------- a wrong rule is caught
+# --------------------------------------------------------------------------- a wrong rule is caught
 
 #: torch's kernels trust what they are given here, and write out of bounds.
-_CRASH = {op for op in RULES if "max_pool" in op and "backward" in op} | {"aten._fft_c2r.default", "aten._fft_r2c.default"}
+_CRASH = {op for op in RULES if "max_pool" in op and "backward" in op} | {
+    "aten._fft_c2r.default",
+    "aten._fft_r2c.default",
+}
 
 #: Mutations that are true, each with why the rule does not say so.
 _TRUE = {
-    ("shardwright.attention", "free 5"): "the depth of the values: fused kernels want it equal to that of the keys",
+    (
+        "shardwright.attention",
+        "free 5",
+    ): "the depth of the values: fused kernels want it equal to that of the keys",
     ("shardwright.masked_attention", "free 5"): "the same",
     ("shardwright.dropout", "linear 0"): "true of the result; of a mask there is no partial sum",
-    ("shardwright.lstm_backward", "free 2"): "input features: true of our loop, not of oneDNN's reserve",
+    (
+        "shardwright.lstm_backward",
+        "free 2",
+    ): "input features: true of our loop, not of oneDNN's reserve",
     ("shardwright.recurrent_backward", "free 2"): "input features: as of an LSTM",
     ("shardwright.masked_lstm_backward", "free 2"): "input features: as of an LSTM",
     ("shardwright.masked_recurrent_backward", "free 2"): "input features: as of an LSTM",
@@ -127,7 +145,8 @@ _TRUE = {
 
 @pytest.mark.parametrize("op", sorted(set(RULES) - _CRASH))
 def test_a_wrong_rule_is_caught(op: str) -> None:
-    """So a letter that is fixed had to be: nothing is fixed, or denied a partial sum, needlessly."""
+    """So a letter that is fixed had to be: nothing is fixed, or denied a partial sum,
+    needlessly."""
     found: dict[str, bool] = {}
     for make in CASES[op]:
         for seed in SEEDS:
@@ -140,14 +159,19 @@ def test_a_wrong_rule_is_caught(op: str) -> None:
 
 
 def test_a_row_split_product_that_forgets_the_sum_is_caught() -> None:
-    it = trial("aten.mm.default", (torch.randn(4, 6).double(), torch.randn(6, 2).double()), {}, taken_apart=False)
+    it = trial(
+        "aten.mm.default",
+        (torch.randn(4, 6).double(), torch.randn(6, 2).double()),
+        {},
+        taken_apart=False,
+    )
     prove(it, (2,), (1,))
     (wrong,) = (wrong for name, wrong, _ in mutations(it) if name == "same 1 in 0")
     with pytest.raises(Wrong, match="should be the same"):
         prove(wrong, (2,), (1,))
 
 
-# ------------------------------------------------------------------------------------------------- views
+# -------------------------------------------------------------------------------------------- views
 
 
 def _letters(signature: Signature) -> tuple[list[int], list[int]]:
@@ -182,7 +206,9 @@ def _reshapes(drawn: st.DrawFn) -> tuple[tuple[int, ...], tuple[int, ...]]:
     def grouped() -> tuple[int, ...]:
         cuts = sorted(drawn(st.sets(st.integers(1, len(factors)), max_size=3)) | {len(factors)})
         ones = drawn(st.booleans())
-        return tuple(math.prod(factors[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)) + ((1,) if ones else ())
+        return tuple(math.prod(factors[a:b]) for a, b in zip([0, *cuts], cuts, strict=False)) + (
+            (1,) if ones else ()
+        )
 
     return grouped(), grouped()
 
@@ -202,18 +228,20 @@ def test_any_reshape(shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
 
 
 @pytest.mark.parametrize(("before", "after"), RESHAPES)
-def test_reshape_is_refused_only_where_dims_do_not_nest(before: tuple[int, ...], after: tuple[int, ...]) -> None:
+def test_reshape_is_refused_only_where_dims_do_not_nest(
+    before: tuple[int, ...], after: tuple[int, ...]
+) -> None:
     assert (common_letters(before, after) is None) == (
         (before, after) in {((2, 3), (3, 2)), ((4, 2, 3), (4, 3, 2)), ((4, 9), (6, 6))}
     )
 
 
-# ------------------------------------------------------------------------------------------------- letters split inside an op
+# ----------------------------------------------------------------------- letters split inside an op
 
 _INNER = (
-    "shardwright.lstm", "shardwright.lstm_backward", "shardwright.recurrent", "shardwright.recurrent_backward",
-    "shardwright.masked_lstm", "shardwright.masked_lstm_backward", "shardwright.masked_recurrent",
-    "shardwright.masked_recurrent_backward",
+    "shardwright.lstm", "shardwright.lstm_backward", "shardwright.recurrent",
+    "shardwright.recurrent_backward", "shardwright.masked_lstm", "shardwright.masked_lstm_backward",
+    "shardwright.masked_recurrent", "shardwright.masked_recurrent_backward",
     "shardwright.cross_entropy",
 )  # fmt: skip
 
@@ -239,8 +267,12 @@ def _inner_worker(rank: int, folder: str) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     for i, (it, leaf) in enumerate(_inner_trials()):
         operands = [
-            cut(operand, it.subdims.shapes[value], operand_layout(it.op, position, (leaf,)), (2,))[(rank,)]
-            for position, (operand, value) in enumerate(zip(it.operands, it.node.operands, strict=True))
+            cut(operand, it.subdims.shapes[value], operand_layout(it.op, position, (leaf,)), (2,))[
+                (rank,)
+            ]
+            for position, (operand, value) in enumerate(
+                zip(it.operands, it.node.operands, strict=True)
+            )
         ]
         out = run_shard(it, (2,), (leaf,), (rank,), operands, dist.group.WORLD)
         torch.save(out, Path(folder) / f"{i}-{rank}.pt")
@@ -263,7 +295,8 @@ def test_inner_letters_with_two_ranks(tmp_path: Path) -> None:
 
 
 def test_an_inner_letter_or_an_offset_needs_one_run() -> None:
-    """Of a vocabulary taken apart into two leaves, only the first can be split: a shard must hold consecutive rows."""
+    """Of a vocabulary taken apart into two leaves, only the first can be split: a shard must
+    hold consecutive rows."""
     weight, ids = torch.randn(12, 2).double(), torch.randint(0, 12, (4,))
     it = trial("aten.embedding.default", (weight, ids), {}, taken_apart=True)
     vocabulary = [leaf for leaf, letter in enumerate(it.op.letter) if letter == 0]

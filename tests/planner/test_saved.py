@@ -1,4 +1,5 @@
-"""A module as a file: what pickle cannot do by itself comes back as it was, or is refused by its name."""
+"""A module as a file: what pickle cannot do by itself comes back as it was, or is refused by its
+name."""
 
 from __future__ import annotations
 
@@ -49,7 +50,12 @@ def test_what_no_process_can_import_goes_by_value(tmp_path: Path) -> None:
     class Local(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lin, self.act, self.way, self.me = nn.Linear(4, 4), lambda x: 2 * x, Way.UP, weakref.ref(self)
+            self.lin, self.act, self.way, self.me = (
+                nn.Linear(4, 4),
+                lambda x: 2 * x,
+                Way.UP,
+                weakref.ref(self),
+            )
 
         def forward(self, x: Tensor) -> Tensor:
             out: Tensor = self.act(self.lin(x))
@@ -65,7 +71,9 @@ import torch
 held = torch.load({str(tmp_path / "model.pt")!r}, weights_only=False)
 print(held["loss"](held["module"](held["batch"][0]), held["batch"][1]).item())
 """
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path).stdout
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
     assert float(told) == pytest.approx(found["loss"](module(BATCH[0]), BATCH[1]).item(), rel=1e-5)
 
 
@@ -78,9 +86,14 @@ class Adding(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "change", [parametrizations.weight_norm, parametrizations.spectral_norm, parametrizations.orthogonal,
-               lambda lin: parametrize.register_parametrization(lin, "weight", Adding())],
-)  # fmt: skip
+    "change",
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        parametrizations.orthogonal,
+        lambda lin: parametrize.register_parametrization(lin, "weight", Adding()),
+    ],
+)
 def test_parametrized_modules(change: Any, tmp_path: Path) -> None:
     module = Plain()
     change(module.lin)
@@ -100,7 +113,8 @@ def test_a_parametrized_recurrent_layer(tmp_path: Path) -> None:
 
 
 class Masked(Plain):
-    """The hook is a method: it holds the module, which holds the parameter, which holds the hook."""
+    """The hook is a method: it holds the module, which holds the parameter, which holds the
+    hook."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,8 +155,12 @@ def test_it_is_planned_as_it_is_whatever_the_precision(dtype: str, tmp_path: Pat
         return load_workload(name, batch=None, seq=None, settings={}, num_devices=1, dtype=dtype)
 
     graph = trace(build).graph
-    assert {value.dtype for value in graph.values if value.kind in ("parameter", "buffer")} == {dtype}
-    assert sum(node.op == "aten.mul.Tensor" and node.phase == "backward" for node in graph.nodes) >= 2, "both hooks"
+    assert {value.dtype for value in graph.values if value.kind in ("parameter", "buffer")} == {
+        dtype
+    }
+    assert (
+        sum(node.op == "aten.mul.Tensor" and node.phase == "backward" for node in graph.nodes) >= 2
+    ), "both hooks"
 
 
 class Forgetful(Plain):
@@ -156,9 +174,18 @@ class Forgetful(Plain):
 @pytest.mark.parametrize(
     ("module", "words"),
     [
-        (lambda: Plain(steps=(i for i in range(3))), "for 'steps' of 'Plain', a generator: cannot pickle 'generator' object"),
-        (lambda: nn.Sequential(Plain(log=Path("log").open("w"))), "for 'log' of '0', a TextIOWrapper"),  # noqa: SIM115
-        (Forgetful, r"'lin\.weight' is not what it was once the model has been written and read again"),
+        (
+            lambda: Plain(steps=(i for i in range(3))),
+            "for 'steps' of 'Plain', a generator: cannot pickle 'generator' object",
+        ),
+        (
+            lambda: nn.Sequential(Plain(log=Path("log").open("w"))),  # noqa: SIM115
+            "for 'log' of '0', a TextIOWrapper",
+        ),
+        (
+            Forgetful,
+            r"'lin\.weight' is not what it was once the model has been written and read again",
+        ),
     ],
 )
 def test_what_cannot_be_given_to_ranks_is_named(
@@ -178,12 +205,13 @@ def test_hooks_that_no_file_holds_are_refused_from_python_too(tmp_path: Path) ->
     module = Plain()
     module.lin.weight.register_post_accumulate_grad_hook(lambda p: None)
     with pytest.raises(
-        NotTraceable, match=r"'lin\.weight' has the hook .*<lambda> \(line \d+\) after its gradient is accumulated"
+        NotTraceable,
+        match=r"'lin\.weight' has the hook .*<lambda> \(line \d+\) after its gradient is accumulated",
     ):
         plan(module, BATCH, nn.functional.mse_loss, num_devices=1, folder=tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------- the order of a set
+# ------------------------------------------------------------------------------- the order of a set
 
 
 class Towers(nn.Module):
@@ -211,12 +239,16 @@ def test_what_may_follow_the_order_of_a_set() -> None:
     assert not may_follow_a_set(Masked())
 
 
-def test_the_order_of_a_set_is_found_when_planning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_order_of_a_set_is_found_when_planning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """This process has drawn a hash seed; ranks all have the same."""
     asked: list[Path] = []
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     monkeypatch.setattr(api, "digest_elsewhere", lambda path: asked.append(path) or "another")
-    with pytest.raises(BadValue, match="Towers cannot be run by other processes: the model goes through a set"):
+    with pytest.raises(
+        BadValue, match="Towers cannot be run by other processes: the model goes through a set"
+    ):
         plan(Towers({"a", "b", "c"}), BATCH, nn.functional.mse_loss, num_devices=1, folder=tmp_path)
     assert asked == [tmp_path / "plan.json"]
     monkeypatch.setenv("PYTHONHASHSEED", environment()["PYTHONHASHSEED"])

@@ -48,7 +48,9 @@ def test_it_is_done_by_another_process() -> None:
 
 @pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize("how", ["killed", "failed"])
-def test_what_the_other_process_cannot_do_is_done_here(how: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_the_other_process_cannot_do_is_done_here(
+    how: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     this = os.getpid()
 
     def trouble() -> None:
@@ -109,7 +111,9 @@ def test_it_ends_with_the_process_that_began_it() -> None:
 
 
 @pytest.mark.parametrize("missing", ["cores", "HiGHS's threads"])
-def test_without_a_second_process_it_is_done_here(missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_second_process_it_is_done_here(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if missing == "cores":
         monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0}, raising=False)
     else:
@@ -127,7 +131,12 @@ def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
     asked = ["--model", "mlp", "--gpus", "4", "--json", "--out", str(tmp_path)]
     said = []
     for so in (forked, "beside._can_fork = lambda: False"):
-        done = subprocess.run([sys.executable, "-c", code.format(so), *asked], capture_output=True, text=True, check=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(so), *asked],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         said.append((json.loads(done.stdout), done.stderr))
     (one, told), (other, nothing) = said
     assert one["alternatives"] == other["alternatives"]

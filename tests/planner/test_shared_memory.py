@@ -75,7 +75,8 @@ class Kept(Net):
 
 
 class Apart(Net):
-    """Weights side by side in one memory, by rows and by columns; and two views of a table that no step changes."""
+    """Weights side by side in one memory, by rows and by columns; and two views of a table that
+    no step changes."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +92,9 @@ class Apart(Net):
 
 
 def workload(kind: type[Net]) -> Workload:
-    return workload_of("net", kind(), (torch.randn(6, 6), torch.randint(0, 4, (6,))), F.cross_entropy)
+    return workload_of(
+        "net", kind(), (torch.randn(6, 6), torch.randint(0, 4, (6,))), F.cross_entropy
+    )
 
 
 def changed_by_a_step(kind: type[Net]) -> set[str]:
@@ -102,7 +105,9 @@ def changed_by_a_step(kind: type[Net]) -> set[str]:
     optimizer = torch.optim.Adam(net.parameters())
     F.cross_entropy(net(torch.randn(6, 6)), torch.arange(6) % 4).backward()  # type: ignore[no-untyped-call]
     optimizer.step()
-    return {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    return {
+        name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])
+    }
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,9 @@ def changed_by_a_step(kind: type[Net]) -> set[str]:
         (Kept, r"'b.bias' and 'data\[3\]' share memory"),
     ],
 )
-def test_what_shares_memory_with_something_that_changes_is_refused_by_name(kind: type[Net], words: str) -> None:
+def test_what_shares_memory_with_something_that_changes_is_refused_by_name(
+    kind: type[Net], words: str
+) -> None:
     with pytest.raises(NotTraceable, match=words) as caught:
         trace(lambda: workload(kind))
     assert "\n" not in str(caught.value)
@@ -123,7 +130,15 @@ def test_what_shares_memory_with_something_that_changes_is_refused_by_name(kind:
 def test_memory_that_is_not_in_common_and_tables_that_stay_are_planned() -> None:
     assert {"table", "part"}.isdisjoint(changed_by_a_step(Apart))
     graph = trace(lambda: workload(Apart)).graph
-    assert {p.name for p in graph.parameters} == {"a.weight", "a.bias", "b.weight", "b.bias", "c", "d", "e"}
+    assert {p.name for p in graph.parameters} == {
+        "a.weight",
+        "a.bias",
+        "b.weight",
+        "b.bias",
+        "c",
+        "d",
+        "e",
+    }
 
 
 def test_plain_torch_changes_what_is_refused() -> None:

@@ -1,4 +1,5 @@
-"""The solver against brute force on small random problems, and the parts that its proof rests on."""
+"""The solver against brute force on small random problems, and the parts that its proof rests
+on."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def by_hand(problem: Problem, choice: tuple[int, ...]) -> tuple[float, list[floa
     return cost, held
 
 
-# ------------------------------------------------------------------------------------------------- the problem
+# -------------------------------------------------------------------------------------- the problem
 
 
 @examples
@@ -45,7 +46,7 @@ def test_cost_and_memory_are_their_definition(problem: Problem, random: object) 
         assert problem.memory(choice).tolist() == pytest.approx(held, rel=1e-12)
 
 
-# ------------------------------------------------------------------------------------------------- the solver
+# --------------------------------------------------------------------------------------- the solver
 
 
 def check(problem: Problem) -> None:
@@ -66,15 +67,21 @@ def check(problem: Problem) -> None:
     assert solution.overflow == 0.0
 
 
-def test_a_large_problem_that_nothing_fits_still_gets_the_leanest_choice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the exact way would take too long, what is left is a choice and a bound on every peak."""
+def test_a_large_problem_that_nothing_fits_still_gets_the_leanest_choice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where the exact way would take too long, what is left is a choice and a bound on every
+    peak."""
     monkeypatch.setattr(ilp, "_FEW_PAIRS", 0)
     monkeypatch.setattr(ilp, "_PATIENCE", 0.0)
     nbytes = np.array([5.0, 3.0])
     problem = Problem(
-        costs=(np.array([1.0, 2.0]), np.array([1.0, 2.0])), edges=(Edge(u=0, v=1, cost=np.zeros((2, 2))),), horizon=1, limit=4.0,
+        costs=(np.array([1.0, 2.0]), np.array([1.0, 2.0])),
+        edges=(Edge(u=0, v=1, cost=np.zeros((2, 2))),),
+        horizon=1,
+        limit=4.0,
         usages=tuple(Usage(node=n, nbytes=nbytes, spans=((0, 1, 1.0),)) for n in (0, 1)),
-    )  # fmt: skip
+    )
     solution = solve(problem)
     assert (solution.status, solution.choice, solution.objective) == ("infeasible", (1, 1), 4.0)
     assert (solution.lean_bound, solution.overflow) == (6.0, 2.0)
@@ -105,7 +112,8 @@ def test_without_a_limit_equals_brute_force(problem: Problem) -> None:
 @examples
 @given(problems(memory=True), st.floats(0.0, 1.0))
 def test_within_a_limit_equals_brute_force(problem: Problem, where: float) -> None:
-    """A limit between the least peak there is and the peak of the free optimum: it binds, and something fits."""
+    """A limit between the least peak there is and the peak of the free optimum: it binds, and
+    something fits."""
     possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
     if not possible:
         return
@@ -126,27 +134,38 @@ def test_a_limit_that_cannot_be_met(problem: Problem, share: float) -> None:
 
 
 def test_a_node_without_a_possible_choice() -> None:
-    problem = Problem(costs=(np.array([INF, INF]), np.array([1.0, 2.0])), edges=(Edge(u=0, v=1, cost=np.zeros((2, 2))),))
+    problem = Problem(
+        costs=(np.array([INF, INF]), np.array([1.0, 2.0])),
+        edges=(Edge(u=0, v=1, cost=np.zeros((2, 2))),),
+    )
     check_infeasible(problem, [])
 
 
 def test_pairs_that_contradict_each_other() -> None:
-    """Each pair of nodes has a possible pair of choices, but three nodes of two colours around a ring have none."""
+    """Each pair of nodes has a possible pair of choices, but three nodes of two colours around a
+    ring have none."""
     unlike = np.array([[INF, 0.0], [0.0, INF]])
     edges = tuple(Edge(u=u, v=v, cost=unlike) for u, v in ((0, 1), (0, 2), (1, 2)))
     check_infeasible(Problem(costs=(np.zeros(2),) * 3, edges=edges), [])
 
 
 def test_a_first_guess_that_is_impossible() -> None:
-    """Greedy decoding walks into a dead end here; the integer program must still find the one possible colouring."""
+    """Greedy decoding walks into a dead end here; the integer program must still find the one
+    possible colouring."""
     unlike = np.where(np.eye(3) > 0, INF, 0.0)
-    costs = (np.array([5.0, 0.0, 9.0]), np.array([0.0, 5.0, 9.0]), np.array([0.0, 0.0, 9.0]), np.array([1.0, 1.0, 9.0]))
+    costs = (
+        np.array([5.0, 0.0, 9.0]),
+        np.array([0.0, 5.0, 9.0]),
+        np.array([0.0, 0.0, 9.0]),
+        np.array([1.0, 1.0, 9.0]),
+    )
     edges = tuple(Edge(u=u, v=v, cost=unlike) for u, v in ((0, 1), (0, 2), (1, 2), (1, 3), (2, 3)))
     check(Problem(costs=costs, edges=edges))
 
 
 def test_no_time_is_no_false_proof() -> None:
-    """What is given with no time left is a choice with an honest bound, never called optimal unless they meet."""
+    """What is given with no time left is a choice with an honest bound, never called optimal
+    unless they meet."""
     problem = hard()
     proved = solve(problem)
     assert proved.status == "optimal"
@@ -159,16 +178,23 @@ def test_no_time_is_no_false_proof() -> None:
 
 @examples
 @given(problems(memory=True), st.floats(0.0, 1.0), st.integers(0, 12), st.booleans())
-def test_stopped_at_any_time_it_claims_nothing_false(problem: Problem, where: float, polls: int, guessed: bool) -> None:
-    """Whatever is told after some looks at the clock holds: a bound is no more than the optimum, what is called infeasible is."""
+def test_stopped_at_any_time_it_claims_nothing_false(
+    problem: Problem, where: float, polls: int, guessed: bool
+) -> None:
+    """Whatever is told after some looks at the clock holds: a bound is no more than the optimum,
+    what is called infeasible is."""
     possible = [c for c in choices_of(problem) if problem.cost(c) < INF]
     if not possible:
         return
     peaks = sorted({peak(problem, c) for c in possible})
-    problem = replace(problem, limit=max(1e-3, 0.9 * peaks[0] + where * (peaks[-1] - 0.9 * peaks[0])))
+    problem = replace(
+        problem, limit=max(1e-3, 0.9 * peaks[0] + where * (peaks[-1] - 0.9 * peaks[0]))
+    )
     fitting = [c for c in possible if problem.fits(c)]
     looks = itertools.count()
-    found = solve(problem, guess=possible[-1] if guessed else None, stopped=lambda: next(looks) >= polls)
+    found = solve(
+        problem, guess=possible[-1] if guessed else None, stopped=lambda: next(looks) >= polls
+    )
     best = min(map(problem.cost, fitting), default=INF)
     assert found.bound <= best * (1 + 1e-9) + 1e-9
     if found.status in ("optimal", "feasible"):
@@ -185,8 +211,11 @@ def hard() -> Problem:
     costs = tuple(rng.integers(0, 50, 4).astype(float) for _ in range(9))
     pairs = itertools.combinations(range(9), 2)
     return Problem(
-        costs=costs, edges=tuple(Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs)
-    )  # fmt: skip
+        costs=costs,
+        edges=tuple(
+            Edge(u=u, v=v, cost=rng.integers(0, 50, (4, 4)).astype(float)) for u, v in pairs
+        ),
+    )
 
 
 def test_a_solver_that_ran_out_of_time_has_proved_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,12 +244,14 @@ def test_a_good_guess_is_never_lost(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     """HiGHS has a banner; `--json` must print one object and nothing else."""
-    problem = Problem(costs=(np.array([1.0, 2.0]), np.array([2.0, 1.0])), edges=(Edge(u=0, v=1, cost=np.eye(2)),))
+    problem = Problem(
+        costs=(np.array([1.0, 2.0]), np.array([2.0, 1.0])), edges=(Edge(u=0, v=1, cost=np.eye(2)),)
+    )
     assert solve(problem).status == "optimal"
     assert capfd.readouterr() == ("", "")
 
 
-# ------------------------------------------------------------------------------------------------- what it rests on
+# --------------------------------------------------------------------------------- what it rests on
 
 
 @examples
@@ -228,9 +259,12 @@ def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
 def test_message_passing_moves_costs_and_changes_none(problem: Problem) -> None:
     moved = reparametrise(problem)
     same = replace(
-        problem, costs=moved.nodes,
-        edges=tuple(Edge(u=e.u, v=e.v, cost=t) for e, t in zip(problem.edges, moved.edges, strict=True)),
-    )  # fmt: skip
+        problem,
+        costs=moved.nodes,
+        edges=tuple(
+            Edge(u=e.u, v=e.v, cost=t) for e, t in zip(problem.edges, moved.edges, strict=True)
+        ),
+    )
     assert not any(np.isnan(table).any() for table in (*moved.nodes, *moved.edges))
     best = INF
     for choice in choices_of(problem):
@@ -240,7 +274,10 @@ def test_message_passing_moves_costs_and_changes_none(problem: Problem) -> None:
             assert after == pytest.approx(before, rel=1e-9, abs=1e-9)
         best = min(best, before)
     assert moved.bound <= best + 1e-9
-    assert moved.bound >= sum(c.min() for c in problem.costs) + sum(e.cost.min() for e in problem.edges) - 1e-9
+    assert (
+        moved.bound
+        >= sum(c.min() for c in problem.costs) + sum(e.cost.min() for e in problem.edges) - 1e-9
+    )
 
 
 @examples
@@ -259,13 +296,19 @@ def test_message_passing_proves_a_chain() -> None:
     """On a tree the bound meets the optimum."""
     rng = np.random.default_rng(0)
     problem = Problem(
-        costs=tuple(rng.random(3) for _ in range(6)), edges=tuple(Edge(u=i, v=i + 1, cost=rng.random((3, 3))) for i in range(5))
+        costs=tuple(rng.random(3) for _ in range(6)),
+        edges=tuple(Edge(u=i, v=i + 1, cost=rng.random((3, 3))) for i in range(5)),
     )
-    assert reparametrise(problem).bound == pytest.approx(min(map(problem.cost, choices_of(problem))), rel=1e-6)
+    assert reparametrise(problem).bound == pytest.approx(
+        min(map(problem.cost, choices_of(problem))), rel=1e-6
+    )
 
 
 @examples
-@given(problems(memory=True), st.dictionaries(st.integers(0, HORIZON - 1), st.floats(0.01, 3.0), max_size=3))
+@given(
+    problems(memory=True),
+    st.dictionaries(st.integers(0, HORIZON - 1), st.floats(0.01, 3.0), max_size=3),
+)
 def test_prices_add_what_memory_costs(problem: Problem, prices: dict[int, float]) -> None:
     priced = priced_problem(problem, prices)
     for choice in choices_of(problem)[:20]:
@@ -295,8 +338,11 @@ def test_the_smallest_peak(problem: Problem, share: float) -> None:
 
 @examples
 @given(problems(), st.data())
-def test_memory_of_pairs_is_memory_of_nodes_between_them(problem: Problem, data: st.DataObject) -> None:
-    """For every choice of the nodes there is just one of the nodes between, with its cost and memory; no other is possible."""
+def test_memory_of_pairs_is_memory_of_nodes_between_them(
+    problem: Problem, data: st.DataObject
+) -> None:
+    """For every choice of the nodes there is just one of the nodes between, with its cost and
+    memory; no other is possible."""
     if not problem.edges:
         return
     pairs = []

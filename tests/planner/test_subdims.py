@@ -44,17 +44,22 @@ class Reshaped(nn.Module):
 def reshaped(inputs: int, outputs: int, batch: int, *shapes: tuple[int, ...]) -> Graph:
     def build() -> Workload:
         return workload(
-            Reshaped(inputs, outputs, *shapes), torch.randn(batch, inputs), torch.randn(batch), loss=lambda y, _: y.sum()
+            Reshaped(inputs, outputs, *shapes),
+            torch.randn(batch, inputs),
+            torch.randn(batch),
+            loss=lambda y, _: y.sum(),
         )
 
     return trace(build).graph
 
 
-# ------------------------------------------------------------------------------------------------- whole models
+# ------------------------------------------------------------------------------------- whole models
 
 
 def test_a_fused_qkv_weight_is_three_by_heads_by_depth() -> None:
-    graph, dims = inferred("gpt", layers=2, width=20, heads=4, vocab=32, positions=8, seq=7, batch=6)
+    graph, dims = inferred(
+        "gpt", layers=2, width=20, heads=4, vocab=32, positions=8, seq=7, batch=6
+    )
     shapes = shapes_by_name(graph, dims)
     for layer in range(2):
         assert shapes[f"h.{layer}.attn.qkv.weight"][0] == (3, 4, 5)
@@ -63,7 +68,9 @@ def test_a_fused_qkv_weight_is_three_by_heads_by_depth() -> None:
 
 
 def test_a_flattened_batch_is_batch_by_sequence() -> None:
-    graph, dims = inferred("gpt", layers=1, width=20, heads=4, vocab=32, positions=8, seq=7, batch=6)
+    graph, dims = inferred(
+        "gpt", layers=1, width=20, heads=4, vocab=32, positions=8, seq=7, batch=6
+    )
     assert dims.shapes[graph.inputs[0]] == ((6,), (7,))
     products = [n for n in graph.nodes if n.op == "aten.mm.default" and n.phase == "forward"]
     assert {dims.shapes[n.operands[0]][0] for n in products} == {(6, 7)}
@@ -71,7 +78,9 @@ def test_a_flattened_batch_is_batch_by_sequence() -> None:
 
 def test_the_sequence_is_one_atom_through_the_model() -> None:
     """So that an axis can split it everywhere but in attention."""
-    graph, dims = inferred("gpt", layers=2, width=20, heads=4, vocab=32, positions=8, seq=7, batch=6)
+    graph, dims = inferred(
+        "gpt", layers=2, width=20, heads=4, vocab=32, positions=8, seq=7, batch=6
+    )
     batch, seq = dims.atoms[graph.inputs[0]]
     for node in graph.nodes:
         if node.op == "aten.mm.default" and node.phase == "forward":
@@ -116,13 +125,15 @@ def test_a_gradient_has_the_sub_dims_of_its_parameter() -> None:
             assert dims.shapes[parameter.gradient] == dims.shapes[parameter.value], parameter.name
 
 
-# ------------------------------------------------------------------------------------------------- reshapes that do not nest
+# ------------------------------------------------------------------------ reshapes that do not nest
 
 
 def test_a_reshape_that_does_not_nest_keeps_its_dims_whole() -> None:
     graph = reshaped(4, 6, 4, (4, 2, 3), (4, 3, 2))
     dims = infer(graph)
-    nodes = [n for n in graph.nodes if n.op == "shardwright.reshape" and n.result_shapes[0] == (4, 3, 2)]
+    nodes = [
+        n for n in graph.nodes if n.op == "shardwright.reshape" and n.result_shapes[0] == (4, 3, 2)
+    ]
     (op,) = (dims.ops[n.index] for n in nodes if n.phase == "forward")
     assert op.fixed == frozenset(range(len(op.sizes)))
     assert not op.signature.view
@@ -130,7 +141,8 @@ def test_a_reshape_that_does_not_nest_keeps_its_dims_whole() -> None:
 
 
 def test_two_readers_that_take_a_dim_apart_differently() -> None:
-    """6 is 2 x 3 for one and 3 x 2 for the other: the second is refused, the first keeps its sub-dims."""
+    """6 is 2 x 3 for one and 3 x 2 for the other: the second is refused, the first keeps its
+    sub-dims."""
 
     class Two(Reshaped):
         def forward(self, x: Tensor) -> Tensor:
@@ -140,13 +152,15 @@ def test_two_readers_that_take_a_dim_apart_differently() -> None:
     graph = trace(lambda: workload(Two(4, 6), torch.randn(5, 4), torch.randn(5))).graph
     dims = infer(graph)
     forward = [
-        n for n in graph.nodes if n.op == "shardwright.reshape" and n.phase == "forward" and len(n.result_shapes[0]) == 3
+        n
+        for n in graph.nodes
+        if n.op == "shardwright.reshape" and n.phase == "forward" and len(n.result_shapes[0]) == 3
     ]
     assert [dims.ops[n.index].signature.view for n in forward] == [True, False]
     check(graph, dims)
 
 
-# ------------------------------------------------------------------------------------------------- what always holds
+# -------------------------------------------------------------------------------- what always holds
 
 
 def check(graph: Graph, dims: SubDims) -> None:
@@ -163,7 +177,10 @@ def check(graph: Graph, dims: SubDims) -> None:
         op = dims.ops[node.index]
         assert op.letter_sizes(op.sizes) == op.signature.sizes
         free = set(range(len(op.sizes))) - op.fixed
-        pairs = [*zip(node.operands, op.operands, strict=True), *zip(node.results, op.results, strict=True)]
+        pairs = [
+            *zip(node.operands, op.operands, strict=True),
+            *zip(node.results, op.results, strict=True),
+        ]
         for value_id, leaves in pairs:
             if value_id is not None and free & set(leaves):
                 flat = [size for dim in dims.shapes[value_id] for size in dim]

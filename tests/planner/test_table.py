@@ -1,4 +1,5 @@
-"""The cost table: the tied problem's objective is the whole graph's, its memory is near the program's, and it is deterministic."""
+"""The cost table: the tied problem's objective is the whole graph's, its memory is near the
+program's, and it is deterministic."""
 
 from __future__ import annotations
 
@@ -42,16 +43,21 @@ def table(model: str, mesh: str, hardware: str = "cpu") -> Table:
     return table_of(ask_for(model, **sizes), mesh, cluster=cluster)
 
 
-# ------------------------------------------------------------------------------------------------- objective
+# ---------------------------------------------------------------------------------------- objective
 
 
 @pytest.mark.parametrize(
     ("model", "mesh"),
-    [pair for pair in itertools.product(MODELS, MESHES) if pair[0] in ("mlp", "lstm") or pair[1] != THREE_AXES],
+    [
+        pair
+        for pair in itertools.product(MODELS, MESHES)
+        if pair[0] in ("mlp", "lstm") or pair[1] != THREE_AXES
+    ],
 )
 def test_recost_equals_the_objective(model: str, mesh: str) -> None:
-    """Of random choices and of the best, with and without hidden communication: walked over the whole graph, no two layers taken
-    together, the cost is that of the tied problem (a peer's tied problem drops edges between layers: 1.2 % off)."""
+    """Of random choices and of the best, with and without hidden communication: walked over the
+    whole graph, no two layers taken together, the cost is that of the tied problem (a peer's
+    tied problem drops edges between layers: 1.2 % off)."""
     found = table(model, mesh)
     for hidden in (0.0, 0.7):
         problem = problem_of(found, hidden=hidden)
@@ -66,7 +72,8 @@ def test_recost_equals_the_objective(model: str, mesh: str) -> None:
 
 
 def test_hidden_communication_is_that_of_parameters_and_gradients() -> None:
-    """Pure data parallel on a GPU: what hiding leaves out of the objective is the share of the gradients' all-reduce."""
+    """Pure data parallel on a GPU: what hiding leaves out of the objective is the share of the
+    gradients' all-reduce."""
     ask = ask_for("mlp", batch=64)
     cluster = load_cluster("dgx-h100", num_devices=8)
     found = table_of(ask, "dp=8", ("*=ddp",), cluster=cluster)
@@ -84,23 +91,31 @@ def test_every_reading_of_a_value_is_an_edge() -> None:
     """All operands of ops that are no views, and one reading a gradient."""
     model = table("gpt", "a=4").model
     uses = [use for group in model.uses.values() for use in group]
-    wanted = sum(len(n.operands) for n in model.graph.nodes if not model.dims.ops[n.index].signature.view)
+    wanted = sum(
+        len(n.operands) for n in model.graph.nodes if not model.dims.ops[n.index].signature.view
+    )
     assert sum(use.node is not None for use in uses) == wanted
-    assert [use.parameter for use in uses if use.parameter is not None] == list(range(len(model.graph.parameters)))
+    assert [use.parameter for use in uses if use.parameter is not None] == list(
+        range(len(model.graph.parameters))
+    )
 
 
 def test_a_single_device_moves_nothing() -> None:
     found = table("mlp", "a=1")
     assert all(len(c) == 1 or np.isfinite(c).all() for c in found.costs)
     assert all(
-        not np.where(np.isfinite(pair), pair, 0.0).any() for pair in (*found.pairs.values(), *found.hideable_pairs.values())
+        not np.where(np.isfinite(pair), pair, 0.0).any()
+        for pair in (*found.pairs.values(), *found.hideable_pairs.values())
     )
 
 
 def test_pins_that_leave_nothing_name_the_op() -> None:
     found = table("mlp", "a=2,b=2")
     nothing = Pins(op=lambda node, axis, option: "relu" not in node.op)
-    with pytest.raises(NoPlan, match=r"no strategy is left for aten\.relu\.default in 'the model'|in '.*' under these pins"):
+    with pytest.raises(
+        NoPlan,
+        match=r"no strategy is left for aten\.relu\.default in 'the model'|in '.*' under these pins",
+    ):
         build_table(found.model, found.costing, nothing)
     unkept = Pins(parameter=lambda parameter, axis, option: parameter.name != "output.bias")
     with pytest.raises(NoPlan, match=r"no way to store parameter 'output.bias' is left"):
@@ -114,29 +129,42 @@ def test_a_split_that_is_too_fine_says_what_would_fit() -> None:
     assert table_of(ask_for("gpt", 8, heads=8), "tp=8", ("h.*.attn=tensor",))
 
 
-# ------------------------------------------------------------------------------------------------- memory
+# ------------------------------------------------------------------------------------------- memory
 
-#: The problem's peak with one open bucket of gradients added, over the lowered program's. Above 1: the problem holds a gradient from
-#: its writer on, and adds a whole bucket. Below: it counts what a hub is converted to, what stands between two steps and the buffer
-#: that a message arrives in not at all, which random choices, and ZeRO-3 in a single bucket, have much of; `search` lowers the limit
-#: and solves again if a plan's program is too large. What kernels take and give back, which is most at these sizes, is left out.
+#: The problem's peak with one open bucket of gradients added, over the lowered program's. Above 1:
+#: the problem holds a gradient from its writer on, and adds a whole bucket. Below: it counts what a
+#: hub is converted to, what stands between two steps and the buffer that a message arrives in not
+#: at all, which random choices, and ZeRO-3 in a single bucket, have much of; `search` lowers the
+#: limit and solves again if a plan's program is too large. What kernels take and give back, which
+#: is most at these sizes, is left out.
 SENSIBLE, RANDOM = (0.6, 1.3), (0.5, 1.45)
 
 
 @pytest.mark.parametrize("model", MODELS)
 @pytest.mark.parametrize(
-    ("mesh", "pins"), [("dp=4", ("*=ddp",)), ("dp=4", ("*=zero3",)), ("tp=4", ("*=tensor",)), ("dp=2,tp=2", ("*=zero1",))]
+    ("mesh", "pins"),
+    [
+        ("dp=4", ("*=ddp",)),
+        ("dp=4", ("*=zero3",)),
+        ("tp=4", ("*=tensor",)),
+        ("dp=2,tp=2", ("*=zero1",)),
+    ],
 )
-def test_memory_of_the_problem_is_near_that_of_the_program(model: str, mesh: str, pins: tuple[str, ...]) -> None:
+def test_memory_of_the_problem_is_near_that_of_the_program(
+    model: str, mesh: str, pins: tuple[str, ...]
+) -> None:
     plan = planned(ask_for(model, **({"layers": 4} if model == "gpt" else {})), mesh, pins)
     assert SENSIBLE[0] <= ratio(plan) <= SENSIBLE[1]
 
 
 def test_what_only_looks_at_a_value_holds_it_and_nothing_more() -> None:
-    """Experts gather by an index that is expanded to the width of the tokens: bytes that are nowhere."""
+    """Experts gather by an index that is expanded to the width of the tokens: bytes that are
+    nowhere."""
     sizes = {"layers": 2, "width": 64, "mlp": 64, "heads": 4, "kv_heads": 2, "vocab": 64, "seq": 64}
     plan = planned(ask_for("moe", dtype="float32", batch=64, **sizes), "dp=4", ("*=ddp",))
-    assert peak(plan) / sum(memory_by_category(plan.program).values()) == pytest.approx(1.0, abs=0.02)
+    assert peak(plan) / sum(memory_by_category(plan.program).values()) == pytest.approx(
+        1.0, abs=0.02
+    )
 
 
 @pytest.mark.parametrize("model", MODELS)
@@ -147,7 +175,12 @@ def test_memory_of_random_choices_too(model: str) -> None:
     for seed in range(3):
         choice = chosen_at_random(problem, seed)
         solution = Solution(
-            status="feasible", choice=choice, objective=problem.cost(choice), bound=0.0, time_s=0.0, num_variables=0
+            status="feasible",
+            choice=choice,
+            objective=problem.cost(choice),
+            bound=0.0,
+            time_s=0.0,
+            num_variables=0,
         )
         ask = ask_for(model, **({"layers": 4} if model == "gpt" else {}))
         plan = with_choice(ask, mesh_of("a=2,b=2"), found, solution, found.costing.cluster)
@@ -163,9 +196,14 @@ def kernels_take_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 def ratio(plan: Planned) -> float:
     program = plan.program
     reductions = [
-        i for i in program.instructions if isinstance(i, Communicate) and i.phase == "update" and i.kind != "all_gather"
+        i
+        for i in program.instructions
+        if isinstance(i, Communicate) and i.phase == "update" and i.kind != "all_gather"
     ]
-    bucket = min(plan.choices.bucket, sum(program.value_bytes[source] for i in reductions for source in i.sources))
+    bucket = min(
+        plan.choices.bucket,
+        sum(program.value_bytes[source] for i in reductions for source in i.sources),
+    )
     return (peak(plan) + bucket) / sum(memory_by_category(program).values())
 
 
@@ -175,7 +213,8 @@ def peak(plan: Planned) -> float:
 
 
 def test_parameters_and_optimizer_state_are_exact() -> None:
-    """Before anything runs the problem holds what the program starts with: parameters, Adam's two moments, the batch."""
+    """Before anything runs the problem holds what the program starts with: parameters, Adam's
+    two moments, the batch."""
     for pins in (("*=ddp",), ("*=zero1",), ("*=zero3",)):
         plan = planned(ask_for("mlp"), "dp=4", pins)
         numel, held = plan.model.graph.num_parameters, plan.program.initial_bytes
@@ -183,12 +222,15 @@ def test_parameters_and_optimizer_state_are_exact() -> None:
         first = problem.memory(completed(problem, plan.solution.choice))[0]
         assert first >= held["parameters"] + held["optimizer"]
         if pins == ("*=ddp",):
-            assert (held["parameters"], held["optimizer"]) == (8 * numel, pytest.approx(16 * numel, rel=0.02))
+            assert (held["parameters"], held["optimizer"]) == (
+                8 * numel,
+                pytest.approx(16 * numel, rel=0.02),
+            )
         if pins == ("*=zero3",):
             assert held["parameters"] == pytest.approx(8 * numel / 4, rel=0.05)
 
 
-# ------------------------------------------------------------------------------------------------- the same everywhere
+# ------------------------------------------------------------------------------ the same everywhere
 
 _PLAN = """
 import sys
@@ -199,15 +241,24 @@ print(test_table.fingerprints())
 
 
 def fingerprints(between: bool = False) -> str:
-    """What was chosen for two models, with other models, meshes and clusters planned in between or not."""
+    """What was chosen for two models, with other models, meshes and clusters planned in between
+    or not."""
     out = []
     for model, mesh in (("gpt", "a=2,b=2"), ("lstm", "a=4")):
         if between:
-            solve(problem_of(table_of(ask_for("cnn"), "a=2,b=4", cluster=load_cluster("dgx-h100", num_devices=8))))
+            solve(
+                problem_of(
+                    table_of(
+                        ask_for("cnn"), "a=2,b=4", cluster=load_cluster("dgx-h100", num_devices=8)
+                    )
+                )
+            )
             solve(problem_of(table_of(ask_for(model, batch=16), "tp=2")))
         found = table_of(ask_for(model), mesh)
         solution = solve(problem_of(found))
-        out.append([solution.choice, solution.objective, found.model.graph.digest(), len(found.names)])
+        out.append(
+            [solution.choice, solution.objective, found.model.graph.digest(), len(found.names)]
+        )
     return json.dumps(out)
 
 
@@ -218,18 +269,24 @@ def test_plans_do_not_depend_on_the_process() -> None:
     folders = [str(Path(__file__).parent), str(Path(__file__).parent.parent)]
     running = [
         subprocess.Popen(
-            [sys.executable, "-c", _PLAN, *folders], env={**os.environ, "PYTHONHASHSEED": seed}, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-c", _PLAN, *folders],
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for seed in ("1", "77")
-    ]  # fmt: skip
+    ]
     for process in running:
         printed, _ = process.communicate(timeout=120)
         assert printed.strip() == here
 
 
 def test_ops_are_priced_one_by_one() -> None:
-    """A cached price is that of the op itself: a bias added to a tensor reads a third less than a residual of the same sizes."""
-    found = planned(ask_for("gpt", width=256, seq=8), "a=1", cluster=load_cluster("dgx-h100", num_devices=1))
+    """A cached price is that of the op itself: a bias added to a tensor reads a third less than
+    a residual of the same sizes."""
+    found = planned(
+        ask_for("gpt", width=256, seq=8), "a=1", cluster=load_cluster("dgx-h100", num_devices=1)
+    )
     costing, graph, dims = found.table.costing, found.model.graph, found.model.dims
     for index, strategy in found.choices.strategies.items():
         fresh = Costing(costing.cluster, costing.sizes, costing.optimizer, 1.0)

@@ -59,9 +59,15 @@ def test_known_text_comes_back(texts: list[str], length: int) -> None:
         assert vocabulary.decode(ids) == tokenise(text)[:length]
 
 
-@given(st.lists(st.text(alphabet="ab'c \t\n.,;_-!", max_size=24), min_size=1, max_size=6), st.integers(3, 9), st.integers(1, 9))
+@given(
+    st.lists(st.text(alphabet="ab'c \t\n.,;_-!", max_size=24), min_size=1, max_size=6),
+    st.integers(3, 9),
+    st.integers(1, 9),
+)
 def test_as_keras_gives_keras_ids(texts: list[str], size: int, length: int) -> None:
-    keras = pytest.importorskip("keras", reason="Keras is the reference: pip install 'shardwright[keras]'")
+    keras = pytest.importorskip(
+        "keras", reason="Keras is the reference: pip install 'shardwright[keras]'"
+    )
     from keras.src.legacy.preprocessing.text import Tokenizer
 
     theirs = Tokenizer(num_words=size, oov_token=UNKNOWN)
@@ -79,7 +85,10 @@ def test_ours_is_not_keras_where_the_module_says_so() -> None:
     assert theirs.tokens[2:] == ("b", "a", "'c'", "b\ra")
     assert ours.encode("b a b", length=2) == (3, 2)
     assert theirs.encode("b a b", length=2) == (3, 2)
-    assert (ours.decode(ours.encode("a b ,", length=2)), theirs.decode(theirs.encode("b b a", length=2))) == (
+    assert (
+        ours.decode(ours.encode("a b ,", length=2)),
+        theirs.decode(theirs.encode("b b a", length=2)),
+    ) == (
         ("a", "b"),
         ("b", "a"),
     )

@@ -1,4 +1,5 @@
-"""Ops without a number of their own are tied by what they stand between: not where they differ, and without losing the best plan."""
+"""Ops without a number of their own are tied by what they stand between: not where they differ,
+and without losing the best plan."""
 
 from __future__ import annotations
 
@@ -90,7 +91,9 @@ class Bare(nn.Module):
 
     def __init__(self, depth: int, width: int) -> None:
         super().__init__()
-        self.weights = nn.ParameterList(nn.Parameter(torch.randn(width, width)) for _ in range(depth))
+        self.weights = nn.ParameterList(
+            nn.Parameter(torch.randn(width, width)) for _ in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for weight in self.weights:
@@ -99,7 +102,8 @@ class Bare(nn.Module):
 
 
 class Towers(nn.Module):
-    """Two chains in a sequence: the paths of all ops have numbers, those between layers only the chain's."""
+    """Two chains in a sequence: the paths of all ops have numbers, those between layers only the
+    chain's."""
 
     def __init__(self, depth: int, width: int) -> None:
         super().__init__()
@@ -111,9 +115,15 @@ class Towers(nn.Module):
 
 
 KINDS: dict[str, type[nn.Module]] = {
-    "chain": Chain, "residual": Residual, "reshaped": Reshaped, "branching": Branching, "dense": Dense, "shared": Shared,
-    "bare": Bare, "towers": Towers,
-}  # fmt: skip
+    "chain": Chain,
+    "residual": Residual,
+    "reshaped": Reshaped,
+    "branching": Branching,
+    "dense": Dense,
+    "shared": Shared,
+    "bare": Bare,
+    "towers": Towers,
+}
 
 
 def made(kind: str, depth: int = 4, batch: int = 16, width: int = 16) -> Made:
@@ -134,7 +144,8 @@ def test_the_classes_do_not_grow_with_depth(kind: str) -> None:
 
 
 def test_what_is_read_by_other_ops_is_not_tied() -> None:
-    """The ReLU that the head reads has a choice of its own; those before and after it are one class."""
+    """The ReLU that the head reads has a choice of its own; those before and after it are one
+    class."""
     model = model_of("branching", 20)
     relus = [n.index for n in model.graph.nodes if n.op == "aten.relu.default"]
     number = [model.ties.node_class[index] for index in relus]
@@ -150,7 +161,8 @@ def test_ops_with_unlike_readers_are_not_tied() -> None:
 
 
 def by_number(model: Model) -> Model:
-    """The same model, what has no number of its own untied: an op of the chain has one choice, what stands between has many."""
+    """The same model, what has no number of its own untied: an op of the chain has one choice,
+    what stands between has many."""
     classes: dict[object, int] = {}
     members: dict[int, list[int]] = {}
     for node in model.graph.nodes:
@@ -169,21 +181,36 @@ def by_number(model: Model) -> Model:
 def least(problem: Problem) -> float:
     """The least cost by the textbook's integer program, of the whole problem as it is."""
     program = pulp.LpProblem("least", pulp.LpMinimize)
-    at = [[program.add_variable(f"x_{n}_{i}", cat="Binary") for i in range(len(c))] for n, c in enumerate(problem.costs)]
-    terms = [cost * x for costs, xs in zip(problem.costs, at, strict=True) for cost, x in zip(costs.tolist(), xs, strict=True)]
+    at = [
+        [program.add_variable(f"x_{n}_{i}", cat="Binary") for i in range(len(c))]
+        for n, c in enumerate(problem.costs)
+    ]
+    terms = [
+        cost * x
+        for costs, xs in zip(problem.costs, at, strict=True)
+        for cost, x in zip(costs.tolist(), xs, strict=True)
+    ]
     for one in at:
         program += pulp.lpSum(one) == 1
     for number, edge in enumerate(problem.edges):
         rows, columns = edge.cost.shape
         pair = [
-            [program.add_variable(f"y_{number}_{i}_{j}", 0, int(edge.cost[i, j] < float("inf"))) for j in range(columns)]
+            [
+                program.add_variable(f"y_{number}_{i}_{j}", 0, int(edge.cost[i, j] < float("inf")))
+                for j in range(columns)
+            ]
             for i in range(rows)
         ]
         for i in range(rows):
             program += pulp.lpSum(pair[i]) == at[edge.u][i]
         for j in range(columns):
             program += pulp.lpSum(row[j] for row in pair) == at[edge.v][j]
-        terms += [float(edge.cost[i, j]) * pair[i][j] for i in range(rows) for j in range(columns) if 0 < edge.cost[i, j] < 1e9]
+        terms += [
+            float(edge.cost[i, j]) * pair[i][j]
+            for i in range(rows)
+            for j in range(columns)
+            if 0 < edge.cost[i, j] < 1e9
+        ]
     program += 1e6 * pulp.lpSum(terms)
     assert program.solve(pulp.HiGHS(msg=False, gapRel=1e-9)) == 1
     return float(pulp.value(program.objective)) / 1e6
@@ -191,17 +218,32 @@ def least(problem: Problem) -> float:
 
 @pytest.mark.parametrize(
     ("kind", "batch", "width"),
-    [("chain", 64, 512), ("residual", 64, 512), ("reshaped", 64, 512), ("branching", 8, 512), ("shared", 16, 64)],
+    [
+        ("chain", 64, 512),
+        ("residual", 64, 512),
+        ("reshaped", 64, 512),
+        ("branching", 8, 512),
+        ("shared", 16, 64),
+    ],
 )
 def test_tying_by_place_loses_nothing(kind: str, batch: int, width: int) -> None:
-    """Where the batch is large against the weights, and where it is small: the best choice of the tied problem costs what the best
-    of the problem with a choice for each op does, and that is what walking the whole graph finds."""
-    ask = ask_for("test_ties_by_place:made", kind=kind, depth=12 if kind == "branching" else 6, batch=batch, width=width)
+    """Where the batch is large against the weights, and where it is small: the best choice of
+    the tied problem costs what the best of the problem with a choice for each op does, and that
+    is what walking the whole graph finds."""
+    ask = ask_for(
+        "test_ties_by_place:made",
+        kind=kind,
+        depth=12 if kind == "branching" else 6,
+        batch=batch,
+        width=width,
+    )
     found = table_of(ask, "a=2")
     assert max(map(len, found.model.ties.nodes_of)) >= 3
     problem = problem_of(found)
     best = solve(problem)
     assert best.status == "optimal"
-    assert recost(found.model, found.costing, read_choices(found, best.choice)) == pytest.approx(best.objective, rel=1e-12)
+    assert recost(found.model, found.costing, read_choices(found, best.choice)) == pytest.approx(
+        best.objective, rel=1e-12
+    )
     free = build_table(by_number(found.model), found.costing, Pins())
     assert best.objective == pytest.approx(least(problem_of(free)), rel=1e-6)

@@ -1,4 +1,5 @@
-"""Long stacks of like blocks: a few are traced, and the graph is the one that tracing all of them gives."""
+"""Long stacks of like blocks: a few are traced, and the graph is the one that tracing all of
+them gives."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from planner.workload.workload import Workload
 
 
 class Block(nn.Module):
-    """A residual block with what makes blocks hard: dropout with numbers of its own, and buffers that the step changes."""
+    """A residual block with what makes blocks hard: dropout with numbers of its own, and buffers
+    that the step changes."""
 
     def __init__(self, number: int, *, slope: float = 0.1, p: float = 0.1) -> None:
         super().__init__()
@@ -33,7 +35,8 @@ class Block(nn.Module):
 
 
 class Chain(nn.Module):
-    """Blocks in a row between two layers; `collect` also gives the last layer every block's result."""
+    """Blocks in a row between two layers; `collect` also gives the last layer every block's
+    result."""
 
     def __init__(self, blocks: Sequence[nn.Module], *, collect: bool = False) -> None:
         super().__init__()
@@ -62,9 +65,12 @@ class ByNumber(Chain):
 
 
 class Parent(Chain):
-    """Does something of its own after each block, given the block's number and all results so far."""
+    """Does something of its own after each block, given the block's number and all results so
+    far."""
 
-    def __init__(self, treat: Callable[[int, Tensor, list[Tensor]], Tensor], count: int = 10) -> None:
+    def __init__(
+        self, treat: Callable[[int, Tensor, list[Tensor]], Tensor], count: int = 10
+    ) -> None:
         super().__init__([nn.Linear(6, 6) for _ in range(count)])
         self.treat = treat
 
@@ -120,7 +126,8 @@ class Counting(Chain):
 
 
 class ByOwnNumber(Block):
-    """Knows which block it is, and one of them does something else; nothing in the parent tells it."""
+    """Knows which block it is, and one of them does something else; nothing in the parent tells
+    it."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * (0.5 if self.number == 6 else 1.0)
@@ -164,7 +171,9 @@ def traced(build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch) -> tu
     """The graph, and whether it came of a few blocks."""
     wholes: list[Workload] = []
     ordinary = planner.trace.trace._whole
-    monkeypatch.setattr(planner.trace.trace, "_whole", lambda w, begin: (wholes.append(w), ordinary(w, begin))[1])
+    monkeypatch.setattr(
+        planner.trace.trace, "_whole", lambda w, begin: (wholes.append(w), ordinary(w, begin))[1]
+    )
     graph = trace(build).graph
     monkeypatch.undo()
     return graph, not wholes
@@ -173,7 +182,9 @@ def traced(build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch) -> tu
 REPEATED: dict[str, Callable[[], Workload]] = {
     "dropout and buffers": step(chain),
     "two chains": step(
-        lambda: nn.Sequential(*[Block(i) for i in range(9)], nn.Linear(6, 6), Chain([Block(i) for i in range(12)]))
+        lambda: nn.Sequential(
+            *[Block(i) for i in range(9)], nn.Linear(6, 6), Chain([Block(i) for i in range(12)])
+        )
     ),
     "gpt": built_in("gpt", layers=9, width=8, heads=2, vocab=16, positions=8, seq=4),
     "llama": built_in("llama", layers=8, width=16, heads=4, kv_heads=2, mlp=8, vocab=16, seq=4),
@@ -202,7 +213,9 @@ WHOLE: dict[str, Callable[[], Workload]] = {
 
 
 @pytest.mark.parametrize("name", REPEATED)
-def test_repeated_blocks_give_the_graph_of_the_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_blocks_give_the_graph_of_the_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph, short = traced(REPEATED[name], monkeypatch)
     assert short
     whole = trace(REPEATED[name], whole=True).graph
@@ -212,7 +225,9 @@ def test_repeated_blocks_give_the_graph_of_the_whole(name: str, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("name", WHOLE)
-def test_blocks_that_are_not_alike_are_traced_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_that_are_not_alike_are_traced_whole(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     graph, short = traced(WHOLE[name], monkeypatch)
     assert not short
     assert graph.digest() == trace(WHOLE[name], whole=True).graph.digest()
@@ -239,6 +254,14 @@ def test_a_shortened_module_is_whole_again_afterwards() -> None:
 
 def test_names_of_a_shortened_module_are_those_of_the_whole() -> None:
     stack = Stack(path="h", short="h", start=1, length=12)
-    assert [stack.renamed(f"h.{n}.w") for n in range(7)] == ["h.0.w", "h.1.w", "h.2.w", "h.3.w", "h.11.w", "h.12.w", "h.13.w"]
+    assert [stack.renamed(f"h.{n}.w") for n in range(7)] == [
+        "h.0.w",
+        "h.1.w",
+        "h.2.w",
+        "h.3.w",
+        "h.11.w",
+        "h.12.w",
+        "h.13.w",
+    ]
     assert stack.renamed("h.2.w", by=3) == "h.5.w"
     assert stack.renamed("head.2.w") == "head.2.w"

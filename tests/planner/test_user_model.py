@@ -1,4 +1,5 @@
-"""Models of the user's own: how they are found and called, and what is said when something is wrong with them."""
+"""Models of the user's own: how they are found and called, and what is said when something is
+wrong with them."""
 
 from __future__ import annotations
 
@@ -58,7 +59,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
             del sys.modules[name]
 
 
-def load(spec: str, dtype: str = "float32", batch: int | None = None, seq: int | None = None, **settings: str) -> Workload:
+def load(
+    spec: str,
+    dtype: str = "float32",
+    batch: int | None = None,
+    seq: int | None = None,
+    **settings: str,
+) -> Workload:
     return load_workload(spec, batch=batch, seq=seq, settings=settings, num_devices=2, dtype=dtype)
 
 
@@ -75,7 +82,11 @@ def test_options_are_parsed_and_passed(here: Path) -> None:
     work = load(f"{MODULE}:parts", batch=6, width="16", scale="2.5", name="two")
     assert work.options == {"batch": 6, "width": 16, "scale": 2.5, "name": "two"}
     assert work.module.weight.shape == (2, 16)
-    assert dict(resolve_options(f"{MODULE}:parts", batch=6, seq=None, settings={"on": "true"}, num_devices=1)) == {
+    assert dict(
+        resolve_options(
+            f"{MODULE}:parts", batch=6, seq=None, settings={"on": "true"}, num_devices=1
+        )
+    ) == {
         "batch": 6,
         "on": True,
     }
@@ -116,7 +127,11 @@ def test_a_file_does_not_hide_a_module_of_its_name(here: Path) -> None:
         (f"{MODULE}:part", UnknownName, ["unknown function in", "'part'", "did you mean 'parts'?"]),
         (f"{MODULE}:constant", BadValue, ["constant is a int, not a function"]),
         (f"{MODULE}:tokens", BadValue, ["needs a value for 'batch'", "--batch N"]),
-        (f"{MODULE}:fails", BadValue, ["RuntimeError: it is broken", f"{MODULE}.py, line {LINE_THAT_FAILS}"]),
+        (
+            f"{MODULE}:fails",
+            BadValue,
+            ["RuntimeError: it is broken", f"{MODULE}.py, line {LINE_THAT_FAILS}"],
+        ),
         (f"{MODULE}:only_two", BadValue, ["a tuple of 2", "(model, batch, loss)"]),
         (f"{MODULE}:nothing", BadValue, ["a NoneType", "(model, batch, loss)"]),
         (f"{MODULE}:no_module", BadValue, ["a str as the model"]),
@@ -127,7 +142,9 @@ def test_a_file_does_not_hide_a_module_of_its_name(here: Path) -> None:
         (f"{MODULE}:unequal", BadValue, ["dim 0 of [2, 3]"]),
     ],
 )
-def test_what_is_wrong_is_said(here: Path, spec: str, kind: type[Exception], words: list[str]) -> None:
+def test_what_is_wrong_is_said(
+    here: Path, spec: str, kind: type[Exception], words: list[str]
+) -> None:
     with pytest.raises(kind) as raised:
         load(spec)
     assert [word for word in words if word not in str(raised.value)] == []
@@ -145,13 +162,17 @@ def test_an_option_that_the_function_lacks(here: Path) -> None:
 
 def test_a_batch_given_twice(here: Path) -> None:
     with pytest.raises(BadValue, match="--batch 4 and --set batch=8 both set the batch"):
-        resolve_options(f"{MODULE}:parts", batch=4, seq=None, settings={"batch": "8"}, num_devices=1)
+        resolve_options(
+            f"{MODULE}:parts", batch=4, seq=None, settings={"batch": "8"}, num_devices=1
+        )
 
 
 @pytest.mark.parametrize("text", ["0", "-3", "2.5", "true", "many"])
 def test_a_batch_by_setting_is_checked_too(here: Path, text: str) -> None:
     with pytest.raises(BadValue, match=r"batch is .*: give a whole number"):
-        resolve_options(f"{MODULE}:parts", batch=None, seq=None, settings={"batch": text}, num_devices=1)
+        resolve_options(
+            f"{MODULE}:parts", batch=None, seq=None, settings={"batch": text}, num_devices=1
+        )
 
 
 @pytest.mark.parametrize(
@@ -168,6 +189,8 @@ def test_an_import_that_fails(here: Path, source: str, words: list[str], ending:
     (here / "broken.py").write_text(source)
     with pytest.raises(BadValue) as raised:
         load(f"broken{ending}:build")
-    assert [word for word in [*words, "importing broken", "broken.py"] if word not in str(raised.value)] == []
+    assert [
+        word for word in [*words, "importing broken", "broken.py"] if word not in str(raised.value)
+    ] == []
     assert "\n" not in str(raised.value)
     assert "broken" not in sys.modules

@@ -9,7 +9,14 @@ import pytest
 from small_plans import Planned, ask_for, planned, traced
 
 from cost_models.cluster import load_cluster
-from planner.plans.words import GroupWords, atom_names, axis_names, describe, op_words, replicated_ops
+from planner.plans.words import (
+    GroupWords,
+    atom_names,
+    axis_names,
+    describe,
+    op_words,
+    replicated_ops,
+)
 
 
 def rows(plan: Planned) -> dict[str, GroupWords]:
@@ -21,7 +28,20 @@ def rows(plan: Planned) -> dict[str, GroupWords]:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        ("gpt", {"batch", "sequence", "vocab", "embed", "heads", "head_dim", "mlp", "three", "positions"}),
+        (
+            "gpt",
+            {
+                "batch",
+                "sequence",
+                "vocab",
+                "embed",
+                "heads",
+                "head_dim",
+                "mlp",
+                "three",
+                "positions",
+            },
+        ),
         ("lstm", {"batch", "sequence", "vocab", "embed", "gates", "hidden"}),
         ("mlp", {"batch", "inputs", "hidden", "outputs"}),
         ("cnn", {"batch", "channels", "width", "classes"}),
@@ -40,7 +60,9 @@ def test_all_parameters_have_words() -> None:
     for model in ("gpt", "lstm", "bilstm", "cnn", "mlp"):
         found, workload = traced(ask_for(model))
         names = atom_names(found, workload)
-        assert all(names.get(atom) for p in found.graph.parameters for atom in found.dims.atoms[p.value])
+        assert all(
+            names.get(atom) for p in found.graph.parameters for atom in found.dims.atoms[p.value]
+        )
 
 
 def test_data_and_tensor_axes_of_gpt() -> None:
@@ -48,8 +70,17 @@ def test_data_and_tensor_axes_of_gpt() -> None:
     found = rows(plan)
     attention, up, down = found["h.*.attn.qkv"], found["h.*.mlp.fc"], found["h.*.mlp.proj"]
     assert (attention.count, attention.ops[0]) == (3, "batch")
-    assert {attention.ops[1], up.ops[1], down.ops[1]} <= {"heads", "head_dim", "mlp", "embed", "sequence"}
-    assert all("whole, updated by" in row.parameters[0] and "(ZeRO)" in row.parameters[0] for row in (attention, up, down))
+    assert {attention.ops[1], up.ops[1], down.ops[1]} <= {
+        "heads",
+        "head_dim",
+        "mlp",
+        "embed",
+        "sequence",
+    }
+    assert all(
+        "whole, updated by" in row.parameters[0] and "(ZeRO)" in row.parameters[0]
+        for row in (attention, up, down)
+    )
     assert found["wte"].count == 1
 
 
@@ -86,7 +117,8 @@ def build(batch=8):
 
 
 def test_modules_whose_parameters_others_read_are_counted(tmp_path: Path) -> None:
-    """As the output projection of torch's attention: no op runs in it, and a plan counts at least one of everything."""
+    """As the output projection of torch's attention: no op runs in it, and a plan counts at
+    least one of everything."""
     file = tmp_path / "reader.py"
     file.write_text(OTHERS)
     found = rows(planned(replace(ask_for("bilstm"), model=f"{file}:build"), "dp=2", ("*=ddp",)))
@@ -105,7 +137,9 @@ def test_on_one_device_nothing_is_replicated() -> None:
 def test_partial_sums_have_words() -> None:
     plan = planned(ask_for("gpt"), "t=2", words={"wte": "vocab"})
     names = atom_names(plan.model, plan.workload)
-    node = next(n for n in plan.model.graph.nodes if n.path == "wte" and "embedding.default" in n.op)
+    node = next(
+        n for n in plan.model.graph.nodes if n.path == "wte" and "embedding.default" in n.op
+    )
     assert op_words(plan.model, names, plan.choices, node, 0, plan.mesh) == "vocab"
     assert op_words(plan.model, names, plan.choices, None, 0, plan.mesh) == "-"
 
@@ -119,6 +153,8 @@ def test_partial_sums_have_words() -> None:
         ("dp=2,dp2=2", (), ("dp1", "dp2")),
     ],
 )
-def test_axes_are_named_after_what_they_split(mesh: str, pins: tuple[str, ...], names: tuple[str, ...]) -> None:
+def test_axes_are_named_after_what_they_split(
+    mesh: str, pins: tuple[str, ...], names: tuple[str, ...]
+) -> None:
     plan = planned(ask_for("gpt"), mesh, pins, cluster=load_cluster("dgx-h100", num_devices=4))
     assert axis_names(plan.model, plan.choices, plan.table.costing, plan.mesh.sizes) == names

@@ -1,4 +1,5 @@
-"""Built-in models and their sizes: parameter counts against closed forms, real steps, fake construction, each error."""
+"""Built-in models and their sizes: parameter counts against closed forms, real steps, fake
+construction, each error."""
 
 from __future__ import annotations
 
@@ -18,13 +19,28 @@ SMALL = {
     "lstm": {"vocab": "50", "embed": "8", "hidden": "12", "layers": "2", "seq": "7"},
     "mlp": {"inputs": "16", "hidden": "24", "layers": "2", "outputs": "3"},
     "cnn": {"image": "16", "width": "8", "blocks": "2"},
-    "gpt": {"layers": "2", "width": "32", "heads": "4", "vocab": "64", "positions": "16", "seq": "8"},
+    "gpt": {
+        "layers": "2",
+        "width": "32",
+        "heads": "4",
+        "vocab": "64",
+        "positions": "16",
+        "seq": "8",
+    },
 }
 
 
-def load(spec: str, num_devices: int = 1, dtype: str = "float32", batch: int | None = None, **settings: str) -> Workload:
+def load(
+    spec: str,
+    num_devices: int = 1,
+    dtype: str = "float32",
+    batch: int | None = None,
+    **settings: str,
+) -> Workload:
     torch.manual_seed(0)
-    return load_workload(spec, batch=batch, seq=None, settings=settings, num_devices=num_devices, dtype=dtype)
+    return load_workload(
+        spec, batch=batch, seq=None, settings=settings, num_devices=num_devices, dtype=dtype
+    )
 
 
 def fake(spec: str, dtype: str = "float32", **settings: str) -> Workload:
@@ -32,8 +48,17 @@ def fake(spec: str, dtype: str = "float32", **settings: str) -> Workload:
         return load(spec, dtype=dtype, **settings)
 
 
-def resolve(spec: str, *, batch: int | None = None, seq: int | None = None, num_devices: int = 1, **settings: str) -> dict:
-    return dict(resolve_options(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices))
+def resolve(
+    spec: str,
+    *,
+    batch: int | None = None,
+    seq: int | None = None,
+    num_devices: int = 1,
+    **settings: str,
+) -> dict:
+    return dict(
+        resolve_options(spec, batch=batch, seq=seq, settings=settings, num_devices=num_devices)
+    )
 
 
 def num_parameters(work: Workload) -> int:
@@ -45,7 +70,8 @@ def loss_of(work: Workload) -> torch.Tensor:
 
 
 def gpt_parameters(layers: int, width: int, vocab: int = 50_257, positions: int = 1024) -> int:
-    """Embeddings, then in each block 4 w^2 + 8 w^2 weights, 3 w + w + 4 w + w biases and 4 w for two norms, then a norm."""
+    """Embeddings, then in each block 4 w^2 + 8 w^2 weights, 3 w + w + 4 w + w biases and 4 w for
+    two norms, then a norm."""
     return (vocab + positions) * width + layers * (12 * width**2 + 13 * width) + 2 * width
 
 
@@ -58,7 +84,9 @@ def gpt_parameters(layers: int, width: int, vocab: int = 50_257, positions: int 
         ("gpt2-xl", 48, 1600, 1_557_611_200),
     ],
 )
-def test_gpt2_presets_have_the_published_number_of_parameters(preset: str, layers: int, width: int, count: int) -> None:
+def test_gpt2_presets_have_the_published_number_of_parameters(
+    preset: str, layers: int, width: int, count: int
+) -> None:
     assert gpt_parameters(layers, width) == count
     assert num_parameters(fake(preset)) == count
 
@@ -71,13 +99,23 @@ def test_untied_gpt_has_a_head_of_its_own() -> None:
 
 def test_lstm_parameters() -> None:
     vocab, embed, hidden = 10_000, 64, 64
-    assert num_parameters(fake("lstm")) == vocab * embed + 4 * hidden * (embed + hidden + 2) + hidden + 1
-    assert num_parameters(fake("lstm-large")) == 50_000 * 2048 + 4 * 4 * 2048 * (2 * 2048 + 2) + 2048 + 1
+    assert (
+        num_parameters(fake("lstm"))
+        == vocab * embed + 4 * hidden * (embed + hidden + 2) + hidden + 1
+    )
+    assert (
+        num_parameters(fake("lstm-large"))
+        == 50_000 * 2048 + 4 * 4 * 2048 * (2 * 2048 + 2) + 2048 + 1
+    )
 
 
 def test_mlp_and_cnn_parameters() -> None:
-    assert num_parameters(fake("mlp", **SMALL["mlp"])) == (16 * 24 + 24) + (24 * 24 + 24) + (24 * 3 + 3)
-    assert num_parameters(fake("cnn", **SMALL["cnn"])) == (3 * 8 * 9 + 8) + (8 * 16 * 9 + 16) + (16 * 10 + 10)
+    assert num_parameters(fake("mlp", **SMALL["mlp"])) == (16 * 24 + 24) + (24 * 24 + 24) + (
+        24 * 3 + 3
+    )
+    assert num_parameters(fake("cnn", **SMALL["cnn"])) == (3 * 8 * 9 + 8) + (8 * 16 * 9 + 16) + (
+        16 * 10 + 10
+    )
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16"])
@@ -97,8 +135,13 @@ def test_each_model_learns_its_batch(model: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("model", sorted(SMALL))
 def test_the_same_seed_starts_every_dtype_at_the_same_point(model: str) -> None:
-    single, double = load(model, batch=2, **SMALL[model]), load(model, dtype="float64", batch=2, **SMALL[model])
-    for (name, a), (other, b) in zip(single.module.named_parameters(), double.module.named_parameters(), strict=True):
+    single, double = (
+        load(model, batch=2, **SMALL[model]),
+        load(model, dtype="float64", batch=2, **SMALL[model]),
+    )
+    for (name, a), (other, b) in zip(
+        single.module.named_parameters(), double.module.named_parameters(), strict=True
+    ):
         assert name == other
         assert torch.equal(a.double(), b)
     torch.testing.assert_close(loss_of(single).double(), loss_of(double), rtol=1e-5, atol=1e-6)
@@ -107,7 +150,9 @@ def test_the_same_seed_starts_every_dtype_at_the_same_point(model: str) -> None:
 def test_the_default_dtype_is_neither_used_nor_changed() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        assert {p.dtype for p in load("gpt", batch=1, **SMALL["gpt"]).module.parameters()} == {torch.float32}
+        assert {p.dtype for p in load("gpt", batch=1, **SMALL["gpt"]).module.parameters()} == {
+            torch.float32
+        }
         assert torch.get_default_dtype() == torch.float64
         with pytest.raises(BadValue):
             load(f"{__name__}:fails")
@@ -117,7 +162,9 @@ def test_the_default_dtype_is_neither_used_nor_changed() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("model", [name for spec in MODELS.values() for name in (spec.name, *spec.presets)])
+@pytest.mark.parametrize(
+    "model", [name for spec in MODELS.values() for name in (spec.name, *spec.presets)]
+)
 def test_fake_construction_allocates_nothing(model: str, dtype: str) -> None:
     work = fake(model, dtype=dtype)
     tensors = [*work.module.parameters(), *work.module.buffers(), *work.batch]
@@ -153,20 +200,46 @@ def test_dim_names_fit_every_parameter(model: str) -> None:
 
 @pytest.mark.parametrize(
     ("model", "per_device"),
-    [("lstm", 256), ("mlp", 256), ("cnn", 64), ("gpt", 8), ("gpt2", 4), ("gpt2-xl", 4), ("lstm-large", 256)],
+    [
+        ("lstm", 256),
+        ("mlp", 256),
+        ("cnn", 64),
+        ("gpt", 8),
+        ("gpt2", 4),
+        ("gpt2-xl", 4),
+        ("lstm-large", 256),
+    ],
 )
 def test_default_batch_grows_with_the_devices(model: str, per_device: int) -> None:
-    assert [resolve(model, num_devices=n)["batch"] for n in (1, 3, 64)] == [per_device, 3 * per_device, 64 * per_device]
+    assert [resolve(model, num_devices=n)["batch"] for n in (1, 3, 64)] == [
+        per_device,
+        3 * per_device,
+        64 * per_device,
+    ]
 
 
 def test_sizes_come_from_preset_settings_and_flags() -> None:
     assert resolve("gpt2-xl") == {
-        "batch": 4, "layers": 48, "width": 1600, "heads": 25, "vocab": 50_257, "positions": 1024, "tied": True, "seq": 1024,
-    }  # fmt: skip
+        "batch": 4,
+        "layers": 48,
+        "width": 1600,
+        "heads": 25,
+        "vocab": 50_257,
+        "positions": 1024,
+        "tied": True,
+        "seq": 1024,
+    }
     options = resolve("lstm-large", batch=10, seq=20, hidden="1_024")
-    assert (options["batch"], options["seq"], options["hidden"], options["layers"]) == (10, 20, 1024, 4)
+    assert (options["batch"], options["seq"], options["hidden"], options["layers"]) == (
+        10,
+        20,
+        1024,
+        4,
+    )
     assert resolve("lstm", batch=8, num_devices=4)["batch"] == 8
-    from_settings = resolve_options("lstm", batch=None, seq=None, settings={"seq": "9"}, num_devices=1)
+    from_settings = resolve_options(
+        "lstm", batch=None, seq=None, settings={"seq": "9"}, num_devices=1
+    )
     assert from_settings == resolve("lstm", seq=9)
     assert resolve("gpt", tied="No")["tied"] is False
 
@@ -184,8 +257,18 @@ def test_known_models_describe_themselves() -> None:
 @pytest.mark.parametrize(
     ("model", "arguments", "kind", "words"),
     [
-        ("lsmt", {}, UnknownName, ["unknown model 'lsmt'", "did you mean 'lstm'?", "gpt2-xl", "module:function"]),
-        ("lstm", {"hiden": "3"}, UnknownName, ["unknown lstm option 'hiden'", "did you mean 'hidden'?", "vocab"]),
+        (
+            "lsmt",
+            {},
+            UnknownName,
+            ["unknown model 'lsmt'", "did you mean 'lstm'?", "gpt2-xl", "module:function"],
+        ),
+        (
+            "lstm",
+            {"hiden": "3"},
+            UnknownName,
+            ["unknown lstm option 'hiden'", "did you mean 'hidden'?", "vocab"],
+        ),
         ("lstm", {"hidden": "abc"}, BadValue, ["--set hidden=abc", "whole number"]),
         ("lstm", {"hidden": "1.5"}, BadValue, ["--set hidden=1.5", "whole number"]),
         ("lstm", {"hidden": "0"}, BadValue, ["hidden is 0", "at least 1"]),
@@ -224,16 +307,28 @@ def fails() -> None:
 @pytest.mark.parametrize(
     ("preset", "millions"),
     [
-        ("llama3-8b", 8030), ("llama3-70b", 70_554), ("llama3-405b", 405_853), ("mixtral-8x7b", 46_703), ("bert-base", 109.5),
-        ("bert-large", 335.2), ("t5-small", 60.5), ("t5-base", 222.9), ("t5-large", 737.7), ("vit-base-16", 86.6),
-        ("vit-large-16", 304.3), ("vit-huge-14", 632.0), ("resnet-18", 11.69), ("resnet-50", 25.56), ("unet-64", 31.0),
+        ("llama3-8b", 8030),
+        ("llama3-70b", 70_554),
+        ("llama3-405b", 405_853),
+        ("mixtral-8x7b", 46_703),
+        ("bert-base", 109.5),
+        ("bert-large", 335.2),
+        ("t5-small", 60.5),
+        ("t5-base", 222.9),
+        ("t5-large", 737.7),
+        ("vit-base-16", 86.6),
+        ("vit-large-16", 304.3),
+        ("vit-huge-14", 632.0),
+        ("resnet-18", 11.69),
+        ("resnet-50", 25.56),
+        ("unet-64", 31.0),
     ],
-)  # fmt: skip
+)
 def test_presets_have_the_published_number_of_parameters(preset: str, millions: float) -> None:
     assert num_parameters(fake(preset)) == pytest.approx(millions * 1e6, rel=2e-3)
 
 
-# ------------------------------------------------------------------------------------------------- the precision of who asks for none
+# --------------------------------------------------------------- the precision of who asks for none
 
 
 @pytest.mark.parametrize(

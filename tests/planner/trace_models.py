@@ -20,7 +20,9 @@ __all__ = ["BUILDERS", "built_in", "graph_named", "workload"]
 Loss = Callable[[Any, Tensor], Tensor]
 
 
-def workload(module: nn.Module, *batch: Tensor, loss: Loss = F.mse_loss, name: str = "test") -> Workload:
+def workload(
+    module: nn.Module, *batch: Tensor, loss: Loss = F.mse_loss, name: str = "test"
+) -> Workload:
     return Workload(name=name, module=module, batch=batch, loss=loss)
 
 
@@ -30,7 +32,9 @@ def built_in(spec: str, **sizes: int) -> Callable[[], Workload]:
 
     def build() -> Workload:
         dtype = str(torch.get_default_dtype()).removeprefix("torch.")
-        return load_workload(spec, batch=batch, seq=seq, settings=settings, num_devices=1, dtype=dtype)
+        return load_workload(
+            spec, batch=batch, seq=seq, settings=settings, num_devices=1, dtype=dtype
+        )
 
     return build
 
@@ -54,10 +58,25 @@ class MLP(nn.Module):
     def __init__(self, width: int = 8) -> None:
         super().__init__()
         acts = (
-            nn.GELU(), nn.GELU("tanh"), nn.SiLU(), nn.Tanh(), nn.LeakyReLU(), nn.ELU(), nn.Softplus(), nn.Sigmoid(), nn.ReLU6(),
-            nn.Hardswish(), nn.Hardsigmoid(), nn.Mish(), nn.LogSigmoid(), nn.Softsign(), nn.SELU(), nn.PReLU(),
-            nn.CELU(), nn.GLU(),
-        )  # fmt: skip
+            nn.GELU(),
+            nn.GELU("tanh"),
+            nn.SiLU(),
+            nn.Tanh(),
+            nn.LeakyReLU(),
+            nn.ELU(),
+            nn.Softplus(),
+            nn.Sigmoid(),
+            nn.ReLU6(),
+            nn.Hardswish(),
+            nn.Hardsigmoid(),
+            nn.Mish(),
+            nn.LogSigmoid(),
+            nn.Softsign(),
+            nn.SELU(),
+            nn.PReLU(),
+            nn.CELU(),
+            nn.GLU(),
+        )
         layers: list[nn.Module] = []
         for act in acts:
             layers += [
@@ -65,7 +84,9 @@ class MLP(nn.Module):
                 nn.LayerNorm(2 * width if isinstance(act, nn.GLU) else width),
                 act,
             ]
-        self.layers = nn.Sequential(*layers, nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2))
+        self.layers = nn.Sequential(
+            *layers, nn.LayerNorm(width, elementwise_affine=False), nn.Linear(width, 2)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = self.layers(x)
@@ -93,7 +114,8 @@ class ResidualCNN(nn.Module):
 
 
 class Norms(nn.Module):
-    """Group, instance and RMS norm, batch norm in eval mode, transposed convolution, padding and up-sampling."""
+    """Group, instance and RMS norm, batch norm in eval mode, transposed convolution, padding and
+    up-sampling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -138,7 +160,11 @@ class EncoderLayer(nn.Module):
 
     def _heads(self, x: Tensor) -> Tensor:
         b, t, _ = x.shape
-        return x.view(b, t, self.heads, self.depth).transpose(1, 2).reshape(b * self.heads, t, self.depth)
+        return (
+            x.view(b, t, self.heads, self.depth)
+            .transpose(1, 2)
+            .reshape(b * self.heads, t, self.depth)
+        )
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         b, t, width = x.shape
@@ -147,14 +173,16 @@ class EncoderLayer(nn.Module):
         scores = torch.bmm(q, k.transpose(1, 2)) / math.sqrt(self.depth)
         scores = scores.view(b, self.heads, t, t) + mask[:, None, None, :]
         mixed = torch.bmm(torch.softmax(scores, -1).view(b * self.heads, t, t), v)
-        x = x + self.o(mixed.view(b, self.heads, t, self.depth).transpose(1, 2).reshape(b, t, width))
+        x = x + self.o(
+            mixed.view(b, self.heads, t, self.depth).transpose(1, 2).reshape(b, t, width)
+        )
         out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
         return out
 
 
 class Decoder(nn.Module):
-    """A Llama-like block: RMS norm by hand, rotary positions, gated SiLU, a causal mask through masked_fill and tril, grouped
-    key heads by repeat_interleave."""
+    """A Llama-like block: RMS norm by hand, rotary positions, gated SiLU, a causal mask through
+    masked_fill and tril, grouped key heads by repeat_interleave."""
 
     def __init__(self, width: int = 16, heads: int = 4, kv_heads: int = 2, vocab: int = 12) -> None:
         super().__init__()
@@ -168,7 +196,9 @@ class Decoder(nn.Module):
 
     def _rotate(self, x: Tensor) -> Tensor:
         t, half = x.shape[2], self.depth // 2
-        angle = torch.outer(torch.arange(t).float(), 1.0 / 10000 ** (torch.arange(half).float() / half))
+        angle = torch.outer(
+            torch.arange(t).float(), 1.0 / 10000 ** (torch.arange(half).float() / half)
+        )
         angle = torch.cat([angle, angle], -1)
         turned = torch.cat([-x[..., half:], x[..., :half]], -1)
         return x * angle.cos() + turned * angle.sin()
@@ -178,10 +208,18 @@ class Decoder(nn.Module):
         x = self.embed(ids)
         y = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
         q = self._rotate(self.q(y).view(b, t, self.heads, self.depth).transpose(1, 2))
-        k = self._rotate(self.k(y).view(b, t, self.kv, self.depth).transpose(1, 2)).repeat_interleave(self.heads // self.kv, 1)
+        k = self._rotate(
+            self.k(y).view(b, t, self.kv, self.depth).transpose(1, 2)
+        ).repeat_interleave(self.heads // self.kv, 1)
         v = self.v(y).view(b, t, self.kv, self.depth).transpose(1, 2)
-        v = v[:, :, None].expand(b, self.kv, self.heads // self.kv, t, self.depth).reshape(b, self.heads, t, self.depth)
-        scores = (q @ k.transpose(-2, -1)).masked_fill(torch.tril(torch.ones(t, t)) == 0, float("-inf"))
+        v = (
+            v[:, :, None]
+            .expand(b, self.kv, self.heads // self.kv, t, self.depth)
+            .reshape(b, self.heads, t, self.depth)
+        )
+        scores = (q @ k.transpose(-2, -1)).masked_fill(
+            torch.tril(torch.ones(t, t)) == 0, float("-inf")
+        )
         x = x + (torch.softmax(scores, -1) @ v).transpose(1, 2).reshape(b, t, -1)
         x = x + self.down(F.silu(self.gate(x)) * self.up(x))
         out: Tensor = F.linear(x, self.embed.weight)
@@ -189,7 +227,8 @@ class Decoder(nn.Module):
 
 
 class Joins(nn.Module):
-    """cat, stack, chunk, split, slicing, unbind, flip, roll, repeat, mean, var, einsum, matmul of 3-D and 4-D."""
+    """cat, stack, chunk, split, slicing, unbind, flip, roll, repeat, mean, var, einsum, matmul
+    of 3-D and 4-D."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +246,13 @@ class Joins(nn.Module):
         four = torch.matmul(stacked, stacked.transpose(2, 3))
         whole = torch.einsum("btd,dhk->bthk", a, self.w)
         again = torch.einsum("bthk,bshk->bhts", whole, whole).softmax(-1)
-        out = mixed.mean((1, 2)) + four.sum((1, 2, 3)) + again[:, 0, 0, 0] + whole[:, -1, 1:, 0].sum(-1) + x.roll(1, 1)[:, 0, 0]
+        out = (
+            mixed.mean((1, 2))
+            + four.sum((1, 2, 3))
+            + again[:, 0, 0, 0]
+            + whole[:, -1, 1:, 0].sum(-1)
+            + x.roll(1, 1)[:, 0, 0]
+        )
         std = (
             b.var(-1).sum(-1)
             + a.std(-1).sum(-1)
@@ -215,9 +260,18 @@ class Joins(nn.Module):
             + a.logsumexp(-1).sum(-1)
             + a.cumsum(-1).sum((1, 2))
         )
-        norm = a.norm(dim=-1).sum(-1) + torch.clamp(b, -1, 1).abs().sqrt().sum((1, 2)) + F.normalize(a, dim=-1).sum((1, 2))
+        norm = (
+            a.norm(dim=-1).sum(-1)
+            + torch.clamp(b, -1, 1).abs().sqrt().sum((1, 2))
+            + F.normalize(a, dim=-1).sum((1, 2))
+        )
         total: Tensor = (
-            out + std + norm + a.min() + torch.minimum(a, x).sum((1, 2)) + torch.where(a > 0, a, 0.5 * a).prod(-1).sum(-1)
+            out
+            + std
+            + norm
+            + a.min()
+            + torch.minimum(a, x).sum((1, 2))
+            + torch.where(a > 0, a, 0.5 * a).prod(-1).sum(-1)
         )
         return total
 
@@ -281,21 +335,31 @@ BUILDERS: dict[str, Callable[[], Workload]] = {
     "llama": built_in("llama", layers=2, width=16, heads=4, kv_heads=2, mlp=12, vocab=18, seq=6),
     "bilstm": lambda: workload(BiLSTM(), _ids(20, 4, 6), _ids(3, 4), loss=F.cross_entropy),
     "activations": lambda: workload(MLP(), torch.randn(6, 8), torch.randn(6, 2)),
-    "residual-cnn": lambda: workload(ResidualCNN(), torch.randn(4, 3, 8, 8), _ids(5, 4), loss=F.cross_entropy),
+    "residual-cnn": lambda: workload(
+        ResidualCNN(), torch.randn(4, 3, 8, 8), _ids(5, 4), loss=F.cross_entropy
+    ),
     "norms": lambda: workload(Norms(), torch.randn(4, 4, 8, 8), torch.randn(4, 4)),
-    "encoder": lambda: workload(Encoder(), _ids(16, 4, 6), torch.zeros(4, 6), _ids(16, 4, 6), loss=_flat_loss),
+    "encoder": lambda: workload(
+        Encoder(), _ids(16, 4, 6), torch.zeros(4, 6), _ids(16, 4, 6), loss=_flat_loss
+    ),
     "decoder": lambda: workload(Decoder(), _ids(12, 4, 6), _ids(12, 4, 6), loss=_flat_loss),
     "joins": lambda: workload(Joins(), torch.randn(4, 6, 8), torch.randn(4)),
     "lookups": lambda: workload(Lookups(), _ids(10, 4, 6), torch.randn(4, 6)),
     "nll": _with_loss(lambda out, t: F.nll_loss(F.log_softmax(out, -1), t), _labels),
-    "nll-weighted": _with_loss(lambda out, t: F.cross_entropy(out, t, label_smoothing=0.1, ignore_index=1), _labels),
+    "nll-weighted": _with_loss(
+        lambda out, t: F.cross_entropy(out, t, label_smoothing=0.1, ignore_index=1), _labels
+    ),
     "bce-logits": _with_loss(F.binary_cross_entropy_with_logits, _floats),
     "bce": _with_loss(lambda out, t: F.binary_cross_entropy(torch.sigmoid(out), t), _floats),
     "l1": _with_loss(F.l1_loss, _floats),
     "huber": _with_loss(F.huber_loss, _floats),
     "smooth-l1": _with_loss(F.smooth_l1_loss, _floats),
-    "kl": _with_loss(lambda out, t: F.kl_div(F.log_softmax(out, -1), t, reduction="batchmean"), _floats),
-    "hinge": _with_loss(lambda out, t: torch.clamp(1 - out * (2 * t - 1), min=0).pow(2).mean(), _floats),
+    "kl": _with_loss(
+        lambda out, t: F.kl_div(F.log_softmax(out, -1), t, reduction="batchmean"), _floats
+    ),
+    "hinge": _with_loss(
+        lambda out, t: torch.clamp(1 - out * (2 * t - 1), min=0).pow(2).mean(), _floats
+    ),
     "cosine": _with_loss(lambda out, t: 1 - F.cosine_similarity(out, t).mean(), _floats),
 }
 

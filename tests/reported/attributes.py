@@ -1,4 +1,5 @@
-"""Models that keep things in attributes: no matter where no result depends on them; what carries over to the next step is refused."""
+"""Models that keep things in attributes: no matter where no result depends on them; what carries
+over to the next step is refused."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def _parts(module: nn.Module, batch: int) -> Parts:
     return module, (torch.randn(batch, 6), torch.randint(0, 4, (batch,))), F.cross_entropy
 
 
-# ------------------------------------------------------------------------------------------- what carries over
+# -------------------------------------------------------------------------------- what carries over
 
 
 class Annealed(Model):
@@ -189,7 +190,7 @@ class OwnChance(Model):
         return x * self.generator.uniform(0.5, 1.5)
 
 
-# ------------------------------------------------------------------------------------------- what is no matter
+# -------------------------------------------------------------------------------- what is no matter
 
 
 class Looked(Model):
@@ -239,7 +240,9 @@ class Cached(Model):
     def between(self, x: Tensor) -> Tensor:
         if x.shape[1] > self.length:
             self.length = x.shape[1]
-            angles = torch.outer(torch.arange(self.length // 2, device=x.device), self.rates).flatten()[: self.length]
+            angles = torch.outer(
+                torch.arange(self.length // 2, device=x.device), self.rates
+            ).flatten()[: self.length]
             self.table = F.pad(angles, (0, self.length - len(angles))).cos().to(x.dtype)
         if x.shape[1] not in self.masks:
             self.masks[x.shape[1]] = torch.arange(x.shape[1]) % 2 == 0
@@ -259,7 +262,8 @@ class InPlace(Model):
 
 
 class Registered(Model):
-    """A queue and a place in it, as momentum contrast has them; a state and an average in buffers."""
+    """A queue and a place in it, as momentum contrast has them; a state and an average in
+    buffers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -357,22 +361,40 @@ def in_buffers(batch: int = 8) -> Parts:
     return _parts(Registered(), batch)
 
 
-RIGHT = {"looked": looked, "collected": collected, "cached": cached, "in_place": in_place, "in_buffers": in_buffers}
+RIGHT = {
+    "looked": looked,
+    "collected": collected,
+    "cached": cached,
+    "in_place": in_place,
+    "in_buffers": in_buffers,
+}
 REFUSED = {
-    "annealed": (annealed, r"keeps 'sharpness' from one step to the next.*\(nothing, then 1\.5\).*register_buffer"),
-    "of_all_models": (of_all_models, r"keeps 'OfAllModels\.count' from one step to the next.*\(0, then 1\)"),
+    "annealed": (
+        annealed,
+        r"keeps 'sharpness' from one step to the next.*\(nothing, then 1\.5\).*register_buffer",
+    ),
+    "of_all_models": (
+        of_all_models,
+        r"keeps 'OfAllModels\.count' from one step to the next.*\(0, then 1\)",
+    ),
     "later": (later, r"keeps 'calls' from one step to the next"),
     "in_an_object": (in_an_object, r"keeps 'schedule\.step' from one step to the next"),
     "hidden": (
         hidden,
         r"keeps 'hidden' from one step to the next.*register_buffer\('hidden', torch\.zeros\(8, 6\)\).*detached",
     ),
-    "average": (average, r"keeps 'average' from one step to the next.*register_buffer\('average', torch\.zeros\(6\)\)"),
+    "average": (
+        average,
+        r"keeps 'average' from one step to the next.*register_buffer\('average', torch\.zeros\(6\)\)",
+    ),
     "delayed": (delayed, r"'bank' holds more, or less, after every step"),
     "alternating": (alternating, r"takes the next of 'number' in Python"),
     "cycling": (cycling, r"keeps 'turn' from one step to the next"),
     "flips": (flips, r"keeps 'even' from one step to the next.*\(False, then True\)"),
-    "in_a_global": (in_a_global, r"keeps .*attributes\.COUNTS\['steps'\].* from one step to the next.*\(0, then 1\)"),
+    "in_a_global": (
+        in_a_global,
+        r"keeps .*attributes\.COUNTS\['steps'\].* from one step to the next.*\(0, then 1\)",
+    ),
     "history": (history, r"keeps 'past' from one step to the next"),
     "lucky": (lucky, r"random numbers in its step at .*attributes\.py:\d+"),
     "lucky_array": (lucky_array, r"random numbers in its step at .*attributes\.py:\d+"),

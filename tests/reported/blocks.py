@@ -32,7 +32,11 @@ class Halved(nn.Module):
 
 
 def halved(batch: int = 8) -> tuple[nn.Module, tuple[Tensor, ...], object]:
-    return Halved(), (torch.randn(batch, 8), torch.randint(0, 4, (batch,))), nn.functional.cross_entropy
+    return (
+        Halved(),
+        (torch.randn(batch, 8), torch.randint(0, 4, (batch,))),
+        nn.functional.cross_entropy,
+    )
 
 
 RIGHT = {"halved": halved}

@@ -1,5 +1,6 @@
-"""Blocks whose activations are to be computed again in backward, of both kinds of `torch.utils.checkpoint`: attention, and dropout in
-it and beside it, whose masks must be those of the first time."""
+"""Blocks whose activations are to be computed again in backward, of both kinds of
+`torch.utils.checkpoint`: attention, and dropout in it and beside it, whose masks must be those
+of the first time."""
 
 from __future__ import annotations
 
@@ -10,7 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, checkpoint_sequential, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import (
+    CheckpointPolicy,
+    checkpoint,
+    checkpoint_sequential,
+    create_selective_checkpoint_contexts,
+)
 
 Parts = tuple[nn.Module, tuple[Tensor, ...], object]
 
@@ -18,11 +24,18 @@ Parts = tuple[nn.Module, tuple[Tensor, ...], object]
 class Block(nn.Module):
     def __init__(self, p: float = 0.0) -> None:
         super().__init__()
-        self.qkv, self.norm, self.up, self.down = nn.Linear(8, 24), nn.LayerNorm(8), nn.Linear(8, 16), nn.Linear(16, 8)
+        self.qkv, self.norm, self.up, self.down = (
+            nn.Linear(8, 24),
+            nn.LayerNorm(8),
+            nn.Linear(8, 16),
+            nn.Linear(16, 8),
+        )
         self.p, self.drop = p, nn.Dropout(p)
 
     def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
-        q, k, v = (t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1))
+        q, k, v = (
+            t.unflatten(-1, (2, 4)).transpose(1, 2) for t in self.qkv(self.norm(x)).chunk(3, -1)
+        )
         mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.p)
         x = x + scale * mixed.transpose(1, 2).flatten(2)
         out: Tensor = x + self.drop(self.down(F.gelu(self.up(x))))
@@ -36,13 +49,19 @@ class Checkpointed(nn.Module):
         super().__init__()
         self.table, self.head, self.how = nn.Embedding(12, 8), nn.Linear(8, 12), how
         self.blocks = nn.ModuleList(Block(p) for _ in range(3))
-        self.tail = nn.Sequential(nn.Linear(8, 8), nn.Dropout(p), nn.Tanh(), nn.Linear(8, 8), nn.Tanh())
+        self.tail = nn.Sequential(
+            nn.Linear(8, 8), nn.Dropout(p), nn.Tanh(), nn.Linear(8, 8), nn.Tanh()
+        )
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.table(ids)
         for block in self.blocks:
             x = checkpoint(block, x, 0.5, **self.how) if self.how else block(x, 0.5)
-        x = checkpoint_sequential(self.tail, 2, x, use_reentrant=self.how["use_reentrant"]) if self.how else self.tail(x)
+        x = (
+            checkpoint_sequential(self.tail, 2, x, use_reentrant=self.how["use_reentrant"])
+            if self.how
+            else self.tail(x)
+        )
         out: Tensor = self.head(x.mean(1))
         return out
 
@@ -57,11 +76,19 @@ class Wrapped(nn.Sequential):
 
 def products_kept(_: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
     """What selective checkpointing keeps."""
-    return CheckpointPolicy.MUST_SAVE if op is torch.ops.aten.mm.default else CheckpointPolicy.PREFER_RECOMPUTE
+    return (
+        CheckpointPolicy.MUST_SAVE
+        if op is torch.ops.aten.mm.default
+        else CheckpointPolicy.PREFER_RECOMPUTE
+    )
 
 
 def parts(module: nn.Module, batch: int) -> Parts:
-    return module, (torch.randint(0, 12, (batch, 6)), torch.randint(0, 12, (batch,))), F.cross_entropy
+    return (
+        module,
+        (torch.randint(0, 12, (batch, 6)), torch.randint(0, 12, (batch,))),
+        F.cross_entropy,
+    )
 
 
 def again(batch: int = 8) -> Parts:
@@ -95,6 +122,11 @@ def kept(batch: int = 8) -> Parts:
 
 
 RIGHT = {
-    "again": again, "reentrant": reentrant, "dropped": dropped, "dropped, reentrant": dropped_reentrant, "selective": selective,
-    "wrapped": wrapped, "kept": kept,
-}  # fmt: skip
+    "again": again,
+    "reentrant": reentrant,
+    "dropped": dropped,
+    "dropped, reentrant": dropped_reentrant,
+    "selective": selective,
+    "wrapped": wrapped,
+    "kept": kept,
+}

@@ -12,7 +12,8 @@ Parts = tuple[nn.Module, tuple[Tensor, ...], object]
 
 
 class Clones(nn.Module):
-    """Blocks copied from one, as many an encoder makes them, and a head tied to the table after the copy."""
+    """Blocks copied from one, as many an encoder makes them, and a head tied to the table after
+    the copy."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -35,7 +36,11 @@ class Clones(nn.Module):
 
 
 def clones(batch: int = 8) -> Parts:
-    return Clones(), (torch.randint(0, 12, (batch, 5)), torch.randint(0, 12, (batch,))), F.cross_entropy
+    return (
+        Clones(),
+        (torch.randint(0, 12, (batch, 5)), torch.randint(0, 12, (batch,))),
+        F.cross_entropy,
+    )
 
 
 class Encoder(nn.Module):
@@ -55,7 +60,11 @@ class Encoder(nn.Module):
 def encoder(batch: int = 8) -> Parts:
     padding = torch.zeros(batch, 5, dtype=torch.bool)
     padding[1::3, 3:] = True
-    return Encoder(), (torch.randn(batch, 5, 8), padding, torch.randint(0, 4, (batch,))), F.cross_entropy
+    return (
+        Encoder(),
+        (torch.randn(batch, 5, 8), padding, torch.randint(0, 4, (batch,))),
+        F.cross_entropy,
+    )
 
 
 class Seq2Seq(nn.Module):
@@ -68,16 +77,23 @@ class Seq2Seq(nn.Module):
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         mask = nn.Transformer.generate_square_subsequent_mask(target.shape[1], dtype=source.dtype)
-        out: Tensor = self.head(self.model(source, target, tgt_mask=mask, tgt_is_causal=True)).mean(1)
+        out: Tensor = self.head(self.model(source, target, tgt_mask=mask, tgt_is_causal=True)).mean(
+            1
+        )
         return out
 
 
 def seq2seq(batch: int = 8) -> Parts:
-    return Seq2Seq(), (torch.randn(batch, 5, 8), torch.randn(batch, 4, 8), torch.randn(batch, 4)), F.mse_loss
+    return (
+        Seq2Seq(),
+        (torch.randn(batch, 5, 8), torch.randn(batch, 4, 8), torch.randn(batch, 4)),
+        F.mse_loss,
+    )
 
 
 class Tied(nn.Module):
-    """The table's weight in a plain list, so that it is not registered twice, and in a dict of settings."""
+    """The table's weight in a plain list, so that it is not registered twice, and in a dict of
+    settings."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -91,7 +107,11 @@ class Tied(nn.Module):
 
 
 def tied(batch: int = 8) -> Parts:
-    return Tied(), (torch.randint(0, 12, (batch, 5)), torch.randint(0, 12, (batch,))), F.cross_entropy
+    return (
+        Tied(),
+        (torch.randint(0, 12, (batch, 5)), torch.randint(0, 12, (batch,))),
+        F.cross_entropy,
+    )
 
 
 RIGHT = {"clones": clones, "encoder": encoder, "seq2seq": seq2seq, "tied": tied}

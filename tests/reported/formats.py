@@ -1,4 +1,5 @@
-"""Tensors that lie in memory otherwise than one device's eager run has them; and ops that say of themselves less than others."""
+"""Tensors that lie in memory otherwise than one device's eager run has them; and ops that say of
+themselves less than others."""
 
 from __future__ import annotations
 
@@ -16,7 +17,11 @@ class ConvNeXt(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.stem, self.norm, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.GroupNorm(4, 8)
+        self.stem, self.norm, self.last = (
+            nn.Conv2d(3, 8, 3, padding=1),
+            nn.GroupNorm(2, 8),
+            nn.GroupNorm(4, 8),
+        )
         self.up, self.down, self.head = nn.Linear(8, 32), nn.Linear(32, 8), nn.Conv2d(8, 3, 1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,11 +36,16 @@ def convnext(batch: int = 4) -> Parts:
 
 
 class Volume(nn.Module):
-    """Maximum pooling with indices of three dims, and a batch norm whose weight is every other entry of a larger parameter."""
+    """Maximum pooling with indices of three dims, and a batch norm whose weight is every other
+    entry of a larger parameter."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.conv, self.scale, self.head = nn.Conv3d(2, 4, 3), nn.Parameter(torch.rand(8)), nn.Linear(4, 3)
+        self.conv, self.scale, self.head = (
+            nn.Conv3d(2, 4, 3),
+            nn.Parameter(torch.rand(8)),
+            nn.Linear(4, 3),
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         y = F.batch_norm(self.conv(x), None, None, self.scale[::2], self.scale[1::2], training=True)
@@ -58,7 +68,14 @@ class Volumes(nn.Module):
         m = self.matrix(x).view(-1, 3, 3).mT
         m = m + 4 * torch.eye(3, dtype=m.dtype)
         right = torch.ones(3, 1, dtype=m.dtype)
-        found = torch.stack([torch.linalg.det(m) / 64, torch.linalg.slogdet(m)[1], torch.linalg.solve(m, right).sum((1, 2))], 1)
+        found = torch.stack(
+            [
+                torch.linalg.det(m) / 64,
+                torch.linalg.slogdet(m)[1],
+                torch.linalg.solve(m, right).sum((1, 2)),
+            ],
+            1,
+        )
         out: Tensor = self.head(found)
         return out
 
@@ -96,7 +113,13 @@ class Scalars(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         gate = self.gate.transpose(0, -1)
-        scale = F.softmax(gate, 0) + F.log_softmax(gate, 0) + gate.cumsum(0) + gate.max(0).values + gate.t().flip(())
+        scale = (
+            F.softmax(gate, 0)
+            + F.log_softmax(gate, 0)
+            + gate.cumsum(0)
+            + gate.max(0).values
+            + gate.t().flip(())
+        )
         out: Tensor = self.inner(x) * scale
         return out
 
@@ -136,7 +159,11 @@ class Rows(nn.Module):
 
 
 def rows(batch: int = 6) -> Parts:
-    return Rows(), (torch.randint(0, 10, (batch, 4)), torch.randint(0, 3, (batch,))), F.cross_entropy
+    return (
+        Rows(),
+        (torch.randint(0, 10, (batch, 4)), torch.randint(0, 3, (batch,))),
+        F.cross_entropy,
+    )
 
 
 class Named(nn.Module):
@@ -154,7 +181,10 @@ def named(batch: int = 6) -> Parts:
     return Named(), (torch.randn(batch, 4), torch.randn(batch, 3)), F.mse_loss
 
 
-REFUSED = {"rows": (rows, "sparse"), "named": (named, "refine_names.*dims that have names are not traced")}
+REFUSED = {
+    "rows": (rows, "sparse"),
+    "named": (named, "refine_names.*dims that have names are not traced"),
+}
 RIGHT = {
     "convnext": convnext,
     "volume": volume,

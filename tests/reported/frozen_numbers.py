@@ -37,7 +37,8 @@ class Gain(nn.Module):
 
 
 class Begun(nn.Module):
-    """Scales what it sees by its first batch, which a buffer remembers to have seen, and never again."""
+    """Scales what it sees by its first batch, which a buffer remembers to have seen, and never
+    again."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,11 +64,18 @@ class Sliced(nn.Module):
         self.register_buffer("mask", torch.arange(6) < 4)
 
     def forward(self, x: Tensor) -> Tensor:
-        parts = [x[:, a:b] * n for n, (a, b) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True), start=1)]
+        parts = [
+            x[:, a:b] * n
+            for n, (a, b) in enumerate(zip(self.edges[:-1], self.edges[1:], strict=True), start=1)
+        ]
         x = torch.cat(parts, 1)
         if self.mask.any():
             x = x.masked_fill(~self.mask, 0.0)
-        table = torch.tensor([float(n % 7) for n in range(6000)], dtype=x.dtype).reshape(1000, 6).mean(0)
+        table = (
+            torch.tensor([float(n % 7) for n in range(6000)], dtype=x.dtype)
+            .reshape(1000, 6)
+            .mean(0)
+        )
         out: Tensor = self.linear(x + table) / float(self.heat)
         return out
 

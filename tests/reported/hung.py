@@ -1,4 +1,5 @@
-"""What hangs on parameters and modules: hooks, attributes, flags; and values that no generator of torch's has drawn."""
+"""What hangs on parameters and modules: hooks, attributes, flags; and values that no generator
+of torch's has drawn."""
 
 from __future__ import annotations
 
@@ -31,7 +32,11 @@ class Two(nn.Module):
 
 
 def made(module: nn.Module, batch: int) -> Made:
-    return module, (torch.randint(0, 10, (batch, 6)), torch.randint(0, 4, (batch,))), F.cross_entropy
+    return (
+        module,
+        (torch.randint(0, 10, (batch, 6)), torch.randint(0, 4, (batch,))),
+        F.cross_entropy,
+    )
 
 
 def lower_half(gradient: Tensor) -> Tensor:
@@ -39,7 +44,8 @@ def lower_half(gradient: Tensor) -> Tensor:
 
 
 def masked(batch: int = 8) -> Made:
-    """Of a layer only the lower triangle is trained, and gradients of the table are clamped, then doubled."""
+    """Of a layer only the lower triangle is trained, and gradients of the table are clamped,
+    then doubled."""
     module = Two()
     module.body.weight.register_hook(lower_half)
     module.words.weight.register_hook(lambda g: g.clamp(-1e-3, 1e-3))
@@ -48,7 +54,8 @@ def masked(batch: int = 8) -> Made:
 
 
 def grown(batch: int = 8) -> Made:
-    """Only the new rows of a table are trained, and half of a layer: the masks are made where the hooks are."""
+    """Only the new rows of a table are trained, and half of a layer: the masks are made where
+    the hooks are."""
     module, new = Two(), torch.zeros(10, 1)
     new[7:] = 1
     module.words.weight.register_hook(lambda g: g * new)
@@ -96,7 +103,9 @@ class Gained(Two):
 
     def forward(self, ids: Tensor) -> Tensor:
         gain: float = getattr(self.body.weight, "gain", 1.0)
-        out: Tensor = self.head(torch.tanh(F.linear(self.words(ids).mean(1), gain * self.body.weight)))
+        out: Tensor = self.head(
+            torch.tanh(F.linear(self.words(ids).mean(1), gain * self.body.weight))
+        )
         return out + 0 * self.body.bias.sum()
 
 
@@ -137,7 +146,9 @@ def drawn(batch: int = 8) -> Made:
     module, own = Two(), torch.Generator().manual_seed(3)
     with torch.no_grad():
         module.words.weight.copy_(torch.tensor(np.random.normal(0, 0.3, (10, 8)).tolist()))
-        module.body.weight.copy_(torch.tensor([[random.gauss(0, 0.3) for _ in range(8)] for _ in range(8)]))
+        module.body.weight.copy_(
+            torch.tensor([[random.gauss(0, 0.3) for _ in range(8)] for _ in range(8)])
+        )
         module.head.weight.copy_(torch.randn(4, 8, generator=own))
     return made(module, batch)
 
@@ -171,7 +182,8 @@ def normed(batch: int = 8) -> Made:
 
 
 def bounded(batch: int = 8) -> Made:
-    """Divided by the largest singular value, which buffers follow: as a parametrization, and as the older hook of the module."""
+    """Divided by the largest singular value, which buffers follow: as a parametrization, and as
+    the older hook of the module."""
     module = Two()
     module.body = parametrizations.spectral_norm(module.body)
     module.head = nn.utils.spectral_norm(module.head)
@@ -179,7 +191,8 @@ def bounded(batch: int = 8) -> Made:
 
 
 class Moded(nn.Module):
-    """Keeps its statistics, and a bias, whatever mode it is put into; the builder puts it into one."""
+    """Keeps its statistics, and a bias, whatever mode it is put into; the builder puts it into
+    one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -247,7 +260,7 @@ def freezing(batch: int = 8) -> Made:
     return made(Freezing(), batch)
 
 
-# ------------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------ refused
 
 
 def stepping(batch: int = 8) -> Made:
@@ -356,17 +369,39 @@ def skipping(batch: int = 8) -> Made:
 RIGHT = {
     f.__name__: f
     for f in (
-        masked, grown, decayed, keeping, gained, turned_round, hooked, freezing, drawn, adapted, normed, bounded, moded, toggled,
+        masked,
+        grown,
+        decayed,
+        keeping,
+        gained,
+        turned_round,
+        hooked,
+        freezing,
+        drawn,
+        adapted,
+        normed,
+        bounded,
+        moded,
+        toggled,
         shuffled,
     )
-}  # fmt: skip
+}
 REFUSED = {
-    "stepping": (stepping, r"parameter 'body\.weight' has the hook stepping.*update after its gradient is accumulated"),
-    "reduced": (reduced, r"parameter 'head\.weight' has the hook reduced.*lambda> \(line \d+\) on its AccumulateGrad node"),
+    "stepping": (
+        stepping,
+        r"parameter 'body\.weight' has the hook stepping.*update after its gradient is accumulated",
+    ),
+    "reduced": (
+        reduced,
+        r"parameter 'head\.weight' has the hook reduced.*lambda> \(line \d+\) on its AccumulateGrad node",
+    ),
     "counted": (counted, r"keeps 'body\.weight\.hook\.steps\[0\]' from one step to the next"),
     "counting": (counting, r"keeps 'Counting\.calls' from one step to the next"),
     "recorded": (recorded, r"'body\.weight\.hook\.seen' holds more, or less, after every step"),
     "own_mode": (own_mode, r"its own train\(True\) changes requires_grad of 'words\.weight'"),
     "thawing": (thawing, r"sets requires_grad of parameter 'words\.weight' in its forward"),
-    "skipping": (skipping, r"draws from Python's or numpy's random numbers in its step at .*hung\.py:\d+"),
+    "skipping": (
+        skipping,
+        r"draws from Python's or numpy's random numbers in its step at .*hung\.py:\d+",
+    ),
 }

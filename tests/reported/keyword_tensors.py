@@ -1,4 +1,5 @@
-"""Models that give ops tensors by keyword: those that an op takes in no other way, and those that it takes by position too."""
+"""Models that give ops tensors by keyword: those that an op takes in no other way, and those
+that it takes by position too."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ Made = tuple[nn.Module, tuple[Tensor, ...], object]
 
 
 class Binned(nn.Module):
-    """Embeds the bin that a number falls into; the edges are not in order. The blocks after it each do so again."""
+    """Embeds the bin that a number falls into; the edges are not in order. The blocks after it
+    each do so again."""
 
     edges: Tensor
 
@@ -56,20 +58,30 @@ class Named(nn.Module):
         super().__init__()
         self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 5)
         for name, tensor in {
-            "low": torch.linspace(-1, -0.5, 8), "high": torch.linspace(0.5, 1, 8), "weights": torch.rand(8), "bias": torch.randn(8, 8),
-            "lengths": torch.tensor([3, 1, 4]), "tolerance": torch.tensor(1e-3),
-        }.items():  # fmt: skip
+            "low": torch.linspace(-1, -0.5, 8),
+            "high": torch.linspace(0.5, 1, 8),
+            "weights": torch.rand(8),
+            "bias": torch.randn(8, 8),
+            "lengths": torch.tensor([3, 1, 4]),
+            "tolerance": torch.tensor(1e-3),
+        }.items():
             self.register_buffer(name, tensor)
 
     def forward(self, x: Tensor) -> Tensor:
         y = torch.clamp(self.first(x), min=self.low, max=self.high)
         y = torch.addmm(input=y, mat1=y, mat2=self.bias, beta=0.5, alpha=2.0)
-        counts = torch.histogram(y[:, 0].detach(), bins=8, range=(-2.0, 2.0), weight=self.weights).hist
+        counts = torch.histogram(
+            y[:, 0].detach(), bins=8, range=(-2.0, 2.0), weight=self.weights
+        ).hist
         sums = torch.segment_reduce(y, "mean", lengths=self.lengths, axis=0, unsafe=True)
         inverse = torch.linalg.pinv(y, atol=self.tolerance, rtol=self.tolerance)
         q = y.view(1, 1, 8, 8)
-        y = y + F.scaled_dot_product_attention(query=q, key=q, value=q, attn_mask=self.bias).view(8, 8)
-        out: Tensor = self.last(torch.diff(y, prepend=self.low[:, None]) + counts + sums.sum(0) + 0.01 * (inverse @ y))
+        y = y + F.scaled_dot_product_attention(query=q, key=q, value=q, attn_mask=self.bias).view(
+            8, 8
+        )
+        out: Tensor = self.last(
+            torch.diff(y, prepend=self.low[:, None]) + counts + sums.sum(0) + 0.01 * (inverse @ y)
+        )
         return out
 
 

@@ -26,7 +26,12 @@ def wasserstein(outputs: tuple[Tensor, Tensor, Tensor], _: Tensor) -> Tensor:
 
 
 def penalised(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
-    batch_of = (torch.randn(batch, 8), torch.randn(batch, 8), torch.rand(batch, 1), torch.zeros(batch))
+    batch_of = (
+        torch.randn(batch, 8),
+        torch.randn(batch, 8),
+        torch.rand(batch, 1),
+        torch.zeros(batch),
+    )
     return Penalised(), batch_of, wasserstein
 
 

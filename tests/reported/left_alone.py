@@ -1,4 +1,5 @@
-"""Parameters that take no part in the loss, and gradients that a module leaves on its parameters by itself."""
+"""Parameters that take no part in the loss, and gradients that a module leaves on its parameters
+by itself."""
 
 from __future__ import annotations
 
@@ -13,17 +14,25 @@ from torch.utils.checkpoint import checkpoint
 
 
 class Spare(nn.Module):
-    """A head that is not called, a scale that is read where no gradient goes, and a layer of which only the argmax is used."""
+    """A head that is not called, a scale that is read where no gradient goes, and a layer of
+    which only the argmax is used."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.head, self.auxiliary, self.route = nn.Linear(6, 8), nn.Linear(8, 3), nn.Linear(8, 5), nn.Linear(6, 4)
+        self.body, self.head, self.auxiliary, self.route = (
+            nn.Linear(6, 8),
+            nn.Linear(8, 3),
+            nn.Linear(8, 5),
+            nn.Linear(6, 4),
+        )
         self.scale = nn.Parameter(torch.full((8,), 1.5))
         self.places = nn.Parameter(torch.randn(4, 8))
 
     def forward(self, x: Tensor) -> Tensor:
         chosen = self.route(x).argmax(-1)
-        out: Tensor = self.head(torch.tanh(self.body(x)) * self.scale.detach() + F.embedding(chosen, self.places))
+        out: Tensor = self.head(
+            torch.tanh(self.body(x)) * self.scale.detach() + F.embedding(chosen, self.places)
+        )
         return out
 
 
@@ -33,7 +42,8 @@ def spare(batch: int = 8) -> Any:
 
 
 class Halves(torch.autograd.Function):
-    """A layer of a reversible network: its backward runs the halves again, and leaves their gradients on their parameters."""
+    """A layer of a reversible network: its backward runs the halves again, and leaves their
+    gradients on their parameters."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, f: nn.Module, g: nn.Module) -> Tensor:
@@ -115,11 +125,19 @@ class Counts(nn.Module):
 
 
 def sparse(batch: int = 8) -> Any:
-    return Counts(), (torch.randint(0, 20, (batch, 5)), torch.randint(0, 3, (batch,))), F.cross_entropy
+    return (
+        Counts(),
+        (torch.randint(0, 20, (batch, 5)), torch.randint(0, 3, (batch,))),
+        F.cross_entropy,
+    )
 
 
 def lazy(batch: int = 8) -> Any:
-    return Counts(lazy=True), (torch.randint(0, 20, (batch, 5)), torch.randint(0, 3, (batch,))), F.cross_entropy
+    return (
+        Counts(lazy=True),
+        (torch.randint(0, 20, (batch, 5)), torch.randint(0, 3, (batch,))),
+        F.cross_entropy,
+    )
 
 
 def filled(batch: int = 8) -> Any:
@@ -131,7 +149,8 @@ def filled(batch: int = 8) -> Any:
 
 
 class Shuffled(nn.Module):
-    """The order of its columns is drawn until it moves the first, and kept as numbers; its weights are drawn until all are small."""
+    """The order of its columns is drawn until it moves the first, and kept as numbers; its
+    weights are drawn until all are small."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -141,7 +160,9 @@ class Shuffled(nn.Module):
         self.order = order.tolist()
         self.weight = nn.Parameter(torch.empty(6, 4).normal_())
         while bool((self.weight.abs() > 1).any()):
-            self.weight.data = torch.where(self.weight.data.abs() > 1, torch.randn(6, 4), self.weight.data)
+            self.weight.data = torch.where(
+                self.weight.data.abs() > 1, torch.randn(6, 4), self.weight.data
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, self.order] @ self.weight
@@ -152,7 +173,8 @@ def shuffled(batch: int = 8) -> Any:
 
 
 class Moved(nn.Module):
-    """Moves a part of itself to where its input is, as those do whose parts wait elsewhere for their turn."""
+    """Moves a part of itself to where its input is, as those do whose parts wait elsewhere for
+    their turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -226,8 +248,14 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
         sparse,
         r"words\.weight has sparse gradients \(sparse=True\), which adam .*: set sparse=False, or train with sgd",
     ),
-    "lazy": (lazy, r"out\.weight has no shape yet, since its lazy module has seen no input: call the model once"),
-    "spoken": (spoken, r"F\.ctc_loss \(nn\.CTCLoss\) is not planned: torch's kernel reads the lengths"),
+    "lazy": (
+        lazy,
+        r"out\.weight has no shape yet, since its lazy module has seen no input: call the model once",
+    ),
+    "spoken": (
+        spoken,
+        r"F\.ctc_loss \(nn\.CTCLoss\) is not planned: torch's kernel reads the lengths",
+    ),
 }
 RIGHT: dict[str, Callable[..., Any]] = {
     "filled": filled,

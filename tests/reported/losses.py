@@ -30,16 +30,23 @@ def _classes(batch: int, loss: object) -> Parts:
 
 
 def weighted(batch: int = 8) -> Parts:
-    return _classes(batch, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5, 2.0]), label_smoothing=0.1))
+    return _classes(
+        batch, nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0, 0.5, 2.0]), label_smoothing=0.1)
+    )
 
 
 def positive(batch: int = 8) -> Parts:
     target = (torch.randn(batch, 4) > 0).float()
-    return Body(), (torch.randn(batch, 6), target), nn.BCEWithLogitsLoss(pos_weight=torch.arange(1.0, 5.0))
+    return (
+        Body(),
+        (torch.randn(batch, 6), target),
+        nn.BCEWithLogitsLoss(pos_weight=torch.arange(1.0, 5.0)),
+    )
 
 
 class Centres(nn.Module):
-    """Pulls logits to the learned centre of their class, sharpened by a learned temperature, and counts classes in a buffer."""
+    """Pulls logits to the learned centre of their class, sharpened by a learned temperature, and
+    counts classes in a buffer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +58,11 @@ class Centres(nn.Module):
     def forward(self, logits: Tensor, target: Tensor) -> Tensor:
         self.seen = 0.9 * self.seen + F.one_hot(target, 4).to(logits.dtype).mean(0)
         pull = (logits - self.centres[target]).square().sum(1).mean()
-        out: Tensor = self.entropy(logits * self.heat.exp(), target) + 0.1 * pull + self.seen.square().sum() * self.heat
+        out: Tensor = (
+            self.entropy(logits * self.heat.exp(), target)
+            + 0.1 * pull
+            + self.seen.square().sum() * self.heat
+        )
         return out
 
 
@@ -134,7 +145,10 @@ def decay(batch: int = 8) -> Parts:
     return (
         module,
         inputs,
-        lambda out, target: F.cross_entropy(out, target) + 0.01 * module.get_parameter("first.weight").square().sum(),
+        lambda out, target: (
+            F.cross_entropy(out, target)
+            + 0.01 * module.get_parameter("first.weight").square().sum()
+        ),
     )
 
 
@@ -146,7 +160,10 @@ class Taught(Body):
         self.teacher = (Body().requires_grad_(False),)
 
     def compare(self, out: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
-        return F.cross_entropy(out[0], target) + F.mse_loss(out[0], self.teacher[0](out[1])) * SHARES[0]
+        return (
+            F.cross_entropy(out[0], target)
+            + F.mse_loss(out[0], self.teacher[0](out[1])) * SHARES[0]
+        )
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
         return super().forward(x), x
@@ -189,10 +206,25 @@ def closed_over(batch: int = 8) -> Parts:
 
 
 RIGHT = {
-    "weighted": weighted, "positive": positive, "centres": centres, "margin": margin, "focal": focal, "partial": partial,
-    "smoothed": smoothed, "shares": shares, "default": default, "decay": decay, "decided": decided,
-}  # fmt: skip
+    "weighted": weighted,
+    "positive": positive,
+    "centres": centres,
+    "margin": margin,
+    "focal": focal,
+    "partial": partial,
+    "smoothed": smoothed,
+    "shares": shares,
+    "default": default,
+    "decay": decay,
+    "decided": decided,
+}
 REFUSED = {
-    "unlisted": (unlisted, r"has a gradient of 'layers\[0\]\.weight', which is no registered parameter.*nn\.ModuleList"),
-    "closed_over": (closed_over, r"has a gradient of 'loss\.head\.(heat|centres)'.*the loss itself as a module"),
+    "unlisted": (
+        unlisted,
+        r"has a gradient of 'layers\[0\]\.weight', which is no registered parameter.*nn\.ModuleList",
+    ),
+    "closed_over": (
+        closed_over,
+        r"has a gradient of 'loss\.head\.(heat|centres)'.*the loss itself as a module",
+    ),
 }

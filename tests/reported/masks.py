@@ -10,7 +10,8 @@ Parts = tuple[nn.Module, tuple[Tensor, ...], object]
 
 
 class Replaced(nn.Module):
-    """A learned row stands for what is missing, by a mask of the batch; every other position is marked, by one that is known."""
+    """A learned row stands for what is missing, by a mask of the batch; every other position is
+    marked, by one that is known."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -22,7 +23,9 @@ class Replaced(nn.Module):
         h[missing] = self.missing
         even = torch.arange(x.shape[1]) % 2 == 0
         h[:, even] = h[:, even] * 2 + self.mark
-        h = torch.index_put(h.transpose(0, 1), (even,), self.missing.exp()).tanh() + h.transpose(0, 1)
+        h = torch.index_put(h.transpose(0, 1), (even,), self.missing.exp()).tanh() + h.transpose(
+            0, 1
+        )
         out: Tensor = self.head(h.mean(0))
         return out
 
@@ -47,8 +50,17 @@ class Scattered(nn.Module):
 
 def scattered(batch: int = 8) -> Parts:
     chosen = torch.arange(batch) < 3
-    return Scattered(), (torch.randn(batch, 6), chosen, torch.randn(batch, 4), torch.randint(0, 4, (batch,))), F.cross_entropy
+    return (
+        Scattered(),
+        (torch.randn(batch, 6), chosen, torch.randn(batch, 4), torch.randint(0, 4, (batch,))),
+        F.cross_entropy,
+    )
 
 
 RIGHT = {"replaced": replaced}
-REFUSED = {"scattered": (scattered, r"more than one number is written under a mask.*masks\.py:\d+ \(h\[chosen\] = rows")}
+REFUSED = {
+    "scattered": (
+        scattered,
+        r"more than one number is written under a mask.*masks\.py:\d+ \(h\[chosen\] = rows",
+    )
+}

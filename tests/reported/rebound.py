@@ -1,4 +1,5 @@
-"""Models that give a tensor other numbers than by a write: `.data =`, and buffers set anew that backward still reads."""
+"""Models that give a tensor other numbers than by a write: `.data =`, and buffers set anew that
+backward still reads."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ class Teacher(nn.Module):
 
     def forward(self, x: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            for ours, theirs in zip(self.student.parameters(), self.teacher.parameters(), strict=True):
+            for ours, theirs in zip(
+                self.student.parameters(), self.teacher.parameters(), strict=True
+            ):
                 theirs.data = 0.75 * theirs.data + 0.25 * ours.data
             wanted = self.teacher(other)
         return self.student(x), wanted
@@ -31,11 +34,16 @@ def teacher(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
     def loss(outputs: tuple[Tensor, Tensor], target: Tensor) -> Tensor:
         return F.mse_loss(outputs[0], outputs[1].softmax(-1)) + F.cross_entropy(outputs[0], target)
 
-    return Teacher(), (torch.randn(batch, 6), torch.randn(batch, 6), torch.randint(0, 4, (batch,))), loss
+    return (
+        Teacher(),
+        (torch.randn(batch, 6), torch.randn(batch, 6), torch.randint(0, 4, (batch,))),
+        loss,
+    )
 
 
 class Centres(nn.Module):
-    """Nearest centres, each moved to what fell to it, through `.data` and through its buffer in turn."""
+    """Nearest centres, each moved to what fell to it, through `.data` and through its buffer in
+    turn."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -60,11 +68,16 @@ def centres(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
 
 
 class Continued(nn.Module):
-    """A recurrent network that goes on where the last batch ended: backward reads the state that the step began with."""
+    """A recurrent network that goes on where the last batch ended: backward reads the state that
+    the step began with."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.cell, self.head = nn.Embedding(11, 6), nn.GRU(6, 5, batch_first=True), nn.Linear(5, 11)
+        self.embed, self.cell, self.head = (
+            nn.Embedding(11, 6),
+            nn.GRU(6, 5, batch_first=True),
+            nn.Linear(5, 11),
+        )
         self.register_buffer("state", torch.zeros(1, 6, 5))
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -76,7 +89,11 @@ class Continued(nn.Module):
 
 def continued(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
     tokens = torch.randint(0, 11, (batch, 4))
-    return Continued(), (tokens, tokens.roll(-1, 1)), lambda y, t: F.cross_entropy(y.flatten(0, 1), t.flatten())
+    return (
+        Continued(),
+        (tokens, tokens.roll(-1, 1)),
+        lambda y, t: F.cross_entropy(y.flatten(0, 1), t.flatten()),
+    )
 
 
 class Scaled(nn.Module):
@@ -151,7 +168,8 @@ def replaced(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
 
 
 class Twice(nn.Module):
-    """A block with batch norm under a checkpoint: torch runs it twice a step, and its running statistics move twice."""
+    """A block with batch norm under a checkpoint: torch runs it twice a step, and its running
+    statistics move twice."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -180,9 +198,18 @@ def once(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
     return Once().train(), (torch.randn(batch, 6), torch.randint(0, 4, (batch,))), F.cross_entropy
 
 
-RIGHT = {"teacher": teacher, "centres": centres, "continued": continued, "scaled": scaled, "once": once}
+RIGHT = {
+    "teacher": teacher,
+    "centres": centres,
+    "continued": continued,
+    "scaled": scaled,
+    "once": once,
+}
 REFUSED = {
-    "normed": (normed, r"rebound\.py:\d+ \(self\.head\.weight\.data = .*changes a tensor in place .* that is a parameter"),
+    "normed": (
+        normed,
+        r"rebound\.py:\d+ \(self\.head\.weight\.data = .*changes a tensor in place .* that is a parameter",
+    ),
     "replaced": (replaced, r"parameter 'scale' is set to another tensor in forward"),
     "twice": (twice, r"checkpoint changes buffers \(block\.1\.running_mean"),
     "shrunk": (shrunk, r"\.data of a tensor of shape \(6, 6\) .* is set to one of shape \(2, 6\)"),

@@ -42,7 +42,11 @@ class Frequent(nn.Module):
 
 
 def frequent(batch: int = 8) -> tuple[nn.Module, tuple[Tensor, ...], object]:
-    return Frequent(), (torch.randint(0, 4, (batch, 5)), torch.randint(0, 3, (batch,))), F.cross_entropy
+    return (
+        Frequent(),
+        (torch.randint(0, 4, (batch, 5)), torch.randint(0, 3, (batch,))),
+        F.cross_entropy,
+    )
 
 
 def survival(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
@@ -54,7 +58,11 @@ def survival(batch: int = 6) -> tuple[nn.Module, tuple[Tensor, ...], object]:
         return -((risk - risk.logcumsumexp(0)) * event).sum() / event.sum()
 
     target = torch.stack([torch.rand(batch), (torch.arange(batch) % 3 > 0).float()], 1)
-    return nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 1)), (torch.randn(batch, 6), target), loss
+    return (
+        nn.Sequential(nn.Linear(6, 10), nn.Tanh(), nn.Linear(10, 1)),
+        (torch.randn(batch, 6), target),
+        loss,
+    )
 
 
 class OwnKernels(nn.Module):
@@ -67,7 +75,9 @@ class OwnKernels(nn.Module):
     def forward(self, x: Tensor, code: Tensor) -> Tensor:
         batch, channels, length = x.shape
         weight = self.kernels(code).view(batch * 4, channels, 3)
-        y = F.conv1d(x.reshape(1, batch * channels, length), weight, groups=batch).view(batch, 4, length - 2)
+        y = F.conv1d(x.reshape(1, batch * channels, length), weight, groups=batch).view(
+            batch, 4, length - 2
+        )
         out: Tensor = self.head(y.relu().mean(-1))
         return out
 

@@ -1,4 +1,5 @@
-"""Models that call functions of torch's which look at values first, complex products, and dims that change their size."""
+"""Models that call functions of torch's which look at values first, complex products, and dims
+that change their size."""
 
 from __future__ import annotations
 
@@ -11,7 +12,8 @@ from torch.distributions import Categorical, Normal, kl_divergence
 
 
 class Policy(nn.Module):
-    """An action by its logits, a value by its mean and deviation, and features that are to be unlike one another."""
+    """An action by its logits, a value by its mean and deviation, and features that are to be
+    unlike one another."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -28,7 +30,12 @@ def _policy_loss(out: tuple[Categorical, Normal, Tensor], target: Tensor) -> Ten
     likely = action.log_prob(target[:, 0].long()).mean() + 0.1 * action.entropy().mean()
     prior = kl_divergence(value, Normal(0.0, 1.0)).mean()
     alike = torch.corrcoef(h.T).square().mean() + torch.cov(h.T, correction=0).diagonal().mean()
-    return F.gaussian_nll_loss(value.loc, target[:, 1:], value.scale**2, eps=0.5) + prior + alike - likely
+    return (
+        F.gaussian_nll_loss(value.loc, target[:, 1:], value.scale**2, eps=0.5)
+        + prior
+        + alike
+        - likely
+    )
 
 
 def policy(batch: int = 8) -> tuple[nn.Module, tuple[Any, ...], object]:
@@ -56,7 +63,9 @@ def spectral(batch: int = 8) -> tuple[nn.Module, tuple[Any, ...], object]:
 
 
 def _weighted(out: Tensor, target: Tensor) -> Tensor:
-    return F.cross_entropy(out, target, weight=1 / (1 + torch.bincount(target, minlength=3)).to(out.dtype))
+    return F.cross_entropy(
+        out, target, weight=1 / (1 + torch.bincount(target, minlength=3)).to(out.dtype)
+    )
 
 
 def counted(batch: int = 8) -> tuple[nn.Module, tuple[Any, ...], object]:

@@ -19,8 +19,14 @@ class Branching(nn.Module):
 
 
 def branching(batch: int = 8) -> tuple[nn.Module, tuple[Tensor, ...], object]:
-    return Branching(), (torch.randn(batch, 8), torch.randint(0, 4, (batch,))), nn.functional.cross_entropy
+    return (
+        Branching(),
+        (torch.randn(batch, 8), torch.randint(0, 4, (batch,))),
+        nn.functional.cross_entropy,
+    )
 
 
 RIGHT: dict[str, object] = {}
-REFUSED = {"branching": (branching, r"values\.py:\d+ \(.*x\.sum\(\) > 0.*the value of a tensor is needed")}
+REFUSED = {
+    "branching": (branching, r"values\.py:\d+ \(.*x\.sum\(\) > 0.*the value of a tensor is needed")
+}

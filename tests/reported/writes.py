@@ -1,4 +1,5 @@
-"""Models that write to tensors: through `out=`, in place, to views, to several at once; and buffers that take what others hold."""
+"""Models that write to tensors: through `out=`, in place, to views, to several at once; and
+buffers that take what others hold."""
 
 from __future__ import annotations
 
@@ -49,7 +50,12 @@ class RunningNorm(Between):
 
 
 def running_norm(batch: int = 8) -> Made:
-    return made(RunningNorm(mean=torch.zeros(8), largest=torch.ones(8), place=torch.zeros(8, dtype=torch.int64)), batch)
+    return made(
+        RunningNorm(
+            mean=torch.zeros(8), largest=torch.ones(8), place=torch.zeros(8, dtype=torch.int64)
+        ),
+        batch,
+    )
 
 
 class Scratch(Between):
@@ -104,12 +110,18 @@ class Shadow(Between):
 
 
 def shadow(batch: int = 8) -> Made:
-    tensors = {"weight": torch.rand(8, 6), "bias": torch.rand(8), "before": torch.zeros(8, 6), "turned": torch.zeros(8, 2)}
+    tensors = {
+        "weight": torch.rand(8, 6),
+        "bias": torch.rand(8),
+        "before": torch.zeros(8, 6),
+        "turned": torch.zeros(8, 2),
+    }
     return made(Shadow(**tensors), batch)
 
 
 class Square(Between):
-    """A square buffer written through its transpose, and a part of a buffer that is read after the whole has changed."""
+    """A square buffer written through its transpose, and a part of a buffer that is read after
+    the whole has changed."""
 
     table: Tensor
     scale: Tensor
@@ -145,7 +157,10 @@ class Delayed(Between):
 
 
 def delayed(batch: int = 8) -> Made:
-    return made(Delayed(old=torch.zeros(8), new=torch.ones(8), once=torch.rand(8), since=torch.rand(8)), batch)
+    return made(
+        Delayed(old=torch.zeros(8), new=torch.ones(8), once=torch.rand(8), since=torch.rand(8)),
+        batch,
+    )
 
 
 class Data(Between):
@@ -182,7 +197,9 @@ class Codebook(Between):
 
 
 def codebook(batch: int = 8) -> Made:
-    return made(Codebook(codes=torch.randn(4, 8), counts=torch.ones(4), sums=torch.randn(4, 8)), batch)
+    return made(
+        Codebook(codes=torch.randn(4, 8), counts=torch.ones(4), sums=torch.randn(4, 8)), batch
+    )
 
 
 class Rolling(Between):
@@ -204,7 +221,7 @@ def rolling(batch: int = 8) -> Made:
     return made(Rolling(queue=torch.zeros(16, 8), at=torch.zeros(1, dtype=torch.int64)), batch)
 
 
-# ------------------------------------------------------------------------------------------------- refused
+# ------------------------------------------------------------------------------------------ refused
 
 
 class Does(Between):
@@ -235,7 +252,9 @@ def resized(batch: int = 8) -> Made:
 
 
 def other_memory(batch: int = 8) -> Made:
-    return made(Does(lambda module, y: y * torch.zeros(8, 8, dtype=y.dtype).set_(y.detach())), batch)
+    return made(
+        Does(lambda module, y: y * torch.zeros(8, 8, dtype=y.dtype).set_(y.detach())), batch
+    )
 
 
 def _bound(module: Any, y: Tensor) -> Tensor:
@@ -267,17 +286,30 @@ def place_read(batch: int = 8) -> Made:
 
 
 RIGHT = {
-    "running_norm": running_norm, "scratch": scratch, "powers": powers, "shadow": shadow, "square": square, "delayed": delayed,
-    "data": data, "codebook": codebook, "rolling": rolling,
-}  # fmt: skip
+    "running_norm": running_norm,
+    "scratch": scratch,
+    "powers": powers,
+    "shadow": shadow,
+    "square": square,
+    "delayed": delayed,
+    "data": data,
+    "codebook": codebook,
+    "rolling": rolling,
+}
 REFUSED = {
     "clamped": (clamped, r"writes\.py:\d+ .*changes a tensor in place .* that is a parameter"),
     "resized": (
         resized,
         r"aten\.sum\S* writes a result of shape \(8,\) to a tensor of shape \(3,\).*writes\.py:\d+ .*out=module\.total",
     ),
-    "other_memory": (other_memory, r"writes\.py:\d+ .*aten\.set_\.source_Tensor, which changes a tensor and has no form"),
-    "bound": (bound, r"buffer 'kept' is set to a tensor that shares memory with 'first\.weight'.*set it to a clone"),
+    "other_memory": (
+        other_memory,
+        r"writes\.py:\d+ .*aten\.set_\.source_Tensor, which changes a tensor and has no form",
+    ),
+    "bound": (
+        bound,
+        r"buffer 'kept' is set to a tensor that shares memory with 'first\.weight'.*set it to a clone",
+    ),
     "twice": (twice, r"buffer 'kept' is set to a tensor that shares memory with 'other'"),
     "place_read": (place_read, r"writes\.py:\d+ .*place\[0\] > 0.*the value of a tensor is needed"),
 }

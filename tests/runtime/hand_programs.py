@@ -1,4 +1,5 @@
-"""Programs written by hand for a two-layer perceptron, one for each way of splitting it, and the workload they belong to."""
+"""Programs written by hand for a two-layer perceptron, one for each way of splitting it, and the
+workload they belong to."""
 
 from __future__ import annotations
 
@@ -11,7 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_shape
-from planner.program.program import Communicate, Compute, InputState, Instruction, ParameterState, Program, Ref, Update
+from planner.program.program import (
+    Communicate,
+    Compute,
+    InputState,
+    Instruction,
+    ParameterState,
+    Program,
+    Ref,
+    Update,
+)
 from planner.workload.workload import Workload
 
 BATCH, INPUTS, HIDDEN, OUTPUTS = 8, 12, 16, 4
@@ -31,8 +41,17 @@ class Perceptron(nn.Module):
 
 def make_workload(optimizer: str = "adam") -> Workload:
     module = Perceptron()
-    batch = torch.randn(BATCH, INPUTS, dtype=torch.float64), torch.randn(BATCH, OUTPUTS, dtype=torch.float64)
-    return Workload(name="perceptron", module=module, batch=batch, loss=nn.functional.mse_loss, optimizer=optimizer)
+    batch = (
+        torch.randn(BATCH, INPUTS, dtype=torch.float64),
+        torch.randn(BATCH, OUTPUTS, dtype=torch.float64),
+    )
+    return Workload(
+        name="perceptron",
+        module=module,
+        batch=batch,
+        loss=nn.functional.mse_loss,
+        optimizer=optimizer,
+    )
 
 
 @dataclass
@@ -52,10 +71,16 @@ class Builder:
         out = self.value()
         self.instructions.append(
             Compute(
-                id=f"c{out}", op=op, args=args, results=(out,), shapes=((),), dtypes=("float64",),
-                kind="elementwise", phase=phase,
+                id=f"c{out}",
+                op=op,
+                args=args,
+                results=(out,),
+                shapes=((),),
+                dtypes=("float64",),
+                kind="elementwise",
+                phase=phase,
             )
-        )  # fmt: skip
+        )
         return out
 
     def communicate(
@@ -70,39 +95,60 @@ class Builder:
         outs = results or [self.value() for _ in sources]
         self.instructions.append(
             Communicate(
-                id=f"m{len(self.instructions)}", kind=kind, axes=axes,
-                sources=tuple(s for s, _ in sources), results=tuple(outs),
-                expanded=tuple(e for _, e in sources), shapes=tuple(shapes), dtypes=("float64",) * len(outs),
-                phase="backward", **more,
+                id=f"m{len(self.instructions)}",
+                kind=kind,
+                axes=axes,
+                sources=tuple(s for s, _ in sources),
+                results=tuple(outs),
+                expanded=tuple(e for _, e in sources),
+                shapes=tuple(shapes),
+                dtypes=("float64",) * len(outs),
+                phase="backward",
+                **more,
             )
-        )  # fmt: skip
+        )
         return outs
 
     def finish(self, parameters: list[ParameterState], inputs: list[InputState]) -> Program:
-        kept = {self.loss, *(i.value for i in inputs), *(v for p in parameters for v in (p.value, p.shard))}
+        kept = {
+            self.loss,
+            *(i.value for i in inputs),
+            *(v for p in parameters for v in (p.value, p.shard)),
+        }
         return Program(
-            mesh=self.mesh, instructions=_with_frees(self.instructions, kept), parameters=tuple(parameters),
-            inputs=tuple(inputs), loss=self.loss, value_bytes={}, initial_bytes={},
-        )  # fmt: skip
+            mesh=self.mesh,
+            instructions=_with_frees(self.instructions, kept),
+            parameters=tuple(parameters),
+            inputs=tuple(inputs),
+            loss=self.loss,
+            value_bytes={},
+            initial_bytes={},
+        )
 
 
 def _with_frees(instructions: list[Instruction], kept: set[int]) -> tuple[Instruction, ...]:
     """Every value is freed where it is last used."""
     last: dict[int, int] = {}
     for at, instruction in enumerate(instructions):
-        used = list(getattr(instruction, "sources", ())) + list(getattr(instruction, "gradients", ()))
+        used = list(getattr(instruction, "sources", ())) + list(
+            getattr(instruction, "gradients", ())
+        )
         used += list(getattr(instruction, "operands", ()))
         used += [i for i in getattr(instruction, "results", ()) if i is not None]
         last.update(dict.fromkeys(used, at))
     return tuple(
-        dataclasses.replace(instruction, frees=tuple(v for v, where in last.items() if where == at and v not in kept))
+        dataclasses.replace(
+            instruction,
+            frees=tuple(v for v, where in last.items() if where == at and v not in kept),
+        )
         for at, instruction in enumerate(instructions)
     )
 
 
 @dataclass(frozen=True)
 class Split:
-    """How to split: layouts by mesh axis. `hidden` splits the hidden units over these axes, `batch` the batch."""
+    """How to split: layouts by mesh axis. `hidden` splits the hidden units over these axes,
+    `batch` the batch."""
 
     mesh: Mesh
     batch: tuple[int, ...] = ()
@@ -120,19 +166,31 @@ def perceptron(split: Split) -> Program:
     full = [(HIDDEN, INPUTS), (OUTPUTS, HIDDEN)]
     used = [_layout(num_axes, dict.fromkeys(split.hidden, dim)) for dim in (0, 1)]
     cut = [
-        _layout(num_axes, dict.fromkeys(split.hidden, dim) | (dict.fromkeys(split.batch, z) if zero else {}))
+        _layout(
+            num_axes,
+            dict.fromkeys(split.hidden, dim) | (dict.fromkeys(split.batch, z) if zero else {}),
+        )
         for dim, z in zip((0, 1), split.zero_dims, strict=True)
     ]
     stored = cut if zero == 3 else used
     shards = [b.value() for _ in weights] if zero in (1, 2) else weights
-    whole = [local_shape(tuple((s,) for s in f), u, mesh.sizes) for f, u in zip(full, used, strict=True)]
-    piece = [local_shape(tuple((s,) for s in f), c, mesh.sizes) for f, c in zip(full, cut, strict=True)]
+    whole = [
+        local_shape(tuple((s,) for s in f), u, mesh.sizes) for f, u in zip(full, used, strict=True)
+    ]
+    piece = [
+        local_shape(tuple((s,) for s in f), c, mesh.sizes) for f, c in zip(full, cut, strict=True)
+    ]
 
     def gathered(i: int, source: int, into: list[int] | None = None) -> int:
         (out,) = b.communicate(
-            "all_gather", split.batch, [(source, piece[i])], [whole[i]], into, gather=split.zero_dims[i],
+            "all_gather",
+            split.batch,
+            [(source, piece[i])],
+            [whole[i]],
+            into,
+            gather=split.zero_dims[i],
             asynchronous=split.asynchronous,
-        )  # fmt: skip
+        )
         return out
 
     w1, w2 = (gathered(i, w) for i, w in enumerate(weights)) if zero == 3 else weights
@@ -147,16 +205,33 @@ def perceptron(split: Split) -> Program:
     return b.finish(
         [
             ParameterState(
-                name=name, value=weights[i], shard=shards[i], subshape=tuple((s,) for s in full[i]),
-                stored=stored[i], updated=cut[i], dtype="float64",
+                name=name,
+                value=weights[i],
+                shard=shards[i],
+                subshape=tuple((s,) for s in full[i]),
+                stored=stored[i],
+                updated=cut[i],
+                dtype="float64",
             )
             for i, name in enumerate(["first.weight", "second.weight"])
         ],
         [
-            InputState(name="0", value=x, subshape=((BATCH,), (INPUTS,)), layout=batch_layout, dtype="float64"),
-            InputState(name="1", value=target, subshape=((BATCH,), (OUTPUTS,)), layout=batch_layout, dtype="float64"),
+            InputState(
+                name="0",
+                value=x,
+                subshape=((BATCH,), (INPUTS,)),
+                layout=batch_layout,
+                dtype="float64",
+            ),
+            InputState(
+                name="1",
+                value=target,
+                subshape=((BATCH,), (OUTPUTS,)),
+                layout=batch_layout,
+                dtype="float64",
+            ),
         ],
-    )  # fmt: skip
+    )
 
 
 def _forward_backward(b: Builder, split: Split, x: int, target: int, w1: int, w2: int) -> list[int]:
@@ -171,32 +246,51 @@ def _forward_backward(b: Builder, split: Split, x: int, target: int, w1: int, w2
     total = b.compute("aten.sum.default", Ref(b.compute("aten.mul.Tensor", Ref(d), Ref(d))))
     b.loss = b.compute("aten.mul.Tensor", Ref(total), scale)
     if split.batch:
-        (b.loss,) = b.communicate("all_reduce", split.batch, [(b.loss, ())], [()], asynchronous=split.asynchronous)
+        (b.loss,) = b.communicate(
+            "all_reduce", split.batch, [(b.loss, ())], [()], asynchronous=split.asynchronous
+        )
     gy = b.compute("aten.mul.Tensor", Ref(d), 2 * scale, phase="backward")
-    gw2 = b.compute("aten.mm.default", Ref(b.compute("aten.t.default", Ref(gy))), Ref(a), phase="backward")
+    gw2 = b.compute(
+        "aten.mm.default", Ref(b.compute("aten.t.default", Ref(gy))), Ref(a), phase="backward"
+    )
     ga = b.compute("aten.mm.default", Ref(gy), Ref(w2), phase="backward")
     gh = b.compute("aten.threshold_backward.default", Ref(ga), Ref(h), 0, phase="backward")
-    gw1 = b.compute("aten.mm.default", Ref(b.compute("aten.t.default", Ref(gh))), Ref(x), phase="backward")
+    gw1 = b.compute(
+        "aten.mm.default", Ref(b.compute("aten.t.default", Ref(gh))), Ref(x), phase="backward"
+    )
     return [gw1, gw2]
 
 
-def _reduce(b: Builder, split: Split, grads: list[int], whole: list[Any], piece: list[Any]) -> list[int]:
+def _reduce(
+    b: Builder, split: Split, grads: list[int], whole: list[Any], piece: list[Any]
+) -> list[int]:
     """The reduction of the gradients over the batch axes: one bucket, or what ZeRO makes of it."""
     together = list(zip(grads, whole, strict=True))
     if split.zero in (0, 1):
-        grads = b.communicate("all_reduce", split.batch, together, whole, asynchronous=split.asynchronous)
+        grads = b.communicate(
+            "all_reduce", split.batch, together, whole, asynchronous=split.asynchronous
+        )
     if split.zero == 1:
         return [
-            b.communicate("slice", split.batch, [(g, whole[i])], [piece[i]], split=split.zero_dims[i])[0]
+            b.communicate(
+                "slice", split.batch, [(g, whole[i])], [piece[i]], split=split.zero_dims[i]
+            )[0]
             for i, g in enumerate(grads)
         ]
     if split.zero in (2, 3):
         if split.zero_dims[0] == split.zero_dims[1]:
             return b.communicate(
-                "reduce_scatter", split.batch, together, piece, split=split.zero_dims[0], asynchronous=split.asynchronous
+                "reduce_scatter",
+                split.batch,
+                together,
+                piece,
+                split=split.zero_dims[0],
+                asynchronous=split.asynchronous,
             )
         return [
-            b.communicate("reduce_scatter", split.batch, [both], [piece[i]], split=split.zero_dims[i])[0]
+            b.communicate(
+                "reduce_scatter", split.batch, [both], [piece[i]], split=split.zero_dims[i]
+            )[0]
             for i, both in enumerate(together)
         ]
     return grads
@@ -215,7 +309,9 @@ def all_splits(num_ranks: int) -> dict[str, Split]:
         "tensor": Split(line, hidden=(0,)),
         **{f"zero {z}": Split(line, batch=(0,), zero=z) for z in (1, 2, 3)},
         **{
-            f"zero {z} by columns, async": Split(line, batch=(0,), zero=z, zero_dims=(1, 1), asynchronous=True)
+            f"zero {z} by columns, async": Split(
+                line, batch=(0,), zero=z, zero_dims=(1, 1), asynchronous=True
+            )
             for z in (1, 2, 3)
         },
         "zero 3 by column and row": Split(line, batch=(0,), zero=3, zero_dims=(1, 0)),
@@ -226,5 +322,7 @@ def all_splits(num_ranks: int) -> dict[str, Split]:
         out["tensor x data"] = Split(square, batch=(1,), hidden=(0,))
         out["data x data"] = Split(square, batch=(0, 1))
         out["zero 2 over two axes"] = Split(square, batch=(0, 1), zero=2)
-        out["zero 3 beside tensor"] = Split(square, batch=(0,), hidden=(1,), zero=3, zero_dims=(1, 0))
+        out["zero 3 beside tensor"] = Split(
+            square, batch=(0,), hidden=(1,), zero=3, zero_dims=(1, 0)
+        )
     return out

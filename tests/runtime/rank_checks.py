@@ -1,4 +1,5 @@
-"""What the tests run on every rank; each returns a dict of what is wrong, empty where all is well."""
+"""What the tests run on every rank; each returns a dict of what is wrong, empty where all is
+well."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ from planner.program.program import Communicate, Program, Ref
 from runtime.collectives import Collective, compile_collective
 from runtime.worker import RunRequest, join, train
 
-SIZES = {"small": (4, 8, 4), "large": (32, 32, 256)}  # on either side of where gloo takes another way
+SIZES = {
+    "small": (4, 8, 4),
+    "large": (32, 32, 256),
+}  # on either side of where gloo takes another way
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
 
 
@@ -55,7 +59,9 @@ def killed(payload: Any, emit: Any) -> None:
 def broken_program(payload: Any, emit: Any) -> None:
     program = perceptron(all_splits(2)["data"])
     first = dataclasses.replace(program.instructions[1], args=(Ref(0), Ref(1)), path="first")
-    wrong = dataclasses.replace(program, instructions=(program.instructions[0], first, *program.instructions[2:]))
+    wrong = dataclasses.replace(
+        program, instructions=(program.instructions[0], first, *program.instructions[2:])
+    )
     with join(2) as place:
         train(wrong, make_workload, RunRequest(plan=""), place, emit)
 
@@ -82,29 +88,47 @@ def run_programs(num_ranks: int, emit: Any) -> dict[str, Any]:
 
 
 def check_collectives(num_ranks: int, emit: Any) -> dict[str, Tensor]:
-    """Every kind at every sub-dim, one value and two, waited for at once and later, through shared memory and gloo; the differences to
-    plain slicing."""
+    """Every kind at every sub-dim, one value and two, waited for at once and later, through
+    shared memory and gloo; the differences to plain slicing."""
     with join(num_ranks) as place:
-        cases = [*itertools.product(KINDS, range(3), (1, 2), (False, True), ("sum", "max"), ("small",))]
+        cases = [
+            *itertools.product(KINDS, range(3), (1, 2), (False, True), ("sum", "max"), ("small",))
+        ]
         cases += itertools.product(KINDS, range(3), (1,), (False,), ("sum", "max"), ("large",))
         ways = itertools.product(cases, (True, False))
-        return {f"{case} {shared}": _collective_error(num_ranks, place.rank, *case, shared) for case, shared in ways}
+        return {
+            f"{case} {shared}": _collective_error(num_ranks, place.rank, *case, shared)
+            for case, shared in ways
+        }
 
 
 def _collective_error(
-    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str,
+    num_ranks: int,
+    rank: int,
+    kind: str,
+    dim: int,
+    num_values: int,
+    asynchronous: bool,
+    reduce: str,
+    scale: str,
     shared: bool,
-) -> float:  # fmt: skip
+) -> float:
     other = (dim + 1) % 3
     sizes = [tuple(s * (i + 1) for s in SIZES[scale]) for i in range(num_values)]
     wholes, values, wanted = [], [], []
     for size in sizes:
-        parts = torch.arange(num_ranks * math.prod(size), dtype=torch.float64).reshape(num_ranks, *size).sin()
+        parts = (
+            torch.arange(num_ranks * math.prod(size), dtype=torch.float64)
+            .reshape(num_ranks, *size)
+            .sin()
+        )
         summed = parts.amax(0) if reduce == "max" else parts.sum(0)
         full = parts[0]
         wholes.append(full)
         chunk = full.chunk(num_ranks, dim)[rank]
-        values.append({"all_gather": chunk, "all_to_all": chunk, "slice": full}.get(kind, parts[rank]))
+        values.append(
+            {"all_gather": chunk, "all_to_all": chunk, "slice": full}.get(kind, parts[rank])
+        )
         wanted.append(
             {
                 "all_reduce": summed,
@@ -116,36 +140,61 @@ def _collective_error(
         )
     expanded = tuple(tuple(v.shape) for v in values)
     instruction = Communicate(
-        id="x", kind=kind, axes=(0,), sources=tuple(range(num_values)), results=tuple(range(9, 9 + num_values)),
-        expanded=expanded, shapes=tuple((w.shape[0] * w.shape[1], w.shape[2]) for w in wanted),
+        id="x",
+        kind=kind,
+        axes=(0,),
+        sources=tuple(range(num_values)),
+        results=tuple(range(9, 9 + num_values)),
+        expanded=expanded,
+        shapes=tuple((w.shape[0] * w.shape[1], w.shape[2]) for w in wanted),
         dtypes=("float64",) * num_values,
-        gather=dim if kind in ("all_gather", "all_to_all") else None, split=other if kind == "all_to_all" else dim,
-        reduce=reduce, phase="forward", asynchronous=asynchronous,
-    )  # fmt: skip
+        gather=dim if kind in ("all_gather", "all_to_all") else None,
+        split=other if kind == "all_to_all" else dim,
+        reduce=reduce,
+        phase="forward",
+        asynchronous=asynchronous,
+    )
     collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank, shared=shared)
     assert (collective.shared is not None) == (shared and kind != "slice" and _shares_memory())
     _check_shared_bytes(collective, instruction, num_ranks)
     before = [v.clone() for v in values]
     pending = collective.start(*(v.reshape(-1, v.shape[2]) for v in values))
     results = collective.finish(pending)
-    error = max((r - w.reshape(r.shape)).abs().max().item() for r, w in zip(results, wanted, strict=True))
-    shapes_right = all(tuple(r.shape) == s for r, s in zip(results, instruction.shapes, strict=True))
+    error = max(
+        (r - w.reshape(r.shape)).abs().max().item() for r, w in zip(results, wanted, strict=True)
+    )
+    shapes_right = all(
+        tuple(r.shape) == s for r, s in zip(results, instruction.shapes, strict=True)
+    )
     untouched = all(torch.equal(a, b) for a, b in zip(before, values, strict=True))
     return error if shapes_right and untouched else math.inf
 
 
 def check_uneven_collectives(num_ranks: int, emit: Any) -> dict[str, float]:
-    """As `check_collectives`, of pieces that differ in size, of one value or of an uneven and an even one in one buffer."""
+    """As `check_collectives`, of pieces that differ in size, of one value or of an uneven and an
+    even one in one buffer."""
     with join(num_ranks) as place:
-        cases = itertools.product(KINDS[1:], range(3), (1, 2), (False, True), ("sum", "max"), ("odd", "large odd"))
+        cases = itertools.product(
+            KINDS[1:], range(3), (1, 2), (False, True), ("sum", "max"), ("odd", "large odd")
+        )
         ways = itertools.product(cases, (True, False))
-        return {f"{case} {shared}": _uneven_error(num_ranks, place.rank, *case, shared) for case, shared in ways}
+        return {
+            f"{case} {shared}": _uneven_error(num_ranks, place.rank, *case, shared)
+            for case, shared in ways
+        }
 
 
 def _uneven_error(
-    num_ranks: int, rank: int, kind: str, dim: int, num_values: int, asynchronous: bool, reduce: str, scale: str,
+    num_ranks: int,
+    rank: int,
+    kind: str,
+    dim: int,
+    num_values: int,
+    asynchronous: bool,
+    reduce: str,
+    scale: str,
     shared: bool,
-) -> float:  # fmt: skip
+) -> float:
     other = (dim + 1) % 3
     gathers, splits = kind in ("all_gather", "all_to_all"), kind != "all_gather"
     at = other if kind == "all_to_all" else dim
@@ -153,36 +202,65 @@ def _uneven_error(
     sizes = [odd, SIZES["small"]][:num_values]
     values, wanted, gather_pieces, split_pieces = [], [], [], []
     for size in sizes:
-        parts = torch.arange(num_ranks * math.prod(size), dtype=torch.float64).reshape(num_ranks, *size).sin()
+        parts = (
+            torch.arange(num_ranks * math.prod(size), dtype=torch.float64)
+            .reshape(num_ranks, *size)
+            .sin()
+        )
         full, summed = parts[0], parts.amax(0) if reduce == "max" else parts.sum(0)
-        values.append(full.tensor_split(num_ranks, dim)[rank] if gathers else full if kind == "slice" else parts[rank])
+        values.append(
+            full.tensor_split(num_ranks, dim)[rank]
+            if gathers
+            else full
+            if kind == "slice"
+            else parts[rank]
+        )
         result = summed if kind == "reduce_scatter" else full
         wanted.append(result.tensor_split(num_ranks, at)[rank] if splits else result)
         gather_pieces.append(_unlike(size[dim], num_ranks))
         split_pieces.append(_unlike(size[at], num_ranks))
     instruction = Communicate(
-        id="x", kind=kind, axes=(0,), sources=tuple(range(num_values)), results=tuple(range(9, 9 + num_values)),
-        expanded=tuple(tuple(v.shape) for v in values), shapes=tuple(tuple(w.shape) for w in wanted),
-        dtypes=("float64",) * num_values, gather=dim if gathers else None, split=at if splits else None,
-        gather_pieces=tuple(gather_pieces) if gathers else (), split_pieces=tuple(split_pieces) if splits else (),
-        reduce=reduce, phase="forward", asynchronous=asynchronous,
-    )  # fmt: skip
+        id="x",
+        kind=kind,
+        axes=(0,),
+        sources=tuple(range(num_values)),
+        results=tuple(range(9, 9 + num_values)),
+        expanded=tuple(tuple(v.shape) for v in values),
+        shapes=tuple(tuple(w.shape) for w in wanted),
+        dtypes=("float64",) * num_values,
+        gather=dim if gathers else None,
+        split=at if splits else None,
+        gather_pieces=tuple(gather_pieces) if gathers else (),
+        split_pieces=tuple(split_pieces) if splits else (),
+        reduce=reduce,
+        phase="forward",
+        asynchronous=asynchronous,
+    )
     collective = compile_collective(instruction, dist.group.WORLD, num_ranks, rank, shared=shared)
     _check_shared_bytes(collective, instruction, num_ranks)
     before = [v.clone() for v in values]
     results = collective.finish(collective.start(*values))
     same = all(torch.equal(a, b) for a, b in zip(before, values, strict=True))
     shapes = all(r.shape == w.shape for r, w in zip(results, wanted, strict=True))
-    return max((r - w).abs().max().item() for r, w in zip(results, wanted, strict=True)) if same and shapes else math.inf
+    return (
+        max((r - w).abs().max().item() for r, w in zip(results, wanted, strict=True))
+        if same and shapes
+        else math.inf
+    )
 
 
 def _check_shared_bytes(collective: Collective, instruction: Communicate, num_ranks: int) -> None:
     """The region is as large as predicted."""
     if collective.shared is not None:
         program = Program(
-            mesh=Mesh(("dp",), (num_ranks,)), instructions=(instruction,), parameters=(), inputs=(), loss=0, value_bytes={},
+            mesh=Mesh(("dp",), (num_ranks,)),
+            instructions=(instruction,),
+            parameters=(),
+            inputs=(),
+            loss=0,
+            value_bytes={},
             initial_bytes={},
-        )  # fmt: skip
+        )
         assert collective.shared.nbytes // num_ranks == shared_bytes(program), instruction
 
 
@@ -197,15 +275,18 @@ def _unlike(size: int, num_ranks: int) -> tuple[int, ...]:
 
 
 def check_kernels(num_ranks: int, emit: Any) -> dict[str, float]:
-    """The kernels with their work split over the group against the unsplit ones, through shared memory and gloo: the largest
-    differences."""
+    """The kernels with their work split over the group against the unsplit ones, through shared
+    memory and gloo: the largest differences."""
     with join(num_ranks) as place:
         group = dist.group.WORLD
         assert group is not None
         errors = _kernel_errors(num_ranks, place.rank, group)
         assert (shared._MEMORIES[group] is not None) == _shares_memory()
         shared._MEMORIES[group] = None
-        return {**errors, **{f"gloo {n}": e for n, e in _kernel_errors(num_ranks, place.rank, group).items()}}
+        return {
+            **errors,
+            **{f"gloo {n}": e for n, e in _kernel_errors(num_ranks, place.rank, group).items()},
+        }
 
 
 def _kernel_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[str, float]:
@@ -214,15 +295,22 @@ def _kernel_errors(num_ranks: int, rank: int, group: dist.ProcessGroup) -> dict[
         **_lstm_errors(num_ranks, rank, group, hidden=12),
         **{f"uneven {n}": e for n, e in _lstm_errors(num_ranks, rank, group, hidden=7).items()},
         **_cross_entropy_errors(num_ranks, rank, group, classes=12),
-        **{f"uneven {n}": e for n, e in _cross_entropy_errors(num_ranks, rank, group, classes=11).items()},
+        **{
+            f"uneven {n}": e
+            for n, e in _cross_entropy_errors(num_ranks, rank, group, classes=11).items()
+        },
         **_batch_norm_errors(num_ranks, rank, group, batch=8),
-        **{f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, rank, group, batch=7).items()},
+        **{
+            f"uneven {n}": e for n, e in _batch_norm_errors(num_ranks, rank, group, batch=7).items()
+        },
         **_rms_norm_errors(num_ranks, rank, group, width=8),
         **{f"uneven {n}": e for n, e in _rms_norm_errors(num_ranks, rank, group, width=7).items()},
     }
 
 
-def _rms_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, width: int) -> dict[str, float]:
+def _rms_norm_errors(
+    num_ranks: int, rank: int, group: dist.ProcessGroup, width: int
+) -> dict[str, float]:
     """The normalised values split over the ranks."""
     (x, grad), weight = torch.randn(2, 3, 4, width).double(), torch.randn(width).double()
     wanted = kernels.rms_norm(x, weight, 1, width, 1e-5)
@@ -232,12 +320,17 @@ def _rms_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, width:
     grads = kernels.rms_norm_backward(own_grad, own, own_weight, ours[1], 1, width, group=group)
     found = zip(("y", "rstd", "gx", "gw"), (*ours, *grads), (*wanted, *wanted_grads), strict=True)
     return {
-        f"rms_norm {n}": ((a - (b if n == "rstd" else b.tensor_split(num_ranks, -1)[rank])).abs().max() / b.abs().max()).item()
+        f"rms_norm {n}": (
+            (a - (b if n == "rstd" else b.tensor_split(num_ranks, -1)[rank])).abs().max()
+            / b.abs().max()
+        ).item()
         for n, a, b in found
     }
 
 
-def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, batch: int) -> dict[str, float]:
+def _batch_norm_errors(
+    num_ranks: int, rank: int, group: dist.ProcessGroup, batch: int
+) -> dict[str, float]:
     x, grad = 3 + torch.randn(2, batch, 4, 3).double()
     weight, bias, mean, var = torch.randn(4, 4).double()
     wanted = kernels.batch_norm(x, weight, bias, mean, var, 0.1, 1e-5)
@@ -249,25 +342,40 @@ def _batch_norm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, batc
     found = zip(names, (*ours, *grads), (*wanted, *wanted_grads), strict=True)
     return {
         f"batch_norm {n}": (
-            (a - (b.tensor_split(num_ranks)[rank] if n in ("y", "gx") else b)).abs().max() / b.abs().max()
+            (a - (b.tensor_split(num_ranks)[rank] if n in ("y", "gx") else b)).abs().max()
+            / b.abs().max()
         ).item()
         for n, a, b in found
     }
 
 
-def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, hidden: int) -> dict[str, float]:
+def _lstm_errors(
+    num_ranks: int, rank: int, group: dist.ProcessGroup, hidden: int
+) -> dict[str, float]:
     steps, batch, inputs, pieces = 5, 3, 6, _unlike(hidden, num_ranks)
-    x, grad_y = torch.randn(steps, batch, inputs).double(), torch.randn(steps, batch, hidden).double()
+    x, grad_y = (
+        torch.randn(steps, batch, inputs).double(),
+        torch.randn(steps, batch, hidden).double(),
+    )
     h0, c0, gh, gc = torch.randn(4, batch, hidden).double()
-    weights = [torch.randn(s).double() for s in ((4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))]
+    weights = [
+        torch.randn(s).double()
+        for s in ((4 * hidden, inputs), (4 * hidden, hidden), (4 * hidden,), (4 * hidden,))
+    ]
 
     def rows(t: Tensor) -> Tensor:
-        return t.view(4, hidden, *t.shape[1:]).tensor_split(num_ranks, 1)[rank].reshape(-1, *t.shape[1:])
+        return (
+            t.view(4, hidden, *t.shape[1:])
+            .tensor_split(num_ranks, 1)[rank]
+            .reshape(-1, *t.shape[1:])
+        )
 
     def units(t: Tensor) -> Tensor:
         return t.tensor_split(num_ranks, -1)[rank].contiguous()
 
-    def run(group: Any, x: Tensor, gy: Tensor, states: list[Tensor], weights: list[Tensor]) -> list[Tensor]:
+    def run(
+        group: Any, x: Tensor, gy: Tensor, states: list[Tensor], weights: list[Tensor]
+    ) -> list[Tensor]:
         h0, c0, gh, gc = states
         split = {} if group is None else {"group": group, "units": pieces}
         y, h, c, reserve = kernels.lstm_forward(x, h0, c0, *weights, **split)
@@ -275,14 +383,30 @@ def _lstm_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, hidden: in
         return [y, h, c, *grads]
 
     y, h, c, gx, gh0, gc0, gw_ih, gw_hh, gb = run(None, x, grad_y, [h0, c0, gh, gc], weights)
-    wanted = [units(y), units(h), units(c), gx, units(gh0), units(gc0), rows(gw_ih), rows(gw_hh), rows(gb)]
-    ours = run(group, x, units(grad_y), [units(t) for t in (h0, c0, gh, gc)], [rows(w) for w in weights])
+    wanted = [
+        units(y),
+        units(h),
+        units(c),
+        gx,
+        units(gh0),
+        units(gc0),
+        rows(gw_ih),
+        rows(gw_hh),
+        rows(gb),
+    ]
+    ours = run(
+        group, x, units(grad_y), [units(t) for t in (h0, c0, gh, gc)], [rows(w) for w in weights]
+    )
     dist.all_reduce(ours[3])
     names = ["y", "h", "c", "gx", "gh0", "gc0", "gw_ih", "gw_hh", "gb"]
-    return {f"lstm {n}": (a - b).abs().max().item() for n, a, b in zip(names, ours, wanted, strict=True)}
+    return {
+        f"lstm {n}": (a - b).abs().max().item() for n, a, b in zip(names, ours, wanted, strict=True)
+    }
 
 
-def _cross_entropy_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, classes: int) -> dict[str, float]:
+def _cross_entropy_errors(
+    num_ranks: int, rank: int, group: dist.ProcessGroup, classes: int
+) -> dict[str, float]:
     rows = 10
     logits, target = 5 * torch.randn(rows, classes).double(), torch.randint(0, classes, (rows,))
     target[3] = -100
@@ -292,6 +416,12 @@ def _cross_entropy_errors(num_ranks: int, rank: int, group: dist.ProcessGroup, c
     mine, offset = logits.tensor_split(num_ranks, 1)[rank], start_of(classes, num_ranks, rank)
     ours = kernels.cross_entropy(mine, target, -100, group=group, offset=offset, classes=classes)
     ours_grad = kernels.cross_entropy_backward(grad, mine, target, ours[1], -100, offset=offset)
-    pairs = [*zip(ours, wanted, strict=True), (ours_grad, wanted_grad.tensor_split(num_ranks, 1)[rank])]
+    pairs = [
+        *zip(ours, wanted, strict=True),
+        (ours_grad, wanted_grad.tensor_split(num_ranks, 1)[rank]),
+    ]
     names = ["loss", "lse", "gradient"]
-    return {f"cross_entropy {n}": (a - b).abs().max().item() for n, (a, b) in zip(names, pairs, strict=True)}
+    return {
+        f"cross_entropy {n}": (a - b).abs().max().item()
+        for n, (a, b) in zip(names, pairs, strict=True)
+    }

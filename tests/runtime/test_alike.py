@@ -74,7 +74,9 @@ def test_the_line_that_draws_is_found() -> None:
     assert state() != before
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+)
 def test_a_digest_is_of_the_values_and_their_places(dtype: torch.dtype) -> None:
     tensor = (torch.arange(12) % 5).to(dtype).view(3, 4)
     assert digest(tensor) == digest(tensor.t().contiguous().t()) == digest(tensor.clone())
@@ -90,7 +92,9 @@ def test_the_first_difference_is_named() -> None:
     ranks = [{"parameter 'a'": 1, "parameter 'b'": 2}, {"parameter 'a'": 1, "parameter 'b'": 2}]
     assert first_difference(ranks) == ""
     ranks[1] = {**ranks[1], "parameter 'b'": 3}
-    assert first_difference(ranks).startswith("parameter 'b' begins with other values on rank 1 than on rank 0")
+    assert first_difference(ranks).startswith(
+        "parameter 'b' begins with other values on rank 1 than on rank 0"
+    )
     ranks[1] = {**ranks[0], "buffer 'c'": 3}
     assert first_difference(ranks).startswith("buffer 'c' begins with other values on rank 1")
 
@@ -98,10 +102,17 @@ def test_the_first_difference_is_named() -> None:
 def test_a_program_is_started_again_with_the_hash_seed_of_all() -> None:
     code = "from planner.state.hash_seed import chosen, start_again; start_again(); print(chosen(), hash('text'))"
     drawn = {**environment("random")}
-    told = [subprocess.run([sys.executable, "-c", code], env=drawn, capture_output=True, text=True).stdout for _ in range(2)]
+    told = [
+        subprocess.run(
+            [sys.executable, "-c", code], env=drawn, capture_output=True, text=True
+        ).stdout
+        for _ in range(2)
+    ]
     assert told[0] == told[1]
     assert told[0].split()[0] == "0"
-    own = subprocess.run([sys.executable, "-c", code], env=environment("11"), capture_output=True, text=True).stdout
+    own = subprocess.run(
+        [sys.executable, "-c", code], env=environment("11"), capture_output=True, text=True
+    ).stdout
     assert own.split()[0] == "11" and own.split()[1] != told[0].split()[1]
 
 

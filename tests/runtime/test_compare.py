@@ -1,4 +1,5 @@
-"""The join of a simulated and a recorded step: closed forms, and one real plan on two ranks end to end."""
+"""The join of a simulated and a recorded step: closed forms, and one real plan on two ranks end
+to end."""
 
 from __future__ import annotations
 
@@ -18,9 +19,13 @@ from runtime.compare.comparison import Comparison
 from runtime.compare.join import BETWEEN, WAITING, join_events
 
 
-def event(name: str, start: float, end: float, *, device: int = 0, stream: str = "compute") -> Event:
+def event(
+    name: str, start: float, end: float, *, device: int = 0, stream: str = "compute"
+) -> Event:
     kind = "gemm" if stream == "compute" else "all_reduce"
-    return Event(id=name, kind=kind, phase="forward", device=device, stream=stream, start=start, end=end)
+    return Event(
+        id=name, kind=kind, phase="forward", device=device, stream=stream, start=start, end=end
+    )
 
 
 def timeline(*events: Event) -> Timeline:
@@ -30,7 +35,10 @@ def timeline(*events: Event) -> Timeline:
 def two_ranks(compute: tuple[float, float], talk: tuple[float, float]) -> list[Timeline]:
     """Two ranks that compute, then meet: seconds of either on each."""
     return [
-        timeline(event("mm", 0, c, device=rank), event("sum", c, c + t, device=rank, stream="communication"))
+        timeline(
+            event("mm", 0, c, device=rank),
+            event("sum", c, c + t, device=rank, stream="communication"),
+        )
         for rank, (c, t) in enumerate(zip(compute, talk, strict=True))
     ]
 
@@ -60,7 +68,10 @@ def test_an_event_that_only_one_side_has_is_a_bug() -> None:
     with pytest.raises(AssertionError, match="sum"):
         join_events(SIMULATED, [[timeline(event("mm", 0, 1))]])
     with pytest.raises(AssertionError, match="1 of 2 ranks"):
-        join_events(SIMULATED, [[*two_ranks((1.0, 1.0), (1.0, 1.0))[:1], timeline(event("mm", 0, 1, device=1))]])
+        join_events(
+            SIMULATED,
+            [[*two_ranks((1.0, 1.0), (1.0, 1.0))[:1], timeline(event("mm", 0, 1, device=1))]],
+        )
 
 
 @pytest.fixture(scope="module")
@@ -90,8 +101,14 @@ def test_every_event_is_compared(compared: Comparison) -> None:
 def test_rows_add_up(compared: Comparison) -> None:
     by_phase = sum(row.measured_s for row in compared.by_phase)
     by_kind = sum(row.measured_s for row in compared.by_kind if row.kind not in (WAITING, BETWEEN))
-    assert by_kind == pytest.approx(by_phase) == pytest.approx(float(compared.events["measured_s"].sum()))
-    assert compared.error == pytest.approx(compared.predicted_step_time_s / compared.measured_step_time_s - 1)
+    assert (
+        by_kind
+        == pytest.approx(by_phase)
+        == pytest.approx(float(compared.events["measured_s"].sum()))
+    )
+    assert compared.error == pytest.approx(
+        compared.predicted_step_time_s / compared.measured_step_time_s - 1
+    )
     assert set(compared.table()["group"]) >= {"kind", "phase"}
 
 
@@ -101,16 +118,22 @@ def test_the_files(compared: Comparison, tmp_path: Path) -> None:
     found = json.loads(Path(files["json"]).read_text())
     assert found == json.loads(json.dumps(compared.as_json()))
     assert found.keys() >= {
-        "predicted_step_time_s", "measured_step_time_s", "error", "predicted_peak_memory_bytes",
-        "measured_peak_memory_bytes", "by_kind",
-    }  # fmt: skip
+        "predicted_step_time_s",
+        "measured_step_time_s",
+        "error",
+        "predicted_peak_memory_bytes",
+        "measured_peak_memory_bytes",
+        "by_kind",
+    }
     assert found["by_kind"][0].keys() == {"kind", "count", "predicted_s", "measured_s", "error"}
     (tmp_path / "file").write_text("")
     with pytest.raises(BadValue, match="cannot be made"):
         write_comparison(compared, tmp_path / "file" / "out")
 
 
-def test_what_cannot_be_compared(plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_compared(
+    plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     with pytest.raises(BadHardware, match="run `plan calibrate` first"):
         compare(plan)

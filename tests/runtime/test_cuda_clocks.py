@@ -1,4 +1,5 @@
-"""What measures on CUDA, on a device that is pretended: one that runs behind the host, and keeps a clock of its own."""
+"""What measures on CUDA, on a device that is pretended: one that runs behind the host, and keeps
+a clock of its own."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ from runtime.recorder import make_recorder
 
 
 class Device:
-    """Work is queued and takes `now` along when the host waits; an event notes when it is reached."""
+    """Work is queued and takes `now` along when the host waits; an event notes when it is
+    reached."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -62,7 +64,9 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
 
 
 @pytest.mark.parametrize(("seconds", "calls"), [(1e-5, 20), (4.5e-4, 4), (1.0, 1)])
-def test_a_call_is_timed_by_the_device_without_its_launches(device: Device, seconds: float, calls: int) -> None:
+def test_a_call_is_timed_by_the_device_without_its_launches(
+    device: Device, seconds: float, calls: int
+) -> None:
     count = 0
 
     def call(*_: Any) -> None:
@@ -92,7 +96,9 @@ def test_a_step_is_recorded_by_events(device: Device) -> None:
     assert spans == [pytest.approx(span) for span in ((0.0, 1e-3), (1e-3, 3e-3), (3e-3, 8e-3))]
     assert timeline.step_time == pytest.approx(8e-3)
     assert [sample.nbytes for sample in timeline.memory] == [116, 200, 100, 201, 100]
-    assert [sample.time for sample in timeline.memory] == [pytest.approx(at) for at in (0.0, 0.0, 0.0, 1e-3, 1e-3)]
+    assert [sample.time for sample in timeline.memory] == [
+        pytest.approx(at) for at in (0.0, 0.0, 0.0, 1e-3, 1e-3)
+    ]
 
 
 class Waited:

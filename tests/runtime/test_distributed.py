@@ -36,7 +36,10 @@ def test_programs_train_as_one_process_does(num_ranks: int) -> None:
     assert len(results) == (10 if num_ranks == 2 else 15)
     for name, result in results.items():
         errors = result.verification
-        assert max(errors.loss_error, errors.gradient_error, errors.parameter_error) < 1e-9, (name, errors)
+        assert max(errors.loss_error, errors.gradient_error, errors.parameter_error) < 1e-9, (
+            name,
+            errors,
+        )
         assert result.timeline.step_time > 0
         assert {event.device for event in result.timeline.events} == set(range(num_ranks))
         assert result.peak_memory_bytes > 0

@@ -1,4 +1,5 @@
-"""Dropout's masks and other random numbers: reproducible, independent, of the right distribution, the same for any part."""
+"""Dropout's masks and other random numbers: reproducible, independent, of the right
+distribution, the same for any part."""
 
 from __future__ import annotations
 
@@ -57,14 +58,20 @@ def test_values_and_gradient() -> None:
     x.requires_grad_()
     with Random(KEY):
         torch.nn.functional.dropout(x, 0.25).sum().backward()
-    torch.testing.assert_close(x.grad, torch.where(dropout(x.detach(), KEY, 0.25, 0)[1], 1 / 0.75, 0.0).double())
+    torch.testing.assert_close(
+        x.grad, torch.where(dropout(x.detach(), KEY, 0.25, 0)[1], 1 / 0.75, 0.0).double()
+    )
 
 
 def test_modules_that_draw_do_so_from_the_key() -> None:
-    module = nn.ModuleDict({
-        "lstm": nn.LSTM(4, 4, num_layers=2, dropout=0.5), "attention": nn.MultiheadAttention(4, 2, dropout=0.5),
-        "channels": nn.Dropout2d(0.5), "in place": nn.Dropout(0.5, inplace=True),
-    })  # fmt: skip
+    module = nn.ModuleDict(
+        {
+            "lstm": nn.LSTM(4, 4, num_layers=2, dropout=0.5),
+            "attention": nn.MultiheadAttention(4, 2, dropout=0.5),
+            "channels": nn.Dropout2d(0.5),
+            "in place": nn.Dropout(0.5, inplace=True),
+        }
+    )
     x = torch.randn(3, 2, 4)
 
     def run(key: torch.Tensor) -> torch.Tensor:
@@ -84,7 +91,9 @@ def test_modules_that_draw_do_so_from_the_key() -> None:
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-def test_every_recurrent_network_draws_between_its_layers_from_the_key(kind: type[nn.Module]) -> None:
+def test_every_recurrent_network_draws_between_its_layers_from_the_key(
+    kind: type[nn.Module],
+) -> None:
     module, x = kind(4, 4, num_layers=3, dropout=0.5, bidirectional=True), torch.randn(3, 2, 4)
     with Random(KEY) as mode:
         whole, _ = module(x)
@@ -109,9 +118,17 @@ DRAWN: dict[str, tuple[Callable[[torch.Tensor], torch.Tensor], float, float]] = 
     "bernoulli_": (lambda x: x.clone().bernoulli_(0.2), 0.2, 0.4),
     "randint": (lambda x: torch.randint(2, 6, x.shape), 3.5, 1.25**0.5),
     "randint_like": (lambda x: torch.randint_like(x, 4), 1.5, 1.25**0.5),
-    "multinomial": (lambda x: torch.multinomial(torch.tensor([0.0, 1.0, 3.0]), x.numel(), replacement=True), 1.75, 0.75**0.5 / 2),
-    "gumbel_softmax": (lambda x: torch.nn.functional.gumbel_softmax(torch.zeros(x.numel(), 4), hard=True)[:, 0], 0.25, 0.1875**0.5),
-}  # fmt: skip
+    "multinomial": (
+        lambda x: torch.multinomial(torch.tensor([0.0, 1.0, 3.0]), x.numel(), replacement=True),
+        1.75,
+        0.75**0.5 / 2,
+    ),
+    "gumbel_softmax": (
+        lambda x: torch.nn.functional.gumbel_softmax(torch.zeros(x.numel(), 4), hard=True)[:, 0],
+        0.25,
+        0.1875**0.5,
+    ),
+}
 
 
 @pytest.mark.parametrize("name", DRAWN)

@@ -1,4 +1,5 @@
-"""The executor in one process: what it computes, frees, records, and overwrites only where it may."""
+"""The executor in one process: what it computes, frees, records, and overwrites only where it
+may."""
 
 from __future__ import annotations
 
@@ -57,7 +58,9 @@ def test_verification_sees_a_wrong_gradient_and_a_nan() -> None:
     workload = build(make_workload, 0)
     losses = [executor.step(workload.batch)]
     reference = reference_run(make_workload, program, seed=0, num_steps=1)
-    wrong = {name: g * (1.01 if name == "second.weight" else 1) for name, g in executor.gradients.items()}
+    wrong = {
+        name: g * (1.01 if name == "second.weight" else 1) for name, g in executor.gradients.items()
+    }
     errors = compare(losses, wrong, gather_parameters(executor), reference)
     assert errors.worst_gradient == "second.weight"
     assert errors.gradient_error == pytest.approx(0.01)
@@ -72,7 +75,9 @@ def test_recorded_step_has_one_event_an_instruction_and_trains_the_same() -> Non
     other.step(workload.batch)
     assert [event.id for event in timeline.events] == [i.id for i in program.instructions]
     assert all(0 <= e.start <= e.end <= timeline.step_time for e in timeline.events)
-    assert {e.id: (e.kind, e.phase) for e in timeline.events} == {i.id: (i.kind, i.phase) for i in program.instructions}
+    assert {e.id: (e.kind, e.phase) for e in timeline.events} == {
+        i.id: (i.kind, i.phase) for i in program.instructions
+    }
     for name, shard in executor.parameter_shards().items():
         assert torch.equal(shard, other.parameter_shards()[name])
 
@@ -88,7 +93,9 @@ def test_recorded_memory_is_the_allocators() -> None:
     adam = 2 * parameters + 2 * 4
     assert timeline.memory[0].nbytes == parameters + batch + adam
     assert timeline.memory[-1].nbytes == parameters + batch + adam
-    assert timeline.peak_memory == executor.peak_memory_bytes > timeline.memory[0].nbytes + parameters
+    assert (
+        timeline.peak_memory == executor.peak_memory_bytes > timeline.memory[0].nbytes + parameters
+    )
 
 
 def test_allocations_are_those_of_all_threads() -> None:
@@ -117,7 +124,9 @@ def test_allocations_within_an_op_are_seen() -> None:
 
 def test_batch_of_another_shape_is_refused() -> None:
     _, executor = one_rank()
-    with pytest.raises(BadValue, match=r"batch tensor 0 has shape \(3, 12\): the plan was made for \(8, 12\)"):
+    with pytest.raises(
+        BadValue, match=r"batch tensor 0 has shape \(3, 12\): the plan was made for \(8, 12\)"
+    ):
         executor.step((torch.zeros(3, 12), torch.zeros(3, 4)))
 
 
@@ -126,13 +135,18 @@ def test_unknown_op_is_refused() -> None:
     assert isinstance(program.instructions[0], Compute)
     wrong = dataclasses.replace(program.instructions[0], op="shardwright.lstn")
     with pytest.raises(UnknownName, match=r"did you mean 'shardwright\.lstm'"):
-        Executor(dataclasses.replace(program, instructions=(wrong, *program.instructions[1:])), make_workload())
+        Executor(
+            dataclasses.replace(program, instructions=(wrong, *program.instructions[1:])),
+            make_workload(),
+        )
 
 
 def test_failing_instruction_is_named() -> None:
     program = perceptron(Split(ONE))
     wrong = dataclasses.replace(program.instructions[1], args=(Ref(0), Ref(1)), path="first")
-    broken = dataclasses.replace(program, instructions=(program.instructions[0], wrong, *program.instructions[2:]))
+    broken = dataclasses.replace(
+        program, instructions=(program.instructions[0], wrong, *program.instructions[2:])
+    )
     workload = make_workload()
     with pytest.raises(RunFailed, match=r"^rank 0: instruction c\d+ \(aten\.mm\.default, first\)"):
         Executor(broken, workload).step(workload.batch)
@@ -198,7 +212,14 @@ def test_position_on_axes_is_the_place_in_the_group(axes: tuple[int, ...]) -> No
 
 def test_a_loss_that_is_a_parameter_is_told_as_it_was_in_the_step() -> None:
     """The optimizer writes to the parameter before the losses are read."""
-    ask = Ask(model=f"{REPORTED / 'late.py'}:weighted", batch=None, seq=None, settings={}, dtype="float64", num_devices=1)
+    ask = Ask(
+        model=f"{REPORTED / 'late.py'}:weighted",
+        batch=None,
+        seq=None,
+        settings={},
+        dtype="float64",
+        num_devices=1,
+    )
     plan = plan_of(ask, Kind(mesh="a=1"))
     workload = build(lambda: build_workload(ask), 0)
     executor = Executor(plan.program, workload)
@@ -216,15 +237,26 @@ def test_a_message_that_nobody_reads_is_waited_for_and_freed() -> None:
     (read,) = before.results
     assert read is not None
     message = Communicate(
-        id="unread", kind="all_reduce", axes=(0,), sources=(read,), results=(unread,), expanded=((BATCH, HIDDEN),),
-        shapes=((BATCH, HIDDEN),), dtypes=("float64",), phase="forward", asynchronous=True, frees=(unread,),
-    )  # fmt: skip
+        id="unread",
+        kind="all_reduce",
+        axes=(0,),
+        sources=(read,),
+        results=(unread,),
+        expanded=((BATCH, HIDDEN),),
+        shapes=((BATCH, HIDDEN),),
+        dtypes=("float64",),
+        phase="forward",
+        asynchronous=True,
+        frees=(unread,),
+    )
     more = dataclasses.replace(
         program,
         instructions=(*program.instructions[:at], message, *program.instructions[at:]),
     )
     workload = build(make_workload, 0)
-    losses = [Executor(each, build(make_workload, 0)).step(workload.batch) for each in (program, more)]
+    losses = [
+        Executor(each, build(make_workload, 0)).step(workload.batch) for each in (program, more)
+    ]
     assert losses[0] == losses[1]
     Executor(more, build(make_workload, 0)).recorded_step(workload.batch)
 
@@ -250,10 +282,14 @@ class Work:
 
 
 def test_a_message_is_recorded_until_it_is_done() -> None:
-    """By whoever works at it; through shared memory nobody does, and it is what its start and its end take."""
+    """By whoever works at it; through shared memory nobody does, and it is what its start and
+    its end take."""
     program = perceptron(Split(ONE, batch=(0,)))
     work = Work()
-    for pending, span in ((Pending(None, work), [2.0, 4.0]), (Pending(None, None), [4.0 - 1.0, 5.0])):
+    for pending, span in (
+        (Pending(None, work), [2.0, 4.0]),
+        (Pending(None, None), [4.0 - 1.0, 5.0]),
+    ):
         clock = Clock(program, 0, 0)
         clock.begin(0)
         clock.launched(0, pending)

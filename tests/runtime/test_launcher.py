@@ -13,7 +13,8 @@ import pytest
 from cost_models.errors import BadValue, RunFailed
 from runtime.launcher import launch
 
-#: As the product starts them; a fork server, moreover, hands on that a signal has ended a rank when others have failed of it.
+#: As the product starts them; a fork server, moreover, hands on that a signal has ended a rank when
+#: others have failed of it.
 SPAWNED = pytest.mark.usefixtures("spawned_ranks")
 
 
@@ -67,7 +68,9 @@ def test_a_rank_that_ctrl_c_ends_before_this_process_hears_of_it_is_an_interrupt
 
 
 def test_a_failing_instruction_is_named() -> None:
-    with pytest.raises(RunFailed, match=r"^rank \d: instruction c\d+ \(aten\.mm\.default, first\): mat1 and mat2"):
+    with pytest.raises(
+        RunFailed, match=r"^rank \d: instruction c\d+ \(aten\.mm\.default, first\): mat1 and mat2"
+    ):
         launch("rank_checks:broken_program", 2)
 
 
@@ -87,7 +90,9 @@ def test_interrupt_leaves_no_process(tmp_path: Path) -> None:
     script = tmp_path / "interrupted.py"
     script.write_text(_INTERRUPTED)
     command = [sys.executable, str(script), str(Path(__file__).parent)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         assert process.stdout is not None and process.stderr is not None
         children = [int(process.stdout.readline()) for _ in range(2)]
         process.send_signal(signal.SIGINT)

@@ -1,5 +1,5 @@
-"""Whole training runs of one rank, verified against plain torch in one process: on the CPU one, to try the test itself, and on a CUDA
-device one of each kind of model."""
+"""Whole training runs of one rank, verified against plain torch in one process: on the CPU one,
+to try the test itself, and on a CUDA device one of each kind of model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ def trained(name: str, device: torch.device, compute: str = "") -> RunResult:
     else:
         ask = ask_for(name, 1, dtype="float32", compute=compute)
     request = RunRequest(plan="", num_steps=3, verify=True, record=True, device=device.type)
-    place = Place(rank=0, num_ranks=1, device=device, backend="nccl" if device.type == "cuda" else "gloo")
-    result = train(planned(ask, "a=1").program, lambda: build(ask), request, place, lambda event: None)
+    place = Place(
+        rank=0, num_ranks=1, device=device, backend="nccl" if device.type == "cuda" else "gloo"
+    )
+    result = train(
+        planned(ask, "a=1").program, lambda: build(ask), request, place, lambda event: None
+    )
     assert result is not None
     return result
 
@@ -32,7 +36,10 @@ def check(result: RunResult, limit: float) -> None:
     found, timeline = result.verification, result.timeline
     assert found is not None
     assert timeline is not None
-    assert max(found.loss_error, found.gradient_error, found.parameter_error, found.buffer_error) < limit, found
+    assert (
+        max(found.loss_error, found.gradient_error, found.parameter_error, found.buffer_error)
+        < limit
+    ), found
     assert timeline.step_time > 0
     assert all(event.end >= event.start >= 0 for event in timeline.events)
     assert result.peak_memory_bytes > 0
@@ -44,7 +51,21 @@ def test_on_the_cpu() -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "name", ["lstm", "gru", "gpt", "llama", "bert", "moe", "resnet", "unet", "dlrm", "dropped", "normed", "making"]
+    "name",
+    [
+        "lstm",
+        "gru",
+        "gpt",
+        "llama",
+        "bert",
+        "moe",
+        "resnet",
+        "unet",
+        "dlrm",
+        "dropped",
+        "normed",
+        "making",
+    ],
 )
 def test_on_a_gpu(name: str) -> None:
     check(trained(name, torch.device("cuda", 0)), 1e-3)

@@ -1,4 +1,5 @@
-"""Indices past what they index: refused where plain torch refuses them, in one process and where no rank has the row or the class."""
+"""Indices past what they index: refused where plain torch refuses them, in one process and where
+no rank has the row or the class."""
 
 from __future__ import annotations
 
@@ -40,7 +41,11 @@ class Looked(nn.Module):
     def __init__(self, look: Callable[[Looked, Tensor, Tensor], Tensor]) -> None:
         super().__init__()
         self.look = look
-        self.linear, self.table, self.bag = nn.Linear(4, N), nn.Embedding(N, 6), nn.EmbeddingBag(N, 6)
+        self.linear, self.table, self.bag = (
+            nn.Linear(4, N),
+            nn.Embedding(N, 6),
+            nn.EmbeddingBag(N, 6),
+        )
 
     def forward(self, h: Tensor, ids: Tensor) -> Tensor:
         return self.look(self, self.linear(h), ids)
@@ -57,7 +62,8 @@ class Model(nn.Module):
 
 
 def counted(m: Looked, h: Tensor, ids: Tensor) -> Tensor:
-    """How often each id is there: no gradient goes back through the sum, whose own look-up would be refused."""
+    """How often each id is there: no gradient goes back through the sum, whose own look-up would
+    be refused."""
     return h * h.new_zeros(N).index_add(0, ids, h.new_ones(BATCH))
 
 
@@ -68,12 +74,20 @@ def put(m: Looked, h: Tensor, ids: Tensor) -> Tensor:
 #: What is looked up, whether an id of -1 is the last, as in Python, and one of -100 is ignored.
 CASES: dict[str, tuple[Callable[[Looked, Tensor, Tensor], Tensor], bool, bool]] = {
     "embedding": (lambda m, h, ids: m.table(ids).sum(1, keepdim=True) + h, False, False),
-    "bag": (lambda m, h, ids: m.bag(ids[:, None].expand(-1, 2)).sum(1, keepdim=True) + h, False, False),
+    "bag": (
+        lambda m, h, ids: m.bag(ids[:, None].expand(-1, 2)).sum(1, keepdim=True) + h,
+        False,
+        False,
+    ),
     "rows": (lambda m, h, ids: m.table.weight[ids].sum(1, keepdim=True) + h, True, False),
     "pairs": (lambda m, h, ids: h[torch.arange(BATCH), ids], True, False),
     "gather": (lambda m, h, ids: h.gather(1, ids[:, None]), False, False),
     "scatter_add": (lambda m, h, ids: h.scatter_add(1, ids[:, None], h[:, :1]), False, False),
-    "index_select": (lambda m, h, ids: m.table.weight.index_select(0, ids).sum(1, keepdim=True) + h, False, False),
+    "index_select": (
+        lambda m, h, ids: m.table.weight.index_select(0, ids).sum(1, keepdim=True) + h,
+        False,
+        False,
+    ),
     "one_hot": (lambda m, h, ids: h * F.one_hot(ids, N), False, False),
     "index_add": (counted, False, False),
     "index_put": (put, True, False),
@@ -90,9 +104,13 @@ def workload(look: Callable[[Looked, Tensor, Tensor], Tensor]) -> Workload:
 
 def program_of(look: Callable[[Looked, Tensor, Tensor], Tensor]) -> Program:
     model = modelled(trace(lambda: workload(look), "model"))
-    costing = Costing(load_cluster("cpu", num_devices=1), (1,), "adam", total_gradient_bytes(model.graph))
+    costing = Costing(
+        load_cluster("cpu", num_devices=1), (1,), "adam", total_gradient_bytes(model.graph)
+    )
     table = build_table(model, costing, Pins())
-    return lower(model, Mesh(("a",), (1,)), read_choices(table, solve(problem_of(table)).choice), costing)
+    return lower(
+        model, Mesh(("a",), (1,)), read_choices(table, solve(problem_of(table)).choice), costing
+    )
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -106,7 +124,9 @@ def test_what_torch_refuses_is_refused_with_its_place_and_value(name: str) -> No
         plain = workload(look)
         if (bad == -1 and wraps) or (bad == -100 and ignores):
             loss, _ = plain.loss_of((x, ids, target))
-            assert Executor(program, workload(look)).step((x, ids, target)) == pytest.approx(loss.item(), rel=1e-5)
+            assert Executor(program, workload(look)).step((x, ids, target)) == pytest.approx(
+                loss.item(), rel=1e-5
+            )
             continue
         with pytest.raises((IndexError, RuntimeError)):
             plain.loss_of((x, ids, target))
@@ -123,7 +143,10 @@ def test_a_shard_refuses_what_is_no_ranks() -> None:
         ids = torch.tensor([0, 7, bad, 3, 5])
         with pytest.raises(OutOfRange, match=f"id {bad} is out of range: it goes from 0 to 7"):
             embedding_shard(table, ids, 4, 8)
-        with pytest.raises(OutOfRange, match=f"target {bad} is out of range: it goes from 0 to 7, or -100, which is ignored"):
+        with pytest.raises(
+            OutOfRange,
+            match=f"target {bad} is out of range: it goes from 0 to 7, or -100, which is ignored",
+        ):
             cross_entropy(logits, ids, -100, offset=4, classes=8)
     ignored = torch.tensor([0, 7, -100, 3, 5])
     cross_entropy(logits, ignored, -100, offset=4, classes=8)
@@ -141,7 +164,15 @@ def test_two_ranks_refuse_an_id_of_neither(tmp_path: Path) -> None:
     module = nn.Sequential(nn.Embedding(8, 1), nn.Flatten(1), nn.Linear(3, 6))
     batch = torch.randint(0, 8, (4, 3)), torch.randint(0, 6, (4,))
     pins = ["*=tensor"]
-    found = plan(module, batch, F.cross_entropy, num_devices=2, mesh="tp=2", pins=pins, folder=tmp_path / "plan")
+    found = plan(
+        module,
+        batch,
+        F.cross_entropy,
+        num_devices=2,
+        mesh="tp=2",
+        pins=pins,
+        folder=tmp_path / "plan",
+    )
     ops = {getattr(i, "op", "") for i in found.found.program.instructions}
     assert "shardwright.embedding_shard" in ops
     with pytest.raises(OutOfRange, match=r"rank \d: .*id 8 is out of range: it goes from 0 to 7"):

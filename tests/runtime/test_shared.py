@@ -1,4 +1,5 @@
-"""Memory that ranks share, by threads of this process that each have a place in it; `test_distributed.py` has the ranks."""
+"""Memory that ranks share, by threads of this process that each have a place in it;
+`test_distributed.py` has the ranks."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from planner.kernels import shared
 from planner.kernels.shared import SharedMemory
 
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or platform.machine() != "x86_64", reason="shared memory needs Linux on x86-64"
+    sys.platform != "linux" or platform.machine() != "x86_64",
+    reason="shared memory needs Linux on x86-64",
 )
 
 
@@ -40,9 +42,14 @@ def value(place: int, round_: int, numel: int) -> Tensor:
 
 @pytest.mark.parametrize("reduce", ["sum", "max"])
 @pytest.mark.parametrize("num_ranks", [2, 3, 4])
-@pytest.mark.parametrize("numel", [1, 1000, 40_001])  # the last is reduced in parts, of unlike sizes, by more than two ranks
-def test_rows_are_reduced_round_after_round(file: int, num_ranks: int, numel: int, reduce: str) -> None:
-    """A rank that is ahead writes nothing under one that still reads: every round has sums of its own."""
+@pytest.mark.parametrize(
+    "numel", [1, 1000, 40_001]
+)  # the last is reduced in parts, of unlike sizes, by more than two ranks
+def test_rows_are_reduced_round_after_round(
+    file: int, num_ranks: int, numel: int, reduce: str
+) -> None:
+    """A rank that is ahead writes nothing under one that still reads: every round has sums of
+    its own."""
 
     def work(place: int) -> None:
         region = SharedMemory(os.dup(file), num_ranks, place).region("a", numel, torch.float64)
@@ -52,7 +59,10 @@ def test_rows_are_reduced_round_after_round(file: int, num_ranks: int, numel: in
             out = torch.empty(numel, dtype=torch.float64)
             region.reduce(out, reduce)
             rows = torch.stack([value(other, round_, numel) for other in range(num_ranks)])
-            assert torch.equal(out, rows.sum(0) if reduce == "sum" else rows.amax(0)), (place, round_)
+            assert torch.equal(out, rows.sum(0) if reduce == "sum" else rows.amax(0)), (
+                place,
+                round_,
+            )
 
     on_threads(num_ranks, work)
 
@@ -87,7 +97,9 @@ def test_a_rank_gets_the_blocks_that_are_meant_for_it(file: int) -> None:
     on_threads(2, work)
 
 
-def test_the_file_of_another_process_is_taken_only_if_it_is_the_one_that_was_told(file: int) -> None:
+def test_the_file_of_another_process_is_taken_only_if_it_is_the_one_that_was_told(
+    file: int,
+) -> None:
     """A number of a process means another process in another container."""
     os.pwrite(file, b"0123456789abcdef", 0)
     opened = shared._opened(os.getpid(), file, b"0123456789abcdef")

@@ -1,4 +1,5 @@
-"""Training by a plan on batches of one's own: the same as plain PyTorch on the same batches, and what is said of bad ones."""
+"""Training by a plan on batches of one's own: the same as plain PyTorch on the same batches, and
+what is said of bad ones."""
 
 from __future__ import annotations
 
@@ -22,7 +23,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 
 
 def ask(ranks: int) -> Ask:
-    return Ask(model="mlp", batch=8, seq=None, settings=SETTINGS, dtype="float64", num_devices=ranks)
+    return Ask(
+        model="mlp", batch=8, seq=None, settings=SETTINGS, dtype="float64", num_devices=ranks
+    )
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +35,9 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PuLP's, of its own version 4
         pins = (Pin("*", "zero3"),)
-        found = search(ask(2), load_cluster("cpu", num_devices=2), mesh=parse_mesh("dp=2", 2), pins=pins)
+        found = search(
+            ask(2), load_cluster("cpu", num_devices=2), mesh=parse_mesh("dp=2", 2), pins=pins
+        )
     write_plan(found.plan, path)
     return path
 
@@ -40,7 +45,10 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def batches() -> list[Batch]:
     generator = torch.Generator().manual_seed(3)
-    return [(torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator)) for _ in range(4)]
+    return [
+        (torch.randn(8, 6, generator=generator), torch.randn(8, 4, generator=generator))
+        for _ in range(4)
+    ]
 
 
 def plain(batches: list[Batch], *, seed: int, rate: float) -> Trained:
@@ -60,16 +68,22 @@ def plain(batches: list[Batch], *, seed: int, rate: float) -> Trained:
 @pytest.mark.usefixtures("spawned_ranks")
 def test_losses_and_parameters_are_those_of_one_process(plan: Path, batches: list[Batch]) -> None:
     events: list[dict[str, float]] = []
-    trained = train_plan(plan, iter(batches), seed=5, learning_rate=RATE, device="cpu", on_event=events.append)
+    trained = train_plan(
+        plan, iter(batches), seed=5, learning_rate=RATE, device="cpu", on_event=events.append
+    )
     reference = plain(batches, seed=5, rate=RATE)
     assert trained.losses == pytest.approx(reference.losses, rel=1e-9)
     assert trained.parameters.keys() == reference.parameters.keys()
     for name, tensor in trained.parameters.items():
         torch.testing.assert_close(tensor, reference.parameters[name], rtol=1e-9, atol=1e-12)
-    assert [(event["step"], event["loss"]) for event in events] == list(enumerate(trained.losses, start=1))
+    assert [(event["step"], event["loss"]) for event in events] == list(
+        enumerate(trained.losses, start=1)
+    )
     assert len(trained.step_times_s) == len(batches)
     assert min(trained.step_times_s) > 0
-    assert plain(batches, seed=5, rate=2 * RATE).losses[1:] != pytest.approx(trained.losses[1:], rel=1e-3)
+    assert plain(batches, seed=5, rate=2 * RATE).losses[1:] != pytest.approx(
+        trained.losses[1:], rel=1e-3
+    )
 
 
 def test_no_batches(plan: Path) -> None:
@@ -85,7 +99,10 @@ def test_no_plan(tmp_path: Path, batches: list[Batch]) -> None:
 @pytest.mark.parametrize(
     ("batch", "message"),
     [
-        ((torch.zeros(6, 6), torch.zeros(6, 4)), r"batch tensor 0 has shape \(6, 6\): the plan was made for \(8, 6\)"),
+        (
+            (torch.zeros(6, 6), torch.zeros(6, 4)),
+            r"batch tensor 0 has shape \(6, 6\): the plan was made for \(8, 6\)",
+        ),
         ((torch.zeros(8, 6),), "batch 1 has 1 tensors: the plan's model takes 2, the target last"),
     ],
 )

@@ -24,14 +24,18 @@ ONE = Mesh(("dp",), (1,))
 
 
 def reference(gradient: list[float], rounding: list[float]) -> Reference:
-    """Two tensors in float32: `large`, whose gradient is exact, and `small`, whose elements moved by 0.003."""
+    """Two tensors in float32: `large`, whose gradient is exact, and `small`, whose elements
+    moved by 0.003."""
     gradients = {"large": torch.ones(2), "small": torch.tensor(gradient)}
     return Reference(
         losses=(1.0,),
         gradients=gradients,
         parameters={"large": torch.ones(2), "small": torch.full((len(gradient),), 0.003)},
         rounding={"large": torch.zeros(2), "small": torch.tensor(rounding)},
-        doubt={"large": torch.zeros(2), "small": torch.tensor([max(rounding) / abs(g) if g else 0.0 for g in gradient])},
+        doubt={
+            "large": torch.zeros(2),
+            "small": torch.tensor([max(rounding) / abs(g) if g else 0.0 for g in gradient]),
+        },
         noise={"large": 0.0, "small": max(rounding) / max(map(abs, gradient))},
         moved={"large": 0.003, "small": 0.003},
         buffer_rounding={},
@@ -45,7 +49,8 @@ def verify(of: Reference, gradient: list[float], parameter: list[float]) -> Veri
 
 
 def test_a_wrong_gradient_far_below_the_largest_is_seen() -> None:
-    """Of 1e-7 beside gradients of 1: less than a rounding of the largest, and exact in its own tensor."""
+    """Of 1e-7 beside gradients of 1: less than a rounding of the largest, and exact in its own
+    tensor."""
     found = verify(reference([1e-7, 2e-7], [1e-14, 1e-14]), [1e-7, 4e-7], [0.003, 0.003])
     assert found.worst_gradient == "small"
     assert found.gradient_error == pytest.approx(1.0)
@@ -61,7 +66,8 @@ def test_a_gradient_of_rounding_noise_says_nothing_and_is_counted() -> None:
 
 
 def test_noise_allows_no_more_than_noise() -> None:
-    """A gradient that should vanish and does not; a parameter further off than it has moved back and forth."""
+    """A gradient that should vanish and does not; a parameter further off than it has moved back
+    and forth."""
     of = reference([1e-9, -2e-9], [3e-9, 1e-9])
     assert verify(of, [1e-6, 0.0], [0.003, 0.003]).gradient_error > 1e-3
     assert verify(of, [1e-9, -2e-9], [0.0091, 0.003]).parameter_error > 1e-2
@@ -82,16 +88,25 @@ def test_elements_between_are_allowed_in_proportion() -> None:
 
 
 def test_a_buffer_is_held_against_what_rounding_does_to_it() -> None:
-    """`centred` is 0 but for rounding; `exact` is small beside `large_buffer`, and no less to be compared."""
-    theirs = {"large_buffer": torch.ones(2), "exact": torch.full((2,), 1e-6), "centred": torch.full((2,), 1e-9)}
+    """`centred` is 0 but for rounding; `exact` is small beside `large_buffer`, and no less to be
+    compared."""
+    theirs = {
+        "large_buffer": torch.ones(2),
+        "exact": torch.full((2,), 1e-6),
+        "centred": torch.full((2,), 1e-9),
+    }
     of = reference([1.0], [1e-7])
     of = replace(
-        of, parameters={**of.parameters, **theirs}, buffer_rounding={"large_buffer": 1e-7, "exact": 1e-13, "centred": 2e-9}
+        of,
+        parameters={**of.parameters, **theirs},
+        buffer_rounding={"large_buffer": 1e-7, "exact": 1e-13, "centred": 2e-9},
     )
 
     def found(**changed: float) -> Verification:
         ours = theirs | {name: torch.full((2,), value) for name, value in changed.items()}
-        return compare([1.0], of.gradients, {name: of.parameters[name] for name in of.gradients}, of, ours)
+        return compare(
+            [1.0], of.gradients, {name: of.parameters[name] for name in of.gradients}, of, ours
+        )
 
     assert found(centred=-2e-9).buffer_error <= 1e-4
     assert found(centred=1e-6).buffer_error > 1e-3
@@ -116,7 +131,10 @@ def test_rounding_is_measured_where_it_happens() -> None:
         return replace(make_workload(), module=Centred().double())
 
     found = reference_run(make, perceptron(Split(ONE, batch=(0,))), seed=0, num_steps=1)
-    share = {name: float(r.max() / found.gradients[name].abs().max()) for name, r in found.rounding.items()}
+    share = {
+        name: float(r.max() / found.gradients[name].abs().max())
+        for name, r in found.rounding.items()
+    }
     assert share["linear.bias"] > 0.1
     assert share["linear.weight"] < 1e-13
     assert found.moved["linear.weight"] == pytest.approx(1e-3, rel=1e-2)
@@ -137,13 +155,17 @@ class Counted(Centred):
 
 
 def test_what_rounding_does_to_buffers_is_measured() -> None:
-    """The bias before a norm has a gradient of rounding noise, which Adam makes whole updates of; the running mean follows."""
+    """The bias before a norm has a gradient of rounding noise, which Adam makes whole updates
+    of; the running mean follows."""
 
     def make() -> Workload:
         return replace(make_workload(), module=Counted().double())
 
     found = reference_run(make, perceptron(Split(ONE, batch=(0,))), seed=0, num_steps=3)
-    share = {name: r / float(found.parameters[name].abs().max()) for name, r in found.buffer_rounding.items()}
+    share = {
+        name: r / float(found.parameters[name].abs().max())
+        for name, r in found.buffer_rounding.items()
+    }
     assert share["norm.running_mean"] > 1e-5
     assert share["norm.running_var"] < 1e-12
     assert share["after.running_mean"] > 0.1
@@ -175,7 +197,7 @@ def test_the_doubt_of_an_element_is_that_of_its_worst_step() -> None:
     assert doubt.worst.tolist() == pytest.approx([0.8 / 4, typical])
 
 
-# ------------------------------------------------------------------------------------------------- the verdict
+# -------------------------------------------------------------------------------------- the verdict
 
 
 def test_the_very_numbers_are_equal() -> None:
@@ -196,23 +218,34 @@ def test_what_is_wrong_is_told_with_its_values() -> None:
     assert (parameter.ours, parameter.theirs) == pytest.approx((0.002, 0.003))
     assert (loss.what, loss.name, loss.error) == ("loss", "of step 1", 0.0)
     table = run_section_of(found)
-    assert "WRONG: gradient small[1] is 4e-07, in one process 2e-07; parameter small[1] is 0.002, in one process 0.003" in table
+    assert (
+        "WRONG: gradient small[1] is 4e-07, in one process 2e-07; parameter small[1] is 0.002, in one process 0.003"
+        in table
+    )
 
 
 def run_section_of(found: Verification) -> str:
     result = {
-        "num_ranks": 2, "backend": "gloo", "losses": [1.0], "step_times_s": [1.0], "peak_memory_bytes": 1,
-        "verdict": found.verdict, "verify": asdict(found),
-    }  # fmt: skip
+        "num_ranks": 2,
+        "backend": "gloo",
+        "losses": [1.0],
+        "step_times_s": [1.0],
+        "peak_memory_bytes": 1,
+        "verdict": found.verdict,
+        "verify": asdict(found),
+    }
     plan: Any = SimpleNamespace(mesh="dp=2", ask=SimpleNamespace(model="m"))
     return str(run_section(plan, result, 1.0))
 
 
 def test_too_little_is_no_proof() -> None:
-    """Half of the elements may be left out, as of a bias that is taken away; of more the rest proves nothing."""
+    """Half of the elements may be left out, as of a bias that is taken away; of more the rest
+    proves nothing."""
     half = verify(reference([1e-9, -2e-9], [3e-9, 1e-9]), [-1e-9, 2e-9], [-0.003, 0.003])
     assert (half.num_left_out, half.num_elements, half.verdict) == (2, 4, "equal to rounding")
-    most = verify(reference([1e-9, -2e-9, 1e-9], [3e-9, 1e-9, 1e-9]), [1e-9, -2e-9, 1e-9], [0.003] * 3)
+    most = verify(
+        reference([1e-9, -2e-9, 1e-9], [3e-9, 1e-9, 1e-9]), [1e-9, -2e-9, 1e-9], [0.003] * 3
+    )
     assert (most.num_left_out, most.num_elements, most.verdict) == (3, 5, "no proof")
     assert EXIT_CODES[most.verdict] == 3
     assert "no proof: rounding alone may explain most elements" in run_section_of(most)
@@ -254,5 +287,11 @@ def test_the_reference_begins_as_the_run_did() -> None:
     found = Executor(program, began, keep_gradients=True)
     losses = [found.step(began.batch)]
     again = reference_run(make, program, seed=0, num_steps=1, began=began)
-    assert compare(losses, found.gradients, found.parameter_shards(), again).verdict in ("equal", "equal to rounding")
-    assert compare(losses, {}, {}, reference_run(make, program, seed=0, num_steps=1)).verdict == "WRONG"
+    assert compare(losses, found.gradients, found.parameter_shards(), again).verdict in (
+        "equal",
+        "equal to rounding",
+    )
+    assert (
+        compare(losses, {}, {}, reference_run(make, program, seed=0, num_steps=1)).verdict
+        == "WRONG"
+    )

@@ -34,7 +34,14 @@ def plan(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_module(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "runtime", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(
+        command,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
 
 
 def test_launched_plan_verifies(plan: Path) -> None:
@@ -45,7 +52,10 @@ def test_launched_plan_verifies(plan: Path) -> None:
     report = json.loads(json.dumps(result.as_json()))
     assert [event["loss"] for event in events] == report["losses"]
     assert [event["step"] for event in events] == [1, 2, 3]
-    assert max(report["verify"][key] for key in ("loss_error", "gradient_error", "parameter_error")) < 1e-9
+    assert (
+        max(report["verify"][key] for key in ("loss_error", "gradient_error", "parameter_error"))
+        < 1e-9
+    )
     assert (report["num_ranks"], report["backend"], len(report["step_times_s"])) == (2, "gloo", 3)
     assert report["peak_memory_bytes"] > 0
 
@@ -53,7 +63,10 @@ def test_launched_plan_verifies(plan: Path) -> None:
 def test_too_few_processes(plan: Path) -> None:
     done = run_module(str(plan))
     assert done.returncode == 2
-    assert done.stderr == "error: the plan needs 2 processes and 1 were started: start it with --nproc-per-node 2\n"
+    assert (
+        done.stderr
+        == "error: the plan needs 2 processes and 1 were started: start it with --nproc-per-node 2\n"
+    )
 
 
 def test_port_in_use(plan: Path) -> None:
@@ -61,7 +74,12 @@ def test_port_in_use(plan: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        done = run_module(str(plan), RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+        done = run_module(
+            str(plan), RANK="0", WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
+        )
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"error: the port of 127.0.0.1:{port} is in use: choose another with --master-port"
+    assert (
+        done.stderr.splitlines()[-1]
+        == f"error: the port of 127.0.0.1:{port} is in use: choose another with --master-port"
+    )
     assert "Traceback" not in done.stderr

@@ -38,7 +38,17 @@ def loss_backward(*sizes: Any) -> tuple[Any, ...]:
 
 def convolution(channels: int, outputs: int, image: int, kernel: int = 3) -> tuple[Any, ...]:
     weight = randn(outputs, channels, kernel, kernel)
-    return randn(4, channels, image, image), weight, None, (1, 1), (kernel // 2,) * 2, (1, 1), False, (0, 0), 1
+    return (
+        randn(4, channels, image, image),
+        weight,
+        None,
+        (1, 1),
+        (kernel // 2,) * 2,
+        (1, 1),
+        False,
+        (0, 0),
+        1,
+    )
 
 
 def convolution_backward(channels: int, outputs: int, image: int) -> tuple[Any, ...]:
@@ -53,7 +63,15 @@ def attention(kv_heads: int) -> tuple[Any, ...]:
 
 def attention_backward(kv_heads: int) -> tuple[Any, ...]:
     q, k, v, causal, scale = attention(kv_heads)
-    return heads_inside(2, 8, 128, 64), q, k, v, *kernels.attention(q, k, v, causal, scale), causal, scale
+    return (
+        heads_inside(2, 8, 128, 64),
+        q,
+        k,
+        v,
+        *kernels.attention(q, k, v, causal, scale),
+        causal,
+        scale,
+    )
 
 
 def masked(kv_heads: int) -> tuple[Any, ...]:
@@ -68,8 +86,15 @@ def masked_backward(kv_heads: int, wanted: bool) -> tuple[Any, ...]:
     return heads_inside(2, 8, 128, 64), q, k, v, bias, out, lse, causal, scale, wanted
 
 
-def layer(gates: int, steps: int, batch: int, width: int, hidden: int, states: int) -> tuple[Any, ...]:
-    weights = randn(gates * hidden, width), randn(gates * hidden, hidden), randn(gates * hidden), randn(gates * hidden)
+def layer(
+    gates: int, steps: int, batch: int, width: int, hidden: int, states: int
+) -> tuple[Any, ...]:
+    weights = (
+        randn(gates * hidden, width),
+        randn(gates * hidden, hidden),
+        randn(gates * hidden),
+        randn(gates * hidden),
+    )
     return randn(steps, batch, width), *(randn(batch, hidden) for _ in range(states)), *weights
 
 
@@ -91,7 +116,12 @@ def recurrent_backward(gates: int, mode: str, *sizes: int) -> tuple[Any, ...]:
 
 BF16 = torch.bfloat16
 #: Ops of oneDNN's whose workspace is bounded, not known.
-BOUNDED = ("aten.convolution.default", "aten.convolution_backward.default", "shardwright.lstm", "shardwright.lstm_backward")
+BOUNDED = (
+    "aten.convolution.default",
+    "aten.convolution_backward.default",
+    "shardwright.lstm",
+    "shardwright.lstm_backward",
+)
 CASES: list[tuple[str, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = [
     ("shardwright.cross_entropy", loss, (512, 4096)),
     ("shardwright.cross_entropy", loss, (512, 4096, BF16)),
@@ -104,7 +134,11 @@ CASES: list[tuple[str, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = [
     ("shardwright.masked_attention_backward", masked_backward, (8, False)),
     ("shardwright.masked_attention_backward", masked_backward, (2, False)),
     ("shardwright.masked_attention_backward", masked_backward, (8, True)),
-    ("shardwright.batch_norm_backward", lambda: (*(randn(8, 32, 32, 32),) * 2, *(torch.ones(32),) * 3, 1e-5), ()),
+    (
+        "shardwright.batch_norm_backward",
+        lambda: (*(randn(8, 32, 32, 32),) * 2, *(torch.ones(32),) * 3, 1e-5),
+        (),
+    ),
     ("shardwright.dropout", lambda: (randn(512, 128), torch.tensor(3), 0.1, 1), ()),
     ("shardwright.lstm", layer, (4, 16, 8, 128, 128, 2)),
     ("shardwright.lstm", layer, (4, 16, 8, 64, 128, 2)),
@@ -115,16 +149,30 @@ CASES: list[tuple[str, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = [
     ("shardwright.recurrent_backward", recurrent_backward, (3, "gru", 16, 8, 64, 128)),
     ("shardwright.recurrent_backward", recurrent_backward, (3, "gru", 16, 8, 256, 128)),
     ("shardwright.recurrent_backward", recurrent_backward, (1, "tanh", 16, 8, 64, 128)),
-    ("shardwright.embedding_shard", lambda: (randn(100, 4), torch.randint(0, 200, (64, 64)), 50, 200), ()),
-    ("shardwright.embedding_backward_shard", lambda: (randn(64, 64, 32), torch.randint(0, 200, (64, 64)), 100, 50), ()),
+    (
+        "shardwright.embedding_shard",
+        lambda: (randn(100, 4), torch.randint(0, 200, (64, 64)), 50, 200),
+        (),
+    ),
+    (
+        "shardwright.embedding_backward_shard",
+        lambda: (randn(64, 64, 32), torch.randint(0, 200, (64, 64)), 100, 50),
+        (),
+    ),
     ("aten.convolution.default", convolution, (32, 32, 32)),
     ("aten.convolution_backward.default", convolution_backward, (32, 32, 32)),
     ("aten.mul.Tensor", lambda: (randn(256, 256), torch.ones(256, 256, dtype=torch.bool)), ()),
 ]
 
 
-@pytest.mark.parametrize(("op", "make", "sizes"), CASES, ids=[f"{op.split('.')[1]}-{i}" for i, (op, _, _) in enumerate(CASES)])
-def test_workspace_is_what_the_allocator_sees(op: str, make: Callable[..., tuple[Any, ...]], sizes: tuple[Any, ...]) -> None:
+@pytest.mark.parametrize(
+    ("op", "make", "sizes"),
+    CASES,
+    ids=[f"{op.split('.')[1]}-{i}" for i, (op, _, _) in enumerate(CASES)],
+)
+def test_workspace_is_what_the_allocator_sees(
+    op: str, make: Callable[..., tuple[Any, ...]], sizes: tuple[Any, ...]
+) -> None:
     """Within 6 %, and 4 KiB; oneDNN takes less at some sizes."""
     arguments = make(*sizes)
     measured, results = transient(op, arguments)
@@ -137,9 +185,15 @@ def test_workspace_is_what_the_allocator_sees(op: str, make: Callable[..., tuple
         return Ref(len(kinds) - 1)
 
     compute = Compute(
-        id="one", op=op, args=tuple(map(named, arguments)), results=tuple(range(100, 100 + len(results))), kind="elementwise",
-        shapes=tuple(shape for shape, _ in results), dtypes=tuple(dtype for _, dtype in results), phase="forward",
-    )  # fmt: skip
+        id="one",
+        op=op,
+        args=tuple(map(named, arguments)),
+        results=tuple(range(100, 100 + len(results))),
+        kind="elementwise",
+        shapes=tuple(shape for shape, _ in results),
+        dtypes=tuple(dtype for _, dtype in results),
+        phase="forward",
+    )
     predicted = workspace(compute, kinds, (1,), host=True)
     assert predicted >= 0.94 * measured - 4096
     assert predicted <= (2.2 if op in BOUNDED else 1.06) * measured + 4096
@@ -157,5 +211,9 @@ def transient(op: str, arguments: tuple[Any, ...]) -> tuple[int, list[Kind]]:
     with allocations(torch.device("cpu")) as found:
         out = call(*arguments)
     results = list(tensors_in(out if isinstance(out, tuple | list) else (out,)))
-    held = sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in results}.values())
-    return max(nbytes for _, nbytes in found.samples) - found.before - held, [kind_of(t) for t in results]
+    held = sum(
+        {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in results}.values()
+    )
+    return max(nbytes for _, nbytes in found.samples) - found.before - held, [
+        kind_of(t) for t in results
+    ]

@@ -1,7 +1,9 @@
-"""A problem of any size, best choice first: reduce, prove by integer program what is small, else bound and search side by side.
+"""A problem of any size, best choice first: reduce, prove by integer program what is small, else
+bound and search side by side.
 
-Problem -> Solution. Ends when the cost meets the bound, when the time is up, or when it is stopped, always with the best choice found
-and a bound that holds. What it returns was added up anew from the problem's own numbers.
+Problem -> Solution. Ends when the cost meets the bound, when the time is up, or when it is stopped,
+always with the best choice found and a bound that holds. What it returns was added up anew from the
+problem's own numbers.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ if TYPE_CHECKING:
 
 __all__ = ["certify"]
 
-#: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is given up after `_TRY` of the time.
+#: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is
+#: given up after `_TRY` of the time.
 _SMALL, _TRY = 120_000, 0.6
 
 #: Shares of the time left that a rise of the bound may take, the first and later ones.
@@ -40,7 +43,8 @@ _RISE, _AGAIN = 0.4, 0.1
 #: Seconds of annealing and of windows between two looks at what can be fixed.
 _SEARCH, _WINDOWS = 20.0, 10.0
 
-#: A search starts with those crude prices that are so many times the mean one; it would be slow with all.
+#: A search starts with those crude prices that are so many times the mean one; it would be slow
+#: with all.
 _CRUDE = 10.0
 
 #: Windows go on while they better the best by this share in those seconds.
@@ -49,17 +53,23 @@ _WORTH = 2e-4
 #: A further level must have at most this share of the states for its bound to be raised anew.
 _SMALLER = 0.97
 
-#: A choice over the limit is worth reading off if its cost and this many times the price of what it is over promise the best yet.
+#: A choice over the limit is worth reading off if its cost and this many times the price of what it
+#: is over promise the best yet.
 _DEAR = 5.0
 
-#: Factors on the best prices at which choices are read off (a little more memory is saved than need be), and sweeps at each.
+#: Factors on the best prices at which choices are read off (a little more memory is saved than need
+#: be), and sweeps at each.
 _ABOVE, _READ = (1.0, 1.005, 1.02), 8
 
 
 def certify(
-    problem: Problem, *, time_limit: float, began: float | None = None, tell: Tell = lambda cost, bound: None,
+    problem: Problem,
+    *,
+    time_limit: float,
+    began: float | None = None,
+    tell: Tell = lambda cost, bound: None,
     stopped: Callable[[], bool] = lambda: False,
-) -> Solution:  # fmt: skip
+) -> Solution:
     """The best choice found within `time_limit` seconds (from `began`), and its bound."""
     began = time.perf_counter() if began is None else began
     best = Incumbent(problem, began + time_limit, tell, stopped)
@@ -100,13 +110,16 @@ class _Search:
             return
         program = Polytope(level.problem, level.rows, stopped=lambda: best.stopped() or best.ended)
         self.num_variables = level.num_states + level.num_pairs
-        outcome: Outcome = program.solve(deadline, found=lambda choice: best.take(level.restore(choice)))
+        outcome: Outcome = program.solve(
+            deadline, found=lambda choice: best.take(level.restore(choice))
+        )
         if outcome.choice is not None:
             best.take(level.restore(outcome.choice))
         best.raise_bound(level.offset + outcome.bound)
 
     def _side_by_side(self, level: Level) -> None:
-        """The bound, fixing and windows here; annealing in a second thread, and here once the bound is at rest."""
+        """The bound, fixing and windows here; annealing in a second thread, and here once the
+        bound is at rest."""
         from planner.solver.large.searcher import Searcher
 
         dual, start = self._begun(level)
@@ -129,7 +142,8 @@ class _Search:
         searching.result()
 
     def _round(self, searcher: Searcher, dual: Dual, start: Start) -> tuple[Dual, Start]:
-        """Annealing and windows for a while; strategies fixed, and where that leaves much less, a new level."""
+        """Annealing and windows for a while; strategies fixed, and where that leaves much less,
+        a new level."""
         best = self.best
         until = min(best.deadline, time.perf_counter() + _SEARCH)
         while time.perf_counter() < until and not best.over():
@@ -143,18 +157,25 @@ class _Search:
         self._exactly(level, best.deadline)
         return (dual, start) if best.over() else self._further(level)
 
-    # ------------------------------------------------------------------------------------------ the bound
+    # ------------------------------------------------------------------------------------ the bound
 
     def _begun(self, level: Level) -> tuple[Dual, Start]:
-        """Crude prices, and a choice that fits or nearly does: where a search can start before the bound is known."""
+        """Crude prices, and a choice that fits or nearly does: where a search can start before
+        the bound is known."""
         from planner.solver.large.searcher import Start
         from planner.solver.relax.flat import Flat
         from planner.solver.relax.lagrange import Dual
 
         best, flat = self.best, Flat.of(level.problem)
         dual = Dual(flat, level.rows)
-        dual.begin(lambda labels: level.rows.fits(labels) and best.take(level.restore(tuple(labels.tolist()))))
-        prices = np.where(dual.prices > _CRUDE * dual.prices.sum() / max(len(dual.prices), 1), dual.prices, 0.0)
+        dual.begin(
+            lambda labels: (
+                level.rows.fits(labels) and best.take(level.restore(tuple(labels.tolist())))
+            )
+        )
+        prices = np.where(
+            dual.prices > _CRUDE * dual.prices.sum() / max(len(dual.prices), 1), dual.prices, 0.0
+        )
         return dual, Start(level=level, flat=flat, prices=prices, labels=dual.labels.copy())
 
     def _risen(self, level: Level, dual: Dual, share: float) -> Start:
@@ -162,11 +183,22 @@ class _Search:
         from planner.solver.large.searcher import Start
 
         best, now = self.best, time.perf_counter()
-        dual.rise(now + share * (best.deadline - now), best.over, lambda: best.say(level.offset + dual.bound))
+        dual.rise(
+            now + share * (best.deadline - now),
+            best.over,
+            lambda: best.say(level.offset + dual.bound),
+        )
         dual.settle()
         best.raise_bound(level.offset + dual.certified())
-        self.prices = {int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)}
-        return Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=_read_off(dual.flat, dual))
+        self.prices = {
+            int(level.clock[t]): float(dual.prices[t]) for t in np.flatnonzero(dual.prices)
+        }
+        return Start(
+            level=level,
+            flat=dual.flat,
+            prices=dual.prices.copy(),
+            labels=_read_off(dual.flat, dual),
+        )
 
     def _further(self, level: Level) -> tuple[Dual, Start]:
         """The same on a further level, from the prices of the last."""
@@ -186,25 +218,30 @@ class _Search:
             return start.level
         return start.level.without(kept)
 
-    # ------------------------------------------------------------------------------------------ choices
+    # -------------------------------------------------------------------------------------- choices
 
     def _any_that_fits(self, start: Start) -> None:
         """A lean choice, where none was read off that fits; or that there is none."""
         level, best = start.level, self.best
-        lean = smallest_peak(level.problem, best.deadline, lambda: best.hurry() or best.choice is not None)
+        lean = smallest_peak(
+            level.problem, best.deadline, lambda: best.hurry() or best.choice is not None
+        )
         if lean.choice is not None:
             best.take(level.restore(lean.choice))
         best.exhausted = best.exhausted or lean.peak > level.problem.limit
 
     def _windows(self, start: Start) -> None:
-        """Large-neighbourhood search on the best choice of both threads, for some seconds, and again as long as it betters it."""
+        """Large-neighbourhood search on the best choice of both threads, for some seconds, and
+        again as long as it betters it."""
         from planner.solver.exact.windows import Windows
 
         best, level = self.best, start.level
         if best.choice is None:
             return
         if self.windows is None or self.windows.flat is not start.flat:
-            self.windows = Windows(level.problem, start.flat, level.rows, level.project(best.choice), seed=0)
+            self.windows = Windows(
+                level.problem, start.flat, level.rows, level.project(best.choice), seed=0
+            )
         windows, cost = self.windows, best.cost
         windows.put(level.project(best.choice))
         until, before = time.perf_counter() + _WINDOWS, cost
@@ -248,4 +285,6 @@ def _answer(best: Incumbent, began: float, num_variables: int) -> Solution:
     if lean.choice is not None and best.take(lean.choice):
         return found(whole, lean.choice, bound=best.bound, began=began, num_variables=num_variables)
     known = best.exhausted or lean.peak > whole.limit * (1 + 1e-9)
-    return not_found(whole, lean.choice, began=began, bound=best.bound, lean=lean.peak, at=lean.at, known=known)
+    return not_found(
+        whole, lean.choice, began=began, bound=best.bound, lean=lean.peak, at=lean.at, known=known
+    )

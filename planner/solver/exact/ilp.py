@@ -1,8 +1,10 @@
-"""The planner's problems, to the optimum: reduce, bound by message passing, prove by the integer program of `pulp_model`.
+"""The planner's problems, to the optimum: reduce, bound by message passing, prove by the integer
+program of `pulp_model`.
 
-Before PuLP sees it, message passing (with prices on memory, where the limit binds) gives a bound L and rules out every choice and
-pair that no solution of cost <= L + slack can contain. If the reduced program's optimum is within L + slack, it is the optimum of
-the whole problem; else the slack grows.
+Before PuLP sees it, message passing (with prices on memory, where the limit binds) gives a bound L
+and rules out every choice and pair that no solution of cost <= L + slack can contain. If the
+reduced program's optimum is within L + slack, it is the optimum of the whole problem; else the
+slack grows.
 """
 
 from __future__ import annotations
@@ -32,26 +34,29 @@ __all__ = ["CHEAP", "solve"]
 
 INF = float("inf")
 
-#: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so many seconds; for a choice that is
-#: asked for anyway, only where so few pairs make that quick.
+#: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so
+#: many seconds; for a choice that is asked for anyway, only where so few pairs make that quick.
 _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 
-#: Dominance compares every two strategies of a node, of which the planner's have hundreds: half of the time to plan llama on 8 devices,
-#: for what message passing rules out anyway.
+#: Dominance compares every two strategies of a node, of which the planner's have hundreds: half of
+#: the time to plan llama on 8 devices, for what message passing rules out anyway.
 CHEAP = [step for step in STEPS if step != "dominate"]
 
-#: Of a problem of so many pairs no chains are contracted: the tables between their ends would be the largest.
+#: Of a problem of so many pairs no chains are contracted: the tables between their ends would be
+#: the largest.
 _LARGE = 1_000_000
 
 #: Rounds of message passing, sweeps in each, and how many choices left over are few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
-#: An integer program of more variables than this takes longer to write down than it is worth: the bound stays where it is.
+#: An integer program of more variables than this takes longer to write down than it is worth: the
+#: bound stays where it is.
 _MOST = 15_000
 
 
 class _Undecided(Exception):
-    """No choice that fits was found, and none was shown not to be there; no choice costs less than `bound`."""
+    """No choice that fits was found, and none was shown not to be there; no choice costs less
+    than `bound`."""
 
     def __init__(self, bound: float) -> None:
         super().__init__(bound)
@@ -59,11 +64,16 @@ class _Undecided(Exception):
 
 
 def solve(
-    problem: Problem, *, time_limit: float = 60.0, guess: Choice | None = None, stopped: Callable[[], bool] = lambda: False
+    problem: Problem,
+    *,
+    time_limit: float = 60.0,
+    guess: Choice | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Solution:
-    """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be good: the nearer it is to the best,
-    the less is left for the integer program. After `time_limit` seconds, or as soon as it is `stopped`, the best choice so far, or the
-    leanest if none fits, with what was proved until then."""
+    """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be
+    good: the nearer it is to the best, the less is left for the integer program. After
+    `time_limit` seconds, or as soon as it is `stopped`, the best choice so far, or the leanest
+    if none fits, with what was proved until then."""
     began = time.perf_counter()
     best = Incumbent(problem, began + time_limit, lambda cost, bound: None, stopped)
     if guess is not None:
@@ -72,9 +82,13 @@ def solve(
     try:
         left = _reduced(problem, best)
         if left.num_pairs <= COMPILED or problem.limit == INF:
-            variables = _by_program(left, best, compiled=len(left.chain) > 1)  # compiled code is there after narrowing
+            variables = _by_program(
+                left, best, compiled=len(left.chain) > 1
+            )  # compiled code is there after narrowing
     except Contradiction:
-        best.exhausted = True  # nothing is possible and fits, or nothing is left that would be better
+        best.exhausted = (
+            True  # nothing is possible and fits, or nothing is left that would be better
+        )
     except _Undecided as undecided:
         best.raise_bound(left.offset + undecided.bound)
     if best.choice is None:
@@ -86,7 +100,8 @@ def solve(
 
 
 def _reduced(problem: Problem, best: Incumbent) -> Level:
-    """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices met on the way go into `best`."""
+    """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices
+    met on the way go into `best`."""
     steps = CHEAP if problem.num_pairs < _LARGE else [step for step in CHEAP if step != "chain"]
     first = Level.of(problem, steps)
     if first.num_pairs <= COMPILED:
@@ -104,7 +119,8 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
 
 
 def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
-    """Proves by integer programs what is left, as far as they reach; the variables of the largest."""
+    """Proves by integer programs what is left, as far as they reach; the variables of the
+    largest."""
     if best.choice is not None and best.bound > -INF and best.over():
         return 0
     start = _start(left.problem, compiled, best)
@@ -118,9 +134,11 @@ def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
     return variables
 
 
-def _improve(problem: Problem, start: Start, upper: float, known: Incumbent) -> tuple[Choice, float, int]:
-    """The best choice that programs within a growing slack find, the bound, and the variables of the largest. `upper` is the cost
-    of a choice that is known, of `start` or another."""
+def _improve(
+    problem: Problem, start: Start, upper: float, known: Incumbent
+) -> tuple[Choice, float, int]:
+    """The best choice that programs within a growing slack find, the bound, and the variables of
+    the largest. `upper` is the cost of a choice that is known, of `start` or another."""
     whole = max(upper - start.bound, 1e-9 * abs(start.bound))
     slack = min(whole, max(0.1 * whole, 0.005 * abs(start.bound)))
     best, bound, variables = start.choice, start.bound, 0
@@ -132,7 +150,11 @@ def _improve(problem: Problem, start: Start, upper: float, known: Incumbent) -> 
             best = found.choice
         if found is None and not model.exhausted:
             break
-        proved = slack >= whole if found is None else problem.cost(found.choice) <= start.bound + slack or slack >= whole
+        proved = (
+            slack >= whole
+            if found is None
+            else problem.cost(found.choice) <= start.bound + slack or slack >= whole
+        )
         if proved:
             inside = found.bound if found is not None else INF
             bound = min(inside, start.bound + slack)
@@ -155,9 +177,11 @@ def _start(problem: Problem, compiled: bool, known: Incumbent) -> Start:
     if priced is not None and priced.choice is not None:
         better = priced if priced.bound > moved.bound else None
         return Start(
-            moved=better.moved if better else moved, prices=better.prices if better else {},
-            bound=max(priced.bound, moved.bound), choice=priced.choice,
-        )  # fmt: skip
+            moved=better.moved if better else moved,
+            prices=better.prices if better else {},
+            bound=max(priced.bound, moved.bound),
+            choice=priced.choice,
+        )
     lean = _leanest(problem, choice, known)
     if lean.choice is None or not problem.fits(lean.choice):
         raise Contradiction if lean.peak > problem.limit else _Undecided(moved.bound)
@@ -165,13 +189,23 @@ def _start(problem: Problem, compiled: bool, known: Incumbent) -> Start:
 
 
 def _leanest(problem: Problem, possible: Choice, known: Incumbent) -> Peak:
-    """A choice that fits, or the leanest found; exactly, where the quick way leaves that open and the problem is small."""
+    """A choice that fits, or the leanest found; exactly, where the quick way leaves that open
+    and the problem is small."""
     lean = leanest(problem, possible)
     assert lean.choice is not None
-    if problem.fits(lean.choice) or lean.peak > problem.limit or known.hurry() or _num_possible(problem) > _FEW_PAIRS:
+    if (
+        problem.fits(lean.choice)
+        or lean.peak > problem.limit
+        or known.hurry()
+        or _num_possible(problem) > _FEW_PAIRS
+    ):
         return lean
     exact = smallest_peak(problem, _patience(known), known.hurry)
-    return lean if exact.choice is None or problem.peak(exact.choice) > problem.peak(lean.choice) else exact
+    return (
+        lean
+        if exact.choice is None or problem.peak(exact.choice) > problem.peak(lean.choice)
+        else exact
+    )
 
 
 def _num_possible(problem: Problem) -> int:
@@ -191,15 +225,30 @@ def _infeasible(problem: Problem, guess: Choice | None, best: Incumbent, began: 
     """The leanest choice that is found, or none where the pairs leave none."""
     if guess is None and problem.limit < INF:
         left = max(0.0, best.deadline - time.perf_counter())
-        guess = solve(replace(problem, limit=INF), time_limit=left, stopped=best.stopped).choice or None
+        guess = (
+            solve(replace(problem, limit=INF), time_limit=left, stopped=best.stopped).choice or None
+        )
     if guess is None:
         return not_found(problem, None, began=began, bound=INF, lean=INF, known=True)
     lean = leanest(problem, completed(problem, guess))
     if not best.hurry() and (lean.peak <= problem.limit or _num_possible(problem) <= _FEW_PAIRS):
         exact = smallest_peak(problem, _patience(best), best.stopped)
-        lean = exact if exact.choice is not None and problem.peak(exact.choice) <= problem.peak(lean.choice or ()) else lean
+        lean = (
+            exact
+            if exact.choice is not None
+            and problem.peak(exact.choice) <= problem.peak(lean.choice or ())
+            else lean
+        )
     known = lean.peak > problem.limit
-    return not_found(problem, lean.choice, began=began, bound=INF if known else -INF, lean=lean.peak, at=lean.at, known=known)
+    return not_found(
+        problem,
+        lean.choice,
+        began=began,
+        bound=INF if known else -INF,
+        lean=lean.peak,
+        at=lean.at,
+        known=known,
+    )
 
 
 def _patience(best: Incumbent) -> float:
@@ -210,12 +259,20 @@ def _patience(best: Incumbent) -> float:
 def _num_kept(problem: Problem, start: Start, slack: float) -> int:
     """About how many variables the integer program has that `slack` leaves."""
     kept = [n - n.min() <= slack for n in start.moved.nodes]
-    pairs = (t[np.ix_(kept[e.u], kept[e.v])] for e, t in zip(problem.edges, start.moved.edges, strict=True))
-    return sum(int(k.sum()) for k in kept) + sum(int((table[table < INF] <= table.min() + slack).sum()) for table in pairs)
+    pairs = (
+        t[np.ix_(kept[e.u], kept[e.v])]
+        for e, t in zip(problem.edges, start.moved.edges, strict=True)
+    )
+    return sum(int(k.sum()) for k in kept) + sum(
+        int((table[table < INF] <= table.min() + slack).sum()) for table in pairs
+    )
 
 
-def _moved(problem: Problem, compiled: bool, known: Incumbent) -> tuple[Reparametrised, tuple[int, ...]]:
-    """Message passing until it has converged, or has left so few choices that the integer program is the quicker way on."""
+def _moved(
+    problem: Problem, compiled: bool, known: Incumbent
+) -> tuple[Reparametrised, tuple[int, ...]]:
+    """Message passing until it has converged, or has left so few choices that the integer
+    program is the quicker way on."""
     moved = None
     for _ in range(_ROUNDS):
         moved = reparametrise(problem, sweeps=_SWEEPS, start=moved, compiled=compiled)

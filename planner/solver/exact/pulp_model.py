@@ -29,7 +29,8 @@ __all__ = ["Found", "Model", "Start"]
 Terms = dict[pulp.LpVariable, float]
 _Variables = dict[tuple[int, ...], pulp.LpVariable]
 
-#: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6 and less) mean 1e-9 of it.
+#: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6
+#: and less) mean 1e-9 of it.
 _SCALE = 1e3
 
 #: HiGHS's tolerances where its own (1e-6) let a choice be over the limit by more than ours.
@@ -38,7 +39,8 @@ _STRICT = {"mip_feasibility_tolerance": 1e-10, "primal_feasibility_tolerance": 1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What is known before the integer program: bound, costs moved (with `prices` on memory), a choice that fits."""
+    """What is known before the integer program: bound, costs moved (with `prices` on memory), a
+    choice that fits."""
 
     moved: Reparametrised
     prices: Mapping[int, float]
@@ -55,8 +57,9 @@ class Found:
 
 
 class Model:
-    """The PuLP model of what no bound rules out. Its objective is the moved costs above their minima, less what the prices added:
-    the same as the true objective but for a constant, and better scaled."""
+    """The PuLP model of what no bound rules out. Its objective is the moved costs above their
+    minima, less what the prices added: the same as the true objective but for a constant, and
+    better scaled."""
 
     def __init__(self, problem: Problem, start: Start, slack: float) -> None:
         silence_banner()
@@ -64,7 +67,9 @@ class Model:
         self.exhausted = False  # whether it was shown that no choice (more) fits
         self.rows: dict[int, float] = {}  # by time: how many bytes below the limit its row is
         self.tolerances: Mapping[str, float] = {}
-        self.kept: list[Labels] = [np.flatnonzero(np.isfinite(n) & (n - n.min() <= slack)) for n in start.moved.nodes]
+        self.kept: list[Labels] = [
+            np.flatnonzero(np.isfinite(n) & (n - n.min() <= slack)) for n in start.moved.nodes
+        ]
         unit = max(abs(start.bound), slack if np.isfinite(slack) else _largest(start.moved))
         self.scale = _SCALE / (unit or 1.0)
         self.model = pulp.LpProblem("strategies", pulp.LpMinimize)
@@ -77,7 +82,9 @@ class Model:
         for at, rate in start.prices.items():
             for variable, nbytes in self._memory(at).items():
                 self.objective[variable] = self.objective.get(variable, 0.0) - rate * nbytes
-        self.model.setObjective(pulp.LpAffineExpression([(v, c * self.scale) for v, c in self.objective.items() if c]))
+        self.model.setObjective(
+            pulp.LpAffineExpression([(v, c * self.scale) for v, c in self.objective.items() if c])
+        )
 
     @property
     def num_variables(self) -> int:
@@ -86,7 +93,9 @@ class Model:
     def _choices(self) -> None:
         for node, (labels, costs) in enumerate(zip(self.kept, self.start.moved.nodes, strict=True)):
             low = float(costs.min())
-            variables: _Variables = {(int(i),): self.model.add_variable(f"x_{node}_{i}", cat="Binary") for i in labels}
+            variables: _Variables = {
+                (int(i),): self.model.add_variable(f"x_{node}_{i}", cat="Binary") for i in labels
+            }
             self.x.append(variables)
             self.objective |= {v: float(costs[i]) - low for i, v in variables.items()}
             self.model += pulp.LpAffineExpression([(v, 1) for v in variables.values()]) == 1
@@ -100,7 +109,9 @@ class Model:
             self.y.append({})
             return
         pairs: _Variables = {
-            (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): self.model.add_variable(f"y_{index}_{i}_{j}", 0, 1)
+            (int(self.kept[edge.u][i]), int(self.kept[edge.v][j])): self.model.add_variable(
+                f"y_{index}_{i}_{j}", 0, 1
+            )
             for i, j in np.argwhere(wanted)
         }
         self.y.append(pairs)
@@ -108,9 +119,13 @@ class Model:
         self._marginals(pairs, edge.u, 0)
         self._marginals(pairs, edge.v, 1)
 
-    def _marginals(self, pairs: dict[tuple[int, ...], pulp.LpVariable], node: int, side: int) -> None:
+    def _marginals(
+        self, pairs: dict[tuple[int, ...], pulp.LpVariable], node: int, side: int
+    ) -> None:
         """sum of y over the other side = x, for every label of `node`."""
-        rows: dict[int, list[tuple[pulp.LpVariable, int]]] = {label: [(x, -1)] for (label,), x in self.x[node].items()}
+        rows: dict[int, list[tuple[pulp.LpVariable, int]]] = {
+            label: [(x, -1)] for (label,), x in self.x[node].items()
+        }
         for key, y in pairs.items():
             rows[key[side]].append((y, 1))
         for row in rows.values():
@@ -128,13 +143,18 @@ class Model:
 
     def add_memory_row(self, at: int, less: float = 0.0) -> None:
         """Memory at time `at` stays within the limit, and `less` bytes below it."""
-        terms = [(v, nbytes / self.problem.limit) for v, nbytes in self._memory(at).items() if nbytes]
-        self.model += pulp.LpAffineExpression(terms) <= (self.problem.room(at) - less) / self.problem.limit
+        terms = [
+            (v, nbytes / self.problem.limit) for v, nbytes in self._memory(at).items() if nbytes
+        ]
+        self.model += (
+            pulp.LpAffineExpression(terms) <= (self.problem.room(at) - less) / self.problem.limit
+        )
         self.rows[at] = less
 
     def best_fitting(self, time_limit: float) -> Found | None:
-        """The best choice of the model that fits at every time, rows added until none is violated; None where there is none, or none
-        was found in time. Where HiGHS's tolerances let a choice break a row they are made strict, and if that does not do, the row is
+        """The best choice of the model that fits at every time, rows added until none is
+        violated; None where there is none, or none was found in time. Where HiGHS's tolerances
+        let a choice break a row they are made strict, and if that does not do, the row is
         tightened; the bound stays that of before."""
         deadline, bound = time.perf_counter() + time_limit, float("-inf")
         for at in self.start.prices:
@@ -156,16 +176,22 @@ class Model:
                 if at not in self.rows:
                     self.add_memory_row(at)
                 elif self.tolerances:
-                    self.add_memory_row(at, self.rows[at] + 2 * float(memory[at] - self.problem.limit))
+                    self.add_memory_row(
+                        at, self.rows[at] + 2 * float(memory[at] - self.problem.limit)
+                    )
                 else:
                     self.tolerances = _STRICT
                     break
 
     def _solve(self, time_limit: float) -> Found | None:
-        self.model.solve(pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9, **self.tolerances))
+        self.model.solve(
+            pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9, **self.tolerances)
+        )
         info = self.model.solverModel.getInfo()
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible
-            self.exhausted = "nfeasible" in self.model.solverModel.modelStatusToString(self.model.solverModel.getModelStatus())
+            self.exhausted = "nfeasible" in self.model.solverModel.modelStatusToString(
+                self.model.solverModel.getModelStatus()
+            )
             return None
         choice = tuple(max(x, key=lambda i: float(x[i].varValue))[0] for x in self.x)
         constant = self.start.moved.bound
@@ -174,10 +200,14 @@ class Model:
 
 def _largest(moved: Reparametrised) -> float:
     """The largest possible cost."""
-    return max(float(np.abs(table[np.isfinite(table)]).max(initial=0.0)) for table in (*moved.nodes, *moved.edges))
+    return max(
+        float(np.abs(table[np.isfinite(table)]).max(initial=0.0))
+        for table in (*moved.nodes, *moved.edges)
+    )
 
 
 def _peaks(memory: Array, over: Labels) -> Labels:
-    """The few times to forbid first: the highest, and the first, middle and last that are too high."""
+    """The few times to forbid first: the highest, and the first, middle and last that are too
+    high."""
     highest = over[np.argsort(memory[over])[-3:]]
     return np.unique(np.concatenate([highest, over[[0, len(over) // 2, -1]]]))

@@ -1,8 +1,10 @@
-"""A large problem with memory of pairs, made small before that memory becomes nodes: those would be most of its pairs.
+"""A large problem with memory of pairs, made small before that memory becomes nodes: those would be
+most of its pairs.
 
-Problem, memory of its pairs -> Solution. Left out, the pairs' memory lets more choices fit and makes none cheaper, so a bound under the
-memory of nodes alone is a bound. What costs little more than that (by its marginal) is kept, first very little, then more, until a
-choice within it fits and is near the bound.
+Problem, memory of its pairs -> Solution. Left out, the pairs' memory lets more choices fit and
+makes none cheaper, so a bound under the memory of nodes alone is a bound. What costs little more
+than that (by its marginal) is kept, first very little, then more, until a choice within it fits and
+is near the bound.
 """
 
 from __future__ import annotations
@@ -26,14 +28,21 @@ __all__ = ["solve_with_pairs"]
 #: Pairs from which it is worth it: the tables of two mesh axes have fewer.
 _LARGE = 1_000_000
 
-#: Shares of the bound by which what is kept may cost more; a choice is near the bound if it costs at most so much more.
+#: Shares of the bound by which what is kept may cost more; a choice is near the bound if it costs
+#: at most so much more.
 _KEPT, _NEAR = (1e-4, 5e-3, 0.02, 0.1), 0.03
 
 
 def solve_with_pairs(
-    problem: Problem, pairs: Sequence[PairUsage], *, time_limit: float, guess: Choice, stopped: Callable[[], bool]
+    problem: Problem,
+    pairs: Sequence[PairUsage],
+    *,
+    time_limit: float,
+    guess: Choice,
+    stopped: Callable[[], bool],
 ) -> Solution:
-    """`solve` of the problem with what its `pairs` hold. The choice is one of the problem's own nodes, perhaps with more after it."""
+    """`solve` of the problem with what its `pairs` hold. The choice is one of the problem's own
+    nodes, perhaps with more after it."""
     began = time.perf_counter()
 
     def left() -> float:
@@ -52,7 +61,8 @@ def solve_with_pairs(
 
 
 def _cheap(problem: Problem, deadline: float) -> Iterator[tuple[float, list[Labels]]]:
-    """A bound, and the strategies of every node that cost little more, in ever larger numbers; none where nothing fits."""
+    """A bound, and the strategies of every node that cost little more, in ever larger numbers;
+    none where nothing fits."""
     from planner.solver.large.within import risen
 
     try:
@@ -81,7 +91,8 @@ def _solved(
     time_limit: float,
     stopped: Callable[[], bool],
 ) -> Solution | None:
-    """The solution within the strategies `kept`, as one of the whole; None where nothing that fits was found."""
+    """The solution within the strategies `kept`, as one of the whole; None where nothing that
+    fits was found."""
     try:
         kept = list(reduce(problem, ["forbid", "arcs"], kept=kept).strategies)
     except Contradiction:
@@ -89,14 +100,25 @@ def _solved(
     cut = replace(
         problem,
         costs=tuple(costs[few] for costs, few in zip(problem.costs, kept, strict=True)),
-        edges=tuple(Edge(u=e.u, v=e.v, cost=e.cost[np.ix_(kept[e.u], kept[e.v])]) for e in problem.edges),
-        usages=tuple(replace(usage, nbytes=usage.nbytes[kept[usage.node]]) for usage in problem.usages),
+        edges=tuple(
+            Edge(u=e.u, v=e.v, cost=e.cost[np.ix_(kept[e.u], kept[e.v])]) for e in problem.edges
+        ),
+        usages=tuple(
+            replace(usage, nbytes=usage.nbytes[kept[usage.node]]) for usage in problem.usages
+        ),
     )
     ends = [(problem.edges[pair.edge].u, problem.edges[pair.edge].v) for pair in pairs]
-    few_pairs = [replace(p, nbytes=p.nbytes[np.ix_(kept[u], kept[v])]) for p, (u, v) in zip(pairs, ends, strict=True)]
+    few_pairs = [
+        replace(p, nbytes=p.nbytes[np.ix_(kept[u], kept[v])])
+        for p, (u, v) in zip(pairs, ends, strict=True)
+    ]
     places = [np.flatnonzero(few == label) for few, label in zip(kept, guess, strict=True)]
     known = tuple(int(place[0]) for place in places) if all(map(len, places)) else None
-    found = solve(with_pair_usages(cut, few_pairs), guess=known, time_limit=time_limit, stopped=stopped)
+    found = solve(
+        with_pair_usages(cut, few_pairs), guess=known, time_limit=time_limit, stopped=stopped
+    )
     if found.status not in ("optimal", "feasible"):
         return None
-    return replace(found, choice=tuple(int(few[label]) for few, label in zip(kept, found.choice, strict=False)))
+    return replace(
+        found, choice=tuple(int(few[label]) for few, label in zip(kept, found.choice, strict=False))
+    )

@@ -1,7 +1,9 @@
-"""Large-neighbourhood search: a window of nodes is freed, all others kept, and the window solved exactly, memory included.
+"""Large-neighbourhood search: a window of nodes is freed, all others kept, and the window solved
+exactly, memory included.
 
-A window's problem is an ordinary one: its nodes' costs hold what edges to the outside cost, its base what the outside holds. The
-planner's solver proves one of a thousand states in a tenth of a second. How many nodes a window has adapts to how long the last took.
+A window's problem is an ordinary one: its nodes' costs hold what edges to the outside cost, its
+base what the outside holds. The planner's solver proves one of a thousand states in a tenth of a
+second. How many nodes a window has adapts to how long the last took.
 """
 
 from __future__ import annotations
@@ -25,8 +27,8 @@ _NODES, _FEWEST, _MOST = 60, 10, 400
 #: Seconds that a window may take, and between which it is neither too large nor too small.
 _PATIENCE, _SLOW, _QUICK = 3.0, 0.6, 0.15
 
-#: A window has up to so many patches. Each grows by the node of which most neighbours are inside, among so many drawn; chance counts
-#: as this share of the neighbours.
+#: A window has up to so many patches. Each grows by the node of which most neighbours are inside,
+#: among so many drawn; chance counts as this share of the neighbours.
 _PATCHES, _DRAWN, _CHANCE = 3, 100, 0.3
 
 
@@ -62,15 +64,23 @@ class Surroundings:
                     outside[start:end] -= usage.nbytes[labels[node]] * times
         limited = self.problem.limit < float("inf")
         return Problem(
-            costs=tuple(costs), edges=tuple(edges), usages=tuple(usages), horizon=self.problem.horizon, limit=self.problem.limit,
+            costs=tuple(costs),
+            edges=tuple(edges),
+            usages=tuple(usages),
+            horizon=self.problem.horizon,
+            limit=self.problem.limit,
             base=outside if limited else None,
-        )  # fmt: skip
+        )
 
-    def better(self, labels: Labels, nodes: list[int], seconds: float, stopped: Callable[[], bool]) -> Labels | None:
+    def better(
+        self, labels: Labels, nodes: list[int], seconds: float, stopped: Callable[[], bool]
+    ) -> Labels | None:
         """The labels with the window at its best, None where that is no change."""
         problem, now = self.window(labels, nodes), tuple(labels[nodes].tolist())
         found = solve(problem, time_limit=seconds, guess=now, stopped=stopped)
-        if found.choice is None or not problem.cost(found.choice) < problem.cost(now) - 1e-9 * abs(problem.cost(now)):
+        if found.choice is None or not problem.cost(found.choice) < problem.cost(now) - 1e-9 * abs(
+            problem.cost(now)
+        ):
             return None
         out = labels.copy()
         out[nodes] = found.choice
@@ -94,7 +104,9 @@ class Windows:
     def step(self, deadline: float, stopped: Callable[[], bool]) -> bool:
         """One window; whether it bettered the choice."""
         began = time.perf_counter()
-        found = self.around.better(self.labels, self._nodes(), min(deadline - began, _PATIENCE), stopped)
+        found = self.around.better(
+            self.labels, self._nodes(), min(deadline - began, _PATIENCE), stopped
+        )
         took = time.perf_counter() - began
         if took > _SLOW:
             self.size = max(_FEWEST, self.size * 0.8)
@@ -106,8 +118,8 @@ class Windows:
         return True
 
     def _nodes(self) -> list[int]:
-        """A window of half to one and a half times the size, in one connected patch or several: far from each other, one may take the
-        memory that another saves."""
+        """A window of half to one and a half times the size, in one connected patch or several:
+        far from each other, one may take the memory that another saves."""
         found: set[int] = set()
         patches = int(self.rng.integers(1, _PATCHES + 1))
         for _ in range(patches):
@@ -129,6 +141,9 @@ class Windows:
             if len(drawn) > _DRAWN:
                 drawn = [drawn[i] for i in self.rng.integers(len(drawn), size=_DRAWN)]
             chance = self.rng.uniform(0.0, _CHANCE, len(drawn)).tolist()
-            node = max(zip(drawn, chance, strict=True), key=lambda one: edge[one[0]] / len(near[one[0]]) + one[1])[0]
+            node = max(
+                zip(drawn, chance, strict=True),
+                key=lambda one: edge[one[0]] / len(near[one[0]]) + one[1],
+            )[0]
             found.add(node)
             del edge[node]

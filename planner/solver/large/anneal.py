@@ -1,7 +1,9 @@
-"""Annealing by trees, driven: memory looked at only at the times that matter, prices that keep a draw near the limit.
+"""Annealing by trees, driven: memory looked at only at the times that matter, prices that keep a
+draw near the limit.
 
-Of thousands of times a few dozen bind. A block of moves that goes over the limit at another time is taken back, and the time added.
-Between blocks a price rises where memory is at its limit and falls where much is left. Effort is counted in moves, not in seconds.
+Of thousands of times a few dozen bind. A block of moves that goes over the limit at another time is
+taken back, and the time added. Between blocks a price rises where memory is at its limit and falls
+where much is left. Effort is counted in moves, not in seconds.
 """
 
 from __future__ import annotations
@@ -26,10 +28,12 @@ _BLOCK, _MOST = 4_000, 20
 #: Gumbel numbers that are made once; a draw takes a stretch of them.
 _NOISE = 100_000
 
-#: What a price is multiplied by where less than `_TIGHT` of the limit is left, and where more than `_LOOSE` is.
+#: What a price is multiplied by where less than `_TIGHT` of the limit is left, and where more than
+#: `_LOOSE` is.
 _UP, _DOWN, _TIGHT, _LOOSE = 1.1, 0.95, 0.001, 0.003
 
-#: What is forbidden costs this many times the largest cost: a choice that takes it can be changed step by step.
+#: What is forbidden costs this many times the largest cost: a choice that takes it can be changed
+#: step by step.
 _DEAR = 10.0
 
 #: A price that rises is at least this share of the mean one.
@@ -38,7 +42,8 @@ _LEAST = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One annealing: temperatures at its start and end, in cost; moves; the seed of its random numbers."""
+    """One annealing: temperatures at its start and end, in cost; moves; the seed of its random
+    numbers."""
 
     heat: float
     cool: float
@@ -47,19 +52,25 @@ class Run:
 
 
 class Annealer:
-    """Anneals choices of one problem under memory prices, which it changes: `prices` are per share of the limit, `weight` is what a
-    share of the limit over the room is charged."""
+    """Anneals choices of one problem under memory prices, which it changes: `prices` are per
+    share of the limit, `weight` is what a share of the limit over the room is charged."""
 
-    def __init__(self, problem: Problem, flat: Flat, rows: Rows, prices: Array, weight: float) -> None:
+    def __init__(
+        self, problem: Problem, flat: Flat, rows: Rows, prices: Array, weight: float
+    ) -> None:
         self.flat, self.rows, self.weight = flat, rows, weight
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
         self.graph = _graph(problem, flat)
-        self.noise: Array = -np.random.default_rng(0).gumbel(size=_NOISE + int(np.diff(flat.first).max()))
+        self.noise: Array = -np.random.default_rng(0).gumbel(
+            size=_NOISE + int(np.diff(flat.first).max())
+        )
         self.prices = prices.copy()
         self.times: Labels = np.flatnonzero(prices > 0)
         self.held = self._held()
 
-    def run(self, labels: Labels, run: Run, found: Callable[[Labels], None], stopped: Callable[[], bool]) -> Labels:
+    def run(
+        self, labels: Labels, run: Run, found: Callable[[Labels], None], stopped: Callable[[], bool]
+    ) -> Labels:
         """The labels at the end; `found` is told of the best of each block that fits."""
         blocks = max(1, run.moves // _BLOCK)
         labels = labels.copy()
@@ -67,17 +78,33 @@ class Annealer:
         for index in range(blocks):
             if stopped():
                 break
-            heats = [run.heat * (run.cool / run.heat) ** (part / blocks) for part in (index, index + 1)]
+            heats = [
+                run.heat * (run.cool / run.heat) ** (part / blocks) for part in (index, index + 1)
+            ]
             labels = self._block(labels, heats, run.seed + index, found)
         return labels
 
-    def _block(self, labels: Labels, heats: list[float], seed: int, found: Callable[[Labels], None]) -> Labels:
+    def _block(
+        self, labels: Labels, heats: list[float], seed: int, found: Callable[[Labels], None]
+    ) -> Labels:
         before, best = labels.copy(), labels.copy()
         excess: Array = self.rows.excess(labels)[self.times] / self.unit
         dearer = anneal(
-            self.graph, self.held, labels, excess, self.prices[self.times], self._priced(), self.weight, heats[0], heats[1],
-            self.noise, _BLOCK, _MOST, seed, best,
-        )  # fmt: skip
+            self.graph,
+            self.held,
+            labels,
+            excess,
+            self.prices[self.times],
+            self._priced(),
+            self.weight,
+            heats[0],
+            heats[1],
+            self.noise,
+            _BLOCK,
+            _MOST,
+            seed,
+            best,
+        )
         over = np.union1d(self._over(labels), self._over(best))
         if self._look_at(over):
             return before
@@ -106,7 +133,9 @@ class Annealer:
         prices = self.prices[self.times]
         least = _LEAST * prices.mean() if len(prices) else 0.0
         raised = np.maximum(prices * _UP, np.where(excess > 0, least, 0.0))
-        self.prices[self.times] = np.where(excess > -_TIGHT, raised, np.where(excess < -_LOOSE, prices * _DOWN, prices))
+        self.prices[self.times] = np.where(
+            excess > -_TIGHT, raised, np.where(excess < -_LOOSE, prices * _DOWN, prices)
+        )
 
     def _held(self) -> Held:
         """Memory at the times that are looked at."""
@@ -117,7 +146,9 @@ class Annealer:
         for a, b in itertools.pairwise(usage_at.tolist()):
             here = np.flatnonzero(factor[a:b].any(axis=0))
             each = [
-                np.outer(rows.nbytes[rows.starts[u] : rows.starts[u + 1]], factor[u, here]) for u in range(a, b) if len(here)
+                np.outer(rows.nbytes[rows.starts[u] : rows.starts[u + 1]], factor[u, here])
+                for u in range(a, b)
+                if len(here)
             ]
             time.append(here)
             values.append(np.sum(each, axis=0).ravel() / self.unit if each else np.zeros(0))
@@ -135,16 +166,22 @@ class Annealer:
 
 
 def _graph(problem: Problem, flat: Flat) -> Graph:
-    """The edges of every node with their tables from its side: other node's label first, so that a row is this node's states."""
+    """The edges of every node with their tables from its side: other node's label first, so that
+    a row is this node's states."""
     ends = np.repeat(np.arange(flat.num_nodes), np.diff(flat.at))
     mine = flat.u[flat.near] == ends
     other = np.where(mine, flat.v[flat.near], flat.u[flat.near])
     both = np.argsort(flat.near, kind="stable").reshape(-1, 2)
     back = np.empty(len(flat.near), dtype=np.int64)
     back[both[:, 0]], back[both[:, 1]] = both[:, 1], both[:, 0]
-    tables = [problem.edges[e].cost.T if own else problem.edges[e].cost for e, own in zip(flat.near, mine, strict=True)]
+    tables = [
+        problem.edges[e].cost.T if own else problem.edges[e].cost
+        for e, own in zip(flat.near, mine, strict=True)
+    ]
     row = np.concatenate([[0], np.cumsum([table.size for table in tables])])[:-1].astype(np.int64)
     pairs = np.concatenate([table.ravel() for table in tables]) if tables else np.zeros(0)
-    dear = _DEAR * max(float(np.abs(table[np.isfinite(table)]).max(initial=1.0)) for table in (flat.costs, pairs))
+    dear = _DEAR * max(
+        float(np.abs(table[np.isfinite(table)]).max(initial=1.0)) for table in (flat.costs, pairs)
+    )
     costs, pairs = (np.where(np.isfinite(table), table, dear) for table in (flat.costs, pairs))
     return Graph(costs, flat.first, flat.at, other, back, row, pairs)

@@ -1,9 +1,12 @@
-"""Compiled annealing by trees: a random tree of the graph is drawn anew all at once, everything around it held.
+"""Compiled annealing by trees: a random tree of the graph is drawn anew all at once, everything
+around it held.
 
-A tree that is induced (no edges among its nodes but its own) has an exact best choice by dynamic programming, up to the root and back.
-With Gumbel noise of size T on every strategy the best choice is a draw from exp(-cost / T) rather than the best (perturb and maximise:
-Papandreou and Yuille, ICCV 2011). Memory enters the draw through prices at some times. Whether a draw is taken is decided as
-Metropolis does, by its true cost and `weight` a share of the limit over the room, so prices steer and do not decide.
+A tree that is induced (no edges among its nodes but its own) has an exact best choice by dynamic
+programming, up to the root and back. With Gumbel noise of size T on every strategy the best choice
+is a draw from exp(-cost / T) rather than the best (perturb and maximise: Papandreou and Yuille,
+ICCV 2011). Memory enters the draw through prices at some times. Whether a draw is taken is decided
+as Metropolis does, by its true cost and `weight` a share of the limit over the room, so prices
+steer and do not decide.
 
 Single changes get nowhere where neighbours must change together (docs/decisions/0012).
 """
@@ -22,8 +25,9 @@ __all__ = ["Graph", "Held", "anneal"]
 
 
 class Graph(NamedTuple):
-    """Node n's states begin at `first[n]`, its edges at `at[n]`. Edge k leads to `other[k]`, where it is number `back[k]`; its costs
-    for this node's states begin at `row[k] + label of the other * states of this`."""
+    """Node n's states begin at `first[n]`, its edges at `at[n]`. Edge k leads to `other[k]`,
+    where it is number `back[k]`; its costs for this node's states begin at `row[k] + label of
+    the other * states of this`."""
 
     costs: Array
     first: Labels
@@ -35,8 +39,9 @@ class Graph(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Memory at the times that are looked at, as shares of the limit: node n holds at times `time[at[n] : at[n + 1]]`, and
-    its values for state i begin at `start[n] + i * number of those`."""
+    """Memory at the times that are looked at, as shares of the limit: node n holds at times
+    `time[at[n] : at[n + 1]]`, and its values for state i begin at `start[n] + i * number of
+    those`."""
 
     at: Labels
     time: Labels
@@ -45,8 +50,8 @@ class Held(NamedTuple):
 
 
 class _Tree(NamedTuple):
-    """Room for a tree: its `nodes`, root first; `up[x]` the edge from node x to its parent; `place[n]` -1 outside; `touching[n]` edges
-    from n into the tree; `new` the labels drawn."""
+    """Room for a tree: its `nodes`, root first; `up[x]` the edge from node x to its parent;
+    `place[n]` -1 outside; `touching[n]` edges from n into the tree; `new` the labels drawn."""
 
     nodes: Labels
     up: Labels
@@ -84,8 +89,11 @@ def _grow(graph: Graph, tree: _Tree, target: int) -> int:
 
 
 @numba.njit(cache=True, nogil=True)
-def _weigh(graph: Graph, tree: _Tree, size: int, labels: Labels, priced: Array, noise: Array, heat: float) -> None:
-    """What each state of the tree's nodes costs beside the tree's own edges, memory priced and noise added."""
+def _weigh(
+    graph: Graph, tree: _Tree, size: int, labels: Labels, priced: Array, noise: Array, heat: float
+) -> None:
+    """What each state of the tree's nodes costs beside the tree's own edges, memory priced and
+    noise added."""
     for x in range(size):
         n = tree.nodes[x]
         a, wide = graph.first[n], graph.first[n + 1] - graph.first[n]
@@ -100,7 +108,9 @@ def _weigh(graph: Graph, tree: _Tree, size: int, labels: Labels, priced: Array, 
 
 
 @numba.njit(cache=True, nogil=True)
-def _strain(graph: Graph, held: Held, tree: _Tree, size: int, excess: Array, prices: Array, weight: float) -> None:
+def _strain(
+    graph: Graph, held: Held, tree: _Tree, size: int, excess: Array, prices: Array, weight: float
+) -> None:
     """Charges at least `weight` at the times that are over the room."""
     for x in range(size):
         n = tree.nodes[x]
@@ -109,12 +119,15 @@ def _strain(graph: Graph, held: Held, tree: _Tree, size: int, excess: Array, pri
             t = held.time[held.at[n] + k]
             if excess[t] > 0.0 and weight > prices[t]:
                 for i in range(graph.first[n + 1] - a):
-                    tree.theta[a + i] += (weight - prices[t]) * held.values[held.start[n] + i * many + k]
+                    tree.theta[a + i] += (weight - prices[t]) * held.values[
+                        held.start[n] + i * many + k
+                    ]
 
 
 @numba.njit(cache=True, nogil=True)
 def _draw(graph: Graph, tree: _Tree, size: int) -> None:
-    """The cheapest labels of the tree under `theta`: minima up to the root, then choices down from it."""
+    """The cheapest labels of the tree under `theta`: minima up to the root, then choices down
+    from it."""
     for x in range(size - 1, 0, -1):
         n = tree.nodes[x]
         k = tree.up[n]
@@ -165,13 +178,17 @@ def _hold(held: Held, tree: _Tree, size: int, labels: Labels, after: Array) -> N
         new, old, many = tree.new[n], labels[n], held.at[n + 1] - held.at[n]
         if new != old:
             for k in range(many):
-                more = held.values[held.start[n] + new * many + k] - held.values[held.start[n] + old * many + k]
+                more = (
+                    held.values[held.start[n] + new * many + k]
+                    - held.values[held.start[n] + old * many + k]
+                )
                 after[held.time[held.at[n] + k]] += more
 
 
 @numba.njit(cache=True, nogil=True)
 def _over(before: Array, after: Array) -> tuple[float, bool]:
-    """How much more is over the room in `after`, summed over times, and whether that is within the room."""
+    """How much more is over the room in `after`, summed over times, and whether that is within
+    the room."""
     more, within = 0.0, True
     for t in range(len(after)):
         more += max(after[t], 0.0) - max(before[t], 0.0)
@@ -190,18 +207,39 @@ def _clear(graph: Graph, tree: _Tree, size: int, labels: Labels) -> None:
 
 
 @numba.njit(cache=True, nogil=True)
-def anneal(graph: Graph, held: Held, labels: Labels, excess: Array, prices: Array, priced: Array, weight: float, heat: float,
-           cool: float, noise: Array, moves: int, most: int, seed: int, best: Labels) -> float:  # fmt: skip
-    """Draws `moves` trees of up to `most` nodes while the temperature falls from `heat` to `cool`; changes `labels` and `excess`.
+def anneal(
+    graph: Graph,
+    held: Held,
+    labels: Labels,
+    excess: Array,
+    prices: Array,
+    priced: Array,
+    weight: float,
+    heat: float,
+    cool: float,
+    noise: Array,
+    moves: int,
+    most: int,
+    seed: int,
+    best: Labels,
+) -> float:
+    """Draws `moves` trees of up to `most` nodes while the temperature falls from `heat` to `cool`;
+    changes `labels` and `excess`.
 
-    `priced` are the states' costs with memory at `prices`, `noise` many Gumbel numbers, of which stretches are taken. Returns what
-    `best`, the best labels within the room, cost more than the labels at first; infinite where none came within the room."""
+    `priced` are the states' costs with memory at `prices`, `noise` many Gumbel numbers, of which
+    stretches are taken. Returns what `best`, the best labels within the room, cost more than the
+    labels at first; infinite where none came within the room."""
     np.random.seed(seed)
     num = len(labels)
     tree = _Tree(
-        np.empty(num, np.int64), np.zeros(num, np.int64), np.full(num, -1), np.zeros(num, np.int64),
-        np.empty(2 * len(graph.other) + 1, np.int64), np.empty(len(graph.costs)), labels.copy(),
-    )  # fmt: skip
+        np.empty(num, np.int64),
+        np.zeros(num, np.int64),
+        np.full(num, -1),
+        np.zeros(num, np.int64),
+        np.empty(2 * len(graph.other) + 1, np.int64),
+        np.empty(len(graph.costs)),
+        labels.copy(),
+    )
     after, found, now = excess.copy(), np.inf, 0.0
     strained = len(excess) > 0 and excess.max() > 0.0
     for index in range(moves):

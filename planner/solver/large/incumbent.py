@@ -1,4 +1,5 @@
-"""What a search knows: the best choice of the whole problem, the best bound, and whether there is anything left to do.
+"""What a search knows: the best choice of the whole problem, the best bound, and whether there is
+anything left to do.
 
 Shared by the threads of a search; every change is made under one lock, and told.
 """
@@ -21,10 +22,13 @@ Tell = Callable[[float, float], None]
 
 
 class Incumbent:
-    """`choice` costs `cost` by the problem's own numbers, no choice costs less than `bound`. `exhausted`: it was shown that no
-    choice, or no better one, is there; `ended`: a thread came to its end."""
+    """`choice` costs `cost` by the problem's own numbers, no choice costs less than `bound`.
+    `exhausted`: it was shown that no choice, or no better one, is there; `ended`: a thread came
+    to its end."""
 
-    def __init__(self, problem: Problem, deadline: float, tell: Tell, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, problem: Problem, deadline: float, tell: Tell, stopped: Callable[[], bool]
+    ) -> None:
         self.problem, self.deadline, self.stopped = problem, deadline, stopped
         self.choice: Choice | None = None
         self.cost, self.bound = float("inf"), -float("inf")
@@ -59,7 +63,8 @@ class Incumbent:
         return cost < self.cost - 1e-9 * abs(self.cost) or not np.isfinite(self.cost)
 
     def raise_bound(self, bound: float) -> None:
-        """A bound of what is left. Where fixing took out all that does not better the best, the best's cost is the bound."""
+        """A bound of what is left. Where fixing took out all that does not better the best, the
+        best's cost is the bound."""
         with self._lock:
             self.bound = max(self.bound, min(bound, self.cost))
             self.exhausted = self.exhausted or self.bound == float("inf")

@@ -1,8 +1,10 @@
-"""A large problem without a memory limit, made small: a bound, a choice that nearly meets it, and only what could still be better.
+"""A large problem without a memory limit, made small: a bound, a choice that nearly meets it, and
+only what could still be better.
 
-Level -> a level of less. Compiled message passing gives the bound. A *dive* gives the choice: nodes whose best strategy stands out are
-held to it, else the one node that most others depend on, message passing goes on under that, and so forth until the choice read off
-costs what is left to pay. What costs more than the difference beyond its node's best is in no better choice, and goes.
+Level -> a level of less. Compiled message passing gives the bound. A *dive* gives the choice: nodes
+whose best strategy stands out are held to it, else the one node that most others depend on, message
+passing goes on under that, and so forth until the choice read off costs what is left to pay. What
+costs more than the difference beyond its node's best is in no better choice, and goes.
 """
 
 from __future__ import annotations
@@ -24,21 +26,28 @@ __all__ = ["dive", "narrow"]
 #: Sweeps in each round, and after each node that is held.
 _SWEEPS, _AFTER = (40, 100, 200, 200), 4
 
-#: A node's best strategy stands out where the next one costs more by this share of the bound: one dive for each.
+#: A node's best strategy stands out where the next one costs more by this share of the bound: one
+#: dive for each.
 _CLEAR = (1e-4, 1e-3)
 
-#: What a node that is held pays for another strategy, in costs of the whole: more than any choice costs, and still exact to 1e-9.
+#: What a node that is held pays for another strategy, in costs of the whole: more than any choice
+#: costs, and still exact to 1e-9.
 _DEAR = 1e3
 
 
 def narrow(
     level: Level, steps: Collection[str], upper: float, stopped: Callable[[], bool] = lambda: False
 ) -> tuple[Level, Choice | None]:
-    """The level reduced by `steps`, without what no choice of the whole problem takes that is cheaper than `upper` or the ones found;
-    and the best choice of the whole that was found below `upper`. One round is made even if it is `stopped`: for a choice."""
+    """The level reduced by `steps`, without what no choice of the whole problem takes that is
+    cheaper than `upper` or the ones found; and the best choice of the whole that was found below
+    `upper`. One round is made even if it is `stopped`: for a choice."""
     best, pairs = None, float("inf")
     for sweeps in _SWEEPS:
-        if not level.problem.costs or level.num_pairs > 0.9 * pairs or (stopped() and best is not None):
+        if (
+            not level.problem.costs
+            or level.num_pairs > 0.9 * pairs
+            or (stopped() and best is not None)
+        ):
             break
         pairs = level.num_pairs
         dual, bound = _swept(level.problem, sweeps)
@@ -70,8 +79,8 @@ def _dived(dual: Dual, size: float) -> Labels:
 
 
 def dive(flat: Flat, dual: Dual, size: float, clear: float = _CLEAR[-1]) -> Labels:
-    """A choice of low cost, where costs are about `size` in all: `flat` has the costs, of which the messages are; they are another's
-    afterwards."""
+    """A choice of low cost, where costs are about `size` in all: `flat` has the costs, of which
+    the messages are; they are another's afterwards."""
     costs, held = flat.costs.copy(), np.zeros(flat.num_nodes, dtype=bool)
     num_edges, dear = np.diff(flat.at), size * _DEAR
     best, least = dual.labels.copy(), flat.cost(dual.labels)
@@ -79,7 +88,10 @@ def dive(flat: Flat, dual: Dual, size: float, clear: float = _CLEAR[-1]) -> Labe
         lead = _lead(flat, dual)
         free = np.flatnonzero(~held)
         first = free[np.lexsort((-lead[free], -num_edges[free]))[0]]
-        for now in (np.flatnonzero(~held & (lead > clear * size)), np.array([first])):  # together, or else one by itself
+        for now in (
+            np.flatnonzero(~held & (lead > clear * size)),
+            np.array([first]),
+        ):  # together, or else one by itself
             messages, marginals = dual.messages.copy(), dual.marginals.copy()
             trial = _held(flat, dual, costs, now, dear)
             for index in range(_AFTER):

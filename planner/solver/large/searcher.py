@@ -1,7 +1,8 @@
 """The primal search: annealing after annealing, each from the best that is known.
 
-Runs start cool; one that does not better the best is followed by a hotter one, and after the hottest comes the coolest with twice
-the moves: a small problem is melted down many times, a large one first brought to rest. All in moves, none of it in seconds.
+Runs start cool; one that does not better the best is followed by a hotter one, and after the
+hottest comes the coolest with twice the moves: a small problem is melted down many times, a large
+one first brought to rest. All in moves, none of it in seconds.
 """
 
 from __future__ import annotations
@@ -21,21 +22,24 @@ from planner.solver.relax.polytope import magnitude
 
 __all__ = ["Searcher", "Start"]
 
-#: Temperatures of the runs, and at the end of each, as shares of what the start costs a node beyond the sum of all minima.
+#: Temperatures of the runs, and at the end of each, as shares of what the start costs a node beyond
+#: the sum of all minima.
 _HEATS, _COOL = (0.1, 0.4, 1.5, 5.0), 0.02
 
-#: Moves a node of the first runs, by what factor later ones may have more, and what a run must better to be followed by its like.
+#: Moves a node of the first runs, by what factor later ones may have more, and what a run must
+#: better to be followed by its like.
 _MOVES, _GROWTH, _WORTH = 100, 16, 2e-4
 
-#: What a share of the limit over the room is charged in one round of temperatures after another, as a multiple of all prices together;
-#: their least, as a share of the cost.
+#: What a share of the limit over the room is charged in one round of temperatures after another, as
+#: a multiple of all prices together; their least, as a share of the cost.
 _WEIGHTS, _LEAST = (4.0, 10.0, 2.0), 0.1
 
-#: Runs from this temperature on melt the choice: they start with the bound's prices times one of these in turn; the others with what
-#: prices the last run left.
+#: Runs from this temperature on melt the choice: they start with the bound's prices times one of
+#: these in turn; the others with what prices the last run left.
 _MELTED, _FACTORS = 1.5, (1.0, 0.5)
 
-#: Seconds between two finds that are made known: a choice of the whole problem takes 0.1 s to restore and add up.
+#: Seconds between two finds that are made known: a choice of the whole problem takes 0.1 s to
+#: restore and add up.
 _EVERY = 1.0
 
 #: Between the random numbers of two runs, and of two searchers.
@@ -53,7 +57,8 @@ class Start:
 
 
 class Searcher:
-    """Run after run on a level, the first of so many `moves` a node. Of several, number k starts at the k-th temperature."""
+    """Run after run on a level, the first of so many `moves` a node. Of several, number k starts
+    at the k-th temperature."""
 
     def __init__(self, best: Incumbent, start: Start, number: int = 0, moves: int = _MOVES) -> None:
         self.best, self.number, self._seed, self._first = best, number, number * _APART, moves
@@ -74,11 +79,16 @@ class Searcher:
             raise
 
     def step(self) -> None:
-        """One run. The first on a level begins where it says, even if a better choice is known: that may lie in a worse valley."""
+        """One run. The first on a level begins where it says, even if a better choice is known:
+        that may lie in a worse valley."""
         first = self._fresh
         if first:
             self._fresh, self._level = False, self.start
-            self._heat, self._moves, self._labels = self.number % len(_HEATS), self._first, self.start.labels
+            self._heat, self._moves, self._labels = (
+                self.number % len(_HEATS),
+                self._first,
+                self.start.labels,
+            )
             self._rounds, self._melts = 0, -1
             self._annealer = _annealer(self.start, _WEIGHTS[0])
         if _HEATS[self._heat] >= _MELTED:
@@ -92,10 +102,13 @@ class Searcher:
         if self._heat == 0:
             self._moves = min(2 * self._moves, _GROWTH * self._first)
             self._rounds += 1
-            self._annealer = _annealer(self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)])  # its prices have wandered
+            self._annealer = _annealer(
+                self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)]
+            )  # its prices have wandered
 
     def _anneal(self, heat: float, moves: int, first: bool) -> None:
-        """One run, unless it is the first from the better of the best known and where the last run ended."""
+        """One run, unless it is the first from the better of the best known and where the last
+        run ended."""
         level, flat, best = self._level.level, self._level.flat, self.best
         labels = self._labels
         if best.choice is not None and not first:
@@ -105,8 +118,12 @@ class Searcher:
 
         finds = _Finds(best, level, flat)
         self._seed = (self._seed + _SEED) % 2**31
-        run = Run(heat=heat * unit, cool=_COOL * unit, moves=moves * flat.num_nodes, seed=self._seed)
-        self._labels = self._annealer.run(labels, run, finds.found, lambda: best.over() or self._fresh)
+        run = Run(
+            heat=heat * unit, cool=_COOL * unit, moves=moves * flat.num_nodes, seed=self._seed
+        )
+        self._labels = self._annealer.run(
+            labels, run, finds.found, lambda: best.over() or self._fresh
+        )
         finds.tell()
 
     def _charged(self, labels: Labels) -> float:
@@ -140,5 +157,7 @@ class _Finds:
 
 def _annealer(start: Start, factor: float) -> Annealer:
     cost = start.flat.cost(start.labels)
-    weight = factor * max(float(start.prices.sum()), _LEAST * abs(cost if np.isfinite(cost) else 1.0), 1e-9)
+    weight = factor * max(
+        float(start.prices.sum()), _LEAST * abs(cost if np.isfinite(cost) else 1.0), 1e-9
+    )
     return Annealer(start.level.problem, start.flat, start.level.rows, start.prices, weight)

@@ -1,8 +1,9 @@
 """A large problem with a memory limit, made small: as `narrow` does, with prices on memory.
 
-Level -> a level of less. The dual raises prices on the times that bind, which gives the bound; dives at those prices and a little above
-them read choices off until one fits, annealing betters it, and what costs more than the difference beyond its node's best goes.
-All in rounds and moves, so that the same problem ends the same anywhere, unless the time is up.
+Level -> a level of less. The dual raises prices on the times that bind, which gives the bound;
+dives at those prices and a little above them read choices off until one fits, annealing betters it,
+and what costs more than the difference beyond its node's best goes. All in rounds and moves, so
+that the same problem ends the same anywhere, unless the time is up.
 """
 
 from __future__ import annotations
@@ -36,8 +37,9 @@ _ABOVE, _SWEEPS = (1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 10.0), 10
 
 
 def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: int) -> Level:
-    """The level reduced by `steps`, without what no choice takes that betters the best; until `few` pairs are left or it is of no more
-    use. What is found of choices and bounds is put into `best`."""
+    """The level reduced by `steps`, without what no choice takes that betters the best; until
+    `few` pairs are left or it is of no more use. What is found of choices and bounds is put into
+    `best`."""
     prices: dict[int, float] = {}
     for _ in range(_LEVELS):
         if level.num_pairs <= few or best.over():
@@ -51,7 +53,11 @@ def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: in
             if lean is None or not best.take(level.restore(lean)):
                 break
             labels = np.array(lean)
-        searcher = Searcher(best, Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=labels), moves=_MOVES)
+        searcher = Searcher(
+            best,
+            Start(level=level, flat=dual.flat, prices=dual.prices.copy(), labels=labels),
+            moves=_MOVES,
+        )
         for _ in range(_RUNS):
             searcher.step()
         dual.settle(0)
@@ -71,7 +77,8 @@ def risen(level: Level, prices: Array | None, deadline: float) -> Dual:
 
 
 def _read_off(level: Level, dual: Dual, best: Incumbent) -> Labels:
-    """The first of the choices read off that fits, which `best` is told of, or the last; the messages are at the best again."""
+    """The first of the choices read off that fits, which `best` is told of, or the last; the
+    messages are at the best again."""
     for factor in _ABOVE:
         dual.settle(0)
         priced = replace(dual.flat, costs=dual.priced(factor * dual.prices))
@@ -85,5 +92,6 @@ def _read_off(level: Level, dual: Dual, best: Incumbent) -> Labels:
 
 
 def _dot(a: Array, b: Array) -> float:
-    """Without the threads that BLAS wakes for ten thousand numbers: half of the time of a round (docs/decisions/0072)."""
+    """Without the threads that BLAS wakes for ten thousand numbers: half of the time of a round
+    (docs/decisions/0072)."""
     return float((a * b).sum())

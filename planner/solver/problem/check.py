@@ -1,4 +1,5 @@
-"""What every `Solution` keeps to: its choice is one of the problem's, costs what it says, fits, and is not below its bound.
+"""What every `Solution` keeps to: its choice is one of the problem's, costs what it says, fits, and
+is not below its bound.
 
 A `Problem` is checked wherever one is made (`problem.Problem`).
 """
@@ -14,7 +15,8 @@ __all__ = ["solution_faults"]
 
 
 def solution_faults(problem: Problem, solution: Solution) -> Iterator[str]:
-    """What is wrong with a solution, a line each; each figure is worked out again from the problem's tables."""
+    """What is wrong with a solution, a line each; each figure is worked out again from the
+    problem's tables."""
     if solution.status not in ("optimal", "feasible"):
         return
     choice, sizes = solution.choice, [len(table) for table in problem.costs]

@@ -1,7 +1,9 @@
-"""The contest's file format (ASPLOS/EuroSys 2025, intra-operator parallelism), read and checked: file -> `Problem`.
+"""The contest's file format (ASPLOS/EuroSys 2025, intra-operator parallelism), read and checked:
+file -> `Problem`.
 
-`problem.nodes.intervals[i]` is `[lo, hi)`, empty where a node holds nothing; `nodes.costs[i][s]` and `nodes.usages[i][s]` integers;
-`edges.nodes[e]` is `[u, v]`, `edges.costs[e]` row-major; `usage_limit` may be missing.
+`problem.nodes.intervals[i]` is `[lo, hi)`, empty where a node holds nothing; `nodes.costs[i][s]`
+and `nodes.usages[i][s]` integers; `edges.nodes[e]` is `[u, v]`, `edges.costs[e]` row-major;
+`usage_limit` may be missing.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ _MOST = 2**63
 
 
 def read_contest(path: Path) -> Problem:
-    """The problem of a file, JSON or gzipped JSON. Raises BadValue where the file is not one of the contest's."""
+    """The problem of a file, JSON or gzipped JSON. Raises BadValue where the file is not one of
+    the contest's."""
     try:
         raw = path.read_bytes()
         text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -59,23 +62,36 @@ def parse_contest(record: Any) -> Problem:
             f"nodes has {len(costs)} costs, {len(usages)} usages and {len(intervals)} intervals: give one of each a node"
         )
     limit = problem.get("usage_limit")
-    if limit is not None and (not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit < _MOST):
-        raise BadValue(f"usage_limit {limit!r}: give a whole number of bytes from 0 to 2^63, or leave it out")
+    if limit is not None and (
+        not isinstance(limit, int) or isinstance(limit, bool) or not 0 <= limit < _MOST
+    ):
+        raise BadValue(
+            f"usage_limit {limit!r}: give a whole number of bytes from 0 to 2^63, or leave it out"
+        )
     clock, spans = _compressed(intervals)
     pairs, tables = _pairs(edges["nodes"], "edges.nodes"), _tables(edges["costs"], "edges.costs")
     if len(pairs) != len(tables):
-        raise BadValue(f"edges has {len(pairs)} nodes and {len(tables)} costs: give one of each an edge")
+        raise BadValue(
+            f"edges has {len(pairs)} nodes and {len(tables)} costs: give one of each an edge"
+        )
     _check_sums(costs, tables, usages)
     for node, (own, held) in enumerate(zip(costs, usages, strict=True)):
         if len(held) != len(own) and spans[node][0] < spans[node][1]:
-            raise BadValue(f"node {node} has {len(own)} costs and {len(held)} usages: give one of each a strategy")
+            raise BadValue(
+                f"node {node} has {len(own)} costs and {len(held)} usages: give one of each a strategy"
+            )
     return Problem(
-        costs=tuple(costs), edges=tuple(_edge(i, pairs[i], tables[i], costs) for i in range(len(pairs))),
+        costs=tuple(costs),
+        edges=tuple(_edge(i, pairs[i], tables[i], costs) for i in range(len(pairs))),
         usages=tuple(
-            Usage(node=n, nbytes=usages[n], spans=((lo, hi, 1),)) for n, (lo, hi) in enumerate(spans) if lo < hi
+            Usage(node=n, nbytes=usages[n], spans=((lo, hi, 1),))
+            for n, (lo, hi) in enumerate(spans)
+            if lo < hi
         ),
-        horizon=max(0, len(clock) - 1), limit=float("inf") if limit is None else limit, clock=clock,
-    )  # fmt: skip
+        horizon=max(0, len(clock) - 1),
+        limit=float("inf") if limit is None else limit,
+        clock=clock,
+    )
 
 
 def _section(found: Any, where: str) -> Mapping[str, Any]:
@@ -83,7 +99,9 @@ def _section(found: Any, where: str) -> Mapping[str, Any]:
     known = _KEYS[where]
     name = where or "the file"
     if not isinstance(found, dict):
-        raise BadValue(f"{name} is a {type(found).__name__}, not an object with the keys {', '.join(sorted(known))}")
+        raise BadValue(
+            f"{name} is a {type(found).__name__}, not an object with the keys {', '.join(sorted(known))}"
+        )
     unknown, missing = sorted(set(found) - known), sorted(known - set(found) - _OPTIONAL)
     if unknown:
         raise BadValue(f"unknown key {unknown[0]!r} in {name}: known: {', '.join(sorted(known))}")
@@ -102,9 +120,13 @@ def _tables(found: Any, where: str) -> list[Table]:
         raise BadValue(f"{where}[{index}] has {bad!r}: give whole numbers")
     sizes = np.fromiter(map(len, found), dtype=np.int64, count=len(found))
     try:
-        flat = np.fromiter(itertools.chain.from_iterable(found), dtype=np.int64, count=int(sizes.sum()))
+        flat = np.fromiter(
+            itertools.chain.from_iterable(found), dtype=np.int64, count=int(sizes.sum())
+        )
     except OverflowError as error:
-        index, bad = next((i, x) for i, row in enumerate(found) for x in row if not -_MOST <= x < _MOST)
+        index, bad = next(
+            (i, x) for i, row in enumerate(found) for x in row if not -_MOST <= x < _MOST
+        )
         raise BadValue(f"{where}[{index}] has {bad}: beyond 2^63") from error
     return np.split(flat, np.cumsum(sizes)[:-1]) if len(found) else []
 
@@ -118,13 +140,17 @@ def _pairs(found: Any, where: str) -> Sequence[tuple[int, int]]:
     return [(int(a), int(b)) for a, b in tables]
 
 
-def _compressed(intervals: Sequence[tuple[int, int]]) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
+def _compressed(
+    intervals: Sequence[tuple[int, int]],
+) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
     """The times at which anything starts or ends, and the intervals in numbers of those."""
     ends = np.array(intervals, dtype=np.int64).reshape(-1, 2)
     clock = np.unique(ends[ends[:, 0] < ends[:, 1]])
     lo, hi = np.searchsorted(clock, ends[:, 0]), np.searchsorted(clock, ends[:, 1])
     live = ends[:, 0] < ends[:, 1]
-    return tuple(clock.tolist()), list(zip(np.where(live, lo, 0).tolist(), np.where(live, hi, 0).tolist(), strict=True))
+    return tuple(clock.tolist()), list(
+        zip(np.where(live, lo, 0).tolist(), np.where(live, hi, 0).tolist(), strict=True)
+    )
 
 
 def _edge(index: int, pair: tuple[int, int], table: Table, costs: Sequence[Table]) -> Edge:
@@ -140,11 +166,18 @@ def _edge(index: int, pair: tuple[int, int], table: Table, costs: Sequence[Table
 
 def _check_sums(costs: Sequence[Table], tables: Sequence[Table], usages: Sequence[Table]) -> None:
     """The largest cost and the largest memory that a choice could have are below 2^63."""
-    dearest, fullest = _sum_of_largest([*costs, *tables], FORBIDDEN), _sum_of_largest(usages, np.inf)
+    dearest, fullest = (
+        _sum_of_largest([*costs, *tables], FORBIDDEN),
+        _sum_of_largest(usages, np.inf),
+    )
     if dearest >= _MOST:
-        raise BadValue(f"costs may add up to {dearest:.3g}, beyond 2^63: give them in a larger unit")
+        raise BadValue(
+            f"costs may add up to {dearest:.3g}, beyond 2^63: give them in a larger unit"
+        )
     if fullest >= _MOST:
-        raise BadValue(f"usages may add up to {fullest:.3g}, beyond 2^63: give them in a larger unit")
+        raise BadValue(
+            f"usages may add up to {fullest:.3g}, beyond 2^63: give them in a larger unit"
+        )
 
 
 def _sum_of_largest(tables: Sequence[Table], left_out: float) -> float:

@@ -1,7 +1,9 @@
-"""Memory that a pair of choices holds, as memory of a node: what changes layout on the way from u to v is there twice for a while.
+"""Memory that a pair of choices holds, as memory of a node: what changes layout on the way from u
+to v is there twice for a while.
 
-A pair's bytes M[i, j] become a node between u and v whose states are (j, one of the values in M's column j). Its edge to v lets it
-only follow v's choice; its edge to u lets it be only where M[i, j] is its value, and takes over the pair's cost.
+A pair's bytes M[i, j] become a node between u and v whose states are (j, one of the values in M's
+column j). Its edge to v lets it only follow v's choice; its edge to u lets it be only where M[i, j]
+is its value, and takes over the pair's cost.
 """
 
 from __future__ import annotations
@@ -26,12 +28,21 @@ class PairUsage:
 
 
 def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
-    """The problem with memory of pairs: the nodes that were there keep their numbers, one more follows for each pair usage. A choice
-    of the first nodes leaves the others no choice."""
-    costs, edges, usages, names = list(problem.costs), list(problem.edges), list(problem.usages), list(problem.names)
+    """The problem with memory of pairs: the nodes that were there keep their numbers, one more
+    follows for each pair usage. A choice of the first nodes leaves the others no choice."""
+    costs, edges, usages, names = (
+        list(problem.costs),
+        list(problem.edges),
+        list(problem.usages),
+        list(problem.names),
+    )
     for pair in pairs:
         edge = problem.edges[pair.edge]
-        states = [(j, m) for j in range(pair.nbytes.shape[1]) for m in np.unique(pair.nbytes[:, j]).tolist()]
+        states = [
+            (j, m)
+            for j in range(pair.nbytes.shape[1])
+            for m in np.unique(pair.nbytes[:, j]).tolist()
+        ]
         follows = np.array([j for j, _ in states])
         values = np.array([m for _, m in states])
         node = len(costs)
@@ -39,20 +50,33 @@ def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
         names += [f"{names[edge.u]} to {names[edge.v]}"] if names else []
         matches = pair.nbytes[:, follows] == values[None, :]
         first = edges[pair.edge] is edge  # of several usages of one edge the first takes its cost
-        to_u = Edge(u=edge.u, v=node, cost=np.where(matches, edge.cost[:, follows] if first else 0.0, np.inf))
+        to_u = Edge(
+            u=edge.u,
+            v=node,
+            cost=np.where(matches, edge.cost[:, follows] if first else 0.0, np.inf),
+        )
         if first:
             edges[pair.edge] = to_u
         else:
             edges.append(to_u)
         edges.append(
-            Edge(u=edge.v, v=node, cost=np.where(np.arange(len(costs[edge.v]))[:, None] == follows[None, :], 0.0, np.inf))
+            Edge(
+                u=edge.v,
+                v=node,
+                cost=np.where(
+                    np.arange(len(costs[edge.v]))[:, None] == follows[None, :], 0.0, np.inf
+                ),
+            )
         )
         usages.append(Usage(node=node, nbytes=values, spans=pair.spans))
-    return replace(problem, costs=tuple(costs), edges=tuple(edges), usages=tuple(usages), names=tuple(names))
+    return replace(
+        problem, costs=tuple(costs), edges=tuple(edges), usages=tuple(usages), names=tuple(names)
+    )
 
 
 def completed(problem: Problem, choice: Choice) -> Choice:
-    """A choice of the first nodes with what it leaves the nodes of pair usages, which stand after them."""
+    """A choice of the first nodes with what it leaves the nodes of pair usages, which stand
+    after them."""
     out = list(choice)
     for node in range(len(choice), len(problem.costs)):
         cost = problem.costs[node].astype(float)
@@ -64,7 +88,8 @@ def completed(problem: Problem, choice: Choice) -> Choice:
 
 
 def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice) -> float:
-    """The most bytes that a choice of the problem's nodes holds at any time, with those of `pairs`."""
+    """The most bytes that a choice of the problem's nodes holds at any time, with those of
+    `pairs`."""
     steps = np.zeros(problem.horizon + 1)
     for pair in pairs:
         edge = problem.edges[pair.edge]
@@ -72,4 +97,6 @@ def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice
         for start, end, times in pair.spans if nbytes else ():
             steps[start] += nbytes * times
             steps[end] -= nbytes * times
-    return float((problem.memory(choice[: len(problem.costs)]) + np.cumsum(steps[:-1])).max(initial=0.0))
+    return float(
+        (problem.memory(choice[: len(problem.costs)]) + np.cumsum(steps[:-1])).max(initial=0.0)
+    )

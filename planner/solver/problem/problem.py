@@ -3,8 +3,9 @@
     minimise   sum_n c_n[x_n] + sum_(u,v) C_uv[x_u, x_v]
     such that  for every time t:  base(t) + sum_n p_n(t) m_n[x_n] <= limit
 
-Plain numpy, knows nothing of models or meshes. A cost of `FORBIDDEN` or more, infinity included, forbids a choice or a pair. Where
-all tables are integers, cost and memory of a choice are integers, exactly.
+Plain numpy, knows nothing of models or meshes. A cost of `FORBIDDEN` or more, infinity included,
+forbids a choice or a pair. Where all tables are integers, cost and memory of a choice are integers,
+exactly.
 """
 
 from __future__ import annotations
@@ -19,7 +20,18 @@ from numpy.typing import NDArray
 
 from cost_models.errors import BadValue
 
-__all__ = ["FORBIDDEN", "Array", "Choice", "Edge", "Problem", "Span", "Table", "Usage", "forbids", "spans_of"]
+__all__ = [
+    "FORBIDDEN",
+    "Array",
+    "Choice",
+    "Edge",
+    "Problem",
+    "Span",
+    "Table",
+    "Usage",
+    "forbids",
+    "spans_of",
+]
 
 Array = NDArray[np.float64]
 #: A table of costs or bytes: floats, or integers that are to be added exactly.
@@ -34,8 +46,8 @@ FORBIDDEN = 1e17
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Bytes held: `nbytes[choice]` of a node, at each time of `spans` as often as that says (a repeated layer holds its tensors
-    once a layer)."""
+    """Bytes held: `nbytes[choice]` of a node, at each time of `spans` as often as that says (a
+    repeated layer holds its tensors once a layer)."""
 
     node: int
     nbytes: Table
@@ -48,8 +60,8 @@ class Usage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """A pairwise cost: `cost[i, j]` where `u` chooses i and `v` chooses j. Parallel edges add up; an edge from a node to itself
-    costs its diagonal."""
+    """A pairwise cost: `cost[i, j]` where `u` chooses i and `v` chooses j. Parallel edges add
+    up; an edge from a node to itself costs its diagonal."""
 
     u: int
     v: int
@@ -58,8 +70,9 @@ class Edge:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Nodes by number, edges, and usages against one `limit` in bytes (infinite: no limit). `base` are the bytes held at each time
-    whatever is chosen, `clock` what each time is called where that is not its number."""
+    """Nodes by number, edges, and usages against one `limit` in bytes (infinite: no limit).
+    `base` are the bytes held at each time whatever is chosen, `clock` what each time is called
+    where that is not its number."""
 
     costs: tuple[Table, ...]
     edges: tuple[Edge, ...] = ()
@@ -75,16 +88,25 @@ class Problem:
         _check_times(self)
         _check_numbers("costs of node", self.costs)
         _check_numbers("costs of edge", [edge.cost for edge in self.edges])
-        _check_numbers("usages of node", [usage.nbytes for usage in self.usages], least=0, names=[u.node for u in self.usages])
+        _check_numbers(
+            "usages of node",
+            [usage.nbytes for usage in self.usages],
+            least=0,
+            names=[u.node for u in self.usages],
+        )
         _check_edges(self)
         _check_usages(self)
         if np.isnan(self.limit) or self.limit < 0:
-            raise BadValue(f"a limit of {self.limit} bytes: give a number from 0 on, or leave it out for none")
+            raise BadValue(
+                f"a limit of {self.limit} bytes: give a number from 0 on, or leave it out for none"
+            )
 
     @property
     def is_integral(self) -> bool:
         """Whether costs add up exactly, as integers."""
-        return all(c.dtype.kind in "iu" for c in self.costs) and all(e.cost.dtype.kind in "iu" for e in self.edges)
+        return all(c.dtype.kind in "iu" for c in self.costs) and all(
+            e.cost.dtype.kind in "iu" for e in self.edges
+        )
 
     @property
     def num_pairs(self) -> int:
@@ -92,7 +114,8 @@ class Problem:
         return sum(edge.cost.size for edge in self.edges)
 
     def cost(self, choice: Choice) -> float:
-        """The objective of a choice, an exact integer where all costs are; infinite where it takes what is forbidden."""
+        """The objective of a choice, an exact integer where all costs are; infinite where it
+        takes what is forbidden."""
         taken = [table[x] for table, x in zip(self.costs, choice, strict=True)]
         taken += [edge.cost[choice[edge.u], choice[edge.v]] for edge in self.edges]
         values = np.array(taken, dtype=object)
@@ -106,7 +129,10 @@ class Problem:
 
     def memory(self, choice: Choice) -> Table:
         """Bytes held at every time under a choice."""
-        whole = all(u.nbytes.dtype.kind in "iu" and all(float(s[2]).is_integer() for s in u.spans) for u in self.usages)
+        whole = all(
+            u.nbytes.dtype.kind in "iu" and all(float(s[2]).is_integer() for s in u.spans)
+            for u in self.usages
+        )
         steps = np.zeros(self.horizon + 1, dtype=np.int64 if whole else np.float64)
         for usage in self.usages:
             nbytes = usage.nbytes[choice[usage.node]]
@@ -138,11 +164,17 @@ def forbids(table: Table) -> NDArray[np.bool_]:
 def spans_of(profile: Array) -> tuple[Span, ...]:
     """A profile over time as spans: where it is not zero, and how many times over."""
     edges = np.flatnonzero(np.diff(profile, prepend=0.0, append=0.0))
-    return tuple((int(a), int(b), float(profile[a])) for a, b in itertools.pairwise(edges) if profile[a])
+    return tuple(
+        (int(a), int(b), float(profile[a])) for a, b in itertools.pairwise(edges) if profile[a]
+    )
 
 
 def _check_numbers(
-    what: str, tables: Sequence[Table], *, least: float = -FORBIDDEN, names: Iterable[int] | None = None
+    what: str,
+    tables: Sequence[Table],
+    *,
+    least: float = -FORBIDDEN,
+    names: Iterable[int] | None = None,
 ) -> None:
     """No NaN, and nothing below `least`; the first table that has either is named."""
     if not tables:
@@ -152,7 +184,11 @@ def _check_numbers(
     if bad.any():
         where = np.repeat(np.arange(len(tables)), [table.size for table in tables])[bad][0]
         name = list(names)[where] if names is not None else where
-        told = "is not a number" if np.isnan(flat[bad][0]) else f"is below {'0' if least == 0 else '-10^17'}"
+        told = (
+            "is not a number"
+            if np.isnan(flat[bad][0])
+            else f"is below {'0' if least == 0 else '-10^17'}"
+        )
         raise BadValue(f"{what} {name}: {flat[bad][0]} {told}")
 
 
@@ -162,9 +198,14 @@ def _check_times(problem: Problem) -> None:
         raise BadValue(f"a horizon of {problem.horizon} times: give a number from 0 on")
     if problem.base is not None:
         if problem.base.shape != (problem.horizon,):
-            raise BadValue(f"base has shape {problem.base.shape}, there are {problem.horizon} times: give bytes for each")
+            raise BadValue(
+                f"base has shape {problem.base.shape}, there are {problem.horizon} times: give bytes for each"
+            )
         _check_numbers("base of time", [problem.base], least=0)
-    if problem.clock and len(problem.clock) not in (problem.horizon, problem.horizon + 1):  # the end of the last time, too
+    if problem.clock and len(problem.clock) not in (
+        problem.horizon,
+        problem.horizon + 1,
+    ):  # the end of the last time, too
         raise BadValue(f"clock names {len(problem.clock)} times, there are {problem.horizon}")
     if problem.names and len(problem.names) != len(problem.costs):
         raise BadValue(f"{len(problem.names)} names for {len(problem.costs)} nodes")
@@ -176,10 +217,14 @@ def _check_times(problem: Problem) -> None:
 def _check_edges(problem: Problem) -> None:
     sizes = [len(table) for table in problem.costs]
     if 0 in sizes:
-        raise BadValue(f"node {sizes.index(0)} has no strategy to choose: give every node at least one")
+        raise BadValue(
+            f"node {sizes.index(0)} has no strategy to choose: give every node at least one"
+        )
     for index, edge in enumerate(problem.edges):
         if not (0 <= edge.u < len(sizes) and 0 <= edge.v < len(sizes)):
-            raise BadValue(f"edge {index} joins nodes {edge.u} and {edge.v}, there are {len(sizes)} (from 0 on)")
+            raise BadValue(
+                f"edge {index} joins nodes {edge.u} and {edge.v}, there are {len(sizes)} (from 0 on)"
+            )
         if edge.cost.shape != (sizes[edge.u], sizes[edge.v]):
             raise BadValue(
                 f"edge {index} has a table of shape {edge.cost.shape}, its nodes {edge.u} and {edge.v} have "
@@ -190,8 +235,17 @@ def _check_edges(problem: Problem) -> None:
 def _check_usages(problem: Problem) -> None:
     for usage in problem.usages:
         if not 0 <= usage.node < len(problem.costs):
-            raise BadValue(f"a usage of node {usage.node}, there are {len(problem.costs)} (from 0 on)")
+            raise BadValue(
+                f"a usage of node {usage.node}, there are {len(problem.costs)} (from 0 on)"
+            )
         if usage.nbytes.shape != problem.costs[usage.node].shape:
-            raise BadValue(f"node {usage.node} has {len(problem.costs[usage.node])} strategies, but {usage.nbytes.size} usages")
-        if any(not (0 <= start <= end <= problem.horizon and times >= 0) for start, end, times in usage.spans):
-            raise BadValue(f"node {usage.node} holds memory over {usage.spans}, outside of 0 to {problem.horizon}")
+            raise BadValue(
+                f"node {usage.node} has {len(problem.costs[usage.node])} strategies, but {usage.nbytes.size} usages"
+            )
+        if any(
+            not (0 <= start <= end <= problem.horizon and times >= 0)
+            for start, end, times in usage.spans
+        ):
+            raise BadValue(
+                f"node {usage.node} holds memory over {usage.spans}, outside of 0 to {problem.horizon}"
+            )

@@ -15,10 +15,11 @@ TOLERANCE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
-    """`status` is `optimal` (bound and objective meet within `TOLERANCE`), `feasible` (the time came first), `infeasible` (nothing
-    fits: `choice` is then the leanest found, `overflow` what it lacks, `lean_bound` a lower bound on any peak, at time `lean_at`;
-    where the pairs leave no choice at all, `objective` is infinite) or `unknown` (the time came before any choice that fits). `gap`
-    is (objective - bound) / objective."""
+    """`status` is `optimal` (bound and objective meet within `TOLERANCE`), `feasible` (the time
+    came first), `infeasible` (nothing fits: `choice` is then the leanest found, `overflow` what
+    it lacks, `lean_bound` a lower bound on any peak, at time `lean_at`; where the pairs leave no
+    choice at all, `objective` is infinite) or `unknown` (the time came before any choice that
+    fits). `gap` is (objective - bound) / objective."""
 
     status: str
     choice: Choice
@@ -32,25 +33,49 @@ class Solution:
 
     @property
     def gap(self) -> float:
-        return 0.0 if self.objective <= self.bound else (self.objective - self.bound) / max(abs(self.objective), 1e-30)
+        return (
+            0.0
+            if self.objective <= self.bound
+            else (self.objective - self.bound) / max(abs(self.objective), 1e-30)
+        )
 
 
-def found(problem: Problem, choice: Choice, *, bound: float, began: float, num_variables: int) -> Solution:
+def found(
+    problem: Problem, choice: Choice, *, bound: float, began: float, num_variables: int
+) -> Solution:
     """The solution of a choice that fits, `optimal` if the bound meets its cost."""
     cost = problem.cost(choice)
     bound = min(bound, cost)
     return Solution(
-        status="optimal" if cost - bound <= TOLERANCE * abs(cost) else "feasible", choice=choice, objective=cost, bound=bound,
-        time_s=time.perf_counter() - began, num_variables=num_variables,
-    )  # fmt: skip
+        status="optimal" if cost - bound <= TOLERANCE * abs(cost) else "feasible",
+        choice=choice,
+        objective=cost,
+        bound=bound,
+        time_s=time.perf_counter() - began,
+        num_variables=num_variables,
+    )
 
 
 def not_found(
-    problem: Problem, choice: Choice | None, *, began: float, bound: float, lean: float, at: int = 0, known: bool
+    problem: Problem,
+    choice: Choice | None,
+    *,
+    began: float,
+    bound: float,
+    lean: float,
+    at: int = 0,
+    known: bool,
 ) -> Solution:
-    """The solution where no choice that fits was found: the leanest choice, if any, and whether it is `known` that none fits."""
+    """The solution where no choice that fits was found: the leanest choice, if any, and whether
+    it is `known` that none fits."""
     return Solution(
-        status="infeasible" if known else "unknown", choice=choice or (), bound=bound, lean_bound=lean, lean_at=at,
-        objective=float("inf") if choice is None else problem.cost(choice), time_s=time.perf_counter() - began, num_variables=0,
+        status="infeasible" if known else "unknown",
+        choice=choice or (),
+        bound=bound,
+        lean_bound=lean,
+        lean_at=at,
+        objective=float("inf") if choice is None else problem.cost(choice),
+        time_s=time.perf_counter() - began,
+        num_variables=0,
         overflow=0.0 if choice is None else max(0.0, problem.peak(choice) - problem.limit),
-    )  # fmt: skip
+    )

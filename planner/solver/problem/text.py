@@ -1,6 +1,8 @@
-"""The text of a `Problem`: what a person reads of a small one, in a test that fails or of a file that is to be solved.
+"""The text of a `Problem`: what a person reads of a small one, in a test that fails or of a file
+that is to be solved.
 
-Problem -> text: its nodes with the cost and bytes of every strategy, the tables between them, memory over time.
+Problem -> text: its nodes with the cost and bytes of every strategy, the tables between them,
+memory over time.
 """
 
 from __future__ import annotations
@@ -13,19 +15,30 @@ from planner.solver.problem.problem import FORBIDDEN, Choice, Problem, Table
 
 __all__ = ["problem_text"]
 
-#: More nodes, edges or times than this are not shown, nor more strategies of a node: nobody reads them.
+#: More nodes, edges or times than this are not shown, nor more strategies of a node: nobody reads
+#: them.
 _ROWS, _STRATEGIES = 40, 12
 
 
 def problem_text(problem: Problem, choice: Choice | None = None) -> str:
-    """The problem as lines, at most 40 nodes, edges and times each. What is forbidden is `-`; of a `choice`, what it takes is in
-    brackets, and memory is what it holds; else the least and the most that there can be."""
-    parts = (_head(problem, choice), _nodes(problem, choice), _edges(problem, choice), _memory(problem, choice))
+    """The problem as lines, at most 40 nodes, edges and times each. What is forbidden is `-`; of
+    a `choice`, what it takes is in brackets, and memory is what it holds; else the least and the
+    most that there can be."""
+    parts = (
+        _head(problem, choice),
+        _nodes(problem, choice),
+        _edges(problem, choice),
+        _memory(problem, choice),
+    )
     return "\n".join(line for part in parts for line in part) + "\n"
 
 
 def _head(problem: Problem, choice: Choice | None) -> Iterator[str]:
-    limit = "no limit" if problem.limit == float("inf") else f"a limit of {_number(problem.limit)} bytes"
+    limit = (
+        "no limit"
+        if problem.limit == float("inf")
+        else f"a limit of {_number(problem.limit)} bytes"
+    )
     yield (
         f"{len(problem.costs)} nodes, {len(problem.edges)} edges of {problem.num_pairs} pairs, {len(problem.usages)} usages over "
         f"{problem.horizon} times, {limit}"
@@ -43,7 +56,8 @@ def _nodes(problem: Problem, choice: Choice | None) -> Iterator[str]:
         for usage in problem.usages:
             if usage.node == node:
                 spans = ", ".join(
-                    f"{_time(problem, a)} to {_time(problem, b)}{f' x {t:g}' * (t != 1)}" for a, b, t in usage.spans
+                    f"{_time(problem, a)} to {_time(problem, b)}{f' x {t:g}' * (t != 1)}"
+                    for a, b, t in usage.spans
                 )
                 yield f"      bytes {_row(usage.nbytes, taken)} from {spans}"
     yield from _left(len(problem.costs), "nodes")
@@ -69,7 +83,9 @@ def _memory(problem: Problem, choice: Choice | None) -> Iterator[str]:
     held = None if choice is None else problem.memory(choice)
     yield "memory: bytes held at each time"
     for at in range(min(problem.horizon, _ROWS)):
-        words = f"{_number(least[at])} to {_number(most[at])}" if held is None else _number(held[at])
+        words = (
+            f"{_number(least[at])} to {_number(most[at])}" if held is None else _number(held[at])
+        )
         worst = most[at] if held is None else held[at]
         yield f"  {_time(problem, at)}: {words}{'  over the limit' * bool(worst > problem.limit)}"
     yield from _left(problem.horizon, "times")
@@ -98,7 +114,9 @@ def _time(problem: Problem, at: int) -> str:
 
 
 def _row(table: Table, taken: int | None) -> str:
-    cells = [f"[{_number(x)}]" if at == taken else _number(x) for at, x in enumerate(table.tolist())]
+    cells = [
+        f"[{_number(x)}]" if at == taken else _number(x) for at, x in enumerate(table.tolist())
+    ]
     more = f" ... {len(cells)} in all" if len(cells) > _STRATEGIES else ""
     return " ".join(cells[:_STRATEGIES]) + more
 

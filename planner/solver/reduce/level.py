@@ -1,4 +1,5 @@
-"""A level of a search: a reduced problem, the way from it to the whole one, and what is known about its prices."""
+"""A level of a search: a reduced problem, the way from it to the whole one, and what is known
+about its prices."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ __all__ = ["Level", "sum_of_minima"]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """`offset` is what the whole problem costs beside this one; `clock` the level's times in the whole problem's."""
+    """`offset` is what the whole problem costs beside this one; `clock` the level's times in the
+    whole problem's."""
 
     problem: Problem
     rows: Rows
@@ -27,15 +29,20 @@ class Level:
 
     @staticmethod
     def of(problem: Problem, steps: Collection[str] = STEPS) -> Level:
-        """The problem, reduced by `steps`. Raises Contradiction where no choice is possible and fits."""
+        """The problem, reduced by `steps`. Raises Contradiction where no choice is possible and
+        fits."""
         reduced = reduce(problem, steps)
-        return Level(reduced.problem, Rows(reduced.problem), reduced.offset, (reduced,), reduced.clock)
+        return Level(
+            reduced.problem, Rows(reduced.problem), reduced.offset, (reduced,), reduced.clock
+        )
 
     def without(self, kept: Sequence[Labels], steps: Collection[str] = STEPS) -> Level:
         """The level whose nodes are left the strategies `kept`, reduced again."""
         reduced = reduce(self.problem, steps, kept=kept)
         chain, clock = (*self.chain, reduced), self.clock[reduced.clock]
-        return Level(reduced.problem, Rows(reduced.problem), self.offset + reduced.offset, chain, clock)
+        return Level(
+            reduced.problem, Rows(reduced.problem), self.offset + reduced.offset, chain, clock
+        )
 
     def restore(self, choice: Choice) -> Choice:
         for reduced in reversed(self.chain):
@@ -56,7 +63,8 @@ class Level:
         return int(self.rows.first[-1])
 
     def prices(self, known: dict[int, float]) -> Array | None:
-        """Prices by the whole problem's times as prices of this level's times; None where there are none."""
+        """Prices by the whole problem's times as prices of this level's times; None where there
+        are none."""
         if not known or not len(self.clock):
             return None
         out = np.zeros(len(self.clock))

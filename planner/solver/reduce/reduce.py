@@ -1,6 +1,7 @@
 """Lossless reduction: a problem -> a smaller one with the same least cost, and the way back.
 
-The steps of `steps` and `timepoints` run over the nodes that changed until none does any more. Each can be left out.
+The steps of `steps` and `timepoints` run over the nodes that changed until none does any more. Each
+can be left out.
 """
 
 from __future__ import annotations
@@ -21,9 +22,11 @@ STEPS = (*NODE_STEPS, "room", "times")
 _ROUNDS = 10
 
 
-def reduce(problem: Problem, steps: Collection[str] = STEPS, kept: Sequence[Labels] | None = None) -> Reduced:
-    """The reduced problem, its nodes left only the strategies `kept`. Raises Contradiction where a step shows that no choice is
-    possible and fits."""
+def reduce(
+    problem: Problem, steps: Collection[str] = STEPS, kept: Sequence[Labels] | None = None
+) -> Reduced:
+    """The reduced problem, its nodes left only the strategies `kept`. Raises Contradiction where
+    a step shows that no choice is possible and fits."""
     assert set(steps) <= set(STEPS), set(steps) - set(STEPS)
     work = Working(problem)
     for node, labels in enumerate(kept or ()):
@@ -41,7 +44,8 @@ def reduce(problem: Problem, steps: Collection[str] = STEPS, kept: Sequence[Labe
 
 
 def _settle(work: Working, steps: Collection[str]) -> None:
-    """Runs steps of one node until nothing changes: the cheap ones first, a dearer one only where they are at rest."""
+    """Runs steps of one node until nothing changes: the cheap ones first, a dearer one only
+    where they are at rest."""
     todo = {name: set(work.touched) for name in steps}
     work.touched.clear()
     while True:

@@ -1,6 +1,8 @@
-"""Memory as rows over the states of all nodes: row t is  sum over states s of m_t(s) x(s) <= room(t).
+"""Memory as rows over the states of all nodes: row t is  sum over states s of m_t(s) x(s) <=
+room(t).
 
-A state is a strategy of a node; all states stand in one line, node by node. Rows are made one at a time, as they are asked for.
+A state is a strategy of a node; all states stand in one line, node by node. Rows are made one at a
+time, as they are asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first state; `room` what is left at a time."""
+    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first
+    state; `room` what is left at a time."""
 
     def __init__(self, problem: Problem) -> None:
         sizes = np.array([len(c) for c in problem.costs], dtype=np.int64)
@@ -22,18 +25,26 @@ class Rows:
         usages = problem.usages if problem.limit < float("inf") else ()
         widths = np.array([u.nbytes.size for u in usages], dtype=np.int64)
         self.starts: Labels = np.concatenate([[0], np.cumsum(widths)]).astype(np.int64)
-        self.nbytes: Array = np.concatenate([u.nbytes.astype(float) for u in usages]) if usages else np.zeros(0)
+        self.nbytes: Array = (
+            np.concatenate([u.nbytes.astype(float) for u in usages]) if usages else np.zeros(0)
+        )
         nodes = np.array([u.node for u in usages], dtype=np.int64)
         self.node = nodes
-        self.states: Labels = np.repeat(self.first[nodes] - self.starts[:-1], widths) + np.arange(len(self.nbytes))
+        self.states: Labels = np.repeat(self.first[nodes] - self.starts[:-1], widths) + np.arange(
+            len(self.nbytes)
+        )
         spans = [(index, *span) for index, usage in enumerate(usages) for span in usage.spans]
         table = np.array(spans, dtype=float).reshape(-1, 4)
         self.owner, self.lo, self.hi = (table[:, i].astype(np.int64) for i in range(3))
         self.times: Array = table[:, 3]
-        self.horizon, self.limit = problem.horizon if problem.limit < float("inf") else 0, problem.limit
+        self.horizon, self.limit = (
+            problem.horizon if problem.limit < float("inf") else 0,
+            problem.limit,
+        )
         base = np.zeros(self.horizon) if problem.base is None else problem.base[: self.horizon]
         self.room: Array = problem.limit - base
-        #: How much over the room still counts as within: what `Problem.fits` allows, less for rounding here.
+        #: How much over the room still counts as within: what `Problem.fits` allows, less for
+        #: rounding here.
         self.slack = 0.5e-9 * problem.limit if self.times.size else 0.0
 
     def row(self, at: int) -> tuple[Labels, Array]:
@@ -48,7 +59,8 @@ class Rows:
         return found, dense[found]
 
     def held(self, weight: Array) -> Array:
-        """Bytes held at each time where state s is taken with `weight[s]`, beyond what is always held."""
+        """Bytes held at each time where state s is taken with `weight[s]`, beyond what is always
+        held."""
         if not len(self.nbytes):
             return np.zeros(self.horizon)
         return self._over_time(np.add.reduceat(self.nbytes * weight[self.states], self.starts[:-1]))
@@ -59,7 +71,9 @@ class Rows:
 
     def _over_time(self, nbytes: Array) -> Array:
         amount = nbytes[self.owner] * self.times
-        steps = np.bincount(self.lo, amount, self.horizon + 1) - np.bincount(self.hi, amount, self.horizon + 1)
+        steps = np.bincount(self.lo, amount, self.horizon + 1) - np.bincount(
+            self.hi, amount, self.horizon + 1
+        )
         return np.cumsum(steps)[: self.horizon]
 
     def excess(self, labels: Labels | Choice) -> Array:
@@ -72,7 +86,8 @@ class Rows:
         return bool((self.excess(labels) <= self.slack).all())
 
     def over(self, held: Array, tolerance: float = 0.0) -> Labels:
-        """The few times to forbid first where `held` is over the room: the worst of each stretch that is over, worst first."""
+        """The few times to forbid first where `held` is over the room: the worst of each stretch
+        that is over, worst first."""
         excess = held - self.room - max(self.slack, tolerance * self.limit)
         over = np.flatnonzero(excess > 0)
         if not len(over):
@@ -86,6 +101,8 @@ class Rows:
         if not len(self.nbytes):
             return np.zeros(int(self.first[-1]))
         paid = np.concatenate([[0.0], np.cumsum(prices)])
-        each = np.bincount(self.owner, (paid[self.hi] - paid[self.lo]) * self.times, len(self.starts) - 1)
+        each = np.bincount(
+            self.owner, (paid[self.hi] - paid[self.lo]) * self.times, len(self.starts) - 1
+        )
         held = np.repeat(each, np.diff(self.starts)) * self.nbytes
         return np.bincount(self.states, held, int(self.first[-1])).astype(np.float64)

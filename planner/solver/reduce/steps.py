@@ -1,4 +1,5 @@
-"""The lossless reductions, each a step on a `Working` problem: nodes to look at -> whether anything changed.
+"""The lossless reductions, each a step on a `Working` problem: nodes to look at -> whether anything
+changed.
 
     forbid     a strategy that costs infinity goes
     arcs       so does one that some neighbour leaves no partner (arc consistency)
@@ -10,7 +11,8 @@
     leaf       a node with one neighbour that holds nothing: its cheapest strategy for each of the neighbour's is its cost
     chain      the same with two neighbours: a table between them
 
-`times` (in `timepoints`) keeps only the times at which memory can be too much. Nothing here changes the least cost there is.
+`times` (in `timepoints`) keeps only the times at which memory can be too much. Nothing here changes
+the least cost there is.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from planner.solver.reduce.working import Contradiction, Labels, Working
 
 __all__ = ["NODE_STEPS", "room"]
 
-#: A merge or a chain may not make more pairs than it takes away, times this, plus that: tables would fill memory.
+#: A merge or a chain may not make more pairs than it takes away, times this, plus that: tables
+#: would fill memory.
 _GROWTH, _SPARE = 1.5, 2_000
 
 #: Below any sum of costs, and finite: added to infinity it leaves that.
@@ -57,8 +60,8 @@ def fold(work: Working, node: int) -> None:
 
 
 def merge(work: Working, node: int) -> None:
-    """Neighbours whose strategy this node's forces go into it, and it into one that forces its own; where either could go, the one
-    with fewer edges does."""
+    """Neighbours whose strategy this node's forces go into it, and it into one that forces its
+    own; where either could go, the one with fewer edges does."""
     for other in list(work.near[node]):
         possible = np.isfinite(work.near[node][other])
         ways = [(other, node, possible), (node, other, possible.T)]
@@ -98,7 +101,9 @@ def dominate(work: Working, node: int) -> None:
     size = len(work.costs[node])
     if size == 1 or not np.isfinite(work.costs[node]).all():
         return  # what is forbidden goes by another step
-    worse = work.costs[node][None, :] - work.costs[node][:, None]  # [i, j]: what j costs more than i, at worst
+    worse = (
+        work.costs[node][None, :] - work.costs[node][:, None]
+    )  # [i, j]: what j costs more than i, at worst
     leaner = np.ones((size, size), dtype=bool)
     for nbytes in work.parts[node].values():
         leaner &= nbytes[None, :] <= nbytes[:, None]
@@ -111,15 +116,17 @@ def dominate(work: Working, node: int) -> None:
         # No later table can make up for an infinite loss; finite ones may.
         leaner &= worse < np.inf
     beats = leaner & (worse <= 0)
-    beats &= ~(beats.T & (np.arange(size)[None, :] > np.arange(size)[:, None]))  # of two equals the first stays
+    beats &= ~(
+        beats.T & (np.arange(size)[None, :] > np.arange(size)[:, None])
+    )  # of two equals the first stays
     gone = beats.any(axis=1)
     if gone.any():
         work.keep(node, np.flatnonzero(~gone))
 
 
 def _worst(table: Array, rows: Labels) -> Array:
-    """max_x C[j,x] - C[i,x] for each i of `rows` and every j; +inf where i allows an x that j does not, much below 0 where i
-    allows none."""
+    """max_x C[j,x] - C[i,x] for each i of `rows` and every j; +inf where i allows an x that j
+    does not, much below 0 where i allows none."""
     size, width = table.shape
     allowed = np.isfinite(table)
     filled = np.where(allowed, table, 0.0)
@@ -152,7 +159,8 @@ def leaf(work: Working, node: int) -> None:
 
 
 def chain(work: Working, node: int) -> None:
-    """A node that holds nothing and has two neighbours goes, where the table between them stays small."""
+    """A node that holds nothing and has two neighbours goes, where the table between them stays
+    small."""
     if work.parts[node] or len(work.near[node]) != 2:
         return
     (a, to_a), (b, to_b) = work.near[node].items()
@@ -191,6 +199,12 @@ def _slack(work: Working) -> float:
 
 #: The steps that look at one node at a time, cheapest first.
 NODE_STEPS: dict[str, Callable[[Working, int], None]] = {
-    "forbid": forbid, "arcs": arcs, "fold": fold, "push": push, "merge": merge, "leaf": leaf, "chain": chain,
+    "forbid": forbid,
+    "arcs": arcs,
+    "fold": fold,
+    "push": push,
+    "merge": merge,
+    "leaf": leaf,
+    "chain": chain,
     "dominate": dominate,
-}  # fmt: skip
+}

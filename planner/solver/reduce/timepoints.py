@@ -1,8 +1,8 @@
 """Which times matter: memory is checked only where it can be too much.
 
-Between two times at which a node starts or ends holding, the same nodes hold; of those times the one with the least room says it
-all. A time at which a subset of another's nodes hold, with no less room, says nothing new. And one at which all nodes' largest
-usages fit is always kept.
+Between two times at which a node starts or ends holding, the same nodes hold; of those times the
+one with the least room says it all. A time at which a subset of another's nodes hold, with no less
+room, says nothing new. And one at which all nodes' largest usages fit is always kept.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ def times(work: Working) -> bool:
 def _telling(work: Working) -> Labels:
     """The times to keep: one a maximal set of nodes that hold together."""
     horizon = len(work.room)
-    starts, ends, most = np.zeros(horizon + 1, dtype=bool), np.zeros(horizon + 1, dtype=bool), np.zeros(horizon + 1)
+    starts, ends, most = (
+        np.zeros(horizon + 1, dtype=bool),
+        np.zeros(horizon + 1, dtype=bool),
+        np.zeros(horizon + 1),
+    )
     for node in work.nodes():
         for spans, nbytes in work.parts[node].items():
             largest = float(nbytes.max())
@@ -44,8 +48,9 @@ def _telling(work: Working) -> Labels:
 
 
 def _maximal(room: Array, starts: Flags, ends: Flags, most: Array) -> Labels:
-    """Times in stretches between events; a stretch whose nodes are also those of the one before or after, and with no less room
-    than there, goes. `most` is what is held when all hold their largest."""
+    """Times in stretches between events; a stretch whose nodes are also those of the one before
+    or after, and with no less room than there, goes. `most` is what is held when all hold their
+    largest."""
     stretch = np.cumsum((starts | ends)[:-1])
     order = np.lexsort((room, stretch))
     first = order[np.unique(stretch[order], return_index=True)[1]]

@@ -1,7 +1,8 @@
-"""A problem that is being reduced, and the way back: `Working` -> a smaller `Problem`, and a choice of that -> one of the whole.
+"""A problem that is being reduced, and the way back: `Working` -> a smaller `Problem`, and a choice
+of that -> one of the whole.
 
-Every change is undone exactly: what a choice of the smaller problem means for the nodes that have gone is on the trail. Costs of
-`FORBIDDEN` or more are infinite here.
+Every change is undone exactly: what a choice of the smaller problem means for the nodes that have
+gone is on the trail. Costs of `FORBIDDEN` or more are infinite here.
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ class Contradiction(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
-    """`problem` has the whole problem's solutions and no others that matter: its optimum plus `offset` is the whole's, and
-    `restore` turns its best choice into one of the whole, `project` a choice of the whole into one near it, where the strategies
-    that it takes are still there. `clock` numbers its times in the whole; its node i is the whole's `nodes[i]` with
-    the `strategies[i]` of that."""
+    """`problem` has the whole problem's solutions and no others that matter: its optimum plus
+    `offset` is the whole's, and `restore` turns its best choice into one of the whole, `project`
+    a choice of the whole into one near it, where the strategies that it takes are still there.
+    `clock` numbers its times in the whole; its node i is the whole's `nodes[i]` with the
+    `strategies[i]` of that."""
 
     problem: Problem
     offset: float
@@ -42,7 +44,8 @@ class Reduced:
 
 
 class Working:
-    """Nodes, tables between neighbours, and memory in parts, all of which may change; None where a node has gone."""
+    """Nodes, tables between neighbours, and memory in parts, all of which may change; None where
+    a node has gone."""
 
     def __init__(self, problem: Problem) -> None:
         self.whole = problem
@@ -68,7 +71,7 @@ class Working:
             if spans:
                 self.add_part(usage.node, spans, usage.nbytes.astype(float))
 
-    # ------------------------------------------------------------------------------------------ changes
+    # -------------------------------------------------------------------------------------- changes
 
     def touch(self, node: int) -> None:
         """A node whose surroundings changed: it and its neighbours are to be looked at again."""
@@ -101,7 +104,10 @@ class Working:
         if not len(kept):
             raise Contradiction
         self.touch(node)
-        self.costs[node], self.strategies[node] = self.costs[node][kept], self.strategies[node][kept]
+        self.costs[node], self.strategies[node] = (
+            self.costs[node][kept],
+            self.strategies[node][kept],
+        )
         for other, table in self.near[node].items():
             table = np.ascontiguousarray(table[kept])
             self.near[node][other], self.near[other][node] = table, table.T
@@ -129,10 +135,13 @@ class Working:
         self._remove(node, undo)
 
     def merge(self, gone: int, into: int, forced: Labels) -> None:
-        """Takes out a node whose strategy is `forced[s]` where `into` has s: costs, edges and memory go over."""
+        """Takes out a node whose strategy is `forced[s]` where `into` has s: costs, edges and
+        memory go over."""
         self.touch(gone)
         table = self.near[into][gone]
-        self.costs[into] = self.costs[into] + self.costs[gone][forced] + table[np.arange(len(forced)), forced]
+        self.costs[into] = (
+            self.costs[into] + self.costs[gone][forced] + table[np.arange(len(forced)), forced]
+        )
         self.drop_edge(gone, into)
         for other, table in list(self.near[gone].items()):
             self.drop_edge(gone, other)
@@ -146,7 +155,8 @@ class Working:
         self._remove(gone, undo)
 
     def eliminate(self, gone: int, around: tuple[int, ...], best: Labels) -> None:
-        """Takes out a node that holds nothing and whose best strategy is `best[choices around]`; its costs went elsewhere."""
+        """Takes out a node that holds nothing and whose best strategy is `best[choices around]`;
+        its costs went elsewhere."""
         self.touch(gone)
         for other in around:
             self.drop_edge(gone, other)
@@ -163,7 +173,7 @@ class Working:
         self.touched.discard(node)
         self._trail.append(undo)
 
-    # ------------------------------------------------------------------------------------------ results
+    # -------------------------------------------------------------------------------------- results
 
     def retime(self, times: Labels, renamed: Callable[[Span], Span | None]) -> None:
         """Keeps only some times, in order; `renamed` gives a span in their numbers."""
@@ -184,14 +194,20 @@ class Working:
         number = {node: i for i, node in enumerate(nodes)}
         edges = [
             Edge(u=number[u], v=number[v], cost=np.ascontiguousarray(table))
-            for u in nodes for v, table in self.near[u].items() if u < v
-        ]  # fmt: skip
+            for u in nodes
+            for v, table in self.near[u].items()
+            if u < v
+        ]
         usages = [usage for n in nodes for usage in self._usages(n, number[n])]
         limit = self.whole.limit
         problem = Problem(
-            costs=tuple(self.costs[n] for n in nodes), edges=tuple(edges), usages=tuple(usages), horizon=len(self.room),
-            limit=limit, base=limit - self.room if self.limited else None,
-        )  # fmt: skip
+            costs=tuple(self.costs[n] for n in nodes),
+            edges=tuple(edges),
+            usages=tuple(usages),
+            horizon=len(self.room),
+            limit=limit,
+            base=limit - self.room if self.limited else None,
+        )
         trail, size = tuple(self._trail), len(self.whole.costs)
         strategies = tuple(self.strategies[n] for n in nodes)
 
@@ -204,12 +220,20 @@ class Working:
             return tuple(found)
 
         def project(choice: Choice) -> Choice:
-            return tuple(int((own == choice[node]).argmax()) for node, own in zip(nodes, strategies, strict=True))
+            return tuple(
+                int((own == choice[node]).argmax())
+                for node, own in zip(nodes, strategies, strict=True)
+            )
 
         return Reduced(
-            problem=problem, offset=self.offset, restore=restore, project=project, clock=self.clock, nodes=tuple(nodes),
+            problem=problem,
+            offset=self.offset,
+            restore=restore,
+            project=project,
+            clock=self.clock,
+            nodes=tuple(nodes),
             strategies=strategies,
-        )  # fmt: skip
+        )
 
     def nodes(self) -> Iterable[int]:
         """The nodes that are left."""
@@ -222,7 +246,11 @@ class Working:
         for spans, nbytes in self.parts[node].items():
             alike[nbytes.tobytes()].append(spans)
         for held, many in alike.items():
-            yield Usage(node=number, nbytes=np.frombuffer(held), spans=tuple(itertools.chain.from_iterable(many)))
+            yield Usage(
+                node=number,
+                nbytes=np.frombuffer(held),
+                spans=tuple(itertools.chain.from_iterable(many)),
+            )
 
 
 def _priced(table: Table) -> Array:

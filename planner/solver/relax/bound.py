@@ -1,8 +1,9 @@
 """A lower bound by message passing, and what it rules out.
 
-Costs are moved between nodes and edges without changing the objective of any choice (a reparametrisation), so that the sum of
-all minima, a lower bound, rises (MPLP++, Tourani et al., "MPLP++: Fast, Parallel Dual Block-Coordinate Ascent", ECCV 2018).
-What then costs more than `slack` above its own minimum cannot be part of a solution within `slack` of the bound.
+Costs are moved between nodes and edges without changing the objective of any choice (a
+reparametrisation), so that the sum of all minima, a lower bound, rises (MPLP++, Tourani et al.,
+"MPLP++: Fast, Parallel Dual Block-Coordinate Ascent", ECCV 2018). What then costs more than `slack`
+above its own minimum cannot be part of a solution within `slack` of the bound.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from planner.solver.problem.problem import Array, Problem
 __all__ = ["COMPILED", "Reparametrised", "decode", "reparametrise"]
 
 
-#: Problems of so many pairs are worth importing compiled sweeps for (a third of a second); handshakes that follow on them.
+#: Problems of so many pairs are worth importing compiled sweeps for (a third of a second);
+#: handshakes that follow on them.
 COMPILED, _LAST = 60_000, 4
 
 
@@ -35,15 +37,26 @@ class Reparametrised:
 
 
 def reparametrise(
-    problem: Problem, *, sweeps: int = 200, tolerance: float = 1e-9, start: Reparametrised | None = None, compiled: bool = False
+    problem: Problem,
+    *,
+    sweeps: int = 200,
+    tolerance: float = 1e-9,
+    start: Reparametrised | None = None,
+    compiled: bool = False,
 ) -> Reparametrised:
-    """The problem's costs after message passing (going on from `start`), stopping where the bound no longer rises by `tolerance` of
-    itself. Of a problem of many pairs, and where `compiled`, all sweeps but the last few are compiled, which reads a table once
-    instead of eight times."""
-    if (compiled or problem.num_pairs >= COMPILED) and all(edge.u < edge.v for edge in problem.edges):
+    """The problem's costs after message passing (going on from `start`), stopping where the
+    bound no longer rises by `tolerance` of itself. Of a problem of many pairs, and where
+    `compiled`, all sweeps but the last few are compiled, which reads a table once instead of
+    eight times."""
+    if (compiled or problem.num_pairs >= COMPILED) and all(
+        edge.u < edge.v for edge in problem.edges
+    ):
         start, sweeps = _swept(problem, start, sweeps), min(sweeps, _LAST)
     nodes = [np.array(c, dtype=float) for c in (start.nodes if start else problem.costs)]
-    edges = [np.array(e, dtype=float) for e in (start.edges if start else (e.cost for e in problem.edges))]
+    edges = [
+        np.array(e, dtype=float)
+        for e in (start.edges if start else (e.cost for e in problem.edges))
+    ]
     order = list(range(len(edges)))
     bound, stalled = _bound(nodes, edges), 0
     for _ in range(sweeps):
@@ -55,11 +68,14 @@ def reparametrise(
         stalled = stalled + 1 if bound - previous <= tolerance * max(abs(bound), 1e-30) else 0
         if stalled >= 3:
             break
-    return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=bound, converged=stalled >= 3)
+    return Reparametrised(
+        nodes=tuple(nodes), edges=tuple(edges), bound=bound, converged=stalled >= 3
+    )
 
 
 def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Reparametrised:
-    """Costs moved by the compiled sweeps; what is left of them stands at the ends of edges, where handshakes share it out."""
+    """Costs moved by the compiled sweeps; what is left of them stands at the ends of edges,
+    where handshakes share it out."""
     from planner.solver.reduce.rows import Rows
     from planner.solver.relax.flat import Flat
     from planner.solver.relax.lagrange import Dual
@@ -67,14 +83,18 @@ def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Repar
     tables = start.edges if start is not None else tuple(edge.cost for edge in problem.edges)
     moved = Problem(
         costs=start.nodes if start is not None else problem.costs,
-        edges=tuple(replace(edge, cost=cost) for edge, cost in zip(problem.edges, tables, strict=True)),
+        edges=tuple(
+            replace(edge, cost=cost) for edge, cost in zip(problem.edges, tables, strict=True)
+        ),
     )
     dual = Dual(Flat.of(moved), Rows(moved))
     for index in range(sweeps):
         dual.sweep(dual.flat.costs, index % 2 == 0)
     nodes, edges = [c.astype(float) for c in moved.costs], []
     for edge, a, b in zip(moved.edges, dual.to_u.tolist(), dual.to_v.tolist(), strict=True):
-        of_u, of_v = (_finite(dual.messages[at : at + len(nodes[n])]) for at, n in ((a, edge.u), (b, edge.v)))
+        of_u, of_v = (
+            _finite(dual.messages[at : at + len(nodes[n])]) for at, n in ((a, edge.u), (b, edge.v))
+        )
         nodes[edge.u], nodes[edge.v] = nodes[edge.u] + of_u, nodes[edge.v] + of_v
         edges.append(edge.cost - of_u[:, None] - of_v[None, :])
     return Reparametrised(nodes=tuple(nodes), edges=tuple(edges), bound=_bound(nodes, edges))
@@ -85,7 +105,8 @@ _least = np.minimum.reduce
 
 
 def _handshake(nodes: list[Array], edges: list[Array], u: int, v: int, index: int) -> None:
-    """Pulls both nodes' costs into the edge, then gives back as much as each can take without lowering any minimum."""
+    """Pulls both nodes' costs into the edge, then gives back as much as each can take without
+    lowering any minimum."""
     total = edges[index] + nodes[u][:, None]
     total += nodes[v]
     to_u = 0.5 * _least(total, axis=1)
@@ -107,7 +128,8 @@ def _bound(nodes: list[Array], edges: list[Array]) -> float:
 
 
 def decode(problem: Problem, moved: Reparametrised) -> tuple[int, ...]:
-    """A good choice read off the reparametrised costs: node by node the cheapest given its decided neighbours, then 1-opt."""
+    """A good choice read off the reparametrised costs: node by node the cheapest given its
+    decided neighbours, then 1-opt."""
     neighbours: list[list[tuple[int, int, bool]]] = [[] for _ in problem.costs]
     for index, edge in enumerate(problem.edges):
         neighbours[edge.u].append((edge.v, index, False))
@@ -123,7 +145,9 @@ def decode(problem: Problem, moved: Reparametrised) -> tuple[int, ...]:
     return _one_opt(problem, choice, neighbours)
 
 
-def _one_opt(problem: Problem, choice: list[int], neighbours: list[list[tuple[int, int, bool]]]) -> tuple[int, ...]:
+def _one_opt(
+    problem: Problem, choice: list[int], neighbours: list[list[tuple[int, int, bool]]]
+) -> tuple[int, ...]:
     for _ in range(20):
         changed = False
         for node, near in enumerate(neighbours):

@@ -1,7 +1,8 @@
 """A problem as flat arrays, the form that compiled kernels read.
 
-States stand in one line, node by node; an edge's table in one line row-major with its smaller node first; the edges of a node in one
-line in the order of their other node, so that those to earlier nodes come first.
+States stand in one line, node by node; an edge's table in one line row-major with its smaller node
+first; the edges of a node in one line in the order of their other node, so that those to earlier
+nodes come first.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ __all__ = ["Flat"]
 
 @dataclass(frozen=True, kw_only=True)
 class Flat:
-    """`first[n]` node n's first state, `table[e]` edge e's first pair, `near[at[n] : at[n + 1]]` node n's edges."""
+    """`first[n]` node n's first state, `table[e]` edge e's first pair, `near[at[n] : at[n + 1]]`
+    node n's edges."""
 
     costs: Array
     first: Labels
@@ -41,10 +43,15 @@ class Flat:
         ends, others = np.concatenate([u, v]), np.concatenate([v, u])
         order = np.lexsort((others, ends))
         return Flat(
-            costs=_joined(problem.costs), first=_starts(sizes), u=u, v=v, pairs=_joined(pairs),
+            costs=_joined(problem.costs),
+            first=_starts(sizes),
+            u=u,
+            v=v,
+            pairs=_joined(pairs),
             table=_starts(np.array([len(p) for p in pairs], dtype=np.int64)),
-            near=np.tile(np.arange(len(u)), 2)[order], at=_starts(np.bincount(ends, minlength=len(sizes))),
-        )  # fmt: skip
+            near=np.tile(np.arange(len(u)), 2)[order],
+            at=_starts(np.bincount(ends, minlength=len(sizes))),
+        )
 
     @cached_property
     def num_nodes(self) -> int:
@@ -71,7 +78,11 @@ class Flat:
 
 
 def _joined(tables: tuple[Array, ...] | list[Array]) -> Array:
-    found = np.concatenate([np.asarray(t, dtype=np.float64) for t in tables]) if len(tables) else np.zeros(0)
+    found = (
+        np.concatenate([np.asarray(t, dtype=np.float64) for t in tables])
+        if len(tables)
+        else np.zeros(0)
+    )
     found[forbids(found)] = np.inf
     return found
 

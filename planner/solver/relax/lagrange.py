@@ -1,8 +1,9 @@
 """The dual: prices on memory over message passing, a lower bound that needs no integer program.
 
-With prices p_t >= 0, every choice that fits costs at least  min_x [cost(x) + sum_t p_t held_t(x)] - sum_t p_t room_t; message passing
-bounds the minimum. Prices follow the excess of a *softened* choice, strategies weighted by exp(-marginal / temperature): the hard
-choice jumps between extremes and lets the bound rise tens of times more slowly (measured, docs/decisions/0010).
+With prices p_t >= 0, every choice that fits costs at least  min_x [cost(x) + sum_t p_t held_t(x)] -
+sum_t p_t room_t; message passing bounds the minimum. Prices follow the excess of a *softened*
+choice, strategies weighted by exp(-marginal / temperature): the hard choice jumps between extremes
+and lets the bound rise tens of times more slowly (measured, docs/decisions/0010).
 """
 
 from __future__ import annotations
@@ -21,16 +22,19 @@ from planner.solver.relax.message_passing import least_pairs, sweep
 
 __all__ = ["Dual"]
 
-#: Share of the bound by which the first step may raise it; what a stall of so many rounds leaves of it; when it is at rest.
+#: Share of the bound by which the first step may raise it; what a stall of so many rounds leaves of
+#: it; when it is at rest.
 _STEP, _PATIENCE, _DECAY, _REST = 0.02, 10, 0.7, 2e-5
 
-#: A round raised the bound only if by this share of it; the part of the last direction that is kept.
+#: A round raised the bound only if by this share of it; the part of the last direction that is
+#: kept.
 _RISE, _MOMENTUM = 1e-4, 0.8
 
 #: The temperature, in mean cost of a node.
 _TEMPERATURE = 0.1
 
-#: Factors on the free bound that all prices together take at first, sweeps at each, and how strongly what is over draws them.
+#: Factors on the free bound that all prices together take at first, sweeps at each, and how
+#: strongly what is over draws them.
 _FACTORS, _STEADY, _BIAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4, 1e5, 1e6), 10, 8.0
 
 #: Times that may enter in a round, sweeps without and with prices changing.
@@ -38,10 +42,15 @@ _NEW, _WARM, _SWEEPS = 20, 40, 2
 
 
 class Dual:
-    """Prices and messages of a problem, and the best bound they gave. `prices` are a share of the limit; `dot` adds up over times."""
+    """Prices and messages of a problem, and the best bound they gave. `prices` are a share of
+    the limit; `dot` adds up over times."""
 
     def __init__(
-        self, flat: Flat, rows: Rows, prices: Array | None = None, dot: Callable[[Array, Array], Any] = np.dot
+        self,
+        flat: Flat,
+        rows: Rows,
+        prices: Array | None = None,
+        dot: Callable[[Array, Array], Any] = np.dot,
     ) -> None:
         self.flat, self.rows, self.dot = flat, rows, dot
         self.unit = rows.limit if 0 < rows.limit < float("inf") else 1.0
@@ -59,14 +68,29 @@ class Dual:
     def sweep(self, costs: Array, forward: bool) -> float:
         """One pass; its bound, prices not taken off."""
         f = self.flat
-        return float(sweep(
-            costs, f.first, f.u, f.v, f.pairs, f.table, f.near, f.at, self.to_u, self.to_v, self.messages, forward,
-            self.marginals, self.labels,
-        ))  # fmt: skip
+        return float(
+            sweep(
+                costs,
+                f.first,
+                f.u,
+                f.v,
+                f.pairs,
+                f.table,
+                f.near,
+                f.at,
+                self.to_u,
+                self.to_v,
+                self.messages,
+                forward,
+                self.marginals,
+                self.labels,
+            )
+        )
 
     def begin(self, fits: Callable[[Labels], bool]) -> bool:
-        """Raises all prices together, more where the choice read off is more over the room, until `fits` says that one fits; whether
-        one did. The prices with the best bound are where `rise` goes on."""
+        """Raises all prices together, more where the choice read off is more over the room,
+        until `fits` says that one fits; whether one did. The prices with the best bound are
+        where `rise` goes on."""
         free = abs(self.sweep(self.priced(np.zeros(self.rows.horizon)), True)) or 1.0
         share, found = np.full(self.rows.horizon, 1.0 / max(self.rows.horizon, 1)), False
         for factor in _FACTORS:
@@ -79,13 +103,16 @@ class Dual:
             found = fits(self.labels)
             if found:
                 break
-            share = share * np.exp(_BIAS * np.clip(self.rows.excess(self.labels) / self.unit, -1.0, 1.0))
+            share = share * np.exp(
+                _BIAS * np.clip(self.rows.excess(self.labels) / self.unit, -1.0, 1.0)
+            )
             share /= share.sum() or 1.0
         self.messages[:] = self.best[1]
         return found
 
     def rise(self, deadline: float, stopped: Callable[[], bool], tell: Callable[[], None]) -> None:
-        """Raises the bound until the deadline or until it is at rest; `tell` is called after every round."""
+        """Raises the bound until the deadline or until it is at rest; `tell` is called after
+        every round."""
         prices, direction, step, stalled = self.prices.copy(), np.zeros(self.rows.horizon), _STEP, 0
         for index in range(_WARM):
             self.sweep(self.priced(prices), index % 2 == 0)
@@ -94,23 +121,35 @@ class Dual:
             for index in range(_SWEEPS):
                 found = self.sweep(costs, index % 2 == 0)
             found -= float(self.dot(prices, self.room))
-            stalled = 0 if found > self.bound + _RISE * abs(self.bound) or self.bound == -float("inf") else stalled + 1
+            stalled = (
+                0
+                if found > self.bound + _RISE * abs(self.bound) or self.bound == -float("inf")
+                else stalled + 1
+            )
             if found > self.bound:
                 self.bound, self.prices = found, prices
                 self.best = (prices, self.messages.copy())
             tell()
             prices, direction = self._next(prices, direction, step)
             if stalled >= _PATIENCE:
-                step, stalled, prices, direction = step * _DECAY, 0, self.prices, np.zeros_like(direction)
+                step, stalled, prices, direction = (
+                    step * _DECAY,
+                    0,
+                    self.prices,
+                    np.zeros_like(direction),
+                )
 
     def _next(self, prices: Array, direction: Array, step: float) -> tuple[Array, Array]:
-        """Prices after a step along the excess of the softened choice, where they are or it is positive."""
+        """Prices after a step along the excess of the softened choice, where they are or it is
+        positive."""
         held = self.rows.held(self._softened())
         excess = held / self.unit - self.room
         active = prices > 0
         active[self.rows.over(held)[:_NEW]] = True
         direction = np.where(active, _MOMENTUM * direction + (1 - _MOMENTUM) * excess, 0.0)
-        length = step * max(abs(self.bound), 1e-30) / max(float(self.dot(direction, direction)), 0.01)
+        length = (
+            step * max(abs(self.bound), 1e-30) / max(float(self.dot(direction, direction)), 0.01)
+        )
         return np.maximum(0.0, prices + length * direction), direction
 
     def _softened(self) -> Array:
@@ -121,7 +160,8 @@ class Dual:
         return weight / total[self.flat.node_of]
 
     def settle(self, sweeps: int = 10) -> None:
-        """Goes back to the best prices and messages, for marginals and labels that belong to them."""
+        """Goes back to the best prices and messages, for marginals and labels that belong to
+        them."""
         self.prices, messages = self.best
         self.messages[:] = messages
         costs = self.priced(self.prices)
@@ -129,21 +169,30 @@ class Dual:
             self.sweep(costs, index % 2 == 0)
 
     def certified(self) -> float:
-        """The bound of the present messages and the best prices, added up from the tables, less what rounding can have taken."""
+        """The bound of the present messages and the best prices, added up from the tables, less
+        what rounding can have taken."""
         f, costs = self.flat, self.priced(self.prices)
         sizes = np.diff(f.first)
-        owner = np.repeat(np.arange(2 * len(f.u)), np.stack([sizes[f.u], sizes[f.v]], axis=1).ravel())
+        owner = np.repeat(
+            np.arange(2 * len(f.u)), np.stack([sizes[f.u], sizes[f.v]], axis=1).ravel()
+        )
         ends = np.stack([f.u, f.v], axis=1).ravel()
-        where = f.first[ends][owner] + np.arange(len(owner)) - np.stack([self.to_u, self.to_v], axis=1).ravel()[owner]
+        where = (
+            f.first[ends][owner]
+            + np.arange(len(owner))
+            - np.stack([self.to_u, self.to_v], axis=1).ravel()[owner]
+        )
         nodes = costs + np.bincount(where, self.messages, len(costs))
         total = float(np.minimum.reduceat(nodes, f.first[:-1]).sum()) if len(nodes) else 0.0
         size = float(np.abs(self.messages).sum() + np.abs(costs[np.isfinite(costs)]).sum())
-        total += float(least_pairs(f.u, f.v, f.first, f.pairs, f.table, self.to_u, self.to_v, self.messages))
+        total += float(
+            least_pairs(f.u, f.v, f.first, f.pairs, f.table, self.to_u, self.to_v, self.messages)
+        )
         return total - float(self.dot(self.prices, self.room)) - 1e-14 * size
 
     def fixed(self, upper: float) -> Labels:
-        """The states that a choice of cost at most `upper` may take: bound plus marginal does not exceed it, in either direction's
-        pass. Call after `settle`."""
+        """The states that a choice of cost at most `upper` may take: bound plus marginal does
+        not exceed it, in either direction's pass. Call after `settle`."""
         costs, possible = self.priced(self.prices), np.ones(len(self.flat.costs), dtype=bool)
         for forward in (True, False):
             before = self.certified()

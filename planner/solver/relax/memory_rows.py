@@ -1,7 +1,8 @@
 """Memory in the bound: prices on the bytes held at critical times.
 
-With prices p_t >= 0 on some times T, every choice that fits costs at least what it costs with its memory at T priced, less
-sum p_t room_t. So the priced problem's bound, less that, bounds the limited problem (Lagrange); its cheap choices tend to fit.
+With prices p_t >= 0 on some times T, every choice that fits costs at least what it costs with its
+memory at T priced, less sum p_t room_t. So the priced problem's bound, less that, bounds the
+limited problem (Lagrange); its cheap choices tend to fit.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ _ROUNDS, _HALVINGS, _SWEEPS = 6, 7, 40
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
-    """`moved` is the priced problem's reparametrisation under `prices`; `bound` bounds the limited problem; `choice` is the best
-    one found that fits, None where none was found."""
+    """`moved` is the priced problem's reparametrisation under `prices`; `bound` bounds the
+    limited problem; `choice` is the best one found that fits, None where none was found."""
 
     moved: Reparametrised
     prices: Mapping[int, float]
@@ -31,7 +32,8 @@ class Priced:
 
 
 def priced_problem(problem: Problem, prices: Mapping[int, float]) -> Problem:
-    """The problem with memory at the times of `prices` added to its costs, at that many cost units a byte."""
+    """The problem with memory at the times of `prices` added to its costs, at that many cost
+    units a byte."""
     costs = list(problem.costs)
     for usage in problem.usages:
         rate = sum(price * usage.times(at) for at, price in prices.items())
@@ -40,9 +42,11 @@ def priced_problem(problem: Problem, prices: Mapping[int, float]) -> Problem:
     return replace(problem, costs=tuple(costs))
 
 
-def price(problem: Problem, start: tuple[int, ...], stopped: Callable[[], bool] = lambda: False) -> Priced | None:
-    """Prices under which cheap choices fit, found by halving one common price on a growing set of critical times; until
-    `stopped`.
+def price(
+    problem: Problem, start: tuple[int, ...], stopped: Callable[[], bool] = lambda: False
+) -> Priced | None:
+    """Prices under which cheap choices fit, found by halving one common price on a growing set of
+    critical times; until `stopped`.
 
     None where no choice that fits was found at any price.
     """
@@ -65,7 +69,11 @@ def price(problem: Problem, start: tuple[int, ...], stopped: Callable[[], bool] 
             if stopped() or high / max(low, 1e-300) < 1.1:
                 break
         over = int(problem.memory(trial.choice or start).argmax())
-        if stopped() or over in times or problem.memory(trial.choice or start)[over] <= problem.limit:
+        if (
+            stopped()
+            or over in times
+            or problem.memory(trial.choice or start)[over] <= problem.limit
+        ):
             break
         times.append(over)
     return best if best is not None and best.choice is not None else None
@@ -82,7 +90,9 @@ def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
 def _better(problem: Problem, best: Priced | None, trial: Priced) -> Priced:
     """The higher bound with the cheaper fitting choice."""
     assert trial.choice is not None
-    fits = bool((problem.memory(trial.choice) <= problem.limit).all()) and np.isfinite(problem.cost(trial.choice))
+    fits = bool((problem.memory(trial.choice) <= problem.limit).all()) and np.isfinite(
+        problem.cost(trial.choice)
+    )
     choice = trial.choice if fits else None
     if best is None:
         return replace(trial, choice=choice)

@@ -1,9 +1,11 @@
-"""Compiled kernels over `Flat` arrays: message passing, decoding, local search. Imported only for problems that need them.
+"""Compiled kernels over `Flat` arrays: message passing, decoding, local search. Imported only for
+problems that need them.
 
-Sequential reweighted message passing (Kolmogorov, "A New Look at Reweighted Message Passing", PAMI 2015; for pairs it is TRW-S):
-the cost of edge e is  C[i,j] - to_u[i] - to_v[j],  that of node n its own plus all its messages. A pass collects at each node what
-its edges cost at least, then hands equal shares to the edges ahead; afterwards every edge costs at least 0, so the nodes' minima
-add up to a lower bound, which never falls.
+Sequential reweighted message passing (Kolmogorov, "A New Look at Reweighted Message Passing", PAMI
+2015; for pairs it is TRW-S): the cost of edge e is  C[i,j] - to_u[i] - to_v[j],  that of node n its
+own plus all its messages. A pass collects at each node what its edges cost at least, then hands
+equal shares to the edges ahead; afterwards every edge costs at least 0, so the nodes' minima add up
+to a lower bound, which never falls.
 """
 
 from __future__ import annotations
@@ -19,11 +21,24 @@ __all__ = ["least_pairs", "sweep"]
 
 @numba.njit(cache=True, nogil=True)
 def sweep(
-    costs: Array, first: Labels, u: Labels, v: Labels, pairs: Array, table: Labels, near: Labels, at: Labels, to_u: Labels,
-    to_v: Labels, messages: Array, forward: bool, marginals: Array, labels: Labels,
-) -> float:  # fmt: skip
-    """One pass over all nodes in order (or against it); the bound after it. `marginals` becomes how much each state costs beyond its
-    node's cheapest, all else at its best; `labels` a choice read off on the way."""
+    costs: Array,
+    first: Labels,
+    u: Labels,
+    v: Labels,
+    pairs: Array,
+    table: Labels,
+    near: Labels,
+    at: Labels,
+    to_u: Labels,
+    to_v: Labels,
+    messages: Array,
+    forward: bool,
+    marginals: Array,
+    labels: Labels,
+) -> float:
+    """One pass over all nodes in order (or against it); the bound after it. `marginals` becomes
+    how much each state costs beyond its node's cheapest, all else at its best; `labels` a choice
+    read off on the way."""
     bound = 0.0
     num = len(first) - 1
     theta, given = np.empty(len(costs)), np.empty(len(costs))
@@ -66,9 +81,17 @@ def sweep(
 
 @numba.njit(cache=True, nogil=True)
 def _collect(
-    e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels,
+    e: int,
+    n: int,
+    u: Labels,
+    v: Labels,
+    first: Labels,
+    pairs: Array,
+    table: Labels,
+    to_u: Labels,
+    to_v: Labels,
     messages: Array,
-) -> None:  # fmt: skip
+) -> None:
     """Gives node n all that edge e costs at least for each of its states."""
     rows, columns = first[u[e] + 1] - first[u[e]], first[v[e] + 1] - first[v[e]]
     start, a, b = table[e], to_u[e], to_v[e]
@@ -89,16 +112,32 @@ def _collect(
 
 @numba.njit(cache=True, nogil=True)
 def _decide(
-    e: int, n: int, u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, mine: int, messages: Array,
-    labels: Labels, given: Array,
-) -> None:  # fmt: skip
-    """Adds what node n's states cost at edge e beyond the least, the other node's strategy given."""
+    e: int,
+    n: int,
+    u: Labels,
+    v: Labels,
+    first: Labels,
+    pairs: Array,
+    table: Labels,
+    mine: int,
+    messages: Array,
+    labels: Labels,
+    given: Array,
+) -> None:
+    """Adds what node n's states cost at edge e beyond the least, the other node's strategy
+    given."""
     columns = first[v[e] + 1] - first[v[e]]
     for i in range(first[n + 1] - first[n]):
         if u[e] == n:
-            pair = pairs[table[e] + i * columns + labels[v[e]]] - messages[b_of(e, first, u, mine) + labels[v[e]]]
+            pair = (
+                pairs[table[e] + i * columns + labels[v[e]]]
+                - messages[b_of(e, first, u, mine) + labels[v[e]]]
+            )
         else:
-            pair = pairs[table[e] + labels[u[e]] * columns + i] - messages[a_of(e, first, u, mine) + labels[u[e]]]
+            pair = (
+                pairs[table[e] + labels[u[e]] * columns + i]
+                - messages[a_of(e, first, u, mine) + labels[u[e]]]
+            )
         given[i] += pair - messages[mine + i]
 
 
@@ -116,7 +155,14 @@ def b_of(e: int, first: Labels, u: Labels, mine: int) -> int:
 
 @numba.njit(cache=True, nogil=True)
 def least_pairs(
-    u: Labels, v: Labels, first: Labels, pairs: Array, table: Labels, to_u: Labels, to_v: Labels, messages: Array
+    u: Labels,
+    v: Labels,
+    first: Labels,
+    pairs: Array,
+    table: Labels,
+    to_u: Labels,
+    to_v: Labels,
+    messages: Array,
 ) -> float:
     """The sum over all edges of the least that a pair costs, less the messages."""
     total = 0.0
@@ -125,6 +171,11 @@ def least_pairs(
         least = np.inf
         for i in range(rows):
             for j in range(columns):
-                least = min(least, pairs[table[e] + i * columns + j] - messages[to_u[e] + i] - messages[to_v[e] + j])
+                least = min(
+                    least,
+                    pairs[table[e] + i * columns + j]
+                    - messages[to_u[e] + i]
+                    - messages[to_v[e] + j],
+                )
         total += least
     return total

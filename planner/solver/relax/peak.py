@@ -2,7 +2,8 @@
 
     minimise z   such that   sum_s m_t(s) x(s) <= room(t) + z limit   for every time t,   costs left out but for what they forbid
 
-Without costs nearly everything reduces away. The reduction keeps the worst excess: a time goes only where another is at least as full.
+Without costs nearly everything reduces away. The reduction keeps the worst excess: a time goes only
+where another is at least as full.
 """
 
 from __future__ import annotations
@@ -19,22 +20,26 @@ from planner.solver.relax.polytope import Polytope
 
 __all__ = ["Peak", "leanest", "smallest_peak"]
 
-#: Rounds and sweeps in each, how strongly a time draws weight that is full, and how near bound and choice are near enough.
+#: Rounds and sweeps in each, how strongly a time draws weight that is full, and how near bound and
+#: choice are near enough.
 _ROUNDS, _SWEEPS, _PULL, _NEAR = 60, 3, 2.0, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """No choice holds less than `peak`; `choice` is one that is near it, None where none was found, and `at` when it holds most.
-    Infinite where no choice is possible."""
+    """No choice holds less than `peak`; `choice` is one that is near it, None where none was
+    found, and `at` when it holds most. Infinite where no choice is possible."""
 
     peak: float
     choice: Choice | None
     at: int
 
 
-def smallest_peak(problem: Problem, deadline: float, stopped: Callable[[], bool] = lambda: False) -> Peak:
-    """A lower bound on every choice's peak, and a choice that comes near it (exactly, given the time)."""
+def smallest_peak(
+    problem: Problem, deadline: float, stopped: Callable[[], bool] = lambda: False
+) -> Peak:
+    """A lower bound on every choice's peak, and a choice that comes near it (exactly, given the
+    time)."""
     free = _without_costs(problem)
     try:
         reduced = reduce(free, [step for step in STEPS if step != "room"])
@@ -43,13 +48,19 @@ def smallest_peak(problem: Problem, deadline: float, stopped: Callable[[], bool]
     rows = Rows(reduced.problem)
     start = _least(problem)
     if not reduced.problem.costs:
-        only = reduced.restore(())  # what reduction leaves alone is least, where it is over the limit
-        return _peak_of(problem, only, max(start, problem.peak(only) if not problem.fits(only) else start))
+        only = reduced.restore(
+            ()
+        )  # what reduction leaves alone is least, where it is over the limit
+        return _peak_of(
+            problem, only, max(start, problem.peak(only) if not problem.fits(only) else start)
+        )
     program = Polytope(reduced.problem, rows, elastic=True, stopped=stopped)
     found = program.solve(deadline)
     if found.proved and found.bound == float("inf"):
         return Peak(peak=float("inf"), choice=None, at=0)
-    bound = problem.limit + program.unit * found.bound if np.isfinite(found.bound) else -float("inf")
+    bound = (
+        problem.limit + program.unit * found.bound if np.isfinite(found.bound) else -float("inf")
+    )
     if found.choice is None:
         return Peak(peak=max(start, bound), choice=None, at=0)
     whole = reduced.restore(found.choice)
@@ -57,10 +68,12 @@ def smallest_peak(problem: Problem, deadline: float, stopped: Callable[[], bool]
 
 
 def leanest(problem: Problem, start: Choice | None) -> Peak:
-    """As `smallest_peak`, in half a second and not exactly: a lean choice, or `start` if that is leaner.
+    """As `smallest_peak`, in half a second and not exactly: a lean choice, or `start` if that is
+    leaner.
 
-    Every weighting of the times bounds all peaks: the worst time holds no less than the weighted mean, which message passing bounds.
-    Weights follow what the choices read off hold (multiplicative weights), until the bound comes near them or one fits.
+    Every weighting of the times bounds all peaks: the worst time holds no less than the weighted
+    mean, which message passing bounds. Weights follow what the choices read off hold
+    (multiplicative weights), until the bound comes near them or one fits.
     """
     from planner.solver.relax.flat import Flat
     from planner.solver.relax.lagrange import Dual
@@ -84,10 +97,14 @@ def leanest(problem: Problem, start: Choice | None) -> Peak:
         if least <= problem.limit or bound >= (1 - _NEAR) * least:
             break
         pull += _PULL * (held / max(held.max(), 1e-30) - 1.0)
-    found = reduced.restore(tuple(best.tolist())) if least < float("inf") or not rows.horizon else start
+    found = (
+        reduced.restore(tuple(best.tolist())) if least < float("inf") or not rows.horizon else start
+    )
     leaner = [c for c in (found, start) if c is not None and np.isfinite(problem.cost(c))]
     choice = min(leaner, key=problem.peak, default=None)
-    return Peak(peak=bound, choice=choice, at=0 if choice is None else int(problem.memory(choice).argmax()))
+    return Peak(
+        peak=bound, choice=choice, at=0 if choice is None else int(problem.memory(choice).argmax())
+    )
 
 
 def _peak_of(problem: Problem, choice: Choice, bound: float) -> Peak:
@@ -113,6 +130,10 @@ def _without_costs(problem: Problem) -> Problem:
         return np.where(forbids(table), np.inf, 0.0)
 
     return Problem(
-        costs=tuple(map(free, problem.costs)), edges=tuple(Edge(u=e.u, v=e.v, cost=free(e.cost)) for e in problem.edges),
-        usages=problem.usages, horizon=problem.horizon, limit=problem.limit, base=problem.base,
-    )  # fmt: skip
+        costs=tuple(map(free, problem.costs)),
+        edges=tuple(Edge(u=e.u, v=e.v, cost=free(e.cost)) for e in problem.edges),
+        usages=problem.usages,
+        horizon=problem.horizon,
+        limit=problem.limit,
+        base=problem.base,
+    )

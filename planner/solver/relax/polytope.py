@@ -4,9 +4,11 @@
     y[e,i,j] >= 0     sum_j y[e,i,j] = x[u,i],  sum_i y[e,i,j] = x[v,j];  a forbidden pair has no y
     each time t that was found over the limit:  sum m_t(s) x(s) <= room(t), in units of the limit
 
-An *elastic* program leaves costs out and minimises z in  sum m_t(s) x(s) <= room(t) + z, z in units of the limit too.
+An *elastic* program leaves costs out and minimises z in  sum m_t(s) x(s) <= room(t) + z, z in units
+of the limit too.
 
-PuLP models the planner's small programs (`ilp`); here there are up to a million y, for which one object each is too slow.
+PuLP models the planner's small programs (`ilp`); here there are up to a million y, for which one
+object each is too slow.
 """
 
 from __future__ import annotations
@@ -26,7 +28,8 @@ from planner.solver.relax.quiet import silence_banner
 
 __all__ = ["Outcome", "Polytope", "magnitude"]
 
-#: Costs are scaled so that the largest one that matters is about this: the solver's tolerances are absolute, 1e-7 and less.
+#: Costs are scaled so that the largest one that matters is about this: the solver's tolerances are
+#: absolute, 1e-7 and less.
 _SCALE = 1e4
 
 #: Rows added after each solve of the relaxation; more are seldom binding.
@@ -38,8 +41,8 @@ _LOOSE = 1e-6
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`choice` fits (within z), None where none was found; `bound` holds for every choice of the program that fits, infinite where
-    there is none; `proved` where the two met."""
+    """`choice` fits (within z), None where none was found; `bound` holds for every choice of the
+    program that fits, infinite where there is none; `proved` where the two met."""
 
     choice: Choice | None
     bound: float
@@ -50,7 +53,12 @@ class Polytope:
     """The program of a problem, memory rows added as they are needed."""
 
     def __init__(
-        self, problem: Problem, rows: Rows, *, elastic: bool = False, stopped: Callable[[], bool] = lambda: False
+        self,
+        problem: Problem,
+        rows: Rows,
+        *,
+        elastic: bool = False,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         silence_banner()
         self.problem, self.rows, self.stopped, self.elastic = problem, rows, stopped, elastic
@@ -60,16 +68,22 @@ class Polytope:
         self.scale = 1.0 if elastic else _SCALE / magnitude(problem)
         self.highs = highspy.Highs()  # type: ignore[no-untyped-call]
         for name, value in (
-            ("output_flag", False), ("threads", 1), ("mip_rel_gap", 0.0), ("mip_abs_gap", 1e-6), ("random_seed", 0),
+            ("output_flag", False),
+            ("threads", 1),
+            ("mip_rel_gap", 0.0),
+            ("mip_abs_gap", 1e-6),
+            ("random_seed", 0),
             ("mip_feasibility_tolerance", 1e-7),
-        ):  # fmt: skip
+        ):
             self.highs.setOptionValue(name, value)
         self.highs.HandleUserInterrupt = True
         self.num_states = int(rows.first[-1])
         self.highs.cbMipImprovingSolution += self._on_improved
         self.highs.passModel(self._model())
         if elastic:
-            self.highs.addCol(1.0, -1.0, highspy.kHighsInf, 0, np.zeros(0, dtype=np.int32), np.zeros(0))
+            self.highs.addCol(
+                1.0, -1.0, highspy.kHighsInf, 0, np.zeros(0, dtype=np.int32), np.zeros(0)
+            )
 
     def _model(self) -> highspy.HighsLp:
         """All but the memory rows, column by column."""
@@ -82,7 +96,10 @@ class Polytope:
         for edge in self.problem.edges:
             i, j = np.nonzero(~forbids(edge.cost))
             pairs = num_columns + np.arange(len(i))
-            for node_, label, size in ((edge.u, i, edge.cost.shape[0]), (edge.v, j, edge.cost.shape[1])):
+            for node_, label, size in (
+                (edge.u, i, edge.cost.shape[0]),
+                (edge.v, j, edge.cost.shape[1]),
+            ):
                 row_of += [num_rows + label, num_rows + np.arange(size)]
                 column_of += [pairs, first[node_] + np.arange(size)]
                 values += [np.ones(len(i)), np.full(size, -1.0)]
@@ -92,9 +109,19 @@ class Polytope:
         return self._lp(num_columns, num_rows, np.concatenate(costs), row_of, column_of, values)
 
     def _lp(
-        self, num_columns: int, num_rows: int, costs: Array, row_of: list[Labels], column_of: list[Labels], values: list[Array]
+        self,
+        num_columns: int,
+        num_rows: int,
+        costs: Array,
+        row_of: list[Labels],
+        column_of: list[Labels],
+        values: list[Array],
     ) -> highspy.HighsLp:
-        rows, columns, entries = np.concatenate(row_of), np.concatenate(column_of), np.concatenate(values)
+        rows, columns, entries = (
+            np.concatenate(row_of),
+            np.concatenate(column_of),
+            np.concatenate(values),
+        )
         order = np.argsort(columns, kind="stable")
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = num_columns, num_rows
@@ -108,7 +135,9 @@ class Polytope:
         side[: len(self.problem.costs)] = 1.0
         lp.row_lower_ = lp.row_upper_ = side
         lp.a_matrix_.format_ = highspy.MatrixFormat.kColwise
-        lp.a_matrix_.start_ = np.concatenate([[0], np.cumsum(np.bincount(columns, minlength=num_columns))]).astype(np.int32)
+        lp.a_matrix_.start_ = np.concatenate(
+            [[0], np.cumsum(np.bincount(columns, minlength=num_columns))]
+        ).astype(np.int32)
         lp.a_matrix_.index_, lp.a_matrix_.value_ = rows[order].astype(np.int32), entries[order]
         return lp
 
@@ -118,7 +147,10 @@ class Polytope:
         room = self.rows.room[at] / self.unit
         columns, values = states.astype(np.int32), nbytes / self.unit
         if self.elastic:
-            columns, values = np.append(columns, np.int32(self.highs.getNumCol() - 1)), np.append(values, -1.0)
+            columns, values = (
+                np.append(columns, np.int32(self.highs.getNumCol() - 1)),
+                np.append(values, -1.0),
+            )
         self.highs.addRow(-highspy.kHighsInf, room, len(columns), columns, values)
         self.added.add(at)
 
@@ -128,7 +160,8 @@ class Polytope:
         return [t for t in found if t not in self.added]
 
     def relax(self, deadline: float) -> Outcome:
-        """The linear relaxation, rows added until it is within the limit: a bound, and a choice where it came out whole."""
+        """The linear relaxation, rows added until it is within the limit: a bound, and a choice
+        where it came out whole."""
         bound = -float("inf")
         while True:
             status = self._run(deadline)
@@ -144,13 +177,20 @@ class Polytope:
                 self.add_row(at)
             if missing:
                 continue
-            choice = self._choice(weight) if bool((np.abs(weight - np.rint(weight)) < 1e-6).all()) else None
+            choice = (
+                self._choice(weight)
+                if bool((np.abs(weight - np.rint(weight)) < 1e-6).all())
+                else None
+            )
             if choice is not None and not self._fits(choice, over):
                 choice = None
             return Outcome(choice=choice, bound=bound, proved=choice is not None)
 
-    def solve(self, deadline: float, *, found: Callable[[Choice], object] = lambda choice: None) -> Outcome:
-        """The best choice that fits; the relaxation first, for the rows that it brings. `found` is told of choices on the way."""
+    def solve(
+        self, deadline: float, *, found: Callable[[Choice], object] = lambda choice: None
+    ) -> Outcome:
+        """The best choice that fits; the relaxation first, for the rows that it brings. `found`
+        is told of choices on the way."""
         first = self.relax(deadline)
         if first.proved or self._late(deadline):
             return first
@@ -162,7 +202,11 @@ class Polytope:
             if status == highspy.HighsModelStatus.kInfeasible:
                 return Outcome(choice=None, bound=float("inf"), proved=True)
             info, done = self.highs.getInfo(), status == highspy.HighsModelStatus.kOptimal
-            bound = max(bound, info.mip_dual_bound / self.scale) if np.isfinite(info.mip_dual_bound) else bound
+            bound = (
+                max(bound, info.mip_dual_bound / self.scale)
+                if np.isfinite(info.mip_dual_bound)
+                else bound
+            )
             if info.primal_solution_status != 2:  # kSolutionStatusFeasible
                 return Outcome(choice=None, bound=bound, proved=False)
             values = np.array(self.highs.getSolution().col_value)
@@ -182,8 +226,11 @@ class Polytope:
         excess = self.rows.excess(choice) - over * self.unit
         return bool((excess <= (_LOOSE * self.unit if self.elastic else self.rows.slack)).all())
 
-    def _run(self, deadline: float, found: Callable[[Choice], object] | None = None) -> highspy.HighsModelStatus:
-        """Runs HiGHS until it is done, the time is up, or the person at the keyboard has had enough."""
+    def _run(
+        self, deadline: float, found: Callable[[Choice], object] | None = None
+    ) -> highspy.HighsModelStatus:
+        """Runs HiGHS until it is done, the time is up, or the person at the keyboard has had
+        enough."""
         left = deadline - time.perf_counter()
         if self._late(deadline):
             return highspy.HighsModelStatus.kTimeLimit
@@ -207,7 +254,8 @@ class Polytope:
 
 
 def magnitude(problem: Problem) -> float:
-    """The size of costs that tell choices apart: the spread of each node's and edge's, summed, a state of each on average."""
+    """The size of costs that tell choices apart: the spread of each node's and edge's, summed, a
+    state of each on average."""
     tables = [*problem.costs, *(edge.cost for edge in problem.edges)]
     spread = sum(float(np.ptp(finite)) for table in tables if len(finite := table[~forbids(table)]))
     return max(spread / max(len(tables), 1), 1e-30)

@@ -1,5 +1,6 @@
-"""HiGHS prints a banner to the process's stdout when the first solver object is made, whatever its options say. Here it is made
-once with stdout closed off, so that `--json` prints one object and nothing else."""
+"""HiGHS prints a banner to the process's stdout when the first solver object is made, whatever
+its options say. Here it is made once with stdout closed off, so that `--json` prints one object
+and nothing else."""
 
 from __future__ import annotations
 
