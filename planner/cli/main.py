@@ -170,7 +170,8 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
     """Split the training of a PyTorch model over devices: find the fastest split, predict its step
     and its memory, prove how near it is to the best, and run it.
 
-    \b Examples
+    \b
+    Examples
       plan --model lstm --gpus 8                             a built-in model on one DGX H100
       plan --model gpt2 --gpus 16 --hardware dgx-a100        two nodes of A100s
       plan --model lstm --gpus 4 --set hidden=512 --set layers=2 --batch 1024

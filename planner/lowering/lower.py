@@ -702,17 +702,15 @@ def _backend(cluster: Cluster) -> str:
 
 def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:
     """The local shape of a result; a result that is never read may have no letters, and keeps
-    its global shape."""
-    table = dims.signature.results[result]
-    if len(table) != len(node.result_shapes[result]):
-        return node.result_shapes[result]
-    shape = []
-    for dim in table:
-        size = 1
-        for letter in dim:
-            size *= letters[letter]
-        shape.append(size)
-    return tuple(shape)
+    its global shape, as does a dim without letters (of size 1, or 0: statistics that nobody asked
+    for)."""
+    table, whole = dims.signature.results[result], node.result_shapes[result]
+    if len(table) != len(whole):
+        return whole
+    return tuple(
+        math.prod(letters[letter] for letter in dim) if dim else size
+        for dim, size in zip(table, whole, strict=True)
+    )
 
 
 def _bytes_of(shape: tuple[int, ...], dtype: str) -> int:

@@ -102,7 +102,7 @@ def damage(instructions: Sequence[Instruction]) -> list[Instruction]:
         ("early starts", schedule, "started_early"),
         ("prefetching", schedule, "_prefetched"),
         ("buckets", schedule, "_bucketed"),
-        ("late slices", schedule, "sliced_late"),
+        ("late slices", schedule, "continued_late"),
         ("late reports", schedule, "_waited_late"),
         ("freeing", schedule, "_freed"),
     ],

@@ -375,3 +375,15 @@ def spans_profile(spans: tuple[tuple[int, int, float], ...]) -> np.ndarray:
 @given(st.lists(st.sampled_from([0.0, 1.0, 2.5]), min_size=HORIZON, max_size=HORIZON))
 def test_spans_are_their_profile(profile: list[float]) -> None:
     assert spans_profile(spans_of(np.array(profile))).tolist() == profile
+
+
+def test_a_guess_that_is_no_choice_of_a_problem_without_any_is_left_aside() -> None:
+    never = Edge(u=0, v=1, cost=np.array([[np.inf]]))
+    problem = Problem(
+        costs=(np.zeros(1), np.zeros(1)),
+        edges=(never,),
+        usages=(Usage(node=0, nbytes=np.ones(1), spans=((0, 1, 1.0),)),),
+        horizon=1,
+        limit=0.5,
+    )
+    assert solve(problem, guess=(0, 0)).status == "infeasible"

@@ -495,26 +495,26 @@ REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "a list": (lambda _, x: x * sum(x[0].tolist()), _VALUE),  # line: a list
     "a mask": (lambda _, x: x[x > 0], _SHAPE),  # line: a mask
     "tokens of an expert": (
-        lambda _, x: x[torch.where(x[:, 0] > 0)],
+        lambda _, x: x[torch.where(x[:, 0] > 0)],  # line: tokens of an expert
         _SHAPE,
-    ),  # line: tokens of an expert
+    ),
     "repeats": (
-        lambda _, x: x.repeat_interleave((x[:, 0] > 0).long() + 1, 0),
+        lambda _, x: x.repeat_interleave((x[:, 0] > 0).long() + 1, 0),  # line: repeats
         _SHAPE,
-    ),  # line: repeats
+    ),
     "numpy": (
-        lambda _, x: x + torch.from_numpy(x.detach().numpy()),
+        lambda _, x: x + torch.from_numpy(x.detach().numpy()),  # line: numpy
         "RuntimeError: .numpy()",
-    ),  # line: numpy
+    ),
     "a format": (
-        lambda _, x: x * float(f"{x.sum():.2f}"),
+        lambda _, x: x * float(f"{x.sum():.2f}"),  # line: a format
         "TypeError: unsupported format string",
-    ),  # line: a format
+    ),
     "a compiled function": (_compiled, "dynamo-optimized function"),
     "a masked write": (
-        lambda _, x: x.index_put((x > 0,), x.new_ones(32)),
+        lambda _, x: x.index_put((x > 0,), x.new_ones(32)),  # line: a masked write
         "written under a mask",
-    ),  # line: a masked write
+    ),
     "a packed sequence": (_packed, "nn.LSTM on a packed sequence is not supported"),
     "a changed bias": (_bias_changed, "changes a tensor in place (aten.mul_.Tensor)"),
     "noise": (lambda _, x: x + torch.poisson(x.detach().abs()), "runs aten.poisson.default"),

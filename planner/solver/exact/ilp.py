@@ -223,6 +223,8 @@ def _possible(problem: Problem) -> Choice:
 
 def _infeasible(problem: Problem, guess: Choice | None, best: Incumbent, began: float) -> Solution:
     """The leanest choice that is found, or none where the pairs leave none."""
+    if guess is not None and not problem.cost(completed(problem, guess)) < INF:
+        guess = None
     if guess is None and problem.limit < INF:
         left = max(0.0, best.deadline - time.perf_counter())
         guess = (
