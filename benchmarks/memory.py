@@ -3,7 +3,7 @@
     python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen] [--out FILE]
 
 Every family is planned for two CPU ranks under each strategy and run: two steps, and one that is
-recorded, whose peak is what torch's allocator held at most (`planner.torch_private.allocations`). A
+recorded, whose peak is what torch's allocator held at most (`planner.torch_private.allocator.allocations`). A
 row a plan: predicted, measured, predicted / measured - 1.
 """
 

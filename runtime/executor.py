@@ -18,7 +18,7 @@ from planner.graph.layout import Layout, Mesh, SubShape, is_split, local_shape
 from planner.kernels import step_key
 from planner.kernels.shared import shared_memory_of
 from planner.program.program import Instruction, Program
-from planner.torch_private import allocations
+from planner.torch_private.allocator import allocations
 from planner.workload.workload import Workload
 from runtime.groups import Groups
 from runtime.indices import said

@@ -17,7 +17,7 @@ import torch
 
 from cost_models.timeline import Event, MemorySample, Timeline
 from planner.program.program import Communicate, Program
-from planner.torch_private import Allocations
+from planner.torch_private.allocator import Allocations
 from runtime.collectives import Pending
 
 __all__ = ["Recorder", "make_recorder"]

@@ -17,7 +17,7 @@ PACKAGES = ("cost_models", "planner", "runtime")
 #: Lowest first: what lies in a room imports from its own and from those above it in this list.
 ROOMS = (
     "cost_models",
-    "planner/torch_private.py",
+    "planner/torch_private",
     "planner/graph",
     "planner/rules",
     "planner/dims",
@@ -53,6 +53,10 @@ HALLS = ("planner/solver",)
 REACHES_UP_LAZILY = "planner/cli"
 SAYS_NOTHING = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.py"}
 NEEDS_NO_TORCH = ("cost_models", "planner/solver")
+#: The one room that uses names of torch's that are private. Ops are public whatever their names:
+#: `torch.ops.aten._softmax`, `torch._foreach_add`.
+MAY_USE_PRIVATE_NAMES = "planner/torch_private"
+OPS = ("torch.ops.", "torch._foreach_")
 
 
 @cache
@@ -143,6 +147,41 @@ def test_hardware_and_solver_need_no_torch() -> None:
         if file.startswith(NEEDS_NO_TORCH)
     }
     assert {file: names for file, names in found.items() if names} == {}
+
+
+def private_names(source: str) -> list[str]:
+    """The private names of torch's that `source` imports, or reads as attributes of `torch`."""
+    read = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
+    dotted = [*(name for name, _ in imports(source)), *map(ast.unparse, read)]
+    return sorted(
+        name
+        for name in set(dotted)
+        if re.fullmatch(r"torch(\.\w+)+", name)
+        and not name.startswith(OPS)
+        and re.search(r"\._[a-z]", name, re.IGNORECASE)
+    )
+
+
+def test_private_names_of_torch_are_in_one_room() -> None:
+    found = {
+        file: private_names(text)
+        for file, text in sources().items()
+        if room_of(file) != MAY_USE_PRIVATE_NAMES
+    }
+    assert {file: names for file, names in found.items() if names} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "names"),
+    [
+        ("from torch._ops import OpOverload", ["torch._ops.OpOverload"]),
+        ("def f():\n    return torch.utils._pytree", ["torch.utils._pytree"]),
+        ("torch.ops.aten._softmax(x)", []),
+        ("from torch.fx import Graph", []),
+    ],
+)
+def test_private_names_are_found(source: str, names: list[str]) -> None:
+    assert private_names(source) == names
 
 
 def test_files_are_named_for_what_they_do() -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._ops import OpOverload
 
 from cost_models.errors import NotTraceable
-from planner.torch_private import TorchDispatchMode, writing_as
+from planner.torch_private.modes import TorchDispatchMode
+from planner.torch_private.recording import OpOverload, writing_as
 
 __all__ = ["Functional", "Twin", "is_view_in_place", "rewritten", "twin_of", "written_arguments"]
 

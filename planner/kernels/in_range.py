@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import OutOfRange
-from planner.torch_private import assert_on_device, has_values
+from planner.torch_private.device import assert_on_device
+from planner.torch_private.fake_tensors import has_values
 
 __all__ = ["check_range", "checked_ids"]
 

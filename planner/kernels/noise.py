@@ -19,7 +19,7 @@ from torch import Tensor
 
 from planner.kernels.dropout import Places, draws
 from planner.kernels.functional import rewritten, twin_of
-from planner.torch_private import TorchDispatchMode
+from planner.torch_private.modes import TorchDispatchMode
 
 __all__ = ["Noise", "uniform"]
 

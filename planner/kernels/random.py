@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from planner.kernels.noise import Noise
-from planner.torch_private import without_recompute
+from planner.torch_private.checkpoints import without_recompute
 
 __all__ = ["Random"]
 

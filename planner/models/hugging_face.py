@@ -29,7 +29,8 @@ from planner.models.hugging_face_module import (
     static_experts,
 )
 from planner.models.spec import Parts, check_given_once
-from planner.torch_private import fake_mode_is_on, really
+from planner.torch_private.fake_tensors import fake_mode_is_on
+from planner.torch_private.modes import really
 
 __all__ = ["PREFIX", "build", "config_of", "is_hugging_face", "resolve"]
 

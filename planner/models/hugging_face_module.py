@@ -16,7 +16,8 @@ from torch.overrides import TorchFunctionMode
 
 from cost_models.errors import BadValue
 from planner.state.known import Known, is_known
-from planner.torch_private import fake_copies, is_fake
+from planner.torch_private.fake_tensors import fake_copies, is_fake
+from planner.torch_private.trees import tree_leaves
 
 __all__ = [
     "Headed",
@@ -159,9 +160,7 @@ def _first_output(found: Any) -> Tensor:
         if isinstance(value, Tensor):
             return value
     tensors = [
-        t
-        for t in torch.utils._pytree.tree_leaves(tuple(found.values()))
-        if isinstance(t, Tensor) and t.requires_grad
+        t for t in tree_leaves(tuple(found.values())) if isinstance(t, Tensor) and t.requires_grad
     ]
     if not tensors:
         raise BadValue(

@@ -23,7 +23,8 @@ from planner.models.keras_module import KerasModule
 from planner.models.keras_names import layers_of, variable_names
 from planner.models.keras_optimizer import optimizer_of
 from planner.models.reported import Reported
-from planner.torch_private import fake_mode_is_on, unfaked
+from planner.torch_private.fake_tensors import fake_mode_is_on
+from planner.torch_private.modes import unfaked
 
 __all__ = ["KerasModule", "batch_of", "is_keras", "parts_of", "put_back"]
 

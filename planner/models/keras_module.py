@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from planner.models.keras_layers import Layer, as_planned
 from planner.models.keras_names import layers_of, variable_names
 from planner.models.reported import Reported
-from planner.torch_private import is_fake, unfaked
+from planner.torch_private.fake_tensors import is_fake
+from planner.torch_private.modes import unfaked
 
 __all__ = ["KerasModule"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 from cost_models.errors import BadValue, UnknownName, unknown_name
 from planner.models.spec import check_given_once
-from planner.torch_private import unfaked
+from planner.torch_private.modes import unfaked
 
 __all__ = ["call", "is_user_model", "load_function", "resolve", "without_function"]
 

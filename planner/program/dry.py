@@ -20,7 +20,8 @@ from cost_models.errors import NotTraceable
 from planner.graph.graph import map_refs
 from planner.program.operators import is_overload, resolve, returns_list
 from planner.program.program import Communicate, Compute, Program, Ref, given_kinds
-from planner.torch_private import FakeTensorMode, really, unlogged
+from planner.torch_private.fake_tensors import FakeTensorMode, unlogged
+from planner.torch_private.modes import really
 
 __all__ = ["CannotRun", "Failure", "dry_run", "first_failure"]
 

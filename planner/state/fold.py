@@ -14,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.torch_private import is_fake, without_modes
+from planner.torch_private.fake_tensors import is_fake
+from planner.torch_private.modes import without_modes
+from planner.torch_private.trees import tree_leaves, tree_map
 
 __all__ = ["digest"]
 
 #: Larger tensors are not worked out, in elements.
 _LARGEST = 1 << 20
-_tree = torch.utils._pytree
 
 
 def digest(
@@ -45,7 +46,7 @@ def digest(
         elif node.op == "call_function":
             folder.call(node)
         elif node.op == "output":
-            folder.line(str(_tree.tree_map(folder.shown, node.args)))
+            folder.line(str(tree_map(folder.shown, node.args)))
     return folder.hash.hexdigest()
 
 
@@ -75,21 +76,19 @@ class _Folder:
         if all(arg in self.worked_out for arg in node.all_input_nodes) and self._work_out(node):
             return
         self.names[node] = str(len(self.names))
-        args = _tree.tree_map(self.shown, (node.args, dict(node.kwargs)))
+        args = tree_map(self.shown, (node.args, dict(node.kwargs)))
         self.line(f"{self.names[node]} = {node.target} {args}")
 
     def _work_out(self, node: torch.fx.Node) -> bool:
         """Whether the call could be made on values."""
         tags = getattr(node.target, "tags", ())
-        sizes = [
-            t.numel() for t in _tree.tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)
-        ]
+        sizes = [t.numel() for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
         random = torch.Tag.nondeterministic_seeded in tags or str(node.target).startswith(
             "shardwright."
         )
         if random or max(sizes, default=0) > _LARGEST:
             return False
-        args, kwargs = _tree.tree_map(self._value, (tuple(node.args), dict(node.kwargs)))
+        args, kwargs = tree_map(self._value, (tuple(node.args), dict(node.kwargs)))
         if kwargs.get("device") is not None:
             kwargs["device"] = torch.device("cpu")
         try:
@@ -117,7 +116,7 @@ class _Folder:
             return str(
                 [
                     (str(t.dtype), tuple(t.shape), _bytes(t))
-                    for t in _tree.tree_leaves(value)
+                    for t in tree_leaves(value)
                     if isinstance(t, Tensor)
                 ]
             )

@@ -13,11 +13,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
-from planner.torch_private import (
+from planner.torch_private.fake_tensors import hung_attributes
+from planner.torch_private.hooks import (
     accumulate_hooks,
     global_module_hooks,
     gradient_hooks,
-    hung_attributes,
     post_accumulate_hooks,
 )
 

@@ -17,7 +17,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, handle_torch_function, has_torch_function
 from torch.utils.weak import WeakIdKeyDictionary
 
-from planner.torch_private import deep_copy_of_fake, drop_constant, is_fake, without_modes
+from planner.torch_private.fake_tensors import deep_copy_of_fake, drop_constant, is_fake
+from planner.torch_private.modes import without_modes
+from planner.torch_private.trees import tree_leaves, tree_map
 
 __all__ = ["LARGEST", "Known", "begin_step", "is_known", "learn"]
 
@@ -30,7 +32,6 @@ _CHANCE = (
 )  # fmt: skip
 #: Functions that take from their first tensor no more than its shape and dtype.
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"))
-_tree = torch.utils._pytree
 
 
 def is_known(tensor: Tensor) -> bool:
@@ -138,7 +139,7 @@ class Known(TorchFunctionMode):
             return self._property(func, args)
         if name == "__iter__":
             func, args, kwargs = torch.unbind, args[:1], {}
-        tensors = [t for t in _tree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
         known = all(t in self.values for t in tensors[int(name in _LIKE) :]) and not any(
             word in name for word in _CHANCE
         )
@@ -154,7 +155,7 @@ class Known(TorchFunctionMode):
         if known:
             self._follow(func, name, args, kwargs, out)
         elif tensors and _writes(name, kwargs):
-            for written in _tree.tree_leaves(kwargs.get("out", args[:1] or tensors[:1])):
+            for written in tree_leaves(kwargs.get("out", args[:1] or tensors[:1])):
                 self._forget_memory(written)
         return iter(out) if name == "__iter__" else out
 
@@ -176,19 +177,13 @@ class Known(TorchFunctionMode):
             return self._answer(func, args, kwargs)
         if name == "__getitem__" and self._knows_masks(args[1]):
             self._decide(
-                [
-                    t
-                    for t in _tree.tree_leaves(args[1])
-                    if isinstance(t, Tensor) and t.dtype == torch.bool
-                ]
+                [t for t in tree_leaves(args[1]) if isinstance(t, Tensor) and t.dtype == torch.bool]
             )
             return func(args[0], self._indices(args[1]))
-        numbers = _tree.tree_map(self._number, args), _tree.tree_map(self._number, kwargs)
+        numbers = tree_map(self._number, args), tree_map(self._number, kwargs)
         changed = any(
             a is not b
-            for a, b in zip(
-                _tree.tree_leaves(numbers), _tree.tree_leaves((args, kwargs)), strict=True
-            )
+            for a, b in zip(tree_leaves(numbers), tree_leaves((args, kwargs)), strict=True)
         )
         return func(*numbers[0], **numbers[1]) if changed else NotImplemented
 
@@ -208,7 +203,7 @@ class Known(TorchFunctionMode):
 
     def _origin(self, *read: Any) -> frozenset[str]:
         """The names of what these were made from."""
-        tensors = [t for t in _tree.tree_leaves(read) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves(read) if isinstance(t, Tensor)]
         return frozenset().union(*(self.origins.get(t, ()) for t in tensors))
 
     def _property(self, func: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -222,15 +217,13 @@ class Known(TorchFunctionMode):
         self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any
     ) -> None:
         """Makes the call on the values too, and keeps what it gives beside `out`."""
-        made = [t for t in _tree.tree_leaves(out) if isinstance(t, Tensor)]
+        made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         writes = _writes(name, kwargs)
         if not (made or writes) or any(not is_fake(t) or t.numel() > LARGEST for t in made):
             return
         try:
             found = [
-                t
-                for t in _tree.tree_leaves(self._call(func, args, kwargs))
-                if isinstance(t, Tensor)
+                t for t in tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)
             ]
         except (
             RuntimeError,
@@ -266,11 +259,11 @@ class Known(TorchFunctionMode):
             for key, item in kwargs.items()
         }
         with without_modes(), torch.no_grad():
-            return func(*_tree.tree_map(value, args), **_tree.tree_map(value, kwargs))
+            return func(*tree_map(value, args), **tree_map(value, kwargs))
 
     def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """The result worked out on the values, with its tensors as constants of the trace."""
-        return _tree.tree_map(
+        return tree_map(
             lambda x: self._constant(x) if isinstance(x, Tensor) else x,
             self._call(func, args, kwargs),
         )
@@ -283,9 +276,7 @@ class Known(TorchFunctionMode):
         return out
 
     def _knows_masks(self, index: Any) -> bool:
-        masks = [
-            t for t in _tree.tree_leaves(index) if isinstance(t, Tensor) and t.dtype == torch.bool
-        ]
+        masks = [t for t in tree_leaves(index) if isinstance(t, Tensor) and t.dtype == torch.bool]
         return bool(masks) and all(mask in self.values for mask in masks)
 
     def _indices(self, index: Any) -> tuple[Any, ...]:

@@ -16,7 +16,8 @@ import cloudpickle
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, type_before_parametrizations
 
-from planner.torch_private import gradient_hooks, hung_attributes, parametrized_again
+from planner.torch_private.fake_tensors import hung_attributes
+from planner.torch_private.hooks import gradient_hooks, parametrized_again
 
 __all__ = ["Pickler", "Shallow", "parameter_with", "parametrized"]
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from planner.state.source_line import is_own
 from planner.state.watched import Watched
-from planner.torch_private import gradient_hooks
+from planner.torch_private.hooks import gradient_hooks
 
 __all__ = ["PLAIN", "Holder", "reachable"]
 

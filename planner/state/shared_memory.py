@@ -15,7 +15,8 @@ from torch import Tensor
 from cost_models.errors import NotTraceable
 from planner.graph.graph import Graph
 from planner.state.state import State
-from planner.torch_private import memory_of, without_modes
+from planner.torch_private.fake_tensors import memory_of
+from planner.torch_private.modes import without_modes
 
 __all__ = ["check_apart"]
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from planner.state.reachable import reachable
-from planner.torch_private import is_fake, without_modes
+from planner.torch_private.fake_tensors import is_fake
+from planner.torch_private.modes import without_modes
 
 __all__ = ["State", "cast_constants", "trained_parts", "registered", "state_of"]
 

@@ -19,13 +19,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from planner.torch_private import TorchDispatchMode
+from planner.torch_private.modes import TorchDispatchMode
+from planner.torch_private.trees import tree_flatten, tree_leaves, tree_unflatten
 from planner.trace.read_fx import NUMBERED
 from planner.trace.stacks import Run
 
 __all__ = ["Between", "Unlike", "between"]
 
-_tree = torch.utils._pytree
 
 #: What an op is written down under: (number of the run, phase, block), or (-1, phase, 0) before any
 #: block.
@@ -132,7 +132,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if func.namespace == "shardwright" and func._opname in NUMBERED:
                 plain[NUMBERED[func._opname]] = None
             self.note(str(func), plain, kwargs or {})
-            self.made(_tree.tree_leaves(out))
+            self.made(tree_leaves(out))
         return out
 
     def note(self, what: str, *arguments: Any) -> None:
@@ -248,7 +248,7 @@ def _stand_in(module: nn.Module, log: _Log, run: int, block: int) -> Iterator[No
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         log.enter((run, "forward", block))
         log.note("call", args, kwargs)
-        inputs = [leaf for leaf in _tree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if block < 2:
             log.templates[run] = _template(log, inputs, lambda: forward(*args, **kwargs))
         template = log.templates[run]
@@ -259,7 +259,7 @@ def _stand_in(module: nn.Module, log: _Log, run: int, block: int) -> Iterator[No
             made = _Block.apply(log, (run, "backward", block), template.new, log.anchor, *inputs)  # type: ignore[no-untyped-call]
         log.made(made)
         leaves = [_placed(leaf, inputs, made) for leaf in template.leaves]
-        return _tree.tree_unflatten(leaves, template.spec)
+        return tree_unflatten(leaves, template.spec)
 
     module.forward = stand_in
     try:
@@ -274,7 +274,7 @@ def _template(log: _Log, inputs: list[Tensor], forward: Callable[[], Any]) -> _T
     like = [(t.shape, t.dtype) for t in inputs]
     log.paused = True
     with torch.no_grad():
-        leaves, spec = _tree.tree_flatten(forward())
+        leaves, spec = tree_flatten(forward())
     log.paused = False
     new: list[Tensor] = []
     for number, leaf in enumerate(leaves):

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from cost_models.errors import UserError
 from planner.state.chance import seed_all
 from planner.state.known import LARGEST, Known
-from planner.torch_private import FakeTensorMode, without_modes
+from planner.torch_private.fake_tensors import FakeTensorMode
+from planner.torch_private.modes import without_modes
 from planner.workload.workload import Workload
 
 __all__ = ["FAILURES", "built", "really_built", "worth_building"]

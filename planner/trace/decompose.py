@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.torch_private import decompositions
+from planner.torch_private.recording import decompositions
 
 __all__ = ["decomposition_table"]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable
-from planner.torch_private import checkpoints_allowed
+from planner.torch_private.checkpoints import checkpoints_allowed
 from planner.workload.workload import Workload
 
 __all__ = ["check_sparse", "check_untouched", "gradients_of"]

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.torch_private import label_new_nodes, sequence_number
+from planner.torch_private.recording import label_new_nodes, sequence_number
+from planner.torch_private.trees import tree_leaves
 
 __all__ = ["IN_MODULE", "Paths", "paths_of"]
 
@@ -42,9 +43,7 @@ class Paths:
     def _own(self, output: Any, path: str) -> None:
         """Gives every autograd node behind `output` that has no owner yet to `path`."""
         pending: list[Any] = [
-            t.grad_fn
-            for t in torch.utils._pytree.tree_leaves(output)
-            if isinstance(t, Tensor) and t.grad_fn
+            t.grad_fn for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn
         ]
         while pending:
             node = pending.pop()

@@ -30,7 +30,9 @@ from planner.graph.graph import (
 from planner.kernels.functional import is_view_in_place, twin_of
 from planner.state.source_line import from_text
 from planner.state.state import registered
-from planner.torch_private import is_fake, really
+from planner.torch_private.fake_tensors import is_fake
+from planner.torch_private.modes import really
+from planner.torch_private.recording import OpOverload
 from planner.workload.workload import Workload
 
 __all__ = ["NUMBERED", "ChangedInPlace", "Refused", "read_graph"]
@@ -433,7 +435,7 @@ def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
     roots: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in fx_graph.nodes:
         shares = node.target is operator.getitem
-        if isinstance(node.target, torch._ops.OpOverload):
+        if isinstance(node.target, OpOverload):
             shares = any(r.alias_info is not None for r in node.target._schema.returns)
         first = node.args[0] if node.args else None
         roots[node] = roots[first] if shares and isinstance(first, torch.fx.Node) else node

@@ -32,14 +32,12 @@ from planner.state.shared_memory import check_apart
 from planner.state.snapshot import Snapshot
 from planner.state.source_line import from_text
 from planner.state.state import State
-from planner.torch_private import (
-    FakeTensorMode,
+from planner.torch_private.fake_tensors import FakeTensorMode, is_fake, memory_of, unlogged
+from planner.torch_private.recording import (
     distributions_unchecked,
     functional,
-    is_fake,
     joint_trace,
     label_new_nodes,
-    unlogged,
 )
 from planner.trace.alone import alone
 from planner.trace.between import Between, Unlike, between
@@ -473,7 +471,7 @@ def _check_memory(module: torch.nn.Module, name: str, value: Tensor) -> None:
         *module.named_parameters(),
         *module.named_buffers(remove_duplicate=False),
     ):
-        if other != name and tensor.untyped_storage()._cdata == value.untyped_storage()._cdata:
+        if other != name and memory_of(tensor) == memory_of(value):
             raise NotTraceable(
                 f"buffer {name!r} is set to a tensor that shares memory with {other!r}, and would change with it: "
                 "set it to a clone"

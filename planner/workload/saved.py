@@ -22,7 +22,9 @@ from planner.state import pickles
 from planner.state.digests import digests
 from planner.state.known import learn
 from planner.state.state import state_of
-from planner.torch_private import fake_mode_is_on, gradient_hooks, load_fake, really
+from planner.torch_private.fake_tensors import fake_mode_is_on, load_fake
+from planner.torch_private.hooks import gradient_hooks
+from planner.torch_private.modes import really
 
 __all__ = ["is_saved", "read_saved", "write_saved"]
 

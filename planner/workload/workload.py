@@ -23,7 +23,7 @@ from planner.models.reported import Reported
 from planner.models.spec import resolve
 from planner.state.hung import check_hooks
 from planner.state.state import State, cast_constants, state_of, trained_parts
-from planner.torch_private import is_compiled
+from planner.torch_private.hooks import is_compiled
 from planner.workload.batches import arguments, flatten
 from planner.workload.saved import is_saved, read_saved
 

@@ -21,7 +21,7 @@ import torch.distributed as dist
 from cost_models.device import GemmRow, OpRow
 from cost_models.machine import CollectiveRow
 from planner.program.program import Communicate
-from planner.torch_private import hold_device
+from planner.torch_private.device import hold_device
 from runtime.calibrate.cases import DEVICE_GEMM_SHAPES, GEMM_SHAPES, cases, gemm_case, row_of
 from runtime.calibrate.overhead import overheads
 from runtime.collectives import compile_collective

@@ -14,7 +14,7 @@ from rule_proof import as_torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from planner.torch_private import TorchDispatchMode
+from planner.torch_private.modes import TorchDispatchMode
 
 __all__ = ["OpCall", "calls_of", "rule_calls"]
 

@@ -23,7 +23,7 @@ from planner.report.records import plan_record
 from planner.report.report import report
 from planner.report.sections import markdown
 from planner.search.search import Found, search
-from planner.torch_private import FakeTensorMode
+from planner.torch_private.fake_tensors import FakeTensorMode
 from planner.workload.ask import build
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp")

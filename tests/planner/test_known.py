@@ -15,7 +15,7 @@ from cost_models.errors import NotTraceable
 from planner.graph.graph import Graph
 from planner.kernels.canonical import _windows
 from planner.state.known import Known, is_known
-from planner.torch_private import FakeTensorMode
+from planner.torch_private.fake_tensors import FakeTensorMode
 from planner.trace.trace import trace
 
 

@@ -19,7 +19,8 @@ from cost_models.errors import BadValue, NotTraceable
 from planner import api, plan
 from planner.plans.retrace import may_follow_a_set
 from planner.state.hash_seed import environment
-from planner.torch_private import FakeTensorMode, gradient_hooks
+from planner.torch_private.fake_tensors import FakeTensorMode
+from planner.torch_private.hooks import gradient_hooks
 from planner.trace.trace import trace
 from planner.workload.saved import read_saved, write_saved
 from planner.workload.workload import load_workload

@@ -13,7 +13,7 @@ import torch
 from hand_programs import Split, perceptron
 
 from planner.graph.layout import Mesh
-from planner.torch_private import Allocations
+from planner.torch_private.allocator import Allocations
 from runtime.calibrate import ranks as calibrate_ranks
 from runtime.collectives import Pending
 from runtime.recorder import make_recorder

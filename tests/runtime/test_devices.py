@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from planner.kernels import step_key
 from planner.program.operators import makes_tensors
 from planner.program.program import Program
-from planner.torch_private import TorchDispatchMode
+from planner.torch_private.modes import TorchDispatchMode
 from planner.workload.ask import Ask, build
 from runtime.executor import Executor
 from runtime.source import generate

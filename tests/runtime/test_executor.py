@@ -19,7 +19,7 @@ from kinds import Kind, plan_of
 from cost_models.errors import BadValue, RunFailed, UnknownName
 from planner.graph.layout import REPLICATE, Layout, Mesh, SubShape
 from planner.program.program import Communicate, Compute, Program, Ref
-from planner.torch_private import allocations
+from planner.torch_private.allocator import allocations
 from planner.workload.ask import Ask
 from planner.workload.ask import build as build_workload
 from runtime.aliases import reusable_sources

@@ -25,7 +25,7 @@ from planner.strategy.choices import read_choices
 from planner.strategy.costing import Costing, total_gradient_bytes
 from planner.strategy.problem import problem_of
 from planner.strategy.traced_model import Pins
-from planner.torch_private import assert_on_device
+from planner.torch_private.device import assert_on_device
 from planner.trace.trace import trace
 from planner.workload.workload import Workload, workload_of
 from runtime.executor import Executor

@@ -14,7 +14,7 @@ from planner.kernels.formats import tensors_in
 from planner.predict.workspace import Kind, workspace
 from planner.program.operators import resolve
 from planner.program.program import Compute, Ref
-from planner.torch_private import allocations
+from planner.torch_private.allocator import allocations
 
 
 def randn(*shape: int) -> Tensor:

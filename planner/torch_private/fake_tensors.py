@@ -1,0 +1,137 @@
+"""Tensors with a shape and no memory: made, recognised, copied and read from files."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import torch
+
+# No public name for tensors with a shape and no memory but `meta`.
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+__all__ = [
+    "FakeTensorMode", "deep_copy_of_fake", "drop_constant", "fake_copies", "fake_mode_is_on",
+    "has_values", "hung_attributes", "is_fake", "load_fake", "memory_of", "unlogged",
+]  # fmt: skip
+
+
+def fake_mode_is_on() -> bool:
+    """Whether tensors made now have no memory."""
+    return is_fake(torch.empty(()))
+
+
+def is_fake(tensor: torch.Tensor) -> bool:
+    """Whether the tensor has a shape and no memory."""
+    return isinstance(tensor, FakeTensor)
+
+
+def deep_copy_of_fake(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
+    """What `copy.deepcopy` of a fake tensor is to give. torch's own copies the attributes of the
+    Python object, its mode among them, and tensors of two modes do not go together."""
+    if id(tensor) in memo:
+        return cast(torch.Tensor, memo[id(tensor)])
+    if not tensor.is_leaf:
+        raise RuntimeError(
+            "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol"
+        )
+    made = tensor.detach().clone(memory_format=torch.preserve_format)
+    if isinstance(
+        tensor, torch.nn.Parameter
+    ):  # its attributes are not copied, nor are they by torch
+        memo[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad)
+        return cast(torch.Tensor, memo[id(tensor)])
+    memo[id(tensor)] = made.requires_grad_(tensor.requires_grad)
+    own = set(vars(made))
+    for name, value in vars(tensor).items():
+        if name not in own:
+            setattr(made, name, copy.deepcopy(value, memo))
+    return made
+
+
+def load_fake(path: str | Path) -> Any:
+    """What a file of `torch.save` holds, its tensors fake and fresh. torch itself makes them
+    from storages on `meta`, and no cast can put its result into those."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module: str, name: str) -> Any:
+            fresh = (module, name) == ("torch._utils", "_rebuild_tensor_v2")
+            return _fresh if fresh else super().find_class(module, name)
+
+    return torch.load(
+        path,
+        weights_only=False,
+        pickle_module=SimpleNamespace(Unpickler=Unpickler, __name__=__name__),
+    )
+
+
+def _fresh(
+    storage: Any, _: int, size: Any, stride: Any, requires_grad: bool, hooks: Any, __: Any = None
+) -> torch.Tensor:
+    made = torch.empty_strided(size, stride, dtype=storage.dtype).requires_grad_(requires_grad)
+    made._backward_hooks = hooks
+    return made
+
+
+def memory_of(tensor: torch.Tensor) -> int:
+    """A number that tensors have in common which are views of one memory. Private: fake tensors
+    have no address to compare."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def drop_constant(tensor: torch.Tensor) -> None:
+    """Has a fake tensor forget the value that it may have been made from: a number read from it
+    would be that of the first step for ever. Private: no public way to tell such a tensor that
+    it is data."""
+    if isinstance(tensor, FakeTensor):
+        tensor.constant = None
+
+
+@contextmanager
+def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """The tensors as fake ones (as they are, where they are fake already), with the mode that
+    goes with them active."""
+    if all(map(is_fake, tensors)):
+        yield list(tensors)
+        return
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode:
+        yield [mode.from_tensor(t) for t in tensors]
+
+
+@contextmanager
+def unlogged() -> Iterator[None]:
+    """Within it fake tensors do not print the traceback of what they raise: the caller tells it
+    in a line, or goes another way."""
+    logger = logging.getLogger(FakeTensorMode.__module__)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def hung_attributes(tensor: torch.Tensor) -> dict[str, Any]:
+    """What a person has set on a tensor, by name. Private: fake tensors keep their own among it."""
+    return {name: value for name, value in vars(tensor).items() if name not in _names_of_fakes()}
+
+
+@cache
+def _names_of_fakes() -> frozenset[str]:
+    with unset_fake_temporarily():
+        fake = FakeTensorMode().from_tensor(torch.empty(0))
+    return frozenset(vars(fake)) | {"_is_param"}
+
+
+def has_values(tensor: torch.Tensor) -> bool:
+    """Whether the tensor's elements can be looked at: not where it is fake, or on `meta`."""
+    return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"
