@@ -24,8 +24,7 @@ __all__ = ["OpDims", "SubDims", "call_of", "infer"]
 
 @dataclass(slots=True)
 class _Atom:
-    """A node of the union-find forest: merged into `same`, or taken apart into `parts`, or a
-    leaf."""
+    """A node of the union-find forest: merged into `same`, split into `parts`, or a leaf."""
 
     size: int
     same: _Atom | None = None
@@ -35,7 +34,7 @@ class _Atom:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpDims:
-    """One node in terms of its *leaves*: the letters of its signature, each taken apart into atoms.
+    """One node in terms of its *leaves*: the letters of its signature, each divided into atoms.
 
     `sizes[i]` is leaf i's size, `letter[i]` the letter it is part of, `atoms[i]` its atom's number.
     `operands[o]` are the leaves of operand o's flat sub-dims in order (a leaf's position there is
@@ -53,7 +52,7 @@ class OpDims:
     fixed: frozenset[int] = frozenset()
 
     def letter_sizes(self, leaf_sizes: tuple[int, ...]) -> tuple[int, ...]:
-        """The letters' sizes where the leaves have the given ones."""
+        """The sizes of the letters, given those of the leaves."""
         out = [1] * len(self.signature.sizes)
         for leaf, size in enumerate(leaf_sizes):
             out[self.letter[leaf]] *= size
@@ -71,7 +70,7 @@ class SubDims:
 
 
 def call_of(graph: Graph, node: Node) -> Call:
-    """The node as rules read it."""
+    """The node as the `Call` that rules read."""
     return Call(
         op=node.op,
         args=node.args,
@@ -82,8 +81,8 @@ def call_of(graph: Graph, node: Node) -> Call:
 
 
 def infer(graph: Graph) -> SubDims:
-    """The sub-dims of every value, and every node's signature in terms of them; an op without a
-    rule is discovered."""
+    """The sub-dims of every value, and every node's signature in terms of them. The rule of an op
+    that has none is discovered."""
     dims = [tuple([_Atom(size=size)] for size in value.shape) for value in graph.values]
     forest: list[tuple[list[_Atom], ...]] = [tuple(d) for d in dims]
     letters: list[list[_Atom]] = []
@@ -106,8 +105,8 @@ def infer(graph: Graph) -> SubDims:
 
 
 def _check_alike(graph: Graph, value: int, before: SubShape, after: SubShape) -> None:
-    """Raises NotTraceable where what becomes of a buffer has other sub-dims than the buffer, as
-    2 x 3 and 3 x 2."""
+    """Raises NotTraceable if a buffer's new value has other sub-dims than the buffer, such as
+    3 x 2 for 2 x 3."""
     if before != after:
         raise NotTraceable(
             f"buffer {graph.values[value].name!r} is read as {before} and what it is set to is made as {after}, which do not "
@@ -122,7 +121,7 @@ def _unsplittable(signature: Signature) -> Signature:
 def _signature(
     graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]
 ) -> Signature:
-    """The node's signature; like calls, whatever values they read, have one."""
+    """The node's signature. Equal calls share one in `memo`, whatever values they read."""
     call = call_of(graph, node)
     dtypes = tuple(graph.values[v].dtype for v in node.operands)
     numbers: dict[int, int] = {}
@@ -142,7 +141,7 @@ def _unify_node(
     atoms: list[_Atom],
     forest: list[tuple[list[_Atom], ...]],
 ) -> bool:
-    """Unifies each dim of the node's tensors with its letters; False where two do not nest."""
+    """Unifies each dim of the node's tensors with its letters; False if two do not nest."""
     clean = True
     tensors = [*zip(node.operands, signature.operands, strict=True)]
     tensors += [
@@ -176,8 +175,8 @@ def _root(atom: _Atom) -> _Atom:
 
 
 def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
-    """Makes two products of atoms equal, taking atoms apart where needed; False (and no change
-    of meaning) where they do not nest, as 2 x 3 and 3 x 2."""
+    """Makes two products of atoms equal, splitting atoms if needed; False (and no change of
+    meaning) if they do not nest, such as 2 x 3 and 3 x 2."""
     a, b = _leaves(left), _leaves(right)
     left[:], right[:] = a, b
     if _match(a, b):
@@ -205,7 +204,7 @@ def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
 
 
 def _match(a: list[_Atom], b: list[_Atom]) -> bool:
-    """Makes leaves of the same sizes the same; False where the sizes differ."""
+    """Merges leaves pairwise; False if their sizes differ."""
     if [x.size for x in a] != [y.size for y in b]:
         return False
     for x, y in zip(a, b, strict=True):
@@ -247,8 +246,8 @@ def _op_dims(
     number: Callable[[_Atom], int],
     memo: dict[Any, OpDims],
 ) -> OpDims:
-    """The node's leaves; in `memo` those of nodes with the same signature and sizes, whose atoms
-    alone differ."""
+    """The node's leaves. `memo` holds those of nodes with the same signature and sizes: only their
+    atoms differ."""
     numbers = tuple(number(leaf) for leaves in parts for leaf in leaves)
     key = id(signature), tuple(tuple(leaf.size for leaf in leaves) for leaves in parts)
     if key not in memo:
@@ -280,9 +279,9 @@ def _leaf_dims(signature: Signature, parts: tuple[tuple[int, ...], ...]) -> OpDi
 
 
 def _fixed(signature: Signature, letter: list[int]) -> Iterator[int]:
-    """The leaves that cannot be split. A kernel that is told an offset into a letter, or gathers
-    one, needs it in one run, and of two leaves of one letter a shard is one run only where the
-    first is split."""
+    """The leaves that cannot be split. A kernel that takes an offset into a letter, or gathers
+    along it, needs the shard to be contiguous. If a letter has two leaves, it is so only if the
+    first one is split."""
     for leaf, mine in enumerate(letter):
         if mine in signature.fixed or (
             mine in signature.contiguous and leaf > 0 and letter[leaf - 1] == mine

@@ -1,11 +1,11 @@
-"""Repeated layers: nodes that do the same in every layer share one choice.
+"""Repeated layers: nodes that do the same thing in every layer share one choice.
 
 Two nodes are tied if they are the same op at the same place of two modules whose paths differ only
 in a number (`h.3.attn`, `h.7.attn`) and whose whole sequences of ops are the same. An op that one
-module runs several times over, as a functional ReLU or a residual sum between its blocks, has no
-number of its own: it is tied by place, to ops of that module which read from tied ops and are read
-by tied ops in the same way. The tied problem does not grow with depth; every edge of the whole
-graph is still in it, counted as often as it occurs, so its objective is that of the whole graph.
+module runs several times, such as a functional ReLU or a residual sum between its blocks, has no
+number of its own. It is tied by place: to ops of that module that read from tied ops, and are read
+by tied ops, in the same way. The tied problem does not grow with depth. It still has every edge of
+the whole graph, counted as often as it occurs, so its objective is that of the whole graph.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from planner.graph.graph import Graph, Node, Serial, map_refs
 
 __all__ = ["Ties", "layer_of", "pattern_of", "tie"]
 
-#: How a node reads or is read, and the node at the other end, None if that is no node.
+#: How a node reads or is read, and the node at the other end; None if there is no node there.
 _Neighbour = tuple[Hashable, int | None]
 
-#: Nodes tied by place have neighbours, and neighbours of those, that are tied: what is done at
-#: either end of a chain of blocks, or to one of them, is seen from there, and the middle of the
-#: chain is one class at any depth.
+#: Nodes tied by place have tied neighbours up to this distance. So the ends of a chain of blocks,
+#: and a block that is treated differently, get classes of their own, and the middle of the chain
+#: is one class at any depth.
 _RADIUS = 2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ties:
-    """`node_class[n]` and `parameter_class[p]` are class numbers, each counted from 0 in order
+    """`node_class[n]` and `parameter_class[p]` are class numbers, each counted from 0 in the order
     of first use."""
 
     node_class: tuple[int, ...]
@@ -47,15 +47,14 @@ def pattern_of(path: str) -> str:
 
 
 def layer_of(path: str) -> str:
-    """The layer that a path is in: `h.3.attn.qkv` -> `h.3`; the path itself where it has no
-    number."""
+    """The layer that a path is in: `h.3.attn.qkv` -> `h.3`; the path itself if it has no number."""
     parts = path.split(".")
     last = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return path if last is None else ".".join(parts[: last + 1])
 
 
 def tie(graph: Graph, dims: SubDims, roots: tuple[Root, ...]) -> Ties:
-    """The classes of nodes and parameters; `roots` are what the graph's views look at."""
+    """The classes of nodes and parameters; `roots[v]` is the tensor that value v is a view of."""
     parameter_class, parameters_of = _number(
         [
             (pattern_of(p.name), dims.shapes[p.value], graph.values[p.value].dtype)
@@ -76,8 +75,8 @@ def tie(graph: Graph, dims: SubDims, roots: tuple[Root, ...]) -> Ties:
 
 
 def _by_number(graph: Graph, dims: SubDims) -> tuple[list[Hashable], dict[int, Hashable]]:
-    """What nodes at the same place of like modules share; and of nodes that their module runs in
-    several places, what all those places share."""
+    """A key for each node, the same for nodes at the same place of like modules; and, for nodes
+    that their module runs in several places, a key that all those places share."""
     sequences: dict[tuple[str, str], list[Node]] = defaultdict(list)
     for node in graph.nodes:
         sequences[node.path, node.phase].append(node)
@@ -98,9 +97,9 @@ def _by_number(graph: Graph, dims: SubDims) -> tuple[list[Hashable], dict[int, H
 def _by_place(
     keys: list[Hashable], repeated: Mapping[int, Hashable], near: Mapping[int, Sequence[_Neighbour]]
 ) -> None:
-    """Gives repeated nodes a key by their neighbours instead of their place. In each round a
-    node's colour becomes one with the colours of its neighbours; the others keep theirs. What is
-    tied by number stays so, whatever is near its ends."""
+    """Gives repeated nodes a key by their neighbours instead of their place (colour refinement): in
+    each round, a repeated node's colour is combined with those of its neighbours. The others keep
+    theirs: nodes tied by number stay tied, whatever is near the ends of their chain."""
     colours = _number([repeated.get(index, key) for index, key in enumerate(keys)])[0]
     for _ in range(_RADIUS):
         seen = {
@@ -118,8 +117,8 @@ def _by_place(
 def _neighbours(
     graph: Graph, roots: tuple[Root, ...], parameter_class: Mapping[int, int], of: Container[int]
 ) -> dict[int, list[_Neighbour]]:
-    """What some nodes read and what reads their results, in order: how, and the node at the
-    other end if there is one."""
+    """For the nodes in `of`, what they read and what reads their results, in order: how, and the
+    node at the other end if there is one."""
     near: dict[int, list[_Neighbour]] = defaultdict(list)
     for node in graph.nodes:
         for position, value in enumerate(node.operands):
@@ -150,7 +149,7 @@ def _neighbours(
 
 
 def _source(graph: Graph, value: int, parameter_class: Mapping[int, int]) -> Hashable:
-    """What a root value is to its writer, or where it comes from."""
+    """Which result of its writer a root value is, or where it comes from if it has no writer."""
     writer = graph.values[value].writer
     if writer is not None:
         return graph.nodes[writer].results.index(value)
@@ -160,7 +159,7 @@ def _source(graph: Graph, value: int, parameter_class: Mapping[int, int]) -> Has
 def _ends(
     graph: Graph, parameter_class: Mapping[int, int]
 ) -> Iterator[tuple[int, tuple[Hashable, ...]]]:
-    """The values that are read at the end of the step, and as what."""
+    """The values that are read at the end of the step, each with its role there."""
     yield graph.loss, ("loss",)
     yield from ((p.gradient, ("gradient", parameter_class[p.value])) for p in graph.parameters)
     yield from (
@@ -171,7 +170,7 @@ def _ends(
 
 
 def _word(graph: Graph, dims: SubDims, node: Node) -> Any:
-    """All that matters of a node but which values it reads."""
+    """All that matters about a node, except which values it reads."""
     op = dims.ops[node.index]
     operands = tuple(
         (dims.shapes[v], graph.values[v].dtype, graph.values[v].kind) for v in node.operands

@@ -1,8 +1,8 @@
-"""Views resolved to the tensor they look at.
+"""Views, resolved to the tensor that they are views of.
 
 A view moves no data and its sub-dims are those of its operand in another order, so for placement it
 *is* its operand: the ILP has no node for it, and a change of layout happens on the tensor itself.
-Exact: a redistribution costs the same before or after.
+This is exact: a redistribution costs the same before the view and after it.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ __all__ = ["Root", "is_view", "resolve"]
 
 @dataclass(frozen=True, slots=True)
 class Root:
-    """The value looked at, and where flat sub-dim k of the view stands in it."""
+    """The value that a view is a view of, and the place in it of the view's flat sub-dim k."""
 
     value: int
     places: tuple[int, ...]
 
     def layouts(self, seen: Iterable[Layout]) -> list[Layout]:
-        """`layout` of each."""
+        """`layout` of each of `seen`."""
         every = list(seen)
         placed = {one: self.layout(one) for one in set(every)}
         return [placed[one] for one in every]
@@ -40,12 +40,12 @@ class Root:
 
 
 def is_view(dims: SubDims, node: int) -> bool:
-    """Whether the node only looks at its operand."""
+    """Whether the node is a view of its operand."""
     return dims.ops[node].signature.view
 
 
 def resolve(graph: Graph, dims: SubDims) -> tuple[Root, ...]:
-    """For every value, its root (itself, where no view made it)."""
+    """For every value, its root (itself if it is no view)."""
     roots = [Root(v.id, tuple(range(len(dims.atoms[v.id])))) for v in graph.values]
     for node in graph.nodes:
         if not is_view(dims, node.index):

@@ -1,8 +1,8 @@
-"""Whether each pass's output is checked where it is made, which a person asks for (`--check`) and
-tests do.
+"""Checks the output of each pass where it is made, if a person asks for it (`--check`) or a test
+does.
 
 Name of a pass, faults -> nothing, or one line that names the pass and the node or instruction. A
-context says whether, since passes lie deep in the search and most callers are not to know.
+context variable turns checks on: passes lie deep in the search, and most callers need not know.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from cost_models.errors import FailedCheck
 
 __all__ = ["checked", "checking", "is_checking", "passes_words"]
 
-#: How often each pass was checked, None where nobody asked.
+#: How often each pass was checked; None if checks are off.
 _passes: ContextVar[Counter[str] | None] = ContextVar("passes", default=None)
 
 
 @contextmanager
 def checking(wanted: bool = True) -> Iterator[Counter[str]]:
-    """Within it, what each pass makes is checked, if `wanted`; gives how often each pass was.
-    Processes forked within it check too, and count for themselves."""
+    """A context in which every pass's output is checked, if `wanted`; yields the checks per pass.
+    Processes forked within it check too, and keep counts of their own."""
     counts: Counter[str] = Counter()
     token = _passes.set(counts if wanted else None)
     try:
@@ -33,13 +33,13 @@ def checking(wanted: bool = True) -> Iterator[Counter[str]]:
 
 
 def is_checking() -> bool:
-    """Whether it is asked for: for what only a check needs."""
+    """Whether checks are on. Callers skip work that only a check needs."""
     return _passes.get() is not None
 
 
 def checked(name: str, faults: Callable[[], Iterable[str]]) -> None:
-    """Raises `FailedCheck` with the first of the `faults` of what the pass `name` made, if that
-    is asked for."""
+    """Raises `FailedCheck` with the first of the `faults` in the output of pass `name`, if checks
+    are on."""
     counts = _passes.get()
     if counts is None:
         return

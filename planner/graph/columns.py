@@ -9,9 +9,8 @@ __all__ = ["aligned"]
 
 
 def aligned(rows: Sequence[Sequence[str]], right: tuple[int, ...] = ()) -> list[str]:
-    """Rows of cells as lines of columns, two spaces between them; the columns `right` end at the
-    same place. Widths are multiples of four, so that most changes of one line leave the others
-    as they are."""
+    """Rows of cells as lines of columns, two spaces apart; the columns `right` are aligned right.
+    Widths are multiples of four, so that a change of one line seldom moves the others."""
     widths = [-(-max(map(len, column)) // 4) * 4 for column in zip_longest(*rows, fillvalue="")]
     lines = (
         "  ".join(

@@ -37,16 +37,16 @@ class Ref:
 
 @dataclass(frozen=True, slots=True)
 class Serial:
-    """An argument that is a number by which like ops of a step are told apart; no choice depends
-    on it."""
+    """An argument that is a serial number: it tells apart the ops of a step that are otherwise the
+    same. No choice depends on it."""
 
     number: int
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """An argument that is the process group of the ranks that differ only on mesh `axes`; ops on
-    shards have it."""
+    """An argument that is the process group of the ranks that differ only on mesh `axes`. Only ops
+    on shards have one."""
 
     axes: tuple[int, ...]
 
@@ -54,8 +54,8 @@ class Group:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
     """A tensor of the step; `writer` is the node that makes it. `kind`: `parameter`, `buffer`,
-    `input`, `activation`, or `key`: the number from which the step's random masks are drawn,
-    another in every step."""
+    `input`, `activation`, or `key`: the number from which the step's random masks are drawn, a
+    new one in every step."""
 
     id: int
     shape: tuple[int, ...]
@@ -66,8 +66,8 @@ class Value:
 
     @property
     def is_given(self) -> bool:
-        """Whether it comes into the step from outside and is no parameter: in whatever layout it
-        is read."""
+        """Whether it comes into the step from outside and is not a parameter: it is there in
+        whatever layout it is read."""
         return self.kind in ("input", "buffer", "key")
 
     @property
@@ -77,11 +77,11 @@ class Value:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One op. `args` and `kwargs` hold `Ref`, constants and nested tuples of them, as the op's
-    schema has them: in `kwargs` is what it takes by keyword alone, by name. `path` is the module
-    that ran it (or whose backward it is); `results[i]` is None where the op's i-th result is
-    never read; `operands` are the values read, in the order of `args` and then of `kwargs`, one
-    entry a use."""
+    """One op. `args` and `kwargs` hold `Ref`, constants and nested tuples of them, as in the op's
+    schema: `kwargs` holds its keyword-only arguments, by name. `path` is the module that ran it
+    (or whose backward it is); `results[i]` is None if the op's i-th result is never read;
+    `operands` are the values read, in the order of `args` and then of `kwargs`, one entry per
+    use."""
 
     index: int
     op: str
@@ -135,8 +135,8 @@ class Graph:
         return sum(self.values[p.value].numel for p in self.parameters)
 
     def digest(self) -> str:
-        """A hash of ops, arguments, shapes and parameter names: the same for the same step,
-        whoever traced it."""
+        """A hash of ops, arguments, shapes and parameter names: the same for the same step, on
+        whatever machine it was traced."""
         state = hashlib.sha256()
         for value in self.values:
             state.update(
@@ -151,8 +151,8 @@ class Graph:
 
 
 def without_unread(graph: Graph) -> Graph:
-    """The graph without nodes that nothing which the step gives depends on; nodes and values are
-    numbered, and results named, as if those had never been."""
+    """The graph without the nodes on which no output of the step depends. Nodes and values are
+    numbered, and results named, as if those nodes had never been there."""
     wanted = {graph.loss, *(p.gradient for p in graph.parameters)}
     wanted |= {value for _, value in (*graph.updates, *graph.reported)}
     kept: list[Node] = []
@@ -203,25 +203,25 @@ def _only(graph: Graph, kept: list[Node]) -> Graph:
 
 
 def result_name(op: str, counts: Counter[str]) -> str:
-    """The name of what an op makes: `mm_3` of the fourth product. It depends on the ops before
-    alone; `counts` counts them."""
+    """The name of an op's result: `mm_3` for the fourth product. It depends only on the ops
+    before it, which `counts` counts."""
     stem = op.split(".")[1]
     counts[stem] += 1
     return f"{stem}_{counts[stem] - 1}"
 
 
 def refs_in(args: Any, kind: type[Any] = Ref) -> list[int]:
-    """The ids in nested arguments, in order; `kind` is what stands for a value there. Of a call
-    these are its operands, where `args` is the pair of its arguments and its keyword arguments:
-    nothing else says which values an op reads."""
+    """The ids in nested arguments, in order; `kind` is the class that stands for a value there. If
+    `args` is the pair (args, kwargs) of a call, these are its operands: nothing else says which
+    values an op reads."""
     found: list[int] = []
     _gather(args if isinstance(args, tuple) else (args,), kind, found)
     return found
 
 
 def _gather(items: tuple[Any, ...], kind: type[Any], found: list[int]) -> None:
-    """Adds the ids to one list: every op of every program comes by here, and nested generators
-    are several times as slow."""
+    """Adds the ids to the list `found`. Every op of every program comes through here, and nested
+    generators are several times as slow."""
     for item in items:
         if type(item) is kind:
             found.append(item.id)

@@ -5,9 +5,9 @@ tensor. A layout gives one `Placement` for each mesh axis. Where several axes sp
 earlier axis is the outer one.
 
 A split need not divide: n elements on k shards are n mod k pieces of ceil(n/k), then pieces of
-floor(n/k), each a run; a later axis splits each of those pieces in the same way. No piece is empty,
-and the piece at place 0 of every axis is the largest: what does not say whose shard it means speaks
-of that one.
+floor(n/k), each contiguous; a later axis splits each of those pieces in the same way. No piece is
+empty, and the piece at place 0 of every axis is the largest: "the shard", without a rank, means
+that one.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
     "start_of",
 ]
 
-#: A placement on one axis is an int: k >= 0 is "split at flat sub-dim k"; the others stand here.
+#: A placement on one axis is an int: k >= 0 is "split at flat sub-dim k"; the others are below.
 Placement = int
 REPLICATE: Placement = -1
 PARTIAL_SUM: Placement = -2
@@ -48,8 +48,8 @@ SubShape = tuple[tuple[int, ...], ...]
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """Named axes over consecutive devices; the last axis is the fastest, its neighbours adjacent
-    devices."""
+    """Named axes over consecutive devices. The last axis varies fastest: neighbours on it are
+    adjacent devices."""
 
     names: tuple[str, ...]
     sizes: tuple[int, ...]
@@ -103,8 +103,8 @@ def is_partial(placement: Placement) -> bool:
 
 
 def piece_sizes(size: int, counts: tuple[int, ...]) -> tuple[int, ...]:
-    """The sizes of all pieces of a sub-dim that axes of the given sizes split, the first
-    outermost: in the order of the ranks of their group."""
+    """The sizes of all pieces of a sub-dim split by axes of sizes `counts`, the first axis
+    outermost; in the order of the ranks of their group."""
     pieces: tuple[int, ...] = (size,)
     for count in counts:
         pieces = tuple(
@@ -124,8 +124,8 @@ def local_sizes(
     mesh_sizes: tuple[int, ...],
     place: tuple[int, ...] | None = None,
 ) -> tuple[int, ...] | None:
-    """The flat sub-dim sizes of the shard at `place` on the mesh (by default of the largest), or
-    None where a sub-dim has fewer elements than shards."""
+    """The flat sub-dim sizes of the shard at `place` on the mesh (by default the largest shard), or
+    None if a sub-dim has fewer elements than shards."""
     out, uneven = list(flat), False
     for axis, placement in enumerate(layout):
         if placement >= 0:
@@ -154,7 +154,7 @@ def local_shape(
     mesh_sizes: tuple[int, ...],
     place: tuple[int, ...] | None = None,
 ) -> tuple[int, ...]:
-    """The shape of the shard at `place` (by default of the largest)."""
+    """The shape of the shard at `place` (by default the largest shard)."""
     flat = local_sizes(tuple(s for dim in subshape for s in dim), layout, mesh_sizes, place)
     assert flat is not None, (subshape, layout, mesh_sizes)
     shape, at = [], 0

@@ -1,4 +1,4 @@
-"""Our canonical fused ops, so that a plan does not depend on the platform that it was traced on.
+"""Our canonical fused ops. They keep a plan independent of the platform that it was traced on.
 
 The ops `shardwright::lstm`, `recurrent`, `cross_entropy`, `attention`, `masked_attention`,
 `masked_lstm`, `masked_recurrent`, `batch_norm`, `rms_norm` and their backwards are torch custom ops

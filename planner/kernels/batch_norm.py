@@ -1,10 +1,10 @@
 """`shardwright::batch_norm` in training mode and its backward: statistics over the whole batch,
-wherever its parts are.
+on however many ranks.
 
-With a group, the batch (or positions of its samples) is split over it: each rank's count, means and
-squared deviations are gathered and joined (Chan, Golub and LeVeque, "Algorithms for computing the
-sample variance", 1983), so that the result is that of one process. The running statistics come in
-and new ones go out: nothing is written in place.
+With a group, the batch (or positions of its samples) is split over it. Each rank's count, means and
+squared deviations are gathered and combined (Chan, Golub and LeVeque, "Algorithms for computing the
+sample variance", 1983), so the result is that of one process. New running statistics are returned:
+nothing is written in place.
 """
 
 from __future__ import annotations
@@ -57,8 +57,7 @@ def batch_norm_backward(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The gradients of x, weight and bias; with a group, the latter two are whole on each of its
-    ranks."""
+    """The gradients of x, weight and bias; with a group, the latter two are whole on every rank."""
     if group is None:
         ones = torch.ones_like(mean) if weight is None else weight
         arguments = grad, x, ones, None, None, mean, rstd, True, eps, [True, True, True]
@@ -88,7 +87,7 @@ def _running(x: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor
 
 
 def _joined(x: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor, Tensor]:
-    """The number of values of a channel over all ranks, their mean [C], and the sum of their
+    """Over all ranks: the number of values per channel, their mean [C], and the sum of their
     squared deviations [C]."""
     wide = x.to(torch.float64 if x.dtype == torch.float64 else torch.float32)
     var, mean = torch.var_mean(wide, _over(x), correction=0)

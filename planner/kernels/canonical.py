@@ -1,8 +1,8 @@
-"""While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become ours:
-tracing shows one node of each.
+"""While `Canonical` is active, torch's recurrent layers, cross-entropy and attention become our
+fused ops: the trace has one node for each.
 
-What they have and ours do not (class weights, label smoothing) is left to torch, or refused where
-that would give another graph on another platform.
+Calls that ours do not cover (class weights, label smoothing) are left to torch, or refused if
+torch would give another graph on another platform.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Canonical(Random):
     dropout as `Random` does."""
 
     in_place = (
-        False  # a graph has no places; should the operand be read again, verifying a run shows it
+        False  # a graph has no in-place ops; if the operand is read again, verifying a run shows it
     )
 
     def __init__(self, key: Tensor | None = None, module: nn.Module | None = None) -> None:
@@ -49,8 +49,8 @@ class Canonical(Random):
 
     @contextmanager
     def checkpointed(self) -> Iterator[None]:
-        """Refuses a block that changes buffers: torch runs it again in backward and changes them
-        twice, a plan runs it once."""
+        """Refuses a block that changes buffers: torch would run it again in backward and change
+        them twice, but a plan runs it once."""
         before = _states(self.module)
         yield
         after = _states(self.module)
@@ -72,7 +72,7 @@ class Canonical(Random):
         ):
             return func(
                 args[0] != 0, *args[1:], **kwargs
-            )  # eager takes bytes for a mask, fake tensors do not
+            )  # eager accepts bytes as a mask, fake tensors do not
         if func in (F.ctc_loss, torch.ctc_loss):
             raise NotTraceable(_CTC)
         if func is torch.lstm:
@@ -116,7 +116,8 @@ class Canonical(Random):
 
 
 def _states(module: nn.Module | None) -> dict[str, tuple[int, int]]:
-    """By name, what tells whether a buffer has been set anew or written to."""
+    """The identity and version of each buffer, by name: they change if it is replaced or
+    written."""
     return (
         {} if module is None else {name: (id(b), b._version) for name, b in module.named_buffers()}
     )
@@ -134,9 +135,8 @@ _COUNT = (
     "number of classes"
 )
 
-#: Functions whose derivative is another one where the matrix is contiguous (its factors are then
-#: those of the transpose): which of the two is recorded must not depend on how the matrix lay in
-#: memory when it was.
+#: Functions whose derivative has another formula if the matrix is contiguous (its factors are then
+#: those of the transpose). Which of the two is recorded must not depend on the matrix's strides.
 _BY_FORMAT = {
     torch.det,
     torch.linalg.det,
@@ -156,9 +156,9 @@ _SET_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 
 
 def _set_data(tensor: Tensor, value: Tensor) -> None:
-    """`tensor.data = value` as a write: nothing that records calls sees a tensor take another's
-    memory. As with the assignment, autograd is told nothing, and what it kept of the tensor
-    reads the new numbers."""
+    """`tensor.data = value` as a write, because no mode that records calls sees a tensor take
+    another's memory. As with the assignment, autograd does not notice, and what it saved of the
+    tensor reads the new numbers."""
     if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
         raise NotTraceable(
             f".data of a tensor of shape {tuple(tensor.shape)} in {tensor.dtype} is set to one of shape {tuple(value.shape)} in "
@@ -239,7 +239,7 @@ def _layers(
 
 
 def _one_hot(input: Tensor, num_classes: int = -1) -> Tensor:
-    """`F.one_hot`, which looks at the values of real tensors and at none of fake ones."""
+    """`F.one_hot` without torch's look at the values of real tensors, which fake ones lack."""
     if num_classes < 1 or input.dtype != torch.int64:
         return F.one_hot(input, num_classes)
     return F.one_hot(torch.ops.shardwright.checked_ids(input, num_classes, False), num_classes)
@@ -296,7 +296,7 @@ def _attention(
 
 
 def _fit(query: Tensor, key: Tensor, value: Tensor, grouped: bool) -> bool:
-    """Whether nothing but key heads has to be broadcast."""
+    """Whether at most key heads have to be broadcast."""
     if (
         not query.dim() == key.dim() == value.dim()
         or query.shape[0] != key.shape[0]
@@ -311,8 +311,8 @@ _BATCH_NORM = inspect.signature(F.batch_norm)
 
 
 def _batch_norm(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Tensor:
-    """Of a batch in training: its own statistics, over all its shards; the running ones are
-    written by `copy_`, which the trace reads as their new value."""
+    """`F.batch_norm`. In training, the statistics are those of the whole batch, over all its
+    shards; the running ones are written by `copy_`, which the trace reads as their new value."""
     if func is torch.batch_norm:
         x, weight, bias, mean, var, training, momentum, eps, _ = args
     else:
@@ -336,8 +336,8 @@ def _rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
 ) -> Tensor:
-    """torch has a kernel where operands have one format; where they have not, it takes the norm
-    apart itself."""
+    """`F.rms_norm`. torch has a kernel for operands of one dtype; it decomposes the norm itself if
+    they differ."""
     dims, count = len(normalized_shape), math.prod(normalized_shape)
     same = weight is None or weight.dtype == input.dtype
     if (
@@ -349,7 +349,7 @@ def _rms_norm(
         return F.rms_norm(input, list(normalized_shape), weight, eps)
     wide = (
         torch.float64 if input.dtype == torch.float64 else torch.float32
-    )  # torch's default: that of what it sums in
+    )  # torch's default: that of the dtype it sums in
     eps = torch.finfo(wide).eps if eps is None else eps
     out: Tensor = torch.ops.shardwright.rms_norm(input, weight, dims, count, eps)[0]
     return out
@@ -358,9 +358,9 @@ def _rms_norm(
 def _windows(
     x: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
 ) -> Tensor | None:
-    """A strided look at x as overlapping windows of one dim, [..., windows, window, ...], made
-    of slices, which can be split in the other dims; None where it is none. The dim may come as
-    (windows side by side, window)."""
+    """A strided view of x as overlapping windows of one dim, [..., windows, window, ...], made of
+    slices instead, which can be split in the other dims; None if the view is not of that kind. The
+    dim may come as (windows side by side, window)."""
     if storage_offset not in (None, x.storage_offset()) or len(size) not in (x.dim(), x.dim() + 1):
         return None
     for c in range(len(size) - 1):

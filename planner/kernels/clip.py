@@ -1,5 +1,5 @@
-"""Clipping gradients by their global norm, of which every rank has shards: the kernels around
-one small all-reduce."""
+"""Clipping gradients by their global norm, with shards of them on every rank: the kernels before
+and after one small all-reduce."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["CLIP_EPSILON", "clipped", "square_sum"]
 
-#: What torch adds to the norm that gradients are clipped by. Source:
+#: Added to the norm that gradients are divided by. Source:
 #: `torch.nn.utils.clip_grad_norm_`.
 CLIP_EPSILON = 1e-6
 
@@ -27,8 +27,8 @@ def square_sum(gradients: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
 def clipped(
     gradients: Sequence[Tensor], squares: Tensor, limit: float, epsilon: float = CLIP_EPSILON
 ) -> Tensor | list[Tensor]:
-    """The gradients times min(1, limit / (norm + epsilon)); one alone as it is, no list. Epsilon
-    is that of `torch.nn.utils.clip_grad_norm_`; Keras has none."""
+    """The gradients times min(1, limit / (norm + epsilon)); a single gradient as a tensor, not a
+    list. The default epsilon is that of `torch.nn.utils.clip_grad_norm_`; Keras has none."""
     scale = (limit / (squares.sqrt() + epsilon)).clamp(max=1.0)
     out = [gradient * scale.to(gradient.dtype) for gradient in gradients]
     return out[0] if len(out) == 1 else out

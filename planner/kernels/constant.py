@@ -16,5 +16,5 @@ def constant(
     dtype: torch.dtype,
     device: torch.device | None = None,
 ) -> Tensor:
-    """The numbers, row by row, as a tensor on `device` (by default the default one)."""
+    """The numbers, row by row, as a tensor on `device` (None: torch's default device)."""
     return torch.tensor(list(values), dtype=dtype, device=device).reshape(tuple(shape))

@@ -3,8 +3,8 @@ logits in few passes over memory.
 
 Softmax is never stored: backward rebuilds it from the logits and `lse`, the log of the sum of
 exponentials [N]. The number of targets that count is an op of its own (`count_targets`): it reads
-the batch alone, so that every rank can count all targets, and backward, which divides by it, waits
-for no message. With a group, the classes are split over it: this rank's logits are the classes
+only the batch, so every rank can count all targets, and backward, which divides by it, waits for no
+message. With a group, the classes are split over it: this rank's logits are the classes
 [offset, offset + C).
 """
 
@@ -37,7 +37,7 @@ def cross_entropy(
     classes: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """The sum of -log softmax(logits [N, C])[target [N]] over targets != ignore_index, and lse [N];
-    of split `classes` their number.
+    `classes` is their whole number if they are split.
 
     Raises OutOfRange for a target that is neither a class nor ignored.
     """
@@ -66,7 +66,7 @@ def cross_entropy_backward(
     """The gradient of this rank's logits: grad * (softmax(logits) - onehot(target)), zero where the
     target is ignored.
 
-    An `offset`, 0 too, says that the classes are split.
+    An `offset` that is not None, 0 included, means that the classes are split.
     """
     scale = (target != ignore_index).to(lse.dtype).mul_(grad)
     out = torch.empty_like(logits)
@@ -75,7 +75,7 @@ def cross_entropy_backward(
         softmax, factor = torch.softmax(part, 1), scale[rows]
         if (
             offset is not None
-        ):  # this is the softmax over this rank's classes; they have a share of the whole
+        ):  # softmax over this rank's classes alone; scaled to their share of the whole
             factor = _lse_of(part, softmax.amax(1).log_()).sub_(lse[rows]).exp_().mul_(factor)
             softmax.masked_fill_((part.amax(1) == -torch.inf)[:, None], 0)
         torch.mul(softmax, factor[:, None], out=out[rows])
@@ -97,25 +97,25 @@ def _local_lse(logits: Tensor) -> Tensor:
 
 
 def _lse_of(logits: Tensor, largest_log_softmax: Tensor) -> Tensor:
-    """log_softmax = logits - lse, at the largest logit of each row; -inf of a row that is masked
-    out whole, as a shard's may be."""
+    """lse from log_softmax = logits - lse, read at the largest logit of each row; -inf for a row
+    that is masked out whole, as a shard's row may be."""
     largest = logits.amax(1)
     return (largest - largest_log_softmax).masked_fill_(largest == -torch.inf, -torch.inf)
 
 
 def _over_group(lse: Tensor, picked: Tensor, group: dist.ProcessGroup) -> tuple[Tensor, Tensor]:
-    """lse over the classes of all ranks, and the target's logit, which one rank has."""
+    """lse over the classes of all ranks, and the target's logit, which only one rank has."""
     largest = reduced(lse, group, "max")
     both = reduced(torch.stack([(lse - largest).exp_(), picked]), group)
     return both[0].log_().add_(largest), both[1]
 
 
 def _pick(logits: Tensor, target: Tensor, offset: int) -> Tensor:
-    """logits[n, target[n] - offset], or 0 where that class is not this rank's."""
+    """logits[n, target[n] - offset], or 0 if that class is another rank's."""
     index, inside = _local_target(target, offset, logits.shape[1])
     return (
         logits.gather(1, index[:, None])[:, 0].to(_sum_dtype(logits)).masked_fill_(~inside, 0)
-    )  # 0 times a masked logit is no number
+    )  # not a product: 0 times a masked logit (-inf) is NaN
 
 
 def _local_target(target: Tensor, offset: int, num_classes: int) -> tuple[Tensor, Tensor]:

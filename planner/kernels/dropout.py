@@ -1,12 +1,12 @@
-"""`shardwright::dropout` and its backward: masks that do not depend on how a tensor is split, nor
+"""`shardwright::dropout` and its backward: masks that depend neither on how a tensor is split nor
 on the device.
 
 Whether an element is kept is a function of the step's key, the op's number in the step and the
 element's place in the whole tensor, by a counter-based generator in plain integer ops. Every row
 (all dims but the last) and every column has 32 bits of splitmix64 (Steele, Lea and Flood, "Fast
 splittable pseudorandom number generators", OOPSLA 2014); an element's draw is murmur3's 32-bit
-finaliser (Appleby, MurmurHash3, 2011) of the two. Replicas draw the same, shards their part of the
-whole; a seed repeats.
+finaliser (Appleby, MurmurHash3, 2011) of the two. Replicas draw the same mask, shards their part
+of it; the same seed gives the same masks.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from torch import Tensor
 
 __all__ = ["Places", "draws", "dropout", "dropout_backward", "step_key"]
 
-#: For every dim of a shard, its runs from the outermost in: (size in the whole, size here, where
-#: this shard's part begins).
+#: For every dim of a shard, its sub-dims, outermost first: (size in the whole tensor, size here,
+#: first element of this shard).
 Places = tuple[tuple[tuple[int, int, int], ...], ...]
 
 #: Rows are drawn in chunks of about this many elements: their temporaries stay in a CPU core's L2
@@ -33,8 +33,8 @@ _MURMUR_A, _MURMUR_B = -0x7A143595, -0x3D4D51CB
 
 
 def step_key(seed: int, step: int) -> Tensor:
-    """The key from which all masks of step number `step` are drawn: a whole number of 64 bits,
-    in the host's memory."""
+    """The key from which all masks of step number `step` are drawn: a 64-bit integer in host
+    memory."""
     return torch.tensor(_signed(_mix(_mix(seed) + step)))
 
 
@@ -44,14 +44,14 @@ def dropout(
     """x / (1 - p) where the mask keeps it and 0 elsewhere, and the mask (bool); each element is
     kept with probability 1 - p.
 
-    `places` says which part of the whole tensor x is; None: all of it.
+    `places` says which part of the whole tensor x is (None: all of it).
     """
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     rows, columns = _hashes(x.shape, x.device, key, number, places)
     flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
     threshold = min(
         2**31 - 1, round(p * 2**32) - 2**31
-    )  # of the signed draws, the share p lies below it
+    )  # a share p of the signed draws lies below it
     step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_DEVICE) // flat.shape[1])
     for at in range(0, flat.shape[0], step):
         torch.ge(_draw(rows[at : at + step], columns), threshold, out=flat[at : at + step])
@@ -62,14 +62,14 @@ def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
     """The gradient of x: that of the result where the mask kept it, divided by 1 - p."""
     kept = mask.view(torch.uint8).to(
         grad.dtype
-    )  # torch's own product of a number and a bool takes four times as long
+    )  # torch's own product of a float and a bool takes four times as long
     return kept.mul_(grad).mul_(0.0 if p >= 1 else 1 / (1 - p))
 
 
 def draws(
     shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None
 ) -> Tensor:
-    """32 bits for every element, as a signed integer of which only the high bits are good."""
+    """32 random bits for every element, as a signed integer; only its high bits are well mixed."""
     return _draw(*_hashes(shape, device, key, number, places)).view(shape)
 
 
@@ -81,13 +81,13 @@ def _draw(rows: Tensor, columns: Tensor) -> Tensor:
         draw.bitwise_xor_(
             torch.bitwise_right_shift(draw, shift).bitwise_and_((1 << (32 - shift)) - 1)
         ).mul_(factor)
-    return draw  # the last step of the finaliser changes low bits only, and the comparison reads the high ones
+    return draw  # the finaliser's last step is left out: it changes low bits only
 
 
 def _hashes(
     shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None
 ) -> tuple[Tensor, Tensor]:
-    """A hash of 32 bits for every row and column of a tensor, by their numbers in the whole one."""
+    """A 32-bit hash for every row and every column of a shard, by their numbers in the whole."""
     own = _mix(_mix(int(key)) + number)
     if places is None:
         places = tuple(((size, size, 0),) for size in shape)
@@ -100,7 +100,7 @@ def _hashes(
 
 
 def _indices(runs: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[int, Tensor]:
-    """The size of a dim of the whole tensor, and the numbers in it of this shard's places."""
+    """The size of a dim of the whole tensor, and the indices in it of this shard's elements."""
     (whole, here, start), *inner = runs or ((1, 1, 0),)
     index = torch.arange(start, start + here, device=device)
     for size, here, start in inner:
@@ -118,7 +118,7 @@ def _hash(index: Tensor, seed: int) -> Tensor:
 
 
 def _mix(x: int) -> int:
-    """splitmix64's finaliser of a number."""
+    """splitmix64's finaliser, applied to x."""
     x = (x + _GOLDEN) % (1 << 64)
     x = (x ^ (x >> 30)) * _MIX_A % (1 << 64)
     x = (x ^ (x >> 27)) * _MIX_B % (1 << 64)
@@ -126,7 +126,7 @@ def _mix(x: int) -> int:
 
 
 def _signed(x: int) -> int:
-    """The signed integer of 64 bits with the low 64 bits of x."""
+    """The signed 64-bit integer with the low 64 bits of x."""
     return (x + (1 << 63)) % (1 << 64) - (1 << 63)
 
 

@@ -1,4 +1,4 @@
-"""Embedding look-ups where this rank holds the rows [offset, offset + n) of the table."""
+"""Embedding look-ups on a rank that holds only the rows [offset, offset + n) of the table."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["embedding_backward_shard", "embedding_shard"]
 
 def embedding_shard(weight: Tensor, ids: Tensor, offset: int, rows: int) -> Tensor:
     """weight[ids - offset], zero where the row is another rank's: a partial sum over the ranks that
-    split the `rows` of the table.
+    split the table's `rows` rows.
 
-    Raises OutOfRange for an id that is no rank's.
+    Raises OutOfRange for an id that no rank holds.
     """
     check_range("id", ids, rows)
     local, inside = _local_ids(ids, offset, weight.shape[0])

@@ -1,13 +1,12 @@
-"""Ops whose kernels read their operands by address, and what makes each get them as eager autograd
-would.
+"""Ops whose kernels ignore the strides of their operands, and a wrapper that passes them operands
+laid out as eager autograd would.
 
-Most kernels of torch's look at the strides of every operand. A few take for granted that operands
-are contiguous, or that one lies in memory as another does, and give wrong numbers without a word
-where they do not. Eager never shows this: its derivative formulas make the operands alike, by the
-strides that they have on one device. A program's operands may lie otherwise, after a slice, a
-gather or a view of another shape, so that they are made alike where they are read.
-`tests/planner/test_formats.py` runs every op with every pairing of formats, and fails where one is
-missing here.
+Most of torch's kernels read the strides of every operand. A few assume that operands are
+contiguous, or that one has the strides of another, and silently give wrong numbers if not. Eager
+mode never shows this: its derivative formulas make the strides agree, as they are on one device. A
+program's operands may have other strides, after a slice, a gather or a view of another shape, so
+they are made to agree where they are read. `tests/planner/test_formats.py` runs every op with every
+pairing of formats, and fails if one is missing here.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from torch import Tensor
 
 __all__ = ["ADDRESS_READERS", "alike", "tensors_in"]
 
-#: What such an op needs: every operand `contiguous`; its `vectors` (all operands of lower rank than
-#: the largest) contiguous, while images are read by their strides; or, of `images`, all
-#: channels-last (on CPU) or all contiguous, and vectors contiguous.
+#: What such an op needs. `contiguous`: every operand is. `vectors`: all operands of lower rank than
+#: the largest are contiguous; images are read by their strides. `images`: all images are
+#: channels-last (on CPU) or all are contiguous, and vectors are contiguous.
 ADDRESS_READERS: dict[str, str] = {
     "aten._embedding_bag.default": "contiguous",
     "aten._embedding_bag_forward_only.default": "contiguous",
@@ -56,8 +55,8 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def alike(op: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """`call`, which runs `op`, on operands that its kernel reads rightly; nothing is copied
-    where they lie so."""
+    """`call`, which runs `op`, wrapped to lay its operands out as the kernel needs; those that
+    already are so are not copied."""
     need = ADDRESS_READERS.get(op)
     if need is None:
         return call
@@ -77,8 +76,8 @@ def alike(op: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _all_channels_last(tensors: list[Tensor], rank: int) -> bool:
-    """Whether all tensors of that rank lie channels-last; on a GPU the kernels want contiguous
-    ones."""
+    """Whether all tensors of that rank are channels-last; False on a GPU, whose kernels want
+    contiguous ones."""
     wanted = _CHANNELS_LAST.get(rank)
     return wanted is not None and all(
         t.device.type != "cuda" and t.is_contiguous(memory_format=wanted)
@@ -88,7 +87,7 @@ def _all_channels_last(tensors: list[Tensor], rank: int) -> bool:
 
 
 def _laid(argument: Any, below: int) -> Any:
-    """The argument, its tensors of a rank `below` that contiguous."""
+    """The argument, with its tensors of a rank less than `below` made contiguous."""
     if isinstance(argument, Tensor):
         return argument.contiguous() if argument.dim() < below else argument
     return (
@@ -99,7 +98,7 @@ def _laid(argument: Any, below: int) -> Any:
 
 
 def tensors_in(argument: Any) -> Iterator[Tensor]:
-    """The tensors in an argument, nested in tuples and lists or not, in order."""
+    """The tensors in an argument, in order, also those nested in tuples and lists."""
     if isinstance(argument, Tensor):
         yield argument
     elif isinstance(argument, tuple | list):

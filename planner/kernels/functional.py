@@ -1,10 +1,10 @@
-"""Ops that write to their arguments (`x.pow_(2)`, `torch.lerp(a, b, w, out=c)`) as ops that give
-new tensors, which are then copied.
+"""Ops that write to their arguments (`x.pow_(2)`, `torch.lerp(a, b, w, out=c)`), replaced by ops
+that return new tensors, which are then copied.
 
 Overload -> its `Twin`, found by schema: the same arguments by name and type, none of them written,
-and a result for each that was. Names do not tell: that of `pow_.Scalar` is `pow.Tensor_Scalar`.
-What is left of writing in a recorded step is `copy_` alone, which the reader knows, and ops that
-have no twin, which it refuses.
+and a result for each that was. Names do not suffice: the twin of `pow_.Scalar` is
+`pow.Tensor_Scalar`. The only writes left in a recorded step are `copy_`, which `read_fx` reads, and
+ops without a twin, which it refuses.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from planner.torch_private.recording import OpOverload, writing_as
 
 __all__ = ["Functional", "Twin", "is_view_in_place", "rewritten", "twin_of", "written_arguments"]
 
-#: What a twin may take that its op does not: there the tensor that is written to says it.
+#: Arguments that a twin may have and its op does not: the tensor written to implies them.
 _OF_DESTINATION = {
     "dtype": "Optional[ScalarType]",
     "layout": "Optional[Layout]",
     "device": "Optional[Device]",
     "pin_memory": "Optional[bool]",
 }
-#: Ops that a twin and a copy do not stand for: they give a tensor other memory or another size, or
+#: Ops that a twin and a copy cannot replace: they give a tensor other memory or another size, or
 #: add to what is in `out`.
 _NO_TWIN = (
     "aten::set_", "aten::set", "aten::set_data", "aten::resize_", "aten::resize",
@@ -41,9 +41,9 @@ _NO_TWIN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Twin:
-    """The op that gives what another writes: `written` are the names of the arguments that are
-    written to, those that are there for that alone first; the twin's results are those that the
-    other returns beside them, and then a new tensor (or list) for each."""
+    """The op that returns what another one writes. `written` are the names of the arguments that
+    the other writes to, pure outputs first; the twin's results are what the other returns beside
+    them, and then a new tensor (or list) for each of `written`."""
 
     op: OpOverload
     written: tuple[str, ...]
@@ -59,7 +59,7 @@ def written_arguments(op: OpOverload) -> tuple[str, ...]:
 
 
 def is_view_in_place(op: OpOverload) -> bool:
-    """Whether the op changes how its argument sees its memory, and nothing in it: `x.t_()`,
+    """Whether the op changes only its argument's shape or strides, not its memory: `x.t_()`,
     `x.squeeze_(0)`."""
     twin = twin_of(op) if torch.Tag.inplace_view in op.tags else None
     return twin is not None and twin.op._schema.returns[0].alias_info is not None
@@ -67,8 +67,7 @@ def is_view_in_place(op: OpOverload) -> bool:
 
 @cache
 def twin_of(op: OpOverload) -> Twin | None:
-    """The op that gives new tensors where `op` writes; None where there is none, or `op` does
-    not write."""
+    """The op that returns what `op` writes; None if there is none, or `op` does not write."""
     schema, written = op._schema, written_arguments(op)
     if not written or schema.name in _NO_TWIN:
         return None
@@ -91,7 +90,7 @@ def _names(name: str) -> tuple[str, ...]:
 
 
 def _as_twin(op: OpOverload, written: tuple[str, ...], other: OpOverload) -> Twin | None:
-    """The other op as the twin, if its schema is that of one."""
+    """`other` as the twin of `op`, if its schema fits; else None."""
     ours, theirs = op._schema, other._schema
     wanted = {a.name: str(a.real_type) for a in ours.arguments if not _is_out(a)}
     given = {a.name: str(a.real_type) for a in theirs.arguments}
@@ -104,7 +103,7 @@ def _as_twin(op: OpOverload, written: tuple[str, ...], other: OpOverload) -> Twi
 
 
 def _is_out(argument: Any) -> bool:
-    """Whether an argument is there to be written to alone."""
+    """Whether an argument is only there to be written to."""
     return bool(
         argument.kwarg_only and argument.alias_info is not None and argument.alias_info.is_write
     )
@@ -114,7 +113,7 @@ def _is_out(argument: Any) -> bool:
 
 
 class Functional(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """While active, every op that writes is its twin and a copy."""
+    """While active, every op that writes is run as its twin and a copy."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -156,8 +155,8 @@ def rewritten(op: OpOverload, *args: Any, **kwargs: Any) -> Any:
 
 
 def _arguments(twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The twin's arguments by name. A dtype that nobody gave is that of what is written to, in
-    which the op itself works."""
+    """The twin's arguments by name. A dtype that was not given is that of the tensor written to,
+    in which the op itself works."""
     destination = given[twin.written[0]]
     taken = [a.name for a in twin.op._schema.arguments]
     found = {name: given[name] for name in taken if name in given}
@@ -171,7 +170,7 @@ def _arguments(twin: Twin, given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _write(op: OpOverload, destination: Any, value: Any) -> None:
-    """Copies what a twin gives to where its op writes it."""
+    """Copies a twin's result to the tensor that its op writes to."""
     if isinstance(destination, (tuple, list)):
         for one, new in zip(destination, value, strict=True):
             _write(op, one, new)
@@ -187,8 +186,8 @@ def _write(op: OpOverload, destination: Any, value: Any) -> None:
 
 
 def _returned(op: OpOverload, given: Mapping[str, Any], fresh: list[Any]) -> Any:
-    """What the op returns: the arguments that it says its results are, and what is new beside
-    them."""
+    """What the op returns: the arguments that its schema aliases to results, and the new tensors
+    in `fresh`."""
     names = {_alias(a): a.name for a in op._schema.arguments if a.alias_info is not None}
     new = iter(fresh)
     out = [

@@ -26,8 +26,7 @@ __all__ = [
     "reduced", "scatter_blocks", "scattered", "send_to_all",
 ]  # fmt: skip
 
-#: Up to this many bytes received by a rank, sending everything to everyone is the faster way on
-#: gloo.
+#: Up to this many bytes received per rank, sending everything to everyone is faster on gloo.
 SMALL_BYTES = 1 << 19
 
 _all_gather: Callable[..., Any] = (
@@ -39,7 +38,7 @@ _reduce_scatter: Callable[..., Any] = (
 
 
 def is_small(part: Tensor, num_ranks: int, group: dist.ProcessGroup) -> bool:
-    """Whether `send_to_all` is the faster way to let all ranks have `part`."""
+    """Whether `send_to_all` is the fastest way to give `part` to all ranks."""
     return part.nbytes * num_ranks <= SMALL_BYTES and is_gloo(group)
 
 
@@ -53,8 +52,8 @@ def send_to_all(
 def all_gather(
     part: Tensor, num_ranks: int, group: dist.ProcessGroup, async_op: bool = False
 ) -> tuple[Tensor, Any]:
-    """The parts of all ranks stacked on a new first dim, and the work to wait for where
-    asynchronous."""
+    """The parts of all ranks stacked on a new first dim, and, if `async_op`, the work to wait
+    for."""
     if is_small(part, num_ranks, group):
         return send_to_all(part, num_ranks, group, async_op)
     out = part.new_empty(num_ranks, *part.shape)
@@ -64,8 +63,8 @@ def all_gather(
 def all_to_all(
     blocks: Tensor, group: dist.ProcessGroup, async_op: bool = False
 ) -> tuple[Tensor, Any]:
-    """blocks[r] goes to rank r; the blocks received, by sender, and the work to wait for where
-    asynchronous."""
+    """Sends blocks[r] to rank r. Returns the blocks received, by sender, and, if `async_op`, the
+    work to wait for."""
     out = torch.empty_like(blocks)
     return out, dist.all_to_all_single(out, blocks, group=group, async_op=async_op)
 
@@ -73,8 +72,8 @@ def all_to_all(
 def scatter_blocks(
     blocks: Tensor, group: dist.ProcessGroup, reduce: str = "sum", async_op: bool = False
 ) -> tuple[Tensor, Any]:
-    """The first half of a reduce-scatter of blocks [ranks, ...]: what `reduce_blocks` finishes,
-    and the work to wait for."""
+    """The first half of a reduce-scatter of blocks [ranks, ...]: the tensor that `reduce_blocks`
+    turns into the result, and the work to wait for."""
     if is_gloo(group):
         return all_to_all(blocks, group, async_op)
     op = dist.ReduceOp.MAX if reduce == "max" else dist.ReduceOp.SUM
@@ -123,7 +122,7 @@ def reduced(value: Tensor, group: dist.ProcessGroup, reduce: str = "sum") -> Ten
 
 
 def scattered(blocks: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """The sum over the ranks of the block of `blocks` [ranks, ...] that is meant for this one."""
+    """This rank's block of `blocks` [ranks, ...], summed over the ranks."""
     memory = shared_memory_of(group)
     if memory is None:
         return reduce_blocks(scatter_blocks(blocks.contiguous(), group)[0])

@@ -1,9 +1,9 @@
-"""A GRU layer in one direction as a loop over time that writes in place: whole hidden units, no
+"""A GRU layer in one direction as a loop over time that writes in place: hidden units not split, no
 mask.
 
-The recurrent product lies where it is kept, [T, B, 4H] = n, r, z, h_n, and so do the gradients of
-what comes before the gates: n, r, z are those of what came from x, r, z, h_n those of what came
-from h, both as one matrix without a copy. Gates of weights are r, z, n.
+The recurrent product is written into the reserve, [T, B, 4H] = n, r, z, h_n. The gradients before
+the gates have the same layout: columns n, r, z are those of the part from x, and r, z, h_n those of
+the part from h, so each is one matrix without a copy. The weights' gates are r, z, n.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def gru_forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """y [T, B, H], hT [B, H] and the reserve, over x [T, B, I]."""
     (steps, batch, _), hidden = x.shape, h0.shape[1]
-    # one product, wherever x lies: torch's linear of a transposed x is a product for every step
+    # one product, whatever the strides of x: torch's linear of a transposed x is one per step
     inputs = torch.nn.functional.linear(x.reshape(steps * batch, -1), w_ih, b_ih).view(
         steps, batch, -1
     )
@@ -54,7 +54,7 @@ def gru_backward(
     y: Tensor,
     reserve: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of x, h0, w_ih, w_hh and of either bias."""
+    """The gradients of x, h0, w_ih, w_hh and both biases."""
     (steps, batch, hidden), rows = y.shape, x.shape[0] * x.shape[1]
     grads = torch.empty_like(reserve)
     parts, of_h, ys = (
@@ -89,5 +89,5 @@ def gru_backward(
 
 
 def _by_step(reserve: Tensor) -> tuple[tuple[Tensor, ...], ...]:
-    """The four parts, each by step."""
+    """The four parts of the reserve, each as a tuple by step."""
     return tuple(part.unbind(0) for part in reserve.chunk(4, -1))

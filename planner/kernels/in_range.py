@@ -1,9 +1,9 @@
-"""Indices that a kernel of ours would read past: refused, as torch refuses them, where it can be
-seen without a message or a wait.
+"""Refuses indices out of range in kernels of ours, as torch does in its own, without a message
+between ranks or a wait for the device.
 
-On a CPU the smallest and the largest are looked at, which costs one pass over the indices and none
-over what they index. On CUDA the device asserts, as torch's own kernels do there: the step's next
-wait raises, and what was asserted stands on stderr.
+On a CPU the smallest and the largest index are checked, which costs one pass over the indices and
+none over the tensor indexed. On CUDA the device asserts, as torch's own kernels do: the step's next
+synchronisation raises, and the assertion is on stderr.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ __all__ = ["check_range", "checked_ids"]
 def check_range(
     what: str, ids: Tensor, size: int, *, least: int = 0, ignored: int | None = None
 ) -> None:
-    """Raises OutOfRange for one of `ids` that is neither `ignored` nor from `least` up to
-    `size`; `what` names it in the message."""
+    """Raises OutOfRange if one of `ids` is neither `ignored` nor in [`least`, `size`); `what`
+    names it in the message."""
     if ids.numel() == 0 or not has_values(ids):
         return
     if ids.device.type != "cpu":
@@ -43,8 +43,8 @@ def check_range(
 
 
 def checked_ids(ids: Tensor, size: int, wrap: bool) -> Tensor:
-    """The ids, of which each is in a dim of `size`; with `wrap` those below 0 count from its
-    end."""
+    """The ids, each in [0, `size`). With `wrap`, negative ids count from the end. Raises
+    OutOfRange."""
     check_range("index", ids, size, least=-size if wrap else 0)
     return torch.remainder(ids, size) if wrap else ids.clone()
 

@@ -1,8 +1,8 @@
-"""`shardwright::lstm` and its backward: one LSTM layer in one direction, the fastest kernel each
-device has behind one op.
+"""`shardwright::lstm` and its backward: one LSTM layer in one direction, by the fastest kernel of
+each device.
 
-The reserve is opaque: [T, B, 5H] under fake tensors, whatever the kernel that ran made of it on
-real ones.
+The reserve is opaque: [T, B, 5H] for fake tensors; for real ones, whatever the kernel that ran
+makes of it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from planner.kernels.lstm_loop import Gradients, loop_backward, loop_forward
 
 __all__ = ["lstm_backward", "lstm_forward"]
 
-#: The number by which oneDNN and cuDNN know an LSTM in ATen
+#: ATen's number for an LSTM, for oneDNN and cuDNN
 #: (`torch.backends.cudnn.rnn.get_cudnn_mode`).
 _LSTM_MODE = 2
 
@@ -36,8 +36,8 @@ def lstm_forward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """y [T, B, H], hT, cT [B, H] and the reserve of one layer over x [T, B, I].
 
-    With a group the hidden units are split over it: weights are this rank's rows of each gate, h0,
-    c0 and y its units; `units` is how many each rank of the group has, where they differ.
+    With a group, the hidden units are split over it: weights are this rank's rows of each gate, h0,
+    c0 and y its units; `units` has the number of units of each rank, if these differ.
     """
     if group is None and _has_onednn(x, b_ih):
         return _onednn_forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh)
@@ -63,8 +63,8 @@ def lstm_backward(
     group: dist.ProcessGroup | None = None,
     units: Sequence[int] = (),
 ) -> Gradients:
-    """The gradients of x, h0, c0, w_ih, w_hh and of either bias; with a group, that of x is a
-    partial sum over it."""
+    """The gradients of x, h0, c0, w_ih, w_hh and both biases; with a group, that of x is a partial
+    sum over it."""
     if group is None and _has_onednn(x, b_ih):
         return _onednn_backward(
             grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve
@@ -169,7 +169,7 @@ def _cudnn_forward(
 
 
 def _states(h0: Tensor, c0: Tensor) -> tuple[Tensor, Tensor]:
-    """Of one layer, side by side in memory: cuDNN refuses any other."""
+    """The states as contiguous [1, B, H]: cuDNN refuses any other layout."""
     return h0[None].contiguous(), c0[None].contiguous()
 
 
@@ -213,7 +213,7 @@ def _cudnn_backward(
 
 
 def _cudnn_weights(x: Tensor, weights: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-    """The weights copied into cuDNN's one buffer, and views of it; the given ones stay where
+    """cuDNN's one buffer with a copy of the weights, and views of it; the weights given stay where
     they are."""
     views = [weight.detach() for weight in weights]
     hidden = views[1].shape[1]
@@ -261,7 +261,7 @@ def _lstm_backward(
     c_last: Tensor,
     reserve: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # cuDNN's gradients lie in one buffer, and what an op of torch's returns must not.
+    # cuDNN's gradients share one buffer, which the results of a torch op must not.
     grads = lstm_backward(
         grad_y, grad_h, grad_c, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, c_last, reserve
     )

@@ -1,11 +1,11 @@
 """One LSTM layer in one direction as a loop over time: any dtype, any device, optionally with its
 hidden units split.
 
-Split over a group of k ranks, a rank holds H/k hidden units of each gate: w_ih [4H/k, I], w_hh
-[4H/k, H], y [T, B, H/k]; where k does not divide H, `units` are the ranks' shares, and each is sent
-as large as the largest. The whole h is all-gathered at every step; backward, the partial gradient
-of the whole h is reduce-scattered at every step. Gates stand in PyTorch's order i, f, g, o.
-`reserve` [T, B, 5H] holds the activated gates and, last, c.
+If split over a group of k ranks, a rank holds H/k hidden units of each gate: w_ih [4H/k, I], w_hh
+[4H/k, H], y [T, B, H/k]. If k does not divide H, `units` has the ranks' numbers of units, and each
+message is padded to the largest. The whole h is all-gathered at every step; in backward, the
+partial gradient of the whole h is reduce-scattered at every step. Gates are in PyTorch's order
+i, f, g, o. `reserve` [T, B, 5H] holds the activated gates and, last, c.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = [
     "padded",
 ]
 
-#: Gradients of x, h0, c0, w_ih, w_hh and of either bias.
+#: Gradients of x, h0, c0, w_ih, w_hh and both biases.
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
@@ -45,8 +45,8 @@ def loop_forward(
     units: Sequence[int] = (),
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """y, hT, cT and the reserve; x [T, B, I] whole, all else this rank's hidden units. Where
-    `mask` [T, B] is False, h and c stay."""
+    """y, hT, cT and the reserve. x [T, B, I] is whole, all else is of this rank's hidden units.
+    Where `mask` [T, B] is False, h and c stay as they are."""
     num_steps, batch, _ = x.shape
     hidden = h0.shape[1]
     y = x.new_empty(num_steps, batch, hidden)
@@ -81,8 +81,8 @@ def loop_backward(
     units: Sequence[int] = (),
     mask: Tensor | None = None,
 ) -> Gradients:
-    """The gradients; split over a group, that of x is a partial sum over the ranks and the
-    others are this rank's. What a step that is masked was given goes on to the step before it."""
+    """The gradients. With a group, that of x is a partial sum over the ranks, and the others are
+    this rank's. A masked step passes the gradient of its states on to the step before it."""
     num_steps, batch, hidden = y.shape
     blocks = hidden_blocks(w_hh, hidden, units).contiguous()
     grad_gates = y.new_empty(num_steps, batch, 4 * hidden)
@@ -118,15 +118,15 @@ def _input_gates(
 
 
 def hidden_blocks(w_hh: Tensor, hidden: int, units: Sequence[int] = ()) -> Tensor:
-    """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order a
-    gather stacks them; filled up with zeros where the ranks' `units` differ."""
+    """w_hh [4h, k*h] as [k, 4h, h]: one block for the hidden units of each rank, in the order in
+    which a gather stacks them; padded with zeros if the ranks' `units` differ."""
     if not units:
         return w_hh.view(w_hh.shape[0], -1, hidden).transpose(0, 1)
     return torch.stack([padded(block, max(units)) for block in torch.split(w_hh, list(units), 1)])
 
 
 def padded(x: Tensor, size: int) -> Tensor:
-    """x with its last dim filled up to `size` with zeros."""
+    """x with its last dim padded to `size` with zeros."""
     return x if x.shape[-1] == size else F.pad(x, (0, size - x.shape[-1]))
 
 
@@ -139,7 +139,7 @@ def _add_hidden(gates: Tensor, h: Tensor, blocks: Tensor, group: dist.ProcessGro
 
 
 def grad_hidden(grad_gates: Tensor, blocks: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The gradient of this rank's h, summed over the ranks; as wide as the widest rank's."""
+    """The gradient of this rank's h, summed over the ranks; padded to the widest rank's h."""
     if group is None:
         return torch.mm(grad_gates, blocks[0])
     return scattered(torch.matmul(grad_gates, blocks), group)

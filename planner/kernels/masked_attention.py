@@ -1,9 +1,9 @@
-"""`shardwright::masked_attention` and its backward: softmax(scale q k^T + bias) v, where a boolean
-bias says which keys count.
+"""`shardwright::masked_attention` and its backward: softmax(scale q k^T + bias) v; a boolean bias
+says which keys count.
 
-As `attention`, with a bias that broadcasts to [B, H, T, S] over heads, queries or the batch:
+Like `attention`, with a bias that broadcasts to [B, H, T, S] over heads, queries or the batch:
 padding masks, sliding windows, learned relative positions. A query that may see no key gets zeros.
-Only a bias that asks for it gets a gradient.
+The bias gets a gradient only if asked for.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from planner.kernels.attention import (
 
 __all__ = ["masked_attention", "masked_attention_backward"]
 
-#: An lse up to this has an absolute error of 2^-18 in float32, which is the relative error of the
-#: weights taken from it.
+#: An lse up to this has an absolute error of 2^-18 in float32, which becomes the relative error of
+#: the weights computed from it.
 _LARGE = 64.0
 
 
 def masked_attention(
     q: Tensor, k: Tensor, v: Tensor, bias: Tensor, is_causal: bool, scale: float
 ) -> tuple[Tensor, Tensor]:
-    """The output [B, H, T, D] and lse [B, H, T], of which a query that may see no key has no
-    use."""
+    """The output [B, H, T, D] and lse [B, H, T], which is arbitrary for a query that may see no
+    key."""
     k, v = grouped(k, q), grouped(v, q)
     if has_cpu_kernel(q, k, v):
         out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -62,7 +62,7 @@ def masked_attention_backward(
     scale: float,
     wanted: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of q, k, v and, where `wanted`, of the bias (else one zero)."""
+    """The gradients of q, k, v and, if `wanted`, of the bias (else a single zero)."""
     num_kv_heads = k.shape[1]
     wide_k, wide_v = grouped(k, q), grouped(v, q)
     if not wanted and has_cpu_kernel(q, wide_k, wide_v) and _tells_scores(lse):
@@ -107,7 +107,7 @@ def _biased(q: Tensor, k: Tensor, bias: Tensor, is_causal: bool, scale: float) -
 
 
 def _added(bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """The bias as the flash kernel takes it: numbers to add, of four dims."""
+    """The bias as the flash kernel takes it: a tensor of four dims to add to the scores."""
     if bias.dtype == torch.bool:
         bias = torch.zeros(bias.shape, dtype=dtype, device=bias.device).masked_fill_(
             ~bias, float("-inf")
@@ -116,14 +116,14 @@ def _added(bias: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _tells_scores(lse: Tensor) -> bool:
-    """Whether exp(scores - lse) is the softmax to within rounding: on a CPU, where to look costs
-    no waiting, and of an lse of a size that scores have. Where every key of a query has a bias
-    of -1e38, as libraries write a mask, the sum's logarithm is lost in lse."""
+    """Whether exp(scores - lse) is the softmax to within rounding. That needs an lse no larger than
+    scores usually are: if every key of a query has a bias of -1e38, as libraries write a mask, the
+    logarithm of the sum is lost in lse. False off the CPU, where looking would have to wait."""
     return lse.device.type == "cpu" and bool(lse.abs().amax() <= _LARGE)
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """The softmax; zeros where every key is hidden."""
+    """The softmax; zeros for a query whose keys are all hidden."""
     return torch.where(
         (scores.amax(-1) == float("-inf"))[..., None], 0.0, torch.softmax(scores, -1)
     )

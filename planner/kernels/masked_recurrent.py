@@ -1,8 +1,8 @@
-"""`shardwright::masked_lstm` and `masked_recurrent`: recurrent layers that pass masked steps over,
-as Keras's do.
+"""`shardwright::masked_lstm` and `masked_recurrent`: recurrent layers that skip masked steps, as
+Keras's do.
 
-Where the mask [T, B] is False the states stay as they were, and y repeats them. The loops are those
-of `lstm_loop` and `recurrent`; no library's kernel takes a mask.
+Where the mask [T, B] is False, the states stay as they were, and y repeats them. The loops are
+those of `lstm_loop` and `recurrent`; no library's kernel takes a mask.
 """
 
 from __future__ import annotations

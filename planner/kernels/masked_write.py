@@ -1,5 +1,5 @@
-"""Writing under a mask (`h[mask] = row`) as a choice, which has one shape whatever the mask
-holds, and so has its derivative."""
+"""Writing under a mask (`h[mask] = row`) as a `where`, whose shape does not depend on the mask's
+values, nor does its derivative's."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from cost_models.errors import NotTraceable
 
 __all__ = ["WRITES", "written"]
 
-#: The functions that write where an index says: the tensor, the index, what is written.
+#: The functions that write at an index; arguments: the tensor, the index, the values.
 WRITES: frozenset[Callable[..., Any]] = frozenset(
     {Tensor.__setitem__, Tensor.index_put_, Tensor.index_put, torch.index_put_, torch.index_put}
 )
@@ -22,11 +22,11 @@ WRITES: frozenset[Callable[..., Any]] = frozenset(
 def written(
     func: Callable[..., Any], *args: Any, known: Callable[[Tensor], bool], **kwargs: Any
 ) -> Any:
-    """What the function gives. A row that is the same for each place of the mask is chosen or not,
-    and a row for each place is written by the places, where `known` says that the mask is. A single
+    """What the function returns. One row for all places of the mask becomes a `where`; a row per
+    place is written by the indices of the places, if the mask's values are `known`. A single
     number is left to the decompositions.
 
-    Raises NotTraceable where the mask is data: how many rows there are then depends on values.
+    Raises NotTraceable if the mask is data: the number of rows would depend on its values.
     """
     x, index, value, *rest = (*args, *kwargs.values())
     items = tuple(index) if isinstance(index, tuple | list) else (index,)
@@ -34,7 +34,7 @@ def written(
     if not masks or (len(items) == 1 and _is_number(value)) or any(rest):
         return func(*args, **kwargs)
     mask = masks[0]
-    fits = mask.shape == x.shape[: mask.dim()]  # else it is an error, which the function tells
+    fits = mask.shape == x.shape[: mask.dim()]  # else the function itself raises its error
     if (
         len(items) == 1
         and fits

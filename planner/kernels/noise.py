@@ -1,10 +1,10 @@
 """`shardwright::uniform`: random numbers that do not depend on how a tensor is split; and all other
 random ops made of them.
 
-While `Noise` is active, what would draw from a device's generator (`torch.rand`, `randn_like`,
-`bernoulli`, `exponential_`, `multinomial`, ...) is worked out from uniform numbers, each a function
-of the step's key, the op's number in the step and the element's place in the whole tensor, as
-dropout's masks are. Other draws than torch's, of the same distribution.
+While `Noise` is active, ops that would draw from a device's generator (`torch.rand`, `randn_like`,
+`bernoulli`, `exponential_`, `multinomial`, ...) are computed from uniform numbers. Like dropout's
+masks, each is a function of the step's key, the op's number in the step and the element's place in
+the whole tensor. The draws differ from torch's but have the same distribution.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from planner.torch_private.modes import TorchDispatchMode
 
 __all__ = ["Noise", "uniform"]
 
-#: Draws are cut to so many bits: with half a step added they are exact in float32, above 0 and
+#: Draws are cut to this many bits: with half a step added, they are exact in float32, above 0 and
 #: below 1.
 _BITS = 23
 
@@ -36,8 +36,8 @@ def uniform(
     places: Places | None = None,
     device: torch.device | None = None,
 ) -> Tensor:
-    """Numbers above 0 and below 1 on `device`, of which `places` says which part of the whole
-    tensor they are; None: all of it."""
+    """Numbers above 0 and below 1 on `device`; `places` says which part of the whole tensor they
+    are (None: all of it)."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = (
         draws(tuple(shape), device or torch.get_default_device(), key, number, places)
@@ -63,7 +63,7 @@ Draw = Callable[[Sequence[int], torch.dtype | None], Tensor]
 
 
 class Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Works random ops out from `shardwright::uniform` under `key`; `number` tells the ops of a
+    """Computes random ops from `shardwright::uniform` under `key`; `number` tells the ops of a
     step apart."""
 
     def __init__(self, key: Tensor, number: Callable[[], int]) -> None:
@@ -123,7 +123,7 @@ def _randn_like(draw: Draw, x: Tensor, *, dtype: torch.dtype | None = None, **_:
 def _between(
     draw: Draw, low: int, high: int, size: Sequence[int], dtype: torch.dtype | None
 ) -> Tensor:
-    """Whole numbers from `low` to `high` - 1; ranges wider than the draws have bits take two."""
+    """Integers from `low` to `high` - 1; a range wider than one draw's bits takes two draws."""
     u = draw(size, torch.float64)
     if high - low > 1 << _BITS:
         u = (u * 2.0**_BITS).floor() * 2.0**-_BITS + draw(size, torch.float64) * 2.0**-_BITS
@@ -199,7 +199,8 @@ def _normal_both(draw: Draw, mean: Tensor, std: Tensor, **_: Any) -> Tensor:
 
 
 def _multinomial(draw: Draw, p: Tensor, count: int, replacement: bool = False, **_: Any) -> Tensor:
-    """By the largest of log p and Gumbel noise (Kool, van Hoof and Welling, ICML 2019)."""
+    """The indices of the largest sums of log p and Gumbel noise (Kool, van Hoof and Welling, ICML
+    2019)."""
 
     def noisy(weights: Tensor) -> Tensor:
         return torch.log(weights) - torch.log(-torch.log(draw(weights.shape, p.dtype)))
@@ -211,7 +212,7 @@ def _multinomial(draw: Draw, p: Tensor, count: int, replacement: bool = False, *
 
 @cache
 def _writes_draws(op: Any) -> bool:
-    """Whether the op writes to a tensor what one of the random ops gives: `x.uniform_()`,
+    """Whether the op writes a random op's result to a tensor: `x.uniform_()`,
     `torch.rand(3, out=x)`."""
     twin = twin_of(op)
     return twin is not None and str(twin.op) in _RANDOM

@@ -1,9 +1,9 @@
-"""Mixed precision as `torch.autocast` has it: parameters in float32, products in a shorter format,
+"""Mixed precision as in `torch.autocast`: parameters in float32, products in a shorter format,
 norms and losses in float32.
 
 torch's lists of ops differ between CPU and CUDA, and a plan must not depend on where it was traced.
-So the products are those of the CPU's list, and what CUDA's list keeps in float32 is kept there by
-`_Wide`; both in the trace and in the run that a plan is verified against.
+So the products are those of the CPU's list, and `_Wide` keeps in float32 what CUDA's list keeps
+there. Both hold for the trace and for the run that a plan is verified against.
 """
 
 from __future__ import annotations
@@ -60,13 +60,13 @@ _WIDE = {
     Tensor.norm,
 }
 
-#: Fused ops of ours behind torch's names, which autocast itself does not know: in the shorter
-#: format.
+#: Functions of torch's that become fused ops of ours, which autocast does not know: they run in
+#: the shorter format.
 _SHORT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, F.scaled_dot_product_attention}
 
 
 class _Wide(TorchFunctionMode):
-    """Brings the floating operands of listed functions to their format."""
+    """Casts the floating operands of the listed functions to the format of their list."""
 
     def __init__(self, short: torch.dtype) -> None:
         super().__init__()
@@ -88,8 +88,8 @@ class _Wide(TorchFunctionMode):
 
 @contextmanager
 def precision(compute: str) -> Iterator[None]:
-    """While active, products are computed in dtype `compute` and what needs it in float32;
-    nothing changes where it is empty."""
+    """While active, products are computed in dtype `compute`, and ops that need it in float32. An
+    empty `compute` changes nothing."""
     if not compute:
         yield
         return

@@ -2,9 +2,9 @@
 replica and in every shard.
 
 The trace runs under it, and so does the run in one process that a plan is verified against: masks
-are numbered in the same order. Other random ops are worked out from the same key (`noise`). Dropout
-inside of attention and between the layers of a recurrent network is taken out of the fused op,
-which would draw its own.
+are numbered in the same order. Other random ops are computed from the same key (`noise`). Dropout
+inside attention and between the layers of a recurrent network is taken out of the fused op, which
+would draw its own masks.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ _ATTENTION = inspect.signature(
 )
 _RECURRENT = (torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu)
 
-#: What `F.multi_head_attention_forward` calls, as torch has them.
+#: torch's own functions that `F.multi_head_attention_forward` calls.
 _INSIDE = {name: getattr(F, name) for name in ("dropout", "scaled_dot_product_attention")}
 
 
 class Random(TorchFunctionMode):
     """Redirects dropout to `shardwright::dropout` under a key, which is read for every mask, and
     other random ops to `Noise`; all are numbered from 0. Blocks under `torch.utils.checkpoint`
-    are run once: a mask that is drawn again would have another number."""
+    run once: a mask drawn again would have another number."""
 
     in_place = True  # dropout in place writes to its operand
 
@@ -83,17 +83,17 @@ class Random(TorchFunctionMode):
         return self.other(func, *args, **kwargs)
 
     def checkpointed(self) -> AbstractContextManager[None]:
-        """What surrounds a block under `torch.utils.checkpoint`."""
+        """The context in which a block under `torch.utils.checkpoint` runs."""
         return nullcontext()
 
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """A function in which nothing random is left."""
+        """Calls a function that is not one of the redirected random ones."""
         return func(*args, **kwargs)
 
     @contextmanager
     def _inside(self) -> Iterator[None]:
-        """A mode does not see what a Python function that it was asked about calls; these calls
-        are led to it."""
+        """Redirects the calls inside `F.multi_head_attention_forward` to this mode, which torch
+        does not ask about calls made by a function that it was asked about."""
 
         def led(func: Callable[..., Any]) -> Callable[..., Any]:
             return lambda *args, **kwargs: self.__torch_function__(func, (), args, kwargs)
@@ -108,7 +108,7 @@ class Random(TorchFunctionMode):
         return self.number - 1
 
     def drop(self, x: Tensor, p: float) -> Tensor:
-        """x under the next mask."""
+        """x with the next mask applied."""
         assert self.key is not None, "a mode without a key is for what is not random"
         out, _ = torch.ops.shardwright.dropout(x, self.key, p, self._next())
         return out  # type: ignore[no-any-return]
@@ -151,7 +151,7 @@ class Random(TorchFunctionMode):
         return self.drop(torch.softmax(scores, -1), call["dropout_p"]) @ value  # type: ignore[no-any-return]
 
     def _recurrent(self, func: Any, *args: Any) -> Any:
-        """Layer by layer, with a mask on what one gives to the next."""
+        """A recurrent network layer by layer, with a mask between each layer and the next."""
         x, states, weights, has_biases, num_layers, p, training, bidirectional, batch_first = args
         if not (p and training and num_layers > 1):
             return self.other(func, *args)

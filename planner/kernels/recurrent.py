@@ -1,12 +1,12 @@
 """`shardwright::recurrent` and its backward: one GRU or plain recurrent layer in one direction, as
 a loop over time.
 
-`mode` is `gru`, `keras-gru`, `tanh` or `relu`. A GRU's gates stand in PyTorch's order r, z, n, or
-in Keras's z, r, n: n = tanh(x_n + r h_n), h = (1 - z) n + z h_before. (`reset-gru`, whose reset
-gate comes before the product, is in `reset_gru`.) Split over a group of k ranks, a rank holds H/k
-hidden units of each gate; the whole h is gathered at every step and, backward, its partial gradient
-scattered. `reserve` [T, B, 4H] holds n, r, z and h_n of a GRU, [T, B, H] the result of a plain
-layer.
+`mode` is `gru`, `keras-gru`, `tanh` or `relu`. A GRU's gates are in PyTorch's order r, z, n, or in
+Keras's z, r, n: n = tanh(x_n + r h_n), h = (1 - z) n + z h_before. (`reset-gru`, whose reset gate
+comes before the product, is in `reset_gru`.) If split over a group of k ranks, a rank holds H/k
+hidden units of each gate; the whole h is gathered at every step and, in backward, its partial
+gradient is reduce-scattered. `reserve` is n, r, z and h_n of a GRU [T, B, 4H], or the result of a
+plain layer [T, B, H].
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["recurrent_backward", "recurrent_forward", "saved_parts"]
 
 
 def saved_parts(mode: str) -> int:
-    """How many times H the reserve holds of each step."""
+    """The reserve's size per step and sample, in units of H."""
     return 4 if mode.endswith("gru") else 1
 
 
@@ -43,9 +43,9 @@ def recurrent_forward(
     units: Sequence[int] = (),
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y [T, B, H], hT [B, H] and the reserve; x [T, B, I] whole, all else this rank's hidden
-    units. `units` are those of each rank of the group, where they differ. Where `mask` [T, B] is
-    False, h stays."""
+    """y [T, B, H], hT [B, H] and the reserve. x [T, B, I] is whole, all else is of this rank's
+    hidden units; `units` has the number of units of each rank, if these differ. Where `mask`
+    [T, B] is False, h stays as it is."""
     if mode == "reset-gru":
         return reset_gru_forward(x, h0, w_ih, w_hh, b_ih, b_hh, group, units, mask)
     if group is None and mask is None and mode.endswith("gru"):
@@ -93,7 +93,7 @@ def recurrent_backward(
         return gx, gh0, first, second, _torch_order(gb_ih, mode), _torch_order(gb_hh, mode)
     blocks = hidden_blocks(w_hh, h0.shape[1], units).contiguous()
     dh = torch.zeros_like(h0) if grad_h is None else grad_h
-    into, through = [], []  # gradients of what comes from x, and of what comes from h
+    into, through = [], []  # gradients of the part that comes from x, and of that from h
     for t in reversed(range(x.shape[0])):
         dh = dh if grad_y is None else dh + grad_y[t]
         on = None if mask is None else mask[t, :, None].to(dh.dtype)
@@ -112,7 +112,7 @@ def recurrent_backward(
 
 
 def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor, Tensor]:
-    """The next h, and what backward needs."""
+    """The next h, and this step's part of the reserve."""
     if not mode.endswith("gru"):
         out = torch.tanh(from_x + from_h) if mode == "tanh" else torch.relu(from_x + from_h)
         return out, out
@@ -128,7 +128,8 @@ def _cell(from_x: Tensor, from_h: Tensor, h: Tensor, mode: str) -> tuple[Tensor,
 def _cell_backward(
     dh: Tensor, saved: Tensor, before: Tensor, mode: str
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The gradients of what came from x and from h, and of h where it passes by the gates."""
+    """The gradients of the parts that came from x and from h, and of h by the path that bypasses
+    the product (None if there is none)."""
     if not mode.endswith("gru"):
         slope = 1 - saved * saved if mode == "tanh" else (saved > 0).to(dh.dtype)
         return dh * slope, dh * slope, None
@@ -144,13 +145,13 @@ def _cell_backward(
 
 
 def _ordered(gates: Sequence[Tensor], mode: str) -> tuple[Tensor, Tensor, Tensor]:
-    """r, z, n of gates in the mode's order; and the other way round."""
+    """r, z, n from gates in the mode's order. Its own inverse."""
     first, second, third = gates
     return (second, first, third) if mode == "keras-gru" else (first, second, third)
 
 
 def _torch_order(weight: Tensor, mode: str) -> Tensor:
-    """Rows in PyTorch's order of the gates; and the other way round."""
+    """A weight's rows, reordered from the mode's order of gates to PyTorch's. Its own inverse."""
     return weight if mode == "gru" else torch.cat(_ordered(weight.chunk(3), mode))
 
 

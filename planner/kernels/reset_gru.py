@@ -1,7 +1,7 @@
 """A GRU whose reset gate comes before the product (Keras's `reset_after=False`), as a loop over
 time.
 
-n = tanh(x_n + W_n (r h) + b_n), h = z h + (1 - z) n; gates in Keras's order z, r, n. Its hidden
+n = tanh(x_n + W_n (r h) + b_n), h = z h + (1 - z) n; gates are in Keras's order z, r, n. Hidden
 units may be split over a group: each step gathers h and then r h. `reserve` [T, B, 4H] holds z, r,
 n and r h.
 """

@@ -1,10 +1,10 @@
-"""`shardwright::rms_norm` and its backward: x / sqrt(mean(x^2) + eps), scaled, in one kernel where
-the device has one.
+"""`shardwright::rms_norm` and its backward: x / sqrt(mean(x^2) + eps), scaled, in one kernel if the
+device has one.
 
-CUDA has a kernel for each. A CPU has none: there backward is layer norm's kernel with a mean of 0,
-which takes too much away by rstd times the mean of what comes in, and that is added again; 10 times
-as fast as the formula's eleven passes. With a group, the normalised values are split over it: each
-rank's sums are added, so that the result is that of one process.
+CUDA has a kernel for each. A CPU has none: there, backward is layer norm's kernel with a mean of 0.
+That subtracts rstd times the mean of the scaled gradient too much, which is added back; it is 10
+times as fast as the formula's eleven passes. With a group, the normalised values are split over it:
+each rank's sums are added, so the result is that of one process.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def rms_norm(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x normalised over its last `dims` dims, which have `count` values on all ranks of the
-    group together, and 1/root [..., 1] in the format that sums have."""
+    """x normalised over its last `dims` dims, which have `count` values on all ranks of the group
+    together, and 1/root [..., 1] in the dtype of sums."""
     shape = x.shape[x.dim() - dims :]
     if x.is_cuda and group is None:
         out, rstd = torch.ops.aten._fused_rms_norm(x, list(shape), weight, eps)
@@ -50,7 +50,7 @@ def rms_norm_backward(
     count: int,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The gradients of x and of the weight (one zero where there is none)."""
+    """The gradients of x and of the weight (a single zero if there is no weight)."""
     shape, affine = list(x.shape[x.dim() - dims :]), weight is not None
     if x.is_cuda and group is None:
         gx, gw = torch.ops.aten._fused_rms_norm_backward(
@@ -102,7 +102,7 @@ def _by_formula(
 
 
 def _added(sums: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sums of all ranks of the group."""
+    """The sums, added over all ranks of the group."""
     return sums if group is None else reduced(sums, group)
 
 

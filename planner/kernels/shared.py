@@ -1,15 +1,15 @@
 """Memory that the ranks of a group on one machine share, with counters by which they wait for each
 other.
 
-gloo sends everything through sockets: what 2 ranks of a data-parallel step exchange costs them a
-tenth of the step. Here a rank writes what it sends to a row of its own and counts; the others wait
-for the count and read the row where it lies. A rank writes a region anew only when all have read
-what stood in it, so that nothing is ever written under a reader.
+gloo sends everything through sockets, which costs 2 ranks of a data-parallel step a tenth of the
+step. Here a rank writes what it sends to a row of its own and raises a counter; the others wait for
+the counter and read the row in place. A rank overwrites a region only after all ranks have read it,
+so nothing is ever written under a reader.
 
-The memory is a file without a name (memfd), which the group's first rank makes and the others open
-through /proc: it lives as long as its processes, and no limit on /dev/shm holds for it. Waiting is
-a futex. Only Linux on x86-64 has both and keeps the order of writes that the counters rely on;
-anywhere else, and for a group over several machines, `shared_memory_of` gives None.
+The memory is an anonymous file (memfd), which the group's first rank makes and the others open
+through /proc. It lives as long as its processes, and is not subject to a limit on /dev/shm. Ranks
+wait on a futex. Only Linux on x86-64 has both and keeps the order of writes that the counters rely
+on; anywhere else, and for a group over several machines, `shared_memory_of` returns None.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ from torch import Tensor
 __all__ = ["Region", "SharedMemory", "is_gloo", "region_bytes", "shared_memory_of"]
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
-#: A counter has a cache line of its own.
+#: Bytes of a cache line; each counter has a line of its own.
 _LINE = 64
 #: Source: Linux uapi, asm/unistd_64.h and linux/futex.h.
 _SYS_FUTEX, _WAIT, _WAKE = 202, 0, 1
 _EVERYONE = 2**31 - 1
 #: How long a wait may last in all: gloo's default.
 _TIMEOUT_S = 1800.0
-#: Looks at a counter (some 70 ns each) before a rank sleeps, if every rank has a core of its own:
-#: waking takes longer.
+#: How often a rank polls a counter (some 70 ns each) before it sleeps, if every rank has a core of
+#: its own: waking takes longer.
 _LOOKS = 1500
 
 _WRITTEN, _REDUCED, _READ = range(3)
@@ -55,8 +55,8 @@ class SharedMemory:
         self._regions: dict[tuple[str, int, torch.dtype], Region] = {}
 
     def region(self, name: str, numel: int, dtype: torch.dtype) -> Region:
-        """A row of `numel` elements for every rank; the same region for the same name and size,
-        one program after another."""
+        """A region with a row of `numel` elements for every rank. The same name and size give the
+        same region, to one program after another."""
         key = (name, numel, dtype)
         if key not in self._regions:
             region = Region(self.fd, self._end, self.num_ranks, self.position, numel, dtype)
@@ -75,7 +75,8 @@ class SharedMemory:
 
 
 def region_bytes(numel: int, itemsize: int, num_ranks: int) -> int:
-    """Bytes of a region of `num_ranks` rows of `numel` elements: counters, rows, whole pages."""
+    """Bytes of a region of `num_ranks` rows of `numel` elements: counters and rows, rounded up to
+    whole pages."""
     return _up(_head(num_ranks) + num_ranks * _row(numel, itemsize), _PAGE)
 
 
@@ -88,9 +89,9 @@ def _row(numel: int, itemsize: int) -> int:
 
 
 class Region:
-    """Rows [ranks, numel] that all ranks read and each writes one of, round after round:
-    `begin`, write `mine`, `publish`; then `rows`, read, `done`. Between the two a rank does what
-    it likes."""
+    """Rows [ranks, numel]: all ranks read them, each writes its own. A round is `begin`, write
+    `mine`, `publish`; then `rows`, read, `done`. Between `publish` and `rows` a rank may do
+    anything else."""
 
     def __init__(
         self, fd: int, offset: int, num_ranks: int, position: int, numel: int, dtype: torch.dtype
@@ -100,7 +101,7 @@ class Region:
         self.nbytes = region_bytes(numel, dtype.itemsize, num_ranks)
         os.posix_fallocate(
             fd, offset, self.nbytes
-        )  # memory that is not there is an error here, not a signal at the first write
+        )  # if memory runs out, an error here instead of a signal at the first write
         whole = torch.frombuffer(mmap.mmap(fd, self.nbytes, offset=offset), dtype=torch.uint8)
         self._counters = whole[:head].view(torch.int32).numpy()
         self._address = whole.data_ptr()
@@ -112,31 +113,31 @@ class Region:
         self._looks = _LOOKS if num_ranks <= len(os.sched_getaffinity(0)) else 0
 
     def begin(self) -> Tensor:
-        """This rank's row [numel], to be written; waits until all ranks have read what stands
-        there."""
+        """This rank's row [numel], to be written; waits until all ranks have read its last
+        contents."""
         self._wait(_READ, self._round)
         self._round += 1
         return self._rows[self.position]
 
     def publish(self) -> None:
-        """Says that the row is written."""
+        """Signals that this rank's row is written."""
         self._count(_WRITTEN)
 
     def rows(self) -> list[Tensor]:
-        """The rows of all ranks, in their order."""
+        """The rows of all ranks, in rank order; waits until all are written."""
         self._wait(_WRITTEN, self._round)
         return self._rows
 
     def done(self) -> None:
-        """Says that this rank has read what it wanted."""
+        """Signals that this rank has read all that it needs."""
         self._count(_READ)
 
     def blocks(self) -> list[Tensor]:
-        """Of rows that are a block for each rank, those for this one [numel / ranks]."""
+        """If each row is one block per rank, this rank's blocks [numel / ranks] of all rows."""
         return [row.view(self.num_ranks, -1)[self.position] for row in self.rows()]
 
     def reduce_block(self, reduce: str) -> Tensor:
-        """The sum or maximum of the blocks for this rank; this is also `done`."""
+        """The sum or maximum of this rank's blocks; also calls `done`."""
         blocks = self.blocks()
         out = torch.empty_like(blocks[0])
         _reduce(blocks, out, reduce)
@@ -144,10 +145,10 @@ class Region:
         return out
 
     def reduce(self, out: Tensor, reduce: str) -> None:
-        """The sum or maximum of all rows, in the order of ranks, to `out` [numel]; this is also
+        """Writes the sum or maximum of all rows, in rank order, to `out` [numel]; also calls
         `done`.
 
-        Where many ranks have much to reduce, each reduces a part for all of them: 3 passes over the
+        If many ranks have much to reduce, each reduces a part for all of them: 3 passes over the
         rows of one rank, not of all.
         """
         rows = self.rows()
@@ -168,7 +169,7 @@ class Region:
         self.done()
 
     def _at(self, stage: int, rank: int) -> int:
-        """The byte at which a counter lies."""
+        """The byte offset of a counter."""
         return (stage * self.num_ranks + rank) * _LINE
 
     def _count(self, stage: int) -> None:
@@ -197,7 +198,7 @@ class Region:
                 _futex(self._address + at, _WAIT, now, 1.0)
 
 
-#: Up to this many bytes, reducing all of it in every rank is faster than waiting for the others'
+#: Up to this many bytes, it is faster if every rank reduces everything than to wait for the others'
 #: parts.
 _REDUCED_WHOLE = 1 << 18
 
@@ -208,8 +209,8 @@ def is_gloo(group: dist.ProcessGroup) -> bool:
 
 
 def shared_memory_of(group: dist.ProcessGroup) -> SharedMemory | None:
-    """The memory that the ranks of a gloo group share, None if they do not; the first call for a
-    group is made by all its ranks."""
+    """The memory that the ranks of a gloo group share; None if they share none. All ranks of a
+    group must make its first call together."""
     if group not in _MEMORIES:
         _MEMORIES[group] = _open(group) if is_gloo(group) else None
     return _MEMORIES[group]
@@ -219,8 +220,8 @@ _MEMORIES: WeakKeyDictionary[dist.ProcessGroup, SharedMemory | None] = WeakKeyDi
 
 
 def _open(group: dist.ProcessGroup) -> SharedMemory | None:
-    """The first rank makes the file and says where it is; used if every rank finds it there,
-    with what stands in it."""
+    """The file, made and announced by the first rank; None unless every rank can open it and finds
+    the same token in it."""
     position = dist.get_rank(group)
     fd, token = -1, b""
     if position == 0 and _is_supported():
@@ -244,8 +245,8 @@ def _is_supported() -> bool:
 
 
 def _opened(pid: int, number: int, token: bytes) -> int:
-    """Another process's open file, or -1 where that process is out of sight: on another machine,
-    in another container."""
+    """A descriptor of another process's open file, or -1 if that process is out of reach: on
+    another machine, or in another container."""
     try:
         fd = os.open(f"/proc/{pid}/fd/{number}", os.O_RDWR | os.O_CLOEXEC)
     except OSError:
@@ -276,8 +277,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def _futex(address: int, what: int, value: int, seconds: float = 0.0) -> None:
-    """Wakes who waits at `address`, or waits there while it holds `value`; waits end early, and
-    callers look again."""
+    """Wakes all who wait at `address`, or waits there while it holds `value`. Waits may end early:
+    callers must check again."""
     limit = ctypes.byref(_Timespec(int(seconds), int(seconds % 1 * 1e9))) if seconds else None
     _LIBC.syscall(
         ctypes.c_long(_SYS_FUTEX),

@@ -1,8 +1,7 @@
-"""Functions of torch's that look at a value before they compute, without the look: a step without
-memory has no values.
+"""Functions of torch's that check values before they compute, here without the check: fake tensors
+have no values.
 
-What the look would refuse (a negative variance) gives a loss that is not a number, which a run
-shows.
+An input that the check would refuse (a negative variance) gives a loss of NaN, which a run shows.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ def _gaussian_nll(
     eps: float = 1e-6,
     reduction: str = "mean",
 ) -> Tensor:
-    """`F.gaussian_nll_loss`: 0.5 (log var + (input - target)^2 / var), where the variance is at
-    least `eps`, and its gradient as if it were not."""
+    """`F.gaussian_nll_loss`: 0.5 (log var + (input - target)^2 / var), with var clamped to at least
+    `eps`, and gradients as if it were not clamped."""
     if not isinstance(var, Tensor):
         return F.gaussian_nll_loss(input, target, var, full=full, eps=eps, reduction=reduction)
     if var.shape != input.shape:
@@ -61,7 +60,8 @@ def _cov(
     fweights: Tensor | None = None,
     aweights: Tensor | None = None,
 ) -> Tensor:
-    """`torch.cov`: products of the rows about their means, over their number less `correction`."""
+    """`torch.cov`: products of the rows' deviations from their means, divided by the number of
+    observations less `correction`."""
     if fweights is not None or aweights is not None:
         raise NotTraceable(
             "torch.cov with weights looks at their values: weight the rows and centre them by tensor ops"
@@ -72,8 +72,8 @@ def _cov(
 
 
 def _corrcoef(x: Tensor) -> Tensor:
-    """`torch.corrcoef`: covariances over the roots of the variances of row and column, between
-    -1 and 1."""
+    """`torch.corrcoef`: covariances divided by the roots of the variances of row and column, and
+    clipped to [-1, 1]."""
     c = _cov(x)
     if c.dim() == 0:
         return c / c

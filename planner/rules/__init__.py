@@ -1,5 +1,5 @@
-"""Op rules, a file a family. Importing the package fills `RULES`; `signature_of` and
-`local_call` are for any op, with a rule or without (then it is discovered)."""
+"""Op rules, one file per family. Importing the package fills `RULES`; `signature_of` and
+`local_call` take any op, with a rule or without (then the rule is discovered)."""
 
 from planner.rules import fused, norms, pointwise, products, random, reductions, views
 from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule, Signature
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
-    """The signature of a call on operands of the given dtypes: by its rule, else discovered."""
+    """The signature of a call on operands of the given dtypes: by its rule, or discovered."""
     rule = RULES.get(call.op)
     if rule is not None:
         return rule.signature(call)

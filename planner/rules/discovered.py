@@ -1,5 +1,5 @@
-"""Signatures of ops without a written rule: discovered and cached on disk, or whole on every device
-where nothing is found.
+"""Signatures of ops without a written rule: discovered and cached on disk, or replicated if
+discovery finds nothing to split.
 
 Call, dtypes -> Signature. A finding is kept by op, arguments, pattern of sizes, dtypes and torch's
 version, in one small JSON file each under `$SHARDWRIGHT_CACHE` (default `~/.cache/shardwright`), so
@@ -25,12 +25,12 @@ from planner.rules.signature import Call, Letters, Local, LocalCall, Signature, 
 
 __all__ = ["cache_folder", "localized", "signature_of"]
 
-#: Raised whenever discovery finds otherwise than before: older files are then not read.
+#: Raised whenever a change of `discovery` changes its findings: older files are then not read.
 _VERSION = 3
 
 
 def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
-    """The discovered signature of a call; where nothing is found, one that cannot be split
+    """The discovered signature of a call; if nothing was found, one in which nothing can be split
     (`source` says which)."""
     with torch.no_grad():
         finding = _cached(call, dtypes)
@@ -38,7 +38,7 @@ def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:
 
 
 def localized(signature: Signature, call: Call, local: Local) -> LocalCall:
-    """The call on a shard: whole numbers that shrink with a letter are the local ones."""
+    """The call on a shard: integer arguments that shrink with a letter become the local ones."""
     args = call.args
     for path, letter in signature.arguments:
         args = replaced(args, path, local.sizes[letter])
@@ -46,7 +46,7 @@ def localized(signature: Signature, call: Call, local: Local) -> LocalCall:
 
 
 def _signature(call: Call, finding: Finding) -> Signature:
-    """Letters as found; every other dim has one of its own, which is fixed."""
+    """The signature with the letters found; every other dim has a fixed letter of its own."""
     found = [letter for letter in finding.letters if _size(call, letter)]
     sizes = [_size(call, letter) for letter in found]
     operands: list[list[tuple[int, ...]]] = [[() for _ in shape] for shape in call.operands]
@@ -84,8 +84,8 @@ def _signature(call: Call, finding: Finding) -> Signature:
 
 
 def _size(call: Call, letter: FoundLetter) -> int:
-    """The size of a letter: the least of its dims, which the others are multiples of, each
-    element of it a run of theirs (`pixel_shuffle`); 0 where no such letter is what was found."""
+    """The size of a letter: that of its smallest dim. The others must be multiples of it: each
+    element of the letter is a run of theirs (`pixel_shuffle`). 0 if they are not."""
     operands = [call.operands[operand][dim] for operand, dim in letter.operands]
     dims = [
         *operands,
@@ -130,8 +130,8 @@ def _key(call: Call, dtypes: tuple[str, ...]) -> str:
 
 
 def _read(path: Path) -> tuple[Finding | None] | None:
-    """The finding in a file (None in a tuple: nothing was found); None where there is no such
-    file, or it is none of ours."""
+    """The finding in a file, in a tuple: `(None,)` means that nothing was found. None if there is
+    no such file, or it is none of ours."""
     try:
         found = json.loads(path.read_text())["finding"]
         if found is None:
@@ -151,8 +151,7 @@ def _read(path: Path) -> tuple[Finding | None] | None:
 
 
 def _keep(path: Path, call: Call, finding: Finding | None) -> None:
-    """Writes the finding; where the folder cannot be written the op is discovered again next
-    time."""
+    """Writes the finding. If the folder cannot be written, the op is discovered again next time."""
     letters = (
         []
         if finding is None

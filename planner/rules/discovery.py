@@ -1,11 +1,11 @@
-"""The rule of an op that nobody wrote one for, found by running a small instance of the call whole
-and in shards.
+"""Finds the rule of an op that has none, by running a small instance of the call whole and in
+shards.
 
 Call, dtypes -> Finding. A *letter* is a dim of some operands that are cut together; cutting it must
 give every result as pieces of a dim, as terms of a sum, or the same on every shard. Two draws of
-numbers and two and four shards must agree. Dims that no letter has cannot be split. What discovery
-cannot see is a dim that is a product (heads x depth) of which only one factor may be cut: a letter
-that is not right when cut in an interleaved way counts as contiguous.
+numbers must agree, and so must two and four shards. Dims without a letter cannot be split.
+Discovery cannot see a dim that is a product (heads x depth) of which only one factor may be cut:
+a letter that gives wrong results when cut in an interleaved way counts as contiguous.
 """
 
 from __future__ import annotations
@@ -24,14 +24,15 @@ from planner.rules.signature import Call
 __all__ = ["Finding", "FoundLetter", "discover"]
 
 _DRAWS, _SHARDS = 2, (2, 4)
-#: More ways than this to cut one size are not tried.
+#: No more than this many ways to cut one size are tried.
 _MOST_CUTS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FoundLetter:
-    """Operand dims that are cut together, and what becomes of each result: a dim (>= 0), -1 the
-    same, -2 a term of a sum. `arguments` are the places of whole numbers that shrink with it."""
+    """Operand dims that are cut together, and what each result is then: pieces of a dim (>= 0), the
+    same on every shard (-1), a term of a sum (-2). `arguments` are the places of integers that
+    shrink with it."""
 
     operands: tuple[tuple[int, int], ...]
     results: tuple[int, ...]
@@ -51,8 +52,8 @@ SAME, SUM = -1, -2
 
 
 def discover(call: Call, dtypes: tuple[str, ...]) -> Finding | None:
-    """What can be split of a call, from the first small instance that runs; None where none
-    does, or nothing can be split."""
+    """What can be split in a call, from the first small instance that runs; None if none runs, or
+    nothing can be split."""
     for instance in small_instances(call, dtypes):
         trials = _trials(instance, call)
         if trials is not None:
@@ -69,8 +70,8 @@ class _Trial:
 
 
 def _trials(instance: Instance, call: Call) -> list[_Trial] | None:
-    """The instance run whole on different numbers; None where it does not run, gives other
-    shapes, or no finite numbers."""
+    """The instance run whole on different numbers; None if it does not run, or gives other shapes
+    or numbers that are not finite."""
     for positive in (False, True):
         trials = []
         for seed in range(_DRAWS):
@@ -110,7 +111,7 @@ def _letters(instance: Instance, trials: list[_Trial]) -> Iterator[FoundLetter]:
 
 
 def _cuts(instance: Instance) -> list[tuple[tuple[int, int], ...]]:
-    """Sets of (operand, dim) of one size that might be one letter, those of most operands first."""
+    """Sets of (operand, dim) of one size that might be one letter, the largest sets first."""
     found: list[tuple[tuple[int, int], ...]] = []
     for size in dict.fromkeys(s for shape in instance.operands for s in shape if s > 1):
         places = [
@@ -153,8 +154,8 @@ def _outcome(
     paths: tuple[tuple[int, ...], ...],
     shards: list[int],
 ) -> tuple[int, ...] | None:
-    """What becomes of each result; None where shards do not make up some result, or not always
-    in one way."""
+    """What each result is if `cut` is cut (as in `FoundLetter`); None if shards do not make up some
+    result, or not always in the same way."""
     pieces = _run_shards(instance, trials[0], cut, paths, shards[0], woven=False)
     if pieces is None or any(
         len(piece) != len(trials[0].results) for piece in pieces
@@ -172,7 +173,7 @@ def _outcome(
 
 
 def _places(whole: Tensor, pieces: list[Tensor]) -> list[int]:
-    """All that these pieces could be of the whole."""
+    """All outcomes (as in `FoundLetter`) by which these pieces make up the whole."""
     dims = [d for d in range(whole.dim()) if _same(whole, _joined(pieces, d))]
     return [place for place in (*dims, SAME, SUM) if _same(whole, _joined(pieces, place))]
 
@@ -258,8 +259,8 @@ def _same(whole: Tensor, made: Tensor | None) -> bool:
 
 
 def _linear(instance: Instance, trials: list[_Trial]) -> Iterator[tuple[int, ...]]:
-    """Groups of operands in which the call is linear: single ones, then pairs and all of those
-    that are not."""
+    """Groups of operands in which the call is linear: single operands first, then pairs of the
+    rest and all of the rest."""
     floating = [
         o for o, t in enumerate(trials[0].operands) if t.is_floating_point() or t.is_complex()
     ]
@@ -272,7 +273,7 @@ def _linear(instance: Instance, trials: list[_Trial]) -> Iterator[tuple[int, ...
     yield from (group for group in groups if _is_linear(instance, trials, group))
 
 
-#: Numbers of so many sizes are tried, since a function may bend far from where the draws are
+#: Operands are scaled by each of these, since a function may bend far from where the draws are
 #: (`threshold` at -4, `huber` at 9).
 _SCALES = (1.0, 1e2, 1e6)
 

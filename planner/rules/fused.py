@@ -12,8 +12,8 @@ T, B, X_IN, GATES, H, H_IN, FIVE = range(7)  # the letters of an LSTM layer
 
 
 def _unit_group(call: Call, local: Local) -> LocalCall:
-    """Split over hidden units, the kernel gets the process group with which it gathers h at
-    every step, and how many units each of its ranks has where they differ."""
+    """If hidden units are split, the kernel gets the process group over which it gathers h at
+    every step, and the number of units of each of its ranks if these differ."""
     if H not in local.split:
         return call.op, call.args, ()
     group, units = ("group", Group(local.split[H])), local.pieces[H]
@@ -21,7 +21,7 @@ def _unit_group(call: Call, local: Local) -> LocalCall:
 
 
 def _present(slots: tuple[str, ...], call: Call) -> list[str]:
-    """The names of the tensors that a call has, of all those that it may have."""
+    """The names, out of `slots`, of the tensors that a call has."""
     return [
         slot for slot, argument in zip(slots, call.args, strict=False) if isinstance(argument, Ref)
     ]
@@ -223,13 +223,13 @@ def _attention_sizes(q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...])
 
 
 def _attention_fixed(causal: bool) -> frozenset[int]:
-    """Queries do not see each other: they can be split, but where the mask is causal, since the
-    kernel counts them from 0."""
+    """The letters that cannot be split. Queries do not see each other, so they can be split, unless
+    the mask is causal: the kernel counts them from 0."""
     return frozenset({QUERIES, DEPTH, KEYS, VALUE_DEPTH} if causal else {DEPTH, KEYS, VALUE_DEPTH})
 
 
 def _bias_letters(bias: tuple[int, ...], s: tuple[int, ...]) -> tuple[Letters, frozenset[int]]:
-    """The letters of a bias that broadcasts, and those over which its gradient is a sum."""
+    """The letters of a bias that broadcasts, and the letters over which its gradient is summed."""
     full = ((BATCH,), (KV_HEADS, GROUP), (QUERIES,), (KEYS,))
     letters: list[tuple[int, ...]] = []
     over: set[int] = set()
@@ -265,8 +265,8 @@ def _attention_cost(products: float, causal: bool, passes: int, biased: bool = F
 
 @register("shardwright.attention")
 def _attention(call: Call) -> Signature:
-    """q, k, v -> out, lse: batch, key heads and the query heads of each can be split, and
-    queries without a causal mask; keys cannot (it takes a ring)."""
+    """q, k, v -> out, lse. Batch, key heads and the query heads of each can be split, and queries
+    if the mask is not causal; keys cannot (that takes ring attention)."""
     causal = bool(call.args[3])
     sizes, at = _attention_sizes(*call.operands), _ATTENTION
     return Signature(
@@ -283,8 +283,8 @@ def _attention(call: Call) -> Signature:
 @register("shardwright.attention_backward")
 def _attention_backward(call: Call) -> Signature:
     """grad, q, k, v, out, lse -> gradients of q, k, v, the latter two partial over queries and
-    over the query heads of a key head. Five products for two, since the scores are computed
-    again."""
+    over the query heads of a key head. Five products instead of forward's two, since the scores
+    are computed again."""
     causal = bool(call.args[6])
     sizes, at = _attention_sizes(*call.operands[1:4]), _ATTENTION
     queries = frozenset({QUERIES, GROUP})
@@ -320,8 +320,8 @@ def _masked_attention(call: Call) -> Signature:
 
 @register("shardwright.masked_attention_backward")
 def _masked_attention_backward(call: Call) -> Signature:
-    """grad, q, k, v, bias, out, lse -> gradients of q, k, v and the bias, that of the bias
-    partial over what it broadcasts."""
+    """grad, q, k, v, bias, out, lse -> gradients of q, k, v and the bias. That of the bias is
+    partial over the letters that it broadcasts over."""
     causal, wanted = bool(call.args[7]), bool(call.args[9])
     sizes, at = _attention_sizes(*call.operands[1:4]), _ATTENTION
     bias, over = _bias_letters(call.operands[4], sizes)
@@ -357,8 +357,8 @@ def _class_group(call: Call, local: Local) -> LocalCall:
 
 @register("shardwright.cross_entropy", localize=_class_group)
 def _cross_entropy(call: Call) -> Signature:
-    """logits [n, c], target [n] -> sum of losses, log-sum-exp [n]. Split over classes (a
-    vocabulary-parallel loss), the maximum, the sum and the target's logit are reduced inside."""
+    """logits [n, c], target [n] -> sum of losses, log-sum-exp [n]. If classes are split
+    (vocabulary-parallel loss), the maximum, the sum and the target's logit are reduced inside."""
     n, c = call.operands[0]
     return Signature(
         kind="softmax",
@@ -376,7 +376,7 @@ def _cross_entropy(call: Call) -> Signature:
 
 @register("shardwright.count_targets")
 def _count_targets(call: Call) -> Signature:
-    """target [n] -> how many count, partial over n."""
+    """target [n] -> the number of targets that are not ignored, partial over n."""
     return Signature(
         kind="reduction",
         sizes=call.operands[0],
@@ -388,7 +388,7 @@ def _count_targets(call: Call) -> Signature:
 
 @register("shardwright.cross_entropy_backward", localize=_class_group)
 def _cross_entropy_backward(call: Call) -> Signature:
-    """grad of the sum, logits, target, lse -> grad of the logits; everything passes."""
+    """grad of the sum, logits, target, lse -> grad of the logits; every dim can be split."""
     n, c = call.operands[1]
     return Signature(
         kind="softmax",

@@ -1,4 +1,4 @@
-"""A small instance of an op's call, with numbers in its tensors: what discovery runs whole and
+"""A small instance of an op's call, with numbers in its tensors, which discovery runs whole and
 in shards."""
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from planner.rules.signature import Call
 
 __all__ = ["Instance", "int_paths", "replaced", "run", "small_instances"]
 
-#: Calls of no more elements than this are tried at their own shapes, where no smaller ones do.
+#: Calls of no more elements than this are tried at their own shapes, if no smaller ones run.
 _LARGEST = 1 << 18
-#: The sizes that stand for a call's own, in the order of first use: four shards divide each.
+#: The sizes that replace a call's own, in the order of first use; four shards divide each.
 _SMALL = (4, 8, 12, 16, 20, 24, 28, 32)
 
 
@@ -35,7 +35,7 @@ class Instance:
     sizes: tuple[tuple[int, int], ...]
 
     def draw(self, seed: int, positive: bool) -> list[Tensor]:
-        """Numbers for the operands: floating ones in doubles, whole ones below `highest`."""
+        """Random operands: float64 in place of any float dtype, integers below `highest`."""
         generator = torch.Generator().manual_seed(seed)
         return [
             _numbers(shape, dtype, self.highest, positive, generator)
@@ -44,14 +44,13 @@ class Instance:
 
     @property
     def highest(self) -> int:
-        """Whole numbers are drawn below this one: they index any dim, and, cut to no less than
-        this, a shard of any. Kernels are not relied on to check: a few write wherever an index
-        says."""
+        """Integers are drawn below this, so that they are valid indices into any dim, and into a
+        shard of any. Kernels are not trusted to check: a few write wherever an index says."""
         return 1 if any(1 in shape for shape in self.operands) else 2
 
     @property
     def has_indices(self) -> bool:
-        """Whether some operand is of whole numbers, which may be indices."""
+        """Whether some operand is of integers, which may be indices."""
         return any(dtype.startswith(("int", "uint")) for dtype in self.dtypes)
 
 
@@ -72,8 +71,8 @@ def _numbers(
     return torch.randint(0, high, shape, generator=generator).to(kind)
 
 
-#: Arguments that name places in other operands, or that only the forward pass can give. Kernels
-#: that have them and no rule trust them: random ones make them write anywhere.
+#: Arguments that name places in other operands, or that only the forward pass can make. Kernels
+#: trust them: with random ones they would write anywhere.
 _PLACES = {
     "indices",
     "max_indices",
@@ -86,20 +85,20 @@ _PLACES = {
 
 
 def _trusts(op: str) -> bool:
-    """Whether the op is given places that its kernel may not check."""
+    """Whether the op takes places that its kernel may not check."""
     schema = getattr(overload(op), "_schema", None)
     return schema is not None and any(argument.name in _PLACES for argument in schema.arguments)
 
 
 def small_instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
-    """The instances of `_instances`, unless trying the op on random numbers may end the process."""
+    """The instances to try; none if trying the op on random numbers may end the process."""
     if not _trusts(call.op):
         yield from _instances(call, dtypes)
 
 
 def _instances(call: Call, dtypes: tuple[str, ...]) -> Iterator[Instance]:
     """The call with each of its sizes replaced by a small one, in arguments too; then at its own
-    shapes, where they are small."""
+    shapes, if they are small."""
     order = iter(range(len(call.operands)))
     args, kwargs = map_refs((call.args, call.kwargs), lambda _: Ref(next(order)))
     call = replace(call, kwargs=kwargs)
@@ -132,7 +131,7 @@ def _with_sizes(args: Any, sizes: dict[int, int]) -> Any:
 
 
 def int_paths(args: Any, value: int, at: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
-    """Where the whole number `value` stands in nested arguments."""
+    """The paths at which the integer `value` occurs in nested arguments."""
     if isinstance(args, tuple):
         for index, item in enumerate(args):
             yield from int_paths(item, value, (*at, index))
@@ -151,14 +150,14 @@ def replaced(args: Any, path: tuple[int, ...], value: int) -> Any:
 
 
 def overload(op: str) -> Any:
-    """The op of that name, as torch has it."""
+    """torch's op overload of that name."""
     place: Any = torch.ops
     for part in op.split("."):
         place = getattr(place, part)
     return place
 
 
-#: What an op raises that refuses its arguments: torch's own errors are of these kinds, and so are
+#: What an op raises if it refuses its arguments: torch's own errors are of these kinds, and so are
 #: those of ops written in Python.
 _REFUSALS = (
     RuntimeError,
@@ -173,7 +172,7 @@ _REFUSALS = (
 
 
 def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | None:
-    """The op's tensor results; None where it refuses its arguments, in whatever way."""
+    """The op's tensor results; None if it refuses its arguments, in whatever way."""
     place = overload(instance.op)
     args, kwargs = map_refs((args, instance.kwargs), lambda i: tensors[i])
     real, named = _real(args), {k: _real(v) for k, v in kwargs}
@@ -189,7 +188,7 @@ def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | 
 
 
 def _real(argument: Any) -> Any:
-    """What a `Graph` spells as text, as torch has it."""
+    """torch's object for an argument that a `Graph` spells as text (a dtype, a device)."""
     if isinstance(argument, tuple):
         return [_real(item) for item in argument]
     if isinstance(argument, str) and argument.startswith("torch."):

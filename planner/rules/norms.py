@@ -16,7 +16,8 @@ def _group_letters(shape: tuple[int, ...], groups: int) -> tuple[tuple[int, ...]
 
 
 def _local_group_sizes(call: Call, local: Local) -> LocalCall:
-    """Group norm is told its batch, channels, positions and groups, after its tensors."""
+    """Group norm takes its batch, channels, positions and groups as arguments after its tensors:
+    these become local."""
     at = 5 if "backward" in call.op else 3
     s = local.sizes
     return (
@@ -63,14 +64,14 @@ def _group_norm_backward(call: Call) -> Signature:
 
 
 def _batch_letters(shape: tuple[int, ...], training: bool) -> tuple[Letters, frozenset[int]]:
-    """x's letters, and those that the statistics of the batch run over: they cannot be split."""
+    """x's letters, and the fixed ones: those over which the batch's statistics are taken."""
     over = frozenset(d for d in range(len(shape)) if d != 1)
     return tuple((d,) for d in range(len(shape))), over if training else frozenset()
 
 
 @register("aten.native_batch_norm.default")
 def _batch_norm(call: Call) -> Signature:
-    """x, weight, bias, mean, variance -> result and, of a batch in training, its mean and
+    """x, weight, bias, mean, variance -> result and, in training, the batch's mean and
     1/deviation."""
     x, fixed = _batch_letters(call.operands[0], call.args[5])
     stats: Letters = ((1,),) if call.args[5] else ((),)
@@ -110,14 +111,14 @@ def _batch_norm_backward(call: Call) -> Signature:
 
 
 def _statistics_group(call: Call, local: Local) -> LocalCall:
-    """Where what the statistics run over is split, the kernel gets the process group over which
-    it joins them."""
+    """If a letter is split over which the statistics are taken, the kernel gets the process group
+    over which it combines them."""
     axes = sorted(a for letter, split in local.split.items() if letter != 1 for a in split)
     return call.op, call.args, (("group", Group(tuple(axes))),) if axes else ()
 
 
 def _training_norm(call: Call, x_at: int, backward: bool) -> Signature:
-    """Every dim can be split; but for channels, with the statistics joined inside."""
+    """Every dim can be split. The statistics are combined inside, unless channels are split."""
     shape = call.operands[x_at]
     x, channel = tuple((d,) for d in range(len(shape))), ((1,),)
     return Signature(
@@ -157,8 +158,8 @@ def _batch_norm_training_backward(call: Call) -> Signature:
 
 
 def _sums_group(call: Call, local: Local) -> LocalCall:
-    """Where what the mean runs over is split, the kernel gets the process group over which it
-    adds its sums."""
+    """If a letter is split over which the mean is taken, the kernel gets the process group over
+    which it adds its sums."""
     x_at = 1 if "backward" in call.op else 0
     rank = len(call.operands[x_at])
     axes = sorted(
@@ -171,13 +172,13 @@ def _sums_group(call: Call, local: Local) -> LocalCall:
 
 
 def _normalised(call: Call) -> int:
-    """How many of the last dims the mean runs over."""
+    """How many of the last dims the mean is taken over."""
     dims: int = call.args[4 if "backward" in call.op else 2]
     return dims
 
 
 def _root_mean_square(call: Call, x_at: int, backward: bool) -> Signature:
-    """Every dim can be split; the normalised ones with their sums added inside."""
+    """Every dim can be split; if a normalised one is, its sums are added inside."""
     x = call.operands[x_at]
     rank, lead = len(x), len(x) - _normalised(call)
     whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))

@@ -1,4 +1,4 @@
-"""Element-wise ops, with broadcasting; and ops that make a tensor from nothing."""
+"""Element-wise ops, with broadcasting; and ops that make a tensor without operands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Sig
 
 __all__ = ["broadcast", "pointwise_signature"]
 
-#: Element-wise ops through which no partial sum passes.
+#: Element-wise ops that are not linear: no partial sum passes through them.
 _CURVED = (
     "aten.abs.default", "aten.relu.default", "aten.sigmoid.default", "aten.tanh.default",
     "aten.exp.default", "aten.log.default", "aten.log1p.default", "aten.log2.default",
@@ -42,15 +42,15 @@ _GRADIENTS = (
     "aten.mish_backward.default",
 )  # fmt: skip
 
-#: The ops of one form of arguments, for the proof.
+#: Ops whose arguments have one form, for the test that runs them all.
 POINTWISE = (*_CURVED, *_GRADIENTS, "aten.masked_fill.Scalar")
 
 _FIRST = (frozenset({0}),)
 
 
 def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letters, tuple[int, ...]]:
-    """The operand's letters where result dim d is letter d, and the dims at which it is
-    stretched, which have no letter."""
+    """The operand's letters if result dim d is letter d, and the dims at which it is broadcast,
+    which have no letter."""
     lead = len(result) - len(operand)
     letters: list[tuple[int, ...]] = []
     for d, size in enumerate(operand):
@@ -62,8 +62,8 @@ def broadcast(operand: tuple[int, ...], result: tuple[int, ...]) -> tuple[Letter
 def pointwise_signature(
     call: Call, linear: tuple[frozenset[int], ...] = (), view: bool = False
 ) -> Signature:
-    """Every dim of the result is a letter; operands that lack one (broadcast) stay whole when it
-    is split."""
+    """Every dim of the result is a letter. An operand that is broadcast along a letter stays whole
+    if that letter is split."""
     (result,) = call.results
     return Signature(
         kind="elementwise",
@@ -94,7 +94,7 @@ def _linear_in_first(call: Call) -> Signature:
 
 @register("aten._to_copy.default")
 def _to_copy(call: Call) -> Signature:
-    """A partial sum passes, but for a change to whole numbers, which rounds."""
+    """Partial sums pass, unless the new dtype is an integer one, which rounds."""
     dtype = str(dict(call.kwargs).get("dtype", ""))
     return pointwise_signature(call, () if "int" in dtype or "bool" in dtype else _FIRST)
 

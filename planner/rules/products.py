@@ -67,8 +67,8 @@ def _convolution_letters(
 def _convolution_cost(
     windows: int, transposed: bool, times: int
 ) -> Callable[[tuple[int, ...]], OpCost]:
-    """A convolution as the product it is, group by group: [batch x positions, in x kernel] x [in
-    x kernel, out]."""
+    """The cost of a convolution as a product per group: [batch x positions, in x kernel] x [in x
+    kernel, out]."""
 
     def cost(s: tuple[int, ...]) -> OpCost:
         x, kernel, out = (math.prod(s[4 + i * windows : 4 + (i + 1) * windows]) for i in range(3))
@@ -89,8 +89,8 @@ def _local_groups(call: Call, local: Local) -> LocalCall:
 
 @register("aten.convolution.default", localize=_local_groups)
 def _convolution(call: Call) -> Signature:
-    """x, weight (the bias is traced on its own): batch, groups and channels can be split;
-    windows would need halos."""
+    """x, weight -> result (the bias is traced as an op of its own). Batch, groups and channels can
+    be split; windows cannot, since that takes halos."""
     x, weight = call.operands
     (out,) = call.results
     sizes, (at_x, at_w, at_out) = _convolution_letters(x, weight, out, call.args[6], call.args[8])
@@ -111,7 +111,7 @@ _CONVOLUTION_NAMES = ((N, "batch"), (G, "groups"), (CI, "input channels"), (CO, 
 
 
 def _local_bias_and_groups(call: Call, local: Local) -> LocalCall:
-    """The bias has the local output channels."""
+    """The bias size and the number of groups become local."""
     bias = None if call.args[3] is None else (local.sizes[G] * local.sizes[CO],)
     return (
         call.op,
@@ -147,8 +147,8 @@ def _convolution_backward(call: Call) -> Signature:
 # ------------------------------------------------------------------------------------------ pooling
 
 #: Which tensors of a call have the windows of the input (`i`) and which those of the output (`o`):
-#: operands, then results. The gradients of maxima do not check that an index is within the image:
-#: they are not to be discovered by trying.
+#: operands, then results. The gradients of maxima do not check that an index is within the image,
+#: so they must not be left to discovery.
 _POOLS = {
     "aten.max_pool2d_with_indices.default": ("i", "oo"),
     "aten.max_pool2d_with_indices_backward.default": ("oio", "i"),
@@ -176,7 +176,7 @@ _POOLS = {
 
 
 def _local_input_size(call: Call, local: Local) -> LocalCall:
-    """The backward of up-sampling is told the shape of the input."""
+    """The backward of up-sampling takes the input's shape as an argument: it becomes local."""
     if "upsample" not in call.op or "backward" not in call.op:
         return call.op, call.args, call.kwargs
     return call.op, (*call.args[:2], local.results[0], *call.args[3:]), call.kwargs
@@ -184,8 +184,8 @@ def _local_input_size(call: Call, local: Local) -> LocalCall:
 
 @register(*_POOLS, localize=_local_input_size)
 def _pool(call: Call) -> Signature:
-    """Batch and channels pass; windows cannot be split. All but the maximum itself are linear in
-    what comes first."""
+    """Batch and channels can be split, windows cannot. All but the maximum itself are linear in
+    their first operand."""
     windows = int(call.op.split("d.")[0].split("d_")[0][-1])
     roles = "".join(_POOLS[call.op])
     shapes = dict(zip(roles, (*call.operands, *call.results), strict=True))
@@ -212,8 +212,8 @@ def _pool(call: Call) -> Signature:
 
 @register("aten._fft_c2c.default", "aten._fft_r2c.default", "aten._fft_c2r.default")
 def _fourier(call: Call) -> Signature:
-    """Dims that are transformed cannot be split, and may change their size; others pass.
-    Written, not discovered: the kernels trust the size that they are told of the result."""
+    """Transformed dims cannot be split, and may change their size; others can be split. Not left
+    to discovery: the kernels trust the size of the result that they are given."""
     (before,), (after,) = call.operands, call.results
     rank, over = len(before), {d % max(len(before), 1) for d in call.args[1]}
     results = tuple((rank + d,) if d in over else (d,) for d in range(rank))

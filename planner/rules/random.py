@@ -14,14 +14,14 @@ _PASSES = 8.0
 
 
 def _with_places(call: Call, local: Local) -> LocalCall:
-    """A shard is told which part of the whole it is."""
+    """The call with the place of the shard in the whole tensor as an argument."""
     return call.op, call.args, (("places", local.leaves),) if local.split else ()
 
 
 @register("shardwright.dropout", localize=_with_places)
 def _dropout(call: Call) -> Signature:
-    """x, key -> result, mask: every dim can be split. Of a partial sum the mask would be one
-    too, so it is reduced first."""
+    """x, key -> result, mask: every dim can be split. The mask of a partial sum would be partial
+    too, so x is reduced first."""
     shape = call.operands[0]
     x = tuple((d,) for d in range(len(shape)))
     return Signature(

@@ -67,8 +67,8 @@ def _sum(call: Call) -> Signature:
     "aten.all.dim",
 )
 def _extreme(call: Call) -> Signature:
-    """The dims reduced cannot be split: a partial maximum is not a layout that redistribution
-    offers."""
+    """Maxima and the like. Reduced dims cannot be split: there is no layout for a partial
+    maximum."""
     (shape,) = call.operands
     dims = _dims_of(call.args[1] if len(call.args) > 1 else None, len(shape))
     keep = bool(call.args[2]) if len(call.args) > 2 else False
@@ -101,7 +101,7 @@ def _scan(call: Call) -> Signature:
 
 @register("aten.topk.default")
 def _topk(call: Call) -> Signature:
-    """The dim searched has one letter before and another after, neither of which can be split."""
+    """The dim searched has one letter in x and another in the results; neither can be split."""
     (shape,) = call.operands
     rank = len(shape)
     if not rank:
@@ -146,7 +146,7 @@ def _softmax_backward(call: Call) -> Signature:
 
 @register("aten.native_layer_norm.default")
 def _layer_norm(call: Call) -> Signature:
-    """Leading dims pass; normalised dims cannot be split."""
+    """Leading dims can be split, normalised dims cannot."""
     x = call.operands[0]
     rank, lead = len(x), len(x) - len(call.args[1])
     whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))
@@ -199,8 +199,8 @@ def _embedding_args(call: Call, local: Local) -> LocalCall:
 
 @register("aten.embedding.default", localize=_embedding_args)
 def _embedding(call: Call) -> Signature:
-    """weight [v, d], ids -> ids x d. Split over the vocabulary, a shard looks up its own rows
-    and gives zeros for others."""
+    """weight [v, d], ids -> ids x d. If the vocabulary is split, a shard looks up its own rows and
+    returns zeros for the others."""
     weight, ids = call.operands
     n = len(ids)
     sizes = (weight[0], weight[1], *ids)
@@ -229,9 +229,9 @@ def _embedding_backward_args(call: Call, local: Local) -> LocalCall:
 
 @register("aten.embedding_dense_backward.default", localize=_embedding_backward_args)
 def _embedding_backward(call: Call) -> Signature:
-    """grad [ids, d], ids -> grad_weight [v, d], partial over the ids. Rows that are not to be
-    trained (`padding_idx`) or that are scaled by how often they are looked up are known to
-    torch's kernel alone, which needs all rows, or all ids."""
+    """grad [ids, d], ids -> grad_weight [v, d], partial over the ids. Only torch's kernel can leave
+    out the row `padding_idx`, for which it needs all rows, or scale rows by how often they are
+    looked up, for which it needs all ids."""
     _, ids = call.operands
     (weight,) = call.results
     n, padding, by_frequency = len(ids), call.args[3], call.args[4]
@@ -258,8 +258,8 @@ def _embedding_backward(call: Call) -> Signature:
 
 @register("aten.gather.default")
 def _gather(call: Call) -> Signature:
-    """The input's dim gathered along cannot be split, the index's can; others pass where input
-    and index agree."""
+    """The gathered dim can be split in the index, not in the input; other dims can be split if
+    input and index agree in size."""
     shape, index = call.operands
     if not shape or len(index) != len(
         shape
@@ -285,7 +285,7 @@ def _gather(call: Call) -> Signature:
     "aten.scatter.value", "aten.scatter.src", "aten.scatter_add.default", "aten.scatter_reduce.two"
 )
 def _scatter(call: Call) -> Signature:
-    """The dim scattered along cannot be split; others pass where all tensors agree."""
+    """The dim scattered along cannot be split; others can if all tensors agree in size."""
     shape, index, *sources = call.operands
     if not shape or any(len(other) != len(shape) for other in (index, *sources)):
         return unsplit(call, "embedding")
@@ -313,8 +313,8 @@ def _scatter(call: Call) -> Signature:
 
 @register("aten.index_select.default", "aten.index_add.default")
 def _index_along(call: Call) -> Signature:
-    """x, ids (, source): one dim by a list of ids; the ids' letter can be split where it is
-    looked up."""
+    """x, ids (, source): one dim of x is indexed by a list of ids. The ids' letter can be split
+    if x is only read there."""
     shape, ids, *source = call.operands
     if not shape:
         return unsplit(call, "embedding")
@@ -336,7 +336,7 @@ def _index_letters(
     shape: tuple[int, ...], indices: tuple[Any, ...], ids: tuple[tuple[int, ...], ...]
 ) -> tuple[tuple[int, ...], Letters, list[Letters], frozenset[int]]:
     """Letter sizes, the letters of `x[indices]`, those of each tensor of ids, and the dims of x
-    that are looked up."""
+    that are indexed."""
     rank, at = len(shape), [d for d, index in enumerate(indices) if index is not None]
     together = tuple(_broadcast_shape(ids))
     where: Letters = tuple((rank + d,) for d in range(len(together)))
@@ -366,7 +366,7 @@ def _broadcast_shape(shapes: tuple[tuple[int, ...], ...]) -> tuple[int, ...]:
 
 @register("aten.index.Tensor")
 def _index(call: Call) -> Signature:
-    """x[ids, :, ids]: dims looked up cannot be split, those of the ids can."""
+    """x[ids, :, ids]: indexed dims of x cannot be split, those of the ids can."""
     shape, *ids = call.operands
     sizes, result, letters, looked_up = _index_letters(shape, call.args[1], tuple(ids))
     return Signature(
@@ -381,7 +381,7 @@ def _index(call: Call) -> Signature:
 
 @register("aten.index_put.default")
 def _index_put(call: Call) -> Signature:
-    """x with x[ids] = values, or += values: only the dims that are not looked up can be split."""
+    """x after x[ids] = values, or += values: only dims of x that are not indexed can be split."""
     shape, *ids, values = call.operands
     sizes, result, letters, looked_up = _index_letters(shape, call.args[1], tuple(ids))
     whole = tuple((d,) for d in range(len(shape)))

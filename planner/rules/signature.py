@@ -1,10 +1,10 @@
-"""What an op does to the dims of its tensors: the `Signature`, written in *letters* as an einsum
-is.
+"""What an op does to the dims of its tensors: the `Signature`, written in *letters* like an
+einsum.
 
-A rule says, for one call, which letter stands at every dim of every operand and result, and what
-splitting a letter does: where a result has the letter, the result is split too; where it has not,
-the result is partial (`reduced`) or the same on every shard. A rule is believed only because
-`tests/planner/test_rules.py` runs the op whole and in shards and compares.
+For one call, a rule names the letter at every dim of every operand and result, and says what
+splitting a letter does. A result that has the letter is split too; one that does not is partial
+(`reduced`) or the same on every shard. A rule is trusted only because `tests/planner/test_rules.py`
+runs the op whole and in shards and compares.
 """
 
 from __future__ import annotations
@@ -57,12 +57,12 @@ class OpCost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Signature:
-    """`sizes[l]` is the size of letter l. `fixed` letters cannot be split. `reduced[r]` are the
-    letters whose splitting makes result r a partial sum. `linear` are groups of operand
-    positions: with those operands partial sums (and all others whole), every result is a partial
-    sum. `inner` letters can be split only with collectives inside the op, of which
-    `inner_traffic` gives (kind, elements of the whole buffer, times) at the local letter sizes.
-    `view`: no work at all."""
+    """`sizes[l]` is the size of letter l. `fixed` letters cannot be split. If a letter of
+    `reduced[r]` is split, result r is a partial sum. `linear` are groups of operand positions: if
+    those operands are partial sums (and all others whole), every result is a partial sum. `inner`
+    letters can be split only with collectives inside the op; `inner_traffic` returns these as
+    (kind, elements of the whole buffer, times), given the local letter sizes. `view`: the op does
+    no work at all."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -80,11 +80,9 @@ class Signature:
     opaque: frozenset[int] = (
         frozenset()
     )  # results that only the op's own backward can read: never redistributed
-    placed: bool = False  # the kernel is told which part of the whole its shard is
-    names: tuple[tuple[int, str], ...] = ()  # words for letters, where the op knows one
-    source: str = (
-        "written"  # or `discovered`, or `replicated` where neither found anything to split
-    )
+    placed: bool = False  # the kernel takes the place of its shard in the whole tensor
+    names: tuple[tuple[int, str], ...] = ()  # words for letters, if the op knows one
+    source: str = "written"  # or `discovered`, or `replicated` if neither found anything to split
     arguments: tuple[
         tuple[tuple[int, ...], int], ...
     ] = ()  # of a discovered one: where a letter's size stands in the arguments
@@ -102,7 +100,7 @@ class Signature:
         assert not self.reduced or len(self.reduced) == len(self.results)
 
     def reduced_in(self, result: int) -> frozenset[int]:
-        """The letters whose splitting makes this result partial."""
+        """The letters that make this result partial if they are split."""
         return self.reduced[result] if self.reduced else frozenset()
 
     def elements(self, sizes: tuple[int, ...]) -> float:
@@ -117,12 +115,12 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Local:
-    """How one call runs on one shard: what `Rule.localize` reads. `split` gives, for each letter
-    split, the mesh axes that split it; `results` the local shapes; `sizes` the local letter
-    sizes. Of the `contiguous` letters among those, `pieces` gives the sizes on all ranks of the
-    axes, in the order of their group, and `offsets` where this shard begins. `leaves` are every
-    letter's leaves, the outermost first, each as (size, size here, where this shard begins): of
-    `placed` ops alone."""
+    """One shard of a call, as `Rule.localize` reads it. `split` has, for each letter that is
+    split, the mesh axes that split it; `results` the local shapes; `sizes` the local letter sizes.
+    For the `contiguous` letters among those split, `pieces` has the sizes on all ranks of the
+    axes, in the order of their group, and `offsets` the first element of this shard. `leaves`, for
+    `placed` ops only, are every letter's leaves, outermost first, each as (size, size here, first
+    element of this shard)."""
 
     results: tuple[tuple[int, ...], ...]
     split: dict[int, tuple[int, ...]]
@@ -133,14 +131,14 @@ class Local:
 
 
 def dim_of(call: Call, place: int, rank: int, default: int = 0) -> int:
-    """The dim that stands at `place` of the arguments, counted from the front; 0 of a tensor
-    without dims, as torch has it."""
+    """The dim that is argument number `place`, counted from the front (negative dims resolved); 0
+    for a tensor without dims, as in torch."""
     dim: int = call.args[place] if len(call.args) > place else default
     return dim % max(rank, 1)
 
 
 def unsplit(call: Call, kind: str = "elementwise", source: str = "written") -> Signature:
-    """The signature of a call of which nothing can be split."""
+    """The signature of a call in which nothing can be split."""
     shapes = (*call.operands, *call.results)
     sizes = tuple(size for shape in shapes for size in shape)
     numbers = iter(range(len(sizes)))
@@ -155,8 +153,7 @@ def unsplit(call: Call, kind: str = "elementwise", source: str = "written") -> S
     )
 
 
-#: op, args, kwargs to run on a shard; they still hold the `Ref`s of the call, all of them in their
-#: order.
+#: op, args, kwargs to run on a shard; they still hold all `Ref`s of the call, in the same order.
 LocalCall = tuple[str, tuple[Any, ...], tuple[tuple[str, Any], ...]]
 
 

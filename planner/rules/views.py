@@ -1,4 +1,4 @@
-"""Ops that only look at a tensor differently: reshape, permute, slices, splits and joins."""
+"""Ops that rearrange a tensor or take part of it: reshape, permute, slices, splits and joins."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def common_letters(
     before: tuple[int, ...], after: tuple[int, ...]
 ) -> tuple[tuple[int, ...], Letters, Letters] | None:
     """Letters that write both shapes as products, row-major: (4, 6) -> (2, 12) gives sizes (2, 2,
-    6) and the letters of each.
+    6) and the letters of each shape.
 
-    None where the boundaries do not nest, as in (2, 3) -> (3, 2): no dim can be split there.
+    None if the boundaries do not nest, as in (2, 3) -> (3, 2): then no dim can be split.
     """
     if math.prod(before) != math.prod(after) or 0 in before:
         return None
@@ -117,9 +117,9 @@ def _run(length: int, args: tuple[Any, ...]) -> tuple[int, int, int]:
 def _slice_letters(
     shape: tuple[int, ...], dim: int, start: int, size: int, step: int
 ) -> tuple[tuple[int, ...], Letters, Letters, int]:
-    """Sizes, letters of the whole and of the slice, and the letter that cannot be split. One of
-    equal pieces, as a third of a fused QKV, is (pieces, size), of which size passes; of any
-    other slice the dim cannot be split."""
+    """Sizes, letters of the whole and of the slice, and the letter that cannot be split. If the
+    slice is one of equal pieces (such as a third of a fused QKV), the dim is (pieces, size), and
+    size can be split; in any other slice the dim cannot be split."""
     rank = len(shape)
     own = tuple((d,) for d in range(rank))
     if step == 1 and size > 1 and shape[dim] % size == 0 and start % size == 0:
@@ -129,7 +129,7 @@ def _slice_letters(
 
 
 def _slice_args(call: Call, local: Local) -> LocalCall:
-    """In one of equal pieces, the bounds shrink with the piece."""
+    """The bounds of one of equal pieces shrink with the piece."""
     (shape,) = call.operands
     dim = dim_of(call, 1, len(shape))
     return call.op, (call.args[0], dim, *_local_bounds(shape, dim, call.args[2:], local)), ()
@@ -189,12 +189,12 @@ def _split(call: Call) -> Signature:
 
 @register("aten.chunk.default", "aten.unsafe_chunk.default")
 def _chunk(call: Call) -> Signature:
-    """So many pieces, or fewer."""
+    """At most as many pieces as asked for."""
     return _equal_pieces(call)
 
 
 def _equal_pieces(call: Call) -> Signature:
-    """Equal pieces: the dim is (pieces, size), and `size` can be split, as the heads inside a
+    """Equal pieces: the dim is (pieces, size), and `size` can be split, such as the heads inside a
     fused QKV."""
     (shape,) = call.operands
     rank, dim, pieces = len(shape), dim_of(call, 2, len(shape)), len(call.results)
@@ -346,7 +346,7 @@ def _unbind(call: Call) -> Signature:
 
 
 def _within(call: Call, dims: Iterable[int], linear: bool = True) -> Signature:
-    """Every dim keeps its size; `dims` cannot be split, the others pass."""
+    """Every dim keeps its size; `dims` cannot be split, the others can."""
     (shape,) = call.operands
     letters = tuple((d,) for d in range(len(shape)))
     return Signature(
@@ -377,7 +377,7 @@ def _triangle(call: Call) -> Signature:
 
 @register("aten.constant_pad_nd.default")
 def _pad(call: Call) -> Signature:
-    """Padded dims have one letter before and another after, neither of which can be split."""
+    """A padded dim has one letter in x and another in the result; neither can be split."""
     (before,), (after,) = call.operands, call.results
     rank, pad = len(before), call.args[1]
     padded = [d for d in range(rank) if any(pad[2 * (rank - 1 - d) : 2 * (rank - d)])]
@@ -398,7 +398,7 @@ def _repeat_args(call: Call, local: Local) -> LocalCall:
 
 @register("aten.repeat.default", localize=_repeat_args)
 def _repeat(call: Call) -> Signature:
-    """Each dim is (times, size), and both pass."""
+    """Each dim is (times, size), and both can be split."""
     (shape,), times = call.operands, call.args[1]
     rank, lead = len(shape), len(times) - len(shape)
     results = tuple((rank + d, d - lead) if d >= lead else (rank + d,) for d in range(len(times)))
@@ -413,8 +413,8 @@ def _repeat(call: Call) -> Signature:
 
 @register("aten.slice_scatter.default", "aten.select_scatter.default")
 def _put_slice(call: Call) -> Signature:
-    """x with a slice of a dim replaced: the dim cannot be split, the others pass. Partial sums
-    pass where both are."""
+    """x with a slice of a dim replaced: the dim cannot be split, the others can. Partial sums pass
+    if both operands are partial."""
     whole, piece = call.operands
     rank, select = len(whole), "select" in call.op
     dim = dim_of(call, 2, rank)
