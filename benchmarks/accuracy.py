@@ -133,8 +133,8 @@ def provenance_of(hardware: str) -> dict[str, str]:
 
 def show(name: str, found: dict[str, float]) -> None:
     print(
-        f"{name:9s} n {found['n']:.0f}  mean {found['mean']:.1%}  median {found['median']:.1%}  max {found['max']:.1%}  "
-        f"bias {found['bias']:+.1%}"
+        f"{name:9s} n {found['n']:.0f}  mean {found['mean']:.1%}  median {found['median']:.1%}  "
+        f"max {found['max']:.1%}  bias {found['bias']:+.1%}"
     )
 
 

@@ -122,7 +122,8 @@ class Check:
         left = self.end - time.monotonic()
         if left < part.least:
             found = {
-                "skipped": f"{left:.0f} s of {self.asked.minutes:g} minutes are left, it needs at least {part.least:.0f} s"
+                "skipped": f"{left:.0f} s of {self.asked.minutes:g} minutes are left, it needs at "
+                f"least {part.least:.0f} s"
             }
         else:
             found = self.measure(part)

@@ -68,7 +68,8 @@ def main() -> None:
         runs = [seconds(loop) for _ in range(asked.runs)]
         times = [taken for _, taken in runs]
         print(
-            f"{loop.__name__:20s} {runs[0][0]:7d}  {statistics.median(times):.3f} s median ({min(times):.3f} to {max(times):.3f})"
+            f"{loop.__name__:20s} {runs[0][0]:7d}  {statistics.median(times):.3f} s median "
+            f"({min(times):.3f} to {max(times):.3f})"
         )
 
 

@@ -142,12 +142,14 @@ def main() -> None:
             rows.append(row)
             sizes = [row[f"{kind}_bytes"] / 2**20 for kind in ("predicted", "measured")]
             print(
-                f"{family:13s} {row['strategy']:7s} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} MiB {row['error']:+.2%}",
+                f"{family:13s} {row['strategy']:7s} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} "
+                f"MiB {row['error']:+.2%}",
                 flush=True,
             )
     errors = [row["error"] for row in rows]
     print(
-        f"{len(errors)} plans: {min(errors):+.2%} to {max(errors):+.2%}, mean of sizes {sum(map(abs, errors)) / len(errors):.2%}"
+        f"{len(errors)} plans: {min(errors):+.2%} to {max(errors):+.2%}, mean of sizes "
+        f"{sum(map(abs, errors)) / len(errors):.2%}"
     )
     if asked.out is not None:
         asked.out.write_text(

@@ -81,8 +81,9 @@ def main() -> None:
         search(ask, load_cluster(asked.hardware, num_devices=gpus))
         own = rows[first:]
         print(
-            f"{model:9s} {gpus:4d} {len(own):9d} {max(r['nodes'] for r in own):6d} {max(r['pairs'] for r in own):9d} "
-            f"{max(r['wall_s'] for r in own):12.2f} {max(r['cpu_s'] for r in own):11.2f} {max(r['gap'] for r in own):12.1e} "
+            f"{model:9s} {gpus:4d} {len(own):9d} {max(r['nodes'] for r in own):6d} "
+            f"{max(r['pairs'] for r in own):9d} {max(r['wall_s'] for r in own):12.2f} "
+            f"{max(r['cpu_s'] for r in own):11.2f} {max(r['gap'] for r in own):12.1e} "
             f"{sum(r['status'] == 'optimal' for r in own):7d} {os.getloadavg()[0]:5.1f}",
             flush=True,
         )

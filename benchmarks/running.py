@@ -146,8 +146,8 @@ def line_of(row: Mapping[str, Any]) -> str:
         for run, seconds in row["median_s"].items()
     )
     return (
-        f"{row['model']:6s} {row['ranks']} ranks, {row['mesh']}: {row[f'ratio_{name}']:.3f} of {name} ({low:.3f} to {high:.3f}), "
-        f"regret {row['regret']:.1%} ({row['best']}); ms: {runs}"
+        f"{row['model']:6s} {row['ranks']} ranks, {row['mesh']}: {row[f'ratio_{name}']:.3f} of "
+        f"{name} ({low:.3f} to {high:.3f}), regret {row['regret']:.1%} ({row['best']}); ms: {runs}"
     )
 
 
@@ -171,7 +171,10 @@ def main() -> None:
         f"mean ratio {statistics.mean(ratios):.3f}, largest {max(ratios):.3f}, largest regret {worst:.1%}"
     )
     if asked.out is not None:
-        command = f"python benchmarks/running.py --cases {asked.cases} --hardware {Path(asked.hardware).name} --rounds {asked.rounds}"
+        command = (
+            f"python benchmarks/running.py --cases {asked.cases} --hardware "
+            f"{Path(asked.hardware).name} --rounds {asked.rounds}"
+        )
         asked.out.write_text(json.dumps({**provenance(command), "rows": rows}, indent=1) + "\n")
 
 

@@ -135,7 +135,8 @@ class Device:
             )
         if self.reserved_memory >= self.memory:
             raise BadHardware(
-                f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves nothing of memory ({self.memory} B)"
+                f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves nothing "
+                f"of memory ({self.memory} B)"
             )
 
     @property

@@ -54,7 +54,8 @@ class Task:
             )
         if self.stream != COMMUNICATION and (self.channel or self.link):
             raise BadValue(
-                f"task {self.id!r}: stream {self.stream!r} has neither channel nor link, got {self.channel!r}, {self.link!r}"
+                f"task {self.id!r}: stream {self.stream!r} has neither channel nor link, got "
+                f"{self.channel!r}, {self.link!r}"
             )
         if not (self.duration >= 0 and self.host_duration >= 0):
             raise BadValue(

@@ -1,14 +1,17 @@
 """Runs the commands of README.md and docs/*.md, and writes what they print under them.
 
-    python docs/outputs.py                                  every page; takes minutes, on a quiet machine
-    python docs/outputs.py README.md docs/pins.md           these pages
-    python docs/outputs.py docs/plans.md --only 405b        the blocks with this text, and those that they need: give --folder
+    python docs/outputs.py                              every page; minutes, on a quiet machine
+    python docs/outputs.py README.md docs/pins.md       these pages
+    python docs/outputs.py docs/plans.md --only 405b    the blocks with this text, and those that
+                                                        they need: give --folder
 
-A fenced block whose first line starts with `$ ` is a command and its output; several may follow each other. Two comments, on the
-line before a block, say more:
+A fenced block whose first line starts with `$ ` is a command and its output; several may follow
+each other. Two comments, on the line before a block, say more:
 
-    <!-- file: my_model.py -->      the block is this file of the page's folder, in which its commands run
-    <!-- show: [Mesh], wte -->      of the output only: the section with this title, lines that begin so; `...` for what is left out
+    <!-- file: my_model.py -->   the block is this file of the page's folder, in which its commands
+                                 run
+    <!-- show: [Mesh], wte -->   of the output only: the section with this title, and lines that
+                                 begin so; `...` for what is left out
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ _BLOCK = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """A fenced block of a page, from `start` to `end` of its text; `kind` and `argument` are those of the comment before it."""
+    """A fenced block of a page, from `start` to `end` of its text; `kind` and `argument` are those
+    of the comment before it."""
 
     kind: str
     argument: str
@@ -60,7 +64,8 @@ def blocks(page: str) -> list[Block]:
 
 
 def shown(output: str, wanted: str) -> str:
-    """The lines of an output that a `show` comment names, with the rule under a header; `[]` is what precedes the first section.
+    """The lines of an output that a `show` comment names, with the rule under a header; `[]` is
+    what precedes the first section.
 
     Between them `...` stands for lines that are left out.
     """
@@ -85,7 +90,8 @@ def shown(output: str, wanted: str) -> str:
 
 
 def run(command: str, folder: Path) -> str:
-    """What a command prints in `folder`, without trailing spaces, long lines wrapped. Raises RuntimeError at a traceback."""
+    """What a command prints in `folder`, without trailing spaces, long lines wrapped. Raises
+    RuntimeError at a traceback."""
     words = shlex.split(command, comments=True)
     programs = {"plan": [sys.executable, "-m", "planner"], "python": [sys.executable]}
     words = [*programs.get(words[0], [words[0]]), *words[1:]]

@@ -77,7 +77,8 @@ def main() -> None:
     )
     predicted = planned.simulate()
     print(
-        f"mesh {planned.plan.mesh}, predicted {predicted.step_time_s * 1e3:.2f} ms a step; report: {planned.save().parent}"
+        f"mesh {planned.plan.mesh}, predicted {predicted.step_time_s * 1e3:.2f} ms a step; "
+        f"report: {planned.save().parent}"
     )
     trained = train_plan(planned.path, steps, seed=SEED)
     module.load_state_dict(trained.state)

@@ -85,7 +85,8 @@ def main() -> None:
         f"{len(steps)} steps on {options.ranks} ranks, loss {trained.losses[0]:.3f} -> {trained.losses[-1]:.3f}"
     )
     print(
-        f"held out: {bits(module, held_out):.2f} bits a letter ({bits_by_frequency(learn, held_out, len(alphabet)):.2f} by frequency)"
+        f"held out: {bits(module, held_out):.2f} bits a letter "
+        f"({bits_by_frequency(learn, held_out, len(alphabet)):.2f} by frequency)"
     )
 
 

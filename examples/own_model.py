@@ -1,9 +1,10 @@
-"""A model of one's own: a function that returns the module, an example batch and the loss, and
+r"""A model of one's own: a function that returns the module, an example batch and the loss, and
 nothing else to write.
 
     plan --model examples/own_model.py:build --gpus 4
     plan --model examples/own_model.py:build --gpus 4 --set hidden=4096 --batch 512
-    plan --model examples/own_model.py:build --gpus 4 --mesh dp=2,tp=2 --pin 'body.blocks.*=tensor' --pin 'head=replicate'
+    plan --model examples/own_model.py:build --gpus 4 --mesh dp=2,tp=2 \
+        --pin 'body.blocks.*=tensor' --pin 'head=replicate'
     plan --model examples/own_model.py:build --gpus 2 --hardware cpu --batch 256 --out plans/own
     plan run plans/own --steps 3 --verify
 

@@ -162,7 +162,8 @@ def main() -> None:
     )
     by_rule = right_by_rule(learn, held_out)
     print(
-        f"{len(held_out)} held out: {right(module, test):.3f} right (untrained {untrained:.3f}, by the rule {by_rule:.3f})"
+        f"{len(held_out)} held out: {right(module, test):.3f} right (untrained {untrained:.3f}, "
+        f"by the rule {by_rule:.3f})"
     )
 
 

@@ -160,7 +160,8 @@ def main() -> None:
         figures = f"{row.losses[-1]:10.4f}  {difference:10.1e}  {row.accuracy:8.3f}  {majority(mails.held_out):8.3f}"
         print(f"{row.name:<15}  {figures}  {row.seconds:7.1f}  {row.split}", flush=True)
     print(
-        "free: the planner's own choice; pinned: as a person might type it. Where both are dp, what is split tells them apart."
+        "free: the planner's own choice; pinned: as a person might type it. Where both are dp, "
+        "what is split tells them apart."
     )
 
 

@@ -189,7 +189,8 @@ def main() -> None:
     copied = chrf([english for english, _ in held_out], wanted)
     remembered = chrf([memory(learn, english) for english, _ in held_out], wanted)
     print(
-        f"held out: chrF {chrf(french, wanted):.1f} (untrained {untrained:.1f}, English {copied:.1f}, memory {remembered:.1f})"
+        f"held out: chrF {chrf(french, wanted):.1f} (untrained {untrained:.1f}, English "
+        f"{copied:.1f}, memory {remembered:.1f})"
     )
     for (english, reference), ours in list(zip(held_out, french, strict=True))[:5]:
         print(f"  {' '.join(english)} -> {' '.join(ours)} [{' '.join(reference)}]")

@@ -110,17 +110,21 @@ def document(rows: list[Row]) -> str:
     parts = [
         "# Hugging Face architectures",
         "This page is for finding out whether an architecture of transformers can be planned, and how that was tried.",
-        "Written by `python tests/architectures.py --write docs/architectures.md`. Each architecture is built "
-        "from its config at a tiny size (`tests/tiny_configs.py`), in float64, "
-        "with the dropout and the noise of its config; its whole step is traced, planned for two devices without a pin "
-        "(*chosen*) and under each pure strategy, and trained for three steps on two gloo ranks. The figures are the largest "
-        "relative error of losses, first gradients and last parameters and buffers against one process; 1e-9 passes.",
-        "What rounding alone does to each model is measured, by training it a second time in one process from parameters that differ "
-        "by one rounding ([0061](decisions/0061-verifying-against-measured-rounding.md)). *Left out* is the share of the parameters' "
-        "elements that this may move by more than 1e-9 in three steps: their gradients are zero, or nearly, but for rounding, and Adam "
-        "divides them by their own size. Of these elements only what exceeds it counts; their gradients are compared like all others.",
-        "A model of text and images (or sound) that runs on text alone is given text alone (see *inputs*): its other towers then "
-        "take no part in the loss, and are frozen.",
+        "Written by `python tests/architectures.py --write docs/architectures.md`. Each "
+        "architecture is built from its config at a tiny size (`tests/tiny_configs.py`), in "
+        "float64, with the dropout and the noise of its config; its whole step is traced, planned "
+        "for two devices without a pin (*chosen*) and under each pure strategy, and trained for "
+        "three steps on two gloo ranks. The figures are the largest relative error of losses, "
+        "first gradients and last parameters and buffers against one process; 1e-9 passes.",
+        "What rounding alone does to each model is measured, by training it a second time in one "
+        "process from parameters that differ by one rounding "
+        "([0061](decisions/0061-verifying-against-measured-rounding.md)). *Left out* is the share "
+        "of the parameters' elements that this may move by more than 1e-9 in three steps: their "
+        "gradients are zero, or nearly, but for rounding, and Adam divides them by their own "
+        "size. Of these elements only what exceeds it counts; their gradients are compared like "
+        "all others.",
+        "A model of text and images (or sound) that runs on text alone is given text alone (see "
+        "*inputs*): its other towers then take no part in the loss, and are frozen.",
         _runs(rows),
         f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
     ]
@@ -191,14 +195,16 @@ def _merged(rows: list[Row]) -> list[Row]:
 
 
 _MORE_WORDS = (
-    "Written by `python tests/architectures.py NAME... --ranks 4 --dtype float32 --kinds all --save ROWS.json` (or `--kinds random`), "
-    "one for each pair of ranks and dtype, and `--load ROWS.json... --write docs/architectures.md`, on two shared cores of an "
-    "AMD EPYC. The same steps and the same comparison as above; 1e-9 passes in float64, 1e-4 in float32. On four ranks models "
-    "have four key heads in the place of two, and sounds are longer, so that there is something to split. *Expert* splits the "
-    "experts, and sends tokens to them; *sequence* splits it in norms, *context* in every op that can; both mean the positions of "
-    "an image or a sound where there is no text; *random* are four plans each that are the best under random costs "
-    "([0080](decisions/0080-plans-under-random-costs.md)), which split what no cost would choose. A cell says how many are "
-    "verified of those that admit the plan."
+    "Written by `python tests/architectures.py NAME... --ranks 4 --dtype float32 --kinds all "
+    "--save ROWS.json` (or `--kinds random`), one for each pair of ranks and dtype, and `--load "
+    "ROWS.json... --write docs/architectures.md`, on two shared cores of an AMD EPYC. The same "
+    "steps and the same comparison as above; 1e-9 passes in float64, 1e-4 in float32. On four "
+    "ranks models have four key heads in the place of two, and sounds are longer, so that there "
+    "is something to split. *Expert* splits the experts, and sends tokens to them; *sequence* "
+    "splits it in norms, *context* in every op that can; both mean the positions of an image or a "
+    "sound where there is no text; *random* are four plans each that are the best under random "
+    "costs ([0080](decisions/0080-plans-under-random-costs.md)), which split what no cost would "
+    "choose. A cell says how many are verified of those that admit the plan."
 )
 
 

@@ -236,8 +236,8 @@ def test_the_dtype_is_that_of_the_precision(tmp_path: Path) -> None:
             "class_weight and sample_weight at the same time",
         ),
         (
-            "m = keras.Sequential([layers.Input(batch_shape=(4, 2, 3)), layers.LSTM(1, stateful=True)]); m.compile('adam', 'mse'); "
-            "return m, (np.zeros((4, 2, 3)), Y)",
+            "m = keras.Sequential([layers.Input(batch_shape=(4, 2, 3)), layers.LSTM(1, "
+            "stateful=True)]); m.compile('adam', 'mse'); return m, (np.zeros((4, 2, 3)), Y)",
             "layer lstm keeps its state from batch to batch",
         ),
         (
@@ -259,7 +259,10 @@ def test_what_is_wrong_is_said(body: str, words: str, tmp_path: Path) -> None:
 def test_a_model_that_keras_cannot_build_does_not_spoil_the_next(tmp_path: Path) -> None:
     """Keras has no orthogonal initializer in bfloat16, and keeps the variables that it began to
     make."""
-    recurrent = "m = keras.Sequential([layers.LSTM(2)]); m.compile('adam', 'mse'); return m, (np.zeros((4, 2, 3)), np.zeros((4, 2)))"
+    recurrent = (
+        "m = keras.Sequential([layers.LSTM(2)]); m.compile('adam', 'mse'); return m, "
+        "(np.zeros((4, 2, 3)), np.zeros((4, 2)))"
+    )
     with pytest.raises(BadValue, match="Keras cannot build the model"):
         made(tmp_path, recurrent, dtype="bfloat16")
     assert made(tmp_path, recurrent).module.trained[0] == "lstm.lstm_cell.kernel"

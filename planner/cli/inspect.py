@@ -41,7 +41,7 @@ def print_plan(plan: Plan, files: Mapping[str, str], json_: bool) -> None:
 def print_run(plan: Plan, result: Mapping[str, Any], json_: bool) -> None:
     """The result of a run."""
     from planner.report.records import run_record
-    from planner.report.report import run_section
+    from planner.report.runs import run_section
 
     if json_:
         print_json(run_record(result))
@@ -52,7 +52,7 @@ def print_run(plan: Plan, result: Mapping[str, Any], json_: bool) -> None:
 def print_comparison(result: Mapping[str, Any], files: Mapping[str, str], json_: bool) -> None:
     """Predicted beside measured."""
     from planner.report.records import compare_record
-    from planner.report.report import comparison
+    from planner.report.runs import comparison
 
     if json_:
         print_json(compare_record(result))
@@ -221,8 +221,8 @@ def simulate(
 @click.pass_context
 def models(context: click.Context, /, json_: bool) -> None:
     """List the built-in models, their sizes and presets."""
+    from planner.report.models_sheet import models_sections
     from planner.report.records import models_record
-    from planner.report.report import models_sections
     from planner.workload.workload import known_models
 
     record = models_record(known_models())

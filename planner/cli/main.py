@@ -105,8 +105,8 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     "--precision",
     metavar="FORMAT",
     help=(
-        "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: bf16-mixed on GPUs that have it, "
-        "else fp32]"
+        "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: "
+        "bf16-mixed on GPUs that have it, else fp32]"
     ),
 )
 @click.option(
@@ -149,8 +149,8 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     metavar="PART=HOW",
     multiple=True,
     help=(
-        "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, zero3 (how its parameters are "
-        "kept). May be repeated; the last that matches counts."
+        "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, "
+        "zero3 (how its parameters are kept). May be repeated; the last that matches counts."
     ),
 )
 @click.option(
@@ -294,7 +294,8 @@ def _front_door(
     "--verify",
     is_flag=True,
     help=(
-        "Run the same steps in one process too; compare loss, gradients and parameters. Exit code 1 if wrong, 3 if nothing is proved."
+        "Run the same steps in one process too; compare loss, gradients and parameters. Exit code "
+        "1 if wrong, 3 if nothing is proved."
     ),
 )
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")

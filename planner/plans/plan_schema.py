@@ -141,7 +141,8 @@ def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
     """Raises Damaged for figures that do not go together."""
     if set(summary["memory_bytes"]) != {*CATEGORIES, "total"}:
         raise Damaged(
-            f"summary.memory_bytes has {', '.join(summary['memory_bytes'])}: not the categories of memory and their total"
+            f"summary.memory_bytes has {', '.join(summary['memory_bytes'])}: not the categories "
+            "of memory and their total"
         )
     for row in summary["groups"]:
         if len(row["ops"]) != num_axes or len(row["parameters"]) != num_axes:

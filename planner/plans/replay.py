@@ -89,8 +89,8 @@ def traced_of(plan: Plan, seed: int = 0) -> Traced:
     found = traced.graph.digest()
     if found != plan.graph_hash:
         raise BadPlan(
-            f"the plan was made for another graph of {plan.ask.model!r} (hash {plan.graph_hash[:12]}, now {found[:12]}): "
-            f"{_why_another(plan, found, seed)}"
+            f"the plan was made for another graph of {plan.ask.model!r} (hash "
+            f"{plan.graph_hash[:12]}, now {found[:12]}): {_why_another(plan, found, seed)}"
         )
     return traced
 
@@ -98,11 +98,14 @@ def traced_of(plan: Plan, seed: int = 0) -> Traced:
 def _why_another(plan: Plan, found: str, seed: int) -> str:
     """Why a graph of the plan's model is another than the plan's, and what to do."""
     if seed and graph_of(plan).digest() == plan.graph_hash:
-        return f"the model draws random numbers that decide what it computes; it was planned under seed 0 and run under {seed}"
+        return (
+            "the model draws random numbers that decide what it computes; it was planned under "
+            f"seed 0 and run under {seed}"
+        )
     if graph_of(plan, seed).digest() != found:
         return (
-            "each time that it is made the model computes something else (the time, random numbers without a seed, the order of a "
-            "set of objects): make it the same each time"
+            "each time that it is made the model computes something else (the time, random "
+            "numbers without a seed, the order of a set of objects): make it the same each time"
         )
     here = chosen()
     if (not here or plan.hash_seed != here) and _order_differs(plan, found, here):

@@ -17,7 +17,10 @@ from planner.state.hash_seed import HASH_SEED, environment
 __all__ = ["HASH_SEEDS", "SET_ORDER", "digest_elsewhere", "may_follow_a_set"]
 
 #: What is said of a model that does.
-SET_ORDER = "the model goes through a set, whose order other processes do not have: sort it (or set PYTHONHASHSEED, to plan and to run)"
+SET_ORDER = (
+    "the model goes through a set, whose order other processes do not have: sort it (or set "
+    "PYTHONHASHSEED, to plan and to run)"
+)
 
 #: Processes with these go through a set of a few texts in different orders.
 HASH_SEEDS = (HASH_SEED, "1", "2")

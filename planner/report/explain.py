@@ -18,7 +18,8 @@ from planner.graph.layout import show_layout
 from planner.plans.plan_file import Plan
 from planner.plans.replay import choices_of, costing_of, modelled, traced_of
 from planner.plans.words import atom_names, op_words, parameter_words
-from planner.report.report import mesh_body, proof_lines, title
+from planner.report.mesh_words import mesh_body
+from planner.report.report import proof_lines, title
 from planner.report.sections import Section, Table
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing

@@ -64,7 +64,10 @@ def _head(graph: Graph) -> Iterator[str]:
     counts = {
         phase: sum(node.phase == phase for node in graph.nodes) for phase in ("forward", "backward")
     }
-    yield f"step      {', '.join(f'{phase} {count} nodes' for phase, count in counts.items())}, {len(graph.values)} values"
+    yield (
+        f"step      {', '.join(f'{phase} {count} nodes' for phase, count in counts.items())}, "
+        f"{len(graph.values)} values"
+    )
     yield f"trained   {len(graph.parameters)} parameters, {graph.num_parameters} elements"
     yield f"loss      {', '.join([f'%{graph.loss}', *(f'{name} %{value}' for name, value in graph.reported)])}"
 

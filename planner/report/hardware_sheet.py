@@ -81,7 +81,8 @@ def list_section(clusters: tuple[Cluster, ...]) -> Section:
     header = ("name", "a node", "memory", "peak", "in a node", "between nodes", "most nodes")
     lines = (
         Table(header=header, rows=rows, right=frozenset({2, 3, 6})),
-        "plan hardware NAME shows every figure with its source, and draws it; --hardware takes a name or a file of your own",
+        "plan hardware NAME shows every figure with its source, and draws it; --hardware takes a "
+        "name or a file of your own",
     )
     return Section(title="Hardware", body=lines)
 

@@ -294,7 +294,8 @@ def draw_memory(
     _bars(right, {name: float(values[at]) for name, values in held.items()}, unit, scale)
     share = 100 * float(total[at]) / capacity
     figure.suptitle(
-        f"{title}: peak {format_bytes(float(total[at]))} of {format_bytes(capacity)} a device ({share:.3g} %), simulated",
+        f"{title}: peak {format_bytes(float(total[at]))} of {format_bytes(capacity)} a device "
+        f"({share:.3g} %), simulated",
         fontsize=11,
     )
     return _png(canvas)

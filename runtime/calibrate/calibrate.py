@@ -35,8 +35,8 @@ __all__ = ["calibrate", "calibrated_path", "fit", "shipped_for", "this_machine"]
 Progress = Callable[[str, float], None]
 
 _SECONDS = (
-    "measured by `plan calibrate`: on a CPU the median of single calls on evicted caches, core time; on CUDA of calls in a row, "
-    "by events"
+    "measured by `plan calibrate`: on a CPU the median of single calls on evicted caches, core "
+    "time; on CUDA of calls in a row, by events"
 )
 
 
@@ -355,14 +355,16 @@ def _provenance(kind: str, ranks: int, command: str) -> dict[str, str]:
 _SOURCES: dict[str, str] = {
     "peak_tflops": f"the fastest product of the table; {_SECONDS}",
     "memory_bandwidth_gb_s": "the largest element-wise op of the table",
-    "kernel_overhead_us": "slope of an executor's step over programs of 32 and 128 tiny ops; on CUDA as shipped, and the slope is "
-    "launch_overhead_us",
+    "kernel_overhead_us": "slope of an executor's step over programs of 32 and 128 tiny ops; on "
+    "CUDA as shipped, and the slope is launch_overhead_us",
     "step_overhead_us": "intercept of the same, and of Adam's step over its number of parameters",
     "gemm_table": _SECONDS,
     "op_table": f"{_SECONDS}; flops and bytes as the planner's rules count them",
     "elementwise_table": "the rows of aten.add.Tensor, less the op's overhead",
-    "contention": "core time while that many ranks compute / alone, mean over a kind's calls; more ranks than cores take turns",
-    "collective_table": "wall time of a round of compute and the collective, less the compute's; packing included, isotonic in bytes",
+    "contention": "core time while that many ranks compute / alone, mean over a kind's calls; "
+    "more ranks than cores take turns",
+    "collective_table": "wall time of a round of compute and the collective, less the compute's; "
+    "packing included, isotonic in bytes",
     "kind_efficiency": "median of roofline / measured seconds over the kind's calls, for ops that the table lacks",
     "overlap": "zero on a CPU: gloo's threads and the ops share the cores",
     "memory_gib": "physical memory / max(cores, 4) on a CPU; the driver's figure on CUDA",

@@ -23,8 +23,8 @@ def picture(comparison: Comparison) -> bytes:
     _points(points, comparison)
     figure.suptitle(
         f"{comparison.model} on {comparison.num_ranks} ranks ({comparison.mesh}): predicted "
-        f"{comparison.predicted_step_time_s * 1e3:.1f} ms, measured {comparison.measured_step_time_s * 1e3:.1f} ms a step "
-        f"({comparison.error:+.0%})",
+        f"{comparison.predicted_step_time_s * 1e3:.1f} ms, measured "
+        f"{comparison.measured_step_time_s * 1e3:.1f} ms a step ({comparison.error:+.0%})",
         color=_INK,
         fontsize=11,
     )

@@ -28,7 +28,8 @@ def test_in_words(eight_nodes: Cluster) -> None:
         == "tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand"
     )
     assert words(eight_nodes, ("tp", "dp"), (4, 16)) == (
-        "tp=4 between nodes over InfiniBand; dp=16 inside and between nodes (2 nodes, 8 devices of each) over NVLink and InfiniBand"
+        "tp=4 between nodes over InfiniBand; dp=16 inside and between nodes (2 nodes, 8 devices "
+        "of each) over NVLink and InfiniBand"
     )
     assert words(eight_nodes, ("dp1", "dp2", "tp"), (4, 2, 8)).startswith(
         "tp=8 inside a node over NVLink; dp1=4 between nodes"

@@ -14,7 +14,7 @@ from trace_models import workload
 from cost_models.cluster import load_cluster
 from cost_models.errors import NotTraceable
 from planner import plan
-from planner.report.report import mesh_body
+from planner.report.mesh_words import mesh_body
 from planner.trace.gradients import check_untouched
 from planner.trace.trace import trace
 from planner.workload.batches import flatten

@@ -196,7 +196,8 @@ def test_an_unknown_pattern_lists_the_parts() -> None:
     model, _ = traced(ask_for("gpt"))
     with pytest.raises(
         UnknownName,
-        match=r"--pin 'h.\*.atn' matches nothing in the model: did you mean 'h\.\*\.attn' or .*\? its parts are .*attn\.qkv, .*wte",
+        match=r"--pin 'h.\*.atn' matches nothing in the model: did you mean 'h\.\*\.attn' or .*\? "
+        r"its parts are .*attn\.qkv, .*wte",
     ) as error:
         pins_for(model, mesh_of("tp=2"), (Pin("h.*.atn", "tensor"),))
     assert "h.0." not in str(error.value)
@@ -305,7 +306,10 @@ def test_experts_are_known_by_their_parameters_cast_or_not(precision: dict[str, 
 
 @pytest.mark.parametrize("kv_heads", [2, 3])
 def test_fewer_key_heads_than_devices_are_told(kv_heads: int) -> None:
-    message = f"{kv_heads} heads cannot be split over 4 devices, at most over {kv_heads}, .*: take smaller axes, or loosen one"
+    message = (
+        f"{kv_heads} heads cannot be split over 4 devices, at most over {kv_heads}, .*: take "
+        "smaller axes, or loosen one"
+    )
     ask = ask_for("llama", heads=2 * kv_heads, kv_heads=kv_heads, width=8 * kv_heads)
     with pytest.raises(NoPlan, match=message):
         table_of(ask, "tp=4", ("*=tensor",))

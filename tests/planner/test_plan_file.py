@@ -172,7 +172,10 @@ def test_made_for_another_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         "PYTHONHASHSEED", "7"
     )  # no process with another is asked, where planning and running have the same
     plan = read_plan(damaged(path, lambda body: body.update(graph_hash="0" * 64, hash_seed="7")))
-    now = r"made for another graph of 'gpt' \(hash 000000000000, now [0-9a-f]{12}\): the model's code or torch has changed; plan again"
+    now = (
+        r"made for another graph of 'gpt' \(hash 000000000000, now [0-9a-f]{12}\): the model's "
+        r"code or torch has changed; plan again"
+    )
     with pytest.raises(BadPlan, match=now):
         model_of(plan)
     other = read_plan(damaged(path, lambda body: body["ask"].update(batch=16)))

@@ -18,7 +18,8 @@ from planner.predict.predict import memory_by_category, memory_over_time, simula
 from planner.report.explain import explain, explanation
 from planner.report.pictures import draw_memory, draw_timeline
 from planner.report.records import compare_record, plan_record, run_record
-from planner.report.report import comparison, proof_lines, report, run_section
+from planner.report.report import proof_lines, report
+from planner.report.runs import comparison, run_section
 from planner.report.sections import Section, Table, markdown, show
 from planner.search.search import Found, search
 from planner.workload.ask import Ask
@@ -113,7 +114,8 @@ def test_the_proof_in_words(found: Found) -> None:
     solver = SolverRecord(bound=0.951, gap=0.049, num_meshes=7, time_s=0.1)
     lines = proof_lines(replace(found.plan, solver=solver, summary=summary))
     assert lines == (
-        "step 1.00 s; no plan that splits repeated layers alike takes less than 951 ms on any of the 7 meshes searched, "
+        "step 1.00 s; no plan that splits repeated layers alike takes less than 951 ms on any of "
+        "the 7 meshes searched, "
         "whether it fits or not: gap 4.9 %",
         "proved in 0.10 s; planned in 2.0 s in all",
     )

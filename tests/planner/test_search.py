@@ -93,7 +93,10 @@ def test_a_pinned_mesh_is_kept() -> None:
 
 @pytest.mark.parametrize("batch", [7, 5])
 def test_a_batch_of_fewer_samples_than_devices(batch: int) -> None:
-    message = rf"a batch of {batch} has fewer samples than 8 devices, .*: use --batch 8, or --mesh tp=8 to plan without splitting"
+    message = (
+        rf"a batch of {batch} has fewer samples than 8 devices, .*: use --batch 8, or --mesh tp=8 "
+        r"to plan without splitting"
+    )
     with pytest.raises(NoPlan, match=message):
         search(ask_for("mlp", batch=batch), load_cluster("cpu", num_devices=8))
 

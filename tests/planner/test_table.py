@@ -123,7 +123,10 @@ def test_pins_that_leave_nothing_name_the_op() -> None:
 
 
 def test_a_split_that_is_too_fine_says_what_would_fit() -> None:
-    message = "shardwright.attention in 'h.0.attn' under these pins: 4 heads cannot be split over 8 devices, at most over 4"
+    message = (
+        "shardwright.attention in 'h.0.attn' under these pins: 4 heads cannot be split over 8 "
+        "devices, at most over 4"
+    )
     with pytest.raises(NoPlan, match=message):
         table_of(ask_for("gpt", 8), "tp=8", ("h.*.attn=tensor",))
     assert table_of(ask_for("gpt", 8, heads=8), "tp=8", ("h.*.attn=tensor",))

@@ -441,7 +441,8 @@ def test_a_buffer_that_is_set_to_something_else_is_refused() -> None:
     message = refusal(lambda: Grows(lambda seen, y: None))
     assert (
         message
-        == "buffer 'seen' is set to a tensor with a gradient, or of another shape or dtype: set it to a detached one like it"
+        == "buffer 'seen' is set to a tensor with a gradient, or of another shape or dtype: set "
+        "it to a detached one like it"
     )
 
 

@@ -23,7 +23,8 @@ def parts(batch=4, width=8, scale=1.0, name="x"):
 
 def tokens(batch, seq=5):
     ids = torch.randint(0, 9, (batch, seq))
-    return torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.BatchNorm1d(seq)), (ids, ids), lambda out, _: out.sum()
+    module = torch.nn.Sequential(torch.nn.Embedding(9, 3), torch.nn.BatchNorm1d(seq))
+    return module, (ids, ids), lambda out, _: out.sum()
 
 def anything(**options):
     module, batch, loss = parts(4, options.get("width", 8))

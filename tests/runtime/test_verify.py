@@ -13,7 +13,7 @@ from hand_programs import INPUTS, OUTPUTS, Split, make_workload, perceptron
 from torch import Tensor, nn
 
 from planner.graph.layout import Mesh
-from planner.report.report import run_section
+from planner.report.runs import run_section
 from planner.workload.workload import Workload
 from runtime.alike import begin
 from runtime.executor import Executor

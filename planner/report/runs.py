@@ -1,0 +1,135 @@
+"""The sections that `plan run` and `plan compare` print: what was measured, how far it is from one
+process, and what was predicted beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from cost_models.units import format_bytes, format_time
+from planner.report.sections import Section, Table
+
+if TYPE_CHECKING:
+    from planner.plans.plan_file import Plan
+
+__all__ = ["comparison", "run_section"]
+
+
+def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section:
+    """What `plan run` prints at its end."""
+    rows = [
+        ("ranks", f"{result['num_ranks']} on {result['backend']}, mesh {plan.mesh}"),
+        (
+            "loss",
+            f"{result['losses'][0]:.6f} to {result['losses'][-1]:.6f} in {len(result['losses'])} steps",
+        ),
+        (
+            "step time",
+            f"{format_time(median)} median, {format_time(min(result['step_times_s']))} least",
+        ),
+        ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} a device{_beside(result)}"),
+    ]
+    if result["verify"] is not None:
+        rows += _against_one_process(result["verdict"], result["verify"])
+    return Section(title=f"Ran {plan.ask.model}", body=(Table(header=(), rows=tuple(rows)),))
+
+
+def _against_one_process(verdict: str, verify: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The verdict and the largest relative errors, each with the tensor that has it."""
+    left_out = _left_out(verify)
+    rows = [
+        ("verdict", _verdict(verdict, verify)),
+        ("against one process", f"loss {verify['loss_error']:.1e} (largest relative errors)"),
+        ("", f"gradients {verify['gradient_error']:.1e} (worst: {verify['worst_gradient']})"),
+        (
+            "",
+            f"parameters {verify['parameter_error']:.1e} "
+            f"(worst: {verify['worst_parameter']}{left_out})",
+        ),
+    ]
+    if verify["worst_buffer"]:
+        rows.append(("", f"buffers {verify['buffer_error']:.1e} (worst: {verify['worst_buffer']})"))
+    return rows
+
+
+def _beside(result: Mapping[str, Any]) -> str:
+    nbytes = result.get("shared_memory_bytes", 0)
+    return f", beside {format_bytes(nbytes)} shared to send through" if nbytes else ""
+
+
+def _verdict(verdict: str, verify: Mapping[str, Any]) -> str:
+    """The verdict; of a wrong run the values that are furthest off, and why there is no proof."""
+    wrong = [one for one in verify["worst"] if one["error"] > verify["limit"]]
+    if verdict == "no proof" and not wrong:
+        return "no proof: rounding alone may explain most elements, or every gradient; plan with --precision fp64"
+    told = "; ".join(
+        f"{one['what']} {one['name']}{_at(one['index'])} is {one['ours']:.6g}, in one process {one['theirs']:.6g}"
+        for one in wrong
+    )
+    return f"{verdict}: {told}" if told else verdict
+
+
+def _at(index: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, index))}]" if index else ""
+
+
+def _left_out(verify: Mapping[str, Any]) -> str:
+    """The part of the parameters that says less than the rest, where there is one."""
+    left_out, whole = verify["num_left_out"], verify["num_elements"]
+    return (
+        f"; {left_out:,} of {whole:,} elements left out: rounding alone may explain as much"
+        if left_out
+        else ""
+    )
+
+
+def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
+    """What `plan compare` prints."""
+    predicted, measured = result["predicted_step_time_s"], result["measured_step_time_s"]
+    held, peak = result["predicted_peak_memory_bytes"], result["measured_peak_memory_bytes"]
+    whole = (
+        ("step time", format_time(predicted), format_time(measured), _error(result["error"])),
+        (
+            "peak memory",
+            format_bytes(held),
+            format_bytes(peak),
+            _error(held / peak - 1 if peak else None),
+        ),
+    )
+    header = ("", "predicted", "measured", "error")
+    where = f"{result['num_ranks']} ranks, mesh {result['mesh']}; predicted on {result['hardware']}"
+    return (
+        Section(title=f"{result['model']}, predicted beside measured", body=(where,)),
+        Section(
+            title="One step",
+            body=(Table(header=header, rows=whole, right=_NUMBERS), *_by_part(result)),
+        ),
+        Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
+    )
+
+
+#: The columns of a comparison that are figures.
+_NUMBERS = frozenset({1, 2, 3})
+
+
+def _by_part(result: Mapping[str, Any]) -> list[Table]:
+    """A table for each way to take the step's time apart, left out if it has no rows."""
+    tables = []
+    for part in ("kind", "phase", "collective"):
+        rows = tuple(
+            (
+                row["kind"],
+                format_time(row["predicted_s"]),
+                format_time(row["measured_s"]),
+                _error(row["error"]),
+            )
+            for row in result[f"by_{part}"]
+        )
+        if rows:
+            header = (part, "predicted", "measured", "error")
+            tables.append(Table(header=header, rows=rows, right=_NUMBERS))
+    return tables
+
+
+def _error(error: float | None) -> str:
+    return "-" if error is None else f"{100 * error:+.1f} %"
