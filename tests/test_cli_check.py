@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 from cost_models.errors import FailedCheck
 from planner.cli.main import cli
 from planner.graph.checking import checking
-from planner.lowering import order as schedule
+from planner.lowering import order
 from planner.plans.plan_file import read_plan
 from planner.plans.replay import program_of, traced_of
 from planner.report.graph_text import graph_text
@@ -71,8 +71,8 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_fault_of_ours_is_one_line_with_an_exit_code_of_its_own(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    buckets = schedule._bucketed
-    monkeypatch.setattr(schedule, "_bucketed", lambda *args: buckets(*args)[1:])
+    buckets = order.bucketed
+    monkeypatch.setattr(order, "bucketed", lambda *args: buckets(*args)[1:])
     words = ("--model", "mlp", *TINY, "--gpus", "1", "--check", "--out", str(tmp_path / "out"))
     result = plan(*words)
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)

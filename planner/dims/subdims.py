@@ -68,6 +68,10 @@ class SubDims:
     atoms: tuple[tuple[int, ...], ...]
     ops: tuple[OpDims, ...]
 
+    def flat(self, value: int) -> tuple[int, ...]:
+        """The sub-dim sizes of value v, in one row: what a layout's placements count."""
+        return tuple(size for dim in self.shapes[value] for size in dim)
+
 
 def call_of(graph: Graph, node: Node) -> Call:
     """The node as the `Call` that rules read."""

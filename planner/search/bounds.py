@@ -18,8 +18,7 @@ from cost_models.memory import dtype_bytes
 from cost_models.roofline import host_time
 from planner.dims.views import is_view
 from planner.graph.layout import Layout
-from planner.lowering.early import starts_beside_backward
-from planner.lowering.order import SMALL
+from planner.lowering.early import SMALL, starts_beside_backward
 from planner.search.least import Least, Sent, weights_of
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array, Choice, Edge, Problem
@@ -82,7 +81,7 @@ class _Bound:
             self.table.parameter_of, self.model.ties.parameters_of, strict=True
         ):
             value = self.model.graph.values[self.model.graph.parameters[members[0]].value]
-            flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
+            flat, itemsize = self.model.dims.flat(value.id), dtype_bytes(value.dtype)
             layouts = self.least.layouts(flat, itemsize, "gathered")
             for index, strategy in enumerate(self.table.parameter_strategies[number]):
                 seconds = share * costing.update(flat, itemsize, value.dtype, strategy)
@@ -149,7 +148,7 @@ class _Bound:
     def _change(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
         cost = self.least.layouts(
-            self.table.flat(value), itemsize, self._sent(value, phase)
+            self.model.dims.flat(value), itemsize, self._sent(value, phase)
         ).cost_table(before, after)
         return np.where(
             np.isfinite(cost), cost, 0.0

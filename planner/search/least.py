@@ -26,7 +26,8 @@ from typing import Literal
 
 from cost_models.group_links import LinkClass
 from cost_models.memory import dtype_bytes
-from planner.lowering.order import ALONE, SMALL
+from planner.lowering.early import SMALL
+from planner.lowering.prefetch import ALONE
 from planner.program.copies import Copies
 from planner.strategy.costing import Costing
 from planner.strategy.redistribute import Layouts, Step

@@ -16,7 +16,7 @@ from cost_models.errors import FailedCheck
 from planner.graph.checking import checked, checking, is_checking, passes_words
 from planner.graph.graph import Graph
 from planner.graph.layout import Mesh
-from planner.lowering import order as schedule
+from planner.lowering import order
 from planner.program.program import Instruction
 from planner.search.search import search
 from planner.trace import trace as tracing
@@ -99,12 +99,12 @@ def damage(instructions: Sequence[Instruction]) -> list[Instruction]:
 @pytest.mark.parametrize(
     ("name", "module", "function"),
     [
-        ("early starts", schedule, "started_early"),
-        ("prefetching", schedule, "_prefetched"),
-        ("buckets", schedule, "_bucketed"),
-        ("late slices", schedule, "continued_late"),
-        ("late reports", schedule, "_waited_late"),
-        ("freeing", schedule, "_freed"),
+        ("early starts", order, "started_early"),
+        ("prefetching", order, "prefetched"),
+        ("buckets", order, "bucketed"),
+        ("late slices", order, "continued_late"),
+        ("late reports", order, "waited_late"),
+        ("freeing", order, "_freed"),
     ],
 )
 def test_a_pass_that_does_damage_is_named(

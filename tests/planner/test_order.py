@@ -456,7 +456,7 @@ def test_large_gathers_go_alone_and_are_not_copied(monkeypatch: pytest.MonkeyPat
     assert max(len(i.sources) for i in together) > 1
     assert sum(i.packing + i.unpacking for i in together) > 0
     size = 2048
-    monkeypatch.setattr("planner.lowering.order.ALONE", size)
+    monkeypatch.setattr("planner.lowering.prefetch.ALONE", size)
     apart = gathers(gpt("*=zero3"))
     assert {s for i in apart for s in i.sources} == {s for i in together for s in i.sources}
     large = [i for i in apart if i.nbytes >= size and len(i.sources) == 1]

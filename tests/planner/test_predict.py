@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import Planned, ask_for, mesh_of, planned
 
-import planner.lowering.lower
-import planner.lowering.order
+import planner.lowering.assemble
+import planner.lowering.gradient_buckets
+import planner.lowering.operands
 from cost_models.cluster import Cluster, load_cluster
 from cost_models.memory import optimizer_state_bytes
 from planner.graph.layout import Mesh
@@ -104,9 +105,11 @@ def test_what_lowering_saves_makes_no_step_longer(
 
 def plainly(patch: pytest.MonkeyPatch) -> None:
     """Lowers op by op, value by value, as the objective prices them."""
-    patch.setattr(planner.lowering.lower, "join_biases", lambda instructions, shapes: instructions)
-    patch.setattr(planner.lowering.lower, "SMALL", 0)
-    patch.setattr(planner.lowering.order, "_riders", lambda instructions: set())
+    patch.setattr(
+        planner.lowering.assemble, "join_biases", lambda instructions, shapes: instructions
+    )
+    patch.setattr(planner.lowering.operands, "SMALL", 0)
+    patch.setattr(planner.lowering.gradient_buckets, "_riders", lambda instructions: set())
 
 
 def serially_planned(model: str, mesh: str, pins: tuple[str, ...]) -> Planned:

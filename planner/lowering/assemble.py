@@ -1,0 +1,107 @@
+"""Assembles the `Program` out of the instructions in order of need: their final order, copies'
+seconds, joined biases, and what the rank holds when a step begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_models.cluster import Cluster
+from planner.graph.checking import checked
+from planner.graph.layout import local_shape
+from planner.lowering.copying import timed
+from planner.lowering.draft import Draft
+from planner.lowering.join_biases import join_biases
+from planner.lowering.local_shapes import LocalShapes
+from planner.lowering.order import finish
+from planner.program.check import faults
+from planner.program.check_order import order_faults
+from planner.program.check_program import program_faults
+from planner.program.program import InputState, Instruction, ParameterState, Program, Update
+from planner.strategy.costing import Costing
+
+__all__ = ["Needed", "assemble"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needed:
+    """What a program says beside its instructions, and what their order must keep, whatever that
+    order is."""
+
+    states: tuple[ParameterState, ...]
+    inputs: tuple[InputState, ...]
+    loss: int
+    reported: tuple[tuple[str, int], ...]
+    stores: tuple[tuple[int, int], ...]
+    kept: frozenset[int]
+    trained: frozenset[int]
+    initial_bytes: dict[str, int]
+
+
+def assemble(
+    needed: Needed,
+    draft: Draft,
+    local: LocalShapes,
+    bucket: int,
+    *,
+    timing: Costing,
+    overlaps: bool,
+) -> Program:
+    """The program with buckets of `bucket` bytes, checked; `overlaps` says whether the device
+    that was planned for runs large messages beside compute."""
+    backend = _backend(timing.cluster)
+    instructions = finish(
+        draft.instructions,
+        draft.gathers,
+        draft.alias,
+        set(needed.kept),
+        timing,
+        local.mesh,
+        bucket,
+        needed.trained,
+        overlaps=overlaps,
+        buffered=backend != "shared",
+    )
+    instructions = timed(instructions, timing)
+    checked("freeing", lambda: order_faults(instructions, local.mesh))
+    program = Program(
+        mesh=local.mesh,
+        instructions=join_biases(instructions, _shapes(instructions, needed, local)),
+        parameters=needed.states,
+        inputs=needed.inputs,
+        loss=needed.loss,
+        value_bytes=draft.value_bytes,
+        initial_bytes=needed.initial_bytes,
+        stores=needed.stores,
+        reported=needed.reported,
+        rank=local.rank if local.differs else None,
+        backend=backend,
+    )
+    wrong = faults(program)
+    assert not wrong, wrong
+    checked("program", lambda: program_faults(program))
+    return program
+
+
+def _shapes(
+    instructions: tuple[Instruction, ...], needed: Needed, local: LocalShapes
+) -> dict[int, tuple[int, ...]]:
+    """The local shapes of all values."""
+    sizes, place, states = local.mesh.sizes, local.place, needed.states
+    shapes = {s.value: local_shape(s.subshape, s.stored, sizes, place) for s in states}
+    shapes |= {s.shard: local_shape(s.subshape, s.updated, sizes, place) for s in states}
+    shapes |= {s.value: local_shape(s.subshape, s.layout, sizes, place) for s in needed.inputs}
+    for instruction in instructions:
+        if not isinstance(instruction, Update):
+            shapes |= {
+                value: shape
+                for value, shape in zip(instruction.results, instruction.shapes, strict=True)
+                if value is not None
+            }
+    return shapes
+
+
+def _backend(cluster: Cluster) -> str:
+    """What sends the messages: CPU ranks of one machine share memory."""
+    if not cluster.device.is_host:
+        return "nccl"
+    return "shared" if cluster.num_nodes == 1 else "gloo"

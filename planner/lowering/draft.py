@@ -1,0 +1,51 @@
+"""The draft of a program: the instructions in order of need, and the values that they write.
+
+Every step of lowering adds to it; what merges, moves and frees the instructions reads it.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from planner.dims.ties import layer_of
+from planner.program.program import Instruction
+
+__all__ = ["Draft"]
+
+
+class Draft:
+    """`value_bytes` are the bytes that each value takes of its own, 0 of a view; `alias` says
+    which value a view looks at; `gathers` are the instructions that cast or gather a parameter,
+    each with the layer and phase that it is for."""
+
+    def __init__(self) -> None:
+        self.instructions: list[Instruction] = []
+        self.gathers: dict[str, str] = {}
+        self.value_bytes: dict[int, int] = {}
+        self.alias: dict[int, int] = {}
+        self._names: dict[str, int] = defaultdict(int)
+
+    def new(self, nbytes: int, alias: int | None = None) -> int:
+        """A new value of `nbytes`, or one that looks at `alias` and takes none."""
+        number = len(self.value_bytes)
+        self.value_bytes[number] = 0 if alias is not None else nbytes
+        if alias is not None:
+            self.alias[number] = alias
+        return number
+
+    def name(self, stem: str) -> str:
+        """An id that no other instruction has."""
+        self._names[stem] += 1
+        return f"{stem}#{self._names[stem]}"
+
+    def base(self, value: int) -> int:
+        """The value whose memory `value` looks at."""
+        while value in self.alias:
+            value = self.alias[value]
+        return value
+
+    def start_ahead(self, parameter: str, phase: str) -> None:
+        """The last instruction makes the parameter of this name ready, or one in another format:
+        it is for the layer that reads it."""
+        layer = layer_of(parameter.rpartition(".")[0])
+        self.gathers[self.instructions[-1].id] = f"{layer}:{phase}"

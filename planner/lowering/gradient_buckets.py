@@ -1,0 +1,140 @@
+"""Gradients' reductions in flat buckets, each started when it is full."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+
+from planner.lowering.late_reports import needed_in_training
+from planner.lowering.merging import kind_key, merge
+from planner.program.program import Communicate, Instruction, Update, reads, writes
+from planner.strategy.costing import Costing
+
+__all__ = ["bucketed"]
+
+
+class _Buckets:
+    """Open buckets, and instructions that wait for one; all are written out in an order that
+    keeps writes before reads."""
+
+    def __init__(self, costing: Costing, size: int) -> None:
+        self.costing, self.size = costing, size
+        self.out: list[Instruction] = []
+        self.open: dict[Hashable, list[Communicate]] = {}
+        self.following: dict[
+            Hashable, list[Communicate]
+        ] = {}  # the next step of what an open bucket sends
+        self.pending: dict[
+            int, Hashable
+        ] = {}  # value -> the open bucket that will write it, or what it is made of
+        self.riding: dict[
+            Hashable, list[Communicate]
+        ] = {}  # what goes along with the last bucket of its kind
+        self.deferred: list[Instruction] = []
+        self.late: set[int] = set()
+
+    def add(self, part: Communicate) -> None:
+        """Puts a communication in its bucket, or sends it alone if it fills one; the second step
+        of a chain waits for the bucket of the first."""
+        if any(source in self.late for source in part.sources):
+            self._flush_deferred()
+        first = next(
+            (self.pending[source] for source in part.sources if source in self.pending), None
+        )
+        if (
+            first is None and part.nbytes >= self.size
+        ):  # with others in one buffer, all of them would be copied
+            self.out.append(part)
+            return
+        key = kind_key(part) if first is None else first
+        for result in part.results:
+            self.pending[result] = key
+        if first is not None:
+            self.following.setdefault(key, []).append(part)
+            return
+        self.open.setdefault(key, []).append(part)
+        if sum(p.nbytes for p in self.open[key]) >= self.size:
+            self.flush(key, last=False)
+
+    def ride(self, part: Communicate) -> None:
+        """Keeps a message for the last bucket of its kind."""
+        self.riding.setdefault(kind_key(part), []).append(part)
+        self.pending.update(dict.fromkeys(part.results, kind_key(part)))
+
+    def defer(self, instruction: Instruction) -> None:
+        """Keeps an instruction until the update."""
+        self.deferred.append(instruction)
+        self.late.update(writes(instruction))
+
+    def waits(self, instruction: Instruction) -> bool:
+        """Whether the instruction reads what is not written yet."""
+        return any(value in self.pending or value in self.late for value in reads(instruction))
+
+    def flush(self, key: Hashable, *, last: bool = True) -> None:
+        """Sends a bucket, with what rides along if it is the last; the next steps of what it
+        sent go to buckets of their own."""
+        parts, following = self.open.pop(key, []), self.following.pop(key, [])
+        parts += self.riding.pop(key, []) if last else []
+        if parts:
+            self.out.append(merge(parts, self.costing))
+        for part in (*parts, *following):
+            for result in part.results:
+                self.pending.pop(result, None)
+        for part in following:
+            self.add(part)
+
+    def _settle(self, value: int) -> None:
+        while value in self.pending:
+            self.flush(self.pending[value])
+
+    def _flush_deferred(self) -> None:
+        waiting, self.deferred, self.late = self.deferred, [], set()
+        for instruction in waiting:
+            for value in reads(instruction):
+                self._settle(value)
+            self.out.append(instruction)
+
+    def flush_all(self) -> None:
+        """Sends all that is open, then what waited for it."""
+        while self.open or self.riding:
+            self.flush(next(iter(self.open or self.riding)))
+        self._flush_deferred()
+
+
+def _riders(instructions: list[Instruction]) -> set[str]:
+    """The reductions of what is only reported, where gradients are sent in the same way."""
+    messages = [i for i in instructions if isinstance(i, Communicate) and i.kind == "all_reduce"]
+    sent, needed = (
+        {kind_key(i) for i in messages if i.phase == "update"},
+        needed_in_training(instructions),
+    )
+    return {i.id for i in messages if not needed & set(i.results) and kind_key(i) in sent}
+
+
+def bucketed(instructions: list[Instruction], costing: Costing, size: int) -> list[Instruction]:
+    """Communications of the update phase in buckets: a bucket starts when it is full, and all
+    before the update. What is only reported (the loss) goes along with the last bucket of its
+    kind: one message less."""
+    buckets = _Buckets(costing, size)
+    riding = _riders(instructions)
+    for instruction in instructions:
+        if (
+            isinstance(instruction, Communicate)
+            and instruction.id in riding
+            and not buckets.waits(instruction)
+        ):
+            buckets.ride(instruction)
+        elif (
+            isinstance(instruction, Communicate)
+            and instruction.phase == "update"
+            and instruction.asynchronous
+        ):
+            buckets.add(instruction)
+        elif isinstance(instruction, Update):
+            buckets.flush_all()
+            buckets.out.append(instruction)
+        elif buckets.waits(instruction):
+            buckets.defer(instruction)
+        else:
+            buckets.out.append(instruction)
+    buckets.flush_all()
+    return buckets.out

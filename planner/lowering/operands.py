@@ -1,0 +1,206 @@
+"""Operands: every value in the layout in which its reader wants it.
+
+Root value, phase, layout -> program value. A value that is made in another layout is sent through
+its hub, once for all that read it so; a view is looked at where it is read. A parameter that is
+updated in pieces is gathered before its first reading, and one in another format may be cast again
+for backward.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from planner.dims.views import Root
+from planner.graph.graph import Node
+from planner.graph.layout import REPLICATE, Layout
+from planner.lowering.draft import Draft
+from planner.lowering.early import SMALL
+from planner.lowering.local_shapes import LocalShapes
+from planner.lowering.messages import Messages
+from planner.lowering.shard_ops import ShardOps
+from planner.program.program import InputState
+from planner.strategy.choices import Choices
+from planner.strategy.strategies import Strategy
+from planner.strategy.traced_model import Model
+
+__all__ = ["Operands"]
+
+
+class Operands:
+    """What is there of every value so far, and in which layouts. `inputs` are those that have
+    been read, each in the layouts in which it was."""
+
+    def __init__(
+        self,
+        choices: Choices,
+        local: LocalShapes,
+        draft: Draft,
+        messages: Messages,
+        ops: ShardOps,
+    ) -> None:
+        self.model, self.choices, self.local, self.draft = local.model, choices, local, draft
+        self.messages, self.ops = messages, ops
+        self.inputs: dict[tuple[int, Layout], InputState] = {}
+        #: Root value -> its program value and layout.
+        self._made: dict[int, tuple[int, Layout]] = {}
+        #: Parameters that nothing has read yet, to be gathered to this layout.
+        self._in_pieces: dict[int, Layout] = {}
+        #: Those that are gathered, or have been.
+        self._kept_whole: set[int] = set()
+        self._delivered: dict[tuple[int, str, Layout], int] = {}
+        self._viewed: dict[tuple[int, int], int] = {}
+        #: A parameter in another format -> its program value of backward.
+        self._recasted: dict[int, int] = {}
+        self._small = _small(self.model, local)
+
+    # --------------------------------------------------------------------------- what makes values
+
+    def hold(self, value: int, made: int, held: Layout, whole: Layout) -> None:
+        """A parameter that the step begins with, in layout `held`, and is read in `whole`."""
+        self._made[value] = (made, held)
+        if whole != held:
+            self._in_pieces[value] = whole
+            self._kept_whole.add(value)
+
+    def emit(self, node: Node, strategy: Strategy) -> list[int]:
+        """Adds a node's op under a strategy, with what brings its operands; the program values
+        of its results."""
+        operands = [
+            self.operand(value, node.phase, seen)
+            for value, seen in zip(node.operands, strategy.operands, strict=True)
+        ]
+        leaves = tuple(o.number if o.kind == "split" else REPLICATE for o in strategy.options)
+        results = self.ops.op(node, strategy, leaves, operands)
+        cast = node.results[0] if self.model.casts_parameter(node) else None
+        if cast is not None:
+            self._start_ahead(cast, node.phase)
+        return results
+
+    def make(self, node: Node, strategy: Strategy) -> None:
+        """Adds a node's op, whose results may be read from here on."""
+        results = self.emit(node, strategy)
+        for value, made, layout in zip(node.results, results, strategy.results, strict=True):
+            if value is not None:
+                self._made[value] = (made, layout)
+
+    # ------------------------------------------------------------------------------ what reads them
+
+    def operand(self, value: int, phase: str, seen: Layout) -> int:
+        """The program value of graph value `value` in the layout `seen`: its root, delivered,
+        through its views."""
+        root = self.model.roots[value]
+        return self._through_views(value, self.deliver(root, phase, seen), seen)
+
+    def deliver(self, root: Root, phase: str, seen: Layout) -> int:
+        """The program value that holds a root during `phase`, in the layout that gives its view
+        the layout `seen`."""
+        value, wanted = root.value, root.layout(seen)
+        if self.model.graph.values[value].is_given:
+            return self.input(value, wanted)
+        source, layout = self._gathered(value, phase)
+        if phase == "backward" and self._recast(value):
+            source = self._recasted[value]
+        hub = self.choices.hubs.get((value, phase), layout)
+        source = self._convert(value, phase, source, layout, hub)
+        return self._convert(value, phase, source, hub, wanted)
+
+    def input(self, value: int, layout: Layout) -> int:
+        """Inputs come in the layout in which they are read: each rank loads its own piece."""
+        key = (value, layout)
+        if key not in self.inputs:
+            given = self.model.graph.values[value]
+            self.inputs[key] = InputState(
+                name=given.name,
+                value=self.draft.new(self.local.nbytes(value, layout)),
+                subshape=self.model.dims.shapes[value],
+                layout=layout,
+                dtype=given.dtype,
+                kind=given.kind,
+            )
+        return self.inputs[key].value
+
+    def _through_views(self, value: int, source: int, seen: Layout) -> int:
+        if self.model.roots[value].value == value:
+            return source
+        key = (value, source)
+        if key not in self._viewed:
+            writer = self.model.graph.values[value].writer
+            assert writer is not None
+            node, dims = self.model.graph.nodes[writer], self.model.dims.ops[writer]
+            leaves = tuple(dims.results[0][p] if p >= 0 else p for p in seen)
+            under = tuple(dims.operands[0].index(p) if p >= 0 else p for p in leaves)
+            inner = self._through_views(node.operands[0], source, under)
+            self._viewed[key] = self.ops.view(node, leaves, inner)
+        return self._viewed[key]
+
+    # ---------------------------------------------------------------------------- changes of layout
+
+    def _gathered(self, value: int, phase: str) -> tuple[int, Layout]:
+        """The program value of a root value, and its layout. What is updated in pieces and kept
+        whole (ZeRO-1/2) is gathered before its first reading, a layer ahead, the innermost axis
+        first."""
+        source, layout = self._made[value]
+        whole = self._in_pieces.pop(value, layout)
+        for step in self.messages.chain(value, "forward", layout, whole):
+            source = self.messages.send(value, phase, source, step, asynchronous=True)
+            self._start_ahead(value, phase)
+        self._made[value] = (source, whole)
+        return self._made[value]
+
+    def _convert(self, value: int, phase: str, source: int, before: Layout, after: Layout) -> int:
+        if before == after:
+            return source
+        key = (value, phase, after)
+        earlier = self._delivered.get((value, "forward", after)) if phase == "backward" else None
+        if earlier is not None and value in self._small:
+            return earlier  # cheaper to keep than to send again
+        if key not in self._delivered:
+            of_parameter = value in self.model.formats
+            beside = of_parameter or phase == "update"
+            for step in self.messages.chain(value, phase, before, after):
+                source = self.messages.send(value, phase, source, step, asynchronous=beside)
+                if of_parameter:
+                    self._start_ahead(value, phase)
+            self._delivered[key] = source
+        return self._delivered[key]
+
+    def _start_ahead(self, value: int, phase: str) -> None:
+        """Marks the last instruction, which makes ready a parameter, perhaps in another format."""
+        self.draft.start_ahead(self.model.graph.values[self.model.formats[value]].name, phase)
+
+    def _recast(self, value: int) -> bool:
+        """Whether the value is a parameter in another format that is made anew for backward,
+        from the piece that is there; it is then in `_recasted`."""
+        writer = self.model.graph.values[value].writer
+        if not self.choices.recast or value not in self.model.recastable or writer is None:
+            return False
+        if value not in self._recasted:
+            node, strategy = self.model.graph.nodes[writer], self.choices.strategies[writer]
+            if not self._read_from_piece(node, strategy):
+                return False
+            self._recasted[value] = self.emit(replace(node, phase="backward"), strategy)[0]
+        return True
+
+    def _read_from_piece(self, node: Node, strategy: Strategy) -> bool:
+        """Whether backward casts a parameter from the piece that the rank holds, without a
+        message."""
+        root, (seen,) = self.model.roots[node.operands[0]], strategy.operands
+        if root.value in self._kept_whole:
+            return False  # it would be kept from forward on, in more bytes than its cast
+        stored, read = self._made[root.value][1], root.layout(seen)
+        hub = self.choices.hubs.get((root.value, "backward"), stored)
+        steps = (
+            *self.messages.chain(root.value, "backward", stored, hub),
+            *self.messages.chain(root.value, "backward", hub, read),
+        )
+        return all(step.kind == "slice" for step in steps)
+
+
+def _small(model: Model, local: LocalShapes) -> set[int]:
+    """Values, other than parameters, that backward keeps from forward rather than have sent
+    again."""
+    return {
+        value.id
+        for value in model.graph.values
+        if value.id not in model.formats and value.numel * local.itemsize(value.id) <= SMALL
+    }

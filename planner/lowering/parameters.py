@@ -1,0 +1,91 @@
+"""Parameters: what a rank holds of them between steps, their gradients' reductions, the update."""
+
+from __future__ import annotations
+
+from cost_models.memory import dtype_bytes
+from planner.graph.layout import local_shape
+from planner.lowering.clip import clip_gradients
+from planner.lowering.draft import Draft
+from planner.lowering.local_shapes import LocalShapes
+from planner.lowering.operands import Operands
+from planner.program.program import ParameterState, Update
+from planner.strategy.choices import Choices
+from planner.strategy.costing import Costing
+
+__all__ = ["Parameters"]
+
+
+class Parameters:
+    """The parameters of one rank; they are held, and updated, as `choices` say."""
+
+    def __init__(
+        self, choices: Choices, local: LocalShapes, draft: Draft, operands: Operands
+    ) -> None:
+        self.graph, self.dims, self.roots = (
+            local.model.graph,
+            local.model.dims,
+            local.model.roots,
+        )
+        self.local, self.draft, self.operands = local, draft, operands
+        self.chosen = tuple(zip(self.graph.parameters, choices.parameters, strict=True))
+
+    def hold(self) -> tuple[ParameterState, ...]:
+        """Between steps a parameter is held as the optimizer updates it."""
+        states = []
+        for parameter, strategy in self.chosen:
+            held = strategy.updated
+            value = self.draft.new(self.local.nbytes(parameter.value, held))
+            self.operands.hold(parameter.value, value, held, strategy.stored)
+            states.append(
+                ParameterState(
+                    name=parameter.name,
+                    value=value,
+                    shard=value,
+                    subshape=self.dims.shapes[parameter.value],
+                    stored=held,
+                    updated=held,
+                    dtype=self.local.dtype(parameter.value),
+                )
+            )
+        return tuple(states)
+
+    def reduce(self, index: int) -> None:
+        """Starts the reduction of a gradient as soon as it is there."""
+        parameter, strategy = self.chosen[index]
+        self.operands.deliver(self.roots[parameter.gradient], "update", strategy.updated)
+
+    def update(self, states: tuple[ParameterState, ...], timing: Costing) -> None:
+        """Adds the optimizer's step, and before it what clips the gradients."""
+        gradients = tuple(
+            self.operands.operand(p.gradient, "update", s.updated) for p, s in self.chosen
+        )
+        seconds = timing.step_overhead() + sum(
+            timing.update(
+                self.dims.flat(p.value), self.local.itemsize(p.value), self.local.dtype(p.value), s
+            )
+            for p, s in self.chosen
+        )
+        if timing.clip_norm is not None:
+            sizes, place = self.local.mesh.sizes, self.local.place
+            shapes = [local_shape(s.subshape, s.updated, sizes, place) for s in states]
+            more, gradients = clip_gradients(gradients, states, shapes, timing, self.draft.new)
+            self.draft.instructions += more
+        self.draft.instructions.append(
+            Update(id="update.optimizer", gradients=gradients, time=seconds)
+        )
+
+    def nbytes(self, costing: Costing) -> dict[str, int]:
+        """Bytes of this rank's parameters and optimizer state."""
+        held = {"parameters": 0, "optimizer": 0}
+        for parameter, strategy in self.chosen:
+            dtype = self.local.dtype(parameter.value)
+            parts = costing.parameter_bytes(
+                self.dims.flat(parameter.value),
+                dtype_bytes(dtype),
+                dtype,
+                strategy,
+                place=self.local.place,
+            )
+            for name, nbytes in parts.items():
+                held[name] += nbytes
+        return held
