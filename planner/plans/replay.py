@@ -167,7 +167,7 @@ def choices_of(plan: Plan, model: Model) -> Choices:
         strategies[node.index] = found[0]
     parameters = []
     for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
-        flat = tuple(size for dim in model.dims.shapes[parameter.value] for size in dim)
+        flat = model.dims.flat(parameter.value)
         options = plan.parameters[number]
         if len(options) != len(sizes):
             raise BadPlan(
@@ -197,7 +197,7 @@ def choices_of(plan: Plan, model: Model) -> Choices:
 
 def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:
     known = 0 <= value < len(model.dims.shapes)
-    flat = tuple(size for dim in model.dims.shapes[value] for size in dim) if known else ()
+    flat = model.dims.flat(value) if known else ()
     if (
         not known
         or len(layout) != len(sizes)

@@ -208,7 +208,7 @@ def _piece_words(
 ) -> str:
     """The sub-dim at which a parameter is taken apart."""
     value, updated = model.graph.parameters[index].value, choices.parameters[index].updated
-    size = [s for dim in model.dims.shapes[value] for s in dim][number]
+    size = model.dims.flat(value)[number]
     counts = tuple(
         count for count, placement in zip(mesh.sizes, updated, strict=True) if placement == number
     )

@@ -88,7 +88,7 @@ def _parameters(
         index = members[0]
         parameter, strategy = model.graph.parameters[index], choices.parameters[index]
         value = model.graph.values[parameter.value]
-        flat = tuple(size for dim in model.dims.shapes[value.id] for size in dim)
+        flat = model.dims.flat(value.id)
         held = costing.parameter_bytes(flat, _itemsize(value.dtype), value.dtype, strategy)
         yield {
             "name": pattern_of(parameter.name),

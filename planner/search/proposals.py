@@ -240,7 +240,7 @@ class Proposer:
             value = graph.values[graph.parameters[members[0]].value]
             strategy = table.parameter_strategies[number][proposal.solution.choice[number]]
             parts = table.costing.parameter_bytes(
-                table.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
+                table.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             )
             held += len(members) * sum(parts.values())
         return held > self.capacity

@@ -199,7 +199,7 @@ class _Builder:
         for members in self.model.ties.parameters_of:
             tied = [graph.parameters[m] for m in members]
             value = graph.values[tied[0].value]
-            flat = tuple(size for dim in dims.shapes[value.id] for size in dim)
+            flat = dims.flat(value.id)
 
             nests = all(
                 dims.shapes[p.value] == dims.shapes[p.gradient] for p in tied
@@ -303,7 +303,7 @@ class _Builder:
 
     def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        flat = tuple(size for dim in self.model.dims.shapes[value] for size in dim)
+        flat = self.model.dims.flat(value)
         return self.costing.layouts(flat, itemsize, phase)
 
     def _conversion(

@@ -70,7 +70,7 @@ class _Walk:
         )
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
             value = graph.values[parameter.value]
-            given = self._flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
+            given = self.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             seconds += self.costing.update(*given) + self.costing.clip(*given)
             seconds += self.shown * self.costing.gather(*given[:2], strategy)
         for (value_id, phase), uses in self.model.uses.items():
@@ -107,11 +107,10 @@ class _Walk:
             )
         return self.choices.strategies[writer].results[graph.nodes[writer].results.index(value)]
 
-    def _flat(self, value: int) -> tuple[int, ...]:
-        return tuple(size for dim in self.model.dims.shapes[value] for size in dim)
-
     def _change(self, value: int, phase: str, before: Layout, after: Layout) -> float:
         if before == after:
             return 0.0
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        return self.costing.layouts(self._flat(value), itemsize, phase).cost(before, after)
+        return self.costing.layouts(self.model.dims.flat(value), itemsize, phase).cost(
+            before, after
+        )

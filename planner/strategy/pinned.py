@@ -164,14 +164,13 @@ class _Filters:
     def _why_not_kept(self, pin: Pin) -> str:
         matched = [p for p in self.model.graph.parameters if pin.matches(p.name)]
         sizes = [self.mesh.sizes[a] for a in self.data_axes if self.mesh.sizes[a] > 1]
-        if any(max(self._flat(p), default=1) >= size for p in matched for size in sizes):
+        if any(
+            max(self.model.dims.flat(p.value), default=1) >= size for p in matched for size in sizes
+        ):
             return ""
         if not sizes:
             return f"mesh {self.mesh} has no data axis of more than one device to keep pieces on: add one, as dp=2"
         return f"no dim of {_some(p.name for p in matched)} can be cut in {' or '.join(map(str, sizes))} pieces"
-
-    def _flat(self, parameter: Parameter) -> list[int]:
-        return [size for dim in self.model.dims.shapes[parameter.value] for size in dim]
 
     # ------------------------------------------------------------------------------------------ ops
 
@@ -293,5 +292,5 @@ class _Filters:
         wanted = {"ddp": "whole", "zero1": "update", "zero2": "update", "zero3": "split"}[
             pin.choice
         ]
-        able = any(size >= self.mesh.sizes[axis] for size in self._flat(parameter))
+        able = any(size >= self.mesh.sizes[axis] for size in self.model.dims.flat(parameter.value))
         return option.kind == (wanted if able else "whole")

@@ -51,10 +51,6 @@ class Table:
         known = [table[edge] for table in (self.pairs, self.hideable_pairs) if edge in table]
         return np.where(np.all([np.isfinite(table) for table in known], axis=0), 0.0, np.inf)
 
-    def flat(self, value: int) -> tuple[int, ...]:
-        """The flat sub-dim sizes of a value."""
-        return tuple(size for dim in self.model.dims.shapes[value] for size in dim)
-
     def produced(self, value: int) -> tuple[int, list[Layout]] | None:
         """The problem node that writes a root value, and the layouts in which its choices leave
         it; None for inputs."""

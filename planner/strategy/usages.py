@@ -114,7 +114,7 @@ class _Usages:
 
     def _bytes(self, value: int, layouts: list[Layout]) -> Array:
         flat, itemsize = (
-            self.table.flat(value),
+            self.table.model.dims.flat(value),
             dtype_bytes(self.table.model.graph.values[value].dtype),
         )
         return np.array(
@@ -126,7 +126,7 @@ class _Usages:
         model, costing = self.table.model, self.table.costing
         for node, members in zip(self.table.parameter_of, model.ties.parameters_of, strict=True):
             value = model.graph.values[model.graph.parameters[members[0]].value]
-            flat, itemsize = self.table.flat(value.id), dtype_bytes(value.dtype)
+            flat, itemsize = self.table.model.dims.flat(value.id), dtype_bytes(value.dtype)
             held = [
                 float(sum(costing.parameter_bytes(flat, itemsize, value.dtype, s).values()))
                 for s in self.table.parameter_strategies[node]
@@ -267,6 +267,6 @@ class _Usages:
         self.edges[where][1][span[0] : span[1]] += 1
 
     def _whole(self, value: int) -> int:
-        return math.prod(self.table.flat(value)) * dtype_bytes(
+        return math.prod(self.table.model.dims.flat(value)) * dtype_bytes(
             self.table.model.graph.values[value].dtype
         )
