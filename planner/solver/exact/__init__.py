@@ -1,1 +1,1 @@
-"""Solved and proved: by reductions, bounds and integer programs."""
+"""Solves and proves problems by reductions, bounds and integer programs."""

@@ -1,8 +1,8 @@
-"""A problem of any size, best choice first: reduce, prove by integer program what is small, else
-bound and search side by side.
+"""Anytime solver for a problem of any size: reduce; prove by integer program if what is left is
+small, else bound and search side by side.
 
 Problem -> Solution. Ends when the cost meets the bound, when the time is up, or when it is stopped,
-always with the best choice found and a bound that holds. What it returns was added up anew from the
+always with the best choice found and a valid bound. The returned figures are recomputed from the
 problem's own numbers.
 """
 
@@ -33,32 +33,31 @@ if TYPE_CHECKING:
 
 __all__ = ["certify"]
 
-#: Possible pairs up to which the integer program comes first: HiGHS proves such in seconds, or is
-#: given up after `_TRY` of the time.
+#: Up to this many possible pairs the integer program comes first: HiGHS proves such problems in
+#: seconds, or is given up after a share `_TRY` of the time.
 _SMALL, _TRY = 120_000, 0.6
 
-#: Shares of the time left that a rise of the bound may take, the first and later ones.
+#: Shares of the time left that raising the bound may take: the first time, and later.
 _RISE, _AGAIN = 0.4, 0.1
 
-#: Seconds of annealing and of windows between two looks at what can be fixed.
+#: Seconds of annealing and of windows between two rounds of fixing strategies.
 _SEARCH, _WINDOWS = 20.0, 10.0
 
-#: A search starts with those crude prices that are so many times the mean one; it would be slow
-#: with all.
+#: A search starts with only those crude prices that are at least this many times the mean one; with
+#: all of them it would be slow.
 _CRUDE = 10.0
 
-#: Windows go on while they better the best by this share in those seconds.
+#: Windows go on while they improve the best cost by this share in `_WINDOWS` seconds.
 _WORTH = 2e-4
 
 #: A further level must have at most this share of the states for its bound to be raised anew.
 _SMALLER = 0.97
 
-#: A choice over the limit is worth reading off if its cost and this many times the price of what it
-#: is over promise the best yet.
+#: A choice over the limit is ranked by its cost plus this many times the price of its excess.
 _DEAR = 5.0
 
-#: Factors on the best prices at which choices are read off (a little more memory is saved than need
-#: be), and sweeps at each.
+#: Factors on the best prices at which choices are read off (above 1, they save a little more memory
+#: than needed), and sweeps at each.
 _ABOVE, _READ = (1.0, 1.005, 1.02), 8
 
 
@@ -82,7 +81,7 @@ def certify(
 
 
 class _Search:
-    """One `certify`: its stages."""
+    """One call of `certify`: its stages."""
 
     def __init__(self, best: Incumbent) -> None:
         self.best = best
@@ -100,7 +99,7 @@ class _Search:
             self._side_by_side(level)
 
     def _exactly(self, level: Level, deadline: float) -> None:
-        """The integer program of a level, if it is small enough."""
+        """Solves the integer program of a level, if it is small enough."""
         if level.num_pairs > _SMALL:
             return
         best = self.best
@@ -118,8 +117,8 @@ class _Search:
         best.raise_bound(level.offset + outcome.bound)
 
     def _side_by_side(self, level: Level) -> None:
-        """The bound, fixing and windows here; annealing in a second thread, and here once the
-        bound is at rest."""
+        """Runs bounding, fixing and windows in this thread and annealing in a second one; annealing
+        here too, once the bound has converged."""
         from planner.solver.large.searcher import Searcher
 
         dual, start = self._begun(level)
@@ -142,8 +141,8 @@ class _Search:
         searching.result()
 
     def _round(self, searcher: Searcher, dual: Dual, start: Start) -> tuple[Dual, Start]:
-        """Annealing and windows for a while; strategies fixed, and where that leaves much less,
-        a new level."""
+        """Anneals and runs windows for a while, then fixes strategies; goes to a new level if that
+        leaves much less."""
         best = self.best
         until = min(best.deadline, time.perf_counter() + _SEARCH)
         while time.perf_counter() < until and not best.over():
@@ -160,8 +159,8 @@ class _Search:
     # ------------------------------------------------------------------------------------ the bound
 
     def _begun(self, level: Level) -> tuple[Dual, Start]:
-        """Crude prices, and a choice that fits or nearly does: where a search can start before
-        the bound is known."""
+        """Crude prices, and a choice that fits or nearly does, from which a search can start
+        before the bound is known."""
         from planner.solver.large.searcher import Start
         from planner.solver.relax.flat import Flat
         from planner.solver.relax.lagrange import Dual
@@ -179,7 +178,8 @@ class _Search:
         return dual, Start(level=level, flat=flat, prices=prices, labels=dual.labels.copy())
 
     def _risen(self, level: Level, dual: Dual, share: float) -> Start:
-        """The bound of a level raised in a share of the time left, and where a search can go on."""
+        """Raises the bound of a level for a share of the time left; returns where a search can go
+        on."""
         from planner.solver.large.searcher import Start
 
         best, now = self.best, time.perf_counter()
@@ -201,7 +201,7 @@ class _Search:
         )
 
     def _further(self, level: Level) -> tuple[Dual, Start]:
-        """The same on a further level, from the prices of the last."""
+        """The dual and start of a further level, from the prices of the last one."""
         from planner.solver.relax.flat import Flat
         from planner.solver.relax.lagrange import Dual
 
@@ -211,7 +211,7 @@ class _Search:
         return dual, replace(start, labels=level.project(self.best.choice))
 
     def _fixed(self, start: Start, dual: Dual) -> Level:
-        """The level without what no better choice takes."""
+        """The level without the strategies that no better choice contains."""
         dual.settle(0)
         kept = dual.kept(self.best.cost - start.level.offset)
         if sum(map(len, kept)) > _SMALLER * len(start.flat.costs):
@@ -221,7 +221,7 @@ class _Search:
     # -------------------------------------------------------------------------------------- choices
 
     def _any_that_fits(self, start: Start) -> None:
-        """A lean choice, where none was read off that fits; or that there is none."""
+        """If no choice read off fits: finds a lean choice, or proves that none fits."""
         level, best = start.level, self.best
         lean = smallest_peak(
             level.problem, best.deadline, lambda: best.hurry() or best.choice is not None
@@ -231,8 +231,8 @@ class _Search:
         best.exhausted = best.exhausted or lean.peak > level.problem.limit
 
     def _windows(self, start: Start) -> None:
-        """Large-neighbourhood search on the best choice of both threads, for some seconds, and
-        again as long as it betters it."""
+        """Large-neighbourhood search from the best choice of both threads, for some seconds, and
+        again as long as it improves that choice."""
         from planner.solver.exact.windows import Windows
 
         best, level = self.best, start.level
@@ -258,7 +258,7 @@ class _Search:
 
 
 def _read_off(flat: Flat, dual: Dual) -> Labels:
-    """The most promising choice that the best prices give, or ones a little above them."""
+    """The most promising of the choices read off at the best prices and a little above them."""
     read = []
     for factor in _ABOVE:
         costs = dual.priced(dual.prices * factor)
@@ -270,13 +270,13 @@ def _read_off(flat: Flat, dual: Dual) -> Labels:
 
 
 def _promise(flat: Flat, dual: Dual, labels: Labels) -> float:
-    """What a choice costs, with what it is over the limit at the worst time charged."""
+    """The cost of a choice plus a charge for its excess over the limit at the worst time."""
     over = max(0.0, float(dual.rows.excess(labels).max(initial=0.0))) / dual.unit
     return flat.cost(labels) + _DEAR * over * max(float(dual.prices.sum()), abs(dual.bound))
 
 
 def _answer(best: Incumbent, began: float, num_variables: int) -> Solution:
-    """What was found; where nothing was, the leanest choice, and how lean any could be."""
+    """The solution found; if none fits, the leanest choice and a lower bound on any peak."""
     whole = best.problem
     if best.choice is not None:
         bound = best.cost if best.exhausted else best.bound

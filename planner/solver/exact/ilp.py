@@ -1,10 +1,9 @@
-"""The planner's problems, to the optimum: reduce, bound by message passing, prove by the integer
-program of `pulp_model`.
+"""Solves the planner's problems to the optimum: reduce, bound by message passing, prove by the
+integer program of `pulp_model`.
 
-Before PuLP sees it, message passing (with prices on memory, where the limit binds) gives a bound L
-and rules out every choice and pair that no solution of cost <= L + slack can contain. If the
-reduced program's optimum is within L + slack, it is the optimum of the whole problem; else the
-slack grows.
+Before PuLP, message passing (with prices on memory, if the limit binds) gives a bound L and rules
+out every choice and pair that no solution of cost <= L + slack can contain. If the reduced
+program's optimum is within L + slack, it is the optimum of the whole problem; else the slack grows.
 """
 
 from __future__ import annotations
@@ -34,28 +33,28 @@ __all__ = ["CHEAP", "solve"]
 
 INF = float("inf")
 
-#: Where no choice that fits is found quickly, an integer program is asked for the leanest, for so
-#: many seconds; for a choice that is asked for anyway, only where so few pairs make that quick.
+#: If the quick ways find no choice that fits, an integer program looks for the leanest one: for at
+#: most this many seconds and, as a rule, only in problems of up to this many pairs.
 _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 
-#: Dominance compares every two strategies of a node, of which the planner's have hundreds: half of
-#: the time to plan llama on 8 devices, for what message passing rules out anyway.
+#: Dominance compares every two of a node's hundreds of strategies. It would take half of the time
+#: to plan llama on 8 devices, for what message passing rules out anyway.
 CHEAP = [step for step in STEPS if step != "dominate"]
 
-#: Of a problem of so many pairs no chains are contracted: the tables between their ends would be
-#: the largest.
+#: In a problem of this many pairs, chains are not contracted: the tables between their ends would
+#: be the largest.
 _LARGE = 1_000_000
 
-#: Rounds of message passing, sweeps in each, and how many choices left over are few.
+#: Rounds of message passing, sweeps in each, and how many remaining choices count as few.
 _ROUNDS, _SWEEPS, _FEW = 8, 25, 150
 
-#: An integer program of more variables than this takes longer to write down than it is worth: the
-#: bound stays where it is.
+#: An integer program of more variables than this takes longer to build than it is worth: the bound
+#: stays where it is.
 _MOST = 15_000
 
 
 class _Undecided(Exception):
-    """No choice that fits was found, and none was shown not to be there; no choice costs less
+    """No choice that fits was found, nor was it proved that there is none; no choice costs less
     than `bound`."""
 
     def __init__(self, bound: float) -> None:
@@ -70,10 +69,10 @@ def solve(
     guess: Choice | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Solution:
-    """The best choice, its proof, and what the proof rests on. `guess` is a choice that may be
-    good: the nearer it is to the best, the less is left for the integer program. After
-    `time_limit` seconds, or as soon as it is `stopped`, the best choice so far, or the leanest
-    if none fits, with what was proved until then."""
+    """The best choice, with its proof. `guess` is a choice that may be good: the nearer it is to
+    the best, the less is left for the integer program. After `time_limit` seconds, or as soon as
+    it is `stopped`, the best choice so far, or the leanest if none fits, with the bound proved so
+    far."""
     began = time.perf_counter()
     best = Incumbent(problem, began + time_limit, lambda cost, bound: None, stopped)
     if guess is not None:
@@ -84,11 +83,9 @@ def solve(
         if left.num_pairs <= COMPILED or problem.limit == INF:
             variables = _by_program(
                 left, best, compiled=len(left.chain) > 1
-            )  # compiled code is there after narrowing
+            )  # narrowing has loaded the compiled code
     except Contradiction:
-        best.exhausted = (
-            True  # nothing is possible and fits, or nothing is left that would be better
-        )
+        best.exhausted = True  # no possible choice fits, or none that is left is better
     except _Undecided as undecided:
         best.raise_bound(left.offset + undecided.bound)
     if best.choice is None:
@@ -100,8 +97,8 @@ def solve(
 
 
 def _reduced(problem: Problem, best: Incumbent) -> Level:
-    """The problem reduced; one of many pairs narrowed, too, to what may better the best. Choices
-    met on the way go into `best`."""
+    """The problem reduced; if it has many pairs, also narrowed to what may improve on the best.
+    Choices found on the way go into `best`."""
     steps = CHEAP if problem.num_pairs < _LARGE else [step for step in CHEAP if step != "chain"]
     first = Level.of(problem, steps)
     if first.num_pairs <= COMPILED:
@@ -119,8 +116,8 @@ def _reduced(problem: Problem, best: Incumbent) -> Level:
 
 
 def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
-    """Proves by integer programs what is left, as far as they reach; the variables of the
-    largest."""
+    """Solves what is left by integer programs, as far as they reach; returns the number of
+    variables of the largest."""
     if best.choice is not None and best.bound > -INF and best.over():
         return 0
     start = _start(left.problem, compiled, best)
@@ -137,8 +134,8 @@ def _by_program(left: Level, best: Incumbent, compiled: bool) -> int:
 def _improve(
     problem: Problem, start: Start, upper: float, known: Incumbent
 ) -> tuple[Choice, float, int]:
-    """The best choice that programs within a growing slack find, the bound, and the variables of
-    the largest. `upper` is the cost of a choice that is known, of `start` or another."""
+    """The best choice that programs within a growing slack find, the bound, and the number of
+    variables of the largest. `upper` is the cost of a known choice, of `start` or another."""
     whole = max(upper - start.bound, 1e-9 * abs(start.bound))
     slack = min(whole, max(0.1 * whole, 0.005 * abs(start.bound)))
     best, bound, variables = start.choice, start.bound, 0
@@ -164,7 +161,7 @@ def _improve(
 
 
 def _start(problem: Problem, compiled: bool, known: Incumbent) -> Start:
-    """Bound and first choice. Raises Contradiction where nothing is possible, or nothing fits."""
+    """The bound and a first choice. Raises Contradiction if no choice is possible, or none fits."""
     if not problem.costs:
         nothing = Reparametrised(nodes=(), edges=(), bound=0.0, converged=True)
         return Start(moved=nothing, prices={}, bound=0.0, choice=())
@@ -189,8 +186,8 @@ def _start(problem: Problem, compiled: bool, known: Incumbent) -> Start:
 
 
 def _leanest(problem: Problem, possible: Choice, known: Incumbent) -> Peak:
-    """A choice that fits, or the leanest found; exactly, where the quick way leaves that open
-    and the problem is small."""
+    """A choice that fits, or the leanest found; exactly, if the quick way leaves that open and the
+    problem is small."""
     lean = leanest(problem, possible)
     assert lean.choice is not None
     if (
@@ -213,7 +210,7 @@ def _num_possible(problem: Problem) -> int:
 
 
 def _possible(problem: Problem) -> Choice:
-    """A choice that nothing forbids, by integer program: for where the quick ways find none."""
+    """A choice that nothing forbids, by integer program: used if the quick ways find none."""
     free = replace(problem, limit=INF, base=None)
     found = Polytope(free, Rows(free)).solve(time.perf_counter() + _PATIENCE)
     if found.choice is None:
@@ -222,7 +219,8 @@ def _possible(problem: Problem) -> Choice:
 
 
 def _infeasible(problem: Problem, guess: Choice | None, best: Incumbent, began: float) -> Solution:
-    """The leanest choice that is found, or none where the pairs leave none."""
+    """The solution if nothing fits: the leanest choice found, or none if every choice is
+    forbidden."""
     if guess is not None and not problem.cost(completed(problem, guess)) < INF:
         guess = None
     if guess is None and problem.limit < INF:
@@ -259,7 +257,7 @@ def _patience(best: Incumbent) -> float:
 
 
 def _num_kept(problem: Problem, start: Start, slack: float) -> int:
-    """About how many variables the integer program has that `slack` leaves."""
+    """About how many variables the integer program has within `slack`."""
     kept = [n - n.min() <= slack for n in start.moved.nodes]
     pairs = (
         t[np.ix_(kept[e.u], kept[e.v])]
@@ -273,8 +271,8 @@ def _num_kept(problem: Problem, start: Start, slack: float) -> int:
 def _moved(
     problem: Problem, compiled: bool, known: Incumbent
 ) -> tuple[Reparametrised, tuple[int, ...]]:
-    """Message passing until it has converged, or has left so few choices that the integer
-    program is the quicker way on."""
+    """Message passing until it has converged, or has left so few choices that the integer program
+    is quicker; returns the moved costs and a choice."""
     moved = None
     for _ in range(_ROUNDS):
         moved = reparametrise(problem, sweeps=_SWEEPS, start=moved, compiled=compiled)

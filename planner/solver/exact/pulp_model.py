@@ -7,7 +7,7 @@
                       sum m_n[i] x[n,i] <= room                                          (`add_memory_row`, added lazily)
     minimise          sum c_n[i] x[n,i] + sum C_e[i,j] y[e,i,j]
 
-What a bound rules out has no variable.
+Choices and pairs that a bound rules out have no variable.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ __all__ = ["Found", "Model", "Start"]
 Terms = dict[pulp.LpVariable, float]
 _Variables = dict[tuple[int, ...], pulp.LpVariable]
 
-#: Costs are scaled so that the bound is about this, where the solver's absolute tolerances (1e-6
-#: and less) mean 1e-9 of it.
+#: Costs are scaled so that the bound is about this: the solver's absolute tolerances (1e-6 and
+#: less) are then 1e-9 of it.
 _SCALE = 1e3
 
-#: HiGHS's tolerances where its own (1e-6) let a choice be over the limit by more than ours.
+#: HiGHS's tolerances if its defaults (1e-6) allow a choice further over the limit than we do.
 _STRICT = {"mip_feasibility_tolerance": 1e-10, "primal_feasibility_tolerance": 1e-10}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Start:
-    """What is known before the integer program: bound, costs moved (with `prices` on memory), a
-    choice that fits."""
+    """What is known before the integer program: a bound, the moved costs (with `prices` on
+    memory), and a choice that fits."""
 
     moved: Reparametrised
     prices: Mapping[int, float]
@@ -50,22 +50,22 @@ class Start:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A choice of the model that fits, and a bound on all of them."""
+    """A choice of the model that fits, and a lower bound on all that do."""
 
     choice: Choice
     bound: float
 
 
 class Model:
-    """The PuLP model of what no bound rules out. Its objective is the moved costs above their
-    minima, less what the prices added: the same as the true objective but for a constant, and
+    """The PuLP model of all choices and pairs that no bound rules out. Its objective is the moved
+    costs above their minima, less what the prices added: the true objective up to a constant, and
     better scaled."""
 
     def __init__(self, problem: Problem, start: Start, slack: float) -> None:
         silence_banner()
         self.problem, self.start = problem, start
-        self.exhausted = False  # whether it was shown that no choice (more) fits
-        self.rows: dict[int, float] = {}  # by time: how many bytes below the limit its row is
+        self.exhausted = False  # whether it was proved that no (further) choice fits
+        self.rows: dict[int, float] = {}  # by time: how many bytes the row is below the limit
         self.tolerances: Mapping[str, float] = {}
         self.kept: list[Labels] = [
             np.flatnonzero(np.isfinite(n) & (n - n.min() <= slack)) for n in start.moved.nodes
@@ -122,7 +122,7 @@ class Model:
     def _marginals(
         self, pairs: dict[tuple[int, ...], pulp.LpVariable], node: int, side: int
     ) -> None:
-        """sum of y over the other side = x, for every label of `node`."""
+        """Adds sum of y over the other side = x, for every strategy of `node`."""
         rows: dict[int, list[tuple[pulp.LpVariable, int]]] = {
             label: [(x, -1)] for (label,), x in self.x[node].items()
         }
@@ -142,7 +142,7 @@ class Model:
         return terms
 
     def add_memory_row(self, at: int, less: float = 0.0) -> None:
-        """Memory at time `at` stays within the limit, and `less` bytes below it."""
+        """Adds the row that keeps memory at time `at` at least `less` bytes below the limit."""
         terms = [
             (v, nbytes / self.problem.limit) for v, nbytes in self._memory(at).items() if nbytes
         ]
@@ -152,10 +152,10 @@ class Model:
         self.rows[at] = less
 
     def best_fitting(self, time_limit: float) -> Found | None:
-        """The best choice of the model that fits at every time, rows added until none is
-        violated; None where there is none, or none was found in time. Where HiGHS's tolerances
-        let a choice break a row they are made strict, and if that does not do, the row is
-        tightened; the bound stays that of before."""
+        """The best choice of the model that fits at every time; rows are added until none is
+        violated. None if there is none, or none was found in time. If HiGHS's tolerances let a
+        choice break a row, they are made strict; if that does not suffice, the row is tightened,
+        and the bound stays as it was."""
         deadline, bound = time.perf_counter() + time_limit, float("-inf")
         for at in self.start.prices:
             self.add_memory_row(at)
@@ -207,7 +207,7 @@ def _largest(moved: Reparametrised) -> float:
 
 
 def _peaks(memory: Array, over: Labels) -> Labels:
-    """The few times to forbid first: the highest, and the first, middle and last that are too
-    high."""
+    """The few times to add rows for first: that of the highest peak, and the first, middle and
+    last of `over`."""
     highest = over[np.argsort(memory[over])[-3:]]
     return np.unique(np.concatenate([highest, over[[0, len(over) // 2, -1]]]))

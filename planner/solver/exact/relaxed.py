@@ -1,10 +1,10 @@
-"""A large problem with memory of pairs, made small before that memory becomes nodes: those would be
-most of its pairs.
+"""Solves a large problem with memory of pairs. It is made small before that memory becomes nodes,
+since those nodes would have most of its pairs of strategies.
 
-Problem, memory of its pairs -> Solution. Left out, the pairs' memory lets more choices fit and
-makes none cheaper, so a bound under the memory of nodes alone is a bound. What costs little more
-than that (by its marginal) is kept, first very little, then more, until a choice within it fits and
-is near the bound.
+Problem, memory of its pairs -> Solution. Leaving out the memory of pairs lets more choices fit and
+makes none cheaper, so a bound under the memory of nodes alone is valid. Strategies with small
+marginals over that bound are kept, few at first, then more, until a choice among them fits and is
+near the bound.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from planner.solver.reduce.working import Contradiction, Labels
 
 __all__ = ["solve_with_pairs"]
 
-#: Pairs from which it is worth it: the tables of two mesh axes have fewer.
+#: From this many pairs on it is worth it; the tables of two mesh axes have fewer.
 _LARGE = 1_000_000
 
-#: Shares of the bound by which what is kept may cost more; a choice is near the bound if it costs
-#: at most so much more.
+#: Strategies are kept up to these marginals, as shares of the bound; a choice is near the bound if
+#: it costs at most a share `_NEAR` more.
 _KEPT, _NEAR = (1e-4, 5e-3, 0.02, 0.1), 0.03
 
 
@@ -41,8 +41,8 @@ def solve_with_pairs(
     guess: Choice,
     stopped: Callable[[], bool],
 ) -> Solution:
-    """`solve` of the problem with what its `pairs` hold. The choice is one of the problem's own
-    nodes, perhaps with more after it."""
+    """The solution of the problem with the memory of its `pairs`. Its choice begins with the
+    problem's own nodes; nodes of pairs may follow."""
     began = time.perf_counter()
 
     def left() -> float:
@@ -61,8 +61,8 @@ def solve_with_pairs(
 
 
 def _cheap(problem: Problem, deadline: float) -> Iterator[tuple[float, list[Labels]]]:
-    """A bound, and the strategies of every node that cost little more, in ever larger numbers;
-    none where nothing fits."""
+    """Yields a bound and the strategies of every node with small marginals, more each time; yields
+    nothing if no choice fits."""
     from planner.solver.large.within import risen
 
     try:
@@ -91,8 +91,8 @@ def _solved(
     time_limit: float,
     stopped: Callable[[], bool],
 ) -> Solution | None:
-    """The solution within the strategies `kept`, as one of the whole; None where nothing that
-    fits was found."""
+    """The solution within the strategies `kept`, as one of the whole problem; None if no choice
+    that fits was found."""
     try:
         kept = list(reduce(problem, ["forbid", "arcs"], kept=kept).strategies)
     except Contradiction:

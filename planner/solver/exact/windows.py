@@ -1,9 +1,9 @@
-"""Large-neighbourhood search: a window of nodes is freed, all others kept, and the window solved
-exactly, memory included.
+"""Large-neighbourhood search: a window of nodes is freed, all others are kept, and the window is
+solved exactly, memory included.
 
-A window's problem is an ordinary one: its nodes' costs hold what edges to the outside cost, its
-base what the outside holds. The planner's solver proves one of a thousand states in a tenth of a
-second. How many nodes a window has adapts to how long the last took.
+A window is an ordinary problem: its nodes' costs include the edges to the outside, its base the
+memory held outside. The planner's solver proves a window of a thousand states in a tenth of a
+second. The number of nodes adapts to how long the last window took.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from planner.solver.relax.flat import Flat
 
 __all__ = ["Surroundings", "Windows"]
 
-#: Nodes that a window may have at first, and at least and at most.
+#: Nodes of a window: at first, at least and at most.
 _NODES, _FEWEST, _MOST = 60, 10, 400
 
-#: Seconds that a window may take, and between which it is neither too large nor too small.
+#: Seconds that a window may take at most; above `_SLOW` it is too large, below `_QUICK` too small.
 _PATIENCE, _SLOW, _QUICK = 3.0, 0.6, 0.15
 
-#: A window has up to so many patches. Each grows by the node of which most neighbours are inside,
-#: among so many drawn; chance counts as this share of the neighbours.
+#: A window has up to `_PATCHES` patches. Each grows by the node with most neighbours inside, among
+#: `_DRAWN` drawn at random; random noise weighs this share of the neighbours.
 _PATCHES, _DRAWN, _CHANCE = 3, 100, 0.3
 
 
 class Surroundings:
-    """A problem whose windows are asked for: neighbours and usages by node."""
+    """A problem with its neighbours and usages by node, for making windows of it."""
 
     def __init__(self, problem: Problem, rows: Rows) -> None:
         self.problem, self.rows = problem, rows
@@ -75,7 +75,7 @@ class Surroundings:
     def better(
         self, labels: Labels, nodes: list[int], seconds: float, stopped: Callable[[], bool]
     ) -> Labels | None:
-        """The labels with the window at its best, None where that is no change."""
+        """The labels with the window at its optimum; None if that changes nothing."""
         problem, now = self.window(labels, nodes), tuple(labels[nodes].tolist())
         found = solve(problem, time_limit=seconds, guess=now, stopped=stopped)
         if found.choice is None or not problem.cost(found.choice) < problem.cost(now) - 1e-9 * abs(
@@ -98,11 +98,11 @@ class Windows:
         self.size = float(min(_NODES, flat.num_nodes))
 
     def put(self, labels: Labels) -> None:
-        """Goes on from another choice."""
+        """Continues from another choice."""
         self.labels, self.cost = labels, self.flat.cost(labels)
 
     def step(self, deadline: float, stopped: Callable[[], bool]) -> bool:
-        """One window; whether it bettered the choice."""
+        """Solves one window; returns whether it improved the choice."""
         began = time.perf_counter()
         found = self.around.better(
             self.labels, self._nodes(), min(deadline - began, _PATIENCE), stopped
@@ -118,8 +118,8 @@ class Windows:
         return True
 
     def _nodes(self) -> list[int]:
-        """A window of half to one and a half times the size, in one connected patch or several:
-        far from each other, one may take the memory that another saves."""
+        """The nodes of a window, 0.5 to 1.5 times the current size, in one connected patch or
+        several: one patch may use memory that another, far from it, saves."""
         found: set[int] = set()
         patches = int(self.rng.integers(1, _PATCHES + 1))
         for _ in range(patches):
@@ -127,7 +127,7 @@ class Windows:
         return sorted(found)
 
     def _grow(self, found: set[int], most: int) -> None:
-        """Adds a patch around a random node, until there are so many."""
+        """Adds a patch around a random node to `found`, until it has `most` nodes."""
         near, node = self.around.near, int(self.rng.integers(self.flat.num_nodes))
         edge: dict[int, int] = {}
         found.add(node)

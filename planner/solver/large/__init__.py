@@ -1,1 +1,1 @@
-"""Good choices for large problems: annealing by trees, dives, what could still be better."""
+"""Good choices for large problems: annealing by trees, dives, narrowing."""

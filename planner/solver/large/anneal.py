@@ -1,9 +1,9 @@
-"""Annealing by trees, driven: memory looked at only at the times that matter, prices that keep a
-draw near the limit.
+"""The driver of annealing by trees: it watches memory only at the times that bind, and keeps draws
+near the limit by prices.
 
-Of thousands of times a few dozen bind. A block of moves that goes over the limit at another time is
-taken back, and the time added. Between blocks a price rises where memory is at its limit and falls
-where much is left. Effort is counted in moves, not in seconds.
+Of thousands of times, a few dozen bind. A block of moves that goes over the limit at another time
+is undone, and that time is watched from then on. Between blocks, a time's price rises if memory is
+at its limit and falls if much is left. Effort is counted in moves, not in seconds.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from planner.solver.relax.flat import Flat
 
 __all__ = ["Annealer", "Run"]
 
-#: Moves between two looks at all times and at the prices, and the most nodes of a tree.
+#: Moves between two checks of all times and updates of prices, and the most nodes of a tree.
 _BLOCK, _MOST = 4_000, 20
 
-#: Gumbel numbers that are made once; a draw takes a stretch of them.
+#: Gumbel numbers that are drawn once; each tree uses a stretch of them.
 _NOISE = 100_000
 
-#: What a price is multiplied by where less than `_TIGHT` of the limit is left, and where more than
-#: `_LOOSE` is.
+#: A price is multiplied by `_UP` if less than `_TIGHT` of the limit is left, by `_DOWN` if more
+#: than `_LOOSE` is.
 _UP, _DOWN, _TIGHT, _LOOSE = 1.1, 0.95, 0.001, 0.003
 
-#: What is forbidden costs this many times the largest cost: a choice that takes it can be changed
-#: step by step.
+#: Forbidden pairs cost this many times the largest cost, and not infinity: a choice with some can
+#: be improved step by step.
 _DEAR = 10.0
 
 #: A price that rises is at least this share of the mean one.
@@ -42,8 +42,8 @@ _LEAST = 0.02
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One annealing: temperatures at its start and end, in cost; moves; the seed of its random
-    numbers."""
+    """One annealing run: its temperatures at start and end, in units of cost; its moves; its
+    seed."""
 
     heat: float
     cool: float
@@ -52,8 +52,8 @@ class Run:
 
 
 class Annealer:
-    """Anneals choices of one problem under memory prices, which it changes: `prices` are per
-    share of the limit, `weight` is what a share of the limit over the room is charged."""
+    """Anneals choices of one problem under memory prices, which it updates. `prices` are in cost
+    per share of the limit, and so is `weight`, the charge for memory over the room."""
 
     def __init__(
         self, problem: Problem, flat: Flat, rows: Rows, prices: Array, weight: float
@@ -71,7 +71,7 @@ class Annealer:
     def run(
         self, labels: Labels, run: Run, found: Callable[[Labels], None], stopped: Callable[[], bool]
     ) -> Labels:
-        """The labels at the end; `found` is told of the best of each block that fits."""
+        """The labels at the end. `found` is called with the best labels of each block that fit."""
         blocks = max(1, run.moves // _BLOCK)
         labels = labels.copy()
         self._look_at(self._over(labels))
@@ -121,7 +121,7 @@ class Annealer:
         return self.rows.over(self.rows.held_by(labels))
 
     def _look_at(self, times: Labels) -> bool:
-        """Adds times to those that are looked at; whether any was new."""
+        """Adds times to those watched; returns whether any was new."""
         together = np.union1d(self.times, times).astype(np.int64)
         if len(together) == len(self.times):
             return False
@@ -138,7 +138,7 @@ class Annealer:
         )
 
     def _held(self) -> Held:
-        """Memory at the times that are looked at."""
+        """Memory at the times watched, for `forest`."""
         rows, factor = self.rows, self._factors()
         usage_at = np.searchsorted(rows.node, np.arange(self.flat.num_nodes + 1))
         time: list[Labels] = []
@@ -156,7 +156,7 @@ class Annealer:
         return Held(at, np.concatenate(time).astype(np.int64), start, np.concatenate(values))
 
     def _factors(self) -> Array:
-        """How many times over each usage is held at each of the times that are looked at."""
+        """How often each usage is held at each of the times watched."""
         rows, num = self.rows, len(self.times)
         steps = np.zeros((len(rows.starts) - 1, num + 1))
         np.add.at(steps, (rows.owner, np.searchsorted(self.times, rows.lo)), rows.times)
@@ -166,8 +166,8 @@ class Annealer:
 
 
 def _graph(problem: Problem, flat: Flat) -> Graph:
-    """The edges of every node with their tables from its side: other node's label first, so that
-    a row is this node's states."""
+    """The edges of every node with their tables as seen from it: a row per label of the other node,
+    with this node's states in it."""
     ends = np.repeat(np.arange(flat.num_nodes), np.diff(flat.at))
     mine = flat.u[flat.near] == ends
     other = np.where(mine, flat.v[flat.near], flat.u[flat.near])

@@ -1,14 +1,13 @@
-"""Compiled annealing by trees: a random tree of the graph is drawn anew all at once, everything
-around it held.
+"""Compiled annealing by trees: all nodes of a random tree of the graph are redrawn at once, with
+everything around it fixed.
 
-A tree that is induced (no edges among its nodes but its own) has an exact best choice by dynamic
-programming, up to the root and back. With Gumbel noise of size T on every strategy the best choice
-is a draw from exp(-cost / T) rather than the best (perturb and maximise: Papandreou and Yuille,
-ICCV 2011). Memory enters the draw through prices at some times. Whether a draw is taken is decided
-as Metropolis does, by its true cost and `weight` a share of the limit over the room, so prices
-steer and do not decide.
+An induced tree (no edges among its nodes but its own) has an exact best choice by dynamic
+programming, up to the root and back. With Gumbel noise of scale T on every strategy, that choice is
+a draw from about exp(-cost / T) (perturb and maximise: Papandreou and Yuille, ICCV 2011). Memory
+enters the draw through prices at some times. A draw is accepted as in Metropolis, by its true cost
+plus `weight` per share of the limit over the room, so prices guide the draws but decide nothing.
 
-Single changes get nowhere where neighbours must change together (docs/decisions/0012).
+Changing single nodes fails if neighbours must change together (docs/decisions/0012).
 """
 
 from __future__ import annotations
@@ -39,9 +38,9 @@ class Graph(NamedTuple):
 
 
 class Held(NamedTuple):
-    """Memory at the times that are looked at, as shares of the limit: node n holds at times
-    `time[at[n] : at[n + 1]]`, and its values for state i begin at `start[n] + i * number of
-    those`."""
+    """Memory at the times watched, as shares of the limit: node n holds memory at times
+    `time[at[n] : at[n + 1]]`, and its values for state i begin at `start[n] + i * number of those
+    times`."""
 
     at: Labels
     time: Labels
@@ -50,8 +49,9 @@ class Held(NamedTuple):
 
 
 class _Tree(NamedTuple):
-    """Room for a tree: its `nodes`, root first; `up[x]` the edge from node x to its parent;
-    `place[n]` -1 outside; `touching[n]` edges from n into the tree; `new` the labels drawn."""
+    """Buffers for a tree: its `nodes`, root first; `up[x]` the edge from node x to its parent;
+    `place[n]` n's place in the tree, -1 outside; `touching[n]` the number of edges from n into
+    it; `new` the labels drawn."""
 
     nodes: Labels
     up: Labels
@@ -64,7 +64,7 @@ class _Tree(NamedTuple):
 
 @numba.njit(cache=True, nogil=True)
 def _grow(graph: Graph, tree: _Tree, target: int) -> int:
-    """A random induced tree of up to `target` nodes; how many it has."""
+    """Grows a random induced tree of up to `target` nodes; returns its size."""
     node, size, waiting = np.random.randint(len(graph.first) - 1), 0, 0
     while True:
         tree.place[node] = size
@@ -92,8 +92,8 @@ def _grow(graph: Graph, tree: _Tree, target: int) -> int:
 def _weigh(
     graph: Graph, tree: _Tree, size: int, labels: Labels, priced: Array, noise: Array, heat: float
 ) -> None:
-    """What each state of the tree's nodes costs beside the tree's own edges, memory priced and
-    noise added."""
+    """Writes the cost of each state of the tree's nodes, without the tree's own edges, with memory
+    priced and noise added."""
     for x in range(size):
         n = tree.nodes[x]
         a, wide = graph.first[n], graph.first[n + 1] - graph.first[n]
@@ -111,7 +111,7 @@ def _weigh(
 def _strain(
     graph: Graph, held: Held, tree: _Tree, size: int, excess: Array, prices: Array, weight: float
 ) -> None:
-    """Charges at least `weight` at the times that are over the room."""
+    """Raises the price to at least `weight` at the times that are over the room."""
     for x in range(size):
         n = tree.nodes[x]
         a, many = graph.first[n], held.at[n + 1] - held.at[n]
@@ -126,8 +126,8 @@ def _strain(
 
 @numba.njit(cache=True, nogil=True)
 def _draw(graph: Graph, tree: _Tree, size: int) -> None:
-    """The cheapest labels of the tree under `theta`: minima up to the root, then choices down
-    from it."""
+    """Writes the cheapest labels of the tree under `theta`: minima up to the root, then choices
+    down from it."""
     for x in range(size - 1, 0, -1):
         n = tree.nodes[x]
         k = tree.up[n]
@@ -154,7 +154,7 @@ def _draw(graph: Graph, tree: _Tree, size: int) -> None:
 
 @numba.njit(cache=True, nogil=True)
 def _dearer(graph: Graph, tree: _Tree, size: int, labels: Labels) -> float:
-    """What the tree's new labels cost more than its old ones."""
+    """The cost of the tree's new labels less that of its old ones."""
     total = 0.0
     for x in range(size):
         n = tree.nodes[x]
@@ -172,7 +172,7 @@ def _dearer(graph: Graph, tree: _Tree, size: int, labels: Labels) -> float:
 
 @numba.njit(cache=True, nogil=True)
 def _hold(held: Held, tree: _Tree, size: int, labels: Labels, after: Array) -> None:
-    """Adds to `after` what the tree's new labels hold more than its old ones."""
+    """Adds to `after` the memory of the tree's new labels less that of its old ones."""
     for x in range(size):
         n = tree.nodes[x]
         new, old, many = tree.new[n], labels[n], held.at[n + 1] - held.at[n]
@@ -187,8 +187,8 @@ def _hold(held: Held, tree: _Tree, size: int, labels: Labels, after: Array) -> N
 
 @numba.njit(cache=True, nogil=True)
 def _over(before: Array, after: Array) -> tuple[float, bool]:
-    """How much more is over the room in `after`, summed over times, and whether that is within
-    the room."""
+    """The excess over the room in `after` less that in `before`, summed over times, and whether
+    `after` is within the room."""
     more, within = 0.0, True
     for t in range(len(after)):
         more += max(after[t], 0.0) - max(before[t], 0.0)
@@ -198,7 +198,7 @@ def _over(before: Array, after: Array) -> tuple[float, bool]:
 
 @numba.njit(cache=True, nogil=True)
 def _clear(graph: Graph, tree: _Tree, size: int, labels: Labels) -> None:
-    """Makes room for the next tree."""
+    """Resets the tree's buffers for the next tree."""
     for x in range(size):
         n = tree.nodes[x]
         tree.place[n], tree.touching[n], tree.new[n] = -1, 0, labels[n]
@@ -224,11 +224,11 @@ def anneal(
     best: Labels,
 ) -> float:
     """Draws `moves` trees of up to `most` nodes while the temperature falls from `heat` to `cool`;
-    changes `labels` and `excess`.
+    updates `labels` and `excess`.
 
-    `priced` are the states' costs with memory at `prices`, `noise` many Gumbel numbers, of which
-    stretches are taken. Returns what `best`, the best labels within the room, cost more than the
-    labels at first; infinite where none came within the room."""
+    `priced` are the states' costs with memory at `prices`; `noise` are Gumbel numbers, used in
+    stretches. Writes the best labels within the room to `best`; returns their cost less that of the
+    labels at first, infinite if none came within the room."""
     np.random.seed(seed)
     num = len(labels)
     tree = _Tree(

@@ -1,7 +1,7 @@
-"""What a search knows: the best choice of the whole problem, the best bound, and whether there is
+"""The state of a search: the best choice of the whole problem, the best bound, and whether there is
 anything left to do.
 
-Shared by the threads of a search; every change is made under one lock, and told.
+Shared by the threads of a search. Every change is made under one lock, and reported.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ Tell = Callable[[float, float], None]
 
 
 class Incumbent:
-    """`choice` costs `cost` by the problem's own numbers, no choice costs less than `bound`.
-    `exhausted`: it was shown that no choice, or no better one, is there; `ended`: a thread came
-    to its end."""
+    """`choice` costs `cost` by the problem's own numbers; no choice costs less than `bound`.
+    `exhausted`: it was proved that there is no choice, or no better one; `ended`: the threads of
+    the search are to end."""
 
     def __init__(
         self, problem: Problem, deadline: float, tell: Tell, stopped: Callable[[], bool]
@@ -47,7 +47,8 @@ class Incumbent:
         return self.choice is not None and self.cost - self.bound <= TOLERANCE * abs(self.cost)
 
     def take(self, choice: Choice) -> bool:
-        """A choice, taken if it is the best so far by the problem's own numbers."""
+        """Takes a choice if it is the best so far by the problem's own numbers; returns whether it
+        was."""
         cost = self.problem.cost(choice)
         if not (cost < self.cost and self.problem.fits(choice)):
             return False
@@ -59,19 +60,19 @@ class Incumbent:
         return True
 
     def bettered_by(self, cost: float) -> bool:
-        """Whether a cost, known to rounding, may be below the best."""
+        """Whether a cost, up to rounding, may be below the best."""
         return cost < self.cost - 1e-9 * abs(self.cost) or not np.isfinite(self.cost)
 
     def raise_bound(self, bound: float) -> None:
-        """A bound of what is left. Where fixing took out all that does not better the best, the
-        best's cost is the bound."""
+        """Raises the bound to that of what is left. It is at most the best cost, since fixing has
+        removed only choices that are no better."""
         with self._lock:
             self.bound = max(self.bound, min(bound, self.cost))
             self.exhausted = self.exhausted or self.bound == float("inf")
         self.say(self.bound)
 
     def say(self, bound: float) -> None:
-        """Tells of progress; a bound that is told is never taken back."""
+        """Reports progress; a reported bound never falls again."""
         with self._lock:
             self._told = max(self._told, min(bound, self.cost))
             self._tell(self.cost, self._told)

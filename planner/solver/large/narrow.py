@@ -1,10 +1,10 @@
-"""A large problem without a memory limit, made small: a bound, a choice that nearly meets it, and
-only what could still be better.
+"""Narrows a large problem without a memory limit: a bound, a choice that nearly meets it, and only
+the strategies that could still improve on that choice.
 
-Level -> a level of less. Compiled message passing gives the bound. A *dive* gives the choice: nodes
-whose best strategy stands out are held to it, else the one node that most others depend on, message
-passing goes on under that, and so forth until the choice read off costs what is left to pay. What
-costs more than the difference beyond its node's best is in no better choice, and goes.
+Level -> a smaller level. Compiled message passing gives the bound. A *dive* gives the choice: nodes
+whose best strategy stands out are fixed to it (if there is none, the node that most others depend
+on), message passing goes on, and so forth until the choice read off meets the bound. A strategy
+that costs more than its node's best by more than the gap is in no better choice, and is removed.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from planner.solver.relax.lagrange import Dual
 
 __all__ = ["dive", "narrow"]
 
-#: Sweeps in each round, and after each node that is held.
+#: Sweeps in each round, and after each step of a dive.
 _SWEEPS, _AFTER = (40, 100, 200, 200), 4
 
-#: A node's best strategy stands out where the next one costs more by this share of the bound: one
-#: dive for each.
+#: A node's best strategy stands out if the next one costs more by this share of the bound; one dive
+#: for each share.
 _CLEAR = (1e-4, 1e-3)
 
-#: What a node that is held pays for another strategy, in costs of the whole: more than any choice
-#: costs, and still exact to 1e-9.
+#: The extra cost of a fixed node's other strategies, in units of the whole cost: more than any
+#: choice costs, and still exact to 1e-9.
 _DEAR = 1e3
 
 
 def narrow(
     level: Level, steps: Collection[str], upper: float, stopped: Callable[[], bool] = lambda: False
 ) -> tuple[Level, Choice | None]:
-    """The level reduced by `steps`, without what no choice of the whole problem takes that is
-    cheaper than `upper` or the ones found; and the best choice of the whole that was found below
-    `upper`. One round is made even if it is `stopped`: for a choice."""
+    """The level reduced by `steps`, without strategies that are in no choice of the whole problem
+    cheaper than `upper` and than those found; and the best choice of the whole that was found
+    below `upper`. One round runs even if it is `stopped`, so that there is a choice."""
     best, pairs = None, float("inf")
     for sweeps in _SWEEPS:
         if (
@@ -61,7 +61,7 @@ def narrow(
 
 
 def _swept(problem: Problem, sweeps: int) -> tuple[Dual, float]:
-    """The messages after some sweeps, which `settle` comes back to, and their bound."""
+    """The messages after some sweeps, to which `settle` returns, and their bound."""
     dual = Dual(Flat.of(problem), Rows(problem))
     for index in range(sweeps):
         bound = dual.sweep(dual.flat.costs, index % 2 == 0)
@@ -70,7 +70,7 @@ def _swept(problem: Problem, sweeps: int) -> tuple[Dual, float]:
 
 
 def _dived(dual: Dual, size: float) -> Labels:
-    """The best of some dives, where costs are about `size` in all."""
+    """The best of some dives; costs add up to about `size`."""
     found = [dual.labels.copy()]
     for clear in _CLEAR:
         dual.settle(1)
@@ -79,8 +79,8 @@ def _dived(dual: Dual, size: float) -> Labels:
 
 
 def dive(flat: Flat, dual: Dual, size: float, clear: float = _CLEAR[-1]) -> Labels:
-    """A choice of low cost, where costs are about `size` in all: `flat` has the costs, of which
-    the messages are; they are another's afterwards."""
+    """A choice of low cost, by one dive from the messages of `dual`, which are changed. `flat` has
+    the costs, which add up to about `size`."""
     costs, held = flat.costs.copy(), np.zeros(flat.num_nodes, dtype=bool)
     num_edges, dear = np.diff(flat.at), size * _DEAR
     best, least = dual.labels.copy(), flat.cost(dual.labels)
@@ -111,7 +111,7 @@ def dive(flat: Flat, dual: Dual, size: float, clear: float = _CLEAR[-1]) -> Labe
 
 
 def _held(flat: Flat, dual: Dual, costs: Array, nodes: Labels, dear: float) -> Array:
-    """The costs with some nodes held to their best strategies: all others cost `dear` more."""
+    """The costs with some nodes fixed to their best strategies: their others cost `dear` more."""
     out = costs.copy()
     for node in nodes:
         states = slice(flat.first[node], flat.first[node + 1])
@@ -122,7 +122,7 @@ def _held(flat: Flat, dual: Dual, costs: Array, nodes: Labels, dear: float) -> A
 
 
 def _lead(flat: Flat, dual: Dual) -> Array:
-    """By how much each node's second-best strategy costs more than its best."""
+    """How much more each node's second-best strategy costs than its best."""
     out: Array = np.full(flat.num_nodes, np.inf)
     for node in range(flat.num_nodes):
         marginals = dual.marginals[flat.first[node] : flat.first[node + 1]]

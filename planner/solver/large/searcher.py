@@ -1,8 +1,8 @@
-"""The primal search: annealing after annealing, each from the best that is known.
+"""The primal search: annealing runs one after another, each from the best choice known.
 
-Runs start cool; one that does not better the best is followed by a hotter one, and after the
-hottest comes the coolest with twice the moves: a small problem is melted down many times, a large
-one first brought to rest. All in moves, none of it in seconds.
+Runs start cool. One that does not improve the best is followed by a hotter one; after the hottest
+comes the coolest with twice the moves. So a small problem is melted down many times, and a large
+one is first cooled down well. Everything is counted in moves, not in seconds.
 """
 
 from __future__ import annotations
@@ -22,33 +22,33 @@ from planner.solver.relax.polytope import magnitude
 
 __all__ = ["Searcher", "Start"]
 
-#: Temperatures of the runs, and at the end of each, as shares of what the start costs a node beyond
-#: the sum of all minima.
+#: Temperatures at the start of runs and at the end of each, as shares of the mean, over nodes, of
+#: what the start costs beyond the sum of all minima.
 _HEATS, _COOL = (0.1, 0.4, 1.5, 5.0), 0.02
 
-#: Moves a node of the first runs, by what factor later ones may have more, and what a run must
-#: better to be followed by its like.
+#: Moves per node in the first runs; the factor by which later runs may have more; the share by
+#: which a run must improve the best to be repeated.
 _MOVES, _GROWTH, _WORTH = 100, 16, 2e-4
 
-#: What a share of the limit over the room is charged in one round of temperatures after another, as
-#: a multiple of all prices together; their least, as a share of the cost.
+#: The charge per share of the limit over the room, in successive rounds of temperatures, as a
+#: multiple of all prices together; the least that these count as, as a share of the cost.
 _WEIGHTS, _LEAST = (4.0, 10.0, 2.0), 0.1
 
-#: Runs from this temperature on melt the choice: they start with the bound's prices times one of
-#: these in turn; the others with what prices the last run left.
+#: Runs from this temperature on melt the choice: they start with the bound's prices times each of
+#: these factors in turn. The others start with the prices that the last run left.
 _MELTED, _FACTORS = 1.5, (1.0, 0.5)
 
-#: Seconds between two finds that are made known: a choice of the whole problem takes 0.1 s to
-#: restore and add up.
+#: Seconds between two reports of a better choice: to restore a choice of the whole problem and add
+#: up its cost takes 0.1 s.
 _EVERY = 1.0
 
-#: Between the random numbers of two runs, and of two searchers.
+#: Differences between the seeds of two runs, and of two searchers.
 _SEED, _APART = 1_000_003, 500_000_003
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """A level to search, with prices that are good there and labels to begin with."""
+    """A level to search, with good prices there and labels to begin with."""
 
     level: Level
     flat: Flat
@@ -57,15 +57,15 @@ class Start:
 
 
 class Searcher:
-    """Run after run on a level, the first of so many `moves` a node. Of several, number k starts
-    at the k-th temperature."""
+    """Runs on a level, the first with `moves` per node. Of several searchers, number k starts at
+    the k-th temperature."""
 
     def __init__(self, best: Incumbent, start: Start, number: int = 0, moves: int = _MOVES) -> None:
         self.best, self.number, self._seed, self._first = best, number, number * _APART, moves
         self.put(start)
 
     def put(self, start: Start) -> None:
-        """Goes on with another level, from the next run on."""
+        """Switches to another level from the next run on."""
         self.start = start
         self._fresh = True
 
@@ -79,8 +79,8 @@ class Searcher:
             raise
 
     def step(self) -> None:
-        """One run. The first on a level begins where it says, even if a better choice is known:
-        that may lie in a worse valley."""
+        """One run. The first on a level begins at its start, even if a better choice is known,
+        which may lie in a worse valley."""
         first = self._fresh
         if first:
             self._fresh, self._level = False, self.start
@@ -104,11 +104,11 @@ class Searcher:
             self._rounds += 1
             self._annealer = _annealer(
                 self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)]
-            )  # its prices have wandered
+            )  # the last run's prices have drifted
 
     def _anneal(self, heat: float, moves: int, first: bool) -> None:
-        """One run, unless it is the first from the better of the best known and where the last
-        run ended."""
+        """One run. Unless it is the `first`, it starts from the better of the best choice known and
+        the end of the last run."""
         level, flat, best = self._level.level, self._level.flat, self.best
         labels = self._labels
         if best.choice is not None and not first:
@@ -127,13 +127,13 @@ class Searcher:
         finds.tell()
 
     def _charged(self, labels: Labels) -> float:
-        """What a choice costs, with what it is over the limit at the worst time."""
+        """The cost of a choice plus a charge for its excess over the limit at the worst time."""
         over = float(self._level.level.rows.excess(labels).max(initial=0.0)) / self._annealer.unit
         return self._level.flat.cost(labels) + self._annealer.weight * over
 
 
 class _Finds:
-    """The best choice of a run, made known from time to time."""
+    """The best choice of a run, reported from time to time."""
 
     def __init__(self, best: Incumbent, level: Level, flat: Flat) -> None:
         self.best, self.level, self.flat = best, level, flat
@@ -149,7 +149,7 @@ class _Finds:
                 self.tell()
 
     def tell(self) -> None:
-        """Makes the best of the run known, if it is the best of all."""
+        """Reports the best of the run, if it is the best of all."""
         if self.labels is not None and self.best.bettered_by(self.level.offset + self.cost):
             self.best.take(self.level.restore(tuple(self.labels.tolist())))
             self.told = time.perf_counter()

@@ -1,9 +1,9 @@
-"""A large problem with a memory limit, made small: as `narrow` does, with prices on memory.
+"""Narrows a large problem with a memory limit: like `narrow`, with prices on memory.
 
-Level -> a level of less. The dual raises prices on the times that bind, which gives the bound;
-dives at those prices and a little above them read choices off until one fits, annealing betters it,
-and what costs more than the difference beyond its node's best goes. All in rounds and moves, so
-that the same problem ends the same anywhere, unless the time is up.
+Level -> a smaller level. The dual raises prices on the times that bind, which gives the bound.
+Dives at those prices and a little above them give choices until one fits, annealing improves it,
+and strategies whose marginal exceeds the gap are removed. Everything is counted in rounds and
+moves, so the same problem gives the same result anywhere, unless the time is up.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from planner.solver.relax.peak import leanest
 
 __all__ = ["narrow_within", "risen"]
 
-#: Levels, rounds in which a level's bound is raised, annealings on each and their moves a node.
+#: Levels; on each, rounds that raise the bound, annealing runs, and moves per node of these.
 _LEVELS, _ROUNDS, _RUNS, _MOVES = 4, 100, 4, 20
 
 #: A further level must have less than this share of the states.
 _LESS = 0.3
 
-#: Factors on the best prices at which choices are read off, until one fits; sweeps before each.
+#: Factors on the best prices at which choices are read off until one fits; sweeps before each.
 _ABOVE, _SWEEPS = (1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 10.0), 10
 
 
 def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: int) -> Level:
-    """The level reduced by `steps`, without what no choice takes that betters the best; until
-    `few` pairs are left or it is of no more use. What is found of choices and bounds is put into
+    """The level reduced by `steps`, without strategies that are in no choice better than the best,
+    until `few` pairs are left or further levels gain little. Choices and bounds found go into
     `best`."""
     prices: dict[int, float] = {}
     for _ in range(_LEVELS):
@@ -69,7 +69,7 @@ def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: in
 
 
 def risen(level: Level, prices: Array | None, deadline: float) -> Dual:
-    """The dual after some rounds, at its best."""
+    """The dual after some rounds, at its best prices."""
     dual, rounds = Dual(Flat.of(level.problem), level.rows, prices, dot=_dot), itertools.count()
     dual.rise(deadline, lambda: next(rounds) >= _ROUNDS, lambda: None)
     dual.settle()
@@ -77,8 +77,8 @@ def risen(level: Level, prices: Array | None, deadline: float) -> Dual:
 
 
 def _read_off(level: Level, dual: Dual, best: Incumbent) -> Labels:
-    """The first of the choices read off that fits, which `best` is told of, or the last; the
-    messages are at the best again."""
+    """The first of the choices read off that fits, which `best` takes, or the last one. Leaves the
+    messages at the best prices again."""
     for factor in _ABOVE:
         dual.settle(0)
         priced = replace(dual.flat, costs=dual.priced(factor * dual.prices))
@@ -92,6 +92,6 @@ def _read_off(level: Level, dual: Dual, best: Incumbent) -> Labels:
 
 
 def _dot(a: Array, b: Array) -> float:
-    """Without the threads that BLAS wakes for ten thousand numbers: half of the time of a round
-    (docs/decisions/0072)."""
+    """The dot product without BLAS, which would wake its threads for ten thousand numbers: half of
+    the time of a round (docs/decisions/0072)."""
     return float((a * b).sum())

@@ -1,7 +1,7 @@
-"""What every `Solution` keeps to: its choice is one of the problem's, costs what it says, fits, and
-is not below its bound.
+"""The checker of a `Solution`: its choice is valid, costs what it says, fits, and is not below its
+bound.
 
-A `Problem` is checked wherever one is made (`problem.Problem`).
+A `Problem` checks itself when it is made (`problem.Problem`).
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ __all__ = ["solution_faults"]
 
 
 def solution_faults(problem: Problem, solution: Solution) -> Iterator[str]:
-    """What is wrong with a solution, a line each; each figure is worked out again from the
-    problem's tables."""
+    """The faults of a solution, one line each; every figure is recomputed from the problem's
+    tables."""
     if solution.status not in ("optimal", "feasible"):
         return
     choice, sizes = solution.choice, [len(table) for table in problem.costs]

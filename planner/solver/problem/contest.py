@@ -31,8 +31,8 @@ _MOST = 2**63
 
 
 def read_contest(path: Path) -> Problem:
-    """The problem of a file, JSON or gzipped JSON. Raises BadValue where the file is not one of
-    the contest's."""
+    """The problem in a file, JSON or gzipped JSON. Raises BadValue if the file is not in the
+    contest's format."""
     try:
         raw = path.read_bytes()
         text = gzip.decompress(raw) if raw[:2] == b"\x1f\x8b" else raw
@@ -111,7 +111,7 @@ def _section(found: Any, where: str) -> Mapping[str, Any]:
 
 
 def _tables(found: Any, where: str) -> list[Table]:
-    """Lists of integers as arrays: views of one array of all."""
+    """Lists of integers as arrays, which are views of one array."""
     if not isinstance(found, list) or not all(isinstance(row, list) for row in found):
         raise BadValue(f"{where} is not a list of lists")
     kinds = set(map(type, itertools.chain.from_iterable(found)))
@@ -143,7 +143,7 @@ def _pairs(found: Any, where: str) -> Sequence[tuple[int, int]]:
 def _compressed(
     intervals: Sequence[tuple[int, int]],
 ) -> tuple[tuple[int, ...], list[tuple[int, int]]]:
-    """The times at which anything starts or ends, and the intervals in numbers of those."""
+    """The times at which anything starts or ends, and the intervals as indices into those times."""
     ends = np.array(intervals, dtype=np.int64).reshape(-1, 2)
     clock = np.unique(ends[ends[:, 0] < ends[:, 1]])
     lo, hi = np.searchsorted(clock, ends[:, 0]), np.searchsorted(clock, ends[:, 1])
@@ -165,7 +165,8 @@ def _edge(index: int, pair: tuple[int, int], table: Table, costs: Sequence[Table
 
 
 def _check_sums(costs: Sequence[Table], tables: Sequence[Table], usages: Sequence[Table]) -> None:
-    """The largest cost and the largest memory that a choice could have are below 2^63."""
+    """Raises BadValue unless the largest cost and memory that a choice could have are below
+    2^63."""
     dearest, fullest = (
         _sum_of_largest([*costs, *tables], FORBIDDEN),
         _sum_of_largest(usages, np.inf),
@@ -181,7 +182,7 @@ def _check_sums(costs: Sequence[Table], tables: Sequence[Table], usages: Sequenc
 
 
 def _sum_of_largest(tables: Sequence[Table], left_out: float) -> float:
-    """The sum of every table's largest absolute value below `left_out`."""
+    """The sum, over tables, of the largest absolute value below `left_out`."""
     filled = [table for table in tables if table.size]
     if not filled:
         return 0.0

@@ -1,9 +1,9 @@
-"""Memory that a pair of choices holds, as memory of a node: what changes layout on the way from u
-to v is there twice for a while.
+"""Memory that a pair of choices holds, as memory of a node: a tensor that changes layout on the way
+from u to v is there twice for a while.
 
 A pair's bytes M[i, j] become a node between u and v whose states are (j, one of the values in M's
-column j). Its edge to v lets it only follow v's choice; its edge to u lets it be only where M[i, j]
-is its value, and takes over the pair's cost.
+column j). Its edge to v forces j to be v's choice; its edge to u forces the value to be M[i, j],
+and takes over the pair's cost.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class PairUsage:
 
 
 def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
-    """The problem with memory of pairs: the nodes that were there keep their numbers, one more
-    follows for each pair usage. A choice of the first nodes leaves the others no choice."""
+    """The problem with memory of pairs: its nodes keep their numbers, and one more follows for each
+    pair usage. A choice of the first nodes determines that of the others."""
     costs, edges, usages, names = (
         list(problem.costs),
         list(problem.edges),
@@ -49,7 +49,7 @@ def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
         costs.append(np.zeros(len(states)))
         names += [f"{names[edge.u]} to {names[edge.v]}"] if names else []
         matches = pair.nbytes[:, follows] == values[None, :]
-        first = edges[pair.edge] is edge  # of several usages of one edge the first takes its cost
+        first = edges[pair.edge] is edge  # the first of several usages of an edge takes its cost
         to_u = Edge(
             u=edge.u,
             v=node,
@@ -75,8 +75,8 @@ def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
 
 
 def completed(problem: Problem, choice: Choice) -> Choice:
-    """A choice of the first nodes with what it leaves the nodes of pair usages, which stand
-    after them."""
+    """A choice of the first nodes, followed by the choice that it determines for the nodes of pair
+    usages."""
     out = list(choice)
     for node in range(len(choice), len(problem.costs)):
         cost = problem.costs[node].astype(float)
@@ -88,8 +88,8 @@ def completed(problem: Problem, choice: Choice) -> Choice:
 
 
 def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice) -> float:
-    """The most bytes that a choice of the problem's nodes holds at any time, with those of
-    `pairs`."""
+    """The most bytes held at any time under a choice of the problem's nodes, those of `pairs`
+    included."""
     steps = np.zeros(problem.horizon + 1)
     for pair in pairs:
         edge = problem.edges[pair.edge]

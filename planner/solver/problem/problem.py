@@ -1,4 +1,4 @@
-"""The strategy-selection problem: one choice a node, costs on nodes and on pairs, memory over time.
+"""The strategy-selection problem: a choice per node, costs on nodes and pairs, memory over time.
 
     minimise   sum_n c_n[x_n] + sum_(u,v) C_uv[x_u, x_v]
     such that  for every time t:  base(t) + sum_n p_n(t) m_n[x_n] <= limit
@@ -37,31 +37,31 @@ Array = NDArray[np.float64]
 #: A table of costs or bytes: floats, or integers that are to be added exactly.
 Table = NDArray[Any]
 Choice = tuple[int, ...]
-#: From when to when (exclusive), and how many times over.
+#: From which time to which (exclusive), and how many times over.
 Span = tuple[int, int, float]
 
-#: The contest marks what is impossible by 10^18; one of its costs is at most 10^14.
+#: The contest marks impossible choices by a cost of 10^18; its other costs are at most 10^14.
 FORBIDDEN = 1e17
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Usage:
-    """Bytes held: `nbytes[choice]` of a node, at each time of `spans` as often as that says (a
-    repeated layer holds its tensors once a layer)."""
+    """Bytes held by a node: `nbytes[choice]`, at each time of `spans` as many times over as the
+    span says (a repeated layer holds its tensors once per layer)."""
 
     node: int
     nbytes: Table
     spans: tuple[Span, ...]
 
     def times(self, at: int) -> float:
-        """How many times over it is held at a time."""
+        """How many times over the usage is held at a time."""
         return sum(times for start, end, times in self.spans if start <= at < end)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Edge:
-    """A pairwise cost: `cost[i, j]` where `u` chooses i and `v` chooses j. Parallel edges add
-    up; an edge from a node to itself costs its diagonal."""
+    """A pairwise cost: `cost[i, j]` if `u` chooses i and `v` chooses j. Parallel edges add up; an
+    edge from a node to itself costs its diagonal."""
 
     u: int
     v: int
@@ -71,8 +71,8 @@ class Edge:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
     """Nodes by number, edges, and usages against one `limit` in bytes (infinite: no limit).
-    `base` are the bytes held at each time whatever is chosen, `clock` what each time is called
-    where that is not its number."""
+    `base` are the bytes held at each time under any choice, `clock` the name of each time if that
+    is not its number."""
 
     costs: tuple[Table, ...]
     edges: tuple[Edge, ...] = ()
@@ -84,7 +84,7 @@ class Problem:
     names: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        """Raises BadValue, in one line, for what is no problem."""
+        """Raises BadValue, in one line, if the parts do not make up a problem."""
         _check_times(self)
         _check_numbers("costs of node", self.costs)
         _check_numbers("costs of edge", [edge.cost for edge in self.edges])
@@ -110,12 +110,12 @@ class Problem:
 
     @property
     def num_pairs(self) -> int:
-        """The entries of all tables between nodes."""
+        """The number of entries in all tables between nodes."""
         return sum(edge.cost.size for edge in self.edges)
 
     def cost(self, choice: Choice) -> float:
-        """The objective of a choice, an exact integer where all costs are; infinite where it
-        takes what is forbidden."""
+        """The objective of a choice, an exact integer if all costs are; infinite if the choice is
+        forbidden."""
         taken = [table[x] for table, x in zip(self.costs, choice, strict=True)]
         taken += [edge.cost[choice[edge.u], choice[edge.v]] for edge in self.edges]
         values = np.array(taken, dtype=object)
@@ -124,7 +124,7 @@ class Problem:
         return sum(int(v) for v in taken) if self.is_integral else float(sum(map(float, taken)))
 
     def room(self, at: int) -> float:
-        """Bytes left at a time beside what is always held."""
+        """Bytes left for choices at a time: the limit less what is always held."""
         return self.limit if self.base is None else self.limit - float(self.base[at])
 
     def memory(self, choice: Choice) -> Table:
@@ -150,19 +150,19 @@ class Problem:
         return held.max().item() if len(held) else 0
 
     def fits(self, choice: Choice) -> bool:
-        """Whether a choice stays within the limit, to 1e-9 of it where bytes are floats."""
+        """Whether a choice stays within the limit, up to 1e-9 of it if bytes are floats."""
         peak = self.peak(choice)
         return peak <= self.limit if isinstance(peak, int) else peak <= self.limit * (1 + 1e-9)
 
 
 def forbids(table: Table) -> NDArray[np.bool_]:
-    """What a table of costs forbids."""
+    """The entries of a table of costs that are forbidden."""
     found: NDArray[np.bool_] = table >= FORBIDDEN
     return found
 
 
 def spans_of(profile: Array) -> tuple[Span, ...]:
-    """A profile over time as spans: where it is not zero, and how many times over."""
+    """A profile over time as spans: its stretches of one value that is not zero."""
     edges = np.flatnonzero(np.diff(profile, prepend=0.0, append=0.0))
     return tuple(
         (int(a), int(b), float(profile[a])) for a, b in itertools.pairwise(edges) if profile[a]
@@ -176,7 +176,7 @@ def _check_numbers(
     least: float = -FORBIDDEN,
     names: Iterable[int] | None = None,
 ) -> None:
-    """No NaN, and nothing below `least`; the first table that has either is named."""
+    """Raises BadValue for a NaN or a number below `least`, naming the first table that has one."""
     if not tables:
         return
     flat = np.concatenate([table.ravel() for table in tables])
@@ -193,7 +193,7 @@ def _check_numbers(
 
 
 def _check_times(problem: Problem) -> None:
-    """What is told of every time, and of every node, is told of all."""
+    """Raises BadValue unless base, clock and spans cover the same times, and names all nodes."""
     if problem.horizon < 0:
         raise BadValue(f"a horizon of {problem.horizon} times: give a number from 0 on")
     if problem.base is not None:
@@ -205,7 +205,7 @@ def _check_times(problem: Problem) -> None:
     if problem.clock and len(problem.clock) not in (
         problem.horizon,
         problem.horizon + 1,
-    ):  # the end of the last time, too
+    ):  # a clock also names the end of the last time
         raise BadValue(f"clock names {len(problem.clock)} times, there are {problem.horizon}")
     if problem.names and len(problem.names) != len(problem.costs):
         raise BadValue(f"{len(problem.names)} names for {len(problem.costs)} nodes")

@@ -1,4 +1,4 @@
-"""What a solver found, and what it proved."""
+"""A solver's answer: the choice found, and the bound proved."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ TOLERANCE = 1e-6
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Solution:
     """`status` is `optimal` (bound and objective meet within `TOLERANCE`), `feasible` (the time
-    came first), `infeasible` (nothing fits: `choice` is then the leanest found, `overflow` what
-    it lacks, `lean_bound` a lower bound on any peak, at time `lean_at`; where the pairs leave no
-    choice at all, `objective` is infinite) or `unknown` (the time came before any choice that
-    fits). `gap` is (objective - bound) / objective."""
+    was up first), `infeasible` (nothing fits: `choice` is then the leanest found, `overflow` the
+    bytes that it lacks, `lean_bound` a lower bound on any peak, at time `lean_at`; if every choice
+    is forbidden, `objective` is infinite) or `unknown` (the time was up before any choice that
+    fits was found). `gap` is (objective - bound) / objective."""
 
     status: str
     choice: Choice
@@ -43,7 +43,7 @@ class Solution:
 def found(
     problem: Problem, choice: Choice, *, bound: float, began: float, num_variables: int
 ) -> Solution:
-    """The solution of a choice that fits, `optimal` if the bound meets its cost."""
+    """The solution for a choice that fits, `optimal` if the bound meets its cost."""
     cost = problem.cost(choice)
     bound = min(bound, cost)
     return Solution(
@@ -66,8 +66,8 @@ def not_found(
     at: int = 0,
     known: bool,
 ) -> Solution:
-    """The solution where no choice that fits was found: the leanest choice, if any, and whether
-    it is `known` that none fits."""
+    """The solution if no choice that fits was found: the leanest choice, if any, and whether it is
+    `known` that none fits."""
     return Solution(
         status="infeasible" if known else "unknown",
         choice=choice or (),

@@ -1,5 +1,5 @@
-"""The text of a `Problem`: what a person reads of a small one, in a test that fails or of a file
-that is to be solved.
+"""The text of a small `Problem` for a person to read, after a failed test or before a file is
+solved.
 
 Problem -> text: its nodes with the cost and bytes of every strategy, the tables between them,
 memory over time.
@@ -15,15 +15,15 @@ from planner.solver.problem.problem import FORBIDDEN, Choice, Problem, Table
 
 __all__ = ["problem_text"]
 
-#: More nodes, edges or times than this are not shown, nor more strategies of a node: nobody reads
-#: them.
+#: The most nodes, edges or times, and the most strategies of a node, that are shown: nobody reads
+#: more.
 _ROWS, _STRATEGIES = 40, 12
 
 
 def problem_text(problem: Problem, choice: Choice | None = None) -> str:
-    """The problem as lines, at most 40 nodes, edges and times each. What is forbidden is `-`; of
-    a `choice`, what it takes is in brackets, and memory is what it holds; else the least and the
-    most that there can be."""
+    """The problem as lines, at most 40 nodes, edges and times each. A forbidden entry is `-`. With
+    a `choice`, its entries are in brackets, and memory is what it holds; else memory is the least
+    and the most that any choice could hold."""
     parts = (
         _head(problem, choice),
         _nodes(problem, choice),
@@ -92,7 +92,7 @@ def _memory(problem: Problem, choice: Choice | None) -> Iterator[str]:
 
 
 def _range(problem: Problem) -> tuple[Table, Table]:
-    """The least and the most bytes that nodes, each for itself, can hold at every time."""
+    """At every time, the sum of the least bytes of each node, and that of the most."""
     base = np.zeros(problem.horizon) if problem.base is None else problem.base.astype(float)
     least, most = base.copy(), base.copy()
     for usage in problem.usages:
@@ -107,7 +107,7 @@ def _name(problem: Problem, node: int) -> str:
 
 
 def _time(problem: Problem, at: int) -> str:
-    """What a time is called; the end of the last one has no name where only times have."""
+    """The name of a time; empty for the end of the last one if only times have names."""
     if not problem.clock:
         return str(at)
     return str(problem.clock[at]) if at < len(problem.clock) else "the end"
@@ -122,7 +122,7 @@ def _row(table: Table, taken: int | None) -> str:
 
 
 def _number(value: float) -> str:
-    """`-` for what is forbidden; whole numbers whole, others to four digits."""
+    """`-` for a forbidden cost; integers in full, other numbers to four digits."""
     if value >= FORBIDDEN:
         return "-"
     return f"{value:.0f}" if float(value).is_integer() else f"{value:.4g}"

@@ -1,1 +1,1 @@
-"""A problem -> a smaller one of the same least cost, and the way back."""
+"""A problem -> a smaller one with the same least cost, and the way back."""

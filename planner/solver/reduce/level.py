@@ -1,5 +1,4 @@
-"""A level of a search: a reduced problem, the way from it to the whole one, and what is known
-about its prices."""
+"""A level of a search: a reduced problem and the way from it to the whole one."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ __all__ = ["Level", "sum_of_minima"]
 
 @dataclass(frozen=True, slots=True)
 class Level:
-    """`offset` is what the whole problem costs beside this one; `clock` the level's times in the
-    whole problem's."""
+    """`offset` is the whole problem's cost less the level's; `clock` gives the level's times as
+    times of the whole problem."""
 
     problem: Problem
     rows: Rows
@@ -29,15 +28,14 @@ class Level:
 
     @staticmethod
     def of(problem: Problem, steps: Collection[str] = STEPS) -> Level:
-        """The problem, reduced by `steps`. Raises Contradiction where no choice is possible and
-        fits."""
+        """The problem, reduced by `steps`. Raises Contradiction if no possible choice fits."""
         reduced = reduce(problem, steps)
         return Level(
             reduced.problem, Rows(reduced.problem), reduced.offset, (reduced,), reduced.clock
         )
 
     def without(self, kept: Sequence[Labels], steps: Collection[str] = STEPS) -> Level:
-        """The level whose nodes are left the strategies `kept`, reduced again."""
+        """The level with only the strategies `kept`, reduced again."""
         reduced = reduce(self.problem, steps, kept=kept)
         chain, clock = (*self.chain, reduced), self.clock[reduced.clock]
         return Level(
@@ -63,7 +61,7 @@ class Level:
         return int(self.rows.first[-1])
 
     def prices(self, known: dict[int, float]) -> Array | None:
-        """Prices by the whole problem's times as prices of this level's times; None where there
+        """Prices by times of the whole problem, as an array over this level's times; None if there
         are none."""
         if not known or not len(self.clock):
             return None
@@ -74,5 +72,5 @@ class Level:
 
 
 def sum_of_minima(problem: Problem) -> float:
-    """A bound at once: every node and edge of a reduced problem at its cheapest."""
+    """A quick bound: every node and edge of a reduced problem at its cheapest."""
     return float(sum(c.min() for c in problem.costs) + sum(e.cost.min() for e in problem.edges))

@@ -1,6 +1,6 @@
 """Lossless reduction: a problem -> a smaller one with the same least cost, and the way back.
 
-The steps of `steps` and `timepoints` run over the nodes that changed until none does any more. Each
+The steps of `steps` and `timepoints` run over the nodes that changed until nothing changes. Each
 can be left out.
 """
 
@@ -18,15 +18,15 @@ __all__ = ["STEPS", "Contradiction", "Reduced", "reduce"]
 #: The names of all steps.
 STEPS = (*NODE_STEPS, "room", "times")
 
-#: Times and room are looked at again after each round; two are the rule.
+#: Times and room are reduced again after each round; usually two rounds suffice.
 _ROUNDS = 10
 
 
 def reduce(
     problem: Problem, steps: Collection[str] = STEPS, kept: Sequence[Labels] | None = None
 ) -> Reduced:
-    """The reduced problem, its nodes left only the strategies `kept`. Raises Contradiction where
-    a step shows that no choice is possible and fits."""
+    """The reduced problem, with only the strategies `kept` (None: all). Raises Contradiction if a
+    step shows that no possible choice fits."""
     assert set(steps) <= set(STEPS), set(steps) - set(STEPS)
     work = Working(problem)
     for node, labels in enumerate(kept or ()):
@@ -44,8 +44,8 @@ def reduce(
 
 
 def _settle(work: Working, steps: Collection[str]) -> None:
-    """Runs steps of one node until nothing changes: the cheap ones first, a dearer one only
-    where they are at rest."""
+    """Runs the steps for single nodes until nothing changes: the cheap ones first, a dearer one
+    only when the cheaper ones change nothing."""
     todo = {name: set(work.touched) for name in steps}
     work.touched.clear()
     while True:

@@ -1,8 +1,8 @@
 """Memory as rows over the states of all nodes: row t is  sum over states s of m_t(s) x(s) <=
 room(t).
 
-A state is a strategy of a node; all states stand in one line, node by node. Rows are made one at a
-time, as they are asked for.
+A state is a strategy of a node; states are numbered node by node. Rows are made one at a time, on
+demand.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ __all__ = ["Rows"]
 
 
 class Rows:
-    """The memory rows of a problem, none where it has no limit. `first[n]` is node n's first
-    state; `room` what is left at a time."""
+    """The memory rows of a problem, none if it has no limit. `first[n]` is node n's first state;
+    `room[t]` the bytes left for choices at time t."""
 
     def __init__(self, problem: Problem) -> None:
         sizes = np.array([len(c) for c in problem.costs], dtype=np.int64)
@@ -43,12 +43,12 @@ class Rows:
         )
         base = np.zeros(self.horizon) if problem.base is None else problem.base[: self.horizon]
         self.room: Array = problem.limit - base
-        #: How much over the room still counts as within: what `Problem.fits` allows, less for
-        #: rounding here.
+        #: Bytes over the room that still count as within: half of what `Problem.fits` allows, to
+        #: allow for rounding here.
         self.slack = 0.5e-9 * problem.limit if self.times.size else 0.0
 
     def row(self, at: int) -> tuple[Labels, Array]:
-        """The states that hold memory at a time, and their bytes."""
+        """The states that hold memory at time `at`, and their bytes."""
         live = (self.lo <= at) & (at < self.hi)
         factor = np.zeros(len(self.starts) - 1)
         np.add.at(factor, self.owner[live], self.times[live])
@@ -59,14 +59,14 @@ class Rows:
         return found, dense[found]
 
     def held(self, weight: Array) -> Array:
-        """Bytes held at each time where state s is taken with `weight[s]`, beyond what is always
-        held."""
+        """Bytes held at each time if state s is taken with weight `weight[s]`, without what is
+        always held."""
         if not len(self.nbytes):
             return np.zeros(self.horizon)
         return self._over_time(np.add.reduceat(self.nbytes * weight[self.states], self.starts[:-1]))
 
     def held_by(self, labels: Labels) -> Array:
-        """The same for one strategy a node."""
+        """The same for one strategy per node."""
         return self._over_time(self.nbytes[self.starts[:-1] + labels[self.node]])
 
     def _over_time(self, nbytes: Array) -> Array:
@@ -77,16 +77,16 @@ class Rows:
         return np.cumsum(steps)[: self.horizon]
 
     def excess(self, labels: Labels | Choice) -> Array:
-        """Bytes over the room at each time; positive where a choice does not fit."""
+        """Bytes over the room at each time; positive at times at which the choice does not fit."""
         found: Array = self.held_by(np.asarray(labels, dtype=np.int64)) - self.room
         return found
 
     def fits(self, labels: Labels | Choice) -> bool:
-        """Whether one strategy a node stays within the room."""
+        """Whether one strategy per node stays within the room."""
         return bool((self.excess(labels) <= self.slack).all())
 
     def over(self, held: Array, tolerance: float = 0.0) -> Labels:
-        """The few times to forbid first where `held` is over the room: the worst of each stretch
+        """The few times to add rows for first if `held` is over the room: the worst of each stretch
         that is over, worst first."""
         excess = held - self.room - max(self.slack, tolerance * self.limit)
         over = np.flatnonzero(excess > 0)
@@ -97,7 +97,7 @@ class Rows:
         return worst[np.argsort(-excess[worst])]
 
     def charged(self, prices: Array) -> Array:
-        """What each state's memory costs at so much a byte at each time."""
+        """The cost of each state's memory, at `prices[t]` per byte at time t."""
         if not len(self.nbytes):
             return np.zeros(int(self.first[-1]))
         paid = np.concatenate([[0.0], np.cumsum(prices)])

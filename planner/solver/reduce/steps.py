@@ -1,18 +1,19 @@
-"""The lossless reductions, each a step on a `Working` problem: nodes to look at -> whether anything
-changed.
+"""The lossless reductions, each a step on a node of a `Working` problem.
 
-    forbid     a strategy that costs infinity goes
-    arcs       so does one that some neighbour leaves no partner (arc consistency)
-    room       and one that holds more than is left when all others hold their least
-    fold       a node of one strategy goes into its neighbours' costs and the memory that is always held
-    merge      u's choice forces v's: v goes into u, memory too
-    push       C[i,j] = a_i + b_j: the edge goes into its nodes' costs
-    dominate   strategy i goes if j costs no more whatever the neighbours choose, and holds no more in any part of memory
-    leaf       a node with one neighbour that holds nothing: its cheapest strategy for each of the neighbour's is its cost
-    chain      the same with two neighbours: a table between them
+    forbid     remove a strategy that costs infinity
+    arcs       remove a strategy that has no allowed partner at some neighbour (arc consistency)
+    room       remove a strategy that holds more than is left when all others hold their least
+    fold       move a node of one strategy into its neighbours' costs and the memory always held
+    merge      if u's choice forces v's: move v into u, memory too
+    push       if C[i,j] = a_i + b_j: move the edge into its nodes' costs
+    dominate   remove strategy i if some j costs no more whatever the neighbours choose, and holds
+               no more in any part of memory
+    leaf       a node that holds nothing and has one neighbour: for each of the neighbour's
+               strategies, add the node's least cost to it
+    chain      the same with two neighbours: add it to the table between them
 
-`times` (in `timepoints`) keeps only the times at which memory can be too much. Nothing here changes
-the least cost there is.
+`times` (in `timepoints`) keeps only the times at which memory can be over the limit. No step
+changes the least cost.
 """
 
 from __future__ import annotations
@@ -26,11 +27,11 @@ from planner.solver.reduce.working import Contradiction, Labels, Working
 
 __all__ = ["NODE_STEPS", "room"]
 
-#: A merge or a chain may not make more pairs than it takes away, times this, plus that: tables
-#: would fill memory.
+#: A merge or a chain may make at most `_GROWTH` times the pairs that it removes plus `_SPARE`:
+#: else tables would fill memory.
 _GROWTH, _SPARE = 1.5, 2_000
 
-#: Below any sum of costs, and finite: added to infinity it leaves that.
+#: Below any sum of costs, yet finite: infinity plus this is still infinity.
 _LOW = -1e300
 
 #: Cells of a block of a dominance test: 2 MB, within a core's cache.
@@ -38,14 +39,14 @@ _BLOCK = 250_000
 
 
 def forbid(work: Working, node: int) -> None:
-    """Strategies that cost infinity go."""
+    """Removes strategies that cost infinity."""
     possible = np.isfinite(work.costs[node])
     if not possible.all():
         work.keep(node, np.flatnonzero(possible))
 
 
 def arcs(work: Working, node: int) -> None:
-    """Strategies without a partner at some neighbour go."""
+    """Removes strategies without an allowed partner at some neighbour."""
     possible = np.ones(len(work.costs[node]), dtype=bool)
     for table in work.near[node].values():
         possible &= np.isfinite(table).any(axis=1)
@@ -54,14 +55,14 @@ def arcs(work: Working, node: int) -> None:
 
 
 def fold(work: Working, node: int) -> None:
-    """A node of one strategy goes."""
+    """Removes a node of one strategy."""
     if len(work.costs[node]) == 1 and np.isfinite(work.costs[node][0]):
         work.fold(node)
 
 
 def merge(work: Working, node: int) -> None:
-    """Neighbours whose strategy this node's forces go into it, and it into one that forces its
-    own; where either could go, the one with fewer edges does."""
+    """Merges neighbours whose strategy this node's forces into it, and it into a neighbour that
+    forces its own. If either could go, the one with fewer edges does."""
     for other in list(work.near[node]):
         possible = np.isfinite(work.near[node][other])
         ways = [(other, node, possible), (node, other, possible.T)]
@@ -83,11 +84,11 @@ def _grows_little(work: Working, gone: int, into: int) -> bool:
 
 
 def push(work: Working, node: int) -> None:
-    """Edges whose cost is a sum of one part a node go into the nodes."""
+    """Moves edges whose cost is a sum of one part per node into the nodes."""
     for other, table in list(work.near[node].items()):
         corner = table[0, 0]
         if table[-1, -1] + corner != table[0, -1] + table[-1, 0] or not np.isfinite(corner):
-            continue  # most tables are told apart by their corners
+            continue  # a quick test of the corners rules out most tables
         rows, columns = table[:, 0], table[0] - corner
         if np.isfinite(table).all() and (table == rows[:, None] + columns[None, :]).all():
             work.touched.update((node, other))
@@ -97,13 +98,13 @@ def push(work: Working, node: int) -> None:
 
 
 def dominate(work: Working, node: int) -> None:
-    """Strategies that another one betters whatever the neighbours choose go."""
+    """Removes strategies that are no better than another, whatever the neighbours choose."""
     size = len(work.costs[node])
     if size == 1 or not np.isfinite(work.costs[node]).all():
-        return  # what is forbidden goes by another step
+        return  # forbidden strategies are removed by another step
     worse = (
         work.costs[node][None, :] - work.costs[node][:, None]
-    )  # [i, j]: what j costs more than i, at worst
+    )  # [i, j]: how much more j costs than i, at worst
     leaner = np.ones((size, size), dtype=bool)
     for nbytes in work.parts[node].values():
         leaner &= nbytes[None, :] <= nbytes[:, None]
@@ -113,12 +114,12 @@ def dominate(work: Working, node: int) -> None:
         if not len(rows):
             return
         worse[rows] += _worst(table, rows)
-        # No later table can make up for an infinite loss; finite ones may.
+        # No later table can make up for an infinite difference, but it can for a finite one.
         leaner &= worse < np.inf
     beats = leaner & (worse <= 0)
     beats &= ~(
         beats.T & (np.arange(size)[None, :] > np.arange(size)[:, None])
-    )  # of two equals the first stays
+    )  # of two equal strategies the first stays
     gone = beats.any(axis=1)
     if gone.any():
         work.keep(node, np.flatnonzero(~gone))
@@ -144,7 +145,7 @@ def _worst(table: Array, rows: Labels) -> Array:
 
 
 def leaf(work: Working, node: int) -> None:
-    """A node that holds nothing and has one neighbour, or none, goes."""
+    """Removes a node that holds nothing and has at most one neighbour."""
     if work.parts[node] or len(work.near[node]) > 1:
         return
     if not work.near[node]:
@@ -159,7 +160,7 @@ def leaf(work: Working, node: int) -> None:
 
 
 def chain(work: Working, node: int) -> None:
-    """A node that holds nothing and has two neighbours goes, where the table between them stays
+    """Removes a node that holds nothing and has two neighbours, if the table between them stays
     small."""
     if work.parts[node] or len(work.near[node]) != 2:
         return
@@ -178,7 +179,7 @@ def chain(work: Working, node: int) -> None:
 
 
 def room(work: Working) -> None:
-    """Strategies that hold more than is left when every other node holds its least go."""
+    """Removes strategies that hold more than is left when every other node holds its least."""
     if not work.limited:
         return
     if len(work.room) and work.room.min() < -_slack(work):
@@ -193,7 +194,7 @@ def room(work: Working) -> None:
 
 
 def _slack(work: Working) -> float:
-    """How much over the limit counts as within: what `Problem.fits` allows."""
+    """Bytes over the limit that count as within, as in `Problem.fits`."""
     return 1e-9 * work.whole.limit
 
 

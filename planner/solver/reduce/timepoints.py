@@ -1,8 +1,8 @@
-"""Which times matter: memory is checked only where it can be too much.
+"""Which times matter: memory is checked only at times at which it can be over the limit.
 
-Between two times at which a node starts or ends holding, the same nodes hold; of those times the
-one with the least room says it all. A time at which a subset of another's nodes hold, with no less
-room, says nothing new. And one at which all nodes' largest usages fit is always kept.
+Between two times at which a node starts or ends to hold memory, the same nodes hold it: only the
+time with the least room matters. A time at which a subset of another time's nodes hold, with no
+less room, is implied by the other. A time at which all nodes' largest usages fit never binds.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["times"]
 
 
 def times(work: Working) -> bool:
-    """Drops the times that say nothing; whether any went."""
+    """Drops the times that cannot bind or are implied by others; returns whether any went."""
     if not work.limited or not len(work.room):
         return False
     while True:
@@ -30,7 +30,7 @@ def times(work: Working) -> bool:
 
 
 def _telling(work: Working) -> Labels:
-    """The times to keep: one a maximal set of nodes that hold together."""
+    """The times to keep: one for each maximal set of nodes that hold memory together."""
     horizon = len(work.room)
     starts, ends, most = (
         np.zeros(horizon + 1, dtype=bool),
@@ -48,9 +48,9 @@ def _telling(work: Working) -> Labels:
 
 
 def _maximal(room: Array, starts: Flags, ends: Flags, most: Array) -> Labels:
-    """Times in stretches between events; a stretch whose nodes are also those of the one before
-    or after, and with no less room than there, goes. `most` is what is held when all hold their
-    largest."""
+    """One time per stretch between events, without stretches whose nodes all hold in the stretch
+    before or after too, with no more room there. `most` is the memory at each time if all nodes
+    hold their largest."""
     stretch = np.cumsum((starts | ends)[:-1])
     order = np.lexsort((room, stretch))
     first = order[np.unique(stretch[order], return_index=True)[1]]
@@ -59,9 +59,9 @@ def _maximal(room: Array, starts: Flags, ends: Flags, most: Array) -> Labels:
         if most[at] <= room[at]:
             continue
         while kept and room[kept[-1]] >= room[at] and not ends[kept[-1] + 1 : at + 1].any():
-            kept.pop()  # nothing ended since: its nodes hold here too
+            kept.pop()  # nothing ended since then: its nodes hold here too
         if kept and room[kept[-1]] <= room[at] and not starts[kept[-1] + 1 : at + 1].any():
-            continue  # nothing started since: all who hold here held there
+            continue  # nothing started since then: all nodes that hold here held there too
         kept.append(at)
     return np.array(kept, dtype=np.int64)
 

@@ -1,8 +1,8 @@
 """A problem that is being reduced, and the way back: `Working` -> a smaller `Problem`, and a choice
 of that -> one of the whole.
 
-Every change is undone exactly: what a choice of the smaller problem means for the nodes that have
-gone is on the trail. Costs of `FORBIDDEN` or more are infinite here.
+Every change can be undone exactly: the trail records how a choice of the smaller problem determines
+the nodes that are gone. Costs of `FORBIDDEN` or more are infinite here.
 """
 
 from __future__ import annotations
@@ -28,11 +28,10 @@ class Contradiction(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reduced:
-    """`problem` has the whole problem's solutions and no others that matter: its optimum plus
-    `offset` is the whole's, and `restore` turns its best choice into one of the whole, `project`
-    a choice of the whole into one near it, where the strategies that it takes are still there.
-    `clock` numbers its times in the whole; its node i is the whole's `nodes[i]` with the
-    `strategies[i]` of that."""
+    """`problem` has the whole problem's optimum less `offset`. `restore` turns its best choice
+    into a best choice of the whole; `project` turns a choice of the whole into one near it, keeping
+    the strategies that are still there. `clock` gives its times as times of the whole; its node i
+    is the whole's `nodes[i]` with strategies `strategies[i]`."""
 
     problem: Problem
     offset: float
@@ -44,8 +43,8 @@ class Reduced:
 
 
 class Working:
-    """Nodes, tables between neighbours, and memory in parts, all of which may change; None where
-    a node has gone."""
+    """Nodes, tables between neighbours, and memory in parts, all of which may change. A node that
+    is gone is None."""
 
     def __init__(self, problem: Problem) -> None:
         self.whole = problem
@@ -74,12 +73,12 @@ class Working:
     # -------------------------------------------------------------------------------------- changes
 
     def touch(self, node: int) -> None:
-        """A node whose surroundings changed: it and its neighbours are to be looked at again."""
+        """Marks a node whose surroundings changed, and its neighbours, to be reduced again."""
         self.touched.add(node)
         self.touched.update(self.near[node])
 
     def add_table(self, u: int, v: int, table: Array) -> None:
-        """Adds the cost of pairs, on top of what is there."""
+        """Adds a table to the cost of the pairs of u and v."""
         found = self.near[u].get(v)
         table = table if found is None else found + table
         self.near[u][v], self.near[v][u] = table, table.T
@@ -88,7 +87,8 @@ class Working:
         del self.near[u][v], self.near[v][u]
 
     def add_part(self, node: int, spans: tuple[Span, ...], nbytes: Array) -> None:
-        """Adds bytes held; what every strategy holds goes off the room at those times."""
+        """Adds bytes held by a node. What all its strategies hold is taken off the room at those
+        times."""
         found = self.parts[node].pop(spans, None)
         nbytes = nbytes if found is None else nbytes + found
         least = float(nbytes.min())
@@ -100,7 +100,7 @@ class Working:
             self.parts[node][spans] = nbytes
 
     def keep(self, node: int, kept: Labels) -> None:
-        """Leaves a node only the strategies `kept`."""
+        """Removes a node's strategies other than `kept`."""
         if not len(kept):
             raise Contradiction
         self.touch(node)
@@ -122,7 +122,7 @@ class Working:
         self._trail.append(undo)
 
     def fold(self, node: int) -> None:
-        """Takes out a node of one strategy."""
+        """Removes a node of one strategy; its costs and memory become constant."""
         self.touch(node)
         self.offset += float(self.costs[node][0])
         for other, table in list(self.near[node].items()):
@@ -135,8 +135,8 @@ class Working:
         self._remove(node, undo)
 
     def merge(self, gone: int, into: int, forced: Labels) -> None:
-        """Takes out a node whose strategy is `forced[s]` where `into` has s: costs, edges and
-        memory go over."""
+        """Removes a node whose strategy is `forced[s]` if that of `into` is s; moves its costs,
+        edges and memory there."""
         self.touch(gone)
         table = self.near[into][gone]
         self.costs[into] = (
@@ -155,8 +155,8 @@ class Working:
         self._remove(gone, undo)
 
     def eliminate(self, gone: int, around: tuple[int, ...], best: Labels) -> None:
-        """Takes out a node that holds nothing and whose best strategy is `best[choices around]`;
-        its costs went elsewhere."""
+        """Removes a node that holds nothing and whose best strategy is `best[choices around]`; the
+        caller has moved its costs."""
         self.touch(gone)
         for other in around:
             self.drop_edge(gone, other)
@@ -176,7 +176,7 @@ class Working:
     # -------------------------------------------------------------------------------------- results
 
     def retime(self, times: Labels, renamed: Callable[[Span], Span | None]) -> None:
-        """Keeps only some times, in order; `renamed` gives a span in their numbers."""
+        """Keeps only the given times, in order; `renamed` maps a span to their numbers."""
         self.room, self.clock = self.room[times], self.clock[times]
         for node in self.nodes():
             parts = self.parts[node]
@@ -241,7 +241,7 @@ class Working:
         return found
 
     def _usages(self, node: int, number: int) -> Iterable[Usage]:
-        """A node's parts of memory, those with the same bytes as one."""
+        """A node's parts of memory as usages; parts with the same bytes become one."""
         alike: dict[bytes, list[tuple[Span, ...]]] = defaultdict(list)
         for spans, nbytes in self.parts[node].items():
             alike[nbytes.tobytes()].append(spans)
@@ -254,7 +254,7 @@ class Working:
 
 
 def _priced(table: Table) -> Array:
-    """A table of costs as floats, infinite where it forbids."""
+    """A table of costs as floats, with infinity for forbidden entries."""
     found = table.astype(np.float64)
     found[forbids(found)] = np.inf
     return found

@@ -1,9 +1,9 @@
-"""A lower bound by message passing, and what it rules out.
+"""A lower bound by message passing, and the choices that it rules out.
 
 Costs are moved between nodes and edges without changing the objective of any choice (a
 reparametrisation), so that the sum of all minima, a lower bound, rises (MPLP++, Tourani et al.,
-"MPLP++: Fast, Parallel Dual Block-Coordinate Ascent", ECCV 2018). What then costs more than `slack`
-above its own minimum cannot be part of a solution within `slack` of the bound.
+"MPLP++: Fast, Parallel Dual Block-Coordinate Ascent", ECCV 2018). An entry that is then more than
+`slack` above its table's minimum cannot be part of a solution within `slack` of the bound.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from planner.solver.problem.problem import Array, Problem
 __all__ = ["COMPILED", "Reparametrised", "decode", "reparametrise"]
 
 
-#: Problems of so many pairs are worth importing compiled sweeps for (a third of a second);
-#: handshakes that follow on them.
+#: From this many pairs on, importing compiled sweeps (a third of a second) is worth it; rounds of
+#: handshakes that follow them.
 COMPILED, _LAST = 60_000, 4
 
 
@@ -32,7 +32,7 @@ class Reparametrised:
     converged: bool = False
 
     def kept(self, slack: float) -> int:
-        """How many choices, beyond one a node, are within `slack` of their node's best."""
+        """How many choices, beyond one per node, are within `slack` of their node's best."""
         return sum(int((n - n.min() <= slack).sum()) - 1 for n in self.nodes)
 
 
@@ -44,10 +44,9 @@ def reparametrise(
     start: Reparametrised | None = None,
     compiled: bool = False,
 ) -> Reparametrised:
-    """The problem's costs after message passing (going on from `start`), stopping where the
-    bound no longer rises by `tolerance` of itself. Of a problem of many pairs, and where
-    `compiled`, all sweeps but the last few are compiled, which reads a table once instead of
-    eight times."""
+    """The problem's costs after message passing (continued from `start`), until the bound no longer
+    rises by `tolerance` of itself. For a problem of many pairs, or if `compiled`, all sweeps but
+    the last few are compiled: these read a table once instead of eight times."""
     if (compiled or problem.num_pairs >= COMPILED) and all(
         edge.u < edge.v for edge in problem.edges
     ):
@@ -74,8 +73,8 @@ def reparametrise(
 
 
 def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Reparametrised:
-    """Costs moved by the compiled sweeps; what is left of them stands at the ends of edges,
-    where handshakes share it out."""
+    """Costs moved by the compiled sweeps. The remaining slack is on the edges; handshakes share
+    it out."""
     from planner.solver.reduce.rows import Rows
     from planner.solver.relax.flat import Flat
     from planner.solver.relax.lagrange import Dual
@@ -128,8 +127,8 @@ def _bound(nodes: list[Array], edges: list[Array]) -> float:
 
 
 def decode(problem: Problem, moved: Reparametrised) -> tuple[int, ...]:
-    """A good choice read off the reparametrised costs: node by node the cheapest given its
-    decided neighbours, then 1-opt."""
+    """A good choice read off the reparametrised costs: for each node in turn, the cheapest given
+    its decided neighbours; then 1-opt."""
     neighbours: list[list[tuple[int, int, bool]]] = [[] for _ in problem.costs]
     for index, edge in enumerate(problem.edges):
         neighbours[edge.u].append((edge.v, index, False))

@@ -1,8 +1,8 @@
 """A problem as flat arrays, the form that compiled kernels read.
 
-States stand in one line, node by node; an edge's table in one line row-major with its smaller node
-first; the edges of a node in one line in the order of their other node, so that those to earlier
-nodes come first.
+States are in one array, node by node. Edges' tables are in one array, each row-major with its
+smaller node first. Nodes' edges are in one array, each node's in the order of their other node, so
+that those to earlier nodes come first.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Flat:
 
     @staticmethod
     def of(problem: Problem) -> Flat:
-        """The arrays of a reduced problem: one edge a pair of nodes, the smaller first."""
+        """The arrays of a reduced problem: one edge per pair of nodes, the smaller node first."""
         sizes = np.array([len(c) for c in problem.costs], dtype=np.int64)
         u = np.array([e.u for e in problem.edges], dtype=np.int64)
         v = np.array([e.v for e in problem.edges], dtype=np.int64)
@@ -71,7 +71,7 @@ class Flat:
         return to_u[:-1], to_u[:-1] + sizes[self.u], int(to_u[-1])
 
     def cost(self, labels: Labels) -> float:
-        """The cost of one strategy a node."""
+        """The cost of one strategy per node."""
         wide = np.diff(self.first)[self.v]
         taken = self.table[:-1] + labels[self.u] * wide + labels[self.v]
         return float(self.costs[self.first[:-1] + labels].sum() + self.pairs[taken].sum())

@@ -1,4 +1,4 @@
-"""The dual: prices on memory over message passing, a lower bound that needs no integer program.
+"""The dual: prices on memory with message passing, a lower bound that needs no integer program.
 
 With prices p_t >= 0, every choice that fits costs at least  min_x [cost(x) + sum_t p_t held_t(x)] -
 sum_t p_t room_t; message passing bounds the minimum. Prices follow the excess of a *softened*
@@ -22,28 +22,28 @@ from planner.solver.relax.message_passing import least_pairs, sweep
 
 __all__ = ["Dual"]
 
-#: Share of the bound by which the first step may raise it; what a stall of so many rounds leaves of
-#: it; when it is at rest.
+#: The share of the bound by which the first step may raise it; after `_PATIENCE` rounds without a
+#: rise the step is multiplied by `_DECAY`; below `_REST` the bound has converged.
 _STEP, _PATIENCE, _DECAY, _REST = 0.02, 10, 0.7, 2e-5
 
-#: A round raised the bound only if by this share of it; the part of the last direction that is
+#: The share by which a round must raise the bound to count; the part of the last direction that is
 #: kept.
 _RISE, _MOMENTUM = 1e-4, 0.8
 
-#: The temperature, in mean cost of a node.
+#: The temperature, in units of a node's mean cost.
 _TEMPERATURE = 0.1
 
-#: Factors on the free bound that all prices together take at first, sweeps at each, and how
-#: strongly what is over draws them.
+#: The sums of all prices tried at first, as multiples of the bound without a limit; sweeps at each;
+#: how strongly excess memory draws prices to its time.
 _FACTORS, _STEADY, _BIAS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1e3, 1e4, 1e5, 1e6), 10, 8.0
 
-#: Times that may enter in a round, sweeps without and with prices changing.
+#: Times that may get a price in a round; sweeps without and with prices changing.
 _NEW, _WARM, _SWEEPS = 20, 40, 2
 
 
 class Dual:
-    """Prices and messages of a problem, and the best bound they gave. `prices` are a share of
-    the limit; `dot` adds up over times."""
+    """Prices and messages of a problem, and the best bound that they gave. `prices` are in cost per
+    share of the limit; `dot` is the dot product over times."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Dual:
         return self.flat.costs + self.rows.charged(prices) / self.unit
 
     def sweep(self, costs: Array, forward: bool) -> float:
-        """One pass; its bound, prices not taken off."""
+        """One pass; returns its bound, without the prices' constant."""
         f = self.flat
         return float(
             sweep(
@@ -88,9 +88,9 @@ class Dual:
         )
 
     def begin(self, fits: Callable[[Labels], bool]) -> bool:
-        """Raises all prices together, more where the choice read off is more over the room,
-        until `fits` says that one fits; whether one did. The prices with the best bound are
-        where `rise` goes on."""
+        """Raises all prices together, more at times at which the choice read off has more excess,
+        until `fits` accepts one; returns whether it did. `rise` goes on from the prices with the
+        best bound."""
         free = abs(self.sweep(self.priced(np.zeros(self.rows.horizon)), True)) or 1.0
         share, found = np.full(self.rows.horizon, 1.0 / max(self.rows.horizon, 1)), False
         for factor in _FACTORS:
@@ -111,8 +111,8 @@ class Dual:
         return found
 
     def rise(self, deadline: float, stopped: Callable[[], bool], tell: Callable[[], None]) -> None:
-        """Raises the bound until the deadline or until it is at rest; `tell` is called after
-        every round."""
+        """Raises the bound until the deadline or until it has converged; calls `tell` after every
+        round."""
         prices, direction, step, stalled = self.prices.copy(), np.zeros(self.rows.horizon), _STEP, 0
         for index in range(_WARM):
             self.sweep(self.priced(prices), index % 2 == 0)
@@ -140,8 +140,8 @@ class Dual:
                 )
 
     def _next(self, prices: Array, direction: Array, step: float) -> tuple[Array, Array]:
-        """Prices after a step along the excess of the softened choice, where they are or it is
-        positive."""
+        """Prices after a step along the excess of the softened choice, at times at which the price
+        or the excess is positive."""
         held = self.rows.held(self._softened())
         excess = held / self.unit - self.room
         active = prices > 0
@@ -153,15 +153,14 @@ class Dual:
         return np.maximum(0.0, prices + length * direction), direction
 
     def _softened(self) -> Array:
-        """Each state's weight: more for what costs little beyond its node's best."""
+        """Each state's weight: the nearer its cost is to its node's best, the more."""
         temperature = max(_TEMPERATURE * abs(self.bound) / max(self.flat.num_nodes, 1), 1e-30)
         weight = np.exp(-self.marginals / temperature)
         total: Array = np.add.reduceat(weight, self.flat.first[:-1])
         return weight / total[self.flat.node_of]
 
     def settle(self, sweeps: int = 10) -> None:
-        """Goes back to the best prices and messages, for marginals and labels that belong to
-        them."""
+        """Goes back to the best prices and messages, and makes marginals and labels theirs."""
         self.prices, messages = self.best
         self.messages[:] = messages
         costs = self.priced(self.prices)
@@ -169,8 +168,8 @@ class Dual:
             self.sweep(costs, index % 2 == 0)
 
     def certified(self) -> float:
-        """The bound of the present messages and the best prices, added up from the tables, less
-        what rounding can have taken."""
+        """The bound of the present messages and the best prices, added up from the tables, less the
+        largest possible rounding error."""
         f, costs = self.flat, self.priced(self.prices)
         sizes = np.diff(f.first)
         owner = np.repeat(
@@ -191,8 +190,8 @@ class Dual:
         return total - float(self.dot(self.prices, self.room)) - 1e-14 * size
 
     def fixed(self, upper: float) -> Labels:
-        """The states that a choice of cost at most `upper` may take: bound plus marginal does
-        not exceed it, in either direction's pass. Call after `settle`."""
+        """The states that a choice of cost at most `upper` may take: those whose marginal plus the
+        bound does not exceed it, in passes of both directions. Call after `settle`."""
         costs, possible = self.priced(self.prices), np.ones(len(self.flat.costs), dtype=bool)
         for forward in (True, False):
             before = self.certified()
@@ -202,7 +201,7 @@ class Dual:
         return found
 
     def kept(self, upper: float) -> list[Labels]:
-        """The same as the strategies of each node."""
+        """The same, as the strategies of each node."""
         states, first = self.fixed(upper), self.flat.first
         parts = np.split(states, np.searchsorted(states, first[1:-1]))
         return [part - start for part, start in zip(parts, first, strict=False)]

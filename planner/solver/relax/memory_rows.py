@@ -1,8 +1,8 @@
 """Memory in the bound: prices on the bytes held at critical times.
 
-With prices p_t >= 0 on some times T, every choice that fits costs at least what it costs with its
-memory at T priced, less sum p_t room_t. So the priced problem's bound, less that, bounds the
-limited problem (Lagrange); its cheap choices tend to fit.
+With prices p_t >= 0 on some times T, every choice that fits costs at least its cost with memory at
+T priced, less sum p_t room_t. So the priced problem's bound less that sum bounds the limited
+problem (Lagrange); its cheap choices tend to fit.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _ROUNDS, _HALVINGS, _SWEEPS = 6, 7, 40
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Priced:
     """`moved` is the priced problem's reparametrisation under `prices`; `bound` bounds the
-    limited problem; `choice` is the best one found that fits, None where none was found."""
+    limited problem; `choice` is the best one found that fits, None if none was found."""
 
     moved: Reparametrised
     prices: Mapping[int, float]
@@ -45,10 +45,10 @@ def priced_problem(problem: Problem, prices: Mapping[int, float]) -> Problem:
 def price(
     problem: Problem, start: tuple[int, ...], stopped: Callable[[], bool] = lambda: False
 ) -> Priced | None:
-    """Prices under which cheap choices fit, found by halving one common price on a growing set of
-    critical times; until `stopped`.
+    """Prices under which cheap choices fit, found by bisection of one common price on a growing set
+    of critical times; until `stopped`.
 
-    None where no choice that fits was found at any price.
+    None if no choice that fits was found at any price.
     """
     times = [int(problem.memory(start).argmax())]
     unit = abs(problem.cost(start)) / problem.limit
@@ -80,7 +80,7 @@ def price(
 
 
 def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
-    """One evaluation; its `choice` may not fit."""
+    """The problem priced at `prices`; its `choice` may not fit."""
     priced = priced_problem(problem, prices)
     moved = reparametrise(priced, sweeps=_SWEEPS)
     bound = moved.bound - sum(price * problem.room(at) for at, price in prices.items())
@@ -88,7 +88,7 @@ def _trial(problem: Problem, prices: dict[int, float]) -> Priced:
 
 
 def _better(problem: Problem, best: Priced | None, trial: Priced) -> Priced:
-    """The higher bound with the cheaper fitting choice."""
+    """The higher of the two bounds, with the cheaper choice that fits."""
     assert trial.choice is not None
     fits = bool((problem.memory(trial.choice) <= problem.limit).all()) and np.isfinite(
         problem.cost(trial.choice)

@@ -3,8 +3,8 @@ problems that need them.
 
 Sequential reweighted message passing (Kolmogorov, "A New Look at Reweighted Message Passing", PAMI
 2015; for pairs it is TRW-S): the cost of edge e is  C[i,j] - to_u[i] - to_v[j],  that of node n its
-own plus all its messages. A pass collects at each node what its edges cost at least, then hands
-equal shares to the edges ahead; afterwards every edge costs at least 0, so the nodes' minima add up
+own plus all its messages. A pass collects at each node the least cost of its edges, then hands
+equal shares to the edges ahead. Afterwards every edge costs at least 0, so the nodes' minima add up
 to a lower bound, which never falls.
 """
 
@@ -36,9 +36,9 @@ def sweep(
     marginals: Array,
     labels: Labels,
 ) -> float:
-    """One pass over all nodes in order (or against it); the bound after it. `marginals` becomes
-    how much each state costs beyond its node's cheapest, all else at its best; `labels` a choice
-    read off on the way."""
+    """One pass over all nodes, `forward` or backward; returns the bound after it. Writes to
+    `marginals` how much more each state costs than its node's cheapest, all else at its best; to
+    `labels` a choice read off on the way."""
     bound = 0.0
     num = len(first) - 1
     theta, given = np.empty(len(costs)), np.empty(len(costs))
@@ -92,7 +92,7 @@ def _collect(
     to_v: Labels,
     messages: Array,
 ) -> None:
-    """Gives node n all that edge e costs at least for each of its states."""
+    """Moves the least cost of edge e, for each state of node n, to node n."""
     rows, columns = first[u[e] + 1] - first[u[e]], first[v[e] + 1] - first[v[e]]
     start, a, b = table[e], to_u[e], to_v[e]
     if u[e] == n:
@@ -124,8 +124,7 @@ def _decide(
     labels: Labels,
     given: Array,
 ) -> None:
-    """Adds what node n's states cost at edge e beyond the least, the other node's strategy
-    given."""
+    """Adds to `given` the cost of node n's states at edge e, given the other node's strategy."""
     columns = first[v[e] + 1] - first[v[e]]
     for i in range(first[n + 1] - first[n]):
         if u[e] == n:
@@ -143,13 +142,15 @@ def _decide(
 
 @numba.njit(cache=True, inline="always")
 def a_of(e: int, first: Labels, u: Labels, mine: int) -> int:
-    """Where the message to an edge's first node starts, from that to its second."""
+    """Where the message to an edge's first node starts, given the start `mine` of that to its
+    second."""
     return int(mine - (first[u[e] + 1] - first[u[e]]))
 
 
 @numba.njit(cache=True, inline="always")
 def b_of(e: int, first: Labels, u: Labels, mine: int) -> int:
-    """Where the message to an edge's second node starts, from that to its first."""
+    """Where the message to an edge's second node starts, given the start `mine` of that to its
+    first."""
     return int(mine + (first[u[e] + 1] - first[u[e]]))
 
 
@@ -164,7 +165,7 @@ def least_pairs(
     to_v: Labels,
     messages: Array,
 ) -> float:
-    """The sum over all edges of the least that a pair costs, less the messages."""
+    """The sum, over all edges, of the least cost of a pair less its messages."""
     total = 0.0
     for e in range(len(u)):
         rows, columns = first[u[e] + 1] - first[u[e]], first[v[e] + 1] - first[v[e]]

@@ -1,9 +1,9 @@
-"""The smallest peak of memory that any choice has: for saying what a limit would have to be.
+"""The smallest peak of memory of any choice, to say what the limit would have to be.
 
     minimise z   such that   sum_s m_t(s) x(s) <= room(t) + z limit   for every time t,   costs left out but for what they forbid
 
-Without costs nearly everything reduces away. The reduction keeps the worst excess: a time goes only
-where another is at least as full.
+Without costs, nearly everything reduces away. The reduction keeps the worst excess: a time is
+dropped only if another is at least as full.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from planner.solver.relax.polytope import Polytope
 
 __all__ = ["Peak", "leanest", "smallest_peak"]
 
-#: Rounds and sweeps in each, how strongly a time draws weight that is full, and how near bound and
-#: choice are near enough.
+#: Rounds, sweeps in each, how strongly a full time draws weight, and how near bound and choice must
+#: be.
 _ROUNDS, _SWEEPS, _PULL, _NEAR = 60, 3, 2.0, 1e-3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
-    """No choice holds less than `peak`; `choice` is one that is near it, None where none was
-    found, and `at` when it holds most. Infinite where no choice is possible."""
+    """No choice has a peak below `peak` bytes, infinite if no choice is possible. `choice` is one
+    near it, None if none was found, and `at` the time at which it holds most."""
 
     peak: float
     choice: Choice | None
@@ -38,8 +38,7 @@ class Peak:
 def smallest_peak(
     problem: Problem, deadline: float, stopped: Callable[[], bool] = lambda: False
 ) -> Peak:
-    """A lower bound on every choice's peak, and a choice that comes near it (exactly, given the
-    time)."""
+    """A lower bound on every choice's peak, and a choice near it (exact, given enough time)."""
     free = _without_costs(problem)
     try:
         reduced = reduce(free, [step for step in STEPS if step != "room"])
@@ -48,9 +47,7 @@ def smallest_peak(
     rows = Rows(reduced.problem)
     start = _least(problem)
     if not reduced.problem.costs:
-        only = reduced.restore(
-            ()
-        )  # what reduction leaves alone is least, where it is over the limit
+        only = reduced.restore(())  # reduction keeps the least peak only if that is over the limit
         return _peak_of(
             problem, only, max(start, problem.peak(only) if not problem.fits(only) else start)
         )
@@ -68,12 +65,12 @@ def smallest_peak(
 
 
 def leanest(problem: Problem, start: Choice | None) -> Peak:
-    """As `smallest_peak`, in half a second and not exactly: a lean choice, or `start` if that is
+    """Like `smallest_peak`, in half a second and not exact: a lean choice, or `start` if that is
     leaner.
 
     Every weighting of the times bounds all peaks: the worst time holds no less than the weighted
-    mean, which message passing bounds. Weights follow what the choices read off hold
-    (multiplicative weights), until the bound comes near them or one fits.
+    mean, which message passing bounds. Weights follow the memory of the choices read off
+    (multiplicative weights), until the bound is near their peak or one fits.
     """
     from planner.solver.relax.flat import Flat
     from planner.solver.relax.lagrange import Dual
@@ -115,7 +112,7 @@ def _peak_of(problem: Problem, choice: Choice, bound: float) -> Peak:
 
 
 def _least(problem: Problem) -> float:
-    """The largest, over time, of what all nodes' least usages add up to."""
+    """The maximum, over time, of the sum of all nodes' least usages."""
     steps = np.zeros(problem.horizon + 1)
     for usage in problem.usages:
         for start, end, times in usage.spans:

@@ -4,11 +4,11 @@
     y[e,i,j] >= 0     sum_j y[e,i,j] = x[u,i],  sum_i y[e,i,j] = x[v,j];  a forbidden pair has no y
     each time t that was found over the limit:  sum m_t(s) x(s) <= room(t), in units of the limit
 
-An *elastic* program leaves costs out and minimises z in  sum m_t(s) x(s) <= room(t) + z, z in units
-of the limit too.
+An *elastic* program leaves costs out and minimises z in  sum m_t(s) x(s) <= room(t) + z,  with z in
+units of the limit too.
 
-PuLP models the planner's small programs (`ilp`); here there are up to a million y, for which one
-object each is too slow.
+PuLP models the planner's small programs (`ilp`). Here there are up to a million y: one Python
+object for each would be too slow.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ _SCALE = 1e4
 #: Rows added after each solve of the relaxation; more are seldom binding.
 _ROWS = 8
 
-#: How far over the limit, as a share of it, the relaxation may be: its own feasibility tolerance.
+#: The excess, as a share of the limit, that the relaxation may have: its feasibility tolerance.
 _LOOSE = 1e-6
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """`choice` fits (within z), None where none was found; `bound` holds for every choice of the
-    program that fits, infinite where there is none; `proved` where the two met."""
+    """`choice` fits (within z), None if none was found; `bound` holds for every choice of the
+    program that fits, infinite if there is none; `proved` if the two met."""
 
     choice: Choice | None
     bound: float
@@ -50,7 +50,7 @@ class Outcome:
 
 
 class Polytope:
-    """The program of a problem, memory rows added as they are needed."""
+    """The program of a problem; memory rows are added as they are needed."""
 
     def __init__(
         self,
@@ -86,7 +86,7 @@ class Polytope:
             )
 
     def _model(self) -> highspy.HighsLp:
-        """All but the memory rows, column by column."""
+        """The model without the memory rows, column by column."""
         first = self.rows.first
         costs = [np.concatenate(self.problem.costs) if self.problem.costs else np.zeros(0)]
         node = np.repeat(np.arange(len(self.problem.costs)), np.diff(first))
@@ -142,7 +142,7 @@ class Polytope:
         return lp
 
     def add_row(self, at: int) -> None:
-        """Memory at a time stays within its room (and z)."""
+        """Adds the row that keeps memory at a time within its room (plus z)."""
         states, nbytes = self.rows.row(at)
         room = self.rows.room[at] / self.unit
         columns, values = states.astype(np.int32), nbytes / self.unit
@@ -155,13 +155,13 @@ class Polytope:
         self.added.add(at)
 
     def _missing(self, held: Array, over: float, tolerance: float = 0.0) -> list[int]:
-        """Times whose rows `held` breaks and that are not in yet, worst first; `over` is z."""
+        """Times that have no row yet and whose room `held` exceeds, worst first; `over` is z."""
         found = self.rows.over(held - over * self.unit, tolerance).tolist()
         return [t for t in found if t not in self.added]
 
     def relax(self, deadline: float) -> Outcome:
-        """The linear relaxation, rows added until it is within the limit: a bound, and a choice
-        where it came out whole."""
+        """Solves the linear relaxation, adding rows until it is within the limit: a bound, and a
+        choice if the solution is integral."""
         bound = -float("inf")
         while True:
             status = self._run(deadline)
@@ -189,8 +189,8 @@ class Polytope:
     def solve(
         self, deadline: float, *, found: Callable[[Choice], object] = lambda choice: None
     ) -> Outcome:
-        """The best choice that fits; the relaxation first, for the rows that it brings. `found`
-        is told of choices on the way."""
+        """The best choice that fits. The relaxation comes first, for the rows that it adds. `found`
+        is called with choices on the way."""
         first = self.relax(deadline)
         if first.proved or self._late(deadline):
             return first
@@ -229,8 +229,7 @@ class Polytope:
     def _run(
         self, deadline: float, found: Callable[[Choice], object] | None = None
     ) -> highspy.HighsModelStatus:
-        """Runs HiGHS until it is done, the time is up, or the person at the keyboard has had
-        enough."""
+        """Runs HiGHS until it is done, the time is up, or the user presses Ctrl-C."""
         left = deadline - time.perf_counter()
         if self._late(deadline):
             return highspy.HighsModelStatus.kTimeLimit
@@ -254,8 +253,8 @@ class Polytope:
 
 
 def magnitude(problem: Problem) -> float:
-    """The size of costs that tell choices apart: the spread of each node's and edge's, summed, a
-    state of each on average."""
+    """The magnitude of the costs that distinguish choices: the spread of a table's costs (largest
+    less smallest), averaged over all nodes and edges."""
     tables = [*problem.costs, *(edge.cost for edge in problem.edges)]
     spread = sum(float(np.ptp(finite)) for table in tables if len(finite := table[~forbids(table)]))
     return max(spread / max(len(tables), 1), 1e-30)

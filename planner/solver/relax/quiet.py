@@ -1,5 +1,5 @@
 """HiGHS prints a banner to the process's stdout when the first solver object is made, whatever
-its options say. Here it is made once with stdout closed off, so that `--json` prints one object
+its options. Here one is made with stdout on the null device, so that `--json` prints one object
 and nothing else."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["highs_has_begun", "silence_banner"]
 
 @cache
 def silence_banner() -> None:
-    """Makes one HiGHS object with file descriptor 1 on the null device."""
+    """Makes a HiGHS object with file descriptor 1 on the null device."""
     import highspy
 
     sys.stdout.flush()
@@ -31,5 +31,5 @@ def silence_banner() -> None:
 
 
 def highs_has_begun() -> bool:
-    """Whether this process has made a HiGHS object, and HiGHS perhaps threads."""
+    """Whether this process has made a HiGHS object, so that HiGHS may have started threads."""
     return silence_banner.cache_info().currsize > 0
