@@ -1,26 +1,27 @@
 """Op rules, one file per family. Importing the package fills `RULES`; `signature_of` and
 `local_call` take any op, with a rule or without (then the rule is discovered)."""
 
-from planner.rules import fused, norms, pointwise, products, random, reductions, views
+from planner.rules import (
+    attention,
+    cross_entropy,
+    joining,
+    lookups,
+    norms,
+    pointwise,
+    products,
+    random,
+    recurrent,
+    reductions,
+    slicing,
+    viewing,
+)
 from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule, Signature
 
 __all__ = [
-    "RULES",
-    "Call",
-    "Local",
-    "OpCost",
-    "Rule",
-    "Signature",
-    "fused",
-    "local_call",
-    "norms",
-    "pointwise",
-    "products",
-    "random",
-    "reductions",
-    "signature_of",
-    "views",
-]
+    "RULES", "Call", "Local", "OpCost", "Rule", "Signature", "attention", "cross_entropy", "joining",
+    "local_call", "lookups", "norms", "pointwise", "products", "random", "recurrent", "reductions",
+    "signature_of", "slicing", "viewing",
+]  # fmt: skip
 
 
 def signature_of(call: Call, dtypes: tuple[str, ...]) -> Signature:

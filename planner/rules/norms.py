@@ -1,4 +1,4 @@
-"""Normalisation over groups of channels, over the batch, and by the root of the mean square."""
+"""Normalisation over dims, over groups of channels, over the batch, and by the root of the mean square."""
 
 from __future__ import annotations
 
@@ -215,3 +215,43 @@ def _rms_norm_backward(call: Call) -> Signature:
     """grad, x, weight, 1/root -> gradients of x and weight, the latter partial over the leading
     dims."""
     return _root_mean_square(call, 1, backward=True)
+
+
+@register("aten.native_layer_norm.default")
+def _layer_norm(call: Call) -> Signature:
+    """Leading dims can be split, normalised dims cannot."""
+    x = call.operands[0]
+    rank, lead = len(x), len(x) - len(call.args[1])
+    whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))
+    stats = tuple((d,) if d < lead else () for d in range(rank))
+    return Signature(
+        kind="norm",
+        sizes=x,
+        operands=(whole, *((tail,) * (len(call.operands) - 1))),
+        results=(whole, stats, stats),
+        fixed=frozenset(range(lead, rank)),
+        cost=lambda s: OpCost(flops=8.0 * math.prod(s), elements=2.0 * math.prod(s)),
+    )
+
+
+@register("aten.native_layer_norm_backward.default")
+def _layer_norm_backward(call: Call) -> Signature:
+    """grad, x, mean, rstd, weight, bias -> grad_x, and grad_weight and grad_bias, partial over
+    the leading dims."""
+    x = call.operands[1]
+    rank, lead = len(x), len(x) - len(call.args[2])
+    whole, tail = tuple((d,) for d in range(rank)), tuple((d,) for d in range(lead, rank))
+    stats = tuple((d,) if d < lead else () for d in range(rank))
+    leading = frozenset(range(lead))
+    mask = call.args[7]
+    results = (whole if mask[0] else ((),), tail if mask[1] else ((),), tail if mask[2] else ((),))
+    return Signature(
+        kind="norm",
+        sizes=x,
+        operands=(whole, whole, stats, stats, *((tail,) * (len(call.operands) - 4))),
+        results=results,
+        fixed=frozenset(range(lead, rank)),
+        reduced=(frozenset(), leading, leading),
+        linear=(frozenset({0}),),
+        cost=lambda s: OpCost(flops=14.0 * math.prod(s), elements=3.0 * math.prod(s)),
+    )

@@ -23,6 +23,7 @@ __all__ = [
     "Rule",
     "Signature",
     "dim_of",
+    "no_cost",
     "register",
     "unsplit",
 ]
@@ -53,6 +54,11 @@ class OpCost:
     elements: float  # read and written, in elements
     gemm: tuple[int, int, int, int] | None = None
     steps: int = 1
+
+
+def no_cost(sizes: tuple[int, ...]) -> OpCost:
+    """The cost of an op that reads and writes no element: a view."""
+    return OpCost(flops=0.0, elements=0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,7 +34,7 @@ from trace_models import BUILDERS
 from planner.dims.subdims import call_of
 from planner.graph.graph import Value
 from planner.rules import RULES, Signature
-from planner.rules.views import common_letters
+from planner.rules.viewing import common_letters
 from planner.trace.trace import trace
 
 SEEDS = range(5)

@@ -1,10 +1,7 @@
-"""Ops that rearrange a tensor or take part of it: reshape, permute, slices, splits and joins."""
+"""Parts of a tensor and their way back: slices, rows, splits, chunks."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from itertools import pairwise
 from typing import Any
 
 from planner.rules.signature import (
@@ -12,99 +9,11 @@ from planner.rules.signature import (
     Letters,
     Local,
     LocalCall,
-    OpCost,
     Signature,
     dim_of,
+    no_cost,
     register,
 )
-
-__all__ = ["common_letters"]
-
-
-def common_letters(
-    before: tuple[int, ...], after: tuple[int, ...]
-) -> tuple[tuple[int, ...], Letters, Letters] | None:
-    """Letters that write both shapes as products, row-major: (4, 6) -> (2, 12) gives sizes (2, 2,
-    6) and the letters of each shape.
-
-    None if the boundaries do not nest, as in (2, 3) -> (3, 2): then no dim can be split.
-    """
-    if math.prod(before) != math.prod(after) or 0 in before:
-        return None
-    cuts = sorted(
-        {math.prod(before[i:]) for i in range(len(before) + 1)}
-        | {math.prod(after[i:]) for i in range(len(after) + 1)}
-    )
-    for small, large in pairwise(cuts):
-        if large % small:
-            return None
-    sizes = tuple(large // small for small, large in pairwise(cuts))[::-1]
-    return sizes, _dims(before, cuts[::-1]), _dims(after, cuts[::-1])
-
-
-def _dims(shape: tuple[int, ...], cuts: list[int]) -> Letters:
-    out, letter = [], 0
-    for i, size in enumerate(shape):
-        end = math.prod(shape[i + 1 :])
-        letters: list[int] = []
-        while size > 1 and letter < len(cuts) - 1 and cuts[letter + 1] >= end:
-            letters.append(letter)
-            letter += 1
-        out.append(tuple(letters))
-    return tuple(out)
-
-
-def _no_cost(sizes: tuple[int, ...]) -> OpCost:
-    return OpCost(flops=0.0, elements=0.0)
-
-
-def _reshape_args(call: Call, local: Local) -> LocalCall:
-    return call.op, (call.args[0], local.results[0]), ()
-
-
-@register("shardwright.reshape", localize=_reshape_args)
-def _reshape(call: Call) -> Signature:
-    (before,), (after,) = call.operands, call.results
-    found = common_letters(before, after)
-    if found is None:
-        return _opaque(before, after)
-    sizes, operand, result = found
-    return Signature(
-        kind="view",
-        sizes=sizes,
-        operands=(operand,),
-        results=(result,),
-        linear=(frozenset({0}),),
-        view=True,
-    )
-
-
-def _opaque(before: tuple[int, ...], after: tuple[int, ...]) -> Signature:
-    """A reshape whose dims do not nest: nothing can be split, but partial sums pass."""
-    sizes = (*before, *after)
-    return Signature(
-        kind="view",
-        sizes=sizes,
-        operands=(tuple((d,) for d in range(len(before))),),
-        results=(tuple((len(before) + d,) for d in range(len(after))),),
-        fixed=frozenset(range(len(sizes))),
-        linear=(frozenset({0}),),
-        cost=_no_cost,
-    )
-
-
-@register("aten.permute.default")
-def _permute(call: Call) -> Signature:
-    (shape,) = call.operands
-    order = call.args[1]
-    return Signature(
-        kind="view",
-        sizes=shape,
-        operands=(tuple((d,) for d in range(len(shape))),),
-        results=(tuple((d,) for d in order),),
-        linear=(frozenset({0}),),
-        view=True,
-    )
 
 
 def _run(length: int, args: tuple[Any, ...]) -> tuple[int, int, int]:
@@ -156,7 +65,7 @@ def _slice(call: Call) -> Signature:
         operands=(whole,),
         results=(piece,),
         linear=(frozenset({0}),),
-        cost=_no_cost,
+        cost=no_cost,
         fixed=frozenset({fixed} if fixed >= 0 else {dim, len(shape)}),
     )
 
@@ -172,7 +81,7 @@ def _select(call: Call) -> Signature:
         results=(tuple((d,) for d in range(len(shape)) if d != dim),),
         fixed=frozenset({dim}),
         linear=(frozenset({0}),),
-        cost=_no_cost,
+        cost=no_cost,
     )
 
 
@@ -212,7 +121,7 @@ def _equal_pieces(call: Call) -> Signature:
         results=(result,) * len(call.results),
         fixed=frozenset({rank}),
         linear=(frozenset({0}),),
-        cost=_no_cost,
+        cost=no_cost,
     )
 
 
@@ -238,45 +147,7 @@ def _pieces(call: Call, dim: int) -> Signature:
         results=results,
         fixed=frozenset({dim, *range(rank, len(sizes))}),
         linear=(frozenset({0}),),
-        cost=_no_cost,
-    )
-
-
-@register("aten.cat.default")
-def _cat(call: Call) -> Signature:
-    """Equal operands: the dim is (pieces, size), and `size` can be split; unequal: the dim
-    cannot be split."""
-    (result,) = call.results
-    rank, dim = len(result), dim_of(call, 1, len(result))
-    together = (frozenset(range(len(call.operands))),)
-    if len(set(call.operands)) == 1:
-        sizes = (*call.operands[0], len(call.operands))
-        return Signature(
-            kind="copy",
-            sizes=sizes,
-            operands=(tuple((d,) for d in range(rank)),) * len(call.operands),
-            results=(tuple((rank, d) if d == dim else (d,) for d in range(rank)),),
-            fixed=frozenset({rank}),
-            linear=together,
-        )
-    whole = [
-        len(shape) == rank for shape in call.operands
-    ]  # torch joins an empty tensor of one dim with any other
-    sizes = (
-        *result,
-        *(shape[dim] if w else 0 for shape, w in zip(call.operands, whole, strict=True)),
-    )
-    operands = tuple(
-        tuple((rank + i,) if d == dim else (d,) for d in range(rank)) if w else ((rank + i,),)
-        for i, w in enumerate(whole)
-    )
-    return Signature(
-        kind="copy",
-        sizes=sizes,
-        operands=operands,
-        results=(tuple((d,) for d in range(rank)),),
-        fixed=frozenset({dim, *range(rank, len(sizes))}),
-        linear=together,
+        cost=no_cost,
     )
 
 
@@ -341,73 +212,7 @@ def _unbind(call: Call) -> Signature:
         results=(rest,) * len(call.results),
         fixed=frozenset({dim}),
         linear=(frozenset({0}),),
-        cost=_no_cost,
-    )
-
-
-def _within(call: Call, dims: Iterable[int], linear: bool = True) -> Signature:
-    """Every dim keeps its size; `dims` cannot be split, the others can."""
-    (shape,) = call.operands
-    letters = tuple((d,) for d in range(len(shape)))
-    return Signature(
-        kind="copy",
-        sizes=shape,
-        operands=(letters,),
-        results=(letters,),
-        fixed=frozenset(d % len(shape) for d in dims if shape),
-        linear=(frozenset({0}),) if linear else (),
-    )
-
-
-@register("aten.flip.default")
-def _flip(call: Call) -> Signature:
-    return _within(call, call.args[1])
-
-
-@register("aten.roll.default")
-def _roll(call: Call) -> Signature:
-    dims = call.args[2] if len(call.args) > 2 else ()
-    return _within(call, dims or range(len(call.operands[0])))
-
-
-@register("aten.tril.default", "aten.triu.default")
-def _triangle(call: Call) -> Signature:
-    return _within(call, (-1, -2))
-
-
-@register("aten.constant_pad_nd.default")
-def _pad(call: Call) -> Signature:
-    """A padded dim has one letter in x and another in the result; neither can be split."""
-    (before,), (after,) = call.operands, call.results
-    rank, pad = len(before), call.args[1]
-    padded = [d for d in range(rank) if any(pad[2 * (rank - 1 - d) : 2 * (rank - d)])]
-    fill = call.args[2] if len(call.args) > 2 else 0
-    return Signature(
-        kind="copy",
-        sizes=(*before, *after),
-        operands=(tuple((d,) for d in range(rank)),),
-        results=(tuple((rank + d,) if d in padded else (d,) for d in range(rank)),),
-        fixed=frozenset(padded) | frozenset(range(rank, 2 * rank)),
-        linear=(frozenset({0}),) if fill == 0 else (),
-    )
-
-
-def _repeat_args(call: Call, local: Local) -> LocalCall:
-    return call.op, (call.args[0], local.sizes[len(call.operands[0]) :]), ()
-
-
-@register("aten.repeat.default", localize=_repeat_args)
-def _repeat(call: Call) -> Signature:
-    """Each dim is (times, size), and both can be split."""
-    (shape,), times = call.operands, call.args[1]
-    rank, lead = len(shape), len(times) - len(shape)
-    results = tuple((rank + d, d - lead) if d >= lead else (rank + d,) for d in range(len(times)))
-    return Signature(
-        kind="copy",
-        sizes=(*shape, *times),
-        operands=(tuple((d,) for d in range(rank)),),
-        results=(results,),
-        linear=(frozenset({0}),),
+        cost=no_cost,
     )
 
 
