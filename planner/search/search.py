@@ -26,7 +26,7 @@ from planner.predict.predict import Run
 from planner.program.check_program import ranks_faults
 from planner.program.dry import CannotRun, dry_run
 from planner.program.program import Program
-from planner.search.baselines import compared
+from planner.search.baselines import comparisons
 from planner.search.bounds import bounded
 from planner.search.budget import Budget
 from planner.search.choose import choose, shortlist
@@ -98,7 +98,7 @@ def search(
         _import_for_both(proposer)
     try:
         with beside(
-            partial(compared, proposer, mesh), lambda: budget.left / 2, own_process=own_process
+            comparisons(proposer, mesh), lambda: budget.left / 2, own_process=own_process
         ) as alternatives_found:
             proposals, left_out = _proposals(proposer, meshes, progress)
             progress("simulating the best", 0.7)

@@ -1,16 +1,17 @@
-"""Work on a second core: a forked process, which has all that this one has, does it and sends
-back what it found."""
+"""Work on a second core: a forked process, which has all that this one has, takes its share of the
+tasks and sends back what it found."""
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import pickle
 import select
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import NoReturn, TypeVar
 
@@ -26,42 +27,65 @@ _SET_PARENT_DEATH_SIGNAL = 1
 
 @contextmanager
 def beside(
-    work: Callable[[], Result], patience: Callable[[], float], *, own_process: bool = True
-) -> Iterator[Callable[[], Result]]:
-    """Begins `work`, and gives what waits for its result. Where this is no process of our own, or
-    there is no second core, or the other process cannot do it for whatever reason, or has not done
-    it `patience` seconds after it is asked for, the work is done here, and what it raises is raised
-    here. The other process ends with the context, and with this process.
+    tasks: Sequence[Callable[[], Result]],
+    patience: Callable[[], float],
+    *,
+    own_process: bool = True,
+) -> Iterator[Callable[[], tuple[Result, ...]]]:
+    """Begins the tasks, of which the later ones take longer, and gives what waits for their
+    results. They are begun from the last, and once they are asked for, both processes share what
+    is left. If this is no process of our own, or there is no second core, or the other process
+    cannot do a task for whatever reason, or has not done it `patience` seconds after there is none
+    left to share, it is done here, and what it raises is raised here. The other process ends with
+    the context, and with this process.
 
     For a process of our own alone: of a person's threads a forked process has none, and the locks
     that they hold for ever.
     """
-    if not own_process or not _can_fork():
-        yield work
+    if not own_process or not tasks or not _can_fork():
+        yield lambda: tuple(task() for task in tasks)
         return
-    this = os.getpid()
+    this, queue = os.getpid(), _queue(range(len(tasks) - 1))
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(reading)
-        _send(work, writing, this)
+        numbers = itertools.chain([len(tasks) - 1], _taken(queue))
+        _send(lambda: {number: tasks[number]() for number in numbers}, writing, this)
     os.close(writing)
     ended = False
 
-    def result() -> Result:
+    def results() -> tuple[Result, ...]:
         nonlocal ended
+        done = {number: tasks[number]() for number in _taken(queue)}
         sent = _received(reading, time.monotonic() + patience())
         ended = True
-        status = _end(child, at_once=sent is None)
-        found: Result = work() if sent is None or status != 0 else pickle.loads(sent)
-        return found
+        if _end(child, at_once=sent is None) == 0 and sent is not None:
+            done |= pickle.loads(sent)
+        return tuple(done[n] if n in done else task() for n, task in enumerate(tasks))
 
     try:
-        yield result
+        yield results
     finally:
         os.close(reading)
+        os.close(queue)
         if not ended:
             _end(child, at_once=True)
+
+
+def _queue(numbers: range) -> int:
+    """The end of a pipe of numbers, a byte each, the last one first: what one process has read,
+    no other reads."""
+    taking, giving = os.pipe()
+    os.write(giving, bytes(reversed(numbers)))
+    os.close(giving)
+    return taking
+
+
+def _taken(queue: int) -> Iterator[int]:
+    """The numbers of tasks that nobody has begun, until there are none."""
+    while number := os.read(queue, 1):
+        yield number[0]
 
 
 def _can_fork() -> bool:

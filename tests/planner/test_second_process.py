@@ -37,13 +37,30 @@ def where(also: Callable[[], object] = lambda: None) -> Callable[[], int]:
 
 
 def result_of(work: Callable[[], int], patience: float = 60.0) -> int:
-    with beside(work, lambda: patience) as result:
-        return result()
+    with beside([work], lambda: patience) as results:
+        return results()[0]
 
 
 @pytest.mark.usefixtures("forks")
 def test_it_is_done_by_another_process() -> None:
     assert result_of(where()) != os.getpid()
+
+
+@pytest.mark.usefixtures("forks")
+def test_both_share_what_nobody_has_begun() -> None:
+    """The other process begins with the last task, and holds on to it until this one has done
+    the rest; the results come in the order of the tasks."""
+    this, ends = os.getpid(), os.pipe()
+    tasks = [where(), where(lambda: os.write(ends[1], b"done")), where()]
+
+    def last() -> int:
+        if os.getpid() != this:
+            assert os.read(ends[0], 4) == b"done"
+        return os.getpid()
+
+    with beside([*tasks, last], lambda: 60.0) as results:
+        done = results()
+    assert done[1] == this and done[3] != this and {*done} <= {this, done[3]}
 
 
 @pytest.mark.usefixtures("forks")
@@ -90,7 +107,7 @@ def test_what_takes_too_long_is_done_here_and_ended() -> None:
 @pytest.mark.usefixtures("forks")
 def test_it_ends_with_the_context() -> None:
     ends = os.pipe()
-    with pytest.raises(ArithmeticError), beside(lambda: time.sleep(600), lambda: 60.0):
+    with pytest.raises(ArithmeticError), beside([lambda: time.sleep(600)], lambda: 60.0):
         raise ArithmeticError
     os.close(ends[1])
     assert os.read(ends[0], 1) == b""
@@ -101,7 +118,7 @@ def test_it_ends_with_the_process_that_began_it() -> None:
     """Killed, so that nothing is cleaned up: the pipe that both hold is closed."""
     code = (
         "import os, signal, time; from planner.search import second_process as b; b._can_fork = lambda: True\n"
-        "with b.beside(lambda: time.sleep(600), lambda: 60.0):\n"
+        "with b.beside([lambda: time.sleep(600)], lambda: 60.0):\n"
         "    time.sleep(1.0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)

@@ -17,8 +17,9 @@ from small_problems import HORIZON, INF, array_of, choices_of, examples, numbers
 from planner.solver.exact import ilp
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.pairs import PairUsage, completed, with_pair_usages
-from planner.solver.problem.problem import Edge, Problem, Usage, spans_of
-from planner.solver.relax.bound import decode, reparametrise
+from planner.solver.problem.problem import Array, Edge, Problem, Usage, spans_of
+from planner.solver.relax.bound import CostLists, decode, reparametrise
+from planner.solver.relax.handshakes import FlatCosts
 from planner.solver.relax.memory_rows import priced_problem
 from planner.solver.relax.peak import smallest_peak
 
@@ -387,3 +388,19 @@ def test_a_guess_that_is_no_choice_of_a_problem_without_any_is_left_aside() -> N
         limit=0.5,
     )
     assert solve(problem, guess=(0, 0)).status == "infeasible"
+
+
+@examples
+@given(problems())
+def test_compiled_handshakes_give_the_same_bits(problem: Problem) -> None:
+    """Those in numpy, for problems that are not worth the compiler: a plan does not depend on
+    whether it has been imported."""
+
+    def copies() -> tuple[list[Array], list[Array]]:
+        return [c.copy() for c in problem.costs], [e.cost.copy() for e in problem.edges]
+
+    listed, flat = CostLists(problem, *copies()), FlatCosts(problem, *copies())
+    for forward in (True, False, True):
+        assert flat.sweep(forward=forward) == listed.sweep(forward=forward)
+    for mine, theirs in zip(flat.apart(), listed.apart(), strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True))

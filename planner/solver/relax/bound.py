@@ -8,13 +8,15 @@ reparametrisation), so that the sum of all minima, a lower bound, rises (MPLP++,
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import numpy as np
 
 from planner.solver.problem.problem import Array, Problem
 
-__all__ = ["COMPILED", "Reparametrised", "decode", "reparametrise"]
+__all__ = ["COMPILED", "CostLists", "Reparametrised", "decode", "reparametrise"]
 
 
 #: From this many pairs on, importing compiled sweeps (a third of a second) is worth it; rounds of
@@ -56,20 +58,55 @@ def reparametrise(
         np.array(e, dtype=float)
         for e in (start.edges if start else (e.cost for e in problem.edges))
     ]
-    order = list(range(len(edges)))
     bound, stalled = _bound(nodes, edges), 0
-    for _ in range(sweeps):
-        for index in order:
-            edge = problem.edges[index]
-            _handshake(nodes, edges, edge.u, edge.v, index)
-        order.reverse()
-        previous, bound = bound, _bound(nodes, edges)
+    costs = _costs(problem, nodes, edges)
+    for index in range(sweeps):
+        previous, bound = bound, costs.sweep(forward=index % 2 == 0)
         stalled = stalled + 1 if bound - previous <= tolerance * max(abs(bound), 1e-30) else 0
         if stalled >= 3:
             break
+    nodes, edges = costs.apart()
     return Reparametrised(
         nodes=tuple(nodes), edges=tuple(edges), bound=bound, converged=stalled >= 3
     )
+
+
+class _Costs(Protocol):
+    """Costs that handshakes move."""
+
+    def sweep(self, *, forward: bool) -> float: ...
+
+    def apart(self) -> tuple[list[Array], list[Array]]: ...
+
+
+def _costs(problem: Problem, nodes: list[Array], edges: list[Array]) -> _Costs:
+    """Compiled if the compiler is here already: both give the same bits."""
+    if "numba" not in sys.modules:
+        return CostLists(problem, nodes, edges)
+    from planner.solver.relax.handshakes import FlatCosts
+
+    return FlatCosts(problem, nodes, edges)
+
+
+@dataclass(frozen=True, slots=True)
+class CostLists:
+    """The costs as lists of arrays, for handshakes in numpy."""
+
+    problem: Problem
+    nodes: list[Array]
+    edges: list[Array]
+
+    def sweep(self, *, forward: bool) -> float:
+        """A handshake on every edge, in order or against it; the bound after it."""
+        order = range(len(self.edges))
+        for index in order if forward else reversed(order):
+            edge = self.problem.edges[index]
+            _handshake(self.nodes, self.edges, edge.u, edge.v, index)
+        return _bound(self.nodes, self.edges)
+
+    def apart(self) -> tuple[list[Array], list[Array]]:
+        """The costs of each node and each edge."""
+        return self.nodes, self.edges
 
 
 def _swept(problem: Problem, start: Reparametrised | None, sweeps: int) -> Reparametrised:
