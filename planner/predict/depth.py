@@ -19,9 +19,10 @@ from planner.lowering.lower import lower
 from planner.predict.predict import CATEGORIES, Prediction, predict
 from planner.program.program import Program
 from planner.strategy.choices import read_choices
-from planner.strategy.costing import BUCKET_BYTES, total_gradient_bytes
+from planner.strategy.message_costs import BUCKET_BYTES
 from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Use
+from planner.strategy.update_costs import total_gradient_bytes
 
 __all__ = ["Shallow", "fits_together"]
 

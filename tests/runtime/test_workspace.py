@@ -11,7 +11,8 @@ from torch import Tensor
 
 from planner import kernels
 from planner.kernels.formats import tensors_in
-from planner.predict.workspace import Kind, workspace
+from planner.predict.kernel_call import Kind
+from planner.predict.workspace import workspace
 from planner.program.operators import resolve
 from planner.program.program import Compute, Ref
 from planner.torch_private.allocator import allocations

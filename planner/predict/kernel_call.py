@@ -1,0 +1,45 @@
+"""One op on one rank, as what it takes beside its results depends on it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from cost_models.memory import dtype_bytes
+
+__all__ = ["KernelCall", "Kind", "nbytes_of"]
+
+#: The shape of a local tensor, and the name of its dtype.
+Kind = tuple[tuple[int, ...], str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KernelCall:
+    """One op on one rank: the kinds of its arguments, by position, None of what is no tensor;
+    that of its first result; `ranks`, over which a kernel itself communicates (1: it does not);
+    `host`, whether a CPU runs it; `last`, its last argument."""
+
+    arguments: tuple[Kind | None, ...]
+    result: Kind
+    ranks: int = 1
+    host: bool = True
+    last: object = None
+
+    def kind(self, place: int) -> Kind:
+        """The kind of an argument that is a tensor."""
+        found = self.arguments[place]
+        assert found is not None
+        return found
+
+    def nbytes(self, place: int) -> int:
+        """Bytes of an argument."""
+        return nbytes_of(self.kind(place))
+
+    def shape(self, place: int) -> tuple[int, ...]:
+        """The shape of an argument."""
+        return self.kind(place)[0]
+
+
+def nbytes_of(kind: Kind) -> int:
+    """Bytes of a local tensor."""
+    return math.prod(kind[0]) * dtype_bytes(kind[1])
