@@ -28,13 +28,14 @@ from planner.solver.problem.solution import Solution
 from planner.solver.relax.bound import decode, reparametrise
 from planner.strategy.build_table import build_table
 from planner.strategy.choices import Choices, read_choices
-from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
 from planner.strategy.pins import parse_pin
 from planner.strategy.problem import problem_of
 from planner.strategy.strategies import Option, options_of
 from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Pins
+from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import trace
 from planner.workload.ask import Ask, build
 from planner.workload.workload import Workload

@@ -14,7 +14,8 @@ from cost_models.memory import dtype_bytes
 from planner.graph.layout import is_split
 from planner.kernels.clip import CLIP_EPSILON
 from planner.program.program import Communicate, Compute, Instruction, ParameterState, Ref
-from planner.strategy.costing import BUCKET_BYTES, Costing
+from planner.strategy.costing import Costing
+from planner.strategy.message_costs import BUCKET_BYTES
 
 __all__ = ["clip_gradients"]
 
@@ -28,7 +29,7 @@ def clip_gradients(
 ) -> tuple[list[Instruction], tuple[int, ...]]:
     """The instructions, and the ids of the clipped gradients. `shapes` are those of the shards;
     `new` makes an id of some bytes."""
-    assert costing.clip_norm is not None
+    assert costing.updates.clip_norm is not None
     axes = tuple(
         sorted(
             {
@@ -55,7 +56,7 @@ def clip_gradients(
             kind="reduction",
             phase="update",
             path="clip",
-            time=costing.square_sum(float(sum(map(_nbytes, states, shapes))), wide),
+            time=costing.updates.square_sum(float(sum(map(_nbytes, states, shapes))), wide),
         )
     ]
     if math.prod(costing.sizes[axis] for axis in axes) > 1:
@@ -73,7 +74,7 @@ def clip_gradients(
                 phase="update",
                 path="clip",
                 nbytes=dtype_bytes(wide),
-                time=costing.communication("all_reduce", axes, float(dtype_bytes(wide))),
+                time=costing.messages.communication("all_reduce", axes, float(dtype_bytes(wide))),
             )
         )
         squares = total
@@ -90,7 +91,7 @@ def clip_gradients(
                 args=(
                     tuple(Ref(gradients[i]) for i in group),
                     Ref(squares),
-                    costing.clip_norm,
+                    costing.updates.clip_norm,
                     *_epsilon(costing),
                 ),
                 shapes=tuple(shapes[i] for i in group),
@@ -98,14 +99,14 @@ def clip_gradients(
                 kind="elementwise",
                 phase="update",
                 path="clip",
-                time=costing.scaling(nbytes, states[group[0]].dtype),
+                time=costing.updates.scaling(nbytes, states[group[0]].dtype),
             )
         )
     return out, tuple(clipped)
 
 
 def _epsilon(costing: Costing) -> tuple[float, ...]:
-    return () if costing.clip_epsilon == CLIP_EPSILON else (costing.clip_epsilon,)
+    return () if costing.updates.clip_epsilon == CLIP_EPSILON else (costing.updates.clip_epsilon,)
 
 
 def _share(state: ParameterState, axes: tuple[int, ...], sizes: tuple[int, ...]) -> float:

@@ -34,8 +34,8 @@ def _timed(instruction: Communicate, costing: Costing) -> Communicate:
     if copies == Copies():
         return instruction
     itemsize = dtype_bytes(instruction.dtypes[0])
-    packing = costing.copying(copies.packed * itemsize, copies.num_packed)
-    unpacking = costing.copying(copies.unpacked * itemsize, copies.num_unpacked)
+    packing = costing.messages.copying(copies.packed * itemsize, copies.num_packed)
+    unpacking = costing.messages.copying(copies.unpacked * itemsize, copies.num_unpacked)
     if instruction.kind == "slice":
         return replace(instruction, time=packing)
     return replace(instruction, packing=packing, unpacking=unpacking)

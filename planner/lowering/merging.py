@@ -29,7 +29,7 @@ def merge(parts: list[Communicate], costing: Costing) -> Communicate:
         gather_pieces=tuple(g for p in parts for g in p.gather_pieces),
         split_pieces=tuple(s for p in parts for s in p.split_pieces),
         dtypes=tuple(d for p in parts for d in p.dtypes),
-        time=costing.communication(first.kind, first.axes, float(nbytes)),
+        time=costing.messages.communication(first.kind, first.axes, float(nbytes)),
     )
 
 

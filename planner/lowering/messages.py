@@ -29,7 +29,7 @@ class Messages:
 
     def _layouts(self, value: int, phase: str) -> Layouts:
         flat = self.model.dims.flat(value)
-        return self.costing.layouts(flat, self.local.itemsize(value), phase)
+        return self.costing.messages.layouts(flat, self.local.itemsize(value), phase)
 
     def send(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
         """Adds one step that changes `source`, which holds root value `value`; the program value
@@ -57,7 +57,7 @@ class Messages:
                 split_pieces=(self.local.pieces(flat, step, step.split),),
                 asynchronous=asynchronous and step.kind != "slice",
                 nbytes=nbytes,
-                time=self.timing.communication(step.kind, step.axes, float(nbytes)),
+                time=self.timing.messages.communication(step.kind, step.axes, float(nbytes)),
             )
         )
         return result

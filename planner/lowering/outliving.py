@@ -44,7 +44,7 @@ class Outliving:
                 kind="elementwise",
                 phase="forward",
                 path="",
-                time=self.timing.scaling(float(nbytes), dtype),
+                time=self.timing.updates.scaling(float(nbytes), dtype),
             )
         )
         return result

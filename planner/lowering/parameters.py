@@ -59,13 +59,13 @@ class Parameters:
         gradients = tuple(
             self.operands.operand(p.gradient, "update", s.updated) for p, s in self.chosen
         )
-        seconds = timing.step_overhead() + sum(
-            timing.update(
+        seconds = timing.updates.step_overhead() + sum(
+            timing.updates.update(
                 self.dims.flat(p.value), self.local.itemsize(p.value), self.local.dtype(p.value), s
             )
             for p, s in self.chosen
         )
-        if timing.clip_norm is not None:
+        if timing.updates.clip_norm is not None:
             sizes, place = self.local.mesh.sizes, self.local.place
             shapes = [local_shape(s.subshape, s.updated, sizes, place) for s in states]
             more, gradients = clip_gradients(gradients, states, shapes, timing, self.draft.new)
@@ -79,7 +79,7 @@ class Parameters:
         held = {"parameters": 0, "optimizer": 0}
         for parameter, strategy in self.chosen:
             dtype = self.local.dtype(parameter.value)
-            parts = costing.parameter_bytes(
+            parts = costing.updates.parameter_bytes(
                 self.dims.flat(parameter.value),
                 dtype_bytes(dtype),
                 dtype,

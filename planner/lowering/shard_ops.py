@@ -52,15 +52,15 @@ class ShardOps:
         dims = self.model.dims.ops[node.index]
 
         def seconds() -> float:
-            kernel = self.timing.device_time(node, dims, dims.letter_sizes(strategy.sizes))
-            return kernel + self.timing.inner(node, dims, strategy)
+            kernel = self.timing.ops.device_time(node, dims, dims.letter_sizes(strategy.sizes))
+            return kernel + self.timing.ops.inner(node, dims, strategy)
 
         return self._add(node, dims, operands, leaves, seconds)
 
     def view(self, node: Node, leaves: Layout, source: int) -> int:
         """Adds a node that only looks at its operand; the program value of its result."""
         dims = self.model.dims.ops[node.index]
-        (result,) = self._add(node, dims, [source], leaves, self.timing.view)
+        (result,) = self._add(node, dims, [source], leaves, self.timing.ops.view)
         return result
 
     def _add(
@@ -122,7 +122,7 @@ class ShardOps:
             for shape, dtype in zip(shapes, node.result_dtypes, strict=True)
         ]
         for place in dims.signature.opaque:
-            nbytes[place] = self.costing.reserve_bytes(node, dims, sizes) or nbytes[place]
+            nbytes[place] = self.costing.ops.reserve_bytes(node, dims, sizes) or nbytes[place]
         return _Shard(
             op=op,
             args=torch_constants(args),

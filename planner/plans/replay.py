@@ -26,9 +26,10 @@ from planner.program.check_graph import dims_faults
 from planner.program.program import Program
 from planner.state.hash_seed import chosen
 from planner.strategy.choices import Choices
-from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.costing import Costing
 from planner.strategy.strategies import op_strategies, parameter_strategies
 from planner.strategy.traced_model import Model
+from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import Traced, trace
 from planner.workload.ask import build
 from planner.workload.workload import Workload

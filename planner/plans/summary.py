@@ -14,7 +14,8 @@ from planner.plans.words import describe, ops_by_source, replicated_ops
 from planner.predict.predict import Prediction
 from planner.state.state import registered
 from planner.strategy.choices import Choices
-from planner.strategy.costing import Costing, op_dtype
+from planner.strategy.costing import Costing
+from planner.strategy.op_costs import op_dtype
 from planner.strategy.traced_model import Model
 from planner.workload.ask import Ask
 from planner.workload.workload import Workload, unused

@@ -100,7 +100,7 @@ def axis_names(
         op = model.dims.ops[index]
         if model.casts_parameter(model.graph.nodes[index]):
             continue  # split as the parameter is stored, which says nothing of the work
-        seconds = costing.op(model.graph.nodes[index], op, strategy)
+        seconds = costing.ops.cost(model.graph.nodes[index], op, strategy)
         for axis, option in enumerate(strategy.options):
             if option.kind == "split":
                 weights[axis][op.atoms[option.number] not in batch] += seconds
@@ -156,7 +156,7 @@ def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -
     forward = [n for n in nodes if n.phase == "forward"] or nodes
     return max(
         forward,
-        key=lambda n: costing.op(n, model.dims.ops[n.index], choices.strategies[n.index]),
+        key=lambda n: costing.ops.cost(n, model.dims.ops[n.index], choices.strategies[n.index]),
         default=None,
     )
 
@@ -221,7 +221,7 @@ def replicated_ops(model: Model, choices: Choices, costing: Costing, mesh: Mesh)
     if mesh.num_devices == 1:
         return ()
     seconds = {
-        n: costing.op(model.graph.nodes[n], model.dims.ops[n], s)
+        n: costing.ops.cost(model.graph.nodes[n], model.dims.ops[n], s)
         for n, s in choices.strategies.items()
     }
     total = sum(seconds.values())

@@ -76,7 +76,7 @@ def _ops(
                 for axis in axes
             },
             "results": [show_layout(layout) for layout in strategy.results],
-            "time_s": costing.op(node, model.dims.ops[node.index], strategy),
+            "time_s": costing.ops.cost(node, model.dims.ops[node.index], strategy),
         }
 
 
@@ -89,7 +89,7 @@ def _parameters(
         parameter, strategy = model.graph.parameters[index], choices.parameters[index]
         value = model.graph.values[parameter.value]
         flat = model.dims.flat(value.id)
-        held = costing.parameter_bytes(flat, _itemsize(value.dtype), value.dtype, strategy)
+        held = costing.updates.parameter_bytes(flat, _itemsize(value.dtype), value.dtype, strategy)
         yield {
             "name": pattern_of(parameter.name),
             "shape": list(value.shape),

@@ -68,7 +68,7 @@ class _Bound:
             times = sum(member not in self.model.may_be_joined for member in members)
             node = graph.nodes[members[0]]
             seconds = [
-                costing.simulated(node, dims.ops[node.index], s)
+                costing.ops.simulated(node, dims.ops[node.index], s)
                 for s in self.table.strategies[number]
             ]
             self.costs[number] += self.least.compute * times * np.array(seconds)
@@ -84,11 +84,13 @@ class _Bound:
             flat, itemsize = self.model.dims.flat(value.id), dtype_bytes(value.dtype)
             layouts = self.least.layouts(flat, itemsize, "gathered")
             for index, strategy in enumerate(self.table.parameter_strategies[number]):
-                seconds = share * costing.update(flat, itemsize, value.dtype, strategy)
+                seconds = share * costing.updates.update(flat, itemsize, value.dtype, strategy)
                 self.costs[number][index] += len(members) * (
                     seconds + layouts.cost(strategy.updated, strategy.stored)
                 )
-        self.costs[0] += share * (costing.step_overhead() + costing.view() * self.model.num_views)
+        self.costs[0] += share * (
+            costing.updates.step_overhead() + costing.ops.view() * self.model.num_views
+        )
 
     # -------------------------------------------------------------------------------- communication
 

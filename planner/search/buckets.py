@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from planner.search.proposals import Candidate
-from planner.strategy.costing import BUCKET_SIZES
+from planner.strategy.message_costs import BUCKET_SIZES
 
 __all__ = ["with_best_bucket"]
 

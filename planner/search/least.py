@@ -60,7 +60,7 @@ class Weights:
 def weights_of(costing: Costing) -> tuple[Weights, ...]:
     """The bounds of a mesh, those that are mostly the tighter first: what runs beside compute
     hides behind it, on the links of one class or the other, or compute hides behind that."""
-    overlap, classes = costing.cluster.device.overlap, costing.link_classes()
+    overlap, classes = costing.cluster.device.overlap, costing.messages.link_classes()
     if not classes:
         return (Weights(1.0),)
     found = [
@@ -116,15 +116,13 @@ class Least:
     ) -> float:
         if kind == "slice":
             return 0.0
-        return weights[self.costing.link_class(axes)] * self.costing.communication(
-            kind, axes, nbytes
-        )
+        weight = weights[self.costing.messages.link_class(axes)]
+        return weight * self.costing.messages.communication(kind, axes, nbytes)
 
     def _copied_alone(self, copies: Copies, sent: int, itemsize: int) -> float:
-        packing = self.costing.copying(copies.packed * itemsize, copies.num_packed)
-        return self.compute * (
-            packing + self.costing.copying(copies.unpacked * itemsize, copies.num_unpacked)
-        )
+        copying = self.costing.messages.copying
+        packing = copying(copies.packed * itemsize, copies.num_packed)
+        return self.compute * (packing + copying(copies.unpacked * itemsize, copies.num_unpacked))
 
     def _copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
         """What is copied alone, and what is sent into the buffer, in kernels that may copy for
@@ -135,14 +133,13 @@ class Least:
     def copied_byte(self) -> float:
         """The fewest seconds in which a kernel copies a byte, of those that copy at most `most`."""
         sizes = [_FINE**k for k in range(math.ceil(math.log(self.most) / math.log(_FINE)) + 1)]
-        return min(self.costing.copying(n, 1) / (n * _FINE) for n in sizes)
+        return min(self.costing.messages.copying(n, 1) / (n * _FINE) for n in sizes)
 
     def _merged(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
         if kind == "slice":
             return 0.0
-        return self.beside[self.costing.link_class(axes)] * self.costing.merged(
-            kind, axes, nbytes, self.most
-        )
+        weight = self.beside[self.costing.messages.link_class(axes)]
+        return weight * self.costing.messages.merged(kind, axes, nbytes, self.most)
 
 
 class _Cheaper(Layouts):

@@ -75,7 +75,7 @@ def _seconds(model: Model, nodes: list[int], choices: Choices, costing: Costing)
             costing.sizes,
             lambda axis, option, options=options: option == options[axis],  # type: ignore[misc]
         )
-        total += costing.op(model.graph.nodes[index], dims, strategy)
+        total += costing.ops.cost(model.graph.nodes[index], dims, strategy)
     return total
 
 

@@ -26,12 +26,13 @@ from planner.solver.problem.solution import Solution, not_found
 from planner.solver.relax.peak import leanest
 from planner.strategy.build_table import build_table
 from planner.strategy.choices import Choices, read_choices
-from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
 from planner.strategy.pins import Pin
 from planner.strategy.problem import problem_of, with_memory
 from planner.strategy.table import Table
 from planner.strategy.traced_model import Model
+from planner.strategy.update_costs import total_gradient_bytes
 from planner.workload.ask import Ask
 from planner.workload.workload import Workload
 
@@ -239,7 +240,7 @@ class Proposer:
         for number, members in zip(table.parameter_of, self.model.ties.parameters_of, strict=True):
             value = graph.values[graph.parameters[members[0]].value]
             strategy = table.parameter_strategies[number][proposal.solution.choice[number]]
-            parts = table.costing.parameter_bytes(
+            parts = table.costing.updates.parameter_bytes(
                 table.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             )
             held += len(members) * sum(parts.values())

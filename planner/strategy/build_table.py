@@ -113,9 +113,9 @@ class _Builder:
                 out.append(None)
                 continue
             found = self._op_strategies([graph.nodes[m] for m in members])
-            cost = np.array([self.costing.op(node, dims.ops[node.index], s) for s in found]) * len(
-                members
-            )
+            cost = np.array(
+                [self.costing.ops.cost(node, dims.ops[node.index], s) for s in found]
+            ) * len(members)
             out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
             self.strategies[len(self.costs) - 1] = found
             if self.model.shortens(node):
@@ -222,11 +222,13 @@ class _Builder:
                     f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one"
                 )
             given = [(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
-            cost = [self.costing.update(*one) + self.costing.clip(*one) for one in given]
+            cost = [
+                self.costing.updates.update(*one) + self.costing.updates.clip(*one) for one in given
+            ]
             out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
             self.parameter_strategies[out[-1]] = found
             gathers = np.array(
-                [self.costing.gather(flat, dtype_bytes(value.dtype), s) for s in found]
+                [self.costing.updates.gather(flat, dtype_bytes(value.dtype), s) for s in found]
             ) * len(members)
             if gathers.any():
                 self.hideable_costs[out[-1]] = gathers
@@ -304,7 +306,7 @@ class _Builder:
     def _layouts(self, value: int, phase: str) -> Layouts:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
         flat = self.model.dims.flat(value)
-        return self.costing.layouts(flat, itemsize, phase)
+        return self.costing.messages.layouts(flat, itemsize, phase)
 
     def _conversion(
         self, value: int, phase: str, before: list[Layout], after: list[Layout]

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import REPLICATE, Layout
-from planner.strategy.costing import BUCKET_BYTES, Costing
+from planner.strategy.costing import Costing
+from planner.strategy.message_costs import BUCKET_BYTES
 from planner.strategy.strategies import ParameterStrategy, Strategy
 from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Use
@@ -48,7 +49,7 @@ def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
         strategies=strategies,
         parameters=tuple(parameters),
         hubs=hubs,
-        bucket=table.costing.bucket_size,
+        bucket=table.costing.messages.bucket_size,
     )
 
 
@@ -65,14 +66,14 @@ class _Walk:
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims
         seconds = sum(
-            self.costing.op(graph.nodes[n], dims.ops[n], s)
+            self.costing.ops.cost(graph.nodes[n], dims.ops[n], s)
             for n, s in self.choices.strategies.items()
         )
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
             value = graph.values[parameter.value]
             given = self.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
-            seconds += self.costing.update(*given) + self.costing.clip(*given)
-            seconds += self.shown * self.costing.gather(*given[:2], strategy)
+            seconds += self.costing.updates.update(*given) + self.costing.updates.clip(*given)
+            seconds += self.shown * self.costing.updates.gather(*given[:2], strategy)
         for (value_id, phase), uses in self.model.uses.items():
             seconds += self._group(value_id, phase, uses)
         whole = tuple(REPLICATE for _ in self.costing.sizes)
@@ -111,6 +112,6 @@ class _Walk:
         if before == after:
             return 0.0
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
-        return self.costing.layouts(self.model.dims.flat(value), itemsize, phase).cost(
+        return self.costing.messages.layouts(self.model.dims.flat(value), itemsize, phase).cost(
             before, after
         )

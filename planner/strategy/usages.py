@@ -18,10 +18,10 @@ from cost_models.memory import dtype_bytes
 from planner.graph.layout import Layout
 from planner.solver.problem.pairs import PairUsage
 from planner.solver.problem.problem import Array, Usage, spans_of
-from planner.strategy.costing import local_numel
 from planner.strategy.strategies import ParameterStrategy
 from planner.strategy.table import Table
 from planner.strategy.traced_model import Use
+from planner.strategy.update_costs import local_numel
 
 __all__ = ["usages"]
 
@@ -128,7 +128,7 @@ class _Usages:
             value = model.graph.values[model.graph.parameters[members[0]].value]
             flat, itemsize = self.table.model.dims.flat(value.id), dtype_bytes(value.dtype)
             held = [
-                float(sum(costing.parameter_bytes(flat, itemsize, value.dtype, s).values()))
+                float(sum(costing.updates.parameter_bytes(flat, itemsize, value.dtype, s).values()))
                 for s in self.table.parameter_strategies[node]
             ]
             self._hold(
@@ -220,7 +220,7 @@ class _Usages:
         if place not in dims.signature.opaque:
             return self._bytes(value, produced[1])
         kept = [
-            self.table.costing.reserve_bytes(node, dims, s.sizes)
+            self.table.costing.ops.reserve_bytes(node, dims, s.sizes)
             for s in self.table.strategies[produced[0]]
         ]
         return self._bytes(value, produced[1]) if None in kept else np.array(kept, dtype=float)

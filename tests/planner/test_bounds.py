@@ -157,19 +157,19 @@ def test_what_may_be_merged_costs_the_less_of_alone_and_merged() -> None:
             4.0 * numel,
             least.layouts((numel,), 4, "reduced").cost((PARTIAL_SUM,), (REPLICATE,)),
         )
-        alone = 0.5 * costing.communication("all_reduce", (0,), nbytes)
+        alone = 0.5 * costing.messages.communication("all_reduce", (0,), nbytes)
         assert 0 < reduced <= alone
         for others in (nbytes, 2.0**28):
             bucket = nbytes + others
-            whole = 0.5 * costing.communication("all_reduce", (0,), bucket) + costing.copying(
-                bucket, 1
-            )
+            whole = 0.5 * costing.messages.communication(
+                "all_reduce", (0,), bucket
+            ) + costing.messages.copying(bucket, 1)
             assert reduced <= whole * nbytes / bucket
-    assert reduced > 0.5 * costing.merged("all_reduce", (0,), nbytes, least.most) * (1 + 1e-3), (
-        "copies count"
-    )
+    assert reduced > 0.5 * costing.messages.merged("all_reduce", (0,), nbytes, least.most) * (
+        1 + 1e-3
+    ), "copies count"
     large = least.layouts((2**26,), 4, "gathered").cost((0,), (REPLICATE,))
-    assert large == 0.5 * costing.communication("all_gather", (0,), 4.0 * 2**26)
+    assert large == 0.5 * costing.messages.communication("all_gather", (0,), 4.0 * 2**26)
 
 
 def test_the_weights_count_no_moment_twice() -> None:

@@ -21,7 +21,8 @@ from planner.program.program import Communicate
 from planner.search.buckets import with_best_bucket
 from planner.search.proposals import Candidate, Proposer
 from planner.search.search import search
-from planner.strategy.costing import BUCKET_BYTES, BUCKET_SIZES, Costing
+from planner.strategy.costing import Costing
+from planner.strategy.message_costs import BUCKET_BYTES, BUCKET_SIZES
 from planner.strategy.pins import Pin
 
 
@@ -79,7 +80,7 @@ def test_what_fits_decides(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_many_ranks_have_larger_buckets() -> None:
     """Messages between 512 devices are bound by latency up to hundreds of MiB."""
     sizes = [
-        Costing(load_cluster("dgx-h100", num_devices=n), (n,), "adam", 1e12).bucket_size
+        Costing(load_cluster("dgx-h100", num_devices=n), (n,), "adam", 1e12).messages.bucket_size
         for n in (8, 512)
     ]
     assert sizes[0] == BUCKET_BYTES < sizes[1]

@@ -23,4 +23,4 @@ def test_an_axis_runs_over_the_network_if_any_of_its_groups_crosses_nodes(
 ) -> None:
     """Ranks are laid on nodes of eight in row-major order: the last axis varies fastest."""
     costing = Costing(load_cluster("dgx-h100", num_devices=num_devices), sizes, "adam", 1.0)
-    assert {axes: costing.link_class(axes) for axes in classes} == classes
+    assert {axes: costing.messages.link_class(axes) for axes in classes} == classes

@@ -20,9 +20,10 @@ from planner.search.search import Found, search
 from planner.solver.exact.ilp import solve
 from planner.strategy.build_table import build_table
 from planner.strategy.choices import read_choices
-from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
 from planner.strategy.problem import problem_of
+from planner.strategy.update_costs import total_gradient_bytes
 
 
 @pytest.mark.parametrize(("name", "sizes"), [("gpt", {}), ("gpt", {"tied": "false"}), ("lstm", {})])

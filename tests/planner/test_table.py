@@ -81,8 +81,8 @@ def test_hidden_communication_is_that_of_parameters_and_gradients() -> None:
     whole, half, none = (problem_of(found, hidden=h).cost(choice) for h in (0.0, 0.5, 1.0))
     graph = found.model.graph
     numels = [graph.values[p.gradient].numel for p in graph.parameters]
-    reduced = sum(found.costing.bucketed("all_reduce", (0,), 8.0 * n) for n in numels)
-    reduced += sum(found.costing.copied_in_bucket(Copies(), n, 8) for n in numels)
+    reduced = sum(found.costing.messages.bucketed("all_reduce", (0,), 8.0 * n) for n in numels)
+    reduced += sum(found.costing.messages.copied_in_bucket(Copies(), n, 8) for n in numels)
     assert whole - none == pytest.approx(reduced, rel=1e-9)
     assert half == pytest.approx((whole + none) / 2, rel=1e-12)
 
@@ -292,6 +292,6 @@ def test_ops_are_priced_one_by_one() -> None:
     )
     costing, graph, dims = found.table.costing, found.model.graph, found.model.dims
     for index, strategy in found.choices.strategies.items():
-        fresh = Costing(costing.cluster, costing.sizes, costing.optimizer, 1.0)
+        fresh = Costing(costing.cluster, costing.sizes, costing.updates.optimizer, 1.0)
         op = (graph.nodes[index], dims.ops[index], strategy)
-        assert costing.op(*op) == fresh.op(*op), graph.nodes[index]
+        assert costing.ops.cost(*op) == fresh.ops.cost(*op), graph.nodes[index]

@@ -22,9 +22,10 @@ from planner.program.program import Program
 from planner.solver.exact.ilp import solve
 from planner.strategy.build_table import build_table
 from planner.strategy.choices import read_choices
-from planner.strategy.costing import Costing, total_gradient_bytes
+from planner.strategy.costing import Costing
 from planner.strategy.problem import problem_of
 from planner.strategy.traced_model import Pins
+from planner.strategy.update_costs import total_gradient_bytes
 from planner.torch_private.device import assert_on_device
 from planner.trace.trace import trace
 from planner.workload.workload import Workload, workload_of
