@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.kernels.attention import (
-    cpu_backward,
+from planner.kernels.attention import has_cpu_kernel
+from planner.kernels.attention_gradients import cpu_backward
+from planner.kernels.heads import (
     empty_heads_inside,
     grouped,
-    has_cpu_kernel,
     heads_inside,
     lse_dtype,
     rows_together,

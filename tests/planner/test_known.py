@@ -13,7 +13,7 @@ from trace_models import workload
 
 from cost_models.errors import NotTraceable
 from planner.graph.graph import Graph
-from planner.kernels.canonical import _windows
+from planner.kernels.windows import windows_of
 from planner.state.known import Known, is_known
 from planner.torch_private.fake_tensors import FakeTensorMode
 from planner.trace.trace import trace
@@ -185,7 +185,7 @@ def test_overlapping_windows_are_slices(shape: tuple[int, ...], turned: bool) ->
     x = x.unflatten(1, shape[1:-1]).requires_grad_()
     last, row = x.stride(-1), x.stride(-2)
     size, stride = (3, 5, 4, 5), (x.stride(0), 2 * row, row, last)
-    found = _windows(x, size, stride)
+    found = windows_of(x, size, stride)
     assert found is not None
     torch.testing.assert_close(found, x.as_strided(size, stride))
     weights = torch.randn(size, dtype=torch.float64)
@@ -193,5 +193,5 @@ def test_overlapping_windows_are_slices(shape: tuple[int, ...], turned: bool) ->
     (theirs,) = torch.autograd.grad((x.as_strided(size, stride) * weights).sum(), x)
     torch.testing.assert_close(ours, theirs)
     assert (
-        _windows(x, (3, 4, 5, 5), (x.stride(0), 3 * row, row, last)) is None
+        windows_of(x, (3, 4, 5, 5), (x.stride(0), 3 * row, row, last)) is None
     )  # windows of 5 in steps of 3
