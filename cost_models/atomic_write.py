@@ -1,4 +1,4 @@
-"""Write a file whole or not at all: into a temporary file beside it, then rename."""
+"""Writes a file whole or not at all: into a temporary file beside it, then renames that."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ __all__ = ["write_atomically"]
 
 
 def write_atomically(path: str | Path, content: str | bytes) -> None:
-    """Write `content` (text as UTF-8) to `path`; a reader sees the old file or the new one, never a
-    part.
+    """Writes `content` (text as UTF-8) to `path`. A reader sees the old file or the new one, never
+    a part.
 
-    Raises `BadValue` where the folder does not exist or cannot be written.
+    Raises `BadValue` if the folder does not exist or cannot be written.
     """
     target = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
     held = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT}
-    )  # it may end the process, and leave a part behind
+    )  # else the signal may end the process and leave the temporary file behind
     try:
         handle, temporary = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.name}.", suffix=".part"

@@ -1,7 +1,7 @@
-"""What each axis of a mesh runs over: inside nodes, between nodes or both, and the kinds of links.
+"""The links that each mesh axis crosses: inside nodes, between nodes or both, and of which kinds.
 
-The mesh is laid on devices in row-major order, as in `group_links`; of groups of an axis that
-differ, those on the most nodes count.
+The mesh is laid on devices in row-major order, as in `group_links`. If the groups of an axis
+differ, the one on the most nodes counts.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _WORDS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AxisLinks:
-    """The groups of one axis: on how many nodes each is, how many of its ranks are on one node
-    at most, and the kinds of links that it crosses, those inside a node first."""
+    """The groups of one axis: on how many nodes each is, the most of its ranks on one node, and the
+    kinds of links that it crosses, those inside a node first."""
 
     name: str
     size: int
@@ -39,7 +39,7 @@ class AxisLinks:
 def axis_links(
     cluster: Cluster, names: tuple[str, ...], sizes: tuple[int, ...]
 ) -> tuple[AxisLinks, ...]:
-    """What every axis of more than one device runs over."""
+    """The links of every axis of more than one device."""
     return tuple(
         _axis_links(cluster, sizes, axis, names[axis])
         for axis, size in enumerate(sizes)
@@ -64,8 +64,8 @@ def _axis_links(cluster: Cluster, sizes: tuple[int, ...], axis: int, name: str) 
 
 
 def links_in_words(axes: Iterable[Mapping[str, Any]]) -> str:
-    """`tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand`, of axes as records
-    of `AxisLinks`: those inside first."""
+    """`tp=8 inside a node over NVLink; dp=8 between nodes over InfiniBand`, for axes given as
+    `AxisLinks` in dicts; axes inside a node come first."""
     return "; ".join(
         _in_words(axis) for axis in sorted(axes, key=lambda axis: int(axis["num_nodes"]) > 1)
     )

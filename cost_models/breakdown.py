@@ -1,4 +1,4 @@
-"""Where the time of one device's step went: computing, communicating without computing, or
+"""How the time of one device's step divides: computing, communicating without computing, or
 neither."""
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Breakdown:
 
 
 def _union(spans: Iterable[tuple[float, float]]) -> float:
-    """Length of the union of intervals."""
+    """The length of the union of intervals."""
     length, reach = 0.0, float("-inf")
     for start, end in sorted(spans):
         if end > reach:

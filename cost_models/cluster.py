@@ -1,8 +1,8 @@
 """Hardware files: from TOML to `Device`, `Library` and `Cluster`, and back. Units end here; errors
 name the file and the key.
 
-load_cluster("dgx-h100", num_devices=64)      8 nodes of 8 load_cluster("my_machine.toml",
-num_nodes=2)  a file of your own
+    load_cluster("dgx-h100", num_devices=64)      8 nodes of 8
+    load_cluster("my_machine.toml", num_nodes=2)  a file of your own
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _find(folder: str, what: str, name: str) -> Path:
-    """The file of a shipped name, or the path itself where `name` is one."""
+    """The file of a shipped name, or the path itself if `name` is a path."""
     if name.endswith(".toml") or os.sep in name:
         return Path(name)
     if name not in _names(folder):
@@ -185,7 +185,7 @@ def _library(where: str, raw: Mapping[str, Any]) -> Library:
 def _part(
     where: str, raw: Mapping[str, Any], folder: str, what: str
 ) -> tuple[str, Mapping[str, Any]]:
-    """The table of a part that stands in the file itself or is named there."""
+    """The table of a part that is in the file itself or is named there."""
     value = raw.get(what)
     if isinstance(value, Mapping):
         return f"{where} [{what}]", value
@@ -204,7 +204,7 @@ def load_device(name: str) -> Device:
 
 
 def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
-    """The cluster of a file, at one full node."""
+    """The cluster of a file, of one full node."""
     extra = ("device", "library", "intra", "inter", "collective_table", "contention", *_PLAIN)
     fields = read_table(where, raw, CLUSTER_KEYS, extra)
     for name in _PLAIN:
@@ -245,11 +245,11 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
 def load_cluster(
     name_or_path: str, *, num_devices: int | None = None, num_nodes: int | None = None
 ) -> Cluster:
-    """The cluster of a shipped name or of a TOML file, at the asked size (one full node where
-    nothing is asked).
+    """The cluster of a shipped name or of a TOML file, at the size asked for (by default one full
+    node).
 
     `num_devices` alone takes as few nodes as hold them; devices are spread evenly over the nodes.
-    Raises `UnknownName` for a name that is not there, `BadHardware` for a bad file and `BadValue`
+    Raises `UnknownName` for a name that does not exist, `BadHardware` for a bad file and `BadValue`
     for more devices or nodes than there are.
     """
     path = _find("clusters", "hardware", str(name_or_path))
@@ -259,14 +259,14 @@ def load_cluster(
 
 
 def read_sources(name_or_path: str) -> dict[str, str]:
-    """The `[sources]` of a cluster file, key -> text (empty where it has none)."""
+    """The `[sources]` of a cluster file, key -> text (empty if it has none)."""
     path = _find("clusters", "hardware", name_or_path)
     return _texts(str(path), _read(path), "sources")
 
 
 def _texts(where: str, raw: Mapping[str, Any], name: str) -> dict[str, str]:
     """A table of texts, `[sources]` or `[provenance]`. Raises `BadHardware` for a value that is
-    none."""
+    not a text."""
     found = raw.get(name, {})
     if not isinstance(found, Mapping):
         raise BadHardware(f"{where}: {name} is a table of texts, got {found!r}")
@@ -277,8 +277,7 @@ def _texts(where: str, raw: Mapping[str, Any], name: str) -> dict[str, str]:
 
 
 def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table without empty lists, which a reader of the file takes for something that was
-    forgotten."""
+    """The table without empty lists, which would look like something forgotten in a file."""
     kept = {
         key: value
         for key, value in table.items()
@@ -315,16 +314,16 @@ def _library_table(library: Library) -> dict[str, Any]:
 def write_cluster(
     path: str | Path, cluster: Cluster, *, provenance: Mapping[str, str], sources: Mapping[str, str]
 ) -> None:
-    """Write `cluster`, device and library included, as one TOML file that `load_cluster` reads
+    """Writes `cluster`, device and library included, as one TOML file that `load_cluster` reads
     back; atomic.
 
-    Raises `BadValue` where the file cannot be written.
+    Raises `BadValue` if the file cannot be written.
     """
     write_atomically(path, cluster_text(cluster, provenance=provenance, sources=sources))
 
 
 def parse_cluster(text: str, where: str, *, num_devices: int, num_nodes: int) -> Cluster:
-    """The cluster of a TOML text that `cluster_text` made; `where` names it in errors."""
+    """The cluster of a TOML text made by `cluster_text`; `where` names the text in errors."""
     try:
         cluster = _cluster(where, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
@@ -338,8 +337,8 @@ def cluster_text(
 ) -> str:
     """`cluster`, device and library included, as one TOML text.
 
-    `provenance` says how it came about (`date`, `host`, `versions`, `command`), `sources` where
-    each figure is from.
+    `provenance` says how it was made (`date`, `host`, `versions`, `command`), `sources` where each
+    figure is from.
     """
     table = write_table(cluster, CLUSTER_KEYS)
     rows = [

@@ -1,5 +1,5 @@
-"""Measured collectives: seconds interpolated log-log in bytes, between the group sizes that were
-measured."""
+"""Measured collectives: seconds, interpolated log-log in bytes and between the group sizes that
+were measured."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["MeasuredTable", "measured_tables"]
 
 @dataclass(frozen=True, slots=True)
 class MeasuredTable:
-    """Seconds by bytes for one kind and group size: (log bytes, log seconds) in rising order."""
+    """Seconds by bytes for one kind and group size: (log bytes, log seconds), bytes rising."""
 
     log_nbytes: NDArray[np.float64]
     log_seconds: NDArray[np.float64]
 
     def time(self, nbytes: float | NDArray[np.float64]) -> NDArray[np.float64]:
-        """Seconds at `nbytes` > 0: log-log between points; the first point's below; in
-        proportion to bytes above the last."""
+        """Seconds at `nbytes` > 0: log-log between points; those of the first point below it;
+        proportional to bytes above the last."""
         x = np.log(nbytes)
         inside = np.interp(x, self.log_nbytes, self.log_seconds)
         return np.asarray(np.exp(inside + np.maximum(0.0, x - self.log_nbytes[-1])))
@@ -34,9 +34,9 @@ def measured_tables(
 ) -> dict[str, MeasuredTable]:
     """kind -> table for groups of `group_size`, of which `num_groups` run at once.
 
-    Of the group sizes measured, the same one or the two around it (log-log in the size; the nearest
-    beyond the ends); of the numbers of groups measured at a size, the nearest. A kind without rows
-    is left out: it keeps the formulas.
+    Uses the rows of the same group size or of the two sizes around it (log-log in the size; the
+    nearest beyond the ends), and at each size those of the nearest number of groups. A kind without
+    rows is left out: it keeps the formulas.
     """
     out = {}
     for kind in sorted({row.kind for row in rows}):
@@ -55,8 +55,8 @@ def measured_tables(
 
 
 def _at_size(rows: Sequence[CollectiveRow], size: int, num_groups: int) -> MeasuredTable:
-    """The table at one measured group size; several rows of one size in bytes are averaged,
-    seconds never fall with bytes."""
+    """The table at one measured group size. Rows of the same bytes are averaged, and seconds are
+    made never to fall with bytes."""
     nearest = min(
         {row.num_groups for row in rows if row.group_size == size},
         key=lambda g: (abs(g - num_groups), g),

@@ -2,11 +2,11 @@
 protocol for each size.
 
 Every algorithm and protocol is a line a + b n in the bytes n of the whole logical buffer (as
-nccl-tests counts); the fastest line is taken, and the slowest group, since all groups of an axis
-run together. Symbols: k ranks on N nodes, w a node, B a rank's bytes/s along the ring inside a
-node, E the group's bytes/s through a node's NICs, l a hop's latency (l_i inside, l_e between
-nodes). Source: MODELLING 5.1; Thakur et al., "Optimization of Collective Communication Operations
-in MPICH", 2005; NCCL src/graph/tuning.cc for the latencies.
+counted by nccl-tests). The fastest line counts, and of the groups the slowest, since all groups of
+an axis run together. Symbols: k ranks on N nodes, w per node, B a rank's bytes/s along the ring
+inside a node, E the group's bytes/s through a node's NICs, l a hop's latency (l_i inside, l_e
+between nodes). Source: MODELLING 5.1; Thakur et al., "Optimization of Collective Communication
+Operations in MPICH", 2005; NCCL src/graph/tuning.cc for the latencies.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _hops(cluster: Cluster, links: GroupLinks, protocol: Protocol, rounds: int) 
 
 def _ring(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
     """Ring: r ((k - 1) l + (k - 1) / k n / min(B, E) + n p / 2), with r = 2 for an all-reduce
-    and 1 for an all-gather or reduce-scatter, and p the seconds a byte of a rank's pass over its
+    and 1 for an all-gather or reduce-scatter, and p the seconds per byte of a rank's pass over its
     buffer."""
     rounds = 2 if kind == "all_reduce" else 1
     share = rounds * (
@@ -62,7 +62,7 @@ def _tree(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
     """Double tree, a chain inside nodes: 2 ((w - 1) l_i + ceil(log2 N) l_e) + max(n / T, c n / E);
     all-reduce only.
 
-    T is a rank's rate where up and down share its port; c = 1 for two nodes (each is root of one
+    T is a rank's rate if up and down share its port; c = 1 for two nodes (each is root of one
     tree), 2 for more (a node receives from two children in one tree and from its parent in both).
     Source: Sanders et al., "Two-tree algorithms", 2009.
     """
@@ -85,8 +85,8 @@ def _tree(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
 
 
 def _halving_doubling(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
-    """Recursive halving and doubling: r (ceil(log2 k) l + (k - 1) / k n / min(B, E)); powers of
-    two only, as ring for n."""
+    """Recursive halving and doubling: r (ceil(log2 k) l + (k - 1) / k n / min(B, E)), r as in
+    `_ring`; k a power of two only."""
     if links.size & (links.size - 1):
         return []
     rounds = 2 if kind == "all_reduce" else 1
@@ -103,8 +103,8 @@ def _halving_doubling(cluster: Cluster, links: GroupLinks, kind: str) -> list[Li
 
 def _hierarchical(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
     """Reduce-scatter inside, all-reduce between nodes, all-gather inside, one after the other: 2
-    (w - 1) l_i + 2 (N - 1) l_e + 2 (w - 1) / w n / B + 2 (N - 1) / N n / E; all-reduce over
-    nodes only."""
+    (w - 1) l_i + 2 (N - 1) l_e + 2 (w - 1) / w n / B + 2 (N - 1) / N n / E; only for an all-reduce
+    over several nodes."""
     if kind != "all_reduce" or links.num_nodes == 1 or links.size != links.width * links.num_nodes:
         return []
     inside = 2 * (links.width - 1) / links.width / links.ring if links.width > 1 else 0.0
@@ -121,9 +121,9 @@ def _hierarchical(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
 
 def _nvls(cluster: Cluster, links: GroupLinks, kind: str) -> list[Line]:
     """Reduction in the NVSwitch, one node: l + n (1 + 1 / k) / B_s: each rank's port carries the
-    buffer once and a k-th again.
+    buffer once, and another k-th of it.
 
-    B_s is the link's bandwidth times `in_switch_reduction_efficiency`; NCCL takes it from three
+    B_s is the link's bandwidth times `in_switch_reduction_efficiency`; NCCL uses this from three
     ranks on.
     """
     if kind != "all_reduce" or links.num_nodes > 1 or not links.in_switch or links.size < 3:
@@ -160,8 +160,8 @@ def _worst_hop(cluster: Cluster, links: GroupLinks, protocol: Protocol) -> float
 
 
 def _lines(cluster: Cluster, links: GroupLinks, kind: str) -> tuple[Line, ...]:
-    """All lines of one kind of group, with the fabric's overhead a call, less those that never
-    win."""
+    """All lines for one kind of group, with the fabric's overhead per call, without those that are
+    never the fastest."""
     algorithms = (_ring, _tree, _halving_doubling, _hierarchical, _nvls)
     lines = (
         _all_to_all(cluster, links)
@@ -213,8 +213,8 @@ class CollectiveModel:
         """Seconds of `kind` for `nbytes` of the whole logical buffer (all-to-all: of a rank's
         buffer), a number or an array.
 
-        0 for a `slice`, for groups of one and for nothing to send. Never falls with `nbytes`. A
-        measured table, where the cluster has one for this kind and the groups stay inside a node,
+        0 for a `slice`, for groups of one and for 0 bytes. Never falls with `nbytes`. If the
+        cluster has a measured table for this kind and the groups stay inside a node, the table
         takes precedence. Raises `UnknownName` for other kinds.
         """
         if kind not in COLLECTIVES:

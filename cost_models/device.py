@@ -1,5 +1,5 @@
-"""The `Device` record: what one accelerator (or CPU core) can do, in SI units, with measured
-tables where there are any."""
+"""The `Device` record: the rates and capacities of one accelerator (or CPU core), in SI units, with
+measured tables if there are any."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class ElementwiseRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OpRow:
-    """One measured call of `op` (a name of the planner's): its work as the planner counts it, its
-    seconds with dispatch.
+    """One measured call of `op` (the planner's name): its work as the planner counts it, and its
+    seconds, dispatch included.
 
-    `gemm` and `steps` as in `roofline.op_time`; (1, 1, 1, 1) for what is no product.
+    `gemm` and `steps` as in `roofline.op_time`; `gemm` is (1, 1, 1, 1) if the op is no product.
     """
 
     op: str
@@ -76,13 +76,13 @@ class OpRow:
 class Device:
     """One device. Seconds, bytes, flops/s, bytes/s; efficiencies and overlap are fractions.
 
-    `peak_flops` is by the device's own number formats (`fp32`, `tf32`, `bf16`, ...), the
-    datasheet's figure; `gemm_efficiency` the share of it that a large product reaches. `gemm_tiles`
-    are the tile shapes tried for a product (none: the smooth model, in which `gemm_half_work` flops
-    an SM reach half of it). `kernel_overhead` is the least device time of a kernel,
+    `peak_flops` is the datasheet's figure for each of the device's number formats (`fp32`, `tf32`,
+    `bf16`, ...), `gemm_efficiency` the share of it that a large product reaches. `gemm_tiles` are
+    the tile shapes tried for a product (none: the smooth model, in which `gemm_half_work` flops per
+    SM reach half of that share). `kernel_overhead` is the least device time of a kernel,
     `launch_overhead` the host's time to dispatch it. `kind_efficiency` is the share of its roofline
     that a kind of kernel reaches. `overlap` is the share of the shorter of compute and
-    communication that hides behind the other. `step_overhead` is the host's time once a step (the
+    communication that hides behind the other. `step_overhead` is the host's time per step (the
     optimizer's Python). `lstm_library` says whose workspace an LSTM keeps for backward.
     """
 
@@ -141,14 +141,14 @@ class Device:
 
     @property
     def usable_memory(self) -> int:
-        """Bytes left for tensors: memory less the context, the libraries' workspaces and the
-        communicators."""
+        """Bytes left for tensors: memory less that of the context, the libraries' workspaces and
+        the communicators."""
         return self.memory - self.reserved_memory
 
     @property
     def multiplies_bfloat16(self) -> bool:
-        """Whether products in bfloat16 have units of their own, whose tiles these are: a CPU
-        converts, and has a peak all the same."""
+        """Whether the device has units for bfloat16 products. A CPU without them converts, and
+        lists a peak all the same."""
         return bool(self.gemm_tiles) and self.has_peak("bf16")
 
     def _check_names(
@@ -171,8 +171,8 @@ class Device:
         )
 
     def peak(self, number_format: str) -> float:
-        """Datasheet flops/s in `number_format`; asking for one that the device lacks raises
-        `BadHardware`."""
+        """Datasheet flops/s in `number_format`. Raises `BadHardware` if the device has no peak in
+        it."""
         for name, flops in self.peak_flops:
             if name == number_format:
                 return flops
@@ -186,8 +186,8 @@ class Device:
         return any(name == number_format for name, _ in self.peak_flops)
 
     def efficiency_of(self, kind: str) -> float | None:
-        """The measured share of the roofline that kernels of `kind` reach on this device, None
-        where not listed."""
+        """The measured share of the roofline that kernels of `kind` reach on this device; None if
+        it is not listed."""
         for name, share in self.kind_efficiency:
             if name == kind:
                 return share

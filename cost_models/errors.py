@@ -1,13 +1,15 @@
 """The error tree. Everything a user can cause is a `UserError`; our own bugs are `assert`s.
 
-UserError(ValueError)        printed as one line, exit code 2 ├── UnknownName              a model,
-hardware, option or pin that does not exist ├── BadValue                 a value out of its range or
-of the wrong type ├── BadHardware              a hardware file with a missing, negative or unknown
-key ├── BadPlan                  a plan file: truncated, of another version, for another graph ├──
-DoesNotFit               no plan fits the memory ├── NoPlan                   the pins, or the
-batch, leave no plan at all ├── NotTraceable             the model cannot become one static graph
-├── OutOfRange(IndexError)   an index of a batch, or one that a step computed, points past what it
-indexes └── RunFailed                a process of a run failed, or could not start
+UserError(ValueError)        printed as one line, exit code 2
+├── UnknownName              a model, hardware, option or pin that does not exist
+├── BadValue                 a value out of its range or of the wrong type
+├── BadHardware              a hardware file with a missing, negative or unknown key
+├── BadPlan                  a plan file: truncated, of another version, for another graph
+├── DoesNotFit               no plan fits the memory
+├── NoPlan                   the pins, or the batch, leave no plan at all
+├── NotTraceable             the model cannot become one static graph
+├── OutOfRange(IndexError)   an index, of a batch or computed in a step, is out of range
+└── RunFailed                a process of a run failed, or could not start
 
 FailedCheck(Exception)       printed as one line, exit code 4: `--check` found a fault of ours
 """
@@ -31,12 +33,12 @@ __all__ = [
 
 
 class UserError(ValueError):
-    """A mistake of the user's, or a limit of theirs: the message says what, the values, and what
-    to change."""
+    """A mistake of the user's, or a limit of their hardware. The message says what, the actual
+    values, and what to change."""
 
     @property
     def kind(self) -> str:
-        """The name of the error as it stands in `{"error": {"kind": ...}}`."""
+        """The name of the error in `{"error": {"kind": ...}}`."""
         return type(self).__name__
 
 
@@ -69,7 +71,7 @@ class NotTraceable(UserError):
 
 
 class OutOfRange(UserError, IndexError):
-    """An `IndexError` too, as it is in plain torch."""
+    """An index out of range: also an `IndexError`, as in plain torch."""
 
 
 class RunFailed(UserError):
@@ -77,18 +79,18 @@ class RunFailed(UserError):
 
 
 class FailedCheck(Exception):
-    """A graph, problem or program that is not as all are to be. It is no mistake of the user's
-    and no `UserError`: what falls back on another way when a model cannot be planned in one must
-    not hide it."""
+    """A graph, problem or program that breaks an invariant. This is our fault, so it is no
+    `UserError`: code that tries another way if a model cannot be planned in one must not hide
+    it."""
 
     @property
     def kind(self) -> str:
-        """As of `UserError`."""
+        """As in `UserError`."""
         return type(self).__name__
 
 
-#: Of more names than `_MOST` only the `_SHOWN` nearest are listed: the model types of Hugging Face
-#: are twelve kilobytes.
+#: If there are more than `_MOST` names, only the `_SHOWN` nearest are listed: Hugging Face's model
+#: types would fill twelve kilobytes.
 _MOST, _SHOWN = 100, 8
 
 

@@ -6,10 +6,10 @@ With tiles (Tm, Tn), S SMs, peak P and a split of k in s parts:
     tiles = batch * ceil(m / Tm) * ceil(n / Tn) * s        waves = ceil(tiles / S)
     t = waves * (ceil(k / s) + k0) * max(2 (Tm Tn + a0) / (P e / S), l0) + reduction of partial sums
 
-and the best of a few tiles and splits is taken, as cuBLAS's heuristic does. k0 (`gemm_half_k`) is
+of which the best of a few tiles and splits counts, as in cuBLAS's heuristic. k0 (`gemm_half_k`) is
 the fill and drain of a tile's pipeline, a0 (`gemm_tile_half_area`) the operand traffic of small
 tiles, l0 (`gemm_k_latency`) the memory latency of a step along k that a small tile cannot hide. The
-first two stand for a fixed time and bandwidth, so they are stated at the device's 16-bit rate and
+first two represent a fixed time and bandwidth, so they are given at the device's 16-bit rate and
 shrink with the rate of slower formats. Source: MODELLING 5.2; NVIDIA, "Matrix Multiplication
 Background User's Guide".
 """
@@ -27,11 +27,10 @@ __all__ = ["gemm_seconds"]
 #: Splits of k that are tried. Source: cuBLAS and CUTLASS split-k heuristics use small powers of
 #: two.
 _SPLITS = (1, 2, 4, 8, 16, 32)
-#: Bytes of one partial sum: accumulated and reduced in fp32, written and read once. Source: CUTLASS
-#: split-k documentation.
+#: Bytes moved per partial sum: fp32, written and read once. Source: CUTLASS split-k documentation.
 _PARTIAL_SUM_BYTES = 8
-#: Number of measured shapes that share in a correction; nearest in (log m, log n, log k). Our
-#: choice: one a direction.
+#: Number of measured shapes in a correction, the nearest in (log m, log n, log k). Our choice: one
+#: per direction.
 _NEIGHBOURS = 3
 
 
@@ -42,8 +41,8 @@ def gemm_seconds(
     """Seconds of `batch` products (m, k) @ (k, n), without the kernel's overhead, at `peak` flops/s
     of the datasheet.
 
-    max(compute, nbytes / (bandwidth * efficiency)); where the device has measured products of
-    `dtype`, times the ratio of measured to modelled seconds at the nearest shapes.
+    max(compute, nbytes / (bandwidth * efficiency)); if the device has measured products of `dtype`,
+    times the ratio of measured to modelled seconds at the nearest shapes.
     """
     modelled = _modelled(device, shape, nbytes, peak)
     rows = tuple(row for row in device.gemm_table if row.dtype == dtype)
@@ -58,7 +57,7 @@ def _modelled(
 
 
 def _smooth(device: Device, shape: tuple[int, int, int, int], peak: float) -> float:
-    """eff = e w / (w + w0) with w the flops an SM, so t = (flops + w0 S) / (P e): for devices
+    """eff = e w / (w + w0) with w the flops per SM, so t = (flops + w0 S) / (P e): for devices
     without known tiles."""
     batch, m, n, k = shape
     flops = 2.0 * batch * m * n * k
@@ -96,7 +95,7 @@ def _tiled(device: Device, shape: tuple[int, int, int, int], peak: float) -> flo
 def _correction(
     device: Device, rows: tuple[GemmRow, ...], shape: tuple[int, int, int, int], peak: float
 ) -> float:
-    """Geometric mean of measured / modelled seconds over the nearest measured shapes, weighted
+    """The geometric mean of measured / modelled seconds over the nearest measured shapes, weighted
     by 1 / distance squared."""
     nearest = sorted((_distance(row, shape), index) for index, row in enumerate(rows))[:_NEIGHBOURS]
     weights = [1.0 / max(distance, 1e-9) for distance, _ in nearest]
@@ -108,7 +107,7 @@ def _correction(
 
 
 def _distance(row: GemmRow, shape: tuple[int, int, int, int]) -> float:
-    """Squared distance of two shapes in log2; a batch counts as so many more rows."""
+    """The squared distance of two shapes in log2; a batch multiplies the rows."""
     batch, m, n, k = shape
     pairs = ((row.batch * row.m, batch * m), (row.n, n), (row.k, k))
     return sum((math.log2(a) - math.log2(max(b, 1))) ** 2 for a, b in pairs)

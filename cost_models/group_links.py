@@ -1,9 +1,9 @@
-"""What links the groups of a collective cross: for each different kind of group, ranks a node and
-bytes/s a rank.
+"""The links that the groups of a collective cross: for each different kind of group, its ranks per
+node and bytes/s per rank.
 
-The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); the groups of `axes` are
-the ranks that differ only on them. All groups work at the same time, so the links that several of
-them cross are shared: NICs, the host's bus.
+The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); a group of `axes` is the
+ranks that differ only on these. All groups work at the same time, so they share the links that
+several of them cross: NICs, the host's bus.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from cost_models.rings import num_chains, num_rings
 
 __all__ = ["GroupLinks", "LinkClass", "find_groups", "group_links", "link_class"]
 
-#: Which links a collective takes its rate from: those inside nodes, or the NICs and switches
-#: between nodes. Collectives over different ones run beside each other at full rate.
+#: The links that limit a collective's rate: those inside nodes, or the NICs and switches between
+#: nodes. Collectives over different classes run beside each other at full rate.
 LinkClass = Literal["node", "network"]
 
 
 @dataclass(frozen=True, slots=True)
 class GroupLinks:
-    """One kind of group. Bandwidths are bytes/s, after the fabric's efficiency; `inf` where the
-    group has no such hop.
+    """One kind of group. Bandwidths are bytes/s, after the fabric's efficiency; `inf` if the group
+    has no such hop.
 
-    `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree where up and down
-    share its port. `node`: what all the group's members on one node together get through its NICs.
-    `pairs`: a rank's rate when it sends to all others at once. `pass_time`: seconds a byte of one
-    pass of a rank over its own buffer.
+    `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree, in which up and
+    down share its port. `node`: the rate of all the group's members on one node together through
+    its NICs. `pairs`: a rank's rate when it sends to all others at once. `pass_time`: seconds per
+    byte of one pass of a rank over its own buffer.
     """
 
     size: int
@@ -68,7 +68,7 @@ def find_groups(mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> list[tupl
 def group_links(
     cluster: Cluster, mesh_sizes: tuple[int, ...], axes: tuple[int, ...]
 ) -> tuple[GroupLinks, ...]:
-    """The different kinds of groups of `axes`; empty where the groups have one member. Raises
+    """The different kinds of groups of `axes`; empty if the groups have one member. Raises
     `BadValue` if the mesh has more devices than the cluster."""
     if math.prod(mesh_sizes) > cluster.num_devices:
         shape = " x ".join(map(str, mesh_sizes))
@@ -83,8 +83,8 @@ def group_links(
 
 
 def link_class(groups: tuple[GroupLinks, ...]) -> LinkClass:
-    """The links that a collective of these groups shares with others: `node` if all lie inside a
-    node, else `network`."""
+    """The class of links that a collective of these groups shares with others: `node` if all groups
+    are inside a node, else `network`."""
     return "network" if any(links.num_nodes > 1 for links in groups) else "node"
 
 
@@ -116,8 +116,8 @@ def _nics(cluster: Cluster, local: tuple[int, ...]) -> set[int]:
 def _signature(
     cluster: Cluster, group: tuple[int, ...], active: Counter[int], users: Counter[tuple[int, int]]
 ) -> tuple[object, ...]:
-    """What the links of a group depend on: places in each node, and how many others share them.
-    Saves work for many nodes."""
+    """A key that determines a group's links: its places in each node, and how many groups share
+    them. Groups with one key are computed once."""
     members = _members(cluster, group)
     shared = len(members) > 1
     return tuple(
@@ -161,7 +161,7 @@ def _links(
 def _through_nics(
     cluster: Cluster, node: int, local: tuple[int, ...], users: Counter[tuple[int, int]]
 ) -> float:
-    """Bytes/s that a group gets through the NICs next to its members: each shared by the groups
+    """Bytes/s of a group through the NICs next to its members; each NIC is shared by the groups
     that cross it."""
     inter = cluster.inter
     assert inter is not None
@@ -189,9 +189,9 @@ def _inside(
 def _inside_mesh(
     cluster: Cluster, local: tuple[int, ...], active: int, spans: bool
 ) -> tuple[float, float, float]:
-    """Direct links. A ring takes a brick a hop (a chain of one brick is enough where the ring
-    goes on through the NICs); a tree one brick a link, up and down in its two directions; where
-    there is neither, everything goes over the host."""
+    """`_inside` over direct links. A ring takes a brick per hop (a chain of one brick suffices if
+    the ring goes on through the NICs); a tree takes one brick per link, up and down in its two
+    directions; if there is neither, everything goes over the host."""
     intra = cluster.intra
     brick, host = intra.bandwidth * intra.efficiency, intra.host_bandwidth or 0.0
     chains, rings = num_chains(intra, local), num_rings(intra, local)

@@ -1,8 +1,8 @@
 """The `Library` record: how a collective library (NCCL, gloo) behaves, by algorithm, protocol and
 kind of link.
 
-A protocol moves a message over one hop in `hop_latency[link kind]` seconds and reaches
-`bandwidth_share` of what the links give; NCCL has three (LL, LL128, Simple), which trade latency
+A protocol moves a message over one hop in `hop_latency[link kind]` seconds and reaches a share
+`bandwidth_share` of the links' bandwidth. NCCL has three (LL, LL128, Simple), which trade latency
 for bandwidth.
 """
 
@@ -14,7 +14,7 @@ from cost_models.errors import BadHardware
 
 __all__ = ["ALGORITHMS", "COLLECTIVES", "Library", "Protocol"]
 
-#: The collectives. `slice` keeps a part of what a rank holds already: nothing is sent.
+#: The collectives. `slice` keeps a part of the tensor that a rank already holds: nothing is sent.
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
 
 #: The algorithms that `collectives` can cost.
@@ -23,8 +23,8 @@ ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls", "pairw
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Protocol:
-    """One protocol of one algorithm. `hop_latency` is seconds by link kind; `base_latency`
-    seconds once a call."""
+    """One protocol of one algorithm. `hop_latency` is seconds by link kind, `base_latency` seconds
+    per call."""
 
     algorithm: str
     name: str
@@ -56,8 +56,7 @@ class Protocol:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Library:
-    """A collective library: its protocols by algorithm. `pairwise` is how it does an all-to-all,
-    and it must have one."""
+    """A collective library: its protocols by algorithm. It must have `pairwise`, its all-to-all."""
 
     name: str
     protocols: tuple[Protocol, ...]
@@ -70,5 +69,5 @@ class Library:
                 )
 
     def of(self, algorithm: str) -> tuple[Protocol, ...]:
-        """The protocols of `algorithm`; empty where the library does not have it."""
+        """The protocols of `algorithm`; empty if the library does not have it."""
         return tuple(protocol for protocol in self.protocols if protocol.algorithm == algorithm)

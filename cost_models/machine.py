@@ -52,8 +52,8 @@ class CollectiveRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ContentionRow:
-    """Kernels of `kind` take `slowdown` times as long where `num_devices` of a node compute at
-    once, as on one CPU."""
+    """Kernels of `kind` take `slowdown` times as long if `num_devices` of a node compute at once,
+    as on one CPU."""
 
     num_devices: int
     kind: str
@@ -68,11 +68,11 @@ class ContentionRow:
 class Intra:
     """What connects the devices of a node.
 
-    `fabric`: `switch` (every device has one port of `bandwidth` a direction), `mesh` (`links` of
-    (a, b, bricks), a brick is `bandwidth`; other pairs go over the host at `host_bandwidth` a
+    `fabric`: `switch` (every device has one port of `bandwidth` per direction), `mesh` (`links` of
+    (a, b, bricks), a brick is `bandwidth`; other pairs go over the host at `host_bandwidth` per
     device), `host` (every device has `bandwidth` to the host). All devices together move at most
-    `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds. Where the
-    kernel cannot keep up, each pass of a rank over its buffer adds its bytes over `pass_bandwidth`.
+    `shared_bandwidth`. `efficiency` is the share that a ring reaches, `overhead` seconds per call.
+    If the kernel cannot keep up, each pass of a rank over its buffer adds bytes / `pass_bandwidth`.
     """
 
     fabric: str
@@ -99,13 +99,13 @@ class Intra:
             )
 
     def bricks(self, a: int, b: int) -> int:
-        """Number of direct links between local devices `a` and `b`."""
+        """The number of direct links between local devices `a` and `b`."""
         return sum(count for x, y, count in self.links if {x, y} == {a, b})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inter:
-    """What connects nodes: NICs of `bandwidth` bytes/s a direction each, all on one non-blocking
+    """What connects nodes: NICs of `bandwidth` bytes/s per direction each, all on one non-blocking
     fabric."""
 
     link: str
@@ -163,10 +163,10 @@ class Cluster:
         )
 
     def slowdown(self, kind: str) -> float:
-        """How many times as long kernels of `kind` take where all used devices of a node compute at
-        once; 1 where unmeasured.
+        """How many times as long kernels of `kind` take if all used devices of a node compute at
+        once; 1 if not measured.
 
-        Log-log between the numbers of devices measured (one device: 1); in proportion to their
+        Log-log between the numbers of devices measured (one device: 1); proportional to their
         number beyond the last.
         """
         measured = {row.num_devices: row.slowdown for row in self.contention if row.kind == kind}
@@ -187,8 +187,8 @@ class Cluster:
         return rank % self.node_width
 
     def nic_of(self, local_index: int) -> tuple[int, ...]:
-        """The NICs nearest to a local device: `nics_per_node / devices_per_node` of its own, or
-        one that it shares."""
+        """The NICs nearest to a local device: `nics_per_node / devices_per_node` of its own, or one
+        that it shares."""
         assert self.inter is not None
         nics, devices = self.inter.nics_per_node, self.devices_per_node
         first = local_index * nics // devices
@@ -196,5 +196,5 @@ class Cluster:
 
 
 def device_name(rank: int) -> str:
-    """The graph's name of device `rank`."""
+    """The name of device `rank` in the topology graph."""
     return f"device{rank}"

@@ -1,4 +1,4 @@
-"""Bytes: of a dtype's element, of the optimizer's state, and of what the allocator makes of a
+"""Bytes of a dtype's element, of the optimizer's state, and of what the allocator hands out for a
 request."""
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ __all__ = [
     "list_dtypes", "lstm_reserve_elements", "optimizer_state_bytes",
 ]  # fmt: skip
 
-#: torch's names of dtypes and their bytes an element. Source: torch.dtype documentation ("Tensor
+#: torch's names of dtypes and their bytes per element. Source: torch.dtype documentation ("Tensor
 #: Attributes").
 _DTYPE_BYTES = {
     "float64": 8,
@@ -36,17 +36,17 @@ _DTYPE_BYTES = {
 #: `kMinBlockSize = 512`.
 ALLOCATION_ROUNDING = 512
 
-#: The share of a device's usable memory that plans keep free by default. Twice what an allocation
-#: predicted within 2 % is off by, and what a caching allocator loses between blocks; one that is
-#: full flushes its cache and tries again. An estimate.
+#: The share of a device's usable memory that plans keep free by default. An estimate: twice the
+#: 2 % by which predictions are off, plus what a caching allocator loses between blocks (when full,
+#: it flushes its cache and tries again).
 MEMORY_HEADROOM = 0.05
 
-#: Whose LSTM keeps a workspace of its own for backward; others keep the gates and the cell.
+#: Libraries whose LSTM keeps a workspace of its own for backward; others keep the gates and cell.
 LSTM_LIBRARIES = ("onednn",)
 
 
 def list_dtypes() -> tuple[str, ...]:
-    """The dtype names that are known, sorted."""
+    """The known dtype names, sorted."""
     return tuple(sorted(_DTYPE_BYTES))
 
 
@@ -62,7 +62,7 @@ def optimizer_state_bytes(optimizer: str, *, numel: int, dtype: str) -> int:
     """Bytes of the state that `optimizer` keeps for one parameter of `numel` elements: `states *
     numel * dtype_bytes + step_bytes`.
 
-    Raises `UnknownName` for one that is not in `cost_models.optimizers`.
+    Raises `UnknownName` for an optimizer that is not in `cost_models.optimizers`.
     """
     known = optimizer_of(optimizer)
     return known.states * numel * dtype_bytes(dtype) + known.step_bytes
@@ -77,17 +77,17 @@ def allocated_bytes(nbytes: int) -> int:
 def lstm_reserve_elements(
     library: str | None, *, steps: int, batch: int, width: int, hidden: int
 ) -> int:
-    """Elements that the forward of one LSTM layer of `width` inputs keeps for its backward, besides
+    """Elements that the forward pass of one LSTM layer of `width` inputs keeps for backward, beside
     its results.
 
-    The gates and the cell of every step, `5 T B H`; of `onednn`, with rows padded to `ld`,
+    The gates and the cell of every step, `5 T B H`; for `onednn`, with rows padded to `ld`,
 
         B (T (ld(4 H) + ld(H)) + (T + 1) (6 ld(max(I, H)) + 4 H))
 
-    the gates and a cell of T steps, and of T + 1 steps three states as wide as the wider of input
-    and hidden units and two as wide as these, each kept of the layer's input and of its output.
-    Read off the workspaces of oneDNN 3.12 (torch 2.13, an x86-64 CPU with AVX2): within 0.2 % of
-    those above 1 MB, at nine sizes (2026-11-24); below, pages that are not full add to it.
+    that is the gates and a cell of T steps and, for T + 1 steps, three states as wide as the wider
+    of input and hidden units and two as wide as the hidden units, each for the layer's input and
+    for its output. Fitted to the workspaces of oneDNN 3.12 (torch 2.13, an x86-64 CPU with AVX2):
+    within 0.2 % of those above 1 MB, at nine sizes (2026-11-24); below, partly filled pages add.
     """
     if library is None:
         return 5 * steps * batch * hidden
@@ -98,7 +98,7 @@ def lstm_reserve_elements(
 
 
 def _onednn_row(size: int) -> int:
-    """A row's elements in oneDNN's workspace: whole cache lines of 16, and never a multiple of 1
-    KiB (4-KiB aliasing)."""
+    """The elements of a row in oneDNN's workspace: whole cache lines of 16, and never a multiple of
+    1 KiB (4-KiB aliasing)."""
     row = math.ceil(size / 16) * 16
     return row + 16 if row % 256 == 0 else row

@@ -1,7 +1,7 @@
-"""The optimizers that a plan may name: one table of what is costed and of what runs.
+"""The optimizers that a plan may name: one table, for costing and for running.
 
-A name stands for a class and for the settings that decide how much state it keeps: `sgd` with a
-momentum is `sgd-momentum`.
+A name implies a class and the settings that decide how much state it keeps: `sgd` with momentum is
+`sgd-momentum`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ __all__ = ["OPTIMIZERS", "SETTINGS", "Optimizer", "check_settings", "named", "op
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimizer:
-    """`kind` is torch's class, or Keras's where `keras`; `implied` the settings that the name
-    stands for. `states` are the tensors of a parameter's own shape and dtype that it keeps,
-    `step_bytes` those of a counter for each parameter."""
+    """`kind` is torch's class, or Keras's if `keras`; `implied` are the settings that the name
+    implies. `states` is the number of tensors of a parameter's shape and dtype that it keeps,
+    `step_bytes` the bytes of a step counter per parameter."""
 
     kind: str
     states: int
@@ -57,14 +57,14 @@ OPTIMIZERS: dict[str, Optimizer] = {
 }
 
 _ADAM = ("betas", "eps", "weight_decay", "amsgrad", "maximize")
-#: The settings of torch's classes beside the learning rate that a person may give.
+#: The settings of torch's classes, beside the learning rate, that a user may give.
 SETTINGS: dict[str, tuple[str, ...]] = {
     "Adam": _ADAM,
     "AdamW": _ADAM,
     "SGD": ("momentum", "dampening", "nesterov", "weight_decay", "maximize"),
 }
 
-#: Settings that add to the state, and the word that a name has for them.
+#: Settings that add to the state, and the word for each in a name.
 _STATEFUL = {"amsgrad": "amsgrad", "momentum": "momentum"}
 
 
@@ -76,8 +76,8 @@ def optimizer_of(name: str) -> Optimizer:
 
 
 def named(name: str, *settings: Mapping[str, Any]) -> str:
-    """The name that says how much state torch's optimizer `name` keeps under `settings`, of all
-    groups of parameters."""
+    """The name that includes how much state torch's optimizer `name` keeps under the `settings` of
+    all groups of parameters."""
     base = name.partition("-")[0]
     own = optimizer_of(name).implied
     words = [

@@ -1,4 +1,4 @@
-"""How many devices on how many nodes: a request -> numbers that a cluster has, spread evenly."""
+"""How many devices on how many nodes: a request -> numbers within the cluster, spread evenly."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ __all__ = ["place"]
 
 
 def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> tuple[int, int, int]:
-    """(num_devices, num_nodes, node_width) for a request, either part of which may be open.
+    """(num_devices, num_nodes, node_width) for a request, of which either part may be None.
 
-    Devices open: all of the nodes. Nodes open: as few as hold the devices. The devices are spread
-    evenly, `ceil(num_devices / num_nodes)` a node. Raises `BadValue` for less than one of either
-    and for more than the cluster has.
+    Without devices: all of the nodes. Without nodes: as few as hold the devices. The devices are
+    spread evenly, `ceil(num_devices / num_nodes)` per node. Raises `BadValue` for less than one of
+    either and for more than the cluster has.
     """
     per_node = cluster.devices_per_node
     for what, unit, value, most in (
@@ -36,7 +36,7 @@ def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> t
 
 
 def _check_spread(cluster: Cluster, devices: int, nodes: int, width: int) -> None:
-    """Refuse more devices than the nodes hold, and nodes that no device would be on."""
+    """Raises `BadValue` for more devices than the nodes hold, and for nodes without a device."""
     per_node = cluster.devices_per_node
     if width > per_node:
         held, needed = nodes * per_node, -(-devices // per_node)

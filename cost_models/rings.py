@@ -1,9 +1,9 @@
 """Rings and chains over direct links: how many NCCL-like rings a set of devices in a hybrid mesh
 can run at once.
 
-A ring uses one brick a hop in one direction, so an undirected Hamiltonian cycle carries two rings,
-one each way. The number of rings is twice the most cycles that can be packed into the bricks; found
-exactly by search, for at most eight devices (more: none, so that they are costed as a chain).
+A ring uses one brick per hop in one direction, so an undirected Hamiltonian cycle carries two
+rings, one each way. The number of rings is twice the most cycles that can be packed into the
+bricks, found by exact search for at most eight devices (more: 0, so they are costed as a chain).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def _matrix(intra: Intra, members: tuple[int, ...]) -> Bricks:
 
 
 def num_rings(intra: Intra, members: tuple[int, ...]) -> int:
-    """Directed rings over local devices `members` that use no brick twice in a direction; 0 where
-    there is no cycle.
+    """The number of directed rings over local devices `members` that use no brick twice in a
+    direction; 0 if there is no cycle.
 
     Two devices have as many rings as bricks. Agrees with the bus bandwidths of vTrain's V100 table:
     1, 2, 4, 0, 2, 4, 6 rings of 22.5 GB/s for the first 2..8 devices of the hybrid cube mesh.
@@ -38,7 +38,7 @@ def num_rings(intra: Intra, members: tuple[int, ...]) -> int:
 
 
 def num_chains(intra: Intra, members: tuple[int, ...]) -> int:
-    """1 where the direct links connect `members` (a spanning tree of one brick a link), else 0."""
+    """1 if the direct links connect `members` (a spanning tree of one brick per link), else 0."""
     bricks = _matrix(intra, members)
     reached, frontier = {0}, [0]
     while frontier:

@@ -30,9 +30,9 @@ _FORMATS = {
     "complex64": ("fp32",),
     "complex128": ("fp64",),
 }
-#: Real products in one of complex numbers: a sum of products takes 8 real operations, where one of
-#: real numbers takes 2. Source: Blackford and Dongarra, LAPACK Working Note 41, Appendix C: a
-#: complex multiplication counts 6, an addition 2.
+#: Real products per complex product: a complex multiply-add takes 8 real operations, a real one 2.
+#: Source: Blackford and Dongarra, LAPACK Working Note 41, Appendix C: a complex multiplication
+#: counts 6, an addition 2.
 _REAL_PRODUCTS = {"complex64": 4.0, "complex128": 4.0}
 _CUDNN_FP32 = ("tf32", "fp32")
 #: Number format of element-wise arithmetic: everything but fp64 is computed in fp32 registers
@@ -58,8 +58,8 @@ def matrix_peak(device: Device, kind: str, dtype: str) -> float:
 
 
 def _memory_time(device: Device, nbytes: float) -> float:
-    """Seconds to move `nbytes`: from the measured table where there is one (log-log, never
-    falling), else at one bandwidth."""
+    """Seconds to move `nbytes`: from the measured table if there is one (log-log, never falling),
+    else at one bandwidth."""
     if not device.elementwise_table:
         return nbytes / (device.memory_bandwidth * device.memory_efficiency)
     return _table_time(device, nbytes)
@@ -80,7 +80,7 @@ def _table_time(device: Device, nbytes: float) -> float:
 
 @lru_cache(maxsize=64)
 def _points(device: Device) -> tuple[tuple[float, float], ...]:
-    """(bytes, seconds) of the table, seconds made to rise with bytes."""
+    """(bytes, seconds) of the table, with seconds made never to fall with bytes."""
     points: list[tuple[float, float]] = []
     for row in device.elementwise_table:
         seconds = row.nbytes / row.bandwidth
@@ -113,8 +113,8 @@ def op_time(
 
     `gemm` is (batch, m, n, k) of the product; for an `lstm`, of the product of one of its `steps`
     sequential time steps. A `gemm` without it is costed as a square product of the same flops.
-    Raises `UnknownName` for a kind or dtype that is not known, and `BadHardware` where the device
-    has no peak in that dtype. Where the device has measured calls of `op` in `dtype`, they are
+    Raises `UnknownName` for a kind or dtype that is not known, and `BadHardware` if the device has
+    no peak in that dtype. If the device has measured calls of `op` in `dtype`, they are
     interpolated by bytes (vector kinds), or the roofline is corrected by the ratio of measured to
     modelled seconds at the nearest of them (products, convolutions, look-ups).
     """
@@ -137,8 +137,7 @@ _BY_BYTES = tuple(kind for kind in VECTOR_KINDS if kind != "embedding")
 
 @lru_cache(maxsize=4096)
 def _curve(device: Device, op: str, kind: str, dtype: str) -> tuple[tuple[float, float], ...]:
-    """(bytes, seconds) measured for `op`; where it was not measured in `dtype`, in float32; else
-    for its kind."""
+    """(bytes, seconds) measured for `op` in `dtype`, else in float32, else for its kind."""
     rows = _rows(device)
     found = rows.get((op, dtype)) or rows.get((op, "float32")) or rows.get((kind, "float32")) or []
     seconds: dict[float, list[float]] = {}
@@ -152,8 +151,8 @@ def _curve(device: Device, op: str, kind: str, dtype: str) -> tuple[tuple[float,
 
 
 def _interpolated(points: tuple[tuple[float, float], ...], nbytes: float) -> float:
-    """Seconds log-log between the points; the first point's below it; in proportion to the bytes
-    above the last."""
+    """Seconds at `nbytes`: log-log between the points; those of the first point below it;
+    proportional to the bytes above the last."""
     if nbytes <= points[0][0]:
         return points[0][1]
     for (x0, y0), (x1, y1) in itertools.pairwise(points):
@@ -183,15 +182,15 @@ def _modelled(
     return device.kernel_overhead + _vector_time(device, kind, flops, nbytes, dtype)
 
 
-#: Number of measured calls that share in a correction, weighted by 1 / distance squared.
+#: Number of measured calls in a correction, weighted by 1 / distance squared.
 _NEIGHBOURS = 3
 
 _Features = tuple[float, ...]
 
 
 def _features(flops: float, nbytes: float, gemm: tuple[int, int, int, int] | None) -> _Features:
-    """What makes two calls of one op alike, in log2: flops, bytes, and the shape of the product
-    that it is."""
+    """The coordinates in which calls of one op are compared, in log2: flops, bytes, and the shape
+    of its product if it is one."""
     batch, m, n, k = gemm or (1, 1, 1, 1)
     return tuple(math.log2(max(x, 1.0)) for x in (flops, nbytes, batch * m, n, k))
 
@@ -221,7 +220,7 @@ def _log_ratio(device: Device, row: OpRow) -> float:
 
 
 def _correction(measured: tuple[tuple[_Features, float], ...], wanted: _Features) -> float:
-    """Geometric mean of the nearest ratios, weighted by 1 / distance squared."""
+    """The geometric mean of the nearest ratios, weighted by 1 / distance squared."""
     distances = sorted(
         (sum((a - b) ** 2 for a, b in zip(at, wanted, strict=True)), ratio)
         for at, ratio in measured
@@ -245,8 +244,8 @@ def _matrix_time(device: Device, kind: str, flops: float, nbytes: float, dtype: 
 
 
 def _vector_time(device: Device, kind: str, flops: float, nbytes: float, dtype: str) -> float:
-    """max(B / (BW e_kind), F / P) with P of the ordinary units; `e_kind` is 1 where the device
-    lists none."""
+    """max(B / (BW e_kind), F / P) with P of the ordinary units; `e_kind` is 1 if the device lists
+    none."""
     if dtype not in _VECTOR_DTYPES:
         raise unknown_name("dtype", dtype, _VECTOR_DTYPES)
     share = device.efficiency_of(kind) or 1.0
@@ -267,8 +266,8 @@ def _lstm_time(
     """overhead + steps * (step overhead + recurrent product of one step) + the other flops at the
     kind's rate.
 
-    The critical path of a recurrent layer is its time steps, one after the other; the product of
-    the inputs is one large one.
+    The critical path of a recurrent layer is its time steps, one after the other; the inputs take
+    one large product for all steps.
     """
     peak, share = (
         matrix_peak(device, "lstm", dtype),
@@ -283,8 +282,8 @@ def _lstm_time(
 
 
 def host_time(device: Device, kind: str) -> float:
-    """Seconds that the host takes to dispatch an op of `kind`; 0 for a `view`, which the
-    executor folds into its reader."""
+    """Seconds that the host takes to dispatch an op of `kind`; 0 for a `view`, which the executor
+    folds into its reader."""
     if kind not in KINDS:
         raise unknown_name("kind of op", kind, KINDS)
     return 0.0 if kind == "view" else device.launch_overhead

@@ -1,7 +1,7 @@
-"""The keys of hardware files: for each its table, its unit and the SI field that it becomes.
+"""The keys of hardware files: the table of each, its unit and the SI field that it becomes.
 
-`read_table` turns one TOML table into field values and raises `BadHardware`, naming file, table and
-key, for a missing, unknown, negative or ill-typed one; `write_table` is its inverse.
+`read_table` turns one TOML table into field values. It raises `BadHardware`, naming file, table and
+key, for a missing, unknown, negative or ill-typed key. `write_table` is its inverse.
 """
 
 from __future__ import annotations
@@ -143,8 +143,8 @@ def read_numbers(where: str, raw: Any, unit: float = 1.0) -> tuple[tuple[str, fl
 
 
 def in_unit(value: float, unit: float) -> float:
-    """The number that times `unit` is `value` again, to the last bit where there is one: files
-    read back as written."""
+    """The number that gives `value` when multiplied by `unit`, to the last bit if such a number
+    exists: files read back as written."""
     near = value / unit
     candidates = (near, math.nextafter(near, math.inf), math.nextafter(near, 0.0))
     return next((x for x in candidates if x * unit == value), near)

@@ -1,27 +1,28 @@
-"""Discrete-event simulation of one training step: tasks in program order on every device, in; a
-`Timeline`, out.
+"""Discrete-event simulation of one training step: tasks in program order on every device ->
+`Timeline`.
 
 A device has a host queue that issues its tasks in order, an in-order compute stream, and an
-in-order communication stream for each communicator (`Task.channel`), as NCCL has. A collective
-starts on all devices of its group together. On one device:
+in-order communication stream per communicator (`Task.channel`), as in NCCL. A collective starts on
+all devices of its group together. On one device:
 
 * while it computes and communicates, the compute and each communication run at the rate 1 / (2 -
   overlap);
 * k communications over one class of links (`Task.link`) at the same time run at 1 / k each; those
   over different classes do not disturb each other.
 
-So of two jobs of C and M seconds the share `overlap` of the shorter hides:
+So if C seconds of compute and M of communication run together, a share `overlap` of the shorter
+hides:
 
     T = C + M - overlap * min(C, M)        overlap = 1: max(C, M); overlap = 0: C + M, one shared resource
 
-and whatever the order, with C the seconds of all compute and M_c those of all communications over
-links of class c,
+In any order, with C the seconds of all compute and M_c those of all communications over links of
+class c,
 
     T >= C + (1 - overlap) M_c:
 
-while compute runs beside class c for x seconds, C and M_c get x / (2 - overlap) each, together x of
-C + (1 - overlap) M_c; at any other time they get no more than the time that passes. What of M_c
-runs while compute waits for it counts whole, by the same sum.
+While compute runs beside class c for x seconds, x / (2 - overlap) of C and as much of M_c get done,
+together x of C + (1 - overlap) M_c; at any other time, no more than the time that passes. The part
+of M_c that runs while compute waits for it counts in full, by the same sum.
 
 Source: the two-rate model of MODELLING 5.3 with both slowdowns 2 - overlap.
 """
@@ -43,8 +44,8 @@ Place = tuple[int, str]
 
 
 class _Run:
-    """A task, or all members of one collective, while it runs: the work left, the rate, when the
-    two were last set."""
+    """A task, or all members of one collective, while it runs: the work left, the rate, and the
+    time at which the two were last set."""
 
     __slots__ = ("lane", "left", "rate", "since", "start", "stream", "tasks", "version")
 
@@ -58,8 +59,8 @@ class _Run:
 
 
 class _Simulation:
-    """The state of one simulation. Heap entries are the end of a run, or a place (device, lane)
-    to look at again."""
+    """The state of one simulation. A heap entry is the end of a run, or a place (device, lane) to
+    look at again."""
 
     def __init__(
         self, tasks: Sequence[Task], num_devices: int, initial_memory: int, overlap: float
@@ -88,7 +89,7 @@ class _Simulation:
                 self.lanes[task.device].append(task.lane)
 
     def run(self) -> None:
-        """Drain the heap. Raises `BadValue` where tasks are left that nothing can start."""
+        """Drains the heap. Raises `BadValue` if tasks are left that cannot start."""
         for device in range(len(self.program)):
             self.issue(device)
         while self.heap:
@@ -106,14 +107,14 @@ class _Simulation:
             )
 
     def look(self, device: int, lane: str) -> None:
-        """Start what can start in one lane of one device."""
+        """Starts what can start in one lane of one device."""
         if lane == HOST:
             self.issue(device)
         else:
             self.advance(device, lane)
 
     def issue(self, device: int) -> None:
-        """Let the host of `device` issue tasks until it must wait for one of its own (stream
+        """Lets the host of `device` issue tasks until it must wait for one of its own (stream
         `host`)."""
         program = self.program[device]
         while program:
@@ -128,7 +129,7 @@ class _Simulation:
             self.advance(device, lane)
 
     def start_host(self, device: int, task: Task) -> None:
-        """Run a host task once its inputs are there: it holds the host queue."""
+        """Runs a host task once its inputs are there; it holds the host queue."""
         if HOST in self.running[device] or self.blocked(task):
             return
         if not self.wait_until(self.host_free[device] + task.host_duration, (device, HOST)):
@@ -136,7 +137,7 @@ class _Simulation:
             self.start([task])
 
     def blocked(self, task: Task) -> bool:
-        """Whether a dependency is open; the task's lane is then looked at again when it closes."""
+        """Whether a dependency is open; if so, the task's lane is looked at again when it ends."""
         for dep in task.deps:
             if (task.device, dep) not in self.done:
                 self.waiting[task.device, dep].add(task.lane)
@@ -144,7 +145,7 @@ class _Simulation:
         return False
 
     def wait_until(self, time: float, place: Place) -> bool:
-        """Whether `time` is still to come; the place is then looked at again at that time."""
+        """Whether `time` is still to come; if so, the place is looked at again at that time."""
         if time <= self.now:
             return False
         if self.wake_times.get(place) != time:
@@ -157,7 +158,7 @@ class _Simulation:
         heapq.heappush(self.heap, (time, self.sequence, what, version))
 
     def advance(self, device: int, lane: str) -> None:
-        """Start the head of a lane if the lane is free, the host has issued it, its inputs and
+        """Starts the head of a lane if the lane is free, the host has issued it, and its inputs and
         its group are there."""
         queue = self.queues[device, lane]
         if not queue or lane in self.running[device]:
@@ -178,7 +179,7 @@ class _Simulation:
             self.start([members[member] for member in task.group])
 
     def start(self, tasks: list[Task]) -> None:
-        """Start a run, and set the rates of what runs beside it."""
+        """Starts a run, and sets the rates of those beside it."""
         run = _Run(tasks, self.now)
         for task in tasks:
             self.running[task.device][run.lane] = run
@@ -188,13 +189,13 @@ class _Simulation:
         self.disturb(run)
 
     def rate_of(self, run: _Run) -> float:
-        """The rate of a run: that on the device where it is slowest."""
+        """The rate of a run: the lowest over its devices."""
         if run.stream == HOST:
             return 1.0
         return min([self.rate_on(self.running[task.device], run, task) for task in run.tasks])
 
     def rate_on(self, running: dict[str, _Run], run: _Run, task: Task) -> float:
-        """The rate that a run's device allows it: slow beside the other kind of stream, shared
+        """The rate that a device allows a run: lower beside the other kind of stream, and shared
         with others over its links."""
         if len(running) == 1:
             return 1.0
@@ -209,7 +210,7 @@ class _Simulation:
         return (self.slow if beside else 1.0) / sharing
 
     def disturb(self, run: _Run) -> None:
-        """Set the rates anew of what runs on a run's devices, and move the ends of those that
+        """Updates the rates of all runs on a run's devices, and moves the ends of those that
         change."""
         for task in run.tasks:
             running = self.running[task.device]
@@ -228,7 +229,7 @@ class _Simulation:
             self.push(self.now + run.left / rate, run, run.version)
 
     def finish(self, run: _Run) -> None:
-        """End a run on all its devices, then look at the lanes that it was in the way of."""
+        """Ends a run on all its devices, then looks at the lanes that it blocked."""
         for task in run.tasks:
             del self.running[task.device][run.lane]
             self.hold(task.device, -task.frees)
@@ -272,8 +273,8 @@ def simulate(
 
     A task starts when the host has issued it (`host_duration` each, in program order), the task
     before it in its lane has ended, all its `deps` have ended and, in a `group`, all members are
-    that far; a collective takes as long as its longest member. Step time = the last end. Raises
-    `BadValue` where tasks wait for each other or for a device outside the step.
+    ready too; a collective takes as long as its longest member. The step time is the last end.
+    Raises `BadValue` if tasks wait for each other or for a device outside the step.
     """
     if not 0 <= overlap <= 1:
         raise BadValue(f"overlap is a share between 0 and 1, got {overlap}")

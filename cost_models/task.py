@@ -23,7 +23,7 @@ class Task:
     it. `allocates` bytes when it starts, `frees` bytes when it ends. `group`: the devices that
     start the task of this id together; empty or the device alone for a local task. A communication
     has a `channel`, the communicator whose stream it runs on, and a `link`, the class of links that
-    it takes its rate from: those of one class share it.
+    limits its rate; communications of one class share it.
     """
 
     id: str
@@ -43,8 +43,8 @@ class Task:
 
     @property
     def lane(self) -> str:
-        """The in-order queue of the device that the task is in: its stream, of communications
-        that of their communicator."""
+        """The device's in-order queue that the task is in: its stream; for a communication, the
+        stream of its communicator."""
         return f"{self.stream} {self.channel}" if self.channel else self.stream
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""The `Timeline`: what happened, or is predicted to happen, on every device during one step.
+"""The `Timeline`: the events of one step on every device, simulated or measured.
 
 The simulator and the executor both return one, with the same event ids, so comparing them is a
 join.
@@ -19,8 +19,8 @@ class Event:
 
     `kind` is an op kind (`gemm`, `elementwise`, ...) or a collective (`all_reduce`, ...); `phase`
     is `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`;
-    `channel` names the communicator of a communication, where it is known: what overlaps on its
-    stream is on different channels.
+    `channel` names the communicator of a communication, if known: communications that overlap are
+    on different channels.
     """
 
     id: str
@@ -35,8 +35,8 @@ class Event:
 
     @property
     def lane(self) -> str:
-        """The stream, of communications that of their communicator: events of one lane follow
-        each other."""
+        """The stream; for a communication, that of its communicator. Events of one lane do not
+        overlap."""
         return f"{self.stream} {self.channel}" if self.channel else self.stream
 
     @property
@@ -64,7 +64,7 @@ class Timeline:
 
     @property
     def peak_memory(self) -> int:
-        """The largest number of bytes held on any device at any time; 0 where memory was not
+        """The largest number of bytes held on any device at any time; 0 if memory was not
         recorded."""
         return max((sample.nbytes for sample in self.memory), default=0)
 
@@ -73,7 +73,7 @@ class Timeline:
         return tuple(event for event in self.events if event.device == device)
 
     def to_chrome_trace(self) -> str:
-        """This timeline as Chrome/Perfetto trace JSON: a process a device, a thread a lane, a
+        """This timeline as Chrome/Perfetto trace JSON: a process per device, a thread per lane, a
         counter of memory."""
         rows: list[dict[str, Any]] = []
         lanes = sorted({event.lane for event in self.events})

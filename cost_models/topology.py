@@ -14,7 +14,7 @@ def build_graph(cluster: Cluster) -> nx.DiGraph:
     """The used devices, switches, NICs and the fabric as a directed graph.
 
     Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth`
-    (bytes/s in that direction), `latency` (seconds, that of the library's quickest protocol),
+    (bytes/s in that direction), `latency` (seconds, of the library's fastest protocol),
     `kind` and the `Link` itself as `link`.
     """
     graph = nx.DiGraph(name=cluster.name)
@@ -37,7 +37,7 @@ def _ranks(cluster: Cluster, node: int) -> range:
 def _connect(
     graph: nx.DiGraph, cluster: Cluster, a: str, b: str, bandwidth: float, kind: str
 ) -> None:
-    """Both directions of a link."""
+    """Adds both directions of a link."""
     latency = min(
         seconds
         for protocol in cluster.library.protocols
@@ -79,7 +79,7 @@ def _add_node_fabric(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
 def _add_hub(
     graph: nx.DiGraph, cluster: Cluster, node: int, kind: str, bandwidth: float, link: str
 ) -> None:
-    """A switch or host in the middle, every device of the node on it."""
+    """Adds a switch or host, with every device of the node linked to it."""
     hub = f"node{node}/{kind}"
     graph.add_node(hub, kind=kind, node=node)
     for rank in _ranks(cluster, node):
@@ -87,7 +87,7 @@ def _add_hub(
 
 
 def _add_nics(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
-    """The node's NICs, each on the fabric and on the devices nearest to it."""
+    """Adds the node's NICs, each linked to the fabric and to the devices nearest to it."""
     inter = cluster.inter
     assert inter is not None
     for nic in range(inter.nics_per_node):

@@ -40,10 +40,10 @@ Point = tuple[float, float]
 
 
 def draw_cluster(cluster: Cluster, path: str | Path) -> None:
-    """Write a PNG of `cluster` to `path`: the first two nodes in full, and in words how many more
+    """Writes a PNG of `cluster` to `path`: the first two nodes in full, and in words how many more
     there are.
 
-    Raises `BadValue` where the file cannot be written.
+    Raises `BadValue` if the file cannot be written.
     """
     drawn = min(cluster.num_nodes, _DRAWN_NODES)
     width = drawn * _NODE_WIDTH + (drawn - 1) * _GAP
@@ -65,8 +65,8 @@ def draw_cluster(cluster: Cluster, path: str | Path) -> None:
 
 
 def _single_height(cluster: Cluster) -> float:
-    """Height of the frame of a single node: a mesh takes two rows of devices, a switch or host
-    one."""
+    """The height of the frame of a single node: a mesh takes two rows of devices, a switch or host
+    takes one."""
     return 5.4 if cluster.intra.fabric == "mesh" else 4.2
 
 
@@ -107,8 +107,8 @@ def _ranks(cluster: Cluster, node: int) -> list[int]:
 
 
 def _draw_node(axes: Axes, cluster: Cluster, node: int, left: float) -> None:
-    """One node in a frame: its devices in a row over the switch or host, or as a mesh; its NICs
-    above them."""
+    """Draws one node in a frame: its devices in a row over the switch or host, or as a mesh; its
+    NICs above them."""
     ranks = _ranks(cluster, node)
     multi = cluster.num_nodes > 1
     frame = FancyBboxPatch(
@@ -157,7 +157,7 @@ def _mesh_places(left: float, count: int) -> list[Point]:
 
 
 def _draw_hub(axes: Axes, cluster: Cluster, node: int, left: float, places: list[Point]) -> None:
-    """A bar for the switches or the host, with a link down from every device."""
+    """Draws a bar for the switches or the host, with a link down from every device."""
     intra = cluster.intra
     for x, y in places:
         _line(axes, (x, y), (x, 1.5), intra.link, 3.0 if intra.fabric == "switch" else 1.8)
@@ -169,7 +169,8 @@ def _draw_hub(axes: Axes, cluster: Cluster, node: int, left: float, places: list
 
 
 def _draw_mesh(axes: Axes, cluster: Cluster, node: int, left: float, places: list[Point]) -> None:
-    """Direct links, as thick as they have bricks; in words what a brick and the host give."""
+    """Draws direct links, their width by their bricks, with the bandwidths of a brick and the host
+    in words."""
     intra = cluster.intra
     for a, b, bricks in intra.links:
         if a < len(places) and b < len(places):
@@ -182,7 +183,7 @@ def _draw_mesh(axes: Axes, cluster: Cluster, node: int, left: float, places: lis
 
 
 def _curve(axes: Axes, a: Point, b: Point, kind: str, width: float) -> None:
-    """A link between two devices, bent where it would run through the devices between them."""
+    """Draws a link between two devices, bent if it would run through the devices between them."""
     length = math.dist(a, b)
     bend = 0.0 if length < 3.7 else (0.32 if a[1] > 3.3 and b[1] > 3.3 else -0.32)
     steps = [i / 24 for i in range(25)]
@@ -194,8 +195,8 @@ def _curve(axes: Axes, a: Point, b: Point, kind: str, width: float) -> None:
 
 
 def _draw_nics(axes: Axes, cluster: Cluster, left: float, places: list[Point]) -> None:
-    """The node's NICs over its devices, each linked to the devices nearest to it and up to the
-    fabric."""
+    """Draws the node's NICs over its devices, each linked to the devices nearest to it and up to
+    the fabric."""
     inter = cluster.inter
     assert inter is not None
     nics = _row_places(left, inter.nics_per_node, 5.75)

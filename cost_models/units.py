@@ -1,4 +1,4 @@
-"""Conversions between SI, used everywhere inside, and the units that people write and read.
+"""Conversions between SI, used everywhere inside, and the units in which people read and write.
 
 Only the hardware-file loader and the report use this module; everything between them holds seconds,
 bytes and flops.
@@ -24,8 +24,8 @@ _RATE_UNITS = ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"), (1.
 
 
 def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, str]:
-    """`value` in the largest unit that leaves it at or above one (the smallest unit where none
-    does)."""
+    """`value` in the largest unit in which it is at least one (if there is none, in the smallest
+    unit)."""
     for scale, name in units:
         if abs(value) >= scale * (1 - 5e-4):
             return value / scale, name
@@ -34,7 +34,7 @@ def _scaled(value: float, units: tuple[tuple[float, str], ...]) -> tuple[float, 
 
 
 def _digits(value: float) -> str:
-    """Three significant digits without an exponent."""
+    """`value` to three significant digits, without an exponent."""
     places = 2 if abs(value) < 9.995 else 1 if abs(value) < 99.95 else 0
     return f"{value:.{places}f}"
 

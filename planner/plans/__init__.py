@@ -1,1 +1,1 @@
-"""The plan file: written, read, made a program again, and put in words."""
+"""The plan file: writing and reading it, making its program again, and a plan in words."""

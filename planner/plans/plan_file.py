@@ -1,5 +1,5 @@
-"""The `Plan`: what was asked, what was chosen, what is predicted, and the proof. JSON,
-versioned, tied to its graph by a hash."""
+"""The `Plan`: the request, the choices, the prediction and the proof. JSON, versioned, tied to its
+graph by a hash."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ VERSION = 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hardware:
-    """The cluster planned for; `definition` is its whole hardware file, so that the plan means
-    the same elsewhere."""
+    """The cluster planned for; `definition` is its whole hardware file, so that the plan means the
+    same on another machine."""
 
     name: str
     num_devices: int
@@ -68,8 +68,8 @@ class Hardware:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Training:
-    """What of the training decides a step's program beside the graph: the update, and clipping
-    where `clip_norm` is given."""
+    """The settings of training that, beside the graph, decide a step's program: the update, and
+    clipping if `clip_norm` is given."""
 
     optimizer: str
     clip_norm: float | None = None
@@ -78,9 +78,9 @@ class Training:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SolverRecord:
-    """What is proved of the plan: no plan on any of the `num_meshes` meshes searched, whether it
-    fits or not, has a simulated step of less than `bound` seconds. `gap` is (step - bound) /
-    step, `time_s` the seconds that the proof took."""
+    """The proof of the plan: no plan on any of the `num_meshes` meshes searched, whether it fits or
+    not, has a simulated step of less than `bound` seconds. `gap` is (step - bound) / step, `time_s`
+    the seconds that the proof took."""
 
     bound: float
     gap: float
@@ -90,9 +90,9 @@ class SolverRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Alternative:
-    """A baseline: what a person might have typed. `made_to_fit`: its fastest plan does not fit,
-    this one does. `allowed`: the mesh and pins that were asked for leave it to choose. Without a
-    step time there is no such plan, for a `reason`."""
+    """A baseline's row. `made_to_fit`: its fastest plan does not fit, this one does. `allowed`: it
+    satisfies the mesh and pins that were asked for. If there is no such plan, it has a `reason` and
+    no step time."""
 
     name: str
     mesh: str
@@ -106,11 +106,11 @@ class Alternative:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """See the module. `options[c]` are the options of node class c (None for views),
+    """A plan as in its file. `options[c]` are the options of node class c (None for views),
     `parameters[c]` of parameter class c; `hubs` are (root value, phase, layout); gradients are
     reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`.
-    `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is for
-    reports."""
+    `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is only
+    for reports."""
 
     ask: Ask
     training: Training
@@ -160,7 +160,8 @@ def write_plan(plan: Plan, path: Path) -> None:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """The plan in a file. Raises BadPlan if it is no plan, truncated, or of another version."""
+    """The plan in a file. Raises BadPlan if the file is no plan, truncated, or of another
+    version."""
     try:
         body = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
@@ -184,7 +185,7 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def _parse(body: dict[str, Any]) -> Plan:
-    """The plan of a file's parts, each checked. Raises Damaged."""
+    """The plan made of a file's parts, each checked. Raises Damaged."""
     mesh = part(body, "mesh", Mesh)
     summary = {**part(body, "summary", Summary), **undeclared(body["summary"])}
     check_summary(summary, len(mesh.sizes))
@@ -216,7 +217,7 @@ def _parse(body: dict[str, Any]) -> Plan:
 
 
 def _check(plan: Plan) -> None:
-    """Raises Damaged for parts that do not go together, or that no plan has."""
+    """Raises Damaged for parts that contradict each other, or that no plan can have."""
     mesh, ask, training = plan.mesh, plan.ask, plan.training
     check(
         bool(mesh.sizes) and min(mesh.sizes) >= 1,
@@ -270,7 +271,7 @@ def _check(plan: Plan) -> None:
 
 
 def option_text(option: Option) -> str:
-    """An option as plan files and messages have it."""
+    """An option as text, as in plan files and messages."""
     return option.kind if option.number < 0 else f"{option.kind}:{option.number}"
 
 

@@ -1,9 +1,9 @@
-"""What a plan's file may hold: every value is of its type and in its range before anything is made
-of it.
+"""The schema of a plan's file: the type and range of every value are checked before anything is
+made of it.
 
 JSON -> the parts of a `Plan`, or one line that names the place of the damage. msgspec checks types
-and ranges; what two values say together is checked in `plan_file`, and what only the model tells
-(whether a choice exists) where the model is there.
+and ranges. `plan_file` checks that values agree with each other; whether a choice exists is checked
+once the model has been traced.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ Share = Annotated[float, msgspec.Meta(ge=0, le=1e300)]
 
 
 class Damaged(ValueError):
-    """A part of a plan's file that is no part of any plan."""
+    """A part of a plan's file that no plan can have."""
 
 
 class Group(TypedDict):
-    """What the axes split in one group of like modules."""
+    """What the mesh axes split in one group of like modules."""
 
     group: str
     count: Count
@@ -48,7 +48,7 @@ class Group(TypedDict):
 
 
 class Axis(TypedDict):
-    """What an axis of the mesh runs over."""
+    """The links that a mesh axis crosses."""
 
     name: str
     size: Count
@@ -65,7 +65,7 @@ class Padding(TypedDict):
 
 
 class Summary(TypedDict):
-    """The figures of a plan: for the report and `--json` alone, nothing is lowered from them."""
+    """The figures of a plan. Only for the report and `--json`: nothing is lowered from them."""
 
     model: str
     options: dict[str, Any]
@@ -101,7 +101,7 @@ class Summary(TypedDict):
 
 
 class Hub(TypedDict):
-    """A layout of several values in a phase."""
+    """A layout that several readers of a value share in a phase."""
 
     phase: str
     layout: tuple[Annotated[int, msgspec.Meta(ge=-2)], ...]
@@ -109,8 +109,8 @@ class Hub(TypedDict):
 
 
 def part(body: Mapping[str, Any], name: str, kind: Any) -> Any:
-    """The part `name` of a file as a `kind`: a record, or what msgspec knows. Raises Damaged
-    with the place of what is wrong."""
+    """The part `name` of a file as a `kind`: a record, or any type that msgspec knows. Raises
+    Damaged with the place of the fault."""
     if name not in body:
         raise Damaged(f"{name} is missing")
     _check_keys(name, body[name], kind)
@@ -131,14 +131,14 @@ def _check_keys(name: str, value: Any, kind: Any) -> None:
 
 
 def undeclared(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """The figures of a file that `Summary` does not name, as they are: another version's report
-    may have more."""
+    """The figures of a file that `Summary` does not have, unchanged: another version may write
+    more."""
     declared = get_type_hints(Summary)
     return {key: value for key, value in summary.items() if key not in declared}
 
 
 def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
-    """Raises Damaged for figures that do not go together."""
+    """Raises Damaged for figures that contradict each other."""
     if set(summary["memory_bytes"]) != {*CATEGORIES, "total"}:
         raise Damaged(
             f"summary.memory_bytes has {', '.join(summary['memory_bytes'])}: not the categories "
@@ -158,7 +158,7 @@ def check(good: bool, what: str, value: object, wanted: str) -> None:
 
 
 def same_length(rows: Sequence[Sequence[Any] | None], num_axes: int, name: str) -> None:
-    """Raises Damaged for a choice that is not one for each axis."""
+    """Raises Damaged for a row that does not have one entry per axis."""
     for number, row in enumerate(rows):
         if row is not None and len(row) != num_axes:
             raise Damaged(f"{name}[{number}] has {len(row)} choices for {num_axes} axes")

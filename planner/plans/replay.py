@@ -1,7 +1,7 @@
 """A plan's model, choices and program, made again from its file.
 
-Plan -> Model, Choices, Program. Ranks receive the plan's file: they trace the model again
-(`model_of`), check the hash and lower the choices; none solves again.
+Plan -> Model, Choices, Program. Every rank gets the plan's file, traces the model again
+(`model_of`), checks the hash and lowers the choices. No rank solves again.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def modelled(traced: Traced) -> Model:
 
 
 def shallow_of(traced: Traced, model: Model) -> Shallow | None:
-    """A deep model at lesser depths, where its trace has them."""
+    """The model at smaller depths, if it is deep and its trace has them."""
     models = [modelled(replace(traced, graph=graph)) for _, graph in traced.shallow]
     if len(models) != 2 or not all(fits_together(model, shallow) for shallow in models):
         return None
@@ -68,24 +68,24 @@ def shallow_of(traced: Traced, model: Model) -> Shallow | None:
 
 
 def workload_of(plan: Plan) -> Workload:
-    """The workload that the plan is for, built anew (under the caller's seed, or under fake
+    """The workload that the plan is for, built again (under the caller's seed, or under fake
     tensors)."""
     return build(plan.ask)
 
 
 def graph_of(plan: Plan, seed: int = 0) -> Graph:
-    """The graph of the plan's model, traced again, whichever it is."""
+    """The graph of the plan's model, traced again; not checked against the plan's hash."""
     return trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed).graph
 
 
 def model_of(plan: Plan, seed: int = 0) -> Model:
-    """The plan's model, traced again under a seed. Raises BadPlan if it is another graph than
+    """The plan's model, traced again under a seed. Raises BadPlan if its graph is not the one that
     the plan was made for."""
     return modelled(traced_of(plan, seed))
 
 
 def traced_of(plan: Plan, seed: int = 0) -> Traced:
-    """The plan's model and workload, traced again, as `model_of`."""
+    """The plan's model and workload, traced again and checked as in `model_of`."""
     traced = trace(lambda: workload_of(plan), plan.ask.model, whole=True, seed=seed)
     found = traced.graph.digest()
     if found != plan.graph_hash:
@@ -97,7 +97,7 @@ def traced_of(plan: Plan, seed: int = 0) -> Traced:
 
 
 def _why_another(plan: Plan, found: str, seed: int) -> str:
-    """Why a graph of the plan's model is another than the plan's, and what to do."""
+    """Why a graph of the plan's model differs from the plan's, and what to do."""
     if seed and graph_of(plan).digest() == plan.graph_hash:
         return (
             "the model draws random numbers that decide what it computes; it was planned under "
@@ -115,7 +115,7 @@ def _why_another(plan: Plan, found: str, seed: int) -> str:
 
 
 def _order_differs(plan: Plan, found: str, here: str) -> bool:
-    """Whether processes with other hash seeds than `here` find another graph."""
+    """Whether processes with other hash seeds than `here` trace another graph."""
     with tempfile.TemporaryDirectory(prefix="shardwright-") as folder:
         write_plan(plan, Path(folder) / "plan.json")
         others = (

@@ -1,5 +1,5 @@
-"""The digest of a plan's graph as another process traces it: whether the model goes through a
-set, whose order is another there."""
+"""The digest of a plan's graph as traced by another process: it shows whether the model iterates
+over a set, whose order differs there."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from planner.state.hash_seed import HASH_SEED, environment
 
 __all__ = ["HASH_SEEDS", "SET_ORDER", "digest_elsewhere", "may_follow_a_set"]
 
-#: What is said of a model that does.
+#: The message for a model that does.
 SET_ORDER = (
     "the model goes through a set, whose order other processes do not have: sort it (or set "
     "PYTHONHASHSEED, to plan and to run)"
 )
 
-#: Processes with these go through a set of a few texts in different orders.
+#: Processes with these hash seeds iterate over a set of a few strings in different orders.
 HASH_SEEDS = (HASH_SEED, "1", "2")
 
 
 def digest_elsewhere(plan: str | Path, hash_seed: str = HASH_SEED) -> str:
-    """The digest that a process of its own, with that hash seed, gives for the graph of a plan
-    in a file; empty if it gives none."""
+    """The digest of the graph of a plan in a file, traced in a new process with that hash seed;
+    empty if it fails."""
     code = "import sys; sys.path[:] = sys.argv[2:]; from planner.plans.retraced import main; main(sys.argv[1])"
     done = subprocess.run(
         [sys.executable, "-c", code, str(plan), *sys.path],
@@ -43,8 +43,8 @@ def digest_elsewhere(plan: str | Path, hash_seed: str = HASH_SEED) -> str:
 
 
 def may_follow_a_set(module: nn.Module) -> bool:
-    """Whether the module, or code of its classes, has a set in it: the order of what it computes
-    may then be that of the set."""
+    """Whether the module, or the code of its classes, contains a set: the order of its ops may then
+    be that of the set."""
     return any(
         _is_a_set(value) for part in module.modules() for value in vars(part).values()
     ) or any(_makes_a_set(code) for part in module.modules() for code in _codes_of(type(part)))
@@ -60,7 +60,7 @@ def _is_a_set(value: object, depth: int = 2) -> bool:
 
 
 def _codes_of(kind: type) -> Iterator[CodeType]:
-    """The code of a class and its bases, but for torch's."""
+    """The code of a class and its bases, without torch's."""
     for base in kind.__mro__:
         if not base.__module__.startswith(("torch", "builtins")):
             yield from (

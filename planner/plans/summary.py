@@ -1,5 +1,5 @@
-"""The figures of a plan as plain data, SI, with stable keys: what `--json` prints and the report
-is drawn from."""
+"""The figures of a plan as plain data, in SI, with stable keys: `--json` prints them, and the
+report is made from them."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def ideal_seconds(model: Model, cluster: Cluster) -> float:
 
 
 def _constants(model: Model, workload: Workload) -> dict[str, list[str]]:
-    """The tensors that the step reads although neither the model nor the loss registers them,
-    where there are any."""
+    """The tensors that the step reads although neither the model nor the loss registers them, if
+    there are any."""
     _, buffers = registered(workload.module, workload.loss)
     found = [
         value.name
@@ -90,7 +90,7 @@ def summarise(
         "replicated_ops": list(replicated_ops(model, choices, costing, mesh)),
         "discovered_ops": list(ops_by_source(model, "discovered")),
         "ops_without_rule": list(ops_by_source(model, "replicated")),
-        "groups": [  # lists, as JSON has no tuples: a plan read back is the plan that was written
+        "groups": [  # lists, not tuples, as in JSON: a plan read back equals the plan written
             asdict(row) | {"ops": list(row.ops), "parameters": list(row.parameters)}
             for row in describe(model, workload, mesh, choices, costing)
         ],

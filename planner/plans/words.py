@@ -34,8 +34,7 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupWords:
-    """What the axes split in one group of like modules: `ops[a]` and `parameters[a]` for mesh
-    axis a."""
+    """What mesh axis a splits in one group of like modules: `ops[a]` and `parameters[a]`."""
 
     group: str
     count: int
@@ -99,7 +98,7 @@ def axis_names(
     for index, strategy in choices.strategies.items():
         op = model.dims.ops[index]
         if model.casts_parameter(model.graph.nodes[index]):
-            continue  # split as the parameter is stored, which says nothing of the work
+            continue  # split as the parameter is stored, which says nothing about the work
         seconds = costing.ops.cost(model.graph.nodes[index], op, strategy)
         for axis, option in enumerate(strategy.options):
             if option.kind == "split":
@@ -113,7 +112,7 @@ def axis_names(
 def describe(
     model: Model, workload: Workload, mesh: Mesh, choices: Choices, costing: Costing
 ) -> tuple[GroupWords, ...]:
-    """One row a group of like modules that do real work or hold parameters."""
+    """One row per group of like modules that do real work or hold parameters."""
     names = atom_names(model, workload)
     ops: dict[str, list[Node]] = defaultdict(list)
     for node in model.graph.nodes:
@@ -145,13 +144,13 @@ def describe(
 
 
 def _holders(model: Model, parameters: list[int]) -> int:
-    """How many modules hold parameters that the ops of others read, as those of an attention's
-    projection."""
+    """The number of modules whose parameters are read by ops of other modules, such as those of an
+    attention's projection."""
     return len({model.graph.parameters[index].name.rpartition(".")[0] for index in parameters})
 
 
 def _main(model: Model, choices: Choices, costing: Costing, nodes: list[Node]) -> Node | None:
-    """The forward op of a group that takes longest, other than a cast of a parameter."""
+    """The forward op of a group that takes longest, casts of parameters left out."""
     nodes = [n for n in nodes if not model.casts_parameter(n)]
     forward = [n for n in nodes if n.phase == "forward"] or nodes
     return max(
@@ -177,8 +176,8 @@ def op_words(
 
 
 def _uneven(size: int, counts: tuple[int, ...]) -> str:
-    """` (uneven: 6283 or 6282)` where the shards of a sub-dim that axes of these sizes split
-    differ in size."""
+    """` (uneven: 6283 or 6282)` if axes of sizes `counts` split a sub-dim into shards of different
+    sizes, else empty."""
     sizes = sorted(set(piece_sizes(size, counts)), reverse=True)
     return f" (uneven: {' or '.join(map(str, sizes))})" if len(sizes) > 1 else ""
 
@@ -206,7 +205,7 @@ def parameter_words(
 def _piece_words(
     model: Model, names: dict[int, str], choices: Choices, index: int, number: int, mesh: Mesh
 ) -> str:
-    """The sub-dim at which a parameter is taken apart."""
+    """A word for the sub-dim at which a parameter is split."""
     value, updated = model.graph.parameters[index].value, choices.parameters[index].updated
     size = model.dims.flat(value)[number]
     counts = tuple(
@@ -216,7 +215,7 @@ def _piece_words(
 
 
 def replicated_ops(model: Model, choices: Choices, costing: Costing, mesh: Mesh) -> tuple[str, ...]:
-    """Ops that every device runs whole although they take more than a thousandth of the compute
+    """The ops that every device runs whole although they take more than a thousandth of the compute
     time."""
     if mesh.num_devices == 1:
         return ()
@@ -236,8 +235,8 @@ def replicated_ops(model: Model, choices: Choices, costing: Costing, mesh: Mesh)
 
 
 def ops_by_source(model: Model, source: str) -> tuple[str, ...]:
-    """Ops whose signature is `discovered`, or `replicated` because nothing was found to split:
-    `module pattern: op`."""
+    """The ops whose signature's source is `source`: `discovered`, or `replicated` because nothing
+    was found to split; as `module pattern: op`."""
     dims = model.dims.ops
     found = (
         f"{pattern_of(n.path) or '(top)'}: {n.op.split('.')[1]}"

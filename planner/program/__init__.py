@@ -1,1 +1,1 @@
-"""What every rank executes: the instructions, the ops that they name, what they copy."""
+"""What every rank executes: the instructions, the ops that they name, the copies that they make."""

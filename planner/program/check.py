@@ -1,8 +1,8 @@
-"""What every `Program` keeps to: the values that its instructions read are its own, written before,
-not freed, and as they were made.
+"""The checker that lowering runs on every `Program`: the values that its instructions read are the
+program's own, written before, not freed, and not overwritten.
 
-Program -> faults. A reference to a graph's value left in a program would be read as whatever the
-program has under that number, or be passed over where values are freed: wrong without a word. So
+Program -> faults. A reference to a graph's value left in a program would be read as whatever value
+the program has under that number, or be missed when values are freed: a silent wrong answer. So
 lowering checks each program that it makes.
 """
 
@@ -27,18 +27,18 @@ from planner.program.program import (
 
 __all__ = ["faults", "foreign_faults"]
 
-#: What stands for no value: most arguments are of these, and every argument of every program comes
-#: by.
+#: Types of arguments that hold no value. Most arguments have one of these types, and every argument
+#: of every program is checked.
 _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 
 def faults(program: Program) -> tuple[str, ...]:
-    """What is wrong with a program, a line each; none where it can be run."""
+    """The faults of a program, one line each; none if it can be run."""
     return (*foreign_faults(program.instructions), *_lifetimes(program), *_overwritten(program))
 
 
 def foreign_faults(instructions: Iterable[Instruction]) -> Iterator[str]:
-    """Arguments that are of the graph, or values that no operand tells of."""
+    """Arguments that belong to the graph, or values that are not among the operands."""
     for instruction in instructions:
         if isinstance(instruction, Compute):
             found: list[Any] = []
@@ -49,8 +49,8 @@ def foreign_faults(instructions: Iterable[Instruction]) -> Iterator[str]:
 
 
 def _collect(items: Iterable[Any], found: list[Any]) -> None:
-    """Adds the ids of the program's values among arguments, whatever they are nested in, and as
-    it is what stands for another's."""
+    """Adds to `found` the ids of the program's values among nested arguments, and unchanged any
+    reference of another kind."""
     for item in items:
         kind = type(item)
         if kind is Ref:
@@ -94,8 +94,8 @@ def _lifetimes(program: Program) -> Iterator[str]:
 
 
 def _overwritten(program: Program) -> Iterator[str]:
-    """What forward or backward reads, or the step gives, of a parameter after the update wrote
-    to it."""
+    """Readings of a parameter's old value, by forward, backward or the step's results, after the
+    update has written to it."""
     trained = {value for one in program.parameters for value in (one.value, one.shard)}
     updated = False
     for instruction in program.instructions:
@@ -110,8 +110,8 @@ def _overwritten(program: Program) -> Iterator[str]:
 
 
 def _is_view(instruction: Instruction) -> bool:
-    """Whether a result shares memory with what is read, or, of an asynchronous message, is still
-    on its way from it."""
+    """Whether a result shares memory with an operand, or is still being received from it in an
+    asynchronous message."""
     if isinstance(instruction, Communicate):
         return instruction.asynchronous or (
             instruction.kind == "slice" and not slice_copies(instruction)

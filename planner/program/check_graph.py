@@ -1,7 +1,7 @@
-"""What every `Graph` keeps to: written before read and by one node, shapes and dtypes as its ops
-give them, nothing made that nobody reads.
+"""The checker of a `Graph`: values are written before they are read and by one node, shapes and
+dtypes are those of the ops' results, and every node is read.
 
-Graph -> faults, a line each that names the node or value. The frequent ops are looked at by their
+Graph -> faults, one line each, which names the node or value. Frequent ops are checked by their
 signatures; `called_faults` runs every distinct call on fake tensors, which takes about as long as
 tracing.
 """
@@ -31,12 +31,12 @@ _PHASES = ("forward", "backward")
 
 
 def graph_faults(graph: Graph) -> Iterator[str]:
-    """All that is wrong with a graph but for what only calling its ops tells."""
+    """All faults of a graph except those that only calling its ops shows."""
     yield from _number_faults(graph)
     yield from _value_faults(graph)
     unknown = [*_read_faults(graph)]
     yield from unknown
-    if not unknown:  # else there are values without a shape
+    if not unknown:  # else some values have no shape
         for node in graph.nodes:
             unlike = [*_result_faults(graph, node)]
             yield from unlike or _signature_faults(graph, node)
@@ -61,7 +61,8 @@ def _number_faults(graph: Graph) -> Iterator[str]:
 
 
 def _value_faults(graph: Graph) -> Iterator[str]:
-    """Each value has one writer, which is the one that it names; what is given has none."""
+    """Values that do not have exactly the writer that they name, or that are given and have
+    one."""
     writers: dict[int, list[int]] = {}
     for place, node in enumerate(graph.nodes):
         for result in node.results:
@@ -79,7 +80,7 @@ def _value_faults(graph: Graph) -> Iterator[str]:
 
 
 def _read_faults(graph: Graph) -> Iterator[str]:
-    """Operands, and what the step gives, exist and are written before."""
+    """Operands and outputs of the step that do not exist or are not written before."""
     for place, node in enumerate(graph.nodes):
         for result in node.results:
             if result is not None and not 0 <= result < len(graph.values):
@@ -97,7 +98,7 @@ def _read_faults(graph: Graph) -> Iterator[str]:
 
 
 def _outputs(graph: Graph) -> Iterator[tuple[str, int]]:
-    """What the step gives, by name."""
+    """The outputs of the step, by name."""
     yield "the loss", graph.loss
     yield from ((f"reported {name!r}", value) for name, value in graph.reported)
     yield from (
@@ -111,7 +112,7 @@ def _outputs(graph: Graph) -> Iterator[tuple[str, int]]:
 
 
 def _result_faults(graph: Graph, node: Node) -> Iterator[str]:
-    """A node's results are as its values say."""
+    """Results of a node that do not agree with its values."""
     counts = {len(part) for part in (node.results, node.result_shapes, node.result_dtypes)}
     if len(counts) > 1:
         yield f"{_name(node)} has unlike numbers of results, shapes and dtypes: {sorted(counts)}"
@@ -131,7 +132,7 @@ def _kind(value: Value) -> str:
 
 
 def _signature_faults(graph: Graph, node: Node) -> Iterator[str]:
-    """Results of the frequent ops have the shape and dtype that their operands give."""
+    """Results of frequent ops whose shape or dtype does not follow from their operands."""
     rule = _SHAPES.get(node.op)
     if rule is None or any(
         type(argument) is not Ref for argument in node.args[: _OPERANDS.get(node.op, 1)]
@@ -175,7 +176,7 @@ def _expanded(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
 
 
 def _broadcast(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
-    """The shape that shapes are stretched to together: from the last dim on the same, or 1."""
+    """The shape to which `shapes` broadcast; None if they do not."""
     rank = max(map(len, shapes))
     columns = list(zip(*((1,) * (rank - len(shape)) + shape for shape in shapes), strict=True))
     sizes = tuple(next((size for size in column if size != 1), 1) for column in columns)
@@ -186,8 +187,8 @@ def _broadcast(shapes: list[Shape], args: tuple[Any, ...]) -> Shape | None:
     )
 
 
-#: The shape of the first result, from those of the operands and the arguments; None where the op
-#: does not take them.
+#: The shape of the first result, from the shapes of the operands and the arguments; None if the op
+#: does not accept them.
 _SHAPES: dict[str, Callable[[list[Shape], tuple[Any, ...]], Shape | None]] = {
     "aten.mm.default": _product,
     "aten.bmm.default": _product,
@@ -221,7 +222,7 @@ _OPERANDS = dict.fromkeys(("aten.mm.default", "aten.bmm.default"), 2)
 
 
 def _dead_faults(graph: Graph) -> Iterator[str]:
-    """Every node is read for what the step gives."""
+    """Nodes on which no output of the step depends."""
     wanted = {value for _, value in _outputs(graph)}
     for node in reversed(graph.nodes):
         if wanted.isdisjoint(result for result in node.results if result is not None):
@@ -231,7 +232,7 @@ def _dead_faults(graph: Graph) -> Iterator[str]:
 
 
 def _given_faults(graph: Graph) -> Iterator[str]:
-    """What is given is declared, each by its kind and name once."""
+    """Given values that are not declared exactly once, by their kind and name."""
     declared = {
         "parameter": [parameter.value for parameter in graph.parameters],
         "buffer": [*graph.buffers],
@@ -251,7 +252,7 @@ def _given_faults(graph: Graph) -> Iterator[str]:
 
 
 def _output_faults(graph: Graph) -> Iterator[str]:
-    """What the step gives has the shape and dtype of what it is for."""
+    """Outputs of the step that do not have the shape and dtype of their target."""
     for name, value in (
         ("the loss", graph.loss),
         *((f"reported {name!r}", value) for name, value in graph.reported),
@@ -271,14 +272,14 @@ def _output_faults(graph: Graph) -> Iterator[str]:
 
 
 def dims_faults(graph: Graph, shapes: Sequence[SubShape]) -> Iterator[str]:
-    """Whether the sub-dims of every value, `shapes`, make up its shape."""
+    """Values whose sub-dims, `shapes`, do not make up their shape."""
     for value, dims in zip(graph.values, shapes, strict=True):
         if tuple(math.prod(dim) for dim in dims) != value.shape:
             yield f"value {value.id}, {_kind(value)}, has sub-dims {dims}"
 
 
 def lint_faults(recorded: torch.fx.Graph) -> Iterator[str]:
-    """What torch itself finds wrong with a recorded graph, before it is read."""
+    """The fault that torch itself finds in a recorded graph, before it is read."""
     try:
         recorded.lint()
     except (RuntimeError, ValueError) as error:
@@ -289,8 +290,8 @@ def lint_faults(recorded: torch.fx.Graph) -> Iterator[str]:
 
 
 def called_faults(graph: Graph) -> Iterator[str]:
-    """What the first call that fails on fake tensors says, or gives otherwise than its node
-    says: the whole of what shapes and dtypes are to be. For a graph that has no other faults."""
+    """The first call that fails on fake tensors, or whose results differ from its node's: this
+    checks all shapes and dtypes. For a graph that has no other faults."""
     failure = first_failure(_one_rank(graph))
     if failure is not None:
         yield _called(failure)
@@ -301,7 +302,7 @@ def _called(failure: Failure) -> str:
 
 
 def _one_rank(graph: Graph) -> Program:
-    """The graph as the program of one rank that has everything whole, for calling its ops alone."""
+    """The graph as the program of a single rank, used only to call its ops."""
     given = (value for value in graph.values if value.kind in _GIVEN)
     return Program(
         mesh=Mesh((), ()),
@@ -325,8 +326,8 @@ def _one_rank(graph: Graph) -> Program:
 
 
 def _compute(node: Node) -> Compute:
-    """The node's call; of our own ops by what was traced, which gives fake tensors as torch's
-    do."""
+    """The node's call. Our own ops are called as they were traced, by the custom ops, which accept
+    fake tensors."""
     op = (
         node.op
         if is_overload(node.op) or not is_overload(f"{node.op}.default")

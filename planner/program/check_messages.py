@@ -1,7 +1,7 @@
-"""What every `Communicate` keeps to, and what the programs of all ranks keep to together.
+"""The checker of a `Communicate`, and of the collectives of all ranks' programs together.
 
-Instructions -> faults, a line each. A rank that sends what another does not await hangs, and a
-buffer that is longer on one side is filled in part without a word: so the collectives of all ranks
+Instructions -> faults, one line each. A rank whose collective the others do not enter hangs, and a
+buffer that is longer on one side is silently filled only in part. So the collectives of all ranks
 are compared one by one, and their pieces group by group.
 """
 
@@ -20,7 +20,7 @@ __all__ = ["Kind", "Meeting", "meeting_faults", "meetings", "message_faults", "s
 #: The shape and dtype of a value.
 Kind = tuple[tuple[int, ...], str]
 
-#: Which sub-dims a message of each kind names: (whether `gather`, whether `split`).
+#: The sub-dims that a message of each kind names: (has `gather`, has `split`).
 _NAMES = {
     "all_reduce": (False, False),
     "all_gather": (True, False),
@@ -34,7 +34,7 @@ _NAMES = {
 
 
 def message_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
-    """What is wrong with a message by itself."""
+    """The faults of a message by itself."""
     if message.kind not in _NAMES:
         yield f"{message.id} is a {message.kind}, no kind of message ({', '.join(_NAMES)})"
         return
@@ -80,7 +80,7 @@ def message_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
 
 
 def _pieces_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
-    """Pieces are those of all ranks of the group, and what is split is their sum."""
+    """Pieces that are not one per rank of the group, or do not add up to the sub-dim split."""
     ranks = math.prod(mesh.sizes[axis] for axis in message.axes)
     for name, dim, pieces_of in (
         ("gathers", message.gather, message.gather_pieces),
@@ -104,8 +104,8 @@ def _pieces_faults(message: Communicate, mesh: Mesh) -> Iterator[str]:
 def sent_faults(
     message: Communicate, kinds: Mapping[int, Kind], mesh: Mesh, rank: int
 ) -> Iterator[str]:
-    """Whether a message's shapes follow from what it is sent and how it changes the layout;
-    `kinds` are those of its sources."""
+    """Shapes of a message that do not follow from its sources and its change of layout; `kinds` are
+    the shapes and dtypes of its sources."""
     place = mesh.position(message.axes, rank)
     parts = zip(message.sources, message.expanded, message.shapes, message.dtypes, strict=True)
     for number, (source, flat, shape, dtype) in enumerate(parts):
@@ -123,7 +123,7 @@ def sent_faults(
 
 
 def _numel_after(message: Communicate, number: int, mesh: Mesh, place: int) -> int:
-    """The elements that this rank has of a value after a message."""
+    """The number of elements of a value that this rank has after a message."""
     flat = list(message.expanded[number])
     ranks = math.prod(mesh.sizes[axis] for axis in message.axes)
     if message.gather is not None:
@@ -139,7 +139,7 @@ def _numel_after(message: Communicate, number: int, mesh: Mesh, place: int) -> i
 
 
 class Meeting(NamedTuple):
-    """What a rank brings to a collective: what all ranks must agree on, and its own sizes."""
+    """A rank's side of a collective: fields on which all ranks must agree, and its own sizes."""
 
     id: str
     kind: str
@@ -155,12 +155,12 @@ class Meeting(NamedTuple):
     split_pieces: tuple[tuple[int, ...], ...]
 
 
-#: How many of its fields all ranks must agree on; the others are of a group.
+#: All ranks must agree on this many of the first fields; the others are checked within a group.
 _SAME = Meeting._fields.index("expanded")
 
 
 def meetings(program: Program) -> tuple[Meeting, ...]:
-    """The collectives of a rank in its order."""
+    """The collectives of a rank, in order."""
     messages = (i for i in program.instructions if isinstance(i, Communicate) and i.kind != "slice")
     return tuple(
         Meeting(*(getattr(message, name) for name in Meeting._fields)) for message in messages
@@ -168,8 +168,8 @@ def meetings(program: Program) -> tuple[Meeting, ...]:
 
 
 def meeting_faults(mesh: Mesh, by_rank: Mapping[int, tuple[Meeting, ...]]) -> Iterator[str]:
-    """What would not meet: ranks whose collectives are others than the first's, in another
-    order, or with other sizes. `by_rank` may have some of the mesh's ranks."""
+    """Ranks whose collectives differ from those of the first rank, are in another order, or have
+    other sizes. `by_rank` may have only some of the mesh's ranks."""
     first, *others = sorted(by_rank)
     for rank in others:
         yield from _unlike(first, by_rank[first], rank, by_rank[rank])
@@ -185,7 +185,7 @@ def meeting_faults(mesh: Mesh, by_rank: Mapping[int, tuple[Meeting, ...]]) -> It
 def _unlike(
     first: int, mine: tuple[Meeting, ...], rank: int, other: tuple[Meeting, ...]
 ) -> Iterator[str]:
-    """The first collective that two ranks do not have in common."""
+    """The first collective in which two ranks differ."""
     for number, (one, two) in enumerate(zip(mine, other, strict=False)):
         if one[:_SAME] != two[:_SAME]:
             name, a, b = next(
@@ -198,8 +198,8 @@ def _unlike(
 
 
 def _group_faults(mesh: Mesh, members: Mapping[int, Meeting]) -> Iterator[str]:
-    """Within a group all know the same pieces, each holds its own, and the rest of their values
-    is the same."""
+    """Members of a group that disagree on the pieces, hold another piece than their own, or differ
+    in the other sizes of their values."""
     if not members:
         return
     first = next(iter(members))
@@ -222,5 +222,5 @@ def _group_faults(mesh: Mesh, members: Mapping[int, Meeting]) -> Iterator[str]:
 
 
 def _others(flat: tuple[int, ...], dim: int | None) -> tuple[int, ...]:
-    """The sizes but that of a sub-dim."""
+    """The sizes without that of sub-dim `dim`."""
     return flat if dim is None else (*flat[:dim], *flat[dim + 1 :])

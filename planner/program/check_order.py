@@ -1,9 +1,9 @@
-"""What instructions keep to after every pass that orders, merges or replaces them: before frees are
-known, and after.
+"""The checker of instructions after every pass that orders, merges or replaces them, before and
+after frees are known.
 
-Instructions -> faults, a line each. What a step is given from outside is not known here: a value
-that no instruction writes is taken for it, so a value that is read must be written before, if at
-all.
+Instructions -> faults, one line each. The values that come from outside the step are not known
+here: a value that no instruction writes is assumed to be one. So if a value that is read is written
+at all, it must be written before.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PHASES = ("forward", "backward", "update")
 
 
 def order_faults(instructions: Sequence[Instruction], mesh: Mesh) -> Iterator[str]:
-    """What is wrong with instructions in the order in which they stand."""
+    """The faults of instructions in their order."""
     for name, count in Counter(instruction.id for instruction in instructions).items():
         if count > 1:
             yield f"{count} instructions are called {name}"
@@ -50,7 +50,7 @@ def _written_faults(instructions: Sequence[Instruction]) -> Iterator[str]:
 
 
 def _waits_faults(instructions: Sequence[Instruction]) -> Iterator[str]:
-    """Messages that wait for what is not under way."""
+    """Messages that wait for messages that are not under way."""
     under_way: dict[int, str] = {}
     for instruction in instructions:
         for value in (*reads(instruction), *instruction.frees):
@@ -69,7 +69,7 @@ def _waits_faults(instructions: Sequence[Instruction]) -> Iterator[str]:
 
 
 def _own_faults(instruction: Instruction, mesh: Mesh) -> Iterator[str]:
-    """What is wrong with an instruction by itself."""
+    """The faults of an instruction by itself."""
     if instruction.phase not in _PHASES:
         yield f"{instruction.id} is of phase {instruction.phase!r}: {', '.join(_PHASES)}"
     times = {"time": instruction.time}
@@ -101,7 +101,7 @@ def _groups(args: object) -> Iterator[Group]:
 
 
 def lost_faults(before: Sequence[Instruction], after: Sequence[Instruction]) -> Iterator[str]:
-    """Values that a pass leaves out, or makes up: it may only order and merge."""
+    """Values that a pass has lost or added: it may only order and merge."""
     was, now = ({value for one in some for value in writes(one)} for some in (before, after))
     if was - now:
         yield f"values {sorted(was - now)} are written no more"

@@ -1,8 +1,8 @@
-"""The whole check of a `Program`: beside what every lowering looks at (`check`), that nothing
-leaks, that shapes follow from layouts and from each other, and that seconds and bytes are such.
+"""The full checker of a `Program`: beside the checks of every lowering (`check`), that nothing
+leaks, that shapes follow from layouts and from each other, and that seconds and bytes are valid.
 
-Program -> faults, a line each that names the instruction. It takes about as long as lowering, so it
-is for tests and for `--check`.
+Program -> faults, one line each, which names the instruction. It takes about as long as lowering,
+so it is only for tests and `--check`.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ __all__ = ["program_faults", "ranks_faults"]
 
 
 def program_faults(program: Program) -> Iterator[str]:
-    """All that is wrong with a program by itself."""
+    """All faults of a program by itself."""
     yield from faults(program)
     yield from _leaks(program)
     unlike = [*order_faults(program.instructions, program.mesh)]
     yield from unlike
-    if not unlike:  # else there are values without a shape
+    if not unlike:  # else some values have no shape
         yield from _shape_faults(program)
         yield from _bytes_faults(program)
 
 
 def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
-    """What is wrong between the programs of several ranks of a mesh: all run the same
-    instructions, and meet in every collective."""
+    """Faults between the programs of several ranks of a mesh: all must run the same instructions,
+    and meet in every collective."""
     first, *others = sorted(programs)
     names = [instruction.id for instruction in programs[first].instructions]
     for rank in others:
@@ -46,14 +46,14 @@ def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
 
 
 def _held(program: Program) -> set[int]:
-    """The values that are there before the step and after it."""
+    """The values that are held both before the step and after it."""
     return {v for p in program.parameters for v in (p.value, p.shard)} | {
         state.value for state in program.inputs
     }
 
 
 def _leaks(program: Program) -> Iterator[str]:
-    """Values that nobody frees and that are no result of the step."""
+    """Values that are never freed and are no result of the step."""
     given = {
         program.loss,
         *(value for _, value in program.reported),
@@ -68,7 +68,7 @@ def _leaks(program: Program) -> Iterator[str]:
 
 
 def _shape_faults(program: Program) -> Iterator[str]:
-    """Shapes and dtypes of messages, of the update and of what the step gives."""
+    """Wrong shapes and dtypes of messages, of the update and of the step's results."""
     kinds = dict(given_kinds(program))
     for instruction in program.instructions:
         if isinstance(instruction, Update):
@@ -92,7 +92,7 @@ def _shape_faults(program: Program) -> Iterator[str]:
 
 
 def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> Iterator[str]:
-    """Gradients are there for every parameter, in the layout in which it is updated."""
+    """Parameters without a gradient in the layout in which they are updated."""
     if len(update.gradients) != len(program.parameters):
         yield f"{update.id} has {len(update.gradients)} gradients for {len(program.parameters)} parameters"
         return
@@ -114,8 +114,8 @@ def _words(kind: Kind | None) -> str:
 
 
 def _bytes_faults(program: Program) -> Iterator[str]:
-    """The account of memory has every value, a view as nothing and what is held as its shape
-    says."""
+    """Values whose bytes are missing or wrong: a view has 0 bytes, a held value those of its
+    shape."""
     for name, nbytes in program.initial_bytes.items():
         if nbytes < 0:
             yield f"{nbytes} bytes of {name} are held before the step"

@@ -1,14 +1,14 @@
-"""What the executor copies around a collective: values packed into one buffer, and what arrives
-taken out of it.
+"""The executor's copies around a collective: values are packed into one buffer, and results are
+unpacked from it.
 
 Shapes of a change of layout -> `Copies`. Memory is row-major, so a piece along the leading sub-dim
-is where it should be, and looking at it is free. Anything else is copied, read and written once:
+is contiguous, and a view of it is free. Anything else is copied, read and written once:
 
-* a slice along another sub-dim, or of a value that is freed there (a look at it would keep the
-  whole of it);
-* the values that go in one buffer, and those that come out of the rows of a gathered one;
-* what is sent in blocks along another sub-dim than the leading, and what is gathered along such;
-* what an all-reduce would overwrite that is still read.
+* a slice along another sub-dim, or of a value that is freed there (a view would keep all of it);
+* several values that go into one buffer, and their results, taken out of the rows of a gathered
+  one;
+* a value sent in blocks, or gathered, along a sub-dim other than the leading one;
+* a value that an all-reduce would overwrite although it is still read.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ def copies_of(
     uneven: bool = False,
     overwritten: bool = True,
 ) -> Copies:
-    """What a collective of `kind` over `ranks` copies of values whose flat local shapes are
-    `before`, and elements afterwards `after`.
+    """The copies of a collective of `kind` over `ranks` ranks, for values with flat local shapes
+    `before` and numbers of elements `after`.
 
-    `uneven`: the ranks' pieces are not all alike. `overwritten`: nobody reads the sources
+    `uneven`: the ranks' pieces differ in size. `overwritten`: no instruction reads the sources
     afterwards.
     """
     if ranks == 1:
@@ -84,22 +84,22 @@ def copies_of(
 
 
 def leads(flat: Sequence[int], dim: int | None) -> bool:
-    """Whether pieces along sub-dim `dim` lie one after the other in memory."""
+    """Whether pieces along sub-dim `dim` are contiguous in memory."""
     assert dim is not None
     return math.prod(flat[:dim]) <= 1
 
 
 def is_uneven(message: Communicate) -> bool:
-    """Whether the pieces of the ranks are not all alike."""
+    """Whether the pieces of the ranks differ in size."""
     return any(len(set(pieces)) > 1 for pieces in (*message.gather_pieces, *message.split_pieces))
 
 
 def slice_copies(message: Communicate) -> bool:
-    """Whether the pieces that a slice keeps are copies: all but a run of the value's own
-    elements, which lie together."""
+    """Whether the pieces that a slice keeps are copied: they are unless they are contiguous in the
+    value."""
     return any(not leads(flat, message.split) for flat in message.expanded)
 
 
 def _piece(flat: Shape, split: int | None, ranks: int) -> Shape:
-    """What one of the ranks gets of a value that is split."""
+    """The shape of one rank's piece of a value that is split."""
     return flat if split is None else (*flat[:split], flat[split] // ranks, *flat[split + 1 :])

@@ -1,9 +1,9 @@
-"""A dry run: every op of a program once on tensors without memory, of the shapes that one rank has.
+"""A dry run: runs every op of a program once on fake tensors, with the shapes of one rank.
 
-Program -> nothing, or the error that a rank would meet at its first step, named when planning.
-Operands' shapes are those that the program says, so that each op is checked alone, and like calls
-once: a repeated layer costs nothing. Ops of our own are not run: their kernels need real processes,
-and their rules are proved by tests.
+Program -> nothing, or the error that a rank would meet at its first step, raised while planning.
+Operands' shapes are taken from the program, so each op is checked alone, and equal calls once: a
+repeated layer costs nothing. Ops of our own are not run: their kernels need real processes, and
+tests prove their rules.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from planner.torch_private.modes import really
 
 __all__ = ["CannotRun", "Failure", "dry_run", "first_failure"]
 
-#: An op without a kernel for tensors that have no memory is tried on real ones of no more elements
-#: than this, all told.
+#: An op without a kernel for fake tensors is tried on real ones of at most this many elements in
+#: all.
 _LARGEST = 1 << 16
 
 #: The shape of a local tensor, and the name of its dtype.
 _Kind = tuple[tuple[int, ...], str]
-#: Tensors that calls were tried on, by kind, and by their number among those of one kind that a
-#: call takes.
+#: The tensors on which calls were tried, by kind, and by their number among the operands of that
+#: kind in a call.
 _Tensors = dict[tuple[_Kind, int], Tensor]
 
 
@@ -45,9 +45,9 @@ class CannotRun(NotTraceable):
 
 
 def dry_run(program: Program) -> None:
-    """Runs every distinct op of the program on fake tensors, as the model was traced.
+    """Runs every distinct op of the program on fake tensors, as in tracing.
 
-    Raises CannotRun where an op fails on the local shapes, or gives other shapes or dtypes than the
+    Raises CannotRun if an op fails on the local shapes, or returns other shapes or dtypes than the
     program says.
     """
     failure = first_failure(program)
@@ -57,7 +57,7 @@ def dry_run(program: Program) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Failure:
-    """An op that cannot run as the program says: why, and its operands in words."""
+    """An op that cannot run as the program says: the reason, and its operands in words."""
 
     instruction: Compute
     operands: str
@@ -65,8 +65,8 @@ class Failure:
 
 
 def first_failure(program: Program) -> Failure | None:
-    """The first op of the program that fails on fake tensors, or gives others than the program
-    says."""
+    """The first op of the program that fails on fake tensors, or returns others than the program
+    says; None if there is none."""
     with FakeTensorMode(), unlogged(), torch.no_grad():
         return _first(program)
 
@@ -95,7 +95,7 @@ def _first(program: Program) -> Failure | None:
 
 
 def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
-    """What a call's outcome depends on; None for ops of our own."""
+    """A key that determines a call's outcome; None for ops of our own."""
     if (
         instruction.op.startswith("shardwright.")
         and instruction.op != "shardwright.reshape"
@@ -107,9 +107,9 @@ def _key(instruction: Compute, kinds: dict[int, _Kind]) -> Any:
 
 
 def _fails(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> str:
-    """Why a call cannot run on this rank; empty where it can, or where only running it would
-    tell. Its operands are among the fake tensors `made` for other calls, which no op of a
-    program changes."""
+    """Why a call cannot run on this rank; empty if it can, or if only a real run could tell. Its
+    operands are taken from `made`, the fake tensors made for earlier calls: no op of a program
+    changes them."""
     try:
         return _differs(instruction, _run(instruction, kinds, made))
     except NotImplementedError:
@@ -119,8 +119,8 @@ def _fails(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> str
 
 
 def _fails_really(instruction: Compute, kinds: dict[int, _Kind]) -> str:
-    """The same on tensors of zeros, if they are few: then an op that has no kernel is known by
-    that alone, since what else it raises may be due to the numbers."""
+    """The same on tensors of zeros, if these are small. Only a missing kernel counts as a failure:
+    any other error may be due to the zeros."""
     shapes = [kinds[value][0] for value in instruction.operands] + list(instruction.shapes)
     numels = [math.prod(shape) for shape in shapes]
     if 0 in numels or sum(numels) > _LARGEST:
@@ -139,7 +139,7 @@ def _run(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> list[
     def tensor(value: int) -> Tensor:
         shape, dtype = kind = kinds[value]
         numbers[kind] += 1
-        key = kind, numbers[kind]  # operands of one call are each a tensor of its own
+        key = kind, numbers[kind]  # each operand of a call is a different tensor
         if key not in made:
             made[key] = torch.zeros(shape, dtype=getattr(torch, dtype))
         return made[key]
@@ -155,7 +155,7 @@ def _lists(args: tuple[Any, ...]) -> list[Any]:
 
 
 def _differs(instruction: Compute, results: list[Any]) -> str:
-    """What a result has otherwise than the program says."""
+    """How a result differs from what the program says; empty if it does not."""
     if len(results) != len(instruction.results):
         return f"it gives {len(results)} results, not {len(instruction.results)}"
     for value, shape, dtype, result in zip(
@@ -164,7 +164,7 @@ def _differs(instruction: Compute, results: list[Any]) -> str:
         if value is not None and result.layout != torch.strided:
             return f"it gives a tensor of layout {result.layout}, which no plan holds: ask for a dense one (sparse=False)"
         if value is not None and result.numel() == 0 and len(instruction.results) > 1:
-            continue  # statistics that the op does not have in this mode: what takes them does not read them
+            continue  # statistics that the op lacks in this mode; their readers ignore them
         if value is not None and (tuple(result.shape), result.dtype) != (
             shape,
             getattr(torch, dtype),

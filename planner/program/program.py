@@ -1,9 +1,9 @@
-"""The `Program`: what every rank executes in one training step, and what the simulator costs.
+"""The `Program` of one training step, which every rank executes and the simulator costs.
 
-All ranks run the same instructions, with the same ids, in the same order; where a split does not
-divide evenly, shapes and the numbers in arguments are those of one rank. Rank 0's shards are the
+All ranks run the same instructions, with the same ids, in the same order. If a split does not
+divide evenly, shapes and numbers in arguments are those of one rank. Rank 0's shards are the
 largest, so its program is the one that is simulated. Values are integers; every value is written
-once a step.
+once per step.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Ref:
-    """An argument that is the program's value `id`: another type than the graph's, whose numbers
-    mean other tensors."""
+    """An argument that is the program's value `id`. Not the graph's `Ref`, whose ids mean other
+    tensors."""
 
     id: int
 
@@ -75,16 +75,16 @@ class Communicate:
     buffer).
 
     `kind`: `all_reduce` (with `reduce` sum or max), `all_gather` (along flat sub-dim `gather`),
-    `reduce_scatter` (`split`), `all_to_all` (from `gather` to `split`: what was split at `gather`
-    becomes split at `split`), `slice` (along `split`; no communication). `axes` are the mesh axes
-    taking part. Per value: `expanded` is the local shape by flat sub-dims before, `shapes` the
-    local shape after, by dims; `gather_pieces` and `split_pieces` are the sizes that the ranks of
-    the group have of sub-dim `gather` before and of `split` after, in its order (none: all are
-    alike). An asynchronous one is started where it stands and waited for at the first use of its
-    results, or by a message that has one of them in `after`: what it waits for before it starts, so
-    that the older message's buffers are free. `time` are the seconds on the links, `packing` and
-    `unpacking` those of the copies before it and after it is waited for; of a slice, `time` are
-    those of its copy.
+    `reduce_scatter` (`split`), `all_to_all` (a value split at `gather` becomes split at `split`),
+    `slice` (along `split`; no communication). `axes` are the mesh axes taking part. Per value:
+    `expanded` is the local shape before, by flat sub-dims, `shapes` the local shape after, by dims;
+    `gather_pieces` and `split_pieces` are the ranks' sizes of sub-dim `gather` before and of
+    `split` after, in the order of the group (empty: all the same). An asynchronous message starts
+    at its place in the program. It is waited for at the first use of its results, or by a message
+    that has one of them in `after`: a message waits for the values in `after` before it starts, so
+    that the older message's buffers are free. `time` is the seconds on the links, `packing` and
+    `unpacking` those of the copies before it starts and after it is waited for; for a slice, `time`
+    is that of its copy.
     """
 
     id: str
@@ -105,7 +105,7 @@ class Communicate:
     asynchronous: bool = False
     after: tuple[int, ...] = ()
     nbytes: int = (
-        0  # of the whole logical buffer, as nccl-tests counts, all pieces as large as the largest
+        0  # of the whole logical buffer (as in nccl-tests), all pieces as large as the largest
     )
     time: float = 0.0
     packing: float = 0.0
@@ -138,8 +138,8 @@ def reads(instruction: Instruction) -> tuple[int, ...]:
 
 
 def waits_for(instruction: Instruction) -> tuple[int, ...]:
-    """The values that have to be there when it runs, even if a collective that writes them is
-    under way: what it reads and frees, and those of `after`."""
+    """The values that must be there when an instruction runs, even if an asynchronous collective
+    writes them: those that it reads, those that it frees, and those of `after`."""
     needed = (*reads(instruction), *instruction.frees)
     return (*needed, *instruction.after) if isinstance(instruction, Communicate) else needed
 
@@ -153,8 +153,8 @@ def writes(instruction: Instruction) -> tuple[int, ...]:
 
 
 def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
-    """The instruction with other `frees`. Its arguments stay, and so its operands are not looked
-    for again, as `replace` would."""
+    """The instruction with other `frees`. Unlike `replace`, it does not search the arguments for
+    operands again: they stay the same."""
     if frees == instruction.frees:
         return instruction
     kind = type(instruction)
@@ -167,10 +167,10 @@ def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterState:
-    """A parameter: `value` is the id of the stored shard that the step reads; `shard` the id of
-    the shard that the optimizer updates. Lowered programs hold one piece for both (`stored ==
-    updated`), and gather it in the step; a program by hand may hold both, and write `value` anew
-    after `Update`."""
+    """A parameter: `value` is the id of the stored shard, which the step reads; `shard` that of the
+    shard that the optimizer updates. Lowered programs hold one shard for both (`stored ==
+    updated`), and gather it in the step. A program written by hand may hold both, and write `value`
+    again after `Update`."""
 
     name: str
     value: int
@@ -183,9 +183,9 @@ class ParameterState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InputState:
-    """What comes into the step, in the layout that each rank gets. `kind`: `input`, a batch
-    tensor (`name` is its position in the batch); `buffer` of the module; `key`, the number from
-    which the step's random masks are drawn."""
+    """A value that comes into the step, in the layout of each rank's shard. `kind`: `input`, a
+    batch tensor (`name` is its position in the batch); `buffer`, of the module; `key`, the number
+    from which the step's random masks are drawn."""
 
     name: str
     value: int
@@ -197,11 +197,11 @@ class InputState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
-    """One training step of every rank of `mesh` or, where ranks are told a size or place of
-    their own, of `rank`. `loss` is a replicated scalar's id, and so are those of `reported`, by
-    name; `initial_bytes` are held before. `stores` are buffers that the step changes: (the id of
-    what comes in, of what it is afterwards). `backend` is what sends the messages: memory that
-    the ranks of one machine share (`shared`), `gloo` or `nccl`."""
+    """One training step of every rank of `mesh` or, if shapes or arguments differ between ranks, of
+    `rank`. `loss` is the id of a replicated scalar, and so are those of `reported`, by name;
+    `initial_bytes` are held before the step. `stores` are the buffers that the step changes: (id of
+    the old value, id of the new one). `backend` sends the messages: `shared` (memory shared by
+    ranks of one machine), `gloo` or `nccl`."""
 
     mesh: Mesh
     instructions: tuple[Instruction, ...]

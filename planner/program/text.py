@@ -1,9 +1,9 @@
-"""The text of a `Program`: what a person reads to see what every rank does in a step, one
-instruction a line.
+"""The text of a `Program`, for a person who wants to see what every rank does in a step: one line
+per instruction.
 
-Program -> text. Two programs with the same text run alike: every value, argument, shape, group,
-wait and free is printed. `path` and `phase` of an instruction are not printed again, since its id
-begins with the phase and names the layer.
+Program -> text. Two programs with the same text do the same: every value, argument, shape, group,
+wait and free is printed. `path` and `phase` of an instruction are not printed, since its id begins
+with the phase and names the layer.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from planner.program.program import (
 
 __all__ = ["COLUMNS", "program_text"]
 
-#: The columns of an instruction: seconds of the simulator (in microseconds), bytes (of what an op
-#: makes, of a message's whole buffer), and the rest. Only the last one has spaces in it.
+#: The columns of an instruction: its simulated microseconds, its bytes (of an op's results, or of a
+#: message's whole buffer), and the rest. Only the last one has spaces in it.
 COLUMNS = ("us", "bytes", "kind", "id", "call")
 
 Shape = tuple[int, ...]
 
 
 def program_text(program: Program) -> str:
-    """The program as lines: what holds for the whole of it, its parameters and inputs with their
-    layouts, its instructions.
+    """The program as lines: a header, its parameters and inputs with their layouts, its
+    instructions.
 
     `%3` is a value, `@dp` the group of the ranks that differ only on axis dp, `_` a result that
     nothing reads. A message is followed by its axes, its arguments by their shapes in sub-dims;
-    `packing` and `unpacking` are the microseconds of the copies around it. Values whose bytes are
-    other than their shape says have theirs in brackets, but for views, which have none.
+    `packing` and `unpacking` are the microseconds of the copies around it. If the bytes of a value
+    are not those of its shape, they are in brackets; views have no bytes.
     """
     instructions = [COLUMNS, *(_row(program, one) for one in program.instructions)]
     return (
@@ -84,7 +84,7 @@ def _of_products(program: Program) -> Iterator[str]:
 
 
 def _buckets(program: Program) -> str:
-    """The messages of several values: for each phase and kind, how many values each has."""
+    """The numbers of values in messages of several values, by phase and kind."""
     found: dict[str, list[str]] = {}
     for one in program.instructions:
         if isinstance(one, Communicate) and one.kind != "slice":
@@ -120,7 +120,7 @@ def _states(program: Program) -> list[str]:
 
 
 def _subshape(shape: SubShape) -> str:
-    """`[8, 4*16]`: the dims, and the sub-dims that each is a product of."""
+    """`[8, 4*16]`: the dims, each as the product of its sub-dims."""
     return f"[{', '.join('*'.join(map(str, dim)) or '1' for dim in shape)}]"
 
 
@@ -158,7 +158,7 @@ def _op(program: Program, one: Compute | Update) -> str:
 
 
 def _argument(program: Program, value: Any) -> str:
-    """An argument as Python writes it, a value as `%3` and a group as `@dp`."""
+    """An argument as in Python, except that a value is `%3` and a group is `@dp`."""
     if isinstance(value, Ref):
         return f"%{value.id}"
     if isinstance(value, Group):
@@ -221,7 +221,7 @@ def _tensor(
 
 
 def _kind(program: Program, value: int, shape: Shape, dtype: str, *, views: bool = False) -> str:
-    """`float32[8x64]`, with the value's bytes if they are not what that says."""
+    """`float32[8x64]`, followed by the value's bytes if they are not those of the shape."""
     usual = 0 if views else math.prod(shape) * dtype_bytes(dtype)
     held = program.value_bytes[value]
     return f"{dtype}{_shape(shape)}{'' if held == usual else f' ({held} B)'}"

@@ -1,1 +1,1 @@
-"""Meshes, objectives and baselines -> the plan, and a bound on every plan there is."""
+"""Meshes, objectives and baselines -> the plan, and a lower bound on the step of any plan."""

@@ -1,5 +1,4 @@
-"""The baselines: the plans that one would have typed without a planner, each as good as it can
-be."""
+"""The baselines: the standard plans that one would set up by hand, each at its best."""
 
 from __future__ import annotations
 
@@ -19,20 +18,20 @@ __all__ = ["Baseline", "baseline", "baselines", "comparisons"]
 
 @dataclass(frozen=True, slots=True)
 class Baseline:
-    """A mesh and pins that have a name."""
+    """A mesh and pins with a name."""
 
     name: str
     mesh: Mesh
     pins: tuple[Pin, ...] = ()
 
     def within(self, mesh: Mesh | None, pins: tuple[Pin, ...]) -> bool:
-        """Whether a plan under the mesh and pins that a person asked for may be this one."""
+        """Whether this baseline satisfies the mesh and pins that the user asked for."""
         return (mesh is None or mesh == self.mesh) and set(pins) <= set(self.pins)
 
 
 def baselines(cluster: Cluster) -> Iterator[Baseline]:
-    """The baselines of a cluster, those that are easier to explain first. Tensor axes stay
-    inside a node where there are two axes."""
+    """The baselines of a cluster, those that are easier to explain first. If there are two axes,
+    the tensor axis stays inside a node."""
     n = cluster.num_devices
     yield Baseline("data parallel", Mesh(("dp",), (n,)), (Pin("*", "ddp"),))
     yield Baseline("ZeRO-3", Mesh(("dp",), (n,)), (Pin("*", "zero3"),))
@@ -83,7 +82,7 @@ def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
 
 
 def baseline(proposer: Proposer, one: Baseline) -> tuple[Candidate, bool]:
-    """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made
-    to fit. Raises NoPlan if the model has none."""
+    """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made to
+    fit. Raises NoPlan if the model has no such plan."""
     fitted, made = proposer.fitted(proposer.proposals(one.mesh, one.pins, last=True)[0])
     return replace(fitted, name=one.name), made

@@ -1,9 +1,9 @@
-"""What no plan can beat: a problem whose every cost is at most what the simulator charges for it
-(`least`).
+"""A lower bound on the step of every plan: a problem in which each cost is at most what the
+simulator charges for it (`least`).
 
 Tables of the meshes searched -> seconds. The least cost of a mesh's problem bounds the simulated
 step of every choice on it. Nodes and edges are the table's. A bias that may be joined to its
-product costs nothing, nor does what is only reported, or kept from forward to backward.
+product costs nothing; nor do values that are only reported, or kept from forward to backward.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ GOOD = 0.01
 
 
 def bound_problem(table: Table, least: Least) -> Problem:
-    """The problem, on the table's nodes and edges."""
+    """The bounding problem, on the table's nodes and edges."""
     return _Bound(table, least).problem()
 
 
@@ -47,7 +47,7 @@ class _Bound:
         ]
 
     def problem(self) -> Problem:
-        """Node by node and edge by edge."""
+        """The bounding problem, node by node and edge by edge."""
         self._ops()
         self._parameters()
         for (_, phase, _), alike in self.model.use_groups.items():
@@ -74,8 +74,8 @@ class _Bound:
             self.costs[number] += self.least.compute * times * np.array(seconds)
 
     def _parameters(self) -> None:
-        """Every update, what is gathered of a parameter that is updated in pieces and kept
-        whole, and the host's time once a step."""
+        """Adds every update, the gathers of parameters that are updated in pieces and kept whole,
+        and the host's time per step."""
         costing, share = self.least.costing, self.least.compute
         for number, members in zip(
             self.table.parameter_of, self.model.ties.parameters_of, strict=True
@@ -95,15 +95,14 @@ class _Bound:
     # -------------------------------------------------------------------------------- communication
 
     def _changes(self, phase: str, alike: list[tuple[int, str, list[Use]]]) -> None:
-        """The changes of layout of values that are alike, of which only those count that
-        training needs."""
+        """Adds the changes of layout of values that are alike; only those that training needs."""
         value, _, uses = alike[0]
         produced = self.table.produced(value)
         assert produced is not None
         counts = Counter(tuple(map(self._counts, of)) for _, _, of in alike)
         if phase == "backward" and self._is_small(
             value
-        ):  # what forward has brought to a layout is kept
+        ):  # a layout that forward has made is kept for backward
             counts = Counter({tuple(False for _ in uses): len(alike)})
         hub = self.table.hub_of.get((value, phase))
         if hub is None:
@@ -154,11 +153,11 @@ class _Bound:
         ).cost_table(before, after)
         return np.where(
             np.isfinite(cost), cost, 0.0
-        )  # what is impossible is so in the table already
+        )  # the table has already forbidden the impossible changes
 
     def _sent(self, value: int, phase: str) -> Sent:
-        """How a value is sent at the least. In backward all count as beside compute: what
-        forward wrote is waited for only once."""
+        """The cheapest way in which a value may be sent. In backward all count as beside compute: a
+        value that forward wrote is waited for only once."""
         if phase == "update":
             return "reduced"
         if value in self.model.formats:
@@ -167,8 +166,8 @@ class _Bound:
         return "beside" if overlaps and starts_beside_backward(phase, phase) else "waited"
 
     def _counts(self, use: Use) -> bool:
-        """Whether training needs what a use reads: else it rides along with a gradient's
-        message."""
+        """Whether training needs the value that a use reads: if not, it is sent along with a
+        gradient's message."""
         return use.node is None or use.node in self.model.trained_by
 
     def _is_small(self, value: int) -> bool:
@@ -177,8 +176,8 @@ class _Bound:
 
 
 def _sharing(readers: int) -> int:
-    """How many readers may share what is brought from their hub to one further layout: were it
-    all of them, the hub would have it."""
+    """The most readers that may share one redistribution from their hub: if all of them did, the
+    hub itself would have that layout."""
     return max(1, readers - 1)
 
 
@@ -193,7 +192,7 @@ class _Mesh:
         self.bound = _host_seconds(table.model, table.costing)
 
     def raised(self, time_limit: float) -> None:
-        """Solves for the next weights."""
+        """Raises the bound by solving the problem of the next weights."""
         least = Least(self.table.model, self.table.costing, self.left.pop(0))
         solution = solve(bound_problem(self.table, least), guess=self.guess, time_limit=time_limit)
         self.guess = solution.choice or self.guess
@@ -201,7 +200,8 @@ class _Mesh:
 
 
 def _host_seconds(model: Model, costing: Costing) -> float:
-    """The host dispatches every op and the update, whatever is chosen, one after the other."""
+    """Seconds that the host takes per step to dispatch all ops and the update, one after the other,
+    under any choice."""
     device, dims = costing.cluster.device, model.dims
     nodes = (
         n.index
@@ -217,9 +217,9 @@ def bounded(
     step: float,
     seconds: Callable[[], float] = lambda: math.inf,
 ) -> float:
-    """Seconds that no choice on the tables' meshes is simulated to take less than. `tables` come
-    with choices that may be good; the lowest mesh is raised until it is within `GOOD` of the
-    plan's `step`. `seconds` gives what the next problem may take."""
+    """A lower bound, in seconds, on the simulated step of every choice on the tables' meshes. Each
+    table comes with a choice that may be good. The mesh with the lowest bound is raised until it is
+    within `GOOD` of the plan's `step`. `seconds()` is the time that the next problem may take."""
     meshes = [_Mesh(table, guess) for table, guess in tables]
     for mesh in meshes:
         mesh.raised(seconds())

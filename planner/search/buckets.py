@@ -1,7 +1,7 @@
-"""The size of the buckets of gradients that a plan reduces them in: larger ones send in fewer
-messages, smaller ones start earlier.
+"""The size of the buckets in which a plan reduces gradients: larger buckets mean fewer messages,
+smaller ones start earlier.
 
-Candidate, lowered whole -> the same with the size under which its simulated step is shortest, of
+Candidate, lowered whole -> the same with the bucket size that gives the shortest simulated step, of
 those that fit the memory.
 """
 
@@ -14,8 +14,7 @@ from planner.strategy.message_costs import BUCKET_SIZES
 
 __all__ = ["with_best_bucket"]
 
-#: No size is looked for where communication that no compute hides is less than this share of the
-#: step.
+#: Other sizes are tried only if exposed communication is at least this share of the step.
 _EXPOSED = 0.01
 
 #: Another size is worth it if the step is shorter by this share.
@@ -25,9 +24,9 @@ _WORTH = 1e-3
 def with_best_bucket(
     candidate: Candidate, capacity: float, lowered: Callable[[int], Candidate]
 ) -> Candidate:
-    """The candidate under the best size of bucket; `lowered` gives it under another. It climbs
-    from its own size, first to larger ones and, if those are no better, to smaller ones: so most
-    plans are simulated once or twice more."""
+    """The candidate with the best bucket size; `lowered(size)` is the candidate with another. A
+    hill climb from its own size, first to larger sizes and, if these are no better, to smaller
+    ones: most plans are simulated once or twice more."""
     step = candidate.prediction
     if step.exposed_communication_time_s < _EXPOSED * step.step_time_s and candidate.fits(capacity):
         return candidate
@@ -55,8 +54,8 @@ def _climbed(
 
 
 def _better(other: Candidate, best: Candidate, capacity: float) -> bool:
-    """Whether `other` fits and is faster; where `best` does not fit, whether it is nearer to
-    that."""
+    """Whether `other` fits and is faster than `best`; or, if `best` does not fit, is nearer to
+    fitting."""
     if not best.fits(capacity):
         return other.prediction.total_memory_bytes < best.prediction.total_memory_bytes
     return other.fits(capacity) and other.prediction.step_time_s < best.prediction.step_time_s * (

@@ -1,8 +1,8 @@
-"""The time that a search may take, and what each of its parts may take of it.
+"""The time that a search may take, and the share of each of its parts.
 
-One `Budget` is shared by all that a search does: its meshes and objectives, making plans fit, the
-baselines, a larger vocabulary, the search for what would fit. The clock is given, so that a test
-can say what time it is.
+One `Budget` is shared by all parts of a search: its meshes and objectives, making plans fit, the
+baselines, a larger vocabulary, the search for what would fit. The clock is an argument, so that a
+test can set the time.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from cost_models.errors import BadValue
 
 __all__ = ["TIME_LIMIT", "Budget"]
 
-#: Seconds that a search may take if nothing else is asked for.
+#: Seconds that a search may take by default.
 TIME_LIMIT = 60.0
 
-#: Seconds that are kept back for every part that has not begun yet.
+#: Seconds reserved for every part that has not begun yet.
 _EACH = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """`limit` seconds from `began` on, by `clock`."""
+    """A time limit: `limit` seconds from `began` on, by `clock`."""
 
     limit: float
     clock: Callable[[], float]
@@ -33,7 +33,7 @@ class Budget:
 
     @staticmethod
     def start(limit: float = TIME_LIMIT, clock: Callable[[], float] = time.perf_counter) -> Budget:
-        """A budget that begins now. Raises BadValue for a limit that is not positive."""
+        """A budget that begins now. Raises BadValue if `limit` is not positive."""
         if not limit > 0:
             raise BadValue(f"a time limit of {limit:g} s: give seconds above 0")
         return Budget(limit, clock, clock())
@@ -53,15 +53,15 @@ class Budget:
         return self.left <= 0.0
 
     def until(self, share: float) -> Budget:
-        """The same, over after a share of the time."""
+        """The same budget, but over after a share of its time."""
         return Budget(self.limit * share, self.clock, self.began)
 
     def rest(self) -> Budget:
-        """A budget of its own, of the time that is left."""
+        """A new budget of the time that is left, which begins now."""
         return Budget(self.left, self.clock, self.clock())
 
     def one_of(self, parts: int) -> Budget:
-        """The budget of the next of so many like parts: all that is left but for a little for
-        each of the others, or its even part if that is more. What it leaves is theirs."""
+        """The budget of the next of `parts` similar parts: the time left less a reserve for each of
+        the others, or an even share if that is more. The others get what it leaves."""
         left = self.left
         return Budget(max(left / parts, left - _EACH * (parts - 1)), self.clock, self.clock())

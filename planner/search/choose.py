@@ -1,7 +1,7 @@
-"""Choosing: which proposals are worth simulating, and which of all that was simulated is the plan.
+"""Chooses the proposals that are worth simulating, and the plan among all that was simulated.
 
-Proposals, baselines -> Candidate. Every plan that is simulated and fits is a candidate, the
-baselines too. The fastest is chosen; of those that are as good as equal, the one that is easier to
+Proposals, baselines -> Candidate. Every plan that is simulated and fits is a candidate, baselines
+included. The fastest is chosen; of those that are practically equal, the one that is easiest to
 explain.
 """
 
@@ -20,26 +20,25 @@ from planner.search.proposals import Candidate, Proposal, Proposer
 
 __all__ = ["choose", "shortlist"]
 
-#: Of all meshes, how many are simulated for each objective, and how near to the best objective they
+#: The most meshes that are simulated for each objective, and how near to the best objective they
 #: must be.
 SHORT, NEAR = 3, 0.05
 
-#: A plan that has to be made to fit is worth that if it may be better by this share than one that
-#: fits.
+#: A plan is made to fit only if it may be better by this share than one that fits already.
 WORTH_FITTING = 0.01
 
-#: Steps that differ by less than this share are as good as equal.
+#: Steps that differ by less than this share are practically equal.
 EQUAL = 1e-3
 
-#: A candidate is looked at again, whole and with its best buckets, if its step is at most so much
-#: longer than the best one's. Of a deep model that takes long: only baselines are, and what is as
-#: good as equal.
+#: A candidate is simulated again, whole and with its best buckets, if its step is longer than the
+#: best one's by at most this share. That takes long for a deep model: there, only baselines and
+#: practically equal candidates are.
 CLOSE = 0.01
 
 
 def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
-    """The proposals worth simulating: for each objective, the best few within `NEAR` of the
-    best; all, where none of those fits."""
+    """The proposals worth simulating: for each objective, the best few within `NEAR` of the best;
+    all of them if none of those fits."""
     near, found = [], []
     for hidden in sorted({p.hidden for p in proposals}):
         same = sorted(
@@ -48,7 +47,7 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
         )
         alike = {
             f"{p.solution.objective:.9e}": p for p in reversed(same)
-        }  # equal plans on several meshes: the fewest axes
+        }  # of equal plans on several meshes, that with the fewest axes
         distinct = sorted(alike.values(), key=lambda p: p.solution.objective)
         here = [
             p
@@ -70,8 +69,8 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
 
 
 def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
-    """The candidates of proposals for one objective, best first, made to fit: all but those of
-    which no plan that fits can be better by `WORTH_FITTING` than one that was found."""
+    """The candidates of proposals for one objective, best first, made to fit. Left out are those
+    that cannot be better by `WORTH_FITTING` than one that was found, once they fit."""
     found, least = [], math.inf
     for proposal in proposals:
         if least < math.inf and proposer.budget.over():
@@ -92,8 +91,8 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
 def choose(
     proposer: Proposer, candidates: list[Candidate], rows: tuple[Alternative, ...]
 ) -> tuple[Candidate, tuple[Alternative, ...]]:
-    """The plan, lowered whole, and the rows of the baselines, none of which is faster, fits and
-    was allowed. Raises Misfit if none does."""
+    """The plan, lowered whole, and the rows of the baselines. No baseline that fits and is allowed
+    is faster than the plan. Raises Misfit if no plan fits."""
     contest = _Contest(proposer, list(candidates), rows)
     while contest.next_one():
         pass
@@ -102,9 +101,9 @@ def choose(
 
 @dataclass
 class _Contest:
-    """Candidates lowered whole, one after the other, for as long as one that is not may be the
+    """Lowers candidates whole, one after another, as long as one that is not yet whole may be the
     best. Extrapolated steps are within a few per cent of those of whole programs, so the plan's
-    may turn out longer than the extrapolated step of another."""
+    step may turn out longer than another's extrapolated step."""
 
     proposer: Proposer
     waiting: list[Candidate]
@@ -113,15 +112,16 @@ class _Contest:
     misfits: list[Candidate] = field(default_factory=list)
     known: set[str] = field(
         default_factory=set
-    )  # the baselines that are among `whole`, or will not be
+    )  # the baselines that are in `whole`, or have been ruled out
 
     @property
     def fastest(self) -> float:
         return min((c.prediction.step_time_s for c in self.whole), default=math.inf)
 
     def next_one(self) -> bool:
-        """Lowers whole what may be faster than all that is, if there is such: of what fits, the
-        fastest. After the end of the budget, only what would be told to be faster than the plan."""
+        """Lowers whole the fastest candidate that fits and may be faster than all whole ones;
+        returns whether there was one. After the end of the budget, only a candidate that the report
+        would show as faster than the plan."""
         capacity, late = self.proposer.capacity, self.proposer.budget.over()
         near = self.fastest * (1 + (0.0 if late else EQUAL if self.proposer.shallow else CLOSE))
         close = self.fastest * (1 + (0.0 if late else CLOSE))
@@ -160,7 +160,7 @@ class _Contest:
         return found
 
     def _take_row(self, name: str) -> None:
-        """Makes the candidate of a baseline, and tells its row what the whole program does."""
+        """Makes the candidate of a baseline, and updates its row from the whole program."""
         self.known.add(name)
         one = next(one for one in baselines(self.proposer.cluster) if one.name == name)
         found = self._take(baseline(self.proposer, one)[0])
@@ -177,8 +177,8 @@ class _Contest:
         )
 
     def winner(self) -> Candidate:
-        """Of the fastest and what is as good as that, but slower than no row: the fewest axes,
-        then one with a name, then the least memory."""
+        """The plan: among the fastest and those practically equal to it, but not slower than any
+        row, the one with the fewest axes, then one with a name, then the least memory."""
         if not self.whole:
             raise Misfit(
                 min([*self.waiting, *self.misfits], key=lambda c: c.prediction.total_memory_bytes)

@@ -1,4 +1,5 @@
-"""Nothing fits: how much is missing, where, what is largest, and the nearest change that fits."""
+"""The message if no plan fits: how much memory is missing and where, what is largest, and the
+nearest change that fits."""
 
 from __future__ import annotations
 
@@ -23,12 +24,12 @@ Fits = Callable[[Ask, Cluster], bool]
 #: Sequences shorter than this are not offered.
 _SHORTEST = 128
 
-#: Of the options that may fit, how many are looked at closely: the first hardly ever does not.
+#: How many of the options that may fit are searched: nearly always the first one does fit.
 _LOOKS = 3
 
 
 class OutOfTime(Exception):
-    """The `limit` of seconds is over."""
+    """The limit of `limit` seconds is over."""
 
     def __init__(self, limit: float) -> None:
         super().__init__(limit)
@@ -51,7 +52,7 @@ def explain_misfit(
 
 
 def _headroom(ask: Ask, cluster: Cluster) -> str:
-    """What is kept free of it, in words."""
+    """The memory that is kept free, in words."""
     if not ask.memory_headroom:
         return ""
     return f" ({100 * ask.memory_headroom:g} % of {format_bytes(cluster.device.usable_memory)} is kept free: --memory-headroom)"
@@ -67,9 +68,9 @@ def nearest_change(
     *,
     more: bool = True,
 ) -> str:
-    """What would fit: the largest halving of the batch, and, where there may be `more` of them,
-    the smallest doubling of the devices; else of `seq`, the sequence's length where it can be
-    set, the largest halving. `may` says quickly whether a change is worth being looked at,
+    """What would fit, in words: the largest halving of the batch and, if there may be `more`
+    devices, the smallest doubling of these; if neither, the largest halving of `seq`, the sequence
+    length (None if it cannot be set). `may` is a quick test whether a change is worth a search,
     `fits` whether there is a plan; both may raise OutOfTime."""
     found: list[str] = []
     try:
@@ -105,11 +106,12 @@ def _shorter(ask: Ask, seq: int, cluster: Cluster, may: Fits, fits: Fits) -> lis
 
 
 def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits) -> list[str]:
-    """Down to where some devices would have no part of any sample."""
+    """The largest batch that fits, in words, as long as every device has a part of some sample;
+    none or one."""
     n = cluster.num_devices
     even = dict.fromkeys(
         b - b % n if b > n else b for b in _halvings(batch)
-    )  # a person asks for what the devices divide
+    )  # preferably a batch that the devices divide
     smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, even))
     found = _first(
         smaller,
@@ -135,7 +137,7 @@ def _more_devices(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits)
 
 
 def _halvings(whole: int) -> Iterator[int]:
-    """A half, a quarter and so on, as long as they are whole or rounded down to at least 1."""
+    """A half, a quarter and so on of `whole`, rounded down, as long as they are at least 1."""
     while whole > 1:
         whole //= 2
         yield whole
@@ -144,14 +146,14 @@ def _halvings(whole: int) -> Iterator[int]:
 def _first(
     options: Sequence[int], may: Callable[[int], bool], fits: Callable[[int], bool]
 ) -> list[int]:
-    """The first of the options that fits, none or one, of those near where they begin to: the
-    first itself is the rule, the others are bisected by what `may` fit."""
+    """The first option that fits, in a list of none or one. Bisection by `may` finds where options
+    may begin to fit (usually at the first); the few from there on are tried."""
     at = _begin(options, may)
     return next(([option] for option in options[at : at + _LOOKS] if fits(option)), [])
 
 
 def _begin(options: Sequence[int], may: Callable[[int], bool]) -> int:
-    """Where the options that may fit begin, where all after one that may do; the end if none
+    """The index of the first option that may fit, if all after it may too; the length if none
     may."""
     if not options or may(options[0]):
         return 0

@@ -1,20 +1,19 @@
-"""The least that the simulator charges, whatever lowering merges and joins, weighted so that its
+"""The least that the simulator charges, whatever lowering merges and joins, weighted so that the
 sum bounds the step.
 
-With C seconds of compute, and on links of class c B_c of collectives that compute waits for and A_c
-of those beside it, the step T obeys
+Let C be the seconds of compute and, on links of class c, B_c those of collectives that compute
+waits for and A_c those of collectives beside it. The step T obeys
 
     T >= a C + sum of b_c B_c + sum of g_c A_c     for weights >= 0 with  a, b_c <= 1,  sum of g <= 1,
                                                    a + sum of g <= 2 - overlap,  b_c + sum of the other classes' g <= 1
 
 because at no moment does the right side grow by more than the time that passes (rates:
-`cost_models/simulator.py`): compute and what runs beside it go on at 1 / (2 - overlap) each, those
-of one class share its links, and those of two classes do not disturb each other.
+`cost_models/simulator.py`): compute and the collectives beside it run at 1 / (2 - overlap) each,
+collectives of one class share its links, and those of two classes do not disturb each other.
 
-Messages that may be merged cost the less of two: what they do alone, with the copies that this
-takes, and what their bytes do in the largest message of all, with one more copy of what they send
-(into its buffer). Gathers that go alone whatever else is gathered (`schedule.ALONE`) cost what they
-do alone.
+A message that may be merged costs the lesser of two: its cost alone, with the copies that this
+takes, and the cost of its bytes in the largest message of all, with one more copy of what it sends
+(into the buffer). Gathers that are never merged (`ALONE` bytes and more) cost what they cost alone.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ from planner.strategy.traced_model import Model
 __all__ = ["Least", "Sent", "Weights", "weights_of"]
 
 
-#: How a change of layout is sent: compute waits for it, or what is large may run beside compute, or
-#: it may be merged with others, too: a parameter's gather if it is small, a gradient's messages
-#: whatever they are.
+#: How a change of layout is sent: `waited`: compute waits for it; `beside`: it runs beside compute
+#: if it is large; `gathered`: also merged with others if small (a parameter's gather); `reduced`:
+#: also merged, whatever its size (a gradient's messages).
 Sent = Literal["waited", "beside", "gathered", "reduced"]
 
-#: The grid on which the least that a byte costs to copy is sought: the seconds of a copy do not
-#: fall with its bytes, so between two sizes a byte costs at most this much less than at the lower
+#: The grid on which the least cost of copying a byte is sought. The seconds of a copy never fall
+#: with its bytes, so between two grid sizes a byte costs at most this factor less than at the lower
 #: one.
 _FINE = 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """The shares that count: of compute, and by class of links of collectives that compute waits
-    for, and of those beside it."""
+    """The weights of the bound: of compute and, by class of links, of collectives that compute
+    waits for and of those beside it."""
 
     compute: float
     waited: tuple[tuple[LinkClass, float], ...] = ()
@@ -58,8 +57,8 @@ class Weights:
 
 
 def weights_of(costing: Costing) -> tuple[Weights, ...]:
-    """The bounds of a mesh, those that are mostly the tighter first: what runs beside compute
-    hides behind it, on the links of one class or the other, or compute hides behind that."""
+    """The weights of a mesh's bounds, the usually tighter first: collectives beside compute hide
+    behind it, on links of one class or the other; or compute hides behind them."""
     overlap, classes = costing.cluster.device.overlap, costing.messages.link_classes()
     if not classes:
         return (Weights(1.0),)
@@ -76,8 +75,8 @@ def weights_of(costing: Costing) -> tuple[Weights, ...]:
 
 
 class Least:
-    """The least that the simulator charges under a mesh and weights, whatever lowering merges
-    and joins. Layouts are kept as long as the object lives."""
+    """The least that the simulator charges under a mesh and weights, whatever lowering merges and
+    joins. Layouts are cached as long as the object lives."""
 
     def __init__(self, model: Model, costing: Costing, weights: Weights) -> None:
         self.costing, self.compute = costing, weights.compute
@@ -92,7 +91,7 @@ class Least:
         self._layouts: dict[tuple[tuple[int, ...], int, Sent], Layouts] = {}
 
     def layouts(self, flat: tuple[int, ...], itemsize: int, sent: Sent) -> Layouts:
-        """The layouts of a tensor and the least that it costs to change them."""
+        """The layouts of a tensor, with the least cost of each change between them."""
         key = (flat, itemsize, sent)
         if key not in self._layouts:
             if sent in ("gathered", "reduced"):
@@ -125,13 +124,13 @@ class Least:
         return self.compute * (packing + copying(copies.unpacked * itemsize, copies.num_unpacked))
 
     def _copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
-        """What is copied alone, and what is sent into the buffer, in kernels that may copy for
-        others, too."""
+        """Seconds of a merged message's copies: those that it takes alone, and one of what is sent
+        into the buffer, in kernels that may copy for other messages too."""
         return self.compute * self.copied_byte * (copies.packed + sent + copies.unpacked) * itemsize
 
     @cached_property
     def copied_byte(self) -> float:
-        """The fewest seconds in which a kernel copies a byte, of those that copy at most `most`."""
+        """The fewest seconds per byte of any kernel that copies at most `most` bytes."""
         sizes = [_FINE**k for k in range(math.ceil(math.log(self.most) / math.log(_FINE)) + 1)]
         return min(self.costing.messages.copying(n, 1) / (n * _FINE) for n in sizes)
 
@@ -143,8 +142,8 @@ class Least:
 
 
 class _Cheaper(Layouts):
-    """Layouts of which each step is sent alone or merged with others, whichever costs less; of
-    `alone` bytes and more, alone."""
+    """Layouts in which each step of a change is sent alone or merged with others, whichever costs
+    less; from `alone` bytes on, alone."""
 
     def __init__(self, least: Least, flat: tuple[int, ...], itemsize: int, alone: float) -> None:
         self.merged = Layouts(

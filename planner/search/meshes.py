@@ -1,7 +1,7 @@
 """The meshes worth planning: cluster -> meshes of one, two and three axes.
 
-Which axis lies inside a node is a choice like any other: of the orders of a mesh's axes all are
-taken that differ in the links that some of its axes cross.
+Which axis lies inside a node is a choice like any other: two orders of a mesh's axes are both
+planned if they differ in the links that some axes cross.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ Sizes = tuple[int, ...]
 
 
 def meshes_of(cluster: Cluster) -> Iterator[Mesh]:
-    """All meshes of one, two and three axes worth planning. Orders of the same axes are
-    different meshes if they differ in the links that some axes cross together: on one switch
-    each shape is taken once, largest axis first; over nodes, and over direct links, in several
-    orders. Over nodes a mesh has three axes only if either the first is the nodes or the last is
-    the devices of one."""
+    """All meshes of one, two and three axes worth planning. Orders of the same axes are different
+    meshes if they differ in the links that some axes cross together: on one switch each shape
+    occurs once, largest axis first; over nodes or direct links, in several orders. Over nodes, a
+    mesh of three axes must have the nodes as its first axis or a node's devices as its last."""
     n = cluster.num_devices
     taken: dict[Sizes, list[Sizes]] = {}
     for sizes in ((n,), *_shapes(n, 2), *(s for s in _shapes(n, 3) if _at_nodes(cluster, s))):
@@ -38,8 +37,8 @@ def meshes_of(cluster: Cluster) -> Iterator[Mesh]:
 
 
 def _shapes(n: int, num_axes: int) -> Iterator[Sizes]:
-    """The sizes of so many axes, in all orders; of the same sizes those with the largest first
-    come first."""
+    """The sizes of `num_axes` axes whose product is n, in all orders; orders of the same sizes are
+    sorted, largest first."""
     divisors = [d for d in range(2, n) if n % d == 0]
     for sizes in itertools.combinations_with_replacement(divisors, num_axes):
         if math.prod(sizes) == n:
@@ -47,17 +46,16 @@ def _shapes(n: int, num_axes: int) -> Iterator[Sizes]:
 
 
 def _at_nodes(cluster: Cluster, sizes: Sizes) -> bool:
-    """Whether no axis lies partly inside a node and partly between nodes, as far as that can be
-    chosen."""
+    """Whether no axis lies partly inside a node and partly between nodes, if that can be
+    avoided."""
     return (
         cluster.num_nodes == 1 or sizes[0] == cluster.num_nodes or sizes[-1] == cluster.node_width
     )
 
 
 def _same_links(cluster: Cluster, one: Sizes, other: Sizes) -> bool:
-    """Whether the axes of one order can be matched with those of the other so that all of them,
-    alone and together, cross the same links: then the two meshes have the same plans at the same
-    costs."""
+    """Whether the axes of two orders can be matched so that all of them, alone and together, cross
+    the same links: then both meshes have the same plans at the same costs."""
     return any(
         all(one[to] == size for to, size in zip(match, other, strict=True))
         and all(
@@ -75,8 +73,7 @@ def _links(cluster: Cluster, sizes: Sizes, axes: Sizes) -> tuple[GroupLinks, ...
 
 
 def check_batch(model: Model, cluster: Cluster) -> None:
-    """A batch of fewer samples than devices, of which no mesh has an axis that divides it, is
-    refused."""
+    """Raises NoPlan for a batch of fewer samples than devices, without a factor in common."""
     batch, n = model.graph.values[model.graph.inputs[0]].shape[0], cluster.num_devices
     if batch < n and math.gcd(batch, n) == 1:
         raise NoPlan(

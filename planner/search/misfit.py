@@ -1,4 +1,4 @@
-"""Nothing fits: the message, with a change that fits."""
+"""The error if no plan fits, with a change under which one does."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ def misfit_error(
     mesh: Mesh | None,
     plans: Callable[[Ask, Cluster, Budget], object],
 ) -> UserError:
-    """The error that says what is missing in the leanest candidate, and what would fit: a change
-    under which `plans`, which is the very search that a person would run next, finds a plan.
-    Where the time was over before anything that fits was found, just that."""
+    """The error that says how much memory the leanest candidate lacks, and what would fit: a change
+    under which `plans`, the same search that the user would run next, finds a plan. If the time was
+    up before a plan that fits was found, the error says only that."""
     budget = proposer.budget
     if budget.over():
         needed, allowed = (
@@ -81,7 +81,7 @@ def misfit_error(
 
 
 def _in_time(budget: Budget) -> Budget:
-    """What is left of a budget. Raises OutOfTime where that is nothing."""
+    """A budget of the time left. Raises OutOfTime if there is none."""
     if budget.over():
         raise OutOfTime(budget.limit)
     return budget.rest()
@@ -90,7 +90,7 @@ def _in_time(budget: Budget) -> Budget:
 def _may_fit(
     budget: Budget, ask: Ask, cluster: Cluster, mesh: Mesh | None, asked: Proposer
 ) -> bool:
-    """Whether a lean plan on one axis or two fits: enough to tell what is worth a search."""
+    """Whether a lean plan on one or two axes fits: enough to decide whether to search."""
     traced = trace(lambda: build(ask), ask.model)
     model = modelled(traced)
     proposer = Proposer(

@@ -1,9 +1,9 @@
-"""A padded vocabulary: whether the chosen plan would be faster with one.
+"""Whether the chosen plan would be faster with a padded vocabulary.
 
 Model, choices -> sizes worth planning -> the same model with another vocabulary, without tracing it
-again. Rows of an embedding that no id names, and classes that no target has, change nothing that is
-learnt but the softmax's sum, so a person may take them. Only what costs say is offered: sizes whose
-ops are cheaper under the same choices are planned on the same mesh, and told if faster.
+again. Embedding rows that no id selects, and classes that no target has, change nothing that is
+learnt except the softmax's sum, so a user may accept them. Sizes at which the ops are cheaper under
+the same choices are planned on the same mesh, and reported if faster.
 """
 
 from __future__ import annotations
@@ -22,20 +22,20 @@ from planner.workload.workload import Workload
 
 __all__ = ["cheaper_sizes", "resized", "vocabulary"]
 
-#: The settings that are a vocabulary's size.
+#: The names of settings that are a vocabulary's size.
 SETTINGS = ("vocab", "vocab_size")
-#: Sizes tried are multiples of this, and of this times the number of devices: whole tiles of a
-#: product. Source: CUTLASS default tiles.
+#: Sizes tried are multiples of this, and of this times the number of devices, so that tiles of a
+#: product are full. Source: CUTLASS default tiles.
 MULTIPLE = 64
 
 
-#: Ops that have a vocabulary, and the letter that it is.
+#: Ops with a vocabulary, and its letter in their signature.
 _HAVE_ONE = {"aten.embedding.default": 0, "shardwright.cross_entropy": 1}
 
 
 def vocabulary(model: Model, workload: Workload) -> tuple[str, frozenset[int]] | None:
-    """The setting of the vocabulary's size, and the atoms that are a vocabulary: of embeddings,
-    and of the classes of a loss."""
+    """The setting of the vocabulary's size, and the atoms of vocabularies: rows of embeddings, and
+    classes of a loss."""
     atoms: dict[str, set[int]] = {}
     for node, dims in zip(model.graph.nodes, model.dims.ops, strict=True):
         letter = _HAVE_ONE.get(node.op, -1)
@@ -50,8 +50,8 @@ def vocabulary(model: Model, workload: Workload) -> tuple[str, frozenset[int]] |
 def cheaper_sizes(
     model: Model, atoms: frozenset[int], choices: Choices, costing: Costing
 ) -> Iterator[int]:
-    """Larger sizes of the atoms at which the ops that have one cost less, each under its own
-    choice."""
+    """Larger sizes of the atoms at which the ops that have one cost less, under the same
+    choices."""
     using = [i for i in choices.strategies if not atoms.isdisjoint(model.dims.ops[i].atoms)]
     size = next(
         s
@@ -80,8 +80,8 @@ def _seconds(model: Model, nodes: list[int], choices: Choices, costing: Costing)
 
 
 def resized(model: Model, atoms: frozenset[int], size: int) -> Model:
-    """The model with another size of some atoms: for costs alone, since constants in arguments
-    stay as they were traced."""
+    """The model with another size of some atoms. Only for costs: constants in arguments stay as
+    they were traced."""
     dims = model.dims
     shapes = tuple(
         tuple(tuple(size if next(own) in atoms else s for s in dim) for dim in shape)

@@ -1,4 +1,4 @@
-"""The plan of the chosen candidate: its choices, what is predicted, what is proved."""
+"""The `Plan` of the chosen candidate: its choices, its prediction, its proof."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_of(
     alternatives: tuple[Alternative, ...],
     elapsed: float,
 ) -> Plan:
-    """The plan of a candidate on `mesh`, whose axes have their names."""
+    """The plan of candidate `best`; the axes of `mesh` have their final names."""
     table, solution, chosen = best.proposal.table, best.proposal.solution, best.choices.strategies
     model, ties = table.model, table.model.ties
     objective = recost(model, table.costing, best.choices, hidden=best.proposal.hidden)

@@ -1,8 +1,8 @@
-"""The ILP's proposals of a mesh, lowered and simulated: mesh, pins -> Proposal -> Candidate.
+"""The ILP's proposals for a mesh, lowered and simulated: mesh, pins -> Proposal -> Candidate.
 
-A sum of costs cannot see overlap, so where a device overlaps communication with compute a second
-objective, which leaves most of the parameters' and gradients' communication out, proposes too; the
-simulator decides.
+A sum of costs cannot represent overlap. So if a device overlaps communication with compute, a
+second objective makes a proposal too: it leaves out most of the communication of parameters and
+gradients. The simulator decides.
 """
 
 from __future__ import annotations
@@ -58,9 +58,9 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A proposal with its program, and what that is predicted to do. Of a deep model the program
-    is of a shallow one, and the prediction drawn on from such, until it is `whole`; a whole one
-    keeps the `run` that was simulated."""
+    """A proposal with its program and prediction. For a deep model, the program is that of a
+    shallower one, and the prediction is extrapolated from such, until the candidate is `whole`. A
+    whole one keeps the `run` that was simulated."""
 
     proposal: Proposal
     choices: Choices
@@ -79,8 +79,8 @@ class Candidate:
 
 
 class Proposer:
-    """Proposals for one model on one cluster. Tables of costs and lowered programs are kept as
-    long as the object lives."""
+    """Makes proposals for one model on one cluster. Tables of costs and lowered programs are cached
+    as long as the object lives."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class Proposer:
         self.capacity = float(ask.allowed_memory(cluster.device))
         self.lowered: dict[
             tuple[int, tuple[int, ...], bool], Candidate
-        ] = {}  # by table, choice and whether it is whole
+        ] = {}  # by table, choice and whether the candidate is whole
         self.last: tuple[Hashable, Callable[[int], Program]] | None = None
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}
@@ -113,9 +113,9 @@ class Proposer:
         most_pairs: float = math.inf,
         budget: Budget | None = None,
     ) -> list[Proposal]:
-        """The ILP's best plan of a mesh for each objective (or the `last` alone), memory left
-        out; the best found, if the `budget` (by default the whole search's) is over first.
-        Raises TooLarge if the mesh's table has more than `most_pairs` pairs of strategies."""
+        """The ILP's best plan of a mesh for each objective (only the last one if `last`), without a
+        memory limit; the best found so far if the `budget` (by default the whole search's) ends
+        first. Raises TooLarge if the mesh's table has over `most_pairs` pairs of strategies."""
         key = (mesh, self.pins if pins is None else pins, last)
         if key not in self.made:
             self.made[key] = self._proposals(mesh, key[1], last, most_pairs, budget or self.budget)
@@ -145,7 +145,7 @@ class Proposer:
         return found
 
     def _costing(self, mesh: Mesh) -> Costing:
-        """Costs under a mesh, with what was worked out for others of the same sizes."""
+        """Costs under a mesh, sharing caches with other meshes of the same sizes."""
         if mesh.sizes not in self.costings:
             self.costings[mesh.sizes] = Costing(
                 self.cluster,
@@ -158,7 +158,7 @@ class Proposer:
         return self.costings[mesh.sizes]
 
     def bucketed(self, candidate: Candidate, size: int) -> Candidate:
-        """A candidate that is whole, with gradients reduced in buckets of `size` bytes."""
+        """The whole candidate with gradients reduced in buckets of `size` bytes."""
         choices = replace(candidate.choices, bucket=size)
         program = self._programs(candidate.proposal, choices)(size)
         run = run_of(program, self.cluster)
@@ -171,17 +171,17 @@ class Proposer:
         )
 
     def _programs(self, proposal: Proposal, choices: Choices) -> Callable[[int], Program]:
-        """Whole programs by their size of bucket; of the last choices alone, since a deep model
-        has very many instructions."""
+        """Whole programs by bucket size. Only those of the last choices are cached, since a deep
+        model has very many instructions."""
         key = (id(proposal.table), proposal.solution.choice, choices.recast)
         if self.last is None or self.last[0] != key:
             self.last = (key, lowered(self.model, proposal.mesh, choices, proposal.table.costing))
         return self.last[1]
 
     def candidate(self, proposal: Proposal, *, whole: bool = False) -> Candidate:
-        """The proposal lowered and simulated, once where two objectives choose the same; of a
-        deep model only where the `whole` is asked for. Parameters are cast once a step; twice
-        where it does not fit otherwise."""
+        """The proposal lowered and simulated; only once if two objectives choose the same. A deep
+        model is lowered whole only if `whole`. Parameters are cast once per step, or twice if the
+        plan does not fit otherwise."""
         table, choice, whole = (
             proposal.table,
             proposal.solution.choice,
@@ -219,23 +219,22 @@ class Proposer:
         )
 
     def fitting(self, candidate: Candidate) -> Candidate:
-        """The candidate, or the best plan of its mesh that fits the memory (or the leanest,
-        where none does)."""
+        """The candidate if it fits the memory, else the best plan of its mesh that does (or the
+        leanest if none does)."""
         if candidate.fits(self.capacity):
             return candidate
         return self._made_to_fit(candidate.proposal, whole=candidate.whole, name=candidate.name)
 
     def fitted(self, proposal: Proposal) -> tuple[Candidate, bool]:
-        """The `fitting` candidate of a proposal, and whether it had to be made to fit. What is
-        held throughout a step may be too much by itself: then the proposal is not simulated."""
+        """The `fitting` candidate of a proposal, and whether it had to be made to fit. A hopeless
+        proposal is not simulated first."""
         if self.is_hopeless(proposal):
             return self._made_to_fit(proposal), True
         candidate = self.candidate(proposal)
         return self.fitting(candidate), not candidate.fits(self.capacity)
 
     def is_hopeless(self, proposal: Proposal) -> bool:
-        """Whether the parameters and the optimizer's state alone are more than the memory, so
-        that no simulation can make it fit."""
+        """Whether the parameters and the optimizer's state alone exceed the memory."""
         table, graph, held = proposal.table, self.model.graph, 0
         for number, members in zip(table.parameter_of, self.model.ties.parameters_of, strict=True):
             value = graph.values[graph.parameters[members[0]].value]
@@ -247,13 +246,13 @@ class Proposer:
         return held > self.capacity
 
     def _made_to_fit(self, proposal: Proposal, *, whole: bool = False, name: str = "") -> Candidate:
-        """The best plan of the proposal's mesh that fits. The limit is lowered because a lowered
-        program may hold more than the problem knows of."""
+        """The best plan of the proposal's mesh that fits. The problem's limit is reduced as needed,
+        because a lowered program may hold more than the problem accounts for."""
         limit = self.capacity
         for _ in range(4):
             time, table = self.budget.until(_FITTED), proposal.table
             problem, pairs = with_memory(table, problem_of(table, hidden=proposal.hidden), limit)
-            # after the table's own nodes come those of pair usages, which differ with the limit
+            # nodes of pair usages, which differ with the limit, follow the table's own nodes
             guess = proposal.solution.choice[: len(table.costs)]
             solution = solve_with_pairs(
                 problem, pairs, guess=guess, time_limit=time.left, stopped=time.over
@@ -261,7 +260,7 @@ class Proposer:
             none = solution.status in (
                 "infeasible",
                 "unknown",
-            )  # by the problem's memory: the leanest may yet fit when lowered
+            )  # does not fit by the problem's memory: the leanest may still fit when lowered
             candidate = replace(
                 self.candidate(replace(proposal, solution=solution), whole=whole), name=name
             )
@@ -270,20 +269,20 @@ class Proposer:
             held = peak_with_pairs(problem, pairs, solution.choice)
             less = min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
             limit *= less
-            while 0.0 < held <= limit:  # the same choice would be found again
+            while 0.0 < held <= limit:  # else the solver would find the same choice again
                 limit *= less
             proposal = candidate.proposal
         return candidate
 
     def lean(self, mesh: Mesh) -> Candidate:
-        """A plan of a mesh that fits the memory, or a lean one, in well under a second and
-        whatever it costs."""
+        """A plan of a mesh that fits the memory, or a lean one, in well under a second, without
+        regard to its step time."""
         table = build_table(self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins))
         limit = self.capacity
         for _ in range(3):
             problem = problem_of(table, limit=limit)
             lean = leanest(problem, None)
-            if lean.choice is None:  # none of those read off is possible
+            if lean.choice is None:  # every choice read off is forbidden
                 lean = leanest(
                     problem,
                     completed(

@@ -1,4 +1,4 @@
-"""The search: which mesh, which strategies, how they compare with what a person would have typed.
+"""The search: which mesh, which strategies, and how they compare with the baselines.
 
 Model, cluster, pins -> Plan. For every mesh the ILP proposes its best plan (`proposals`); each is
 lowered and simulated, and the one with the shortest simulated step that fits is taken (`choose`).
@@ -46,24 +46,24 @@ from planner.workload.workload import Workload
 
 __all__ = ["Found", "search"]
 
-#: A mesh whose table has more pairs of strategies than this is left out, unless it was asked for:
-#: 25 million are 200 MB.
+#: A mesh whose table has more pairs of strategies than this is left out unless the user asked for
+#: it: 25 million pairs are 200 MB.
 MOST_PAIRS = 25_000_000
 
-#: The share of the step time that a padded vocabulary must save to be told.
+#: The share of the step time that a padded vocabulary must save to be reported.
 WORTH = 0.005
 
-#: The share of a search's time that is for proposals; the rest is for simulating them, for making
-#: them fit and for the baselines.
+#: The share of a search's time for proposals; the rest is for simulating them, making them fit and
+#: the baselines.
 _PROPOSED = 0.7
 
-#: Called with what is being done, and how far it is (0 to 1).
+#: Called with the current activity, in words, and the share done (0 to 1).
 Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """A plan with what it was made from, for reports that need more than the file."""
+    """A plan with the objects that it was made from, for reports that need more than the file."""
 
     plan: Plan
     model: Model
@@ -83,12 +83,12 @@ def search(
     own_process: bool = False,
     budget: Budget | None = None,
 ) -> Found:
-    """The best plan for `ask` on `cluster` under a pinned mesh and pins, or the best that was found
-    before the `budget` was over (by default it never is). In a process of our own (`own_process`) a
-    second one works beside it.
+    """The best plan for `ask` on `cluster`, on `mesh` if it is given and under `pins`; or the best
+    that was found before the `budget` was over (default: no limit). `own_process`: this process
+    runs nothing but the search, so a second process may be forked to share the work.
 
-    Raises NoPlan where the batch, the pins or the budget leave none, DoesNotFit where no plan fits
-    the memory.
+    Raises NoPlan if the batch, the pins or the budget leave no plan, DoesNotFit if none fits the
+    memory.
     """
     budget, started = budget or Budget.unlimited(), time.perf_counter()
     progress("tracing the model", 0.0)
@@ -134,7 +134,7 @@ def search(
         plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}}
     )
     progress("done", 1.0)
-    assert best.run is not None  # it is whole
+    assert best.run is not None  # the chosen candidate is whole
     return Found(
         plan=plan,
         model=model,
@@ -152,9 +152,9 @@ def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget)
 
 
 def _import_for_both(proposer: Proposer) -> None:
-    """Imports compiled code before there are two processes, if one device cannot hold all
-    parameters with their optimizer's state: the baselines then look for the leanest plan by it,
-    and large tables need it too. Each process would take half a second."""
+    """Imports compiled code before the fork, if one device cannot hold all parameters with their
+    optimizer's state: then the baselines need it to look for the leanest plan, and large tables
+    need it too. Otherwise each process would spend half a second on the import."""
     values = [
         proposer.model.graph.values[parameter.value]
         for parameter in proposer.model.graph.parameters
@@ -170,7 +170,7 @@ def _import_for_both(proposer: Proposer) -> None:
 
 
 def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
-    """The meshes to search. Raises NoPlan for a batch, or pins, that leave nothing on any."""
+    """The meshes to search. Raises NoPlan if the batch or the pins leave no plan on any."""
     meshes = [mesh] if mesh is not None else list(meshes_of(proposer.cluster))
     if mesh is None:
         check_batch(proposer.model, proposer.cluster)
@@ -181,8 +181,7 @@ def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
 def _chosen(
     mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster, budget: Budget
 ) -> Candidate:
-    """What a search would choose of its own, whatever the baselines are. Raises Misfit, and
-    NoPlan."""
+    """The candidate that a search would choose, without baselines. Raises Misfit and NoPlan."""
     proposer = _proposer(ask, cluster, pins, budget)
     proposals, _ = _proposals(proposer, _meshes(proposer, mesh), lambda what, done: None)
     return choose(proposer, shortlist(proposer, proposals), ())[0]
@@ -191,9 +190,9 @@ def _chosen(
 def _proposals(
     proposer: Proposer, meshes: list[Mesh], progress: Progress
 ) -> tuple[list[Proposal], dict[str, list[str]]]:
-    """The proposals of all meshes, and the sizes of those left out: of three axes whose tables
-    have too many pairs (`left_out`), and of all that come after the time for proposals (`late`),
-    but for the first mesh."""
+    """The proposals of all meshes, and the sizes of the meshes left out: those of three axes whose
+    tables have too many pairs (`left_out`), and all but the first mesh after the end of the time
+    for proposals (`late`)."""
     proposals: list[Proposal] = []
     left_out: dict[str, list[str]] = {"left_out": [], "late": []}
     budget = proposer.budget.until(_PROPOSED)
@@ -214,8 +213,8 @@ def _proposals(
 
 
 def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> SolverRecord:
-    """What is proved of the plan by the tables of all meshes that were searched; that of the
-    plan's own mesh is one of them."""
+    """The proof of the plan, from the tables of all meshes that were searched (the plan's own mesh
+    is one of them)."""
     began = time.perf_counter()
     own = (
         []
@@ -234,8 +233,8 @@ def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> S
 
 
 def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
-    """A larger vocabulary with which the model, planned anew on the same mesh, is faster: the
-    setting and its step time."""
+    """A larger vocabulary with which the model, planned again on the same mesh, is faster: the
+    setting and its step time; None if there is none."""
     found = vocabulary(proposer.model, proposer.workload)
     if found is None or proposer.budget.over():
         return None
@@ -258,14 +257,14 @@ def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
     return None
 
 
-#: Of more ranks only those in a line with the first or the last are looked at: each has a program
-#: of its own to be lowered.
+#: With more ranks than this, only those on an axis through the first or the last rank are checked:
+#: each has a program of its own to be lowered.
 _MOST_RANKS = 16
 
 
 def _ranks_faults(model: Model, best: Candidate) -> Iterator[str]:
-    """What is wrong between the programs of the plan's ranks, and with those that are not the
-    first's."""
+    """The faults between the programs of the plan's ranks, and those within the programs of ranks
+    other than the first."""
     mesh, costing = best.mesh, best.proposal.table.costing
     ranks = {*range(mesh.num_devices)}
     if len(ranks) > _MOST_RANKS:
@@ -280,8 +279,8 @@ def _ranks_faults(model: Model, best: Candidate) -> Iterator[str]:
 
 
 def _check_runs(program: Program, ask: Ask) -> None:
-    """Raises CannotRun, naming the model's line where it is known, for a program that no rank
-    can run."""
+    """Raises CannotRun for a program that no rank can run, naming the model's line if it is
+    known."""
     try:
         dry_run(program)
     except CannotRun as error:

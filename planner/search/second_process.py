@@ -1,5 +1,5 @@
-"""Work on a second core: a forked process, which has all that this one has, takes its share of the
-tasks and sends back what it found."""
+"""Work on a second core: a forked process, with all the state of this one, takes its share of the
+tasks and sends back their results."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ __all__ = ["beside"]
 
 Result = TypeVar("Result")
 
-#: Linux's prctl: the signal that a process gets when the one that forked it ends, however it ends.
+#: Linux's prctl option: the signal that a process gets when the one that forked it ends.
 _SET_PARENT_DEATH_SIGNAL = 1
 
 
@@ -32,15 +32,15 @@ def beside(
     *,
     own_process: bool = True,
 ) -> Iterator[Callable[[], tuple[Result, ...]]]:
-    """Begins the tasks, of which the later ones take longer, and gives what waits for their
-    results. They are begun from the last, and once they are asked for, both processes share what
-    is left. If this is no process of our own, or there is no second core, or the other process
-    cannot do a task for whatever reason, or has not done it `patience` seconds after there is none
-    left to share, it is done here, and what it raises is raised here. The other process ends with
-    the context, and with this process.
+    """Starts the tasks in a forked process; yields a function that waits for their results. The
+    later tasks are expected to take longer: the last is started first, and once the results are
+    asked for, both processes share the rest. A task is done in this process, and its error raised
+    here, if this is not our own process, there is no second core, the other process fails for any
+    reason, or it has not finished `patience()` seconds after no task is left to share. The other
+    process ends with the context, or with this process.
 
-    For a process of our own alone: of a person's threads a forked process has none, and the locks
-    that they hold for ever.
+    Only for a process of our own: a forked process does not have the user's threads, but keeps the
+    locks that they held, for ever.
     """
     if not own_process or not tasks or not _can_fork():
         yield lambda: tuple(task() for task in tasks)
@@ -74,8 +74,8 @@ def beside(
 
 
 def _queue(numbers: range) -> int:
-    """The end of a pipe of numbers, a byte each, the last one first: what one process has read,
-    no other reads."""
+    """The reading end of a pipe of numbers, one byte each, the last one first: a number read by one
+    process is read by no other."""
     taking, giving = os.pipe()
     os.write(giving, bytes(reversed(numbers)))
     os.close(giving)
@@ -83,19 +83,19 @@ def _queue(numbers: range) -> int:
 
 
 def _taken(queue: int) -> Iterator[int]:
-    """The numbers of tasks that nobody has begun, until there are none."""
+    """The numbers of tasks that no process has started, until there are none."""
     while number := os.read(queue, 1):
         yield number[0]
 
 
 def _can_fork() -> bool:
-    """Whether there is a core for it, and HiGHS has not begun the threads that a forked process
-    would wait for in vain."""
+    """Whether there is a second core, and HiGHS has not started threads, for which a forked process
+    would wait in vain."""
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1 and not highs_has_begun()
 
 
 def _received(pipe: int, deadline: float) -> bytes | None:
-    """All that is sent until the other end is closed, None where that takes longer."""
+    """All bytes sent until the other end is closed; None if that takes until after `deadline`."""
     parts: list[bytes] = []
     while select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
         part = os.read(pipe, 1 << 20)
@@ -106,7 +106,7 @@ def _received(pipe: int, deadline: float) -> bytes | None:
 
 
 def _end(child: int, *, at_once: bool) -> int:
-    """Waits for a process that has closed its pipe, or kills it; its status."""
+    """Waits for a child that has closed its pipe, or kills it if `at_once`. Returns its status."""
     if at_once:
         with suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
@@ -114,13 +114,13 @@ def _end(child: int, *, at_once: bool) -> int:
 
 
 def _send(work: Callable[[], object], pipe: int, parent: int) -> NoReturn:
-    """The forked process: ends with status 0 only if all was sent, and never by what the first
-    process has to do at its end."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C is answered by the first process
+    """Runs in the forked process: it exits with status 0 only if everything was sent, and without
+    the exit handlers of the first process."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the first process handles Ctrl-C
     ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
     status = 1
     try:
-        if os.getppid() == parent:  # else it ended before we said that we would end with it
+        if os.getppid() == parent:  # else the parent ended before the prctl call
             with os.fdopen(pipe, "wb") as out:
                 out.write(pickle.dumps(work()))
             status = 0

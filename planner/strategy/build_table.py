@@ -1,4 +1,4 @@
-"""Fills a `Table`: what every op, parameter and change of layout costs on one mesh, class by class.
+"""Fills a `Table`: the cost of every op, parameter and change of layout on one mesh, by class.
 
 Model, costs, pins -> Table.
 """
@@ -36,21 +36,21 @@ __all__ = ["TooLarge", "build_table"]
 
 
 class TooLarge(Exception):
-    """The table has more pairs of strategies than were allowed."""
+    """The table has more pairs of strategies than allowed."""
 
 
 def build_table(
     model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")
 ) -> Table:
     """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises
-    TooLarge where that is more than `most_pairs` pairs of strategies."""
+    TooLarge if there are more than `most_pairs` pairs of strategies."""
     return _Builder(model, costing, pins, most_pairs).table()
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """A value in a phase, brought from the layouts that one problem node's choices leave it in
-    to those in which another's read it, as often as there are values alike."""
+    """A value that is read in a phase: it goes from the layouts in which one problem node's choices
+    leave it to those in which another's read it. `times` is the number of such values."""
 
     value: int
     phase: str
@@ -123,7 +123,7 @@ class _Builder:
         return tuple(out)
 
     def _op_strategies(self, nodes: list[Node]) -> tuple[Strategy, ...]:
-        """What all of some tied nodes may choose."""
+        """The strategies that all of some tied nodes may choose."""
         first, dims = nodes[0], self.model.dims.ops[nodes[0].index]
         distinct = {self.pins.alike(node): node for node in nodes}.values()
 
@@ -146,7 +146,7 @@ class _Builder:
         return found
 
     def _splits(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> tuple[Strategy, ...]:
-        """The strategies of an op, those of ops with the same leaves once."""
+        """The strategies of an op; computed once for ops with the same leaves."""
         options, signature = options_of(dims), dims.signature
         left = tuple(
             tuple(o for o in options if allowed(axis, o)) for axis in range(len(self.costing.sizes))
@@ -183,8 +183,8 @@ class _Builder:
         return f"{', '.join(told)}: take smaller axes, or " if told else ""
 
     def _given(self, node: Node) -> list[int]:
-        """The operands that the step is given, or parameters in another format: they come whole
-        or in pieces, never as partial sums."""
+        """The operands that come from outside the step, or are parameters in another format: they
+        are whole or split, never partial sums."""
         model = self.model
         values = [model.roots[value].value for value in node.operands]
         return [
@@ -203,7 +203,7 @@ class _Builder:
 
             nests = all(
                 dims.shapes[p.value] == dims.shapes[p.gradient] for p in tied
-            )  # else a layout is not the same pieces of both
+            )  # else one layout would mean different pieces of the two
 
             @cache
             def allowed(
@@ -237,9 +237,9 @@ class _Builder:
     # ---------------------------------------------------------------------------------------- edges
 
     def _connect(self, table: Table) -> None:
-        """Groups of readings that are alike are priced once, and counted as often as they occur.
-        All are listed before the first is priced: a table that is too large is told by its
-        sizes."""
+        """Adds the edges. Readings that are alike are priced once, and counted as often as they
+        occur. All are listed before the first is priced, so that a table that is too large is
+        refused by its sizes alone."""
         readings = [
             reading
             for alike in self.model.use_groups.values()
@@ -255,7 +255,8 @@ class _Builder:
         self._loss(table)
 
     def _readings(self, table: Table, alike: list[tuple[int, str, list[Use]]]) -> list[_Reading]:
-        """The readings of a value in a phase: by its only reader, or by a hub of its readers."""
+        """The readings of a value in a phase: by its only reader, or by a hub and from there by its
+        readers."""
         value, phase, uses = alike[0]
         produced = table.produced(value)
         assert produced is not None
@@ -279,7 +280,7 @@ class _Builder:
         ]
 
     def _edge(self, reading: _Reading) -> None:
-        """Adds the cost of bringing a value from the layouts of one node's choices to those of
+        """Adds the cost of changing a value's layout from those of one node's choices to those of
         another's."""
         value, phase = reading.value, reading.phase
         (u, before), (v, after) = reading.before, reading.after
@@ -299,8 +300,8 @@ class _Builder:
         pairs[key] = pairs[key] + table if key in pairs else table.copy()
 
     def _casts(self, reader: int, value: int) -> bool:
-        """Whether a problem node casts a parameter to a shorter format: its pieces are cast, and
-        gathered in that format."""
+        """Whether a problem node casts a parameter to a shorter format: then its pieces are cast
+        before they are gathered."""
         return value in self.model.formats and reader in self.casts
 
     def _layouts(self, value: int, phase: str) -> Layouts:
@@ -323,7 +324,7 @@ class _Builder:
         return place in self.model.dims.ops[writer].signature.opaque
 
     def _loss(self, table: Table) -> None:
-        """The loss is reduced: every device returns it."""
+        """Adds the cost of reducing the loss, which every device returns."""
         root = self.model.roots[self.model.graph.loss]
         produced = table.produced(root.value)
         assert produced is not None
@@ -333,7 +334,7 @@ class _Builder:
 
 
 def _gathered(before: list[Layout], after: list[Layout]) -> Array:
-    """Which of the pairs of layouts take a gather: what is split before is not split so after."""
+    """Which pairs of layouts take a gather: a sub-dim split by an axis before is not so after."""
     return np.array(
         [
             [any(is_split(x) and x != y for x, y in zip(b, a, strict=True)) for a in after]

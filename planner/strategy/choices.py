@@ -1,7 +1,7 @@
-"""What was chosen: a strategy for every op, a place for every parameter, a layout for every hub.
+"""The choices: a strategy for every op and every parameter, a layout for every hub.
 
-Read from the solver's answer (`read_choices`), priced again by walking the whole, untied graph
-(`recost`): the objective that a plan reports is this one, and it must equal the solver's.
+`read_choices` reads them from the solver's answer. `recost` prices them again by walking the whole,
+untied graph: a plan reports this objective, and it must equal the solver's.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ __all__ = ["Choices", "read_choices", "recost"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choices:
-    """By graph node, by parameter in order, and by (root value, phase) for hubs; `bucket` are
-    the bytes of gradients that are reduced together. `recast`: parameters are cast again for
-    backward, and no copy of them is held from forward."""
+    """Strategies by graph node and by parameter, in order; layouts of hubs by (root value, phase).
+    `bucket` is the bytes of gradients that are reduced together. `recast`: parameters are cast
+    again for backward, and no cast copy is held from forward."""
 
     strategies: dict[int, Strategy]
     parameters: tuple[ParameterStrategy, ...]
@@ -33,7 +33,7 @@ class Choices:
 
 
 def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
-    """The choices that a solution of the table's problem stands for."""
+    """The choices of a solution of the table's problem."""
     ties = table.model.ties
     strategies = {}
     for node in table.model.graph.nodes:
@@ -54,8 +54,8 @@ def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
 
 
 def recost(model: Model, costing: Costing, choices: Choices, *, hidden: float = 0.0) -> float:
-    """The objective of `choices`, node by node and edge by edge over the whole graph, no two
-    layers taken together."""
+    """The objective of `choices`, node by node and edge by edge over the whole graph, without
+    ties."""
     return _Walk(model, costing, choices, 1.0 - hidden).total()
 
 

@@ -15,13 +15,12 @@ from planner.strategy.redistribute import Layouts
 __all__ = ["BUCKET_BYTES", "BUCKET_SIZES", "MessageCosts"]
 
 
-#: The sizes of the flat buckets in which gradients are reduced that a plan chooses from. The
-#: smallest is DDP's default (`bucket_cap_mb=25`); each further one is a quarter of the messages.
+#: The sizes that a plan chooses from for the flat buckets in which gradients are reduced. The
+#: smallest is DDP's default (`bucket_cap_mb=25`); each further one has a quarter of the messages.
 BUCKET_SIZES = tuple(mib * 1024 * 1024 for mib in (25, 100, 400, 1600))
 BUCKET_BYTES = BUCKET_SIZES[0]
 
-#: A bucket is large enough if a byte in it costs at most this many times what it costs in the
-#: largest.
+#: A bucket is large enough if a byte in it costs at most this many times as much as in the largest.
 _LATENCY = 1.5
 
 
@@ -39,8 +38,8 @@ class MessageCosts:
         self.bucket = min(float(self.bucket_size), max(gradient_bytes, 1.0))
 
     def communication(self, kind: str, axes: tuple[int, ...], nbytes: float) -> float:
-        """Seconds of one collective on `nbytes` (the whole logical buffer); a `slice` is a view
-        and free."""
+        """Seconds of one collective on `nbytes` (of the whole logical buffer); a `slice` is a view,
+        so free."""
         if kind == "slice" or math.prod(self.sizes[a] for a in axes) == 1:
             return 0.0
         key = (kind, axes, nbytes)
@@ -54,15 +53,15 @@ class MessageCosts:
         return self._models[axes]
 
     def link_class(self, axes: tuple[int, ...]) -> LinkClass:
-        """Which links a collective over `axes` shares with others: `node` if all its groups lie
-        inside a node, else `network`. Collectives of one class take turns on its links; those of
-        two run side by side."""
+        """The class of links that a collective over `axes` shares with others: `node` if all its
+        groups are inside a node, else `network`. Collectives of one class share its links; those
+        of different classes run side by side."""
         return self._model(axes).link_class
 
     def _large_enough(self) -> int:
-        """The smallest size of a bucket whose bytes cost about as little as in the largest, if
-        all devices reduce it together: what the objective prices shares of, and where the
-        simulator's search for a size begins."""
+        """The smallest bucket size whose bytes cost about as little as in the largest, if all
+        devices reduce it together. The objective prices shares of it, and the simulator's search
+        for a size begins there."""
         axes = tuple(range(len(self.sizes)))
         most = BUCKET_SIZES[-1]
         rate = self.communication("all_reduce", axes, float(most)) / most
@@ -74,7 +73,7 @@ class MessageCosts:
         return next(sizes, most)
 
     def link_classes(self) -> tuple[LinkClass, ...]:
-        """The classes of links that the mesh's axes run over, none on one device."""
+        """The classes of links that the mesh's axes cross; none on one device."""
         return tuple(
             dict.fromkeys(self.link_class((a,)) for a, size in enumerate(self.sizes) if size > 1)
         )
@@ -92,8 +91,8 @@ class MessageCosts:
         return self.communication(kind, axes, self.bucket) * nbytes / self.bucket
 
     def layouts(self, flat: tuple[int, ...], itemsize: int, phase: str) -> Layouts:
-        """The layouts of a tensor and what it costs to change them; gradients' and updated
-        parameters', as shares of buckets."""
+        """The layouts of a tensor and the costs of changes between them; for gradients and updated
+        parameters, as shares of buckets."""
         key = (flat, itemsize, phase == "update")
         if key not in self._layouts:
             update = phase == "update"
@@ -108,8 +107,8 @@ class MessageCosts:
     # -------------------------------------------------------------------------------------- copies
 
     def copying(self, nbytes: float, num_kernels: int) -> float:
-        """Device seconds to copy `nbytes`, read once and written once, by so many kernels of
-        like size."""
+        """Device seconds to copy `nbytes`, read once and written once, by `num_kernels` kernels of
+        equal size."""
         if num_kernels == 0:
             return 0.0
         moved = 2.0 * nbytes / num_kernels
@@ -136,7 +135,7 @@ class MessageCosts:
         )
 
     def copied_in_bucket(self, copies: Copies, sent: int, itemsize: int) -> float:
-        """As `copied_alone`, of a value that goes in a bucket: its share of packing that, too."""
+        """Like `copied_alone`, for a value in a bucket: includes its share of the packing."""
         nbytes, seconds = float(sent * itemsize), self.copied_alone(copies, sent, itemsize)
         return (
             seconds

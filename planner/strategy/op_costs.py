@@ -16,9 +16,9 @@ from planner.strategy.strategies import Strategy
 __all__ = ["OpCosts", "op_dtype"]
 
 
-#: Among strategies that cost the same (both bound by a launch, say), the one that moves less
-#: memory: this share of the memory time of an op is added to its cost. It changes no objective by
-#: more than a thousandth.
+#: This share of the memory time of an op is added to its cost, so that of strategies that cost the
+#: same (both bound by a launch, say) the one that moves less memory wins. It changes no objective
+#: by more than a thousandth.
 _TIE_BREAK = 1e-3
 
 
@@ -37,18 +37,18 @@ class OpCosts:
         return max(kernel, host) + _TIE_BREAK * moved + self.inner(node, dims, strategy)
 
     def simulated(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
-        """Seconds of an op on one shard as the simulator has them on its compute stream: the
-        kernel and the collectives inside."""
+        """Seconds of an op on one shard on the simulator's compute stream: the kernel and the
+        collectives inside."""
         return self._kernel(node, dims, strategy)[0] + self.inner(node, dims, strategy)
 
     def _kernel(self, node: Node, dims: OpDims, strategy: Strategy) -> tuple[float, float]:
-        """Seconds of the kernel, and those that its bytes take at the datasheet's bandwidth."""
+        """Seconds of the kernel, and the seconds of its bytes at the datasheet's bandwidth."""
         letters = dims.letter_sizes(strategy.sizes)
         signature = dims.signature
         shapes = (
             signature.operands,
             signature.results,
-        )  # a bias's sum and a residual's have the same letters
+        )  # adding a bias and adding a residual have the same letters
         key = (
             node.op,
             node.args[1:] if signature.cost else None,
@@ -87,9 +87,9 @@ class OpCosts:
         )
 
     def reserve_bytes(self, node: Node, dims: OpDims, sizes: tuple[int, ...]) -> int | None:
-        """Bytes that one shard of an LSTM keeps for its backward, at the given leaf sizes; None
-        of any other op. A library's own kernel runs in float32 where the hidden units are whole,
-        which is what keeps a workspace of its own."""
+        """Bytes that one shard of an LSTM keeps for its backward, at the given leaf sizes; None for
+        any other op. A library's own kernel, with a workspace of its own, runs only in float32 and
+        with whole hidden units."""
         if dims.signature.lstm is None:
             return None
         letters, dtype = dims.letter_sizes(sizes), op_dtype(node)
@@ -101,16 +101,16 @@ class OpCosts:
         )
 
     def view(self) -> float:
-        """Seconds of a view: the host's alone; where the host computes too (a CPU), the least
-        time of an op."""
+        """Seconds of a view, which only the host spends; if the host computes too (a CPU), the
+        least time of an op."""
         device = self.cluster.device
         return (
             device.kernel_overhead * self.cluster.slowdown("elementwise") if device.is_host else 0.0
         )
 
     def inner(self, node: Node, dims: OpDims, strategy: Strategy) -> float:
-        """Seconds of the collectives that an op needs inside, where a strategy splits one of its
-        `inner` letters."""
+        """Seconds of the collectives inside an op, if a strategy splits one of its `inner`
+        letters."""
         signature = dims.signature
         if signature.inner_traffic is None:
             return 0.0
@@ -131,6 +131,6 @@ class OpCosts:
 
 
 def op_dtype(node: Node) -> str:
-    """The dtype that an op computes in: its first floating result's, else its first result's."""
+    """The dtype in which an op computes: that of its first floating result, or of its first."""
     floating = [d for d in node.result_dtypes if "float" in d]
     return (floating or list(node.result_dtypes))[0]

@@ -1,4 +1,4 @@
-"""What pins leave of a model's options on a mesh, and every pin that would change nothing, refused.
+"""The options that pins leave a model on a mesh. A pin that would change nothing is refused.
 
 Model, mesh, pins -> `Pins`. An axis named for data splits the batch and nothing else; one named for
 tensors never splits the batch.
@@ -21,7 +21,7 @@ from planner.strategy.traced_model import Model, Pins
 
 __all__ = ["HEAVY", "check_pins", "pins_for"]
 
-#: Kinds of op that do a model's work: what `tensor` must split.
+#: Kinds of op that do a model's work: `tensor` must split one of them.
 HEAVY = ("gemm", "conv", "attention", "lstm", "embedding")
 
 
@@ -33,9 +33,9 @@ def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
 
 
 def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> None:
-    """Raises UnknownName for a pin that matches nothing, NoPlan for one that changes nothing on
-    any of the meshes: no axis is for it, or nothing that it matches can be split as it says. On
-    one device nothing is split, and every pin holds."""
+    """Raises UnknownName for a pin that matches nothing, NoPlan for one that changes nothing on any
+    of the meshes: no axis is for it, or nothing that it matches can be split as it says. On one
+    device nothing is split, and every pin is accepted."""
     filters = [
         _Filters(model, mesh, (pin,)) for mesh in meshes for pin in pins if mesh.num_devices > 1
     ]
@@ -46,8 +46,7 @@ def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> Non
 
 
 def _near(pattern: str, known: Iterable[str]) -> str:
-    """` 'a' or 'b'`: the parts with the names most like the pattern; nothing where none is like
-    it."""
+    """` 'a' or 'b'`: the module names most like the pattern; empty if none is like it."""
     parts = sorted({pattern_of(path) for path in known if path})
     near = difflib.get_close_matches(pattern, parts, n=3) or difflib.get_close_matches(
         pattern.replace("*", ""), parts, n=3
@@ -115,14 +114,14 @@ class _Filters:
             )
 
     def _of(self, path: str, choices: tuple[str, ...]) -> Pin | None:
-        """The last pin that matches wins."""
+        """The last of the pins that match, which wins; None if none does."""
         return next(
             (p for p in reversed(self.pins) if p.choice in choices and p.matches(path)), None
         )
 
     def _is_light(self, pin: Pin) -> bool:
-        """Whether no op that the pin matches does a model's work: what it matches must then
-        split itself."""
+        """Whether no op that the pin matches does a model's work: then the other ops that it
+        matches must be split themselves."""
         return not any(
             pin.matches(node.path) and self._kind(node) in HEAVY for node in self.model.graph.nodes
         )
@@ -133,7 +132,7 @@ class _Filters:
     # --------------------------------------------------------------------------- what a pin changes
 
     def why_not(self, pin: Pin) -> str:
-        """Why the pin changes nothing on this mesh; nothing where it does."""
+        """Why the pin changes nothing on this mesh; empty if it does change something."""
         if pin.choice in ("replicate", "ddp"):
             return ""
         if pin.choice in PARAMETER_PINS:
@@ -175,7 +174,7 @@ class _Filters:
     # ------------------------------------------------------------------------------------------ ops
 
     def alike(self, node: Node) -> Hashable:
-        """What tied nodes must share for `op` to say the same of them."""
+        """The key that tied nodes must share for `op` to return the same for them."""
         pin = self._of(node.path, OP_PINS)
         return (
             pin and (pin.choice, pin in self.light),
@@ -217,18 +216,18 @@ class _Filters:
         return option.kind == "split" and dims.atoms[option.number] in self.experts
 
     def _too_few(self, dims: OpDims, axis: int, option: Option) -> bool:
-        """Whether the option splits three things unevenly that are not samples, as those of a
-        fused QKV over 2 devices: never better than what else there is, and so many more
-        strategies. Fewer things than devices cannot be split, which is told elsewhere."""
+        """Whether the option splits three elements (not samples) unevenly, such as the three parts
+        of a fused QKV over 2 devices. That is never better than the other options, and would add
+        many strategies. Fewer elements than devices are reported elsewhere."""
         if option.kind != "split" or self._splits_batch(dims, option):
             return False
         size, count = dims.sizes[option.number], self.mesh.sizes[axis]
         return count <= size < 4 and size % count != 0
 
     def _data(self, node: Node, axis: int, option: Option) -> bool:
-        """An op that has the batch splits it; one that has not runs whole, or on partial sums.
-        What reads the batch tensors alone (the number of targets that count) may run whole too:
-        every rank can read them all."""
+        """Whether a data axis allows the option: an op with the batch splits it, one without runs
+        whole or on partial sums. An op that reads only batch tensors (the number of targets that
+        count) may run whole too: every rank can read all of them."""
         if node.index in self.of_batch_alone and option.kind == "whole":
             return True
         dims = self.model.dims.ops[node.index]
@@ -236,8 +235,8 @@ class _Filters:
         return self._splits_batch(dims, option) if able else option.kind != "split"
 
     def _kept_in_pieces(self, node: Node) -> bool:
-        """Whether the op casts a parameter that may be stored in pieces over the data axes: each
-        casts its own."""
+        """Whether the op casts a parameter that may be stored in pieces over the data axes: then
+        each rank casts its own piece."""
         if not self.model.casts_parameter(node):
             return False
         parameter = self.model.formats[node.results[0]]  # type: ignore[index]
@@ -245,7 +244,7 @@ class _Filters:
         return pin is None or pin.choice == "zero3"
 
     def _can_split(self, dims: OpDims, axis: int, wanted: Callable[[Option], bool]) -> bool:
-        """Whether the op has a split that is wanted, of no fewer things than the axis has
+        """Whether the op has a split that is wanted, of at least as many elements as the axis has
         devices."""
         size = self.mesh.sizes[axis]
         return any(
@@ -270,7 +269,7 @@ class _Filters:
             return False
         heavy = (
             dims.signature.kind in HEAVY
-        )  # one that is split too finely is told; any other then runs whole
+        )  # a split that is too fine is reported; any other op then runs whole
         able = any(
             o.kind == "split"
             and not self._splits_batch(dims, o)

@@ -1,7 +1,7 @@
-"""What a person pins: a mesh with named axes, and choices for modules and parameters by pattern.
+"""Pins: a mesh with named axes, and choices for modules and parameters by pattern.
 
-`--mesh dp=4,tp=2`: an axis named dp (data, fsdp, zero) splits the batch and nothing else of an op;
-one named tp (tensor) never splits the batch; any other name leaves the axis free. `--pin
+`--mesh dp=4,tp=2`: an axis named dp (data, fsdp, zero) splits nothing of an op but the batch; one
+named tp (tensor) never splits the batch; any other name leaves the axis free. `--pin
 'h.*.attn=tensor'`: see `PINS`.
 """
 
@@ -27,8 +27,8 @@ _ROLES = {
     "mp": "tensor",
 }
 
-#: What a pattern can be pinned to. The first five say how ops run, the others how parameters are
-#: kept on data axes.
+#: The choices of a pin. The first five say how ops run, the others how parameters are kept on data
+#: axes.
 PINS = {
     "data": "split the batch on every axis",
     "tensor": "split something other than the batch on the innermost tensor axis",
@@ -46,7 +46,7 @@ PARAMETER_PINS = ("ddp", "zero1", "zero2", "zero3")
 
 @dataclass(frozen=True, slots=True)
 class Pin:
-    """Modules or parameters that match `pattern` are kept to `choice`."""
+    """A rule: modules or parameters that match `pattern` must take `choice`."""
 
     pattern: str
     choice: str
@@ -95,5 +95,5 @@ def parse_pin(text: str) -> Pin:
 
 
 def role_of(axis: str) -> str:
-    """`data`, `tensor` or `free`."""
+    """The role of an axis by its name: `data`, `tensor` or `free`."""
     return _ROLES.get(axis.rstrip("0123456789"), "free")

@@ -1,7 +1,7 @@
-"""A `Table` as a strategy-selection `Problem`: its costs under one objective, and what its choices
-hold in memory.
+"""A `Table` as a strategy-selection `Problem`: its costs under one objective, and the memory of its
+choices.
 
-Table, share of communication that is hidden, limit of memory -> Problem.
+Table, share of communication that is hidden, memory limit -> Problem.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ __all__ = ["limited", "problem_of", "with_memory"]
 
 
 def problem_of(table: Table, *, hidden: float = 0.0, limit: float = float("inf")) -> Problem:
-    """The problem. `hidden` is the share of parameters' and gradients' communication that runs
-    beside compute and is left out of the objective; `limit` the bytes a device has (usages, and
-    nodes for those of pairs after all others, are in the problem only where it is finite)."""
+    """The problem of a table. `hidden` is the share of parameters' and gradients' communication
+    that runs beside compute and is left out of the objective; `limit` is the bytes per device. Only
+    if it is finite does the problem have usages and, after all other nodes, those of pairs."""
     shown = 1.0 - hidden
     costs = [
         c + shown * table.hideable_costs[n] if n in table.hideable_costs else c
@@ -35,7 +35,7 @@ def problem_of(table: Table, *, hidden: float = 0.0, limit: float = float("inf")
 
 
 def limited(table: Table, problem: Problem, limit: float) -> Problem:
-    """A problem on the table's nodes and edges, under a limit of memory."""
+    """A problem on the table's nodes and edges, with a memory limit added."""
     return (
         problem if limit == float("inf") else with_pair_usages(*with_memory(table, problem, limit))
     )
@@ -44,7 +44,7 @@ def limited(table: Table, problem: Problem, limit: float) -> Problem:
 def with_memory(
     table: Table, problem: Problem, limit: float
 ) -> tuple[Problem, tuple[PairUsage, ...]]:
-    """The problem under a limit with what nodes hold, and what pairs do."""
+    """The problem under a limit with the usages of nodes, and the usages of pairs."""
     nodes, pairs = usages(table, {key: i for i, key in enumerate(table.edges)}, limit)
     return replace(problem, limit=limit, usages=nodes), pairs
 

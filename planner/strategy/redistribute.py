@@ -1,8 +1,9 @@
-"""Changing a tensor's layout: which steps of communication, and what they cost.
+"""Changing a tensor's layout: the communication steps that it takes, and their costs.
 
 For one tensor on one mesh: all layouts, the elementary steps between them (all-reduce, all-gather,
 reduce-scatter, all-to-all, slice), and the cheapest chain of steps from any layout to any other.
-The ILP's edge costs and the lowered program both read it, so what is costed is what runs.
+The ILP's edge costs and the lowered program both use it, so the steps that are costed are the steps
+that run.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ __all__ = ["Layouts", "Step"]
 #: (kind, mesh axes, bytes of the logical buffer) -> seconds.
 CommunicationTime = Callable[[str, tuple[int, ...], float], float]
 
-#: (what is copied, elements that are sent, bytes of an element) -> seconds.
+#: (copies, elements sent, bytes per element) -> seconds.
 CopyTime = Callable[[Copies, int, int], float]
 
 
@@ -42,8 +43,8 @@ class Step:
 
 
 class Layouts:
-    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes an element, and the
-    distances between them, worked out when first asked for."""
+    """All layouts of a tensor with flat sub-dims `flat` and `itemsize` bytes per element, and the
+    distances between them, computed on first use."""
 
     def __init__(
         self,
@@ -73,19 +74,19 @@ class Layouts:
         self.index = {layout: i for i, layout in enumerate(self.layouts)}
 
     def cost(self, before: Layout, after: Layout) -> float:
-        """Seconds of the cheapest chain; infinite where there is none (nothing becomes a partial
+        """Seconds of the cheapest chain; infinite if there is none (no tensor can become a partial
         sum)."""
         return float(self._closest[0][self.index[before], self.index[after]])
 
     def cost_table(self, before: list[Layout], after: list[Layout]) -> NDArray[np.float64]:
-        """Seconds from each of some layouts to each of some others."""
+        """Seconds from each layout of `before` to each of `after`."""
         rows, columns = [self.index[x] for x in before], [self.index[x] for x in after]
         table: NDArray[np.float64] = self._closest[0][np.ix_(rows, columns)]
         return table
 
     def steps(self, before: Layout, after: Layout) -> tuple[Step, ...]:
-        """The cheapest chain of steps. Raises BadPlan if there is none, as a damaged plan may
-        ask."""
+        """The cheapest chain of steps. Raises BadPlan if there is none: only a damaged plan asks
+        for such a change."""
         if (
             before not in self.index
             or after not in self.index
@@ -108,8 +109,8 @@ class Layouts:
     def _closest(
         self,
     ) -> tuple[NDArray[np.float64], NDArray[np.int64], dict[tuple[int, int], Step]]:
-        """All-pairs cheapest chains (Floyd and Warshall), with the first step of each. Layouts
-        with partial sums stand last: they are reached from such alone."""
+        """All-pairs cheapest chains (Floyd-Warshall), with the first step of each. Layouts with
+        partial sums come last: they are reached only from each other."""
         n = len(self.layouts)
         cost = np.full((n, n), np.inf)
         following = np.full((n, n), -1, dtype=np.int64)
@@ -117,7 +118,7 @@ class Layouts:
         elementary = _elementary(len(self.flat), len(self.mesh_sizes))
         known: dict[
             tuple[object, ...], float
-        ] = {}  # what a step costs depends on sizes, not on where else there are partial sums
+        ] = {}  # a step's cost depends on sizes, not on other axes' partial sums
         for i, layout in enumerate(self.layouts):
             cost[i, i] = 0.0
             for step in elementary[layout]:
@@ -141,7 +142,8 @@ class Layouts:
         return cost, following, steps
 
     def _seconds(self, step: Step) -> float:
-        """The collective, and what is copied for it; a slice of what is still read afterwards."""
+        """Seconds of a step: the collective and its copies. A slice is costed as if its source were
+        still read afterwards."""
         before, after = self.sizes[step.before], self.sizes[step.after]
         ranks = math.prod(self.mesh_sizes[a] for a in step.axes)
         copies = copies_of(
@@ -157,8 +159,8 @@ class Layouts:
         return sent + self._copy_time(copies, math.prod(before), self.itemsize)
 
     def numel(self, step: Step) -> int:
-        """Elements of the whole logical buffer that a step sends, as nccl-tests counts. Its
-        pieces are all as large as the largest, as they are sent."""
+        """Elements of the whole logical buffer of a step, as counted by nccl-tests. All pieces
+        count as large as the largest: that is how they are sent."""
         before, after = self.sizes[step.before], self.sizes[step.after]
         if step.kind not in ("all_gather", "reduce_scatter", "all_to_all"):
             return math.prod(before)
@@ -167,13 +169,13 @@ class Layouts:
             assert step.gather is not None
             sent = (
                 sent // max(1, after[step.gather]) * before[step.gather]
-            )  # of a tensor without elements: 0
+            )  # 0 for a tensor without elements
         return sent * math.prod(self.mesh_sizes[a] for a in step.axes)
 
 
 @cache
 def _elementary(num_dims: int, num_axes: int) -> dict[Layout, tuple[Step, ...]]:
-    """All elementary steps from every layout of a tensor of so many flat sub-dims."""
+    """All elementary steps from every layout of a tensor with `num_dims` flat sub-dims."""
     placements = (REPLICATE, PARTIAL_SUM, *range(num_dims))
     return {
         layout: tuple(_steps_from(layout, num_dims))
@@ -208,7 +210,7 @@ def _split(layout: Layout, axes: tuple[int, ...], num_dims: int, kind: str) -> I
 
 def _innermost(layout: Layout, axis: int, dim: int) -> bool:
     """Whether no later axis splits `dim`: shards nest in the order of the axes, so only the
-    innermost can come or go."""
+    innermost split can be added or removed."""
     return dim not in layout[axis + 1 :]
 
 

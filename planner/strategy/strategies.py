@@ -1,9 +1,9 @@
-"""Strategies: how one op, or one parameter, can be laid on the mesh.
+"""Strategies: how one op, or one parameter, can be laid out on the mesh.
 
-For each mesh axis an op takes one `Option`: whole (every shard does it all), split at one of its
+On each mesh axis an op takes one `Option`: whole (every shard does all of it), split at one of its
 leaves, or linear (its operands of one group are partial sums, and so is its result). A strategy is
 an option for every axis; the layouts of all operands and results follow. A parameter's options say
-where it is stored and where it is updated, which is what ZeRO chooses.
+where it is stored and where it is updated: the stages of ZeRO.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """What one axis does to one op: `whole`, `split` (leaf `number`), `linear` (group `number`);
-    to a parameter: `whole`, `split` (stored and updated in pieces: tensor parallel, ZeRO-3) or
-    `update` (updated in pieces, kept whole in a step: ZeRO-1/2)."""
+    """What one axis does to an op: `whole`, `split` (leaf `number`), `linear` (group `number`); or
+    to a parameter: `whole`, `split` (stored and updated in pieces: tensor parallel, ZeRO-3),
+    `update` (updated in pieces, kept whole within a step: ZeRO-1/2)."""
 
     kind: str
     number: int = -1
@@ -61,9 +61,9 @@ class Strategy:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ParameterStrategy:
-    """In which pieces a parameter is updated and held between steps, and in which layout a step
-    keeps it. If that is not `updated`, it is gathered once, ahead of its first reading, and kept
-    until its last (ZeRO-1/2)."""
+    """The layout `updated`, in which a parameter is updated and held between steps, and the layout
+    `stored`, in which a step keeps it. If the two differ, it is gathered once, ahead of its first
+    reading, and kept until its last (ZeRO-1/2)."""
 
     options: tuple[Option, ...]
     stored: Layout
@@ -108,8 +108,8 @@ def op_strategies(
 
 
 def _placed(dims: OpDims, option: Option) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
-    """What an option of one axis does: the leaf that it splits or none, and the placements of
-    all operands and results."""
+    """The leaf that an option of one axis splits (or none), and the placements of all operands and
+    results on that axis."""
     return (
         option.number if option.kind == "split" else REPLICATE,
         tuple(
@@ -152,9 +152,8 @@ def local_of(
     sizes: tuple[int, ...],
     results: tuple[tuple[int, ...], ...],
 ) -> Local:
-    """How an op runs on the shard of `rank`, where axis a splits leaf `leaves[a]`, or none
-    (`REPLICATE`); `sizes` are the local sizes of its letters, `results` the local shapes of its
-    results."""
+    """How an op runs on the shard of `rank`. Axis a splits leaf `leaves[a]`, or none (`REPLICATE`);
+    `sizes` are the local sizes of its letters, `results` the local shapes of its results."""
     split: dict[int, tuple[int, ...]] = {}
     for axis, leaf in enumerate(leaves):
         if leaf >= 0:
@@ -182,7 +181,7 @@ def local_of(
 def _parts(
     dims: OpDims, leaves: Layout, mesh: Mesh, rank: int
 ) -> tuple[tuple[tuple[int, int, int], ...], ...]:
-    """For each letter, its leaves as (size, size on this rank's shard, where that begins)."""
+    """For each letter, its leaves as (size, size of this rank's shard, first element of that)."""
     out: list[list[tuple[int, int, int]]] = [[] for _ in dims.signature.sizes]
     for leaf, letter in enumerate(dims.letter):
         axes = tuple(axis for axis, split in enumerate(leaves) if split == leaf)
@@ -216,8 +215,8 @@ def parameter_strategies(
 
 
 def _nested(chosen: tuple[Option, ...]) -> bool:
-    """After the update, pieces are gathered over the `update` axes: those must be the innermost
-    on their sub-dim."""
+    """Whether `update` axes are the innermost on their sub-dim, as the gather after the update
+    needs."""
     for axis, option in enumerate(chosen):
         if option.kind == "update" and any(
             o.kind == "split" and o.number == option.number for o in chosen[axis + 1 :]

@@ -1,9 +1,9 @@
-"""The cost table: what every choice costs, for the graph on one mesh.
+"""The cost table: the cost of every choice, for the graph on one mesh.
 
 Graph, sub-dims, ties, costs -> Table. A problem node is a class of tied ops, a class of tied
-parameters, or a *hub*: the one layout to which a value that several ops of a phase read is brought
-first, so that a redistribution they share is paid once. Invariant: the objective of a choice is
-what `recost` finds by walking the whole, untied graph.
+parameters, or a *hub*: a value that several ops of a phase read first gets one layout, so that a
+redistribution that they share is paid once. Invariant: the objective of a choice equals the one
+that `recost` computes by walking the whole, untied graph.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ __all__ = ["Table"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """The costs, and what the problem's nodes are: `node_of[c]` for a class of ops (None for
+    """The costs, and the numbers of the problem's nodes: `node_of[c]` for a class of ops (None for
     views), `parameter_of[c]` for a class of parameters, `hub_of[root value, phase]` for hubs.
-    `strategies[n]` (or the like) lists what problem node n chooses from."""
+    `strategies[n]` (or the like) are the choices of problem node n."""
 
     model: Model
     costing: Costing
@@ -43,17 +43,17 @@ class Table:
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
-        """The pairs of problem nodes that have costs together, in the problem's order."""
+        """The pairs of problem nodes with a cost between them, in the problem's order."""
         return tuple(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
 
     def forbidden(self, edge: tuple[int, int]) -> Array:
-        """Infinite where a pair of choices cannot be, else 0."""
+        """Infinite for pairs of choices that are impossible, else 0."""
         known = [table[edge] for table in (self.pairs, self.hideable_pairs) if edge in table]
         return np.where(np.all([np.isfinite(table) for table in known], axis=0), 0.0, np.inf)
 
     def produced(self, value: int) -> tuple[int, list[Layout]] | None:
-        """The problem node that writes a root value, and the layouts in which its choices leave
-        it; None for inputs."""
+        """The problem node that writes a root value, and the layout in which each of its choices
+        leaves it; None for inputs."""
         found = self.model.graph.values[value]
         if found.kind == "parameter":
             index = self.parameter_of[
@@ -68,7 +68,7 @@ class Table:
         return writer, [s.results[place] for s in self.strategies[writer]]
 
     def consumed(self, use: Use) -> tuple[int, list[Layout]]:
-        """The problem node of a use, and the root layouts in which its choices read."""
+        """The problem node of a use, and the root's layout in which each of its choices reads."""
         if use.parameter is not None:
             index = self.parameter_of[self.model.ties.parameter_class[use.parameter]]
             return index, use.root.layouts(s.updated for s in self.parameter_strategies[index])

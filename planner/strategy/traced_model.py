@@ -1,5 +1,5 @@
-"""A traced model as every mesh sees it: its graph, sub-dims, ties and views, and who reads which
-value."""
+"""A traced model, independent of the mesh: its graph, sub-dims, ties and views, and the readers of
+each value."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A traced model as every mesh sees it: computed once, shared by all tables."""
+    """A traced model, computed once and shared by the tables of all meshes."""
 
     graph: Graph
     dims: SubDims
@@ -41,7 +41,7 @@ class Model:
 
     @cached_property
     def parameter_index(self) -> dict[int, int]:
-        """The number of the parameter that a value is."""
+        """Value of a parameter -> the parameter's number."""
         return {parameter.value: index for index, parameter in enumerate(self.graph.parameters)}
 
     @cached_property
@@ -56,8 +56,8 @@ class Model:
 
     @cached_property
     def expert_atoms(self) -> frozenset[int]:
-        """The atoms of experts: what a batched product has of its own in a parameter, one matrix
-        for each of its batch."""
+        """The atoms of experts: the batch dim of a batched product with a parameter, which has one
+        matrix for each expert."""
         out = set()
         for node in self.graph.nodes:
             if node.op == "aten.bmm.default" and any(map(self._is_parameter, node.operands)):
@@ -72,9 +72,9 @@ class Model:
 
     @cached_property
     def formats(self) -> dict[int, int]:
-        """The root values that are a parameter, or one in the format that it is computed with ->
-        the parameter's value. Like the parameter, a cast one may lie in pieces and be gathered
-        where it is read, ahead of time."""
+        """Root values that are a parameter, or a parameter cast for computing -> the parameter's
+        value. Like the parameter, a cast one may be in pieces and be gathered ahead of where it is
+        read."""
         found = {parameter.value: parameter.value for parameter in self.graph.parameters}
         for node in self.graph.nodes:
             if node.op == "aten._to_copy.default" and node.results[0] is not None:
@@ -85,8 +85,8 @@ class Model:
 
     @cached_property
     def recastable(self) -> frozenset[int]:
-        """The values that shorten a parameter in forward and are read again in backward: they
-        may be made anew for it. What something else looks at (a slice) stays."""
+        """The parameters cast to a shorter format in forward and read again in backward: they may
+        be cast again for backward, unless a view of them (a slice) is read too."""
         found = {
             n.results[0] for n in self.graph.nodes if n.phase == "forward" and self.shortens(n)
         }
@@ -113,7 +113,7 @@ class Model:
 
     @cached_property
     def of_batch_alone(self) -> frozenset[int]:
-        """The nodes that read nothing but batch tensors, or what such nodes made of them."""
+        """The nodes that read only batch tensors, or results of such nodes."""
         values = {v.id for v in self.graph.values if v.kind == "input"}
         found = set()
         for node in self.graph.nodes:
@@ -124,8 +124,8 @@ class Model:
 
     @cached_property
     def roles(self) -> tuple[Hashable, ...]:
-        """For every node, which of its leaves are samples and which experts, and whether it
-        reads the batch alone."""
+        """For every node, which of its leaves are samples and which are experts, and whether it
+        reads only the batch."""
         alone = self.of_batch_alone
         return tuple(
             (
@@ -156,8 +156,8 @@ class Model:
     def use_groups(
         self,
     ) -> dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]]:
-        """The readings of a value in a phase, those that are alike together: of tied writers, by
-        tied readers. What comes from outside is read in any layout, and left out."""
+        """The readings of values by phase, grouped: readings are alike if writers are tied and
+        readers too. Values from outside the step are read in any layout, and left out."""
         groups: dict[
             tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]
         ] = defaultdict(list)
@@ -170,8 +170,8 @@ class Model:
         return dict(groups)
 
     def producer_key(self, value: int) -> Hashable:
-        """What root values must share to be alike: their writer's class and place, or their
-        parameter's class."""
+        """The key that root values must share to be alike: their writer's class and which of its
+        results they are, or their parameter's class."""
         found = self.graph.values[value]
         if found.writer is None:
             return (
@@ -185,7 +185,7 @@ class Model:
         )
 
     def consumer_key(self, use: Use) -> Hashable:
-        """What uses must share to be alike."""
+        """The key that uses must share to be alike."""
         if use.parameter is not None:
             return ("update", self.ties.parameter_class[use.parameter], use.root.places)
         assert use.node is not None
@@ -193,8 +193,8 @@ class Model:
 
     @cached_property
     def trained_by(self) -> frozenset[int]:
-        """The nodes that some gradient depends on; what the others do is only reported, or kept
-        for the next step."""
+        """The nodes on which some gradient depends; results of the others are only reported, or
+        kept for the next step."""
         wanted = {parameter.gradient for parameter in self.graph.parameters}
         found = set()
         for node in reversed(self.graph.nodes):
@@ -205,7 +205,7 @@ class Model:
 
     @cached_property
     def may_be_joined(self) -> frozenset[int]:
-        """The nodes of which lowering may leave nothing: a bias's addition, joined to its
+        """The nodes that lowering may remove: additions of a bias that are joined to its
         product."""
         return frozenset(
             node.index
@@ -215,8 +215,8 @@ class Model:
 
     @cached_property
     def num_views(self) -> int:
-        """How many views every program has, whatever is chosen: of what an op, the update or the
-        loss reads."""
+        """The number of views that every program has, under any choice: those that an op, the
+        update or the loss reads."""
         graph = self.graph
         read = [
             v
@@ -235,8 +235,8 @@ class Model:
 
     @cached_property
     def cast_gradients(self) -> frozenset[int]:
-        """Root values in a short format that are read by nothing but the cast to a parameter's
-        gradient: they are summed over ranks after it, in the parameter's format."""
+        """Root values in a short format that only the cast to a parameter's gradient reads: they
+        are summed over ranks after the cast, in the parameter's format."""
         gradients = {self.roots[parameter.gradient].value for parameter in self.graph.parameters}
         casts = [
             n
@@ -256,8 +256,8 @@ class Model:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
-    """Which options a person allows: of node n on axis a, and of parameter p on axis a; the same
-    of tied nodes that are `alike`."""
+    """The options that the user allows for node n on axis a, and for parameter p on axis a; the
+    same for tied nodes with the same `alike`."""
 
     op: Callable[[Node, int, Option], bool] = lambda node, axis, option: True
     alike: Callable[[Node], Hashable] = lambda node: node.index

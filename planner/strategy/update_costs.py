@@ -51,7 +51,7 @@ class UpdateCosts:
 
     def gather(self, flat: tuple[int, ...], itemsize: int, strategy: ParameterStrategy) -> float:
         """Seconds to gather a parameter that is updated in pieces and kept whole from its first
-        reading to its last (ZeRO-1/2); the next step does so a layer ahead, beside compute."""
+        reading to its last (ZeRO-1/2). The next step gathers it one layer ahead, beside compute."""
         if strategy.stored == strategy.updated:
             return 0.0
         return self.messages.layouts(flat, itemsize, "forward").cost(
@@ -73,14 +73,14 @@ class UpdateCosts:
     def clip(
         self, flat: tuple[int, ...], itemsize: int, dtype: str, strategy: ParameterStrategy
     ) -> float:
-        """Seconds to clip a parameter's piece of the gradient; 0 where none is clipped."""
+        """Seconds to clip a parameter's piece of the gradient; 0 if gradients are not clipped."""
         if self.clip_norm is None:
             return 0.0
         nbytes = float(local_numel(flat, strategy.updated, self.sizes) * itemsize)
         return self.square_sum(nbytes, dtype) + self.scaling(nbytes, dtype)
 
     def step_overhead(self) -> float:
-        """Seconds of the host once a step, whatever it does."""
+        """Fixed seconds of the host per step."""
         return self.cluster.device.step_overhead * self.cluster.slowdown("optimizer")
 
     def parameter_bytes(
@@ -91,8 +91,8 @@ class UpdateCosts:
         strategy: ParameterStrategy,
         place: tuple[int, ...] | None = None,
     ) -> dict[str, int]:
-        """Bytes that a parameter holds throughout, between steps too: the piece that is updated,
-        and the optimizer's state; of the device at `place`, by default the one with the largest."""
+        """Bytes that a parameter holds at all times, between steps too: the piece that is updated,
+        and the optimizer's state; on the device at `place`, by default the one with the largest."""
         piece = local_numel(flat, strategy.updated, self.sizes, place)
         return {
             "parameters": piece * itemsize,
@@ -106,7 +106,7 @@ def local_numel(
     sizes: tuple[int, ...],
     place: tuple[int, ...] | None = None,
 ) -> int:
-    """Elements of the shard at `place`, by default of the largest."""
+    """The number of elements of the shard at `place`, by default of the largest shard."""
     local = local_sizes(flat, layout, sizes, place)
     assert local is not None
     return math.prod(local)

@@ -1,9 +1,9 @@
-"""What every choice holds in memory, and when: the usages of the strategy-selection problem.
+"""The memory of every choice over time: the usages of the strategy-selection problem.
 
-Table -> usages. Parameters as they are updated and optimizer state throughout; a parameter that is
-kept whole, from its first reading to its last; a value from its writer to its last reader; a
-reduced gradient until the update; what a change of layout makes, while it is read. Alike usages are
-one, with a profile over time.
+Table -> usages. Held are: parameters in their `updated` layout and optimizer state, at all times; a
+parameter that is kept whole, from its first reading to its last; a value, from its writer to its
+last reader; a reduced gradient, until the update; the result of a change of layout, while it is
+read. Usages that are alike become one, with a profile over time.
 """
 
 from __future__ import annotations
@@ -26,16 +26,15 @@ from planner.strategy.update_costs import local_numel
 __all__ = ["usages"]
 
 
-#: A copy of a value may be large where the whole value is more than this share of the limit.
+#: A copy of a value counts as large if the whole value is more than this share of the limit.
 _LARGE = 0.02
 
 
 def usages(
     table: Table, edge_number: dict[tuple[int, int], int], limit: float
 ) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
-    """What the choices hold and when: parameters and optimizer state throughout; a value from
-    its writer to its last reader; a reduced gradient until the update; what a change of layout
-    makes, while it is read (held by the pair of its ends)."""
+    """The usages of nodes, and those of pairs: the results of changes of layout, which the choices
+    at both ends determine. `limit` is the bytes per device."""
     return _Usages(table, edge_number, _LARGE * limit).all()
 
 
@@ -50,7 +49,7 @@ class _Usages:
         self.last = self._last_readings()
 
     def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
-        """All usages, alike ones as one with a profile over time."""
+        """All usages; alike ones become one with a profile over time."""
         self._states()
         groups = self.table.model.uses
         by_value: dict[int, list[Use]] = defaultdict(list)
@@ -70,15 +69,15 @@ class _Usages:
         return tuple(nodes), tuple(pairs)
 
     def _looked_at(self, value: int) -> int | None:
-        """The root value whose memory a value shares, where an op that only looks made it (one
-        that a layout tells from its operand: expand, slice, split)."""
+        """The root value whose memory a value shares, if the op that made it returns a view that
+        has a layout of its own (expand, slice, split); else None."""
         model, writer = self.table.model, self.table.model.graph.values[value].writer
         if writer is None or model.dims.ops[writer].signature.kind != "view":
             return None
         return model.roots[model.graph.nodes[writer].operands[0]].value
 
     def _last_readings(self) -> dict[int, int]:
-        """When each root value is read last, or what shares its memory is."""
+        """When each root value, or a view that shares its memory, is read last."""
         last: dict[int, int] = {}
         for (value, _), uses in self.table.model.uses.items():
             last[value] = max(
@@ -86,14 +85,14 @@ class _Usages:
             )
         for value in sorted(
             last, reverse=True
-        ):  # what is made by looking at a value stands after it
+        ):  # views come after the values that they are views of
             under = self._looked_at(value)
             if under is not None:
                 last[under] = max(last.get(under, -1), last[value])
         return last
 
     def _consumed(self, use: Use) -> tuple[int, list[Layout]]:
-        """`Table.consumed`, once for uses that are alike."""
+        """`Table.consumed`, computed once for uses that are alike."""
         key = self.table.model.consumer_key(use)
         if key not in self.reads:
             self.reads[key] = self.table.consumed(use)
@@ -145,14 +144,14 @@ class _Usages:
                     self._whole_in_step(node, model.graph.parameters[member].value, kept)
 
     def _kept(self, flat: tuple[int, ...], itemsize: int, strategy: ParameterStrategy) -> float:
-        """Bytes of what is gathered of a parameter and kept (ZeRO-1/2); none of one that is held
-        so throughout."""
+        """Bytes of a parameter that is gathered and kept in a step (ZeRO-1/2); 0 if it is always
+        held in that layout."""
         if strategy.stored == strategy.updated:
             return 0.0
         return float(local_numel(flat, strategy.stored, self.table.costing.sizes) * itemsize)
 
     def _whole_in_step(self, node: int, value: int, kept: list[float]) -> None:
-        """Holds what is gathered of a parameter from its first reading to its last."""
+        """Adds the usage of a gathered parameter from its first reading to its last."""
         uses = [
             use
             for phase in ("forward", "backward")
@@ -203,8 +202,9 @@ class _Usages:
     def _held(
         self, value: int, uses: list[Use], start: int, end: int
     ) -> tuple[tuple[int, int], ...]:
-        """When a value is held: from its writer to its last reading; what can be made again for
-        backward not between the two phases, since it is if memory asks for it."""
+        """The times at which a value is held: from its writer to its last reading. A parameter that
+        can be cast again for backward is not held between the two phases: if memory is short, it is
+        cast again."""
         if value not in self.table.model.recastable:
             return ((start, end),)
         forward = [use.node for use in uses if use.node is not None and use.phase == "forward"]
@@ -212,8 +212,8 @@ class _Usages:
         return (start, max([start, *forward]) + 1), (min(backward), end)
 
     def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
-        """Bytes of a result under each choice of its writer; of what a kernel keeps for its
-        backward, the kernel's own."""
+        """Bytes of a result under each choice of its writer. The reserve that a kernel keeps for
+        its backward has the kernel's own size."""
         writer = self.table.model.graph.values[value].writer
         assert writer is not None
         node, dims = self.table.model.graph.nodes[writer], self.table.model.dims.ops[writer]
@@ -226,9 +226,9 @@ class _Usages:
         return self._bytes(value, produced[1]) if None in kept else np.array(kept, dtype=float)
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
-        """What changes layout is there twice: as it is written and, until its last reading in a
-        phase, as it is read. Where several read it, it is brought to a hub first; from there a
-        copy for one reader is counted where it may be large."""
+        """Adds the usages of changes of layout: a value is then there twice, as it is written and,
+        until its last reading in a phase, as it is read. If several ops read it, the copy is that
+        of their hub; a further copy for one reader counts only if it may be large."""
         times = [use.node for use in uses if use.node is not None]
         produced = self.table.produced(value)
         if not times or produced is None:
