@@ -10,7 +10,7 @@ and two dims that an op identifies have the same atoms.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -91,7 +91,7 @@ def infer(graph: Graph) -> SubDims:
     forest: list[tuple[list[_Atom], ...]] = [tuple(d) for d in dims]
     letters: list[list[_Atom]] = []
     signatures: list[Signature] = []
-    memo: dict[tuple[Call, tuple[str, ...]], Signature] = {}
+    memo: dict[Hashable, Signature] = {}
     for node in graph.nodes:
         signature = _signature(graph, node, memo)
         atoms = [_Atom(size=size) for size in signature.sizes]
@@ -122,19 +122,17 @@ def _unsplittable(signature: Signature) -> Signature:
     return replace(signature, fixed=frozenset(range(len(signature.sizes))), view=False)
 
 
-def _signature(
-    graph: Graph, node: Node, memo: dict[tuple[Call, tuple[str, ...]], Signature]
-) -> Signature:
+def _signature(graph: Graph, node: Node, memo: dict[Hashable, Signature]) -> Signature:
     """The node's signature. Equal calls share one in `memo`, whatever values they read."""
-    call = call_of(graph, node)
-    dtypes = tuple(graph.values[v].dtype for v in node.operands)
+    dtypes = tuple([graph.values[v].dtype for v in node.operands])
+    shapes = tuple([graph.values[v].shape for v in node.operands])
     numbers: dict[int, int] = {}
-    args, kwargs = map_refs(
-        (call.args, call.kwargs), lambda value: Ref(numbers.setdefault(value, len(numbers)))
+    args = map_refs(
+        (node.args, node.kwargs), lambda value: Ref(numbers.setdefault(value, len(numbers)))
     )
-    key = replace(call, args=args, kwargs=kwargs), dtypes
+    key = node.op, args, node.result_shapes, shapes, dtypes
     if key not in memo:
-        memo[key] = signature_of(call, dtypes)
+        memo[key] = signature_of(call_of(graph, node), dtypes)
     return memo[key]
 
 
@@ -181,6 +179,8 @@ def _root(atom: _Atom) -> _Atom:
 def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
     """Makes two products of atoms equal, splitting atoms if needed; False (and no change of
     meaning) if they do not nest, such as 2 x 3 and 3 x 2."""
+    if len(left) == len(right) == 1 and _match_whole(left[0], right[0]):
+        return True
     a, b = _leaves(left), _leaves(right)
     left[:], right[:] = a, b
     if _match(a, b):
@@ -204,6 +204,18 @@ def _unify(left: list[_Atom], right: list[_Atom]) -> bool:
             a, b = a[:i] + _leaves(a[i:]), b[:j] + _leaves(b[j:])
         else:
             return False
+    return True
+
+
+def _match_whole(left: _Atom, right: _Atom) -> bool:
+    """Merges two atoms if neither is split, as most are; False if one is or their sizes differ."""
+    x, y = _root(left), _root(right)
+    if x is y:
+        return True
+    if x.parts is not None or y.parts is not None or x.size != y.size:
+        return False
+    if x.size != 1:  # those of size 1 are nobody's leaves
+        y.same = x
     return True
 
 

@@ -49,7 +49,8 @@ class Prediction:
 
 def predict(program: Program, cluster: Cluster) -> Prediction:
     """The prediction for one device: all are alike, or this is the one with the largest shards."""
-    return prediction_of(program, run_of(program, cluster))
+    run = Run(timeline=_without_memory(program, cluster), memory=footprint(program))
+    return prediction_of(program, run)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,16 +92,21 @@ def simulate_program(
     the host waits. An asynchronous one starts after what stands before it, runs in the stream of
     its communicator, and is waited for by the first instruction that reads or frees its results.
     """
-    tasks = _Tasks(program, cluster)
-    for instruction in program.instructions:
-        tasks.add(instruction)
-    tasks.wait(list(tasks.under_way))
-    timeline = simulate(tasks.out, num_devices=1, initial_memory=0, overlap=cluster.device.overlap)
+    timeline = _without_memory(program, cluster)
     samples = _samples(program, memory or footprint(program), timeline)
     return replace(
         timeline,
         memory=tuple(MemorySample(device=0, time=time, nbytes=sum(held)) for time, held in samples),
     )
+
+
+def _without_memory(program: Program, cluster: Cluster) -> Timeline:
+    """The timeline alone: a prediction needs the most that is held, not when."""
+    tasks = _Tasks(program, cluster)
+    for instruction in program.instructions:
+        tasks.add(instruction)
+    tasks.wait(list(tasks.under_way))
+    return simulate(tasks.out, num_devices=1, initial_memory=0, overlap=cluster.device.overlap)
 
 
 def instruction_of(event: str) -> str:
