@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from planner.graph.graph import Group
-from planner.program.operators import makes_tensors, resolve, returns_list
+from planner.program.operators import callable_of, makes_tensors, returns_list
 from planner.program.program import Communicate, Compute, Instruction, Program, Ref, waits_for
 from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
@@ -168,7 +168,7 @@ def _instruction(
 
 
 def _compute(writer: _Writer, instruction: Compute) -> str:
-    call = writer.bind("op", resolve(instruction.op))
+    call = writer.bind("op", callable_of(instruction.op))
     arguments = [writer.argument(argument) for argument in instruction.args]
     given = {key: value for key, value in instruction.kwargs if key != "pin_memory"}
     if given.get("device") is not None or makes_tensors(instruction.op):

@@ -26,14 +26,14 @@ from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Edge, Problem
 from planner.solver.problem.solution import Solution
 from planner.solver.relax.bound import decode, reparametrise
-from planner.strategy.build_table import build_table
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import Choices, read_choices
+from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
 from planner.strategy.pins import parse_pin
 from planner.strategy.problem import problem_of
 from planner.strategy.strategies import Option, options_of
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Pins
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import trace
@@ -146,7 +146,7 @@ class Planned:
     workload: Workload
     cluster: Cluster
     mesh: Mesh
-    table: Table
+    table: CostTable
     solution: Solution
     choices: Choices
     program: Program
@@ -262,7 +262,7 @@ def split_by(
 
 def table_of(
     ask: Ask, mesh: str | Mesh, pins: tuple[str, ...] = (), *, cluster: Cluster | None = None
-) -> Table:
+) -> CostTable:
     """The cost table of an ask on a mesh."""
     model, workload = traced(ask)
     mesh = mesh_of(mesh) if isinstance(mesh, str) else mesh
@@ -274,7 +274,7 @@ def table_of(
         total_gradient_bytes(model.graph),
         clip_norm=workload.clip_norm,
     )
-    return build_table(model, costing, pins_for(model, mesh, tuple(map(parse_pin, pins))))
+    return build_cost_table(model, costing, pins_for(model, mesh, tuple(map(parse_pin, pins))))
 
 
 def planned(
@@ -304,7 +304,7 @@ def planned(
         clip_norm=workload.clip_norm,
     )
     allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
-    table = build_table(
+    table = build_cost_table(
         model,
         costing,
         split_by(model, workload, words, axis, allowed, on.sizes[axis]) if words else allowed,
@@ -321,7 +321,7 @@ def planned(
 def with_choice(
     ask: Ask,
     mesh: Mesh,
-    table: Table,
+    table: CostTable,
     solution: Solution,
     cluster: Cluster,
     bucket: int | None = None,

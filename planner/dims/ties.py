@@ -15,8 +15,8 @@ from collections.abc import Container, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from planner.dims.roots import Root
 from planner.dims.subdims import SubDims
-from planner.dims.views import Root
 from planner.graph.graph import Graph, Node, Serial, map_refs
 
 __all__ = ["Ties", "layer_of", "pattern_of", "tie"]

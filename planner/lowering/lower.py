@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 
-from planner.dims.views import is_view
+from planner.dims.roots import is_view
 from planner.graph.checking import checked
 from planner.graph.graph import Node
 from planner.graph.layout import Mesh

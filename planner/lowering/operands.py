@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from planner.dims.views import Root
+from planner.dims.roots import Root
 from planner.graph.graph import Node
 from planner.graph.layout import REPLICATE, Layout
 from planner.lowering.draft import Draft

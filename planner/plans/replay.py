@@ -12,9 +12,9 @@ from pathlib import Path
 
 from cost_models.cluster import Cluster
 from cost_models.errors import BadPlan
+from planner.dims.roots import is_view, roots_of
 from planner.dims.subdims import infer
 from planner.dims.ties import tie
-from planner.dims.views import is_view, resolve
 from planner.graph.checking import checked
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout, local_sizes
@@ -51,7 +51,7 @@ def modelled(traced: Traced) -> Model:
     """The traced graph with its sub-dims, ties and views."""
     dims = infer(traced.graph)
     checked("sub-dims", lambda: dims_faults(traced.graph, dims.shapes))
-    roots = resolve(traced.graph, dims)
+    roots = roots_of(traced.graph, dims)
     return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims, roots), roots=roots)
 
 

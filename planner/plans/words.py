@@ -10,8 +10,8 @@ import fnmatch
 from collections import defaultdict
 from dataclasses import dataclass
 
+from planner.dims.roots import is_view
 from planner.dims.ties import pattern_of
-from planner.dims.views import is_view
 from planner.graph.graph import Node
 from planner.graph.layout import Mesh, piece_sizes
 from planner.strategy.choices import Choices

@@ -19,8 +19,8 @@ from planner.lowering.lower import lower
 from planner.predict.predict import CATEGORIES, Prediction, predict
 from planner.program.program import Program
 from planner.strategy.choices import read_choices
+from planner.strategy.cost_table import CostTable
 from planner.strategy.message_costs import BUCKET_BYTES
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Use
 from planner.strategy.update_costs import total_gradient_bytes
 
@@ -36,7 +36,13 @@ class Shallow:
     depth: int
 
     def predict(
-        self, table: Table, choice: tuple[int, ...], mesh: Mesh, cluster: Cluster, *, recast: bool
+        self,
+        table: CostTable,
+        choice: tuple[int, ...],
+        mesh: Mesh,
+        cluster: Cluster,
+        *,
+        recast: bool,
     ) -> tuple[Program, Prediction]:
         """The program at the larger depth, and what the whole one is predicted to do."""
         small, large = (total_gradient_bytes(model.graph) for model in self.models)
@@ -48,7 +54,7 @@ class Shallow:
 
     def _lowered(
         self,
-        table: Table,
+        table: CostTable,
         choice: tuple[int, ...],
         mesh: Mesh,
         model: Model,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cost_models.errors import NotTraceable
 from planner.graph.graph import map_refs
-from planner.program.operators import is_overload, resolve, returns_list
+from planner.program.operators import callable_of, is_overload, returns_list
 from planner.program.program import Communicate, Compute, Program, Ref, given_kinds
 from planner.torch_private.fake_tensors import FakeTensorMode, unlogged
 from planner.torch_private.modes import really
@@ -146,7 +146,7 @@ def _run(instruction: Compute, kinds: dict[int, _Kind], made: _Tensors) -> list[
 
     args, kwargs = map_refs((instruction.args, instruction.kwargs), tensor, Ref)
     named = {name: value for name, value in kwargs if name not in ("device", "pin_memory")}
-    out = resolve(instruction.op)(*_lists(args), **named)
+    out = callable_of(instruction.op)(*_lists(args), **named)
     return list(out) if isinstance(out, tuple) or returns_list(instruction.op) else [out]
 
 

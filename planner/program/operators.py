@@ -17,7 +17,7 @@ __all__ = [
     "is_overload",
     "makes_tensors",
     "may_alias",
-    "resolve",
+    "callable_of",
     "returns_list",
     "torch_constants",
 ]
@@ -73,7 +73,7 @@ _DIRECT: dict[str, Callable[..., Any]] = {
 }
 
 
-def resolve(op: str) -> Callable[..., Any]:
+def callable_of(op: str) -> Callable[..., Any]:
     """The callable for an op's name, which takes operands of any strides. An unknown name is
     refused, with the nearest known one."""
     return alike(op, bare(op))

@@ -12,8 +12,8 @@ from dataclasses import asdict
 from typing import Any
 
 from cost_models.units import format_bytes, format_time
+from planner.dims.roots import is_view
 from planner.dims.ties import pattern_of
-from planner.dims.views import is_view
 from planner.graph.layout import show_layout
 from planner.plans.plan_file import Plan
 from planner.plans.replay import choices_of, costing_of, modelled, traced_of

@@ -38,8 +38,8 @@ def graph_text(graph: Graph, *, whole: bool = False) -> str:
 
 
 def _shown(graph: Graph, runs: Sequence[Repeat]) -> list[Node]:
-    hidden = {index for run in runs for block in range(1, run.count) for index in run.block(block)}
-    return [node for node in graph.nodes if node.index not in hidden]
+    folded = {index for run in runs for block in range(1, run.count) for index in run.block(block)}
+    return [node for node in graph.nodes if node.index not in folded]
 
 
 def _with_runs(graph: Graph, lines: list[str], runs: Sequence[Repeat]) -> Iterator[str]:

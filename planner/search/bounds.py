@@ -16,14 +16,14 @@ import numpy as np
 
 from cost_models.memory import dtype_bytes
 from cost_models.roofline import host_time
-from planner.dims.views import is_view
+from planner.dims.roots import is_view
 from planner.graph.layout import Layout
 from planner.lowering.early import SMALL, starts_beside_backward
 from planner.search.least import Least, Sent, weights_of
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array, Choice, Edge, Problem
+from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["bound_problem", "bounded"]
@@ -32,17 +32,17 @@ __all__ = ["bound_problem", "bounded"]
 GOOD = 0.01
 
 
-def bound_problem(table: Table, least: Least) -> Problem:
+def bound_problem(table: CostTable, least: Least) -> Problem:
     """The bounding problem, on the table's nodes and edges."""
     return _Bound(table, least).problem()
 
 
 class _Bound:
-    def __init__(self, table: Table, least: Least) -> None:
+    def __init__(self, table: CostTable, least: Least) -> None:
         self.table, self.model, self.least = table, table.model, least
         self.pairs: dict[tuple[int, int], Array] = {}
         self.costs: list[Array] = [
-            np.where(np.isfinite(cost + table.hideable_costs.get(n, 0.0)), 0.0, np.inf)
+            np.where(np.isfinite(cost + table.overlappable_costs.get(n, 0.0)), 0.0, np.inf)
             for n, cost in enumerate(table.costs)
         ]
 
@@ -187,7 +187,7 @@ def _sharing(readers: int) -> int:
 class _Mesh:
     """The best bound of one mesh so far, and the weights that may raise it."""
 
-    def __init__(self, table: Table, guess: Choice) -> None:
+    def __init__(self, table: CostTable, guess: Choice) -> None:
         self.table, self.guess, self.left = table, guess, list(weights_of(table.costing))
         self.bound = _host_seconds(table.model, table.costing)
 
@@ -213,7 +213,7 @@ def _host_seconds(model: Model, costing: Costing) -> float:
 
 
 def bounded(
-    tables: Sequence[tuple[Table, Choice]],
+    tables: Sequence[tuple[CostTable, Choice]],
     step: float,
     seconds: Callable[[], float] = lambda: math.inf,
 ) -> float:

@@ -40,9 +40,9 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
     """The proposals worth simulating: for each objective, the best few within `NEAR` of the best;
     all of them if none of those fits."""
     near, found = [], []
-    for hidden in sorted({p.hidden for p in proposals}):
+    for overlapped in sorted({p.overlapped for p in proposals}):
         same = sorted(
-            (p for p in proposals if p.hidden == hidden),
+            (p for p in proposals if p.overlapped == overlapped),
             key=lambda p: (p.solution.objective, len(p.mesh.sizes)),
         )
         alike = {
@@ -61,7 +61,7 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
     for proposal in proposals:
         if (
             proposal not in near
-            and proposal.hidden == 0.0
+            and proposal.overlapped == 0.0
             and not (found and proposer.budget.over())
         ):
             found.append(proposer.fitted(proposal)[0])

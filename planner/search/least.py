@@ -65,10 +65,10 @@ def weights_of(costing: Costing) -> tuple[Weights, ...]:
     found = [
         Weights(
             compute,
-            tuple((c, 1.0 if c == counted else 1.0 - hidden) for c in classes),
-            tuple((c, hidden if c == counted else 0.0) for c in classes),
+            tuple((c, 1.0 if c == counted else 1.0 - overlapped) for c in classes),
+            tuple((c, overlapped if c == counted else 0.0) for c in classes),
         )
-        for compute, hidden in ((1.0, 1.0 - overlap), (1.0 - overlap, 1.0))
+        for compute, overlapped in ((1.0, 1.0 - overlap), (1.0 - overlap, 1.0))
         for counted in reversed(classes)
     ]
     return tuple(dict.fromkeys(found))

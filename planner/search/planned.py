@@ -28,7 +28,7 @@ def plan_of(
     """The plan of candidate `best`; the axes of `mesh` have their final names."""
     table, solution, chosen = best.proposal.table, best.proposal.solution, best.choices.strategies
     model, ties = table.model, table.model.ties
-    objective = recost(model, table.costing, best.choices, hidden=best.proposal.hidden)
+    objective = recost(model, table.costing, best.choices, overlapped=best.proposal.overlapped)
     assert abs(objective - solution.objective) <= 1e-9 * objective, (objective, solution.objective)
     return Plan(
         ask=ask,

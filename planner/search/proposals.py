@@ -24,13 +24,13 @@ from planner.solver.exact.relaxed import solve_with_pairs
 from planner.solver.problem.pairs import completed, peak_with_pairs
 from planner.solver.problem.solution import Solution, not_found
 from planner.solver.relax.peak import leanest
-from planner.strategy.build_table import build_table
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import Choices, read_choices
+from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
 from planner.strategy.pins import Pin
 from planner.strategy.problem import problem_of, with_memory
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.workload.ask import Ask
@@ -51,8 +51,8 @@ class Proposal:
     """The ILP's answer for one mesh and objective."""
 
     mesh: Mesh
-    hidden: float
-    table: Table
+    overlapped: float
+    table: CostTable
     solution: Solution
 
 
@@ -125,23 +125,23 @@ class Proposer:
         self, mesh: Mesh, pins: tuple[Pin, ...], last: bool, most_pairs: float, budget: Budget
     ) -> list[Proposal]:
         costing, allowed = self._costing(mesh), pins_for(self.model, mesh, pins)
-        table = build_table(self.model, costing, allowed, most_pairs=most_pairs)
+        table = build_cost_table(self.model, costing, allowed, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
         shares = [0.0] if overlap == 0 or mesh.num_devices == 1 else [0.0, HIDDEN * overlap]
         found: list[Proposal] = []
         shares = shares[-1:] if last else shares
-        for hidden in shares:
+        for overlapped in shares:
             guess, time = (
                 found[-1].solution.choice if found else None,
                 budget.one_of(len(shares) - len(found)),
             )
             solution = solve(
-                problem_of(table, hidden=hidden),
+                problem_of(table, overlapped=overlapped),
                 guess=guess,
                 time_limit=time.left,
                 stopped=time.over,
             )
-            found.append(Proposal(mesh=mesh, hidden=hidden, table=table, solution=solution))
+            found.append(Proposal(mesh=mesh, overlapped=overlapped, table=table, solution=solution))
         return found
 
     def _costing(self, mesh: Mesh) -> Costing:
@@ -251,7 +251,9 @@ class Proposer:
         limit = self.capacity
         for _ in range(4):
             time, table = self.budget.until(_FITTED), proposal.table
-            problem, pairs = with_memory(table, problem_of(table, hidden=proposal.hidden), limit)
+            problem, pairs = with_memory(
+                table, problem_of(table, overlapped=proposal.overlapped), limit
+            )
             # nodes of pair usages, which differ with the limit, follow the table's own nodes
             guess = proposal.solution.choice[: len(table.costs)]
             solution = solve_with_pairs(
@@ -277,7 +279,9 @@ class Proposer:
     def lean(self, mesh: Mesh) -> Candidate:
         """A plan of a mesh that fits the memory, or a lean one, in well under a second, without
         regard to its step time."""
-        table = build_table(self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins))
+        table = build_cost_table(
+            self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins)
+        )
         limit = self.capacity
         for _ in range(3):
             problem = problem_of(table, limit=limit)
@@ -293,7 +297,9 @@ class Proposer:
             solution = not_found(
                 problem, lean.choice, began=0.0, bound=-math.inf, lean=lean.peak, known=False
             )
-            found = self.candidate(Proposal(mesh=mesh, hidden=0.0, table=table, solution=solution))
+            found = self.candidate(
+                Proposal(mesh=mesh, overlapped=0.0, table=table, solution=solution)
+            )
             if found.fits(self.capacity) or lean.peak > limit:
                 break
             limit *= min(0.99, self.capacity / found.prediction.total_memory_bytes)

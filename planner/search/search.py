@@ -34,7 +34,7 @@ from planner.search.padding import cheaper_sizes, resized, vocabulary
 from planner.search.planned import plan_of
 from planner.search.proposals import Candidate, Proposal, Proposer
 from planner.search.second_process import beside
-from planner.strategy.build_table import TooLarge
+from planner.strategy.build_cost_table import TooLarge
 from planner.strategy.pinned import check_pins
 from planner.strategy.pins import Pin
 from planner.strategy.traced_model import Model
@@ -227,7 +227,9 @@ def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
             proposer.pins,
             budget=proposer.budget,
         )
-        same = next(p for p in other.proposals(best.mesh) if p.hidden == best.proposal.hidden)
+        same = next(
+            p for p in other.proposals(best.mesh) if p.overlapped == best.proposal.overlapped
+        )
         larger = other.fitting(other.candidate(same))
         seconds = larger.prediction.step_time_s
         if larger.fits(proposer.capacity) and seconds < best.prediction.step_time_s * (1 - WORTH):

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import REPLICATE, Layout
+from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.message_costs import BUCKET_BYTES
 from planner.strategy.strategies import ParameterStrategy, Strategy
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["Choices", "read_choices", "recost"]
@@ -32,7 +32,7 @@ class Choices:
     recast: bool = False
 
 
-def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
+def read_choices(table: CostTable, choice: tuple[int, ...]) -> Choices:
     """The choices of a solution of the table's problem."""
     ties = table.model.ties
     strategies = {}
@@ -53,15 +53,15 @@ def read_choices(table: Table, choice: tuple[int, ...]) -> Choices:
     )
 
 
-def recost(model: Model, costing: Costing, choices: Choices, *, hidden: float = 0.0) -> float:
+def recost(model: Model, costing: Costing, choices: Choices, *, overlapped: float = 0.0) -> float:
     """The objective of `choices`, node by node and edge by edge over the whole graph, without
     ties."""
-    return _Walk(model, costing, choices, 1.0 - hidden).total()
+    return _Walk(model, costing, choices, 1.0 - overlapped).total()
 
 
 class _Walk:
-    def __init__(self, model: Model, costing: Costing, choices: Choices, shown: float) -> None:
-        self.model, self.costing, self.choices, self.shown = model, costing, choices, shown
+    def __init__(self, model: Model, costing: Costing, choices: Choices, exposed: float) -> None:
+        self.model, self.costing, self.choices, self.exposed = model, costing, choices, exposed
 
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims
@@ -73,7 +73,7 @@ class _Walk:
             value = graph.values[parameter.value]
             given = self.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             seconds += self.costing.updates.update(*given) + self.costing.updates.clip(*given)
-            seconds += self.shown * self.costing.updates.gather(*given[:2], strategy)
+            seconds += self.exposed * self.costing.updates.gather(*given[:2], strategy)
         for (value_id, phase), uses in self.model.uses.items():
             seconds += self._group(value_id, phase, uses)
         whole = tuple(REPLICATE for _ in self.costing.sizes)
@@ -83,7 +83,7 @@ class _Walk:
     def _group(self, value: int, phase: str, uses: list[Use]) -> float:
         if self.model.graph.values[value].is_given:
             return 0.0
-        share = self.shown if phase == "update" or value in self.model.formats else 1.0
+        share = self.exposed if phase == "update" or value in self.model.formats else 1.0
         before = self._produced(value)
         hub = self.choices.hubs.get((value, phase), before)
         seconds = self._change(value, phase, before, hub)

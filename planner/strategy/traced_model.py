@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from cost_models.memory import dtype_bytes
+from planner.dims.roots import Root, is_view
 from planner.dims.subdims import SubDims
 from planner.dims.ties import Ties
-from planner.dims.views import Root, is_view
 from planner.graph.graph import Graph, Node, Parameter
 from planner.strategy.strategies import Option
 

@@ -1,9 +1,9 @@
 """The memory of every choice over time: the usages of the strategy-selection problem.
 
-Table -> usages. Held are: parameters in their `updated` layout and optimizer state, at all times; a
-parameter that is kept whole, from its first reading to its last; a value, from its writer to its
-last reader; a reduced gradient, until the update; the result of a change of layout, while it is
-read. Usages that are alike become one, with a profile over time.
+CostTable -> usages. Held are: parameters in their `updated` layout and optimizer state, at all
+times; a parameter that is kept whole, from its first reading to its last; a value, from its writer
+to its last reader; a reduced gradient, until the update; the result of a change of layout, while it
+is read. Usages that are alike become one, with a profile over time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from cost_models.memory import dtype_bytes
 from planner.graph.layout import Layout
 from planner.solver.problem.pairs import PairUsage
 from planner.solver.problem.problem import Array, Usage, spans_of
+from planner.strategy.cost_table import CostTable
 from planner.strategy.strategies import ParameterStrategy
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Use
 from planner.strategy.update_costs import local_numel
 
@@ -31,7 +31,7 @@ _LARGE = 0.02
 
 
 def usages(
-    table: Table, edge_number: dict[tuple[int, int], int], limit: float
+    table: CostTable, edge_number: dict[tuple[int, int], int], limit: float
 ) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
     """The usages of nodes, and those of pairs: the results of changes of layout, which the choices
     at both ends determine. `limit` is the bytes per device."""
@@ -39,7 +39,9 @@ def usages(
 
 
 class _Usages:
-    def __init__(self, table: Table, edge_number: dict[tuple[int, int], int], large: float) -> None:
+    def __init__(
+        self, table: CostTable, edge_number: dict[tuple[int, int], int], large: float
+    ) -> None:
         self.large = large
         self.table, self.edge_number = table, edge_number
         self.horizon = len(table.model.graph.nodes) + 1
@@ -92,7 +94,7 @@ class _Usages:
         return last
 
     def _consumed(self, use: Use) -> tuple[int, list[Layout]]:
-        """`Table.consumed`, computed once for uses that are alike."""
+        """`CostTable.consumed`, computed once for uses that are alike."""
         key = self.table.model.consumer_key(use)
         if key not in self.reads:
             self.reads[key] = self.table.consumed(use)

@@ -176,9 +176,9 @@ def _fill_diagonal_in_place(x: Tensor, value: float, wrap: bool = False) -> Any:
 def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
     """A softmax that is 0 where every entry is minus infinity."""
     x = x if dtype is None else x.to(dtype)
-    hidden = aten.all.dim(aten.eq.Scalar(x, float("-inf")), dim, True)
+    masked = aten.all.dim(aten.eq.Scalar(x, float("-inf")), dim, True)
     return aten.where.self(
-        hidden, aten.scalar_tensor.default(0.0, dtype=x.dtype), aten._softmax.default(x, dim, False)
+        masked, aten.scalar_tensor.default(0.0, dtype=x.dtype), aten._softmax.default(x, dim, False)
     )
 
 

@@ -20,7 +20,7 @@ from cost_models.device import OpRow
 from cost_models.memory import dtype_bytes
 from planner.graph.graph import Ref
 from planner.kernels.formats import tensors_in
-from planner.program.operators import resolve
+from planner.program.operators import callable_of
 from planner.rules import RULES, Call, OpCost
 
 __all__ = ["DEVICE_GEMM_SHAPES", "GEMM_SHAPES", "Case", "cases", "gemm_case", "row_of"]
@@ -94,7 +94,7 @@ class Case:
 
     def call(self) -> Callable[..., Any]:
         """The callable that the executor binds for the op."""
-        function, kwargs = resolve(self.op), dict(self.kwargs)
+        function, kwargs = callable_of(self.op), dict(self.kwargs)
         return (lambda *arguments: function(*arguments, **kwargs)) if kwargs else function
 
 
@@ -332,7 +332,7 @@ def _loss(device: torch.device, rows: int, classes: int) -> Arguments:
 
 def _loss_backward(device: torch.device, rows: int, classes: int) -> Arguments:
     logits, target, ignored = _loss(device, rows, classes)
-    _, lse = resolve("shardwright.cross_entropy")(logits, target, ignored)
+    _, lse = callable_of("shardwright.cross_entropy")(logits, target, ignored)
     return torch.ones((), device=device), logits, target, lse, ignored
 
 
@@ -457,7 +457,7 @@ def _attention_backward(
     device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> Arguments:
     *qkv, causal, scale = _attention(device, shape, dtype)
-    out, lse = resolve("shardwright.attention")(*qkv, causal, scale)
+    out, lse = callable_of("shardwright.attention")(*qkv, causal, scale)
     return torch.randn_like(out), *qkv, out, lse, causal, scale
 
 
@@ -485,7 +485,7 @@ def _lstm_backward(
     device: torch.device, steps: int, batch: int, inputs: int, hidden: int
 ) -> Arguments:
     arguments = _lstm(device, steps, batch, inputs, hidden)
-    y, _, c, reserve = resolve("shardwright.lstm")(*arguments)
+    y, _, c, reserve = callable_of("shardwright.lstm")(*arguments)
     return torch.randn_like(y), None, None, *arguments, y, c, reserve
 
 

@@ -22,8 +22,8 @@ from planner.search.least import Least, Weights, weights_of
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Problem
 from planner.strategy.choices import read_choices
+from planner.strategy.cost_table import CostTable
 from planner.strategy.problem import problem_of
-from planner.strategy.table import Table
 from planner.workload.ask import Ask
 
 
@@ -62,12 +62,12 @@ def every_choice(problem: Problem) -> Iterator[tuple[int, ...]]:
     return extend(())
 
 
-def step_of(table: Table, choice: tuple[int, ...], cluster: Cluster, mesh: str) -> float:
+def step_of(table: CostTable, choice: tuple[int, ...], cluster: Cluster, mesh: str) -> float:
     program = lower(table.model, mesh_of(mesh), read_choices(table, choice), table.costing)
     return predict(program, cluster).step_time_s
 
 
-def least_of(table: Table, choice: tuple[int, ...], weights: Weights) -> float:
+def least_of(table: CostTable, choice: tuple[int, ...], weights: Weights) -> float:
     """The bound on the steps of all choices that differ from `choice` in their hubs alone."""
     problem, hubs = (
         bound_problem(table, Least(table.model, table.costing, weights)),

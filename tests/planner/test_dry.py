@@ -68,14 +68,14 @@ def test_like_calls_are_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     for layers in (2, 6):
         program, calls = program_of("gpt", layers=layers), []
         monkeypatch.setattr(
-            dry, "resolve", lambda op, calls=calls: calls.append(op) or dry_resolve(op)
+            dry, "callable_of", lambda op, calls=calls: calls.append(op) or dry_callable_of(op)
         )
         dry_run(program)
         counts.append(len(calls))
     assert counts[0] == counts[1] > 20
 
 
-dry_resolve = dry.resolve
+dry_callable_of = dry.callable_of
 
 
 class Small(torch.nn.Module):
@@ -103,7 +103,7 @@ def test_a_plan_that_cannot_run_is_not_handed_out(monkeypatch: pytest.MonkeyPatc
         raise RuntimeError("no tanh today\nand no backtrace")
 
     monkeypatch.setattr(
-        dry, "resolve", lambda op: refuse if op == "aten.tanh.default" else dry_resolve(op)
+        dry, "callable_of", lambda op: refuse if op == "aten.tanh.default" else dry_callable_of(op)
     )
     ask = replace(ask_for("mlp", 2), model=f"{__file__}:small", batch=None, settings={})
     with pytest.raises(

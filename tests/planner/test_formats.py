@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_unflatten
 
 from planner.kernels.formats import ADDRESS_READERS
-from planner.program.operators import bare, resolve
+from planner.program.operators import bare, callable_of
 
 #: Ops whose result is no value but a place in memory, or not written yet; those that draw numbers
 #: are ours, from a key.
@@ -178,11 +178,11 @@ def test_ops_that_read_by_address_are_known_and_made_right(device: str) -> None:
     unknown = {
         one.op: why
         for one in calls
-        if one.op not in ADDRESS_READERS and (why := wrong(one, resolve(one.op)))
+        if one.op not in ADDRESS_READERS and (why := wrong(one, callable_of(one.op)))
     }
     assert not unknown, (
         f"ops that read their operands by address, and are not in ADDRESS_READERS: {unknown}"
     )
     readers = [one for one in calls if one.op in ADDRESS_READERS]
     assert {one.op for one in readers if not wrong(one, bare(one.op))} < {one.op for one in readers}
-    assert [why for one in readers for why in [wrong(one, resolve(one.op))] if why] == []
+    assert [why for one in readers for why in [wrong(one, callable_of(one.op))] if why] == []

@@ -18,7 +18,7 @@ from planner.report.report import report
 from planner.search.padding import cheaper_sizes, resized, vocabulary
 from planner.search.search import Found, search
 from planner.solver.exact.ilp import solve
-from planner.strategy.build_table import build_table
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import read_choices
 from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
@@ -38,7 +38,7 @@ def test_a_resized_model_costs_what_the_traced_one_does(
     assert large.dims.shapes == wanted.model.dims.shapes
     assert [v.shape for v in large.graph.values] == [v.shape for v in wanted.model.graph.values]
     assert total_gradient_bytes(large.graph) == total_gradient_bytes(wanted.model.graph)
-    ours = build_table(large, wanted.costing, pins_for(large, mesh_of("a=2,b=2"), ()))
+    ours = build_cost_table(large, wanted.costing, pins_for(large, mesh_of("a=2,b=2"), ()))
     assert all(np.array_equal(a, b) for a, b in zip(ours.costs, wanted.costs, strict=True))
     assert ours.pairs.keys() == wanted.pairs.keys()
     assert all(np.array_equal(ours.pairs[key], wanted.pairs[key]) for key in ours.pairs)

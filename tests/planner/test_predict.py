@@ -67,7 +67,7 @@ def test_the_serial_step_is_the_objective(
         for i in found.program.instructions
         if isinstance(i, Communicate) and (i.phase == "update" or gathered & set(i.sources))
     ]
-    shown = recost(found.model, found.table.costing, found.choices, hidden=1.0)
+    shown = recost(found.model, found.table.costing, found.choices, overlapped=1.0)
     alone = step - sum(map(seconds, together))
     assert 0.998 * shown <= alone <= (shown + copied_to_free(found)) * (1 + 1e-9)
 

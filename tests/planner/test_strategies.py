@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from small_plans import ask_for, traced
 
+from planner.dims.roots import is_view
 from planner.dims.subdims import OpDims
-from planner.dims.views import is_view
 from planner.graph.layout import (
     PARTIAL_SUM,
     REPLICATE,

@@ -24,11 +24,11 @@ from planner.program.program import Communicate
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.pairs import completed
 from planner.solver.problem.solution import Solution
-from planner.strategy.build_table import build_table
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import read_choices, recost
+from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.problem import problem_of
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Pins
 
 MODELS = ("lstm", "bilstm", "mlp", "cnn", "gpt")
@@ -37,7 +37,7 @@ MESHES = ("a=4", "a=2,b=2", "a=4,b=2", THREE_AXES)
 
 
 @cache
-def table(model: str, mesh: str, hardware: str = "cpu") -> Table:
+def table(model: str, mesh: str, hardware: str = "cpu") -> CostTable:
     cluster = load_cluster(hardware, num_devices=mesh_of(mesh).num_devices)
     sizes = {"layers": 4} if model == "gpt" else {}
     return table_of(ask_for(model, **sizes), mesh, cluster=cluster)
@@ -55,30 +55,32 @@ def table(model: str, mesh: str, hardware: str = "cpu") -> Table:
     ],
 )
 def test_recost_equals_the_objective(model: str, mesh: str) -> None:
-    """Of random choices and of the best, with and without hidden communication: walked over the
+    """Of random choices and of the best, with and without communication overlapped: walked over the
     whole graph, no two layers taken together, the cost is that of the tied problem (a peer's
     tied problem drops edges between layers: 1.2 % off)."""
     found = table(model, mesh)
-    for hidden in (0.0, 0.7):
-        problem = problem_of(found, hidden=hidden)
+    for overlapped in (0.0, 0.7):
+        problem = problem_of(found, overlapped=overlapped)
         choices = [chosen_at_random(problem, seed) for seed in range(2)]
-        if hidden == 0.0 and mesh != THREE_AXES:
+        if overlapped == 0.0 and mesh != THREE_AXES:
             choices.append(solve(problem).choice)
         for choice in choices:
             cost = problem.cost(choice)
             assert np.isfinite(cost) and cost > 0.0
-            again = recost(found.model, found.costing, read_choices(found, choice), hidden=hidden)
+            again = recost(
+                found.model, found.costing, read_choices(found, choice), overlapped=overlapped
+            )
             assert again == pytest.approx(cost, rel=1e-12)
 
 
-def test_hidden_communication_is_that_of_parameters_and_gradients() -> None:
+def test_overlapped_communication_is_that_of_parameters_and_gradients() -> None:
     """Pure data parallel on a GPU: what hiding leaves out of the objective is the share of the
     gradients' all-reduce."""
     ask = ask_for("mlp", batch=64)
     cluster = load_cluster("dgx-h100", num_devices=8)
     found = table_of(ask, "dp=8", ("*=ddp",), cluster=cluster)
     choice = solve(problem_of(found)).choice
-    whole, half, none = (problem_of(found, hidden=h).cost(choice) for h in (0.0, 0.5, 1.0))
+    whole, half, none = (problem_of(found, overlapped=h).cost(choice) for h in (0.0, 0.5, 1.0))
     graph = found.model.graph
     numels = [graph.values[p.gradient].numel for p in graph.parameters]
     reduced = sum(found.costing.messages.bucketed("all_reduce", (0,), 8.0 * n) for n in numels)
@@ -105,7 +107,7 @@ def test_a_single_device_moves_nothing() -> None:
     assert all(len(c) == 1 or np.isfinite(c).all() for c in found.costs)
     assert all(
         not np.where(np.isfinite(pair), pair, 0.0).any()
-        for pair in (*found.pairs.values(), *found.hideable_pairs.values())
+        for pair in (*found.pairs.values(), *found.overlappable_pairs.values())
     )
 
 
@@ -116,10 +118,10 @@ def test_pins_that_leave_nothing_name_the_op() -> None:
         NoPlan,
         match=r"no strategy is left for aten\.relu\.default in 'the model'|in '.*' under these pins",
     ):
-        build_table(found.model, found.costing, nothing)
+        build_cost_table(found.model, found.costing, nothing)
     unkept = Pins(parameter=lambda parameter, axis, option: parameter.name != "output.bias")
     with pytest.raises(NoPlan, match=r"no way to store parameter 'output.bias' is left"):
-        build_table(found.model, found.costing, unkept)
+        build_cost_table(found.model, found.costing, unkept)
 
 
 def test_a_split_that_is_too_fine_says_what_would_fit() -> None:

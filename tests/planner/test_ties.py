@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from small_plans import ask_for, traced
 
+from planner.dims.roots import is_view
 from planner.dims.ties import layer_of, pattern_of
-from planner.dims.views import is_view
 from planner.strategy.traced_model import Model
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Problem
-from planner.strategy.build_table import build_table
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import read_choices, recost
 from planner.strategy.problem import problem_of
 from planner.strategy.traced_model import Model, Pins
@@ -245,5 +245,5 @@ def test_tying_by_place_loses_nothing(kind: str, batch: int, width: int) -> None
     assert recost(found.model, found.costing, read_choices(found, best.choice)) == pytest.approx(
         best.objective, rel=1e-12
     )
-    free = build_table(by_number(found.model), found.costing, Pins())
+    free = build_cost_table(by_number(found.model), found.costing, Pins())
     assert best.objective == pytest.approx(least(problem_of(free)), rel=1e-6)

@@ -20,7 +20,7 @@ from planner.lowering.lower import lower
 from planner.plans.replay import modelled
 from planner.program.program import Program
 from planner.solver.exact.ilp import solve
-from planner.strategy.build_table import build_table
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import read_choices
 from planner.strategy.costing import Costing
 from planner.strategy.problem import problem_of
@@ -108,7 +108,7 @@ def program_of(look: Callable[[Looked, Tensor, Tensor], Tensor]) -> Program:
     costing = Costing(
         load_cluster("cpu", num_devices=1), (1,), "adam", total_gradient_bytes(model.graph)
     )
-    table = build_table(model, costing, Pins())
+    table = build_cost_table(model, costing, Pins())
     return lower(
         model, Mesh(("a",), (1,)), read_choices(table, solve(problem_of(table)).choice), costing
     )

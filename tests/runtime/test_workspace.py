@@ -13,7 +13,7 @@ from planner import kernels
 from planner.kernels.formats import tensors_in
 from planner.predict.kernel_call import Kind
 from planner.predict.workspace import workspace
-from planner.program.operators import resolve
+from planner.program.operators import callable_of
 from planner.program.program import Compute, Ref
 from planner.torch_private.allocator import allocations
 
@@ -207,7 +207,7 @@ def kind_of(tensor: Tensor) -> Kind:
 @torch.no_grad()
 def transient(op: str, arguments: tuple[Any, ...]) -> tuple[int, list[Kind]]:
     """The most that is allocated during a call beside its results, and the kinds of these."""
-    call = resolve(op)
+    call = callable_of(op)
     call(*arguments)
     with allocations(torch.device("cpu")) as found:
         out = call(*arguments)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cost_models.errors import BadValue
-from planner.solver.problem.problem import FORBIDDEN, Edge, Problem, Table, Usage
+from planner.solver.problem.problem import FORBIDDEN, Edge, Numbers, Problem, Usage
 
 __all__ = ["parse_contest", "read_contest"]
 
@@ -110,7 +110,7 @@ def _section(found: Any, where: str) -> Mapping[str, Any]:
     return found
 
 
-def _tables(found: Any, where: str) -> list[Table]:
+def _tables(found: Any, where: str) -> list[Numbers]:
     """Lists of integers as arrays, which are views of one array."""
     if not isinstance(found, list) or not all(isinstance(row, list) for row in found):
         raise BadValue(f"{where} is not a list of lists")
@@ -153,7 +153,7 @@ def _compressed(
     )
 
 
-def _edge(index: int, pair: tuple[int, int], table: Table, costs: Sequence[Table]) -> Edge:
+def _edge(index: int, pair: tuple[int, int], table: Numbers, costs: Sequence[Numbers]) -> Edge:
     u, v = pair
     if not (0 <= u < len(costs) and 0 <= v < len(costs)):
         raise BadValue(f"edge {index} joins nodes {u} and {v}, there are {len(costs)} (from 0 on)")
@@ -164,7 +164,9 @@ def _edge(index: int, pair: tuple[int, int], table: Table, costs: Sequence[Table
     return Edge(u=u, v=v, cost=table.reshape(len(costs[u]), len(costs[v])))
 
 
-def _check_sums(costs: Sequence[Table], tables: Sequence[Table], usages: Sequence[Table]) -> None:
+def _check_sums(
+    costs: Sequence[Numbers], tables: Sequence[Numbers], usages: Sequence[Numbers]
+) -> None:
     """Raises BadValue unless the largest cost and memory that a choice could have are below
     2^63."""
     dearest, fullest = (
@@ -181,7 +183,7 @@ def _check_sums(costs: Sequence[Table], tables: Sequence[Table], usages: Sequenc
         )
 
 
-def _sum_of_largest(tables: Sequence[Table], left_out: float) -> float:
+def _sum_of_largest(tables: Sequence[Numbers], left_out: float) -> float:
     """The sum, over tables, of the largest absolute value below `left_out`."""
     filled = [table for table in tables if table.size]
     if not filled:

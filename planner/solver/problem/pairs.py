@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.solver.problem.problem import Choice, Edge, Problem, Span, Table, Usage
+from planner.solver.problem.problem import Choice, Edge, Numbers, Problem, Span, Usage
 
 __all__ = ["PairUsage", "completed", "peak_with_pairs", "with_pair_usages"]
 
@@ -23,7 +23,7 @@ class PairUsage:
     """Bytes held by a pair: `nbytes[i, j]` where edge number `edge` sees i and j."""
 
     edge: int
-    nbytes: Table
+    nbytes: Numbers
     spans: tuple[Span, ...]
 
 

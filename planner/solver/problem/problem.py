@@ -27,7 +27,7 @@ __all__ = [
     "Edge",
     "Problem",
     "Span",
-    "Table",
+    "Numbers",
     "Usage",
     "forbids",
     "spans_of",
@@ -35,7 +35,7 @@ __all__ = [
 
 Array = NDArray[np.float64]
 #: A table of costs or bytes: floats, or integers that are to be added exactly.
-Table = NDArray[Any]
+Numbers = NDArray[Any]
 Choice = tuple[int, ...]
 #: From which time to which (exclusive), and how many times over.
 Span = tuple[int, int, float]
@@ -50,7 +50,7 @@ class Usage:
     span says (a repeated layer holds its tensors once per layer)."""
 
     node: int
-    nbytes: Table
+    nbytes: Numbers
     spans: tuple[Span, ...]
 
     def times(self, at: int) -> float:
@@ -65,7 +65,7 @@ class Edge:
 
     u: int
     v: int
-    cost: Table
+    cost: Numbers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,12 +74,12 @@ class Problem:
     `base` are the bytes held at each time under any choice, `clock` the name of each time if that
     is not its number."""
 
-    costs: tuple[Table, ...]
+    costs: tuple[Numbers, ...]
     edges: tuple[Edge, ...] = ()
     usages: tuple[Usage, ...] = ()
     horizon: int = 0
     limit: float = float("inf")
-    base: Table | None = None
+    base: Numbers | None = None
     clock: tuple[int, ...] = ()
     names: tuple[str, ...] = field(default=())
 
@@ -127,7 +127,7 @@ class Problem:
         """Bytes left for choices at a time: the limit less what is always held."""
         return self.limit if self.base is None else self.limit - float(self.base[at])
 
-    def memory(self, choice: Choice) -> Table:
+    def memory(self, choice: Choice) -> Numbers:
         """Bytes held at every time under a choice."""
         whole = all(
             u.nbytes.dtype.kind in "iu" and all(float(s[2]).is_integer() for s in u.spans)
@@ -155,7 +155,7 @@ class Problem:
         return peak <= self.limit if isinstance(peak, int) else peak <= self.limit * (1 + 1e-9)
 
 
-def forbids(table: Table) -> NDArray[np.bool_]:
+def forbids(table: Numbers) -> NDArray[np.bool_]:
     """The entries of a table of costs that are forbidden."""
     found: NDArray[np.bool_] = table >= FORBIDDEN
     return found
@@ -171,7 +171,7 @@ def spans_of(profile: Array) -> tuple[Span, ...]:
 
 def _check_numbers(
     what: str,
-    tables: Sequence[Table],
+    tables: Sequence[Numbers],
     *,
     least: float = -FORBIDDEN,
     names: Iterable[int] | None = None,

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from planner.solver.problem.problem import FORBIDDEN, Choice, Problem, Table
+from planner.solver.problem.problem import FORBIDDEN, Choice, Numbers, Problem
 
 __all__ = ["problem_text"]
 
@@ -91,7 +91,7 @@ def _memory(problem: Problem, choice: Choice | None) -> Iterator[str]:
     yield from _left(problem.horizon, "times")
 
 
-def _range(problem: Problem) -> tuple[Table, Table]:
+def _range(problem: Problem) -> tuple[Numbers, Numbers]:
     """At every time, the sum of the least bytes of each node, and that of the most."""
     base = np.zeros(problem.horizon) if problem.base is None else problem.base.astype(float)
     least, most = base.copy(), base.copy()
@@ -113,7 +113,7 @@ def _time(problem: Problem, at: int) -> str:
     return str(problem.clock[at]) if at < len(problem.clock) else "the end"
 
 
-def _row(table: Table, taken: int | None) -> str:
+def _row(table: Numbers, taken: int | None) -> str:
     cells = [
         f"[{_number(x)}]" if at == taken else _number(x) for at, x in enumerate(table.tolist())
     ]

@@ -15,7 +15,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.solver.problem.problem import Array, Choice, Edge, Problem, Span, Table, Usage, forbids
+from planner.solver.problem.problem import (
+    Array,
+    Choice,
+    Edge,
+    Numbers,
+    Problem,
+    Span,
+    Usage,
+    forbids,
+)
 
 __all__ = ["Contradiction", "Reduced", "Working"]
 
@@ -253,7 +262,7 @@ class Working:
             )
 
 
-def _priced(table: Table) -> Array:
+def _priced(table: Numbers) -> Array:
     """A table of costs as floats, with infinity for forbidden entries."""
     found = table.astype(np.float64)
     found[forbids(found)] = np.inf

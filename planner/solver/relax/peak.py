@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from planner.solver.problem.problem import Array, Choice, Edge, Problem, Table, forbids
+from planner.solver.problem.problem import Array, Choice, Edge, Numbers, Problem, forbids
 from planner.solver.reduce.reduce import STEPS, Contradiction, reduce
 from planner.solver.reduce.rows import Rows
 from planner.solver.relax.polytope import Polytope
@@ -123,7 +123,7 @@ def _least(problem: Problem) -> float:
 
 
 def _without_costs(problem: Problem) -> Problem:
-    def free(table: Table) -> Table:
+    def free(table: Numbers) -> Numbers:
         return np.where(forbids(table), np.inf, 0.0)
 
     return Problem(

@@ -1,6 +1,6 @@
-"""Fills a `Table`: the cost of every op, parameter and change of layout on one mesh, by class.
+"""Fills a `CostTable`: the cost of every op, parameter and change of layout on one mesh, by class.
 
-Model, costs, pins -> Table.
+Model, costs, pins -> CostTable.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import numpy as np
 
 from cost_models.errors import NoPlan
 from cost_models.memory import dtype_bytes
+from planner.dims.roots import is_view
 from planner.dims.subdims import OpDims
-from planner.dims.views import is_view
 from planner.graph.graph import Node, Parameter
 from planner.graph.layout import REPLICATE, Layout, is_partial, is_split
 from planner.solver.problem.problem import Array
+from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.redistribute import Layouts
 from planner.strategy.strategies import (
@@ -29,19 +30,18 @@ from planner.strategy.strategies import (
     options_of,
     parameter_strategies,
 )
-from planner.strategy.table import Table
 from planner.strategy.traced_model import Model, Pins, Use
 
-__all__ = ["TooLarge", "build_table"]
+__all__ = ["TooLarge", "build_cost_table"]
 
 
 class TooLarge(Exception):
     """The table has more pairs of strategies than allowed."""
 
 
-def build_table(
+def build_cost_table(
     model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")
-) -> Table:
+) -> CostTable:
     """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises
     TooLarge if there are more than `most_pairs` pairs of strategies."""
     return _Builder(model, costing, pins, most_pairs).table()
@@ -60,7 +60,7 @@ class _Reading:
 
 
 class _Builder:
-    """Collects nodes and edges, class by class, into a `Table`."""
+    """Collects nodes and edges, class by class, into a `CostTable`."""
 
     def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
         self.model, self.costing, self.pins, self.most_pairs = model, costing, pins, most_pairs
@@ -72,14 +72,14 @@ class _Builder:
         self.hub_of: dict[tuple[int, str], int] = {}
         self.splits: dict[Hashable, tuple[Strategy, ...]] = {}
         self.casts: set[int] = set()
-        self.hideable_costs: dict[int, Array] = {}
+        self.overlappable_costs: dict[int, Array] = {}
         self.pairs: dict[tuple[int, int], Array] = {}
-        self.hideable_pairs: dict[tuple[int, int], Array] = {}
+        self.overlappable_pairs: dict[tuple[int, int], Array] = {}
 
-    def table(self) -> Table:
+    def table(self) -> CostTable:
         """The whole table."""
         node_of, parameter_of = self._ops(), self._parameters()
-        table = Table(
+        table = CostTable(
             model=self.model,
             costing=self.costing,
             node_of=node_of,
@@ -89,9 +89,9 @@ class _Builder:
             parameter_strategies=self.parameter_strategies,
             hub_layouts=self.hub_layouts,
             costs=(),
-            hideable_costs=self.hideable_costs,
+            overlappable_costs=self.overlappable_costs,
             pairs=self.pairs,
-            hideable_pairs=self.hideable_pairs,
+            overlappable_pairs=self.overlappable_pairs,
             names=(),
         )
         self._connect(table)
@@ -231,12 +231,12 @@ class _Builder:
                 [self.costing.updates.gather(flat, dtype_bytes(value.dtype), s) for s in found]
             ) * len(members)
             if gathers.any():
-                self.hideable_costs[out[-1]] = gathers
+                self.overlappable_costs[out[-1]] = gathers
         return tuple(out)
 
     # ---------------------------------------------------------------------------------------- edges
 
-    def _connect(self, table: Table) -> None:
+    def _connect(self, table: CostTable) -> None:
         """Adds the edges. Readings that are alike are priced once, and counted as often as they
         occur. All are listed before the first is priced, so that a table that is too large is
         refused by its sizes alone."""
@@ -254,7 +254,9 @@ class _Builder:
             self._edge(reading)
         self._loss(table)
 
-    def _readings(self, table: Table, alike: list[tuple[int, str, list[Use]]]) -> list[_Reading]:
+    def _readings(
+        self, table: CostTable, alike: list[tuple[int, str, list[Use]]]
+    ) -> list[_Reading]:
         """The readings of a value in a phase: by its only reader, or by a hub and from there by its
         readers."""
         value, phase, uses = alike[0]
@@ -287,15 +289,15 @@ class _Builder:
         cost = self._conversion(value, phase, before, after) * reading.times
         if self._casts(v, value):
             cost[_gathered(before, after)] = np.inf
-        hideable = phase == "update" or value in self.model.formats
+        overlappable = phase == "update" or value in self.model.formats
         if u == v:
             diagonal = np.diagonal(cost)
-            if hideable:
-                self.hideable_costs[u] = self.hideable_costs.get(u, 0.0) + diagonal
+            if overlappable:
+                self.overlappable_costs[u] = self.overlappable_costs.get(u, 0.0) + diagonal
             else:
                 self.costs[u] = self.costs[u] + diagonal
             return
-        pairs = self.hideable_pairs if hideable else self.pairs
+        pairs = self.overlappable_pairs if overlappable else self.pairs
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
         pairs[key] = pairs[key] + table if key in pairs else table.copy()
 
@@ -323,7 +325,7 @@ class _Builder:
         place = self.model.graph.nodes[writer].results.index(value)
         return place in self.model.dims.ops[writer].signature.opaque
 
-    def _loss(self, table: Table) -> None:
+    def _loss(self, table: CostTable) -> None:
         """Adds the cost of reducing the loss, which every device returns."""
         root = self.model.roots[self.model.graph.loss]
         produced = table.produced(root.value)

@@ -14,7 +14,7 @@ from planner.dims.subdims import SubDims
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout
 
-__all__ = ["Root", "is_view", "resolve"]
+__all__ = ["Root", "is_view", "roots_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +44,7 @@ def is_view(dims: SubDims, node: int) -> bool:
     return dims.ops[node].signature.view
 
 
-def resolve(graph: Graph, dims: SubDims) -> tuple[Root, ...]:
+def roots_of(graph: Graph, dims: SubDims) -> tuple[Root, ...]:
     """For every value, its root (itself if it is no view)."""
     roots = [Root(v.id, tuple(range(len(dims.atoms[v.id])))) for v in graph.values]
     for node in graph.nodes:

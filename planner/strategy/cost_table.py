@@ -1,6 +1,6 @@
 """The cost table: the cost of every choice, for the graph on one mesh.
 
-Graph, sub-dims, ties, costs -> Table. A problem node is a class of tied ops, a class of tied
+Graph, sub-dims, ties, costs -> CostTable. A problem node is a class of tied ops, a class of tied
 parameters, or a *hub*: a value that several ops of a phase read first gets one layout, so that a
 redistribution that they share is paid once. Invariant: the objective of a choice equals the one
 that `recost` computes by walking the whole, untied graph.
@@ -18,11 +18,11 @@ from planner.strategy.costing import Costing
 from planner.strategy.strategies import ParameterStrategy, Strategy
 from planner.strategy.traced_model import Model, Use
 
-__all__ = ["Table"]
+__all__ = ["CostTable"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Table:
+class CostTable:
     """The costs, and the numbers of the problem's nodes: `node_of[c]` for a class of ops (None for
     views), `parameter_of[c]` for a class of parameters, `hub_of[root value, phase]` for hubs.
     `strategies[n]` (or the like) are the choices of problem node n."""
@@ -36,19 +36,19 @@ class Table:
     parameter_strategies: dict[int, tuple[ParameterStrategy, ...]]
     hub_layouts: dict[int, tuple[Layout, ...]]
     costs: tuple[Array, ...]
-    hideable_costs: dict[int, Array]
+    overlappable_costs: dict[int, Array]
     pairs: dict[tuple[int, int], Array]
-    hideable_pairs: dict[tuple[int, int], Array]
+    overlappable_pairs: dict[tuple[int, int], Array]
     names: tuple[str, ...]
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:
         """The pairs of problem nodes with a cost between them, in the problem's order."""
-        return tuple(dict.fromkeys([*self.pairs, *self.hideable_pairs]))
+        return tuple(dict.fromkeys([*self.pairs, *self.overlappable_pairs]))
 
     def forbidden(self, edge: tuple[int, int]) -> Array:
         """Infinite for pairs of choices that are impossible, else 0."""
-        known = [table[edge] for table in (self.pairs, self.hideable_pairs) if edge in table]
+        known = [table[edge] for table in (self.pairs, self.overlappable_pairs) if edge in table]
         return np.where(np.all([np.isfinite(table) for table in known], axis=0), 0.0, np.inf)
 
     def produced(self, value: int) -> tuple[int, list[Layout]] | None:
