@@ -78,5 +78,5 @@ def _in_words(axis: Mapping[str, Any]) -> str:
     elif axis["ranks_per_node"] == 1:
         where = "between nodes"
     else:
-        where = f"inside and between nodes ({axis['num_nodes']} nodes, {axis['ranks_per_node']} devices of each)"
+        where = f"inside and between nodes ({axis['num_nodes']} nodes, {axis['ranks_per_node']} devices on each)"
     return f"{axis['name']}={axis['size']} {where} over {over}"

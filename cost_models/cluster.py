@@ -97,8 +97,8 @@ def _rows(
             isinstance(v, str) if t is str else _is_positive(v)
             for v, t in zip(row, types, strict=True)
         ):
-            expected = ", ".join("text" if t is str else "positive number" for t in types)
-            raise BadHardware(f"{where}: a row of {name} is [{expected}], got {row!r}")
+            expected = ", ".join("string" if t is str else "positive number" for t in types)
+            raise BadHardware(f"{where}: a row of {name} must be [{expected}], got {row!r}")
         rows.append(tuple(t(v) for v, t in zip(row, types, strict=True)))
     return rows
 
@@ -110,7 +110,7 @@ def _links(where: str, rows: Any) -> tuple[tuple[int, int, int], ...]:
             isinstance(row, list) and len(row) == 3 and all(type(v) is int and v >= 0 for v in row)
         ):
             raise BadHardware(
-                f"{where}: a link is [local device, local device, bricks], got {row!r}"
+                f"{where}: a link must be [local device, local device, bricks], got {row!r}"
             )
     return tuple((a, b, bricks) for a, b, bricks in rows)
 
@@ -191,7 +191,7 @@ def _part(
         return f"{where} [{what}]", value
     if not isinstance(value, str):
         raise BadHardware(
-            f"{where}: missing key {what!r}: the name of a {what} or a table [{what}]"
+            f"{where}: missing key {what!r}: give the name of a {what} or a table [{what}]"
         )
     path = _find(folder, what, value)
     return str(path), _read(path)
@@ -269,10 +269,12 @@ def _texts(where: str, raw: Mapping[str, Any], name: str) -> dict[str, str]:
     not a text."""
     found = raw.get(name, {})
     if not isinstance(found, Mapping):
-        raise BadHardware(f"{where}: {name} is a table of texts, got {found!r}")
+        raise BadHardware(f"{where}: {name} must be a table of strings, got {found!r}")
     for key, value in found.items():
         if not isinstance(value, str):
-            raise BadHardware(f"{where} [{name}]: {key} is a text, got {value!r}: put it in quotes")
+            raise BadHardware(
+                f"{where} [{name}]: {key} must be a string, got {value!r}: put it in quotes"
+            )
     return dict(found)
 
 
@@ -327,7 +329,7 @@ def parse_cluster(text: str, where: str, *, num_devices: int, num_nodes: int) ->
     try:
         cluster = _cluster(where, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
-        raise BadHardware(f"{where}: not a TOML text ({error})") from error
+        raise BadHardware(f"{where}: not TOML ({error})") from error
     devices, nodes, width = place(cluster, num_devices, num_nodes)
     return replace(cluster, num_devices=devices, num_nodes=nodes, node_width=width)
 

@@ -119,7 +119,8 @@ class Device:
         for name in ("memory_efficiency", "gemm_efficiency", "overlap"):
             if not 0 <= getattr(self, name) <= 1:
                 raise BadHardware(
-                    f"device {self.name!r}: {name} is a share between 0 and 1, got {getattr(self, name)}"
+                    f"device {self.name!r}: {name} must be between 0 and 1, got "
+                    f"{getattr(self, name)}"
                 )
         if self.lstm_library not in (None, *LSTM_LIBRARIES):
             raise BadHardware(
@@ -131,12 +132,13 @@ class Device:
             self.gemm_tiles and not (self.has_peak("fp16") or self.has_peak("bf16"))
         ):
             raise BadHardware(
-                f"device {self.name!r} needs a peak for fp32 and, where it has gemm_tiles, for fp16 or bf16"
+                f"device {self.name!r} needs a peak for fp32 and, if it has gemm_tiles, for fp16 "
+                "or bf16"
             )
         if self.reserved_memory >= self.memory:
             raise BadHardware(
-                f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves nothing "
-                f"of memory ({self.memory} B)"
+                f"device {self.name!r}: reserved_memory ({self.reserved_memory} B) leaves "
+                f"nothing of its memory ({self.memory} B)"
             )
 
     @property

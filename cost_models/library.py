@@ -39,7 +39,8 @@ class Protocol:
             )
         if not 0 < self.bandwidth_share <= 1:
             raise BadHardware(
-                f"protocol {self.name!r}: bandwidth_share is in (0, 1], got {self.bandwidth_share}"
+                f"protocol {self.name!r}: bandwidth_share must be in (0, 1], got "
+                f"{self.bandwidth_share}"
             )
 
     def hop(self, link_kind: str) -> float:

@@ -91,7 +91,8 @@ class Intra:
             raise BadHardware(f"unknown fabric {self.fabric!r}, known: {', '.join(FABRICS)}")
         if (self.fabric == "mesh") != bool(self.links):
             raise BadHardware(
-                f"links belong to the fabric 'mesh' and only there, {self.fabric!r} has {len(self.links)}"
+                f"the fabric 'mesh' needs links and other fabrics take none, but {self.fabric!r} "
+                f"has {len(self.links)}"
             )
         if self.fabric == "mesh" and self.host_bandwidth is None:
             raise BadHardware(

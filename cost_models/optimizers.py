@@ -94,7 +94,8 @@ def check_settings(name: str, settings: Mapping[str, Any]) -> None:
     optimizer = optimizer_of(name)
     if optimizer.keras:
         raise BadValue(
-            f"--optimizer {name}: Keras's optimizers come with Keras's models; give adam, adamw, sgd or sgd-momentum"
+            f"--optimizer {name}: Keras optimizers are for Keras models only; give adam, adamw, "
+            "sgd or sgd-momentum"
         )
     for key, value in settings.items():
         if key not in SETTINGS[optimizer.kind]:
@@ -117,7 +118,7 @@ def _check_value(key: str, value: Any) -> None:
         if not isinstance(value, bool):
             raise BadValue(f"{key} {value}: give true or false")
     elif not (_is_number(value) and 0 <= value < float("inf")):
-        raise BadValue(f"{key.replace('_', ' ')} {value}: give a number from 0 on")
+        raise BadValue(f"{key.replace('_', ' ')} {value}: give a number of at least 0")
 
 
 def _is_number(value: Any) -> bool:

@@ -23,10 +23,12 @@ def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> t
         if value is not None and (
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
-            raise BadValue(f"the number of {what} must be a whole number from 1 on, got {value!r}")
+            raise BadValue(
+                f"the number of {what} must be a whole number of at least 1, got {value!r}"
+            )
         if value is not None and value > most:
             raise BadValue(
-                f"{cluster.name!r} has at most {most} {unit}, {value} {what} were asked for"
+                f"{cluster.name!r} has at most {most} {unit}, but {value} {what} were asked for"
             )
     devices = num_devices if num_devices is not None else per_node * (num_nodes or 1)
     nodes = num_nodes if num_nodes is not None else -(-devices // per_node)
@@ -41,9 +43,10 @@ def _check_spread(cluster: Cluster, devices: int, nodes: int, width: int) -> Non
     if width > per_node:
         held, needed = nodes * per_node, -(-devices // per_node)
         what = f"{nodes} nodes of {cluster.name!r} have {held} devices"
-        raise BadValue(f"{what}, {devices} were asked for: take {needed} nodes or more")
+        raise BadValue(f"{what}, but {devices} were asked for: take {needed} nodes or more")
     reached = -(-devices // width)
     if reached != nodes:
         raise BadValue(
-            f"{devices} devices, {width} a node, do not reach {nodes} nodes of {cluster.name!r}: take {reached}"
+            f"{devices} devices, {width} per node, leave some of {nodes} nodes of "
+            f"{cluster.name!r} empty: take {reached} nodes"
         )

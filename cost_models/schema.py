@@ -125,7 +125,7 @@ def read_table(
             out[key.field] = None
         elif key.type is str:
             if not isinstance(raw[key.name], str):
-                raise BadHardware(f"{where}: {key.name} must be a text, got {raw[key.name]!r}")
+                raise BadHardware(f"{where}: {key.name} must be a string, got {raw[key.name]!r}")
             out[key.field] = raw[key.name]
         else:
             out[key.field] = _number(where, key, raw[key.name])

@@ -103,7 +103,8 @@ class _Simulation:
         left += [task.id for queue in self.queues.values() for task, _ in queue]
         if left:
             raise BadValue(
-                f"{len(left)} tasks wait for tasks or devices that never come, the first is {left[0]!r}"
+                f"{len(left)} tasks wait for tasks or devices that never arrive; the first is "
+                f"{left[0]!r}"
             )
 
     def look(self, device: int, lane: str) -> None:
@@ -277,7 +278,7 @@ def simulate(
     Raises `BadValue` if tasks wait for each other or for a device outside the step.
     """
     if not 0 <= overlap <= 1:
-        raise BadValue(f"overlap is a share between 0 and 1, got {overlap}")
+        raise BadValue(f"overlap must be between 0 and 1, got {overlap}")
     outside = next((task for task in tasks if not 0 <= task.device < num_devices), None)
     if outside is not None:
         raise BadValue(

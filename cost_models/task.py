@@ -59,7 +59,8 @@ class Task:
             )
         if not (self.duration >= 0 and self.host_duration >= 0):
             raise BadValue(
-                f"task {self.id!r}: durations are >= 0, got {self.duration} and {self.host_duration} (host)"
+                f"task {self.id!r}: durations must be >= 0, got {self.duration} and "
+                f"{self.host_duration} (host)"
             )
         if self.group and self.device not in self.group:
             raise BadValue(

@@ -162,7 +162,7 @@ def _draw_hub(axes: Axes, cluster: Cluster, node: int, left: float, places: list
     for x, y in places:
         _line(axes, (x, y), (x, 1.5), intra.link, 3.0 if intra.fabric == "switch" else 1.8)
     name = "switch" if intra.fabric == "switch" else "host"
-    text = f"{intra.link} {name}: {format_rate(intra.bandwidth, 'B/s')} a device and direction"
+    text = f"{intra.link} {name}: {format_rate(intra.bandwidth, 'B/s')} per device and direction"
     if intra.shared_bandwidth is not None:
         text += f", {format_rate(intra.shared_bandwidth, 'B/s')} in all"
     _box(axes, (left + _NODE_WIDTH / 2, 1.3), (_NODE_WIDTH - 0.24, 0.7), text, name)
@@ -176,9 +176,10 @@ def _draw_mesh(axes: Axes, cluster: Cluster, node: int, left: float, places: lis
         if a < len(places) and b < len(places):
             _curve(axes, places[a], places[b], intra.link, 2.2 * bricks)
     words = (
-        f"{intra.link}: thin 1, thick 2 bricks of {format_rate(intra.bandwidth, 'B/s')} a direction"
+        f"{intra.link}: thin lines 1, thick lines 2 bricks of "
+        f"{format_rate(intra.bandwidth, 'B/s')} per direction"
     )
-    host = f"other pairs over the host, {format_rate(intra.host_bandwidth or 0.0, 'B/s')}"
+    host = f"other pairs through the host, {format_rate(intra.host_bandwidth or 0.0, 'B/s')}"
     axes.text(left + _NODE_WIDTH / 2, 0.75, f"{words}; {host}", ha="center", fontsize=9)
 
 
@@ -219,8 +220,8 @@ def _draw_fabric(axes: Axes, cluster: Cluster, width: float, drawn: int) -> None
     inter = cluster.inter
     assert inter is not None
     more = cluster.num_nodes - drawn
-    text = f"{inter.link} fabric: {inter.nics_per_node} NIC{'s' if inter.nics_per_node > 1 else ''} a node"
-    text += f" of {format_rate(inter.bandwidth, 'B/s')} a direction"
+    text = f"{inter.link} fabric: {inter.nics_per_node} NIC{'s' if inter.nics_per_node > 1 else ''} per node"
+    text += f" of {format_rate(inter.bandwidth, 'B/s')} per direction"
     if more:
         text += f"; {more} more node{'s' if more > 1 else ''} like these"
     _box(axes, (width / 2, 7.8), (width - 0.4, 0.7), text, "fabric", 10)

@@ -77,7 +77,7 @@ def main() -> None:
     )
     predicted = planned.simulate()
     print(
-        f"mesh {planned.plan.mesh}, predicted {predicted.step_time_s * 1e3:.2f} ms a step; "
+        f"mesh {planned.plan.mesh}, predicted {predicted.step_time_s * 1e3:.2f} ms per step; "
         f"report: {planned.save().parent}"
     )
     trained = train_plan(planned.path, steps, seed=SEED)

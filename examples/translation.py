@@ -178,7 +178,8 @@ def main() -> None:
         folder=f"plans/translation-{options.ranks}",
     )
     print(
-        f"mesh {planned.plan.mesh}, predicted {planned.simulate().step_time_s * 1e3:.2f} ms a step"
+        f"mesh {planned.plan.mesh}, predicted {planned.simulate().step_time_s * 1e3:.2f} ms per "
+        "step"
     )
     trained = train_plan(planned.path, steps, seed=SEED)
     module.load_state_dict(trained.state, strict=False)

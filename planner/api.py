@@ -145,7 +145,7 @@ def plan(
         and may_follow_a_set(model)
         and digest_elsewhere(where / "plan.json") not in ("", found.plan.graph_hash)
     ):
-        raise BadValue(f"{type(model).__name__} cannot be run by other processes: {SET_ORDER}")
+        raise BadValue(f"{type(model).__name__} cannot be run in other processes: {SET_ORDER}")
     return Planned(found=found, cluster=on, folder=where)
 
 
@@ -161,6 +161,7 @@ def _optimizer(
         return by_name(optimizer, 1e-3 if rate is None else rate, settings)
     if rate is not None or settings:
         raise BadValue(
-            f"learning_rate and settings beside a {type(optimizer).__name__}: give them to the optimizer itself"
+            "learning_rate and optimizer_settings apply to an optimizer given by name: give "
+            f"them to the {type(optimizer).__name__} itself"
         )
     return of_torch(optimizer, model, loss)

@@ -42,7 +42,9 @@ def main() -> int:
         os._exit(2)  # the other ranks may hang in a collective; leaving cleanly would wait for them
     except FailedCheck as error:
         print(
-            f"error: {error}: a fault of shardwright; please report it", file=sys.stderr, flush=True
+            f"error: {error}: this is a bug in shardwright; please report it",
+            file=sys.stderr,
+            flush=True,
         )
         os._exit(4)
     if result is not None and options.json:
@@ -76,12 +78,15 @@ def _parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="compare loss and every gradient with one process"
     )
     parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="", help="by default what there is"
+        "--device",
+        choices=("cpu", "cuda"),
+        default="",
+        help="cuda or cpu (default cuda if there is one)",
     )
     parser.add_argument(
         "--check",
         action="store_true",
-        help="check every rank's program; exit code 4 for a fault of ours",
+        help="check every rank's program; exit code 4 if there is a bug in shardwright",
     )
     parser.add_argument(
         "--json", action="store_true", help="print one JSON object and nothing else"

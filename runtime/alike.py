@@ -62,7 +62,7 @@ def first_difference(by_rank: Sequence[dict[str, int]]) -> str:
         for name in (*by_rank[0], *other):
             if by_rank[0].get(name) != other.get(name):
                 return (
-                    f"{name} begins with other values on rank {rank} than on rank 0: draw it from "
+                    f"{name} has other initial values on rank {rank} than on rank 0: draw it from "
                     "torch, numpy.random, Python's random, or a generator with a seed"
                 )
     return ""

@@ -83,9 +83,7 @@ def _found(at: Compute, values: Mapping[str, Any]) -> str:
     size = table.shape[along] if table.dim() else 1
     bad = ids[(ids < (-size if "fill" in at.op else 0)) | (ids >= size)]
     return (
-        f"index {bad[0].item()} is out of range: it goes from 0 to {size - 1}"
-        if bad.numel()
-        else ""
+        f"index {bad[0].item()} is out of range: valid are 0 to {size - 1}" if bad.numel() else ""
     )
 
 

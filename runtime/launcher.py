@@ -148,7 +148,8 @@ def _first(agent: ChildFailedError, told: list[UserError]) -> UserError | Keyboa
             return KeyboardInterrupt()
         if failure.exitcode < 0:
             return RunFailed(
-                f"rank {rank}: ended by {signal.Signals(-failure.exitcode).name}; if that is SIGKILL, memory ran out"
+                f"rank {rank}: ended by {signal.Signals(-failure.exitcode).name}; SIGKILL "
+                "usually means that memory ran out"
             )
     if told:
         return told[0]

@@ -98,7 +98,8 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
     rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if world != num_ranks:
         raise RunFailed(
-            f"the plan needs {num_ranks} processes and {world} were started: start it with --nproc-per-node {num_ranks}"
+            f"the plan needs {num_ranks} processes but {world} were started: start it with "
+            f"--nproc-per-node {num_ranks}"
         )
     kind = device or ("cuda" if torch.cuda.is_available() else "cpu")
     _check_device(kind)
@@ -215,12 +216,14 @@ def _check_device(kind: str) -> None:
         return
     if not torch.cuda.is_available():
         raise BadValue(
-            "--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one"
+            "--device cuda: torch finds no CUDA device here; leave --device out, or run on a "
+            "machine that has one"
         )
     local, count = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= count:
         raise BadValue(
-            f"--device cuda: process {local + 1} of this machine has no device, there are {count}; add --device cpu"
+            f"--device cuda: process {local + 1} of this machine has no CUDA device, there are "
+            f"{count}; add --device cpu"
         )
 
 

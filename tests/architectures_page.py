@@ -126,7 +126,8 @@ def document(rows: list[Row]) -> str:
         "A model of text and images (or sound) that runs on text alone is given text alone (see "
         "*inputs*): its other towers then take no part in the loss, and are frozen.",
         _runs(rows),
-        f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for want of a rule.",
+        f"**{passed} of {len(rows)}** are verified under every plan with no op replicated for "
+        "lack of a rule.",
     ]
     for kind in ARCHITECTURES:
         mine = [row for row in rows if row.kind == kind]

@@ -117,7 +117,7 @@ def test_layers_are_not_skipped_unless_asked_for() -> None:
         "intermediate_size": "16",
     }
     assert load("hf:wav2vec2", seq=800, **small).module.model.config.layerdrop == 0
-    with pytest.raises(BadValue, match="mask_time_prob masks by numpy's generator"):
+    with pytest.raises(BadValue, match="mask_time_prob masks with numpy's random numbers"):
         load("hf:wav2vec2", seq=800, mask_time_prob="0.1", **small)
 
 

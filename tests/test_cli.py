@@ -157,7 +157,7 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
             "--model mlp --set hiden=3",
             "UnknownName: unknown mlp option 'hiden': did you mean 'hidden'?",
         ),
-        ("--model mlp --set hidden=x", "BadValue: --set hidden=x: hidden is a whole number"),
+        ("--model mlp --set hidden=x", "BadValue: --set hidden=x: hidden must be a whole number"),
         ("--model mlp --set hidden", "BadValue: --set hidden: write --set NAME=VALUE"),
         ("--model mlp --set hidden=1 --set hidden=2", "BadValue: --set hidden is given twice"),
         (
@@ -172,16 +172,16 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
             "--model mlp --memory-headroom -3%",
             "BadValue: --memory-headroom -3%: give a share from 0 up to",
         ),
-        ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number from 1 on"),
-        ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number from 1 on"),
-        ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number from 1 on"),
-        ("--model mlp --gpus two", "BadValue: --gpus two: give a whole number from 1 on"),
+        ("--model mlp --gpus 0", "BadValue: --gpus 0: give a whole number of at least 1"),
+        ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number of at least 1"),
+        ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number of at least 1"),
+        ("--model mlp --gpus two", "BadValue: --gpus two: give a whole number of at least 1"),
         ("--model mlp --gpus 2000", "BadValue: 'dgx-h100' has at most 1024 devices"),
         (
             "--model mlp --gpus 32 --nodes 2",
-            "BadValue: 2 nodes of 'dgx-h100' have 16 devices, 32 were asked for",
+            "BadValue: 2 nodes of 'dgx-h100' have 16 devices, but 32 were asked for",
         ),
-        ("--model mlp --batch 0", "BadValue: --batch 0: give a whole number from 1 on"),
+        ("--model mlp --batch 0", "BadValue: --batch 0: give a whole number of at least 1"),
         (
             "--model mlp --batch 7 --gpus 8",
             "NoPlan: a batch of 7 has fewer samples than 8 devices, and shares no factor with them: use --batch 8",
@@ -202,7 +202,8 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--modle mlp", "UnknownName: unknown option --modle: did you mean --model?"),
         (
             "--model mlp --hidden 128",
-            "UnknownName: unknown option --hidden: sizes of mlp are given by --set: --set hidden=128; plan",
+            "UnknownName: unknown option --hidden: the sizes of mlp are set by --set: --set "
+            "hidden=128; plan",
         ),
         (
             "--model gpt2 --mlp-width=8",
@@ -225,13 +226,13 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --momentum 0.9", "BadValue: optimizer 'adam' takes no momentum"),
         ("--model mlp --betas 0.9", "BadValue: betas (0.9,): give two numbers"),
         ("--model mlp --betas a,b", "BadValue: --betas a,b: give two numbers"),
-        ("--model mlp --lr -1", "BadValue: learning rate -1.0: give a number from 0 on"),
+        ("--model mlp --lr -1", "BadValue: learning rate -1.0: give a number of at least 0"),
         ("--model", "BadValue: option '--model' requires an argument"),
         ("--gpus 4", "BadValue: --model is missing"),
         ("simulat x", "UnknownName: unknown verb 'simulat': did you mean 'simulate'?"),
         ("run", "BadValue: missing argument 'PLAN'; see plan run --help"),
         ("run nothing", "BadPlan: no plan file nothing"),
-        ("--model mlp run nothing", "BadValue: --model stands before 'run'"),
+        ("--model mlp run nothing", "BadValue: --model comes before 'run'"),
         ("hardware dgx", "UnknownName: unknown hardware 'dgx'"),
         (
             "--model my_model.py:branches --gpus 2",
@@ -265,7 +266,7 @@ def test_what_does_not_fit_says_what_would(here: Path) -> None:
         "--model", "mlp", "--gpus", "1", "--hardware", "p3.16xlarge", "--set", "hidden=40000"
     )
     assert re.search(
-        r"needs [\d.]+ GiB of 14.0 GiB per device \(5 % of 14.8 GiB is kept free: --memory-headroom\), "
+        r"needs [\d.]+ GiB per device, of 14.0 GiB allowed \(5 % of 14.8 GiB is kept free: --memory-headroom\), "
         r"[\d.]+ [GM]iB too much, at \S+; largest: (\w+ [\d.]+ [GMK]iB(, )?){3}; ",
         message,
     )
@@ -283,7 +284,8 @@ def test_cuda_where_there_is_none(
     message = fails("run", str(planned[0]), "--device", "cuda", "--steps", "1", again=False)
     assert (
         message
-        == "--device cuda: torch finds no CUDA device here; leave --device out, or run where there is one"
+        == "--device cuda: torch finds no CUDA device here; leave --device out, or run on a "
+        "machine that has one"
     )
 
 
@@ -298,7 +300,7 @@ def test_a_number_where_a_text_belongs(here: Path, table: str) -> None:
     for words in (("hardware", "mine.toml"), ("--model", "mlp", "--hardware", "mine.toml")):
         assert (
             fails(*words)
-            == f"BadHardware: mine.toml [{table}]: intra is a text, got 5: put it in quotes"
+            == f"BadHardware: mine.toml [{table}]: intra must be a string, got 5: put it in quotes"
         )
 
 
@@ -308,12 +310,12 @@ def test_plan_files_that_are_no_good(
     truncated = tmp_path / "truncated.json"
     truncated.write_text((planned[0] / "plan.json").read_text()[:2000])
     assert fails("report", str(truncated)).startswith(
-        f"BadPlan: {truncated}: not a whole plan file"
+        f"BadPlan: {truncated}: not a complete plan file"
     )
     other = altered(planned, tmp_path / "version.json", {"version": 99})
     assert (
         fails("simulate", other)
-        == f"BadPlan: {other}: a plan of version 99, this program reads version 2; plan again"
+        == f"BadPlan: {other}: a plan of version 99, but this program reads version 2; plan again"
     )
     monkeypatch.setenv(
         "PYTHONHASHSEED", "0"
@@ -593,7 +595,7 @@ def check_keys(verb: str, record: Any) -> None:
 MAY_BE_EMPTY = (
     "constants",
     "take_no_part",
-    "drawn_on",
+    "extrapolated_from",
     "left_out",
     "late",
     "replicated_ops",
@@ -664,7 +666,7 @@ def test_the_exit_code_is_the_verdict(
     found = plan("run", str(planned[0]), "--verify")
     assert found.exit_code == code
     assert (
-        "gradient layers.0.weight[1, 2] is 0.5, in one process 0.25"
+        "gradient layers.0.weight[1, 2] is 0.5, but 0.25 in one process"
         in " ".join(found.stdout.split())
     ) == (code == 1)
     told = plan("run", str(planned[0]), "--verify", "--json")

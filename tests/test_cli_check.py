@@ -78,7 +78,7 @@ def test_a_fault_of_ours_is_one_line_with_an_exit_code_of_its_own(
     assert (result.exit_code, result.stdout, result.stderr.count("\n")) == (4, "", 1)
     assert result.stderr.startswith("plan: error: after buckets: values [")
     assert (
-        "are written no more: a fault of shardwright, not of the model or the command"
+        "are written no more: this is a bug in shardwright, not in the model or the command"
         in result.stderr
     )
     assert not (tmp_path / "out").exists()
@@ -100,8 +100,11 @@ def test_a_graph_is_printed_of_a_plan_and_of_a_model(planned: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("mlp", "--whole"), "--whole is of the text of a graph: add --graph"),
-        (("mlp", "--graph", "--program"), "--program and --graph are two texts: ask for one"),
+        (("mlp", "--whole"), "--whole applies to --graph only: add --graph"),
+        (
+            ("mlp", "--graph", "--program"),
+            "--program and --graph cannot be combined: give one of them",
+        ),
         (
             ("plans/nowhere", "--graph"),
             "no plan file plans/nowhere: make one with plan --model NAME --gpus N",

@@ -129,11 +129,12 @@ def test_degenerate_problems_that_have_an_answer(
     [
         (
             {"usage_limit": 1},
-            "DoesNotFit: nothing fits a limit of 1 bytes: the smallest possible peak is 2, at time 0; raise",
+            "DoesNotFit: no choice fits the limit of 1 bytes: the smallest possible peak is 2, "
+            "at time 0; raise",
         ),
         (
             {"edges_costs": [[10**18] * 6]},
-            "NoPlan: every choice takes a strategy or a pair that is forbidden",
+            "NoPlan: every choice contains a forbidden strategy or pair",
         ),
         (
             {"nodes_costs": [[1, 2], []], "edges_costs": [[]], "nodes_usages": [[8, 2], []]},

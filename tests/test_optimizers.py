@@ -140,7 +140,7 @@ def test_an_ask_is_over_the_models_own() -> None:
     ("more", "message"),
     [
         ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
-        ({"optimizer": "keras-adam"}, "Keras's optimizers come with Keras's models"),
+        ({"optimizer": "keras-adam"}, "Keras optimizers are for Keras models only"),
         (
             {"optimizer_settings": {"momentum": 0.9}},
             "optimizer 'adam' takes no momentum .momentum=0.9.: it takes betas, eps",
@@ -148,9 +148,9 @@ def test_an_ask_is_over_the_models_own() -> None:
         ({"optimizer_settings": {"betas": (0.9, 1.0)}}, "betas .0.9, 1.0.: give two numbers"),
         (
             {"optimizer_settings": {"weight_decay": -1.0}},
-            "weight decay -1.0: give a number from 0 on",
+            "weight decay -1.0: give a number of at least 0",
         ),
-        ({"learning_rate": float("nan")}, "learning rate nan: give a number from 0 on"),
+        ({"learning_rate": float("nan")}, "learning rate nan: give a number of at least 0"),
     ],
 )
 def test_what_an_optimizer_does_not_take(more: dict[str, Any], message: str) -> None:
@@ -163,7 +163,7 @@ def test_optimizers_of_torch_that_are_not_planned() -> None:
     for optimizer, message in (
         (
             torch.optim.RMSprop(module.parameters()),
-            "RMSprop is not planned: give one of torch's Adam, AdamW, SGD",
+            "RMSprop is not supported: give one of torch's Adam, AdamW, SGD",
         ),
         (
             torch.optim.SGD(module[0].parameters()),

@@ -82,7 +82,8 @@ class PlanGroup(click.Group):
         except FailedCheck as error:
             _end(
                 error.kind,
-                f"{error}: a fault of shardwright, not of the model or the command; please report it",
+                f"{error}: this is a bug in shardwright, not in the model or the command; please "
+                "report it",
                 as_json,
                 4,
             )
@@ -147,7 +148,7 @@ def _as_setting(option: str, words: Sequence[str]) -> str:
         return ""
     name = option.removeprefix("--").replace("-", "_")
     return (
-        f"sizes of {model} are given by --set: --set {name}={value or 'VALUE'}; "
+        f"the sizes of {model} are set by --set: --set {name}={value or 'VALUE'}; "
         if name in sizes
         else ""
     )

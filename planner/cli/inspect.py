@@ -76,18 +76,21 @@ def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
 @click.command()
 @plan_argument
 @click.option(
-    "--program", "program_", is_flag=True, help="Show what every rank runs, one instruction a line."
+    "--program",
+    "program_",
+    is_flag=True,
+    help="Show what every rank runs, one instruction per line.",
 )
 @click.option(
     "--graph",
     "graph_",
     is_flag=True,
-    help="Show the step as traced, one op a line; PLAN may be a model's name.",
+    help="Show the step as traced, one op per line; PLAN may be a model's name.",
 )
 @click.option(
     "--whole",
     is_flag=True,
-    help="With --graph: every block of a stack, every number of a constant.",
+    help="With --graph: all blocks of a stack and all numbers of a constant.",
 )
 @json_option
 @click.pass_context
@@ -102,15 +105,15 @@ def explain(
 ) -> None:
     """Show every choice of a plan and its cost.
 
-    What each op splits, how each parameter is kept, and how near to the best possible the plan is.
-    With --program the instructions of a step instead, as rank 0 runs them: what each one reads,
-    writes and frees, and its seconds in the simulator. With --graph the ops of the step on whole
-    tensors, as they were traced; of a stack of like blocks the first.
+    Prints what each op splits, how each parameter is kept, and how close the plan is to the best
+    possible. --program prints the instructions of a step instead, as rank 0 runs them: what each
+    one reads, writes and frees, and its simulated time. --graph prints the ops of the step on
+    whole tensors, as traced, and only the first of a stack of equal blocks.
     """
     if program_ and graph_:
-        raise BadValue("--program and --graph are two texts: ask for one")
+        raise BadValue("--program and --graph cannot be combined: give one of them")
     if whole and not graph_:
-        raise BadValue("--whole is of the text of a graph: add --graph")
+        raise BadValue("--whole applies to --graph only: add --graph")
     if graph_:
         _print_lines("graph", lambda: _graph_text(plan_path, whole), as_json(context, json_))
         return
@@ -170,18 +173,18 @@ def _print_lines(what: str, text: Callable[[], str], json_: bool) -> None:
 @click.option(
     "--hardware",
     metavar="NAME|FILE",
-    help="Simulate it there.  [default: what the plan was made for]",
+    help="Hardware to simulate on.  [default: the plan's own]",
 )
-@out_option("PLAN, or PLAN/HARDWARE where that is given")
+@out_option("PLAN, or PLAN/HARDWARE if --hardware is given")
 @json_option
 @click.pass_context
 def simulate(
     context: click.Context, /, plan_path: str, hardware: str | None, out: Path | None, json_: bool
 ) -> None:
-    """Simulate one step, here or on other hardware.
+    """Simulate one step, on the plan's own or on other hardware.
 
-    Every op and collective of a device, the step time in its parts, and memory over time; with a
-    trace for Perfetto.
+    Prints the parts of the step time and the memory per device. Writes pictures of the step and
+    of memory over time, and a trace for Perfetto.
     """
     path = plan_file(plan_path)
     with progress_bar() as progress:
@@ -234,7 +237,7 @@ def models(context: click.Context, /, json_: bool) -> None:
 
 @click.command()
 @click.argument("name", required=False)
-@click.option("--gpus", type=WHOLE, help="Number of devices.  [default: those of one node]")
+@click.option("--gpus", type=WHOLE, help="Number of devices.  [default: all of one node]")
 @click.option("--nodes", type=WHOLE, help="Number of nodes.")
 @out_option("plans/hardware")
 @json_option
@@ -250,7 +253,7 @@ def hardware(
 ) -> None:
     """List the known clusters, or show and draw one.
 
-    With a NAME or a FILE: all its figures with their sources, and a picture.
+    With a NAME or a FILE: prints all figures with their sources, and draws a picture.
     """
     from planner.report.hardware_sheet import (
         all_clusters,

@@ -83,30 +83,34 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     metavar="NAME",
     help="A built-in model (see plan models), module:function or FILE.py:function.",
 )
-@click.option("--gpus", type=WHOLE, help="Number of devices.  [default: those of one node]")
+@click.option("--gpus", type=WHOLE, help="Number of devices.  [default: all of one node]")
 @click.option(
-    "--nodes", type=WHOLE, help="Spread them evenly over N nodes.  [default: as few as hold them]"
+    "--nodes",
+    type=WHOLE,
+    help="Spread the devices evenly over N nodes.  [default: as few as possible]",
 )
 @click.option(
     "--hardware",
     metavar="NAME|FILE",
     help=f"A cluster (see plan hardware).  [default: {DEFAULT_HARDWARE}]",
 )
-@click.option("--batch", type=WHOLE, help="Global batch.  [default: the model's own, a device]")
+@click.option(
+    "--batch", type=WHOLE, help="Global batch size.  [default: the model's own, per device]"
+)
 @click.option("--seq", type=WHOLE, help="Sequence length.  [default: the model's own]")
 @click.option(
     "--set",
     "settings",
     metavar="KEY=VALUE",
     multiple=True,
-    help="A size of the model; may be repeated.",
+    help="Set a size of the model; may be repeated.",
 )
 @click.option(
     "--precision",
     metavar="FORMAT",
     help=(
-        "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  [default: "
-        "bf16-mixed on GPUs that have it, else fp32]"
+        "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  "
+        "[default: bf16-mixed on GPUs that support it, else fp32]"
     ),
 )
 @click.option(
@@ -122,14 +126,14 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     "--momentum",
     metavar="X",
     type=float,
-    help="Momentum, of sgd.  [default: 0; of sgd-momentum 0.9]",
+    help="Momentum of sgd.  [default: 0, for sgd-momentum 0.9]",
 )
 @click.option("--betas", metavar="A,B", help="Betas of adam and adamw.  [default: 0.9,0.999]")
 @click.option(
     "--clip-norm",
     metavar="X",
     type=float,
-    help="Scale gradients down to this norm, over all of them.  [default: not]",
+    help="Clip the global norm of the gradients to this.  [default: no clipping]",
 )
 @click.option(
     "--memory-headroom",
@@ -141,7 +145,7 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option(
     "--mesh",
     metavar="AXES",
-    help="Take this mesh: dp=4,tp=2. dp splits the batch, tp does not, others are free.",
+    help="Use this mesh, such as dp=4,tp=2: dp splits the batch, tp does not, others are free.",
 )
 @click.option(
     "--pin",
@@ -149,26 +153,27 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     metavar="PART=HOW",
     multiple=True,
     help=(
-        "Keep a part of the model to: data, tensor, replicate (how it runs); ddp, zero1, zero2, "
-        "zero3 (how its parameters are kept). May be repeated; the last that matches counts."
+        "Fix how a part of the model runs (data, tensor, expert, replicate) or how its parameters "
+        "are kept (ddp, zero1, zero2, zero3). May be repeated; the last match wins."
     ),
 )
 @click.option(
     "--time-limit",
     type=SECONDS,
     help=(
-        f"After this, take the best plan so far, with what is proved of it.  [default: {TIME_LIMIT:g}]"
+        "Stop then and take the best plan so far, with the bound proved so far.  [default: "
+        f"{TIME_LIMIT:g}]"
     ),
 )
 @check_option(
-    "what each pass makes, and the programs of all ranks (planning takes half as long again)"
+    "the output of every pass and the programs of all ranks (planning takes 1.5 times as long)"
 )
 @out_option("plans/MODEL-GPUS")
 @json_option
 @click.pass_context
 def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
-    """Split the training of a PyTorch model over devices: find the fastest split, predict its step
-    and its memory, prove how near it is to the best, and run it.
+    """Split the training of a PyTorch model over devices: find the fastest split, predict its
+    step time and memory, prove how close it is to the best, and run it.
 
     \b
     Examples
@@ -180,10 +185,10 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
 
     \b
       plan simulate plans/lstm-8 --hardware dgx-a100         the same plan on other hardware
-      plan explain plans/lstm-8                              every choice, and what it costs
-      plan run plans/my_model-make-2 --steps 5 --verify      run it here; compare with one process
+      plan explain plans/lstm-8                              every choice and its cost
+      plan run plans/my_model-make-2 --steps 5 --verify      run it here and compare with one process
       plan calibrate                                         measure this machine
-      plan compare plans/my_model-make-2                     predicted beside measured
+      plan compare plans/my_model-make-2                     predicted and measured times
 
     PLAN is a plan's folder or its plan.json.
     """
@@ -199,7 +204,8 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
                 "--" + {"settings": "set", "pins": "pin"}.get(given[0], given[0]),
             )
             raise BadValue(
-                f"{option} stands before {verb!r}: write the options of {verb} after it (plan {verb} --help)"
+                f"{option} comes before {verb!r}: put the options of {verb} after it (plan "
+                f"{verb} --help)"
             )
         context.obj = json_
     elif asked["model"] is not None:
@@ -294,19 +300,23 @@ def _front_door(
     "--verify",
     is_flag=True,
     help=(
-        "Run the same steps in one process too; compare loss, gradients and parameters. Exit code "
-        "1 if wrong, 3 if nothing is proved."
+        "Also run the same steps in one process and compare losses, gradients and parameters. "
+        "Exit code 1 if they differ, 3 if the comparison proves nothing."
     ),
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Kind of device.  [default: cuda if there is one, else cpu]",
+)
 @click.option(
     "--seed",
     type=NATURAL,
     default=0,
     show_default=True,
-    help="Of the initial parameters and the example batch.",
+    help="Seed of the initial parameters and the example batch.",
 )
-@check_option("every rank's program, and that all meet in every collective")
+@check_option("every rank's program, and that all ranks join every collective")
 @json_option
 @click.pass_context
 def run(
@@ -322,8 +332,8 @@ def run(
 ) -> None:
     """Run a plan here and print its losses.
 
-    It takes as many processes as the plan has devices, more than there are cores if need be: gloo
-    on CPU, NCCL on CUDA.
+    Starts one process per device of the plan, even if there are fewer cores: over gloo on CPUs,
+    over NCCL on GPUs.
     """
     path, json_ = plan_file(plan_path), as_json(context, json_)
     from planner.plans.plan_file import read_plan
@@ -348,12 +358,16 @@ def run(
 @click.option(
     "--hardware",
     metavar="NAME|FILE",
-    help="Predict on this.  [default: the last plan calibrate of this machine]",
+    help="Hardware to predict on.  [default: this machine, as plan calibrate measured it]",
 )
 @click.option(
-    "--steps", type=WHOLE, default=20, show_default=True, help="Training steps that are measured."
+    "--steps", type=WHOLE, default=20, show_default=True, help="Training steps to measure."
 )
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Kind of device.  [default: cuda if there is one, else cpu]",
+)
 @out_option("PLAN/compare")
 @json_option
 @click.pass_context
@@ -367,10 +381,10 @@ def compare(
     out: Path | None,
     json_: bool,
 ) -> None:
-    """Show predicted beside measured, op by op.
+    """Compare predicted and measured times, for each kind of op.
 
-    The plan is simulated on this machine's hardware file, which plan calibrate writes, and run for
-    some steps.
+    Runs the plan for some steps, and simulates it on this machine's hardware file, which
+    plan calibrate writes.
     """
     path, json_ = plan_file(plan_path), as_json(context, json_)
     folder = check_folder(out or path.parent / "compare")
@@ -387,18 +401,28 @@ def compare(
 
 
 @cli.command()
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="By default what there is.")
-@click.option("--ranks", type=WHOLE, default=4, show_default=True, help="Most processes at once.")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    help="Kind of device.  [default: cuda if there is one, else cpu]",
+)
+@click.option(
+    "--ranks",
+    type=WHOLE,
+    default=4,
+    show_default=True,
+    help="Largest number of processes to measure.",
+)
 @click.option(
     "--quick",
     is_flag=True,
-    help="The smallest shapes only: seconds, and not good enough to compare with.",
+    help="Measure the smallest shapes only: takes seconds, but is too coarse for plan compare.",
 )
 @click.option(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="By default this machine's own file, in ~/.cache.",
+    help="Hardware file to write.  [default: this machine's own, in ~/.cache]",
 )
 @json_option
 @click.pass_context
@@ -411,9 +435,9 @@ def calibrate(
     out: Path | None,
     json_: bool,
 ) -> None:
-    """Measure this machine into a hardware file.
+    """Measure this machine and write a hardware file.
 
-    plan compare uses it, and --hardware FILE plans for it. It takes about a minute.
+    plan compare uses the file, and --hardware FILE plans for this machine. Takes about a minute.
     """
     json_ = as_json(context, json_)
     if out is not None:

@@ -31,7 +31,7 @@ class _Whole(click.ParamType[int]):
         text = str(value).strip()
         if not re.fullmatch(r"[0-9]+", text) or int(text) < self.least:
             option = param.opts[0] if param is not None else "value"
-            raise BadValue(f"{option} {text}: give a whole number from {self.least} on")
+            raise BadValue(f"{option} {text}: give a whole number of at least {self.least}")
         return int(text)
 
 
@@ -46,7 +46,7 @@ class _Seconds(click.ParamType[float]):
         except ValueError:
             seconds = float("nan")
         if not 0 < seconds < float("inf"):
-            raise BadValue(f"--time-limit {value}: give seconds above 0")
+            raise BadValue(f"--time-limit {value}: give a positive number of seconds")
         return seconds
 
 
@@ -66,13 +66,13 @@ def json_option(function: Function) -> Function:
 def check_option(what: str) -> Callable[[Function], Function]:
     """`--check`."""
     return click.option(
-        "--check", is_flag=True, help=f"Check {what}; exit code 4 for a fault of ours."
+        "--check", is_flag=True, help=f"Check {what}; exit code 4 if there is a bug in shardwright."
     )
 
 
 def out_option(default: str) -> Callable[[Function], Function]:
     """`--out`."""
-    help_text = f"Folder of the files.  [default: {default}]"
+    help_text = f"Folder for the files.  [default: {default}]"
     return click.option("--out", metavar="DIR", type=click.Path(path_type=Path), help=help_text)
 
 

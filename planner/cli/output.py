@@ -119,7 +119,8 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
     in_the_way = next((folder / name for name in contents if (folder / name).is_dir()), None)
     if in_the_way is not None:
         raise BadValue(
-            f"--out {folder}: {in_the_way} is a folder, where a file is to go; choose another with --out DIR"
+            f"--out {folder}: {in_the_way} is a folder, but a file of that name has to be "
+            "written; choose another with --out DIR"
         )
     for name, content in contents.items():
         write_atomically(folder / name, content)

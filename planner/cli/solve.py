@@ -39,20 +39,20 @@ _EVERY = 0.2
     type=SECONDS,
     default=60.0,
     show_default=True,
-    help="Seconds, reading the file included.",
+    help="Time limit, including the time to read the file.",
 )
 @click.option(
     "--out",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="Write the choice there, a JSON list.",
+    help="Write the choice to this file, as a JSON list.",
 )
 @click.option(
     "--show",
     is_flag=True,
-    help="Print the problem and what the choice takes of it; for small ones.",
+    help="Print the problem with the choice marked; for small problems.",
 )
-@check_option("the choice, its cost, its memory and the bound, by the problem's tables")
+@check_option("the choice, its cost, its memory and the bound against the problem's tables")
 @json_option
 @click.pass_context
 def solve(
@@ -65,10 +65,10 @@ def solve(
     check: bool,
     json_: bool,
 ) -> None:
-    """Solve a strategy-selection problem, as far as the time allows.
+    """Solve a strategy-selection problem within a time limit.
 
-    FILE is in the format of the ASPLOS/EuroSys 2025 contest, JSON or gzipped. Ctrl-C ends the
-    search with the best choice so far.
+    FILE is in the format of the ASPLOS/EuroSys 2025 contest, as JSON or gzipped JSON. Ctrl-C ends
+    the search and keeps the best choice so far.
     """
     began = time.perf_counter()
     json_ = as_json(context, json_)
@@ -134,12 +134,11 @@ def _refuse(problem: Problem, solution: Solution) -> None:
         and not solution.choice
         and solution.lean_bound == float("inf")
     ):
-        raise NoPlan(
-            "every choice takes a strategy or a pair that is forbidden (a cost of 10^17 or more)"
-        )
+        raise NoPlan("every choice contains a forbidden strategy or pair (a cost of 10^17 or more)")
     if solution.status == "unknown":
         raise DoesNotFit(
-            f"no choice within the limit of {problem.limit} bytes was found in time: give more with --time-limit"
+            f"no choice within the limit of {problem.limit} bytes was found in time: raise "
+            "--time-limit"
         )
     at = problem.clock[solution.lean_at] if problem.clock else solution.lean_at
     least = solution.lean_bound
@@ -147,9 +146,11 @@ def _refuse(problem: Problem, solution: Solution) -> None:
     told = (
         f"the smallest possible peak is {least:.0f}, at time {at}"
         if exact
-        else f"no choice peaks below {least:.0f}"
+        else f"every choice peaks at {least:.0f} or more"
     )
-    raise DoesNotFit(f"nothing fits a limit of {problem.limit} bytes: {told}; raise usage_limit")
+    raise DoesNotFit(
+        f"no choice fits the limit of {problem.limit} bytes: {told}; raise usage_limit"
+    )
 
 
 def _print(record: dict[str, Any], out: Path | None) -> None:

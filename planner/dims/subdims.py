@@ -113,8 +113,8 @@ def _check_alike(graph: Graph, value: int, before: SubShape, after: SubShape) ->
     3 x 2 for 2 x 3."""
     if before != after:
         raise NotTraceable(
-            f"buffer {graph.values[value].name!r} is read as {before} and what it is set to is made as {after}, which do not "
-            "nest: view it in one of the two shapes throughout"
+            f"buffer {graph.values[value].name!r} is read as {before}, but its new value is made "
+            f"as {after}, and these do not nest: use one of the two shapes throughout"
         )
 
 

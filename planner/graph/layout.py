@@ -57,7 +57,7 @@ class Mesh:
     def __post_init__(self) -> None:
         if len(self.names) != len(self.sizes) or len(set(self.names)) != len(self.names):
             raise BadValue(
-                f"a mesh needs one distinct name an axis, got {self.names} for sizes {self.sizes}"
+                f"a mesh needs one distinct name per axis, got {self.names} for sizes {self.sizes}"
             )
 
     @property

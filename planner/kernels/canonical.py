@@ -64,8 +64,9 @@ class Canonical(Random):
         changed = [name for name, state in after.items() if before.get(name) != state]
         if changed:
             raise NotTraceable(
-                f"a block under torch.utils.checkpoint changes buffers ({', '.join(changed[:3])}), and torch changes them twice, as it "
-                "runs the block twice, where a plan, which keeps activations, runs it once: call the block without checkpoint"
+                "a block under torch.utils.checkpoint changes buffers "
+                f"({', '.join(changed[:3])}): torch runs the block twice and changes them twice, "
+                "but a plan keeps activations and runs it once: call the block without checkpoint"
             )
 
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -133,14 +134,15 @@ def _states(module: nn.Module | None) -> dict[str, tuple[int, int]]:
 _EMBEDDINGS = {func: inspect.signature(func) for func in (F.embedding, F.embedding_bag)}
 
 _CTC = (
-    "F.ctc_loss (nn.CTCLoss) is not planned: torch's kernel reads the lengths on the host and splits over no dim; "
-    "use a loss that is made of tensor ops"
+    "F.ctc_loss (nn.CTCLoss) is not supported: torch's kernel reads the lengths on the host and "
+    "cannot be split over any dim; use a loss made of tensor ops"
 )
 
 _COUNTS = (torch.bincount, Tensor.bincount)
 
 _COUNT = (
-    "torch.bincount gives as many numbers as its largest value says, whatever minlength is: use F.one_hot(x, n).sum(0), where n is the "
+    "the length of the result of torch.bincount depends on the values, even with minlength: use "
+    "F.one_hot(x, n).sum(0), where n is the "
     "number of classes"
 )
 
@@ -169,8 +171,8 @@ def _set_data(tensor: Tensor, value: Tensor) -> None:
     tensor reads the new numbers."""
     if (tensor.shape, tensor.dtype) != (value.shape, value.dtype):
         raise NotTraceable(
-            f".data of a tensor of shape {tuple(tensor.shape)} in {tensor.dtype} is set to one of shape {tuple(value.shape)} in "
-            f"{value.dtype}: set it to one like it"
+            f".data of a tensor of shape {tuple(tensor.shape)} in {tensor.dtype} is set to one "
+            f"of shape {tuple(value.shape)} in {value.dtype}: keep shape and dtype"
         )
     tensor.data.copy_(value)
 

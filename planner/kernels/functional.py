@@ -179,8 +179,9 @@ def _write(op: OpOverload, destination: Any, value: Any) -> None:
             destination.resize_(value.shape)
         if destination.shape != value.shape:
             raise NotTraceable(
-                f"{op} writes a result of shape {tuple(value.shape)} to a tensor of shape {tuple(destination.shape)}, which would be "
-                "resized: give it one of the result's shape"
+                f"{op} writes a result of shape {tuple(value.shape)} to a tensor of shape "
+                f"{tuple(destination.shape)}, which would be resized: pass a tensor of the "
+                "result's shape"
             )
         destination.copy_(value)
 

@@ -28,7 +28,7 @@ def check_range(
     if ids.device.type != "cpu":
         good = (ids >= least) & (ids < size)
         good = good if ignored is None else good | (ids == ignored)
-        assert_on_device(good.all(), f"{what} out of range: from {least} to {size - 1}")
+        assert_on_device(good.all(), f"{what} out of range: valid are {least} to {size - 1}")
         return
     low, high = torch.aminmax(ids)
     if low >= least and high < size:
@@ -36,9 +36,9 @@ def check_range(
     bad = (ids < least) | (ids >= size)
     bad = bad if ignored is None else bad & (ids != ignored)
     if bad.any():
-        kept = "" if ignored is None else f", or {ignored}, which is ignored"
+        kept = "" if ignored is None else f", and {ignored}, which is ignored"
         raise OutOfRange(
-            f"{what} {ids[bad][0].item()} is out of range: it goes from {least} to {size - 1}{kept}"
+            f"{what} {ids[bad][0].item()} is out of range: valid are {least} to {size - 1}{kept}"
         )
 
 

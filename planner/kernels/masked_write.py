@@ -52,9 +52,7 @@ def written(
         return func(x, tuple(place for found in places for place in found), value)
     if _is_number(value):
         return func(*args, **kwargs)
-    raise NotTraceable(
-        "more than one number is written under a mask, one for each place: use torch.where"
-    )
+    raise NotTraceable("a tensor of several numbers is written under a mask: use torch.where")
 
 
 def _chosen(func: Callable[..., Any], x: Tensor, mask: Tensor, value: Tensor) -> Tensor | None:

@@ -39,7 +39,8 @@ def _gaussian_nll(
             or sum(b for a, b in zip(input.shape, var.shape, strict=True) if a != b) != 1
         ):
             raise NotTraceable(
-                f"F.gaussian_nll_loss has a variance of {tuple(var.shape)} for a mean of {tuple(input.shape)}: give one of its shape"
+                f"F.gaussian_nll_loss has a variance of {tuple(var.shape)} for a mean of "
+                f"{tuple(input.shape)}: give one of the same shape"
             )
     var = var.clone()
     with torch.no_grad():
@@ -64,7 +65,7 @@ def _cov(
     observations less `correction`."""
     if fweights is not None or aweights is not None:
         raise NotTraceable(
-            "torch.cov with weights looks at their values: weight the rows and centre them by tensor ops"
+            "torch.cov reads the values of its weights: weight and centre the rows with tensor ops"
         )
     x = x.reshape(1, -1) if x.dim() < 2 else x
     x = x - x.sum(1, keepdim=True) / x.shape[1]

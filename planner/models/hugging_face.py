@@ -320,7 +320,8 @@ def _without_skips(spec: str, config: Any, options: Mapping[str, Any], prefix: s
         elif name in _MASKS:
             if options.get(f"{prefix}{name}"):
                 raise BadValue(
-                    f"model {spec!r}: {prefix}{name} masks by numpy's generator, which is not planned: leave it out, or set it to 0"
+                    f"model {spec!r}: {prefix}{name} masks with numpy's random numbers, which is "
+                    "not supported: leave it out, or set it to 0"
                 )
             setattr(config, name, _MASKS[name])
         elif name in _SKIPS and f"{prefix}{name}" not in options:
@@ -437,7 +438,8 @@ def _example(
             batch, int(_entry(config, "max_length") or options.get("seq", _FRAMES)), mel
         )
     raise BadValue(
-        f"model {spec!r}: its input {main!r} is of a kind that is not made up here; wrap it in a module:function of your own"
+        f"model {spec!r}: its input {main!r} is of a kind that shardwright cannot make up; wrap "
+        "the model in a module:function of your own"
     )
 
 

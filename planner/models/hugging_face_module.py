@@ -164,7 +164,8 @@ def _first_output(found: Any) -> Tensor:
     ]
     if not tensors:
         raise BadValue(
-            f"{type(found).__name__} of the model holds no tensor that depends on its parameters"
+            f"{type(found).__name__} that the model returns holds no tensor that depends on its "
+            "parameters"
         )
     return tensors[0]
 

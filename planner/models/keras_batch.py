@@ -74,11 +74,11 @@ def _tensor(value: Any, floatx: torch.dtype, what: str) -> Tensor:
         array = np.asarray(value)
         if array.dtype.kind not in "biuf":
             hint = (
-                "; put text through keras.layers.TextVectorization before"
+                "; pass text through keras.layers.TextVectorization first"
                 if array.dtype.kind in "USO"
                 else ""
             )
-            raise BadValue(f"{what} are of {array.dtype}, not numbers{hint}")
+            raise BadValue(f"{what} have dtype {array.dtype}, not numbers{hint}")
         value = torch.as_tensor(
             array.astype(np.int64) if array.dtype in (np.uint16, np.uint32, np.uint64) else array
         )

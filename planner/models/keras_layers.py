@@ -139,13 +139,14 @@ def _dtype(name: Any) -> torch.dtype:
 def _refuse_fixed(seed: Any) -> None:
     if isinstance(seed, int):
         raise NotTraceable(
-            f"random numbers of the fixed seed {seed} are the same in every step: make them once, outside the model"
+            f"a fixed seed ({seed}) gives the same random numbers in every step: make them once, "
+            "outside the model"
         )
 
 
 def _no_generator(seed: Any) -> Any:
     raise NotTraceable(
-        "this random function of Keras is not planned: dropout, normal and uniform are"
+        "this random function of Keras is not supported: use dropout, normal or uniform"
     )
 
 

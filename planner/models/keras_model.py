@@ -51,7 +51,7 @@ def parts_of(
     function of that name, under `dtype` as Keras's floatx.
 
     Raises BadValue where Keras is not installed, runs on another backend, or has an optimizer or a
-    step that is not planned.
+    step that is not supported.
     """
     keras = _keras()
     with unfaked(), _floatx(keras, dtype):
@@ -68,11 +68,12 @@ def parts_of(
     for path, layer in layers_of(model):
         if getattr(layer, "stateful", False):
             raise BadValue(
-                f"{spec}: layer {path} keeps its state from batch to batch, which is not planned: leave stateful=True out"
+                f"{spec}: layer {path} keeps its state from batch to batch, which is not "
+                "supported: leave out stateful=True"
             )
     if not model.trainable_variables:
         raise BadValue(
-            f"{spec} returned a model without a variable that is trained: add a layer with weights"
+            f"{spec} returned a model without trainable variables: add a layer with weights"
         )
     module = KerasModule(model, options.get("class_weight"))
     return module, _as_made(real) if fake_mode_is_on() else real, loss_of_keras, more
@@ -99,7 +100,8 @@ def _returned(spec: str, found: Any, keras: Any) -> tuple[Any, Any, dict[str, An
         )
     if type(model).train_step is not keras.Model.train_step:
         raise BadValue(
-            f"{spec}: {type(model).__name__} has a train_step of its own, which is not planned: override compute_loss"
+            f"{spec}: {type(model).__name__} has its own train_step, which is not supported: "
+            "override compute_loss"
         )
     if options.get("sample_weight") is not None and isinstance(data, tuple | list):
         data = (*data[:2], options["sample_weight"])
@@ -152,7 +154,8 @@ def _check_dtypes(spec: str, model: Any, dtype: str) -> None:
     if wrong:
         raise BadValue(
             f"{spec} makes variables of {', '.join(sorted(wrong))} and --precision asks for {dtype}: "
-            "leave keras.config.set_floatx and dtype= out, or give the --precision that they say"
+            "leave out keras.config.set_floatx and dtype=, or give the --precision that matches "
+            "them"
         )
 
 

@@ -35,16 +35,19 @@ def optimizer_of(spec: str, model: Any, names: Mapping[int, str]) -> dict[str, A
     optimizer, kind = model.optimizer, type(model.optimizer).__name__
     if kind not in _SETTINGS or not type(optimizer).__module__.startswith("keras."):
         raise BadValue(
-            f"{spec}: the optimizer {kind} is not planned; compile with one of {', '.join(_SETTINGS)}"
+            f"{spec}: the optimizer {kind} is not supported; compile with one of "
+            f"{', '.join(_SETTINGS)}"
         )
     for key in _REFUSED:
         if getattr(optimizer, key):
             raise BadValue(
-                f"{spec}: {kind} with {key}={getattr(optimizer, key)} is not planned; leave it out"
+                f"{spec}: {kind} with {key}={getattr(optimizer, key)} is not supported; leave it "
+                "out"
             )
     if int(optimizer.iterations):
         raise BadValue(
-            f"{spec}: the optimizer has made {int(optimizer.iterations)} steps already: compile the model anew"
+            f"{spec}: the optimizer has made {int(optimizer.iterations)} steps already: compile "
+            "the model again"
         )
     settings = {key: getattr(optimizer, key) for key in _SETTINGS[kind]}
     if optimizer.clipvalue:
@@ -99,5 +102,6 @@ def _check_constraints(spec: str, model: Any, names: Mapping[int, str]) -> None:
         if variable.constraint is not None:
             kind = type(variable.constraint).__name__
             raise BadValue(
-                f"{spec}: the constraint {kind} of {names[id(variable)]} is not planned; leave it out"
+                f"{spec}: the constraint {kind} of {names[id(variable)]} is not supported; leave "
+                "it out"
             )

@@ -183,7 +183,8 @@ def _llama3(
         },
         batch_per_device=batch_per_device,
         source="Grattafiori et al. 2024, table 3; the vocabulary's 128,256 rows from the config.json published with the weights; "
-        "an eighth of a sample a device for 405B as in table 4 (2,048 sequences on 16,384 devices)",
+        "an eighth of a sample per device for 405B as in table 4 (2,048 sequences on 16,384 "
+        "devices)",
     )
 
 

@@ -105,7 +105,7 @@ def resolve(
         defaults.update(spec.presets[name].options)
     flags = {"batch": batch, "seq": seq}
     if seq is not None and "seq" not in defaults:
-        raise BadValue(f"--seq {seq}: the samples of {name!r} are no sequences; leave --seq out")
+        raise BadValue(f"--seq {seq}: the samples of {name!r} are not sequences; leave out --seq")
     for key in settings:
         if key not in defaults:
             raise unknown_name(f"{name} option", key, list(defaults))
@@ -130,7 +130,8 @@ def check_given_once(flags: Mapping[str, int | None], settings: Mapping[str, str
     for key, value in flags.items():
         if value is not None and key in settings:
             raise BadValue(
-                f"--{key} {value} and --set {key}={settings[key]} both set the {key}: give one of them"
+                f"--{key} {value} and --set {key}={settings[key]} both set the {key}: give only "
+                "one of them"
             )
 
 
@@ -144,13 +145,13 @@ def parse_value(name: str, text: str, *, like: bool | int) -> bool | int:
     wanted."""
     if isinstance(like, bool):
         if text.strip().lower() not in _BOOLS:
-            raise BadValue(f"--set {name}={text}: {name} is true or false")
+            raise BadValue(f"--set {name}={text}: {name} must be true or false")
         return _BOOLS[text.strip().lower()]
     try:
         return int(text.replace("_", ""))
     except ValueError:
         raise BadValue(
-            f"--set {name}={text}: {name} is a whole number, as in --set {name}={like}"
+            f"--set {name}={text}: {name} must be a whole number, as in --set {name}={like}"
         ) from None
 
 

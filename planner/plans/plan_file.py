@@ -169,12 +169,13 @@ def read_plan(path: str | Path) -> Plan:
             f"{path}: cannot be read ({error.strerror}); make a plan with: plan --model NAME --gpus N"
         ) from error
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadPlan(f"{path}: not a whole plan file ({error}); plan again") from error
+        raise BadPlan(f"{path}: not a complete plan file ({error}); plan again") from error
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise BadPlan(f"{path}: not a plan file (no format {FORMAT!r})")
     if body.get("version") != VERSION:
         raise BadPlan(
-            f"{path}: a plan of version {body.get('version')}, this program reads version {VERSION}; plan again"
+            f"{path}: a plan of version {body.get('version')}, but this program reads version "
+            f"{VERSION}; plan again"
         )
     try:
         return _parse(body)
@@ -223,7 +224,7 @@ def _check(plan: Plan) -> None:
         bool(mesh.sizes) and min(mesh.sizes) >= 1,
         "mesh",
         mesh.sizes,
-        "every axis has at least one device",
+        "every axis must have at least one device",
     )
     for what, number in (
         ("hardware.num_devices", plan.hardware.num_devices),
@@ -232,7 +233,10 @@ def _check(plan: Plan) -> None:
         check(number == mesh.num_devices, what, number, f"the mesh has {mesh.num_devices}")
     for what, given in (("batch", ask.batch), ("seq", ask.seq)):
         check(
-            given is None or given >= 1, f"ask.{what}", given, "a whole number from 1 on, or null"
+            given is None or given >= 1,
+            f"ask.{what}",
+            given,
+            "a whole number of at least 1, or null",
         )
     check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {', '.join(DTYPES)}")
     check(
@@ -256,13 +260,13 @@ def _check(plan: Plan) -> None:
         0 <= training.clip_epsilon < 1,
         "training.clip_epsilon",
         training.clip_epsilon,
-        "a small number from 0 on",
+        "a number of at least 0, below 1",
     )
     check(
         training.optimizer in OPTIMIZERS,
         "training.optimizer",
         training.optimizer,
-        "no optimizer that is known",
+        f"one of {', '.join(OPTIMIZERS)}",
     )
     phases = sorted({phase for _, phase, _ in plan.hubs} - {"forward", "backward", "update"})
     check(not phases, "the phase of a hub", phases, "forward, backward or update")

@@ -97,7 +97,7 @@ class Summary(TypedDict):
     left_out: NotRequired[list[str]]
     late: NotRequired[list[str]]
     time_limit_s: NotRequired[Share]
-    drawn_on: NotRequired[list[Natural]]
+    extrapolated_from: NotRequired[list[Natural]]
 
 
 class Hub(TypedDict):
@@ -147,7 +147,8 @@ def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
     for row in summary["groups"]:
         if len(row["ops"]) != num_axes or len(row["parameters"]) != num_axes:
             raise Damaged(
-                f"summary.groups: {row['group']!r} is not told for each of {num_axes} axes"
+                f"summary.groups: {row['group']!r} does not have a value for each of {num_axes} "
+                "axes"
             )
 
 

@@ -100,13 +100,14 @@ def _why_another(plan: Plan, found: str, seed: int) -> str:
     """Why a graph of the plan's model differs from the plan's, and what to do."""
     if seed and graph_of(plan).digest() == plan.graph_hash:
         return (
-            "the model draws random numbers that decide what it computes; it was planned under "
-            f"seed 0 and run under {seed}"
+            "the model draws random numbers that decide what it computes; it was planned with "
+            "seed 0 "
+            f"and run with {seed}"
         )
     if graph_of(plan, seed).digest() != found:
         return (
-            "each time that it is made the model computes something else (the time, random "
-            "numbers without a seed, the order of a set of objects): make it the same each time"
+            "the model computes something else each time it is built (the time, random numbers "
+            "without a seed, the order of a set of objects): make it the same each time"
         )
     here = chosen()
     if (not here or plan.hash_seed != here) and _order_differs(plan, found, here):
@@ -145,7 +146,7 @@ def choices_of(plan: Plan, model: Model) -> Choices:
         model.ties.parameters_of
     ):
         raise BadPlan(
-            "the plan has choices for another number of ops than the model has; plan again"
+            "the plan has choices for a different number of ops than the model has; plan again"
         )
     sizes, strategies = plan.mesh.sizes, {}
     for node in model.graph.nodes:

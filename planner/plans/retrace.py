@@ -18,8 +18,8 @@ __all__ = ["HASH_SEEDS", "SET_ORDER", "digest_elsewhere", "may_follow_a_set"]
 
 #: The message for a model that does.
 SET_ORDER = (
-    "the model goes through a set, whose order other processes do not have: sort it (or set "
-    "PYTHONHASHSEED, to plan and to run)"
+    "the model iterates over a set, whose order differs between processes: sort it (or set "
+    "PYTHONHASHSEED to plan and to run)"
 )
 
 #: Processes with these hash seeds iterate over a set of a few strings in different orders.

@@ -50,7 +50,9 @@ class Shallow:
         programs = [
             self._lowered(table, choice, mesh, model, block, recast) for model in self.models
         ]
-        return programs[1], self._drawn_on(*(predict(program, cluster) for program in programs))
+        return programs[1], self._extrapolated_from(
+            *(predict(program, cluster) for program in programs)
+        )
 
     def _lowered(
         self,
@@ -80,7 +82,7 @@ class Shallow:
         bucket = max(BUCKET_BYTES, min(choices.bucket, int(block)))
         return lower(model, mesh, replace(choices, bucket=bucket, recast=recast), table.costing)
 
-    def _drawn_on(self, first: Prediction, second: Prediction) -> Prediction:
+    def _extrapolated_from(self, first: Prediction, second: Prediction) -> Prediction:
         steps = (self.depth - self.depths[1]) / (self.depths[1] - self.depths[0])
 
         def line(a: float, b: float) -> float:

@@ -162,7 +162,10 @@ def _differs(instruction: Compute, results: list[Any]) -> str:
         instruction.results, instruction.shapes, instruction.dtypes, results, strict=True
     ):
         if value is not None and result.layout != torch.strided:
-            return f"it gives a tensor of layout {result.layout}, which no plan holds: ask for a dense one (sparse=False)"
+            return (
+                f"it gives a tensor of layout {result.layout}, which plans do not support: ask for a "
+                "dense one (sparse=False)"
+            )
         if value is not None and result.numel() == 0 and len(instruction.results) > 1:
             continue  # statistics that the op lacks in this mode; their readers ignore them
         if value is not None and (tuple(result.shape), result.dtype) != (
@@ -181,6 +184,6 @@ def _first_line(error: Exception) -> str:
 def _message(failure: Failure) -> str:
     one = failure.instruction
     return (
-        f"module {one.path or '(top)'!r} runs {one.op} ({one.phase}), which no rank can on its part "
-        f"({failure.operands}): {failure.why}"
+        f"module {one.path or '(top)'!r} runs {one.op} ({one.phase}), which fails on one rank's "
+        f"part ({failure.operands}): {failure.why}"
     )

@@ -149,7 +149,7 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
             ),
         ),
         Section(
-            title="How every parameter is kept (memory: with optimizer state, a device)",
+            title="How every parameter is kept (memory per device, with optimizer state)",
             body=(
                 Table(
                     header=("parameter", "shape", *axes, "memory"),

@@ -18,17 +18,15 @@ __all__ = ["mesh_body"]
 def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
     """What every axis splits: in a sentence, and layer group by layer group."""
     whole = plan.summary["replicated_ops"]
-    told = [
-        ("take no part in the loss, and stay as they are: ", plan.summary.get("take_no_part", []))
-    ]
+    told = [("not part of the loss, so never updated: ", plan.summary.get("take_no_part", []))]
     told.append(
         (
-            "constants, which neither the model nor the loss registers: ",
+            "constants that neither the model nor the loss registers: ",
             plan.summary.get("constants", []),
         )
     )
     told.append(("run whole on every device: ", whole))
-    told.append(("run whole for want of a rule: ", plan.summary.get("ops_without_rule", [])))
+    told.append(("run whole for lack of a rule: ", plan.summary.get("ops_without_rule", [])))
     told.append(
         ("rule discovered by running the op in shards: ", plan.summary.get("discovered_ops", []))
     )

@@ -13,7 +13,7 @@ __all__ = ["models_sections"]
 
 def models_sections(record: Mapping[str, Any]) -> tuple[Section, ...]:
     """What `plan models` prints."""
-    header = ("", "batch a device", "sizes")
+    header = ("", "batch per device", "sizes")
     built_in = [
         Section(
             title=spec["name"], body=(spec["description"], Table(header=header, rows=_sizes(spec)))

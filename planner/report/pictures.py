@@ -96,7 +96,7 @@ def draw_timeline(timeline: Timeline, title: str) -> bytes:
         )
         below.spines[:].set_color("#cc0000")
     _legend(figure, events, timeline.step_time)
-    figure.suptitle(f"{title}: {format_time(timeline.step_time)} a step, simulated", fontsize=11)
+    figure.suptitle(f"{title}: {format_time(timeline.step_time)} per step, simulated", fontsize=11)
     return _png(canvas)
 
 
@@ -294,7 +294,7 @@ def draw_memory(
     _bars(right, {name: float(values[at]) for name, values in held.items()}, unit, scale)
     share = 100 * float(total[at]) / capacity
     figure.suptitle(
-        f"{title}: peak {format_bytes(float(total[at]))} of {format_bytes(capacity)} a device "
+        f"{title}: peak {format_bytes(float(total[at]))} of {format_bytes(capacity)} per device "
         f"({share:.3g} %), simulated",
         fontsize=11,
     )

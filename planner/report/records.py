@@ -41,7 +41,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "constants": list(summary.get("constants", [])),
         "take_no_part": list(summary.get("take_no_part", [])),
         "padding": summary.get("padding"),
-        "drawn_on": summary.get("drawn_on", []),
+        "extrapolated_from": summary.get("extrapolated_from", []),
         "left_out": summary.get("left_out", []),
         "late": summary.get("late", []),
         "time_limit_s": summary.get("time_limit_s"),

@@ -30,7 +30,7 @@ def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
         Section(title=title(plan), body=(_model_line(plan),)),
         Section(title="Mesh", body=mesh_body(plan)),
         Section(title="One step", body=time_lines(summary)),
-        Section(title="Memory of a device", body=(*memory_table(summary), *_cast_again(plan))),
+        Section(title="Memory per device", body=(*memory_table(summary), *_cast_again(plan))),
         Section(title="Baselines", body=_alternatives(plan)),
         Section(title="Proof", body=proof_lines(plan)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
@@ -74,8 +74,8 @@ def _cast_again(plan: Plan) -> tuple[str, ...]:
     if not plan.recast:
         return ()
     return (
-        f"parameters are cast to {plan.summary['dtype']} again for backward: kept from forward, "
-        "the casts would not fit",
+        f"parameters are cast to {plan.summary['dtype']} again in backward: the casts of forward "
+        "would not fit if they were kept",
     )
 
 
@@ -96,7 +96,7 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
     for row in plan.alternatives:
         if row.step_time_s is None or row.memory_bytes is None:
             continue
-        fits = ("made to" if row.made_to_fit else "yes") if row.fits else "no"
+        fits = ("made to fit" if row.made_to_fit else "yes") if row.fits else "no"
         rows.append(
             (
                 row.name,
@@ -115,7 +115,7 @@ def _alternatives(plan: Plan) -> tuple[str | Table, ...]:
         ),
         *(f"{row.name}: {row.reason}" for row in plan.alternatives if row.step_time_s is None),
         *_ruled_out(plan),
-        *_drawn_on(plan.summary.get("drawn_on", ())),
+        *_extrapolated_from(plan.summary.get("extrapolated_from", ())),
     )
 
 
@@ -124,17 +124,13 @@ def _ruled_out(plan: Plan) -> tuple[str, ...]:
     names = [
         row.name for row in plan.alternatives if not row.allowed and row.step_time_s is not None
     ]
-    return (
-        (f"ruled out by the mesh and pins that were asked for: {', '.join(names)}",)
-        if names
-        else ()
-    )
+    return (f"ruled out by the given mesh and pins: {', '.join(names)}",) if names else ()
 
 
-def _drawn_on(depths: Sequence[int]) -> tuple[str, ...]:
+def _extrapolated_from(depths: Sequence[int]) -> tuple[str, ...]:
     """What the figures of plans that were not simulated whole come from."""
     return (
-        (f"all but the fastest extrapolated from {' and '.join(map(str, depths))} layers",)
+        (f"all but the fastest are extrapolated from {' and '.join(map(str, depths))} layers",)
         if depths
         else ()
     )
@@ -144,21 +140,26 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
     """How good the plan is, and how that is known."""
     solver, summary = plan.solver, plan.summary
     step, bound = format_time(summary["step_time_s"]), format_time(solver.bound)
-    meshes = "the one mesh" if solver.num_meshes == 1 else f"any of the {solver.num_meshes} meshes"
+    meshes = "the one mesh" if solver.num_meshes == 1 else f"the {solver.num_meshes} meshes"
     lines = [
-        f"step {step}; no plan that splits repeated layers alike takes less than {bound} on {meshes} searched, "
-        f"whether it fits or not: gap {percent(solver.gap)}",
-        f"proved in {solver.time_s:.2f} s; planned in {summary['planning_time_s']:.1f} s in all",
+        f"step time {step}, lower bound {bound}, gap {percent(solver.gap)}",
+        f"the bound holds for all plans on {meshes} searched that split repeated layers in the "
+        "same "
+        "way, whether they fit or not",
+        f"proved in {solver.time_s:.2f} s; planned in {summary['planning_time_s']:.1f} s in total",
     ]
     if left_out := summary.get("left_out"):
         lines.insert(
-            1,
-            f"not searched: {', '.join(left_out)}, for more pairs of strategies than fit in memory; --mesh plans one",
+            2,
+            f"not searched: {', '.join(left_out)}; their tables of strategy pairs do not fit in "
+            "memory; --mesh plans one of them",
         )
     if limit := summary.get("time_limit_s"):
         late = summary.get("late")
         meshes = f"; not searched: {', '.join(late)}" if late else ""
-        lines.append(f"stopped at the time limit of {limit:g} s{meshes}; --time-limit gives more")
+        lines.append(
+            f"stopped at the time limit of {limit:g} s{meshes}; raise --time-limit to search more"
+        )
     return tuple(lines)
 
 
@@ -171,6 +172,6 @@ def simulation(
     return (
         Section(title=title(plan), body=(f"{where}, mesh {plan.mesh}", *((runs,) if runs else ()))),
         Section(title="One step", body=time_lines(record)),
-        Section(title="Memory of a device", body=memory_table(record)),
+        Section(title="Memory per device", body=memory_table(record)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )

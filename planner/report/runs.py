@@ -25,9 +25,9 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
         ),
         (
             "step time",
-            f"{format_time(median)} median, {format_time(min(result['step_times_s']))} least",
+            f"median {format_time(median)}, fastest {format_time(min(result['step_times_s']))}",
         ),
-        ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} a device{_beside(result)}"),
+        ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} per device{_beside(result)}"),
     ]
     if result["verify"] is not None:
         rows += _against_one_process(result["verdict"], result["verify"])
@@ -54,16 +54,20 @@ def _against_one_process(verdict: str, verify: Mapping[str, Any]) -> list[tuple[
 
 def _beside(result: Mapping[str, Any]) -> str:
     nbytes = result.get("shared_memory_bytes", 0)
-    return f", beside {format_bytes(nbytes)} shared to send through" if nbytes else ""
+    return f", and {format_bytes(nbytes)} of shared send buffers" if nbytes else ""
 
 
 def _verdict(verdict: str, verify: Mapping[str, Any]) -> str:
     """The verdict; of a wrong run the values that are furthest off, and why there is no proof."""
     wrong = [one for one in verify["worst"] if one["error"] > verify["limit"]]
     if verdict == "no proof" and not wrong:
-        return "no proof: rounding alone may explain most elements, or every gradient; plan with --precision fp64"
+        return (
+            "no proof: rounding alone could explain the values of most elements or of every "
+            "gradient; plan with --precision fp64"
+        )
     told = "; ".join(
-        f"{one['what']} {one['name']}{_at(one['index'])} is {one['ours']:.6g}, in one process {one['theirs']:.6g}"
+        f"{one['what']} {one['name']}{_at(one['index'])} is {one['ours']:.6g}, but "
+        f"{one['theirs']:.6g} in one process"
         for one in wrong
     )
     return f"{verdict}: {told}" if told else verdict
@@ -77,7 +81,7 @@ def _left_out(verify: Mapping[str, Any]) -> str:
     """The part of the parameters that says less than the rest, where there is one."""
     left_out, whole = verify["num_left_out"], verify["num_elements"]
     return (
-        f"; {left_out:,} of {whole:,} elements left out: rounding alone may explain as much"
+        f"; {left_out:,} of {whole:,} elements checked only as far as rounding allows"
         if left_out
         else ""
     )
@@ -99,7 +103,7 @@ def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Sec
     header = ("", "predicted", "measured", "error")
     where = f"{result['num_ranks']} ranks, mesh {result['mesh']}; predicted on {result['hardware']}"
     return (
-        Section(title=f"{result['model']}, predicted beside measured", body=(where,)),
+        Section(title=f"{result['model']}: predicted and measured", body=(where,)),
         Section(
             title="One step",
             body=(Table(header=header, rows=whole, right=_NUMBERS), *_by_part(result)),

@@ -41,12 +41,13 @@ def time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
         tokens = f", {_rate(summary['tokens_per_s'], 'tokens/s')}"
         shown = tokens if summary["tokens_per_s"] != summary["samples_per_s"] else ""
         rates = f"{_rate(summary['samples_per_s'], 'samples/s')}{shown}"
-        out.append(f"{rates}; MFU {percent(summary['mfu'])}, of the peak in {summary['dtype']}")
+        out.append(f"{rates}; MFU {percent(summary['mfu'])} of the {summary['dtype']} peak")
     if "padding" in summary:
         padded = summary["padding"]
         saved = percent(1 - padded["step_time_s"] / step)
         out.append(
-            f"--set {padded['setting']} would take {saved} less: {format_time(padded['step_time_s'])} on the same mesh"
+            f"--set {padded['setting']} would make the step {saved} shorter: "
+            f"{format_time(padded['step_time_s'])} on the same mesh"
         )
     return tuple(out)
 
@@ -86,7 +87,8 @@ def _shared_words(summary: Mapping[str, Any]) -> tuple[str, ...]:
     nbytes = summary.get("shared_memory_bytes", 0)
     return (
         (
-            f"beside that, {format_bytes(nbytes)} per device to send through, which the ranks of a machine share",
+            f"in addition, {format_bytes(nbytes)} of send buffers per device, shared by the "
+            "ranks of a machine",
         )
         if nbytes
         else ()
@@ -97,5 +99,7 @@ def _nearly_full(share: float, fits: bool) -> tuple[str, ...]:
     """A warning about a plan that fits as predicted and may not as run."""
     if not fits or share <= 1 - MEMORY_HEADROOM:
         return ()
-    told = f"{percent(share)} of the usable memory: what the allocator loses between tensors may not fit"
+    told = (
+        f"{percent(share)} of the usable memory: allocator fragmentation may make the run exceed it"
+    )
     return (f"{told}; --memory-headroom {MEMORY_HEADROOM:g}, the default, keeps that share free",)

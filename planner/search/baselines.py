@@ -69,7 +69,7 @@ def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
         allowed=allowed,
     )
     if proposer.budget.over():
-        return replace(row, reason=f"left out at the time limit of {proposer.budget.limit:g} s")
+        return replace(row, reason=f"skipped at the time limit of {proposer.budget.limit:g} s")
     try:
         fitted, made = baseline(proposer, one)
     except NoPlan as error:

@@ -35,7 +35,7 @@ class Budget:
     def start(limit: float = TIME_LIMIT, clock: Callable[[], float] = time.perf_counter) -> Budget:
         """A budget that begins now. Raises BadValue if `limit` is not positive."""
         if not limit > 0:
-            raise BadValue(f"a time limit of {limit:g} s: give seconds above 0")
+            raise BadValue(f"a time limit of {limit:g} s: give a positive number of seconds")
         return Budget(limit, clock, clock())
 
     @staticmethod

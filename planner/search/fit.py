@@ -45,8 +45,9 @@ def explain_misfit(
     largest = sorted(least.memory_bytes.items(), key=lambda item: -item[1])[:3]
     terms = ", ".join(f"{what} {format_bytes(nbytes)}" for what, nbytes in largest)
     return (
-        f"{name!r} does not fit {cluster.num_devices} x {cluster.device.name}: the leanest plan (mesh {mesh}) needs "
-        f"{format_bytes(least.total_memory_bytes)} of {format_bytes(allowed)} per device{_headroom(ask, cluster)}, "
+        f"{name!r} does not fit {cluster.num_devices} x {cluster.device.name}: the plan with the "
+        f"least memory (mesh {mesh}) needs {format_bytes(least.total_memory_bytes)} per device, "
+        f"of {format_bytes(allowed)} allowed{_headroom(ask, cluster)}, "
         f"{format_bytes(missing)} too much, at {where}; largest: {terms}; {change}"
     )
 
@@ -80,7 +81,10 @@ def nearest_change(
             found += _shorter(ask, seq, cluster, may, fits)
     except OutOfTime as over:
         if not found:
-            return f"the time limit of {over.limit:g} s came before a change was found that fits: take a smaller batch or more devices"
+            return (
+                f"the time limit of {over.limit:g} s was reached before a change that fits was found: "
+                "take a smaller batch or more devices"
+            )
     none = (
         "neither a smaller batch nor more of these devices helps"
         if more

@@ -43,8 +43,10 @@ def misfit_error(
             format_bytes(b) for b in (least.prediction.total_memory_bytes, int(proposer.capacity))
         )
         return NoPlan(
-            f"no plan of {proposer.workload.name!r} that fits was found within the time limit of {budget.limit:g} s; the leanest "
-            f"needs {needed} of {allowed} per device: look longer with --time-limit {2 * budget.limit:g}, or take a smaller batch"
+            f"no plan of {proposer.workload.name!r} that fits was found within the time limit of "
+            f"{budget.limit:g} s; the one with the least memory needs {needed} per device, of "
+            f"{allowed} allowed: raise --time-limit to {2 * budget.limit:g}, or take a smaller "
+            "batch"
         )
 
     def quickly(ask: Ask, cluster: Cluster) -> bool:

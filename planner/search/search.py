@@ -97,16 +97,16 @@ def search(
             comparisons(proposer, mesh), lambda: budget.left / 2, own_process=own_process
         ) as alternatives_found:
             proposals, left_out = _proposals(proposer, meshes, progress)
-            progress("simulating the best", 0.7)
+            progress("simulating the candidates", 0.7)
             candidates = shortlist(proposer, proposals)
             progress("comparing with the baselines", 0.8)
             best, alternatives = choose(proposer, candidates, alternatives_found())
     except Misfit as misfit:
-        progress("looking for what fits", 0.9)
+        progress("looking for a change that fits", 0.9)
         raise misfit_error(proposer, misfit.least, mesh, partial(_chosen, mesh, pins)) from None
     _check_runs(best.program, ask)
     checked("all ranks", lambda: _ranks_faults(proposer.model, best))
-    progress("proving how good the plan is", 0.9)
+    progress("proving the bound", 0.9)
     proof = _proved(proposer, proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
     named = (
@@ -118,12 +118,12 @@ def search(
     plan = plan_of(
         ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started
     )
-    drawn_on = () if proposer.shallow is None else proposer.shallow.depths
+    extrapolated_from = () if proposer.shallow is None else proposer.shallow.depths
     more: dict[str, Any] = {
         "standard_name": best.name,
         "padding": padding,
         **left_out,
-        "drawn_on": list(drawn_on),
+        "extrapolated_from": list(extrapolated_from),
         "time_limit_s": budget.over() and budget.limit,
     }
     plan = replace(

@@ -54,8 +54,9 @@ def check_carried(steps: Steps, before: Snapshot, changed: Sequence[Change]) -> 
         growing = [change for change in again if change.resizes]
         if growing:
             raise NotTraceable(
-                f"model {steps.name!r}: {growing[0].name!r} holds more, or less, after every step: a plan has one step for all; "
-                "empty it in forward, or keep it outside the model"
+                f"model {steps.name!r}: {growing[0].name!r} grows or shrinks with every step, "
+                "but a plan runs the same step each time; empty it in forward, or keep it "
+                "outside the model"
             )
         counts = [
             change
@@ -119,8 +120,9 @@ def _is_number(value: Any) -> bool:
 def _drawn(steps: Steps, change: Change) -> NotTraceable:
     what = "draws random numbers from" if change.holder.chance else "takes the next of"
     return NotTraceable(
-        f"model {steps.name!r}: a step {what} {change.name!r} in Python, and a plan would hold the first for ever: "
-        "draw with torch (torch.rand, torch.bernoulli), or make it an input of the batch"
+        f"model {steps.name!r}: a step {what} {change.name!r} in Python, and a plan would repeat "
+        "the first one in every step: draw with torch (torch.rand, torch.bernoulli), or make it "
+        "an input of the batch"
     )
 
 

@@ -29,8 +29,8 @@ def check_hooks(name: str, module: nn.Module) -> None:
     can hold."""
     for hook in global_module_hooks():
         raise NotTraceable(
-            f"model {name!r}: {called(hook)} is a hook of all modules of the process (torch.nn.modules.module): "
-            "register it on the modules that it is for"
+            f"model {name!r}: {called(hook)} is a global hook on all modules "
+            "(torch.nn.modules.module): register it on the modules that need it"
         )
     named = dict(module.named_parameters())
     for (path, parameter), accumulating in zip(
@@ -38,13 +38,15 @@ def check_hooks(name: str, module: nn.Module) -> None:
     ):
         for hook in post_accumulate_hooks(parameter):
             raise NotTraceable(
-                f"model {name!r}: parameter {path!r} has the hook {called(hook)} after its gradient is accumulated, which no plan "
-                "runs: change the gradient in a hook of register_hook, and leave updates to the optimizer"
+                f"model {name!r}: parameter {path!r} has the hook {called(hook)} after its "
+                "gradient is accumulated, which a plan does not run: change the gradient in a "
+                "hook of register_hook, and leave updates to the optimizer"
             )
         for hook in accumulating:
             raise NotTraceable(
-                f"model {name!r}: parameter {path!r} has the hook {called(hook)} on its AccumulateGrad node, which no plan runs: "
-                "give it to register_hook of the parameter"
+                f"model {name!r}: parameter {path!r} has the hook {called(hook)} on its "
+                "AccumulateGrad node, which a plan does not run: pass it to register_hook of "
+                "the parameter"
             )
 
 
@@ -97,8 +99,8 @@ def check_training_mode(name: str, module: nn.Module) -> None:
     changed = [what for what, on in flags().items() if before.get(what) != on]
     if changed:
         raise NotTraceable(
-            f"model {name!r}: its own train({module.training}) changes {_first(changed)}: call it where the model is made, so that "
-            "it is what is trained"
+            f"model {name!r}: its own train({module.training}) changes {_first(changed)}: call "
+            "it where the model is built, so that the changed model is trained"
         )
 
 

@@ -39,7 +39,8 @@ def check_set(name: str, value: Tensor, given: Tensor) -> None:
     """Raises NotTraceable unless a buffer can be what it is set to."""
     if value.requires_grad or (value.shape, value.dtype) != (given.shape, given.dtype):
         raise NotTraceable(
-            f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: set it to a detached one like it"
+            f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: "
+            "set it to a detached tensor of its own shape and dtype"
         )
 
 
@@ -49,8 +50,9 @@ def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
     for name, parameter in module.named_parameters():
         if parameter is not given.get(name, parameter):
             raise NotTraceable(
-                f"parameter {name!r} is set to another tensor in forward, and an optimizer would go on with the one it was given: "
-                "compute with the new tensor under a name of its own, or make it a buffer"
+                f"parameter {name!r} is set to another tensor in forward, but an optimizer would "
+                "go on updating the first: compute with the new tensor under a name of its own, "
+                "or make it a buffer"
             )
 
 
@@ -62,7 +64,8 @@ def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: s
         name = names.get(id(getattr(node, "variable", None)))
         if name is not None:
             raise NotTraceable(
-                f"model {model!r}: the loss has a gradient of {name!r}, which is no registered parameter of the model (an optimizer of "
+                f"model {model!r}: the loss has a gradient of {name!r}, which is not a "
+                "registered parameter of the model (an optimizer of "
                 "model.parameters() would not train it): register it (nn.Parameter as an attribute, nn.ModuleList or "
                 "nn.ParameterList for a list, the loss itself as a module), or freeze it with requires_grad_(False)"
             )

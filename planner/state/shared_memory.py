@@ -41,8 +41,9 @@ def check_apart(state: State, graph: Graph, model: str) -> None:
             moving = [name for name in (one, other) if name in changed]
             if moving and _overlap(named[one], named[other]):
                 raise NotTraceable(
-                    f"model {model!r}: {one!r} and {other!r} share memory, and a step changes {moving[0]!r} and so both, where a plan "
-                    "keeps them apart: register one tensor under both names, or give one of them a .clone()"
+                    f"model {model!r}: {one!r} and {other!r} share memory, and a step changes "
+                    f"{moving[0]!r} and so both, but a plan keeps them apart: register one "
+                    "tensor under both names, or give one of them a .clone()"
                 )
 
 

@@ -139,7 +139,10 @@ class _Filters:
             return self._why_not_kept(pin)
         axes: Sequence[int] = [a for a, size in enumerate(self.mesh.sizes) if size > 1]
         if pin.choice != "data" and self.tensor_axis is None:
-            return f"mesh {self.mesh} has no axis of more than one device that may split anything but the batch: add one, as tp=2"
+            return (
+                f"mesh {self.mesh} has no axis of more than one device that may split anything but the "
+                "batch: add one, such as tp=2"
+            )
         if pin.choice != "data" and self.tensor_axis is not None:
             axes = [self.tensor_axis]
         ops = [self.model.dims.ops[n.index] for n in self.model.graph.nodes if pin.matches(n.path)]
@@ -168,8 +171,8 @@ class _Filters:
         ):
             return ""
         if not sizes:
-            return f"mesh {self.mesh} has no data axis of more than one device to keep pieces on: add one, as dp=2"
-        return f"no dim of {_some(p.name for p in matched)} can be cut in {' or '.join(map(str, sizes))} pieces"
+            return f"mesh {self.mesh} has no data axis of more than one device to keep pieces on: add one, such as dp=2"
+        return f"no dim of {_some(p.name for p in matched)} can be cut into {' or '.join(map(str, sizes))} pieces"
 
     # ------------------------------------------------------------------------------------------ ops
 

@@ -33,7 +33,7 @@ PINS = {
     "data": "split the batch on every axis",
     "tensor": "split something other than the batch on the innermost tensor axis",
     "tp": "the same as tensor",
-    "expert": "split the experts on the innermost tensor axis, and the batch where there are none",
+    "expert": "split the experts on the innermost tensor axis; ops without experts split the batch",
     "replicate": "run whole on every device",
     "ddp": "parameters and optimizer state whole on every device",
     "zero1": "parameters whole in a step, held and updated in pieces (ZeRO-1; gradients are reduce-scattered, as ZeRO-2)",
@@ -70,7 +70,8 @@ def parse_mesh(text: str, num_devices: int) -> Mesh:
             or int(size) < 1
         ):
             raise BadValue(
-                f"--mesh {text!r}: {part.strip()!r} is not NAME=SIZE with a size from 1 on; write --mesh dp=4,tp=2"
+                f"--mesh {text!r}: {part.strip()!r} is not NAME=SIZE with a size of at least 1; "
+                "write --mesh dp=4,tp=2"
             )
         names.append(name)
         sizes.append(int(size))
@@ -80,7 +81,7 @@ def parse_mesh(text: str, num_devices: int) -> Mesh:
             f"--mesh {text!r} has {mesh.num_devices} devices and --gpus is {num_devices}: make them equal"
         )
     if len(sizes) > 3:
-        raise BadValue(f"--mesh {text!r} has {len(sizes)} axes: at most three are planned")
+        raise BadValue(f"--mesh {text!r} has {len(sizes)} axes: at most three are supported")
     return mesh
 
 

@@ -93,7 +93,8 @@ class Layouts:
             or not math.isfinite(self.cost(before, after))
         ):
             raise BadPlan(
-                f"no messages make layout {after} of {before}: the plan's layouts do not go together; plan again"
+                f"no collectives turn layout {before} into {after}: the plan's layouts do not "
+                "fit together; plan again"
             )
         at, end = self.index[before], self.index[after]
         out = []

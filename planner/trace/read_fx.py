@@ -99,7 +99,10 @@ _SAFE = {
 }
 #: Where random ops of ours have the number by which those of a step are told apart.
 NUMBERED = {"dropout": 3, "uniform": 2}
-_RANDOM_HINT = "this random op is not planned: draw from torch.rand, randn, bernoulli, randint, multinomial or dropout"
+_RANDOM_HINT = (
+    "this random op is not supported: draw from torch.rand, randn, bernoulli, randint, "
+    "multinomial or dropout"
+)
 
 
 class _Reader:
@@ -341,18 +344,19 @@ class _Reader:
             raise Refused(f"{where} runs {op}: {_RANDOM_HINT}")
         if op.startswith("aten.index_put") and any(_is_mask(i) for i in node.args[1]):  # type: ignore[union-attr]
             raise Refused(
-                f"{where} writes more than one number under a mask ({op}): use torch.where"
+                f"{where} writes a tensor of several numbers under a mask ({op}): use torch.where"
             )
         if op == "aten.native_batch_norm.default" and node.args[5] and node.args[3] is not None:
             raise Refused(
                 f"{where} normalises by the statistics of a sample or group and changes running ones in place: "
-                "set its track_running_stats to False"
+                "set track_running_stats=False"
             )
         if not target._schema.is_mutable or self._harmless(node) or self._is_changed_buffer(node):
             return
         if target is not aten.copy_.default and not is_view_in_place(target):
             raise Refused(
-                f"{where} runs {op}, which changes a tensor and has no form that gives a new one: use another op"
+                f"{where} runs {op}, which changes a tensor in place and has no out-of-place "
+                "form: use another op"
             )
         op = node.meta.get("custom", {}).get("writes", op)
         raise ChangedInPlace(

@@ -13,10 +13,10 @@ __all__ = ["explain", "place_of"]
 
 #: What the errors of fake tensors mean to the model's author, by the name of their (private) class.
 _REASONS = {
-    "DataDependentOutputException": "the value of a tensor is needed to go on (.item(), int(x), `if x:`): use torch.where",
+    "DataDependentOutputException": "the step depends on the value of a tensor (.item(), int(x), `if x:`): use torch.where",
     "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, x[mask]): use torch.where",
-    "DataDependentOutputError": "the value of a tensor is needed to go on",
-    "BY_NAME": "dims that have names are not traced: give them by number",
+    "DataDependentOutputError": "the step depends on the value of a tensor",
+    "BY_NAME": "named dims are not supported: give dims by number",
 }
 
 #: What only tensors with named dims are asked for: tensors without memory have none of it.
@@ -57,7 +57,7 @@ def _twice(said: str) -> str:
         .removeprefix("masked_")
     )
     what = _WRITTEN_OUT.get(op, f"{op}: write it in tensor ops")
-    return f"a gradient of a gradient (create_graph=True) is planned, but not through {what}"
+    return f"a gradient of a gradient (create_graph=True) is supported, but not through {what}"
 
 
 def place_of(error: Exception) -> str:

@@ -64,7 +64,8 @@ def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:
     own = {} if ask.optimizer else workload.optimizer_settings
     if is_keras(ask.model):
         raise BadValue(
-            f"{ask.model} brings its optimizer: leave --optimizer, --lr and its settings out, and compile with them"
+            f"{ask.model} brings its own optimizer: leave out --optimizer, --lr and the "
+            "settings, and give them to compile"
         )
     rate = workload.learning_rate if ask.learning_rate is None else ask.learning_rate
     return by_name(name, rate, {**own, **ask.optimizer_settings})

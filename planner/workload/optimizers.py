@@ -44,7 +44,7 @@ def by_name(name: str, learning_rate: float, settings: Mapping[str, Any]) -> dic
 def check_rate(what: str, rate: float) -> None:
     """Raises `BadValue` for a learning rate that is negative or no number."""
     if not 0 <= rate < float("inf"):
-        raise BadValue(f"{what} {rate}: give a number from 0 on")
+        raise BadValue(f"{what} {rate}: give a number of at least 0")
 
 
 def of_torch(
@@ -53,18 +53,20 @@ def of_torch(
     """The fields of a workload for an optimizer of the module's own parameters, in one or several
     groups.
 
-    Raises BadValue for a class that is not planned, an optimizer that has made steps, a learning
+    Raises BadValue for a class that is not supported, an optimizer that has made steps, a learning
     rate that is a tensor, and parameters that are trained and in no group, or in a group and not
     trained.
     """
     kind = type(optimizer)
     if kind.__module__.partition(".")[0] != "torch" or kind.__name__ not in SETTINGS:
         raise BadValue(
-            f"the optimizer {kind.__name__} is not planned: give one of torch's {', '.join(SETTINGS)}"
+            f"the optimizer {kind.__name__} is not supported: give one of torch's "
+            f"{', '.join(SETTINGS)}"
         )
     if optimizer.state:
         raise BadValue(
-            f"the {kind.__name__} has made steps already: make it anew, or its state would be lost"
+            f"the {kind.__name__} has made steps already, and its state would be lost: give a "
+            "new one"
         )
     base = next(
         name

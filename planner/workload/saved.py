@@ -71,7 +71,8 @@ def write_saved(
         what = next(_culprits(module, batch, loss), "")
         first = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadValue(
-            f"the model cannot be given to other processes{what}: {first}; keep it out of the module, or plan a function that makes "
+            f"the model cannot be sent to other processes{what}: {first}; keep it out of the "
+            "module, or plan a function that makes "
             "the model (plan --model FILE.py:FUNCTION)"
         ) from error
     _check_same(module, again)
@@ -86,8 +87,8 @@ def _check_same(module: torch.nn.Module, again: torch.nn.Module) -> None:
     for name in (*before, *after):
         if before.get(name) != after.get(name):
             raise BadValue(
-                f"the model cannot be given to other processes: {name!r} is not what it was once the model has been written and "
-                "read again (a __getstate__ or __setstate__ of its own?)"
+                f"the model cannot be sent to other processes: {name!r} changes when the model "
+                "is pickled and read back (does it have its own __getstate__ or __setstate__?)"
             )
     hooks = [{n: len(gradient_hooks(p)) for n, p in m.named_parameters()} for m in (module, again)]
     assert hooks[0] == hooks[1], hooks

@@ -65,7 +65,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.tokens[:2] != (PAD, UNKNOWN):
             raise BadValue(
-                f"a vocabulary starts with {PAD}, {UNKNOWN}; this one with {', '.join(self.tokens[:2]) or 'nothing'}"
+                f"a vocabulary must start with {PAD}, {UNKNOWN}; this one starts with "
+                f"{', '.join(self.tokens[:2]) or 'nothing'}"
             )
         ids = {token: index for index, token in enumerate(self.tokens)}
         if len(ids) != len(self.tokens):

@@ -319,7 +319,8 @@ def workload_of(
         )
     if is_compiled(loss):
         raise BadValue(
-            f"{name}: the loss is compiled (torch.compile): give it uncompiled, it becomes a part of the plan's program"
+            f"{name}: the loss is compiled (torch.compile): give it uncompiled, since it becomes "
+            "part of the plan's program"
         )
     plain = not isinstance(batch, Mapping) and not any(
         isinstance(item, tuple | list | Mapping) or item is None for item in batch
@@ -329,7 +330,8 @@ def workload_of(
     for number, item in enumerate(() if plain or isinstance(batch, Mapping) else batch):
         if not flatten(item)[0]:
             raise BadValue(
-                f"{name} returned a {type(item).__name__} as number {number} of the batch: there is no tensor in it"
+                f"{name} returned a {type(item).__name__} as number {number} of the batch: it "
+                "holds no tensor"
             )
     _check_batch(name, tensors)
     more.setdefault("tokens_per_sample", _tokens(tensors))
@@ -354,7 +356,8 @@ def _check_not_compiled(name: str, module: torch.nn.Module) -> None:
         if is_compiled(part):
             what = f"its module {path!r}" if path else "the model"
             raise BadValue(
-                f"{name}: {what} is compiled (torch.compile): give it uncompiled, a plan is a program of its own"
+                f"{name}: {what} is compiled (torch.compile): give it uncompiled, since a plan "
+                "is a program of its own"
             )
 
 
@@ -377,7 +380,8 @@ def _check_batch(spec: str, batch: tuple[Any, ...]) -> None:
                 else f"a {type(tensor).__name__}"
             )
             raise BadValue(
-                f"{spec} returned {got} as number {index} of the batch: each is a tensor whose dim 0 is the batch"
+                f"{spec} returned {got} as number {index} of the batch: each must be a tensor "
+                "whose dim 0 is the batch"
             )
     sizes = [tensor.shape[0] for tensor in batch]
     if len(set(sizes)) != 1 or sizes[0] == 0:

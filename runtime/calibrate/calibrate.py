@@ -110,7 +110,7 @@ def _device_kind(device: str) -> str:
     if device not in ("", "cpu", "cuda"):
         raise BadValue(f"unknown device {device!r}: cpu or cuda")
     if device == "cuda" and not torch.cuda.is_available():
-        raise BadValue("no CUDA device is there: calibrate with --device cpu")
+        raise BadValue("there is no CUDA device: calibrate with --device cpu")
     return device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 

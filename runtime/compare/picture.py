@@ -24,7 +24,7 @@ def picture(comparison: Comparison) -> bytes:
     figure.suptitle(
         f"{comparison.model} on {comparison.num_ranks} ranks ({comparison.mesh}): predicted "
         f"{comparison.predicted_step_time_s * 1e3:.1f} ms, measured "
-        f"{comparison.measured_step_time_s * 1e3:.1f} ms a step ({comparison.error:+.0%})",
+        f"{comparison.measured_step_time_s * 1e3:.1f} ms per step ({comparison.error:+.0%})",
         color=_INK,
         fontsize=11,
     )
@@ -42,7 +42,7 @@ def _bars(axes: Any, comparison: Comparison) -> None:
         label = {"label": "measured"} if index == 0 else {}
         axes.barh(index - 0.2, row.measured_s * 1e3, height=0.38, color=_MEASURED, **label)
     axes.set_yticks(range(len(rows)), [row.kind for row in rows])
-    axes.set_xlabel("milliseconds a step")
+    axes.set_xlabel("milliseconds per step")
     axes.grid(axis="x", color=_GRID)
     axes.set_axisbelow(True)
     axes.legend(frameon=False)
@@ -73,8 +73,8 @@ def _points(axes: Any, comparison: Comparison) -> None:
         axes.set_xscale("log")
         axes.set_yscale("log")
         axes.legend(frameon=False)
-    axes.set_xlabel("measured ms an event")
-    axes.set_ylabel("predicted ms an event")
+    axes.set_xlabel("measured ms per event")
+    axes.set_ylabel("predicted ms per event")
     axes.grid(color=_GRID)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

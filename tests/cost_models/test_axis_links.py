@@ -29,7 +29,7 @@ def test_in_words(eight_nodes: Cluster) -> None:
     )
     assert words(eight_nodes, ("tp", "dp"), (4, 16)) == (
         "tp=4 between nodes over InfiniBand; dp=16 inside and between nodes (2 nodes, 8 devices "
-        "of each) over NVLink and InfiniBand"
+        "on each) over NVLink and InfiniBand"
     )
     assert words(eight_nodes, ("dp1", "dp2", "tp"), (4, 2, 8)).startswith(
         "tp=8 inside a node over NVLink; dp1=4 between nodes"
@@ -39,7 +39,7 @@ def test_in_words(eight_nodes: Cluster) -> None:
         == "dp=2 inside a node over shared memory"
     )
     assert words(eight_nodes, ("dp", "none"), (64, 1)).startswith(
-        "dp=64 inside and between nodes (8 nodes, 8 devices of each)"
+        "dp=64 inside and between nodes (8 nodes, 8 devices on each)"
     )
     assert words(load_cluster("cpu", num_devices=1), ("dp",), (1,)) == ""
 

@@ -36,14 +36,18 @@ def test_sizes(devices: int | None, nodes: int | None, expected: tuple[int, int,
 @pytest.mark.parametrize(
     ("devices", "nodes", "message"),
     [
-        (0, None, "number of devices must be a whole number from 1 on, got 0"),
+        (0, None, "number of devices must be a whole number of at least 1, got 0"),
         (-1, None, "got -1"),
         (1.5, None, "got 1.5"),
-        (None, 0, "number of nodes must be a whole number from 1 on, got 0"),
-        (1025, None, r"'dgx-h100' has at most 1024 devices, 1025 devices were asked for"),
-        (None, 129, "'dgx-h100' has at most 128 nodes of 8 devices, 129 nodes were asked for"),
-        (17, 2, "2 nodes of 'dgx-h100' have 16 devices, 17 were asked for: take 3 nodes or more"),
-        (9, 8, "9 devices, 2 a node, do not reach 8 nodes of 'dgx-h100': take 5"),
+        (None, 0, "number of nodes must be a whole number of at least 1, got 0"),
+        (1025, None, r"'dgx-h100' has at most 1024 devices, but 1025 devices were asked for"),
+        (None, 129, "'dgx-h100' has at most 128 nodes of 8 devices, but 129 nodes were asked for"),
+        (
+            17,
+            2,
+            "2 nodes of 'dgx-h100' have 16 devices, but 17 were asked for: take 3 nodes or more",
+        ),
+        (9, 8, "9 devices, 2 per node, leave some of 8 nodes of 'dgx-h100' empty: take 5 nodes"),
     ],
 )
 def test_impossible_sizes(devices: int, nodes: int, message: str) -> None:

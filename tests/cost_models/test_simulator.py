@@ -205,7 +205,7 @@ def test_breakdown_by_hand() -> None:
     [
         (
             [task("a", 1, "never")],
-            "1 tasks wait for tasks or devices that never come, the first is 'a'",
+            "1 tasks wait for tasks or devices that never arrive; the first is 'a'",
         ),
         ([task("a", 1, "b"), task("b", 1)], "the first is 'a'"),
         ([task("r", 1, group=(0, 1), stream="communication")], "the first is 'r'"),
@@ -226,11 +226,11 @@ def test_bad_tasks() -> None:
         BadValue, match="stream 'compute' has neither channel nor link, got 'tp', ''"
     ):
         task("a", 1, channel="tp")
-    with pytest.raises(BadValue, match="durations are >= 0, got -1"):
+    with pytest.raises(BadValue, match="durations must be >= 0, got -1"):
         task("a", -1)
     with pytest.raises(BadValue, match=r"task 'a' on device 0 is not in its own group \(1, 2\)"):
         task("a", 1, group=(1, 2))
-    with pytest.raises(BadValue, match="overlap is a share between 0 and 1, got 2"):
+    with pytest.raises(BadValue, match="overlap must be between 0 and 1, got 2"):
         run(overlap=2)
 
 

@@ -53,7 +53,7 @@ def test_what_is_left(clock: Clock) -> None:
     assert (budget.left, budget.over()) == (0.0, True)
     assert budget.rest().over()
     assert not Budget.unlimited().over() and Budget.unlimited().one_of(3).left == math.inf
-    with pytest.raises(BadValue, match="give seconds above 0"):
+    with pytest.raises(BadValue, match="give a positive number of seconds"):
         Budget.start(0.0)
 
 
@@ -92,10 +92,10 @@ def test_the_best_so_far_and_what_was_left_out(
     assert plan.summary["time_limit_s"] == 60.0
     assert "x".join(map(str, plan.mesh.sizes)) in sizes[:meshes]
     assert (
-        f"stopped at the time limit of 60 s; not searched: {', '.join(sizes[meshes:])}; --time-limit gives more"
-        in proof_lines(plan)
+        f"stopped at the time limit of 60 s; not searched: {', '.join(sizes[meshes:])}; raise "
+        "--time-limit to search more" in proof_lines(plan)
     )
-    assert {row.reason for row in plan.alternatives} == {"left out at the time limit of 60 s"}
+    assert {row.reason for row in plan.alternatives} == {"skipped at the time limit of 60 s"}
 
 
 def test_a_limit_that_is_over_before_the_first_mesh_still_gives_a_plan(
@@ -124,7 +124,7 @@ def test_where_nothing_that_fits_was_found_in_time_the_line_says_the_limit(
     late_after(1, clock, monkeypatch)
     with pytest.raises(
         NoPlan,
-        match=r"within the time limit of 60 s; the leanest needs .* look longer with --time-limit 120",
+        match=r"within the time limit of 60 s; the one with the least memory needs .* raise --time-limit to 120",
     ):
         search(
             ask_for("mlp", 8, batch=64),
@@ -158,7 +158,7 @@ def test_the_search_for_what_fits_ends_in_time(
         lambda: search(ask_for("mlp", 2, batch=2**30), small, budget=Budget.start(25.0, clock))
     )
     assert isinstance(error, DoesNotFit) and "\n" not in str(error)
-    assert "the time limit of 25 s came before a change was found that fits" in str(error)
+    assert "the time limit of 25 s was reached before a change that fits was found" in str(error)
     assert len(looks) == 3
 
 

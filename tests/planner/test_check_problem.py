@@ -46,13 +46,16 @@ def problem(**changed: Any) -> Problem:
         ({"costs": (COSTS[0], -np.inf * np.ones(3))}, "costs of node 1: -inf is below -10^17"),
         (
             {"costs": (COSTS[0], np.ones((3, 1)))},
-            "node 1 has costs of shape (3, 1): give one a strategy",
+            "node 1 has costs of shape (3, 1): give one per strategy",
         ),
         (
             {"costs": (np.array([]), COSTS[1])},
             "node 0 has no strategy to choose: give every node at least one",
         ),
-        ({"edges": (replace(PAIRS, v=2),)}, "edge 0 joins nodes 0 and 2, there are 2 (from 0 on)"),
+        (
+            {"edges": (replace(PAIRS, v=2),)},
+            "edge 0 joins nodes 0 and 2, but there are 2, counted from 0",
+        ),
         (
             {"edges": (replace(PAIRS, cost=np.ones((2, 2))),)},
             "edge 0 has a table of shape (2, 2), its nodes 0 and 1 have 2 and 3",
@@ -61,7 +64,10 @@ def problem(**changed: Any) -> Problem:
             {"edges": (replace(PAIRS, cost=np.full((2, 3), np.nan)),)},
             "costs of edge 0: nan is not a number",
         ),
-        ({"usages": (replace(HELD, node=2),)}, "a usage of node 2, there are 2 (from 0 on)"),
+        (
+            {"usages": (replace(HELD, node=2),)},
+            "a usage of node 2, but there are 2, counted from 0",
+        ),
         ({"usages": (replace(HELD, nbytes=np.ones(2)),)}, "node 1 has 3 strategies, but 2 usages"),
         ({"usages": (replace(HELD, nbytes=-np.ones(3)),)}, "usages of node 1: -1.0 is below 0"),
         (
@@ -80,10 +86,10 @@ def problem(**changed: Any) -> Problem:
             {"usages": (replace(HELD, spans=((1, 2, np.nan),)),)},
             "node 1 holds memory over ((1, 2, nan),), outside of 0 to 4",
         ),
-        ({"limit": -1.0}, "a limit of -1.0 bytes: give a number from 0 on"),
+        ({"limit": -1.0}, "a limit of -1.0 bytes: give a number of at least 0"),
         (
             {"horizon": -1, "usages": (), "base": None, "clock": ()},
-            "a horizon of -1 times: give a number from 0 on",
+            "a horizon of -1 times: give a number of at least 0",
         ),
         ({"base": np.ones(3)}, "base has shape (3,), there are 4 times: give bytes for each"),
         ({"base": np.array([0.0, 1.0, -1.0, 0.0])}, "base of time 0: -1.0 is below 0"),
@@ -113,8 +119,8 @@ def solution(**changed: Any) -> Solution:
     ("changed", "words"),
     [
         ({"choice": (0,)}, "the choice has 1 strategies for 2 nodes"),
-        ({"choice": (0, 3)}, "node 1 takes strategy 3, it has 3 (from 0 on)"),
-        ({"choice": (0, -1)}, "node 1 takes strategy -1, it has 3 (from 0 on)"),
+        ({"choice": (0, 3)}, "node 1 takes strategy 3, but it has 3, counted from 0"),
+        ({"choice": (0, -1)}, "node 1 takes strategy -1, but it has 3, counted from 0"),
         ({"choice": (1, 1)}, "the choice takes a strategy or a pair that is forbidden"),
         ({"choice": (1, 0)}, "the choice costs 6.0, the solution says 5.0"),
         ({"bound": 6.0}, "the bound of 6.0 is above the cost of 5.0"),

@@ -125,7 +125,7 @@ def test_a_graph_that_is_read_wrongly_is_no_reason_to_trace_in_another_way(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A long stack is traced whole if its blocks cannot be repeated, whatever was raised: not
-    for a fault of ours."""
+    for a bug in shardwright."""
     read = tracing.read_graph
 
     def wrong(*args: Any, **named: Any) -> Graph:

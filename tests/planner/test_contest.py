@@ -72,7 +72,7 @@ def test_sums_are_exact_beyond_floats() -> None:
             "edge 0 has 2 costs, its nodes 0 and 1 have 2 x 3 strategies",
         ),
         (record(edges_costs=[]), "edges has 1 nodes and 0 costs"),
-        (record(edges_nodes=[[0, 2]]), "edge 0 joins nodes 0 and 2, there are 2"),
+        (record(edges_nodes=[[0, 2]]), "edge 0 joins nodes 0 and 2, but there are 2"),
         (record(edges_nodes=[[0]]), r"edges.nodes\[0\] has 1 numbers, not two"),
         (
             record(nodes_costs=[[1, float("nan")], [3, 4, 5]]),

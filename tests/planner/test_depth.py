@@ -53,12 +53,12 @@ def test_the_plan_is_the_one_that_whole_programs_choose(both: tuple[Found, Found
     assert shallow.plan.summary["step_time_s"] == whole.plan.summary["step_time_s"]
 
 
-def test_what_is_drawn_on_is_near_the_whole(both: tuple[Found, Found]) -> None:
+def test_extrapolation_is_near_the_whole(both: tuple[Found, Found]) -> None:
     shallow, whole = both
     assert [c.whole for c in shallow.candidates] == [False] * len(shallow.candidates)
     assert all(c.whole for c in whole.candidates)
-    assert shallow.plan.summary["drawn_on"] == [6, 10]
-    assert "drawn_on" not in whole.plan.summary
+    assert shallow.plan.summary["extrapolated_from"] == [6, 10]
+    assert "extrapolated_from" not in whole.plan.summary
     for near, exact in zip(shallow.candidates, whole.candidates, strict=True):
         assert near.mesh == exact.mesh
         assert near.prediction.step_time_s == pytest.approx(exact.prediction.step_time_s, rel=0.02)

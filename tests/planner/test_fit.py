@@ -113,7 +113,9 @@ def test_the_line_has_all_parts_in_si_and_words() -> None:
     line = explain_misfit(
         "mlp", ask(), cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8"
     )
-    assert line.startswith("'mlp' does not fit 4 x h100-sxm: the leanest plan (mesh 2x2) needs ")
+    assert line.startswith(
+        "'mlp' does not fit 4 x h100-sxm: the plan with the least memory (mesh 2x2) needs "
+    )
     assert "12.0 GiB too much, at backward.h.0.mm#1; " in line
     largest = line.split("largest: ")[1].split(";")[0]
     assert [part.split()[0] for part in largest.split(", ")] == [
@@ -152,7 +154,7 @@ def test_the_time_may_be_over_before_anything_is_found() -> None:
 
     cluster = load_cluster("dgx-h100", num_devices=4)
     assert nearest_change(ask(64), 64, None, cluster, late, late).startswith(
-        "the time limit of 60 s came before a change was found"
+        "the time limit of 60 s was reached before a change that fits was found"
     )
     found = nearest_change(
         ask(64),

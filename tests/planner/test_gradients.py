@@ -96,8 +96,8 @@ def test_they_are_told_and_stay_as_they_are(tmp_path: Path) -> None:
         folder=tmp_path,
         optimizer="adamw",
     )
-    told = [part for part in mesh_body(planned.plan) if "take no part in the loss" in str(part)]
-    assert told == ["take no part in the loss, and stay as they are: " + ", ".join(UNUSED)]
+    told = [part for part in mesh_body(planned.plan) if "not part of the loss" in str(part)]
+    assert told == ["not part of the loss, so never updated: " + ", ".join(UNUSED)]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     tensors, nest = flatten(batch)
     torch.save([(tensors, str(nest))], tmp_path / "batches.pt")

@@ -137,7 +137,7 @@ def drawn(m: nn.Module, x: Tensor) -> Tensor:
     "f", [data, mixed, through_a_view, changed, filled, drawn], ids=lambda f: f.__name__
 )
 def test_data_is_not_known(f: Callable[[nn.Module, Tensor], Tensor]) -> None:
-    with pytest.raises(NotTraceable, match="the value of a tensor is needed"):
+    with pytest.raises(NotTraceable, match="the step depends on the value of a tensor"):
         graph_of(f)
 
 
@@ -150,7 +150,7 @@ def test_a_batch_is_data_although_it_was_made_of_numbers() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.linear(x if x.any() else -x)  # type: ignore[no-any-return]
 
-    with pytest.raises(NotTraceable, match="the value of a tensor is needed"):
+    with pytest.raises(NotTraceable, match="the step depends on the value of a tensor"):
         trace(lambda: workload(Inputs(), torch.zeros(8, 6), torch.zeros(8, 4), loss=F.mse_loss))
 
 

@@ -151,18 +151,18 @@ def test_an_axis_of_one_takes_nothing() -> None:
         (
             "dp",
             4,
-            "--mesh 'dp': 'dp' is not NAME=SIZE with a size from 1 on; write --mesh dp=4,tp=2",
+            "--mesh 'dp': 'dp' is not NAME=SIZE with a size of at least 1; write --mesh dp=4,tp=2",
         ),
         ("dp=", 4, "--mesh 'dp=': 'dp=' is not NAME=SIZE"),
         ("dp=two", 4, "'dp=two' is not NAME=SIZE"),
-        ("dp=0", 4, "'dp=0' is not NAME=SIZE with a size from 1 on"),
+        ("dp=0", 4, "'dp=0' is not NAME=SIZE with a size of at least 1"),
         ("dp=-2", 4, "'dp=-2' is not NAME=SIZE"),
         ("dp=4,", 4, "'' is not NAME=SIZE"),
         ("2p=4", 4, "'2p=4' is not NAME=SIZE"),
         ("", 4, "'' is not NAME=SIZE"),
         ("dp=2,tp=4", 4, "--mesh 'dp=2,tp=4' has 8 devices and --gpus is 4: make them equal"),
-        ("a=2,b=2,c=2,d=2", 16, "has 4 axes: at most three are planned"),
-        ("dp=2,dp=2", 4, "one distinct name an axis"),
+        ("a=2,b=2,c=2,d=2", 16, "has 4 axes: at most three are supported"),
+        ("dp=2,dp=2", 4, "one distinct name per axis"),
     ],
 )
 def test_mesh_texts_that_are_refused(text: str, devices: int, message: str) -> None:
@@ -250,7 +250,7 @@ def test_what_says_how_ops_run_is_not_said_of_a_parameter(word: str) -> None:
             r"nothing that it matches can split the experts over 2 devices",
         ),
         ("mlp", "a=64", "*=data", r"nothing that it matches can split the batch over 64 devices"),
-        ("lstm", "dp=2", "linear.bias=zero3", r"no dim of linear\.bias can be cut in 2 pieces"),
+        ("lstm", "dp=2", "linear.bias=zero3", r"no dim of linear\.bias can be cut into 2 pieces"),
         (
             "lstm",
             "tp=2,dp=1",

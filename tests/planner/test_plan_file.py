@@ -92,13 +92,13 @@ def test_no_file(tmp_path: Path) -> None:
 def test_truncated(path: Path, share: float) -> None:
     text = path.read_text()
     path.write_text(text[: int(share * len(text))])
-    with pytest.raises(BadPlan, match=r"plan\.json: not a whole plan file \(.*\); plan again"):
+    with pytest.raises(BadPlan, match=r"plan\.json: not a complete plan file \(.*\); plan again"):
         read_plan(path)
 
 
 def test_not_text(path: Path) -> None:
     path.write_bytes(b"\x80\x04\x95\xff")
-    with pytest.raises(BadPlan, match="not a whole plan file"):
+    with pytest.raises(BadPlan, match="not a complete plan file"):
         read_plan(path)
 
 
@@ -114,7 +114,7 @@ def test_not_a_plan(path: Path, body: str) -> None:
 @pytest.mark.parametrize("version", [0, 1, 99, None, "2"])
 def test_another_version(path: Path, version: Any) -> None:
     with pytest.raises(
-        BadPlan, match=rf"a plan of version {version}, this program reads version 2; plan again"
+        BadPlan, match=rf"a plan of version {version}, but this program reads version 2; plan again"
     ):
         read_plan(damaged(path, lambda body: body.update(version=version)))
 
@@ -133,7 +133,7 @@ def test_another_version(path: Path, version: Any) -> None:
         (lambda body: body["training"].update(optimizer="lion"), "training.optimizer is 'lion'"),
         (
             lambda body: body["mesh"].update(names=["a", "b", "c"]),
-            "mesh: a mesh needs one distinct name an axis",
+            "mesh: a mesh needs one distinct name per axis",
         ),
         (lambda body: body["mesh"].update(sizes=[2] * len(body["mesh"]["sizes"]) + [9]), "mesh: "),
         (
@@ -196,7 +196,7 @@ def tampered(found: Found, **parts: Any) -> Plan:
 def test_choices_for_another_number_of_ops(found: Found, part: str) -> None:
     short = tampered(found, **{part: getattr(found.plan, part)[:-1]})
     with pytest.raises(
-        BadPlan, match="choices for another number of ops than the model has; plan again"
+        BadPlan, match="choices for a different number of ops than the model has; plan again"
     ):
         choices_of(short, found.model)
 
@@ -300,7 +300,7 @@ def test_a_model_that_goes_through_a_set_is_told(
     assert plan.hash_seed == "0"
     monkeypatch.setenv("PYTHONHASHSEED", "random")
     with pytest.raises(
-        BadPlan, match="goes through a set, whose order other processes do not have: sort it"
+        BadPlan, match="iterates over a set, whose order differs between processes: sort it"
     ):
         model_of(replace(plan, graph_hash="0" * 64))
 
@@ -310,13 +310,11 @@ def test_a_model_that_the_seed_decides_is_told(ordered: Callable[[str], Plan]) -
     assert model_of(plan).graph.digest() == plan.graph_hash
     with pytest.raises(
         BadPlan,
-        match="random numbers that decide what it computes; it was planned under seed 0 and run under 5",
+        match="random numbers that decide what it computes; it was planned with seed 0 and run with 5",
     ):
         model_of(plan, seed=5)
 
 
 def test_a_model_that_is_another_each_time_is_told(ordered: Callable[[str], Plan]) -> None:
-    with pytest.raises(
-        BadPlan, match="each time that it is made the model computes something else"
-    ):
+    with pytest.raises(BadPlan, match="the model computes something else each time it is built"):
         model_of(ordered("each_time_another"))

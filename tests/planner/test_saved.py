@@ -185,7 +185,7 @@ class Forgetful(Plain):
         ),
         (
             Forgetful,
-            r"'lin\.weight' is not what it was once the model has been written and read again",
+            r"'lin\.weight' changes when the model is pickled and read back",
         ),
     ],
 )
@@ -248,7 +248,7 @@ def test_the_order_of_a_set_is_found_when_planning(
     monkeypatch.delenv("PYTHONHASHSEED", raising=False)
     monkeypatch.setattr(api, "digest_elsewhere", lambda path: asked.append(path) or "another")
     with pytest.raises(
-        BadValue, match="Towers cannot be run by other processes: the model goes through a set"
+        BadValue, match="Towers cannot be run in other processes: the model iterates over a set"
     ):
         plan(Towers({"a", "b", "c"}), BATCH, nn.functional.mse_loss, num_devices=1, folder=tmp_path)
     assert asked == [tmp_path / "plan.json"]

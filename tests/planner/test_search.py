@@ -239,9 +239,9 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -
         search(ask, least)
     message = str(caught.value)
     parts = (
-        "'gpt' does not fit 2 x cpu-core: the leanest plan (mesh ",
+        "'gpt' does not fit 2 x cpu-core: the plan with the least memory (mesh ",
         ") needs ",
-        " per device (5 % of ",
+        " allowed (5 % of ",
         " is kept free: --memory-headroom), ",
         " too much, at ",
         "; largest: ",

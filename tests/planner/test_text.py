@@ -113,7 +113,7 @@ def test_wrong_values() -> None:
         Vocabulary.of(TEXTS, size=2)
     with pytest.raises(BadValue, match="length 0"):
         Vocabulary.of(TEXTS, size=5).encode("the", length=0)
-    with pytest.raises(BadValue, match="starts with <pad>, <unk>; this one with a, b"):
+    with pytest.raises(BadValue, match="must start with <pad>, <unk>; this one starts with a, b"):
         Vocabulary(("a", "b"))
     with pytest.raises(BadValue, match="token 'x' is in the vocabulary twice"):
         Vocabulary((PAD, UNKNOWN, "x", "x"))

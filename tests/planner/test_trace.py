@@ -442,7 +442,7 @@ def test_a_buffer_that_is_set_to_something_else_is_refused() -> None:
     assert (
         message
         == "buffer 'seen' is set to a tensor with a gradient, or of another shape or dtype: set "
-        "it to a detached one like it"
+        "it to a detached tensor of its own shape and dtype"
     )
 
 
@@ -488,7 +488,10 @@ def _compiled(_: nn.Module, x: Tensor) -> Tensor:
     return torch.compile(torch.sin, backend="eager")(x)  # line: a compiled function
 
 
-_VALUE, _SHAPE = "the value of a tensor is needed", "the shape of a tensor depends on values"
+_VALUE, _SHAPE = (
+    "the step depends on the value of a tensor",
+    "the shape of a tensor depends on values",
+)
 REFUSED: dict[str, tuple[Callable[[nn.Module, Tensor], Tensor], str]] = {
     "a value": (lambda _, x: x * x.mean().item(), _VALUE),  # line: a value
     "a branch": (lambda _, x: x if (x > 0).any() else -x, _VALUE),  # line: a branch
@@ -551,7 +554,7 @@ def test_a_value_read_while_tracing_names_the_users_line() -> None:
     assert f"{HERE}:{line} (return x * x.mean().item()" in message
     assert message.startswith("model 'test' cannot be traced as one static graph at ")
     assert message.endswith(
-        "the value of a tensor is needed to go on (.item(), int(x), `if x:`): use torch.where"
+        "the step depends on the value of a tensor (.item(), int(x), `if x:`): use torch.where"
     )
 
 
@@ -607,7 +610,7 @@ def test_random_ops_that_are_not_planned_are_refused_with_their_line() -> None:
     )
     message = refusal(Noise)
     assert f"{HERE}:{line} (return super().forward(x + torch.poisson(x))" in message
-    assert "runs aten.poisson.default: this random op is not planned" in message
+    assert "runs aten.poisson.default: this random op is not supported" in message
 
 
 def test_a_model_without_parameters_is_refused() -> None:

@@ -276,7 +276,7 @@ def test_known_models_describe_themselves() -> None:
         ("lstm", {"batch": 0}, BadValue, ["batch is 0", "at least 1"]),
         ("lstm", {"seq": -5}, BadValue, ["seq is -5", "at least 1"]),
         ("lstm", {"num_devices": 0}, BadValue, ["number of devices is 0", "at least 1"]),
-        ("mlp", {"seq": 5}, BadValue, ["--seq 5", "'mlp'", "leave --seq out"]),
+        ("mlp", {"seq": 5}, BadValue, ["--seq 5", "'mlp'", "leave out --seq"]),
         ("gpt", {"heads": "7"}, BadValue, ["width 256", "heads 7", "--set heads=8"]),
         ("gpt2", {"seq": 2048}, BadValue, ["seq 2048", "1024", "--set positions=2048"]),
         ("gpt", {"tied": "maybe"}, BadValue, ["--set tied=maybe", "true or false"]),

@@ -387,7 +387,7 @@ REFUSED = {
         average,
         r"keeps 'average' from one step to the next.*register_buffer\('average', torch\.zeros\(6\)\)",
     ),
-    "delayed": (delayed, r"'bank' holds more, or less, after every step"),
+    "delayed": (delayed, r"'bank' grows or shrinks with every step"),
     "alternating": (alternating, r"takes the next of 'number' in Python"),
     "cycling": (cycling, r"keeps 'turn' from one step to the next"),
     "flips": (flips, r"keeps 'even' from one step to the next.*\(False, then True\)"),

@@ -183,7 +183,7 @@ def named(batch: int = 6) -> Parts:
 
 REFUSED = {
     "rows": (rows, "sparse"),
-    "named": (named, "refine_names.*dims that have names are not traced"),
+    "named": (named, "refine_names.*named dims are not supported"),
 }
 RIGHT = {
     "convnext": convnext,

@@ -103,6 +103,12 @@ def sliced(batch: int = 8) -> Parts:
 RIGHT = {"sliced": sliced}
 REFUSED = {
     "begun": (begun, r"numbers\.py:\d+ \((self\.scale\.data|if self\.begun)"),
-    "warm_up": (warm_up, r"numbers\.py:\d+ \(scale = 1 / int.*the value of a tensor is needed"),
-    "gain": (gain, r"numbers\.py:\d+ \(.*self\.gain\.item.*the value of a tensor is needed"),
+    "warm_up": (
+        warm_up,
+        r"numbers\.py:\d+ \(scale = 1 / int.*the step depends on the value of a tensor",
+    ),
+    "gain": (
+        gain,
+        r"numbers\.py:\d+ \(.*self\.gain\.item.*the step depends on the value of a tensor",
+    ),
 }

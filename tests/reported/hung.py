@@ -397,7 +397,7 @@ REFUSED = {
     ),
     "counted": (counted, r"keeps 'body\.weight\.hook\.steps\[0\]' from one step to the next"),
     "counting": (counting, r"keeps 'Counting\.calls' from one step to the next"),
-    "recorded": (recorded, r"'body\.weight\.hook\.seen' holds more, or less, after every step"),
+    "recorded": (recorded, r"'body\.weight\.hook\.seen' grows or shrinks with every step"),
     "own_mode": (own_mode, r"its own train\(True\) changes requires_grad of 'words\.weight'"),
     "thawing": (thawing, r"sets requires_grad of parameter 'words\.weight' in its forward"),
     "skipping": (

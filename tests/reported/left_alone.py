@@ -254,7 +254,7 @@ REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
     ),
     "spoken": (
         spoken,
-        r"F\.ctc_loss \(nn\.CTCLoss\) is not planned: torch's kernel reads the lengths",
+        r"F\.ctc_loss \(nn\.CTCLoss\) is not supported: torch's kernel reads the lengths",
     ),
 }
 RIGHT: dict[str, Callable[..., Any]] = {

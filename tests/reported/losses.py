@@ -221,7 +221,7 @@ RIGHT = {
 REFUSED = {
     "unlisted": (
         unlisted,
-        r"has a gradient of 'layers\[0\]\.weight', which is no registered parameter.*nn\.ModuleList",
+        r"has a gradient of 'layers\[0\]\.weight', which is not a registered parameter.*nn\.ModuleList",
     ),
     "closed_over": (
         closed_over,

@@ -61,6 +61,6 @@ RIGHT = {"replaced": replaced}
 REFUSED = {
     "scattered": (
         scattered,
-        r"more than one number is written under a mask.*masks\.py:\d+ \(h\[chosen\] = rows",
+        r"a tensor of several numbers is written under a mask.*masks\.py:\d+ \(h\[chosen\] = rows",
     )
 }

@@ -304,12 +304,15 @@ REFUSED = {
     ),
     "other_memory": (
         other_memory,
-        r"writes\.py:\d+ .*aten\.set_\.source_Tensor, which changes a tensor and has no form",
+        r"writes\.py:\d+ .*aten\.set_\.source_Tensor, which changes a tensor in place and has no out-of-place form",
     ),
     "bound": (
         bound,
         r"buffer 'kept' is set to a tensor that shares memory with 'first\.weight'.*set it to a clone",
     ),
     "twice": (twice, r"buffer 'kept' is set to a tensor that shares memory with 'other'"),
-    "place_read": (place_read, r"writes\.py:\d+ .*place\[0\] > 0.*the value of a tensor is needed"),
+    "place_read": (
+        place_read,
+        r"writes\.py:\d+ .*place\[0\] > 0.*the step depends on the value of a tensor",
+    ),
 }

@@ -93,10 +93,10 @@ def test_the_first_difference_is_named() -> None:
     assert first_difference(ranks) == ""
     ranks[1] = {**ranks[1], "parameter 'b'": 3}
     assert first_difference(ranks).startswith(
-        "parameter 'b' begins with other values on rank 1 than on rank 0"
+        "parameter 'b' has other initial values on rank 1 than on rank 0"
     )
     ranks[1] = {**ranks[0], "buffer 'c'": 3}
-    assert first_difference(ranks).startswith("buffer 'c' begins with other values on rank 1")
+    assert first_difference(ranks).startswith("buffer 'c' has other initial values on rank 1")
 
 
 def test_a_program_is_started_again_with_the_hash_seed_of_all() -> None:

@@ -192,7 +192,7 @@ def test_bad_requests() -> None:
     with pytest.raises(BadValue, match="number of ranks is 0"):
         calibrate(device="cpu", max_ranks=0)
     if not torch.cuda.is_available():
-        with pytest.raises(BadValue, match="no CUDA device is there"):
+        with pytest.raises(BadValue, match="there is no CUDA device"):
             calibrate(device="cuda")
 
 

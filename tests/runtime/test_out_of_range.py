@@ -142,11 +142,11 @@ def test_a_shard_refuses_what_is_no_ranks() -> None:
     table, logits = torch.randn(4, 3), torch.randn(5, 4)
     for bad in (8, 999, -1):
         ids = torch.tensor([0, 7, bad, 3, 5])
-        with pytest.raises(OutOfRange, match=f"id {bad} is out of range: it goes from 0 to 7"):
+        with pytest.raises(OutOfRange, match=f"id {bad} is out of range: valid are 0 to 7"):
             embedding_shard(table, ids, 4, 8)
         with pytest.raises(
             OutOfRange,
-            match=f"target {bad} is out of range: it goes from 0 to 7, or -100, which is ignored",
+            match=f"target {bad} is out of range: valid are 0 to 7, and -100, which is ignored",
         ):
             cross_entropy(logits, ids, -100, offset=4, classes=8)
     ignored = torch.tensor([0, 7, -100, 3, 5])
@@ -155,9 +155,9 @@ def test_a_shard_refuses_what_is_no_ranks() -> None:
 
 def test_a_device_asserts_what_a_cpu_looks_at() -> None:
     """The op that CUDA is given, where the CPU runs it too."""
-    assert_on_device(torch.tensor(True), "target out of range: from 0 to 7")
-    with pytest.raises(RuntimeError, match="target out of range: from 0 to 7"):
-        assert_on_device(torch.tensor(False), "target out of range: from 0 to 7")
+    assert_on_device(torch.tensor(True), "target out of range: valid are 0 to 7")
+    with pytest.raises(RuntimeError, match="target out of range: valid are 0 to 7"):
+        assert_on_device(torch.tensor(False), "target out of range: valid are 0 to 7")
 
 
 def test_two_ranks_refuse_an_id_of_neither(tmp_path: Path) -> None:
@@ -176,5 +176,5 @@ def test_two_ranks_refuse_an_id_of_neither(tmp_path: Path) -> None:
     )
     ops = {getattr(i, "op", "") for i in found.found.program.instructions}
     assert "shardwright.embedding_shard" in ops
-    with pytest.raises(OutOfRange, match=r"rank \d: .*id 8 is out of range: it goes from 0 to 7"):
+    with pytest.raises(OutOfRange, match=r"rank \d: .*id 8 is out of range: valid are 0 to 7"):
         train_plan(found.path, [(torch.full((4, 3), 8), batch[1])], device="cpu")

@@ -219,8 +219,8 @@ def test_what_is_wrong_is_told_with_its_values() -> None:
     assert (loss.what, loss.name, loss.error) == ("loss", "of step 1", 0.0)
     table = run_section_of(found)
     assert (
-        "WRONG: gradient small[1] is 4e-07, in one process 2e-07; parameter small[1] is 0.002, in one process 0.003"
-        in table
+        "WRONG: gradient small[1] is 4e-07, but 2e-07 in one process; parameter small[1] is "
+        "0.002, but 0.003 in one process" in table
     )
 
 
@@ -248,7 +248,9 @@ def test_too_little_is_no_proof() -> None:
     )
     assert (most.num_left_out, most.num_elements, most.verdict) == (3, 5, "no proof")
     assert EXIT_CODES[most.verdict] == 3
-    assert "no proof: rounding alone may explain most elements" in run_section_of(most)
+    assert "no proof: rounding alone could explain the values of most elements" in run_section_of(
+        most
+    )
 
 
 def test_gradients_of_nothing_but_rounding_are_no_proof() -> None:

@@ -25,7 +25,7 @@ def solution_faults(problem: Problem, solution: Solution) -> Iterator[str]:
         return
     for node, (taken, size) in enumerate(zip(choice, sizes, strict=True)):
         if not 0 <= taken < size:
-            yield f"node {node} takes strategy {taken}, it has {size} (from 0 on)"
+            yield f"node {node} takes strategy {taken}, but it has {size}, counted from 0"
             return
     cost = problem.cost(choice)
     if cost == float("inf"):

@@ -59,7 +59,8 @@ def parse_contest(record: Any) -> Problem:
     intervals = _pairs(nodes["intervals"], "nodes.intervals")
     if not len(costs) == len(usages) == len(intervals):
         raise BadValue(
-            f"nodes has {len(costs)} costs, {len(usages)} usages and {len(intervals)} intervals: give one of each a node"
+            f"nodes has {len(costs)} costs, {len(usages)} usages and {len(intervals)} intervals: "
+            "give one of each per node"
         )
     limit = problem.get("usage_limit")
     if limit is not None and (
@@ -72,13 +73,14 @@ def parse_contest(record: Any) -> Problem:
     pairs, tables = _pairs(edges["nodes"], "edges.nodes"), _tables(edges["costs"], "edges.costs")
     if len(pairs) != len(tables):
         raise BadValue(
-            f"edges has {len(pairs)} nodes and {len(tables)} costs: give one of each an edge"
+            f"edges has {len(pairs)} nodes and {len(tables)} costs: give one of each per edge"
         )
     _check_sums(costs, tables, usages)
     for node, (own, held) in enumerate(zip(costs, usages, strict=True)):
         if len(held) != len(own) and spans[node][0] < spans[node][1]:
             raise BadValue(
-                f"node {node} has {len(own)} costs and {len(held)} usages: give one of each a strategy"
+                f"node {node} has {len(own)} costs and {len(held)} usages: give one of each per "
+                "strategy"
             )
     return Problem(
         costs=tuple(costs),
@@ -156,7 +158,9 @@ def _compressed(
 def _edge(index: int, pair: tuple[int, int], table: Numbers, costs: Sequence[Numbers]) -> Edge:
     u, v = pair
     if not (0 <= u < len(costs) and 0 <= v < len(costs)):
-        raise BadValue(f"edge {index} joins nodes {u} and {v}, there are {len(costs)} (from 0 on)")
+        raise BadValue(
+            f"edge {index} joins nodes {u} and {v}, but there are {len(costs)}, counted from 0"
+        )
     if table.size != len(costs[u]) * len(costs[v]):
         raise BadValue(
             f"edge {index} has {table.size} costs, its nodes {u} and {v} have {len(costs[u])} x {len(costs[v])} strategies"

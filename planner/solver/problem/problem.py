@@ -98,7 +98,8 @@ class Problem:
         _check_usages(self)
         if np.isnan(self.limit) or self.limit < 0:
             raise BadValue(
-                f"a limit of {self.limit} bytes: give a number from 0 on, or leave it out for none"
+                f"a limit of {self.limit} bytes: give a number of at least 0, or leave it out "
+                "for none"
             )
 
     @property
@@ -195,7 +196,7 @@ def _check_numbers(
 def _check_times(problem: Problem) -> None:
     """Raises BadValue unless base, clock and spans cover the same times, and names all nodes."""
     if problem.horizon < 0:
-        raise BadValue(f"a horizon of {problem.horizon} times: give a number from 0 on")
+        raise BadValue(f"a horizon of {problem.horizon} times: give a number of at least 0")
     if problem.base is not None:
         if problem.base.shape != (problem.horizon,):
             raise BadValue(
@@ -211,7 +212,7 @@ def _check_times(problem: Problem) -> None:
         raise BadValue(f"{len(problem.names)} names for {len(problem.costs)} nodes")
     for index, table in enumerate(problem.costs):
         if table.ndim != 1:
-            raise BadValue(f"node {index} has costs of shape {table.shape}: give one a strategy")
+            raise BadValue(f"node {index} has costs of shape {table.shape}: give one per strategy")
 
 
 def _check_edges(problem: Problem) -> None:
@@ -223,7 +224,8 @@ def _check_edges(problem: Problem) -> None:
     for index, edge in enumerate(problem.edges):
         if not (0 <= edge.u < len(sizes) and 0 <= edge.v < len(sizes)):
             raise BadValue(
-                f"edge {index} joins nodes {edge.u} and {edge.v}, there are {len(sizes)} (from 0 on)"
+                f"edge {index} joins nodes {edge.u} and {edge.v}, but there are {len(sizes)}, "
+                "counted from 0"
             )
         if edge.cost.shape != (sizes[edge.u], sizes[edge.v]):
             raise BadValue(
@@ -236,7 +238,7 @@ def _check_usages(problem: Problem) -> None:
     for usage in problem.usages:
         if not 0 <= usage.node < len(problem.costs):
             raise BadValue(
-                f"a usage of node {usage.node}, there are {len(problem.costs)} (from 0 on)"
+                f"a usage of node {usage.node}, but there are {len(problem.costs)}, counted from 0"
             )
         if usage.nbytes.shape != problem.costs[usage.node].shape:
             raise BadValue(
