@@ -31,17 +31,19 @@ MARGIN = 10.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verification:
-    """The verdict, the worst elements of losses, gradients, parameters and buffers, the worst
-    first, and relative errors: the largest
-    |a - b| over the largest |b| of a tensor; of the worst tensor, which is named. What is over `limit` is wrong.
+    """How a run compares with the same steps in one process.
 
-    What plain torch in one process loses in rounding is measured (`Reference`). A gradient that is
-    0 but for rounding (of a bias that softmax or a batch norm takes away) is held against that, and
-    so is a buffer (the running mean of what is centred, or of what such a bias is added to). An
-    element of a parameter whose gradient is, or nearly, and which an optimizer like Adam therefore
-    moves at random, counts by what it is further off than rounding may carry it: `num_left_out` of
-    `num_elements` could so be wrong by more than the limit of their dtype without being seen here.
-    Their gradients are compared like all others.
+    `worst` has the worst element among losses, gradients, parameters and buffers, the worst first.
+    A relative error is the largest |a - b| of a tensor over its largest |b|, of the worst tensor;
+    `worst_gradient` and the like name it. An error over `limit` is wrong.
+
+    The rounding errors of plain torch in one process are measured (`Reference`). They bound what is
+    accepted for a gradient that would be 0 without rounding (of a bias that a softmax or a batch
+    norm cancels), and for a buffer (the running mean of centred values, or of values with such a
+    bias). An optimizer like Adam moves an element of a parameter at random if its gradient is
+    nearly 0. Such an element counts only by the part of its error that exceeds what rounding may
+    do: `num_left_out` of `num_elements` could be wrong by more than the limit of their dtype
+    without being noticed here. Their gradients are compared like all others.
     """
 
     verdict: str

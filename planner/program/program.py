@@ -47,8 +47,7 @@ class Compute:
     `args` and `kwargs` hold Ref, Group, constants and (nested) tuples of them, `operands` are the
     values among them; `results[i]` is the value id of the op's i-th result, None where it is not
     used. `shapes` are the local shapes of the results. `frees` are values with no later use.
-    `flops`, `nbytes` (read + written) and `gemm` (batch, m, n, k of one local product) feed the
-    cost model.
+    `kind` names the cost model, and `time` is its prediction in seconds.
     """
 
     id: str
