@@ -30,7 +30,8 @@ from planner.strategy.costing import Costing
 from planner.strategy.strategies import op_strategies, parameter_strategies
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
-from planner.trace.trace import Traced, trace
+from planner.trace.trace import trace
+from planner.trace.traced import Traced
 from planner.workload.ask import build
 from planner.workload.workload import Workload
 

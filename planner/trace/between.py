@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from planner.torch_private.modes import TorchDispatchMode
 from planner.torch_private.trees import tree_flatten, tree_leaves, tree_unflatten
-from planner.trace.read_fx import NUMBERED
+from planner.trace.spelling import NUMBERED
 from planner.trace.stacks import Run
 
 __all__ = ["Between", "Unlike", "between"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-import planner.trace.trace
+import planner.trace.repeated
 from cost_models.cluster import Cluster, load_cluster
 from planner.plans.replay import modelled, shallow_of
 from planner.search.search import Found, search
@@ -36,13 +36,13 @@ def both(cluster: Cluster) -> tuple[Found, Found]:
     """The same search, its candidates ranked by shallow programs and by whole ones."""
     asked = ask("gpt", 24, **SIZES)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner.trace.trace, "_DEEP", 100)
+        patch.setattr(planner.trace.repeated, "_DEEP", 100)
         return search(asked, cluster), _whole(asked, cluster)
 
 
 def _whole(asked: Ask, cluster: Cluster) -> Found:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(planner.trace.trace, "_DEEP", 1_000_000)
+        patch.setattr(planner.trace.repeated, "_DEEP", 1_000_000)
         return search(asked, cluster)
 
 
@@ -76,7 +76,7 @@ def test_extrapolation_is_near_the_whole(both: tuple[Found, Found]) -> None:
 def test_shallow_models_have_the_classes_of_the_whole(
     model: str, sizes: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(planner.trace.trace, "_DEEP", 100)
+    monkeypatch.setattr(planner.trace.repeated, "_DEEP", 100)
     asked = ask(model, 12, **sizes)
     traced = trace(lambda: build(asked), model)
     shallow = shallow_of(traced, modelled(traced))

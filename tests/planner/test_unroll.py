@@ -170,9 +170,11 @@ def step(module: Callable[[], nn.Module]) -> Callable[[], Workload]:
 def traced(build: Callable[[], Workload], monkeypatch: pytest.MonkeyPatch) -> tuple[Graph, bool]:
     """The graph, and whether it came of a few blocks."""
     wholes: list[Workload] = []
-    ordinary = planner.trace.trace._whole
+    ordinary = planner.trace.trace.whole_graph
     monkeypatch.setattr(
-        planner.trace.trace, "_whole", lambda w, begin: (wholes.append(w), ordinary(w, begin))[1]
+        planner.trace.trace,
+        "whole_graph",
+        lambda w, begin: (wholes.append(w), ordinary(w, begin))[1],
     )
     graph = trace(build).graph
     monkeypatch.undo()

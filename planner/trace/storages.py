@@ -1,0 +1,58 @@
+"""Which nodes of a recorded graph share memory, and whether anybody sees that one is written to."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+
+from planner.kernels.functional import is_view_in_place
+from planner.torch_private.recording import OpOverload
+
+__all__ = ["Storages"]
+
+aten = torch.ops.aten
+
+
+class Storages:
+    """Of every node of a recorded graph, the one that owns its memory."""
+
+    def __init__(self, fx_graph: torch.fx.Graph) -> None:
+        self.roots = _roots(fx_graph)
+
+    def harmless(self, node: torch.fx.Node) -> bool:
+        """Whether nobody sees that the op wrote in place: no view of what it wrote to, made
+        before, is read after it."""
+        changed: Any = node.args[0]
+        if is_view_in_place(node.target):  # type: ignore[arg-type]
+            return bool(changed.op != "placeholder")
+        if node.target is aten.resize_.default:  # an empty tensor for what is written to it next
+            return self.roots[node].op != "placeholder" and changed.meta["val"].numel() == 0
+        return (
+            node.target is aten.copy_.default
+            and self.roots[node].op != "placeholder"
+            and not self.seen_after(node)
+        )
+
+    def seen_after(self, node: torch.fx.Node) -> list[torch.fx.Node]:
+        """What shares memory with what the op writes to, was made before and is read after it."""
+        root = self.roots[node]
+        return [
+            n
+            for n, r in self.roots.items()
+            if r is root and n < node and any(user > node for user in n.users)
+        ]
+
+
+def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
+    """For every node, the node whose memory its result is a view of, or is written to: itself,
+    where it has its own."""
+    roots: dict[torch.fx.Node, torch.fx.Node] = {}
+    for node in fx_graph.nodes:
+        shares = node.target is operator.getitem
+        if isinstance(node.target, OpOverload):
+            shares = any(r.alias_info is not None for r in node.target._schema.returns)
+        first = node.args[0] if node.args else None
+        roots[node] = roots[first] if shares and isinstance(first, torch.fx.Node) else node
+    return roots
