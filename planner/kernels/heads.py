@@ -37,8 +37,8 @@ def scores_of(q: Tensor, k: Tensor, is_causal: bool, scale: float) -> Tensor:
     dtype = lse_dtype(q)
     scores = torch.matmul(q.to(dtype), k.to(dtype).mT) * scale
     if is_causal:
-        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
-        scores.masked_fill_(hidden, float("-inf"))
+        masked = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu_(1)
+        scores.masked_fill_(masked, float("-inf"))
     return scores
 
 

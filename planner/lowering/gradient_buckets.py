@@ -20,15 +20,12 @@ class _Buckets:
         self.costing, self.size = costing, size
         self.out: list[Instruction] = []
         self.open: dict[Hashable, list[Communicate]] = {}
-        self.following: dict[
-            Hashable, list[Communicate]
-        ] = {}  # the next step of what an open bucket sends
-        self.pending: dict[
-            int, Hashable
-        ] = {}  # value -> the open bucket that will write it, or what it is made of
-        self.riding: dict[
-            Hashable, list[Communicate]
-        ] = {}  # what goes along with the last bucket of its kind
+        # The next step of what an open bucket sends.
+        self.following: dict[Hashable, list[Communicate]] = {}
+        # Value -> the open bucket that will write it, or what it is made of.
+        self.pending: dict[int, Hashable] = {}
+        # What goes along with the last bucket of its kind.
+        self.riding: dict[Hashable, list[Communicate]] = {}
         self.deferred: list[Instruction] = []
         self.late: set[int] = set()
 
@@ -103,10 +100,8 @@ class _Buckets:
 def _riders(instructions: list[Instruction]) -> set[str]:
     """The reductions of what is only reported, where gradients are sent in the same way."""
     messages = [i for i in instructions if isinstance(i, Communicate) and i.kind == "all_reduce"]
-    sent, needed = (
-        {kind_key(i) for i in messages if i.phase == "update"},
-        needed_in_training(instructions),
-    )
+    sent = {kind_key(i) for i in messages if i.phase == "update"}
+    needed = needed_in_training(instructions)
     return {i.id for i in messages if not needed & set(i.results) and kind_key(i) in sent}
 
 

@@ -82,9 +82,8 @@ def continued_late(instructions: list[Instruction]) -> list[Instruction]:
     """Slices of what an asynchronous message of the update phase gives, behind the start of the
     next one on its communicator: just before a third would be under way. Messages that send it
     on, just before the product that `PRODUCTS` says. Both before what reads them."""
-    sent: dict[
-        int, Communicate
-    ] = {}  # what is under way, and what is made of it and put off -> the message
+    # What is under way, and what is made of it and put off -> the message.
+    sent: dict[int, Communicate] = {}
     waiting: list[_Next] = []
     unwritten: set[int] = set()  # what those give that are put off
     out: list[Instruction] = []

@@ -21,11 +21,9 @@ class Parameters:
     def __init__(
         self, choices: Choices, local: LocalShapes, draft: Draft, operands: Operands
     ) -> None:
-        self.graph, self.dims, self.roots = (
-            local.model.graph,
-            local.model.dims,
-            local.model.roots,
-        )
+        self.graph = local.model.graph
+        self.dims = local.model.dims
+        self.roots = local.model.roots
         self.local, self.draft, self.operands = local, draft, operands
         self.chosen = tuple(zip(self.graph.parameters, choices.parameters, strict=True))
 

@@ -267,10 +267,8 @@ def _categories(program: Program) -> dict[int, int]:
             and (isinstance(instruction, Communicate) or instruction.kind == "view")
         ):
             gradients.update(reads(instruction))
-    parameters, of_parameters = (
-        {state.value for state in program.parameters},
-        _of_parameters(program),
-    )
+    parameters = {state.value for state in program.parameters}
+    of_parameters = _of_parameters(program)
     out: dict[int, int] = {}
     for instruction in program.instructions:
         for value in writes(instruction):

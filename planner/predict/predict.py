@@ -122,9 +122,8 @@ class _Tasks:
         self.writer: dict[int, str] = {}
         self.line = ""  # the last task of those that follow each other
         self.blocking = False  # whether that is a collective
-        self.under_way: dict[
-            int, Communicate
-        ] = {}  # what an asynchronous collective writes that nothing has waited for
+        # What an asynchronous collective writes that nothing has waited for.
+        self.under_way: dict[int, Communicate] = {}
         self.channels: dict[tuple[int, ...], tuple[str, str]] = {}
         self.out: list[Task] = []
 

@@ -131,9 +131,7 @@ def _bytes_faults(program: Program) -> Iterator[str]:
             for value, shape, dtype in zip(
                 instruction.results, instruction.shapes, instruction.dtypes, strict=True
             ):
-                nbytes, due = (
-                    program.value_bytes.get(value, 0),
-                    math.prod(shape) * dtype_bytes(dtype),
-                )
+                nbytes = program.value_bytes.get(value, 0)
+                due = math.prod(shape) * dtype_bytes(dtype)
                 if nbytes != due and not (nbytes == 0 and instruction.kind == "slice"):
                     yield f"{instruction.id} writes value {value}, accounted as {nbytes} bytes, it is {_words((shape, dtype))}"

@@ -96,9 +96,8 @@ class Proposer:
         self.ask, self.shallow = ask, shallow
         self.model, self.workload, self.cluster, self.pins = model, workload, cluster, pins
         self.capacity = float(ask.allowed_memory(cluster.device))
-        self.lowered: dict[
-            tuple[int, tuple[int, ...], bool], Candidate
-        ] = {}  # by table, choice and whether the candidate is whole
+        # By table, choice and whether the candidate is whole.
+        self.lowered: dict[tuple[int, tuple[int, ...], bool], Candidate] = {}
         self.last: tuple[Hashable, Callable[[int], Program]] | None = None
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}
@@ -131,10 +130,8 @@ class Proposer:
         found: list[Proposal] = []
         shares = shares[-1:] if last else shares
         for overlapped in shares:
-            guess, time = (
-                found[-1].solution.choice if found else None,
-                budget.one_of(len(shares) - len(found)),
-            )
+            guess = found[-1].solution.choice if found else None
+            time = budget.one_of(len(shares) - len(found))
             solution = solve(
                 problem_of(table, overlapped=overlapped),
                 guess=guess,
@@ -182,12 +179,8 @@ class Proposer:
         """The proposal lowered and simulated; only once if two objectives choose the same. A deep
         model is lowered whole only if `whole`. Parameters are cast once per step, or twice if the
         plan does not fit otherwise."""
-        table, choice, whole = (
-            proposal.table,
-            proposal.solution.choice,
-            whole or self.shallow is None,
-        )
-        key = (id(table), choice, whole)
+        whole = whole or self.shallow is None
+        key = (id(proposal.table), proposal.solution.choice, whole)
         if key not in self.lowered:
             found = self._simulated(proposal, whole, recast=False)
             over = found.prediction.total_memory_bytes - self.capacity

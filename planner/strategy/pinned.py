@@ -63,11 +63,9 @@ class _Filters:
     def __init__(self, model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> None:
         self.model, self.mesh, self.pins = model, mesh, pins
         self.roles = tuple(role_of(name) for name in mesh.names)
-        self.batch, self.experts, self.of_batch_alone = (
-            model.batch_atoms,
-            model.expert_atoms,
-            model.of_batch_alone,
-        )
+        self.batch = model.batch_atoms
+        self.experts = model.expert_atoms
+        self.of_batch_alone = model.of_batch_alone
         self._check_batch()
         for pin in pins:
             self._check_match(pin)

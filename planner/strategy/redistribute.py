@@ -54,13 +54,11 @@ class Layouts:
         time: CommunicationTime,
         copy_time: CopyTime,
     ) -> None:
-        self.flat, self.itemsize, self.mesh_sizes, self._time, self._copy_time = (
-            flat,
-            itemsize,
-            mesh_sizes,
-            time,
-            copy_time,
-        )
+        self.flat = flat
+        self.itemsize = itemsize
+        self.mesh_sizes = mesh_sizes
+        self._time = time
+        self._copy_time = copy_time
         placements = (REPLICATE, PARTIAL_SUM, *range(len(flat)))
         every = (
             (a, local_sizes(flat, a, mesh_sizes))
@@ -117,9 +115,8 @@ class Layouts:
         following = np.full((n, n), -1, dtype=np.int64)
         steps: dict[tuple[int, int], Step] = {}
         elementary = _elementary(len(self.flat), len(self.mesh_sizes))
-        known: dict[
-            tuple[object, ...], float
-        ] = {}  # a step's cost depends on sizes, not on other axes' partial sums
+        # A step's cost depends on sizes, not on other axes' partial sums.
+        known: dict[tuple[object, ...], float] = {}
         for i, layout in enumerate(self.layouts):
             cost[i, i] = 0.0
             for step in elementary[layout]:

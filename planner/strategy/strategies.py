@@ -185,10 +185,8 @@ def _parts(
     out: list[list[tuple[int, int, int]]] = [[] for _ in dims.signature.sizes]
     for leaf, letter in enumerate(dims.letter):
         axes = tuple(axis for axis, split in enumerate(leaves) if split == leaf)
-        pieces, at = (
-            piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes)),
-            mesh.position(axes, rank),
-        )
+        pieces = piece_sizes(dims.sizes[leaf], tuple(mesh.sizes[a] for a in axes))
+        at = mesh.position(axes, rank)
         out[letter].append((dims.sizes[leaf], pieces[at], sum(pieces[:at])))
     return tuple(map(tuple, out))
 

@@ -114,10 +114,8 @@ class _Usages:
         self.nodes[node, key][1][start:end] += times
 
     def _bytes(self, value: int, layouts: list[Layout]) -> Array:
-        flat, itemsize = (
-            self.table.model.dims.flat(value),
-            dtype_bytes(self.table.model.graph.values[value].dtype),
-        )
+        flat = self.table.model.dims.flat(value)
+        itemsize = dtype_bytes(self.table.model.graph.values[value].dtype)
         return np.array(
             [local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts],
             dtype=float,

@@ -84,11 +84,9 @@ class Searcher:
         first = self._fresh
         if first:
             self._fresh, self._level = False, self.start
-            self._heat, self._moves, self._labels = (
-                self.number % len(_HEATS),
-                self._first,
-                self.start.labels,
-            )
+            self._heat = self.number % len(_HEATS)
+            self._moves = self._first
+            self._labels = self.start.labels
             self._rounds, self._melts = 0, -1
             self._annealer = _annealer(self.start, _WEIGHTS[0])
         if _HEATS[self._heat] >= _MELTED:

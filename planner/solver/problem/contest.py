@@ -173,10 +173,8 @@ def _check_sums(
 ) -> None:
     """Raises BadValue unless the largest cost and memory that a choice could have are below
     2^63."""
-    dearest, fullest = (
-        _sum_of_largest([*costs, *tables], FORBIDDEN),
-        _sum_of_largest(usages, np.inf),
-    )
+    dearest = _sum_of_largest([*costs, *tables], FORBIDDEN)
+    fullest = _sum_of_largest(usages, np.inf)
     if dearest >= _MOST:
         raise BadValue(
             f"costs may add up to {dearest:.3g}, beyond 2^63: give them in a larger unit"

@@ -30,12 +30,10 @@ class PairUsage:
 def with_pair_usages(problem: Problem, pairs: Sequence[PairUsage]) -> Problem:
     """The problem with memory of pairs: its nodes keep their numbers, and one more follows for each
     pair usage. A choice of the first nodes determines that of the others."""
-    costs, edges, usages, names = (
-        list(problem.costs),
-        list(problem.edges),
-        list(problem.usages),
-        list(problem.names),
-    )
+    costs = list(problem.costs)
+    edges = list(problem.edges)
+    usages = list(problem.usages)
+    names = list(problem.names)
     for pair in pairs:
         edge = problem.edges[pair.edge]
         states = [

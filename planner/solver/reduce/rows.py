@@ -37,10 +37,8 @@ class Rows:
         table = np.array(spans, dtype=float).reshape(-1, 4)
         self.owner, self.lo, self.hi = (table[:, i].astype(np.int64) for i in range(3))
         self.times: Array = table[:, 3]
-        self.horizon, self.limit = (
-            problem.horizon if problem.limit < float("inf") else 0,
-            problem.limit,
-        )
+        self.horizon = problem.horizon if problem.limit < float("inf") else 0
+        self.limit = problem.limit
         base = np.zeros(self.horizon) if problem.base is None else problem.base[: self.horizon]
         self.room: Array = problem.limit - base
         #: Bytes over the room that still count as within: half of what `Problem.fits` allows, to

@@ -32,11 +32,9 @@ def times(work: Working) -> bool:
 def _telling(work: Working) -> Labels:
     """The times to keep: one for each maximal set of nodes that hold memory together."""
     horizon = len(work.room)
-    starts, ends, most = (
-        np.zeros(horizon + 1, dtype=bool),
-        np.zeros(horizon + 1, dtype=bool),
-        np.zeros(horizon + 1),
-    )
+    starts = np.zeros(horizon + 1, dtype=bool)
+    ends = np.zeros(horizon + 1, dtype=bool)
+    most = np.zeros(horizon + 1)
     for node in work.nodes():
         for spans, nbytes in work.parts[node].items():
             largest = float(nbytes.max())

@@ -113,10 +113,8 @@ class Working:
         if not len(kept):
             raise Contradiction
         self.touch(node)
-        self.costs[node], self.strategies[node] = (
-            self.costs[node][kept],
-            self.strategies[node][kept],
-        )
+        self.costs[node] = self.costs[node][kept]
+        self.strategies[node] = self.strategies[node][kept]
         for other, table in self.near[node].items():
             table = np.ascontiguousarray(table[kept])
             self.near[node][other], self.near[other][node] = table, table.T

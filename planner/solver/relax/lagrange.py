@@ -132,12 +132,10 @@ class Dual:
             tell()
             prices, direction = self._next(prices, direction, step)
             if stalled >= _PATIENCE:
-                step, stalled, prices, direction = (
-                    step * _DECAY,
-                    0,
-                    self.prices,
-                    np.zeros_like(direction),
-                )
+                step *= _DECAY
+                stalled = 0
+                prices = self.prices
+                direction = np.zeros_like(direction)
 
     def _next(self, prices: Array, direction: Array, step: float) -> tuple[Array, Array]:
         """Prices after a step along the excess of the softened choice, at times at which the price

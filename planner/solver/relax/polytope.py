@@ -117,11 +117,9 @@ class Polytope:
         column_of: list[Labels],
         values: list[Array],
     ) -> highspy.HighsLp:
-        rows, columns, entries = (
-            np.concatenate(row_of),
-            np.concatenate(column_of),
-            np.concatenate(values),
-        )
+        rows = np.concatenate(row_of)
+        columns = np.concatenate(column_of)
+        entries = np.concatenate(values)
         order = np.argsort(columns, kind="stable")
         lp = highspy.HighsLp()
         lp.num_col_, lp.num_row_ = num_columns, num_rows
@@ -147,10 +145,8 @@ class Polytope:
         room = self.rows.room[at] / self.unit
         columns, values = states.astype(np.int32), nbytes / self.unit
         if self.elastic:
-            columns, values = (
-                np.append(columns, np.int32(self.highs.getNumCol() - 1)),
-                np.append(values, -1.0),
-            )
+            columns = np.append(columns, np.int32(self.highs.getNumCol() - 1))
+            values = np.append(values, -1.0)
         self.highs.addRow(-highspy.kHighsInf, room, len(columns), columns, values)
         self.added.add(at)
 
