@@ -12,7 +12,8 @@ from collections.abc import Callable
 
 from cost_models.errors import FailedCheck, NotTraceable, UserError
 from planner.graph.checking import checked
-from planner.program.check_graph import called_faults, graph_faults
+from planner.program.check_calls import called_faults
+from planner.program.check_graph import graph_faults
 from planner.state.chance import seeded
 from planner.state.hung import check_training_mode
 from planner.state.known import Known

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from planner.dims.subdims import infer
 from planner.graph.graph import Graph, Node, Ref, Value, without_unread
-from planner.program.check_graph import called_faults, dims_faults, graph_faults, lint_faults
+from planner.program.check_calls import called_faults
+from planner.program.check_graph import dims_faults, graph_faults, lint_faults
 from planner.trace.trace import trace
 from planner.workload.workload import Workload
 
