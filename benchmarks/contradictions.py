@@ -30,7 +30,7 @@ from provenance import provenance
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
-from planner.plans.plan_file import Plan
+from planner.plans.plan import Plan
 from planner.plans.replay import program_of
 from planner.predict.predict import predict
 from planner.report.report import report

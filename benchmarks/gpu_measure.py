@@ -34,7 +34,7 @@ _WARM = 3
 
 def environment(request: Request) -> dict[str, Any]:
     """Card, driver and versions; what is not there is None."""
-    from runtime.calibrate.calibrate import shipped_for
+    from runtime.calibrate.unmeasured import shipped_for
 
     cuda = request["device"] == "cuda"
     if cuda and not torch.cuda.is_available():

@@ -26,7 +26,8 @@ from running_ranks import BASELINES, Request
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan, RunFailed
 from planner.graph.layout import Mesh
-from planner.plans.plan_file import Plan, write_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import write_plan
 from planner.plans.replay import program_of
 from planner.search.search import search
 from planner.strategy.pins import Pin

@@ -22,7 +22,8 @@ import torch
 from mail import Batch, Mails, accuracy, batches, load, majority, prepare
 
 from cost_models.cluster import load_cluster
-from planner.plans.plan_file import Plan, write_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import write_plan
 from planner.search.search import search
 from planner.strategy.pins import parse_mesh, parse_pin
 from planner.workload.ask import Ask, build

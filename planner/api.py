@@ -17,10 +17,12 @@ from typing import Any
 import torch
 
 from cost_models.atomic_write import write_atomically
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
+from cost_models.machine import Cluster
 from cost_models.memory import MEMORY_HEADROOM
-from planner.plans.plan_file import Plan, write_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import write_plan
 from planner.plans.replay import program_of
 from planner.plans.retrace import SET_ORDER, digest_elsewhere, may_follow_a_set
 from planner.predict.predict import Prediction, predict

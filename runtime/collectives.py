@@ -1,10 +1,7 @@
 """A `Communicate` as torch.distributed calls, gloo on CPU and NCCL on CUDA, or through memory that
 CPU ranks of one machine share; one flat buffer for all of its values.
 
-Values are packed into one buffer, `[m]` or, where each rank gets a piece of its own, `[ranks, m]`;
-what arrives is unpacked by flat sub-dims. A sub-dim that leads is unpacked without a copy. The
-order of ranks in a group is mesh order. Where the ranks' pieces differ in size, each value has as
-much room in a row as its largest piece takes: all backends send equal rows.
+How values lie in the buffer is in `packing`. The order of ranks in a group is mesh order.
 """
 
 from __future__ import annotations
@@ -28,6 +25,7 @@ from planner.kernels.groups import (
 )
 from planner.kernels.shared import Region, SharedMemory, shared_memory_of
 from planner.program.program import Communicate
+from runtime.packing import Packing
 
 __all__ = ["Collective", "Pending", "compile_collective"]
 
@@ -41,7 +39,7 @@ class Pending:
     work: Any
 
 
-class Collective:
+class Collective(Packing):
     """One compiled `Communicate`: `start(*values)` then `finish(pending)`, or both at once by
     calling it."""
 
@@ -56,34 +54,15 @@ class Collective:
         position: int,
         reusable: Sequence[bool],
     ) -> None:
+        super().__init__(instruction, size, position)
         self.id = instruction.id
         self.dtype: torch.dtype = getattr(torch, instruction.dtypes[0])
         self.shared: Region | None = None
         self.group = group
-        self.size = size
-        self.position = position
         self.reusable = reusable
-        self.shapes = instruction.shapes
-        self.expanded = instruction.expanded
-        self.gather = instruction.gather
-        self.split = instruction.split
         self.reduce = instruction.reduce
         self.asynchronous = instruction.asynchronous
         self.frees = [source in instruction.frees for source in instruction.sources]
-        self.gather_pieces = self._pieces(instruction.gather_pieces, instruction.gather)
-        self.split_pieces = self._pieces(instruction.split_pieces, instruction.split)
-        self.uneven = any(len(set(p)) > 1 for p in (*self.gather_pieces, *self.split_pieces))
-
-    def _pieces(self, given: Sequence[tuple[int, ...]], dim: int | None) -> list[tuple[int, ...]]:
-        """By value: the sizes that the ranks have of sub-dim `dim`."""
-        if dim is None:
-            return []
-        pieces = given or ((),) * len(self.expanded)
-        whole = (
-            dim == self.split
-        )  # before a split, a rank has all of it; before a gather, its own piece
-        alike = [(e[dim] // self.size if whole else e[dim],) * self.size for e in self.expanded]
-        return [p or a for p, a in zip(pieces, alike, strict=True)]
 
     def start(self, *values: Tensor) -> Pending:
         """Starts the collective; waits for it too, unless it is asynchronous."""
@@ -105,112 +84,6 @@ class Collective:
                 self.size if self.sends_blocks else 1
             )
         self.shared = memory.region(self.id if self.asynchronous else "", sent, self.dtype)
-
-    def pack(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [m], which holds them as they are: a lazy conjugate is made
-        one."""
-        if len(values) == 1:
-            return _as_held(values[0]).view(-1)
-        return torch.cat([value.reshape(-1) for value in values])
-
-    def pack_into(self, row: Tensor, values: Sequence[Tensor]) -> None:
-        """The same, written to `row` [m]."""
-        if len(values) == 1:
-            row.view(values[0].shape).copy_(values[0])
-        else:
-            torch.cat([value.reshape(-1) for value in values], out=row)
-
-    def room(self, value: int) -> int:
-        """Elements of the largest piece of a value that a rank sends to another."""
-        sizes = list(self.expanded[value])
-        if self.gather is not None:
-            sizes[self.gather] = max(self.gather_pieces[value])
-        if self.split is not None:
-            sizes[self.split] = max(self.split_pieces[value])
-        return math.prod(sizes)
-
-    def pack_padded(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [m] with room for the largest piece of each."""
-        buffer = values[0].new_zeros(sum(map(self.room, range(len(values)))))
-        at = 0
-        for i, value in enumerate(values):
-            buffer[at : at + value.numel()] = value.reshape(-1)
-            at += self.room(i)
-        return buffer
-
-    def pack_blocks(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [ranks, m]: row r is what becomes rank r's at sub-dim
-        `split`."""
-        assert self.split is not None
-        if self.uneven:
-            return torch.stack(
-                [
-                    self.pack_padded(row)
-                    for row in zip(*map(self._cut, range(len(values)), values), strict=True)
-                ]
-            )
-        rows = []
-        for value, expanded in zip(values, self.expanded, strict=True):
-            sizes = (
-                *expanded[: self.split],
-                self.size,
-                expanded[self.split] // self.size,
-                *expanded[self.split + 1 :],
-            )
-            rows.append(value.reshape(sizes).movedim(self.split, 0).reshape(self.size, -1))
-        return _as_held(rows[0]) if len(rows) == 1 else torch.cat(rows, 1)
-
-    def _cut(self, i: int, value: Tensor) -> tuple[Tensor, ...]:
-        """What each rank gets of a value."""
-        assert self.split is not None
-        return torch.split(value.reshape(self.expanded[i]), list(self.split_pieces[i]), self.split)
-
-    def unpack(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        """The results in a buffer [m]."""
-        if self.uneven:
-            return self._unpack_padded(buffer)
-        if len(self.shapes) == 1:
-            return (buffer.view(self.shapes[0]),)
-        parts = torch.split(buffer, [math.prod(shape) for shape in self.shapes])
-        return tuple(part.view(shape) for part, shape in zip(parts, self.shapes, strict=True))
-
-    def _unpack_padded(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        out, at = [], 0
-        for i, shape in enumerate(self.shapes):
-            out.append(buffer[at : at + math.prod(shape)].view(shape))
-            at += self.room(i)
-        return tuple(out)
-
-    def _merge_padded(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        """`unpack_blocks` where the ranks' pieces differ in size."""
-        assert self.gather is not None
-        out, at = [], 0
-        for i, shape in enumerate(self.shapes):
-            sizes = list(self.expanded[i])
-            if self.split is not None:
-                sizes[self.split] = self.split_pieces[i][self.position]
-            parts = []
-            for row, piece in zip(buffer, self.gather_pieces[i], strict=True):
-                sizes[self.gather] = piece
-                parts.append(row[at : at + math.prod(sizes)].view(sizes))
-            out.append(torch.cat(parts, self.gather).reshape(shape))
-            at += self.room(i)
-        return tuple(out)
-
-    def unpack_blocks(self, buffer: Tensor, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
-        """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are
-        merged into sub-dim `gather`. They are contiguous, also where the ranks have one element
-        each and a view would do: see `_Slice`."""
-        assert self.gather is not None
-        if self.uneven:
-            return self._merge_padded(buffer)
-        out, at = [], 0
-        for flat, shape in zip(sizes, self.shapes, strict=True):
-            length = math.prod(flat)
-            block = buffer[:, at : at + length].view(self.size, *flat)
-            out.append(block.movedim(0, self.gather).reshape(shape).contiguous())
-            at += length
-        return tuple(out)
 
 
 class _Local(Collective):
@@ -333,7 +206,7 @@ class _Slice(Collective):
         assert self.split is not None
         out = []
         for i, value in enumerate(pending.buffer):
-            piece = self._cut(i, value)[self.position]
+            piece = self.cut(i, value)[self.position]
             # A view would keep the whole of a value alive that is freed here; and a strided piece
             # is copied, because ATen's native_layer_norm_backward (torch 2.13, CPU) reads strided
             # statistics as if they were contiguous.
@@ -390,11 +263,6 @@ def compile_collective(
 def _send_blocks(shared: Region, blocks: Tensor) -> None:
     shared.begin().view(blocks.shape).copy_(blocks)
     shared.publish()
-
-
-def _as_held(value: Tensor) -> Tensor:
-    """The value in memory as others read it: contiguous, and not still to be conjugated."""
-    return value.contiguous().resolve_conj()
 
 
 def _wait(pending: Pending) -> None:

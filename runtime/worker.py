@@ -23,7 +23,8 @@ from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.heap import keep_freed_memory
 from runtime.launcher import Emit
-from runtime.verify import Verification, compare, reference_run
+from runtime.reference import reference_run
+from runtime.verify import Verification, compare
 
 __all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run", "train"]
 

@@ -14,7 +14,8 @@ from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch
 from runtime.parameters import build
-from runtime.verify import Reference, Verification, compare, reference_run
+from runtime.reference import Reference, reference_run
+from runtime.verify import Verification, compare
 from runtime.worker import Place, join
 
 __all__ = [

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
+from cost_models.machine import Cluster
 from planner.graph.checking import checked, checking
 from planner.graph.graph import Node
 from planner.graph.layout import Mesh

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from cost_models import schema
-from cost_models.cluster import list_clusters, list_devices, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.device import KINDS, NUMBER_FORMATS
+from cost_models.hardware_toml import list_clusters, list_devices
 from cost_models.library import ALGORITHMS
 from cost_models.optimizers import OPTIMIZERS, SETTINGS, check_settings
 from planner.cli.main import cli

@@ -17,7 +17,7 @@ from example_scripts import EXAMPLES, run_example
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UnknownName
-from planner.plans.plan_file import Plan
+from planner.plans.plan import Plan
 from planner.search.search import search
 from planner.strategy.pins import parse_mesh, parse_pin
 from planner.workload.ask import Ask

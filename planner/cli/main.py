@@ -1,8 +1,7 @@
 """The command line: `plan --model lstm --gpus 8`, and a verb for every later step.
 
-Nothing heavy is imported before it is needed: `plan --help` and `plan hardware` know no torch. This
-is the one place of the planner that may reach into `runtime`, inside functions only; verbs that do
-not are in `cli_inspect`.
+Nothing heavy is imported before it is needed: `plan --help` and `plan hardware` know no torch. What
+each verb does is in the file of its group: `inspect`, `explain`, `run`, `solve`; `plan` for none.
 """
 
 from __future__ import annotations
@@ -10,41 +9,29 @@ from __future__ import annotations
 import os
 import sys
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 import click
 
 from cost_models.errors import BadValue
 from cost_models.memory import MEMORY_HEADROOM
-from planner.cli import inspect as cli_inspect
-from planner.cli import solve as cli_solve
-from planner.cli.group import PlanGroup, end_on_interrupt, uncollected
+from planner.cli.explain import explain
+from planner.cli.group import PlanGroup, end_on_interrupt
+from planner.cli.inspect import hardware, models, report, simulate
 from planner.cli.options import (
-    NATURAL,
     SECONDS,
     WHOLE,
-    as_json,
-    check_clip_norm,
-    check_folder,
     check_option,
     json_option,
-    optimizer_settings,
     out_option,
-    plan_argument,
-    plan_file,
-    settings_of,
-    share_of,
-    slug,
 )
-from planner.cli.output import StepBar, print_json, print_sections, progress_bar, write_files
-from planner.graph.checking import checking, passes_words
-from planner.search.budget import TIME_LIMIT, Budget
+from planner.cli.plan import DEFAULT_HARDWARE, plan_model
+from planner.cli.run import calibrate, compare, run
+from planner.cli.solve import solve
+from planner.search.budget import TIME_LIMIT
 from planner.state import hash_seed
 
 __all__ = ["cli", "main"]
-
-DEFAULT_HARDWARE = "dgx-h100"
 
 
 def main() -> None:
@@ -209,7 +196,7 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
             )
         context.obj = json_
     elif asked["model"] is not None:
-        _front_door(json_=json_, **asked)
+        plan_model(json_=json_, **asked)
     elif json_ or any(value for name, value in asked.items() if name != "memory_headroom"):
         raise BadValue(
             "--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones"
@@ -218,246 +205,5 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
         click.echo(context.get_help())
 
 
-@uncollected()
-def _front_door(
-    *,
-    model: str,
-    gpus: int | None,
-    nodes: int | None,
-    hardware: str | None,
-    batch: int | None,
-    seq: int | None,
-    settings: tuple[str, ...],
-    precision: str | None,
-    optimizer: str | None,
-    lr: float | None,
-    weight_decay: float | None,
-    momentum: float | None,
-    betas: str | None,
-    clip_norm: float | None,
-    memory_headroom: str,
-    mesh: str | None,
-    pins: tuple[str, ...],
-    time_limit: float | None,
-    check: bool,
-    out: Path | None,
-    json_: bool,
-) -> None:
-    """Plan, write, report."""
-    from cost_models.cluster import load_cluster
-
-    cluster = load_cluster(hardware or DEFAULT_HARDWARE, num_devices=gpus, num_nodes=nodes)
-    folder = check_folder(out or Path("plans") / f"{slug(model)}-{cluster.num_devices}")
-    values = settings_of(settings)
-    check_clip_norm(clip_norm)
-    trained = optimizer_settings(weight_decay=weight_decay, momentum=momentum, betas=betas)
-    headroom = share_of("--memory-headroom", memory_headroom)
-    with progress_bar() as progress:
-        progress("loading torch", 0.0)
-        from planner.report.files import plan_files
-        from planner.search.search import search
-        from planner.strategy.pins import parse_mesh, parse_pin
-        from planner.workload.ask import Ask, default_precision, dtypes_of
-
-        dtype, compute = dtypes_of(precision or default_precision(model, cluster.device))
-        ask = Ask(
-            model=model,
-            batch=batch,
-            seq=seq,
-            settings=values,
-            dtype=dtype,
-            num_devices=cluster.num_devices,
-            compute=compute,
-            clip_norm=clip_norm,
-            memory_headroom=headroom,
-            optimizer=optimizer or "",
-            learning_rate=lr,
-            optimizer_settings=trained,
-        )
-        pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
-        budget = Budget.start(time_limit or TIME_LIMIT)
-        with checking(check) as passes:
-            found = search(
-                ask,
-                cluster,
-                mesh=pinned,
-                pins=tuple(map(parse_pin, pins)),
-                progress=progress,
-                own_process=True,
-                budget=budget,
-            )
-        files, contents = plan_files(found, cluster, folder)
-    write_files(folder, contents)
-    cli_inspect.print_plan(found.plan, files, json_)
-    if check:
-        click.echo(passes_words(passes), err=True)
-
-
-@cli.command()
-@plan_argument
-@click.option("--steps", type=WHOLE, default=10, show_default=True, help="Training steps.")
-@click.option(
-    "--verify",
-    is_flag=True,
-    help=(
-        "Also run the same steps in one process and compare losses, gradients and parameters. "
-        "Exit code 1 if they differ, 3 if the comparison proves nothing."
-    ),
-)
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Kind of device.  [default: cuda if there is one, else cpu]",
-)
-@click.option(
-    "--seed",
-    type=NATURAL,
-    default=0,
-    show_default=True,
-    help="Seed of the initial parameters and the example batch.",
-)
-@check_option("every rank's program, and that all ranks join every collective")
-@json_option
-@click.pass_context
-def run(
-    context: click.Context,
-    /,
-    plan_path: str,
-    steps: int,
-    verify: bool,
-    device: str | None,
-    seed: int,
-    check: bool,
-    json_: bool,
-) -> None:
-    """Run a plan here and print its losses.
-
-    Starts one process per device of the plan, even if there are fewer cores: over gloo on CPUs,
-    over NCCL on GPUs.
-    """
-    path, json_ = plan_file(plan_path), as_json(context, json_)
-    from planner.plans.plan_file import read_plan
-    from runtime.launcher import launch
-    from runtime.worker import RunRequest
-
-    plan = read_plan(path)
-    request = RunRequest(
-        plan=str(path), num_steps=steps, seed=seed, verify=verify, device=device or "", check=check
-    )
-    with StepBar(f"starting {plan.mesh.num_devices} processes", steps, say=not json_) as bar:
-        result = launch("runtime.worker:run", plan.mesh.num_devices, request, on_event=bar.event)[0]
-    cli_inspect.print_run(plan, result.as_json(), json_)
-    if result.verification is not None:
-        from runtime.verdict import EXIT_CODES
-
-        context.exit(EXIT_CODES[result.verification.verdict])
-
-
-@cli.command()
-@plan_argument
-@click.option(
-    "--hardware",
-    metavar="NAME|FILE",
-    help="Hardware to predict on.  [default: this machine, as plan calibrate measured it]",
-)
-@click.option(
-    "--steps", type=WHOLE, default=20, show_default=True, help="Training steps to measure."
-)
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Kind of device.  [default: cuda if there is one, else cpu]",
-)
-@out_option("PLAN/compare")
-@json_option
-@click.pass_context
-def compare(
-    context: click.Context,
-    /,
-    plan_path: str,
-    hardware: str | None,
-    steps: int,
-    device: str | None,
-    out: Path | None,
-    json_: bool,
-) -> None:
-    """Compare predicted and measured times, for each kind of op.
-
-    Runs the plan for some steps, and simulates it on this machine's hardware file, which
-    plan calibrate writes.
-    """
-    path, json_ = plan_file(plan_path), as_json(context, json_)
-    folder = check_folder(out or path.parent / "compare")
-    with progress_bar() as progress:
-        progress("loading torch", 0.0)
-        from runtime.compare.compare import compare as compare_plan
-        from runtime.compare.compare import write_comparison
-
-        found = compare_plan(
-            path, hardware=hardware or "", num_steps=steps, device=device or "", progress=progress
-        )
-    files = write_comparison(found, folder)
-    cli_inspect.print_comparison(found.as_json(), files, json_)
-
-
-@cli.command()
-@click.option(
-    "--device",
-    type=click.Choice(["cpu", "cuda"]),
-    help="Kind of device.  [default: cuda if there is one, else cpu]",
-)
-@click.option(
-    "--ranks",
-    type=WHOLE,
-    default=4,
-    show_default=True,
-    help="Largest number of processes to measure.",
-)
-@click.option(
-    "--quick",
-    is_flag=True,
-    help="Measure the smallest shapes only: takes seconds, but is too coarse for plan compare.",
-)
-@click.option(
-    "--out",
-    metavar="FILE",
-    type=click.Path(path_type=Path),
-    help="Hardware file to write.  [default: this machine's own, in ~/.cache]",
-)
-@json_option
-@click.pass_context
-def calibrate(
-    context: click.Context,
-    /,
-    device: str | None,
-    ranks: int,
-    quick: bool,
-    out: Path | None,
-    json_: bool,
-) -> None:
-    """Measure this machine and write a hardware file.
-
-    plan compare uses the file, and --hardware FILE plans for this machine. Takes about a minute.
-    """
-    json_ = as_json(context, json_)
-    if out is not None:
-        check_folder(out.parent)
-    with progress_bar() as progress:
-        progress("loading torch", 0.0)
-        from runtime.calibrate.calibrate import calibrate as measure
-        from runtime.calibrate.calibrate import this_machine
-
-        cluster = measure(
-            out or "", device=device or "", max_ranks=ranks, quick=quick, progress=progress
-        )
-    file = str(out or this_machine())
-    from planner.report.hardware_sheet import cluster_record, sheet
-
-    if json_:
-        print_json({**cluster_record(cluster), "files": {"hardware": file}})
-    else:
-        print_sections(sheet(file, cluster, {"hardware": file}))
-
-
-for _verb in (*cli_inspect.VERBS, cli_solve.solve):
+for _verb in (simulate, explain, report, run, calibrate, compare, solve, models, hardware):
     cli.add_command(_verb)

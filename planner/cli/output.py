@@ -17,9 +17,10 @@ from cost_models.units import format_time
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from planner.plans.plan import Plan
     from planner.report.sections import Section
 
-__all__ = ["StepBar", "print_json", "print_sections", "progress_bar", "write_files"]
+__all__ = ["StepBar", "print_json", "print_plan", "print_sections", "progress_bar", "write_files"]
 
 #: The width of a report in a pipe or a file, where there is no terminal to ask.
 PIPE_WIDTH = 110
@@ -124,3 +125,14 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
         )
     for name, content in contents.items():
         write_atomically(folder / name, content)
+
+
+def print_plan(plan: Plan, files: Mapping[str, str], json_: bool) -> None:
+    """A plan as its report, or as JSON."""
+    from planner.report.records import plan_record
+    from planner.report.report import report
+
+    if json_:
+        print_json(plan_record(plan, files))
+    else:
+        print_sections(report(plan, files))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from planner.graph.checking import checked
 from planner.graph.layout import local_shape
 from planner.lowering.copying import timed

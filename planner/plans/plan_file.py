@@ -1,20 +1,18 @@
-"""The `Plan`: the request, the choices, the prediction and the proof. JSON, versioned, tied to its
-graph by a hash."""
+"""A `Plan` as a file: JSON, versioned, tied to its graph by a hash; read back, every part is
+checked."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cost_models.atomic_write import write_atomically
-from cost_models.cluster import Cluster, parse_cluster
 from cost_models.errors import BadPlan
 from cost_models.optimizers import OPTIMIZERS
 from planner.graph.layout import Layout, Mesh
-from planner.kernels.clip import CLIP_EPSILON
+from planner.plans.plan import Alternative, Hardware, Plan, SolverRecord, Training
 from planner.plans.plan_schema import (
     Count,
     Damaged,
@@ -30,105 +28,10 @@ from planner.strategy.strategies import Option
 from planner.workload.ask import Ask
 from planner.workload.workload import DTYPES
 
-__all__ = [
-    "Alternative",
-    "Ask",
-    "Hardware",
-    "Plan",
-    "SolverRecord",
-    "Training",
-    "option_text",
-    "plan_text",
-    "read_plan",
-    "write_plan",
-]
+__all__ = ["option_text", "plan_text", "read_plan", "write_plan"]
 
 FORMAT = "shardwright-plan"
 VERSION = 2
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Hardware:
-    """The cluster planned for; `definition` is its whole hardware file, so that the plan means the
-    same on another machine."""
-
-    name: str
-    num_devices: int
-    num_nodes: int
-    definition: str
-
-    def cluster(self) -> Cluster:
-        return parse_cluster(
-            self.definition,
-            f"the plan's hardware {self.name!r}",
-            num_devices=self.num_devices,
-            num_nodes=self.num_nodes,
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Training:
-    """The settings of training that, beside the graph, decide a step's program: the update, and
-    clipping if `clip_norm` is given."""
-
-    optimizer: str
-    clip_norm: float | None = None
-    clip_epsilon: float = CLIP_EPSILON
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SolverRecord:
-    """The proof of the plan: no plan on any of the `num_meshes` meshes searched, whether it fits or
-    not, has a simulated step of less than `bound` seconds. `gap` is (step - bound) / step, `time_s`
-    the seconds that the proof took."""
-
-    bound: float
-    gap: float
-    num_meshes: int
-    time_s: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Alternative:
-    """A baseline's row. `made_to_fit`: its fastest plan does not fit, this one does. `allowed`: it
-    satisfies the mesh and pins that were asked for. If there is no such plan, it has a `reason` and
-    no step time."""
-
-    name: str
-    mesh: str
-    step_time_s: float | None
-    memory_bytes: int | None
-    fits: bool
-    made_to_fit: bool = False
-    allowed: bool = True
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """A plan as in its file. `options[c]` are the options of node class c (None for views),
-    `parameters[c]` of parameter class c; `hubs` are (root value, phase, layout); gradients are
-    reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`.
-    `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is only
-    for reports."""
-
-    ask: Ask
-    training: Training
-    hardware: Hardware
-    graph_hash: str
-    mesh: Mesh
-    options: tuple[tuple[Option, ...] | None, ...]
-    parameters: tuple[tuple[Option, ...], ...]
-    hubs: tuple[tuple[int, str, Layout], ...]
-    bucket_bytes: int
-    recast: bool
-    solver: SolverRecord
-    hash_seed: str = ""
-    summary: Mapping[str, Any] = field(default_factory=dict)
-    alternatives: tuple[Alternative, ...] = ()
-
-
-# -------------------------------------------------------------------------------------------- files
 
 
 def plan_text(plan: Plan) -> str:

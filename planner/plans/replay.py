@@ -10,8 +10,8 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-from cost_models.cluster import Cluster
 from cost_models.errors import BadPlan
+from cost_models.machine import Cluster
 from planner.dims.roots import is_view, roots_of
 from planner.dims.subdims import infer
 from planner.dims.ties import tie
@@ -19,7 +19,8 @@ from planner.graph.checking import checked
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout, local_sizes
 from planner.lowering.lower import lower
-from planner.plans.plan_file import Plan, option_text, write_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import option_text, write_plan
 from planner.plans.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
 from planner.predict.depth import Shallow, fits_together
 from planner.program.check_graph import dims_faults

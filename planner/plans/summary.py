@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cost_models.axis_links import axis_links
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from cost_models.roofline import matrix_peak
 from planner.graph.layout import Mesh
 from planner.plans.words import describe, ops_by_source, replicated_ops

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from planner.dims.ties import pattern_of
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from cost_models.breakdown import breakdown
-from cost_models.cluster import Cluster
 from cost_models.collectives import collective_model
+from cost_models.machine import Cluster
 from cost_models.roofline import host_time
 from cost_models.simulator import Task, simulate
 from cost_models.timeline import MemorySample, Timeline

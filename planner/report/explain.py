@@ -15,7 +15,7 @@ from cost_models.units import format_bytes, format_time
 from planner.dims.roots import is_view
 from planner.dims.ties import pattern_of
 from planner.graph.layout import show_layout
-from planner.plans.plan_file import Plan
+from planner.plans.plan import Plan
 from planner.plans.replay import choices_of, costing_of, modelled, traced_of
 from planner.plans.words import atom_names, op_words, parameter_words
 from planner.report.mesh_words import mesh_body

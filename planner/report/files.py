@@ -12,9 +12,9 @@ from planner.report.report import report
 from planner.report.sections import markdown
 
 if TYPE_CHECKING:
-    from cost_models.cluster import Cluster
+    from cost_models.machine import Cluster
     from cost_models.timeline import Timeline
-    from planner.plans.plan_file import Plan
+    from planner.plans.plan import Plan
     from planner.predict.footprint import Footprint
     from planner.program.program import Program
     from planner.search.search import Found
@@ -59,10 +59,8 @@ def timeline_files(
 ) -> tuple[dict[str, str], dict[str, str | bytes]]:
     """Where the files of a simulated step will be, and their contents by name; `memory` is the
     program's, if it is known."""
-    from planner.report.pictures import (
-        draw_memory,
-        draw_timeline,
-    )  # matplotlib, which nothing else needs
+    from planner.report.memory_picture import draw_memory
+    from planner.report.timeline_picture import draw_timeline
 
     title = f"{plan.ask.model} on {cluster.num_devices} x {cluster.device.name}, {plan.mesh}"
     times, held = memory_over_time(program, timeline, memory)

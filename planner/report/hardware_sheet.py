@@ -7,14 +7,10 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from cost_models.cluster import (
-    HARDWARE,
-    Cluster,
-    cluster_text,
-    list_clusters,
-    load_cluster,
-    read_sources,
-)
+from cost_models.cluster import load_cluster, read_sources
+from cost_models.cluster_text import cluster_text
+from cost_models.hardware_toml import HARDWARE, list_clusters
+from cost_models.machine import Cluster
 from cost_models.units import format_bytes, format_rate
 from planner.report.sections import Section, Table
 

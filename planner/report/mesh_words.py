@@ -10,7 +10,7 @@ from cost_models.axis_links import links_in_words
 from planner.report.sections import Table
 
 if TYPE_CHECKING:
-    from planner.plans.plan_file import Plan
+    from planner.plans.plan import Plan
 
 __all__ = ["mesh_body"]
 

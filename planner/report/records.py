@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from cost_models.breakdown import breakdown
 
 if TYPE_CHECKING:
-    from cost_models.cluster import Cluster
+    from cost_models.machine import Cluster
     from cost_models.timeline import Timeline
     from planner.models import ModelSpec, Preset
-    from planner.plans.plan_file import Plan
+    from planner.plans.plan import Plan
     from planner.workload.ask import Ask
 
 __all__ = ["compare_record", "models_record", "plan_record", "run_record", "simulate_record"]

@@ -17,8 +17,8 @@ from planner.report.sections import Section, Table
 from planner.report.step import memory_table, percent, time_lines
 
 if TYPE_CHECKING:
-    from cost_models.cluster import Cluster
-    from planner.plans.plan_file import Plan
+    from cost_models.machine import Cluster
+    from planner.plans.plan import Plan
 
 __all__ = ["proof_lines", "report", "simulation", "title"]
 

@@ -10,7 +10,7 @@ from cost_models.units import format_bytes, format_time
 from planner.report.sections import Section, Table
 
 if TYPE_CHECKING:
-    from planner.plans.plan_file import Plan
+    from planner.plans.plan import Plan
 
 __all__ = ["comparison", "run_section"]
 

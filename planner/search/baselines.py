@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 
-from cost_models.cluster import Cluster
 from cost_models.errors import NoPlan
+from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
-from planner.plans.plan_file import Alternative
+from planner.plans.plan import Alternative
 from planner.search.proposals import Candidate, Proposer
 from planner.strategy.pins import Pin
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from planner.plans.plan_file import Alternative
+from planner.plans.plan import Alternative
 from planner.search.baselines import baseline, baselines
 from planner.search.buckets import with_best_bucket
 from planner.search.misfit import Misfit

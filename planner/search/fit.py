@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from cost_models.cluster import Cluster
 from cost_models.errors import UserError
+from cost_models.machine import Cluster
 from cost_models.placement import place
 from cost_models.units import format_bytes
 from planner.predict.predict import Prediction

@@ -10,10 +10,10 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from cost_models.cluster import Cluster
 from cost_models.collectives import collective_model
 from cost_models.errors import NoPlan
 from cost_models.group_links import GroupLinks
+from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
 from planner.strategy.traced_model import Model
 

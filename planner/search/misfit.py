@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from cost_models.cluster import Cluster
 from cost_models.errors import DoesNotFit, NoPlan, UserError
+from cost_models.machine import Cluster
 from cost_models.units import format_bytes
 from planner.graph.layout import Mesh
 from planner.plans.replay import modelled, shallow_of

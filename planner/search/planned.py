@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from cost_models.cluster import Cluster, cluster_text
+from cost_models.cluster_text import cluster_text
+from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
-from planner.plans.plan_file import Alternative, Hardware, Plan, SolverRecord, Training
+from planner.plans.plan import Alternative, Hardware, Plan, SolverRecord, Training
 from planner.plans.summary import summarise
 from planner.search.proposals import Candidate
 from planner.state import hash_seed

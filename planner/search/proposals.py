@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lowered

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from planner.graph.checking import checked
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
-from planner.plans.plan_file import Plan, SolverRecord
+from planner.plans.plan import Plan, SolverRecord
 from planner.plans.replay import modelled, shallow_of
 from planner.plans.words import axis_names
 from planner.predict.predict import Run

@@ -6,7 +6,7 @@ device: devices do the same, side by side.
 
 from __future__ import annotations
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from planner.kernels.clip import CLIP_EPSILON
 from planner.strategy.message_costs import MessageCosts
 from planner.strategy.op_costs import OpCosts

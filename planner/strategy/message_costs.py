@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 
-from cost_models.cluster import Cluster
 from cost_models.collectives import CollectiveModel, collective_model
 from cost_models.group_links import LinkClass
+from cost_models.machine import Cluster
 from cost_models.roofline import host_time, op_time
 from planner.program.copies import Copies
 from planner.strategy.redistribute import Layouts

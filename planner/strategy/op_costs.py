@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, lstm_reserve_elements
 from cost_models.roofline import host_time, op_time
 from planner.dims.subdims import OpDims

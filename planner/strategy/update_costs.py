@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 
-from cost_models.cluster import Cluster
+from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from cost_models.roofline import op_time
 from planner.graph.graph import Graph

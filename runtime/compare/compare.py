@@ -19,7 +19,8 @@ from cost_models.atomic_write import write_atomically
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
 from cost_models.timeline import Timeline
-from planner.plans.plan_file import Plan, read_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import read_plan
 from planner.plans.replay import program_of, workload_of
 from planner.predict.predict import simulate_program
 from runtime.calibrate.calibrate import calibrated_path
@@ -92,7 +93,7 @@ def run_rank(request: _Request, emit: Emit) -> Ran | None:
     from runtime.executor import Executor
     from runtime.groups import make_groups
     from runtime.parameters import build
-    from runtime.verify import in_dtypes
+    from runtime.reference import in_dtypes
     from runtime.worker import join
 
     plan = read_plan(request.plan)

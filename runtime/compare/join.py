@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from cost_models.timeline import Event, Timeline
-from planner.plans.plan_file import Plan
+from planner.plans.plan import Plan
 from planner.predict.predict import instruction_of
 from planner.program.program import Program
 from runtime.compare.comparison import Comparison, KindRow, Ran

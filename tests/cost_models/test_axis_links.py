@@ -8,9 +8,10 @@ from dataclasses import asdict
 import pytest
 
 from cost_models.axis_links import axis_links, links_in_words
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.collectives import collective_time
 from cost_models.group_links import group_links
+from cost_models.machine import Cluster
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,9 @@ from __future__ import annotations
 import networkx as nx
 import pytest
 
-from cost_models.cluster import list_clusters, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
+from cost_models.hardware_toml import list_clusters
 from cost_models.placement import place
 from cost_models.topology import build_graph
 

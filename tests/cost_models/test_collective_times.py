@@ -10,17 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.cluster import (
-    Cluster,
-    CollectiveRow,
-    Library,
-    Protocol,
-    list_clusters,
-    load_cluster,
-)
-from cost_models.collectives import COLLECTIVES, collective_model, collective_time
+from cost_models.cluster import load_cluster
+from cost_models.collectives import collective_model, collective_time
 from cost_models.errors import BadHardware, BadValue, UnknownName
 from cost_models.group_links import find_groups, group_links
+from cost_models.hardware_toml import list_clusters
+from cost_models.library import COLLECTIVES, Library, Protocol
+from cost_models.machine import Cluster, CollectiveRow
 from cost_models.rings import num_chains, num_rings
 
 HOPS = (("nvlink", 1e-6), ("pcie", 2e-6), ("infiniband", 5e-6), ("ethernet", 9e-6))

@@ -12,20 +12,12 @@ from typing import Any
 import pytest
 import tomli_w
 
-from cost_models.cluster import (
-    Cluster,
-    CollectiveRow,
-    ElementwiseRow,
-    GemmRow,
-    cluster_text,
-    list_clusters,
-    list_devices,
-    load_cluster,
-    load_device,
-    parse_cluster,
-    write_cluster,
-)
+from cost_models.cluster import load_cluster, load_device, parse_cluster
+from cost_models.cluster_text import cluster_text, write_cluster
+from cost_models.device import ElementwiseRow, GemmRow
 from cost_models.errors import BadHardware, BadValue, UnknownName
+from cost_models.hardware_toml import list_clusters, list_devices
+from cost_models.machine import Cluster, CollectiveRow
 
 HARDWARE = Path(__file__).parents[2] / "cost_models" / "hardware"
 FILES = sorted(HARDWARE.glob("*/*.toml"))

@@ -11,8 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cost_models.cluster import ContentionRow, OpRow, load_cluster, write_cluster
+from cost_models.cluster import load_cluster
+from cost_models.cluster_text import write_cluster
+from cost_models.device import OpRow
 from cost_models.errors import BadHardware
+from cost_models.machine import ContentionRow
 from cost_models.roofline import op_time
 
 CPU = load_cluster("cpu")

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cost_models.cluster import ElementwiseRow, GemmRow, list_devices, load_device
+from cost_models.cluster import load_device
+from cost_models.device import ElementwiseRow, GemmRow
 from cost_models.errors import BadHardware, BadValue, UnknownName
+from cost_models.hardware_toml import list_devices
 from cost_models.roofline import KINDS, host_time, op_time
 
 #: A device with round figures: 10 SMs, 100 Tflop/s in 16 bits, 1 TB/s, no second-order terms.

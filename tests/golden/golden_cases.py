@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
+from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
 from planner.search.search import Found, search
 from planner.strategy.pins import parse_mesh, parse_pin

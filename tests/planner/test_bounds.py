@@ -13,7 +13,8 @@ import torch
 from small_plans import ask_for, chosen_at_random, mesh_of, table_of
 from torch import Tensor, nn
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
+from cost_models.machine import Cluster
 from planner.graph.layout import PARTIAL_SUM, REPLICATE
 from planner.lowering.lower import lower
 from planner.predict.predict import predict

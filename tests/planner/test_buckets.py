@@ -11,8 +11,9 @@ import pytest
 from small_plans import ask_for, traced
 
 import planner.search.buckets
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan
+from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower, lowered
 from planner.plans.plan_file import plan_text, read_plan, write_plan

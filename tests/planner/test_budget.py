@@ -10,8 +10,9 @@ from dataclasses import replace
 import pytest
 from small_plans import ask_for
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue, DoesNotFit, NoPlan, UserError
+from cost_models.machine import Cluster
 from planner.report.report import proof_lines
 from planner.search import misfit
 from planner.search import search as module

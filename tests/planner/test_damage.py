@@ -17,7 +17,8 @@ from small_plans import ask_for
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
 from planner.lowering.lower import lower
-from planner.plans.plan_file import Plan, plan_text, read_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import plan_text, read_plan
 from planner.plans.replay import choices_of, costing_of
 from planner.report.records import plan_record
 from planner.report.report import report

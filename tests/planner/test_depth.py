@@ -6,7 +6,8 @@ from __future__ import annotations
 import pytest
 
 import planner.trace.repeated
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
+from cost_models.machine import Cluster
 from planner.plans.replay import modelled, shallow_of
 from planner.search.search import Found, search
 from planner.trace.trace import trace

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
+from cost_models.machine import Cluster
 from planner.predict.predict import CATEGORIES, Prediction
 from planner.search.fit import OutOfTime, explain_misfit, nearest_change
 from planner.workload.ask import Ask

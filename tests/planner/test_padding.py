@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from small_plans import ask_for, mesh_of, table_of, traced
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.device import GemmRow
+from cost_models.machine import Cluster
 from planner.lowering.lower import lower
 from planner.plans.plan_file import plan_text
 from planner.predict.predict import memory_by_category

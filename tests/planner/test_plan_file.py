@@ -15,7 +15,8 @@ from small_plans import ask_for
 import planner.search.proposals
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadPlan, UnknownName
-from planner.plans.plan_file import Plan, plan_text, read_plan, write_plan
+from planner.plans.plan import Plan
+from planner.plans.plan_file import plan_text, read_plan, write_plan
 from planner.plans.replay import choices_of, model_of, program_of
 from planner.predict.predict import predict
 from planner.search.search import Found, search

@@ -13,7 +13,8 @@ from small_plans import Planned, ask_for, mesh_of, planned
 import planner.lowering.assemble
 import planner.lowering.gradient_buckets
 import planner.lowering.operands
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
+from cost_models.machine import Cluster
 from cost_models.memory import optimizer_state_bytes
 from planner.graph.layout import Mesh
 from planner.predict.predict import (

@@ -13,14 +13,15 @@ from rich.console import Console
 
 from cost_models.cluster import load_cluster
 from cost_models.timeline import Event, Timeline
-from planner.plans.plan_file import SolverRecord
+from planner.plans.plan import SolverRecord
 from planner.predict.predict import memory_by_category, memory_over_time, simulate_program
 from planner.report.explain import explain, explanation
-from planner.report.pictures import draw_memory, draw_timeline
+from planner.report.memory_picture import draw_memory
 from planner.report.records import compare_record, plan_record, run_record
 from planner.report.report import proof_lines, report
 from planner.report.runs import comparison, run_section
 from planner.report.sections import Section, Table, markdown, show
+from planner.report.timeline_picture import draw_timeline
 from planner.search.search import Found, search
 from planner.workload.ask import Ask
 
@@ -320,7 +321,7 @@ def test_pictures_can_be_looked_at(found: Found, tmp_path: Path) -> None:
     from matplotlib.colors import to_rgb
     from matplotlib.image import imread
 
-    from planner.report.pictures import _KINDS
+    from planner.report.timeline_picture import _KINDS
 
     cluster = found.plan.hardware.cluster()
     timeline = simulate_program(found.program, cluster)

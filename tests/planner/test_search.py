@@ -12,9 +12,10 @@ import networkx as nx
 import pytest
 from small_plans import ask_for, mesh_of
 
-from cost_models.cluster import Cluster, load_cluster
+from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from cost_models.group_links import find_groups
+from cost_models.machine import Cluster
 from cost_models.memory import MEMORY_HEADROOM
 from cost_models.topology import build_graph
 from planner.graph.layout import Mesh, local_shape

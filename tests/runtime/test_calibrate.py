@@ -16,9 +16,13 @@ from cost_models.errors import BadHardware, BadValue
 from cost_models.machine import Cluster, CollectiveRow
 from cost_models.roofline import op_time
 from runtime.calibrate import calibrate as calibration
-from runtime.calibrate.calibrate import calibrate, calibrated_path, fit, shipped_for, this_machine
-from runtime.calibrate.cases import cases, gemm_case, row_of
-from runtime.calibrate.ranks import Measured
+from runtime.calibrate.calibrate import calibrate, calibrated_path, this_machine
+from runtime.calibrate.case import row_of
+from runtime.calibrate.cases import cases
+from runtime.calibrate.measured import Measured
+from runtime.calibrate.products import gemm_case
+from runtime.calibrate.to_cluster import fit
+from runtime.calibrate.unmeasured import shipped_for
 
 CPU = torch.device("cpu")
 

@@ -14,7 +14,7 @@ from hand_programs import Split, perceptron
 
 from planner.graph.layout import Mesh
 from planner.torch_private.allocator import Allocations
-from runtime.calibrate import ranks as calibrate_ranks
+from runtime.calibrate import timer
 from runtime.collectives import Pending
 from runtime.recorder import make_recorder
 
@@ -59,7 +59,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Device:
     monkeypatch.setattr(torch.cuda, "Stream", lambda: "side")
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
-    monkeypatch.setattr(calibrate_ranks, "hold_device", pretended.hold)
+    monkeypatch.setattr(timer, "hold_device", pretended.hold)
     return pretended
 
 
@@ -74,7 +74,7 @@ def test_a_call_is_timed_by_the_device_without_its_launches(
         count += 1
         device.work(seconds)()
 
-    assert calibrate_ranks._on_cuda(call, (), 7) == pytest.approx(seconds)
+    assert timer._on_cuda(call, (), 7) == pytest.approx(seconds)
     assert count == 2 + 2 * 7 * calls  # each time once to know what the host takes, and once timed
     assert len(device.held) == 8
     assert all(cycles >= 0 for cycles in device.held)

@@ -28,7 +28,8 @@ from runtime.executor import Executor, gather_parameters
 from runtime.groups import group_size
 from runtime.parameters import assemble, build, cut
 from runtime.recorder import Recorder
-from runtime.verify import compare, reference_run
+from runtime.reference import reference_run
+from runtime.verify import compare
 
 ONE = Mesh(("dp",), (1,))
 REPORTED = Path(__file__).parent.parent / "reported"

@@ -17,8 +17,9 @@ from planner.report.runs import run_section
 from planner.workload.workload import Workload
 from runtime.alike import begin
 from runtime.executor import Executor
+from runtime.reference import Doubt, Reference, reference_run
 from runtime.verdict import EXIT_CODES
-from runtime.verify import Doubt, Reference, Verification, compare, reference_run
+from runtime.verify import Verification, compare
 
 ONE = Mesh(("dp",), (1,))
 

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from cost_models.cluster import load_cluster
-from planner.plans.plan_file import Ask, write_plan
+from planner.plans.plan_file import write_plan
 from planner.search.search import search
+from planner.workload.ask import Ask
 from runtime.launcher import launch
 from runtime.worker import RunRequest
 

@@ -1,5 +1,4 @@
-"""Pictures of a step: what ran when on each stream, and what memory held. PNG bytes, drawn
-without a display."""
+"""The picture of a step: what ran when on each stream. PNG bytes, drawn without a display."""
 
 from __future__ import annotations
 
@@ -15,9 +14,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from cost_models.timeline import Event, Timeline
-from cost_models.units import format_bytes, format_time
+from cost_models.units import format_time
 
-__all__ = ["draw_memory", "draw_timeline"]
+__all__ = ["OTHER", "draw_timeline", "png", "time_unit"]
 
 #: From, to: seconds.
 Window = tuple[float, float]
@@ -44,26 +43,15 @@ _KINDS = {
     "reduce_scatter": "#8c3d00",
     "all_to_all": "#009e73",
 }
-_CATEGORIES = {
-    "parameters": "#0072b2",
-    "optimizer": "#56b4e9",
-    "gradients": "#009e73",
-    "activations": "#e69f00",
-    "gathered": "#d55e00",
-    "temporaries": "#f0e442",
-    "inputs": "#999999",
-}
 _PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
-_OTHER = "#777777"
-_DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", _OTHER)
+#: The colour of what has none of its own.
+OTHER = "#777777"
+_DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", OTHER)
 #: A bar is named where it has this share of the picture's width for every letter of the name.
 _LETTER = 0.0072
 #: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward,
 #: stand below the whole step.
 _MANY, _CLOSE = 250, 36
-#: A capacity line is drawn where the peak reaches this share of it; else it would flatten all that
-#: there is to see.
-_NEAR = 0.3
 
 
 def draw_timeline(timeline: Timeline, title: str) -> bytes:
@@ -85,7 +73,7 @@ def draw_timeline(timeline: Timeline, title: str) -> bytes:
     for column, window in enumerate(windows):
         below = figure.add_subplot(grid[1, column])
         _draw_window(below, events, lanes, spans, window, 1 / len(windows))
-        scale, _ = _time_unit(timeline.step_time)
+        scale, _ = time_unit(timeline.step_time)
         top.axvspan(
             window[0] * scale,
             window[1] * scale,
@@ -97,7 +85,7 @@ def draw_timeline(timeline: Timeline, title: str) -> bytes:
         below.spines[:].set_color("#cc0000")
     _legend(figure, events, timeline.step_time)
     figure.suptitle(f"{title}: {format_time(timeline.step_time)} per step, simulated", fontsize=11)
-    return _png(canvas)
+    return png(canvas)
 
 
 def _lanes(events: Sequence[Event]) -> list[str]:
@@ -114,7 +102,8 @@ def _short(lane: str) -> str:
     return f"{stream[:4]}. {channel}".rstrip()
 
 
-def _time_unit(seconds: float) -> tuple[float, str]:
+def time_unit(seconds: float) -> tuple[float, str]:
+    """Units in a second, and the unit, for a picture of so many seconds."""
     return (1e6, "us") if seconds < 1e-3 else (1e3, "ms") if seconds < 1 else (1.0, "s")
 
 
@@ -152,7 +141,7 @@ def _draw_window(
     share: float,
 ) -> None:
     """The lanes between two times, on axes that take `share` of the picture's width."""
-    scale, unit = _time_unit(window[1])
+    scale, unit = time_unit(window[1])
     width = window[1] - window[0]
     for phase, (low, high) in spans.items():
         low, high = max(low, window[0]), min(high, window[1])
@@ -206,7 +195,7 @@ def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, widt
         edge, width_of = ("white", 0.7) if edged else ("none", 0.0)
         bars = PolyCollection(
             list(corners),
-            facecolor=_KINDS.get(kind, _OTHER),
+            facecolor=_KINDS.get(kind, OTHER),
             edgecolor=edge,
             linewidth=width_of,
             zorder=2,
@@ -223,7 +212,7 @@ def _name_bars(
         names = (event.path, event.path.rpartition(".")[2], event.kind.replace("_", "-"))
         name = next((n for n in names if n and high - low > letter * (len(n) + 1)), None)
         if name is not None:
-            colour = "white" if _KINDS.get(event.kind, _OTHER) in _DARK else "black"
+            colour = "white" if _KINDS.get(event.kind, OTHER) in _DARK else "black"
             axes.text(
                 (low + high) / 2 * scale,
                 row,
@@ -243,7 +232,7 @@ def _legend(figure: Figure, events: Sequence[Event], step: float) -> None:
         spent[event.kind] += event.duration
     handles = [
         Patch(
-            color=_KINDS.get(kind, _OTHER),
+            color=_KINDS.get(kind, OTHER),
             label=f"{kind.replace('_', '-')} {100 * seconds / step:.1f} %",
         )
         for kind, seconds in sorted(spent.items(), key=lambda item: -item[1])
@@ -257,93 +246,8 @@ def _legend(figure: Figure, events: Sequence[Event], step: float) -> None:
     )
 
 
-def draw_memory(
-    times: Sequence[float],
-    held: Mapping[str, Sequence[int]],
-    step: float,
-    capacity: int,
-    title: str,
-) -> bytes:
-    """A PNG of memory over the step, by category, and of the categories at its peak, against the
-    capacity.
-
-    `held[category][i]` are the bytes from `times[i]` on.
-    """
-    table = np.array([held[name] for name in held], dtype=float)
-    total = table.sum(axis=0)
-    at = int(total.argmax())
-    scale, unit = _byte_unit(float(total[at]))
-    seconds, time_unit = _time_unit(step)
-    figure = Figure(figsize=(12, 4.4), dpi=110, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    left, right = figure.subplots(1, 2, width_ratios=(2.2, 1))
-    edges = np.append(np.array(times), step) * seconds
-    colours = [_CATEGORIES.get(name, _OTHER) for name in held]
-    left.stackplot(
-        edges,
-        np.append(table, table[:, -1:], axis=1) / scale,
-        colors=colours,
-        step="post",
-        linewidth=0,
-    )
-    left.axvline(edges[at], color="#555555", linewidth=0.8, linestyle=":")
-    left.set_xlim(0, step * seconds or 1.0)
-    left.set_xlabel(f"time ({time_unit})")
-    left.set_ylabel(f"memory held ({unit})")
-    _capacity(left, float(total[at]), capacity, scale)
-    _bars(right, {name: float(values[at]) for name, values in held.items()}, unit, scale)
-    share = 100 * float(total[at]) / capacity
-    figure.suptitle(
-        f"{title}: peak {format_bytes(float(total[at]))} of {format_bytes(capacity)} per device "
-        f"({share:.3g} %), simulated",
-        fontsize=11,
-    )
-    return _png(canvas)
-
-
-def _byte_unit(nbytes: float) -> tuple[float, str]:
-    powers = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
-    return next(((size, name) for size, name in powers if nbytes >= size), (1.0, "B"))
-
-
-def _capacity(axes: Axes, peak: float, capacity: int, scale: float) -> None:
-    if peak >= _NEAR * capacity:
-        axes.axhline(capacity / scale, color="#cc0000", linewidth=1.2)
-        axes.text(
-            0.01,
-            capacity / scale,
-            f"usable {format_bytes(capacity)}",
-            color="#cc0000",
-            fontsize=9,
-            va="bottom",
-            transform=axes.get_yaxis_transform(),
-        )
-        axes.set_ylim(0, max(peak, capacity) / scale * 1.1)
-    else:
-        axes.set_ylim(0, peak / scale * 1.1)
-
-
-def _bars(axes: Axes, peak: Mapping[str, float], unit: str, scale: float) -> None:
-    """The categories at the peak, the first on top; in the same colours, which makes it the
-    legend too."""
-    names = list(peak)[::-1]
-    values = [peak[name] / scale for name in names]
-    axes.barh(names, values, color=[_CATEGORIES.get(name, _OTHER) for name in names])
-    for row, name in enumerate(names):
-        axes.text(
-            values[row],
-            row,
-            f" {format_bytes(peak[name])}" if peak[name] else " -",
-            va="center",
-            fontsize=9,
-        )
-    axes.set_xlim(0, max(values) * 1.35 or 1.0)
-    axes.set_xlabel(f"at the peak ({unit})")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-
-
-def _png(canvas: FigureCanvasAgg) -> bytes:
+def png(canvas: FigureCanvasAgg) -> bytes:
+    """The bytes of a drawn figure."""
     out = io.BytesIO()
     canvas.print_png(out)  # type: ignore[no-untyped-call]
     return out.getvalue()

@@ -1,0 +1,101 @@
+"""`plan --model NAME`: what was asked becomes a plan, its files and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from planner.cli.group import uncollected
+from planner.cli.options import (
+    check_clip_norm,
+    check_folder,
+    optimizer_settings,
+    settings_of,
+    share_of,
+    slug,
+)
+from planner.cli.output import print_plan, progress_bar, write_files
+from planner.graph.checking import checking, passes_words
+from planner.search.budget import TIME_LIMIT, Budget
+
+__all__ = ["DEFAULT_HARDWARE", "plan_model"]
+
+
+#: What `--hardware` is if nothing is asked.
+DEFAULT_HARDWARE = "dgx-h100"
+
+
+@uncollected()
+def plan_model(
+    *,
+    model: str,
+    gpus: int | None,
+    nodes: int | None,
+    hardware: str | None,
+    batch: int | None,
+    seq: int | None,
+    settings: tuple[str, ...],
+    precision: str | None,
+    optimizer: str | None,
+    lr: float | None,
+    weight_decay: float | None,
+    momentum: float | None,
+    betas: str | None,
+    clip_norm: float | None,
+    memory_headroom: str,
+    mesh: str | None,
+    pins: tuple[str, ...],
+    time_limit: float | None,
+    check: bool,
+    out: Path | None,
+    json_: bool,
+) -> None:
+    """Plans, writes the files, prints the report."""
+    from cost_models.cluster import load_cluster
+
+    cluster = load_cluster(hardware or DEFAULT_HARDWARE, num_devices=gpus, num_nodes=nodes)
+    folder = check_folder(out or Path("plans") / f"{slug(model)}-{cluster.num_devices}")
+    values = settings_of(settings)
+    check_clip_norm(clip_norm)
+    trained = optimizer_settings(weight_decay=weight_decay, momentum=momentum, betas=betas)
+    headroom = share_of("--memory-headroom", memory_headroom)
+    with progress_bar() as progress:
+        progress("loading torch", 0.0)
+        from planner.report.files import plan_files
+        from planner.search.search import search
+        from planner.strategy.pins import parse_mesh, parse_pin
+        from planner.workload.ask import Ask, default_precision, dtypes_of
+
+        dtype, compute = dtypes_of(precision or default_precision(model, cluster.device))
+        ask = Ask(
+            model=model,
+            batch=batch,
+            seq=seq,
+            settings=values,
+            dtype=dtype,
+            num_devices=cluster.num_devices,
+            compute=compute,
+            clip_norm=clip_norm,
+            memory_headroom=headroom,
+            optimizer=optimizer or "",
+            learning_rate=lr,
+            optimizer_settings=trained,
+        )
+        pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
+        budget = Budget.start(time_limit or TIME_LIMIT)
+        with checking(check) as passes:
+            found = search(
+                ask,
+                cluster,
+                mesh=pinned,
+                pins=tuple(map(parse_pin, pins)),
+                progress=progress,
+                own_process=True,
+                budget=budget,
+            )
+        files, contents = plan_files(found, cluster, folder)
+    write_files(folder, contents)
+    print_plan(found.plan, files, json_)
+    if check:
+        click.echo(passes_words(passes), err=True)

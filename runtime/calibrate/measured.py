@@ -1,0 +1,39 @@
+"""What goes into a calibration's processes and comes out of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cost_models.device import GemmRow, OpRow
+from cost_models.machine import CollectiveRow
+
+__all__ = ["Measured", "Settings", "counts"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """How many ranks, on what, with how many cores for them, and whether only the smallest
+    shapes."""
+
+    num_ranks: int
+    device: str
+    num_cores: int
+    quick: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What rank 0 brings home. `shared` are (ranks at once, kind, core seconds together / core
+    seconds alone), one a call."""
+
+    ops: tuple[OpRow, ...]
+    gemms: tuple[GemmRow, ...]
+    shared: tuple[tuple[int, str, float], ...]
+    collectives: tuple[CollectiveRow, ...]
+    op_overhead: float
+    step_overhead: float
+
+
+def counts(num_ranks: int) -> list[int]:
+    """How many ranks are measured at once, one count after the other."""
+    return [n for n in (1, 2, 4, 8) if n <= num_ranks]

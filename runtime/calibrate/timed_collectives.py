@@ -1,0 +1,143 @@
+"""Collectives by kind, bytes and ranks, with compute between them as in a step."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from cost_models.machine import CollectiveRow
+from planner.program.program import Communicate
+from runtime.calibrate.measured import Settings, counts
+from runtime.calibrate.timer import device_seconds
+from runtime.collectives import compile_collective
+from runtime.launcher import Emit
+from runtime.worker import Place
+
+__all__ = ["time_collectives"]
+
+
+_KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+_COLLECTIVE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
+#: Products between two collectives: about two milliseconds of a core, as between the collectives of
+#: a step; where ranks share a core, about six, longer than the system lets one of them run before
+#: it turns to the next.
+_BURST, _LONG_BURST = 6, 18
+_ROUNDS = 4
+
+
+def time_collectives(settings: Settings, place: Place, emit: Emit) -> tuple[CollectiveRow, ...]:
+    """Every collective by size for groups of 2, 4, ... ranks; groups of 2 also all at once."""
+    sizes = _COLLECTIVE_SIZES[:2] if settings.quick else _COLLECTIVE_SIZES
+    rows: list[CollectiveRow] = []
+    layouts = [
+        (n, g) for n in counts(place.num_ranks)[1:] for g in range(1, place.num_ranks // n + 1)
+    ]
+    for at, (size, num_groups) in enumerate(layouts):
+        groups = _groups(place.rank, size, num_groups)
+        dist.barrier()
+        burst = _Burst(settings, place, size * num_groups)
+        for index, kind in enumerate(_KINDS):
+            done = (at + index / len(_KINDS)) / len(layouts)
+            emit({"what": f"measuring {kind} of {size} ranks", "done": 0.7 + 0.3 * done})
+            for nbytes in sizes:
+                dist.barrier()
+                if groups:
+                    calls = [_collective(kind, nbytes, size, place, group) for group in groups]
+                    seconds = burst.seconds(calls, 5 if nbytes <= 1 << 19 else 3)
+                    rows.append(
+                        CollectiveRow(
+                            kind=kind,
+                            group_size=size,
+                            num_groups=num_groups,
+                            nbytes=nbytes,
+                            seconds=seconds,
+                        )
+                    )
+    return tuple(rows)
+
+
+def _groups(rank: int, size: int, num_groups: int) -> list[dist.ProcessGroup]:
+    """This rank's group; of several groups at once also that across them, as a mesh has both:
+    ranks of one axis alone would drift apart, and one group would compute while another waits."""
+    neighbours = [list(range(i * size, (i + 1) * size)) for i in range(num_groups)]
+    across = (
+        [list(range(i, size * num_groups, num_groups)) for i in range(num_groups)]
+        if num_groups > 1
+        else []
+    )
+    made = [(ranks, dist.new_group(ranks)) for ranks in (*neighbours, *across)]
+    return [group for ranks, group in made if rank in ranks]
+
+
+class _Burst:
+    """Compute between collectives. A rank that wakes up finds its core taken by another rank
+    that computes, and its peers late: what that costs is part of a collective in a step, and no
+    part of one that is called in a loop of its own."""
+
+    def __init__(self, settings: Settings, place: Place, num_ranks: int) -> None:
+        self.place = place
+        self.matrix = torch.randn(256, 256, device=place.device)
+        self.turns = max(1.0, num_ranks / settings.num_cores)
+        self.products = _LONG_BURST if self.turns > 1 else _BURST
+
+    def seconds(self, calls: Sequence[Callable[[], Any]], windows: int) -> float:
+        """Wall seconds of a round of compute and a call, the calls in turn, less the core time
+        of the compute times the ranks that share a core: the median over windows of a window's
+        mean."""
+        for call in calls:
+            call()
+        return statistics.median(self._window(calls) for _ in range(windows))
+
+    def _window(self, calls: Sequence[Callable[[], Any]]) -> float:
+        if self.place.device.type == "cuda":
+            return device_seconds(calls[0], ())
+        computed, start = 0.0, time.perf_counter()
+        for index in range(_ROUNDS):
+            core = time.thread_time()
+            for _ in range(self.products):
+                torch.mm(self.matrix, self.matrix)
+            computed += time.thread_time() - core
+            calls[index % len(calls)]()
+        return max(time.perf_counter() - start - self.turns * computed, 1e-5) / _ROUNDS
+
+
+def _collective(
+    kind: str, nbytes: int, size: int, place: Place, group: dist.ProcessGroup
+) -> Callable[[], Any]:
+    """The call as the executor makes it, packing and unpacking included."""
+    numel = nbytes // 4
+    part = numel // size if kind == "all_gather" else numel
+    expanded = (size, part // size) if kind != "all_gather" else (1, part)
+    result = (
+        (part,)
+        if kind in ("all_reduce", "all_to_all")
+        else (numel,)
+        if kind == "all_gather"
+        else (part // size,)
+    )
+    collective = compile_collective(
+        Communicate(
+            id="calibration",
+            kind=kind,
+            axes=(0,),
+            sources=(0,),
+            results=(1,),
+            expanded=(expanded,),
+            shapes=(result,),
+            dtypes=("float32",),
+            gather=0 if kind != "reduce_scatter" else None,
+            split=0,
+            phase="forward",
+        ),
+        group,
+        size,
+        dist.get_rank(group),
+        [True],
+    )
+    value = torch.randn(part, device=place.device)
+    return lambda: collective(value)
