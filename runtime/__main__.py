@@ -1,5 +1,5 @@
-"""`torchrun --nproc-per-node N -m runtime PLAN`: one rank of a run, for people who bring their
-own launcher."""
+"""`torchrun --nproc-per-node N -m runtime PLAN`: one rank of a run, for users with a launcher of
+their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 from planner.state import hash_seed
 
 if __name__ == "__main__":
-    hash_seed.start_again()  # before all else: torchrun's processes have one each
+    hash_seed.start_again()  # first of all: each of torchrun's processes has a hash seed of its own
 
 import torch
 
@@ -22,8 +22,8 @@ from runtime.worker import RunRequest, run
 
 
 def main() -> int:
-    """Runs the plan on this rank; rank 0 prints the losses, or one JSON object. Exit code 2
-    where the user is to act; of rank 0 the verdict's where it verifies."""
+    """Runs the plan on this rank; rank 0 prints the losses, or one JSON object. Returns 2 for a
+    mistake of the user's; on rank 0, the verdict's exit code if it verifies."""
     options = _parser().parse_args()
     request = RunRequest(
         plan=options.plan,
@@ -64,7 +64,7 @@ def _say(event: dict[str, Any]) -> None:
 
 
 def _silent(event: dict[str, Any]) -> None:
-    """JSON stands alone on stdout."""
+    """Drops events: with `--json`, stdout has one JSON object and nothing else."""
 
 
 def _parser() -> argparse.ArgumentParser:

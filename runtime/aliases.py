@@ -1,4 +1,4 @@
-"""Which values an instruction may overwrite: those that nothing else alive shares memory with."""
+"""Which values an instruction may overwrite: those that share memory with no other live value."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["reusable_sources"]
 
 
 def reusable_sources(program: Program) -> dict[str, list[bool]]:
-    """For each `Communicate`, by its id, which of its sources it may overwrite."""
+    """For each `Communicate`, by id, whether it may overwrite each of its sources."""
     families = _families(program)
     written, freed = _lifetimes(program)
     kept = {state.value for state in program.inputs} | {program.loss}

@@ -1,9 +1,9 @@
-"""Whether all ranks begin with the same values: a digest of every parameter, buffer and batch
+"""Checks that all ranks begin with the same values: a digest of every parameter, buffer and batch
 tensor, compared before the first step.
 
-Every rank builds the whole model and keeps its shards. Shards of unlike models train, and give what
-no model gives. Every rank lowers its own program, too: whether they meet in every collective is
-compared if that is asked for.
+Every rank builds the whole model and keeps its shards. Shards of different models would train
+without an error, and give a wrong result. Every rank also lowers its own program; whether all
+collectives meet is checked if checks are on.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["begin", "check_alike", "check_meetings", "first_difference"]
 
 
 def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload:
-    """The workload as the first step finds it, in the program's dtypes. Raises BadValue, on all
-    ranks, if they differ."""
+    """The workload for the first step, in the program's dtypes. Raises BadValue, on all ranks, if
+    these differ."""
     workload = in_dtypes(build(make, seed), program)
     if program.mesh.num_devices > 1:
         check_alike(workload)
@@ -36,8 +36,8 @@ def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload
 
 
 def check_alike(workload: Workload) -> None:
-    """Raises BadValue, naming the first tensor that is not on every rank what it is on rank 0.
-    All ranks call it together."""
+    """Raises BadValue, naming the first tensor that differs from rank 0's on some rank. All ranks
+    call it together."""
     found: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(found, digests(_named(workload)))
     message = first_difference(found)
@@ -56,8 +56,8 @@ def check_meetings(program: Program) -> None:
 
 
 def first_difference(by_rank: Sequence[dict[str, int]]) -> str:
-    """What is not the same on every rank, in words, from the digests by name on each; empty if
-    nothing."""
+    """The first tensor that differs between ranks, in words, from each rank's digests by name;
+    empty if none does."""
     for rank, other in enumerate(by_rank[1:], start=1):
         for name in (*by_rank[0], *other):
             if by_rank[0].get(name) != other.get(name):

@@ -32,18 +32,17 @@ __all__ = ["Collective", "Pending", "compile_collective"]
 
 @dataclass(slots=True)
 class Pending:
-    """A collective under way: the buffer that it fills, and its work, None where it is done. The
-    work holds what is sent."""
+    """A collective under way: the buffer that it fills, and its work (None: it is done). The work
+    keeps the buffer that is sent alive."""
 
     buffer: Any
     work: Any
 
 
 class Collective(Packing):
-    """One compiled `Communicate`: `start(*values)` then `finish(pending)`, or both at once by
-    calling it."""
+    """A compiled `Communicate`: `start(*values)`, then `finish(pending)`; or call it for both."""
 
-    #: Whether it sends to each rank what is meant for it, not the same to all.
+    #: Whether it sends each rank a block of its own, instead of the same to all.
     sends_blocks = False
 
     def __init__(
@@ -65,18 +64,18 @@ class Collective(Packing):
         self.frees = [source in instruction.frees for source in instruction.sources]
 
     def start(self, *values: Tensor) -> Pending:
-        """Starts the collective; waits for it too, unless it is asynchronous."""
+        """Starts the collective; also waits for it, unless it is asynchronous."""
         raise NotImplementedError
 
     def finish(self, pending: Pending) -> tuple[Tensor, ...]:
-        """The results, waited for."""
+        """Waits for the collective; returns its results."""
         raise NotImplementedError
 
     def __call__(self, *values: Tensor) -> tuple[Tensor, ...]:
         return self.finish(self.start(*values))
 
     def share(self, memory: SharedMemory) -> None:
-        """Sends through memory that the ranks share; those that are waited for at once share
+        """Makes the collective send through shared memory; synchronous collectives share
         regions."""
         sent = sum(map(math.prod, self.expanded))
         if self.uneven:
@@ -87,7 +86,7 @@ class Collective(Packing):
 
 
 class _Local(Collective):
-    """Any kind on a group of one rank."""
+    """A collective of any kind on a group of one rank."""
 
     def start(self, *values: Tensor) -> Pending:
         return Pending(values, None)
@@ -116,7 +115,8 @@ class _AllReduce(Collective):
         )
 
     def _room_for(self, values: Sequence[Tensor]) -> Tensor:
-        """A buffer for the result: one value that may be overwritten, else memory of its own."""
+        """A buffer for the result: the source if it is single and may be overwritten, else a new
+        one."""
         if (
             len(values) == 1
             and self.reusable[0]
@@ -207,9 +207,9 @@ class _Slice(Collective):
         out = []
         for i, value in enumerate(pending.buffer):
             piece = self.cut(i, value)[self.position]
-            # A view would keep the whole of a value alive that is freed here; and a strided piece
-            # is copied, because ATen's native_layer_norm_backward (torch 2.13, CPU) reads strided
-            # statistics as if they were contiguous.
+            # A view would keep all of a value alive that is freed here. A strided piece is copied,
+            # because ATen's native_layer_norm_backward (torch 2.13, CPU) reads strided statistics
+            # as if they were contiguous.
             whole = (
                 piece.clone(memory_format=torch.contiguous_format)
                 if self.frees[i]
@@ -237,11 +237,11 @@ def compile_collective(
     *,
     shared: bool = True,
 ) -> Collective:
-    """The callable for `instruction` on a group of `size` ranks of which this one is number
+    """The callable for `instruction` on a group of `size` ranks, in which this rank has place
     `position`.
 
-    `reusable[i]` says that source i may be overwritten; `shared`, that ranks of one machine send
-    through memory that they share.
+    `reusable[i]`: source i may be overwritten. `shared`: ranks of one machine send through shared
+    memory.
     """
     kind = _Local if size == 1 else _KINDS[instruction.kind]
     assert len(set(instruction.dtypes)) == 1, (

@@ -1,4 +1,4 @@
-"""The `Executor`: runs a `Program` on one rank, step after step. It is the one place of the
+"""The `Executor`: runs a `Program` on one rank, step after step. It is the only place in the
 project that holds state."""
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ __all__ = ["Executor", "gather_buffers", "gather_parameters"]
 class Executor:
     """One rank's parameters, optimizer and compiled step.
 
-    `workload` gives the initial parameters and the optimizer; `groups` come from `make_groups`;
-    dropout's masks are drawn from `seed` and the number of the step, `num_steps` having been done.
-    With `keep_gradients`, the gradients that the last update saw stand in `gradients`, by parameter
+    `workload` has the initial parameters and the optimizer; `groups` come from `make_groups`.
+    Dropout's masks are drawn from `seed` and the number of the step; `num_steps` is the number of
+    steps done. With `keep_gradients`, `gradients` has the gradients of the last update by parameter
     name, as shards in the layout `updated`.
     """
 
@@ -75,12 +75,12 @@ class Executor:
         self._recorded: Step | None = None
 
     def step(self, batch: Sequence[Tensor]) -> float:
-        """The loss of one training step on the whole batch, of which this rank takes its part."""
+        """The loss of one training step on the global batch, of which this rank takes its part."""
         return self.step_local(self.local_batch(batch))
 
     def step_local(self, local: dict[int, Tensor]) -> float:
-        """As `step`, on what `local_batch` gave. Of several losses `reported` then has each, by
-        name."""
+        """Like `step`, on the result of `local_batch`. If the loss is a sum of several, `reported`
+        then has each by name."""
         loss, *several = self._run(self._fast, local, None)
         self.reported = {
             name: float(value)
@@ -89,8 +89,8 @@ class Executor:
         return float(loss)
 
     def recorded_step(self, batch: Sequence[Tensor]) -> Timeline:
-        """The timeline of one training step on this rank; also sets `peak_memory_bytes`. It
-        trains as `step` does."""
+        """The timeline of one training step on this rank, which trains like `step`; also sets
+        `peak_memory_bytes`."""
         self._recorded = self._recorded or self._generate(recorded=True)
         local = self.local_batch(batch)
         if dist.is_initialized() and self.program.mesh.num_devices > 1:
@@ -111,21 +111,20 @@ class Executor:
 
     @property
     def shared_memory_bytes(self) -> int:
-        """Bytes of the memory to send through that the ranks of one machine share, for each
-        rank."""
+        """Bytes per rank of the memory through which the ranks of one machine send."""
         memories = {id(m): m for m in map(shared_memory_of, self._groups.values()) if m is not None}
         return sum(memory.nbytes // memory.num_ranks for memory in memories.values())
 
     def _renew(self) -> None:
-        """Has the values that a step replaces allocated anew, under a record: the allocator does
-        not count what it frees of before."""
+        """Reallocates, while recording, the values that a step replaces: the allocator's record
+        does not count frees of memory that was allocated before it began."""
         if self.device.type == "cpu":
             with allocations(self.device):
                 for value in replaced(self.program):
                     self._state[value] = self._state[value].clone()
 
     def _held(self, local: dict[int, Tensor]) -> int:
-        """Bytes of what the step begins with: parameters, buffers, its part of the batch, the
+        """Bytes held before the step: parameters, buffers, this rank's part of the batch, the
         optimizer's state."""
         storages = (tensor.untyped_storage() for tensor in (*self._state.values(), *local.values()))
         return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + state_bytes(
@@ -189,7 +188,7 @@ class Executor:
     def _failed(
         self, step: Step, error: BaseException
     ) -> tuple[Instruction | None, dict[str, Any]]:
-        """The instruction that raised `error`, and the step's variables as they then were."""
+        """The instruction that raised `error`, and the step's variables at that time."""
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_filename == step.filename and line in step.lines:
                 return self.program.instructions[step.lines[line]], frame.f_locals
@@ -197,7 +196,7 @@ class Executor:
 
     def _update(self, *gradients: Tensor) -> None:
         for shard, gradient in zip(self._shards, gradients, strict=True):
-            # torch's fused kernels walk both in memory order.
+            # torch's fused kernels read both in memory order.
             shard.grad = gradient if gradient.stride() == shard.stride() else gradient.contiguous()
         if self.keep_gradients:
             names = [state.name for state in self.program.parameters]
@@ -210,7 +209,7 @@ class Executor:
 
 
 def _place(instruction: Instruction | None) -> str:
-    """An instruction in words."""
+    """An instruction in words, for messages."""
     if instruction is None:
         return ""
     what = getattr(instruction, "op", instruction.kind)
@@ -233,8 +232,8 @@ def gather_buffers(executor: Executor) -> dict[str, Tensor]:
 def gather_parameters(
     executor: Executor, values: dict[str, Tensor] | None = None
 ) -> dict[str, Tensor]:
-    """The full parameters by name, on every rank; or what else lies in the same layout, such as
-    `executor.gradients`.
+    """The full parameters by name, on every rank; or the full tensors of other `values` in the same
+    layouts, such as `executor.gradients`.
 
     All ranks call it together.
     """
@@ -247,8 +246,7 @@ def gather_parameters(
 
 
 def _gather(shard: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh) -> Tensor:
-    """The full tensor of which every rank has its shard; shards are sent as large as the
-    largest."""
+    """The full tensor, from every rank's shard; shards are sent padded to the largest."""
     shard = shard.contiguous()
     if not any(is_split(placement) for placement in layout):
         return shard.clone()

@@ -14,7 +14,7 @@ from planner.program.program import Communicate, Compute, Program
 
 __all__ = ["Groups", "axes_used", "group_size", "make_groups"]
 
-#: The process group of this rank by mesh axes; none for axes of one rank.
+#: This rank's process group by mesh axes; groups of one rank have none.
 Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
 
 
@@ -31,7 +31,7 @@ def axes_used(program: Program) -> list[tuple[int, ...]]:
 
 
 def make_groups(program: Program, rank: int) -> Groups:
-    """The groups that the program needs; every rank calls this, as making a group is collective."""
+    """The groups that the program needs. Every rank calls this: making a group is collective."""
     out: dict[tuple[int, ...], dist.ProcessGroup] = {}
     for axes in axes_used(program):
         if (

@@ -1,5 +1,5 @@
-"""What an op that failed over an index says: the value, and how far it may go. Looked for after the
-failure, at no cost to a step.
+"""The message for an op that failed because of an index: the value and its range. Both are found
+after the failure, at no cost to a step.
 
 torch's kernels refuse indices themselves, some without the value (`index out of range in self`).
 """
@@ -17,8 +17,8 @@ from planner.program.program import Compute, Instruction, Ref
 
 __all__ = ["said"]
 
-#: Where an op has its indices, and the dim that they go along: the place of the tensor, and of the
-#: dim's number (none: dim 0).
+#: The positions of an op's arguments: its indices, the tensor indexed, and the number of the
+#: indexed dim (None: dim 0).
 _INDICES: dict[str, tuple[int, int, int | None]] = {
     "aten.embedding.default": (1, 0, None),
     **dict.fromkeys(
@@ -59,8 +59,8 @@ _WORDS = (
 def said(
     error: Exception, at: Instruction | None, values: Mapping[str, Any]
 ) -> tuple[type[UserError], str]:
-    """The kind of the failure of instruction `at`, and its message; `values` are the step's
-    variables."""
+    """The class and the message of the error for the failure of instruction `at`; `values` are the
+    step's variables."""
     if isinstance(error, OutOfRange):
         return OutOfRange, str(error)
     if isinstance(at, Compute):
@@ -71,8 +71,8 @@ def said(
 
 
 def _found(at: Compute, values: Mapping[str, Any]) -> str:
-    """The first index out of range that stands at its place in the arguments; empty if there is
-    none, or none that can be read."""
+    """The first index out of range among the arguments, in words; empty if there is none, or none
+    can be read."""
     if at.op not in _INDICES:
         return ""
     place, of, dim = _INDICES[at.op]

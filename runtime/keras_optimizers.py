@@ -1,9 +1,9 @@
 """Keras's optimizers on local shards, with the formulas of Keras 3's torch backend.
 
-They are not torch's of the same names: Adam's epsilon is added before the bias correction, the
+They differ from torch's of the same names: Adam's epsilon is added before the bias correction, the
 powers of the betas are taken in the parameters' dtype (in float32 `1 - 0.999` is off by 1.3e-5,
-which the first steps show), Adagrad begins at 0.1, RMSprop adds epsilon under the root. All are
-element-wise, so that a shard is updated as a part of the whole. Sources:
+which shows in the first steps), Adagrad begins at 0.1, RMSprop adds epsilon under the root. All are
+element-wise, so a shard is updated like the same part of the whole. Sources:
 keras/src/backend/torch/optimizers (3.15).
 """
 
@@ -20,14 +20,14 @@ __all__ = ["KERAS_CLASSES", "Adagrad", "Adam", "KerasOptimizer", "Nadam", "RMSpr
 
 
 class KerasOptimizer(torch.optim.Optimizer):
-    """What Keras does around every update: a schedule of the learning rate, clipping by value,
+    """The parts of every Keras optimizer: a schedule of the learning rate, clipping by value,
     decoupled weight decay.
 
     `decayed` says for each parameter whether `weight_decay` applies to it (by default to all);
-    `schedule` gives the learning rate of an iteration, counted from 0, in place of `lr`.
+    `schedule` returns the learning rate of an iteration, counted from 0, and replaces `lr`.
     """
 
-    #: What the state begins as.
+    #: The initial value of the state.
     initial = 0.0
 
     def __init__(
@@ -80,7 +80,8 @@ class KerasOptimizer(torch.optim.Optimizer):
         return [self.state[parameter][name] for parameter in parameters]
 
     def step_number(self, like: Tensor, ahead: int = 1) -> Tensor:
-        """The number of this update, counted from 1, in a dtype: Keras takes powers in it."""
+        """The number of this update, counted from 1, in the dtype of `like`: Keras takes powers in
+        it."""
         return torch.tensor(self.iterations + ahead, dtype=like.dtype)
 
     @abstractmethod
@@ -197,8 +198,8 @@ class Nadam(KerasOptimizer):
 
 
 class RMSprop(KerasOptimizer):
-    """`w -= rate g / sqrt(v + epsilon)`, v less the squared mean of g where `centered`; with
-    `momentum` of that."""
+    """`w -= rate g / sqrt(v + epsilon)`; if `centered`, v less the squared mean of g; with
+    `momentum`, that of the quotient."""
 
     def __init__(
         self,
@@ -264,7 +265,7 @@ class Adagrad(KerasOptimizer):
 def moments(
     optimizer: Adam | Nadam, parameters: list[Tensor], gradients: list[Tensor]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """The running means of the gradients and of their squares, with this step's in them."""
+    """The running means of the gradients and of their squares, this step's included."""
     means, squares = optimizer.slot("momentum", parameters), optimizer.slot("velocity", parameters)
     torch._foreach_mul_(means, optimizer.beta_1)
     torch._foreach_add_(means, gradients, alpha=1 - optimizer.beta_1)
@@ -275,7 +276,7 @@ def moments(
     return means, squares
 
 
-#: By Keras's name.
+#: The classes by Keras's names.
 KERAS_CLASSES: dict[str, Callable[..., KerasOptimizer]] = {
     "Adagrad": Adagrad,
     "Adam": Adam,

@@ -1,8 +1,8 @@
 """Starts the ranks of a run on this machine with torch's elastic agent, and ends all of them when
 one fails.
 
-Each rank has a pipe of its own to this process. A queue that they share has a lock, and a rank that
-is ended while it holds the lock would leave everybody else waiting.
+Each rank has a pipe of its own to this process. A shared queue would have a lock, and a rank killed
+while it holds the lock would leave all others waiting.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ Emit = Callable[[dict[str, Any]], None]
 
 @dataclass(frozen=True, slots=True)
 class _Failed:
-    """What a rank sends when it fails; `mistake` is the kind of the user's mistake that it met,
-    not the run's fault."""
+    """The message of a rank that fails; `mistake` is the error's kind if it is a mistake of the
+    user's and not a failure of the run."""
 
     rank: int
     message: str
@@ -47,8 +47,8 @@ class _Failed:
     mistake: type[UserError] | None
 
     def error(self) -> UserError:
-        """The error for the caller: a mistake as one process would tell it, else which rank
-        failed, and how."""
+        """The error for the caller: a user's mistake as a single process would raise it, else which
+        rank failed, and how."""
         if self.mistake is not None:
             return self.mistake(self.message)
         return RunFailed(f"rank {self.rank}: {self.message.removeprefix(f'rank {self.rank}: ')}")
@@ -61,13 +61,14 @@ def launch(
     *,
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> list[Any]:
-    """What `function` ("module:name", called as `name(payload, emit)`) returned on each of
-    `num_ranks` processes, by rank.
+    """The results of `function` ("module:name", called as `name(payload, emit)`) on `num_ranks`
+    processes, by rank.
 
-    `on_event` gets, in a thread of this process, the events that ranks emit. The processes find
-    each other by the usual environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT) on a free port.
-    They have one thread each, and all the same hash seed. Raises `RunFailed` with the rank and the
-    error of the process that failed first, or the user's mistake that it met; the others are ended.
+    `on_event` is called, in a thread of this process, with the events that ranks emit. The
+    processes find each other by the usual environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)
+    on a free port. Each has one thread, and all have the same hash seed. Raises `RunFailed` with
+    the rank and the error of the process that failed first, or the user's mistake if it was one;
+    the others are ended.
     """
     if num_ranks < 1:
         raise BadValue(f"number of ranks is {num_ranks}: give at least 1")
@@ -112,14 +113,13 @@ def _config(num_ranks: int, logs: str) -> LaunchConfig:
 
 
 def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
-    """What one process runs. It tells of its own error before its exit makes the others fail
-    too."""
+    """Runs in each process. It reports its own error before its exit makes the others fail too."""
     torch.set_num_threads(1)
     emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
     signal.signal(
         signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C ends it without a word; an exception in torch's C++ would abort
+    )  # Ctrl-C ends it silently; an exception in torch's C++ would abort
     signal.pthread_sigmask(
         signal.SIG_UNBLOCK, {signal.SIGINT}
     )  # held since the start: see _interrupts_held
@@ -141,8 +141,9 @@ def _one_line(error: Exception) -> str:
 
 
 def _first(agent: ChildFailedError, told: list[UserError]) -> UserError | KeyboardInterrupt:
-    """The cause: a process that a signal ended cannot tell; else the error that was told of
-    first. Of Ctrl-C a rank may die before this process has heard of it."""
+    """The cause of a failure: the process ended by a signal, which cannot report its error; else
+    the error that was reported first. On Ctrl-C, a rank may die before this process has got the
+    signal."""
     for rank, failure in agent.failures.items():
         if failure.exitcode == -signal.SIGINT:
             return KeyboardInterrupt()
@@ -164,8 +165,8 @@ def _reader(
     on_event: Callable[[dict[str, Any]], None] | None,
     errors: list[UserError],
 ) -> Iterator[None]:
-    """A thread takes what ranks send, until all writing ends are closed: the ranks' by their
-    exit, those of this process here."""
+    """A context in which a thread reads what ranks send, until all writing ends are closed: the
+    ranks' by their exit, those of this process here."""
 
     def read() -> None:
         signal.pthread_sigmask(
@@ -189,8 +190,8 @@ def _reader(
 
 
 def _events(readers: list[Connection]) -> Iterator[Any]:
-    """What comes, from whichever rank, until every rank's pipe has ended; a rank may end in the
-    middle of an event."""
+    """The events from all ranks, as they come, until every rank's pipe has ended; a rank may end in
+    the middle of an event."""
     waiting = list(readers)
     while waiting:
         for ready in wait(waiting):
@@ -206,12 +207,13 @@ def _events(readers: list[Connection]) -> Iterator[Any]:
 
 @contextlib.contextmanager
 def _interrupts_held() -> Iterator[None]:
-    """Ranks start with Ctrl-C held back until `_rank` runs: in the seconds of their imports each
-    would print a traceback.
+    """A context in which ranks start with Ctrl-C blocked until `_rank` runs: during the seconds of
+    their imports each would print a traceback.
 
-    They inherit it from this thread; in this process the thread of `_reader` takes the signal
-    instead, and Python runs its handler here as ever. The first process would start
-    multiprocessing's resource tracker, which lets the signal through again.
+    They inherit the signal mask of this thread. In this process, the thread of `_reader` receives
+    the signal instead, and Python runs its handler here as usual. The resource tracker of
+    multiprocessing, which the first process would start, unblocks the signal: so it is started
+    before.
     """
     resource_tracker.ensure_running()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
@@ -223,10 +225,10 @@ def _interrupts_held() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[None]:
-    """Ctrl-C raises, so that the ranks are ended and the folder is removed. The agent leaves its
-    own handlers behind; after a run the signals are to mean what they meant before."""
+    """A context in which Ctrl-C raises, so that the ranks are ended and the folder is removed.
+    Restores the handlers at the end, since the agent leaves its own behind."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # where the agent sets none
+        yield  # outside the main thread, where the agent sets none
         return
     names = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     before = {name: signal.getsignal(name) for name in names}
@@ -240,7 +242,8 @@ def _signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Children inherit the environment; OpenMP reads it before any code of ours runs."""
+    """A context in which children get one thread: they inherit the environment, which OpenMP reads
+    before any code of ours runs."""
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     try:
@@ -254,8 +257,8 @@ def _one_thread() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The agent logs every failure, and every process that it ends, at length, by loggers that
-    each have a level of their own; the caller gets it as one error instead."""
+    """A context that silences the agent's loggers, each with a level of its own. They log every
+    failure, and every process that the agent ends, at length; the caller gets one error instead."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

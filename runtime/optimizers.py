@@ -22,11 +22,11 @@ def make_optimizer(
     settings: Mapping[str, Any] | None = None,
     names: Sequence[str] = (),
 ) -> torch.optim.Optimizer:
-    """The optimizer, fused where torch has a fused kernel for the device.
+    """The optimizer, fused if torch has a fused kernel for the device.
 
-    `settings` are its own, over those that the name implies; `names` are the parameters'. By them
-    `groups` among the settings gives (names, settings) of each group, and `excluded` those without
-    weight decay.
+    `settings` are added to those that the name implies; `names` are the parameters'. The setting
+    `groups` has (names, settings) per group, `excluded` the names of parameters without weight
+    decay.
     """
     known = optimizer_of(name)
     given = {**known.implied, **(settings or {})}

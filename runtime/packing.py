@@ -35,7 +35,7 @@ class Packing:
         self.uneven = any(len(set(p)) > 1 for p in (*self.gather_pieces, *self.split_pieces))
 
     def _pieces(self, given: Sequence[tuple[int, ...]], dim: int | None) -> list[tuple[int, ...]]:
-        """By value: the sizes that the ranks have of sub-dim `dim`."""
+        """By value, the ranks' sizes of sub-dim `dim`."""
         if dim is None:
             return []
         pieces = given or ((),) * len(self.expanded)
@@ -45,21 +45,20 @@ class Packing:
         return [p or a for p, a in zip(pieces, alike, strict=True)]
 
     def pack(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [m], which holds them as they are: a lazy conjugate is made
-        one."""
+        """The values as one buffer [m]; lazy conjugates are resolved."""
         if len(values) == 1:
             return _as_held(values[0]).view(-1)
         return torch.cat([value.reshape(-1) for value in values])
 
     def pack_into(self, row: Tensor, values: Sequence[Tensor]) -> None:
-        """The same, written to `row` [m]."""
+        """Writes the same to `row` [m]."""
         if len(values) == 1:
             row.view(values[0].shape).copy_(values[0])
         else:
             torch.cat([value.reshape(-1) for value in values], out=row)
 
     def room(self, value: int) -> int:
-        """Elements of the largest piece of a value that a rank sends to another."""
+        """The number of elements of a value's largest piece that a rank sends to another."""
         sizes = list(self.expanded[value])
         if self.gather is not None:
             sizes[self.gather] = max(self.gather_pieces[value])
@@ -77,8 +76,7 @@ class Packing:
         return buffer
 
     def pack_blocks(self, values: Sequence[Tensor]) -> Tensor:
-        """The values as one buffer [ranks, m]: row r is what becomes rank r's at sub-dim
-        `split`."""
+        """The values as one buffer [ranks, m]: row r has rank r's pieces along sub-dim `split`."""
         assert self.split is not None
         if self.uneven:
             return torch.stack(
@@ -99,7 +97,7 @@ class Packing:
         return _as_held(rows[0]) if len(rows) == 1 else torch.cat(rows, 1)
 
     def cut(self, i: int, value: Tensor) -> tuple[Tensor, ...]:
-        """What each rank gets of a value."""
+        """Each rank's piece of a value."""
         assert self.split is not None
         return torch.split(value.reshape(self.expanded[i]), list(self.split_pieces[i]), self.split)
 
@@ -120,7 +118,7 @@ class Packing:
         return tuple(out)
 
     def _merge_padded(self, buffer: Tensor) -> tuple[Tensor, ...]:
-        """`unpack_blocks` where the ranks' pieces differ in size."""
+        """`unpack_blocks` if the ranks' pieces differ in size."""
         assert self.gather is not None
         out, at = [], 0
         for i, shape in enumerate(self.shapes):
@@ -152,5 +150,5 @@ class Packing:
 
 
 def _as_held(value: Tensor) -> Tensor:
-    """The value in memory as others read it: contiguous, and not still to be conjugated."""
+    """The value as other ranks can read it: contiguous, with a lazy conjugate resolved."""
     return value.contiguous().resolve_conj()

@@ -1,7 +1,6 @@
-"""Cutting full tensors into the shards of a layout and putting shards together again.
+"""Cuts full tensors into the shards of a layout, and assembles full tensors from shards.
 
-Every rank builds the whole module from the same seed, so what it starts from does not depend on the
-plan.
+Every rank builds the whole module from the same seed, so initial values do not depend on the plan.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ __all__ = ["assemble", "build", "cut", "full_tensors", "shards"]
 
 
 def build(make: Callable[[], Workload], seed: int) -> Workload:
-    """The workload, initialised from `seed`: the same on every rank, under every plan
-    (`runtime.alike` looks)."""
+    """The workload, initialised from `seed`: the same on every rank and under every plan
+    (`runtime.alike` checks this)."""
     seed_all(seed)
     with alone():
         return make()
@@ -40,7 +39,7 @@ def build(make: Callable[[], Workload], seed: int) -> Workload:
 def cut(full: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh, rank: int) -> Tensor:
     """The shard of `full` that `rank` holds, in memory of its own.
 
-    Sub-dims are narrowed axis by axis, so where several axes split one the earlier is the outer.
+    Sub-dims are narrowed axis by axis: if several axes split one, the earlier axis is the outer.
     """
     piece = _narrow(full.reshape(_flat(subshape)), layout, mesh, rank)
     return piece.clone(memory_format=torch.contiguous_format).reshape(
@@ -49,7 +48,7 @@ def cut(full: Tensor, subshape: SubShape, layout: Layout, mesh: Mesh, rank: int)
 
 
 def assemble(pieces: Sequence[Tensor], subshape: SubShape, layout: Layout, mesh: Mesh) -> Tensor:
-    """The full tensor of which `pieces[r]` is rank r's shard: the inverse of `cut`."""
+    """The full tensor whose shard on rank r is `pieces[r]`: the inverse of `cut`."""
     full = pieces[0].new_empty(_flat(subshape))
     for rank, piece in enumerate(pieces):
         place = _narrow(full, layout, mesh, rank)

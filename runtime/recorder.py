@@ -1,10 +1,10 @@
-"""What the recorded step calls around every instruction: when it ran; and the memory that torch's
-allocator held meanwhile.
+"""The recorder that a recorded step calls around every instruction: when it ran, and the memory
+that torch's allocator held meanwhile.
 
 On CPU the clock is `time.perf_counter`; on CUDA, device events. A collective under way ends when
-its work is done, not when it is waited for. Memory is the allocator's own count, which knows what
-kernels take and give back within an op; it counts by the host's clock, so that on CUDA a sample
-stands where the device runs the instruction that the host was issuing.
+its work is done, not when it is waited for. Memory is the allocator's own count, which includes
+kernels' workspaces. It is counted by the host's clock, so on CUDA a sample is placed at the time at
+which the device runs the instruction that the host was issuing.
 """
 
 from __future__ import annotations
@@ -24,8 +24,7 @@ __all__ = ["Recorder", "make_recorder"]
 
 
 class Recorder:
-    """Times of one step, on CPU; `start` is when it began. `held` are the bytes that the step
-    begins with."""
+    """The times of one step, on CPU; `start` is when it began, `held` the bytes held before it."""
 
     def __init__(self, program: Program, rank: int, held: int) -> None:
         self.program = program
@@ -44,35 +43,34 @@ class Recorder:
         return float(stamp - self.start)
 
     def begin(self, index: int) -> None:
-        """Instruction `index` begins."""
+        """Notes that instruction `index` begins."""
         self.spans[index] = [self.now(), None]
 
     def end(self, index: int) -> None:
-        """Instruction `index` has ended."""
+        """Notes that instruction `index` has ended."""
         self.spans[index][1] = self.now()
 
     def launched(self, index: int, pending: Pending) -> None:
-        """The asynchronous instruction `index` is under way."""
+        """Notes that the asynchronous instruction `index` is under way."""
         self.end(index)
         if pending.work is not None:
             pending.work.get_future().add_done_callback(lambda _: self.end(index))
 
     def waiting(self, index: int, pending: Pending) -> None:
-        """The asynchronous instruction `index` is waited for from here."""
+        """Notes that the wait for the asynchronous instruction `index` begins."""
         if (
             pending.work is None
-        ):  # nobody else works at it: it is what its start took and what its end takes
+        ):  # no other thread works on it: its time is that of its start plus that of its end
             start, stop = self.spans[index]
             self.spans[index] = [self.now() - (stop - start), None]
 
     def waited(self, index: int) -> None:
-        """The asynchronous instruction `index` has been waited for."""
-        if self.spans[index][1] is None:  # else whoever works at it says when it ends
+        """Notes that the wait for the asynchronous instruction `index` has ended."""
+        if self.spans[index][1] is None:  # else the thread that works on it notes its end
             self.end(index)
 
     def timeline(self, allocations: Allocations) -> Timeline:
-        """The step as a `Timeline` of this one device; `allocations` are those of the whole
-        step."""
+        """The step as a `Timeline` of this device; `allocations` are those of the whole step."""
         stop = self.now()
         self.synchronize()
         events = [self._event(index, *span) for index, span in self.spans.items()]
@@ -131,11 +129,11 @@ class _CudaRecorder(Recorder):
     def launched(self, index: int, pending: Pending) -> None:
         with torch.cuda.stream(self.side):
             if pending.work is not None:
-                pending.work.wait()  # only this stream waits
+                pending.work.wait()  # only this stream waits, not the host
             self.end(index)
 
     def waiting(self, index: int, pending: Pending) -> None:
-        """Work without a handle is done where it is launched."""
+        """Nothing to note: work without a handle is done when it is launched."""
 
     def waited(self, index: int) -> None:
         """The same."""

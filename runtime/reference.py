@@ -21,23 +21,23 @@ from runtime.verdict import largest
 __all__ = ["Doubt", "Reference", "in_dtypes", "reference_run"]
 
 
-#: Relative errors up to which a run counts as the same, by the dtype of products.
+#: The relative error up to which a run counts as equal, by the dtype of products.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 COARSE = 1e-2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reference:
-    """What training gives: the losses, the gradients of the first step, and the parameters and
-    buffers at the end, by name.
+    """The result of training in one process: the losses, the gradients of the first step, and the
+    parameters and buffers at the end, by name.
 
-    The same training is done again after every parameter has been moved by one rounding, up or down
-    at random: `rounding` is how far that moves the first gradients. `doubt` has, for every element,
-    how far its gradient has moved so far, and at least as far as is typical of its tensor (the root
-    mean square of what moved), over the largest that it has been, at the worst step; `noise` is the
-    same of a tensor's largest elements; `moved` is how far the element of a parameter that moved
-    most has moved at the end, and `buffer_rounding` how far the element of a buffer that differs
-    most then differs; `loss_rounding` how far each loss has moved. `limit` is the dtype's.
+    The same training is repeated after every parameter has been moved by one rounding, up or down
+    at random. The differences are: `rounding`, of the first gradients; `doubt`, for every element,
+    the largest difference of its gradient so far (at least the root mean square of its tensor's
+    elements that differ) over the largest gradient that it has had, at the worst step; `noise`, the
+    same for a tensor's largest elements; `buffer_rounding`, of the element of a buffer that differs
+    most at the end; `loss_rounding`, of each loss. `moved` is how far training has moved the
+    element of a parameter that it has moved most. `limit` is the dtype's.
     """
 
     losses: tuple[float, ...]
@@ -70,9 +70,9 @@ def reference_run(
     num_steps: int,
     began: Workload | None = None,
 ) -> Reference:
-    """`num_steps` of plain training in this process, in the program's dtypes, under the same
-    masks of dropout; from the values and on the batch with which a run `began`, where building
-    the model again gives others."""
+    """`num_steps` of plain training in this process, in the program's dtypes, with the same dropout
+    masks. If `began` is given, it starts from that run's values and batch, since building the model
+    again might give others."""
     trainer = _Trainer(make, program, seed, began)
     rounded = _Trainer(make, program, seed, began or trainer.workload)
     rounded.move_by_a_rounding()
@@ -110,7 +110,7 @@ def reference_run(
 
 
 class Doubt:
-    """How much of every element of a parameter's gradient is noise, step by step
+    """The share of noise in every element of a parameter's gradient, accumulated over steps
     (`Reference.doubt`, `Reference.noise`)."""
 
     def __init__(self, like: Tensor) -> None:
@@ -164,7 +164,7 @@ class _Trainer:
         )
 
     def move_by_a_rounding(self) -> None:
-        """Moves every element of the parameters by one rounding of what products are in, up or
+        """Moves every element of the parameters by one rounding in the dtype of products, up or
         down at random."""
         generator = torch.Generator().manual_seed(self.seed)
         for parameter in self.parameters.values():
@@ -172,9 +172,9 @@ class _Trainer:
             parameter.data *= 1 + torch.finfo(self.compute).eps * signs.to(parameter.dtype)
 
     def step(self, step: int) -> float:
-        """The loss of a step, whose gradients, clipped, the parameters then have."""
+        """The loss of a training step; afterwards the parameters have its clipped gradients."""
         self.optimizer.zero_grad()
-        with alone():  # a model that reduces by itself would wait for ranks that do not take part
+        with alone():  # a model with collectives of its own would wait for the other ranks
             with Random(step_key(self.seed, step)), precision(self.workload.compute):
                 loss, _ = self.workload.loss_of(self.batch)
             loss.backward()  # type: ignore[no-untyped-call]
@@ -214,8 +214,8 @@ def _parameters(workload: Workload) -> dict[str, torch.nn.Parameter]:
 
 
 def _begin_as(workload: Workload, began: Workload) -> None:
-    """Gives a workload the values of another of the same model: a builder may draw from a
-    generator that goes on."""
+    """Copies to a workload the values of another of the same model: a builder that draws from a
+    generator of its own gives new values each time."""
     values = full_tensors(began)
     for name, tensor in full_tensors(workload).items():
         if not torch.equal(tensor, values[name]):

@@ -1,10 +1,10 @@
-"""A `Program` as the Python function that one rank runs each step: one line an op, nothing looked
-up while it runs.
+"""A `Program` as the Python function that one rank runs each step: one line per op, with no
+look-ups at run time.
 
 Values are local variables, deleted where the program frees them. An asynchronous collective is
-waited for just before the first instruction that uses a result of it; its sources are freed where
-it starts, since it has packed them or holds them itself. The recorded variant of the function also
-calls a recorder around every instruction.
+waited for just before the first instruction that uses one of its results. Its sources are freed
+when it starts, since it has packed them or holds them itself. The recorded variant of the function
+also calls a recorder around every instruction.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _SERIAL = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The compiled step: `run(state, recorder)` -> the loss, and those that it is the sum of;
-    `lines[n]` is the index of the instruction that line n runs."""
+    """The compiled step: `run(state, recorder)` -> the loss, and the losses that it is the sum of;
+    `lines[n]` is the index of the instruction on line n."""
 
     run: Callable[[dict[int, torch.Tensor], Any], tuple[torch.Tensor, ...]]
     source: str
@@ -55,7 +55,7 @@ class _Writer:
     )  # result id -> index of the collective still under way
     stale: set[int] = field(
         default_factory=set
-    )  # parameters of the last step that this one is still to replace
+    )  # parameters of the last step that this one has yet to replace
     at: int = 0
 
     def write(self, line: str) -> None:
@@ -107,8 +107,8 @@ def generate(
 
 
 def _load(writer: _Writer) -> None:
-    """Values held before the step become variables; the batch, and what the program writes anew,
-    leave the state."""
+    """Writes the lines that load values held before the step into variables; the batch, and values
+    that the program replaces, leave the state."""
     writer.stale = _rewritten(writer.program)
     popped = writer.stale | {
         state.value for state in writer.program.inputs if state.kind != "buffer"
@@ -120,8 +120,8 @@ def _load(writer: _Writer) -> None:
 
 
 def _store(writer: _Writer) -> None:
-    """Whatever is still under way is waited for, and the rewritten parameters go back to the
-    state."""
+    """Writes the lines that wait for collectives still under way, and store replaced parameters in
+    the state."""
     _wait(writer, list(writer.waits))
     for value in sorted(_rewritten(writer.program)):
         writer.write(f"s[{value}] = t{value}")
@@ -132,7 +132,7 @@ def _store(writer: _Writer) -> None:
 
 
 def replaced(program: Program) -> set[int]:
-    """The values held between steps that a step puts another tensor in the place of."""
+    """The values held between steps that a step replaces by another tensor."""
     return _rewritten(program) | {value for value, _ in program.stores}
 
 
@@ -209,7 +209,7 @@ def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequen
 
 
 def _wait(writer: _Writer, values: Sequence[int]) -> None:
-    """Waits for the collectives under way that give `values`."""
+    """Writes the lines that wait for the collectives under way that write `values`."""
     for index in dict.fromkeys(writer.waits[value] for value in values if value in writer.waits):
         instruction = writer.program.instructions[index]
         assert isinstance(instruction, Communicate)

@@ -1,4 +1,4 @@
-"""Training by a plan on data of one's own: global batches in, losses and whole parameters out.
+"""Training by a plan on the user's own data: global batches in, losses and whole parameters out.
 
     plan file, batches -> ranks of this machine, each with its part of every batch -> Trained
 
@@ -35,9 +35,9 @@ __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trained:
-    """The loss and the seconds (of rank 0) of every step, and the whole parameters, and buffers
-    that the step changes, after the last one, by name, on the CPU. Parameters that take no part in
-    the loss are there as they were. Of several losses `reported` has each by name, for every step.
+    """The loss and rank 0's seconds of every step; and, after the last step, by name, on the CPU,
+    the whole parameters and the buffers that the step changes. Parameters that take no part in the
+    loss are included, unchanged. If the loss is a sum, `reported` has each term by name, per step.
     """
 
     losses: tuple[float, ...]
@@ -48,13 +48,13 @@ class Trained:
 
     @property
     def state(self) -> dict[str, Tensor]:
-        """All that was learned: `module.load_state_dict(trained.state, strict=False)`."""
+        """All trained tensors, for `module.load_state_dict(trained.state, strict=False)`."""
         return {**self.parameters, **self.buffers}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainRequest:
-    """What a rank is told. Rank 0 writes its `Trained`, as a dict, to `result`."""
+    """A rank's instructions. Rank 0 writes its `Trained`, as a dict, to `result`."""
 
     plan: str
     batches: str
@@ -73,17 +73,17 @@ def train_plan(
     device: str = "",
     on_event: Callable[[dict[str, Any]], None] | None = None,
 ) -> Trained:
-    """What training by the plan in a file gives: a step for each batch, on as many processes as the
-    plan has devices.
+    """Trains by the plan in a file, one step per batch, on as many processes as the plan has
+    devices; returns the result.
 
-    Each of `batches` is global, (inputs..., target) or nested as the plan's example was, in its
-    shapes; every rank takes its own part. The model starts from `seed` and runs under the
-    workload's optimizer, at its learning rate unless one is given. `device` is "cpu" or "cuda", by
-    default what there is. `on_event` gets `{"step", "loss", "time_s", "losses"}` after each step,
-    in a thread; "losses" has each of several by name.
+    Each of `batches` is global, (inputs..., target) or nested like the plan's example, in the same
+    shapes; every rank takes its own part. The model starts from `seed` and uses the workload's
+    optimizer, at its learning rate unless one is given. `device` is "cpu" or "cuda", by default
+    CUDA if there is any. `on_event` is called with `{"step", "loss", "time_s", "losses"}` after
+    each step, in a thread; "losses" has the terms of a loss that is a sum, by name.
 
-    Raises BadValue for no batches or one of other shapes, BadPlan for a bad file, RunFailed if a
-    rank fails otherwise.
+    Raises BadValue if there is no batch, or one of other shapes, BadPlan for a bad file, RunFailed
+    if a rank fails for another reason.
     """
     num_ranks = read_plan(plan).mesh.num_devices
     model = read_plan(plan).ask.model
@@ -158,7 +158,7 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
 
 
 def _check_nest(batch: Sequence[Tensor], nest: str, workload: Workload, number: int) -> None:
-    """Raises BadValue for a batch that is not nested as the plan's example."""
+    """Raises BadValue for a batch that is not nested like the plan's example."""
     expected = len(workload.batch)
     if len(batch) != expected:
         raise BadValue(

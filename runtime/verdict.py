@@ -1,4 +1,4 @@
-"""What a comparison with one process comes to: one word, the values that are furthest apart, and
+"""The verdict of a comparison with one process: one word, the values that are furthest apart, and
 an exit code."""
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ ROUNDING = "equal to rounding"
 WRONG = "WRONG"
 NO_PROOF = "no proof"
 
-#: How a process ends that was to verify; 2 is a mistake of the user's.
+#: The exit code of a process that verifies; 2 is for a mistake of the user's.
 EXIT_CODES = {EQUAL: 0, ROUNDING: 0, WRONG: 1, NO_PROOF: 3}
 
-#: Where rounding may explain more than this part of all elements, what is left proves nothing.
+#: If rounding may explain more than this share of all elements, the rest proves nothing.
 MOST_LEFT_OUT = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Apart:
-    """The element of a tensor (`what`: which) that is furthest from that of one process, and the
-    relative error of the tensor."""
+    """The element of a tensor (named by `what` and `name`) that is furthest from the one-process
+    run's, and the relative error of the tensor."""
 
     what: str
     name: str
@@ -43,11 +43,11 @@ class Apart:
 def judge(
     worst: Sequence[Apart], *, limit: float, same: bool, left_out: float, vanished: bool
 ) -> str:
-    """The verdict. `same` says that no number differs, `left_out` which part of the parameters'
-    elements rounding may explain, and `vanished` that every gradient is rounding: nothing was
+    """The verdict. `same`: no number differs. `left_out`: the share of the parameters' elements
+    that rounding may explain. `vanished`: every gradient is only rounding, so nothing was
     compared."""
     if not all(map(_is_number, (one.theirs for one in worst))) or vanished:
-        return NO_PROOF  # of a training that gives no numbers
+        return NO_PROOF  # the training itself gives NaN
     if any(one.error > limit for one in worst):
         return WRONG
     if left_out > MOST_LEFT_OUT:
@@ -66,8 +66,8 @@ def worst_of(
     floors: Mapping[str, float],
     shown: Mapping[str, Tensor] | None = None,
 ) -> Apart | None:
-    """The tensor with the largest relative error; one whose elements are below its floor is held
-    against that. `shown` has what is told of an element, where that is not what is compared."""
+    """The tensor with the largest relative error; if its elements are below its floor, the error is
+    relative to that. `shown` has the values to report, if they are not the values compared."""
     found = [
         apart(what, name, tensor, theirs[name], floors.get(name, 0.0))
         for name, tensor in ours.items()
@@ -86,7 +86,7 @@ def worst_of(
 
 
 def apart(what: str, name: str, ours: Tensor, theirs: Tensor, floor: float) -> Apart:
-    """The element of one tensor that is furthest off; not-a-number is furthest of all."""
+    """The element of one tensor that is furthest off; NaN is furthest of all."""
     ours, theirs = ours.detach().cpu().double(), theirs.detach().cpu().double()
     if not ours.numel():
         return Apart(what=what, name=name, index=(), ours=0.0, theirs=0.0, error=0.0)
@@ -103,8 +103,8 @@ def apart(what: str, name: str, ours: Tensor, theirs: Tensor, floor: float) -> A
 
 
 def relative_error(ours: Tensor, theirs: Tensor, floor: float) -> float:
-    """The largest |ours - theirs| over the largest |theirs|, or over the floor; infinite for
-    not-a-number."""
+    """The largest |ours - theirs| over the largest |theirs|, or over the floor if that is larger;
+    infinite for NaN."""
     error = largest(ours.double() - theirs.double()) / max(
         largest(theirs), floor, sys.float_info.min
     )
@@ -112,5 +112,5 @@ def relative_error(ours: Tensor, theirs: Tensor, floor: float) -> float:
 
 
 def largest(tensor: Tensor) -> float:
-    """The largest |element|; 0 of none."""
+    """The largest |element|; 0 for an empty tensor."""
     return float(tensor.double().abs().max()) if tensor.numel() else 0.0

@@ -15,8 +15,7 @@ from runtime.verdict import Apart, judge, largest, worst_of
 __all__ = ["Verification", "compare"]
 
 
-#: A run may be as far from the reference as this many times what one rounding of the parameters
-#: does to it.
+#: A run may be this many times as far from the reference as a rounding of the parameters moves it.
 MARGIN = 10.0
 
 
@@ -58,7 +57,7 @@ def compare(
     reference: Reference,
     buffers: Mapping[str, Tensor] | None = None,
 ) -> Verification:
-    """How far a run is from the reference; `buffers` are those that the step changes."""
+    """The comparison of a run with the reference; `buffers` are those that the step changes."""
     limit = reference.limit
     floors = {
         name: MARGIN * largest(rounding) / limit for name, rounding in reference.rounding.items()
@@ -130,7 +129,7 @@ def _same(
     state: Mapping[str, Tensor],
     reference: Reference,
 ) -> bool:
-    """Whether a run gave the very numbers."""
+    """Whether a run gave exactly the reference's numbers."""
     pairs = [(g, reference.gradients[n]) for n, g in gradients.items()] + [
         (t, reference.parameters[n]) for n, t in state.items()
     ]
@@ -142,12 +141,12 @@ def _same(
 def _allowance(name: str, gradients: Mapping[str, Tensor], reference: Reference) -> Tensor:
     """How far each element of a parameter may be from the reference.
 
-    An optimizer that divides the gradient by its size moves an element by up to r = doubt times as
-    far as it moves, and the other way at worst: min(MARGIN r, 2) moved. Of a tensor that is all
-    noise, too small to be divided by its size (Adam's epsilon), every element moves in proportion
-    to it: by MARGIN noise, but not more than 2 times as far as any tensor has moved. An element
-    that never has a gradient in the reference, rounded or not, may move as noise does if it has one
-    in the run.
+    If an optimizer divides the gradient by its size, noise changes an element's movement by up to a
+    share r = doubt of it and, at worst, reverses it: min(MARGIN r, 2) moved. If a tensor's gradient
+    is all noise, too small to be divided by its size (Adam's epsilon), every element moves in
+    proportion to it: by MARGIN noise, but at most twice as far as any tensor has moved. An element
+    without a gradient in the reference, rounded or not, may move like noise if it has one in the
+    run.
     """
     doubt, moved = reference.doubt.get(name), reference.moved.get(name, 0.0)
     if doubt is None:
@@ -163,6 +162,6 @@ def _allowance(name: str, gradients: Mapping[str, Tensor], reference: Reference)
 
 
 def _nearer(ours: Tensor, theirs: Tensor, allowed: Tensor) -> Tensor:
-    """Our tensor, each element moved towards theirs by what is allowed, at most to it."""
+    """Our tensor, with each element moved towards theirs by at most `allowed`."""
     difference = ours.double() - theirs.double()
     return theirs.double() + difference.sign() * (difference.abs() - allowed).clamp(min=0.0)

@@ -1,4 +1,5 @@
-"""What every rank does: read the plan, join the group, train, and give the results to rank 0."""
+"""The work of every rank: it reads the plan, joins the group, trains, and sends the results to rank
+0."""
 
 from __future__ import annotations
 
@@ -31,7 +32,7 @@ __all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run",
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRequest:
-    """What to run: the file of the plan, how many steps, and whether to verify, to record a
+    """The request for a run: the plan's file, how many steps, and whether to verify, to record a
     timeline and to check the programs."""
 
     plan: str
@@ -39,15 +40,15 @@ class RunRequest:
     seed: int = 0
     verify: bool = False
     record: bool = False
-    device: str = ""  # "cpu" or "cuda"; by default what there is
+    device: str = ""  # "cpu" or "cuda"; by default CUDA if there is any
     check: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunResult:
-    """What a run gave. Step times are in seconds, of this rank; the peak is of the device that
-    holds most. Of several losses `losses_by_name` has each, for every step; `losses` are their
-    sums."""
+    """The result of a run. Step times are this rank's, in seconds; the peak is that of the device
+    that holds most. `losses` has the loss of every step; if that is a sum, `losses_by_name` has its
+    terms."""
 
     num_ranks: int
     backend: str
@@ -90,8 +91,8 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
     """Joins the process group that the environment names (torchrun's variables) and leaves it at
     the end.
 
-    On an error it does not: leaving makes the others fail, and their errors would come before the
-    cause's.
+    On an error it does not leave: that would make the others fail, and their errors would arrive
+    before the cause.
 
     Raises `RunFailed` if the number of processes is not `num_ranks`, or if the group cannot be
     made.
@@ -115,7 +116,7 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
 
 
 def run(request: RunRequest, emit: Emit) -> RunResult | None:
-    """Runs a plan on this rank; the result on rank 0, None on the others."""
+    """Runs a plan on this rank; returns the result on rank 0, None on the others."""
     from planner.plans.plan_file import read_plan
     from planner.plans.replay import program_of, workload_of
 
@@ -131,13 +132,14 @@ def run(request: RunRequest, emit: Emit) -> RunResult | None:
 def train(
     program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit
 ) -> RunResult | None:
-    """Trains `program` on the workload's example batch; the result on rank 0, None on the others.
+    """Trains `program` on the workload's example batch; returns the result on rank 0, None on the
+    others.
 
-    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One step more is recorded,
-    for peak memory and timeline.
+    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One more step is recorded,
+    for peak memory and the timeline.
     """
     if request.verify:
-        torch.backends.cudnn.allow_tf32 = False  # the reference has all bits of float32
+        torch.backends.cudnn.allow_tf32 = False  # the reference is in full float32
     workload = begin(make, program, request.seed)
     groups = make_groups(program, place.rank)
     executor = Executor(
@@ -178,8 +180,8 @@ def train(
 def _steps(
     executor: Executor, workload: Workload, request: RunRequest, place: Place, emit: Emit
 ) -> tuple[list[float], list[dict[str, float]], list[float], dict[str, torch.Tensor]]:
-    """The losses, each of several by name, the step times and, where verifying, the gradients of
-    the first step."""
+    """The losses, their terms by name, the step times and, if verifying, the gradients of the first
+    step."""
     losses: list[float] = []
     several: list[dict[str, float]] = []
     times: list[float] = []
@@ -200,8 +202,8 @@ def _steps(
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:
-    """One timeline of all devices, each counted from its own start of the step, where all had
-    just met."""
+    """One timeline of all devices; the times of each count from its own start of the step, just
+    after a barrier."""
     return Timeline(
         events=tuple(
             sorted((e for t in timelines for e in t.events), key=lambda event: event.start)

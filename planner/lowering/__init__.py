@@ -1,1 +1,1 @@
-"""Choices -> a program, in the order in which it runs."""
+"""Choices -> a program, in its final order."""

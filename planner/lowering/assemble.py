@@ -1,5 +1,5 @@
-"""Assembles the `Program` out of the instructions in order of need: their final order, copies'
-seconds, joined biases, and what the rank holds when a step begins."""
+"""Assembles the `Program` from the instructions in order of need: their final order, the seconds of
+copies, joined biases, and the values held when a step begins."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ __all__ = ["Needed", "assemble"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
-    """What a program says beside its instructions, and what their order must keep, whatever that
-    order is."""
+    """The parts of a program that do not depend on the order of its instructions, and the
+    constraints on that order."""
 
     states: tuple[ParameterState, ...]
     inputs: tuple[InputState, ...]
@@ -101,7 +101,7 @@ def _shapes(
 
 
 def _backend(cluster: Cluster) -> str:
-    """What sends the messages: CPU ranks of one machine share memory."""
+    """The backend that sends the messages: CPU ranks of one machine share memory."""
     if not cluster.device.is_host:
         return "nccl"
     return "shared" if cluster.num_nodes == 1 else "gloo"

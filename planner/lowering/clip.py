@@ -1,8 +1,8 @@
-"""Clipping by the global norm, lowered: squares of this rank's shards, one small all-reduce, and
-the gradients scaled.
+"""Lowers clipping by the global norm: squares of this rank's shards, one small all-reduce, scaling
+of the gradients.
 
 Gradients, as reduced for the update -> instructions, and the gradients that the update reads. A
-shard that several ranks hold counts once: each gives its share of it.
+shard that several ranks hold counts once: each adds its share of it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def clip_gradients(
     new: Callable[[int], int],
 ) -> tuple[list[Instruction], tuple[int, ...]]:
     """The instructions, and the ids of the clipped gradients. `shapes` are those of the shards;
-    `new` makes an id of some bytes."""
+    `new(nbytes)` makes a value id."""
     assert costing.updates.clip_norm is not None
     axes = tuple(
         sorted(
@@ -110,7 +110,7 @@ def _epsilon(costing: Costing) -> tuple[float, ...]:
 
 
 def _share(state: ParameterState, axes: tuple[int, ...], sizes: tuple[int, ...]) -> float:
-    """1 over the number of ranks, of those that are summed over, that hold the same shard."""
+    """1 over the number of ranks that hold the same shard, among those that are summed over."""
     return 1.0 / math.prod(sizes[axis] for axis in axes if not is_split(state.updated[axis]))
 
 
@@ -119,7 +119,7 @@ def _nbytes(state: ParameterState, shape: tuple[int, ...]) -> int:
 
 
 def _groups(states: Sequence[ParameterState], shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
-    """The gradients' numbers in groups of about a bucket: while one is scaled, it is there
+    """The gradients' indices in groups of about a bucket: while a group is scaled, it is held
     twice."""
     groups: list[list[int]] = [[]]
     held = 0

@@ -1,4 +1,4 @@
-"""The seconds of what is copied around each collective of a program."""
+"""The seconds of the copies around each collective of a program."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ __all__ = ["timed"]
 
 
 def timed(instructions: Sequence[Instruction], costing: Costing) -> tuple[Instruction, ...]:
-    """The instructions of a program, each with the seconds that it copies; what is freed must be
-    known."""
+    """The instructions of a program, with the seconds of the copies of each collective; their
+    frees must be known."""
     return tuple(_timed(i, costing) if isinstance(i, Communicate) else i for i in instructions)
 
 

@@ -14,9 +14,9 @@ __all__ = ["Draft"]
 
 
 class Draft:
-    """`value_bytes` are the bytes that each value takes of its own, 0 of a view; `alias` says
-    which value a view looks at; `gathers` are the instructions that cast or gather a parameter,
-    each with the layer and phase that it is for."""
+    """`value_bytes` are the bytes of each value, 0 for a view; `alias` maps a view to the value
+    that it is a view of; `gathers` are the instructions that cast or gather a parameter, each with
+    the layer and phase that it is for."""
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
@@ -26,7 +26,7 @@ class Draft:
         self._names: dict[str, int] = defaultdict(int)
 
     def new(self, nbytes: int, alias: int | None = None) -> int:
-        """A new value of `nbytes`, or one that looks at `alias` and takes none."""
+        """The id of a new value of `nbytes`, or of a view of `alias`, which takes none."""
         number = len(self.value_bytes)
         self.value_bytes[number] = 0 if alias is not None else nbytes
         if alias is not None:
@@ -39,13 +39,13 @@ class Draft:
         return f"{stem}#{self._names[stem]}"
 
     def base(self, value: int) -> int:
-        """The value whose memory `value` looks at."""
+        """The value whose memory `value` uses."""
         while value in self.alias:
             value = self.alias[value]
         return value
 
     def start_ahead(self, parameter: str, phase: str) -> None:
-        """The last instruction makes the parameter of this name ready, or one in another format:
-        it is for the layer that reads it."""
+        """Marks the last instruction, which casts or gathers the parameter of this name, as being
+        for the layer that reads it."""
         layer = layer_of(parameter.rpartition(".")[0])
         self.gathers[self.instructions[-1].id] = f"{layer}:{phase}"

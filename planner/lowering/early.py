@@ -1,11 +1,11 @@
-"""Starts collectives as soon as what they send is written, so that compute runs beside them.
+"""Starts collectives as soon as their sources are written, so that compute runs beside them.
 
 Instructions in order of need -> the same, some collectives earlier and asynchronous. Small messages
-always: they are bound by latency. On a device that overlaps, large ones of backward too, and what
-their source does not depend on moves behind their start: a column-parallel layer's input gradient
-is summed while its weight gradients are multiplied. Which instructions move depends on nothing but
-their order and the device that was planned for, so all ranks have the same program, whatever times
-it is given.
+always start early: they are bound by latency. On a device that overlaps, so do large ones of
+backward, and ops on which their source does not depend move behind their start: a column-parallel
+layer's input gradient is summed while its weight gradients are multiplied. Which instructions move
+depends only on their order and the device that was planned for, so all ranks have the same program,
+whatever its times.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ __all__ = ["SMALL", "starts_beside_backward", "started_early"]
 #: to speak of.
 SMALL = 64 * 1024
 
-#: How far back what moves behind a start may come from, and how many products at most: what they
-#: read is held as much longer.
+#: How many instructions back ops that move behind a start may come from, and the most products
+#: among them: their operands are held that much longer.
 _WINDOW, _PRODUCTS = 48, 3
 
 
 def starts_beside_backward(written: str, read: str) -> bool:
-    """Whether a change of layout of a value that is written and read in these phases may run
-    beside compute. Of what forward wrote, backward's copy would be held from there on; forward's
-    own are read at once."""
+    """Whether a change of layout of a value that is written and read in these phases may run beside
+    compute. Not for a value of forward: its copy for backward would be held from there on, and
+    forward's own copies are read at once."""
     return written == read == "backward"
 
 
@@ -69,7 +69,7 @@ def _waited_for(instructions: list[Instruction]) -> list[Communicate]:
 
 
 def _large(instructions: list[Instruction]) -> dict[str, Communicate]:
-    """The large messages of backward of what backward wrote, by id."""
+    """The large messages of backward whose sources backward wrote, by id."""
     written = {
         value: instruction.phase for instruction in instructions for value in writes(instruction)
     }
@@ -84,8 +84,8 @@ def _large(instructions: list[Instruction]) -> dict[str, Communicate]:
 
 
 def _filled(instructions: list[Instruction], large: dict[str, Communicate]) -> list[Instruction]:
-    """The instructions with products that stand before a large message behind its start, if it
-    has none to run beside. What runs beside one message is not taken from it for the next."""
+    """The instructions with products moved from before a large message to behind its start, if it
+    has none to run beside. A product beside one message is not moved on to the next."""
     out: list[Instruction] = []
     since = 0
     under_way: set[int] = set()
@@ -104,7 +104,7 @@ def _filled(instructions: list[Instruction], large: dict[str, Communicate]) -> l
 
 
 def _has_product(instructions: list[Instruction], at: int) -> bool:
-    """Whether a product stands between the message at a place and what reads it first."""
+    """Whether there is a product between the message at index `at` and its first reader."""
     results = set(writes(instructions[at]))
     for following in itertools.islice(instructions, at + 1, None):
         if not results.isdisjoint(reads(following)):
@@ -117,9 +117,9 @@ def _has_product(instructions: list[Instruction], at: int) -> bool:
 def _parted(
     window: list[Instruction], message: Instruction
 ) -> tuple[list[Instruction], list[Instruction]]:
-    """What stays before a message, and what moves behind its start: the nearest products of
-    backward that it does not depend on, what is made of them and the reductions of the gradients
-    that they give."""
+    """The instructions that stay before a message, and those that move behind its start: the
+    nearest products of backward that it does not depend on, ops on their results, and the
+    reductions of the gradients among these."""
     needed = set(reads(message))
     moved: list[Instruction] = []
     num_products = 0
@@ -142,7 +142,8 @@ def _parted(
 def _blocking_where_alone(
     instructions: list[Instruction], large: dict[str, Communicate]
 ) -> list[Instruction]:
-    """Large messages that nothing runs beside before they are read are not asynchronous."""
+    """The instructions with large messages made synchronous if nothing runs beside them before they
+    are read."""
     open_: dict[int, str] = {}  # a result that nothing has read yet -> its message
     alone = set(large)
     for instruction in instructions:

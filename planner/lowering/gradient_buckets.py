@@ -13,8 +13,8 @@ __all__ = ["bucketed"]
 
 
 class _Buckets:
-    """Open buckets, and instructions that wait for one; all are written out in an order that
-    keeps writes before reads."""
+    """Open buckets, and the instructions that wait for one; all are written in an order that keeps
+    writes before reads."""
 
     def __init__(self, costing: Costing, size: int) -> None:
         self.costing, self.size = costing, size
@@ -30,8 +30,8 @@ class _Buckets:
         self.late: set[int] = set()
 
     def add(self, part: Communicate) -> None:
-        """Puts a communication in its bucket, or sends it alone if it fills one; the second step
-        of a chain waits for the bucket of the first."""
+        """Puts a message in its bucket, or sends it alone if it fills one; the second step of a
+        chain waits for the bucket of the first."""
         if any(source in self.late for source in part.sources):
             self._flush_deferred()
         first = next(
@@ -63,12 +63,12 @@ class _Buckets:
         self.late.update(writes(instruction))
 
     def waits(self, instruction: Instruction) -> bool:
-        """Whether the instruction reads what is not written yet."""
+        """Whether the instruction reads a value that is not written yet."""
         return any(value in self.pending or value in self.late for value in reads(instruction))
 
     def flush(self, key: Hashable, *, last: bool = True) -> None:
-        """Sends a bucket, with what rides along if it is the last; the next steps of what it
-        sent go to buckets of their own."""
+        """Sends a bucket, with its riders if it is the last of its kind; the next steps of its
+        values go to buckets of their own."""
         parts, following = self.open.pop(key, []), self.following.pop(key, [])
         parts += self.riding.pop(key, []) if last else []
         if parts:
@@ -91,14 +91,14 @@ class _Buckets:
             self.out.append(instruction)
 
     def flush_all(self) -> None:
-        """Sends all that is open, then what waited for it."""
+        """Sends all open buckets, then writes the instructions that waited for them."""
         while self.open or self.riding:
             self.flush(next(iter(self.open or self.riding)))
         self._flush_deferred()
 
 
 def _riders(instructions: list[Instruction]) -> set[str]:
-    """The reductions of what is only reported, where gradients are sent in the same way."""
+    """The reductions of values that are only reported, if gradients are sent in the same way."""
     messages = [i for i in instructions if isinstance(i, Communicate) and i.kind == "all_reduce"]
     sent = {kind_key(i) for i in messages if i.phase == "update"}
     needed = needed_in_training(instructions)
@@ -106,9 +106,9 @@ def _riders(instructions: list[Instruction]) -> set[str]:
 
 
 def bucketed(instructions: list[Instruction], costing: Costing, size: int) -> list[Instruction]:
-    """Communications of the update phase in buckets: a bucket starts when it is full, and all
-    before the update. What is only reported (the loss) goes along with the last bucket of its
-    kind: one message less."""
+    """The instructions with messages of the update phase in buckets of `size` bytes: a bucket
+    starts when it is full, and all start before the update. A value that is only reported (the
+    loss) goes in the last bucket of its kind, which saves a message."""
     buckets = _Buckets(costing, size)
     riding = _riders(instructions)
     for instruction in instructions:

@@ -1,12 +1,12 @@
-"""How many reductions of gradients are under way at once.
+"""Bounds how many reductions of gradients are under way at once.
 
-What is reduce-scattered is held whole, by the buffer that is sent, until it is waited for; and
-nothing reads the pieces before the update. Without a bound a step would hold all gradients whole,
-which is what keeping them in pieces is to avoid.
+A gradient that is reduce-scattered is held whole, in the buffer that is sent, until it is waited
+for; and nothing reads the pieces before the update. Without a bound a step would hold all gradients
+whole, which is exactly what keeping them in pieces should avoid.
 
 The next step of a reduced gradient (a slice, or a message over another axis, which may have to be
-packed) is as late: compute would wait for the links at once, and nothing reads what it gives before
-the update.
+packed) is delayed too: otherwise compute would wait for the links at once, although nothing reads
+its result before the update.
 
 Instructions in their final order -> the same, some with `after`, and next steps later.
 """
@@ -34,9 +34,9 @@ PRODUCTS = 3
 
 
 def bounded(instructions: list[Instruction]) -> list[Instruction]:
-    """Each asynchronous reduce-scatter waits, before it starts, for the last but one on its
-    communicator, if nothing did before. Where the communicator keeps up with compute that one is
-    done; where it does not, compute waits then and not at the update."""
+    """The instructions in which each asynchronous reduce-scatter waits, before it starts, for the
+    last but one on its communicator, if nothing has yet. If the communicator keeps up with compute,
+    that one is done; if not, compute waits then instead of at the update."""
     under_way: dict[tuple[int, ...], deque[Communicate]] = defaultdict(deque)
     out: list[Instruction] = []
     for instruction in instructions:
@@ -59,9 +59,8 @@ def bounded(instructions: list[Instruction]) -> list[Instruction]:
 
 @dataclass
 class _Next:
-    """The next step of a reduced gradient that is put off, and the message that it waits for.
-    Since that was sent: how many messages have started on its communicator, and how many
-    products stand."""
+    """The delayed next step of a reduced gradient, and the message that it waits for; with the
+    numbers of messages on that communicator and of products since the message was sent."""
 
     instruction: Communicate
     message: Communicate
@@ -70,7 +69,7 @@ class _Next:
 
     @property
     def is_due(self) -> bool:
-        """A message has others to go before, so it is put off for less long than a slice."""
+        """Whether the step is due. A message is delayed less than a slice, since others follow."""
         return (
             self.started >= IN_FLIGHT
             if self.instruction.kind == "slice"
@@ -79,13 +78,14 @@ class _Next:
 
 
 def continued_late(instructions: list[Instruction]) -> list[Instruction]:
-    """Slices of what an asynchronous message of the update phase gives, behind the start of the
-    next one on its communicator: just before a third would be under way. Messages that send it
-    on, just before the product that `PRODUCTS` says. Both before what reads them."""
+    """The instructions with next steps of asynchronous messages of the update phase delayed. A
+    slice comes after the start of the next message on the communicator, just before a third would
+    be under way; a further message comes just before the `PRODUCTS`-th product. Both come before
+    their readers."""
     # What is under way, and what is made of it and put off -> the message.
     sent: dict[int, Communicate] = {}
     waiting: list[_Next] = []
-    unwritten: set[int] = set()  # what those give that are put off
+    unwritten: set[int] = set()  # results of delayed instructions
     out: list[Instruction] = []
 
     def write(instruction: Instruction) -> None:
@@ -148,7 +148,7 @@ def _is_reduction(message: Communicate) -> bool:
 
 
 def _continues(instruction: Instruction, sent: Mapping[int, Communicate]) -> TypeGuard[Communicate]:
-    """Whether an instruction is a slice or a message of what the messages that are `sent` give."""
+    """Whether an instruction is a slice or a message of a result of the messages in `sent`."""
     if not isinstance(instruction, Communicate) or instruction.phase != "update":
         return False
     return (instruction.kind == "slice" or instruction.asynchronous) and sent.keys() >= set(

@@ -1,8 +1,8 @@
-"""Joins a product with the bias that is added to it, where nothing lies between.
+"""Joins a product with the bias that is added to it, if nothing is between the two.
 
-Tracing takes `addmm` and a convolution's bias apart, because a partial product must be reduced
-before its bias is added. Where a lowered product is whole and read by that addition alone, the two
-are one op again: one pass over memory less.
+Tracing decomposes `addmm` and a convolution's bias, because a partial product must be reduced
+before its bias is added. If a lowered product is whole and only that addition reads it, the two
+become one op again, which saves a pass over memory.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def _joined(
     readers: dict[int, list[Instruction]],
     shapes: Shapes,
 ) -> tuple[Compute, list[Compute]] | None:
-    """The addition with its product in it, and what that makes superfluous; None where the two
-    cannot be joined."""
+    """The op that joins an addition with its product, and the instructions that it replaces; None
+    if the two cannot be joined."""
     if len(add.args) != 2 or add.kwargs or not all(isinstance(a, Ref) for a in add.args):
         return None
     first, second = add.args[0].id, add.args[1].id

@@ -1,4 +1,4 @@
-"""What is only reported waits for its messages at the end of the step, not in the middle of it."""
+"""Moves the waits for values that are only reported to the end of the step."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ __all__ = ["needed_in_training", "waited_late"]
 def waited_late(
     instructions: list[Instruction], alias: dict[int, int], trained: frozenset[int]
 ) -> list[Instruction]:
-    """What only the loss needs of a reduced value is done at the end of the step, so that
-    backward does not wait for it; what reads a parameter for it, or is read by what does, just
-    before the update writes to the parameter."""
+    """The instructions with those that only the reported loss needs moved to the end of the step,
+    so that backward does not wait for them. Those that read a parameter, and those that they depend
+    on, go just before the update, which writes to it."""
     needed = needed_in_training(instructions)
     waiting: set[int] = set()
     late: list[Instruction] = []
@@ -38,8 +38,8 @@ def waited_late(
 def _of_parameters(
     instructions: list[Instruction], alias: dict[int, int], trained: frozenset[int]
 ) -> set[int]:
-    """The values that may share memory with a parameter (a slice may be a look), and what is
-    under way from it."""
+    """The values that may share memory with a parameter (a slice may be a view), or are being sent
+    from it."""
     found = set(trained)
     for instruction in instructions:
         looks = isinstance(instruction, Communicate) and (
@@ -51,7 +51,7 @@ def _of_parameters(
 
 
 def _parted(late: list[Instruction], held: set[int]) -> tuple[list[Instruction], list[Instruction]]:
-    """Those that read a value of `held` or are read by one that does, and the others."""
+    """The instructions that read a value of `held` or are read by one that does; and the others."""
     before: list[Instruction] = []
     after: list[Instruction] = []
     wanted = set(held)
@@ -64,7 +64,7 @@ def _parted(late: list[Instruction], held: set[int]) -> tuple[list[Instruction],
 
 
 def needed_in_training(instructions: list[Instruction]) -> set[int]:
-    """The values that training needs; what else is made is only reported."""
+    """The values that training needs; all others are only reported."""
     needed: set[int] = set()
     for instruction in reversed(instructions):
         if (

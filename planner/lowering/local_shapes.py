@@ -17,8 +17,8 @@ __all__ = ["LocalShapes"]
 
 
 class LocalShapes:
-    """Shards of `model` on `rank` of `mesh`. `differs` says whether anything asked so far is not
-    the same on all ranks. Sizes are kept: layers ask the same again."""
+    """The shards of `model` on `rank` of `mesh`. `differs`: some answer so far is not the same on
+    all ranks. Sizes are cached: layers ask for the same ones again."""
 
     def __init__(self, model: Model, mesh: Mesh, rank: int) -> None:
         self.model, self.mesh, self.rank = model, mesh, rank
@@ -60,15 +60,14 @@ class LocalShapes:
         letters: tuple[int, ...],
         results: tuple[tuple[int, ...], ...],
     ) -> Local:
-        """How this rank runs an op of which axis a splits leaf `leaves[a]`; `letters` are the
-        local sizes of its letters, `results` the local shapes of its results."""
+        """How this rank runs an op if axis a splits leaf `leaves[a]`; `letters` are the local sizes
+        of its letters, `results` the local shapes of its results."""
         local = local_of(dims, leaves, self.mesh, self.rank, letters, results)
         self.differs |= bool(local.offsets or (local.leaves and local.split))
         return local
 
     def only_looks(self, flat: tuple[int, ...], step: Step) -> bool:
-        """Whether a step only looks at a part of the value: a slice of elements that lie
-        together."""
+        """Whether a step only makes a view: a slice of contiguous elements."""
         return (
             step.kind == "slice"
             and step.split is not None
@@ -76,8 +75,8 @@ class LocalShapes:
         )
 
     def pieces(self, flat: tuple[int, ...], step: Step, dim: int | None) -> tuple[int, ...]:
-        """The sizes that the ranks of a step have of `dim`, in the order of their group; none
-        if all are the same."""
+        """The ranks' sizes of `dim` in a step, in the order of their group; empty if all are the
+        same."""
         if dim is None:
             return ()
         outer = tuple(

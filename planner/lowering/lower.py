@@ -1,11 +1,11 @@
 """Lowers a plan's choices to the `Program` that every rank runs.
 
 Model, mesh, choices -> Program. For every op: bring each operand to the layout that its strategy
-reads (the steps that the cost table paid for), look at it through its views, run the op on the
-shard. Gradients are reduced in buckets as they appear, beside compute. Parameters that are held in
-pieces are gathered a layer ahead: for forward and again for backward (ZeRO-3), or, if they are only
-updated in pieces, once and kept (ZeRO-1 and 2). Which instructions there are, and how they are
-merged and ordered, depends on nothing that differs by rank.
+reads (by the steps that the cost table costed), apply its views, run the op on the shard. Gradients
+are reduced in buckets as they appear, beside compute. Parameters that are held in pieces are
+gathered a layer ahead: for forward and again for backward (ZeRO-3), or, if they are only updated in
+pieces, once and then kept (ZeRO-1 and 2). The instructions, their merging and their order do not
+depend on anything that differs between ranks.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ def lower(
     timing: Costing | None = None,
     rank: int = 0,
 ) -> Program:
-    """The program of one training step of `rank`; rank 0 has the largest shards. `costing`
-    decides by which steps layouts change; `timing` (by default the same) gives every instruction
-    its seconds, which are those of rank 0 on every rank."""
+    """The program of one training step of `rank`; rank 0 has the largest shards. `costing` decides
+    the steps by which layouts change; `timing` (by default the same) the seconds of every
+    instruction, which are those of rank 0 on every rank."""
     return lowered(model, mesh, choices, costing, timing=timing, rank=rank)(choices.bucket)
 
 
@@ -60,8 +60,9 @@ def lowered(
     timing: Costing | None = None,
     rank: int = 0,
 ) -> Callable[[int], Program]:
-    """What gives the programs that differ only in the bytes of a bucket, of which `choices` say
-    nothing then: all have the same instructions in order of need, which are made once."""
+    """A function from the bytes of a bucket to the program with such buckets; the bucket of
+    `choices` is ignored. All these programs have the same instructions in order of need, which are
+    made once."""
     timing = timing or costing
     local, draft = LocalShapes(model, mesh, rank), Draft()
     needed = _in_order_of_need(choices, local, draft, costing, timing)
@@ -108,7 +109,7 @@ def _in_order_of_need(
 def _forward_and_backward(
     choices: Choices, local: LocalShapes, draft: Draft, operands: Operands, parameters: Parameters
 ) -> None:
-    """Adds every op that is no view, and after the op that makes a gradient, its reduction."""
+    """Adds every op that is no view and, after the op that makes a gradient, its reduction."""
     model = local.model
     ready: dict[int | None, list[int]] = defaultdict(list)
     for index, parameter in enumerate(model.graph.parameters):
@@ -127,8 +128,8 @@ def _forward_and_backward(
 def _layout_faults(
     node: Node, strategy: Strategy, local: LocalShapes, draft: Draft
 ) -> Iterator[str]:
-    """Whether the shapes of the op just added, which its rule gives, are those of its values'
-    sub-dims in their layouts."""
+    """Shapes of the op just added, by its rule, that are not those of its values' sub-dims in their
+    layouts."""
     made = draft.instructions[-1]
     assert isinstance(made, Compute)
     for value, layout, shape in zip(node.results, strategy.results, made.shapes, strict=True):

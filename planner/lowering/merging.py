@@ -34,5 +34,5 @@ def merge(parts: list[Communicate], costing: Costing) -> Communicate:
 
 
 def kind_key(part: Communicate) -> Hashable:
-    """What communications must share to go in one buffer."""
+    """The key that communications must share to go in one buffer."""
     return (part.kind, part.axes, part.gather, part.split, part.reduce, part.dtypes[0])

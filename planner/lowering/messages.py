@@ -1,4 +1,4 @@
-"""Changes of layout as instructions: the chain of steps that the cost table paid for, each a
+"""Changes of layout as instructions: the chain of steps that the cost table costed, each a
 `Communicate`."""
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Messages:
         return self.costing.messages.layouts(flat, self.local.itemsize(value), phase)
 
     def send(self, value: int, phase: str, source: int, step: Step, *, asynchronous: bool) -> int:
-        """Adds one step that changes `source`, which holds root value `value`; the program value
-        that it makes."""
+        """Adds one step that changes `source`, which holds root value `value`; returns the program
+        value of its result."""
         flat, dtype = self.model.dims.flat(value), self.local.dtype(value)
         name = self.model.graph.values[self.model.formats.get(value, value)].name
         nbytes = self._layouts(value, phase).numel(step) * self.local.itemsize(value)

@@ -1,9 +1,9 @@
-"""Operands: every value in the layout in which its reader wants it.
+"""Operands: every value in the layout in which its reader needs it.
 
 Root value, phase, layout -> program value. A value that is made in another layout is sent through
-its hub, once for all that read it so; a view is looked at where it is read. A parameter that is
-updated in pieces is gathered before its first reading, and one in another format may be cast again
-for backward.
+its hub, once for all that read it in the same layout; views are applied where they are read. A
+parameter that is updated in pieces is gathered before its first reading, and a cast one may be cast
+again for backward.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ __all__ = ["Operands"]
 
 
 class Operands:
-    """What is there of every value so far, and in which layouts. `inputs` are those that have
-    been read, each in the layouts in which it was."""
+    """The program values of every value so far, by layout. `inputs` are those that have been read,
+    with the layouts in which they were."""
 
     def __init__(
         self,
@@ -45,26 +45,26 @@ class Operands:
         self._made: dict[int, tuple[int, Layout]] = {}
         #: Parameters that nothing has read yet, to be gathered to this layout.
         self._in_pieces: dict[int, Layout] = {}
-        #: Those that are gathered, or have been.
+        #: Those that are being gathered, or have been.
         self._kept_whole: set[int] = set()
         self._delivered: dict[tuple[int, str, Layout], int] = {}
         self._viewed: dict[tuple[int, int], int] = {}
-        #: A parameter in another format -> its program value of backward.
+        #: A cast parameter -> its program value in backward.
         self._recasted: dict[int, int] = {}
         self._small = _small(self.model, local)
 
     # --------------------------------------------------------------------------- what makes values
 
     def hold(self, value: int, made: int, held: Layout, whole: Layout) -> None:
-        """A parameter that the step begins with, in layout `held`, and is read in `whole`."""
+        """Adds a parameter that the step begins with in layout `held` and reads in `whole`."""
         self._made[value] = (made, held)
         if whole != held:
             self._in_pieces[value] = whole
             self._kept_whole.add(value)
 
     def emit(self, node: Node, strategy: Strategy) -> list[int]:
-        """Adds a node's op under a strategy, with what brings its operands; the program values
-        of its results."""
+        """Adds a node's op under a strategy, with the messages and views for its operands; returns
+        the program values of its results."""
         operands = [
             self.operand(value, node.phase, seen)
             for value, seen in zip(node.operands, strategy.operands, strict=True)
@@ -86,8 +86,8 @@ class Operands:
     # ------------------------------------------------------------------------------ what reads them
 
     def operand(self, value: int, phase: str, seen: Layout) -> int:
-        """The program value of graph value `value` in the layout `seen`: its root, delivered,
-        through its views."""
+        """The program value of graph value `value` in the layout `seen`: its root, delivered, with
+        its views applied."""
         root = self.model.roots[value]
         return self._through_views(value, self.deliver(root, phase, seen), seen)
 
@@ -136,9 +136,9 @@ class Operands:
     # ---------------------------------------------------------------------------- changes of layout
 
     def _gathered(self, value: int, phase: str) -> tuple[int, Layout]:
-        """The program value of a root value, and its layout. What is updated in pieces and kept
-        whole (ZeRO-1/2) is gathered before its first reading, a layer ahead, the innermost axis
-        first."""
+        """The program value of a root value, and its layout. A parameter that is updated in pieces
+        and kept whole (ZeRO-1/2) is gathered before its first reading, a layer ahead, the innermost
+        axis first."""
         source, layout = self._made[value]
         whole = self._in_pieces.pop(value, layout)
         for step in self.messages.chain(value, "forward", layout, whole):
@@ -165,12 +165,12 @@ class Operands:
         return self._delivered[key]
 
     def _start_ahead(self, value: int, phase: str) -> None:
-        """Marks the last instruction, which makes ready a parameter, perhaps in another format."""
+        """Marks the last instruction, which gathers or casts a parameter."""
         self.draft.start_ahead(self.model.graph.values[self.model.formats[value]].name, phase)
 
     def _recast(self, value: int) -> bool:
-        """Whether the value is a parameter in another format that is made anew for backward,
-        from the piece that is there; it is then in `_recasted`."""
+        """Casts a parameter again for backward, from the piece that the rank holds, if the value is
+        such a one; returns whether it is, and then in `_recasted`."""
         writer = self.model.graph.values[value].writer
         if not self.choices.recast or value not in self.model.recastable or writer is None:
             return False
@@ -197,8 +197,8 @@ class Operands:
 
 
 def _small(model: Model, local: LocalShapes) -> set[int]:
-    """Values, other than parameters, that backward keeps from forward rather than have sent
-    again."""
+    """The values, other than parameters, that backward keeps from forward instead of having them
+    sent again."""
     return {
         value.id
         for value in model.graph.values

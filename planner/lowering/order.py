@@ -2,8 +2,8 @@
 
 Instructions in order of need -> the final order. Gradients' reductions are merged into flat
 buckets, started when the bucket is full; gathers of one layer's parameters are merged and started
-one layer ahead; a value is freed after its last use, and so is what it looks at. Invariant: a value
-is written before it is read.
+one layer ahead; a value is freed after its last use and that of its views. Invariant: a value is
+written before it is read.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ def finish(
     overlaps: bool,
     buffered: bool,
 ) -> tuple[Instruction, ...]:
-    """The final order. `gathers` names the instructions that cast and gather parameters, with
-    their layer; `alias` says which value a view looks at; `kept` outlive the step; `bucket` is
-    the size of a bucket in bytes; `trained` are the values that the update writes to; `overlaps`
-    says whether the device that was planned for runs large messages beside compute; `buffered`,
-    whether a message under way holds memory of the device."""
+    """The final order. `gathers` has the ids of the instructions that cast and gather parameters,
+    with their layer; `alias` maps a view to the value that it is a view of; values in `kept`
+    outlive the step; `bucket` is the size of a bucket in bytes; `trained` are the values that the
+    update writes to; `overlaps`: the device that was planned for runs large messages beside
+    compute; `buffered`: a message under way holds memory of the device."""
     passes: tuple[tuple[str, Callable[[list[Instruction]], list[Instruction]]], ...] = (
         ("early starts", partial(started_early, overlaps=overlaps)),
         ("prefetching", lambda ordered: prefetched(ordered, gathers, costing)),
@@ -67,7 +67,7 @@ def _check(name: str, before: list[Instruction], after: list[Instruction], mesh:
 def _freed(
     instructions: list[Instruction], alias: dict[int, int], kept: set[int]
 ) -> tuple[Instruction, ...]:
-    """Each value freed after its own last use and that of every view of it."""
+    """The instructions with each value freed after its own last use and that of its views."""
 
     def base(value: int) -> int:
         while value in alias:

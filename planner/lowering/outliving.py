@@ -1,4 +1,4 @@
-"""What outlives the step: the loss and what is reported beside it, buffers that change,
+"""The values that outlive the step: the loss and other reported values, buffers that change,
 parameters."""
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ __all__ = ["Outliving"]
 
 
 class Outliving:
-    """Adds what is read after the step to a draft."""
+    """Adds the values that are read after the step to a draft."""
 
     def __init__(
         self, local: LocalShapes, draft: Draft, operands: Operands, timing: Costing
@@ -24,8 +24,8 @@ class Outliving:
         self.whole: Layout = tuple(REPLICATE for _ in local.mesh.sizes)
 
     def read_whole(self, value: int, trained: frozenset[int]) -> int:
-        """The program value of what is read after the step, whole on every rank: a copy of what
-        is a parameter, since the update writes to `trained`."""
+        """The program value of a value that is read after the step, whole on every rank. If it is a
+        parameter it is a copy, since the update writes to `trained`."""
         source = self.operands.operand(value, "forward", self.whole)
         return self._copied(value, source) if self.draft.base(source) in trained else source
 
@@ -50,8 +50,8 @@ class Outliving:
         return result
 
     def stores(self) -> tuple[tuple[int, int], ...]:
-        """Buffers that the step changes, in the layouts in which it reads them: so they are
-        stored."""
+        """The buffers that the step changes, as (old value, new value); the new one is brought to
+        the layout in which the step reads the old one, since it is stored so."""
         out = []
         for buffer, new in self.model.graph.updates:
             self.operands.input(buffer, self.whole)

@@ -1,4 +1,5 @@
-"""Parameters: what a rank holds of them between steps, their gradients' reductions, the update."""
+"""Parameters: the pieces that a rank holds between steps, their gradients' reductions, the
+update."""
 
 from __future__ import annotations
 
@@ -28,7 +29,8 @@ class Parameters:
         self.chosen = tuple(zip(self.graph.parameters, choices.parameters, strict=True))
 
     def hold(self) -> tuple[ParameterState, ...]:
-        """Between steps a parameter is held as the optimizer updates it."""
+        """Adds the parameters as held between steps: in the layout in which the optimizer updates
+        them."""
         states = []
         for parameter, strategy in self.chosen:
             held = strategy.updated
@@ -48,12 +50,12 @@ class Parameters:
         return tuple(states)
 
     def reduce(self, index: int) -> None:
-        """Starts the reduction of a gradient as soon as it is there."""
+        """Adds the reduction of a gradient, right after the op that makes it."""
         parameter, strategy = self.chosen[index]
         self.operands.deliver(self.roots[parameter.gradient], "update", strategy.updated)
 
     def update(self, states: tuple[ParameterState, ...], timing: Costing) -> None:
-        """Adds the optimizer's step, and before it what clips the gradients."""
+        """Adds the optimizer's step and, before it, the clipping of the gradients."""
         gradients = tuple(
             self.operands.operand(p.gradient, "update", s.updated) for p, s in self.chosen
         )

@@ -11,19 +11,19 @@ from planner.strategy.costing import Costing
 
 __all__ = ["ALONE", "prefetched"]
 
-#: Gathers of this many bytes and more go alone. Several in one buffer are copied into it and out of
-#: its rows, which takes longer than the latency that one message less saves, most of which hides:
-#: on eight H100 some 13 us against 20. Alone, pieces along the leading sub-dim are not copied at
-#: all.
+#: Gathers of this many bytes and more are sent alone. Several in one buffer are copied into it and
+#: out of its rows, which takes longer than the latency saved, most of which is hidden anyway: on
+#: eight H100, some 13 us against 20. Alone, pieces along the leading sub-dim are not
+#: copied at all.
 ALONE = 16 * 1024 * 1024
 
 
 def prefetched(
     instructions: list[Instruction], gathers: dict[str, str], costing: Costing
 ) -> list[Instruction]:
-    """One merged gather a layer and phase, and the casts that it needs, started where the layer
-    before it is first needed. Of a chain of gathers, each step starts a layer before the next
-    one: it is done by then, so that compute does not wait for it."""
+    """The instructions with one merged gather per layer and phase, and the casts that it needs,
+    started where the layer before it is first needed. Each step of a chain of gathers starts a
+    layer before the next one, so that it is done by then and compute does not wait for it."""
     groups: dict[str, list[Instruction]] = {}
     needed: dict[str, int] = {}
     for position, instruction in _movable(instructions, gathers):
@@ -53,8 +53,8 @@ def prefetched(
 def _movable(
     instructions: list[Instruction], gathers: dict[str, str]
 ) -> Iterator[tuple[int, Instruction]]:
-    """The gathers, and the casts that they send, and their positions, where nothing before them
-    is made in the step but such casts and, before a gather, gathers for the same layer and
+    """The gathers, and the casts whose results they send, with their positions; only those that
+    depend on nothing made in the step except such casts and gathers for the same layer and
     phase."""
     written = {value for instruction in instructions for value in writes(instruction)}
     sent = {
@@ -73,12 +73,12 @@ def _movable(
             continue
         if isinstance(instruction, Compute):
             if sent.isdisjoint(writes(instruction)):
-                continue  # it is read where it is made
+                continue  # it is read in the place where it is made
             ready.update(dict.fromkeys(writes(instruction), ""))
         elif instruction.kind != "slice":
             ready.update(dict.fromkeys(writes(instruction), group))
         elif any(ready.get(value) for value in reads(instruction)):
-            continue  # what it cuts is not there before it is needed
+            continue  # its source is not there earlier
         yield position, instruction
 
 
@@ -91,7 +91,7 @@ def _by_steps_left(parts: list[Instruction]) -> list[tuple[int, list[Instruction
         sends = isinstance(part, Communicate)
         for value in reads(part):
             left[value] = max(left.get(value, 0), count + sends)
-        found[count if sends else max(0, count - 1)].append(part)  # a cast goes with what sends it
+        found[count if sends else max(0, count - 1)].append(part)  # a cast goes with its gather
     return [(count, found[count][::-1]) for count in sorted(found, reverse=True)]
 
 

@@ -1,6 +1,6 @@
 """An op on a rank's shard: its call, its local shapes and its seconds, as a `Compute`.
 
-Layers repeat, so what is the same in all nodes of a class is worked out once.
+Layers repeat, so the parts that all nodes of a class have in common are computed once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class _Shard:
 
 
 class ShardOps:
-    """Adds ops on shards to a draft; `costing` says what an LSTM keeps, `timing` the seconds."""
+    """Adds ops on shards to a draft; `costing` gives the size of an LSTM's reserve, `timing` the
+    seconds."""
 
     def __init__(
         self, local: LocalShapes, draft: Draft, *, costing: Costing, timing: Costing
@@ -48,7 +49,7 @@ class ShardOps:
         self._shards: dict[tuple[int, Layout], _Shard] = {}
 
     def op(self, node: Node, strategy: Strategy, leaves: Layout, operands: list[int]) -> list[int]:
-        """Adds a node's op under a strategy; the program values of its results."""
+        """Adds a node's op under a strategy; returns the program values of its results."""
         dims = self.model.dims.ops[node.index]
 
         def seconds() -> float:
@@ -58,7 +59,7 @@ class ShardOps:
         return self._add(node, dims, operands, leaves, seconds)
 
     def view(self, node: Node, leaves: Layout, source: int) -> int:
-        """Adds a node that only looks at its operand; the program value of its result."""
+        """Adds a node that is a view; returns the program value of its result."""
         dims = self.model.dims.ops[node.index]
         (result,) = self._add(node, dims, [source], leaves, self.timing.ops.view)
         return result
@@ -71,7 +72,7 @@ class ShardOps:
         leaves: Layout,
         seconds: Callable[[], float],
     ) -> list[int]:
-        """Adds one op, of which axis a splits leaf `leaves[a]`."""
+        """Adds one op; axis a splits its leaf `leaves[a]`."""
         shard = self._shard(node, dims, leaves, seconds)
         queue = iter(operands)
         args, kwargs = map_refs((shard.args, shard.kwargs), lambda _: Ref(next(queue)))
@@ -101,8 +102,8 @@ class ShardOps:
     def _shard(
         self, node: Node, dims: OpDims, leaves: Layout, seconds: Callable[[], float]
     ) -> _Shard:
-        """What the node runs on this rank: the same for all nodes of a class, but those that
-        have numbers of their own."""
+        """The node's op on this rank: the same for all nodes of a class, except those with serial
+        numbers."""
         key = (self.model.ties.node_class[node.index], leaves)
         found = self._shards.get(key)
         if found is None:
@@ -134,9 +135,9 @@ class ShardOps:
 
 
 def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:
-    """The local shape of a result; a result that is never read may have no letters, and keeps
-    its global shape, as does a dim without letters (of size 1, or 0: statistics that nobody asked
-    for)."""
+    """The local shape of a result. A result that is never read may have no letters and keeps its
+    global shape; so does a dim without letters (of size 1, or of size 0: statistics that were not
+    asked for)."""
     table, whole = dims.signature.results[result], node.result_shapes[result]
     if len(table) != len(whole):
         return whole

@@ -1,4 +1,4 @@
-"""What attention takes while it runs: tables of scores, and what is repeated for grouped
+"""The workspace of attention, in bytes: tables of scores, and keys and values repeated for grouped
 queries."""
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ def attention(call: KernelCall) -> int:
 
 
 def attention_backward(call: KernelCall) -> int:
-    """The same, and the gradients of what was repeated, which are then summed and copied."""
+    """The same, and the gradients of the repeated keys and values, then summed and copied."""
     wide = _grouped(call, 1, 2)
     return 4 * wide + max(_block_backward(call, 1, 2), 2 * call.nbytes(2) if wide else 0)
 
 
 def masked(call: KernelCall) -> int:
-    """The same beside a bias in the format of scores; before there is a result, a boolean bias
-    too, as its opposite."""
+    """The same beside a bias in the dtype of scores; before the result is allocated, the inverse of
+    a boolean bias too."""
     bias, shape = _bias(call, 3, 0), call.kind(3)
     opposite = math.prod(shape[0]) if shape[1] == "bool" else 0
     return (
@@ -33,7 +33,7 @@ def masked(call: KernelCall) -> int:
 
 
 def masked_backward(call: KernelCall) -> int:
-    """Without a gradient of the bias by the flash kernel; with one by three tables of scores."""
+    """That of the flash kernel or, if the bias gets a gradient, three tables of scores."""
     if call.last is not True:
         wide, beside = _grouped(call, 1, 2), _block_backward(call, 1, 2) + _bias(call, 4, 1)
         return 4 * wide + max(0, beside - 2 * call.nbytes(2)) if wide else beside
@@ -43,15 +43,15 @@ def masked_backward(call: KernelCall) -> int:
 
 
 def _grouped(call: KernelCall, q: int, k: int) -> int:
-    """Bytes of keys that are repeated for each query head; 0 if none is."""
+    """Bytes of keys repeated for each query head; 0 if none are."""
     heads, kept = call.shape(q)[1], call.shape(k)[1]
     return call.nbytes(k) // kept * heads if kept != heads else 0
 
 
 def _block(call: KernelCall, q: int, k: int) -> int:
-    """The scores of a block of queries and keys, of a CPU thread. Source:
-    ATen/native/cpu/FlashAttentionKernel.cpp, `cpu_flash_attention` (rows of 256, 64 or 32
-    queries by their number, columns of 512 keys)."""
+    """A CPU thread's scores of a block of queries and keys. Source:
+    ATen/native/cpu/FlashAttentionKernel.cpp, `cpu_flash_attention` (256, 64 or 32 queries,
+    depending on how many there are, and 512 keys)."""
     if not call.host:
         return 0
     (_, _, queries, width), dtype = call.kind(q)
@@ -60,8 +60,8 @@ def _block(call: KernelCall, q: int, k: int) -> int:
 
 
 def _block_backward(call: KernelCall, q: int, k: int) -> int:
-    """The weights of a block and their gradients, and a sum of each row;
-    `cpu_flash_attention_backward` of the same file."""
+    """The weights of a block and their gradients, and a sum per row. Source:
+    `cpu_flash_attention_backward` in the same file."""
     if not call.host:
         return 0
     rows, columns = _rows_and_columns(call.shape(q)[2], call.shape(k)[2])
@@ -73,7 +73,7 @@ def _rows_and_columns(queries: int, keys: int) -> tuple[int, int]:
 
 
 def _bias(call: KernelCall, bias: int, q: int) -> int:
-    """A bias in another format, as numbers of the scores'."""
+    """A bias of another dtype, converted to that of the scores."""
     shape, dtype = call.kind(bias)
     wide = dtype_bytes(call.kind(q)[1])
     return math.prod(shape) * wide if dtype != call.kind(q)[1] else 0

@@ -1,10 +1,10 @@
-"""What a deep program will do, from two shallow ones of the same model.
+"""Extrapolates the prediction of a deep program from two shallow ones of the same model.
 
-A table does not grow with depth, a program does: to lower and simulate 126 layers takes seconds,
-for each of a dozen candidates. Blocks of a stack are alike, so time and memory grow by the same for
-each further one, but for what a bucket of gradients does that is not full. So candidates are ranked
-by two shallow programs, drawn on in a straight line; the plan that is told is lowered and simulated
-whole.
+A table does not grow with depth, but a program does: lowering and simulating 126 layers takes
+seconds, for each of a dozen candidates. The blocks of a stack are alike, so time and memory grow by
+the same amount for each further one, apart from buckets of gradients that are not full. So
+candidates are ranked by linear extrapolation from two shallow programs; the plan that is reported
+is lowered and simulated whole.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Shallow", "fits_together"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shallow:
-    """The model at two depths, and the depth that it has."""
+    """The model at two smaller depths, and its full depth."""
 
     models: tuple[Model, Model]
     depths: tuple[int, int]
@@ -44,7 +44,8 @@ class Shallow:
         *,
         recast: bool,
     ) -> tuple[Program, Prediction]:
-        """The program at the larger depth, and what the whole one is predicted to do."""
+        """The program at the larger of the two depths, and the prediction extrapolated to the full
+        depth."""
         small, large = (total_gradient_bytes(model.graph) for model in self.models)
         block = (large - small) / (self.depths[1] - self.depths[0])
         programs = [
@@ -63,9 +64,9 @@ class Shallow:
         block: float,
         recast: bool,
     ) -> Program:
-        """The program of one depth. A bucket takes the gradients of one `block` at most: one
-        that a shallow model does not fill would be drawn on as if nothing were sent before the
-        end."""
+        """The program at one depth. A bucket takes at most the gradients of one `block`: if a
+        shallow model did not fill a bucket, extrapolation would assume that nothing is sent before
+        the end."""
         groups = _groups(table.model)
         hubs = {
             key: table.hub_of[alike[0][:2]]
@@ -115,8 +116,8 @@ def fits_together(whole: Model, shallow: Model) -> bool:
 
 
 def _groups(model: Model) -> dict[Hashable, list[tuple[int, str, list[Use]]]]:
-    """`Model.use_groups` by their distinct readers: what all blocks read has more of the same in
-    a deeper model."""
+    """`Model.use_groups` by their distinct readers: a value that all blocks read has more of the
+    same readers in a deeper model."""
     return {(*key[:2], frozenset(key[2])): alike for key, alike in model.use_groups.items()}
 
 

@@ -1,10 +1,10 @@
-"""What one rank's memory holds while it runs a step, instruction by instruction, in the order in
-which its executor runs them.
+"""The memory of one rank during a step, instruction by instruction, in the order in which its
+executor runs them.
 
-Program -> Footprint. A block of memory is taken when an instruction starts and freed when the last
-value in it is: views share their operand's; a collective under way holds its buffers until it is
-waited for, and frees its sources when it has packed them (`runtime.source`). The one account of
-memory: the table, the picture and the simulated timeline are read off it.
+Program -> Footprint. A block of memory is allocated when an instruction starts and freed with the
+last value in it. Views share their operand's block. A collective under way holds its buffers until
+it is waited for, and frees its sources once it has packed them (`runtime.source`). This is the only
+account of memory: the table, the picture and the simulated timeline all use it.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from planner.program.program import (
 
 __all__ = ["CATEGORIES", "Footprint", "footprint"]
 
-#: The categories of memory, in the order of the report. `inputs` are the batch; `gathered` what
-#: communication made, and parameters that were cast; `temporaries` what an op takes and gives back,
-#: and what backward holds besides gradients.
+#: The categories of memory, in the order of the report. `inputs`: the batch; `gathered`: results of
+#: communication, and cast parameters; `temporaries`: workspaces of ops, and values of backward that
+#: are not gradients of parameters.
 CATEGORIES = (
     "parameters",
     "optimizer",
@@ -51,8 +51,8 @@ Held = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes by category (in the order of `CATEGORIES`) before the step; and, of every
-    instruction, at its fullest moment and when it has ended."""
+    """Bytes by category (in the order of `CATEGORIES`): before the step and, for every instruction,
+    at its peak and at its end."""
 
     start: Held
     during: tuple[Held, ...]
@@ -60,15 +60,15 @@ class Footprint:
 
     @property
     def peak(self) -> tuple[Held, int]:
-        """What is held at the fullest moment, and the number of the instruction of that moment,
-        -1 for the start."""
+        """Bytes by category at the peak of the step, and the index of the instruction at which it
+        occurs (-1: before the first)."""
         totals = [sum(self.start), *map(sum, self.during)]
         place = max(range(len(totals)), key=totals.__getitem__) - 1
         return (self.start if place < 0 else self.during[place]), place
 
 
 def footprint(program: Program) -> Footprint:
-    """The memory of one rank over the program."""
+    """The memory of one rank during the program."""
     walk = _Walk(program)
     start = tuple(walk.held)
     during, after = [], []
@@ -79,7 +79,7 @@ def footprint(program: Program) -> Footprint:
 
 
 class _Block:
-    """Memory that `users` values and collectives under way share."""
+    """A block of memory, shared by `users` values and collectives under way."""
 
     __slots__ = ("category", "nbytes", "users")
 
@@ -98,7 +98,7 @@ class _UnderWay:
 class _Walk:
     def __init__(self, program: Program) -> None:
         self.program = program
-        self.rounded = program.backend == "nccl"  # the caching allocator of a CUDA device
+        self.rounded = program.backend == "nccl"  # as by the caching allocator of a CUDA device
         self.categories = _categories(program)
         self.kinds = dict(given_kinds(program))
         self.blocks = _given(program)
@@ -111,7 +111,7 @@ class _Walk:
         self.most, self.fullest = self.total, tuple(self.held)
 
     def run(self, index: int, instruction: Instruction) -> Held:
-        """Runs an instruction; what is held at its fullest moment."""
+        """Accounts for an instruction; returns the bytes held at its peak."""
         self.most = -1
         self._mark()
         for value in waits_for(instruction):
@@ -222,7 +222,7 @@ class _Walk:
         return _UnderWay(message, sent, arrives, buffers.unpacked)
 
     def _own(self, nbytes: int, category: int, other: _Block | None) -> _Block:
-        """Memory of its own or, of no bytes, another user of what is there."""
+        """A new block or, if `nbytes` is 0, the block `other` with one more user."""
         if nbytes or other is None:
             return self._take(nbytes, category)
         other.users += 1
@@ -244,8 +244,8 @@ class _Walk:
 
 
 def _given(program: Program) -> dict[int, _Block]:
-    """The blocks of what is held before the step, which count among `initial_bytes`: none is
-    freed but by what replaces it."""
+    """The blocks of values held before the step, which count in `initial_bytes`. They are freed
+    only by the values that replace them."""
     blocks = {}
     for name, values in (
         ("inputs", [state.value for state in program.inputs]),
@@ -258,8 +258,8 @@ def _given(program: Program) -> dict[int, _Block]:
 
 
 def _categories(program: Program) -> dict[int, int]:
-    """Gradients are what the update reads, and what is reduced for it; then by who wrote the
-    value and when."""
+    """The category of each value, as an index. Gradients are the values that the update reads, and
+    those reduced for it; others go by their writer and its phase."""
     gradients: set[int] = set()
     for instruction in reversed(program.instructions):
         if instruction.kind == "optimizer" or (
@@ -286,7 +286,7 @@ def _category(instruction: Instruction, of_parameter: bool) -> str:
 
 
 def _of_parameters(program: Program) -> set[int]:
-    """Parameters, what was gathered of them, and either in another format."""
+    """The values that are parameters, gathered parameters, or either cast to another format."""
     found = {state.value for state in program.parameters}
     for instruction in program.instructions:
         same = (

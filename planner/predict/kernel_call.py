@@ -1,4 +1,4 @@
-"""One op on one rank, as what it takes beside its results depends on it."""
+"""One op on one rank: all that its workspace depends on."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Kind = tuple[tuple[int, ...], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelCall:
-    """One op on one rank: the kinds of its arguments, by position, None of what is no tensor;
-    that of its first result; `ranks`, over which a kernel itself communicates (1: it does not);
-    `host`, whether a CPU runs it; `last`, its last argument."""
+    """One op on one rank: the kinds of its arguments by position (None: not a tensor); that of its
+    first result; `ranks`, the number of ranks over which the kernel itself communicates (1: it does
+    not); `host`, whether a CPU runs it; `last`, its last argument."""
 
     arguments: tuple[Kind | None, ...]
     result: Kind

@@ -1,7 +1,7 @@
-"""What a Program will do: its simulated timeline, its time in parts, and its memory by category.
+"""The prediction of a Program: its simulated timeline, its time in parts, its memory by category.
 
-Program, cluster -> Prediction. All ranks run the same instructions, on shards of which rank 0 has
-the largest, so one device is simulated for all.
+Program, cluster -> Prediction. All ranks run the same instructions, and rank 0 has the largest
+shards, so one device is simulated for all.
 """
 
 from __future__ import annotations
@@ -25,15 +25,14 @@ __all__ = [
 ]  # fmt: skip
 
 
-#: What the ids of events end in that are copies before and after a collective.
+#: Endings of the ids of events that are copies before and after a collective.
 PACKED, UNPACKED = ".packed", ".unpacked"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prediction:
-    """One step, predicted: seconds, and bytes of one device by category at the moment of its
-    peak; beside them `shared_memory_bytes` to send through, which the ranks of one machine
-    share."""
+    """The prediction of one step: seconds, and bytes per device by category at the peak; beside
+    these, `shared_memory_bytes` of the memory through which ranks of one machine send."""
 
     step_time_s: float
     compute_time_s: float
@@ -48,27 +47,27 @@ class Prediction:
 
 
 def predict(program: Program, cluster: Cluster) -> Prediction:
-    """The prediction for one device: all are alike, or this is the one with the largest shards."""
+    """The prediction per device; if devices differ, for the one with the largest shards."""
     run = Run(timeline=_without_memory(program, cluster), memory=footprint(program))
     return prediction_of(program, run)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """A program simulated: its timeline, and what it holds in memory."""
+    """The simulation of a program: its timeline and its memory."""
 
     timeline: Timeline
     memory: Footprint
 
 
 def run_of(program: Program, cluster: Cluster) -> Run:
-    """The program, simulated."""
+    """The simulation of a program on a cluster."""
     memory = footprint(program)
     return Run(timeline=simulate_program(program, cluster, memory), memory=memory)
 
 
 def prediction_of(program: Program, run: Run) -> Prediction:
-    """The prediction that a run comes to."""
+    """The prediction from a simulation."""
     parts = breakdown(run.timeline, 0)
     return Prediction(
         step_time_s=run.timeline.step_time,
@@ -85,11 +84,11 @@ def simulate_program(
 ) -> Timeline:
     """The timeline of device 0, with the ids of the program's instructions; copies around a
     collective are events of their own, with its id and `PACKED` or `UNPACKED`. `memory` is the
-    program's, if it is known.
+    program's, if known.
 
-    The order is the executor's. Kernels, copies and collectives that are not asynchronous follow
-    each other: on NCCL the compute stream waits for such a collective and the host runs on, on gloo
-    the host waits. An asynchronous one starts after what stands before it, runs in the stream of
+    The order is the executor's. Kernels, copies and synchronous collectives follow each other: on
+    NCCL the compute stream waits for such a collective and the host runs on, on gloo the host
+    waits. An asynchronous collective starts after the instruction before it, runs in the stream of
     its communicator, and is waited for by the first instruction that reads or frees its results.
     """
     timeline = _without_memory(program, cluster)
@@ -120,8 +119,8 @@ class _Tasks:
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program, self.cluster = program, cluster
         self.writer: dict[int, str] = {}
-        self.line = ""  # the last task of those that follow each other
-        self.blocking = False  # whether that is a collective
+        self.line = ""  # the last of the tasks that follow each other
+        self.blocking = False  # whether it is a collective
         # What an asynchronous collective writes that nothing has waited for.
         self.under_way: dict[int, Communicate] = {}
         self.channels: dict[tuple[int, ...], tuple[str, str]] = {}
@@ -160,7 +159,7 @@ class _Tasks:
             self._unpack(instruction)  # type: ignore[arg-type]
 
     def wait(self, values: list[int]) -> None:
-        """Adds what follows the end of the collectives that write `values`."""
+        """Adds the tasks that follow the end of the collectives that write `values`."""
         for value in values:
             if value in self.under_way:
                 found = self.under_way[value]
@@ -192,7 +191,7 @@ class _Tasks:
         self.line, self.blocking = instruction.id + suffix, False
 
     def _dispatch(self, instruction: Instruction) -> float:
-        """Seconds of the host; nothing for a look at what is there."""
+        """Seconds of the host to dispatch an instruction; 0 for a view."""
         looks = instruction.kind == "view" or (instruction.kind == "slice" and not instruction.time)
         kind = "copy" if isinstance(instruction, Communicate) else instruction.kind
         return 0.0 if looks else host_time(self.cluster.device, kind)
@@ -216,7 +215,7 @@ class _Tasks:
 
 
 def memory_by_category(program: Program) -> dict[str, int]:
-    """Bytes of one device by category, at the moment where their sum is largest."""
+    """Bytes per device by category, at the moment at which their sum is largest."""
     return _by_category(footprint(program))
 
 
@@ -234,8 +233,8 @@ def peak_position(program: Program) -> str:
 def memory_over_time(
     program: Program, timeline: Timeline, memory: Footprint | None = None
 ) -> tuple[list[float], dict[str, list[int]]]:
-    """The times at which memory changes, from 0 on, and the bytes of every category from each of
-    them on; `memory` is the program's, if it is known."""
+    """The times at which memory changes, from 0 on, and the bytes of every category from each time
+    on; `memory` is the program's, if known."""
     times: list[float] = []
     rows: list[Held] = []
     for time, held in _samples(program, memory or footprint(program), timeline):
@@ -247,9 +246,9 @@ def memory_over_time(
 def _samples(
     program: Program, memory: Footprint, timeline: Timeline
 ) -> Iterator[tuple[float, Held]]:
-    """Times, which only grow, and the bytes by category from each on. The order is that of the
-    program, since the allocator sees the host's: what an instruction holds counts from its
-    start, one under way not before what stands before it."""
+    """Times, which never fall, and the bytes by category from each on. The order is the program's,
+    since the allocator sees the host's order: an instruction's memory counts from its start, but
+    not before that of the instruction before it."""
     events = {event.id: event for event in timeline.events}
     now = 0.0
     yield now, memory.start

@@ -1,4 +1,4 @@
-"""What recurrent layers take while they run: gates of all steps, weights in another order."""
+"""The workspace of recurrent layers, in bytes: gates of all steps, weights in another order."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["lstm", "lstm_backward", "recurrent", "recurrent_backward"]
 
 
 def lstm(call: KernelCall) -> int:
-    """oneDNN: gates of all steps, the weights in its own order. The loop: the recurrent weights,
-    transposed."""
+    """oneDNN: the gates of all steps, and the weights in its own order. Our loop: the recurrent
+    weights, transposed."""
     layer = _layer(call, 0)
     if not _by_onednn(call, 0):
         return call.nbytes(4)
@@ -23,8 +23,8 @@ def lstm(call: KernelCall) -> int:
 
 
 def lstm_backward(call: KernelCall) -> int:
-    """oneDNN: gates of all steps, the weights and their gradients in its own order (of layers as
-    wide as their input, more), and the gradient of y as it wants it. The loop: the gradient of
+    """oneDNN: the gates of all steps, the weights and their gradients in its own order (more if the
+    layer is as wide as its input), and the gradient of y in its format. Our loop: the gradient of
     the gates, and the states before each step, of all ranks if split."""
     layer = _layer(call, 3)
     if not _by_onednn(call, 3):
@@ -36,8 +36,8 @@ def lstm_backward(call: KernelCall) -> int:
 
 
 def recurrent(call: KernelCall) -> int:
-    """A whole GRU: what comes from the input, of all steps. Else lists of every step's results
-    beside, and the weights transposed."""
+    """A GRU that is not split: the input's part of the gates of all steps. Otherwise, also lists of
+    every step's results, and the weights transposed."""
     layer = _layer(call, 0)
     gated = call.shape(3)[0] == 3 * layer.hidden
     if gated and call.ranks == 1:
@@ -46,8 +46,8 @@ def recurrent(call: KernelCall) -> int:
 
 
 def recurrent_backward(call: KernelCall) -> int:
-    """A whole GRU: gradients of the gates, of all steps, and those of the weights in another
-    order. Else lists of them, stacked."""
+    """A GRU that is not split: the gradients of the gates of all steps, and those of the weights in
+    another order. Otherwise, lists of them, stacked."""
     layer = _layer(call, 2)
     gated = call.shape(5)[0] == 3 * layer.hidden
     if gated and call.ranks == 1:
@@ -61,9 +61,9 @@ def recurrent_backward(call: KernelCall) -> int:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Layer:
-    """A recurrent layer: steps, samples, units that come in, hidden units of this rank, bytes of
-    an element; `one`, bytes of the hidden units of all steps; `before`, how many times that the
-    states before each step take."""
+    """A recurrent layer: steps, samples, inputs, hidden units of this rank, bytes per element;
+    `one`, the bytes of the hidden units of all steps; `before`, the bytes of the states before each
+    step, in units of `one`."""
 
     steps: int
     batch: int
@@ -91,7 +91,8 @@ def _layer(call: KernelCall, x: int) -> _Layer:
 
 
 def _by_onednn(call: KernelCall, x: int) -> bool:
-    """Source: planner.kernels.lstm: float32 on a CPU, whole layers with biases."""
+    """Whether oneDNN runs the layer: float32 on a CPU, not split, with biases. Source:
+    planner.kernels.lstm."""
     return (
         call.host
         and call.ranks == 1

@@ -1,10 +1,10 @@
-"""The buffers of one collective, as `runtime.collectives` takes and frees them: what is packed,
-what arrives, what is unpacked.
+"""The buffers of one collective, as allocated and freed by `runtime.collectives`: packed, received,
+unpacked.
 
-Communicate, ranks -> Buffers, in bytes. A value that leads its buffer alone is sent and received
-without a copy. gloo reduces and scatters by an all_to_all, and sends few bytes to everyone
-(`planner.kernels.groups`). Ranks that share memory (`planner.kernels.shared`) copy there what they
-send, which is no memory of their own allocators.
+Communicate, ranks -> Buffers, in bytes. A value that is alone in its buffer, split along its
+leading sub-dim, is sent and received without a copy. gloo reduces and scatters by an all_to_all,
+and sends few bytes to everyone (`planner.kernels.groups`). Ranks that share memory
+(`planner.kernels.shared`) copy their messages there, outside their own allocators.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ __all__ = ["Buffers", "buffers_of", "shared_bytes"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Buffers:
-    """Bytes on one rank. `packing` is held while values are packed, beside `sent`, which is held
-    from the start to the end of the collective (0: the source itself is sent; None: nothing is).
-    `received` arrives in a buffer of its own (0: in what is sent). Results are views of what
-    arrived, or, `unpacked`, copies."""
+    """Bytes on one rank. `packing` is held only while values are packed; `sent` from the start to
+    the end of the collective (0: the source itself is sent; None: nothing is sent). `received` is a
+    buffer of its own (0: the one that was sent). Results are views of the received buffer or, if
+    `unpacked`, copies."""
 
     packing: int = 0
     sent: int | None = 0
@@ -36,8 +36,8 @@ class Buffers:
 
 
 def buffers_of(message: Communicate, ranks: int, backend: str, *, in_place: bool) -> Buffers:
-    """The buffers of a collective of `ranks` ranks over a `Program.backend`; `in_place` says
-    that a lone source may be written to."""
+    """The buffers of a collective of `ranks` ranks over a `Program.backend`; `in_place`: a single
+    source may be overwritten."""
     rows, whole = _rooms(message, ranks), sum(map(_nbytes, message.expanded, message.dtypes))
     if backend == "shared":
         return _shared(message, rows, whole, ranks, in_place)
@@ -61,7 +61,8 @@ def buffers_of(message: Communicate, ranks: int, backend: str, *, in_place: bool
 
 
 def _shared(message: Communicate, rows: int, whole: int, ranks: int, in_place: bool) -> Buffers:
-    """Through shared memory: what is packed is copied there, and no more held."""
+    """The buffers of a collective through shared memory: packed values are copied there and then
+    freed."""
     if message.kind == "all_reduce":
         alone = in_place and len(message.sources) == 1
         return Buffers(received=0) if alone else Buffers(sent=None, received=whole)
@@ -83,10 +84,9 @@ def _shared(message: Communicate, rows: int, whole: int, ranks: int, in_place: b
 
 
 def shared_bytes(program: Program) -> int:
-    """Bytes of the memory to send through that the ranks of one machine share, for each rank: a
-    row as large as the message of each one under way, and one of each size for those that are
-    waited for at once (`runtime.collectives`). Few bytes more are what kernels send themselves.
-    0 if the ranks send otherwise."""
+    """Bytes per rank of the memory through which the ranks of one machine send: a row for each
+    asynchronous message, and one of each size for the synchronous ones (`runtime.collectives`).
+    Leaves out the few bytes that kernels send themselves. 0 if the ranks do not share memory."""
     if program.backend != "shared":
         return 0
     regions: dict[tuple[tuple[int, ...], str, int, str], int] = {}
@@ -101,8 +101,8 @@ def shared_bytes(program: Program) -> int:
 
 
 def _sent(message: Communicate, ranks: int) -> int:
-    """Elements of a rank's row: its values or, if the ranks' pieces differ in size, as many as
-    the largest."""
+    """The number of elements in a rank's row: those of its values or, if the ranks' pieces differ
+    in size, of the largest."""
     if not is_uneven(message):
         return sum(map(math.prod, message.expanded))
     blocks = ranks if message.kind in ("reduce_scatter", "all_to_all") else 1
@@ -129,7 +129,7 @@ def _all_gather(message: Communicate, rows: int, ranks: int, backend: str) -> Bu
 
 
 def _split_buffers(message: Communicate, blocks: int) -> Buffers:
-    """What is packed where every rank is sent a block of its own."""
+    """Bytes packed if every rank is sent a block of its own."""
     assert message.split is not None
     if is_uneven(message):
         return Buffers(packing=blocks, sent=blocks)
@@ -148,7 +148,7 @@ def _is_small(nbytes: int, ranks: int, backend: str) -> bool:
 
 
 def _joins_without_copy(message: Communicate) -> bool:
-    """Whether what arrives, rank by rank, is the result as it lies."""
+    """Whether the received buffer, rank after rank, already is the result."""
     assert message.gather is not None
     return (
         len(message.sources) == 1
@@ -158,7 +158,7 @@ def _joins_without_copy(message: Communicate) -> bool:
 
 
 def _rooms(message: Communicate, ranks: int) -> int:
-    """Bytes of a row of the buffer: of the largest piece of each value that a rank sends to
+    """Bytes of a row of the buffer: the sum, over values, of the largest piece that a rank sends to
     another."""
     total = 0
     for i, sizes in enumerate(message.expanded):

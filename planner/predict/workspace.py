@@ -1,7 +1,8 @@
-"""What an op takes and gives back while it runs: bytes beside its operands and results.
+"""The workspace of an op: the bytes that it allocates and frees while it runs, beside its operands
+and results.
 
-Of ops of our own, read off their code (`planner.kernels`); of torch's CPU kernels, off the
-allocator (torch 2.13, oneDNN 3.12, an x86-64 CPU with AVX-512, 2026-11-28), where another CPU may
+For our own ops, derived from their code (`planner.kernels`); for torch's CPU kernels, measured with
+the allocator (torch 2.13, oneDNN 3.12, an x86-64 CPU with AVX-512, 2026-11-28); another CPU may
 take somewhat less. Ops that are not here take next to nothing. `tests/runtime/test_workspace.py`
 runs each.
 """
@@ -31,8 +32,8 @@ _DROPOUT_CHUNK = {True: 1 << 15, False: 1 << 22}
 
 
 def workspace(op: Compute, kinds: dict[int, Kind], sizes: tuple[int, ...], *, host: bool) -> int:
-    """Bytes that an op holds at most beside its operands and results; `kinds` are those of all
-    values, `sizes` the mesh's."""
+    """The most bytes that an op holds beside its operands and results; `kinds` are those of all
+    values, `sizes` those of the mesh's axes."""
     rule = _RULES.get(op.op)
     if rule is None:
         return _casts(op, kinds) if host and op.kind == "elementwise" else 0
@@ -53,8 +54,8 @@ def workspace(op: Compute, kinds: dict[int, Kind], sizes: tuple[int, ...], *, ho
 
 
 def _casts(op: Compute, kinds: dict[int, Kind]) -> int:
-    """On a CPU operands of several formats are cast whole, one after the other held until the op
-    has ended."""
+    """Bytes of casts: on a CPU, operands of different dtypes are cast whole, and the casts are held
+    until the op has ended."""
     wide = dtype_bytes(op.dtypes[0])
     operands = [kinds[a.id] for a in op.args if isinstance(a, Ref)]
     if len(operands) < 2 or "float" not in op.dtypes[0]:
@@ -65,13 +66,14 @@ def _casts(op: Compute, kinds: dict[int, Kind]) -> int:
 
 
 def _loss(call: KernelCall) -> int:
-    """A chunk's log-softmax, and the chunk in wider format; then what picks the targets' logits."""
+    """A chunk's log-softmax, and the chunk in a wider dtype; then the picking of targets'
+    logits."""
     chunk, _, cast = _chunk(call, 0)
     return max(chunk + cast, 30 * call.shape(0)[0])
 
 
 def _loss_backward(call: KernelCall) -> int:
-    """Of two chunks, since one is let go of when the next is there."""
+    """The temporaries of two chunks, since one is freed only when the next is there."""
     chunk, several, cast = _chunk(call, 1)
     rows, width = call.shape(1)[0], 8 if call.kind(1)[1] == "float64" else 4
     return (2 if several else 1) * (chunk + cast) + max(
@@ -80,7 +82,7 @@ def _loss_backward(call: KernelCall) -> int:
 
 
 def _chunk(call: KernelCall, logits: int) -> tuple[int, bool, int]:
-    """Bytes of a chunk of rows in the format of sums, whether there are several, and bytes of
+    """Bytes of a chunk of rows in the dtype of sums, whether there are several chunks, and bytes of
     its cast."""
     (rows, classes), dtype = call.kind(logits)
     step = min(rows, max(1, _LOSS_CHUNK[call.host] // max(1, classes)))
@@ -97,8 +99,8 @@ def _count(call: KernelCall) -> int:
 
 
 def _convolution(call: KernelCall) -> int:
-    """oneDNN's own order of channels: of the image and the weights, then of the result. Products
-    of one pixel need none."""
+    """Copies in oneDNN's own order of channels: of the image and the weights, then of the result.
+    Kernels of one pixel need none."""
     if not call.host or math.prod(call.shape(1)[2:]) == 1:
         return 0
     image, weights, result = _image(call.kind(0)), call.nbytes(1), _padded(call.result)
@@ -118,7 +120,7 @@ _BLOCK = 16
 
 
 def _image(image: Kind) -> int:
-    """Bytes of the image in oneDNN's order, which a few channels are not brought to."""
+    """Bytes of the image in oneDNN's order; 0 if it has too few channels to be reordered."""
     channels = image[0][1]
     return 0 if channels < 4 else nbytes_of(image) if channels < _BLOCK else _padded(image)
 
@@ -129,7 +131,7 @@ def _padded(image: Kind) -> int:
 
 
 def _norm_backward(call: KernelCall) -> int:
-    """With a group by ops that hold images: centred, products, what is subtracted."""
+    """With a group, by ops that hold whole images: centred, products, the part subtracted."""
     return (4 if call.ranks > 1 else 1) * call.nbytes(1)
 
 
@@ -142,7 +144,7 @@ def _embedding_backward(call: KernelCall) -> int:
 
 
 def _dropout(call: KernelCall) -> int:
-    """A chunk of draws in 32 bits, twice, before the result is there; a hash for each row and
+    """Two copies of a chunk of 32-bit draws, before the result is allocated; a hash per row and per
     column."""
     shape = call.shape(0)
     numel, columns = math.prod(shape), shape[-1] if shape else 1

@@ -1,2 +1,2 @@
-"""What a step reads beside its batch, and what Python keeps between steps; what makes two runs
-of a model alike."""
+"""The state that a step reads beside its batch, or that Python keeps between steps; and the same
+random state for every run of a model."""

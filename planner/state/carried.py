@@ -1,9 +1,9 @@
-"""Whether a step leaves Python's part of a model as it finds it; and if not, whether the next step
-computes the same all the same.
+"""Whether a step leaves a model's Python state unchanged; and if not, whether the next step still
+computes the same.
 
-What the first trace changed -> nothing, or a refusal by name. A cache, a log of what was seen, or a
-count that nothing reads changes nothing that is computed: two steps are recorded and compared
-(`fold.py`). A number that goes on changing is then held as one that tells of every use.
+Changes made by the first trace -> nothing, or a refusal by name. A cache, a log, or a count that
+nothing reads does not change what is computed: two steps are recorded and compared (`fold.py`). A
+number that keeps changing is then replaced by one that reports every use (`watched.py`).
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from planner.state.watched import Watched, plain
 
 __all__ = ["Steps", "check_carried"]
 
-#: So many changes are tried one by one to name the one that counts.
+#: At most this many changes are tried one by one, to name the one that matters.
 _TRIED = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
-    """What is looked at: a model by its name, and a way to record a step of it as it now stands,
-    as a digest."""
+    """The model under test: its name, and a function that records a step of it in its present
+    state and returns a digest."""
 
     name: str
     module: nn.Module
@@ -39,8 +39,8 @@ class Steps:
 
 
 def check_carried(steps: Steps, before: Snapshot, changed: Sequence[Change]) -> None:
-    """Raises NotTraceable, naming what changed, where what a first step `changed` makes the next
-    one another. All is restored."""
+    """Raises NotTraceable, naming the change, if what a first step `changed` makes the next step
+    differ. Restores everything."""
     for change in changed:
         if change.holder.put is None or change.holder.chance:
             raise _drawn(steps, change)
@@ -72,7 +72,7 @@ def check_carried(steps: Steps, before: Snapshot, changed: Sequence[Change]) -> 
 
 
 def _differs(steps: Steps, first: str) -> bool:
-    """Whether the next step is another than the first, or fails."""
+    """Whether the next step differs from the first, or fails."""
     try:
         return steps.record() != first
     except Exception:  # noqa: BLE001 - the first step did not fail: what the step left behind is why
@@ -80,7 +80,8 @@ def _differs(steps: Steps, first: str) -> bool:
 
 
 def _asked(steps: Steps, counts: Sequence[Change], first: str) -> list[Change]:
-    """Those of numbers that go on changing that a step uses, otherwise than to count them on."""
+    """The changes of numbers, among those that keep changing, that a step uses other than to count
+    on from them."""
     watched = []
     for change in counts:
         watched.append(Watched(change.old))
@@ -93,7 +94,7 @@ def _asked(steps: Steps, counts: Sequence[Change], first: str) -> list[Change]:
 def _culprits(
     steps: Steps, before: Snapshot, changed: Sequence[Change], first: str
 ) -> list[Change]:
-    """Those of the changes each of which alone makes another step; all where none does."""
+    """The changes that each alone make the step differ; all of them if none does."""
     found = []
     for change in changed[:_TRIED]:
         before.restore()
@@ -110,7 +111,7 @@ def _culprits(
 
 
 def _no_place(_: Any) -> None:
-    """Of no holder."""
+    """A `put` that does nothing, for changes without a holder."""
 
 
 def _is_number(value: Any) -> bool:
@@ -127,7 +128,8 @@ def _drawn(steps: Steps, change: Change) -> NotTraceable:
 
 
 def _refusal(steps: Steps, changed: Sequence[Change]) -> NotTraceable:
-    """What a step changes and the next one uses, and where to keep it instead."""
+    """The error that names what a step changes and the next one uses, and where to keep it
+    instead."""
     tensors = [change for change in changed if isinstance(change.new, Tensor)]
     first = (tensors or list(changed))[0]
     name = first.name

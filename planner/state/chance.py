@@ -1,8 +1,8 @@
-"""The generators that a model's code may draw from: set alike wherever it is built, and watched
-while its step is traced.
+"""The random generators that a model's code may draw from: seeded the same wherever it is built,
+and watched while its step is traced.
 
-What a step draws from torch is drawn anew in every step (`planner.kernels`). What it draws from
-Python's `random` or from numpy is drawn once, when it is traced: it must not matter.
+Draws from torch are made again in every step (`planner.kernels`). Draws from Python's `random` or
+from numpy are made only once, when the step is traced, so they must not matter.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _NUMPY_SEEDS = 2**32
 
 
 def seed_all(seed: int) -> None:
-    """Sets Python's generator, numpy's and torch's: what is built next is the same in every
-    process."""
+    """Seeds Python's, numpy's and torch's generators, so that whatever is built next is the same in
+    every process."""
     random.seed(seed)
     np.random.seed(seed % _NUMPY_SEEDS)
     torch.manual_seed(seed)
@@ -33,8 +33,8 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """`seed_all` within it; the caller's generators go on afterwards as if nothing had been
-    drawn."""
+    """A context under `seed_all`; afterwards the caller's generators continue as if nothing had
+    been drawn."""
     before = (random.getstate(), np.random.get_state())
     with torch.random.fork_rng(devices=[]):
         random.seed(seed)
@@ -48,15 +48,15 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def state() -> tuple[Any, ...]:
-    """How far Python's generator and numpy's are."""
+    """The states of Python's and numpy's generators."""
     name, keys, *rest = np.random.get_state()
     return random.getstate(), name, np.asarray(keys).tobytes(), *rest
 
 
 def drawn_from(step: Callable[[], object], is_own: Callable[[str], bool]) -> str:
-    """`FILE:LINE` of the first line, in files that `is_own` says yes to, after which Python's
-    generator or numpy's has moved while `step` ran; empty if there is none. Slow: it looks after
-    every line."""
+    """`FILE:LINE` of the first line, in files that `is_own` accepts, that draws from Python's or
+    numpy's generator while `step` runs; empty if there is none. Slow: it checks after every
+    line."""
     begun, place, found = state(), "", ""
 
     def line(frame: FrameType, event: str, _: Any) -> Any:

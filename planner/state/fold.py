@@ -1,8 +1,8 @@
-"""What two recorded steps compute, compared: a digest of a recorded graph in which what depends on
-no data is its value.
+"""A digest by which two recorded steps are compared: nodes that depend on no data are replaced by
+their values (constant folding).
 
 FX graph -> digest. A step that caches a table of positions computes it once and reads it the next
-time: the digest is the same.
+time; the digest is the same.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from planner.torch_private.trees import tree_leaves, tree_map
 
 __all__ = ["digest"]
 
-#: Larger tensors are not worked out, in elements.
+#: Larger tensors are not computed, in elements.
 _LARGEST = 1 << 20
 
 
@@ -31,9 +31,9 @@ def digest(
     shown: Mapping[str, str],
     known: Callable[[Tensor], Tensor | None],
 ) -> str:
-    """Of a graph whose first arguments have `names`, printed as `shown`; `values` has those of
-    arguments that no step changes, as far as they are known, `known` gives those of fake tensors
-    that the graph holds itself."""
+    """The digest of a graph whose first arguments have `names`, printed as `shown`. `values` has
+    the values of arguments that no step changes, if known; `known` returns those of fake tensors
+    that the graph itself holds."""
     graph.eliminate_dead_code()
     folder = _Folder(graph, known)
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
@@ -80,7 +80,7 @@ class _Folder:
         self.line(f"{self.names[node]} = {node.target} {args}")
 
     def _work_out(self, node: torch.fx.Node) -> bool:
-        """Whether the call could be made on values."""
+        """Computes the call on values, if all are known; returns whether they were."""
         tags = getattr(node.target, "tags", ())
         sizes = [t.numel() for t in tree_leaves(node.meta.get("val")) if isinstance(t, Tensor)]
         random = torch.Tag.nondeterministic_seeded in tags or str(node.target).startswith(
@@ -98,7 +98,7 @@ class _Folder:
             RuntimeError,
             TypeError,
             NotImplementedError,
-        ):  # what only a recording can do: compared as it is written
+        ):  # a call that works only while recording: compared as text
             return False
         return True
 
@@ -106,7 +106,7 @@ class _Folder:
         return self.worked_out[x] if isinstance(x, torch.fx.Node) else x
 
     def shown(self, x: Any) -> str:
-        """An argument as text; of what is worked out, what is in it."""
+        """An argument as text; for a computed one, its values."""
         if not isinstance(x, torch.fx.Node):
             return repr(x)
         if x not in self.worked_out:

@@ -1,8 +1,8 @@
-"""One hash seed for every process that makes a model: the order of a set of texts, and of what is
-made from one, follows it.
+"""One hash seed for every process that makes a model: it determines the order of a set of strings,
+and of anything made from one.
 
-Python draws it at its start and does not say what it drew, so that a process without one is started
-again. Imports nothing heavy: it is done before anything else.
+Python draws the seed at its start and does not say what it drew, so a process without a chosen one
+is started again. Imports nothing heavy: it runs before anything else.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ __all__ = ["HASH_SEED", "chosen", "environment", "same_for_children", "start_aga
 
 _NAME = "PYTHONHASHSEED"
 
-#: What every process gets whose caller has chosen no other.
+#: The hash seed of every process whose caller has not chosen one.
 HASH_SEED = "0"
 
 
 def chosen() -> str:
-    """The hash seed of this process; empty if Python has drawn one, which no other process has."""
+    """The hash seed of this process; empty if Python has drawn one, which is unknown."""
     seed = os.environ.get(_NAME, "")
     return "" if seed == "random" else seed
 
@@ -32,8 +32,8 @@ def environment(seed: str = HASH_SEED) -> dict[str, str]:
 
 
 def start_again() -> None:
-    """Puts this program, with its arguments, into the same process anew, with the hash seed that
-    all have; returns if it has one."""
+    """Restarts this program with the common hash seed, with its arguments and in the same process;
+    returns if a seed is chosen already."""
     if not chosen():
         sys.stdout.flush()
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment())
@@ -41,8 +41,7 @@ def start_again() -> None:
 
 @contextmanager
 def same_for_children() -> Iterator[None]:
-    """Within it, processes that are started have one hash seed: the caller's, where it was
-    chosen."""
+    """A context in which child processes have one hash seed: the caller's if it was chosen."""
     before = os.environ.get(_NAME)
     if not chosen():
         os.environ[_NAME] = HASH_SEED

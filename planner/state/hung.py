@@ -1,8 +1,8 @@
-"""What hangs on a module's parameters, beside their values: hooks, attributes, and flags.
+"""Hooks, attributes and flags that hang on a module's parameters.
 
-A gradient hook is traced with the step, and what it reads and keeps is looked at as what the
-model's own code does (`reachable.py`). Refused by name is what no graph of a step holds: hooks that
-run when a gradient has been added to another, and hooks on all modules of a process.
+A gradient hook is traced with the step, and its state is checked like that of the model's own code
+(`reachable.py`). Hooks that no graph of a step can hold are refused by name: those that run after a
+gradient has been accumulated, and those on all modules of a process.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def check_hooks(name: str, module: nn.Module) -> None:
 
 
 def called(hook: Any) -> str:
-    """A hook as its author knows it."""
+    """A hook's name, as its author knows it."""
     name = str(getattr(hook, "__qualname__", "") or type(hook).__qualname__)
     code = getattr(hook, "__code__", None)
     return (
@@ -62,8 +62,8 @@ def called(hook: Any) -> str:
 
 
 def same_hung(one: Tensor, other: Tensor, alike: Callable[[Any, Any], bool]) -> bool:
-    """Whether the same hangs on two tensors, as far as that can be told: two hooks never do the
-    same."""
+    """Whether two tensors have the same attributes and no hooks: two hooks are never known to do
+    the same."""
     mine, theirs = hung_attributes(one), hung_attributes(other)
     return not (*gradient_hooks(one), *gradient_hooks(other)) and alike(mine, theirs)
 
@@ -80,8 +80,8 @@ def turned(before: Mapping[str, bool], module: nn.Module) -> tuple[list[str], li
 
 
 def check_training_mode(name: str, module: nn.Module) -> None:
-    """Raises NotTraceable where `module.train()`, which a training loop may call or not, would
-    make another model of it."""
+    """Raises NotTraceable if `module.train()`, which a training loop may or may not call, would
+    change what the model computes."""
     if all(type(part).train is nn.Module.train for part in module.modules()):
         return
 

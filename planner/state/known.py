@@ -1,10 +1,10 @@
-"""What is known while tracing although tensors have no memory: values that depend on no parameter,
+"""Values that are known while tracing although tensors are fake: those that depend on no parameter,
 buffer or input.
 
 A mask of ones, a table of positions, the ends of an even spacing: models branch on such values (`if
-mask.any():`, `x[mask]`). Beside every fake tensor that is made of numbers alone `Known` keeps its
-value, worked out by the same calls, and answers with it where a fake tensor has none. What depends
-on data stays refused.
+mask.any():`, `x[mask]`). For every fake tensor that is made only of numbers, `Known` keeps its
+value, computed by the same calls, and answers with it when the value is asked for. Asking for a
+value that depends on data is still refused.
 """
 
 from __future__ import annotations
@@ -23,44 +23,45 @@ from planner.torch_private.trees import tree_leaves, tree_map
 
 __all__ = ["LARGEST", "Known", "begin_step", "is_known", "learn"]
 
-#: Larger tensors are not worked out.
+#: Values of larger tensors are not computed.
 LARGEST = 1 << 20
-#: Parts of the names of functions of which the result is no function of the arguments.
+#: Parts of the names of functions whose result is not a function of the arguments.
 _CHANCE = (
     "rand", "dropout", "bernoulli", "multinomial", "normal", "uniform", "exponential", "gumbel",
     "empty", "poisson", "cauchy", "geometric", "rrelu", "fractional", "seed",
 )  # fmt: skip
-#: Functions that take from their first tensor no more than its shape and dtype.
+#: Functions that use only the shape and dtype of their first tensor.
 _LIKE = frozenset(("ones_like", "zeros_like", "full_like", "new_ones", "new_zeros", "new_full"))
 
 
 def is_known(tensor: Tensor) -> bool:
-    """Whether a branch on the tensor's value can be taken: it has memory, or a `Known` that is
-    on knows its value."""
+    """Whether a branch on the tensor's value can be taken: it is real, or an active `Known` knows
+    its value."""
     if has_torch_function((tensor,)):  # a mode is on
         return bool(handle_torch_function(is_known, (tensor,), tensor))
     return not is_fake(tensor)
 
 
 def learn(tensor: Tensor, value: Tensor) -> None:
-    """Tells a `Known` that is on what a fake tensor holds that was read from a file."""
+    """Tells an active `Known` the value of a fake tensor, such as one read from a file."""
     if has_torch_function((tensor,)):
         handle_torch_function(learn, (tensor,), tensor, value)
 
 
 def begin_step() -> None:
-    """Tells a `Known` that is on that a step begins: what it remembers is as it was, whatever
-    the step before wrote."""
+    """Tells an active `Known` that a step begins: it resets the values that it remembers, whatever
+    the last step wrote."""
     anything = torch.empty(())
     if has_torch_function((anything,)):
         handle_torch_function(begin_step, (anything,))
 
 
 class Known(TorchFunctionMode):
-    """Entered first of all function modes, so that it sees what the others make of a call.
+    """The mode that keeps known values. Entered first of all function modes, so that it sees the
+    calls that the others make.
 
-    `decided` has the names, among those that `name` was given, of the tensors whose values a
-    branch, a number or an index came from.
+    `decided` has the names (of those given to `name`) of the tensors whose values decided a
+    branch, a number or an index.
     """
 
     def __init__(self) -> None:
@@ -78,7 +79,8 @@ class Known(TorchFunctionMode):
             drop_constant(tensor)
 
     def name(self, tensors: Mapping[str, Tensor]) -> None:
-        """From here on these tensors are known only where `remember` says so, as they are now."""
+        """From here on these tensors, with their present values, are known only if `remember` says
+        so."""
         for name, tensor in tensors.items():
             value = self.values.get(tensor) if is_fake(tensor) else tensor
             if value is not None and value.numel() <= LARGEST:
@@ -88,12 +90,12 @@ class Known(TorchFunctionMode):
 
     @property
     def names(self) -> frozenset[str]:
-        """Of the tensors that may be remembered."""
+        """The names of the tensors that may be remembered."""
         return frozenset(self._named)
 
     def remember(self, names: Iterable[str]) -> None:
-        """Has these and no others of the named tensors known, with the values that they had;
-        nothing has decided yet."""
+        """Makes these of the named tensors known, and no others, with the values that they had;
+        clears `decided`."""
         self.decided.clear()
         self._remembered = tuple(names)
         for tensor, _ in self._named.values():
@@ -112,7 +114,7 @@ class Known(TorchFunctionMode):
         return {name: self._named[name][1] for name in names}
 
     def value_of(self, tensor: Tensor) -> Tensor | None:
-        """What the tensor holds, where that is known."""
+        """The value of the tensor if it is known, else None."""
         found: Tensor | None = self.values.get(tensor)
         return found
 
@@ -170,8 +172,8 @@ class Known(TorchFunctionMode):
     def _without_data(
         self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, known: bool
     ) -> Any:
-        """The result where all that the call reads is known, or what decides: masks, or single
-        numbers; else NotImplemented."""
+        """The result if everything that the call reads is known, or at least what decides (masks,
+        single numbers); else NotImplemented."""
         if known:
             self._decide(args, kwargs)
             return self._answer(func, args, kwargs)
@@ -198,11 +200,11 @@ class Known(TorchFunctionMode):
             return self.values[x].item()
 
     def _decide(self, *read: Any) -> None:
-        """What these were made from has decided something."""
+        """Notes that the tensors that these were made from have decided something."""
         self.decided |= self._origin(read)
 
     def _origin(self, *read: Any) -> frozenset[str]:
-        """The names of what these were made from."""
+        """The names of the tensors that these were made from."""
         tensors = [t for t in tree_leaves(read) if isinstance(t, Tensor)]
         return frozenset().union(*(self.origins.get(t, ()) for t in tensors))
 
@@ -216,7 +218,7 @@ class Known(TorchFunctionMode):
     def _follow(
         self, func: Callable[..., Any], name: str, args: Any, kwargs: Any, out: Any
     ) -> None:
-        """Makes the call on the values too, and keeps what it gives beside `out`."""
+        """Makes the call on the values too, and keeps its result as the value of `out`."""
         made = [t for t in tree_leaves(out) if isinstance(t, Tensor)]
         writes = _writes(name, kwargs)
         if not (made or writes) or any(not is_fake(t) or t.numel() > LARGEST for t in made):
@@ -262,7 +264,7 @@ class Known(TorchFunctionMode):
             return func(*tree_map(value, args), **tree_map(value, kwargs))
 
     def _answer(self, func: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """The result worked out on the values, with its tensors as constants of the trace."""
+        """The result computed on the values, with its tensors as constants of the trace."""
         return tree_map(
             lambda x: self._constant(x) if isinstance(x, Tensor) else x,
             self._call(func, args, kwargs),
@@ -290,7 +292,7 @@ class Known(TorchFunctionMode):
         return tuple(out)
 
     def _forget_memory(self, written: Any) -> None:
-        """Forgets what shares memory with a tensor that data was written to."""
+        """Forgets the values of tensors that share memory with one that data was written to."""
         gone = self.values.get(written) if isinstance(written, Tensor) else None
         if gone is not None:
             place = gone.untyped_storage().data_ptr()

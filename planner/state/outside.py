@@ -20,8 +20,8 @@ __all__ = ["check_kept", "check_leaves", "check_set", "set_by_loss", "take_out_u
 def set_by_loss(
     module: nn.Module, loss: Callable[..., Any], state: Mapping[str, Tensor]
 ) -> Iterator[list[tuple[Tensor, Tensor]]]:
-    """What the loss, where it is a module, has set its buffers to when the block ends, each
-    after the buffer; the loss then has the buffers that it had."""
+    """A context that yields a list of (buffer, new value), filled at its end with the buffers that
+    the loss (if it is a module) has replaced; the loss then gets its old buffers back."""
     parts = [part for prefix, part in trained_parts(module, loss) if prefix]
     before = [(child, dict(child._buffers)) for part in parts for child in part.modules()]
     found: list[tuple[Tensor, Tensor]] = []
@@ -36,7 +36,7 @@ def set_by_loss(
 
 
 def check_set(name: str, value: Tensor, given: Tensor) -> None:
-    """Raises NotTraceable unless a buffer can be what it is set to."""
+    """Raises NotTraceable unless a buffer can take the value that it is set to."""
     if value.requires_grad or (value.shape, value.dtype) != (given.shape, given.dtype):
         raise NotTraceable(
             f"buffer {name!r} is set to a tensor with a gradient, or of another shape or dtype: "
@@ -45,8 +45,8 @@ def check_set(name: str, value: Tensor, given: Tensor) -> None:
 
 
 def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
-    """Raises NotTraceable for a parameter that forward has set to another tensor: an optimizer
-    has the one from before, and the next step computes with what it was set to."""
+    """Raises NotTraceable for a parameter that forward has replaced by another tensor: an optimizer
+    would still update the old one, and the next step would compute with the new one."""
     for name, parameter in module.named_parameters():
         if parameter is not given.get(name, parameter):
             raise NotTraceable(
@@ -57,8 +57,8 @@ def check_kept(module: nn.Module, given: Mapping[str, Tensor]) -> None:
 
 
 def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: str) -> None:
-    """Raises NotTraceable for a constant that the loss has a gradient of, among the autograd
-    nodes behind it: no optimizer would be given it, and that is hardly meant."""
+    """Raises NotTraceable for a constant that gets a gradient, among the autograd nodes behind the
+    loss: no optimizer would get it, which is hardly intended."""
     names = {id(tensor): name for name, tensor in constants.items() if tensor.requires_grad}
     for node in nodes:
         name = names.get(id(getattr(node, "variable", None)))
@@ -74,8 +74,8 @@ def check_leaves(nodes: Iterable[Any], constants: Mapping[str, Tensor], model: s
 def take_out_unread(
     graph: torch.fx.Graph, names: list[str], constants: Mapping[str, Tensor]
 ) -> list[str]:
-    """Takes those constants out of the arguments of a graph that it does not read, and gives
-    their names: a model reaches many."""
+    """Removes from a graph's arguments the constants that it does not read, and returns their
+    names. A model can reach many constants."""
     graph.eliminate_dead_code()
     placeholders = [node for node in graph.nodes if node.op == "placeholder"]
     unread = [

@@ -1,9 +1,9 @@
-"""What a training step can reach beside its arguments: attributes of modules, containers and
-objects behind them, what functions close over (gradient hooks of parameters among them), the
+"""All that a training step can reach beside its arguments: attributes of modules, containers and
+objects behind them, closures of functions (gradient hooks of parameters among them), and the
 globals that the model's own code names.
 
 module, loss -> `Holder`s, each a place that keeps values, with the path by which the model's author
-knows it. In one order in every process.
+knows it. The order is the same in every process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from planner.torch_private.hooks import gradient_hooks
 
 __all__ = ["PLAIN", "Holder", "reachable"]
 
-#: What every module has of its own; whether it trains is a setting like any other.
+#: The attributes of every module; `training` is a setting like any other.
 _OWN = frozenset(vars(nn.Module())) - {"training"}
 #: Values that hold nothing.
 PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
@@ -42,8 +42,8 @@ _LEAVES = (
     logging.Logger,
     torch.Generator,
 )
-#: Libraries whose objects are not looked into: they keep books of their own, and change nothing
-#: that a step computes unseen.
+#: Libraries whose objects are not searched: they keep internal records, and do not change what a
+#: step computes unseen.
 _CLOSED = (
     "torch",
     "numpy",
@@ -71,8 +71,8 @@ class Holder:
     """A place that keeps values by key. `shared` ones are the process's (globals, attributes of a
     class), the others the model's.
 
-    `get` gives what it keeps now; `put` has it keep that again, where it can (an iterator cannot go
-    back); `name` is what the model's author calls the value of a key.
+    `get` returns its present contents; `put` restores them, if it can (an iterator cannot go back);
+    `name` is the name of a key's value, as the model's author knows it.
     """
 
     thing: Any
@@ -180,8 +180,8 @@ class _Walk:
             yield from (found,) if found is not None else ()
 
     def _module(self, path: str, module: nn.Module, shared: bool) -> Iterator[Holder]:
-        """A module's attributes. Of the modules of the model, what is registered is told by
-        itself."""
+        """A module's attributes. Those registered in modules of the model are reported
+        separately."""
 
         def get() -> _Contents:
             return {key: value for key, value in vars(module).items() if key not in _OWN}
@@ -227,8 +227,8 @@ class _Walk:
         return Holder(thing=thing, get=get, put=put, name=_attribute(path), shared=shared)
 
     def code_of(self, kind: type) -> None:
-        """What the classes of the model's author keep themselves, and what their code reads of
-        the module they stand in."""
+        """Attributes of the author's own classes, and the globals of their module that their code
+        reads."""
         if kind in self.coded:
             return
         for base in kind.__mro__:
@@ -247,8 +247,8 @@ class _Walk:
         self.coded.add(kind)
 
     def _own_functions(self, kind: type) -> list[types.FunctionType]:
-        """The functions of a class that the model's author wrote: looked up once a walk, since
-        every module has torch's base."""
+        """The functions of a class that the model's author wrote; looked up once per walk, since
+        every module has torch's base class."""
         if kind not in self.functions:
             every = map(_function_of, vars(kind).values())
             self.functions[kind] = [
@@ -258,7 +258,7 @@ class _Walk:
 
 
 def _function(path: str, function: types.FunctionType) -> Iterator[Holder]:
-    """What a function closes over, its defaults and, of the model's author, the globals that it
+    """A function's closure and defaults and, if the model's author wrote it, the globals that it
     names."""
     signature = inspect.signature(function)
     defaults = {
@@ -319,7 +319,7 @@ def _class(kind: type) -> Holder:
 
 
 def _stateful(path: str, thing: Any, shared: bool) -> Holder | None:
-    """Arrays, generators of random numbers and iterators: what they keep has no names."""
+    """The holder of an array, a random generator or an iterator: their contents have no names."""
 
     def holder(
         get: Callable[[], Any], put: Callable[[Any], None] | None, chance: bool = False
@@ -359,12 +359,12 @@ def _stateful(path: str, thing: Any, shared: bool) -> Holder | None:
     if isinstance(thing, Iterator):
         if hasattr(thing, "__length_hint__"):
             return holder(thing.__length_hint__, None)
-        return holder(object, _nothing)  # where it stands cannot be seen: as if every step moved it
+        return holder(object, _nothing)  # its position is hidden: as if every step moved it
     return None
 
 
 class _Shown:
-    """A value that is the same where it prints the same."""
+    """A value that equals another if both print the same."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -409,7 +409,7 @@ def _inside(cell: types.CellType) -> _Contents:
 
 
 def _nothing(_: _Contents) -> None:
-    """What cannot change needs no putting back."""
+    """A `put` that does nothing."""
 
 
 def _replace(kept: dict[str, Any], now: Mapping[str, Any], before: Mapping[str, Any]) -> None:

@@ -1,8 +1,8 @@
-"""Registered tensors that are views of one memory: a plan holds every parameter and buffer in
-memory of its own.
+"""Refuses registered tensors that share memory: a plan holds every parameter and buffer in memory
+of its own.
 
-module, graph -> nothing, or a refusal by name. What no step changes may share memory; so may parts
-of it that do not overlap, as the weights of a recurrent layer in one block do.
+module, graph -> nothing, or a refusal by name. Tensors that no step changes may share memory; so
+may tensors that do not overlap, such as the weights of a recurrent layer in one block.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ __all__ = ["check_apart"]
 
 
 def check_apart(state: State, graph: Graph, model: str) -> None:
-    """Raises NotTraceable where the step of a graph changes one tensor of a model's state and
-    another, which is registered too or which it reads, has numbers in the same place."""
+    """Raises NotTraceable if the step of a graph changes one tensor of a model's state, and another
+    one, registered or read by the step, overlaps it in memory."""
     names = {value.id: value.name for value in graph.values}
     read = set(names.values())
     named = {
@@ -61,7 +61,7 @@ def _overlap(one: Tensor, other: Tensor) -> bool:
 
 
 def _span(tensor: Tensor) -> tuple[int, int]:
-    """The places of the first and the last element, counted in elements."""
+    """The offsets of the first and the last element in memory, in elements."""
     first = int(tensor.storage_offset())
     return first, first + sum(
         (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)

@@ -1,7 +1,7 @@
-"""What a step can reach, kept as it stands: what has changed since, and a way back.
+"""A snapshot of all that a step can reach: it lists what has changed since, and can restore it.
 
-module, loss -> `Snapshot` -> `Change`s. Tensors are compared by identity: what is written in place
-is in the graph. Plain values are compared by value, containers by what they hold.
+module, loss -> `Snapshot` -> `Change`s. Tensors are compared by identity: writes in place are in
+the graph. Plain values are compared by value, containers by their contents.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from planner.state.reachable import PLAIN, Holder, reachable
 
 __all__ = ["ABSENT", "Change", "Snapshot"]
 
-#: What a key that is not there holds.
+#: The value of a missing key.
 ABSENT = type("Absent", (), {"__repr__": lambda _: "nothing"})()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """A value that is not what it was."""
+    """A value that has changed."""
 
     holder: Holder
     key: Any
@@ -34,13 +34,13 @@ class Change:
 
     @property
     def name(self) -> str:
-        """What the model's author calls it; of an item that has come or gone, what holds it."""
+        """Its name, as the model's author knows it; for an added or removed item, its holder's."""
         name = self.holder.name(self.key)
         return re.sub(r"\[[^\[\]]*\]$", "", name) if self.resizes else name
 
     @property
     def resizes(self) -> bool:
-        """Whether a container holds more than it did, or less."""
+        """Whether a container has gained or lost an item."""
         if isinstance(self.holder.thing, set):
             return len(self.old) != len(self.new)
         return isinstance(self.holder.thing, dict | list | deque) and (
@@ -49,17 +49,17 @@ class Change:
 
 
 class Snapshot:
-    """All that a step can reach, as it stands now."""
+    """The present contents of all that a step can reach."""
 
     def __init__(self, module: nn.Module, loss: Any) -> None:
         self._held = [(holder, holder.get()) for holder in reachable(module, loss)]
 
     def changes(self) -> list[Change]:
-        """What is not as it was."""
+        """The changes since the snapshot."""
         return [change for holder, before in self._held for change in _changes(holder, before)]
 
     def restore(self) -> None:
-        """Puts all back that can be."""
+        """Restores everything that can be restored."""
         for holder, before in self._held:
             if holder.put is not None and next(_changes(holder, before), None) is not None:
                 holder.put(before)

@@ -1,4 +1,4 @@
-"""Which line of the model's own code an error or an op comes from."""
+"""The line of the model's own code that an error or an op comes from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 __all__ = ["from_frames", "from_text", "is_own"]
 
-#: Files beside the built-in models that hold no model: they build or wrap those of others.
+#: Files in the models' folder that define no model: they build or wrap models of others.
 _NO_MODELS = (
     "hugging_face.py",
     "hugging_face_module.py",
@@ -32,12 +32,12 @@ _Line = tuple[str, str, str]
 
 def from_frames(frames: Iterable[traceback.FrameSummary]) -> str:
     """`FILE:LINE (CODE)` of the innermost frame in the user's code, else in that of an installed
-    model; empty where there is none."""
+    model; empty if there is none."""
     return _told([(frame.filename, str(frame.lineno), str(frame.line)) for frame in frames])
 
 
 def from_text(stack: str) -> str:
-    """The same, of a stack trace as text."""
+    """The same, from a stack trace as text."""
     return _told(re.findall(r'File "(.*?)", line (\d+), in .*\n +(.*)', stack))
 
 
@@ -48,8 +48,8 @@ def is_own(file: str) -> bool:
 
 
 def _told(lines: list[_Line]) -> str:
-    """The place in what the trace called: the script that asked for a plan is the user's too,
-    and says nothing."""
+    """The place among the frames below the trace: the script that asked for a plan is the user's
+    too, but says nothing about the model."""
     begin = max((at + 1 for at, line in enumerate(lines) if Path(line[0]) == _TRACE), default=0)
     lines = lines[begin:]
     own = [line for line in lines if _is_own(Path(line[0]))] or [

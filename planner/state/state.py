@@ -1,9 +1,9 @@
-"""The tensors that a step reads beside its batch: parameters, buffers, and what the model or the
-loss holds without registering it.
+"""The tensors that a step reads beside its batch: parameters, buffers, and tensors that the model
+or the loss holds without registering them.
 
 module, loss -> `State`. A loss that is a module counts as a part of the model: its parameters are
-trained, its buffers are buffers. Whatever else is reachable is a constant, as it is to plain torch:
-no optimizer is given it.
+trained, its buffers are buffers. Any other reachable tensor is a constant, as in plain torch: no
+optimizer gets it.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ __all__ = ["State", "cast_constants", "trained_parts", "registered", "state_of"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class State:
-    """By name, each tensor once: parameters that are trained; buffers, frozen parameters among
-    them; and constants."""
+    """Tensors by name, each once: trained parameters; buffers, frozen parameters included; and
+    constants."""
 
     trained: Mapping[str, nn.Parameter]
     buffers: Mapping[str, Tensor]
@@ -34,19 +34,19 @@ class State:
 
     @property
     def kept(self) -> dict[str, Tensor]:
-        """All that is not trained."""
+        """All tensors that are not trained."""
         return {**self.buffers, **self.constants}
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """All."""
+        """All tensors."""
         return {**self.trained, **self.kept}
 
 
 def state_of(module: nn.Module, loss: Any) -> State:
-    """What the step of a module and a loss reads beside its batch. Names of a loss module's
-    tensors begin with `loss.`; those of constants are what the model's author would write
-    (`blocks.0.mask`, `loss.alpha`, `FILE.WEIGHTS`)."""
+    """The state that the step of a module and a loss reads. Names of a loss module's tensors begin
+    with `loss.`; constants have the names that the model's author would write (`blocks.0.mask`,
+    `loss.alpha`, `FILE.WEIGHTS`)."""
     trained, buffers = registered(module, loss)
     constants: dict[str, Tensor] = {}
     seen = {id(tensor) for tensor in (*trained.values(), *buffers.values())}
@@ -58,7 +58,7 @@ def state_of(module: nn.Module, loss: Any) -> State:
 
 
 def registered(module: nn.Module, loss: Any) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:
-    """The parameters that are trained, and the buffers and frozen parameters, each once."""
+    """The trained parameters, and the buffers and frozen parameters; each tensor once."""
     trained: dict[str, nn.Parameter] = {}
     frozen: dict[str, nn.Parameter] = {}
     buffers: dict[str, Tensor] = {}
@@ -76,8 +76,8 @@ def registered(module: nn.Module, loss: Any) -> tuple[dict[str, nn.Parameter], d
 
 
 def trained_parts(module: nn.Module, loss: Any) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that are trained, each with what the names of its tensors begin with: the
-    model, and the loss where it is one, or a method of one."""
+    """The trained modules, each with the prefix of its tensors' names: the model, and the loss if
+    it is a module, or a method of one."""
     yield "", module
     part = loss if isinstance(loss, nn.Module) else getattr(loss, "__self__", None)
     if isinstance(part, nn.Module) and all(part is not child for child in module.modules()):
@@ -85,9 +85,9 @@ def trained_parts(module: nn.Module, loss: Any) -> Iterator[tuple[str, nn.Module
 
 
 def cast_constants(module: nn.Module, loss: Callable[..., Any], dtype: torch.dtype) -> None:
-    """Widens the model's and the loss's own float32 constants to float64, where that is the
-    dtype of parameters: no value changes, and where torch takes operands of one dtype alone, it
-    takes them. What belongs to the process stays."""
+    """Widens the model's and the loss's own float32 constants to float64 if parameters have that
+    dtype. No value changes, and ops that need operands of one dtype accept them. Constants that
+    belong to the process stay as they are."""
     if dtype != torch.float64:
         return
     own = {

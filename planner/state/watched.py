@@ -1,5 +1,5 @@
-"""A number that tells of every use but counting on: what a step does with a number that changes
-from step to step."""
+"""A number that notes every use except arithmetic, to find out whether a step uses a number that
+changes from step to step."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ __all__ = ["Watched", "plain"]
 
 
 class Watched:
-    """Stands for a number. Arithmetic gives another such number of the same root; whatever takes
-    a decision, makes an index or leaves Python sets `asked` of the root. Printing it does not."""
+    """A proxy of a number. Arithmetic gives another proxy with the same root; a decision, an index
+    or a use outside Python sets the root's `asked`. Printing does not."""
 
     def __init__(self, value: Any, root: Watched | None = None) -> None:
         self.value, self.root, self._asked = plain(value), self if root is None else root, False
 
     @property
     def asked(self) -> bool:
-        """Whether it was used otherwise than in arithmetic."""
+        """Whether it was used other than in arithmetic."""
         return self.root._asked
 
     def tell(self) -> Any:
-        """The number, which somebody uses."""
+        """The number; notes that it is used."""
         self.root._asked = True
         return self.value
 
@@ -42,7 +42,7 @@ class Watched:
 
 
 def plain(value: Any) -> Any:
-    """The number that a watched one stands for; other things as they are."""
+    """The number behind a proxy; anything else unchanged."""
     return value.value if isinstance(value, Watched) else value
 
 

@@ -1,7 +1,7 @@
-"""What one op, one collective or one update costs on one mesh of one cluster.
+"""The costs of ops, collectives and updates on one mesh of one cluster.
 
-These three records are the one place where the planner asks `cost_models`. Every figure is of one
-device: devices do the same, side by side.
+These three records are the only place where the planner asks `cost_models`. Every figure is per
+device: all devices do the same, side by side.
 """
 
 from __future__ import annotations

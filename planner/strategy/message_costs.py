@@ -1,5 +1,5 @@
-"""What a collective costs on one mesh of one cluster, what the copies around it cost, and so what a
-change of layout costs."""
+"""The cost of a collective on one mesh of one cluster, of the copies around it, and so of a change
+of layout."""
 
 from __future__ import annotations
 

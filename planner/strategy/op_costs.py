@@ -1,4 +1,4 @@
-"""What an op costs on one shard: its kernel, its dispatch and the collectives inside it."""
+"""The cost of an op on one shard: its kernel, its dispatch and the collectives inside it."""
 
 from __future__ import annotations
 

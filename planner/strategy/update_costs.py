@@ -1,5 +1,5 @@
-"""What the update costs: the optimizer's step on a parameter's piece, what clips gradients, what
-gathers the new parameters, and what all that holds between steps."""
+"""The cost of the update: the optimizer's step on a parameter's piece, clipping gradients,
+gathering the new parameters; and the bytes that it holds between steps."""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
-"""A model built and traced as the one process of its training, wherever that happens.
+"""Builds and traces a model as if in the only process of its training, in the planner and in every
+rank.
 
 A model may ask whether it is one of several processes (`if dist.is_initialized():
-dist.all_reduce(...)`, `WORLD_SIZE`), and reduce by itself what a plan reduces. A plan is of the
-whole step on the whole batch: there is one process, when planning and in every rank.
+dist.all_reduce(...)`, `WORLD_SIZE`), and then reduce by itself what the plan reduces. A plan is for
+the whole step on the whole batch, so the model must see one process.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch.distributed as dist
 
 __all__ = ["alone"]
 
-#: What launchers tell a process of its place.
+#: The environment variables by which launchers tell a process its rank.
 _PLACE = (
     "RANK",
     "LOCAL_RANK",
@@ -30,7 +31,8 @@ _PLACE = (
 
 @contextmanager
 def alone() -> Iterator[None]:
-    """Within it `torch.distributed` has no process group, and the environment names no rank."""
+    """A context in which `torch.distributed` has no process group and the environment names no
+    rank."""
     group = dist.group.WORLD if dist.is_available() else None
     place = {name: os.environ.pop(name) for name in _PLACE if name in os.environ}
     if group is not None:

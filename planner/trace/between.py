@@ -1,10 +1,10 @@
-"""What a step does between the blocks of its stacks, forward and backward: whether every block is
-treated as those that are traced.
+"""Records what a step does between the blocks of its stacks, forward and backward, to check that
+every block is treated like those that are traced.
 
 Module, stacks -> `Between`. The step runs on fake tensors with a stand-in for every block, which
-gives results like a block's at no cost, and each op outside the blocks is written down as seen from
-the block before it. A parent that does something to one block by its number, or by how many there
-are, shows in what is written down.
+returns results like a block's at no cost. Each op outside the blocks is logged as seen from the
+block before it. If a parent does something to a block by its number, or by the number of blocks,
+the log shows it.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from planner.trace.stacks import Run
 __all__ = ["Between", "Unlike", "between"]
 
 
-#: What an op is written down under: (number of the run, phase, block), or (-1, phase, 0) before any
-#: block.
+#: The part of the log that an op is in: (number of the run, phase, block), or (-1, phase, 0) before
+#: any block.
 Part = tuple[int, str, int]
 _VALUES = (
     bool,
@@ -52,9 +52,9 @@ class Unlike(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """The ops outside the blocks, in words, by the part they are in; the third block stands for
-    all but the first and last two. Equal for a module and its shortened one if each treats its
-    blocks as the other does."""
+    """The ops outside the blocks, as words, by part; the third block represents all but the first
+    two and the last two. Equal for a module and its shortened version if both treat their blocks
+    the same."""
 
     parts: tuple[tuple[Part, tuple[Any, ...]], ...]
 
@@ -62,10 +62,10 @@ class Between:
 def between(
     module: nn.Module, runs: tuple[Run, ...], loss: Callable[[], Tensor], given: Iterable[Tensor]
 ) -> Between:
-    """What `loss`, which runs the module, and its gradient do outside the blocks of the runs;
-    `given` are the tensors that the step starts from beside the module's.
+    """The ops outside the blocks of the runs in `loss()`, which runs the module, and its gradient;
+    `given` are the tensors that the step starts from, beside the module's.
 
-    Raises `Unlike` where not the same is done to all blocks of a run.
+    Raises `Unlike` if the blocks of a run are not all treated the same.
     """
     log = _Log(module, runs, given)
     with ExitStack() as entered:
@@ -84,15 +84,14 @@ def between(
 
 
 class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Writes every op down: its name, its plain arguments, and where each tensor that it reads
-    comes from."""
+    """Logs every op: its name, its plain arguments, and where each of its operands comes from."""
 
     def __init__(self, module: nn.Module, runs: tuple[Run, ...], given: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lengths = [run.length for run in runs]
         self.anchor = torch.zeros(
             (), requires_grad=True
-        )  # so that a block whose inputs have no gradient has results with one
+        )  # so that a block's results need gradients even if its inputs do not
         self.paused = False
         self.part: Part = (-1, "forward", 0)
         self.words: dict[Part, list[Any]] = {self.part: []}
@@ -113,7 +112,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.made([tensor], part)
 
     def enter(self, part: Part) -> None:
-        """From here on ops are written down under `part`."""
+        """From here on, ops are logged under `part`."""
         if part in self.words:
             raise Unlike
         self.part = part
@@ -139,7 +138,7 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.words[self.part].append((what, *map(self._word, arguments)))
 
     def made(self, values: Iterable[Any], part: Part | None = None) -> None:
-        """What has no value of its own is known from here on as made in the part."""
+        """Records values that are new as made in the part (default: the present one)."""
         part = part or self.part
         for value in values:
             if not isinstance(value, _VALUES) and id(value) not in self.homes:
@@ -158,8 +157,8 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return self._seen(*self.homes[id(value)])
 
     def _seen(self, home: Part, number: int) -> Any:
-        """Where a value comes from, as the present part sees it: from the first or last block,
-        or from one beside it."""
+        """Where a value comes from, as seen from the present part: the first or last block, or one
+        nearby."""
         (run, phase, block), (mine, _, at) = home, self.part
         if run < 0:
             return "outside", phase, number
@@ -172,8 +171,8 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return "beside", block - at, run, phase, number
 
     def compared(self) -> Between:
-        """Raises `Unlike` where the blocks of a run between first and last differ in what is
-        done to them, or in order."""
+        """The log as a `Between`. Raises `Unlike` if the inner blocks of a run are treated
+        differently, or do not run in order."""
         left = dict(self.words)
         for run, length in enumerate(self.lengths):
             for phase, blocks in (
@@ -208,9 +207,9 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _same(one: Any, other: Any) -> bool:
-    """Whether a block's words are those of one with inner blocks on both sides. What the second
-    reads of the first, and the last but one of the last, is another thing to it; the shortened
-    module has all of these too."""
+    """Whether a block's words equal those of one with inner blocks on both sides. The second block
+    reads from the first, and the last but one from the last, in other words; the shortened module
+    has these blocks too."""
     if isinstance(one, (tuple, list)) and isinstance(other, (tuple, list)):
         if one[:1] == ("end",) and one[1] and other[:2] == ("beside", one[1]):
             return True
@@ -225,8 +224,8 @@ def _same(one: Any, other: Any) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Template:
-    """What a block returned: its nest, and of each leaf the number of the input that it is, or a
-    tensor like it, or the value; for inputs of these shapes and dtypes."""
+    """A block's result: its nesting and, for each leaf, the number of the input that it is, or a
+    tensor like it, or its value; for inputs of these shapes and dtypes."""
 
     inputs: list[tuple[torch.Size, torch.dtype]]
     spec: Any
@@ -235,13 +234,13 @@ class _Template:
 
 
 class _Place(int):
-    """A leaf that is an input (from 0 on) or, counted back from -1, a new tensor."""
+    """A leaf that is an input (0, 1, ...) or a new tensor (-1, -2, ...)."""
 
 
 @contextmanager
 def _stand_in(module: nn.Module, log: _Log, run: int, block: int) -> Iterator[None]:
-    """Within it a call of the block gives results like a block's. The first two do run, so that
-    there is something to be like."""
+    """A context in which a call of the block returns results like a block's. The first two blocks
+    do run, to provide examples."""
     forward, own = module.forward, vars(module).get("forward")
 
     @functools.wraps(forward)
@@ -293,8 +292,8 @@ def _placed(leaf: Any, inputs: list[Tensor], made: tuple[Tensor, ...]) -> Any:
 
 
 class _Block(torch.autograd.Function):
-    """New tensors like a block's results, with a backward that gives new tensors like its
-    inputs."""
+    """Returns new tensors like a block's results; its backward returns new tensors like the
+    block's inputs."""
 
     @staticmethod
     def forward(

@@ -1,9 +1,8 @@
-"""The blocks of a shortened stack in its graph: where each begins and ends, and whether they are
-the same.
+"""Finds the blocks of a shortened stack in its graph, and checks that they are the same.
 
-Graph, stack -> `Homes`. In the order of execution a block's forward runs from its first op to the
-next block's, and its backward likewise. The second, third and fourth block must be the same ops on
-the same values, each counted from its own block.
+Graph, stack -> `Homes`. In the order of execution, a block's forward extends from its first op to
+the next block's first op, and its backward likewise. The second, third and fourth block must have
+the same ops on the same values, relative to each block.
 """
 
 from __future__ import annotations
@@ -23,13 +22,12 @@ __all__ = ["INNER", "Homes", "NotAlike", "Place", "Segments", "replaced", "segme
 INNER = (0, 1, 2)
 REPEATED = 1
 
-#: Where something of a block is: (whether of its forward, backward or what it is given, its place
-#: there).
+#: The place of something in a block: (forward, backward or given; index there).
 Place = tuple[str, int]
 
 
 class NotAlike(Exception):
-    """The blocks are not the same, or something outside reads one that is repeated."""
+    """The blocks are not the same, or an op outside reads a repeated one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +45,8 @@ class Segments:
 
 
 def segments_of(graph: Graph, stack: Stack) -> Segments:
-    """Where the blocks begin and end. Raises NotAlike where they do not run one after the other,
-    back in the reverse order."""
+    """The ranges of the blocks. Raises NotAlike if they do not run one after another, and backward
+    in reverse order."""
     numbers = (stack.start, *stack.inner, stack.start + 4)
     first = {phase: _first_nodes(graph, stack, phase) for phase in ("forward", "backward")}
     if any(set(numbers) - set(found) for found in first.values()):
@@ -83,8 +81,8 @@ def _first_nodes(graph: Graph, stack: Stack, phase: str) -> dict[int, int]:
 
 
 class Homes:
-    """Which of the compared blocks a value, a parameter or a number of a mask is of, and where
-    in it."""
+    """The compared block that a value, a parameter or a mask's serial number belongs to, and its
+    place there."""
 
     def __init__(self, graph: Graph, segments: Segments) -> None:
         self.graph, self.segments, self.stack = graph, segments, segments.stack
@@ -118,8 +116,7 @@ class Homes:
                 counts[block] += 1
 
     def check(self) -> None:
-        """Raises NotAlike unless the blocks are the same, and nothing but their neighbours reads
-        them."""
+        """Raises NotAlike unless the blocks are the same and only their neighbours read them."""
         for spans in (self.segments.forward, self.segments.backward):
             _check_same(
                 [
@@ -142,7 +139,7 @@ class Homes:
         assert self.stride >= 0
 
     def _word(self, node: Node, block: int) -> Any:
-        """All there is of a node, what it reads as seen from its block."""
+        """Everything about a node, with its operands as seen from its block."""
         path = (
             self.stack.renamed(node.path, by=-self.stack.inner[block])
             if self._is_inner(node.path)
@@ -167,7 +164,7 @@ class Homes:
 
     @cached_property
     def stride(self) -> int:
-        """How many numbers of masks a block takes."""
+        """How many serial numbers of masks a block takes."""
         places = {place for _, place in self.by_serial}
         strides = {
             self.by_serial[b + 1, place] - self.by_serial[b, place]
@@ -180,7 +177,7 @@ class Homes:
 
     @cached_property
     def fourth_serial(self) -> int | None:
-        """The first number of the fourth block."""
+        """The first serial number of the fourth block."""
         return min(
             (number for number, (block, _) in self.serials.items() if block == 2), default=None
         )
@@ -204,8 +201,8 @@ class Homes:
         _check_same([seen[block] for block in INNER])
 
     def _check_outside(self) -> None:
-        """What is before the second block or after the fourth may read those, and none may read
-        the third."""
+        """Raises NotAlike if an op outside the compared blocks reads one of them other than the
+        adjacent one."""
         first, last = self.segments.forward[0][0], self.segments.backward[0][1]
         for node in self.graph.nodes:
             if node.index in self.nodes:
@@ -221,9 +218,9 @@ class Homes:
 
 
 def _check_same(words: list[Any]) -> None:
-    """Raises NotAlike unless three blocks' words are equal. What the second reads of the block
-    before it, and the fourth of the one after it, is outside of what is compared: the third
-    shows both."""
+    """Raises NotAlike unless three blocks' words are equal. References of the second block to the
+    block before it, and of the fourth to the one after it, are not compared: the third shows
+    both."""
     if not (_same(words[0], words[1], -1) and _same(words[2], words[1], 1)):
         raise NotAlike
 
@@ -239,7 +236,7 @@ def _same(one: Any, other: Any, edge: int) -> bool:
 
 
 def replaced(args: Any, ref: Any, serial: Any) -> Any:
-    """Nested arguments with refs and numbers of masks replaced."""
+    """Nested arguments with refs and serial numbers replaced."""
     if isinstance(args, Ref):
         return ref(args.id)
     if isinstance(args, Serial):

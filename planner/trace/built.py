@@ -1,9 +1,9 @@
-"""The workload under fake tensors: built there, or, if its builder needs real ones, built as it
-runs and made fake afterwards.
+"""Builds the workload under fake tensors or, if its builder needs real ones, builds it for real and
+then replaces its tensors by fake ones.
 
 A builder that reads values (an initialisation that draws until all is in range, a permutation or a
-lazy layer's first call, a table that goes through numpy) cannot run without memory. Then the model
-is built for real, once, as every rank does anyway.
+lazy layer's first call, a table made by numpy) cannot run on fake tensors. Then the model is built
+for real, once, as in every rank.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from planner.workload.workload import Workload
 
 __all__ = ["FAILURES", "built", "really_built", "worth_building"]
 
-#: Elements of a model that is not built for real to learn its buffers.
+#: A model of more elements than this is not built for real only to learn its buffers.
 _LARGEST = 1 << 28
 
-#: What a person's code raises that is run under other conditions than theirs.
+#: Exceptions that user code may raise because it runs under fake tensors.
 FAILURES = (
     UserError,
     RuntimeError,
@@ -40,8 +40,8 @@ FAILURES = (
 
 
 def built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int) -> Workload:
-    """The workload that `build` makes, with fake tensors; to be called under the mode. Raises
-    what building raises."""
+    """The workload that `build` returns, with fake tensors; to be called under the mode. Raises
+    whatever `build` raises."""
     try:
         return build()
     except FAILURES as fake:
@@ -56,8 +56,8 @@ def built(build: Callable[[], Workload], mode: FakeTensorMode, known: Known, see
 def really_built(
     build: Callable[[], Workload], mode: FakeTensorMode, known: Known, seed: int
 ) -> Workload:
-    """The workload with the values that a run under the seed begins with, its tensors then made
-    fake; of buffers and of what plain attributes hold, the values stay known."""
+    """The workload as a run under the seed begins with it, its tensors then replaced by fake ones.
+    The values of buffers and of plain attributes stay known."""
     with without_modes():
         seed_all(seed)
         real = build()
@@ -65,8 +65,8 @@ def really_built(
 
 
 def worth_building(workload: Workload, known: Known) -> bool:
-    """Whether a step that could not be traced may be with the values of buffers that were made
-    under fake tensors from random numbers or from data: edges of a graph, a permutation, a mask."""
+    """Whether a step that could not be traced might be if the values of buffers were known that
+    come from random numbers or from data: edges of a graph, a permutation, a mask."""
     state = workload.state()
     return (
         not known.names >= set(state.kept)
@@ -75,8 +75,8 @@ def worth_building(workload: Workload, known: Known) -> bool:
 
 
 class _Fakes:
-    """Fake tensors for real ones, each once. What a plain attribute holds is a constant, and
-    stays known."""
+    """Replaces real tensors by fake ones, each once. Tensors in plain attributes are constants, and
+    stay known."""
 
     def __init__(self, mode: FakeTensorMode, known: Known) -> None:
         self.mode, self.known = mode, known
@@ -91,7 +91,7 @@ class _Fakes:
         return replace(real, batch=batch)
 
     def value(self, value: Any) -> Any:
-        """The same value with fake tensors in it; lists and dicts stay the objects they are."""
+        """The value with fake tensors in it; lists and dicts remain the same objects."""
         if isinstance(value, Tensor):
             return self.tensor(value)
         if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What an error means that torch raises while tracing, where its own words do not say what to
+"""Explanations of errors that torch raises while tracing, if its own message does not say what to
 do."""
 
 from __future__ import annotations
@@ -7,23 +7,23 @@ import traceback
 
 __all__ = ["cause_of"]
 
-#: Part of what torch says, and what to do.
+#: Part of torch's message -> what to do.
 _SAID = {
     "can't be used with nn.DataParallel": "nn.DataParallel splits the batch, as a plan does: give the module inside, model.module",
     "not supported on ScriptModules": "a scripted module hides its modules: give the one that torch.jit.script was called on",
 }
-#: Of errors for want of a value: the file that asks for it.
+#: For errors about a missing value: the file that asks for it -> what to do.
 _FROM = {
     "torch/nn/utils/rnn.py": "the shape of a packed sequence depends on values: pad the batch to one length, and mask the loss",
     "torch/nn/modules/batchnorm.py": "batch norm with momentum=None reads how many batches it has seen: give it a momentum",
 }
-#: What fake tensors raise where a value decides: their classes are private.
+#: Names of the (private) classes of errors of fake tensors whose value is asked for.
 _NEEDS_VALUES = ("DataDependentOutputException", "DynamicOutputShapeException")
 
 
 def cause_of(error: Exception, said: str) -> str:
-    """What is wrong and what to do; empty where torch's own words, `said`, are all that is
-    known."""
+    """What is wrong and what to do; empty if nothing is known beyond torch's own message,
+    `said`."""
     for part, cause in _SAID.items():
         if part in said:
             return cause

@@ -1,4 +1,4 @@
-"""Ops taken apart while tracing, so that each piece can be split on its own.
+"""Ops decomposed while tracing, so that each piece can be split on its own.
 
 A mean is a sum and a division by the global count; a bias is added after the product, where a
 partial product has been reduced.
@@ -79,8 +79,8 @@ def _std(
 
 
 def _checked(ids: Tensor, size: int, wrap: bool) -> Tensor:
-    """The ids as rows from 0 on: the gradient of an embedding does not look whether there is
-    such a row."""
+    """The ids as row numbers from 0 on, checked: the gradient of an embedding does not check
+    them."""
     found: Tensor = torch.ops.shardwright.checked_ids.default(ids, size, wrap)
     return found
 
@@ -93,8 +93,8 @@ def _index_put(
     *,
     wrap: bool = True,
 ) -> Any:
-    """The gradient of `table[ids]` as that of an embedding, which can be split over the ids;
-    `x[mask] = number` as a choice."""
+    """The gradient of `table[ids]` becomes that of an embedding, which can be split over the ids;
+    `x[mask] = number` becomes a `where`."""
     ids = indices[0]
     if (
         not accumulate
@@ -128,8 +128,8 @@ def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: flo
 
 
 def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
-    """What stands in x once source is copied to it, lying in memory as x does, since views of x
-    may be taken of it."""
+    """The value of x after source is copied to it, with the strides of x, since views of x may be
+    taken of it."""
     out = aten.expand.default(source.to(x.dtype), list(x.shape))
     if (
         out.stride() == x.stride()
@@ -144,7 +144,7 @@ def _copy(x: Tensor, source: Tensor, non_blocking: bool = False) -> Any:
 
 
 def _as_strided(x: Tensor, size: list[int], stride: list[int], offset: int | None = None) -> Any:
-    """A view by strides that are those of the rows of a new shape is that view."""
+    """A strided view becomes a plain view if its strides are the row-major ones of its shape."""
     plain = [math.prod(size[d + 1 :]) for d in range(len(size))]
     same = all(a == b or n == 1 for a, b, n in zip(stride, plain, size, strict=True))
     if offset or not same or not x.is_contiguous() or math.prod(size) != x.numel():
@@ -165,7 +165,7 @@ def _fill(x: Tensor, value: Tensor) -> Any:
 
 
 def _fill_diagonal_in_place(x: Tensor, value: float, wrap: bool = False) -> Any:
-    """The one op of its kind that torch gives no form without writing."""
+    """`fill_diagonal_` as an op that returns a new tensor, since torch has no such form of it."""
     if x.dim() != 2 or (wrap and x.shape[0] > x.shape[1]):
         return NotImplemented
     rows, columns = (aten.arange.default(n, device=x.device) for n in x.shape)
@@ -174,7 +174,7 @@ def _fill_diagonal_in_place(x: Tensor, value: float, wrap: bool = False) -> Any:
 
 
 def _safe_softmax(x: Tensor, dim: int, dtype: torch.dtype | None = None) -> Any:
-    """A softmax that is 0 where every entry is minus infinity."""
+    """A softmax that is 0 if every entry is -inf."""
     x = x if dtype is None else x.to(dtype)
     masked = aten.all.dim(aten.eq.Scalar(x, float("-inf")), dim, True)
     return aten.where.self(
@@ -187,9 +187,9 @@ def _new_empty_strided(x: Tensor, size: list[int], stride: list[int], **kwargs: 
 
 
 def decomposition_table() -> dict[Any, Any]:
-    """Ops taken apart so that each piece can be split on its own: a mean is a sum and a division
-    by the global count, and a bias is added after the product, where a partial product has been
-    reduced."""
+    """Decompositions, by op, after which each piece can be split on its own: a mean becomes a sum
+    and a division by the global count, and a bias is added after the product, once a partial
+    product has been reduced."""
     table = decompositions(
         [
             aten.mse_loss,

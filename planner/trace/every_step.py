@@ -22,11 +22,10 @@ __all__ = ["same_every_step"]
 def same_every_step(
     workload: Workload, state: State, known: Known, once: Callable[[Callable[[], None]], Traced]
 ) -> Traced:
-    """What `once` traces, where every step is the one that it traced; `state` is the workload's.
-    The workload is left as it was given.
+    """The result of `once`, checked to hold for every step; `state` is the workload's. Leaves the
+    workload unchanged.
 
-    Raises NotTraceable where a step depends on the one before it, otherwise than by tensors of the
-    graph.
+    Raises NotTraceable if a step depends on the one before it other than by tensors of the graph.
     """
     known.forget([*state.trained.values(), *workload.batch])
     known.name(state.kept)
@@ -64,8 +63,8 @@ def same_every_step(
 
 
 def _decided(known: Known, constants: frozenset[str], once: Callable[[], Traced]) -> Traced:
-    """What `once` traces. Buffers are data, unless a step cannot be traced so: then those decide
-    that no step changes."""
+    """The result of `once`. Buffers are data; only if a step cannot be traced so, the values of
+    buffers that no step changes may decide branches."""
     known.remember(constants & known.names)
     try:
         return once()
@@ -81,5 +80,5 @@ def _decided(known: Known, constants: frozenset[str], once: Callable[[], Traced]
 
 
 def _written(traced: Traced) -> set[str]:
-    """The names of what the step writes."""
+    """The names of the buffers that the step writes."""
     return {traced.graph.values[value].name for value, _ in traced.graph.updates}

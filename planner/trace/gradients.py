@@ -1,7 +1,7 @@
-"""The gradients of a step's parameters, as `loss.backward()` gives them.
+"""The gradients of a step's parameters, as after `loss.backward()`.
 
-Loss, parameters -> a gradient each, or None of one that takes no part. An optimizer leaves such a
-parameter alone, and so does a plan.
+Loss, parameters -> a gradient each, or None for a parameter that takes no part. An optimizer leaves
+such a parameter alone, and so does a plan.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ __all__ = ["check_sparse", "check_untouched", "gradients_of"]
 def gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tensor | None]:
     """The gradients by name.
 
-    Autograd functions that run a backward pass of their own (reversible layers, checkpoints of the
-    reentrant kind) leave their parameters' gradients on the parameters: those are added to what
-    autograd itself returns.
+    Autograd functions that run a backward pass of their own (reversible layers, reentrant
+    checkpoints) leave gradients on their parameters: those are added to the ones that autograd
+    returns.
     """
     with _no_gradients(list(weights.values())), checkpoints_allowed():
         returned = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
@@ -37,9 +37,9 @@ def gradients_of(loss: Tensor, weights: Mapping[str, Tensor]) -> dict[str, Tenso
 def check_sparse(
     tables: Sequence[Tensor], weights: Mapping[str, Tensor], workload: Workload
 ) -> None:
-    """Raises NotTraceable if `tables` of embeddings ask for sparse gradients and the optimizer
-    is another than plain SGD. To plain SGD a row without a gradient is one with a gradient of 0,
-    and they are planned as dense."""
+    """Raises NotTraceable if `tables` of embeddings ask for sparse gradients and the optimizer is
+    not plain SGD. For plain SGD a row without a gradient is the same as one with a gradient of 0,
+    so they are planned as dense."""
     moving = [f"{key}={value}" for key, value in workload.optimizer_settings.items() if value]
     if tables and (workload.optimizer != "sgd" or moving):
         names = [
@@ -55,8 +55,8 @@ def check_sparse(
 def check_untouched(
     names: Sequence[str], weights: Mapping[str, Tensor], loss: Callable[[], Tensor], model: str
 ) -> None:
-    """Raises NotTraceable unless the parameters `names`, which got no gradient when recorded,
-    get none from `loss().backward()`."""
+    """Raises NotTraceable if one of the parameters `names`, which got no gradient when recorded,
+    gets one from `loss().backward()`."""
     with _no_gradients(list(weights.values())):
         loss().backward()  # type: ignore[no-untyped-call]
         lost = [name for name in names if weights[name].grad is not None]
@@ -75,8 +75,8 @@ def _sum(one: Tensor | None, other: Tensor | None) -> Tensor | None:
 
 @contextmanager
 def _no_gradients(weights: Sequence[Tensor]) -> Iterator[None]:
-    """Within it the parameters begin without gradients, and afterwards they have those of
-    before."""
+    """A context in which the parameters begin without gradients; restores their old ones at the
+    end."""
     before = [weight.grad for weight in weights]
     for weight in weights:
         weight.grad = None

@@ -1,7 +1,7 @@
-"""The module that runs, told to every op as it is recorded: forward by hooks, backward by the owner
-of each autograd node.
+"""Labels every op, as it is recorded, with the module that runs: in forward by hooks, in backward
+by the owner of each autograd node.
 
-A module -> labels (`path`, `phase`, `sequence`) on what is recorded while it runs.
+A module -> labels (`path`, `phase`, `sequence`) on the ops that are recorded while it runs.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from planner.torch_private.trees import tree_leaves
 
 __all__ = ["IN_MODULE", "Paths", "paths_of"]
 
-#: How a note on an error begins that names the module that was running.
+#: The beginning of an error's note that names the module that was running.
 IN_MODULE = " in module "
 
 
 class Paths:
-    """Which module is running, forward; and which module each autograd node belongs to, for the
-    backward."""
+    """The module that is running in forward, and the module of each autograd node, for backward."""
 
     def __init__(self) -> None:
         self.stack: list[str] = [""]
@@ -41,7 +40,7 @@ class Paths:
         label_new_nodes({"phase": "forward", "path": self.stack[-1]})
 
     def _own(self, output: Any, path: str) -> None:
-        """Gives every autograd node behind `output` that has no owner yet to `path`."""
+        """Makes `path` the owner of every autograd node behind `output` that has none yet."""
         pending: list[Any] = [
             t.grad_fn for t in tree_leaves(output) if isinstance(t, Tensor) and t.grad_fn
         ]
@@ -53,7 +52,7 @@ class Paths:
             pending.extend(following for following, _ in node.next_functions)
 
     def label_backward(self, loss: Tensor) -> None:
-        """Before each autograd node runs, labels what it will record with the node's owner."""
+        """Installs hooks that, before each autograd node runs, set the label to its owner."""
         self._own(loss, "")
         for node, path in self.owner.items():
             labels = {"phase": "backward", "path": path, "sequence": sequence_number(node)}
@@ -67,7 +66,7 @@ def _enter(paths: Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:
 
 @contextmanager
 def paths_of(module: torch.nn.Module) -> Iterator[Paths]:
-    """Within it what is recorded is labelled with the module that runs; an error gets a note
+    """A context in which recorded ops are labelled with the module that runs; an error gets a note
     that names the module."""
     paths, handles = Paths(), []
     for path, child in module.named_modules():

@@ -1,8 +1,8 @@
 """Reads a recorded FX graph into a `Graph`: aliases removed, one spelling for each op, unused work
 dropped.
 
-FX graph, names -> Graph. Refuses what cannot be planned: random ops, changed state, constants made
-on the way.
+FX graph, names -> Graph. Refuses ops that cannot be planned: random ops, changed state, constants
+made on the way.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from planner.workload.workload import Workload
 __all__ = ["read_graph"]
 
 
-#: A constant of more elements than this is refused: it belongs into a buffer.
+#: A constant of more elements than this is refused: it belongs in a buffer.
 _CONSTANT = 1 << 16
 
 aten = torch.ops.aten
@@ -50,13 +50,13 @@ def read_graph(
     functional: bool = False,
 ) -> Graph:
     """The graph of a recorded step; `names` are those of its parameters and then its buffers, in
-    the order of its arguments, `losses` those of its last results. Parameters that are `unused`
-    have no gradient, and are as buffers. A `functional` step writes to its arguments last, and
-    reads nothing of them that was written."""
+    the order of its arguments, `losses` those of its last results. Parameters in `unused` have no
+    gradient and count as buffers. A `functional` step writes to its arguments last, and never reads
+    what it wrote."""
     return _Reader(fx_graph, names, losses, workload, unused, functional).graph()
 
 
-#: Ops that give their operand back, whatever they promise about storage.
+#: Ops that return their operand unchanged, whatever they promise about storage.
 _ALIASES = {
     "aten.detach.default",
     "aten.alias.default",
@@ -64,16 +64,16 @@ _ALIASES = {
     "aten.lift_fresh.default",
 }
 
-#: Ops that give their operand back where the result has its shape: they take a part of a dim, or
-#: stretch it.
+#: Ops that return their operand unchanged if the result has its shape: they take a part of a dim,
+#: or expand it.
 _NO_CHANGE = {
     "aten.slice.Tensor", "aten.slice_backward.default", "aten.expand.default", "aten.view.default",
     "aten._unsafe_view.default", "aten.reshape.default", "aten.repeat.default",
     "aten.constant_pad_nd.default",
 }  # fmt: skip
 
-#: Ops that give nothing, and raise where numbers are bad: what they guard is then infinite or not a
-#: number, and seen.
+#: Ops that return nothing and raise for bad numbers. Without them the values that they guard are
+#: infinite or NaN, which shows.
 _CHECKS = {
     "aten._linalg_check_errors.default",
     "aten._assert_async.default",
@@ -108,7 +108,7 @@ class _Reader:
         self.zeros: set[int] = set()
         self.losses = losses
         self.casts: dict[Hashable, int] = {}
-        self.changed: dict[int, int] = {}  # a buffer's value -> the value that it has now
+        self.changed: dict[int, int] = {}  # a buffer's value -> its current value
 
     def graph(self) -> Graph:
         placeholders = [n for n in self.fx_graph.nodes if n.op == "placeholder"]
@@ -133,7 +133,7 @@ class _Reader:
         return self._finish()
 
     def _constant(self, node: torch.fx.Node) -> None:
-        """A tensor made of numbers while running: an op of ours that holds the numbers."""
+        """Adds an op of ours for a tensor made of numbers during the step; it holds the numbers."""
         tensor = getattr(self.fx_graph.owning_module, str(node.target))
         if not isinstance(tensor, Tensor) or is_fake(tensor) or tensor.numel() > _CONSTANT:
             raise NotTraceable(
@@ -166,7 +166,7 @@ class _Reader:
             updates=tuple(sorted(self.changed.items())),
             reported=tuple(zip(self.losses, reported, strict=True)),
         )
-        return without_unread(graph)  # of zeros to which a gradient was added nothing is read
+        return without_unread(graph)  # zeros to which a gradient was added are no longer read
 
     def _id(self, node: torch.fx.Node) -> int:
         found = self.known[node]
@@ -214,8 +214,8 @@ class _Reader:
             self._rebind(self.storages.roots[node], self._id(node))
 
     def _cast(self, node: torch.fx.Node, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Adds a cast, once a phase: under autocast each product casts its operand, and several
-        read the same."""
+        """Adds a cast, once per phase: under autocast each product casts its operand, and several
+        may read the same one."""
         key = (
             node.meta.get("custom", {}).get("phase", "forward"),
             args,
@@ -227,8 +227,8 @@ class _Reader:
         self.known[node] = self.casts[key]
 
     def _is_changed_buffer(self, node: torch.fx.Node) -> bool:
-        """Whether the op writes a whole buffer, as it is: what is written is then what the
-        buffer is from there on."""
+        """Whether the op overwrites a whole buffer: the value written is then the buffer's from
+        there on."""
         root = self.storages.roots[node]
         if (
             node.target is not aten.copy_.default
@@ -246,7 +246,7 @@ class _Reader:
         return all(self.known[n] == same for n in self.storages.seen_after(node))
 
     def _rebind(self, buffer: torch.fx.Node, value: int) -> None:
-        """From here on, the buffer and what is the same as it have the value."""
+        """From here on, the buffer and its aliases have the value."""
         first = self.known[buffer]
         assert isinstance(first, int)
         before = self.changed.get(first, first)
@@ -256,12 +256,12 @@ class _Reader:
         self.changed[first] = value
 
     def _same_as(self, node: torch.fx.Node, op: str) -> int | None:
-        """The value that the op gives back unchanged, if it does."""
+        """The value that the op returns unchanged, or None if it does not."""
         first = node.args[0] if node.args else None
         if not isinstance(first, torch.fx.Node):
             return None
         if op == "aten.constant_pad_nd.default" and any(node.args[1]):  # type: ignore[arg-type]
-            return None  # one before and one less behind: a shift
+            return None  # padded in front and cropped behind: a shift
         if op == "aten.copy_.default":
             source = node.args[1]
             assert isinstance(source, torch.fx.Node)
@@ -276,7 +276,7 @@ class _Reader:
         return None
 
     def _must_be_copied(self, destination: torch.fx.Node, source: torch.fx.Node) -> bool:
-        """Whether what is written outlives the step and is part of what it is given: the
+        """Whether the value written outlives the step and is (a view of) one of its arguments: the
         optimizer writes to parameters in place."""
         given = (
             self.storages.roots[source].op == "placeholder"
@@ -285,8 +285,8 @@ class _Reader:
         return given and self.storages.roots[destination].op == "placeholder"
 
     def _other_than_zero(self, node: torch.fx.Node) -> int | None:
-        """The operand of an addition whose other operand is a tensor of zeros just made, as
-        gradients begin."""
+        """The operand of an addition whose other operand is a new tensor of zeros, as at the start
+        of accumulating gradients; else None."""
         for zero, other in (node.args, node.args[::-1]):
             if (
                 isinstance(zero, torch.fx.Node)

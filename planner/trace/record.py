@@ -1,4 +1,5 @@
-"""Records one training step as an FX graph: forward, loss, gradients, and what it leaves in buffers.
+"""Records one training step as an FX graph: forward, loss, gradients, and what it leaves in
+buffers.
 
 `Workload` -> FX graph. Everything that listens to the step while it runs is put on here.
 """
@@ -39,16 +40,16 @@ def plain_loss(workload: Workload) -> Tensor:
         inputs, named, target = workload.arguments(workload.batch)
         outputs = torch.func.functional_call(
             module, tensors, inputs, named
-        )  # what it sets its buffers to is taken back
+        )  # resets the buffers that it sets
         return workload.losses(outputs, target)[0]
 
 
 def record_step(
     workload: Workload, lines: bool
 ) -> tuple[torch.fx.Graph, list[str], list[str], tuple[Any, ...], tuple[str, ...]]:
-    """The recorded step, the names of its parameters and buffers, those of its losses, what it
-    was called with, and the names of the parameters that take no part in the loss: they have no
-    gradient."""
+    """The recorded step, the names of its parameters and buffers, those of its losses, its
+    arguments, and the names of the parameters that take no part in the loss (they have no
+    gradient)."""
     begin_step()
     module, before = workload.module, workload.state()
     parameters, buffers = dict(before.trained), before.kept
@@ -112,9 +113,10 @@ def record_step(
 def _written_back(
     module: torch.nn.Module, weights: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Iterator[Callable[[Sequence[tuple[Tensor, Tensor]]], None]]:
-    """A function that writes to the buffers what the module has set them to (`self.seen = 0.9 *
-    self.seen`), as if they were changed in place, and to others what it is given for them. It is
-    for the step's end: backward reads what a buffer was before it was set."""
+    """A context that yields a function, which writes to the buffers the values that the module has
+    set them to (`self.seen = 0.9 * self.seen`), as if they were changed in place, and to other
+    buffers the values that it is given. It must be called at the step's end: backward reads a
+    buffer's old value."""
     found: list[tuple[Tensor, Tensor]] = []
 
     def look(*_: Any) -> None:
@@ -122,7 +124,7 @@ def _written_back(
         for name, value in module.named_buffers(remove_duplicate=False):
             given = state.get(
                 name, value
-            )  # one that the module has just made is no state of the step
+            )  # a buffer that the module has just made is no state of the step
             if value is not given:
                 check_set(name, value, given)
                 _check_memory(module, name, value)
@@ -142,7 +144,7 @@ def _written_back(
 
 
 def _check_memory(module: torch.nn.Module, name: str, value: Tensor) -> None:
-    """Raises NotTraceable where a buffer is set to memory that changes with something else."""
+    """Raises NotTraceable if a buffer is set to memory that it shares with another tensor."""
     for other, tensor in (
         *module.named_parameters(),
         *module.named_buffers(remove_duplicate=False),

@@ -21,15 +21,17 @@ _RANDOM_HINT = (
 
 
 class Refused(NotTraceable):
-    """Of one op: traced again with stacks, the message names the line that called it."""
+    """An op is refused. The step is traced again with stacks, so that the message names its
+    line."""
 
 
 class ChangedInPlace(Refused):
-    """An op writes to a tensor in place, and something else sees it."""
+    """An op writes to a tensor in place, and the write is seen through another tensor."""
 
 
 def check_op(node: torch.fx.Node, op: str, name: str) -> None:
-    """Raises `Refused` for an op of the model `name` that no plan can run, whatever it writes to."""
+    """Raises `Refused` for an op of the model `name` that no plan can run, whatever it writes
+    to."""
     target: Any = node.target
     where = _where(node, name)
     if torch.Tag.nondeterministic_seeded in target.tags:
@@ -67,11 +69,11 @@ def _where(node: torch.fx.Node, name: str) -> str:
 
 
 def _is_mask(index: Any) -> bool:
-    """Whether what a tensor is indexed by is a mask."""
+    """Whether an index is a mask."""
     return isinstance(index, torch.fx.Node) and index.meta["val"].dtype == torch.bool
 
 
 def _line(node: torch.fx.Node) -> str:
-    """Where in the user's code the op was called, if that was recorded."""
+    """The place in the user's code that called the op, if it was recorded; else empty."""
     place = from_text(str(node.meta.get("stack_trace") or ""))
     return f" at {place}" if place else ""

@@ -17,13 +17,13 @@ from planner.workload.workload import Workload
 
 __all__ = ["repeated"]
 
-#: Graphs of more nodes are given at these lesser depths too.
+#: Graphs of more nodes than this also get versions at these smaller depths.
 _DEEP, _SHALLOW = 4_000, (6, 10)
 
 
 def repeated(workload: Workload) -> Traced | None:
-    """The graph of a module with long stacks, from a trace of a few blocks of each; None where
-    that does not give it."""
+    """The graph of a module with long stacks, from a trace of a few blocks of each; None if that
+    does not work."""
     module = workload.module
     stacks = stacks_of(module)
     if not stacks:
@@ -38,7 +38,7 @@ def repeated(workload: Workload) -> Traced | None:
     except (
         Unlike,
         *FAILURES,
-    ):  # a step that needs all its blocks; whatever is wrong with the model, tracing the whole tells it
+    ):  # the step needs all its blocks; tracing the whole reports any fault of the model
         return None
     if used:
         return None
@@ -76,14 +76,14 @@ def _shallow(
 
 
 def _between(workload: Workload, runs: tuple[Run, ...]) -> Between:
-    """What the step does outside the blocks of the runs."""
+    """The ops of the step outside the blocks of the runs."""
     return between(workload.module, runs, lambda: plain_loss(workload), workload.batch)
 
 
 def _given_less(
     given: tuple[Given, ...], stacks: tuple[Stack, ...], depth: int
 ) -> tuple[Given, ...]:
-    """What a module is given whose stacks have `depth` blocks."""
+    """The arguments of a module whose stacks have `depth` blocks."""
     out = []
     for one in given:
         for stack in stacks:

@@ -17,23 +17,23 @@ __all__ = ["NUMBERED", "normalised"]
 
 _VIEWS = {"aten.view.default", "aten._unsafe_view.default", "aten.reshape.default"}
 
-#: Ops that promise to be given indices in range.
+#: Ops whose callers promise that indices are in range.
 _SAFE = {
     "aten._unsafe_index_put.default": "aten.index_put.default",
     "aten._unsafe_index.Tensor": "aten.index.Tensor",
 }
 
-#: Where random ops of ours have the number by which those of a step are told apart.
+#: The argument position of the serial number that tells apart our random ops in a step.
 NUMBERED = {"dropout": 3, "uniform": 2}
 
 
 def normalised(
     op: str, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any
 ) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
-    """One spelling for each op: views as `shardwright.reshape`, transposes as permutes, copies
-    as casts; arguments that only say where a tensor lies (device, layout, pinning) are dropped.
-    So is a memory format, which the device of the trace chose (`kernels/formats.py`), unless it
-    is the copy into plain order that a view to come needs."""
+    """The one spelling of each op: views as `shardwright.reshape`, transposes as permutes, copies
+    as casts; arguments that only say where a tensor is (device, layout, pinning) are dropped. So is
+    a memory format, which the device of the trace chose (`kernels/formats.py`), unless it is the
+    copy to contiguous order that a later view needs."""
     format_of_copy = kwargs.get("memory_format") if op == "aten.clone.default" else None
     for name in ("device", "layout", "pin_memory", "memory_format", "non_blocking"):
         kwargs.pop(name, None)
@@ -81,14 +81,14 @@ def normalised(
 
 
 def _in_range(value: Any, dtype: torch.dtype) -> Any:
-    """The number as a cast gives it: one that the dtype is too small for is infinite."""
+    """The number as cast to the dtype: infinite if it is out of its range."""
     if dtype.is_floating_point and isinstance(value, float) and abs(value) > torch.finfo(dtype).max:
         return math.copysign(math.inf, value)
     return value
 
 
 def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
-    """The number that an op fills a new tensor with, None if it is no such op."""
+    """The number with which an op fills a new tensor; None if it is no such op."""
     name = op.split(".")[1]
     if name in (
         "zeros",
@@ -101,7 +101,7 @@ def _fill_value(op: str, args: tuple[Any, ...]) -> Any:
         "empty_like",
         "new_empty",
     ):
-        return 1 if "ones" in name else 0  # what is empty is written before it is read
+        return 1 if "ones" in name else 0  # an empty tensor is written before it is read
     if name in ("zero", "resize_"):
         return 0
     if name in ("full_like", "full") or op == "aten.fill.Scalar":

@@ -1,8 +1,8 @@
-"""Stacks: runs of like blocks in a module, and the module with all but a few of each run taken out.
+"""Stacks: runs of like blocks in a module, and the module shortened to a few blocks per run.
 
-Module -> stacks; a trace of the shortened module has all that the whole has (`unroll.py` puts the
-rest back). Blocks are alike where they are the same code with the same settings: classes, sizes and
-attributes, but for a block's own number.
+Module -> stacks; a trace of the shortened module has all information on the whole (`unroll.py` puts
+the rest back). Blocks are alike if they have the same code and settings: classes, sizes and
+attributes, except for a block's own number.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ __all__ = ["KEPT", "Run", "Stack", "shortened", "stacks_of", "watched"]
 #: Blocks of a stack that are traced: the first, three to compare, and the last.
 KEPT = 5
 
-#: Stacks of fewer blocks are traced whole: that is as quick.
+#: Stacks of fewer blocks are traced whole, which is as fast.
 _LEAST = 8
 
-#: What every module has of its own, and no forward reads; children, parameters and buffers are
-#: compared by themselves.
+#: The attributes of every module, which no forward reads; children, parameters and buffers are
+#: compared separately.
 _OWN = frozenset(vars(nn.Module()))
 _PLAIN = (
     bool,
@@ -46,8 +46,8 @@ _PLAIN = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stack:
-    """Children `start` to `start + length` (exclusive) of the container at `path` are alike; it
-    is at `short` where it is shortened."""
+    """A stack: children `start` to `start + length` (exclusive) of the container at `path`, which
+    is at `short` in the shortened module."""
 
     path: str
     short: str
@@ -64,7 +64,7 @@ class Stack:
 
     @property
     def num_copies(self) -> int:
-        """Blocks that a shortened module lacks."""
+        """The number of blocks that the shortened module lacks."""
         return self.length - KEPT
 
     @property
@@ -77,8 +77,8 @@ class Stack:
         return number if number < self.start + 3 else number + self.num_copies
 
     def renamed(self, name: str, *, by: int | None = None) -> str:
-        """A name of the shortened module as the whole module has it; `by` moves the block it is
-        in so many blocks on."""
+        """A name in the shortened module, translated to the whole module; `by` moves it on by that
+        many blocks."""
         head = f"{self.short}." if self.short else ""
         if not name.startswith(head):
             return name
@@ -88,8 +88,7 @@ class Stack:
         return f"{head}{self.whole(int(number)) if by is None else int(number) + by}{dot}{rest}"
 
     def block_of(self, name: str) -> int | None:
-        """The number, in the shortened container, of the block that a name of the shortened
-        module is in."""
+        """The number, in the shortened container, of the block that a name is in."""
         head = f"{self.short}." if self.short else ""
         number = name[len(head) :].partition(".")[0] if name.startswith(head) else ""
         return int(number) if number.isdigit() else None
@@ -118,7 +117,7 @@ class Run:
 
 
 def stacks_of(module: nn.Module) -> tuple[Stack, ...]:
-    """The stacks that are worth shortening; none is within another."""
+    """The stacks that are worth shortening; none is inside another."""
     tensors = (
         *module.named_parameters(remove_duplicate=False),
         *module.named_buffers(remove_duplicate=False),
@@ -161,7 +160,7 @@ def _longest_run(children: list[nn.Module], shared: set[int]) -> tuple[int, int]
 def _alike_modules(
     one: nn.Module, other: nn.Module, numbers: tuple[int, int], shared: set[int]
 ) -> bool:
-    """Whether two blocks do the same; a number that is the block's own may differ."""
+    """Whether two blocks do the same; only the block's own number may differ."""
     if one is other or type(one) is not type(other) or one.training != other.training:
         return False
     for mine, theirs in ((one._parameters, other._parameters), (one._buffers, other._buffers)):
@@ -206,7 +205,7 @@ def _alike_tensors(one: Mapping[str, Tensor | None], other: Mapping[str, Tensor 
 
 
 def _alike(one: Any, other: Any, numbers: tuple[int, int], depth: int = 0) -> bool:
-    """Whether two attributes are the same, or each is its block's number."""
+    """Whether two attributes are equal, or each is its block's own number."""
     if one is other:
         return True
     if type(one) is not type(other) or depth > 6:
@@ -236,7 +235,7 @@ def _alike(one: Any, other: Any, numbers: tuple[int, int], depth: int = 0) -> bo
 
 @contextmanager
 def shortened(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[None]:
-    """Within it each stack has the first three and the last two of its blocks, numbered from its
+    """A context in which each stack has only its first three and last two blocks, numbered from its
     start on."""
     containers = [module.get_submodule(stack.path) for stack in stacks]
     before = [dict(container._modules) for container in containers]
@@ -254,8 +253,8 @@ def shortened(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[None]:
 
 
 class _Own:
-    """A block's own number while its block is traced: all that is done with it, but keeping it,
-    is seen."""
+    """A block's own number while its block is traced: every use of it is noticed, except keeping
+    it."""
 
     __class__ = property(
         lambda self: int
@@ -286,8 +285,8 @@ for _name in set(vars(int)) - {
 
 @contextmanager
 def watched(module: nn.Module, stacks: tuple[Stack, ...]) -> Iterator[list[int]]:
-    """Within it, in the shortened module, the own numbers of its blocks are in the list once a
-    block has made use of one: what it does with other numbers is not known then."""
+    """A context that yields a list of the blocks' own numbers that a block of the shortened module
+    has used: what it would do with other numbers is then unknown."""
     used: list[int] = []
     before: list[tuple[nn.Module, str, int]] = []
     for stack in stacks:

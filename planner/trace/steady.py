@@ -1,5 +1,5 @@
-"""A step traced until it stays the same: what a forward turns off is off from the start, and
-what it keeps or draws must not matter."""
+"""Traces a step until it stays the same: a flag that forward turns off is off from the start, and
+state that it keeps or numbers that it draws must not matter."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ __all__ = ["steady"]
 
 Traced = TypeVar("Traced")
 
-#: A forward that has not settled by then does not.
+#: A forward that has not settled after this many traces counts as one that never does.
 _TIMES = 3
 
 
 def steady(workload: Workload, trace: Callable[[], Traced]) -> Traced:
-    """What `trace` gives once the step leaves its parameters' flags as they are.
+    """The result of `trace` once the step leaves its parameters' flags unchanged.
 
-    Raises NotTraceable where it never does, and where a step draws from Python's generator or
-    numpy's, which would be what the first step drew for ever. Whether that decides anything cannot
-    be told: a layer that is left out once in a hundred steps is there under most seeds.
+    Raises NotTraceable if it never does, and if a step draws from Python's or numpy's generator:
+    every step would then use the first step's draws. Whether a draw decides anything cannot be
+    determined: a layer that is skipped once in a hundred steps is there under most seeds.
     """
     drawn = chance.state()
     traced = _settled(workload, trace)

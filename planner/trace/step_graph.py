@@ -1,4 +1,5 @@
-"""The `Graph` of a step that is recorded whole; recorded again if an op has to be rewritten, or named."""
+"""The `Graph` of a step that is recorded whole; recorded again if an op has to be rewritten, or
+named."""
 
 from __future__ import annotations
 
@@ -29,8 +30,8 @@ def whole_graph(workload: Workload, begin: Callable[[], None]) -> Graph:
 
 
 def step_graph(workload: Workload, *, lines: bool = False) -> Graph:
-    """The graph as recorded; where an op writes in place and something sees it, with all such
-    ops made functional."""
+    """The graph as recorded or, if a write in place is seen through another tensor, with all
+    writing ops made functional."""
     fx_graph, names, losses, arguments, unused = record_step(workload, lines)
     checked("recording", lambda: lint_faults(fx_graph))
     try:
@@ -44,7 +45,7 @@ def step_graph(workload: Workload, *, lines: bool = False) -> Graph:
             )
         except (
             ChangedInPlace
-        ):  # it writes to a parameter or an input: told of the op as the person wrote it
+        ):  # it writes to a parameter or an input: report the op as the user wrote it
             raise refused from None
 
 

@@ -1,8 +1,8 @@
-"""Modules that are moved to where they are while they run (`self.experts.to(x.device)`) stay as
-they are.
+"""Makes `module.to(...)` during a step (`self.experts.to(x.device)`) do nothing if the module is
+already there.
 
-torch moves a module by putting other tensors in its parameters' places, which fake tensors do not
-bear, even if they are the same.
+torch moves a module by replacing its parameters' tensors, which fails for fake tensors, even if
+nothing changes.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ __all__ = ["still"]
 
 @contextmanager
 def still() -> Iterator[None]:
-    """Within it `module.to(...)` does nothing if each of the module's tensors is there and of
-    that dtype already."""
+    """A context in which `module.to(...)` does nothing if each of the module's tensors already has
+    that device and dtype."""
     ordinary = nn.Module.to
 
     def to(self: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:

@@ -22,12 +22,12 @@ class Storages:
         self.roots = _roots(fx_graph)
 
     def harmless(self, node: torch.fx.Node) -> bool:
-        """Whether nobody sees that the op wrote in place: no view of what it wrote to, made
-        before, is read after it."""
+        """Whether the write in place is not visible elsewhere: no earlier view of the tensor is
+        read after it."""
         changed: Any = node.args[0]
         if is_view_in_place(node.target):  # type: ignore[arg-type]
             return bool(changed.op != "placeholder")
-        if node.target is aten.resize_.default:  # an empty tensor for what is written to it next
+        if node.target is aten.resize_.default:  # makes an empty tensor, which is written next
             return self.roots[node].op != "placeholder" and changed.meta["val"].numel() == 0
         return (
             node.target is aten.copy_.default
@@ -36,7 +36,7 @@ class Storages:
         )
 
     def seen_after(self, node: torch.fx.Node) -> list[torch.fx.Node]:
-        """What shares memory with what the op writes to, was made before and is read after it."""
+        """Earlier nodes that share memory with the tensor written to and are read after the op."""
         root = self.roots[node]
         return [
             n
@@ -46,8 +46,8 @@ class Storages:
 
 
 def _roots(fx_graph: torch.fx.Graph) -> dict[torch.fx.Node, torch.fx.Node]:
-    """For every node, the node whose memory its result is a view of, or is written to: itself,
-    where it has its own."""
+    """For every node, the node whose memory its result is a view of, or is written to; itself if it
+    has memory of its own."""
     roots: dict[torch.fx.Node, torch.fx.Node] = {}
     for node in fx_graph.nodes:
         shares = node.target is operator.getitem

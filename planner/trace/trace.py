@@ -40,11 +40,11 @@ __all__ = ["line_of", "trace"]
 def trace(
     build: Callable[[], Workload], name: str = "of one's own", *, whole: bool = False, seed: int = 0
 ) -> Traced:
-    """The graph of one training step of the workload that `build` makes; `name` is what it is
-    called where building fails. Of a long stack of like blocks a few are traced and repeated,
-    unless the `whole` is to be traced. What the builder draws it draws from `seed`.
+    """The graph of one training step of the workload that `build` returns; `name` is the model's
+    name in messages if building fails. Only a few blocks of a long stack are traced, and repeated,
+    unless `whole`. The builder's random numbers are drawn from `seed`.
 
-    Raises NotTraceable, naming the line of the model, where the step is not one static graph of
+    Raises NotTraceable, naming the line of the model, if the step is not one static graph of
     tensors.
     """
     mode = FakeTensorMode(allow_non_fake_inputs=False)
@@ -83,7 +83,7 @@ def trace(
 
 def _checked(workload: Workload, mode: FakeTensorMode, known: Known, whole: bool) -> Traced:
     check_training_mode(workload.name, workload.module)
-    # What a module makes when it is imported is real.
+    # Tensors that a module makes when it is imported are real.
     state = workload.state()
     mode.allow_non_fake_inputs = not all(map(is_fake, state.tensors.values()))
     traced = same_every_step(
@@ -97,16 +97,16 @@ def _checked(workload: Workload, mode: FakeTensorMode, known: Known, whole: bool
 
 
 def _traced(workload: Workload, whole: bool, begin: Callable[[], None]) -> Traced:
-    """`begin` has the model begin as it was given, whatever a trace that led to nothing did to
-    it."""
+    """The traced step. `begin` resets the model to its state before tracing, whatever an unfinished
+    trace did to it."""
     return (None if whole else repeated(workload)) or Traced(
         graph=whole_graph(workload, begin), workload=workload
     )
 
 
 def line_of(build: Callable[[], Workload], op: str, path: str) -> str:
-    """` at FILE:LINE (CODE)` of the model that calls `op` in module `path`, traced again to find
-    it; empty where that is not known."""
+    """` at FILE:LINE (CODE)` of the model's call of `op` in module `path`, found by tracing again;
+    empty if it is not known."""
     stem = op.split(".")[1]
     with (
         distributions_unchecked(),

@@ -13,8 +13,8 @@ __all__ = ["Traced"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Traced:
     """The graph, and the workload it was traced from (its tensors are fake: shapes without
-    memory). Of a module whose stacks all have `depth` blocks, many of them, `shallow` has the
-    graphs of some lesser depths."""
+    memory). If the module's stacks all have `depth` blocks, and that is many, `shallow` has the
+    graphs at some smaller depths."""
 
     graph: Graph
     workload: Workload
@@ -23,6 +23,6 @@ class Traced:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """The parameters that take no part in the loss: they have no gradient, and the optimizer
-        leaves them alone."""
+        """The names of parameters that take no part in the loss: they have no gradient, and the
+        optimizer leaves them alone."""
         return unused(self.workload.module, (p.name for p in self.graph.parameters))

@@ -1,8 +1,8 @@
-"""The graph of whole stacks of blocks, from one in which they were shortened.
+"""The graph of whole stacks of blocks, from a graph with shortened stacks.
 
-Graph of five blocks of a stack -> graph of all: the third block is repeated, once the second, third
-and fourth are found to be the same. The result is the graph that tracing the whole module gives,
-value for value; a rank traces the whole, and the hash must be the plan's.
+Graph of five blocks of a stack -> graph of all: if the second, third and fourth block are the same,
+the third is repeated. The result equals the graph of tracing the whole module, value for value: a
+rank traces the whole, and its hash must be the plan's.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Given:
 
 @dataclass(frozen=True, slots=True)
 class _At:
-    """Block `block` of stack number `stack`: 0 is the shortened graph's second, the last its
-    fourth, each other a copy of its third."""
+    """Block `block` of stack number `stack`: 0 is the second block of the shortened graph, the last
+    is its fourth, and the others are copies of its third."""
 
     stack: int
     block: int
 
 
 def unroll(graph: Graph, stacks: tuple[Stack, ...], given: tuple[Given, ...]) -> Graph | None:
-    """The graph with every stack at its whole length; `given` are the whole module's parameters
-    and buffers, in the order of the step's arguments. None where the blocks of a stack are not
-    the same."""
+    """The graph with every stack at its full length; `given` are the whole module's parameters and
+    buffers, in the order of the step's arguments. None if the blocks of a stack are not the
+    same."""
     try:
         homes = [Homes(graph, segments_of(graph, stack)) for stack in stacks]
         for one in homes:
@@ -77,11 +77,11 @@ class _Unroller:
         return self.homes[stack].stack.num_copies + 2
 
     def _template(self, at: _At) -> int:
-        """The compared block that a block is a copy of."""
+        """The number of the compared block of which a block is a copy."""
         return 0 if at.block == 0 else 2 if at.block == self._last(at.stack) else 1
 
     def _at(self, node: Node) -> _At | None:
-        """The block that a node of the shortened graph is, if it is of one that is compared."""
+        """The block that a node of the shortened graph is in, if it is a compared one."""
         for stack, homes in enumerate(self.homes):
             block = homes.nodes.get(node.index)
             if block is not None:
@@ -89,8 +89,8 @@ class _Unroller:
         return None
 
     def _copies(self) -> dict[int, list[tuple[_At, int, int]]]:
-        """By the old node before which they stand: the blocks that are put in, each with the
-        nodes that it copies."""
+        """The inserted blocks, by the old node before which they go, each with the range of nodes
+        that it copies."""
         found: dict[int, list[tuple[_At, int, int]]] = {}
         for stack, homes in enumerate(self.homes):
             blocks = range(2, self._last(stack))
@@ -102,7 +102,7 @@ class _Unroller:
     # ---------------------------------------------------------------------------------------- names
 
     def _name_given(self) -> None:
-        """Numbers what the whole module is given, and what comes from outside."""
+        """Numbers the whole module's parameters and buffers, and the values from outside."""
         traced = {v.name: v.id for v in self.old.values if v.kind in ("parameter", "buffer")}
         old = {self._renamed(name, None): value for name, value in traced.items()}
         copies = {
@@ -130,7 +130,7 @@ class _Unroller:
                 self.values.append(replace(value, id=len(self.values)))
 
     def _copied(self, traced: Mapping[str, int]) -> Iterator[tuple[str, int, _At, Place]]:
-        """What the third blocks are given, once for each copy."""
+        """The parameters and buffers of the third blocks, once for each copy."""
         for name, value in traced.items():
             for stack, homes in enumerate(self.homes):
                 block, place = homes.values.get(value, (None, ("", 0)))
@@ -148,7 +148,7 @@ class _Unroller:
                 self.inner[_At(stack, self._last(stack) if block == 2 else block), place] = new
 
     def _renamed(self, name: str, at: _At | None) -> str:
-        """A name of the shortened graph as the whole has it; those of containers within others'
+        """A name in the shortened graph, translated to the whole; inner containers are renamed
         first."""
         for stack, homes in reversed(list(enumerate(self.homes))):
             by = at.block - self._template(at) if at is not None and at.stack == stack else None
@@ -192,8 +192,8 @@ class _Unroller:
         )
 
     def _value(self, old: int, at: _At | None) -> int:
-        """The value that block `at`, or what is outside all blocks, reads where the shortened
-        graph's reads `old`."""
+        """The value that block `at` (None: outside all blocks) reads if the shortened graph reads
+        `old`."""
         for stack, homes in enumerate(self.homes):
             home = homes.values.get(old)
             if home is not None:
@@ -201,13 +201,13 @@ class _Unroller:
         return self.outside[old]
 
     def _seen(self, stack: int, block: int, at: _At | None) -> _At:
-        """The block that `at` means where its template means the compared block `block`."""
+        """The block to which `at` refers if its template refers to the compared block `block`."""
         if at is not None and at.stack == stack:
             return _At(stack, at.block + block - self._template(at))
         return _At(stack, self._last(stack) if block == 2 else block)
 
     def _serial(self, old: int, at: _At | None) -> int:
-        """The number of a mask: numbers count up in the order of the forward."""
+        """The new serial number of a mask: these count up in the order of forward."""
         for stack, homes in enumerate(self.homes):
             home = homes.serials.get(old)
             if home is not None:
@@ -216,7 +216,8 @@ class _Unroller:
         return self._moved(old)
 
     def _moved(self, number: int) -> int:
-        """A number that no block repeats, moved on by those of the blocks put in before it."""
+        """The new serial number of a mask outside the copies: moved on by those of all blocks
+        inserted before it."""
         more = 0
         for homes in self.homes:
             if homes.fourth_serial is not None and number >= homes.fourth_serial:
@@ -247,7 +248,7 @@ class _Unroller:
         )
 
     def _made(self, pairs: Mapping[int, int]) -> dict[int, int]:
-        """What becomes of given values: their gradients, or their new contents; by new value."""
+        """Pairs of given values and their gradients or new contents, in new numbers."""
         out: dict[int, int] = {}
         for value, made in pairs.items():
             home = next(

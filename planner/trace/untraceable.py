@@ -1,5 +1,5 @@
-"""Why a step could not be traced, in one line: the reason in the model author's words, and the
-line of theirs that was running."""
+"""The one-line reason why a step could not be traced, in the terms of the model's author, with the
+line of their code that was running."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from planner.trace.paths import IN_MODULE
 
 __all__ = ["explain", "place_of"]
 
-#: What the errors of fake tensors mean to the model's author, by the name of their (private) class.
+#: Errors of fake tensors in the terms of the model's author, by the name of their (private) class.
 _REASONS = {
     "DataDependentOutputException": "the step depends on the value of a tensor (.item(), int(x), `if x:`): use torch.where",
     "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, x[mask]): use torch.where",
@@ -19,7 +19,7 @@ _REASONS = {
     "BY_NAME": "named dims are not supported: give dims by number",
 }
 
-#: What only tensors with named dims are asked for: tensors without memory have none of it.
+#: Attributes that only tensors with named dims are asked for, and fake tensors lack.
 _BY_NAME = ("align_as", "align_to", "names", "refine_names", "rename", "rename_")
 
 
@@ -33,7 +33,7 @@ def explain(error: Exception, name: str) -> str:
     return f"model {name!r} cannot be traced as one static graph{place_of(error)}: {reason}"
 
 
-#: How torch begins to say that an op of ours has no second derivative.
+#: The beginning of torch's message that an op of ours has no second derivative.
 _NO_SECOND = "Trying to backward through shardwright."
 #: The functions that become those ops, and how to write them in ops that have one.
 _WRITTEN_OUT = {
@@ -46,8 +46,8 @@ _WRITTEN_OUT = {
 
 
 def _twice(said: str) -> str:
-    """What is wrong where a gradient of a gradient (`create_graph=True`) meets an op of ours;
-    empty where torch said something else."""
+    """The reason if a gradient of a gradient (`create_graph=True`) reaches an op of ours; empty if
+    torch said something else."""
     if not said.startswith(_NO_SECOND):
         return ""
     op = (
@@ -61,13 +61,13 @@ def _twice(said: str) -> str:
 
 
 def place_of(error: Exception) -> str:
-    """Where an error happened: ` at FILE:LINE (CODE) in module 'PATH'`, as far as it is known."""
+    """The place of an error: ` at FILE:LINE (CODE) in module 'PATH'`, as far as it is known."""
     line = from_frames(traceback.extract_tb(error.__traceback__))
     return (f" at {line}" if line else "") + _module(error)
 
 
 def _module(error: Exception) -> str:
-    """The note that names the module that was running; empty where there is none."""
+    """The error's note that names the module that was running; empty if there is none."""
     return next(
         (note for note in getattr(error, "__notes__", ()) if note.startswith(IN_MODULE)), ""
     )

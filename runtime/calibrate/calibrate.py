@@ -3,8 +3,8 @@ compared with.
 
     measure (real processes, `ranks`) -> fit -> Cluster -> TOML, with a source for every figure
 
-Compute is measured alone and by several ranks at once, since ranks share one CPU; collectives with
-as many ranks as will run.
+Compute is measured alone and by several ranks at once, since ranks share one CPU; collectives are
+measured with as many ranks as will run.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from runtime.launcher import launch
 
 __all__ = ["calibrate", "calibrated_path", "this_machine"]
 
-#: Called with what is being measured, and how far it is (0 to 1).
+#: Called with what is being measured, in words, and the share done (0 to 1).
 Progress = Callable[[str, float], None]
 
 _SECONDS = (
@@ -38,7 +38,7 @@ _SECONDS = (
 
 
 def this_machine() -> Path:
-    """Where the calibration of this machine is kept:
+    """The path of this machine's calibration:
     `$XDG_CACHE_HOME/shardwright/hardware/this-machine.toml`."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     return (
@@ -72,10 +72,10 @@ def calibrate(
 ) -> Cluster:
     """The measured cluster, written to `path` (by default `this_machine()`) whole or not at all.
 
-    `device` is `cpu`, `cuda` or, by default, what there is; `max_ranks` processes run at once at
-    most (on CUDA, no more than there are devices). `quick` measures only the smallest shapes, in a
-    few seconds, for tests. Raises `BadValue` for a device that is not there or a path that cannot
-    be written, `RunFailed` if a process fails.
+    `device` is `cpu`, `cuda` or, by default, CUDA if there is any; at most `max_ranks` processes
+    run at once (on CUDA, no more than there are devices). `quick` measures only the smallest
+    shapes, in a few seconds, for tests. Raises `BadValue` for a device that does not exist or a
+    path that cannot be written, `RunFailed` if a process fails.
     """
     kind = _device_kind(device)
     if max_ranks < 1:

@@ -26,7 +26,7 @@ Arguments = tuple[Any, ...]
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One op at one shape: `make()` gives new arguments; `shared` cases are measured again while
+    """One op at one shape: `make()` returns new arguments; `shared` cases are measured again while
     other ranks compute too."""
 
     op: str
@@ -35,13 +35,14 @@ class Case:
     shared: bool = False
 
     def call(self) -> Callable[..., Any]:
-        """The callable that the executor binds for the op."""
+        """The callable that the executor uses for the op."""
         function, kwargs = callable_of(self.op), dict(self.kwargs)
         return (lambda *arguments: function(*arguments, **kwargs)) if kwargs else function
 
 
 def row_of(case: Case, arguments: Arguments, seconds: float) -> OpRow:
-    """The measured row: the work is what the op's rule counts, as the planner will ask for it."""
+    """The measured row, with the work as counted by the op's rule, as the planner will look it
+    up."""
     results = case.call()(*arguments)
     call = Call(
         op=case.op,
@@ -73,7 +74,7 @@ def row_of(case: Case, arguments: Arguments, seconds: float) -> OpRow:
 
 
 def _with_reserve(call: Call) -> Call:
-    """The reserve is opaque; rules know it as [T, B, 5H]."""
+    """The call with its opaque reserve as [T, B, 5H], the shape that rules expect."""
     t, b, hidden = call.operands[-3]
     return replace(call, operands=(*call.operands[:-1], (t, b, 5 * hidden)))
 
@@ -104,7 +105,7 @@ def several(device: torch.device, count: int, *shape: int) -> Arguments:
 
 
 def on_a_gpu(device: torch.device, *sizes: Any) -> tuple[Any, ...]:
-    """Sizes that are measured on a GPU only: they leave its caches, and would take a CPU long."""
+    """Sizes that are only measured on a GPU: they exceed its caches, and take long on a CPU."""
     return sizes if device.type == "cuda" else ()
 
 

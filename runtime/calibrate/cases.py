@@ -21,7 +21,7 @@ __all__ = ["cases"]
 
 
 def cases(device: torch.device, *, quick: bool = False) -> list[Case]:
-    """All calls but products. `quick` keeps the smallest of each family."""
+    """All calls except products. `quick` keeps the smallest of each family."""
     families = (
         _pointwise,
         _reductions,

@@ -86,7 +86,8 @@ def _convolution(
 def _convolution_backward(
     device: torch.device, batch: int, channels: int, image: int, width: int
 ) -> Arguments:
-    """The images themselves (3 channels) have no gradient."""
+    """Gradients of a convolution. If the input is the images themselves (3 channels), it has
+    none."""
     x, weight, *_ = _convolution(device, batch, channels, image, width)
     return (
         random(device, batch, width, image, image),
@@ -103,7 +104,7 @@ def attentions(device: torch.device) -> Iterator[Case]:
     for dtype in (
         torch.float32,
         *on_a_gpu(device, torch.bfloat16),
-    ):  # on a GPU two kernels, of unlike speed
+    ):  # on a GPU these are two kernels of different speed
         for shape in (*shapes, *on_a_gpu(device, (8, 1024, 12, 64), (2, 2048, 32, 64))):
             shared = shape == (8, 128, 8, 32)
             yield Case(
@@ -119,7 +120,7 @@ def attentions(device: torch.device) -> Iterator[Case]:
 def _attention(
     device: torch.device, shape: tuple[int, int, int, int], dtype: torch.dtype
 ) -> Arguments:
-    """q, k, v are views of one tensor, as of a fused product."""
+    """q, k and v as views of one tensor, like those of a fused QKV product."""
     batch, length, heads, depth = shape
     qkv = torch.ops.aten.split(
         random(device, batch, length, 3 * heads * depth).to(dtype), heads * depth, 2

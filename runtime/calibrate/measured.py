@@ -12,8 +12,8 @@ __all__ = ["Measured", "Settings", "counts"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """How many ranks, on what, with how many cores for them, and whether only the smallest
-    shapes."""
+    """How many ranks, on which device, with how many cores, and whether only the smallest shapes
+    are measured."""
 
     num_ranks: int
     device: str
@@ -23,8 +23,8 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What rank 0 brings home. `shared` are (ranks at once, kind, core seconds together / core
-    seconds alone), one a call."""
+    """Rank 0's measurements. `shared` has (ranks at once, kind, core seconds together / core
+    seconds alone) per call."""
 
     ops: tuple[OpRow, ...]
     gemms: tuple[GemmRow, ...]

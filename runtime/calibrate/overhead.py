@@ -1,5 +1,5 @@
-"""What an op and a step cost the host as the executor really runs them: programs of many tiny
-ops of many kinds."""
+"""The host's seconds per op and per step in the executor, measured with programs of many tiny ops
+of many kinds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from runtime.executor import Executor
 
 __all__ = ["overheads"]
 
-#: Ops in turn, as a step mixes them; each on the last result and the parameter, 8 x 8.
+#: Ops in turn, mixed as in a step; each on the last result and the parameter, 8 x 8.
 _OPS = (
     "aten.add.Tensor", "aten.t.default", "aten.mul.Tensor", "aten.tanh.default", "aten.sub.Tensor",
     "aten.t.default", "aten.relu.default", "aten.mm.default", "aten.maximum.default",
@@ -36,8 +36,8 @@ _SHORT, _LONG = 32, 128
 
 
 def overheads(device: torch.device, evict: Callable[[], None]) -> tuple[float, float]:
-    """(seconds an op, seconds a step besides its ops): slope and intercept over programs of 32
-    and 128 tiny ops, each run on evicted caches, as a step finds them between two large ops."""
+    """(seconds per op, seconds per step beside its ops): slope and intercept over programs of 32
+    and 128 tiny ops, each run on evicted caches, as between two large ops of a step."""
     short, long = (_step_seconds(length, device, evict) for length in (_SHORT, _LONG))
     slope = max((long - short) / (_LONG - _SHORT), 1e-7)
     return slope, max(short - _SHORT * slope, 0.0)
@@ -64,7 +64,8 @@ def _step_seconds(num_ops: int, device: torch.device, evict: Callable[[], None])
 
 
 def _program(num_ops: int) -> Program:
-    """A chain of ops on an input (value 0) and a parameter (1), its sum as loss, and an update."""
+    """A program: a chain of ops on an input (value 0) and a parameter (1), its sum as the loss, and
+    an update."""
     chain: list[Instruction] = []
     for i in range(num_ops):
         op = _OPS[i % len(_OPS)]

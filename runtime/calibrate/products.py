@@ -47,7 +47,7 @@ GEMM_SHAPES = (
 )
 
 
-#: Products that fill a GPU, whose peak the largest of them measure: hidden layers, gates and output
+#: Products that fill a GPU; the largest of them measure its peak: hidden layers, gates and output
 #: heads of large models.
 DEVICE_GEMM_SHAPES = (
     (2048, 2048, 2048),
@@ -68,7 +68,7 @@ DEVICE_GEMM_SHAPES = (
 def gemm_case(
     shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device, *, shared: bool = False
 ) -> Case:
-    """A product whose operands lie as a backward's do: the first as it is, the second
+    """A product with the strides of a backward's operands: the first row-major, the second
     transposed."""
     m, n, k = shape
 

@@ -1,10 +1,10 @@
-"""What every process of a calibration does: time calls alone, then while others compute too, then
-collectives together.
+"""The work of every process of a calibration: it times calls alone, then while others compute too,
+then collectives together.
 
-Rank 0 alone measures every call while the others wait in a barrier; the `shared` calls are then
-measured by 2, by 4, ... ranks at once. A figure is the median of single calls on evicted caches. On
-a CPU the clock of a call is that of its thread: it counts what shared caches and memory cost, and
-not the time that another process had the core. Collectives, which wait, take wall time.
+Rank 0 alone measures every call while the others wait in a barrier; then 2, 4, ... ranks at once
+measure the `shared` calls. A figure is the median of single calls on evicted caches. On a CPU, a
+call is timed by its thread's clock, which includes the cost of shared caches and memory, but not
+the time for which another process had the core. Collectives wait, so they are timed by wall clock.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DTYPES = ("float32", "float64", "bfloat16")
 
 @torch.no_grad()
 def measure(settings: Settings, emit: Emit) -> Measured | None:
-    """The measurements on rank 0, None on the others. Emits `{"what", "done"}`, done from 0 to
+    """The measurements on rank 0, None on the others. Emits `{"what", "done"}`, with done from 0 to
     1."""
     with join(settings.num_ranks, settings.device) as place:
         emit = emit if place.rank == 0 else _silent
@@ -57,7 +57,7 @@ def measure(settings: Settings, emit: Emit) -> Measured | None:
 
 
 def _silent(event: dict[str, Any]) -> None:
-    """One rank tells how far all are."""
+    """Drops events: only one rank reports progress."""
 
 
 def _meet(place: Place) -> None:
@@ -68,7 +68,7 @@ def _meet(place: Place) -> None:
 def _alone(
     timer: Timer, emit: Emit
 ) -> tuple[tuple[OpRow, ...], tuple[GemmRow, ...], tuple[float, float]]:
-    """Every call, on this rank only."""
+    """Measures every call, on this rank alone."""
     settings, device = timer.settings, timer.place.device
     overhead = overheads(device, lambda: timer.evict(small=True))
     found = cases(device, quick=settings.quick)
@@ -107,8 +107,8 @@ _OPTIMIZED_TENSORS = 8
 
 
 def _optimizer_rows(timer: Timer) -> tuple[list[OpRow], float]:
-    """Adam on parameters of several sizes, as the share of one of 8, and what a step costs
-    besides: the least size's seconds on 1 tensor, less the share of one. A parameter is read and
+    """Rows for Adam on parameters of several sizes, per parameter of a step on 8, and the fixed
+    seconds of a step: those of 1 tensor of the smallest size, less its row. A parameter is read and
     written, its gradient read, two moments read and written."""
     sizes = _OPTIMIZER_SIZES[:2] if timer.settings.quick else _OPTIMIZER_SIZES
     alone = _optimizer_seconds(timer, sizes[0], 1)
@@ -133,7 +133,8 @@ def _optimizer_rows(timer: Timer) -> tuple[list[OpRow], float]:
 
 
 def _optimizer_seconds(timer: Timer, numel: int, count: int) -> float:
-    """One step of Adam on `count` parameters: one of the least size, the others of `numel`."""
+    """Seconds of a step of Adam on `count` parameters: one of the smallest size, the others of
+    `numel` elements."""
     sizes = [_OPTIMIZER_SIZES[0], *[numel] * (count - 1)]
     tensors = [torch.randn(n, device=timer.place.device) for n in sizes]
     for tensor in tensors:
@@ -144,8 +145,9 @@ def _optimizer_seconds(timer: Timer, numel: int, count: int) -> float:
 
 
 def _together(timer: Timer, emit: Emit) -> tuple[tuple[int, str, float], ...]:
-    """The shared calls by 1, 2, 4, ... ranks at once, up to one a core; the mean over the ranks
-    at work, against rank 0 alone just before. More ranks take turns: that needs no measurement."""
+    """The shared calls, by 1, 2, 4, ... ranks at once, up to one per core: the mean over those
+    ranks, relative to rank 0 alone just before. More ranks take turns, which needs no
+    measurement."""
     place, device = timer.place, timer.place.device
     found = [case for case in cases(device, quick=timer.settings.quick) if case.shared]
     found.append(gemm_case((256, 256, 256), torch.float32, device))

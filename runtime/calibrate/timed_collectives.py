@@ -24,14 +24,14 @@ __all__ = ["time_collectives"]
 _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 _COLLECTIVE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
 #: Products between two collectives: about two milliseconds of a core, as between the collectives of
-#: a step; where ranks share a core, about six, longer than the system lets one of them run before
-#: it turns to the next.
+#: a step. If ranks share a core, about six, longer than the scheduler's time slice.
 _BURST, _LONG_BURST = 6, 18
 _ROUNDS = 4
 
 
 def time_collectives(settings: Settings, place: Place, emit: Emit) -> tuple[CollectiveRow, ...]:
-    """Every collective by size for groups of 2, 4, ... ranks; groups of 2 also all at once."""
+    """Measures every collective by size, in groups of 2, 4, ... ranks; groups of 2 also all at
+    once."""
     sizes = _COLLECTIVE_SIZES[:2] if settings.quick else _COLLECTIVE_SIZES
     rows: list[CollectiveRow] = []
     layouts = [
@@ -62,8 +62,8 @@ def time_collectives(settings: Settings, place: Place, emit: Emit) -> tuple[Coll
 
 
 def _groups(rank: int, size: int, num_groups: int) -> list[dist.ProcessGroup]:
-    """This rank's group; of several groups at once also that across them, as a mesh has both:
-    ranks of one axis alone would drift apart, and one group would compute while another waits."""
+    """This rank's group and, if several run at once, the group across them, as in a mesh. With one
+    axis alone the groups would drift apart, and one would compute while another waits."""
     neighbours = [list(range(i * size, (i + 1) * size)) for i in range(num_groups)]
     across = (
         [list(range(i, size * num_groups, num_groups)) for i in range(num_groups)]
@@ -75,9 +75,9 @@ def _groups(rank: int, size: int, num_groups: int) -> list[dist.ProcessGroup]:
 
 
 class _Burst:
-    """Compute between collectives. A rank that wakes up finds its core taken by another rank
-    that computes, and its peers late: what that costs is part of a collective in a step, and no
-    part of one that is called in a loop of its own."""
+    """Compute between collectives. A rank that wakes up finds its core taken by another rank that
+    computes, and its peers late. That cost is part of a collective in a step, but not of one that
+    is called in a loop by itself."""
 
     def __init__(self, settings: Settings, place: Place, num_ranks: int) -> None:
         self.place = place
@@ -86,9 +86,8 @@ class _Burst:
         self.products = _LONG_BURST if self.turns > 1 else _BURST
 
     def seconds(self, calls: Sequence[Callable[[], Any]], windows: int) -> float:
-        """Wall seconds of a round of compute and a call, the calls in turn, less the core time
-        of the compute times the ranks that share a core: the median over windows of a window's
-        mean."""
+        """Wall seconds of a round of compute and a call (the calls take turns), less the core time
+        of the compute times the number of ranks that share a core: the median of windows' means."""
         for call in calls:
             call()
         return statistics.median(self._window(calls) for _ in range(windows))
@@ -109,7 +108,7 @@ class _Burst:
 def _collective(
     kind: str, nbytes: int, size: int, place: Place, group: dist.ProcessGroup
 ) -> Callable[[], Any]:
-    """The call as the executor makes it, packing and unpacking included."""
+    """The call as in the executor, packing and unpacking included."""
     numel = nbytes // 4
     part = numel // size if kind == "all_gather" else numel
     expanded = (size, part // size) if kind != "all_gather" else (1, part)

@@ -17,28 +17,28 @@ from runtime.worker import Place
 __all__ = ["Timer", "device_seconds"]
 
 
-#: More than a core's own caches, less than the one that cores share: a call finds its operands
-#: there, as in a step. A step runs each kind of small call once in a while, so that its code has
-#: left even the shared cache: those are measured after more.
+#: More bytes than a core's own caches hold, fewer than the shared one: a call finds its operands
+#: there, as in a step. A step runs each kind of small call only now and then, so its code has left
+#: even the shared cache: before small calls, more bytes are evicted.
 _EVICTED_BYTES, _EVICTED_FOR_SMALL = 16 << 20, 64 << 20
 _SMALL_SECONDS = 5e-5
-#: On CUDA: calls in a row of which the mean is taken, or as many as take so long; and how long the
-#: device is held back at most while the host queues them, at the highest clock of any (2 GHz), so
-#: that their launches are not part of their time.
+#: On CUDA: the most calls in a row whose mean is taken, and the seconds that they may take. The
+#: device is held back while the host queues them (for cycles at 2 GHz, the highest clock of any),
+#: so that launches are not part of their time.
 _CALLS_IN_A_ROW, _ROW_SECONDS = 20, 2e-3
 _LONGEST_HOLD, _CLOCK = 0.05, 2e9
 
 
 class Timer:
-    """Seconds a call, on this place's clock."""
+    """Measures the seconds per call, by this place's clock."""
 
     def __init__(self, settings: Settings, place: Place) -> None:
         self.settings, self.place = settings, place
         self._evicting = torch.zeros(_EVICTED_FOR_SMALL // 4, device=place.device)
 
     def evict(self, *, small: bool = False) -> None:
-        """Fills the core's own caches with something else, as the other ops of a step do; before
-        a `small` call, the shared too."""
+        """Fills the core's own caches with other data, as the other ops of a step do; before a
+        `small` call, the shared cache too."""
         self._evicting[: None if small else _EVICTED_BYTES // 4].add_(1.0)
 
     def seconds(
@@ -83,9 +83,8 @@ def _on_cuda(call: Callable[..., Any], arguments: tuple[Any, ...], windows: int)
 def device_seconds(
     call: Callable[..., Any], arguments: tuple[Any, ...], calls: int = _CALLS_IN_A_ROW
 ) -> float:
-    """The mean of a few calls in a row, by device events, without what the host takes to launch
-    them: the calls are issued once to know how long that is, and again while the device is held
-    back for longer."""
+    """The mean of a few calls in a row, by device events, without the host's launch time: the calls
+    are issued once to measure that, and again while the device is held back for longer."""
 
     def issue() -> float:
         began = time.perf_counter()

@@ -31,7 +31,7 @@ def fit(measured: Measured, base: Cluster) -> Cluster:
         ContentionRow(num_devices=count, kind=kind, slowdown=statistics.geometric_mean(values))
         for (count, kind), values in sorted(rows.items())
     )
-    if not base.device.gemm_tiles and not contention:  # one core: any second rank takes turns
+    if not base.device.gemm_tiles and not contention:  # one core: a second rank takes turns on it
         contention = tuple(ContentionRow(num_devices=1, kind=kind, slowdown=1.0) for kind in KINDS)
     contention += tuple(
         replace(row, kind="optimizer") for row in contention if row.kind == "elementwise"
@@ -46,7 +46,7 @@ def fit(measured: Measured, base: Cluster) -> Cluster:
 
 
 def _rising(rows: tuple[CollectiveRow, ...]) -> tuple[CollectiveRow, ...]:
-    """The rows with seconds that never fall with bytes: of neighbours out of order, both become
+    """The rows with seconds that never fall with bytes: neighbours that are out of order both get
     their geometric mean (isotonic regression by pooling adjacent violators; Barlow et al.,
     1972)."""
     out = []
@@ -106,13 +106,13 @@ def _device(measured: Measured, base: Device) -> Device:
 
 
 def _with_shipped(peaks: dict[str, float], base: Device) -> dict[str, float]:
-    """The measured peaks, and those that no product was measured in, at the share of the
-    datasheet that bf16 reaches."""
+    """The measured peaks; formats in which no product was measured get the share of the datasheet's
+    peak that bf16 reaches."""
     share = peaks["bf16"] / base.peak("bf16")
     return {**{name: share * peak for name, peak in base.peak_flops}, **peaks}
 
 
-#: The op that stands for others of its kind that were not measured.
+#: The op that represents those of its kind that were not measured.
 _STAND_INS = {
     "elementwise": "aten.mul.Tensor",
     "reduction": "aten.sum.dim_IntList",
@@ -128,8 +128,8 @@ def _stand_ins(ops: tuple[OpRow, ...]) -> list[OpRow]:
 
 
 def _half_work(gemms: tuple[GemmRow, ...], peak: float, overhead: float) -> float:
-    """Flops that a small product's fixed cost is worth: the median of (t - overhead) P - F where
-    F is below 1e7."""
+    """The fixed cost of a small product, in flops: the median of (t - overhead) P - F over products
+    with F below 1e7."""
     small = [
         (r.seconds - overhead) * peak - 2.0 * r.m * r.n * r.k
         for r in gemms

@@ -17,8 +17,8 @@ __all__ = ["base_cluster", "cores", "cpu_name", "shipped_for"]
 
 
 def base_cluster(kind: str) -> Cluster:
-    """The shipped cluster that gives what is not measured: links, tiles; with this machine's
-    memory and processors."""
+    """The shipped cluster that supplies figures that are not measured (links, tiles), with this
+    machine's memory and processors."""
     if kind == "cuda":
         return _cuda_base()
     base = load_cluster("cpu")
@@ -53,9 +53,9 @@ def _cuda_base() -> Cluster:
 
 
 def shipped_for(card: str, memory: int) -> str:
-    """The shipped cluster whose devices are `card`, as the driver names it, of `memory` bytes;
-    nothing where none is shipped: a PCIe card has fewer multiprocessors and slower memory than
-    the SXM card of the same name."""
+    """The shipped cluster whose devices are `card` (the driver's name) with `memory` bytes; empty
+    if there is none: a PCIe card has fewer multiprocessors and slower memory than the SXM card of
+    the same name."""
     slower = any(word in card for word in ("PCIe", "PCIE", "NVL", "MIG"))
     for word, cluster in _SHIPPED:
         if word in card.split() or (

@@ -1,1 +1,1 @@
-"""Predicted beside measured, event by event."""
+"""Compares predicted with measured, event by event."""

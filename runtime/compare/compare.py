@@ -1,5 +1,5 @@
-"""`plan compare`: the same plan simulated on the calibrated hardware and run on it, joined event by
-event.
+"""`plan compare`: a plan is simulated on the calibrated hardware and run on it, and the two are
+joined event by event.
 
     plan -> Program (timed on the hardware) -> simulated Timeline \\
                                             -> recorded Timelines -> join by event id -> Comparison -> table, JSON, PNG
@@ -30,7 +30,7 @@ from runtime.launcher import Emit, launch
 
 __all__ = ["compare", "run_rank", "write_comparison"]
 
-#: Called with what is being done, and how far it is (0 to 1).
+#: Called with the current activity, in words, and the share done (0 to 1).
 Progress = Callable[[str, float], None]
 
 _NUM_RECORDED, _NUM_WARM = 5, 2
@@ -54,8 +54,8 @@ def compare(
     """The plan's simulated step beside its measured one.
 
     `hardware` is a name or a file, by default the last calibration of this machine. Raises
-    `BadHardware` where that is not there, `BadPlan` for a bad plan file, `BadValue` for fewer than
-    3 steps, `RunFailed` if a process fails.
+    `BadHardware` if that does not exist, `BadPlan` for a bad plan file, `BadValue` for fewer than 3
+    steps, `RunFailed` if a process fails.
     """
     if num_steps < 3:
         raise BadValue(f"number of steps is {num_steps}: a median needs at least 3")
@@ -87,7 +87,8 @@ def _run(plan_path: str | Path, plan: Plan, num_steps: int, device: str, progres
 
 
 def run_rank(request: _Request, emit: Emit) -> Ran | None:
-    """One rank: warm-up, unrecorded steps, recorded steps; what was measured on rank 0."""
+    """One rank: warm-up, unrecorded steps, recorded steps. Returns the measurements on rank 0, None
+    on the others."""
     import torch.distributed as dist
 
     from runtime.executor import Executor
@@ -135,10 +136,10 @@ def run_rank(request: _Request, emit: Emit) -> Ran | None:
 
 
 def write_comparison(comparison: Comparison, folder: str | Path) -> dict[str, str]:
-    """Writes `compare.json` and `compare.png` to `folder`, each whole or not at all; their paths by
-    kind.
+    """Writes `compare.json` and `compare.png` to `folder`, each whole or not at all; returns their
+    paths by kind.
 
-    Raises `BadValue` where they cannot be written.
+    Raises `BadValue` if they cannot be written.
     """
     from runtime.compare.picture import picture
 

@@ -1,4 +1,4 @@
-"""What a comparison holds: predicted and measured, of one device and one step."""
+"""The records of a comparison: predicted and measured, per device and step."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ __all__ = ["Comparison", "KindRow", "Ran"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KindRow:
-    """Seconds of one step spent in one kind of op, in one phase or in one collective. `error` is
-    predicted / measured - 1, None where nothing was measured."""
+    """Seconds per step in one kind of op, in one phase or in one collective. `error` is predicted /
+    measured - 1, None if nothing was measured."""
 
     kind: str
     count: int
@@ -32,8 +32,8 @@ class KindRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Predicted and measured, of one device and one step. `events` has a row an event (id, kind,
-    phase, ...); `measured_step_time_s` is the median of unrecorded steps, whose times are in
+    """Predicted and measured, per device and step. `events` has a row per event (id, kind, phase,
+    ...); `measured_step_time_s` is the median of unrecorded steps, whose times are in
     `step_times_s`."""
 
     model: str
@@ -53,7 +53,7 @@ class Comparison:
 
     @property
     def error(self) -> float:
-        """Signed: predicted / measured - 1."""
+        """The signed error of the step time: predicted / measured - 1."""
         return self.predicted_step_time_s / self.measured_step_time_s - 1
 
     def table(self) -> pd.DataFrame:
@@ -98,7 +98,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ran:
-    """What the ranks measured: unrecorded step times, and the recorded steps of every rank."""
+    """The ranks' measurements: unrecorded step times, and the recorded steps of every rank."""
 
     step_times_s: tuple[float, ...]
     timelines: tuple[tuple[Timeline, ...], ...]  # by recorded step, then by rank

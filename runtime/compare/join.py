@@ -1,7 +1,7 @@
-"""The simulated step and the recorded ones, joined by event id.
+"""Joins the simulated step and the recorded ones by event id.
 
-Timelines -> Comparison. What ranks wait for each other is no collective's fault: a collective's
-measured time is that of the rank that waited least, and the rest stands in a row of its own.
+Timelines -> Comparison. The time for which ranks wait for each other is not a collective's own: a
+collective's measured time is that of the rank that waited least, and the rest has its own row.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from runtime.compare.comparison import Comparison, KindRow, Ran
 
 __all__ = ["BETWEEN", "WAITING", "compare_programs", "join_events"]
 
-#: Rows of the table that are no op: waiting for other ranks, and what lies between the ops (the
-#: loss's read-out, Python).
+#: Rows of the table that are no op: waiting for other ranks, and the time between ops (reading the
+#: loss, Python).
 WAITING, BETWEEN = "waiting for ranks", "between ops"
 
 
@@ -60,18 +60,18 @@ def compare_programs(
 def join_events(
     simulated: Timeline, recorded: Sequence[Sequence[Timeline]], *, uneven: bool = False
 ) -> tuple[pd.DataFrame, float]:
-    """One row an event id, predicted and measured, and the seconds a step that ranks waited for
-    each other in collectives.
+    """One row per event id, predicted and measured, and the seconds per step for which ranks waited
+    for each other in collectives.
 
-    `recorded` holds the recorded steps, each the timelines of all ranks. The measured time is the
-    median over steps of the mean over ranks, or of rank 0 where it has larger shards than others
-    (`uneven`), since those are what is predicted; of a collective's, of the least over ranks. Every
-    id stands in both, or one of our stages has lost an event.
+    `recorded` has the recorded steps, each the timelines of all ranks. The measured time is the
+    median, over steps, of the mean over ranks; or of rank 0's time if its shards are larger than
+    those of others (`uneven`), since these are predicted; for a collective, of the least over
+    ranks. Every id is in both, or one of our stages has lost an event.
     """
     predicted = {
         event.id: event for event in simulated.events if instruction_of(event.id) == event.id
     }
-    seconds: dict[str, float] = defaultdict(float)  # a collective is recorded with its copies
+    seconds: dict[str, float] = defaultdict(float)  # recorded collectives include their copies
     for event in simulated.events:
         seconds[instruction_of(event.id)] += event.duration
     per_step = [_measured_step(step, uneven) for step in recorded]
@@ -97,7 +97,7 @@ def join_events(
 
 
 def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tuple[float, float]]:
-    """id -> (seconds, seconds of waiting) of one recorded step on all ranks."""
+    """id -> (seconds, seconds of waiting) in one recorded step on all ranks."""
     durations: dict[str, list[float]] = defaultdict(list)
     talks: set[str] = set()
     for timeline in timelines:
@@ -118,7 +118,7 @@ def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tup
 
 
 def _covered(recorded: Sequence[Sequence[Timeline]]) -> float:
-    """Seconds of a step in which some event runs: the median over steps of the mean over ranks."""
+    """Seconds per step in which some event runs: the median over steps of the mean over ranks."""
     return statistics.median(
         statistics.mean(_union(timeline.events) for timeline in step) for step in recorded
     )
@@ -133,7 +133,7 @@ def _union(events: Sequence[Event]) -> float:
 
 
 def _group(events: pd.DataFrame, key: str) -> tuple[KindRow, ...]:
-    """Sums by the values of a column, largest measured first."""
+    """Sums of seconds by the values of column `key`, largest measured first."""
     rows = []
     for name, part in events.groupby(key):
         predicted, measured = float(part["predicted_s"].sum()), float(part["measured_s"].sum())

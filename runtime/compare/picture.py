@@ -1,4 +1,4 @@
-"""The picture of a comparison: predicted beside measured by kind of op, and one point an event."""
+"""The picture of a comparison: predicted beside measured by kind of op, and a point per event."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _INK, _GRID = "#333333", "#dddddd"
 
 
 def picture(comparison: Comparison) -> bytes:
-    """The PNG."""
+    """The picture as the bytes of a PNG."""
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     bars, points = figure.subplots(1, 2, width_ratios=(3, 2))
     _bars(bars, comparison)
@@ -34,7 +34,7 @@ def picture(comparison: Comparison) -> bytes:
 
 
 def _bars(axes: Any, comparison: Comparison) -> None:
-    """A pair of bars a kind, most of the time at the top; kinds that never ran are left out."""
+    """Draws a pair of bars per kind, the longest at the top; kinds that never ran are left out."""
     rows = [row for row in comparison.by_kind if max(row.measured_s, row.predicted_s) > 0][::-1]
     for index, row in enumerate(rows):
         label = {"label": "predicted"} if index == 0 else {}
@@ -50,7 +50,7 @@ def _bars(axes: Any, comparison: Comparison) -> None:
 
 
 def _points(axes: Any, comparison: Comparison) -> None:
-    """Every op and collective that takes a microsecond or more, on logarithmic axes with the
+    """Draws every op and collective that takes a microsecond or more, on logarithmic axes with the
     diagonal of no error."""
     events = comparison.events
     shown = events[(events["measured_s"] > 1e-6) & (events["predicted_s"] > 1e-7)]
