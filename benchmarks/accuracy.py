@@ -33,7 +33,7 @@ from planner.plans.replay import modelled
 from planner.search.search import search
 from planner.trace.trace import trace
 from planner.workload.ask import Ask
-from planner.workload.workload import load_workload
+from planner.workload.load import load_workload
 from runtime.calibrate.calibrate import calibrated_path
 from runtime.compare.compare import compare
 from runtime.compare.comparison import Comparison

@@ -34,8 +34,8 @@ from planner.state.hung import check_hooks
 from planner.strategy.pins import parse_mesh, parse_pin
 from planner.workload.ask import Ask, default_precision, dtypes_of
 from planner.workload.optimizers import by_name, of_torch
+from planner.workload.parts import workload_of
 from planner.workload.saved import write_saved
-from planner.workload.workload import workload_of
 
 __all__ = ["Planned", "plan"]
 

@@ -17,7 +17,7 @@ from cost_models.errors import BadValue, UnknownName
 from planner import Planned, plan
 from planner.plans.plan_file import read_plan
 from planner.plans.replay import workload_of
-from planner.workload.workload import workload_of as workload_from
+from planner.workload.parts import workload_of as workload_from
 from runtime.training import train_plan
 
 CLIP, RATE = 0.5, 1e-2

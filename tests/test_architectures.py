@@ -26,7 +26,8 @@ from planner.models.hugging_face import _with_settings
 from planner.models.hugging_face_module import static_experts
 from planner.trace.trace import trace
 from planner.workload.ask import build
-from planner.workload.workload import Workload, load_workload, resolve_options
+from planner.workload.load import load_workload, resolve_options
+from planner.workload.workload import Workload
 
 SMALL = {"n_layer": "1", "n_embd": "16", "n_head": "2", "vocab_size": "32", "n_positions": "16"}
 SAMPLE = ["gpt2", "bert", "mixtral", "paligemma"]

@@ -26,7 +26,8 @@ from planner.models import MODELS
 from planner.solver.problem.contest import read_contest
 from planner.strategy.pins import PINS, parse_mesh, parse_pin
 from planner.workload.ask import dtypes_of
-from planner.workload.workload import PRECISIONS, resolve_options
+from planner.workload.load import resolve_options
+from planner.workload.workload import PRECISIONS
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))

@@ -138,9 +138,7 @@ def _as_setting(option: str, words: Sequence[str]) -> str:
     model, value = given.get("--model", ""), given.get(option, "")
     if not model or ":" in model:
         return ""
-    from planner.workload.workload import (
-        resolve_options,
-    )  # torch, which no right command line loads for this
+    from planner.workload.load import resolve_options
 
     try:
         sizes = resolve_options(model, batch=None, seq=None, settings={}, num_devices=1)

@@ -91,7 +91,7 @@ def models(context: click.Context, /, json_: bool) -> None:
     """List the built-in models, their sizes and presets."""
     from planner.report.models_sheet import models_sections
     from planner.report.records import models_record
-    from planner.workload.workload import known_models
+    from planner.workload.load import known_models
 
     record = models_record(known_models())
     if as_json(context, json_):

@@ -32,7 +32,7 @@ from planner.models.spec import Parts, check_given_once
 from planner.torch_private.fake_tensors import fake_mode_is_on
 from planner.torch_private.modes import really
 
-__all__ = ["PREFIX", "build", "config_of", "is_hugging_face", "resolve"]
+__all__ = ["PREFIX", "build", "config_of", "is_hugging_face", "config_options"]
 
 PREFIX = "hf:"
 _BATCH_PER_DEVICE, _SEQ, _FRAMES, _SAMPLES = 4, 128, 256, 16_000
@@ -219,7 +219,7 @@ def _entries(config: Any) -> list[str]:
 # -------------------------------------------------------------------------------------------- sizes
 
 
-def resolve(
+def config_options(
     spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
 ) -> dict[str, Any]:
     """`batch`, `seq` where given, `task`, and every entry of the config that is set.

@@ -25,7 +25,7 @@ __all__ = [
     "padding_mask",
     "parse_value",
     "per_device_batch",
-    "resolve",
+    "built_in_options",
     "token_ids",
 ]
 
@@ -82,7 +82,7 @@ class ModelSpec:
     learning_rate: float = 1e-3
 
 
-def resolve(
+def built_in_options(
     spec: ModelSpec,
     name: str,
     *,

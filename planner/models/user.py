@@ -20,7 +20,7 @@ from cost_models.errors import BadValue, UnknownName, unknown_name
 from planner.models.spec import check_given_once
 from planner.torch_private.modes import unfaked
 
-__all__ = ["call", "is_user_model", "load_function", "resolve", "without_function"]
+__all__ = ["call", "is_user_model", "load_function", "user_options", "without_function"]
 
 
 def is_user_model(spec: str) -> bool:
@@ -28,7 +28,7 @@ def is_user_model(spec: str) -> bool:
     return ":" in spec
 
 
-def resolve(
+def user_options(
     spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str]
 ) -> dict[str, Any]:
     """The sizes that were given, each setting as the first of int, float, bool and str that it

@@ -10,8 +10,9 @@ from cost_models.device import Device
 from cost_models.errors import BadValue, unknown_name
 from cost_models.memory import MEMORY_HEADROOM
 from planner.models.keras_model import is_keras
+from planner.workload.load import load_workload
 from planner.workload.optimizers import by_name
-from planner.workload.workload import DTYPES, PRECISIONS, Workload, load_workload
+from planner.workload.workload import DTYPES, PRECISIONS, Workload
 
 __all__ = ["Ask", "build", "default_precision", "dtypes_of"]
 

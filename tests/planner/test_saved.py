@@ -22,8 +22,8 @@ from planner.state.hash_seed import environment
 from planner.torch_private.fake_tensors import FakeTensorMode
 from planner.torch_private.hooks import gradient_hooks
 from planner.trace.trace import trace
+from planner.workload.load import load_workload
 from planner.workload.saved import read_saved, write_saved
-from planner.workload.workload import load_workload
 
 BATCH = torch.randn(8, 4), torch.randn(8, 4)
 

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from cost_models.errors import NotTraceable
 from planner.trace.trace import trace
-from planner.workload.workload import Workload, workload_of
+from planner.workload.parts import workload_of
+from planner.workload.workload import Workload
 
 F = nn.functional
 

@@ -19,7 +19,8 @@ from cost_models.errors import NotTraceable
 from planner.graph.graph import Graph, Serial, map_refs
 from planner.rules import RULES
 from planner.trace.trace import trace
-from planner.workload.workload import Workload, workload_of
+from planner.workload.parts import workload_of
+from planner.workload.workload import Workload
 
 HERE = Path(__file__).name
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from cost_models.errors import BadValue, UnknownName
-from planner.workload.workload import Workload, load_workload, resolve_options
+from planner.workload.load import load_workload, resolve_options
+from planner.workload.workload import Workload
 
 SOURCE = """
 import torch

@@ -13,7 +13,8 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue, UnknownName
 from planner.models import MODELS
 from planner.workload.ask import default_precision
-from planner.workload.workload import DTYPES, Workload, known_models, load_workload, resolve_options
+from planner.workload.load import known_models, load_workload, resolve_options
+from planner.workload.workload import DTYPES, Workload
 
 SMALL = {
     "lstm": {"vocab": "50", "embed": "8", "hidden": "12", "layers": "2", "seq": "7"},

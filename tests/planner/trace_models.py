@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from planner.graph.graph import Graph
 from planner.trace.trace import trace
-from planner.workload.workload import Workload, load_workload
+from planner.workload.load import load_workload
+from planner.workload.workload import Workload
 
 __all__ = ["BUILDERS", "built_in", "graph_named", "workload"]
 

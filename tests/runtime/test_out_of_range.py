@@ -28,7 +28,8 @@ from planner.strategy.traced_model import Pins
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.torch_private.device import assert_on_device
 from planner.trace.trace import trace
-from planner.workload.workload import Workload, workload_of
+from planner.workload.parts import workload_of
+from planner.workload.workload import Workload
 from runtime.executor import Executor
 from runtime.training import train_plan
 
