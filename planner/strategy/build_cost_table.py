@@ -5,30 +5,21 @@ Model, costs, pins -> CostTable.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
-from functools import cache
 
 import numpy as np
 
-from cost_models.errors import NoPlan
 from cost_models.memory import dtype_bytes
 from planner.dims.roots import is_view
-from planner.dims.subdims import OpDims
-from planner.graph.graph import Node, Parameter
-from planner.graph.layout import REPLICATE, Layout, is_partial, is_split
+from planner.graph.layout import REPLICATE, Layout, is_split
 from planner.solver.problem.problem import Array
+from planner.strategy.allowed_strategies import AllowedStrategies
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.redistribute import Layouts
 from planner.strategy.strategies import (
-    Option,
     ParameterStrategy,
     Strategy,
-    op_strategies,
-    options_of,
-    parameter_strategies,
 )
 from planner.strategy.traced_model import Model, Pins, Use
 
@@ -63,14 +54,14 @@ class _Builder:
     """Collects nodes and edges, class by class, into a `CostTable`."""
 
     def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
-        self.model, self.costing, self.pins, self.most_pairs = model, costing, pins, most_pairs
+        self.model, self.costing, self.most_pairs = model, costing, most_pairs
+        self.allowed = AllowedStrategies(model, costing.sizes, pins)
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
         self.parameter_strategies: dict[int, tuple[ParameterStrategy, ...]] = {}
         self.hub_layouts: dict[int, tuple[Layout, ...]] = {}
         self.hub_of: dict[tuple[int, str], int] = {}
-        self.splits: dict[Hashable, tuple[Strategy, ...]] = {}
         self.casts: set[int] = set()
         self.overlappable_costs: dict[int, Array] = {}
         self.pairs: dict[tuple[int, int], Array] = {}
@@ -112,7 +103,7 @@ class _Builder:
             if is_view(dims, node.index):
                 out.append(None)
                 continue
-            found = self._op_strategies([graph.nodes[m] for m in members])
+            found = self.allowed.of_ops([graph.nodes[m] for m in members])
             cost = np.array(
                 [self.costing.ops.cost(node, dims.ops[node.index], s) for s in found]
             ) * len(members)
@@ -122,77 +113,6 @@ class _Builder:
                 self.casts.add(len(self.costs) - 1)
         return tuple(out)
 
-    def _op_strategies(self, nodes: list[Node]) -> tuple[Strategy, ...]:
-        """The strategies that all of some tied nodes may choose."""
-        first, dims = nodes[0], self.model.dims.ops[nodes[0].index]
-        distinct = {self.pins.alike(node): node for node in nodes}.values()
-
-        @cache
-        def allowed(axis: int, option: Option) -> bool:
-            return all(self.pins.op(node, axis, option) for node in distinct)
-
-        found = self._splits(dims, allowed)
-        given = self._given(first)
-        found = tuple(
-            s
-            for s in found
-            if not any(map(is_partial, itertools.chain.from_iterable(s.operands[i] for i in given)))
-        )
-        if not found:
-            raise NoPlan(
-                f"no strategy is left for {first.op} in {first.path or 'the model'!r} under these pins: "
-                f"{self._what_would_fit(dims, allowed)}loosen one"
-            )
-        return found
-
-    def _splits(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> tuple[Strategy, ...]:
-        """The strategies of an op; computed once for ops with the same leaves."""
-        options, signature = options_of(dims), dims.signature
-        left = tuple(
-            tuple(o for o in options if allowed(axis, o)) for axis in range(len(self.costing.sizes))
-        )
-        key = (
-            dims.sizes,
-            dims.letter,
-            dims.operands,
-            dims.results,
-            signature.linear,
-            signature.reduced,
-            left,
-        )
-        if key not in self.splits:
-            self.splits[key] = op_strategies(
-                dims, self.costing.sizes, lambda axis, option: option in left[axis]
-            )
-        return self.splits[key]
-
-    def _what_would_fit(self, dims: OpDims, allowed: Callable[[int, Option], bool]) -> str:
-        """The splits that are too fine: `8 heads cannot be split over 16 devices, at most over
-        8: take smaller axes, or `."""
-        words, told = dict(dims.signature.names), {}
-        for axis, count in enumerate(self.costing.sizes):
-            for option in options_of(dims):
-                if (
-                    option.kind == "split"
-                    and dims.sizes[option.number] < count
-                    and allowed(axis, option)
-                ):
-                    size, word = dims.sizes[option.number], words.get(dims.letter[option.number])
-                    what = f"a dim of {size}" if word is None else f"{size} {word}"
-                    told[f"{what} cannot be split over {count} devices, at most over {size}"] = True
-        return f"{', '.join(told)}: take smaller axes, or " if told else ""
-
-    def _given(self, node: Node) -> list[int]:
-        """The operands that come from outside the step, or are parameters in another format: they
-        are whole or split, never partial sums."""
-        model = self.model
-        values = [model.roots[value].value for value in node.operands]
-        return [
-            i
-            for i, value in enumerate(values)
-            if value in model.formats or model.graph.values[value].is_given
-        ]
-
     def _parameters(self) -> tuple[int, ...]:
         graph, dims = self.model.graph, self.model.dims
         out = []
@@ -200,27 +120,7 @@ class _Builder:
             tied = [graph.parameters[m] for m in members]
             value = graph.values[tied[0].value]
             flat = dims.flat(value.id)
-
-            nests = all(
-                dims.shapes[p.value] == dims.shapes[p.gradient] for p in tied
-            )  # else one layout would mean different pieces of the two
-
-            @cache
-            def allowed(
-                axis: int,
-                option: Option,
-                tied: tuple[Parameter, ...] = tuple(tied),
-                nests: bool = nests,
-            ) -> bool:
-                return (nests or option.kind == "whole") and all(
-                    self.pins.parameter(p, axis, option) for p in tied
-                )
-
-            found = parameter_strategies(flat, self.costing.sizes, allowed)
-            if not found:
-                raise NoPlan(
-                    f"no way to store parameter {tied[0].name!r} is left under these pins: loosen one"
-                )
+            found = self.allowed.of_parameters(tied)
             given = [(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
             cost = [
                 self.costing.updates.update(*one) + self.costing.updates.clip(*one) for one in given
