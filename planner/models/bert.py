@@ -132,7 +132,8 @@ def _preset(layers: int, width: int, heads: int, parameters: str) -> Preset:
             "seq": 512,
         },
         batch_per_device=8,
-        source="Devlin et al. 2018, section 3; the vocabulary's 30,522 rows from the config.json published with the weights",
+        source="Devlin et al. 2018, section 3; the vocabulary's 30,522 rows from the config.json "
+        "published with the weights",
     )
 
 

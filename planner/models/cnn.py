@@ -47,7 +47,8 @@ def _check(options: Options) -> None:
     image, blocks = options["image"], options["blocks"]
     if image < 2**blocks:
         raise BadValue(
-            f"image {image} is too small for {blocks} blocks that each halve it: --set image={2**blocks} or fewer blocks"
+            f"image {image} is too small for {blocks} blocks that each halve it: --set "
+            f"image={2**blocks} or fewer blocks"
         )
 
 
@@ -60,7 +61,8 @@ def _build(options: Options) -> Parts:
 
 SPEC = ModelSpec(
     name="cnn",
-    description="image classifier: convolution, ReLU and pooling blocks, linear; cross-entropy (with residuals: resnet)",
+    description="image classifier: convolution, ReLU and pooling blocks, linear; cross-entropy (with "
+    "residuals: resnet)",
     options={"image": 32, "channels": 3, "width": 32, "blocks": 3, "classes": 10},
     batch_per_device=64,
     build=_build,

@@ -89,7 +89,8 @@ SPEC = ModelSpec(
                 "top": 512,
             },
             batch_per_device=512,
-            source="Naumov et al. 2019, section 5: 13 dense, 26 categorical features of Criteo Kaggle, 540 million parameters",
+            source="Naumov et al. 2019, section 5: 13 dense, 26 categorical features of Criteo "
+            "Kaggle, 540 million parameters",
         )
     },
 )

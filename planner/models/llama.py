@@ -170,7 +170,8 @@ def _llama3(
     """Sequences of 2,048 rather than the 8,192 of the training: without recomputation the
     activations of those fit no 80 GB."""
     return Preset(
-        description=f"{layers} layers, {width} wide, {heads} heads on 8 key heads, {mlp} inside: {parameters} parameters",
+        description=f"{layers} layers, {width} wide, {heads} heads on 8 key heads, {mlp} inside: "
+        f"{parameters} parameters",
         options={
             "layers": layers,
             "width": width,
@@ -182,15 +183,16 @@ def _llama3(
             "rope_theta": 500_000,
         },
         batch_per_device=batch_per_device,
-        source="Grattafiori et al. 2024, table 3; the vocabulary's 128,256 rows from the config.json published with the weights; "
-        "an eighth of a sample per device for 405B as in table 4 (2,048 sequences on 16,384 "
-        "devices)",
+        source="Grattafiori et al. 2024, table 3; the vocabulary's 128,256 rows from the config.json "
+        "published with the weights; an eighth of a sample per device for 405B as in table 4 "
+        "(2,048 sequences on 16,384 devices)",
     )
 
 
 SPEC = ModelSpec(
     name="llama",
-    description="Llama-shaped decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU; cross-entropy of the next token",
+    description="Llama-shaped decoder: RMSNorm, rotary positions, grouped-query attention, SwiGLU; "
+    "cross-entropy of the next token",
     options={
         "layers": 4,
         "width": 256,

@@ -162,7 +162,8 @@ def _build(options: Options) -> Parts:
 
 SPEC = ModelSpec(
     name="moe",
-    description="Mixtral-shaped decoder: Llama's attention, experts with a fixed capacity; cross-entropy of the next token",
+    description="Mixtral-shaped decoder: Llama's attention, experts with a fixed capacity; cross-entropy "
+    "of the next token",
     options={
         "layers": 2,
         "width": 256,

@@ -182,13 +182,15 @@ def _preset(layers: int, width: int, heads: int, mlp: int, parameters: str) -> P
             "target_seq": 114,
         },
         batch_per_device=8,
-        source="Raffel et al. 2019, section 3.7 and, for 512 and 114 tokens, 3.1.4; 32,128 rows from the published config.json",
+        source="Raffel et al. 2019, section 3.7 and, for 512 and 114 tokens, 3.1.4; 32,128 rows from "
+        "the published config.json",
     )
 
 
 SPEC = ModelSpec(
     name="t5",
-    description="T5-shaped encoder-decoder with relative positions and a padding mask; cross-entropy of the next target token",
+    description="T5-shaped encoder-decoder with relative positions and a padding mask; cross-entropy of "
+    "the next target token",
     options={
         "layers": 2,
         "width": 256,

@@ -95,7 +95,8 @@ def _build(options: Options) -> Parts:
 
 def _preset(layers: int, width: int, heads: int, patch: int, parameters: str) -> Preset:
     return Preset(
-        description=f"{layers} layers, {width} wide, {heads} heads, patches of {patch}: {parameters} million parameters",
+        description=f"{layers} layers, {width} wide, {heads} heads, patches of {patch}: {parameters} "
+        "million parameters",
         options={
             "layers": layers,
             "width": width,

@@ -101,7 +101,10 @@ def _overwritten(program: Program) -> Iterator[str]:
     for instruction in program.instructions:
         updated |= isinstance(instruction, Update)
         if updated and instruction.phase != "update" and trained.intersection(reads(instruction)):
-            yield f"{instruction.id} reads {sorted(trained.intersection(reads(instruction)))}, parameters, after their update"
+            yield (
+                f"{instruction.id} reads {sorted(trained.intersection(reads(instruction)))}, "
+                "parameters, after their update"
+            )
         if _is_view(instruction) and trained.intersection(reads(instruction)):
             trained.update(writes(instruction))
     given = trained.intersection({program.loss, *(value for _, value in program.reported)})

@@ -147,7 +147,10 @@ def _given_faults(graph: Graph) -> Iterator[str]:
             yield f"{count} parameters are called {name!r}"
     for parameter in graph.parameters:
         if graph.values[parameter.value].name != parameter.name:
-            yield f"parameter {parameter.name!r} is value {parameter.value}, called {graph.values[parameter.value].name!r}"
+            yield (
+                f"parameter {parameter.name!r} is value {parameter.value}, called "
+                f"{graph.values[parameter.value].name!r}"
+            )
 
 
 def _output_faults(graph: Graph) -> Iterator[str]:

@@ -119,7 +119,10 @@ def sent_faults(
         elif message.kind == "all_reduce" and shape != known:
             yield f"{message.id} makes {shape} of value {source}, whose shape is {known}"
         elif math.prod(shape) != _numel_after(message, number, mesh, place):
-            yield f"{message.id} makes {shape} of value {source}, {flat} before: {_numel_after(message, number, mesh, place)} elements"
+            yield (
+                f"{message.id} makes {shape} of value {source}, {flat} before: "
+                f"{_numel_after(message, number, mesh, place)} elements"
+            )
 
 
 def _numel_after(message: Communicate, number: int, mesh: Mesh, place: int) -> int:

@@ -104,8 +104,8 @@ def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> 
         )
         if kinds.get(gradient, due) != due:
             yield (
-                f"{update.id} reads value {gradient}, {_words(kinds[gradient])}, for parameter {parameter.name!r}, whose piece is "
-                f"{_words(due)}"
+                f"{update.id} reads value {gradient}, {_words(kinds[gradient])}, for parameter "
+                f"{parameter.name!r}, whose piece is {_words(due)}"
             )
 
 
@@ -122,7 +122,10 @@ def _bytes_faults(program: Program) -> Iterator[str]:
     for value, (shape, dtype) in given_kinds(program):
         due = math.prod(shape) * dtype_bytes(dtype)
         if program.value_bytes.get(value) != due:
-            yield f"value {value}, given, is accounted as {program.value_bytes.get(value)} bytes, it is {_words((shape, dtype))}"
+            yield (
+                f"value {value}, given, is accounted as {program.value_bytes.get(value)} bytes, "
+                f"it is {_words((shape, dtype))}"
+            )
     for instruction in program.instructions:
         for value in writes(instruction):
             if program.value_bytes.get(value, -1) < 0:
@@ -134,4 +137,7 @@ def _bytes_faults(program: Program) -> Iterator[str]:
                 nbytes = program.value_bytes.get(value, 0)
                 due = math.prod(shape) * dtype_bytes(dtype)
                 if nbytes != due and not (nbytes == 0 and instruction.kind == "slice"):
-                    yield f"{instruction.id} writes value {value}, accounted as {nbytes} bytes, it is {_words((shape, dtype))}"
+                    yield (
+                        f"{instruction.id} writes value {value}, accounted as {nbytes} bytes, it "
+                        f"is {_words((shape, dtype))}"
+                    )

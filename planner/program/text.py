@@ -66,9 +66,16 @@ def _head(program: Program) -> Iterator[str]:
         else f"rank {program.rank}; the others' pieces have other sizes or places"
     )
     yield f"mesh      {program.mesh}: {program.mesh.num_devices} devices, by {program.backend}; the program of {ranks}"
-    yield f"dtypes    parameters {_dtypes(p.dtype for p in program.parameters)}; products {_dtypes(_of_products(program))}"
+    yield (
+        f"dtypes    parameters {_dtypes(p.dtype for p in program.parameters)}; products "
+        f"{_dtypes(_of_products(program))}"
+    )
     yield f"messages  {_buckets(program) or 'none'}"
-    yield f"held      {', '.join(f'{name} {nbytes}' for name, nbytes in program.initial_bytes.items()) or 'nothing'} (bytes)"
+    yield (
+        "held      "
+        f"{', '.join(f'{name} {nbytes}' for name, nbytes in program.initial_bytes.items()) or 'nothing'} "
+        "(bytes)"
+    )
     yield f"loss      {', '.join([f'%{program.loss}', *(f'{name} %{value}' for name, value in program.reported)])}"
     yield f"stores    {', '.join(f'%{after} in %{before}' for before, after in program.stores) or 'nothing'}"
 

@@ -56,7 +56,10 @@ def _headroom(ask: Ask, cluster: Cluster) -> str:
     """The memory that is kept free, in words."""
     if not ask.memory_headroom:
         return ""
-    return f" ({100 * ask.memory_headroom:g} % of {format_bytes(cluster.device.usable_memory)} is kept free: --memory-headroom)"
+    return (
+        f" ({100 * ask.memory_headroom:g} % of {format_bytes(cluster.device.usable_memory)} is "
+        "kept free: --memory-headroom)"
+    )
 
 
 def nearest_change(

@@ -137,15 +137,17 @@ def _refusal(steps: Steps, changed: Sequence[Change]) -> NotTraceable:
     if isinstance(first.new, Tensor):
         shape = ", ".join(map(str, first.new.shape)) or "()"
         return NotTraceable(
-            f"{said}: register it, self.register_buffer({name.rpartition('.')[2]!r}, torch.zeros({shape})), and set it to a "
-            "detached tensor; or make it an input of the batch"
+            f"{said}: register it, self.register_buffer({name.rpartition('.')[2]!r}, "
+            f"torch.zeros({shape})), and set it to a detached tensor; or make it an input of "
+            "the batch"
         )
     shown = (_short(first.old), _short(first.new))
     was = " ({}, then {})".format(*shown) if shown[0] != shown[1] else ""
     others = [f"{change.name!r}" for change in changed if change is not first]
     also = f", as {', '.join(others[:3])}" if others else ""
     return NotTraceable(
-        f"{said}{was}{also}: make it a buffer that the step reads as a tensor, self.register_buffer(...), or an input of the batch"
+        f"{said}{was}{also}: make it a buffer that the step reads as a tensor, "
+        "self.register_buffer(...), or an input of the batch"
     )
 
 

@@ -95,8 +95,10 @@ class _Filters:
         if not any(pin.matches(path) for path in (modules | {""} if of_ops else parameters)):
             if of_ops and matched:
                 raise UnknownName(
-                    f"--pin '{pin.pattern}={pin.choice}' matches parameters only ({_some(matched)}), and {pin.choice} says how ops "
-                    f"run: pin a module{_near(pin.pattern, modules)}, or {', '.join(PARAMETER_PINS)} for parameters"
+                    f"--pin '{pin.pattern}={pin.choice}' matches parameters only "
+                    f"({_some(matched)}), and {pin.choice} says how ops run: pin a "
+                    f"module{_near(pin.pattern, modules)}, or {', '.join(PARAMETER_PINS)} for "
+                    "parameters"
                 )
             known = modules | parameters if of_ops else parameters
             shown = sorted({pattern_of(path) for path in known})
@@ -107,8 +109,8 @@ class _Filters:
             )
         if pin.choice == "expert" and not self.experts:
             raise NoPlan(
-                f"--pin '{pin.pattern}=expert': the model has no experts (a product batched over the matrices of one parameter): "
-                "pin data or tensor"
+                f"--pin '{pin.pattern}=expert': the model has no experts (a product batched over "
+                "the matrices of one parameter): pin data or tensor"
             )
 
     def _of(self, path: str, choices: tuple[str, ...]) -> Pin | None:
@@ -153,7 +155,10 @@ class _Filters:
         what = {"data": "the batch", "expert": "the experts"}.get(
             pin.choice, "anything but the batch"
         )
-        return f"nothing that it matches can split {what} over {' or '.join(str(self.mesh.sizes[a]) for a in axes)} devices"
+        return (
+            f"nothing that it matches can split {what} over "
+            f"{' or '.join(str(self.mesh.sizes[a]) for a in axes)} devices"
+        )
 
     def _is_split_of(self, choice: str, dims: OpDims, option: Option) -> bool:
         """Whether the option is a split that the pin asks for."""

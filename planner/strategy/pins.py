@@ -36,7 +36,8 @@ PINS = {
     "expert": "split the experts on the innermost tensor axis; ops without experts split the batch",
     "replicate": "run whole on every device",
     "ddp": "parameters and optimizer state whole on every device",
-    "zero1": "parameters whole in a step, held and updated in pieces (ZeRO-1; gradients are reduce-scattered, as ZeRO-2)",
+    "zero1": "parameters whole in a step, held and updated in pieces (ZeRO-1; gradients are "
+    "reduce-scattered, as ZeRO-2)",
     "zero2": "the same as zero1",
     "zero3": "parameters, gradients and optimizer state in pieces, gathered where they are used",
 }

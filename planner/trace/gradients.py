@@ -47,8 +47,9 @@ def check_sparse(
         ]
         optimizer = " with ".join([workload.optimizer, *([", ".join(moving)] if moving else [])])
         raise NotTraceable(
-            f"model {workload.name!r}: {', '.join(names) or 'an embedding'} has sparse gradients (sparse=True), which {optimizer} "
-            "does not take or does not treat as dense ones: set sparse=False, or train with sgd"
+            f"model {workload.name!r}: {', '.join(names) or 'an embedding'} has sparse gradients "
+            f"(sparse=True), which {optimizer} does not take or does not treat as dense ones: set "
+            "sparse=False, or train with sgd"
         )
 
 
@@ -62,8 +63,8 @@ def check_untouched(
         lost = [name for name in names if weights[name].grad is not None]
     if lost:
         raise NotTraceable(
-            f"model {model!r}: parameters {', '.join(lost)} have a gradient after loss.backward() that cannot be traced: it does not "
-            "come through the module's own parameters"
+            f"model {model!r}: parameters {', '.join(lost)} have a gradient after loss.backward() "
+            "that cannot be traced: it does not come through the module's own parameters"
         )
 
 

@@ -137,7 +137,8 @@ class _Reader:
         tensor = getattr(self.fx_graph.owning_module, str(node.target))
         if not isinstance(tensor, Tensor) or is_fake(tensor) or tensor.numel() > _CONSTANT:
             raise NotTraceable(
-                f"model {self.workload.name!r} makes a constant tensor while running ({node.target}): register it as a buffer"
+                f"model {self.workload.name!r} makes a constant tensor while running "
+                f"({node.target}): register it as a buffer"
             )
         values = really(lambda: tuple(tensor.reshape(-1).tolist()))
         kwargs = {"dtype": str(tensor.dtype)}

@@ -32,8 +32,9 @@ def steady(workload: Workload, trace: Callable[[], Traced]) -> Traced:
     if chance.state() != drawn:
         place = chance.drawn_from(trace, is_own)
         raise NotTraceable(
-            f"model {workload.name!r} draws from Python's or numpy's random numbers in its step{f' at {place}' if place else ''}: "
-            "they would be the same in every step; draw from torch"
+            f"model {workload.name!r} draws from Python's or numpy's random numbers in its "
+            f"step{f' at {place}' if place else ''}: they would be the same in every step; draw "
+            "from torch"
         )
     return traced
 
@@ -49,12 +50,14 @@ def _settled(workload: Workload, trace: Callable[[], Traced]) -> Traced:
         off, on = turned(before, workload.module)
         if on:
             raise NotTraceable(
-                f"model {workload.name!r} sets requires_grad of parameter {on[0]!r} in its forward: set it where the model is made"
+                f"model {workload.name!r} sets requires_grad of parameter {on[0]!r} in its "
+                "forward: set it where the model is made"
             )
         if failed is not None and not off:
             raise failed
         if not off:
             return traced
     raise NotTraceable(
-        f"model {workload.name!r} sets requires_grad of parameter {off[0]!r} in one step and not in another: freeze it where it is made"
+        f"model {workload.name!r} sets requires_grad of parameter {off[0]!r} in one step and not "
+        "in another: freeze it where it is made"
     )

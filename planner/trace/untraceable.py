@@ -13,8 +13,10 @@ __all__ = ["explain", "place_of"]
 
 #: Errors of fake tensors in the terms of the model's author, by the name of their (private) class.
 _REASONS = {
-    "DataDependentOutputException": "the step depends on the value of a tensor (.item(), int(x), `if x:`): use torch.where",
-    "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, x[mask]): use torch.where",
+    "DataDependentOutputException": "the step depends on the value of a tensor (.item(), int(x), "
+    "`if x:`): use torch.where",
+    "DynamicOutputShapeException": "the shape of a tensor depends on values (nonzero, unique, "
+    "x[mask]): use torch.where",
     "DataDependentOutputError": "the step depends on the value of a tensor",
     "BY_NAME": "named dims are not supported: give dims by number",
 }

@@ -120,7 +120,8 @@ def _names(
         if strange:
             shape = tuple(strange[0].shape)
             raise BadValue(
-                f"group {number} of the optimizer has a parameter of shape {shape} that is neither the module's nor the loss's"
+                f"group {number} of the optimizer has a parameter of shape {shape} that is "
+                "neither the module's nor the loss's"
             )
         names.append(tuple(trained[id(p)] for p in group["params"] if id(p) in trained))
     left_out = [name for name in trained.values() if not any(name in group for group in names)]

@@ -11,7 +11,7 @@ oov_token="<unk>")` and `pad_sequences` as they are by default, id by id:
 
 | | ours | `as_keras` |
 |---|---|---|
-| punctuation | each mark a token, `'` inside a word its part | dropped, all but `'`, which is part of a word wherever it stands |
+| punctuation | each mark a token, `'` inside a word its part | dropped, but for `'`, a part of words everywhere |
 | words end at | any white space | blanks, tabs and new lines |
 | ties in frequency | by alphabet | by first appearance |
 | what is too long | loses its end | loses its beginning |

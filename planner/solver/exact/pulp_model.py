@@ -1,12 +1,14 @@
 """The planner's integer program, in PuLP on HiGHS.
 
-    x[n,i] in {0,1}   node n chooses i            sum_i x[n,i] = 1                       (`_choices`)
-    y[e,i,j] >= 0     edge e sees the pair i, j   sum_j y[e,i,j] = x[u,i]                (`_pairs`: the local polytope,
-                                                  sum_i y[e,i,j] = x[v,j]                 whose LP is almost always integral)
+    x[n,i] in {0,1}   node n chooses i            sum_i x[n,i] = 1          (`_choices`)
+    y[e,i,j] >= 0     edge e sees the pair i, j   sum_j y[e,i,j] = x[u,i]   (`_pairs`)
+                                                  sum_i y[e,i,j] = x[v,j]
     for each time t that was found over the limit:
-                      sum m_n[i] x[n,i] <= room                                          (`add_memory_row`, added lazily)
+                      sum m_n[i] x[n,i] <= room                             (`add_memory_row`)
     minimise          sum c_n[i] x[n,i] + sum C_e[i,j] y[e,i,j]
 
+The pairs make the local polytope, whose LP is almost always integral. Rows of memory are added
+lazily.
 Choices and pairs that a bound rules out have no variable.
 """
 

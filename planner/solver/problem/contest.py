@@ -163,7 +163,8 @@ def _edge(index: int, pair: tuple[int, int], table: Numbers, costs: Sequence[Num
         )
     if table.size != len(costs[u]) * len(costs[v]):
         raise BadValue(
-            f"edge {index} has {table.size} costs, its nodes {u} and {v} have {len(costs[u])} x {len(costs[v])} strategies"
+            f"edge {index} has {table.size} costs, its nodes {u} and {v} have {len(costs[u])} x "
+            f"{len(costs[v])} strategies"
         )
     return Edge(u=u, v=v, cost=table.reshape(len(costs[u]), len(costs[v])))
 

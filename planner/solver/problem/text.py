@@ -40,12 +40,15 @@ def _head(problem: Problem, choice: Choice | None) -> Iterator[str]:
         else f"a limit of {_number(problem.limit)} bytes"
     )
     yield (
-        f"{len(problem.costs)} nodes, {len(problem.edges)} edges of {problem.num_pairs} pairs, {len(problem.usages)} usages over "
-        f"{problem.horizon} times, {limit}"
+        f"{len(problem.costs)} nodes, {len(problem.edges)} edges of {problem.num_pairs} pairs, "
+        f"{len(problem.usages)} usages over {problem.horizon} times, {limit}"
     )
     if choice is not None:
         fits = "fits" if problem.fits(choice) else "does not fit"
-        yield f"the choice costs {_number(problem.cost(choice))}, holds at most {_number(problem.peak(choice))} bytes and {fits}"
+        yield (
+            f"the choice costs {_number(problem.cost(choice))}, holds at most "
+            f"{_number(problem.peak(choice))} bytes and {fits}"
+        )
 
 
 def _nodes(problem: Problem, choice: Choice | None) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """The smallest peak of memory of any choice, to say what the limit would have to be.
 
-    minimise z   such that   sum_s m_t(s) x(s) <= room(t) + z limit   for every time t,   costs left out but for what they forbid
+    minimise z   such that   sum_s m_t(s) x(s) <= room(t) + z limit   for every time t
 
-Without costs, nearly everything reduces away. The reduction keeps the worst excess: a time is
-dropped only if another is at least as full.
+Costs are left out but for what they forbid. Without costs, nearly everything reduces away. The
+reduction keeps the worst excess: a time is dropped only if another is at least as full.
 """
 
 from __future__ import annotations
