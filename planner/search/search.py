@@ -11,9 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
+from importlib import import_module
 from typing import Any
 
 from cost_models.machine import Cluster
+from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from planner.graph.checking import checked
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
@@ -92,6 +94,8 @@ def search(
     progress("tracing the model", 0.0)
     proposer = _proposer(ask, cluster, pins, budget)
     meshes = _meshes(proposer, mesh)
+    if own_process:
+        _import_for_both(proposer)
     try:
         with beside(
             comparisons(proposer, mesh), lambda: budget.left / 2, own_process=own_process
@@ -145,6 +149,24 @@ def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget)
     traced = trace(lambda: build(ask), ask.model)
     model = modelled(traced)
     return Proposer(ask, model, traced.workload, cluster, pins, shallow_of(traced, model), budget)
+
+
+def _import_for_both(proposer: Proposer) -> None:
+    """Imports compiled code before the fork, if one device cannot hold all parameters with their
+    optimizer's state: then the baselines need it to look for the leanest plan, and large tables
+    need it too. Otherwise each process would spend half a second on the import."""
+    values = [
+        proposer.model.graph.values[parameter.value]
+        for parameter in proposer.model.graph.parameters
+    ]
+    optimizer = proposer.workload.optimizer
+    held = sum(
+        v.numel * dtype_bytes(v.dtype)
+        + optimizer_state_bytes(optimizer, numel=v.numel, dtype=v.dtype)
+        for v in values
+    )
+    if held > proposer.capacity:
+        import_module("planner.solver.relax.lagrange")
 
 
 def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:

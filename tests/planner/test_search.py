@@ -394,3 +394,17 @@ def test_what_no_simulation_makes_fit_is_not_simulated(monkeypatch: pytest.Monke
     found, had_to = proposer.fitted(free)
     assert had_to and free not in simulated
     assert found.choices == made.choices and found.prediction == made.prediction
+
+
+@pytest.mark.parametrize(("num_nodes", "shares"), [(1, [0.0, 0.9]), (2, [0.0, 0.8, 0.9])])
+def test_over_several_nodes_less_communication_may_hide(
+    num_nodes: int, shares: list[float]
+) -> None:
+    """A third objective proposes there: what hides inside a node does not over a network."""
+    cluster = load_cluster("dgx-h100", num_devices=2, num_nodes=num_nodes)
+    ask = ask_for("mlp", 2)
+    traced = trace(lambda: build(ask), ask.model)
+    proposer = Proposer(ask, modelled(traced), traced.workload, cluster, ())
+    proposals = proposer.proposals(Mesh(("a",), (2,)))
+    overlap = cluster.device.overlap
+    assert [p.overlapped for p in proposals] == pytest.approx([share * overlap for share in shares])

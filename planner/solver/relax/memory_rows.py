@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import import_module
 
 import numpy as np
 
@@ -18,6 +19,9 @@ from planner.solver.relax.bound import Reparametrised, decode, reparametrise
 __all__ = ["Priced", "price", "priced_problem"]
 
 _ROUNDS, _HALVINGS, _SWEEPS = 6, 7, 40
+
+#: Problems of so many edges are worth importing compiled handshakes for (a quarter of a second).
+_COMPILED = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,6 +54,8 @@ def price(
 
     None if no choice that fits was found at any price.
     """
+    if len(problem.edges) >= _COMPILED:
+        import_module("planner.solver.relax.handshakes")
     times = [int(problem.memory(start).argmax())]
     unit = abs(problem.cost(start)) / problem.limit
     best: Priced | None = None
