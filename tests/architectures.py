@@ -26,7 +26,7 @@ from small_plans import traced
 from tiny_configs import ARCHITECTURES, tiny_settings
 
 from cost_models.errors import NoPlan, UserError
-from planner.models.hugging_face import config_of
+from planner.models.hugging_face_config import config_of
 from planner.strategy.traced_model import Model
 from planner.workload.ask import Ask
 

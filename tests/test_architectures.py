@@ -22,7 +22,7 @@ from matrix import TOLERANCE
 from tiny_configs import ARCHITECTURES
 
 from cost_models.errors import BadValue, UnknownName
-from planner.models.hugging_face import _with_settings
+from planner.models.hugging_face_config import with_settings
 from planner.models.hugging_face_module import static_experts
 from planner.trace.trace import trace
 from planner.workload.ask import build
@@ -131,10 +131,10 @@ def test_another_number_of_layers_takes_their_types_along(tmp_path: Path) -> Non
         "layer_types": ["full_attention", "sliding_attention"] * 2,
     }
     (tmp_path / "config.json").write_text(json.dumps(entries))
-    config = _with_settings(f"hf:{tmp_path}/config.json", {"num_hidden_layers": 3})
+    config = with_settings(f"hf:{tmp_path}/config.json", {"num_hidden_layers": 3})
     assert config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
     assert (
-        _with_settings("hf:axk2", {"num_hidden_layers": 2}).num_hidden_layers == 2
+        with_settings("hf:axk2", {"num_hidden_layers": 2}).num_hidden_layers == 2
     )  # lists follow from it
 
 
