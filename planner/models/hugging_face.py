@@ -63,15 +63,14 @@ TASKS = {
     "base": "",
 }
 
-#: The errors of tensors without memory of which the values are asked for, by the names of their
-#: (private) classes.
+#: Names of the (private) classes of errors of fake tensors whose values are asked for.
 _READS_DATA = ("DataDependentOutputException", "DynamicOutputShapeException")
 
 
 def config_options(
     spec: str, *, batch: int | None, seq: int | None, settings: Mapping[str, str], num_devices: int
 ) -> dict[str, Any]:
-    """`batch`, `seq` where given, `task`, and every entry of the config that is set.
+    """`batch`, `seq` if given, `task`, and every entry of the config that is set.
 
     Raises UnknownName for a model type, a task or an entry that does not exist, BadValue for a
     value of the wrong kind.
@@ -102,7 +101,7 @@ def _of_config(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _parse(text: str) -> Any:
-    """A value of a config, as JSON where it is (`4`, `0.5`, `true`, `[2, 2]`), else the text."""
+    """A value of a config, parsed as JSON if possible (`4`, `0.5`, `true`, `[2, 2]`), else text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -158,7 +157,7 @@ def _instance(model_class: Any, config: Any) -> nn.Module:
 
 
 def _class_of(transformers: Any, spec: str, config: Any, task: str | None) -> tuple[str, Any]:
-    """The task and the class of the head: as asked, as the config's `architectures` says, or the
+    """The task and the class of the head: as asked for, as in the config's `architectures`, or the
     first task that has one."""
     auto = transformers.models.auto.modeling_auto
     tables = {name: _table(auto, table) for name, table in TASKS.items()}

@@ -89,7 +89,7 @@ def _example(
 
 
 def _boxes(config: Any, batch: int, seq: int) -> Tensor:
-    """A box for every token, its four edges in thousandths of the page; or numbers, where a
+    """A box for every token, its four edges in thousandths of the page; or other numbers, if a
     model wants those."""
     if hasattr(config, "dim_bbox"):
         return torch.rand(batch, seq, int(config.dim_bbox))
@@ -98,7 +98,7 @@ def _boxes(config: Any, batch: int, seq: int) -> Tensor:
 
 
 def _entry(config: Any, *names: str) -> Any:
-    """The first of some entries that a config has and that is set."""
+    """The first of `names` that is an entry of the config and is set."""
     return next((value for name in names if (value := getattr(config, name, None))), None)
 
 

@@ -14,8 +14,8 @@ __all__ = ["config_of", "first_line", "imported_transformers", "with_settings", 
 
 _PREFIX = "hf:"
 
-#: Entries of a config that mask at random by numpy, which no key reaches, or skip layers by a
-#: number drawn: off.
+#: Entries of a config that mask at random with numpy, which has no key, or skip layers at random:
+#: they are turned off.
 _MASKS: dict[str, Any] = {
     "mask_time_prob": 0.0,
     "mask_feature_prob": 0.0,
@@ -41,13 +41,13 @@ def imported_transformers() -> Any:
 
 
 def config_of(spec: str) -> Any:
-    """The config that `spec` names, as transformers makes it."""
+    """The transformers config that `spec` names."""
     config_class, entries = _named(spec)
     return _made(spec, config_class, entries)
 
 
 def _named(spec: str) -> tuple[Any, dict[str, Any]]:
-    """The class of the config that `spec` names, and the entries that are given to it."""
+    """The class of the config that `spec` names, and the entries to make it with."""
     transformers = imported_transformers()
     name = spec.removeprefix(_PREFIX)
     if name.endswith(".json") or "/" in name:
@@ -92,7 +92,7 @@ def _made(spec: str, config_class: Any, entries: Mapping[str, Any]) -> Any:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of a message, with the next where the first only announces it."""
+    """The first line of a message, with the next one if the first only announces it."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()] or [
         "no message"
     ]
@@ -100,8 +100,8 @@ def first_line(error: Exception) -> str:
 
 
 def with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
-    """The config with entries set: given to its class together, so that what follows from them
-    (a list of layer types) does."""
+    """The config with entries set. They are passed to its class together, so that derived entries
+    (a list of layer types) agree with them."""
     config_class, entries = _named(spec)
     base = _made(spec, config_class, entries)
     given = dict(entries)
@@ -131,8 +131,8 @@ def _has(config: Any, name: str) -> bool:
 
 
 def _cut_layers(given: dict[str, Any], before: Any, after: Any) -> None:
-    """What is given layer by layer (layer types) for another number of layers is that of the
-    first ones, or follows anew."""
+    """Shortens entries that have a value per layer (layer types) to a new number of layers, or
+    removes them, so that they are derived again."""
     for name, value in list(given.items()):
         if isinstance(value, list | tuple) and len(value) == before != after:
             del given[name]

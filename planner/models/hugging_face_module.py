@@ -103,7 +103,7 @@ class Headed(nn.Module):
 
 
 def _register_tensors(model: nn.Module) -> None:
-    """Makes buffers of the tensors that modules keep as mere attributes, such as tables of
+    """Makes buffers of tensors that modules keep as plain attributes, such as tables of
     positions."""
     for module in model.modules():
         for name, value in list(vars(module).items()):
@@ -131,8 +131,8 @@ def make_fake(model: nn.Module) -> None:
 
 
 def _caches(model: nn.Module) -> list[Any]:
-    """Functions beside the model's classes that keep their results: a tensor of one trace has no
-    place in another, nor in a run."""
+    """Cached functions in the modules of the model's classes: they must be cleared, since a tensor
+    of one trace must not appear in another, nor in a run."""
     sources = {sys.modules[type(module).__module__] for module in model.modules()}
     things = [thing for source in sources for thing in vars(source).values() if callable(thing)]
     inside = [
@@ -172,9 +172,9 @@ def _first_output(found: Any) -> Tensor:
 
 @contextmanager
 def _as_run() -> Iterator[None]:
-    """transformers drops a mask that masks nothing, unless its tensors are fake; and with one it
-    is not always the same (PaliGemma then attends to all tokens in a run, to those before in a
-    trace): fake is only what no branch can be taken on."""
+    """A context in which transformers counts a tensor as fake only if no branch can be taken on it.
+    It drops a mask that masks nothing, unless the tensors are fake; so a trace could differ from a
+    run (PaliGemma attends to all tokens in a run, but only to earlier ones in a trace)."""
     from transformers.utils import import_utils
 
     with patch.object(
@@ -185,8 +185,8 @@ def _as_run() -> Iterator[None]:
 
 @contextmanager
 def _doubles(dtype: torch.dtype) -> Iterator[None]:
-    """In a model of doubles, what it computes in float32 for safety (a norm, a softmax,
-    positions) is computed in doubles too."""
+    """A context for a model in float64: computations that it does in float32 for safety (a norm, a
+    softmax, positions) are done in float64 too."""
     with (
         patch.object(nn.Module, "to", _to),
         _Doubles() if dtype == torch.float64 else nullcontext(),
@@ -224,7 +224,8 @@ def _to(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 
 
 def register_experts() -> None:
-    """Makes our way to run experts known to transformers: shapes do not depend on the routing."""
+    """Registers our implementation of experts in transformers: shapes do not depend on the
+    routing."""
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     ALL_EXPERTS_FUNCTIONS["shardwright"] = _experts
@@ -252,8 +253,8 @@ def _experts(self: Any, hidden: Tensor, index: Tensor, weights: Tensor) -> Tenso
 
 
 def static_experts(model: nn.Module) -> None:
-    """Gives modules that hold experts one by one (`expert_0`, `expert_1`, ...) our way to run
-    them too."""
+    """Uses our implementation also in modules that hold experts one by one (`expert_0`, `expert_1`,
+    ...)."""
     for module in model.modules():
         names = [name for name in module._modules if name.startswith("expert_")]
         if (
@@ -283,5 +284,5 @@ def _linear(self: Any, x: Tensor, weight: Tensor, bias: str) -> Tensor:
     return out + getattr(self, bias).unsqueeze(1) if self.has_bias else out
 
 
-#: What a head's loss takes.
+#: A head's loss: (logits, target) -> scalar.
 Loss = Callable[[Tensor, Tensor], Tensor]

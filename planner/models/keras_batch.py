@@ -1,5 +1,5 @@
-"""What a person hands to Keras's `fit`, as the batch of a plan: arrays, tensors, lists of numbers;
-several of them in lists and dicts.
+"""The data of Keras's `fit` as the batch of a plan: arrays, tensors, lists of numbers; several of
+them in lists and dicts.
 
 (x, y) or (x, y, sample_weight) -> {"inputs", "targets", "weights"}, of torch tensors.
 """

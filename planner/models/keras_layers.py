@@ -2,10 +2,10 @@
 numbers drawn from the step's key.
 
 Keras's own loop over time reads numbers out of tensors and has an op for every step and gate; ours
-has one op for a layer. Only tracing replaces it: what a plan is compared with runs Keras's, with
-attention by torch's math kernel (the flash kernel of CPUs has another gradient for queries whose
-keys are all masked). Its random numbers come from a state that every draw moves, which ranks could
-not share: they become torch's, which a plan draws from a key, and the comparison does likewise.
+has one op per layer. Only tracing replaces it: the reference run uses Keras's loop, and torch's
+math kernel for attention (the flash kernel of CPUs has another gradient for queries whose keys are
+all masked). Keras's random numbers come from a state that every draw changes, which ranks could not
+share. So they become torch's, which a plan draws from a key, and so does the reference run.
 """
 
 from __future__ import annotations
@@ -27,16 +27,18 @@ __all__ = ["Layer", "as_planned", "errors_as_raised"]
 
 
 class Layer(nn.Module):
-    """Stands for a layer of Keras: it has its path and its variables, and hooks see its calls."""
+    """A torch module for a Keras layer: it has its path and its variables, and hooks see its
+    calls."""
 
     def forward(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the layer gives."""
+        """The result of the layer's call."""
         return call(*args, **kwargs)
 
 
 @contextmanager
 def as_planned(places: Mapping[int, Layer], *, tracing: bool) -> Iterator[None]:
-    """Within it Keras's layers, by their ids those of `places`, run as the header says."""
+    """A context in which Keras's layers run as the module's header says; `places` maps their ids to
+    our modules."""
     import keras
     from keras.src.backend.torch import random  # no public place where all draws of layers pass
 
@@ -60,7 +62,7 @@ def as_planned(places: Mapping[int, Layer], *, tracing: bool) -> Iterator[None]:
 
 @contextmanager
 def errors_as_raised() -> Iterator[None]:
-    """Within it Keras does not wrap what is raised, nor hide the model's line."""
+    """A context in which Keras neither wraps exceptions nor hides the model's line."""
     import keras
 
     before = keras.config.is_traceback_filtering_enabled()
@@ -173,7 +175,7 @@ def _inner_loop(plain: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _mode(cell: Any, training: bool) -> str:
-    """Which of our recurrent layers the cell is; empty if none."""
+    """The mode of our recurrent layer that equals the cell; empty if there is none."""
     import keras
 
     layers, tanh, sigmoid = keras.layers, keras.activations.tanh, keras.activations.sigmoid
@@ -240,8 +242,8 @@ def _weights(cell: Any, mode: str) -> tuple[Any, ...]:
 def _masked_outputs(
     layer: Any, y: Tensor, last: Tensor, on: Tensor, before: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Outputs where they are not the states: zero at masked steps if the layer says so, and zero
-    before the first step that counts."""
+    """The outputs, corrected where they are not the states: zero at masked steps if the layer says
+    so, and zero before the first unmasked step."""
     if layer.zero_output_for_mask:
         return torch.where(on.unsqueeze(2), y, 0.0), torch.where(on[-1].unsqueeze(1), last, 0.0)
     if is_known(before) and not before.any():

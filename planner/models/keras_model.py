@@ -30,7 +30,7 @@ __all__ = ["KerasModule", "batch_of", "is_keras", "parts_of", "put_back"]
 
 _PREFIX = "keras:"
 
-#: What of `fit`'s keyword arguments is taken.
+#: The keyword arguments of `fit` that are supported.
 _FIT = ("class_weight", "sample_weight")
 
 
@@ -169,7 +169,7 @@ def _as_made(tree: Any) -> Any:
 
 
 def put_back(model: Any, state: Mapping[str, Tensor]) -> None:
-    """Gives the Keras model what was learned: `state` is `Trained.state`."""
+    """Copies the trained values to the Keras model: `state` is `Trained.state`."""
     for name, variable in variable_names(model):
         if name in state:
             variable.assign(state[name])
@@ -177,8 +177,8 @@ def put_back(model: Any, state: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def _floatx(keras: Any, dtype: str) -> Iterator[None]:
-    """Within it `dtype` is that of variables, unless the person's own function sets another,
-    which ends with it."""
+    """A context in which `dtype` is Keras's floatx, unless the user's function sets another one;
+    restores the old one at the end."""
     before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx(dtype)
     if policy.name == before:

@@ -1,9 +1,9 @@
-"""A compiled Keras model as a torch module: called with a batch it gives the loss that Keras's
+"""A compiled Keras model as a torch module: called with a batch, it returns the loss that Keras's
 `fit` would differentiate.
 
-Its variables are parameters and buffers under the paths of their layers. What `train_step` does is
-done by the model itself: its call, its `compute_loss` (compiled losses and their weights, masks,
-sample weights, what layers and regularizers add), its metrics.
+Its variables are parameters and buffers under the paths of their layers. As in `train_step`, the
+model itself does the work: its call, its `compute_loss` (compiled losses and their weights, masks,
+sample weights, losses added by layers and regularizers), its metrics.
 """
 
 from __future__ import annotations
@@ -57,8 +57,8 @@ class KerasModule(Layer):
             )
 
     def forward(self, inputs: Any, targets: Any = None, weights: Any = None) -> Reported:
-        """The loss of a step, and each output's loss and metric by name; variables that the step
-        changes are written to buffers."""
+        """The loss of a step, and each output's loss and metrics by name. Writes variables that the
+        step changes to buffers."""
         import keras
 
         model: Any = self.keras_model
@@ -93,7 +93,7 @@ class KerasModule(Layer):
         return self.get_submodule(path.rpartition(".")[0])
 
     def _weighted(self, targets: Any, weights: Any) -> Any:
-        """The samples' weights, from the classes of their targets where classes are weighted."""
+        """The samples' weights; if classes are weighted, from the classes of the targets."""
         if not self.class_weight:
             return weights
         classes = targets

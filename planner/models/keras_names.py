@@ -1,9 +1,9 @@
-"""The layers and variables of a Keras model by dotted paths: what `--pin`, the report and the
-weights handed back name.
+"""Dotted paths for the layers and variables of a Keras model, for `--pin`, the report and the
+trained weights.
 
-Keras numbers layers that it names itself through a whole process (`lstm`, `lstm_1`), and another
-process is to find the same names: such names are numbered here among their neighbours, in order. A
-name that a person gave stays.
+Keras numbers layers without a given name across the whole process (`lstm`, `lstm_1`), but every
+process must find the same names. So such layers are numbered here among their neighbours, in order.
+A name given by the user stays.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from torch import nn
 
 __all__ = ["layers_of", "variable_names"]
 
-#: What Keras puts before the name of a layer that it makes itself.
+#: Prefixes that Keras adds to the names of layers that it makes itself.
 _PREFIXES = ("forward_", "backward_")
 
 
 def layers_of(model: Any) -> list[tuple[str, Any]]:
-    """The layers below a model with their paths, each before its own; one that stands in several
-    places has the first's path."""
+    """The layers below a model with their paths, each layer before its own sublayers; a layer that
+    is used in several places has the first place's path."""
     return list(_walk(model, "", {id(model)}))
 
 
@@ -47,13 +47,13 @@ def _own_name(layer: Any) -> str:
 
 
 def _attribute(name: str) -> str:
-    """A name that a module's attribute can have."""
+    """The name, changed to be valid for a module's attribute."""
     name = re.sub(r"[^0-9A-Za-z_-]", "_", name) or "layer"
     return f"{name}_" if hasattr(nn.Module, name) or name in nn.Module().__dict__ else name
 
 
 def _free(name: str, taken: set[str]) -> str:
-    """The name, numbered where it is taken."""
+    """The name, with a number added if it is taken."""
     number, free = 0, name
     while free in taken:
         number += 1

@@ -1,7 +1,7 @@
-"""What a workload says of the optimizer of a compiled Keras model: the name of ours, and its
+"""The fields of a workload for the optimizer of a compiled Keras model: our name for it, and its
 settings.
 
-What training by a plan would leave out (moving averages, loss scales) is refused by name.
+Features that training by a plan would leave out (moving averages, loss scales) are refused by name.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def _name(optimizer: Any, kind: str) -> str:
 
 
 def _schedule(spec: str, optimizer: Any) -> Callable[[int], float] | None:
-    """The learning rate of an iteration, where it is not one number."""
+    """The learning rate as a function of the iteration; None if it is a number."""
     import keras
 
     rate = optimizer._learning_rate  # the property gives the number of now

@@ -1,4 +1,4 @@
-"""A loss with what is reported beside it: figures of the step that nothing is differentiated by."""
+"""A loss with figures that are reported beside it, and not differentiated."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Reported"]
 
 
 class Reported(NamedTuple):
-    """What a loss function may return: the scalar that is trained, and scalars by name."""
+    """A result that a loss function may return: the scalar that is trained, and scalars by name."""
 
     loss: Tensor
     parts: Mapping[str, Tensor]

@@ -1,8 +1,7 @@
-"""What a built-in model says of itself, and the resolving of its sizes: `--batch`, `--seq` and
+"""The description of a built-in model, and how its sizes are resolved: `--batch`, `--seq` and
 `--set name=value`.
 
-Sizes are resolved without building anything, so that a wrong one is reported before any work is
-done.
+Sizes are resolved without building anything, so that a wrong one is reported before any work.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ _BOOLS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Preset:
-    """A model's sizes under a name of their own; options that it leaves out keep the model's
-    defaults. Where devices share a sample, `batch_per_device` is below 1."""
+    """A named set of a model's sizes; options that it leaves out keep the model's defaults. If
+    devices share a sample, `batch_per_device` is below 1."""
 
     description: str
     options: Options
@@ -62,11 +61,10 @@ class Preset:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """A built-in model: its options with their defaults, its presets, and the builder that they are
-    given to.
+    """A built-in model: its options with their defaults, its presets, and its builder.
 
-    `build` gets every option and `batch`. `check` raises `BadValue` for sizes that do not go
-    together. `sequence` names the option that holds the tokens in a sample, if a sample has any.
+    `build` gets every option and `batch`. `check` raises `BadValue` for sizes that contradict each
+    other. `sequence` is the name of the option for the tokens per sample, if samples have any.
     """
 
     name: str
@@ -94,9 +92,9 @@ def built_in_options(
     """All sizes of the model or preset `name`: `batch` first, then the options in the model's
     order.
 
-    The default batch is the per-device batch times `num_devices` (weak scaling), so that every
-    number of devices divides it where it is whole. Raises `UnknownName` for an option that the
-    model does not have, `BadValue` for a value that it cannot take.
+    The default batch is the per-device batch times `num_devices` (weak scaling), so any number of
+    devices divides it if the per-device batch is an integer. Raises `UnknownName` for an option
+    that the model does not have, `BadValue` for a value that it cannot take.
     """
     if num_devices < 1:
         raise BadValue(f"number of devices is {num_devices}: give at least 1")

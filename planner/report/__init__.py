@@ -1,1 +1,1 @@
-"""What a person reads of a plan: terminal, Markdown, JSON, pictures."""
+"""The reports of a plan: terminal, Markdown, JSON, pictures."""

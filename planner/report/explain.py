@@ -1,7 +1,7 @@
-"""`plan explain`: the choice for every class of like ops and parameters, with what it costs, beside
-the report's words.
+"""`plan explain`: the choice for every class of like ops and parameters, with its cost, beside the
+report's words.
 
-The model is traced again, since a plan's file holds choices only; a class is one row however often
+The model is traced again, since a plan's file holds only choices. A class is one row, however often
 its layer is repeated.
 """
 
@@ -113,7 +113,7 @@ def _itemsize(dtype: str) -> int:
 
 
 def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
-    """The same to read."""
+    """The explanation as sections to read."""
     axes = tuple(f"{name}={size}" for name, size in record["mesh"].items())
     total = sum(row["time_s"] * row["count"] for row in record["ops"]) or 1.0
     ops = tuple(

@@ -37,7 +37,7 @@ def file_names(folder: Path, *, plan: str = "plan.json") -> dict[str, str]:
 def plan_files(
     found: Found, cluster: Cluster, folder: Path
 ) -> tuple[dict[str, str], dict[str, str | bytes]]:
-    """Where the files of a plan will be, and their contents by name; plan.json is the last."""
+    """The paths of the files of a plan, and their contents by name; plan.json is the last."""
     names, plan = file_names(folder), found.plan
     _, contents = timeline_files(
         plan, found.program, found.run.timeline, cluster, folder, found.run.memory
@@ -57,8 +57,8 @@ def timeline_files(
     folder: Path,
     memory: Footprint | None = None,
 ) -> tuple[dict[str, str], dict[str, str | bytes]]:
-    """Where the files of a simulated step will be, and their contents by name; `memory` is the
-    program's, if it is known."""
+    """The paths of the files of a simulated step, and their contents by name; `memory` is the
+    program's, if known."""
     from planner.report.memory_picture import draw_memory
     from planner.report.timeline_picture import draw_timeline
 

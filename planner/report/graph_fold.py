@@ -1,4 +1,4 @@
-"""Stacks of like blocks in a graph, for a text that does not grow with depth.
+"""Finds stacks of like blocks in a graph, for a text that does not grow with depth.
 
 Graph -> repeats: runs of nodes that follow one another and do the same, each on the values of its
 own block. Backward's blocks run in the reverse order and read what forward's wrote. The first and
@@ -52,7 +52,7 @@ def repeats(graph: Graph) -> tuple[Repeat, ...]:
 
 
 def _word(graph: Graph, node: Node) -> Hashable:
-    """What a node does, whichever block it is of."""
+    """A key of what a node does, independent of its block."""
 
     def read(value: int) -> str:
         return pattern_of(graph.values[value].name) if graph.values[value].writer is None else "%"
@@ -73,7 +73,7 @@ def _word(graph: Graph, node: Node) -> Hashable:
 
 
 def _runs(graph: Graph, words: NDArray[np.int64], low: int, high: int) -> Iterator[Repeat]:
-    """The run that covers most nodes between two places, and those before and behind it."""
+    """The run that covers most nodes in [low, high), and then those before and after it."""
     best = max(
         (run for run in _candidates(words[low:high])),
         key=lambda run: (run.length * run.count, -run.length),
@@ -104,7 +104,8 @@ def _candidates(words: NDArray[np.int64]) -> Iterator[Repeat]:
 
 
 def _length_of_run(words: NDArray[np.int64], start: int, length: int, high: int) -> int:
-    """How many nodes from `start` on are as those `length` before them, and the first block."""
+    """How many nodes from `start` on belong to the run: the first block, and all nodes that equal
+    the one `length` before them."""
     end = start + length
     while end < high and words[end] == words[end - length]:
         end += 1
@@ -112,7 +113,7 @@ def _length_of_run(words: NDArray[np.int64], start: int, length: int, high: int)
 
 
 def _begins(graph: Graph, start: int, spare: int) -> int:
-    """By how many nodes, of `spare`, a run is to begin later so that blocks begin where a layer
+    """By how many nodes, up to `spare`, a run must begin later so that blocks begin where a layer
     does."""
     paths = [layer_of(graph.nodes[at].path) for at in range(max(0, start - 1), start + spare + 1)]
     paths = ["", *paths] if start == 0 else paths
@@ -122,7 +123,7 @@ def _begins(graph: Graph, start: int, spare: int) -> int:
 
 
 class _Homes:
-    """Which run, block and place in it each value is written at."""
+    """The run, the block and the place in it at which each value is written."""
 
     def __init__(self, graph: Graph, runs: tuple[Repeat, ...]) -> None:
         self.graph, self.runs = graph, runs
@@ -135,7 +136,7 @@ class _Homes:
                             self.of[value] = (number, block, (place, result))
 
     def alike(self, number: int) -> bool:
-        """Whether the blocks of a run read each the like of what its neighbours read."""
+        """Whether the blocks of a run read corresponding values."""
         run = self.runs[number]
         for block in range(run.count - 1):
             ends = block in (0, run.count - 2)
@@ -151,8 +152,8 @@ class _Homes:
         return True
 
     def _like(self, block: int, a: int, b: int) -> bool:
-        """Whether block `block` reads `a` as the next one reads `b`: the same, or what the next
-        block of some run wrote there."""
+        """Whether `a`, read by block `block`, corresponds to `b`, read by the next one: it is the
+        same, or the value that the next block of some run wrote at the same place."""
         if a == b or (self.graph.values[a].writer is None and self.graph.values[b].writer is None):
             return True
         one, two = self.of.get(a), self.of.get(b)

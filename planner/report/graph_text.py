@@ -1,7 +1,7 @@
-"""The text of a `Graph`: what a person reads to see what one step does, one op a line.
+"""The text of a `Graph`, for a person who wants to see what one step does: one op per line.
 
-Graph -> text. A stack of like blocks is shown by its first, however many there are, unless the
-whole is asked for; then two graphs with the same text are the same.
+Graph -> text. Only the first of a stack of like blocks is shown, unless the whole graph is asked
+for; then two graphs with the same text are the same.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from planner.report.graph_fold import Repeat, repeats
 
 __all__ = ["graph_text"]
 
-#: Of more numbers in a row only the first few are shown, unless the whole is.
+#: If there are more numbers in a row, only the first few are shown, unless the whole graph is.
 _MOST, _SHOWN = 12, 4
 
 
 def graph_text(graph: Graph, *, whole: bool = False) -> str:
-    """The graph as lines: what the step is given and gives, then its nodes.
+    """The graph as lines: the step's inputs and outputs, then its nodes.
 
-    `%3` is a value, `#5` the number by which like random ops are told apart, `_` a result that
-    nothing reads; a tensor is `float32[8x64]`. Of a stack of like blocks the first is shown, its
-    values as they are; of parameters and buffers that differ only in the numbers of their names,
-    the first. With `whole` every block, name and constant is.
+    `%3` is a value, `#5` the serial number that tells like random ops apart, `_` a result that
+    nothing reads; a tensor is `float32[8x64]`. Of a stack of like blocks only the first is shown;
+    likewise of parameters and buffers whose names differ only in numbers. With `whole`, every
+    block, name and constant is shown.
     """
     runs = () if whole else repeats(graph)
     rows = [("node", "phase", "module", "call")]
@@ -73,7 +73,7 @@ def _head(graph: Graph) -> Iterator[str]:
 
 
 def _given(graph: Graph, whole: bool) -> list[str]:
-    """What the step is given, what of it has a gradient and what it changes."""
+    """Lines for the step's given values, their gradients, and the buffers that it changes."""
     more = {p.value: f"gradient %{p.gradient}" for p in graph.parameters} | {
         a: f"becomes %{b}" for a, b in graph.updates
     }

@@ -1,5 +1,5 @@
-"""`plan hardware`: the clusters that are known, and one of them with every figure, its source
-and a picture. Needs no torch."""
+"""`plan hardware`: the known clusters, or one of them with every figure, its source and a picture.
+Needs no torch."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _between(cluster: Cluster) -> str:
 
 
 def sheet(name: str, cluster: Cluster, files: Mapping[str, str]) -> tuple[Section, ...]:
-    """All of one cluster."""
+    """The sections of one cluster: all its figures with their sources."""
     sources = sources_of(name, cluster)
     rows = tuple((key, value, sources.get(key, "")) for key, value in _figures(cluster))
     nodes = f"{cluster.num_nodes} node{'s' if cluster.num_nodes > 1 else ''}"

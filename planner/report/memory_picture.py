@@ -25,8 +25,8 @@ _CATEGORIES = {
     "temporaries": "#f0e442",
     "inputs": "#999999",
 }
-#: A capacity line is drawn where the peak reaches this share of it; else it would flatten all that
-#: there is to see.
+#: A capacity line is drawn only if the peak reaches this share of it; else it would flatten the
+#: rest of the picture.
 _NEAR = 0.3
 
 

@@ -1,5 +1,5 @@
-"""What `--json` prints: one object a verb, SI units, stable keys. docs/json.md lists them; a
-test holds the two together."""
+"""The objects that `--json` prints: one per verb, SI units, stable keys. docs/json.md lists them; a
+test checks that the two agree."""
 
 from __future__ import annotations
 

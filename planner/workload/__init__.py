@@ -1,1 +1,1 @@
-"""What is to be trained: model, batch, loss, sizes, optimizer."""
+"""The training to plan: model, batch, loss, sizes, optimizer."""

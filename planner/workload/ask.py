@@ -1,4 +1,4 @@
-"""The `Ask`: a model as a person asked for it, with everything that building it again needs."""
+"""The `Ask`: the model that the user asked for, with everything needed to build it again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Ask:
     """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the
     texts of `--set`; `dtype` is that of the parameters, `compute` that of products in mixed
     precision; `memory_headroom` the share of usable memory that is kept free. `optimizer`,
-    `learning_rate` and `optimizer_settings`, where given, are over the model's own."""
+    `learning_rate` and `optimizer_settings`, if given, override the model's own."""
 
     model: str
     batch: int | None
@@ -38,7 +38,7 @@ class Ask:
     optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
 
     def allowed_memory(self, device: Device) -> int:
-        """Bytes of a device that a plan may hold: what is usable, less the headroom."""
+        """Bytes per device that a plan may hold: usable memory less the headroom."""
         return int(device.usable_memory * (1 - self.memory_headroom))
 
 
@@ -58,7 +58,7 @@ def build(ask: Ask) -> Workload:
 
 
 def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:
-    """What the ask says of the optimizer, over what the workload does."""
+    """The workload's fields for the optimizer, as overridden by the ask."""
     if not (ask.optimizer or ask.learning_rate is not None or ask.optimizer_settings):
         return {}
     name = ask.optimizer or workload.optimizer
@@ -73,14 +73,14 @@ def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:
 
 
 def default_precision(model: str, device: Device) -> str:
-    """The `--precision` of a plan that asks for none: bf16-mixed on devices that multiply it,
-    fp32 elsewhere and for Keras models, whose own dtype policy says what is mixed."""
+    """The default `--precision`: bf16-mixed on devices that multiply bfloat16, else fp32; fp32 for
+    Keras models, whose own dtype policy decides on mixed precision."""
     return "bf16-mixed" if device.multiplies_bfloat16 and not is_keras(model) else "fp32"
 
 
 def dtypes_of(precision: str) -> tuple[str, str]:
-    """The dtype of parameters and that of products in mixed precision (else empty), of a
-    `--precision`; torch's names of dtypes are taken too. Raises `UnknownName` for any other."""
+    """The dtype of parameters and that of products in mixed precision (else empty) for a
+    `--precision`, or for a torch dtype name. Raises `UnknownName` for any other."""
     if precision in DTYPES:
         return precision, ""
     if precision not in PRECISIONS:

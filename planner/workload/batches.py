@@ -1,9 +1,8 @@
-"""Nested batches: tensors in dicts, tuples and lists, as a flat tuple of tensors and a *nest* that
-says where each stands.
+"""Nested batches: tensors in dicts, tuples and lists, as a flat tuple of tensors and a *nest* with
+the place of each.
 
-batch -> tensors, nest -> the module's arguments and the loss's target. Dicts are taken in the order
-of their keys' names, so that two batches with the same keys are the same whatever order they were
-written in.
+batch -> tensors, nest -> the module's arguments and the loss's target. Dicts are read in the order
+of their keys' names, so the order in which a batch's keys were written does not matter.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class Slot:
 
 
 def flatten(batch: Any) -> tuple[tuple[Tensor, ...], Any]:
-    """The tensors of a nested batch, and its nest: the same containers with a `Slot` at every
-    tensor; other things stay."""
+    """The tensors of a nested batch, and its nest: the same containers with a `Slot` in place of
+    every tensor; other values stay."""
     tensors: list[Tensor] = []
     nest = _strip(batch, tensors)
     return tuple(tensors), nest
@@ -47,10 +46,10 @@ def fill(nest: Any, tensors: Sequence[Tensor]) -> Any:
 
 
 def arguments(nest: Any, tensors: Sequence[Tensor]) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-    """What the module is called with, by position and by name, and the target that the loss gets.
+    """The module's arguments, by position and by name, and the loss's target.
 
-    A dict goes whole: `module(**batch)`, and to the loss too. Of a tuple the last is the target and
-    the others are the inputs; where the last input is a dict, it holds arguments by name.
+    A dict is passed whole: `module(**batch)`, and to the loss too. The last item of a tuple is the
+    target and the others are the inputs; if the last input is a dict, it has arguments by name.
     """
     batch = fill(nest, tensors)
     if isinstance(batch, dict):

@@ -1,7 +1,7 @@
-"""What a person says of the optimizer -> the fields of a `Workload`: by name and settings, or by
-one of torch's with its groups.
+"""The user's optimizer -> the fields of a `Workload`: given by name and settings, or as one of
+torch's with its groups.
 
-Groups are kept by the names of their parameters, so that every rank can make them from its shards.
+Groups are stored as names of parameters, so that every rank can make them from its shards.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from planner.state.state import registered
 
 __all__ = ["by_name", "check_rate", "of_torch"]
 
-#: What torch's optimizers have in their groups that decides no value: how their kernels run.
+#: Settings in the groups of torch's optimizers that change no value, only how kernels run.
 _HOW = (
     "foreach",
     "fused",
@@ -42,7 +42,7 @@ def by_name(name: str, learning_rate: float, settings: Mapping[str, Any]) -> dic
 
 
 def check_rate(what: str, rate: float) -> None:
-    """Raises `BadValue` for a learning rate that is negative or no number."""
+    """Raises `BadValue` for a learning rate that is negative or not a number."""
     if not 0 <= rate < float("inf"):
         raise BadValue(f"{what} {rate}: give a number of at least 0")
 
@@ -54,7 +54,7 @@ def of_torch(
     groups.
 
     Raises BadValue for a class that is not supported, an optimizer that has made steps, a learning
-    rate that is a tensor, and parameters that are trained and in no group, or in a group and not
+    rate that is a tensor, and parameters that are trained but in no group, or in a group but not
     trained.
     """
     kind = type(optimizer)
@@ -89,7 +89,7 @@ def of_torch(
 def _group(
     base: str, kind: type[torch.optim.Optimizer], group: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The settings of a group, the learning rate among them."""
+    """The settings of a group, including the learning rate."""
     taken = {
         key: value
         for key, value in group.items()

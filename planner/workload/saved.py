@@ -1,9 +1,9 @@
 """A model given as an object: the module with its values, its example batch and its loss in one
 file, which every rank reads.
 
-`saved:PATH` names such a file as a model. All ranks start from the very values that the module had.
-The file is a pickle: it refers to what can be imported (the module's class, the loss) and holds
-what cannot, and is to be read only where one trusts who wrote it.
+`saved:PATH` names such a file as a model. All ranks start from exactly the module's values. The
+file is a pickle: it refers to objects that can be imported (the module's class, the loss) and holds
+those that cannot. Read it only if you trust whoever wrote it.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def write_saved(
     loss: Callable[[Any, Any], Any],
     more: dict[str, Any],
 ) -> str:
-    """Writes the file and returns the name of the model. Raises BadValue for a model that cannot
-    be written, or is another one when it is read again."""
+    """Writes the file and returns the name of the model. Raises BadValue for a model that cannot be
+    written, or that differs when it is read again."""
     held = io.BytesIO()
     try:
         torch.save(
@@ -82,7 +82,7 @@ def write_saved(
 
 
 def _check_same(module: torch.nn.Module, again: torch.nn.Module) -> None:
-    """Raises BadValue, naming the tensor, if a module that was read is another than was written."""
+    """Raises BadValue, naming the tensor, if the module read differs from the one written."""
     before, after = (digests((*m.named_parameters(), *m.named_buffers())) for m in (module, again))
     for name in (*before, *after):
         if before.get(name) != after.get(name):
@@ -95,7 +95,7 @@ def _check_same(module: torch.nn.Module, again: torch.nn.Module) -> None:
 
 
 def _culprits(module: torch.nn.Module, batch: Any, loss: Any) -> Iterator[str]:
-    """What of a model cannot be written by itself, in words."""
+    """The parts of a model that cannot be written, in words."""
     for path, part in module.named_modules():
         for name, value in vars(part).items():
             if name not in _PARTS and not _can_be_written(value):
@@ -114,8 +114,8 @@ def _can_be_written(value: Any) -> bool:
 
 
 def read_saved(spec: str) -> dict[str, Any]:
-    """The module, batch, loss and what else the workload has. Raises UnknownName where there is
-    no such file."""
+    """The module, batch, loss and other fields of the workload. Raises UnknownName if there is no
+    such file."""
     path = Path(spec.removeprefix(_PREFIX))
     if not path.is_file():
         raise UnknownName(f"model {spec!r}: there is no such file; plan again with planner.plan")
@@ -133,8 +133,8 @@ def read_saved(spec: str) -> dict[str, Any]:
 
 
 def _learn(found: dict[str, Any], real: dict[str, Any]) -> None:
-    """Fake tensors have lost what the file has: a model may branch on a buffer that never
-    changes."""
+    """Makes the file's values known for the fake tensors: a model may branch on a buffer that
+    never changes."""
     values = state_of(real["module"], real["loss"]).kept
     for name, tensor in state_of(found["module"], found["loss"]).kept.items():
         if name in values:

@@ -33,8 +33,8 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """What is trained: `loss(module(*batch[:-1]), batch[-1])` is the scalar that one step
-    differentiates; of several losses, by name in a dict or by number in a tuple, their sum is.
+    """The training: one step differentiates the scalar `loss(module(*batch[:-1]), batch[-1])`; if
+    that is several losses, by name in a dict or by number in a tuple, their sum.
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested
     batch is given by its tensors and its `nest` (`batches.py`). `compute` is the dtype of products
@@ -65,8 +65,7 @@ class Workload:
     def arguments(
         self, batch: Sequence[torch.Tensor]
     ) -> tuple[tuple[Any, ...], dict[str, Any], Any]:
-        """What the module is called with on these tensors, by position and by name, and the
-        target."""
+        """The module's arguments for these tensors, by position and by name, and the target."""
         return (
             (tuple(batch[:-1]), {}, batch[-1]) if self.nest is None else arguments(self.nest, batch)
         )
@@ -76,8 +75,7 @@ class Workload:
         return state_of(self.module, self.loss)
 
     def losses(self, outputs: Any, target: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        """The scalar to differentiate, and where there are several the losses that it is the sum
-        of, by name."""
+        """The scalar to differentiate and, if it is a sum of several losses, these by name."""
         found = self.loss(outputs, target)
         if isinstance(found, Reported):
             return found.loss, dict(found.parts)
@@ -100,8 +98,7 @@ class Workload:
 
 
 def unused(module: torch.nn.Module, trained: Iterable[str]) -> tuple[str, ...]:
-    """The names of the parameters that are not among those `trained` although they are not
-    frozen."""
+    """The names of the parameters that are neither in `trained` nor frozen."""
     names = set(trained)
     return tuple(
         name for name, p in module.named_parameters() if p.requires_grad and name not in names
