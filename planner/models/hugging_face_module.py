@@ -92,8 +92,9 @@ class Headed(nn.Module):
             )
             if any(state[name].grad is not None for name in trained):
                 raise BadValue(
-                    f"the backward pass of {type(self.model).__name__} adds to the gradients itself (torch.autograd.backward in an "
-                    "autograd.Function), so that no graph holds them: it cannot be planned"
+                    f"the backward pass of {type(self.model).__name__} adds to the gradients "
+                    "itself (torch.autograd.backward in an autograd.Function), so that no graph "
+                    "holds them: it cannot be planned"
                 )
         for name, grad in zip(trained, grads, strict=True):
             if grad is None:

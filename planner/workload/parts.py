@@ -74,8 +74,9 @@ def check_shapes(name: str, module: torch.nn.Module) -> None:
     for what, tensor in (*module.named_parameters(), *module.named_buffers()):
         if torch.nn.parameter.is_lazy(tensor):
             raise BadValue(
-                f"{name}: {what} has no shape yet, since its lazy module has seen no input: call the model once on an example batch "
-                "where it is built, or give its layer the number of inputs"
+                f"{name}: {what} has no shape yet, since its lazy module has seen no input: call "
+                "the model once on an example batch where it is built, or give its layer the "
+                "number of inputs"
             )
 
 
