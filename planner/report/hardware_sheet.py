@@ -74,7 +74,7 @@ def list_section(clusters: tuple[Cluster, ...]) -> Section:
         )
         for c in clusters
     )
-    header = ("name", "a node", "memory", "peak", "in a node", "between nodes", "most nodes")
+    header = ("name", "per node", "memory", "peak", "inside a node", "between nodes", "most nodes")
     lines = (
         Table(header=header, rows=rows, right=frozenset({2, 3, 6})),
         "plan hardware NAME shows every figure with its source, and draws it; --hardware takes a "

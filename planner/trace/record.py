@@ -159,7 +159,7 @@ def _check_memory(module: torch.nn.Module, name: str, value: Tensor) -> None:
 def _check_loss(loss: Any, name: str) -> None:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         what = (
-            f"of shape {tuple(loss.shape)}"
+            f"a tensor of shape {tuple(loss.shape)}"
             if isinstance(loss, Tensor)
             else f"a {type(loss).__name__}"
         )
