@@ -112,8 +112,8 @@ class KerasModule(Layer):
 def _metrics(
     model: Any, inputs: Any, targets: Any, outputs: Any, weights: Any
 ) -> dict[str, Tensor]:
-    """Each loss by its output's name, where there are several, and each metric, of this batch
-    alone; of a metric with many values each by its number."""
+    """Each loss by its output's name, if there are several, and each metric, of this batch alone;
+    the values of a metric with several are numbered."""
     found = model.compute_metrics(inputs, targets, outputs, sample_weight=weights)
     out: dict[str, Tensor] = {}
     for name, value in found.items():

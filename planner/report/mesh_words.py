@@ -74,7 +74,7 @@ def _group_words(plan: Plan) -> Table:
 
 
 def _parameter_words(names: Sequence[str], words: Sequence[str]) -> str:
-    """The words of all axes in one cell: told by axis only where they differ."""
+    """The words of all axes in one cell: given by axis only if they differ."""
     if len(set(words)) == 1:
         return words[0]
     return "; ".join(

@@ -78,7 +78,7 @@ def _at(index: Sequence[int]) -> str:
 
 
 def _left_out(verify: Mapping[str, Any]) -> str:
-    """The part of the parameters that says less than the rest, where there is one."""
+    """The share of the parameters that proves less than the rest, in words; empty if none."""
     left_out, whole = verify["num_left_out"], verify["num_elements"]
     return (
         f"; {left_out:,} of {whole:,} elements checked only as far as rounding allows"

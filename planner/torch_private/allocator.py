@@ -1,4 +1,4 @@
-"""The allocator's own account of what it handed out and took back."""
+"""torch's allocator: a record of its allocations and frees."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ __all__ = ["Allocations", "allocations"]
 
 @dataclass(slots=True)
 class Allocations:
-    """What an allocator handed out and took back: `samples` are the times (ns of the Unix epoch)
-    and the bytes held from then on.
+    """The record of an allocator: `samples` are times (ns of the Unix epoch) and the bytes held
+    from each on.
 
-    On CPU `before` is what the samples began from: only differences mean anything, since the
-    allocator does not count what was there before it was watched. On CUDA the samples are the
-    device's bytes, all of them.
+    On CPU, `before` is the value from which the samples start. Only differences mean anything,
+    since the allocator does not count memory from before the record. On CUDA, samples are all bytes
+    of the device.
     """
 
     before: int = 0
@@ -78,8 +78,8 @@ def allocations(device: torch.device) -> Iterator[Allocations]:
 
 @contextmanager
 def _all_threads_counted() -> Iterator[None]:
-    """Within it the CPU allocator keeps its total over all threads, and does not print that it
-    meets blocks of before."""
+    """A context in which the CPU allocator keeps its total over all threads, and prints no warning
+    about blocks from before."""
     library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libc10.so"))
     counted = ctypes.c_bool.in_dll(library, "FLAGS_caffe2_report_cpu_memory_usage")
     level = ctypes.c_int.in_dll(library, "FLAGS_caffe2_log_level")

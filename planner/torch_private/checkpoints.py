@@ -15,8 +15,8 @@ __all__ = ["checkpoints_allowed", "without_recompute"]
 
 @contextmanager
 def checkpoints_allowed() -> Iterator[None]:
-    """Within it a reentrant checkpoint's backward runs under `torch.autograd.grad` too, which it
-    refuses since that gives no gradients that are left on parameters: the caller adds those.
+    """A context in which a reentrant checkpoint's backward also runs under `torch.autograd.grad`.
+    torch refuses that, since gradients left on parameters would be lost: the caller adds those.
     Private: only the engine says whether it may run."""
     asked = torch.autograd._is_checkpoint_valid
     torch.autograd._is_checkpoint_valid = lambda: True
@@ -28,8 +28,8 @@ def checkpoints_allowed() -> Iterator[None]:
 
 @contextmanager
 def without_recompute(block: Callable[[], AbstractContextManager[Any]]) -> Iterator[None]:
-    """Within it `torch.utils.checkpoint` runs its function once, plainly, in what `block` gives:
-    backward has what it would have computed again.
+    """A context in which `torch.utils.checkpoint` runs its function once, plainly, in the context
+    `block()`: backward keeps what it would have computed again.
 
     Reached by whatever name a model has imported it, since it looks these two up when called.
     Private: no public way; under fake tensors its own bookkeeping fails, and a traced graph holds
@@ -53,14 +53,13 @@ def _once(block: Callable[[], AbstractContextManager[Any]], *_: Any, **__: Any) 
 
 
 class _Reentrant:
-    """Stands for the autograd function of reentrant checkpoints, of which only `apply` is
-    called."""
+    """Replaces the autograd function of reentrant checkpoints, of which only `apply` is called."""
 
     def __init__(self, block: Callable[[], AbstractContextManager[Any]]) -> None:
         self.block = block
 
     def apply(self, function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-        """The function of its arguments."""
+        """The result of the function on its arguments."""
         wanted = any(isinstance(a, torch.Tensor) and a.requires_grad for a in args)
         with self.block(), torch.set_grad_enabled(wanted and torch.is_grad_enabled()):
             return function(*args)

@@ -35,8 +35,8 @@ def is_fake(tensor: torch.Tensor) -> bool:
 
 
 def deep_copy_of_fake(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tensor:
-    """What `copy.deepcopy` of a fake tensor is to give. torch's own copies the attributes of the
-    Python object, its mode among them, and tensors of two modes do not go together."""
+    """The result for `copy.deepcopy` of a fake tensor. torch's own copy includes the attributes of
+    the Python object, its mode too, and tensors of two modes cannot be mixed."""
     if id(tensor) in memo:
         return cast(torch.Tensor, memo[id(tensor)])
     if not tensor.is_leaf:
@@ -58,8 +58,8 @@ def deep_copy_of_fake(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tenso
 
 
 def load_fake(path: str | Path) -> Any:
-    """What a file of `torch.save` holds, its tensors fake and fresh. torch itself makes them
-    from storages on `meta`, and no cast can put its result into those."""
+    """The contents of a file of `torch.save`, with new fake tensors. torch itself makes them from
+    storages on `meta`, into which no cast can put its result."""
 
     class Unpickler(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> Any:
@@ -82,23 +82,23 @@ def _fresh(
 
 
 def memory_of(tensor: torch.Tensor) -> int:
-    """A number that tensors have in common which are views of one memory. Private: fake tensors
-    have no address to compare."""
+    """A number that is the same for all views of one memory. Private: fake tensors have no address
+    to compare."""
     return int(tensor.untyped_storage()._cdata)
 
 
 def drop_constant(tensor: torch.Tensor) -> None:
-    """Has a fake tensor forget the value that it may have been made from: a number read from it
-    would be that of the first step for ever. Private: no public way to tell such a tensor that
-    it is data."""
+    """Makes a fake tensor forget the value that it may have been made from: a number read from it
+    would for ever be the first step's. Private: there is no public way to make such a tensor
+    data."""
     if isinstance(tensor, FakeTensor):
         tensor.constant = None
 
 
 @contextmanager
 def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
-    """The tensors as fake ones (as they are, where they are fake already), with the mode that
-    goes with them active."""
+    """A context with fake copies of the tensors (those that are fake already stay), under their
+    mode."""
     if all(map(is_fake, tensors)):
         yield list(tensors)
         return
@@ -109,8 +109,8 @@ def fake_copies(tensors: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]
 
 @contextmanager
 def unlogged() -> Iterator[None]:
-    """Within it fake tensors do not print the traceback of what they raise: the caller tells it
-    in a line, or goes another way."""
+    """A context in which fake tensors do not print tracebacks of their errors: the caller reports
+    them in one line, or tries another way."""
     logger = logging.getLogger(FakeTensorMode.__module__)
     level = logger.level
     logger.setLevel(logging.CRITICAL + 1)
@@ -121,7 +121,8 @@ def unlogged() -> Iterator[None]:
 
 
 def hung_attributes(tensor: torch.Tensor) -> dict[str, Any]:
-    """What a person has set on a tensor, by name. Private: fake tensors keep their own among it."""
+    """The attributes that a user has set on a tensor, by name. Private: fake tensors keep their own
+    among these."""
     return {name: value for name, value in vars(tensor).items() if name not in _names_of_fakes()}
 
 
@@ -133,5 +134,5 @@ def _names_of_fakes() -> frozenset[str]:
 
 
 def has_values(tensor: torch.Tensor) -> bool:
-    """Whether the tensor's elements can be looked at: not where it is fake, or on `meta`."""
+    """Whether the tensor's elements can be read: not if it is fake, or on `meta`."""
     return not isinstance(tensor, FakeTensor) and tensor.device.type != "meta"

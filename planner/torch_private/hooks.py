@@ -1,4 +1,4 @@
-"""What hangs on tensors and modules: the hooks of each, and attributes that are made with hooks."""
+"""Hooks of tensors and modules, and attributes that are made with hooks."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ def post_accumulate_hooks(tensor: torch.Tensor) -> list[Callable[..., Any]]:
 
 
 class _ReadsAll(torch.autograd.Function):
-    """A node that all its inputs' nodes lead to: one op, where asking for each tensor's node
-    runs an op for each."""
+    """A node that leads to the nodes of all its inputs: one op, instead of one per tensor to get
+    its node."""
 
     @staticmethod
     def forward(ctx: Any, *_: Any) -> torch.Tensor:
@@ -37,8 +37,8 @@ class _ReadsAll(torch.autograd.Function):
 
 
 def accumulate_hooks(parameters: Sequence[torch.Tensor]) -> list[list[Callable[..., Any]]]:
-    """Of each parameter, the hooks on the node that adds to its `grad`. Private: only the
-    garbage collector tells what a node refers to."""
+    """For each parameter, the hooks on the node that accumulates its `grad`. Private: only the
+    garbage collector knows what a node refers to."""
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     nodes = dict(zip(map(id, trained), _nodes_of(trained), strict=True))
     return [_hooks_on(nodes[id(one)], one) if id(one) in nodes else [] for one in parameters]
@@ -80,8 +80,8 @@ def global_module_hooks() -> list[Callable[..., Any]]:
 
 
 def is_compiled(called: object) -> bool:
-    """Whether calling a module or function runs what torch.compile makes of it:
-    `torch.compile(called)`, `module.compile()`."""
+    """Whether calling a module or function runs compiled code: `torch.compile(called)`,
+    `module.compile()`."""
     dynamo = sys.modules.get(
         "torch._dynamo.eval_frame"
     )  # not imported for this: it takes a second, and is there if it was used

@@ -1,4 +1,4 @@
-"""What listens to ops, or replaces them: for a time, or not at all."""
+"""Modes that listen to ops or replace them: pausing them for a time."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["TorchDispatchMode", "really", "unfaked", "without_modes"]
 
 
 def unfaked() -> AbstractContextManager[Any]:
-    """Within it tensors are real, under fake tensors too. Private: no public way for a library
-    that reads its own values (Keras)."""
+    """A context in which new tensors are real, even under a fake mode. Private: there is no public
+    way for a library that reads its own values (Keras)."""
     return unset_fake_temporarily()
 
 
 def without_modes() -> AbstractContextManager[Any]:
-    """Within it calls on real tensors are neither faked nor recorded. Private: no public way to
-    pause all that listens to ops."""
+    """A context in which calls on real tensors are neither faked nor recorded. Private: there is no
+    public way to pause all modes."""
     return _disable_current_modes()
 
 

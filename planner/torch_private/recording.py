@@ -30,8 +30,8 @@ def decompositions(ops: list[Any]) -> dict[Any, Callable[..., Any]]:
 
 @contextmanager
 def distributions_unchecked() -> Iterator[None]:
-    """Within it `torch.distributions` looks at no values, unless told to (`validate_args=True`):
-    there are none while tracing."""
+    """A context in which `torch.distributions` checks no values unless asked to
+    (`validate_args=True`): there are none while tracing."""
     before = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(False)
     try:
@@ -49,8 +49,8 @@ def label_new_nodes(labels: dict[str, Any]) -> None:
 
 @contextmanager
 def writing_as(op: str) -> Iterator[None]:
-    """Within it, nodes that are traced are also labelled with the op that the person called, of
-    whose writing they are part."""
+    """A context in which traced nodes are also labelled with the writing op that the user called,
+    of which they are part."""
     labels = fx_traceback.current_meta.get("custom", {})
     label_new_nodes({**labels, "writes": op})
     try:
