@@ -621,8 +621,8 @@ def test_a_model_without_parameters_is_refused() -> None:
 @pytest.mark.parametrize(
     ("loss", "what"),
     [
-        (lambda y, t: y - t, "of shape (8, 4)"),
-        (lambda y, t: (y - t).sum(0), "of shape (4,)"),
+        (lambda y, t: y - t, "a tensor of shape (8, 4)"),
+        (lambda y, t: (y - t).sum(0), "a tensor of shape (4,)"),
         (lambda y, t: 3.0, "a float"),
     ],
 )
