@@ -15,7 +15,8 @@ from typing import Any
 
 from torch import nn
 
-from planner.state.reachable import PLAIN, Holder, reachable
+from planner.state.holder import Holder
+from planner.state.reachable import PLAIN, reachable
 
 __all__ = ["ABSENT", "Change", "Snapshot"]
 
