@@ -21,9 +21,8 @@ def write_atomically(path: str | Path, content: str | bytes) -> None:
     target = Path(path)
     data = content.encode() if isinstance(content, str) else content
     temporary = ""
-    held = signal.pthread_sigmask(
-        signal.SIG_BLOCK, {signal.SIGINT}
-    )  # else the signal may end the process and leave the temporary file behind
+    # Else the signal may end the process and leave the temporary file behind.
+    held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         handle, temporary = tempfile.mkstemp(
             dir=target.parent, prefix=f".{target.name}.", suffix=".part"

@@ -119,12 +119,10 @@ def plan(
     budget = Budget.start(time_limit)
     on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
-    workload_of(
-        type(model).__name__, model, batch, loss
-    )  # what is wrong with the batch is said before anything is written
-    check_hooks(
-        type(model).__name__, model
-    )  # a file holds none of these, and would be planned without them
+    # Reports a bad batch before anything is written.
+    workload_of(type(model).__name__, model, batch, loss)
+    # The file cannot hold hooks: the model would be planned without them.
+    check_hooks(type(model).__name__, model)
     dtype, compute = dtypes_of(precision or default_precision("", on.device))
     trained = _optimizer(optimizer, learning_rate, optimizer_settings or {}, model, loss)
     name = write_saved(where / "model.pt", model, batch, loss, trained)

@@ -175,9 +175,10 @@ class Nadam(KerasOptimizer):
     def update(self, parameters: list[Tensor], gradients: list[Tensor], rate: Tensor) -> None:
         dtype = rate.dtype
         decay, beta = torch.tensor(0.96, dtype=dtype), torch.tensor(self.beta_1, dtype=dtype)
+        # Keras calls them u_t and u_t_1.
         now, following = (
             beta * (1.0 - 0.5 * torch.pow(decay, self.step_number(rate, ahead))) for ahead in (1, 2)
-        )  # what Keras calls u_t and u_t_1
+        )
         before = self.products.get(dtype, torch.ones((), dtype=dtype))
         product = before * now
         self.products[dtype] = product

@@ -117,12 +117,10 @@ def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
     torch.set_num_threads(1)
     emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
-    signal.signal(
-        signal.SIGINT, signal.SIG_DFL
-    )  # Ctrl-C ends it silently; an exception in torch's C++ would abort
-    signal.pthread_sigmask(
-        signal.SIG_UNBLOCK, {signal.SIGINT}
-    )  # held since the start: see _interrupts_held
+    # Ctrl-C ends it silently; an exception in torch's C++ would abort.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Blocked since the start: see `_interrupts_held`.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     try:
         return getattr(importlib.import_module(module), name)(payload, emit)
     except Exception as error:
@@ -169,9 +167,8 @@ def _reader(
     ranks' by their exit, those of this process here."""
 
     def read() -> None:
-        signal.pthread_sigmask(
-            signal.SIG_UNBLOCK, {signal.SIGINT}
-        )  # so that this process still gets it: see _interrupts_held
+        # So that this process still gets it: see `_interrupts_held`.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         for event in _events(readers):
             if isinstance(event, _Failed):
                 errors.append(event.error())

@@ -58,9 +58,8 @@ class Recorder:
 
     def waiting(self, index: int, pending: Pending) -> None:
         """Notes that the wait for the asynchronous instruction `index` begins."""
-        if (
-            pending.work is None
-        ):  # no other thread works on it: its time is that of its start plus that of its end
+        # No other thread works on it: its time is that of its start plus that of its end.
+        if pending.work is None:
             start, stop = self.spans[index]
             self.spans[index] = [self.now() - (stop - start), None]
 

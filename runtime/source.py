@@ -50,12 +50,10 @@ class _Writer:
     names: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     origin: dict[int, int] = field(default_factory=dict)
-    waits: dict[int, int] = field(
-        default_factory=dict
-    )  # result id -> index of the collective still under way
-    stale: set[int] = field(
-        default_factory=set
-    )  # parameters of the last step that this one has yet to replace
+    # Result id -> index of the collective still under way.
+    waits: dict[int, int] = field(default_factory=dict)
+    # Parameters of the last step that this one has yet to replace.
+    stale: set[int] = field(default_factory=set)
     at: int = 0
 
     def write(self, line: str) -> None:
@@ -223,9 +221,8 @@ def _wait(writer: _Writer, values: Sequence[int]) -> None:
         writer.write(f"del p{index}")
         for value in instruction.results:
             del writer.waits[value]
-        _free(
-            writer, [value for value in instruction.frees if value in instruction.results]
-        )  # that nobody reads
+        # Frees the results that nobody reads.
+        _free(writer, [value for value in instruction.frees if value in instruction.results])
 
 
 def _free(writer: _Writer, frees: Sequence[int]) -> None:

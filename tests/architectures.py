@@ -38,9 +38,8 @@ def ask_of(name: str, special: dict[str, object], ranks: int = 2, dtype: str = "
     settings = tiny_settings(name, special, config_of(f"hf:{name}"))
     if ranks > 2 and "num_key_value_heads" not in special:
         settings |= _more_heads(settings)
-        settings |= (
-            {"seq": 2800} if settings.get("seq") == 800 else {}
-        )  # eight frames of sound in the place of two
+        # Eight frames of sound instead of two.
+        settings |= {"seq": 2800} if settings.get("seq") == 800 else {}
     texts = {
         key: value if isinstance(value, str) else json.dumps(value)
         for key, value in settings.items()

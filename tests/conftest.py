@@ -26,9 +26,8 @@ _LONGEST = (
     "test_architectures", "test_api_examples", "test_uneven_numerics", "test_launcher",
     "test_families", "test_unroll", "test_rules", "test_keras", "test_distributed",
 )  # fmt: skip
-settings.register_profile(
-    "default", deadline=None
-)  # how long an example takes is the machine's business
+# How long an example takes depends on the machine.
+settings.register_profile("default", deadline=None)
 settings.register_profile("fixed", derandomize=True, deadline=None)
 settings.load_profile("fixed")
 

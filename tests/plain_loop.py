@@ -113,8 +113,7 @@ def plain_training(
         for number, part in enumerate(parts)
         for n, b in part.named_buffers()
     }
-    held = {
-        name: value for name, value in vars(module).items() if isinstance(value, Tensor)
-    }  # what it does not register
+    # Tensors that the module does not register.
+    held = {name: value for name, value in vars(module).items() if isinstance(value, Tensor)}
     state = {name: tensor.detach().clone() for name, tensor in {**held, **named, **buffers}.items()}
     return Plain(losses=tuple(losses), gradients=gradients, state=state)

@@ -16,12 +16,8 @@ from example_scripts import EXAMPLES, run_example
 def test_digits_are_recognised_after_a_few_epochs(tmp_path: Path) -> None:
     assert (EXAMPLES / "data" / "digits.csv.gz").stat().st_size <= 2_000_000
     assert "BSD 3-Clause" in (EXAMPLES / "data" / "LICENSE.digits").read_text()
-    command = [
-        sys.executable,
-        str(EXAMPLES / "digits.py"),
-        "--epochs",
-        "3",
-    ]  # this one as a process of its own
+    # This one runs as a process of its own.
+    command = [sys.executable, str(EXAMPLES / "digits.py"), "--epochs", "3"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
     )

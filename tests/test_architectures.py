@@ -133,9 +133,8 @@ def test_another_number_of_layers_takes_their_types_along(tmp_path: Path) -> Non
     (tmp_path / "config.json").write_text(json.dumps(entries))
     config = with_settings(f"hf:{tmp_path}/config.json", {"num_hidden_layers": 3})
     assert config.layer_types == ["full_attention", "sliding_attention", "full_attention"]
-    assert (
-        with_settings("hf:axk2", {"num_hidden_layers": 2}).num_hidden_layers == 2
-    )  # lists follow from it
+    # Lists are cut to the new number of layers.
+    assert with_settings("hf:axk2", {"num_hidden_layers": 2}).num_hidden_layers == 2
 
 
 def test_experts_one_by_one_are_as_transformers_runs_them() -> None:

@@ -29,9 +29,8 @@ from runtime.worker import RunResult
 ROOT = Path(__file__).parents[1]
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning:pulp"),
-    pytest.mark.filterwarnings(
-        "ignore:.*torch.jit.script_method.*:DeprecationWarning"
-    ),  # torch's own, where it compiles
+    # torch warns about its own call when it compiles.
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method.*:DeprecationWarning"),
 ]
 TINY = ("--set", "inputs=16", "--set", "hidden=32", "--set", "outputs=8")
 
@@ -317,9 +316,8 @@ def test_plan_files_that_are_no_good(
         fails("simulate", other)
         == f"BadPlan: {other}: a plan of version 99, but this program reads version 2; plan again"
     )
-    monkeypatch.setenv(
-        "PYTHONHASHSEED", "0"
-    )  # that of the plan: no other order of a set is looked for
+    # The plan's own hash seed, so that no other order of a set is tried.
+    monkeypatch.setenv("PYTHONHASHSEED", "0")
     other = altered(planned, tmp_path / "hash.json", {"graph_hash": "0" * 64, "hash_seed": "0"})
     assert fails("simulate", other).startswith(
         "BadPlan: the plan was made for another graph of 'mlp' (hash 000000000000, now "
@@ -375,9 +373,8 @@ def test_a_file_in_the_way_of_the_output_is_found_before_planning(
 
 def test_an_output_folder_without_permission(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (here / "locked").mkdir(mode=0o500)
-    if os.access(
-        here / "locked", os.W_OK
-    ):  # a user who may write everywhere: as another would find it
+    # A user who may write everywhere (root) sees the folder as any other user would.
+    if os.access(here / "locked", os.W_OK):
         allowed = os.access
         monkeypatch.setattr(
             os,

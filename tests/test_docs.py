@@ -170,13 +170,8 @@ def test_every_key_of_the_hardware_file_is_on_its_page() -> None:
         schema.PROTOCOL_KEYS,
     )
     keys = {key.name for table in tables for key in table}
-    more = {
-        "device",
-        "library",
-        "links",
-        "gemm_tiles",
-        "hop_latency_us",
-    }  # read by the loader itself
+    # Keys that the loader itself reads.
+    more = {"device", "library", "links", "gemm_tiles", "hop_latency_us"}
     measured = {
         "device.gemm_table",
         "device.elementwise_table",

@@ -164,10 +164,6 @@ def test_every_package_of_the_list_names_a_module(script: Any) -> None:
     assert {len(line) for line in lines} == {2}
     project = tomllib.loads((BENCHMARKS.parent / "pyproject.toml").read_text())["project"]
     needed = {re.split(r"[<>=]", text)[0] for text in project["dependencies"]}
-    large = {
-        "torch",
-        "numpy",
-        "numba",
-        "matplotlib",
-    }  # which machines with a GPU have, or the Makefile names beside the list
+    # Machines with a GPU have these, or the Makefile names them beside the list.
+    large = {"torch", "numpy", "numba", "matplotlib"}
     assert needed - large <= {package for package, _ in lines}

@@ -17,9 +17,8 @@ from planner.trace.trace import trace
 from planner.workload.ask import Ask, build
 
 os.environ.setdefault("KERAS_BACKEND", "torch")
-pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning"
-)  # Keras's, of numpy's newest; PuLP's, of its own version 4
+# Keras's own, about numpy's newest version; and PuLP's, about its own version 4.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 HERE = Path(__file__).parent / "keras_models.py"
 
 

@@ -123,9 +123,8 @@ def ask(model: str = "mlp", **more: Any) -> Ask:
 
 
 def test_an_ask_is_over_the_models_own() -> None:
-    found = build(
-        ask(learning_rate=0.5, optimizer_settings={"betas": [0.1, 0.2]})
-    )  # a list, as a plan's file has it
+    # A list, as in a plan's file.
+    found = build(ask(learning_rate=0.5, optimizer_settings={"betas": [0.1, 0.2]}))
     assert (found.optimizer, found.learning_rate, found.optimizer_settings) == (
         "adam",
         0.5,

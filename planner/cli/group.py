@@ -50,9 +50,8 @@ def end_on_interrupt() -> None:
 
     def pressed(number: int, frame: object) -> None:
         stream, words = _ending("Interrupted", "interrupted", as_json, INTERRUPTED)
-        clear = (
-            "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""
-        )  # a progress bar, which hides the cursor
+        # On a terminal: clears the line of a progress bar, which also hides the cursor.
+        clear = "\r\x1b[K\x1b[?25h" if sys.stderr.isatty() else ""
         os.write(2, clear.encode())
         os.write(stream, words.encode())
         os._exit(INTERRUPTED)
@@ -90,9 +89,8 @@ class PlanGroup(click.Group):
         except (KeyboardInterrupt, click.Abort):
             _interrupted(as_json)
         except BrokenPipeError:
-            os.dup2(
-                os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno()
-            )  # who reads has gone; say nothing at exit either
+            # The reader has gone: say nothing at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(0)
         sys.exit(0)
 

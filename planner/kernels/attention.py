@@ -72,9 +72,8 @@ def attention_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v."""
     kernel = _kernel(q, k, v, is_causal)
-    if kernel == "cpu" and better_wide(
-        q
-    ):  # here, so that shared key heads are cast and summed once
+    # Widened here, so that shared key heads are cast and summed once.
+    if kernel == "cpu" and better_wide(q):
         wide = [t.float() for t in (grad, q, k, v, out)]
         gq, gk, gv = attention_backward(
             wide[0], wide[1], wide[2], wide[3], wide[4], lse, is_causal, scale

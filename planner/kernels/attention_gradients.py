@@ -67,10 +67,8 @@ def flash_backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v by CUDA's flash kernel."""
-    unused = (
-        q.new_empty(2, dtype=torch.uint64),
-        q.new_empty((), dtype=torch.uint64),
-    )  # the dropout's random state
+    # The random state of the dropout.
+    unused = (q.new_empty(2, dtype=torch.uint64), q.new_empty((), dtype=torch.uint64))
     result: tuple[Tensor, Tensor, Tensor] = (
         torch.ops.aten._scaled_dot_product_flash_attention_backward(
             grad,
@@ -104,9 +102,8 @@ def efficient_backward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of q, k and v by CUDA's memory-efficient kernel."""
     unused = q.new_zeros((), dtype=torch.int64)  # the dropout's seed and offset
-    padded = torch.nn.functional.pad(
-        lse, (0, -lse.shape[-1] % 32), value=float("inf")
-    )  # the kernel wants rows by 32
+    # The kernel takes rows padded to a multiple of 32.
+    padded = torch.nn.functional.pad(lse, (0, -lse.shape[-1] % 32), value=float("inf"))
     grads = torch.ops.aten._scaled_dot_product_efficient_attention_backward(
         grad,
         q,

@@ -133,9 +133,8 @@ def rms_norm_call(
         or not input.is_floating_point()
     ):
         return F.rms_norm(input, list(normalized_shape), weight, eps)
-    wide = (
-        torch.float64 if input.dtype == torch.float64 else torch.float32
-    )  # torch's default: that of the dtype it sums in
+    # torch's default is the epsilon of the dtype that it sums in.
+    wide = torch.float64 if input.dtype == torch.float64 else torch.float32
     eps = torch.finfo(wide).eps if eps is None else eps
     out: Tensor = torch.ops.shardwright.rms_norm(input, weight, dims, count, eps)[0]
     return out

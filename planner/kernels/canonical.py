@@ -78,9 +78,8 @@ class Canonical(Random):
             and isinstance(args[0], Tensor)
             and args[0].dtype == torch.uint8
         ):
-            return func(
-                args[0] != 0, *args[1:], **kwargs
-            )  # eager accepts bytes as a mask, fake tensors do not
+            # Eager mode accepts bytes as a mask, fake tensors do not.
+            return func(args[0] != 0, *args[1:], **kwargs)
         if func in (F.ctc_loss, torch.ctc_loss):
             raise NotTraceable(_CTC)
         if func is torch.lstm:

@@ -73,9 +73,8 @@ def cross_entropy_backward(
     for rows in _chunks(logits):
         part = logits[rows].to(lse.dtype)
         softmax, factor = torch.softmax(part, 1), scale[rows]
-        if (
-            offset is not None
-        ):  # softmax over this rank's classes alone; scaled to their share of the whole
+        # A softmax over this rank's classes alone, scaled to their share of the whole.
+        if offset is not None:
             factor = _lse_of(part, softmax.amax(1).log_()).sub_(lse[rows]).exp_().mul_(factor)
             softmax.masked_fill_((part.amax(1) == -torch.inf)[:, None], 0)
         torch.mul(softmax, factor[:, None], out=out[rows])
@@ -113,9 +112,8 @@ def _over_group(lse: Tensor, picked: Tensor, group: dist.ProcessGroup) -> tuple[
 def _pick(logits: Tensor, target: Tensor, offset: int) -> Tensor:
     """logits[n, target[n] - offset], or 0 if that class is another rank's."""
     index, inside = _local_target(target, offset, logits.shape[1])
-    return (
-        logits.gather(1, index[:, None])[:, 0].to(_sum_dtype(logits)).masked_fill_(~inside, 0)
-    )  # not a product: 0 times a masked logit (-inf) is NaN
+    # Not a product: 0 times a masked logit (-inf) is NaN.
+    return logits.gather(1, index[:, None])[:, 0].to(_sum_dtype(logits)).masked_fill_(~inside, 0)
 
 
 def _local_target(target: Tensor, offset: int, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -49,9 +49,8 @@ def dropout(
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
     rows, columns = _hashes(x.shape, x.device, key, number, places)
     flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
-    threshold = min(
-        2**31 - 1, round(p * 2**32) - 2**31
-    )  # a share p of the signed draws lies below it
+    # A share p of the signed draws lies below the threshold.
+    threshold = min(2**31 - 1, round(p * 2**32) - 2**31)
     step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_DEVICE) // flat.shape[1])
     for at in range(0, flat.shape[0], step):
         torch.ge(_draw(rows[at : at + step], columns), threshold, out=flat[at : at + step])
@@ -60,9 +59,8 @@ def dropout(
 
 def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
     """The gradient of x: that of the result where the mask kept it, divided by 1 - p."""
-    kept = mask.view(torch.uint8).to(
-        grad.dtype
-    )  # torch's own product of a float and a bool takes four times as long
+    # torch's own product of a float and a bool takes four times as long.
+    kept = mask.view(torch.uint8).to(grad.dtype)
     return kept.mul_(grad).mul_(0.0 if p >= 1 else 1 / (1 - p))
 
 

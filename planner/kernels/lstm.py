@@ -88,9 +88,8 @@ def _onednn_forward(
     x: Tensor, h0: Tensor, c0: Tensor, *weights: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     hidden = h0.shape[1]
-    with (
-        torch.enable_grad()
-    ):  # the workspace for backward is made only where gradients are recorded
+    # The workspace for backward is only made if gradients are recorded.
+    with torch.enable_grad():
         y, h, c, reserve = torch.ops.aten.mkldnn_rnn_layer(
             x.contiguous(),
             *weights,

@@ -73,9 +73,8 @@ class Random(TorchFunctionMode):
             return self._dropout(func, *args, **kwargs, of_channels=True)
         if func is _INSIDE["scaled_dot_product_attention"]:
             return self._attention(*args, **kwargs)
-        if func in _RECURRENT and not isinstance(
-            args[1 if func is torch.lstm else 2], Tensor
-        ):  # as of a packed sequence
+        # Only the call for a packed sequence has a tensor in this place.
+        if func in _RECURRENT and not isinstance(args[1 if func is torch.lstm else 2], Tensor):
             return self._recurrent(func, *args)
         if func is F.multi_head_attention_forward:
             with self._inside():

@@ -99,9 +99,8 @@ class Region:
         self.num_ranks, self.position, self.numel = num_ranks, position, numel
         row, head = _row(numel, dtype.itemsize), _head(num_ranks)
         self.nbytes = region_bytes(numel, dtype.itemsize, num_ranks)
-        os.posix_fallocate(
-            fd, offset, self.nbytes
-        )  # if memory runs out, an error here instead of a signal at the first write
+        # If memory runs out, this raises an error; else the first write would be a fatal signal.
+        os.posix_fallocate(fd, offset, self.nbytes)
         whole = torch.frombuffer(mmap.mmap(fd, self.nbytes, offset=offset), dtype=torch.uint8)
         self._counters = whole[:head].view(torch.int32).numpy()
         self._address = whole.data_ptr()

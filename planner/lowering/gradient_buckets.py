@@ -37,9 +37,8 @@ class _Buckets:
         first = next(
             (self.pending[source] for source in part.sources if source in self.pending), None
         )
-        if (
-            first is None and part.nbytes >= self.size
-        ):  # with others in one buffer, all of them would be copied
+        # Sent alone: in one buffer with others, all of them would be copied.
+        if first is None and part.nbytes >= self.size:
             self.out.append(part)
             return
         key = kind_key(part) if first is None else first

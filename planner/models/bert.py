@@ -113,9 +113,8 @@ def _build(options: Options) -> Parts:
     )
     shape = (options["batch"], options["seq"])
     ids, segments = token_ids(options, *shape), torch.randint(0, _SEGMENTS, shape)
-    targets = torch.where(
-        torch.rand(shape) < 0.15, token_ids(options, *shape), _NOT_MASKED
-    )  # 15 %: Devlin et al., section 3.1
+    # 15 % are masked: Devlin et al., section 3.1.
+    targets = torch.where(torch.rand(shape) < 0.15, token_ids(options, *shape), _NOT_MASKED)
     return module, (ids, segments, padding_mask(*shape), targets), masked_loss
 
 

@@ -200,9 +200,8 @@ class _Doubles(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is Tensor.float:
             return args[0].double()
-        if func in (torch.tensor, torch.full) and isinstance(
-            args[-1], float
-        ):  # what is lowest of doubles is out of float32's range
+        # The lowest double is out of float32's range.
+        if func in (torch.tensor, torch.full) and isinstance(args[-1], float):
             kwargs = {"dtype": torch.float64, **kwargs}
         args = tuple(torch.float64 if a is torch.float32 else a for a in args)
         kwargs = {k: torch.float64 if v is torch.float32 else v for k, v in kwargs.items()}

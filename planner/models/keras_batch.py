@@ -34,9 +34,8 @@ def batch_of(
     x, y, *rest = data
     weights = rest[0] if rest else None
     if weights is not None and _is_nested(y) and not _is_nested(weights):
-        weights = _like(
-            y, lambda _: weights
-        )  # one weight for a sample counts for every output, as in `fit`
+        # One weight for a sample counts for every output, as in `fit`.
+        weights = _like(y, lambda _: weights)
     parts = {"inputs": x, "targets": y, "weights": weights}
     return {
         key: _tensors(part, floatx, f"{key} of {what}")

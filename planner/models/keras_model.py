@@ -55,9 +55,8 @@ def parts_of(
     """
     keras = _keras()
     with unfaked(), _floatx(keras, dtype):
-        keras.utils.set_random_seed(
-            torch.initial_seed() % (1 << 32)
-        )  # Keras draws initial values from a seed of its own
+        # Keras draws initial values from a seed of its own.
+        keras.utils.set_random_seed(torch.initial_seed() % (1 << 32))
         model, data, options = _returned(spec, call(spec.removeprefix(_PREFIX)), keras)
         real = batch_of(data, getattr(torch, dtype), f"the batch of {spec}")
         _check_weights(spec, real, options)
@@ -125,14 +124,10 @@ def _build(spec: str, model: Any, batch: Mapping[str, Any], keras: Any) -> None:
     `fit` does."""
     data = (batch["inputs"], batch.get("targets"), batch.get("weights"))
     try:
-        with (
-            errors_as_raised(),
-            keras.device("cpu"),
-            patch.object(model.optimizer, "built", True),
-        ):  # its state is ours to hold
-            model._symbolic_build(
-                data_batch=data
-            )  # what `fit` calls; the public `build` wants shapes and knows no subclasses
+        # The optimizer counts as built: its state is held by the plan's optimizer.
+        with errors_as_raised(), keras.device("cpu"), patch.object(model.optimizer, "built", True):
+            # What `fit` calls; the public `build` needs shapes and ignores subclasses.
+            model._symbolic_build(data_batch=data)
     except (
         ValueError,
         RuntimeError,

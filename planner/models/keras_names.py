@@ -28,9 +28,8 @@ def layers_of(model: Any) -> list[tuple[str, Any]]:
 
 def _walk(layer: Any, prefix: str, seen: set[int]) -> Iterator[tuple[str, Any]]:
     taken: set[str] = set()
-    for child in layer._flatten_layers(
-        include_self=False, recursive=False
-    ):  # no public way to the layers of a layer
+    # There is no public way to the layers of a layer.
+    for child in layer._flatten_layers(include_self=False, recursive=False):
         if id(child) not in seen:
             seen.add(id(child))
             path = prefix + _free(_own_name(child), taken)
@@ -67,9 +66,8 @@ def variable_names(model: Any) -> list[tuple[str, Any]]:
     of random generators are left out: a plan draws from a key of its own."""
     owner: dict[int, str] = {}
     layers = layers_of(model)
-    for path, layer in reversed(
-        layers
-    ):  # a layer's own come before those of the layer that it is in
+    # A layer's own variables come before those of the layer that it is in.
+    for path, layer in reversed(layers):
         for variable in layer.variables:
             owner.setdefault(id(variable), f"{path}.")
     taken = {path for path, _ in layers}

@@ -54,9 +54,8 @@ def optimizer_of(spec: str, model: Any, names: Mapping[int, str]) -> dict[str, A
         settings["clipvalue"] = optimizer.clipvalue
     if optimizer.weight_decay:
         settings["weight_decay"] = optimizer.weight_decay
-        kept = [
-            v for v in model.trainable_variables if not optimizer._use_weight_decay(v)
-        ]  # what is excluded has no public getter
+        # There is no public getter for the variables that are excluded.
+        kept = [v for v in model.trainable_variables if not optimizer._use_weight_decay(v)]
         settings["excluded"] = tuple(names[id(variable)] for variable in kept)
     schedule = _schedule(spec, optimizer)
     if schedule is not None:

@@ -19,10 +19,8 @@ from planner.models.spec import ModelSpec, Options, Parts, Preset, padding_mask,
 
 __all__ = ["SPEC", "T5"]
 
-_BUCKETS, _FURTHEST = (
-    32,
-    128,
-)  # Raffel et al. 2019, section 2.1: 32 embeddings, logarithmic up to an offset of 128
+# Raffel et al. 2019, section 2.1: 32 embeddings, logarithmic up to an offset of 128.
+_BUCKETS, _FURTHEST = (32, 128)
 
 
 def buckets(queries: int, keys: int, both_ways: bool, device: torch.device) -> Tensor:

@@ -96,12 +96,11 @@ def may_alias(op: str) -> bool:
     if op in _OURS:
         return op == "shardwright.reshape"
     overload = _overload(op)
+    # The last are views whose schema promises that they are not written to.
     return (
         overload is None
         or any(r.alias_info is not None for r in overload._schema.returns)
-        or op.startswith(
-            ("aten._unsafe_view", "aten.unsafe_")
-        )  # views whose schema promises that they are not written to
+        or op.startswith(("aten._unsafe_view", "aten.unsafe_"))
     )
 
 

@@ -125,9 +125,8 @@ def sheet(name: str, cluster: Cluster, files: Mapping[str, str]) -> tuple[Sectio
 
 def draw(cluster: Cluster, path: str) -> None:
     """Writes the picture of a cluster."""
-    from cost_models.topology_picture import (
-        draw_cluster,
-    )  # matplotlib, which the list does not need
+    # Imports matplotlib, which the list does not need.
+    from cost_models.topology_picture import draw_cluster
 
     draw_cluster(cluster, path)
 

@@ -62,9 +62,8 @@ def _attention_cost(products: float, causal: bool, passes: int, biased: bool = F
         )
         ours, theirs = s[GROUP] * s[QUERIES], s[KEYS]
         elements = passes * s[BATCH] * s[KV_HEADS] * (ours + theirs) * (s[DEPTH] + s[VALUE_DEPTH])
-        elements += (
-            passes * 4 * heads * s[QUERIES] * s[KEYS] if biased else 0
-        )  # scores are stored: no fused kernel
+        # With a bias the scores are stored: there is no fused kernel.
+        elements += passes * 4 * heads * s[QUERIES] * s[KEYS] if biased else 0
         return OpCost(
             flops=flops, elements=float(elements), gemm=(heads, s[QUERIES], s[KEYS], s[DEPTH])
         )

@@ -157,9 +157,8 @@ def _outcome(
     """What each result is if `cut` is cut (as in `FoundLetter`); None if shards do not make up some
     result, or not always in the same way."""
     pieces = _run_shards(instance, trials[0], cut, paths, shards[0], woven=False)
-    if pieces is None or any(
-        len(piece) != len(trials[0].results) for piece in pieces
-    ):  # a list of fewer tensors
+    # A shard may also return a list of fewer tensors.
+    if pieces is None or any(len(piece) != len(trials[0].results) for piece in pieces):
         return None
     options = [_places(whole, [p[r] for p in pieces]) for r, whole in enumerate(trials[0].results)]
     for outcome in itertools.islice(itertools.product(*options), 16):

@@ -63,9 +63,8 @@ def _numbers(
     if kind.is_complex:
         return torch.randn(shape, generator=generator, dtype=torch.complex128)
     if kind.is_floating_point:
-        if (
-            positive
-        ):  # between 0.1 and 0.9, where logarithms and inverses of most functions are finite
+        # Between 0.1 and 0.9, logarithms and inverses of most functions are finite.
+        if positive:
             return 0.1 + 0.8 * torch.rand(shape, generator=generator, dtype=torch.float64)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
     return torch.randint(0, high, shape, generator=generator).to(kind)
@@ -182,9 +181,8 @@ def run(instance: Instance, args: Any, tensors: list[Tensor]) -> list[Tensor] | 
         return None
     results = list(out) if isinstance(out, tuple | list) else [out]
     tensors = [r if isinstance(r, Tensor) else torch.empty(0) for r in results]
-    return (
-        tensors if all(t.layout == torch.strided for t in tensors) else None
-    )  # of sparse ones there are no pieces
+    # There are no pieces of sparse tensors.
+    return tensors if all(t.layout == torch.strided for t in tensors) else None
 
 
 def _real(argument: Any) -> Any:

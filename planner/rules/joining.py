@@ -31,9 +31,8 @@ def _cat(call: Call) -> Signature:
             fixed=frozenset({rank}),
             linear=together,
         )
-    whole = [
-        len(shape) == rank for shape in call.operands
-    ]  # torch joins an empty tensor of one dim with any other
+    # torch joins an empty tensor of one dim with any other.
+    whole = [len(shape) == rank for shape in call.operands]
     sizes = (
         *result,
         *(shape[dim] if w else 0 for shape, w in zip(call.operands, whole, strict=True)),

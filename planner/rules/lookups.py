@@ -92,9 +92,8 @@ def _gather(call: Call) -> Signature:
     """The gathered dim can be split in the index, not in the input; other dims can be split if
     input and index agree in size."""
     shape, index = call.operands
-    if not shape or len(index) != len(
-        shape
-    ):  # one without dims, or an empty index, which may have any number of dims
+    # Tensors without dims, or an empty index, which may have any number of dims.
+    if not shape or len(index) != len(shape):
         return unsplit(call, "embedding")
     rank, dim = len(shape), dim_of(call, 1, len(shape))
     sizes = (*shape, *index)

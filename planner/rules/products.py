@@ -46,9 +46,8 @@ def _product(b: int, m: int, n: int, k: int) -> OpCost:
 
 # -------------------------------------------------------------------------------------- convolution
 
-N, G, CI, CO = range(
-    4
-)  # batch, groups, input and output channels of a group; then the windows of x, weight and result
+# Batch, groups, input and output channels of a group; then the windows of x, weight and result.
+N, G, CI, CO = range(4)
 
 
 def _convolution_letters(

@@ -83,9 +83,8 @@ class Signature:
     )
     cost: Callable[[tuple[int, ...]], OpCost] | None = None
     view: bool = False
-    opaque: frozenset[int] = (
-        frozenset()
-    )  # results that only the op's own backward can read: never redistributed
+    # Results that only the op's own backward can read: never redistributed.
+    opaque: frozenset[int] = frozenset()
     placed: bool = False  # the kernel takes the place of its shard in the whole tensor
     names: tuple[tuple[int, str], ...] = ()  # words for letters, if the op knows one
     source: str = "written"  # or `discovered`, or `replicated` if neither found anything to split
@@ -95,9 +94,8 @@ class Signature:
     lstm: Callable[[tuple[int, ...]], tuple[int, int, int, int]] | None = (
         None  # steps, batch, width, hidden: whose reserve is opaque
     )
-    contiguous: frozenset[int] = (
-        frozenset()
-    )  # letters of which a shard must be one run: of their leaves only the first splits
+    # Letters of which a shard must be one run: of their leaves only the first splits.
+    contiguous: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
         for tensor in (*self.operands, *self.results):

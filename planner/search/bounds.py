@@ -100,9 +100,8 @@ class _Bound:
         produced = self.table.produced(value)
         assert produced is not None
         counts = Counter(tuple(map(self._counts, of)) for _, _, of in alike)
-        if phase == "backward" and self._is_small(
-            value
-        ):  # a layout that forward has made is kept for backward
+        # Backward keeps a layout that forward has made.
+        if phase == "backward" and self._is_small(value):
             counts = Counter({tuple(False for _ in uses): len(alike)})
         hub = self.table.hub_of.get((value, phase))
         if hub is None:
@@ -151,9 +150,8 @@ class _Bound:
         cost = self.least.layouts(
             self.model.dims.flat(value), itemsize, self._sent(value, phase)
         ).cost_table(before, after)
-        return np.where(
-            np.isfinite(cost), cost, 0.0
-        )  # the table has already forbidden the impossible changes
+        # The table has already forbidden the impossible changes.
+        return np.where(np.isfinite(cost), cost, 0.0)
 
     def _sent(self, value: int, phase: str) -> Sent:
         """The cheapest way in which a value may be sent. In backward all count as beside compute: a

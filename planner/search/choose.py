@@ -47,9 +47,8 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
             (p for p in proposals if p.overlapped == overlapped),
             key=lambda p: (p.solution.objective, len(p.mesh.sizes)),
         )
-        alike = {
-            f"{p.solution.objective:.9e}": p for p in reversed(same)
-        }  # of equal plans on several meshes, that with the fewest axes
+        # Of equal plans on several meshes, the one with the fewest axes.
+        alike = {f"{p.solution.objective:.9e}": p for p in reversed(same)}
         distinct = sorted(alike.values(), key=lambda p: p.solution.objective)
         here = [
             p
@@ -112,9 +111,8 @@ class _Contest:
     rows: tuple[Alternative, ...]
     whole: list[Candidate] = field(default_factory=list)
     misfits: list[Candidate] = field(default_factory=list)
-    known: set[str] = field(
-        default_factory=set
-    )  # the baselines that are in `whole`, or have been ruled out
+    # The baselines that are in `whole`, or have been ruled out.
+    known: set[str] = field(default_factory=set)
 
     @property
     def fastest(self) -> float:

@@ -116,9 +116,8 @@ def _smaller_batch(ask: Ask, batch: int, cluster: Cluster, may: Fits, fits: Fits
     """The largest batch that fits, in words, as long as every device has a part of some sample;
     none or one."""
     n = cluster.num_devices
-    even = dict.fromkeys(
-        b - b % n if b > n else b for b in _halvings(batch)
-    )  # preferably a batch that the devices divide
+    # Preferably a batch that the devices divide.
+    even = dict.fromkeys(b - b % n if b > n else b for b in _halvings(batch))
     smaller = list(itertools.takewhile(lambda b: b >= n or math.gcd(b, n) > 1, even))
     found = _first(
         smaller,

@@ -256,10 +256,9 @@ class Proposer:
             solution = solve_with_pairs(
                 problem, pairs, guess=guess, time_limit=time.left, stopped=time.over
             )
-            none = solution.status in (
-                "infeasible",
-                "unknown",
-            )  # does not fit by the problem's memory: the leanest may still fit when lowered
+            # It does not fit by the problem's memory: the leanest choice may still fit when
+            # lowered.
+            none = solution.status in ("infeasible", "unknown")
             candidate = replace(
                 self.candidate(replace(proposal, solution=solution), whole=whole), name=name
             )

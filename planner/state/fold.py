@@ -94,11 +94,8 @@ class _Folder:
         try:
             with without_modes(), torch.no_grad():
                 self.worked_out[node] = node.target(*args, **kwargs)  # type: ignore[operator]
-        except (
-            RuntimeError,
-            TypeError,
-            NotImplementedError,
-        ):  # a call that works only while recording: compared as text
+        except (RuntimeError, TypeError, NotImplementedError):
+            # A call that works only while recording is compared as text.
             return False
         return True
 

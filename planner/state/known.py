@@ -227,11 +227,8 @@ class Known(TorchFunctionMode):
             found = [
                 t for t in tree_leaves(self._call(func, args, kwargs)) if isinstance(t, Tensor)
             ]
-        except (
-            RuntimeError,
-            TypeError,
-            ValueError,
-        ):  # what only fake tensors have: unknown from here on
+        except (RuntimeError, TypeError, ValueError):
+            # Something that only fake tensors have: unknown from here on.
             found = []
         origin = self._origin(args, kwargs)
         if origin:
@@ -249,11 +246,12 @@ class Known(TorchFunctionMode):
 
         def value(x: Any) -> Any:
             if isinstance(x, Tensor):
+                # Of an operand of `_LIKE` that is not known, only the shape and the dtype count.
                 return (
                     self.values[x]
                     if x in self.values
                     else torch.empty((), dtype=x.dtype).expand(x.shape)
-                )  # of `_LIKE`
+                )
             return torch.device("cpu") if isinstance(x, torch.device) else x
 
         kwargs = {

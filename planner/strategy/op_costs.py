@@ -45,10 +45,8 @@ class OpCosts:
         """Seconds of the kernel, and the seconds of its bytes at the datasheet's bandwidth."""
         letters = dims.letter_sizes(strategy.sizes)
         signature = dims.signature
-        shapes = (
-            signature.operands,
-            signature.results,
-        )  # adding a bias and adding a residual have the same letters
+        # Adding a bias and adding a residual have the same letters; their shapes differ.
+        shapes = (signature.operands, signature.results)
         key = (
             node.op,
             node.args[1:] if signature.cost else None,

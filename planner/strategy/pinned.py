@@ -273,9 +273,8 @@ class _Filters:
     def _tensor(self, dims: OpDims, axis: int, option: Option, *, must: bool) -> bool:
         if self._splits_batch(dims, option):
             return False
-        heavy = (
-            dims.signature.kind in HEAVY
-        )  # a split that is too fine is reported; any other op then runs whole
+        # A split that is too fine is reported; any other op then runs whole.
+        heavy = dims.signature.kind in HEAVY
         able = any(
             o.kind == "split"
             and not self._splits_batch(dims, o)

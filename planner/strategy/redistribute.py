@@ -165,9 +165,8 @@ class Layouts:
         sent = math.prod(before if step.kind == "all_gather" else after)
         if step.kind == "all_to_all":
             assert step.gather is not None
-            sent = (
-                sent // max(1, after[step.gather]) * before[step.gather]
-            )  # 0 for a tensor without elements
+            # 0 for a tensor without elements.
+            sent = sent // max(1, after[step.gather]) * before[step.gather]
         return sent * math.prod(self.mesh_sizes[a] for a in step.axes)
 
 

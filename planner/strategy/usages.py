@@ -85,9 +85,8 @@ class _Usages:
             last[value] = max(
                 [last.get(value, -1), *(use.node for use in uses if use.node is not None)]
             )
-        for value in sorted(
-            last, reverse=True
-        ):  # views come after the values that they are views of
+        # Views come after the values that they are views of.
+        for value in sorted(last, reverse=True):
             under = self._looked_at(value)
             if under is not None:
                 last[under] = max(last.get(under, -1), last[value])

@@ -48,9 +48,8 @@ def allocations(device: torch.device) -> Iterator[Allocations]:
     Private: the public profiler cannot be kept from recording ops, and has no switch for other
     threads.
     """
-    os.environ.setdefault(
-        "KINETO_LOG_LEVEL", "6"
-    )  # else the profiler prints that it begins and ends
+    # Else the profiler prints when it begins and ends.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     found = Allocations()
     activities, scopes = {ProfilerActivity.CPU}, {RecordScope.USER_SCOPE}  # no op has that scope
     config = ProfilerConfig(

@@ -44,9 +44,8 @@ def deep_copy_of_fake(tensor: torch.Tensor, memo: dict[int, Any]) -> torch.Tenso
             "Only Tensors created explicitly by the user (graph leaves) support the deepcopy protocol"
         )
     made = tensor.detach().clone(memory_format=torch.preserve_format)
-    if isinstance(
-        tensor, torch.nn.Parameter
-    ):  # its attributes are not copied, nor are they by torch
+    # A parameter's attributes are not copied; torch does not copy them either.
+    if isinstance(tensor, torch.nn.Parameter):
         memo[id(tensor)] = torch.nn.Parameter(made, tensor.requires_grad)
         return cast(torch.Tensor, memo[id(tensor)])
     memo[id(tensor)] = made.requires_grad_(tensor.requires_grad)

@@ -82,9 +82,8 @@ def global_module_hooks() -> list[Callable[..., Any]]:
 def is_compiled(called: object) -> bool:
     """Whether calling a module or function runs compiled code: `torch.compile(called)`,
     `module.compile()`."""
-    dynamo = sys.modules.get(
-        "torch._dynamo.eval_frame"
-    )  # not imported for this: it takes a second, and is there if it was used
+    # Not imported for this, which takes a second: it is loaded if it was used.
+    dynamo = sys.modules.get("torch._dynamo.eval_frame")
     wrapped = dynamo is not None and isinstance(called, dynamo.OptimizedModule)
     return wrapped or any(
         getattr(called, name, None) is not None

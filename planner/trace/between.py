@@ -89,9 +89,8 @@ class _Log(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self, module: nn.Module, runs: tuple[Run, ...], given: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.lengths = [run.length for run in runs]
-        self.anchor = torch.zeros(
-            (), requires_grad=True
-        )  # so that a block's results need gradients even if its inputs do not
+        # Makes a block's results need gradients even if its inputs do not.
+        self.anchor = torch.zeros((), requires_grad=True)
         self.paused = False
         self.part: Part = (-1, "forward", 0)
         self.words: dict[Part, list[Any]] = {self.part: []}

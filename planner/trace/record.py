@@ -38,9 +38,8 @@ def plain_loss(workload: Workload) -> Tensor:
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     with Canonical(torch.empty((), dtype=torch.int64)), precision(workload.compute):
         inputs, named, target = workload.arguments(workload.batch)
-        outputs = torch.func.functional_call(
-            module, tensors, inputs, named
-        )  # resets the buffers that it sets
+        # The call resets the buffers that it sets.
+        outputs = torch.func.functional_call(module, tensors, inputs, named)
         return workload.losses(outputs, target)[0]
 
 
@@ -87,9 +86,8 @@ def record_step(
         unused[:] = [name for name, gradient in gradients.items() if gradient is None]
         return (loss, *(g for g in gradients.values() if g is not None), *several.values())
 
-    batch = tuple(
-        tensor.detach().requires_grad_(tensor.requires_grad) for tensor in workload.batch
-    )  # the model may hold it too
+    # Detached: the model may hold the batch too.
+    batch = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in workload.batch)
     arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *batch)
     graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
     if len(unused) == len(parameters):
@@ -122,9 +120,8 @@ def _written_back(
     def look(*_: Any) -> None:
         check_kept(module, {**weights, **state})
         for name, value in module.named_buffers(remove_duplicate=False):
-            given = state.get(
-                name, value
-            )  # a buffer that the module has just made is no state of the step
+            # A buffer that the module has just made is no state of the step.
+            given = state.get(name, value)
             if value is not given:
                 check_set(name, value, given)
                 _check_memory(module, name, value)

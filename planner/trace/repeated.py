@@ -35,10 +35,8 @@ def repeated(workload: Workload) -> Traced | None:
                 return None
             with watched(module, stacks) as used:
                 short = step_graph(workload)
-    except (
-        Unlike,
-        *FAILURES,
-    ):  # the step needs all its blocks; tracing the whole reports any fault of the model
+    except (Unlike, *FAILURES):
+        # The step needs all its blocks; tracing the whole reports any fault of the model.
         return None
     if used:
         return None

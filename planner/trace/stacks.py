@@ -256,9 +256,8 @@ class _Own:
     """A block's own number while its block is traced: every use of it is noticed, except keeping
     it."""
 
-    __class__ = property(
-        lambda self: int
-    )  # for `isinstance`; C code sees no int and asks `__index__`
+    # For `isinstance`; C code sees no int and asks `__index__`.
+    __class__ = property(lambda self: int)
 
     def __init__(self, number: int, used: list[int]) -> None:
         self.number, self.used = number, used

@@ -43,9 +43,8 @@ def step_graph(workload: Workload, *, lines: bool = False) -> Graph:
             return checked_graph(
                 "reading", read_graph(again, names, losses, workload, unused, functional=True)
             )
-        except (
-            ChangedInPlace
-        ):  # it writes to a parameter or an input: report the op as the user wrote it
+        except ChangedInPlace:
+            # It writes to a parameter or an input: report the op as the user wrote it.
             raise refused from None
 
 

@@ -77,9 +77,8 @@ def load_workload(
     )
     for part in (workload.module, workload.loss):
         if isinstance(part, torch.nn.Module):
-            check_hooks(
-                workload.name, part
-            )  # before the cast, which takes a parameter's AccumulateGrad node from it
+            # Before the cast, which takes a parameter's AccumulateGrad node from it.
+            check_hooks(workload.name, part)
     return _cast(workload, DTYPES[dtype])
 
 

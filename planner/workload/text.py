@@ -88,9 +88,8 @@ class Vocabulary:
         counts = Counter(
             token for text in texts for token in (_keras_words if as_keras else tokenise)(text)
         )
-        ranked = sorted(
-            counts, key=lambda token: (-counts[token], "" if as_keras else token)
-        )  # sorting keeps the order of equals
+        # Sorting keeps the order of equals.
+        ranked = sorted(counts, key=lambda token: (-counts[token], "" if as_keras else token))
         return cls((PAD, UNKNOWN, *ranked[: size - 2]), as_keras)
 
     def encode(self, text: str, *, length: int) -> tuple[int, ...]:

@@ -101,10 +101,8 @@ def _convolution_backward(
 
 def attentions(device: torch.device) -> Iterator[Case]:
     shapes = ((1, 32, 4, 32), (2, 128, 8, 32), (8, 128, 8, 32), (2, 256, 4, 64), (4, 128, 12, 64))
-    for dtype in (
-        torch.float32,
-        *on_a_gpu(device, torch.bfloat16),
-    ):  # on a GPU these are two kernels of different speed
+    # On a GPU these are two kernels of different speed.
+    for dtype in (torch.float32, *on_a_gpu(device, torch.bfloat16)):
         for shape in (*shapes, *on_a_gpu(device, (8, 1024, 12, 64), (2, 2048, 32, 64))):
             shared = shape == (8, 128, 8, 32)
             yield Case(

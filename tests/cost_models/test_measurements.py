@@ -89,9 +89,8 @@ def test_collectives_inside_a_node_and_between_nodes() -> None:
     assert between.work == 2**30
     dgx = load_cluster("dgx-h100", num_devices=16)
     assert dgx.inter is not None
-    theirs = replace(
-        dgx, inter=replace(dgx.inter, bandwidth=25e9, nics_per_node=8)
-    )  # the NICs of the machine that was measured
+    # The NICs of the machine that was measured.
+    theirs = replace(dgx, inter=replace(dgx.inter, bandwidth=25e9, nics_per_node=8))
     assert between.predicted == collective_time(theirs, (16,), (0,), "all_reduce", 2.0**30)
 
 

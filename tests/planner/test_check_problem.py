@@ -136,9 +136,8 @@ def test_a_solution_fits() -> None:
     assert list(solution_faults(tight, solution())) == [
         "the choice holds 16.0 bytes, the limit is 15.0"
     ]
-    assert (
-        list(solution_faults(tight, solution(status="infeasible"))) == []
-    )  # the leanest, which says so
+    # The solution is the leanest choice, and says so.
+    assert list(solution_faults(tight, solution(status="infeasible"))) == []
 
 
 def test_what_the_solver_finds_has_no_faults() -> None:

@@ -118,9 +118,8 @@ def test_copies_are_those_of_the_executor(data: st.DataObject) -> None:
     )
     ran = run(kind, shapes, gather, split, freed=freed)
     assert (ran.packed, ran.unpacked) <= (told.packed, told.unpacked)
-    if all(
-        n > RANKS for shape in shapes for n in shape
-    ):  # dims of one element or one a rank may be looked at all the same
+    # A dim of one element, or of one per rank, may be a view all the same.
+    if all(n > RANKS for shape in shapes for n in shape):
         assert ran == told
 
 

@@ -110,9 +110,8 @@ def test_no_damage_is_a_traceback(found: Found, tmp_path: Path) -> None:
         value = body
         for key in place:
             value = value[key]
-        for to in islice(
-            others(value), number % 4, None, 4
-        ):  # each is put in many places, if not in every one
+        # Each value is put in many places, if not in every one.
+        for to in islice(others(value), number % 4, None, 4):
             if not small(place, to) or (to is not GONE and type(to) is type(value) and to == value):
                 continue
             try:

@@ -81,9 +81,8 @@ def test_discovery_alone_finds_the_written_rule(op: str) -> None:
         for seed in range(4):
             it = trial(op, *draw(make, seed), taken_apart=False)
             call = call_of(it.graph, it.node)
-            shared = len(set(it.node.operands)) < len(
-                it.node.operands
-            )  # one tensor twice: discovery draws two
+            # If one tensor is read twice, discovery draws two.
+            shared = len(set(it.node.operands)) < len(it.node.operands)
             if (
                 shared
                 or not call.operands
@@ -95,9 +94,8 @@ def test_discovery_alone_finds_the_written_rule(op: str) -> None:
             compared += 1
             (letters, linear), wanted = meaning(found, call), meaning(written, call)
             assert letters == wanted[0], (call, found, written)
-            if not all(
-                "float" in dtype for dtype in dtypes
-            ):  # of whole numbers, only written rules pass partial sums
+            # For whole numbers only written rules pass partial sums.
+            if not all("float" in dtype for dtype in dtypes):
                 continue
             if all(size > 1 for shape in call.operands for size in shape):
                 assert linear == wanted[1], (call, found, written)

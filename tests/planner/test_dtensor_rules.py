@@ -20,9 +20,9 @@ from rule_proof import Trial, as_torch, cut, map_refs_in_order, operand_layout, 
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
 from torch.distributed.tensor.debug import CommDebugMode
-from torch.testing._internal.distributed.fake_pg import (
-    FakeStore,
-)  # two ranks in one process: torch has no public group like it
+
+# Two ranks in one process: torch has no public group like it.
+from torch.testing._internal.distributed.fake_pg import FakeStore
 
 OPS = (
     "aten.mm.default", "aten.bmm.default", "aten.add.Tensor", "aten.sub.Tensor", "aten.mul.Tensor",

@@ -192,6 +192,5 @@ def test_overlapping_windows_are_slices(shape: tuple[int, ...], turned: bool) ->
     (ours,) = torch.autograd.grad((found * weights).sum(), x)
     (theirs,) = torch.autograd.grad((x.as_strided(size, stride) * weights).sum(), x)
     torch.testing.assert_close(ours, theirs)
-    assert (
-        windows_of(x, (3, 4, 5, 5), (x.stride(0), 3 * row, row, last)) is None
-    )  # windows of 5 in steps of 3
+    # Windows of 5 in steps of 3.
+    assert windows_of(x, (3, 4, 5, 5), (x.stride(0), 3 * row, row, last)) is None

@@ -153,9 +153,8 @@ def test_names_sizes_and_order(
             )
             whole = after if instruction.kind == "all_gather" else before
             nbytes = whole * dtype_bytes(instruction.dtypes[0])
-            if any(
-                (*instruction.gather_pieces, *instruction.split_pieces)
-            ):  # this is rank 0, whose pieces are the largest
+            # This is rank 0, whose pieces are the largest.
+            if any((*instruction.gather_pieces, *instruction.split_pieces)):
                 assert (
                     after <= before * size
                     if instruction.kind == "all_gather"

@@ -169,9 +169,8 @@ def test_damaged_parts_are_named(
 
 
 def test_made_for_another_graph(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(
-        "PYTHONHASHSEED", "7"
-    )  # no process with another is asked, where planning and running have the same
+    # Planning and running have the same hash seed, so no process with another one is asked.
+    monkeypatch.setenv("PYTHONHASHSEED", "7")
     plan = read_plan(damaged(path, lambda body: body.update(graph_hash="0" * 64, hash_seed="7")))
     now = (
         r"made for another graph of 'gpt' \(hash 000000000000, now [0-9a-f]{12}\): the model's "

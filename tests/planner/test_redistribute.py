@@ -109,9 +109,8 @@ def test_steps_make_the_shards_of_the_target(sizes: tuple[int, ...], flat: tuple
             if chain[:end] not in done:
                 done[chain[:end]] = run(chain[end - 1], shards, mesh)
             shards = done[chain[:end]]
-        if any(
-            map(is_partial, after)
-        ):  # which terms are left is the steps' affair: their sum is not
+        # The steps decide which terms are left, but not their sum.
+        if any(map(is_partial, after)):
             shards, expected = reduced(shards, after, mesh), reduced(whole[after], after, mesh)
         else:
             expected = whole[after]
@@ -271,9 +270,8 @@ def test_an_uneven_step_sends_pieces_as_large_as_the_largest() -> None:
         ("slice", 28.0),
     }
     seen.clear()
-    Layouts((7, 5), 4, (2,), time, no_copies).cost(
-        (0,), (0,)
-    )  # pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3
+    # Pieces of at most 4 x 5 and 7 x 3: blocks of 4 x 3.
+    Layouts((7, 5), 4, (2,), time, no_copies).cost((0,), (0,))
     assert {nbytes for kind, nbytes in seen if kind == "all_to_all"} == {2 * 4 * 3 * 4.0}
 
 

@@ -122,9 +122,8 @@ def test_it_ends_with_the_process_that_began_it() -> None:
         "    time.sleep(1.0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
-    assert (
-        done.returncode == -signal.SIGKILL and done.stdout == b""
-    )  # read to its end, which comes when the last one has closed it
+    # The output was read to its end, which comes when the last process has closed it.
+    assert done.returncode == -signal.SIGKILL and done.stdout == b""
 
 
 @pytest.mark.parametrize("missing", ["cores", "HiGHS's threads"])

@@ -57,9 +57,8 @@ def test_a_product_can_be_split_at_every_sub_dim() -> None:
         if s.options[0].kind == "split"
     }
     assert set(by_word) == {"batch", "sequence", "embed", "heads", "head_dim", "three"}
-    assert (
-        by_word["three"].sizes[by_word["three"].options[0].number] == 2
-    )  # of three: the larger piece
+    # 2 of 3: the larger piece.
+    assert by_word["three"].sizes[by_word["three"].options[0].number] == 2
     assert by_word["batch"].operands == ((0,), (REPLICATE,))
     assert by_word["batch"].results == ((0,),)
     heads = by_word["heads"]

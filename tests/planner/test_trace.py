@@ -531,10 +531,8 @@ def test_a_refusal_names_the_module_and_the_line(name: str) -> None:
     f, reason = REFUSED[name]
     message = refusal(lambda: Body(f), loss=lambda y, t: y.sum())
     lines = Path(__file__).read_text().splitlines()
-    if name in (
-        "a changed bias",
-        "noise",
-    ):  # of ops that are recorded torch keeps the innermost `forward`
+    # For ops that are recorded torch keeps the innermost `forward`.
+    if name in ("a changed bias", "noise"):
         name = "of the call"
     at = next(i for i, text in enumerate(lines, 1) if text.endswith(f"# line: {name}"))
     assert f"{HERE}:{at} (" in message

@@ -26,10 +26,8 @@ from planner.program.program import Communicate, Program, Ref
 from runtime.collectives import Collective, compile_collective
 from runtime.worker import RunRequest, join, train
 
-SIZES = {
-    "small": (4, 8, 4),
-    "large": (32, 32, 256),
-}  # on either side of where gloo takes another way
+# On either side of the size at which gloo changes its algorithm.
+SIZES = {"small": (4, 8, 4), "large": (32, 32, 256)}
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
 
 

@@ -161,9 +161,8 @@ def test_fit_in_closed_form() -> None:
         device, kind="elementwise", flops=0, nbytes=1e6, dtype="float32", op="aten.add.Tensor"
     ) == pytest.approx(1.01e-4)
     pair = replace(cluster, num_devices=2, node_width=2)
-    assert (
-        pair.slowdown("elementwise") == pair.slowdown("optimizer") == pytest.approx(2.0)
-    )  # sqrt(1 * 4)
+    # sqrt(1 * 4).
+    assert pair.slowdown("elementwise") == pair.slowdown("optimizer") == pytest.approx(2.0)
     assert pair.slowdown("gemm") == 1.0  # nothing is faster in company
     assert replace(cluster, num_devices=4, node_width=4).slowdown("elementwise") == pytest.approx(
         4.0

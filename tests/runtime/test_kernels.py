@@ -157,9 +157,8 @@ def test_gru_layer(bias: bool, steps: int, read: str) -> None:
     torch.manual_seed(0)
     layer = torch.nn.GRU(3, 4, bias=bias, dtype=torch.float64)
     weights = [*layer.parameters(), *([None, None] if not bias else [])]
-    x = (
-        torch.randn(2, steps, 3, dtype=torch.float64).transpose(0, 1).requires_grad_()
-    )  # as `batch_first` gives it
+    # Strides as with `batch_first`.
+    x = torch.randn(2, steps, 3, dtype=torch.float64).transpose(0, 1).requires_grad_()
     h0 = torch.randn(1, 2, 4, dtype=torch.float64, requires_grad=True)
     y, last, _ = torch.ops.shardwright.recurrent(x, h0[0], *weights, "gru")
     right_y, right_last = layer(x, h0)
@@ -220,10 +219,8 @@ def test_attention_backward_does_not_mind_how_its_operands_lie(heads: int) -> No
     assert all(t.stride(-1) != 1 for t in turned)
     for a, b in zip(kernels.attention_backward(*turned, True, 0.5), plain, strict=True):
         torch.testing.assert_close(a, b)
-    for at in (
-        0,
-        4,
-    ):  # the gradient alone, and the output alone: q, k and v still choose the flash kernel
+    # The gradient alone, and the output alone: q, k and v still choose the flash kernel.
+    for at in (0, 4):
         one = [turned[i] if i == at else t for i, t in enumerate(tensors)]
         for a, b in zip(kernels.attention_backward(*one, True, 0.5), plain, strict=True):
             torch.testing.assert_close(a, b)

@@ -81,9 +81,8 @@ def solve(
     try:
         left = _reduced(problem, best)
         if left.num_pairs <= COMPILED or problem.limit == INF:
-            variables = _by_program(
-                left, best, compiled=len(left.chain) > 1
-            )  # narrowing has loaded the compiled code
+            # Narrowing has loaded the compiled code.
+            variables = _by_program(left, best, compiled=len(left.chain) > 1)
     except Contradiction:
         best.exhausted = True  # no possible choice fits, or none that is left is better
     except _Undecided as undecided:

@@ -88,10 +88,8 @@ def dive(flat: Flat, dual: Dual, size: float, clear: float = _CLEAR[-1]) -> Labe
         lead = _lead(flat, dual)
         free = np.flatnonzero(~held)
         first = free[np.lexsort((-lead[free], -num_edges[free]))[0]]
-        for now in (
-            np.flatnonzero(~held & (lead > clear * size)),
-            np.array([first]),
-        ):  # together, or else one by itself
+        # All of them together or, if that fails, one by itself.
+        for now in (np.flatnonzero(~held & (lead > clear * size)), np.array([first])):
             messages, marginals = dual.messages.copy(), dual.marginals.copy()
             trial = _held(flat, dual, costs, now, dear)
             for index in range(_AFTER):

@@ -100,9 +100,8 @@ class Searcher:
         if self._heat == 0:
             self._moves = min(2 * self._moves, _GROWTH * self._first)
             self._rounds += 1
-            self._annealer = _annealer(
-                self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)]
-            )  # the last run's prices have drifted
+            # The last run's prices have drifted.
+            self._annealer = _annealer(self._level, _WEIGHTS[self._rounds % len(_WEIGHTS)])
 
     def _anneal(self, heat: float, moves: int, first: bool) -> None:
         """One run. Unless it is the `first`, it starts from the better of the best choice known and

@@ -203,10 +203,8 @@ def _check_times(problem: Problem) -> None:
                 f"base has shape {problem.base.shape}, there are {problem.horizon} times: give bytes for each"
             )
         _check_numbers("base of time", [problem.base], least=0)
-    if problem.clock and len(problem.clock) not in (
-        problem.horizon,
-        problem.horizon + 1,
-    ):  # a clock also names the end of the last time
+    # A clock may also name the end of the last time.
+    if problem.clock and len(problem.clock) not in (problem.horizon, problem.horizon + 1):
         raise BadValue(f"clock names {len(problem.clock)} times, there are {problem.horizon}")
     if problem.names and len(problem.names) != len(problem.costs):
         raise BadValue(f"{len(problem.names)} names for {len(problem.costs)} nodes")

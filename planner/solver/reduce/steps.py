@@ -102,9 +102,8 @@ def dominate(work: Working, node: int) -> None:
     size = len(work.costs[node])
     if size == 1 or not np.isfinite(work.costs[node]).all():
         return  # forbidden strategies are removed by another step
-    worse = (
-        work.costs[node][None, :] - work.costs[node][:, None]
-    )  # [i, j]: how much more j costs than i, at worst
+    # [i, j]: how much more j costs than i, at worst.
+    worse = work.costs[node][None, :] - work.costs[node][:, None]
     leaner = np.ones((size, size), dtype=bool)
     for nbytes in work.parts[node].values():
         leaner &= nbytes[None, :] <= nbytes[:, None]
@@ -117,9 +116,8 @@ def dominate(work: Working, node: int) -> None:
         # No later table can make up for an infinite difference, but it can for a finite one.
         leaner &= worse < np.inf
     beats = leaner & (worse <= 0)
-    beats &= ~(
-        beats.T & (np.arange(size)[None, :] > np.arange(size)[:, None])
-    )  # of two equal strategies the first stays
+    # Of two equal strategies the first stays.
+    beats &= ~(beats.T & (np.arange(size)[None, :] > np.arange(size)[:, None]))
     gone = beats.any(axis=1)
     if gone.any():
         work.keep(node, np.flatnonzero(~gone))
