@@ -29,7 +29,7 @@ __all__ = ["cluster_text", "write_cluster"]
 
 
 def _without_empty(table: Mapping[str, Any]) -> dict[str, Any]:
-    """The table without empty lists, which would look like something forgotten in a file."""
+    """The table without empty lists, which would look forgotten in a file."""
     kept = {
         key: value
         for key, value in table.items()

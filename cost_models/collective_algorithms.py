@@ -18,7 +18,7 @@ from cost_models.machine import Cluster
 
 __all__ = ["Line", "fastest_lines"]
 
-#: a, b of a + b n: seconds, and seconds a byte.
+#: a, b of a + b n: seconds, and seconds per byte.
 Line = tuple[float, float]
 
 

@@ -1,5 +1,5 @@
-"""Where hardware files lie, and what TOML gives of them: tables, rows and texts, each checked.
-Errors name the file and the key."""
+"""Finds hardware files and reads their TOML: tables, rows and texts, each checked. Errors name the
+file and the key."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def list_devices() -> tuple[str, ...]:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """The file as it is. Raises `BadHardware` if it cannot be read or is no TOML."""
+    """The file as parsed. Raises `BadHardware` if it cannot be read or is not TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

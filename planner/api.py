@@ -1,4 +1,4 @@
-"""The Python API: plan a module that one has, look at the plan, save it. docs/api.md shows it from
+"""The Python API: plan a module, look at the plan, save it. docs/api.md has an example from
 beginning to end.
 
     module, batch, loss, cluster -> Planned
@@ -104,16 +104,16 @@ def plan(
     """The best plan to train `model` on `cluster` (a name of `plan hardware`, a file, or a record).
 
     `batch` is an example: a tuple with the target last, or a dict that goes whole to the module and
-    the loss; nested as may be. `loss` takes what the module returns and the target, and returns a
-    scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name, with
-    `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or one of
-    torch's own over the module's parameters, in groups as may be; it is not stepped. `mesh`,
+    the loss; either may be nested. `loss` takes what the module returns and the target, and returns
+    a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
+    with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
+    one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
     `pins`, `precision`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds,
     then the best plan so far is taken) are as on the command line. The model's values, as they are,
     and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of
     a run read them.
 
-    Raises BadValue for a model or loss that other processes cannot be given, NotTraceable, NoPlan
+    Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
     """
     budget = Budget.start(time_limit)
@@ -156,7 +156,7 @@ def _optimizer(
     model: torch.nn.Module,
     loss: Any,
 ) -> dict[str, Any]:
-    """What a workload says of the optimizer."""
+    """The fields of a workload for the optimizer."""
     if isinstance(optimizer, str):
         return by_name(optimizer, 1e-3 if rate is None else rate, settings)
     if rate is not None or settings:

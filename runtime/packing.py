@@ -1,7 +1,7 @@
 """The flat buffer of a collective: its values are packed into one, and what arrives is unpacked by
 flat sub-dims, in mesh order of the ranks. A sub-dim that leads is unpacked without a copy.
 
-A buffer is `[m]` or, where each rank gets a piece of its own, `[ranks, m]`. Where the ranks' pieces
+A buffer is `[m]` or, if each rank gets a piece of its own, `[ranks, m]`. If the ranks' pieces
 differ in size, each value has as much room in a row as its largest piece takes: all backends send
 equal rows.
 """
@@ -51,7 +51,7 @@ class Packing:
         return torch.cat([value.reshape(-1) for value in values])
 
     def pack_into(self, row: Tensor, values: Sequence[Tensor]) -> None:
-        """Writes the same to `row` [m]."""
+        """Writes the values to `row` [m], in the same order."""
         if len(values) == 1:
             row.view(values[0].shape).copy_(values[0])
         else:
@@ -135,8 +135,8 @@ class Packing:
 
     def unpack_blocks(self, buffer: Tensor, sizes: Sequence[tuple[int, ...]]) -> tuple[Tensor, ...]:
         """The results in a buffer [ranks, m] of values of flat sub-dim `sizes`: the ranks are
-        merged into sub-dim `gather`. They are contiguous, also where the ranks have one element
-        each and a view would do: see `collectives._Slice`."""
+        merged into sub-dim `gather`. They are contiguous, even if the ranks have one element each
+        and a view would do: see `collectives._Slice`."""
         assert self.gather is not None
         if self.uneven:
             return self._merge_padded(buffer)

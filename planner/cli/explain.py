@@ -85,7 +85,7 @@ def _program_text(path: Path) -> str:
 
 
 def _graph_text(name: str, whole: bool) -> str:
-    """Of a plan's model as it was asked for, or of a model with its own sizes."""
+    """The graph of a plan's model as it was asked for, or of a named model in its own sizes."""
     from planner.plans.plan_file import read_plan
     from planner.plans.replay import traced_of
     from planner.report.graph_text import graph_text
@@ -99,7 +99,7 @@ def _graph_text(name: str, whole: bool) -> str:
 
 
 def _print_lines(what: str, text: Callable[[], str], json_: bool) -> None:
-    """What `text` gives, as it is, or its lines as JSON."""
+    """Prints the text as it is, or its lines as JSON."""
     with progress_bar() as progress:
         progress("tracing the model", 0.0)
         lines = text()

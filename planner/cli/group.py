@@ -1,8 +1,9 @@
-"""What every verb of `plan` shares, and how it ends: a mistake of the user's is one line on stderr,
+"""What the verbs of `plan` share, and how they end: a mistake of the user's is one line on stderr,
 or one JSON object, and exit code 2; never a traceback.
 
-0   done          2   a mistake, or a limit, of the user's          130   Ctrl-C 1   verified: wrong
-3   verified: no proof                    4   --check: a fault of ours
+    0   done                    3   verified: no proof
+    1   verified: wrong         4   --check: a fault of ours
+    2   a mistake of the user's, or a limit             130   Ctrl-C
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ def end_on_interrupt() -> None:
     """From here on Ctrl-C ends the process at once, with one line.
 
     A `KeyboardInterrupt` would have to pass through imports that go on half done, callbacks that
-    Python prints a traceback for, and torch's C++, which aborts. Who has something to clean up sets
-    a handler of their own meanwhile (`plan solve`, the launcher) or holds the signal back
+    Python prints a traceback for, and torch's C++, which aborts. Code that has something to clean
+    up sets its own handler meanwhile (`plan solve`, the launcher) or holds the signal back
     (`write_atomically`).
     """
     as_json = "--json" in sys.argv[1:]
@@ -95,13 +96,13 @@ class PlanGroup(click.Group):
         sys.exit(0)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The verbs in the order in which one needs them."""
+        """The verbs in the order in which they are needed."""
         return [name for name in _VERBS if name in self.commands]
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb; an unknown one is answered with the nearest."""
+        """The verb; for an unknown one the error names the nearest."""
         if args and self.get_command(ctx, args[0]) is None:
             error = unknown_name("verb", args[0], self.list_commands(ctx))
             raise UnknownName(f"{error}; to plan a model: plan --model NAME --gpus N")
@@ -128,8 +129,8 @@ def _of_click(error: click.ClickException, words: Sequence[str]) -> UserError:
 
 
 def _as_setting(option: str, words: Sequence[str]) -> str:
-    """How a size of the model that was given as an option of its own (`--hidden 128`) is
-    written; empty if it is no size of it."""
+    """The hint to use `--set` for a size that was given as an option of its own (`--hidden 128`);
+    empty if the model has no such size."""
     given = dict(zip(words, [*words[1:], ""], strict=True)) | dict(
         word.split("=", 1) for word in words if "=" in word
     )
@@ -166,7 +167,7 @@ def _end(kind: str, message: str, as_json: bool, code: int) -> NoReturn:
 
 
 def _ending(kind: str, message: str, as_json: bool, code: int) -> tuple[int, str]:
-    """The last words, and to which stream (1 or 2) they go."""
+    """The stream (1 or 2) and the last line to write to it."""
     if as_json:
         return 1, json.dumps({"error": {"kind": kind, "message": message}}) + "\n"
     sep = "" if code == INTERRUPTED else "error: "
@@ -175,9 +176,9 @@ def _ending(kind: str, message: str, as_json: bool, code: int) -> tuple[int, str
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """No garbage collection: planning, or reading a large problem, makes millions of records
-    that live to the end, and looking through them again and again takes a fifth of the time.
-    Afterwards they count as old, so that the next collection does not look through them at once."""
+    """A context without garbage collection: planning, or reading a large problem, makes millions of
+    records that live to the end, and going through them again and again takes a fifth of the time.
+    Afterwards they count as old, so that the next collection does not go through them at once."""
     enabled = gc.isenabled()
     gc.disable()
     try:

@@ -42,8 +42,8 @@ def main() -> None:
     try:
         cli.main()
     except SystemExit as end:
-        # Taking millions of records apart again lasts most of a second.
-        # Where processes were started, what they share is to be given back in order.
+        # Freeing millions of records one by one takes most of a second. If processes were started,
+        # what they share must be released in order.
         if "runtime.launcher" not in sys.modules:
             with suppress(OSError):
                 sys.stdout.flush()
@@ -52,8 +52,8 @@ def main() -> None:
 
 
 def _makes_a_persons_model(words: list[str]) -> bool:
-    """Whether this process is to make a model that a person wrote: ranks make it again, and both
-    are to go through sets alike."""
+    """Whether this process builds a model that the user wrote: ranks build it again, and must
+    iterate over sets in the same order."""
     return any(":" in word for word in words) or (
         bool(words) and words[0] in ("simulate", "explain", "compare")
     )

@@ -1,4 +1,4 @@
-"""The kinds of value that options take, and what is checked of them before anything takes long."""
+"""The kinds of value that options take, and their checks, made before anything slow begins."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def plan_argument(function: Function) -> Function:
 
 
 def as_json(context: click.Context, json_: bool) -> bool:
-    """Whether `--json` stood on the verb, or before it."""
+    """Whether `--json` was given, on the verb or before it."""
     return json_ or bool(context.obj)
 
 
@@ -143,7 +143,7 @@ def share_of(option: str, text: str) -> float:
 
 
 def check_folder(folder: Path) -> Path:
-    """`folder`, where files can be written to it, or it can be made. Makes nothing."""
+    """`folder`, checked: files can be written to it, or it can be made. Makes nothing."""
     at = folder
     while not at.exists() and at != at.parent and not at.is_symlink():
         at = at.parent
@@ -157,7 +157,7 @@ def check_folder(folder: Path) -> Path:
 
 
 def slug(model: str) -> str:
-    """A model's name as it stands in a folder's: `nets/my.py:make` is `my-make`."""
+    """A model's name as part of a folder's name: `nets/my.py:make` is `my-make`."""
     where, _, function = model.rpartition(":")
     file = Path(where).stem if where.endswith(".py") else where.rpartition(".")[2]
     words = f"{file}-{function}" if where else model

@@ -1,5 +1,5 @@
-"""Where the command line's words go: the report or one JSON object to stdout, progress to stderr
-where a person sees it."""
+"""The output of the command line: the report or one JSON object on stdout, progress on stderr if
+that is a terminal."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def print_sections(sections: Iterable[Section]) -> None:
 
 @contextlib.contextmanager
 def progress_bar(total: float = 1.0) -> Iterator[Callable[[str, float], None]]:
-    """A callable (what is being done, how far) that draws a bar on stderr, or does nothing where
-    nobody looks."""
+    """A callable (what is being done, share done) that draws a bar on stderr, or does nothing if
+    that is no terminal."""
     if not sys.stderr.isatty():
         yield lambda what, done: None
         return
@@ -94,7 +94,7 @@ class StepBar:
             self.bar.stop()
 
     def event(self, event: Mapping[str, Any]) -> None:
-        """A step is done."""
+        """Shows that a step is done."""
         if "step" not in event:
             return
         if self.bar is not None:
@@ -128,7 +128,7 @@ def write_files(folder: Path, contents: Mapping[str, str | bytes]) -> None:
 
 
 def print_plan(plan: Plan, files: Mapping[str, str], json_: bool) -> None:
-    """A plan as its report, or as JSON."""
+    """Prints a plan as its report, or as JSON."""
     from planner.report.records import plan_record
     from planner.report.report import report
 

@@ -1,4 +1,4 @@
-"""`plan --model NAME`: what was asked becomes a plan, its files and its report."""
+"""`plan --model NAME`: the options become a plan, its files and its report."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from planner.search.budget import TIME_LIMIT, Budget
 __all__ = ["DEFAULT_HARDWARE", "plan_model"]
 
 
-#: What `--hardware` is if nothing is asked.
+#: The default of `--hardware`.
 DEFAULT_HARDWARE = "dgx-h100"
 
 

@@ -197,7 +197,7 @@ def calibrate(
 
 
 def _print_run(plan: Plan, result: Mapping[str, Any], json_: bool) -> None:
-    """The result of a run."""
+    """Prints the result of a run."""
     from planner.report.records import run_record
     from planner.report.runs import run_section
 
@@ -208,7 +208,7 @@ def _print_run(plan: Plan, result: Mapping[str, Any], json_: bool) -> None:
 
 
 def _print_comparison(result: Mapping[str, Any], files: Mapping[str, str], json_: bool) -> None:
-    """Predicted beside measured."""
+    """Prints predicted times beside measured ones."""
     from planner.report.records import compare_record
     from planner.report.runs import comparison
 

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["solve"]
 
-#: Between two lines of progress on a terminal.
+#: Seconds between two lines of progress on a terminal.
 _EVERY = 0.2
 
 
@@ -105,7 +105,7 @@ def solve(
 
 
 def _record(problem: Problem, solution: Solution) -> dict[str, Any]:
-    """What `--json` prints. Where all costs are whole numbers, so is the bound."""
+    """The record that `--json` prints. If all costs are whole numbers, so is the bound."""
     bound = solution.bound
     if problem.is_integral and bound > -float("inf"):
         bound = math.floor(bound)
@@ -126,7 +126,7 @@ def _gap(solution: Solution) -> float | None:
 
 
 def _refuse(problem: Problem, solution: Solution) -> None:
-    """One line where there is no choice to give."""
+    """Raises NoPlan or DoesNotFit if there is no choice to return."""
     if solution.status in ("optimal", "feasible"):
         return
     if (
@@ -154,7 +154,7 @@ def _refuse(problem: Problem, solution: Solution) -> None:
 
 
 def _print(record: dict[str, Any], out: Path | None) -> None:
-    """The same for people."""
+    """Prints the record for people."""
     gap = "" if record["gap"] is None else f"{100 * record['gap']:.4f} %"
     share = (
         f" ({100 * record['peak'] / record['limit']:.2f} % of the limit of {record['limit']:,})"
@@ -175,8 +175,8 @@ def _print(record: dict[str, Any], out: Path | None) -> None:
 
 @contextmanager
 def _told(began: float) -> Iterator[Callable[[float, float], None]]:
-    """A callable (cost, bound) that keeps a line on a terminal up to date, or does nothing where
-    nobody looks."""
+    """A callable (cost, bound) that keeps a line on a terminal up to date, or does nothing if
+    stderr is no terminal."""
     if not sys.stderr.isatty():
         yield lambda cost, bound: None
         return
@@ -205,7 +205,7 @@ def _number(value: float) -> str:
 
 @contextmanager
 def _stoppable() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C ends the search instead of the process; a second one ends that."""
+    """A context in which Ctrl-C ends the search instead of the process; a second one ends that."""
     pressed: list[int] = []
 
     def press(number: int, frame: FrameType | None) -> None:

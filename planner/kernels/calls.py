@@ -21,7 +21,7 @@ SDPA = F.scaled_dot_product_attention
 
 
 def one_hot_call(input: Tensor, num_classes: int = -1) -> Tensor:
-    """`F.one_hot` without torch's look at the values of real tensors, which fake ones lack."""
+    """`F.one_hot` without torch's check of the values, which fake tensors lack."""
     if num_classes < 1 or input.dtype != torch.int64:
         return F.one_hot(input, num_classes)
     return F.one_hot(torch.ops.shardwright.checked_ids(input, num_classes, False), num_classes)
@@ -31,8 +31,8 @@ _CROSS_ENTROPY = inspect.signature(F.cross_entropy)
 
 
 def cross_entropy_call(*args: Any, **kwargs: Any) -> Tensor:
-    """`F.cross_entropy` as a sum by our op, divided by how many targets count. Class weights, label
-    smoothing, losses one by one and targets that are not ids are left to torch."""
+    """`F.cross_entropy` as a sum by our op, divided by the number of targets that count. Class
+    weights, label smoothing, unreduced losses and targets that are not ids are left to torch."""
     call = _CROSS_ENTROPY.bind(*args, **kwargs)
     call.apply_defaults()
     given = call.arguments

@@ -12,8 +12,8 @@ __all__ = [
 
 
 def rows_together(t: Tensor) -> Tensor:
-    """`t` with its last dim contiguous. Flash kernels take that for granted of a gradient, and do
-    not check."""
+    """`t` with its last dim contiguous. Flash kernels assume that of a gradient without checking
+    it."""
     return t if t.stride(-1) == 1 else t.contiguous()
 
 

@@ -1,4 +1,4 @@
-"""Strided looks at a tensor as slices of it."""
+"""Strided views of a tensor as windows that are made of its slices."""
 
 from __future__ import annotations
 

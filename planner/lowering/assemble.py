@@ -1,5 +1,5 @@
-"""Assembles the `Program` from the instructions in order of need: their final order, the seconds of
-copies, joined biases, and the values held when a step begins."""
+"""Assembles the `Program` from the instructions in order of need: their final order, the copies'
+seconds, joined biases, and the values held when a step begins."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The draft of a program: the instructions in order of need, and the values that they write.
 
-Every step of lowering adds to it; what merges, moves and frees the instructions reads it.
+Every step of lowering adds to it; the passes that merge, move and free instructions read it.
 """
 
 from __future__ import annotations

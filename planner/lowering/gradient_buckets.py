@@ -1,4 +1,4 @@
-"""Gradients' reductions in flat buckets, each started when it is full."""
+"""Merges gradients' reductions into flat buckets, each sent when it is full."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class _Buckets:
         self.costing, self.size = costing, size
         self.out: list[Instruction] = []
         self.open: dict[Hashable, list[Communicate]] = {}
-        # The next step of what an open bucket sends.
+        # Bucket -> the next messages of the values that it sends.
         self.following: dict[Hashable, list[Communicate]] = {}
-        # Value -> the open bucket that will write it, or what it is made of.
+        # Value -> the open bucket that will write it, or its source.
         self.pending: dict[int, Hashable] = {}
-        # What goes along with the last bucket of its kind.
+        # Bucket -> the messages that are kept for the last one of its kind.
         self.riding: dict[Hashable, list[Communicate]] = {}
         self.deferred: list[Instruction] = []
         self.late: set[int] = set()

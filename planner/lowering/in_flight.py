@@ -82,7 +82,7 @@ def continued_late(instructions: list[Instruction]) -> list[Instruction]:
     slice comes after the start of the next message on the communicator, just before a third would
     be under way; a further message comes just before the `PRODUCTS`-th product. Both come before
     their readers."""
-    # What is under way, and what is made of it and put off -> the message.
+    # Values that are under way, and delayed values made of them -> the message.
     sent: dict[int, Communicate] = {}
     waiting: list[_Next] = []
     unwritten: set[int] = set()  # results of delayed instructions

@@ -105,7 +105,7 @@ class Operands:
         return self._convert(value, phase, source, hub, wanted)
 
     def input(self, value: int, layout: Layout) -> int:
-        """Inputs come in the layout in which they are read: each rank loads its own piece."""
+        """The program value of an input in a layout that is read: each rank loads its own piece."""
         key = (value, layout)
         if key not in self.inputs:
             given = self.model.graph.values[value]
@@ -169,8 +169,8 @@ class Operands:
         self.draft.start_ahead(self.model.graph.values[self.model.formats[value]].name, phase)
 
     def _recast(self, value: int) -> bool:
-        """Casts a parameter again for backward, from the piece that the rank holds, if the value is
-        such a one; returns whether it is, and then in `_recasted`."""
+        """Whether a value is a parameter that is cast again for backward, from the piece that the
+        rank holds. If so, adds the cast; its result is in `_recasted`."""
         writer = self.model.graph.values[value].writer
         if not self.choices.recast or value not in self.model.recastable or writer is None:
             return False

@@ -83,7 +83,7 @@ def _movable(
 
 
 def _by_steps_left(parts: list[Instruction]) -> list[tuple[int, list[Instruction]]]:
-    """The parts of chains by the messages that follow in the chain, the most first."""
+    """The parts of chains by the number of messages that follow in the chain, most first."""
     left: dict[int, int] = {}  # value -> the messages that it goes through
     found: dict[int, list[Instruction]] = defaultdict(list)
     for part in reversed(parts):

@@ -1,4 +1,4 @@
-"""An example batch for a Hugging Face model: what it is called with, and the target of its task."""
+"""An example batch for a Hugging Face model: its arguments, and the target of its task."""
 
 from __future__ import annotations
 
@@ -118,12 +118,12 @@ def _sequence(text: Any, options: Mapping[str, Any]) -> int:
 
 
 def _ids(vocabulary: int, batch: int, seq: int) -> Tensor:
-    """Random ids above the first few, which are padding and marks of begin and end."""
+    """Random ids above the first few, which stand for padding, beginning and end."""
     return torch.randint(min(4, vocabulary - 1), vocabulary, (batch, seq))
 
 
 def example_target(task: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A random target for outputs of this shape: ids of classes, or numbers where none are."""
+    """A random target for outputs of this shape: ids of classes, or numbers if there are none."""
     if task in ("base", "backbone", "depth", "masked-image") or len(shape) < 2:
         return torch.randn(shape, dtype=torch.float32 if dtype.is_floating_point else dtype)
     if task == "segmentation":

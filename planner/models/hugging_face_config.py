@@ -122,8 +122,8 @@ def with_settings(spec: str, settings: Mapping[str, Any]) -> Any:
 
 
 def _has(config: Any, name: str) -> bool:
-    """Whether a config has an entry, which some do not let be read as a whole where it varies
-    over layers."""
+    """Whether a config has an entry. Reading it as a whole raises an error in some configs if it
+    varies over layers."""
     try:
         return hasattr(config, name)
     except RuntimeError:
@@ -141,8 +141,8 @@ def _cut_layers(given: dict[str, Any], before: Any, after: Any) -> None:
 
 
 def _differences(config: Any) -> dict[str, Any]:
-    """What a config inside another was given beyond its defaults, and what lists of layer by
-    layer do not follow from."""
+    """The entries of a config inside another that differ from their defaults, without lists of one
+    value per layer, which are derived."""
     if not hasattr(config, "to_diff_dict"):
         return dict(config) if isinstance(config, dict) else {}
     out = dict(config.to_diff_dict())
@@ -165,8 +165,8 @@ def _entries(config: Any) -> list[str]:
 
 
 def without_skips(spec: str, config: Any, options: Mapping[str, Any], prefix: str = "") -> None:
-    """Sets to 0, in the config and in those inside it, what masks at random by numpy or skips
-    layers, unless it is asked for."""
+    """Sets to 0, in the config and those inside it, the entries that mask at random by numpy or
+    skip layers, unless they are asked for."""
     for name, value in list(vars(config).items()):
         if hasattr(value, "to_dict"):
             without_skips(spec, value, options, f"{prefix}{name}.")

@@ -137,7 +137,8 @@ def _build(spec: str, model: Any, batch: Mapping[str, Any], keras: Any) -> None:
         IndexError,
         NotImplementedError,
     ) as error:
-        keras.utils.clear_session()  # it still holds what it began to build, and would go on with it in the next model
+        # Keras still holds what it began to build, and would go on with it in the next model.
+        keras.utils.clear_session()
         _, _, said = f"Exception encountered:\n{error}".rpartition("Exception encountered:\n")
         raise BadValue(
             f"{spec}: Keras cannot build the model on the batch: {said.strip(chr(39)).splitlines()[0]}"

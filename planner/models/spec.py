@@ -34,7 +34,7 @@ Options = Mapping[str, Any]
 Parts = tuple[
     torch.nn.Module, tuple[torch.Tensor, ...], Callable[[Any, torch.Tensor], torch.Tensor]
 ]
-"""The model, its example batch (inputs, then target) and its loss: what a builder returns, built-in or the user's."""
+"""What a builder returns: the model, its example batch (inputs, then target) and its loss."""
 
 _BOOLS = {
     "true": True,

@@ -1,1 +1,1 @@
-"""What every rank executes: the instructions, the ops that they name, the copies that they make."""
+"""The program of every rank: its instructions, the ops that they name, the copies around them."""

@@ -1,4 +1,4 @@
-"""Whether the results of frequent ops have the shapes and dtypes that follow from their operands."""
+"""Checks that results of frequent ops have the shapes and dtypes that their operands imply."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ def mesh_body(plan: Plan) -> tuple[str | Table, ...]:
 
 
 def _axis_lines(plan: Plan) -> Iterable[str]:
-    """One sentence an axis: what it splits, and where."""
+    """One sentence per axis: what it splits, and where."""
     if plan.mesh.num_devices == 1:
         return ["one device: nothing is split"]
     runs = [links_in_words(plan.summary["axes"])] if plan.summary.get("axes") else []

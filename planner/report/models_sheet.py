@@ -12,7 +12,7 @@ __all__ = ["models_sections"]
 
 
 def models_sections(record: Mapping[str, Any]) -> tuple[Section, ...]:
-    """What `plan models` prints."""
+    """The sections that `plan models` prints."""
     header = ("", "batch per device", "sizes")
     built_in = [
         Section(

@@ -1,5 +1,5 @@
-"""The sections that `plan run` and `plan compare` print: what was measured, how far it is from one
-process, and what was predicted beside it."""
+"""The sections that `plan run` and `plan compare` print: measurements, their distance from one
+process's, and the predictions beside them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["comparison", "run_section"]
 
 
 def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section:
-    """What `plan run` prints at its end."""
+    """The section that `plan run` prints at its end."""
     rows = [
         ("ranks", f"{result['num_ranks']} on {result['backend']}, mesh {plan.mesh}"),
         (
@@ -88,7 +88,7 @@ def _left_out(verify: Mapping[str, Any]) -> str:
 
 
 def comparison(result: Mapping[str, Any], files: Mapping[str, str]) -> tuple[Section, ...]:
-    """What `plan compare` prints."""
+    """The sections that `plan compare` prints."""
     predicted, measured = result["predicted_step_time_s"], result["measured_step_time_s"]
     held, peak = result["predicted_peak_memory_bytes"], result["measured_peak_memory_bytes"]
     whole = (
@@ -117,7 +117,7 @@ _NUMBERS = frozenset({1, 2, 3})
 
 
 def _by_part(result: Mapping[str, Any]) -> list[Table]:
-    """A table for each way to take the step's time apart, left out if it has no rows."""
+    """A table for each way to split the step's time, without tables that have no rows."""
     tables = []
     for part in ("kind", "phase", "collective"):
         rows = tuple(

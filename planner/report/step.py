@@ -1,5 +1,5 @@
-"""One step in lines and tables: its time in parts with the rates that follow, and its memory at
-the peak by category."""
+"""One step in lines and tables: its time in parts, the rates that follow, and its peak memory by
+category."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def time_lines(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
 
 
 def _rate(per_second: float, unit: str) -> str:
-    """`926 k samples/s`: a word is no unit that takes a prefix."""
+    """A rate such as `926 k samples/s`: the number has the prefix, since the unit is a word."""
     return " ".join(format_rate(per_second, f" {unit}").split())
 
 
@@ -62,7 +62,7 @@ def percent(share: float) -> str:
 
 
 def memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
-    """Memory at its peak by category, against what the device has."""
+    """Memory at its peak by category, against the device's capacity."""
     capacity = summary["memory_capacity_bytes"]
     held = dict(summary["memory_bytes"])
     total = held.pop("total")
@@ -83,7 +83,7 @@ def memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
 
 
 def _shared_words(summary: Mapping[str, Any]) -> tuple[str, ...]:
-    """What a rank holds beside its own memory, to send through."""
+    """The shared memory that a rank sends through, beside its own memory."""
     nbytes = summary.get("shared_memory_bytes", 0)
     return (
         (
@@ -96,7 +96,7 @@ def _shared_words(summary: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _nearly_full(share: float, fits: bool) -> tuple[str, ...]:
-    """A warning about a plan that fits as predicted and may not as run."""
+    """A warning if a plan fits as predicted but may not when it runs."""
     if not fits or share <= 1 - MEMORY_HEADROOM:
         return ()
     told = (

@@ -18,7 +18,7 @@ from cost_models.units import format_time
 
 __all__ = ["OTHER", "draw_timeline", "png", "time_unit"]
 
-#: From, to: seconds.
+#: Start and end, in seconds.
 Window = tuple[float, float]
 
 #: Compute in blues and yellows, communication in reds and greens: told apart by colour-blind
@@ -44,10 +44,10 @@ _KINDS = {
     "all_to_all": "#009e73",
 }
 _PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
-#: The colour of what has none of its own.
+#: The colour of kinds that have none of their own.
 OTHER = "#777777"
 _DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", OTHER)
-#: A bar is named where it has this share of the picture's width for every letter of the name.
+#: A bar is named if it has this share of the picture's width for every letter of the name.
 _LETTER = 0.0072
 #: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward,
 #: stand below the whole step.
@@ -56,7 +56,7 @@ _MANY, _CLOSE = 250, 36
 
 def draw_timeline(timeline: Timeline, title: str) -> bytes:
     """A PNG of device 0's step: a row for each stream and communicator, coloured by kind, phases
-    shaded; with close-ups where there are many ops."""
+    shaded; with close-ups if there are many ops."""
     events = [event for event in timeline.on(0) if event.duration > 0]
     lanes = _lanes(events)
     spans = _phase_spans(events, timeline.step_time)
@@ -108,7 +108,7 @@ def time_unit(seconds: float) -> tuple[float, str]:
 
 
 def _phase_spans(events: Sequence[Event], step: float) -> dict[str, tuple[float, float]]:
-    """From the first op of a phase on the compute stream to that of the next."""
+    """The span of each phase, from its first op on the compute stream to the next phase's."""
     starts: dict[str, float] = {}
     for event in events:
         if event.stream == "compute":
@@ -162,7 +162,7 @@ def _draw_window(
 def _draw_phase(
     axes: Axes, phase: str, low: float, high: float, window: Window, scale: float, share: float
 ) -> None:
-    """A shaded band, with the phase's name where it fits; at the right end it may lean to the
+    """A shaded band, with the phase's name if it fits; at the right end it may extend to the
     left."""
     axes.axvspan(low * scale, high * scale, facecolor=_PHASES.get(phase, "#ffffff"), zorder=0)
     wide = high - low > (window[1] - window[0]) * 0.008 * len(phase) / share
@@ -176,8 +176,8 @@ def _draw_phase(
 
 
 def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, width: float) -> None:
-    """All bars of a stream, one collection a kind; the narrowest still show, wide ones are set
-    apart by a white edge."""
+    """All bars of a stream, one collection per kind; the narrowest remain visible, wide ones are
+    set apart by a white edge."""
     groups: dict[tuple[str, bool], list[Event]] = defaultdict(list)
     for event in events:
         groups[event.kind, event.duration > 0.006 * width].append(event)
@@ -206,7 +206,7 @@ def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, widt
 def _name_bars(
     axes: Axes, events: Sequence[Event], row: int, scale: float, window: Window, letter: float
 ) -> None:
-    """The module of every bar that is wide enough for it, whole or its last part."""
+    """The module of every bar that is wide enough for its whole name or the name's last part."""
     for event in events:
         low, high = max(event.start, window[0]), min(event.end, window[1])
         names = (event.path, event.path.rpartition(".")[2], event.kind.replace("_", "-"))

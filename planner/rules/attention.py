@@ -1,4 +1,4 @@
-"""Attention, with a mask and without (`planner.kernels`)."""
+"""Attention, with and without a mask (`planner.kernels`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Normalisation over dims, over groups of channels, over the batch, and by the root of the mean square."""
+"""Normalisation over dims, groups of channels or the batch, and by the root of the mean square."""
 
 from __future__ import annotations
 

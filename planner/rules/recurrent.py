@@ -1,4 +1,4 @@
-"""Recurrent layers: LSTM, GRU and plain ones, with a mask and without (`planner.kernels`)."""
+"""Recurrent layers: LSTM, GRU and plain ones, with and without a mask (`planner.kernels`)."""
 
 from __future__ import annotations
 

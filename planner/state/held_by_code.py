@@ -1,4 +1,4 @@
-"""What functions and classes keep: defaults, closures, globals that are named, attributes."""
+"""The values that functions and classes keep: defaults, closures, globals, attributes."""
 
 from __future__ import annotations
 

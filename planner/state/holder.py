@@ -41,7 +41,7 @@ def put_nothing(_: Contents) -> None:
 
 
 def replace_items(kept: dict[str, Any], now: Mapping[str, Any], before: Mapping[str, Any]) -> None:
-    """Has a dict, whose items are `now`, keep those of `before` again."""
+    """Restores the items `before` of a dict whose items are `now`."""
     for key in now.keys() - before.keys():
         del kept[key]
     kept.update(before)
@@ -78,7 +78,7 @@ def refill_set(kept: set[Any]) -> Callable[[Contents], None]:
 
 
 def refill_cell(cell: types.CellType) -> Callable[[Contents], None]:
-    """A `put` for what a function closes over."""
+    """A `put` for a variable that a function closes over."""
 
     def put(before: Contents) -> None:
         if before:
@@ -97,17 +97,17 @@ def refill_array(array: np.ndarray[Any, Any]) -> Callable[[Any], None]:
 
 
 def joined_name(path: str, name: str) -> str:
-    """The name of an attribute of what is called `path`."""
+    """The name of an attribute of the object at `path`."""
     return f"{path}.{name}" if path else name
 
 
 def attribute_name(path: str) -> Callable[[Any], str]:
-    """How attributes of what is called `path` are named."""
+    """A function that names the attributes of the object at `path`."""
     return lambda key: joined_name(path, str(key))
 
 
 def item_name(path: str) -> Callable[[Any], str]:
-    """How items of what is called `path` are named."""
+    """A function that names the items of the object at `path`."""
     return lambda key: f"{path}[{key!r}]"
 
 

@@ -1,4 +1,4 @@
-"""Arrays, generators of random numbers and iterators: what they keep has no names."""
+"""Arrays, random generators and iterators: objects whose contents have no names."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Builds the workload under fake tensors or, if its builder needs real ones, builds it for real and
-then replaces its tensors by fake ones.
+"""Builds the workload under fake tensors or, if its builder needs real ones, for real, and then
+replaces its tensors by fake ones.
 
 A builder that reads values (an initialisation that draws until all is in range, a permutation or a
 lazy layer's first call, a table made by numpy) cannot run on fake tensors. Then the model is built

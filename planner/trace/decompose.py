@@ -121,7 +121,7 @@ def _index_put(
 
 
 def _index_add(x: Tensor, dim: int, index: Tensor, source: Tensor, *, alpha: float = 1) -> Any:
-    """The gradient of `index_select` along the first dim, likewise."""
+    """The gradient of `index_select` along the first dim becomes that of an embedding too."""
     if dim % max(x.dim(), 1) or alpha != 1 or x.dim() == 0 or index.dim() != 1:
         return NotImplemented
     return _index_put(x, [index.long()], source, True, wrap=False)

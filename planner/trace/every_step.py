@@ -1,6 +1,6 @@
 """Whether every step of a workload is the one that was traced.
 
-What Python keeps from one step to the next is found by comparing two recorded steps.
+State that Python keeps from one step to the next is found by comparing two recorded steps.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The nodes and values of a `Graph` in the making, numbered in the order in which they are added."""
+"""The nodes and values of a `Graph` that is being built, numbered in the order of addition."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["Numbered"]
 
 
 class Numbered:
-    """What a graph is made of, so far."""
+    """The values and nodes of a graph so far."""
 
     def __init__(self) -> None:
         self.values: list[Value] = []
@@ -23,7 +23,7 @@ class Numbered:
         self.counts: Counter[str] = Counter()
 
     def value(self, tensor: Tensor, kind: str, name: str, writer: int | None = None) -> int:
-        """Adds a value, and gives its id."""
+        """Adds a value; returns its id."""
         dtype = str(tensor.dtype).removeprefix("torch.")
         self.values.append(
             Value(
@@ -40,7 +40,7 @@ class Numbered:
     def node(
         self, node: torch.fx.Node, op: str, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[int | None, ...]:
-        """Adds the node of a recorded op: the ids of its results, None for one that is not read."""
+        """Adds the node of a recorded op; returns the ids of results, None for one not read."""
         result = node.meta["val"]
         many = isinstance(result, (tuple, list))
         name = result_name(op, self.counts)

@@ -1,4 +1,4 @@
-"""The `Graph` of a module with long stacks of like blocks, from a trace of a few blocks of each."""
+"""The `Graph` of a module with long stacks of like blocks, from a trace of a few of them."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def repeated(workload: Workload) -> Traced | None:
 
 
 def _is_deep(graph: Graph, stacks: tuple[Stack, ...]) -> bool:
-    """Whether the graph is large, and its stacks all of one depth that can be made less."""
+    """Whether the graph is large, and its stacks all have one depth, which can be reduced."""
     depth = stacks[0].length
     return len(graph.nodes) > _DEEP and all(
         stack.length == depth > max(_SHALLOW) and stack.path == stack.short for stack in stacks
@@ -64,7 +64,7 @@ def _is_deep(graph: Graph, stacks: tuple[Stack, ...]) -> bool:
 def _shallow(
     short: Graph, stacks: tuple[Stack, ...], given: tuple[Given, ...]
 ) -> Iterator[tuple[int, Graph]]:
-    """The graphs of the module with stacks of lesser depths, each with its depth."""
+    """The graphs of the module with shorter stacks, each with its depth."""
     for depth in _SHALLOW:
         cut = tuple(replace(stack, length=depth) for stack in stacks)
         graph = unroll(short, cut, _given_less(given, stacks, depth))
@@ -96,8 +96,8 @@ def _given_less(
 
 
 def _given(workload: Workload, short: Graph, stacks: tuple[Stack, ...]) -> Iterator[Given]:
-    """What the step is given by the module, in the order of `record_step`'s arguments; `short` is
-    the graph of the module shortened."""
+    """The module's tensors that the step reads, in the order of `record_step`'s arguments; `short`
+    is the graph of the shortened module."""
     state, read = workload.state(), set()
     for value in short.values:
         name = value.name

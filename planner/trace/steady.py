@@ -45,7 +45,8 @@ def _settled(workload: Workload, trace: Callable[[], Traced]) -> Traced:
         failed: Exception | None = None
         try:
             traced = trace()
-        except Exception as error:  # noqa: BLE001  # raised again below, unless a flag was turned that the step now starts with
+        except Exception as error:  # noqa: BLE001
+            # Raised again below, unless a flag was turned that the step now starts with.
             failed = error
         off, on = turned(before, workload.module)
         if on:

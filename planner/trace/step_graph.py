@@ -1,5 +1,5 @@
-"""The `Graph` of a step that is recorded whole; recorded again if an op has to be rewritten, or
-named."""
+"""Records a whole step as a `Graph`; again if a write in place must become functional, or if an
+error must name the line of an op."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which nodes of a recorded graph share memory, and whether anybody sees that one is written to."""
+"""Which nodes of a recorded graph share memory, and whether a write to one is seen elsewhere."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 class Storages:
-    """Of every node of a recorded graph, the one that owns its memory."""
+    """For every node of a recorded graph, the node that owns its memory."""
 
     def __init__(self, fx_graph: torch.fx.Graph) -> None:
         self.roots = _roots(fx_graph)

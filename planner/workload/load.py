@@ -54,7 +54,7 @@ def load_workload(
     `batch` is the global batch; its default is the model's batch per device times `num_devices`.
     `dtype` becomes that of the parameters and of every floating tensor of the batch. Initial values
     come from the generator as it stands and are drawn in float32 whatever `dtype` is, so that the
-    same seed starts every dtype at the same point. `compute` and `clip_norm`, where given, replace
+    same seed starts every dtype at the same point. `compute` and `clip_norm`, if given, replace
     the workload's own. Allocates nothing under `FakeTensorMode`.
 
     Raises `UnknownName` and `BadValue` as `resolve_options` does, and if the user's code fails.

@@ -1,4 +1,4 @@
-"""A module, an example batch and a loss, as a person gives them -> `Workload`; what is wrong with them."""
+"""A module, an example batch and a loss, as the user gives them -> `Workload`, or their faults."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def workload_of_parts(spec: str, parts: object) -> Workload:
 def workload_of(
     name: str, module: torch.nn.Module, batch: Any, loss: Callable[[Any, Any], Any], **more: Any
 ) -> Workload:
-    """The workload of a module, an example batch (a tuple with the target last, or a dict; nested
-    as may be) and a loss.
+    """The workload of a module, an example batch (a tuple with the target last, or a dict; either
+    may be nested) and a loss.
 
     Raises `BadValue` for a batch whose tensors do not share their dim 0.
     """

@@ -30,7 +30,7 @@ __all__ = ["is_saved", "read_saved", "write_saved"]
 
 _PREFIX = "saved:"
 
-#: What is raised, and by whom: pickle, a class's own __getstate__, torch.
+#: The errors that pickling raises: pickle's, those of a class's own __getstate__, and torch's.
 _FAILURES = (
     pickle.PicklingError,
     AttributeError,
@@ -40,7 +40,7 @@ _FAILURES = (
     ValueError,
 )
 
-#: What a module has that is looked through by itself, or that every module has.
+#: The attributes of every module whose contents are looked through separately.
 _PARTS = ("_modules", "_parameters", "_buffers")
 
 

@@ -39,7 +39,7 @@ UNKNOWN = "<unk>"
 _TOKEN = re.compile(r"[^\W_]+(?:'[^\W_]+)*|[^\w\s]|_")
 
 
-#: What Keras's tokenizer takes for blanks (`keras.preprocessing.text.Tokenizer`, `filters`).
+#: What Keras's tokenizer treats as blanks (`keras.preprocessing.text.Tokenizer`, `filters`).
 _BLANKS = str.maketrans(dict.fromkeys('!"#$%&()*+,-./:;<=>?@[\\]^_`{|}~\t\n', " "))
 
 
@@ -55,8 +55,8 @@ def tokenise(text: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Vocabulary:
-    """The known tokens, each one's id its place: `<pad>` is 0, `<unk>` is 1, the others by
-    falling frequency. With `as_keras`, texts are taken apart and cut as Keras does it."""
+    """The known tokens, each at the place of its id: `<pad>` is 0, `<unk>` is 1, the others follow
+    by falling frequency. With `as_keras`, texts are split and cut as Keras does it."""
 
     tokens: tuple[str, ...]
     as_keras: bool = False

@@ -38,7 +38,7 @@ class Workload:
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested
     batch is given by its tensors and its `nest` (`batches.py`). `compute` is the dtype of products
-    in mixed precision, empty where it is that of the parameters; gradients whose norm, over all of
+    in mixed precision, empty if it is that of the parameters; gradients whose norm, over all of
     them, is larger than `clip_norm` are scaled down to it, by the norm plus `clip_epsilon`.
     `optimizer_settings` are the optimizer's own, over those that its name implies; `options` are
     all sizes as resolved. `dim_names` gives the sub-dims of parameters the model's own words: a

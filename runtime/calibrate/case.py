@@ -20,7 +20,7 @@ from planner.rules import RULES, Call, OpCost
 __all__ = ["Arguments", "Case", "ids", "on_a_gpu", "random", "row_of", "several"]
 
 
-#: What an op is called with.
+#: The arguments of one call.
 Arguments = tuple[Any, ...]
 
 

@@ -1,4 +1,4 @@
-"""The calls that calibration measures, but for products: which ops, at which shapes. Those of
+"""The calls that calibration measures, except products: which ops, at which shapes. Those of
 layers are in `layers`.
 
 Shapes span those of small training steps, from a launch to memory's bandwidth, with the skinny

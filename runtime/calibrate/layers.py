@@ -14,7 +14,7 @@ __all__ = ["attentions", "convolutions", "embeddings", "lstms"]
 
 
 def embeddings(device: torch.device) -> Iterator[Case]:
-    """rows, width, tokens."""
+    """Embeddings by rows, width and tokens."""
     shapes = (
         (128, 64, 128),
         (10_000, 64, 6_400),
@@ -136,7 +136,7 @@ def _attention_backward(
 
 
 def lstms(device: torch.device) -> Iterator[Case]:
-    """steps, batch, inputs, hidden."""
+    """LSTMs by steps, batch, inputs and hidden units."""
     small = ((8, 8, 16, 16), (100, 16, 64, 64), (100, 64, 64, 64), (100, 256, 64, 64))
     for shape in (*small, (50, 64, 64, 256), (20, 32, 512, 512)):
         shared = shape == (100, 64, 64, 64)

@@ -1,4 +1,4 @@
-"""What goes into a calibration's processes and comes out of them."""
+"""The settings that a calibration's processes get, and the measurements that they return."""
 
 from __future__ import annotations
 
@@ -35,5 +35,5 @@ class Measured:
 
 
 def counts(num_ranks: int) -> list[int]:
-    """How many ranks are measured at once, one count after the other."""
+    """The numbers of ranks that are measured at once, in turn."""
     return [n for n in (1, 2, 4, 8) if n <= num_ranks]

@@ -25,7 +25,7 @@ from runtime.executor import Executor
 
 __all__ = ["overheads"]
 
-#: Ops in turn, mixed as in a step; each on the last result and the parameter, 8 x 8.
+#: The ops, in turn, mixed as in a step; each on the last result and the parameter, 8 x 8.
 _OPS = (
     "aten.add.Tensor", "aten.t.default", "aten.mul.Tensor", "aten.tanh.default", "aten.sub.Tensor",
     "aten.t.default", "aten.relu.default", "aten.mm.default", "aten.maximum.default",

@@ -1,5 +1,5 @@
-"""From the figures measured to a `Cluster`: peaks, tables, efficiencies, slowdowns of ranks that
-compute at once."""
+"""Measured figures -> `Cluster`: peaks, tables, efficiencies, slowdowns of ranks that compute at
+once."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""What calibration does not measure: the shipped cluster that is nearest to this machine, with its
-memory and processors as the system reports them."""
+"""The figures that calibration does not measure: those of the nearest shipped cluster, with this
+machine's memory and processors as the system reports them."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def cores() -> int:
 
 def _cuda_base() -> Cluster:
     properties = torch.cuda.get_device_properties(0)
-    # Of a card that is not shipped a cluster stands in: it gives only what is not measured.
+    # A shipped cluster stands in for an unknown card: it supplies only what is not measured.
     base = load_cluster(shipped_for(properties.name, properties.total_memory) or "dgx-a100")
     device = replace(
         base.device,
@@ -77,7 +77,7 @@ _SHIPPED = (
 
 
 def cpu_name() -> str:
-    """The processor by name, as the system has it."""
+    """The processor's name, as the system reports it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
