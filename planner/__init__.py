@@ -1,7 +1,7 @@
-"""Model in, plan out. `planner.plan(model, batch, loss, cluster=...)` plans a module that one has:
-see docs/api.md.
+"""Model in, plan out. `planner.plan(model, batch, loss, cluster=...)` plans the user's module: see
+docs/api.md.
 
-The API is imported where it is first asked for: the command line begins without torch.
+The API is imported when it is first used: the command line begins without torch.
 """
 
 from __future__ import annotations

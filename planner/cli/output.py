@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["StepBar", "print_json", "print_plan", "print_sections", "progress_bar", "write_files"]
 
-#: The width of a report in a pipe or a file, where there is no terminal to ask.
+#: The width of a report in a pipe or a file, which have no width of their own.
 PIPE_WIDTH = 110
 
 

@@ -35,7 +35,7 @@ class Root:
         return tuple(self.places[p] if p >= 0 else p for p in seen)
 
     def seen(self, layout: Layout) -> Layout:
-        """The layout that the view has where its root has `layout`."""
+        """The layout that the view has if its root has `layout`."""
         return tuple(self.places.index(p) if p >= 0 else p for p in layout)
 
 

@@ -117,8 +117,8 @@ def _by_place(
 def _neighbours(
     graph: Graph, roots: tuple[Root, ...], parameter_class: Mapping[int, int], of: Container[int]
 ) -> dict[int, list[_Neighbour]]:
-    """For the nodes in `of`, what they read and what reads their results, in order: how, and the
-    node at the other end if there is one."""
+    """The neighbours of the nodes in `of`, which write what they read or read what they write, in
+    order: how, and the node at the other end if there is one."""
     near: dict[int, list[_Neighbour]] = defaultdict(list)
     for node in graph.nodes:
         for position, value in enumerate(node.operands):

@@ -1,5 +1,5 @@
-"""Checks the output of each pass where it is made, if a person asks for it (`--check`) or a test
-does.
+"""Checks the output of each pass as soon as it is made, if the user asks for it (`--check`) or a
+test does.
 
 Name of a pass, faults -> nothing, or one line that names the pass and the node or instruction. A
 context variable turns checks on: passes lie deep in the search, and most callers need not know.

@@ -1,4 +1,4 @@
-"""The gradients of attention by the kernel that ran forward: the CPU's, CUDA's two, or products."""
+"""The gradients of attention by the kernel that ran forward: the CPU's, CUDA's two or products."""
 
 from __future__ import annotations
 

@@ -133,8 +133,8 @@ def build(spec: str, options: Mapping[str, Any]) -> Parts:
 
 
 def _instance(model_class: Any, config: Any) -> nn.Module:
-    """The model, its initial values drawn as its class says; of implementations, those of which
-    the shapes are static."""
+    """The model, with initial values as its class draws them, and with implementations whose shapes
+    are static."""
     from transformers.initialization import no_init_weights
 
     wanted = getattr(model_class, "config_class", None) or type(config)

@@ -65,8 +65,8 @@ class Headed(nn.Module):
         return _first_output(found)
 
     def _said(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What says that no sample is padded, to a model that else looks for padding in the ids,
-        and branches on it."""
+        """The masks that say that no sample is padded, for a model that else looks for padding in
+        the ids and branches on it."""
         out: dict[str, Tensor] = {}
         for ids, mask in (
             ("input_ids", "attention_mask"),

@@ -74,8 +74,8 @@ class MixtureLayer(nn.Module):
         return out
 
     def _slots(self, chosen: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
-        """Of each choice (batch, seq x top_k), its place among all experts' slots, and whether
-        the expert had room."""
+        """For each choice (batch, seq x top_k), its place among all experts' slots, and whether the
+        expert had room."""
         taken = (
             F.one_hot(chosen, self.num_experts).cumsum(1).gather(2, chosen[:, :, None]).squeeze(2)
             - 1
@@ -83,8 +83,8 @@ class MixtureLayer(nn.Module):
         return chosen * capacity + taken.clamp(max=capacity - 1), taken < capacity
 
     def _tokens(self, slot: Tensor, kept: Tensor, capacity: int, seq: int) -> Tensor:
-        """Of each slot (batch, experts x capacity), the token in it; an empty one holds the
-        first, which nobody reads back."""
+        """For each slot (batch, experts x capacity), the token in it; an empty one holds the first,
+        which is never read back."""
         num_slots = self.num_experts * capacity
         token = torch.arange(seq * self.top_k, device=slot.device) // self.top_k
         empty = torch.zeros(slot.shape[0], num_slots + 1, dtype=slot.dtype, device=slot.device)

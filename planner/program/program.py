@@ -45,7 +45,7 @@ class Compute:
     kernels (`shardwright.lstm`).
 
     `args` and `kwargs` hold Ref, Group, constants and (nested) tuples of them, `operands` are the
-    values among them; `results[i]` is the value id of the op's i-th result, None where it is not
+    values among them; `results[i]` is the value id of the op's i-th result, None if it is not
     used. `shapes` are the local shapes of the results. `frees` are values with no later use.
     `kind` names the cost model, and `time` is its prediction in seconds.
     """

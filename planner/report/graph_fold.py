@@ -90,7 +90,7 @@ def _runs(graph: Graph, words: NDArray[np.int64], low: int, high: int) -> Iterat
 
 
 def _candidates(words: NDArray[np.int64]) -> Iterator[Repeat]:
-    """For each length of a block, the longest run of such."""
+    """For each length of a block, the longest run of such blocks."""
     for length in range(_NODES, len(words) // _BLOCKS + 1):
         same = words[:-length] == words[length:]
         if np.count_nonzero(same) < length * (_BLOCKS - 1):

@@ -70,7 +70,7 @@ def _formats(plan: Plan) -> str:
 
 
 def _cast_again(plan: Plan) -> tuple[str, ...]:
-    """What a plan does that holds no casts of parameters from forward to backward."""
+    """A sentence on parameters that are cast again for backward; none if the casts are kept."""
     if not plan.recast:
         return ()
     return (
@@ -128,7 +128,7 @@ def _ruled_out(plan: Plan) -> tuple[str, ...]:
 
 
 def _extrapolated_from(depths: Sequence[int]) -> tuple[str, ...]:
-    """What the figures of plans that were not simulated whole come from."""
+    """The depths from which figures of plans that were not simulated whole are extrapolated."""
     return (
         (f"all but the fastest are extrapolated from {' and '.join(map(str, depths))} layers",)
         if depths

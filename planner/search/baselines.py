@@ -51,8 +51,8 @@ def baselines(cluster: Cluster) -> Iterator[Baseline]:
 
 
 def comparisons(proposer: Proposer, mesh: Mesh | None) -> list[Callable[[], Alternative]]:
-    """For each baseline, what makes its row of the report's table; `mesh` is the one that was
-    asked for. Those of two axes, which take longer, come last."""
+    """For each baseline, a function that makes its row of the report's table; `mesh` is the one
+    that was asked for. Those of two axes, which take longer, come last."""
     return [
         partial(_row, proposer, one, one.within(mesh, proposer.pins))
         for one in baselines(proposer.cluster)

@@ -1,5 +1,5 @@
-"""What a recorded step does with tensors that are not the model's own: buffers of the loss, and
-constants."""
+"""Tensors that a recorded step reads or writes and that are not the model's own: buffers of the
+loss, and constants."""
 
 from __future__ import annotations
 

@@ -2,8 +2,8 @@
 rank.
 
 A model may ask whether it is one of several processes (`if dist.is_initialized():
-dist.all_reduce(...)`, `WORLD_SIZE`), and then reduce by itself what the plan reduces. A plan is for
-the whole step on the whole batch, so the model must see one process.
+dist.all_reduce(...)`, `WORLD_SIZE`), and then reduce values itself that the plan reduces. A plan is
+for the whole step on the whole batch, so the model must see one process.
 """
 
 from __future__ import annotations

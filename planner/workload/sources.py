@@ -40,8 +40,9 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """Where some models come from: whether a name `matches`; all `options` that it would be built
-    with, checked, without building anything; `load` builds it with them, in a dtype."""
+    """One kind of model name: `matches` tells whether a name is of it; `options` gives all options
+    that the model would be built with, checked, without building anything; `load` builds it with
+    them, in a dtype."""
 
     matches: Callable[[str], bool]
     options: Callable[[str, Sizes], Mapping[str, Any]]

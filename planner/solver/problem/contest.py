@@ -1,7 +1,7 @@
 """The contest's file format (ASPLOS/EuroSys 2025, intra-operator parallelism), read and checked:
 file -> `Problem`.
 
-`problem.nodes.intervals[i]` is `[lo, hi)`, empty where a node holds nothing; `nodes.costs[i][s]`
+`problem.nodes.intervals[i]` is `[lo, hi)`, empty if a node holds nothing; `nodes.costs[i][s]`
 and `nodes.usages[i][s]` integers; `edges.nodes[e]` is `[u, v]`, `edges.costs[e]` row-major;
 `usage_limit` may be missing.
 """
