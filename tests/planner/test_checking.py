@@ -19,7 +19,7 @@ from planner.graph.layout import Mesh
 from planner.lowering import order
 from planner.program.program import Instruction
 from planner.search.search import search
-from planner.trace import trace as tracing
+from planner.trace import step_graph as tracing
 from planner.trace.trace import trace
 from planner.workload.ask import build
 

@@ -93,7 +93,7 @@ def test_what_pays_is_offered_and_is_what_planning_it_gives() -> None:
     assert offered["step_time_s"] == pytest.approx(really, rel=1e-9)
     assert really < found.plan.summary["step_time_s"]
     text = str(report(found.plan, {}))
-    assert "--set vocab=64 would take" in text
+    assert "--set vocab=64 would make the step" in text
     assert '"padding"' in plan_text(found.plan)
 
 
@@ -101,7 +101,7 @@ def test_what_does_not_pay_is_not_offered() -> None:
     """Costs never fall with a size, but where measurements say so."""
     found = planned_on(load_cluster("cpu", num_devices=2))
     assert "padding" not in found.plan.summary
-    assert "would take" not in str(report(found.plan, {}))
+    assert "would make the step" not in str(report(found.plan, {}))
     model, workload = traced(ask_for("gpt", 2, vocab=33))
     atom = vocabulary(model, workload)
     assert atom is not None

@@ -145,7 +145,7 @@ def _is_running(pid: int) -> bool:
 
 
 def test_fewer_processes_than_needed() -> None:
-    with pytest.raises(RunFailed, match="needs 3 processes and 2 were started"):
+    with pytest.raises(RunFailed, match="needs 3 processes but 2 were started"):
         launch("rank_checks:failing", 2, 3)
 
 

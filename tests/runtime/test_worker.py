@@ -66,7 +66,7 @@ def test_too_few_processes(plan: Path) -> None:
     assert done.returncode == 2
     assert (
         done.stderr
-        == "error: the plan needs 2 processes and 1 were started: start it with --nproc-per-node 2\n"
+        == "error: the plan needs 2 processes but 1 were started: start it with --nproc-per-node 2\n"
     )
 
 
