@@ -116,6 +116,10 @@ def plan(
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
     """
+    if isinstance(pins, str):
+        raise BadValue(f"pins={pins!r}: give a list of pins, as in pins=[{pins!r}]")
+    if not 0 <= memory_headroom < 1:
+        raise BadValue(f"memory_headroom={memory_headroom}: give a share of at least 0 and below 1")
     budget = Budget.start(time_limit)
     on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"

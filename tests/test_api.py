@@ -3,6 +3,7 @@ one process."""
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -111,3 +112,21 @@ def test_a_saved_model_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "plan" / "model.pt").unlink()
     with pytest.raises(UnknownName, match="there is no such file"):
         workload_of(read_plan(found.path))
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"learning_rate": "x"}, "learning rate 'x': give a number of at least 0"),
+        ({"memory_headroom": 2}, "memory_headroom=2: give a share of at least 0 and below 1"),
+        ({"pins": "h=tensor"}, "pins='h=tensor': give a list of pins"),
+    ],
+)
+def test_what_cannot_be_is_said_of_the_argument(
+    given: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(BadValue, match=f"^{re.escape(words)}"):
+        plan(
+            torch.nn.Linear(4, 2), (torch.randn(8, 4), torch.randn(8, 2)),
+            torch.nn.functional.mse_loss, cluster="cpu", num_devices=2, folder=tmp_path, **given,
+        )  # fmt: skip

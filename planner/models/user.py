@@ -127,6 +127,8 @@ def call(spec: str, function: Callable[..., Any], arguments: Mapping[str, Any]) 
             raise BadValue(
                 f"{spec} needs a value for {key!r}: give {flag}, or a default in its signature"
             )
+        if isinstance(parameter.default, bool) and not isinstance(given.get(key, True), bool):
+            raise BadValue(f"--set {key}={given[key]}: {key} must be true or false")
     try:
         return function(**given)
     except (Exception, SystemExit) as error:

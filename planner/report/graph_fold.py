@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +59,7 @@ def _word(graph: Graph, node: Node) -> Hashable:
         return pattern_of(graph.values[value].name) if graph.values[value].writer is None else "%"
 
     arguments = (
-        repr(map_refs(map_refs((node.args, node.kwargs), read), lambda number: "#", Serial))
+        repr(_without_serials(map_refs((node.args, node.kwargs), read)))
         if node.operands
         else node.args
     )
@@ -70,6 +71,13 @@ def _word(graph: Graph, node: Node) -> Hashable:
         node.result_shapes,
         node.result_dtypes,
     )
+
+
+def _without_serials(args: Any) -> Any:
+    """Nested arguments, each number that tells like ops of a step apart replaced by one sign."""
+    if isinstance(args, tuple):
+        return tuple(_without_serials(item) for item in args)
+    return "#" if isinstance(args, Serial) else args
 
 
 def _runs(graph: Graph, words: NDArray[np.int64], low: int, high: int) -> Iterator[Repeat]:

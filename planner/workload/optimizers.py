@@ -43,8 +43,9 @@ def by_name(name: str, learning_rate: float, settings: Mapping[str, Any]) -> dic
 
 def check_rate(what: str, rate: float) -> None:
     """Raises `BadValue` for a learning rate that is negative or not a number."""
-    if not 0 <= rate < float("inf"):
-        raise BadValue(f"{what} {rate}: give a number of at least 0")
+    number = isinstance(rate, int | float) and not isinstance(rate, bool)
+    if not (number and 0 <= rate < float("inf")):
+        raise BadValue(f"{what} {rate!r}: give a number of at least 0")
 
 
 def of_torch(

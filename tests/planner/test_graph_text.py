@@ -7,11 +7,16 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 from small_plans import ask_for, traced
+from torch import nn
+from trace_models import workload
 
 from planner.graph.graph import Graph, Ref
 from planner.report.graph_fold import Repeat, repeats
 from planner.report.graph_text import graph_text
+from planner.trace.trace import trace
+from planner.workload.workload import Workload
 
 
 def graph_of(name: str, **sizes: Any) -> Graph:
@@ -155,3 +160,18 @@ def test_many_operands_are_no_constant() -> None:
     graph = graph_of("mlp", layers=1)
     many = replace(graph.nodes[0], args=(tuple(Ref(0) for _ in range(20)),))
     assert "%0, " * 19 in graph_text(replace(graph, nodes=(many, *graph.nodes[1:])))
+
+
+def test_blocks_with_numbered_random_ops_are_folded() -> None:
+    """Dropout has a number of its own in every block: no reason to show each of them."""
+
+    def build() -> Workload:
+        blocks = [nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)) for _ in range(6)]
+        return workload(nn.Sequential(*blocks), torch.randn(8, 4), torch.randn(8, 4))
+
+    graph = trace(build).graph
+    assert [run.count for run in repeats(graph)] == [
+        5,
+        5,
+    ]  # the first makes no gradient of its input
+    assert nodes_in(graph_text(graph)) < nodes_in(graph_text(graph, whole=True))

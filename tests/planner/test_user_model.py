@@ -35,6 +35,7 @@ def fails():
     raise RuntimeError("it is broken\\nin two lines")
 
 def only_two(): return torch.nn.Linear(1, 1), (torch.zeros(1), torch.zeros(1))
+def with_a_switch(on: bool = False): return torch.nn.Linear(1, 1), (torch.zeros(1), torch.zeros(1)), torch.sum
 def no_module(): return "model", (torch.zeros(1), torch.zeros(1)), torch.sum
 def no_loss(): return torch.nn.Linear(1, 1), (torch.zeros(1), torch.zeros(1)), 3
 def one_tensor(): return torch.nn.Linear(1, 1), torch.zeros(2, 1), torch.sum
@@ -196,3 +197,8 @@ def test_an_import_that_fails(here: Path, source: str, words: list[str], ending:
     ] == []
     assert "\n" not in str(raised.value)
     assert "broken" not in sys.modules
+
+
+def test_a_switch_is_true_or_false(here: Path) -> None:
+    with pytest.raises(BadValue, match=r"^--set on=maybe: on must be true or false$"):
+        load(f"{MODULE}:with_a_switch", on="maybe")
