@@ -65,7 +65,11 @@ def _head(program: Program) -> Iterator[str]:
         if program.rank is None
         else f"rank {program.rank}; the others' pieces have other sizes or places"
     )
-    yield f"mesh      {program.mesh}: {program.mesh.num_devices} devices, by {program.backend}; the program of {ranks}"
+    over = "shared memory" if program.backend == "shared" else program.backend
+    yield (
+        f"mesh      {program.mesh}: {program.mesh.num_devices} devices, messages over {over}; "
+        f"the program of {ranks}"
+    )
     yield (
         f"dtypes    parameters {_dtypes(p.dtype for p in program.parameters)}; products "
         f"{_dtypes(_of_products(program))}"

@@ -42,7 +42,7 @@ def test_no_file_is_left_of_a_case_that_is_gone() -> None:
 
 #: What the file of a case has in it if the case covers what it is there for.
 COVERS = {
-    "gpt-nodes": "16 devices, by nccl",
+    "gpt-nodes": "16 devices, messages over nccl",
     "mlp-three": "float32[257x1024]",
     "mlp-tight": '"made_to_fit": true',
     "gpt-zero3": "update reduce_scatter of",

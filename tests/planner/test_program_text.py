@@ -204,7 +204,8 @@ def test_columns_and_numbers(programs: list[Program]) -> None:
     lines = program_text(programs[-1]).splitlines()
     assert (
         lines[0]
-        == "mesh      dp=3: 3 devices, by shared; the program of rank 0; the others' pieces have other sizes or places"
+        == "mesh      dp=3: 3 devices, messages over shared memory; the program of rank 0; "
+        "the others' pieces have other sizes or places"
     )
     assert any(
         line.split()[1:] == ["input", "0", "float32[3x16]", "[8,", "16]", "S(0)"] for line in lines
