@@ -29,18 +29,12 @@ def clip_gradients(
 ) -> tuple[list[Instruction], tuple[int, ...]]:
     """The instructions, and the ids of the clipped gradients. `shapes` are those of the shards;
     `new(nbytes)` makes a value id."""
-    assert costing.updates.clip_norm is not None
-    axes = tuple(
-        sorted(
-            {
-                axis
-                for state in states
-                for axis, place in enumerate(state.updated)
-                if is_split(place)
-            }
-        )
-    )
+    split = {
+        axis for state in states for axis, place in enumerate(state.updated) if is_split(place)
+    }
+    axes = tuple(sorted(split))
     wide = "float64" if any(state.dtype == "float64" for state in states) else "float32"
+    nbytes = [_nbytes(state, shape) for state, shape in zip(states, shapes, strict=True)]
     squares = new(dtype_bytes(wide))
     out: list[Instruction] = [
         Compute(
@@ -56,53 +50,80 @@ def clip_gradients(
             kind="reduction",
             phase="update",
             path="clip",
-            time=costing.updates.square_sum(float(sum(map(_nbytes, states, shapes))), wide),
+            time=costing.updates.square_sum(float(sum(nbytes)), wide),
         )
     ]
     if math.prod(costing.sizes[axis] for axis in axes) > 1:
         total = new(dtype_bytes(wide))
-        out.append(
-            Communicate(
-                id="update.clip.all_reduce",
-                kind="all_reduce",
-                axes=axes,
-                sources=(squares,),
-                results=(total,),
-                expanded=((),),
-                shapes=((),),
-                dtypes=(wide,),
-                phase="update",
-                path="clip",
-                nbytes=dtype_bytes(wide),
-                time=costing.messages.communication("all_reduce", axes, float(dtype_bytes(wide))),
-            )
-        )
+        out.append(_summed(squares, total, axes, wide, costing))
         squares = total
     clipped: list[int] = []
     for number, group in enumerate(_groups(states, shapes)):
-        results = tuple(new(_nbytes(states[i], shapes[i])) for i in group)
+        results = tuple(new(nbytes[i]) for i in group)
         clipped += results
-        nbytes = float(sum(_nbytes(states[i], shapes[i]) for i in group))
-        out.append(
-            Compute(
-                id=f"update.clip.scale#{number + 1}",
-                op="shardwright.clipped",
-                results=results,
-                args=(
-                    tuple(Ref(gradients[i]) for i in group),
-                    Ref(squares),
-                    costing.updates.clip_norm,
-                    *_epsilon(costing),
-                ),
-                shapes=tuple(shapes[i] for i in group),
-                dtypes=tuple(states[i].dtype for i in group),
-                kind="elementwise",
-                phase="update",
-                path="clip",
-                time=costing.updates.scaling(nbytes, states[group[0]].dtype),
-            )
+        scaled = _scaled(
+            f"update.clip.scale#{number + 1}",
+            squares=squares,
+            sources=tuple(gradients[i] for i in group),
+            results=results,
+            shapes=tuple(shapes[i] for i in group),
+            dtypes=tuple(states[i].dtype for i in group),
+            seconds=costing.updates.scaling(
+                float(sum(nbytes[i] for i in group)), states[group[0]].dtype
+            ),
+            costing=costing,
         )
+        out.append(scaled)
     return out, tuple(clipped)
+
+
+def _summed(
+    squares: int, total: int, axes: tuple[int, ...], dtype: str, costing: Costing
+) -> Communicate:
+    """The sum of the squares of all ranks that hold pieces."""
+    nbytes = dtype_bytes(dtype)
+    return Communicate(
+        id="update.clip.all_reduce",
+        kind="all_reduce",
+        axes=axes,
+        sources=(squares,),
+        results=(total,),
+        expanded=((),),
+        shapes=((),),
+        dtypes=(dtype,),
+        phase="update",
+        path="clip",
+        nbytes=nbytes,
+        time=costing.messages.communication("all_reduce", axes, float(nbytes)),
+    )
+
+
+def _scaled(
+    name: str,
+    *,
+    squares: int,
+    sources: tuple[int, ...],
+    results: tuple[int, ...],
+    shapes: tuple[tuple[int, ...], ...],
+    dtypes: tuple[str, ...],
+    seconds: float,
+    costing: Costing,
+) -> Compute:
+    """The gradients `sources`, scaled down if the norm is over the limit."""
+    assert costing.updates.clip_norm is not None
+    limit = (costing.updates.clip_norm, *_epsilon(costing))
+    return Compute(
+        id=name,
+        op="shardwright.clipped",
+        results=results,
+        args=(tuple(map(Ref, sources)), Ref(squares), *limit),
+        shapes=shapes,
+        dtypes=dtypes,
+        kind="elementwise",
+        phase="update",
+        path="clip",
+        time=seconds,
+    )
 
 
 def _epsilon(costing: Costing) -> tuple[float, ...]:

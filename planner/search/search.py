@@ -122,16 +122,9 @@ def search(
     plan = plan_of(
         ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started
     )
-    extrapolated_from = () if proposer.shallow is None else proposer.shallow.depths
-    more: dict[str, Any] = {
-        "standard_name": best.name,
-        "padding": padding,
-        **left_out,
-        "extrapolated_from": list(extrapolated_from),
-        "time_limit_s": budget.over() and budget.limit,
-    }
+    more = _of_the_search(proposer, best) | {"padding": padding, **left_out}
     plan = replace(
-        plan, summary={**plan.summary, **{key: told for key, told in more.items() if told}}
+        plan, summary={**plan.summary, **{key: found for key, found in more.items() if found}}
     )
     progress("done", 1.0)
     assert best.run is not None  # the chosen candidate is whole
@@ -143,6 +136,15 @@ def search(
         run=best.run,
         candidates=tuple(candidates),
     )
+
+
+def _of_the_search(proposer: Proposer, best: Candidate) -> dict[str, Any]:
+    """What a summary says of how its plan was found; what is empty or false is left out of it."""
+    return {
+        "standard_name": best.name,
+        "extrapolated_from": [] if proposer.shallow is None else list(proposer.shallow.depths),
+        "time_limit_s": proposer.budget.over() and proposer.budget.limit,
+    }
 
 
 def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:
