@@ -17,7 +17,9 @@ import statistics
 import subprocess
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 HERE = Path(__file__).resolve().parents[1]
@@ -41,25 +43,34 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+def _module(now: str, before: str) -> ModuleType:
+    """A module by its name, or by that which it had before the files lay in rooms."""
+    import planner
+
+    tree = Path(planner.__path__[0]).parent
+    there = tree.joinpath(*now.split(".")).with_suffix(".py").is_file()
+    return import_module(now if there else before)
+
+
 def serve(model: str, precision: str) -> None:
     """Plans and builds, then makes a step for every line that comes in, and says how long it
     took and what the loss was."""
     from cost_models.cluster import load_cluster
-    from planner.plans.replay import program_of, workload_of
-    from planner.search.search import search
-    from planner.workload.ask import Ask, dtypes_of
     from runtime.executor import Executor
     from runtime.heap import keep_freed_memory
     from runtime.parameters import build
 
+    replay = _module("planner.plans.replay", "planner.plan_file")
+    asking = _module("planner.workload.ask", "planner.ask")
+    search = _module("planner.search.search", "planner.search").search
     keep_freed_memory()
-    dtype, compute = dtypes_of(precision)
+    dtype, compute = asking.dtypes_of(precision)
     plan = search(
-        Ask(model=model, dtype=dtype, compute=compute, num_devices=1, **SIZES[model]),
+        asking.Ask(model=model, dtype=dtype, compute=compute, num_devices=1, **SIZES[model]),
         load_cluster("cpu", num_devices=1),
     ).plan
-    workload = build(lambda: workload_of(plan), 0)
-    executor = Executor(program_of(plan), workload)
+    workload = build(lambda: replay.workload_of(plan), 0)
+    executor = Executor(replay.program_of(plan), workload)
     local = executor.local_batch(workload.batch)
     for _ in sys.stdin:
         start = time.perf_counter()
