@@ -77,9 +77,9 @@ class Alternative:
 class Plan:
     """A plan as in its file. `options[c]` are the options of node class c (None for views),
     `parameters[c]` of parameter class c; `hubs` are (root value, phase, layout); gradients are
-    reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`.
-    `hash_seed` is that of the process that planned, empty if Python drew one. `summary` is only
-    for reports."""
+    reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`;
+    `modes` are those of node classes whose results are not kept. `hash_seed` is that of the
+    process that planned, empty if Python drew one. `summary` is only for reports."""
 
     ask: Ask
     training: Training
@@ -92,6 +92,7 @@ class Plan:
     bucket_bytes: int
     recast: bool
     solver: SolverRecord
+    modes: Mapping[int, str] = field(default_factory=dict)
     hash_seed: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[Alternative, ...] = ()

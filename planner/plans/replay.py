@@ -28,7 +28,7 @@ from planner.program.program import Program
 from planner.state.hash_seed import chosen
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
-from planner.strategy.strategies import op_strategies, parameter_strategies
+from planner.strategy.strategies import KEPT, op_strategies, parameter_strategies
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import trace
@@ -168,7 +168,8 @@ def choices_of(plan: Plan, model: Model) -> Choices:
             raise BadPlan(
                 f"the plan's choice {[option_text(o) for o in options]} does not exist for {node.op} in {node.path!r}"
             )
-        strategies[node.index] = found[0]
+        mode = plan.modes.get(model.ties.node_class[node.index], KEPT)
+        strategies[node.index] = replace(found[0], mode=mode)
     parameters = []
     for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
         flat = model.dims.flat(parameter.value)

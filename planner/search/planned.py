@@ -10,6 +10,7 @@ from planner.plans.summary import summarise
 from planner.search.proposals import Candidate
 from planner.state import hash_seed
 from planner.strategy.choices import recost
+from planner.strategy.strategies import KEPT
 from planner.workload.ask import Ask
 from planner.workload.workload import Workload
 
@@ -57,6 +58,11 @@ def plan_of(
         hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
         bucket_bytes=best.choices.bucket,
         recast=best.choices.recast,
+        modes={
+            number: chosen[members[0]].mode
+            for number, members in enumerate(ties.nodes_of)
+            if members[0] in chosen and chosen[members[0]].mode != KEPT
+        },
         solver=proof,
         summary=summarise(
             ask,

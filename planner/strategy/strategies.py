@@ -18,6 +18,10 @@ from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_siz
 from planner.rules import Local
 
 __all__ = [
+    "AGAIN",
+    "KEPT",
+    "MODES",
+    "ONCE",
     "Option",
     "ParameterStrategy",
     "Strategy",
@@ -41,16 +45,22 @@ class Option:
 
 WHOLE = Option("whole")
 
+#: What becomes of an op's results between forward and backward. `kept`: results that backward reads
+#: stay. `again`: they are freed after their last reader in forward, and the op runs once more in
+#: backward. `once`: nothing in backward needs them.
+KEPT, AGAIN, ONCE = MODES = ("kept", "again", "once")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Strategy:
-    """An option for each axis, the layouts of operands and results that follow, and the local
-    sizes of the leaves."""
+    """An option for each axis, the layouts of operands and results that follow, the local sizes of
+    the leaves, and the mode of the op's results: one of `MODES`."""
 
     options: tuple[Option, ...]
     operands: tuple[Layout, ...]
     results: tuple[Layout, ...]
     sizes: tuple[int, ...]
+    mode: str = KEPT
 
     def axes_of(self, leaf: int) -> tuple[int, ...]:
         """The mesh axes that split `leaf`."""

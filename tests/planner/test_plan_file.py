@@ -71,6 +71,22 @@ def test_the_hardware_travels_with_the_plan(path: Path) -> None:
     assert read_plan(path).hardware.cluster() == load_cluster("cpu", num_devices=4)
 
 
+def test_modes_are_written_only_if_some_op_is_not_kept(found: Found, path: Path) -> None:
+    assert "modes" not in json.loads(path.read_text())
+    model = model_of(found.plan)
+    classes = [c for c, o in enumerate(found.plan.options) if o is not None]
+    modes = {classes[1]: "again", classes[2]: "once", classes[5]: "again"}
+    plan = replace(found.plan, modes=modes)
+    write_plan(plan, path)
+    assert json.loads(path.read_text())["modes"] == {
+        "again": [classes[1], classes[5]],
+        "once": [classes[2]],
+    }
+    assert read_plan(path) == plan
+    for node, strategy in choices_of(plan, model).strategies.items():
+        assert strategy.mode == modes.get(model.ties.node_class[node], "kept")
+
+
 # ------------------------------------------------------------------------------------ damaged files
 
 
@@ -148,6 +164,9 @@ def test_another_version(path: Path, version: Any) -> None:
             "option 'split:x' has no number",
         ),
         (lambda body: body["hubs"].append({"phase": "forward"}), "Object missing required field"),
+        (lambda body: body.update(modes={"twice": [0]}), r"modes is \['twice'\]: only ops that"),
+        (lambda body: body.update(modes={"again": [0, 0]}), "a class of ops has one mode"),
+        (lambda body: body.update(modes={"once": [-1]}), r"modes is \[-1\]: classes of ops are"),
         (lambda body: body["summary"].pop("mfu"), "summary: Object missing required field `mfu`"),
         (
             lambda body: body["summary"]["memory_bytes"].pop("inputs"),
