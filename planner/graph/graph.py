@@ -111,7 +111,15 @@ class Parameter:
 class Graph:
     """The whole step. `inputs` are the batch tensors in order, `buffers` the module's; `loss` is
     a scalar value, and `reported` are the scalars that it is the sum of, by name. `updates` are
-    the buffers that the step changes: (buffer, its new value)."""
+    the buffers that the step changes: (buffer, its new value).
+
+    If the step runs in `microbatches`, one after another, this is the graph of one of them
+    (`sections.py`). Each reads a piece of every input i: as a row-major tensor the whole input is
+    (outer, microbatches x here, inner), with `pieces[i]` = (outer, here), and microbatch j's piece
+    is (outer, here from j x here on, inner); None: every microbatch reads all of it. The step's
+    key then holds two numbers: the key itself and the microbatch's number. The buffers in
+    `carried` are stored after every microbatch, for the next one to read; all others once, at the
+    end of the step."""
 
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
@@ -121,6 +129,9 @@ class Graph:
     loss: int
     updates: tuple[tuple[int, int], ...] = ()
     reported: tuple[tuple[str, int], ...] = ()
+    microbatches: int = 1
+    pieces: tuple[tuple[int, int] | None, ...] = ()
+    carried: tuple[int, ...] = ()
 
     def readers(self) -> dict[int, list[tuple[int, int]]]:
         """For each value, the (node index, operand position) pairs that read it, in order."""
@@ -147,6 +158,8 @@ class Graph:
         state.update(f"{self.parameters} {self.inputs} {self.loss}".encode())
         if self.updates or self.reported:
             state.update(f"{self.updates} {self.reported}".encode())
+        if self.microbatches > 1:
+            state.update(f"{self.microbatches} {self.pieces} {self.carried}".encode())
         return state.hexdigest()
 
 
@@ -199,6 +212,7 @@ def _only(graph: Graph, kept: list[Node]) -> Graph:
         buffers=tuple(new[v] for v in graph.buffers),
         updates=tuple((new[a], new[b]) for a, b in graph.updates),
         reported=tuple((n, new[v]) for n, v in graph.reported),
+        carried=tuple(new[v] for v in graph.carried),
     )
 
 

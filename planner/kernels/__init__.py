@@ -12,7 +12,7 @@ from planner.kernels.canonical import Canonical
 from planner.kernels.clip import clipped, square_sum
 from planner.kernels.constant import constant
 from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
-from planner.kernels.dropout import dropout, dropout_backward, step_key
+from planner.kernels.dropout import dropout, dropout_backward, key_of_microbatch, step_key
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.in_range import checked_ids
 from planner.kernels.lstm import lstm_backward, lstm_forward
@@ -23,6 +23,7 @@ from planner.kernels.masked_recurrent import (
     masked_recurrent,
     masked_recurrent_backward,
 )
+from planner.kernels.microbatch import accumulate
 from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
@@ -32,6 +33,7 @@ from planner.kernels.rms_norm import rms_norm, rms_norm_backward
 __all__ = [
     "Canonical",
     "Random",
+    "accumulate",
     "attention",
     "attention_backward",
     "constant",
@@ -46,6 +48,7 @@ __all__ = [
     "dropout_backward",
     "embedding_backward_shard",
     "embedding_shard",
+    "key_of_microbatch",
     "lstm_backward",
     "lstm_forward",
     "masked_attention",

@@ -16,11 +16,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Places", "draws", "dropout", "dropout_backward", "step_key"]
+__all__ = [
+    "Places",
+    "Samples",
+    "draws",
+    "dropout",
+    "dropout_backward",
+    "key_of_microbatch",
+    "step_key",
+]
 
 #: For every dim of a shard, its sub-dims, outermost first: (size in the whole tensor, size here,
 #: first element of this shard).
 Places = tuple[tuple[tuple[int, int, int], ...], ...]
+
+#: Which dim of a microbatch's tensor holds samples, and how: the dim is runs of `here` elements,
+#: each one microbatch's part of a run of `whole` elements of the whole batch: (dim, whole, here).
+Samples = tuple[int, int, int]
 
 #: Rows are drawn in chunks of about this many elements: their temporaries stay in a CPU core's L2
 #: cache, or a GPU's.
@@ -38,16 +50,27 @@ def step_key(seed: int, step: int) -> Tensor:
     return torch.tensor(_signed(_mix(_mix(seed) + step)))
 
 
+def key_of_microbatch(key: Tensor, number: int) -> Tensor:
+    """The step's key as microbatch `number` reads it: the key and that number, in host memory."""
+    return torch.tensor((int(key), number))
+
+
 def dropout(
-    x: Tensor, key: Tensor, p: float, number: int, places: Places | None = None
+    x: Tensor,
+    key: Tensor,
+    p: float,
+    number: int,
+    places: Places | None = None,
+    samples: Samples | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x / (1 - p) where the mask keeps it and 0 elsewhere, and the mask (bool); each element is
     kept with probability 1 - p.
 
-    `places` says which part of the whole tensor x is (None: all of it).
+    `places` says which part of the whole tensor x is (None: all of it). With `samples`, the whole
+    tensor is that of one microbatch, and x gets the part of the whole batch's mask.
     """
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-    rows, columns = _hashes(x.shape, x.device, key, number, places)
+    rows, columns = _hashes(x.shape, x.device, key, number, places, samples)
     flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
     # A share p of the signed draws lies below the threshold.
     threshold = min(2**31 - 1, round(p * 2**32) - 2**31)
@@ -65,10 +88,15 @@ def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
 
 
 def draws(
-    shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None
+    shape: tuple[int, ...],
+    device: torch.device,
+    key: Tensor,
+    number: int,
+    places: Places | None,
+    samples: Samples | None = None,
 ) -> Tensor:
     """32 random bits for every element, as a signed integer; only its high bits are well mixed."""
-    return _draw(*_hashes(shape, device, key, number, places)).view(shape)
+    return _draw(*_hashes(shape, device, key, number, places, samples)).view(shape)
 
 
 def _draw(rows: Tensor, columns: Tensor) -> Tensor:
@@ -83,18 +111,35 @@ def _draw(rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _hashes(
-    shape: tuple[int, ...], device: torch.device, key: Tensor, number: int, places: Places | None
+    shape: tuple[int, ...],
+    device: torch.device,
+    key: Tensor,
+    number: int,
+    places: Places | None,
+    samples: Samples | None,
 ) -> tuple[Tensor, Tensor]:
     """A 32-bit hash for every row and every column of a shard, by their numbers in the whole."""
-    own = _mix(_mix(int(key)) + number)
+    own = _mix(_mix(int(key.view(-1)[0])) + number)
     if places is None:
         places = tuple(((size, size, 0),) for size in shape)
     row = torch.zeros(1, dtype=torch.int64, device=device)
-    for runs in places[:-1]:
+    column = row
+    for dim, runs in enumerate(places):
         size, index = _indices(runs, device)
-        row = (row[:, None] * size + index).view(-1)
-    _, column = _indices(places[-1], device) if places else (1, row)
+        if samples is not None and samples[0] == dim:
+            size, index = _in_batch(size, index, samples, int(key[1]))
+        if dim < len(places) - 1:
+            row = (row[:, None] * size + index).view(-1)
+        else:
+            column = index
     return _hash(row, own), _hash(column, _mix(own))
+
+
+def _in_batch(size: int, index: Tensor, samples: Samples, microbatch: int) -> tuple[int, Tensor]:
+    """The size of a dim of the whole batch's tensor, and the indices in it, for the dim of one
+    microbatch's and indices in that."""
+    _, whole, here = samples
+    return size // here * whole, index // here * whole + microbatch * here + index % here
 
 
 def _indices(runs: tuple[tuple[int, int, int], ...], device: torch.device) -> tuple[int, Tensor]:

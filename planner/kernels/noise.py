@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from planner.kernels.dropout import Places, draws
+from planner.kernels.dropout import Places, Samples, draws
 from planner.kernels.functional import rewritten, twin_of
 from planner.torch_private.modes import TorchDispatchMode
 
@@ -35,12 +35,14 @@ def uniform(
     dtype: torch.dtype,
     places: Places | None = None,
     device: torch.device | None = None,
+    samples: Samples | None = None,
 ) -> Tensor:
     """Numbers above 0 and below 1 on `device`; `places` says which part of the whole tensor they
-    are (None: all of it)."""
+    are (None: all of it), `samples` which part of the whole batch's that tensor is, if it is one
+    microbatch's."""
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     bits = (
-        draws(tuple(shape), device or torch.get_default_device(), key, number, places)
+        draws(tuple(shape), device or torch.get_default_device(), key, number, places, samples)
         .bitwise_right_shift_(32 - _BITS)
         .bitwise_and_((1 << _BITS) - 1)
     )

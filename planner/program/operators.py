@@ -23,6 +23,7 @@ __all__ = [
 ]
 
 _OURS: dict[str, Callable[..., Any]] = {
+    "shardwright.accumulate": kernels.accumulate,
     "shardwright.attention": kernels.attention,
     "shardwright.attention_backward": kernels.attention_backward,
     "shardwright.checked_ids": kernels.checked_ids,
@@ -94,7 +95,7 @@ def bare(op: str) -> Callable[..., Any]:
 def may_alias(op: str) -> bool:
     """Whether a result of the op may share memory with an argument."""
     if op in _OURS:
-        return op == "shardwright.reshape"
+        return op in ("shardwright.accumulate", "shardwright.reshape")
     overload = _overload(op)
     # The last are views whose schema promises that they are not written to.
     return (

@@ -6,6 +6,7 @@ from planner.rules import (
     cross_entropy,
     joining,
     lookups,
+    microbatch,
     norms,
     pointwise,
     products,
@@ -19,7 +20,7 @@ from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule,
 
 __all__ = [
     "RULES", "Call", "Local", "OpCost", "Rule", "Signature", "attention", "cross_entropy", "joining",
-    "local_call", "lookups", "norms", "pointwise", "products", "random", "recurrent", "reductions",
+    "local_call", "lookups", "microbatch", "norms", "pointwise", "products", "random", "recurrent", "reductions",
     "signature_of", "slicing", "viewing",
 ]  # fmt: skip
 

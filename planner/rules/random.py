@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from planner.rules.signature import Call, Local, LocalCall, OpCost, Signature, register
+from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Signature, register
 
 #: Drawing a mask and applying it, in passes over the tensor: 5.0 ns an element where an addition,
 #: which has three operands, takes 1.9 (torch 2.13, one thread of an EPYC, float32 4096 x 4096,
@@ -15,7 +16,16 @@ _PASSES = 8.0
 
 def _with_places(call: Call, local: Local) -> LocalCall:
     """The call with the place of the shard in the whole tensor as an argument."""
-    return call.op, call.args, (("places", local.leaves),) if local.split else ()
+    return call.op, call.args, _places(call, local)
+
+
+def _places(call: Call, local: Local) -> tuple[tuple[str, Any], ...]:
+    return (*call.kwargs, ("places", local.leaves)) if local.split else call.kwargs
+
+
+def _key(shape: tuple[int, ...]) -> Letters:
+    """The key has no letters: a number, or two in a step of microbatches."""
+    return tuple(() for _ in shape)
 
 
 @register("shardwright.dropout", localize=_with_places)
@@ -27,7 +37,7 @@ def _dropout(call: Call) -> Signature:
     return Signature(
         kind="elementwise",
         sizes=shape,
-        operands=(x, ()),
+        operands=(x, _key(call.operands[1])),
         results=(x, x),
         placed=True,
         cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),
@@ -46,7 +56,7 @@ def _dropout_backward(call: Call) -> Signature:
 
 def _local_with_places(call: Call, local: Local) -> LocalCall:
     args = (call.args[0], local.results[0], *call.args[2:])
-    return call.op, args, (("places", local.leaves),) if local.split else ()
+    return call.op, args, _places(call, local)
 
 
 @register("shardwright.uniform", localize=_local_with_places)
@@ -56,7 +66,7 @@ def _uniform(call: Call) -> Signature:
     return Signature(
         kind="elementwise",
         sizes=shape,
-        operands=((),),
+        operands=(_key(call.operands[0]),),
         results=(tuple((d,) for d in range(len(shape))),),
         placed=True,
         cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),

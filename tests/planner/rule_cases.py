@@ -12,7 +12,7 @@ import torch
 from rule_proof import run_op
 from torch import Tensor
 
-from planner.kernels import step_key
+from planner.kernels import key_of_microbatch, step_key
 from planner.rules.pointwise import POINTWISE
 
 __all__ = ["CASES", "Draw", "draw"]
@@ -696,6 +696,30 @@ def _dropout(g: Draw) -> Arguments:
 @case("shardwright.uniform")
 def _uniform(g: Draw) -> Arguments:
     return (step_key(g.size(), g.size()), g.shape(), g.size(), "torch.float64"), {}
+
+
+def _key_and_samples(g: Draw, shape: tuple[int, ...]) -> tuple[Tensor, dict[str, Any]]:
+    """A microbatch's key, and its samples in some dim, if there is one."""
+    key = key_of_microbatch(step_key(g.size(), g.size()), g.pick(0, 1, 2))
+    here = [(d, n) for d, size in enumerate(shape) for n in (1, size) if size % n == 0]
+    return key, {"samples": (lambda d, n: (d, 3 * n, n))(*g.pick(*here))} if here else {}
+
+
+@case("shardwright.dropout")
+def _dropout_of_a_microbatch(g: Draw) -> Arguments:
+    key, samples = _key_and_samples(g, shape := g.shape())
+    return (g.real(*shape), key, 0.5, g.size()), samples
+
+
+@case("shardwright.uniform")
+def _uniform_of_a_microbatch(g: Draw) -> Arguments:
+    key, samples = _key_and_samples(g, shape := g.shape())
+    return (key, shape, g.size(), "torch.float64"), samples
+
+
+@case("shardwright.accumulate")
+def _accumulate(g: Draw) -> Arguments:
+    return (g.real(*g.shape()),), {"ahead": True} if g.chance() else {}
 
 
 @case("shardwright.dropout_backward")

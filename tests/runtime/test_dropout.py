@@ -11,7 +11,15 @@ import pytest
 import torch
 from torch import nn
 
-from planner.kernels import Canonical, Random, dropout, dropout_backward, step_key, uniform
+from planner.kernels import (
+    Canonical,
+    Random,
+    dropout,
+    dropout_backward,
+    key_of_microbatch,
+    step_key,
+    uniform,
+)
 
 KEY = step_key(0, 0)
 
@@ -157,3 +165,23 @@ def test_a_part_draws_its_part_of_the_whole() -> None:
     assert torch.equal(part, whole[3:, 4:])
     assert 0 < whole.min() < whole.max() < 1
     assert uniform(KEY, (1 << 16,), 0, torch.bfloat16).max() < 1
+
+
+@pytest.mark.parametrize("dims", [(12, 5), (2, 6, 3), (5, 12), (6,)])
+def test_microbatches_draw_the_masks_of_the_whole_batch(dims: tuple[int, ...]) -> None:
+    """Samples are any dim, or the middle part of one: microbatch j of 3 gets the rows of its
+    samples."""
+    for dim, inner in (
+        (d, n) for d, size in enumerate(dims) for n in (1, 2) if size % (3 * n) == 0
+    ):
+        shape = tuple(size // 3 if d == dim else size for d, size in enumerate(dims))
+        runs = dims[dim] // (3 * inner)
+        whole = dropout(torch.ones(dims), KEY, 0.5, 7)[1]
+        parts = [
+            dropout(
+                torch.ones(shape), key_of_microbatch(KEY, j), 0.5, 7, None, (dim, 3 * inner, inner)
+            )[1].unflatten(dim, (runs, inner))
+            for j in range(3)
+        ]
+        assert torch.equal(torch.cat(parts, dim + 1).flatten(dim, dim + 1), whole)
+        assert torch.equal(dropout(torch.ones(dims), key_of_microbatch(KEY, 2), 0.5, 7)[1], whole)

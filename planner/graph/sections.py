@@ -1,0 +1,64 @@
+"""The sections of a step in microbatches: what runs before the first forward, in every microbatch,
+and once at the end.
+
+A graph with `microbatches` above 1 is the graph of one microbatch. Where a value is summed over all
+microbatches stands a node `ACCUMULATE`: its operand is one microbatch's, its result that of the
+whole batch. A sum that other ops of a microbatch read, such as the number of targets, is a *total*:
+it is complete before the first forward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from planner.graph.graph import Graph, Node
+
+__all__ = ["ACCUMULATE", "AFTER", "BEFORE", "BODY", "is_accumulate", "is_total", "sections_of"]
+
+ACCUMULATE = "shardwright.accumulate"
+
+#: Once for each microbatch, all of them before the first one's body: the totals, and what makes
+#: them.
+BEFORE = "before"
+#: Once for each microbatch.
+BODY = "body"
+#: Once, after the last microbatch's body: what reads whole sums.
+AFTER = "after"
+
+
+def is_accumulate(node: Node) -> bool:
+    """Whether the node's result is the sum of its operand over all microbatches."""
+    return node.op == ACCUMULATE
+
+
+def is_total(node: Node) -> bool:
+    """Whether the node is an accumulation that is complete before the first microbatch's body."""
+    return is_accumulate(node) and ("ahead", True) in node.kwargs
+
+
+def sections_of(graph: Graph) -> tuple[str, ...]:
+    """The section of every node. An accumulation is in the section that adds to it. No node is in
+    two: an op whose result both a total and the body need is there twice."""
+    if graph.microbatches == 1:
+        return (BODY,) * len(graph.nodes)
+    before = _needed_by(graph, (n for n in graph.nodes if is_total(n)), ())
+    sums = [n for n in graph.nodes if is_accumulate(n) and not is_total(n)]
+    stored = [new for buffer, new in graph.updates if buffer in graph.carried]
+    body = _needed_by(graph, sums, stored) - before
+    return tuple(
+        BEFORE if n.index in before else BODY if n.index in body else AFTER for n in graph.nodes
+    )
+
+
+def _needed_by(graph: Graph, nodes: Iterable[Node], values: Iterable[int]) -> set[int]:
+    """The numbers of the given nodes and of all that they, or the given values, depend on."""
+    found: set[int] = set()
+    due = [n.index for n in nodes]
+    due += [writer for v in values if (writer := graph.values[v].writer) is not None]
+    while due:
+        index = due.pop()
+        if index not in found:
+            found.add(index)
+            writers = (graph.values[v].writer for v in graph.nodes[index].operands)
+            due += [writer for writer in writers if writer is not None]
+    return found
