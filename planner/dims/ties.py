@@ -19,7 +19,7 @@ from planner.dims.roots import Root
 from planner.dims.subdims import SubDims
 from planner.graph.graph import Graph, Node, Serial, map_refs
 
-__all__ = ["Ties", "layer_of", "pattern_of", "tie"]
+__all__ = ["Ties", "block_of", "layer_of", "pattern_of", "tie"]
 
 #: How a node reads or is read, and the node at the other end; None if there is no node there.
 _Neighbour = tuple[Hashable, int | None]
@@ -51,6 +51,13 @@ def layer_of(path: str) -> str:
     parts = path.split(".")
     last = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     return path if last is None else ".".join(parts[: last + 1])
+
+
+def block_of(path: str) -> str:
+    """The layer that a path is in, empty if no layer owns it: `h.3.attn.qkv` -> `h.3`, `ln_f` ->
+    ``."""
+    layer = layer_of(path)
+    return layer if layer.rpartition(".")[2].isdigit() else ""
 
 
 def tie(graph: Graph, dims: SubDims, roots: tuple[Root, ...]) -> Ties:

@@ -30,6 +30,7 @@ from planner.program.check_order import order_faults
 from planner.program.program import Compute, Program
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
+from planner.strategy.modes import mode_faults
 from planner.strategy.strategies import Strategy
 from planner.strategy.traced_model import Model
 
@@ -79,6 +80,7 @@ def _in_order_of_need(
     choices: Choices, local: LocalShapes, draft: Draft, costing: Costing, timing: Costing
 ) -> Needed:
     """Adds all instructions to the draft."""
+    checked("modes", lambda: mode_faults(local.model, choices.strategies))
     messages = Messages(local, draft, costing=costing, timing=timing)
     ops = ShardOps(local, draft, costing=costing, timing=timing)
     operands = Operands(choices, local, draft, messages, ops)

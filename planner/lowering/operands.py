@@ -2,8 +2,8 @@
 
 Root value, phase, layout -> program value. A value that is made in another layout is sent through
 its hub, once for all that read it in the same layout; views are applied where they are read. A
-parameter that is updated in pieces is gathered before its first reading, and a cast one may be cast
-again for backward.
+parameter that is updated in pieces is gathered before its first reading. A value that was not kept
+from forward is made again before its first reading in backward.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from planner.lowering.draft import Draft
 from planner.lowering.early import SMALL
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.messages import Messages
+from planner.lowering.second_runs import SecondRuns
 from planner.lowering.shard_ops import ShardOps
 from planner.program.program import InputState
 from planner.strategy.choices import Choices
@@ -49,8 +50,9 @@ class Operands:
         self._kept_whole: set[int] = set()
         self._delivered: dict[tuple[int, str, Layout], int] = {}
         self._viewed: dict[tuple[int, int], int] = {}
-        #: A cast parameter -> its program value in backward.
-        self._recasted: dict[int, int] = {}
+        self._second_runs = SecondRuns(self.model, choices)
+        #: Root value -> its program value and layout, as made again in backward.
+        self._remade: dict[int, tuple[int, Layout]] = {}
         self._small = _small(self.model, local)
 
     # --------------------------------------------------------------------------- what makes values
@@ -78,10 +80,12 @@ class Operands:
 
     def make(self, node: Node, strategy: Strategy) -> None:
         """Adds a node's op, whose results may be read from here on."""
-        results = self.emit(node, strategy)
-        for value, made, layout in zip(node.results, results, strategy.results, strict=True):
-            if value is not None:
-                self._made[value] = (made, layout)
+        self._made |= self._results(node, strategy)
+
+    def _results(self, node: Node, strategy: Strategy) -> dict[int, tuple[int, Layout]]:
+        """Adds a node's op; returns the program values and layouts of its results."""
+        made = zip(node.results, self.emit(node, strategy), strategy.results, strict=True)
+        return {value: (result, layout) for value, result, layout in made if value is not None}
 
     # ------------------------------------------------------------------------------ what reads them
 
@@ -89,7 +93,9 @@ class Operands:
         """The program value of graph value `value` in the layout `seen`: its root, delivered, with
         its views applied."""
         root = self.model.roots[value]
-        return self._through_views(value, self.deliver(root, phase, seen), seen)
+        source = self.deliver(root, phase, seen)
+        again = phase == "backward" and root.value in self._remade
+        return self._through_views(value, source, seen, phase if again else None)
 
     def deliver(self, root: Root, phase: str, seen: Layout) -> int:
         """The program value that holds a root during `phase`, in the layout that gives its view
@@ -97,9 +103,7 @@ class Operands:
         value, wanted = root.value, root.layout(seen)
         if self.model.graph.values[value].is_given:
             return self.input(value, wanted)
-        source, layout = self._gathered(value, phase)
-        if phase == "backward" and self._recast(value):
-            source = self._recasted[value]
+        source, layout = self._source(value, phase)
         hub = self.choices.hubs.get((value, phase), layout)
         source = self._convert(value, phase, source, layout, hub)
         return self._convert(value, phase, source, hub, wanted)
@@ -119,7 +123,8 @@ class Operands:
             )
         return self.inputs[key].value
 
-    def _through_views(self, value: int, source: int, seen: Layout) -> int:
+    def _through_views(self, value: int, source: int, seen: Layout, phase: str | None) -> int:
+        """The view `value` of a delivered root, of its own phase or of another."""
         if self.model.roots[value].value == value:
             return source
         key = (value, source)
@@ -129,8 +134,10 @@ class Operands:
             node, dims = self.model.graph.nodes[writer], self.model.dims.ops[writer]
             leaves = tuple(dims.results[0][p] if p >= 0 else p for p in seen)
             under = tuple(dims.operands[0].index(p) if p >= 0 else p for p in leaves)
-            inner = self._through_views(node.operands[0], source, under)
-            self._viewed[key] = self.ops.view(node, leaves, inner)
+            inner = self._through_views(node.operands[0], source, under, phase)
+            self._viewed[key] = self.ops.view(
+                node if phase is None else replace(node, phase=phase), leaves, inner
+            )
         return self._viewed[key]
 
     # ---------------------------------------------------------------------------- changes of layout
@@ -152,7 +159,7 @@ class Operands:
             return source
         key = (value, phase, after)
         earlier = self._delivered.get((value, "forward", after)) if phase == "backward" else None
-        if earlier is not None and value in self._small:
+        if earlier is not None and value in self._small and value not in self._remade:
             return earlier  # cheaper to keep than to send again
         if key not in self._delivered:
             of_parameter = value in self.model.formats
@@ -168,18 +175,25 @@ class Operands:
         """Marks the last instruction, which gathers or casts a parameter."""
         self.draft.start_ahead(self.model.graph.values[self.model.formats[value]].name, phase)
 
-    def _recast(self, value: int) -> bool:
+    def _source(self, value: int, phase: str) -> tuple[int, Layout]:
+        """The program value that a phase reads a root value from, and its layout. If backward
+        reads a second run of its op, adds that, and those of the ops that it depends on."""
+        if phase == "backward" and (self._second_runs.of(value) or self._is_recast(value)):
+            for node in self._second_runs.needed(value):
+                self._remade |= self._results(node, self.choices.strategies[node.index])
+            return self._remade[value]
+        return self._gathered(value, phase)
+
+    def _is_recast(self, value: int) -> bool:
         """Whether a value is a parameter that is cast again for backward, from the piece that the
-        rank holds. If so, adds the cast; its result is in `_recasted`."""
+        rank holds."""
         writer = self.model.graph.values[value].writer
         if not self.choices.recast or value not in self.model.recastable or writer is None:
             return False
-        if value not in self._recasted:
-            node, strategy = self.model.graph.nodes[writer], self.choices.strategies[writer]
-            if not self._read_from_piece(node, strategy):
-                return False
-            self._recasted[value] = self.emit(replace(node, phase="backward"), strategy)[0]
-        return True
+        node, strategy = self.model.graph.nodes[writer], self.choices.strategies[writer]
+        if self._read_from_piece(node, strategy):
+            self._second_runs.add(value)
+        return self._second_runs.of(value)
 
     def _read_from_piece(self, node: Node, strategy: Strategy) -> bool:
         """Whether backward casts a parameter from the piece that the rank holds, without a

@@ -17,7 +17,7 @@ from planner.graph.layout import Layout
 from planner.lowering.draft import Draft
 from planner.lowering.local_shapes import LocalShapes
 from planner.program.operators import torch_constants
-from planner.program.program import Compute, Ref
+from planner.program.program import AGAIN_SUFFIX, Compute, Ref
 from planner.rules import local_call
 from planner.strategy.costing import Costing
 from planner.strategy.strategies import Strategy
@@ -81,7 +81,7 @@ class ShardOps:
         results = [self.draft.new(nbytes, alias) for nbytes in shard.nbytes]
         self.draft.instructions.append(
             Compute(
-                id=self.draft.name(f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"),
+                id=self.draft.name(self._stem(node)),
                 op=shard.op,
                 args=args,
                 kwargs=kwargs,
@@ -98,6 +98,12 @@ class ShardOps:
             )
         )
         return results
+
+    def _stem(self, node: Node) -> str:
+        """The phase, module and name of an op; whether it is the second run of an op of forward."""
+        stem = f"{node.phase}.{node.path or 'top'}.{node.op.split('.')[1]}"
+        first = self.model.graph.nodes[node.index].phase
+        return f"{stem}{AGAIN_SUFFIX}" if node.phase != first else stem
 
     def _shard(
         self, node: Node, dims: OpDims, leaves: Layout, seconds: Callable[[], float]

@@ -78,8 +78,9 @@ class Plan:
     """A plan as in its file. `options[c]` are the options of node class c (None for views),
     `parameters[c]` of parameter class c; `hubs` are (root value, phase, layout); gradients are
     reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`;
-    `modes` are those of node classes whose results are not kept. `hash_seed` is that of the
-    process that planned, empty if Python drew one. `summary` is only for reports."""
+    `modes` are those of the graph's nodes whose results are not kept: ops that share options may
+    have different ones. `hash_seed` is that of the process that planned, empty if Python drew one.
+    `summary` is only for reports."""
 
     ask: Ask
     training: Training

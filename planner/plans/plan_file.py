@@ -4,7 +4,6 @@ checked."""
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from cost_models.errors import BadPlan
 from cost_models.optimizers import OPTIMIZERS
 from planner.graph.layout import Layout, Mesh
 from planner.plans.plan import Alternative, Hardware, Plan, SolverRecord, Training
+from planner.plans.plan_modes import read_modes, show_modes
 from planner.plans.plan_schema import (
     Count,
     Damaged,
@@ -25,7 +25,7 @@ from planner.plans.plan_schema import (
     same_length,
     undeclared,
 )
-from planner.strategy.strategies import AGAIN, KEPT, MODES, ONCE, Option
+from planner.strategy.strategies import Option
 from planner.workload.ask import Ask
 from planner.workload.workload import DTYPES
 
@@ -51,7 +51,7 @@ def plan_text(plan: Plan) -> str:
         "hubs": _show_hubs(plan.hubs),
         "bucket_bytes": plan.bucket_bytes,
         "recast": plan.recast,
-        **({"modes": _show_modes(plan.modes)} if plan.modes else {}),
+        **({"modes": show_modes(plan.modes)} if plan.modes else {}),
         "solver": asdict(plan.solver),
         "summary": dict(plan.summary),
         "alternatives": [asdict(a) for a in plan.alternatives],
@@ -114,7 +114,7 @@ def _parse(body: dict[str, Any]) -> Plan:
         ),
         bucket_bytes=part(body, "bucket_bytes", Count),
         recast=part(body, "recast", bool),
-        modes=_read_modes(body, len(options)),
+        modes=read_modes(body),
         solver=part(body, "solver", SolverRecord),
         summary=summary,
         alternatives=part(body, "alternatives", tuple[Alternative, ...]),
@@ -192,38 +192,6 @@ def _read_option(text: str) -> Option:
     if number and not (number.isascii() and number.isdigit()):
         raise Damaged(f"option {text!r} has no number")
     return Option(kind, int(number) if number else -1)
-
-
-def _show_modes(modes: Mapping[int, str]) -> dict[str, list[int]]:
-    """The node classes of each mode."""
-    return {
-        mode: [number for number, other in modes.items() if other == mode]
-        for mode in MODES
-        if mode in modes.values()
-    }
-
-
-def _read_modes(body: dict[str, Any], num_classes: int) -> dict[int, str]:
-    """The inverse of `_show_modes`; no modes if the file has none."""
-    if "modes" not in body:
-        return {}
-    shown = part(body, "modes", dict[str, list[int]])
-    modes = {number: mode for mode, numbers in shown.items() for number in numbers}
-    check(
-        set(shown) <= {AGAIN, ONCE},
-        "modes",
-        sorted(shown),
-        f"only ops that are not {KEPT} are listed, by {AGAIN} and {ONCE}",
-    )
-    check(
-        len(modes) == sum(map(len, shown.values())),
-        "modes",
-        shown,
-        "a class of ops has one mode",
-    )
-    wrong = [number for number in modes if not 0 <= number < num_classes]
-    check(not wrong, "modes", wrong, f"classes of ops are numbered from 0 up to {num_classes - 1}")
-    return dict(sorted(modes.items()))
 
 
 def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ Plan -> Model, Choices, Program. Every rank gets the plan's file, traces the mod
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +29,8 @@ from planner.program.program import Program
 from planner.state.hash_seed import chosen
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
-from planner.strategy.strategies import KEPT, op_strategies, parameter_strategies
+from planner.strategy.modes import mode_faults
+from planner.strategy.strategies import KEPT, Strategy, op_strategies, parameter_strategies
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import trace
@@ -168,8 +170,8 @@ def choices_of(plan: Plan, model: Model) -> Choices:
             raise BadPlan(
                 f"the plan's choice {[option_text(o) for o in options]} does not exist for {node.op} in {node.path!r}"
             )
-        mode = plan.modes.get(model.ties.node_class[node.index], KEPT)
-        strategies[node.index] = replace(found[0], mode=mode)
+        strategies[node.index] = replace(found[0], mode=plan.modes.get(node.index, KEPT))
+    _check_modes(plan, model, strategies)
     parameters = []
     for parameter, number in zip(model.graph.parameters, model.ties.parameter_class, strict=True):
         flat = model.dims.flat(parameter.value)
@@ -198,6 +200,14 @@ def choices_of(plan: Plan, model: Model) -> Choices:
         bucket=plan.bucket_bytes,
         recast=plan.recast,
     )
+
+
+def _check_modes(plan: Plan, model: Model, strategies: Mapping[int, Strategy]) -> None:
+    for node in plan.modes:
+        if node not in strategies:
+            raise BadPlan(f"the plan has a mode for op {node}, which has no choice; plan again")
+    for fault in mode_faults(model, strategies) if plan.modes else ():
+        raise BadPlan(f"the plan's modes contradict each other ({fault}); plan again")
 
 
 def _check_layout(model: Model, value: int, layout: Layout, sizes: tuple[int, ...]) -> None:

@@ -16,6 +16,7 @@ from planner.graph.graph import refs_in
 from planner.graph.layout import Layout, Mesh, SubShape, local_shape
 
 __all__ = [
+    "AGAIN_SUFFIX",
     "Communicate",
     "Compute",
     "InputState",
@@ -27,8 +28,13 @@ __all__ = [
     "freeing",
     "given_kinds",
     "reads",
+    "runs_again",
     "writes",
 ]
+
+#: The end of the stem of an id (`backward.h.0.mlp.mm.again#1`) of an op of forward that runs a second
+#: time in backward.
+AGAIN_SUFFIX = ".again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +140,11 @@ def reads(instruction: Instruction) -> tuple[int, ...]:
     if isinstance(instruction, Compute):
         return instruction.operands
     return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
+
+
+def runs_again(name: str) -> bool:
+    """Whether the instruction of this id is the second run of an op of forward."""
+    return name.partition("#")[0].endswith(AGAIN_SUFFIX)
 
 
 def waits_for(instruction: Instruction) -> tuple[int, ...]:

@@ -58,11 +58,7 @@ def plan_of(
         hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
         bucket_bytes=best.choices.bucket,
         recast=best.choices.recast,
-        modes={
-            number: chosen[members[0]].mode
-            for number, members in enumerate(ties.nodes_of)
-            if members[0] in chosen and chosen[members[0]].mode != KEPT
-        },
+        modes={node: one.mode for node, one in chosen.items() if one.mode != KEPT},
         solver=proof,
         summary=summarise(
             ask,

@@ -11,7 +11,7 @@ from functools import cached_property
 from cost_models.memory import dtype_bytes
 from planner.dims.roots import Root, is_view
 from planner.dims.subdims import SubDims
-from planner.dims.ties import Ties
+from planner.dims.ties import Ties, block_of
 from planner.graph.graph import Graph, Node, Parameter
 from planner.strategy.strategies import Option
 
@@ -134,6 +134,25 @@ class Model:
             )
             for index, op in enumerate(self.dims.ops)
         )
+
+    @cached_property
+    def crossing(self) -> frozenset[int]:
+        """The root values that a layer writes and another layer, or the model outside of layers,
+        reads in forward, such as the residual stream. They are kept for backward even if their
+        writer runs again: otherwise a later layer's backward would run the layers before it again,
+        and hold all that they compute. An approximation: a cheap op at the end of a layer is kept
+        too. Values that no layer writes do not count."""
+        graph, found = self.graph, set()
+        for (value, phase), uses in self.uses.items():
+            writer = graph.values[value].writer
+            if phase != "forward" or writer is None or not block_of(graph.nodes[writer].path):
+                continue
+            block = block_of(graph.nodes[writer].path)
+            if any(
+                u.node is not None and block_of(graph.nodes[u.node].path) != block for u in uses
+            ):
+                found.add(value)
+        return frozenset(found)
 
     @cached_property
     def uses(self) -> dict[tuple[int, str], list[Use]]:

@@ -74,17 +74,25 @@ def test_the_hardware_travels_with_the_plan(path: Path) -> None:
 def test_modes_are_written_only_if_some_op_is_not_kept(found: Found, path: Path) -> None:
     assert "modes" not in json.loads(path.read_text())
     model = model_of(found.plan)
-    classes = [c for c, o in enumerate(found.plan.options) if o is not None]
-    modes = {classes[1]: "again", classes[2]: "once", classes[5]: "again"}
-    plan = replace(found.plan, modes=modes)
+    ops = [n for n in model.graph.nodes if n.phase == "forward" and "ln_1" in n.path]
+    modes = {ops[0].index: "again", ops[1].index: "once"}
+    plan = replace(found.plan, modes=modes | dict.fromkeys(range(5, 8), "once"))
     write_plan(plan, path)
-    assert json.loads(path.read_text())["modes"] == {
-        "again": [classes[1], classes[5]],
-        "once": [classes[2]],
-    }
+    shown = json.loads(path.read_text())["modes"]
+    assert shown == {"again": f"{ops[0].index}", "once": f"5-7,{ops[1].index}"}
     assert read_plan(path) == plan
-    for node, strategy in choices_of(plan, model).strategies.items():
-        assert strategy.mode == modes.get(model.ties.node_class[node], "kept")
+
+
+def test_modes_are_those_of_the_choices(found: Found) -> None:
+    model = model_of(found.plan)
+    node = next(n for n in model.graph.nodes if n.op == "aten.native_layer_norm.default")
+    plan = replace(found.plan, modes={node.index: "again"})
+    chosen = choices_of(plan, model).strategies
+    assert {n for n, s in chosen.items() if s.mode != "kept"} == {node.index}
+    with pytest.raises(BadPlan, match=r"contradict each other \(.* whose mode is once\)"):
+        choices_of(replace(plan, modes={node.index: "once"}), model)
+    with pytest.raises(BadPlan, match="a mode for op 99999, which has no choice"):
+        choices_of(replace(plan, modes={99999: "once"}), model)
 
 
 # ------------------------------------------------------------------------------------ damaged files
@@ -164,9 +172,10 @@ def test_another_version(path: Path, version: Any) -> None:
             "option 'split:x' has no number",
         ),
         (lambda body: body["hubs"].append({"phase": "forward"}), "Object missing required field"),
-        (lambda body: body.update(modes={"twice": [0]}), r"modes is \['twice'\]: only ops that"),
-        (lambda body: body.update(modes={"again": [0, 0]}), "a class of ops has one mode"),
-        (lambda body: body.update(modes={"once": [-1]}), r"modes is \[-1\]: classes of ops are"),
+        (lambda body: body.update(modes={"twice": "1"}), r"modes is \['twice'\]: only ops that"),
+        (lambda body: body.update(modes={"again": "0", "once": "0-3"}), "an op has one mode"),
+        (lambda body: body.update(modes={"once": "4-2"}), "modes is '4-2': a range of ops"),
+        (lambda body: body.update(modes={"once": "1,"}), "modes: '' is no range of ops"),
         (lambda body: body["summary"].pop("mfu"), "summary: Object missing required field `mfu`"),
         (
             lambda body: body["summary"]["memory_bytes"].pop("inputs"),
