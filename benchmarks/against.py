@@ -64,9 +64,13 @@ def serve(model: str, precision: str) -> None:
     asking = _module("planner.workload.ask", "planner.ask")
     search = _module("planner.search.search", "planner.search").search
     keep_freed_memory()
-    dtype, compute = asking.dtypes_of(precision)
+    known = _module("planner.workload.precision", asking.__name__)
+    if hasattr(known, "precision_of"):
+        formats = known.precision_of(precision).fields()
+    else:
+        formats = dict(zip(("dtype", "compute"), asking.dtypes_of(precision), strict=True))
     plan = search(
-        asking.Ask(model=model, dtype=dtype, compute=compute, num_devices=1, **SIZES[model]),
+        asking.Ask(model=model, **formats, num_devices=1, **SIZES[model]),
         load_cluster("cpu", num_devices=1),
     ).plan
     workload = build(lambda: replay.workload_of(plan), 0)

@@ -36,7 +36,8 @@ from planner.predict.predict import predict
 from planner.report.report import report
 from planner.report.sections import Section, Table, markdown
 from planner.search.search import search
-from planner.workload.ask import Ask, dtypes_of
+from planner.workload.ask import Ask
+from planner.workload.precision import precision_of
 
 FAMILIES = (
     "lstm", "gru", "rnn", "mlp", "cnn", "resnet", "unet", "vit", "gpt", "bert", "t5", "llama",
@@ -101,14 +102,12 @@ def planned(case: tuple[str, int, str]) -> dict[str, Any]:
     model, num_devices, hardware = case
     torch.set_num_threads(1)
     began, row = time.perf_counter(), {"case": f"{model} {num_devices} {hardware}"}
-    dtype, compute = dtypes_of("fp32")
     ask = Ask(
         model=model,
         batch=None,
         seq=None,
         settings={},
-        dtype=dtype,
-        compute=compute,
+        **precision_of("fp32").fields(),
         num_devices=num_devices,
     )
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):

@@ -167,13 +167,14 @@ def plan(name: str, request: Request) -> dict[str, Any]:
     from cost_models.cluster import load_cluster
     from planner.plans.plan_file import write_plan
     from planner.search.search import search
-    from planner.workload.ask import Ask, dtypes_of
+    from planner.workload.ask import Ask
+    from planner.workload.precision import precision_of
 
     wanted = case_of(name, tiny=request["tiny"])
-    dtype, compute = dtypes_of(wanted.pop("precision"))
+    formats = precision_of(wanted.pop("precision"))
     start = time.perf_counter()
     found = search(
-        Ask(dtype=dtype, compute=compute, num_devices=1, **wanted),
+        Ask(**formats.fields(), num_devices=1, **wanted),
         load_cluster(request["shipped"] or "dgx-h100", num_devices=1),
     )
     write_plan(found.plan, _plan(name, request))
@@ -245,11 +246,12 @@ def compiled(name: str, request: Request) -> dict[str, Any]:
 
 
 def _torch(name: str, request: Request, wrap: Callable[[Any], Any]) -> dict[str, Any]:
-    from planner.workload.ask import Ask, build, dtypes_of
+    from planner.workload.ask import Ask, build
+    from planner.workload.precision import precision_of
     from runtime.optimizers import make_optimizer
 
     wanted = case_of(name, tiny=request["tiny"])
-    dtype, compute = dtypes_of(wanted.pop("precision"))
+    formats = precision_of(wanted.pop("precision"))
     device = torch.device(request["device"])
     torch.manual_seed(0)
     if name == "keras":
@@ -257,7 +259,7 @@ def _torch(name: str, request: Request, wrap: Callable[[Any], Any]) -> dict[str,
     with torch.device(
         device
     ):  # made where it is used: a billion random numbers take long on the host
-        workload = build(Ask(dtype=dtype, compute=compute, num_devices=1, **wanted))
+        workload = build(Ask(**formats.fields(), num_devices=1, **wanted))
     module, batch = workload.module.to(device), [t.to(device) for t in workload.batch]
     parameters = [p for p in module.parameters() if p.requires_grad]
     optimizer = make_optimizer(workload.optimizer, parameters, workload.learning_rate)
@@ -266,7 +268,9 @@ def _torch(name: str, request: Request, wrap: Callable[[Any], Any]) -> dict[str,
     def step() -> float:
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(
-            device.type, dtype=getattr(torch, compute or "bfloat16"), enabled=bool(compute)
+            device.type,
+            dtype=getattr(torch, formats.compute or "bfloat16"),
+            enabled=bool(formats.compute),
         ):
             loss = loss_of(*batch)
         loss.backward()

@@ -29,7 +29,7 @@ from runtime.executor import Executor
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
 from runtime.parameters import build
-from runtime.reference import in_dtypes
+from runtime.plain_trainer import in_dtypes
 from runtime.worker import join
 
 _TEXT = {"layers": 2, "width": 256, "heads": 4, "vocab": 4096}

@@ -32,9 +32,10 @@ from planner.search.search import Found, search
 from planner.state.hash_seed import chosen
 from planner.state.hung import check_hooks
 from planner.strategy.pins import parse_mesh, parse_pin
-from planner.workload.ask import Ask, default_precision, dtypes_of
+from planner.workload.ask import Ask, default_precision
 from planner.workload.optimizers import by_name, of_torch
 from planner.workload.parts import workload_of
+from planner.workload.precision import precision_of
 from planner.workload.saved import write_saved
 
 __all__ = ["Planned", "plan"]
@@ -96,6 +97,7 @@ def plan(
     learning_rate: float | None = None,
     optimizer_settings: Mapping[str, Any] | None = None,
     precision: str | None = None,
+    reduce_gradients: str | None = None,
     clip_norm: float | None = None,
     memory_headroom: float = MEMORY_HEADROOM,
     time_limit: float = TIME_LIMIT,
@@ -108,7 +110,7 @@ def plan(
     a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
     with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
     one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
-    `pins`, `precision`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds,
+    `pins`, `precision`, `reduce_gradients`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds,
     then the best plan so far is taken) are as on the command line. The model's values, as they are,
     and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of
     a run read them.
@@ -127,7 +129,7 @@ def plan(
     workload_of(type(model).__name__, model, batch, loss)
     # The file cannot hold hooks: the model would be planned without them.
     check_hooks(type(model).__name__, model)
-    dtype, compute = dtypes_of(precision or default_precision("", on.device))
+    formats = precision_of(precision or default_precision("", on.device), reduce_gradients or "")
     trained = _optimizer(optimizer, learning_rate, optimizer_settings or {}, model, loss)
     name = write_saved(where / "model.pt", model, batch, loss, trained)
     ask = Ask(
@@ -135,9 +137,8 @@ def plan(
         batch=None,
         seq=None,
         settings={},
-        dtype=dtype,
         num_devices=on.num_devices,
-        compute=compute,
+        **formats.fields(),
         clip_norm=clip_norm,
         memory_headroom=memory_headroom,
     )

@@ -21,7 +21,7 @@ from planner.program.program import Program
 from planner.state.digests import digests
 from planner.workload.workload import Workload
 from runtime.parameters import build
-from runtime.reference import in_dtypes
+from runtime.plain_trainer import in_dtypes
 
 __all__ = ["begin", "check_alike", "check_meetings", "first_difference"]
 

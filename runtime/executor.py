@@ -22,10 +22,10 @@ from planner.torch_private.allocator import allocations
 from planner.workload.workload import Workload
 from runtime.groups import Groups
 from runtime.indices import said
-from runtime.optimizers import make_optimizer, state_bytes
 from runtime.parameters import assemble, cut, shards
 from runtime.recorder import make_recorder
 from runtime.source import Step, generate, replaced
+from runtime.updater import Updater
 
 __all__ = ["Executor", "gather_buffers", "gather_parameters"]
 
@@ -62,15 +62,8 @@ class Executor:
         self.peak_memory_bytes = 0
         self._groups = groups or {}
         self._state = shards(program, workload, rank, self.device)
-        self._shards = [self._state[state.shard] for state in program.parameters]
-        names = [state.name for state in program.parameters]
-        self._optimizer = make_optimizer(
-            workload.optimizer,
-            self._shards,
-            workload.learning_rate,
-            workload.optimizer_settings,
-            names,
-        )
+        held = [self._state[state.shard] for state in program.parameters]
+        self._updater = Updater(program, workload, held)
         self._fast = self._generate(recorded=False)
         self._recorded: Step | None = None
 
@@ -127,9 +120,7 @@ class Executor:
         """Bytes held before the step: parameters, buffers, this rank's part of the batch, the
         optimizer's state."""
         storages = (tensor.untyped_storage() for tensor in (*self._state.values(), *local.values()))
-        return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + state_bytes(
-            self._optimizer
-        )
+        return sum({s.data_ptr(): s.nbytes() for s in storages}.values()) + self._updater.nbytes
 
     def local_batch(self, batch: Sequence[Tensor]) -> dict[int, Tensor]:
         """This rank's part of the batch, by value id."""
@@ -147,10 +138,11 @@ class Executor:
         return out
 
     def parameter_shards(self) -> dict[str, Tensor]:
-        """The optimizer's shard of each parameter, by name, in the layout `updated`."""
+        """The optimizer's shard of each parameter, by name, in the layout `updated`: that of its
+        master copy if it has one."""
         return {
             state.name: shard
-            for state, shard in zip(self.program.parameters, self._shards, strict=True)
+            for state, shard in zip(self.program.parameters, self._updater.updated, strict=True)
         }
 
     def buffer(self, value: int) -> Tensor:
@@ -195,17 +187,12 @@ class Executor:
         return None, {}
 
     def _update(self, *gradients: Tensor) -> None:
-        for shard, gradient in zip(self._shards, gradients, strict=True):
-            # torch's fused kernels read both in memory order.
-            shard.grad = gradient if gradient.stride() == shard.stride() else gradient.contiguous()
         if self.keep_gradients:
             names = [state.name for state in self.program.parameters]
             self.gradients = {
                 name: gradient.clone() for name, gradient in zip(names, gradients, strict=True)
             }
-        self._optimizer.step()
-        for shard in self._shards:
-            shard.grad = None
+        self._updater.step(gradients)
 
 
 def _place(instruction: Instruction | None) -> str:

@@ -10,18 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from planner.kernels import Random, precision, step_key
 from planner.program.program import Program
-from planner.trace.alone import alone
 from planner.workload.workload import Workload
-from runtime.optimizers import make_optimizer
-from runtime.parameters import build, full_tensors
+from runtime.plain_trainer import PlainTrainer
 from runtime.verdict import largest
 
-__all__ = ["Doubt", "Reference", "in_dtypes", "reference_run"]
+__all__ = ["Doubt", "Reference", "reference_run"]
 
 
-#: The relative error up to which a run counts as equal, by the dtype of products.
+#: The relative error up to which a run counts as equal, by the coarsest dtype of its products and
+#: gradients.
 LIMITS = {torch.float64: 1e-9, torch.float32: 1e-4}
 COARSE = 1e-2
 
@@ -52,16 +50,6 @@ class Reference:
     loss_rounding: tuple[float, ...] = ()
 
 
-def in_dtypes(workload: Workload, program: Program) -> Workload:
-    """The workload with its parameters and buffers in the program's dtypes."""
-    wanted = {state.name: state.dtype for state in program.parameters}
-    wanted |= {state.name: state.dtype for state in program.inputs if state.kind == "buffer"}
-    for name, tensor in workload.state().tensors.items():
-        if name in wanted:
-            tensor.data = tensor.data.to(getattr(torch, wanted[name]))
-    return workload
-
-
 def reference_run(
     make: Callable[[], Workload],
     program: Program,
@@ -73,10 +61,10 @@ def reference_run(
     """`num_steps` of plain training in this process, in the program's dtypes, with the same dropout
     masks. If `began` is given, it starts from that run's values and batch, since building the model
     again might give others."""
-    trainer = _Trainer(make, program, seed, began)
-    rounded = _Trainer(make, program, seed, began or trainer.workload)
+    trainer = PlainTrainer(make, program, seed, began)
+    rounded = PlainTrainer(make, program, seed, began or trainer.workload)
     rounded.move_by_a_rounding()
-    before = {name: parameter.detach().clone() for name, parameter in trainer.parameters.items()}
+    before = {name: tensor.detach().clone() for name, tensor in trainer.updated.items()}
     losses: list[float] = []
     loss_rounding: list[float] = []
     gradients: dict[str, Tensor] = {}
@@ -94,18 +82,16 @@ def reference_run(
         losses=tuple(losses),
         loss_rounding=tuple(loss_rounding),
         gradients=gradients,
-        parameters={
-            name: tensor.clone() for name, tensor in full_tensors(trainer.workload).items()
-        },
+        parameters=trainer.state(),
         rounding=rounding,
         doubt={name: doubt.worst for name, doubt in doubts.items()},
         noise={name: doubt.of_largest for name, doubt in doubts.items()},
         moved={
-            name: largest(parameter.detach() - before[name])
-            for name, parameter in trainer.parameters.items()
+            name: largest(tensor.detach() - before[name])
+            for name, tensor in trainer.updated.items()
         },
         buffer_rounding=_far(rounded.buffers(), trainer.buffers()),
-        limit=LIMITS.get(trainer.compute, COARSE),
+        limit=LIMITS.get(trainer.coarsest, COARSE),
     )
 
 
@@ -130,96 +116,6 @@ class Doubt:
         self.of_largest = max(
             self.of_largest, largest(self.change) / max(largest(self.strongest), sys.float_info.min)
         )
-
-
-class _Trainer:
-    """The module in plain torch, with its batch and optimizer."""
-
-    def __init__(
-        self, make: Callable[[], Workload], program: Program, seed: int, began: Workload | None
-    ) -> None:
-        self.workload, self.seed = in_dtypes(build(make, seed), program), seed
-        if began is not None:
-            _begin_as(self.workload, began)
-        dtypes = {
-            int(state.name): getattr(torch, state.dtype)
-            for state in program.inputs
-            if state.kind == "input"
-        }
-        self.batch = [
-            tensor.to(dtypes.get(i, tensor.dtype))
-            for i, tensor in enumerate((began or self.workload).batch)
-        ]
-        self.parameters = _parameters(self.workload)
-        held = list(self.parameters.values())
-        self.compute = (
-            getattr(torch, self.workload.compute) if self.workload.compute else held[0].dtype
-        )
-        self.optimizer = make_optimizer(
-            self.workload.optimizer,
-            held,
-            self.workload.learning_rate,
-            self.workload.optimizer_settings,
-            list(self.parameters),
-        )
-
-    def move_by_a_rounding(self) -> None:
-        """Moves every element of the parameters by one rounding in the dtype of products, up or
-        down at random."""
-        generator = torch.Generator().manual_seed(self.seed)
-        for parameter in self.parameters.values():
-            signs = torch.randint(0, 2, parameter.shape, generator=generator) * 2 - 1
-            parameter.data *= 1 + torch.finfo(self.compute).eps * signs.to(parameter.dtype)
-
-    def step(self, step: int) -> float:
-        """The loss of a training step; afterwards the parameters have its clipped gradients."""
-        self.optimizer.zero_grad()
-        with alone():  # a model with collectives of its own would wait for the other ranks
-            with Random(step_key(self.seed, step)), precision(self.workload.compute):
-                loss, _ = self.workload.loss_of(self.batch)
-            loss.backward()  # type: ignore[no-untyped-call]
-        for parameter in self.parameters.values():
-            if parameter.grad is not None and parameter.grad.is_sparse:
-                # Fused optimizers take no others; to plain SGD it is the same.
-                parameter.grad = parameter.grad.to_dense()
-        if self.workload.clip_norm is not None:
-            held = [
-                parameter for parameter in self.parameters.values() if parameter.grad is not None
-            ]
-            norm = torch.nn.utils.get_total_norm(
-                [parameter.grad for parameter in held if parameter.grad is not None]
-            )
-            scale = (self.workload.clip_norm / (norm + self.workload.clip_epsilon)).clamp(max=1.0)
-            for parameter in held:
-                parameter.grad = parameter.grad * scale  # type: ignore[operator]
-        self.optimizer.step()
-        return float(loss.item())
-
-    def gradients(self) -> dict[str, Tensor]:
-        return {name: p.grad.clone() for name, p in self.parameters.items() if p.grad is not None}
-
-    def buffers(self) -> dict[str, Tensor]:
-        return dict(self.workload.state().kept)
-
-
-def _parameters(workload: Workload) -> dict[str, torch.nn.Parameter]:
-    """All parameters, frozen ones too, by name."""
-    state = workload.state()
-    frozen = {
-        name: tensor
-        for name, tensor in state.buffers.items()
-        if isinstance(tensor, torch.nn.Parameter)
-    }
-    return {**state.trained, **frozen}
-
-
-def _begin_as(workload: Workload, began: Workload) -> None:
-    """Copies to a workload the values of another of the same model: a builder that draws from a
-    generator of its own gives new values each time."""
-    values = full_tensors(began)
-    for name, tensor in full_tensors(workload).items():
-        if not torch.equal(tensor, values[name]):
-            tensor.copy_(values[name])
 
 
 def _far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> dict[str, float]:

@@ -39,6 +39,7 @@ from planner.strategy.traced_model import Model, Pins
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import trace
 from planner.workload.ask import Ask, build
+from planner.workload.precision import PLAIN, Formats
 from planner.workload.workload import Workload
 
 __all__ = [
@@ -174,6 +175,7 @@ def ask_for(
     batch: int = 8,
     dtype: str = "float64",
     compute: str = "",
+    formats: Formats = PLAIN,
     clip_norm: float | None = None,
     **sizes: int | str,
 ) -> Ask:
@@ -188,6 +190,7 @@ def ask_for(
         dtype=dtype,
         num_devices=num_devices,
         compute=compute,
+        formats=formats,
         clip_norm=clip_norm,
     )
 
@@ -274,6 +277,7 @@ def table_of(
         workload.optimizer,
         total_gradient_bytes(model.graph),
         clip_norm=workload.clip_norm,
+        formats=workload.formats,
     )
     return build_cost_table(model, costing, pins_for(model, mesh, tuple(map(parse_pin, pins))))
 
@@ -303,6 +307,7 @@ def planned(
         workload.optimizer,
         total_gradient_bytes(model.graph),
         clip_norm=workload.clip_norm,
+        formats=workload.formats,
     )
     allowed = pins_for(model, on, tuple(map(parse_pin, pins)))
     table = build_cost_table(

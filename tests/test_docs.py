@@ -25,9 +25,8 @@ from planner.cli.options import slug
 from planner.models import MODELS
 from planner.solver.problem.contest import read_contest
 from planner.strategy.pins import PINS, parse_mesh, parse_pin
-from planner.workload.ask import dtypes_of
 from planner.workload.load import resolve_options
-from planner.workload.workload import PRECISIONS
+from planner.workload.precision import PRECISIONS, precision_of
 
 ROOT = Path(__file__).parents[1]
 DOCS = sorted((ROOT / "docs").glob("*.md"))
@@ -87,7 +86,7 @@ def check_names(page: Path, given: dict[str, Any]) -> None:
     for pin in given["pins"]:
         parse_pin(pin)
     if given["precision"]:
-        dtypes_of(given["precision"])
+        precision_of(given["precision"])
     if given["optimizer"]:
         numbers = {
             key: given[key] for key in ("weight_decay", "momentum") if given[key] is not None

@@ -20,6 +20,7 @@ from planner.strategy.pinned import HEAVY
 from planner.strategy.strategies import options_of
 from planner.workload.ask import Ask
 from planner.workload.ask import build as build_workload
+from planner.workload.precision import precision_of
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import Groups, axes_used, make_groups
 from runtime.launcher import launch
@@ -98,8 +99,17 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "clipped LSTM": ("lstm", {"clip_norm": 0.01}),
     "mixed": ("gpt", {"dtype": "float32", "compute": "bfloat16"}),
     "mixed batch norm": ("normed", {"dtype": "float32", "compute": "bfloat16", "clip_norm": 1.0}),
+    "short with a master copy": ("gpt", precision_of("bf16-master").fields()),
+    "short with a master copy, reduced short": (
+        "mlp",
+        {**precision_of("bf16-master", "bf16").fields(), "clip_norm": 0.01},
+    ),
+    "mixed, reduced short": (
+        "gpt",
+        {**precision_of("bf16-mixed", "bf16").fields(), "clip_norm": 0.01},
+    ),
 }
-MIXED_TOLERANCE = 0.15
+SHORT_TOLERANCE = 0.15
 
 RANDOM = {2: range(2), 4: range(3)}
 
@@ -264,7 +274,7 @@ def test_every_plan_trains_as_one_process_does(ran: Ran) -> None:
 
 
 def _tolerance(name: str) -> float:
-    return MIXED_TOLERANCE if name.startswith("mixed") else TOLERANCE
+    return SHORT_TOLERANCE if name.startswith(("mixed", "short")) else TOLERANCE
 
 
 def test_clipping_is_seen(ran: Ran) -> None:

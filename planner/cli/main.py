@@ -96,9 +96,15 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     "--precision",
     metavar="FORMAT",
     help=(
-        "fp32, fp64, bf16, or bf16-mixed: parameters in float32, products in bfloat16.  "
+        "fp32, fp64, bf16; bf16-mixed: parameters in float32, products in bfloat16; bf16-master: "
+        "parameters in bfloat16, updated from a float32 master copy.  "
         "[default: bf16-mixed on GPUs that support it, else fp32]"
     ),
+)
+@click.option(
+    "--reduce-gradients",
+    metavar="FORMAT",
+    help="Sum gradients over devices in fp32 or bf16.  [default: fp32, with bf16 bf16]",
 )
 @click.option(
     "--optimizer",

@@ -37,6 +37,7 @@ def plan_model(
     seq: int | None,
     settings: tuple[str, ...],
     precision: str | None,
+    reduce_gradients: str | None,
     optimizer: str | None,
     lr: float | None,
     weight_decay: float | None,
@@ -65,17 +66,19 @@ def plan_model(
         from planner.report.files import plan_files
         from planner.search.search import search
         from planner.strategy.pins import parse_mesh, parse_pin
-        from planner.workload.ask import Ask, default_precision, dtypes_of
+        from planner.workload.ask import Ask, default_precision
+        from planner.workload.precision import precision_of
 
-        dtype, compute = dtypes_of(precision or default_precision(model, cluster.device))
+        formats = precision_of(
+            precision or default_precision(model, cluster.device), reduce_gradients or ""
+        )
         ask = Ask(
             model=model,
             batch=batch,
             seq=seq,
             settings=values,
-            dtype=dtype,
             num_devices=cluster.num_devices,
-            compute=compute,
+            **formats.fields(),
             clip_norm=clip_norm,
             memory_headroom=headroom,
             optimizer=optimizer or "",

@@ -27,6 +27,7 @@ from planner.kernels.microbatch import accumulate
 from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
+from planner.kernels.ready import ready
 from planner.kernels.recurrent import recurrent_backward, recurrent_forward
 from planner.kernels.rms_norm import rms_norm, rms_norm_backward
 
@@ -62,6 +63,7 @@ __all__ = [
     "precision",
     "rms_norm",
     "rms_norm_backward",
+    "ready",
     "square_sum",
     "step_key",
     "uniform",

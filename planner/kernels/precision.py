@@ -2,14 +2,14 @@
 norms and losses in float32.
 
 torch's lists of ops differ between CPU and CUDA, and a plan must not depend on where it was traced.
-So the products are those of the CPU's list, and `_Wide` keeps in float32 what CUDA's list keeps
+So the products are those of the CPU's list, and `_Listed` keeps in float32 what CUDA's list keeps
 there. Both hold for the trace and for the run that a plan is verified against.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -60,17 +60,39 @@ _WIDE = {
     Tensor.norm,
 }
 
+#: Losses. In parameters of a short format with a master copy, they too are computed in float32, as
+#: training code for such parameters does: Megatron-LM (`vocab_parallel_cross_entropy` of
+#: `logits.float()`), torchtitan (`cross_entropy_loss` of `pred.float()`), Hugging Face
+#: (`ForCausalLMLoss`).
+_LOSSES = {
+    F.log_softmax,
+    torch.log_softmax,
+    Tensor.log_softmax,
+    F.cross_entropy,
+    F.nll_loss,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.kl_div,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+}
+
 #: Functions of torch's that become fused ops of ours, which autocast does not know: they run in
 #: the shorter format.
 _SHORT = {torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu, F.scaled_dot_product_attention}
 
 
-class _Wide(TorchFunctionMode):
-    """Casts the floating operands of the listed functions to the format of their list."""
+class _Listed(TorchFunctionMode):
+    """Casts the floating operands of the functions in `wide` to float32, and of those in `short` to
+    `dtype`."""
 
-    def __init__(self, short: torch.dtype) -> None:
+    def __init__(
+        self, wide: Collection[Any], short: Collection[Any] = (), dtype: torch.dtype | None = None
+    ) -> None:
         super().__init__()
-        self.short = short
+        self.wide, self.short, self.dtype = wide, short, dtype
 
     def __torch_function__(
         self,
@@ -80,25 +102,27 @@ class _Wide(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         kwargs = kwargs or {}
-        if func in _WIDE or func in _SHORT:
-            dtype = torch.float32 if func in _WIDE else self.short
+        dtype = torch.float32 if func in self.wide else self.dtype if func in self.short else None
+        if dtype is not None:
             args, kwargs = _cast(args, dtype), _cast(kwargs, dtype)
         return func(*args, **kwargs)
 
 
 @contextmanager
-def precision(compute: str) -> Iterator[None]:
-    """While active, products are computed in dtype `compute`, and ops that need it in float32. An
-    empty `compute` changes nothing."""
+def precision(compute: str, *, wide_losses: bool = False) -> Iterator[None]:
+    """While active, products are computed in dtype `compute`, and ops that need it in float32. If
+    `compute` is empty, only losses are computed in float32, if `wide_losses`, else nothing
+    changes."""
     if not compute:
-        yield
+        with _Listed(_LOSSES) if wide_losses else nullcontext():
+            yield
         return
     dtype = getattr(torch, compute)
     devices = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
     with ExitStack() as stack:
         for device in devices:
             stack.enter_context(torch.autocast(device, dtype=dtype, cache_enabled=False))
-        stack.enter_context(_Wide(dtype))
+        stack.enter_context(_Listed(_WIDE, _SHORT, dtype))
         yield
 
 

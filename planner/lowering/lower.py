@@ -87,7 +87,7 @@ def _in_order_of_need(
     parameters = Parameters(choices, local, draft, operands)
     outliving = Outliving(local, draft, operands, timing)
     graph = local.model.graph
-    states = parameters.hold()
+    states = parameters.hold(costing.updates.formats)
     trained = frozenset(value for state in states for value in (state.value, state.shard))
     _forward_and_backward(choices, local, draft, operands, parameters)
     loss = outliving.read_whole(graph.loss, trained)

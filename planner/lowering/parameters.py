@@ -5,13 +5,14 @@ from __future__ import annotations
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import local_shape
-from planner.lowering.clip import clip_gradients
 from planner.lowering.draft import Draft
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.operands import Operands
+from planner.lowering.ready_gradients import ready_gradients
 from planner.program.program import ParameterState, Update
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
+from planner.workload.precision import Formats
 
 __all__ = ["Parameters"]
 
@@ -28,9 +29,9 @@ class Parameters:
         self.local, self.draft, self.operands = local, draft, operands
         self.chosen = tuple(zip(self.graph.parameters, choices.parameters, strict=True))
 
-    def hold(self) -> tuple[ParameterState, ...]:
+    def hold(self, formats: Formats) -> tuple[ParameterState, ...]:
         """Adds the parameters as held between steps: in the layout in which the optimizer updates
-        them."""
+        them, or their master copies."""
         states = []
         for parameter, strategy in self.chosen:
             held = strategy.updated
@@ -45,6 +46,7 @@ class Parameters:
                     stored=held,
                     updated=held,
                     dtype=self.local.dtype(parameter.value),
+                    master=formats.master,
                 )
             )
         return tuple(states)
@@ -55,7 +57,7 @@ class Parameters:
         self.operands.deliver(self.roots[parameter.gradient], "update", strategy.updated)
 
     def update(self, states: tuple[ParameterState, ...], timing: Costing) -> None:
-        """Adds the optimizer's step and, before it, the clipping of the gradients."""
+        """Adds the optimizer's step and, before it, what makes the gradients ready for it."""
         gradients = tuple(
             self.operands.operand(p.gradient, "update", s.updated) for p, s in self.chosen
         )
@@ -65,11 +67,10 @@ class Parameters:
             )
             for p, s in self.chosen
         )
-        if timing.updates.clip_norm is not None:
-            sizes, place = self.local.mesh.sizes, self.local.place
-            shapes = [local_shape(s.subshape, s.updated, sizes, place) for s in states]
-            more, gradients = clip_gradients(gradients, states, shapes, timing, self.draft.new)
-            self.draft.instructions += more
+        sizes, place = self.local.mesh.sizes, self.local.place
+        shapes = [local_shape(s.subshape, s.updated, sizes, place) for s in states]
+        more, gradients = ready_gradients(gradients, states, shapes, timing, self.draft.new)
+        self.draft.instructions += more
         self.draft.instructions.append(
             Update(id="update.optimizer", gradients=gradients, time=seconds)
         )

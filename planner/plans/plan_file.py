@@ -27,7 +27,7 @@ from planner.plans.plan_schema import (
 )
 from planner.strategy.strategies import Option
 from planner.workload.ask import Ask
-from planner.workload.workload import DTYPES
+from planner.workload.precision import DTYPES, PLAIN
 
 __all__ = ["option_text", "plan_text", "read_plan", "write_plan"]
 
@@ -40,7 +40,7 @@ def plan_text(plan: Plan) -> str:
     body = {
         "format": FORMAT,
         "version": VERSION,
-        "ask": asdict(plan.ask),
+        "ask": _ask(plan.ask),
         "training": asdict(plan.training),
         "hardware": asdict(plan.hardware),
         "graph_hash": plan.graph_hash,
@@ -57,6 +57,14 @@ def plan_text(plan: Plan) -> str:
         "alternatives": [asdict(a) for a in plan.alternatives],
     }
     return json.dumps(body, indent=1) + "\n"
+
+
+def _ask(ask: Ask) -> dict[str, Any]:
+    """The ask as JSON; formats that are those of the parameters are left out."""
+    body = asdict(ask)
+    if ask.formats == PLAIN:
+        del body["formats"]
+    return body
 
 
 def write_plan(plan: Plan, path: Path) -> None:
@@ -151,6 +159,13 @@ def _check(plan: Plan) -> None:
         ask.compute,
         f"empty or one of {', '.join(DTYPES)}",
     )
+    for what, dtype in asdict(ask.formats).items():
+        check(
+            dtype in ("", *DTYPES),
+            f"ask.formats.{what}",
+            dtype,
+            f"empty or one of {', '.join(DTYPES)}",
+        )
     check(
         0 <= ask.memory_headroom < 1,
         "ask.memory_headroom",

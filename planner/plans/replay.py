@@ -141,6 +141,7 @@ def costing_of(plan: Plan, model: Model, cluster: Cluster | None = None) -> Cost
         total_gradient_bytes(model.graph),
         clip_norm=training.clip_norm,
         clip_epsilon=training.clip_epsilon,
+        formats=plan.ask.formats,
     )
 
 

@@ -165,13 +165,20 @@ def _output_faults(graph: Graph) -> Iterator[str]:
     ):
         if graph.values[value].numel != 1:
             yield f"{name} is value {value}, {kind_of(graph.values[value])}: one number is due"
-    pairs = [(f"the gradient of {p.name!r}", p.value, p.gradient) for p in graph.parameters]
-    for name, held, new in (
-        *pairs,
-        *((f"the new value of buffer {held}", held, new) for held, new in graph.updates),
-    ):
+    for parameter in graph.parameters:
+        value, gradient = graph.values[parameter.value], graph.values[parameter.gradient]
+        # Its format may be another: that in which gradients are summed.
+        if value.shape != gradient.shape or "float" not in gradient.dtype:
+            yield (
+                f"the gradient of {parameter.name!r} is value {gradient.id}, {kind_of(gradient)}, "
+                f"for {kind_of(value)}"
+            )
+    for held, new in graph.updates:
         if kind_of(graph.values[held]) != kind_of(graph.values[new]):
-            yield f"{name} is value {new}, {kind_of(graph.values[new])}, for {kind_of(graph.values[held])}"
+            yield (
+                f"the new value of buffer {held} is value {new}, {kind_of(graph.values[new])}, for "
+                f"{kind_of(graph.values[held])}"
+            )
     for held, _ in graph.updates:
         if graph.values[held].kind != "buffer":
             yield f"the step changes value {held}, a {graph.values[held].kind}: only buffers are"

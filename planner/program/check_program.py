@@ -92,7 +92,7 @@ def _shape_faults(program: Program) -> Iterator[str]:
 
 
 def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> Iterator[str]:
-    """Parameters without a gradient in the layout in which they are updated."""
+    """Parameters without a gradient in the layout and format in which they are updated."""
     if len(update.gradients) != len(program.parameters):
         yield f"{update.id} has {len(update.gradients)} gradients for {len(program.parameters)} parameters"
         return
@@ -100,7 +100,7 @@ def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> 
     for parameter, gradient in zip(program.parameters, update.gradients, strict=True):
         due = (
             local_shape(parameter.subshape, parameter.updated, program.mesh.sizes, place),
-            parameter.dtype,
+            parameter.master or parameter.dtype,
         )
         if kinds.get(gradient, due) != due:
             yield (

@@ -47,6 +47,7 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.masked_lstm_backward": kernels.masked_lstm_backward,
     "shardwright.masked_recurrent": kernels.masked_recurrent,
     "shardwright.masked_recurrent_backward": kernels.masked_recurrent_backward,
+    "shardwright.ready": kernels.ready,
     "shardwright.recurrent": kernels.recurrent_forward,
     "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,

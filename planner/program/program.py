@@ -180,7 +180,8 @@ class ParameterState:
     """A parameter: `value` is the id of the stored shard, which the step reads; `shard` that of the
     shard that the optimizer updates. Lowered programs hold one shard for both (`stored ==
     updated`), and gather it in the step. A program written by hand may hold both, and write `value`
-    again after `Update`."""
+    again after `Update`. If `master` is a dtype, the optimizer updates a copy of the shard in it, and
+    `Update` writes the shard from that."""
 
     name: str
     value: int
@@ -189,6 +190,7 @@ class ParameterState:
     stored: Layout
     updated: Layout
     dtype: str
+    master: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ def _head(program: Program) -> Iterator[str]:
     )
     yield (
         f"dtypes    parameters {_dtypes(p.dtype for p in program.parameters)}; products "
-        f"{_dtypes(_of_products(program))}"
+        f"{_dtypes(_of_products(program))}{_masters(program)}"
     )
     yield f"messages  {_buckets(program) or 'none'}"
     yield (
@@ -92,6 +92,12 @@ def _of_products(program: Program) -> Iterator[str]:
     for one in program.instructions:
         if isinstance(one, Compute) and one.kind == "gemm":
             yield from one.dtypes
+
+
+def _masters(program: Program) -> str:
+    """The format of the optimizer's copies of parameters, if it has any."""
+    found = {state.master for state in program.parameters} - {""}
+    return f"; master copies {', '.join(sorted(found))}" if found else ""
 
 
 def _buckets(program: Program) -> str:

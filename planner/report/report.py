@@ -15,6 +15,7 @@ from cost_models.units import format_bytes, format_rate, format_time
 from planner.report.mesh_words import mesh_body
 from planner.report.sections import Section, Table
 from planner.report.step import memory_table, percent, time_lines
+from planner.workload.precision import format_words
 
 if TYPE_CHECKING:
     from cost_models.machine import Cluster
@@ -63,10 +64,9 @@ def _optimizer(plan: Plan) -> str:
 
 
 def _formats(plan: Plan) -> str:
-    """The format of the parameters, and that of products if it is another: only mixed precision
-    has two."""
-    kept, computed = plan.ask.dtype, plan.summary["dtype"]
-    return kept if kept == computed else f"{kept}, products in {computed} (bf16-mixed)"
+    """The format of the parameters, and those of products, master copies and gradients if they are
+    others."""
+    return format_words(plan.ask.dtype, plan.summary["dtype"], plan.ask.formats)
 
 
 def _cast_again(plan: Plan) -> tuple[str, ...]:

@@ -155,6 +155,7 @@ class Proposer:
                 self.gradient_bytes,
                 clip_norm=self.workload.clip_norm,
                 clip_epsilon=self.workload.clip_epsilon,
+                formats=self.workload.formats,
             )
         return self.costings[mesh.sizes]
 

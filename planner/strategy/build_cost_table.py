@@ -123,7 +123,8 @@ class _Builder:
             found = self.allowed.of_parameters(tied)
             given = [(flat, dtype_bytes(value.dtype), value.dtype, s) for s in found]
             cost = [
-                self.costing.updates.update(*one) + self.costing.updates.clip(*one) for one in given
+                self.costing.updates.update(*one) + self.costing.updates.ready(*one)
+                for one in given
             ]
             out.append(self._node(f"parameter:{tied[0].name}", np.array(cost) * len(members)))
             self.parameter_strategies[out[-1]] = found

@@ -72,7 +72,7 @@ class _Walk:
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
             value = graph.values[parameter.value]
             given = self.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
-            seconds += self.costing.updates.update(*given) + self.costing.updates.clip(*given)
+            seconds += self.costing.updates.update(*given) + self.costing.updates.ready(*given)
             seconds += self.exposed * self.costing.updates.gather(*given[:2], strategy)
         for (value_id, phase), uses in self.model.uses.items():
             seconds += self._group(value_id, phase, uses)

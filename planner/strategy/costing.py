@@ -11,13 +11,15 @@ from planner.kernels.clip import CLIP_EPSILON
 from planner.strategy.message_costs import MessageCosts
 from planner.strategy.op_costs import OpCosts
 from planner.strategy.update_costs import UpdateCosts
+from planner.workload.precision import PLAIN, Formats
 
 __all__ = ["Costing"]
 
 
 class Costing:
     """Costs on `cluster` under a mesh of `sizes`; gradients of `gradient_bytes` are reduced in
-    buckets, and clipped if `clip_norm` is given. Caches live and die with the object."""
+    buckets, and clipped if `clip_norm` is given; `formats` are those of the update. Caches live
+    and die with the object."""
 
     def __init__(
         self,
@@ -28,6 +30,7 @@ class Costing:
         *,
         clip_norm: float | None = None,
         clip_epsilon: float = CLIP_EPSILON,
+        formats: Formats = PLAIN,
     ) -> None:
         self.cluster, self.sizes = cluster, sizes
         self.messages = MessageCosts(cluster, sizes, gradient_bytes)
@@ -39,4 +42,5 @@ class Costing:
             optimizer,
             clip_norm=clip_norm,
             clip_epsilon=clip_epsilon,
+            formats=formats,
         )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from cost_models.errors import NotTraceable
-from planner.kernels import Canonical, precision
+from planner.kernels import Canonical
 from planner.kernels.functional import Functional
 from planner.state.known import begin_step
 from planner.state.outside import check_kept, check_leaves, check_set, set_by_loss, take_out_unread
@@ -36,7 +36,7 @@ def plain_loss(workload: Workload) -> Tensor:
     begin_step()
     module = workload.module
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-    with Canonical(torch.empty((), dtype=torch.int64)), precision(workload.compute):
+    with Canonical(torch.empty((), dtype=torch.int64)), workload.precision():
         inputs, named, target = workload.arguments(workload.batch)
         # The call resets the buffers that it sets.
         outputs = torch.func.functional_call(module, tensors, inputs, named)
@@ -66,7 +66,7 @@ def record_step(
     ) -> tuple[Tensor, ...]:
         with paths_of(module) as paths, _written_back(module, weights, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
-            with Functional(), Canonical(key, module) as canonical, precision(workload.compute):
+            with Functional(), Canonical(key, module) as canonical, workload.precision():
                 inputs, named, target = workload.arguments(batch)
                 tensors = {
                     name: tensor for name, tensor in {**weights, **state}.items() if name in own

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
 from cost_models.errors import FailedCheck, NotTraceable, UserError
 from planner.graph.checking import checked
@@ -24,6 +25,7 @@ from planner.torch_private.recording import distributions_unchecked
 from planner.trace.alone import alone
 from planner.trace.built import FAILURES, built, really_built, worth_building
 from planner.trace.every_step import same_every_step
+from planner.trace.gradient_format import with_gradients_in
 from planner.trace.record import record_step
 from planner.trace.refused import Refused
 from planner.trace.repeated import repeated
@@ -99,8 +101,14 @@ def _checked(workload: Workload, mode: FakeTensorMode, known: Known, whole: bool
 def _traced(workload: Workload, whole: bool, begin: Callable[[], None]) -> Traced:
     """The traced step. `begin` resets the model to its state before tracing, whatever an unfinished
     trace did to it."""
-    return (None if whole else repeated(workload)) or Traced(
+    traced = (None if whole else repeated(workload)) or Traced(
         graph=whole_graph(workload, begin), workload=workload
+    )
+    reduced = workload.formats.reduce
+    return replace(
+        traced,
+        graph=with_gradients_in(traced.graph, reduced),
+        shallow=tuple((d, with_gradients_in(graph, reduced)) for d, graph in traced.shallow),
     )
 
 

@@ -7,22 +7,24 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cost_models.device import Device
-from cost_models.errors import BadValue, unknown_name
+from cost_models.errors import BadValue
 from cost_models.memory import MEMORY_HEADROOM
 from planner.models.keras_model import is_keras
 from planner.workload.load import load_workload
 from planner.workload.optimizers import by_name
-from planner.workload.workload import DTYPES, PRECISIONS, Workload
+from planner.workload.precision import PLAIN, Formats
+from planner.workload.workload import Workload
 
-__all__ = ["Ask", "build", "default_precision", "dtypes_of"]
+__all__ = ["Ask", "build", "default_precision"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ask:
     """`batch` is the global batch (None: the model's own, for `num_devices`); `settings` are the
     texts of `--set`; `dtype` is that of the parameters, `compute` that of products in mixed
-    precision; `memory_headroom` the share of usable memory that is kept free. `optimizer`,
-    `learning_rate` and `optimizer_settings`, if given, override the model's own."""
+    precision, `formats` has the optimizer's and that of gradients; `memory_headroom` the share of
+    usable memory that is kept free. `optimizer`, `learning_rate` and `optimizer_settings`, if
+    given, override the model's own."""
 
     model: str
     batch: int | None
@@ -31,6 +33,7 @@ class Ask:
     dtype: str
     num_devices: int
     compute: str = ""
+    formats: Formats = PLAIN
     clip_norm: float | None = None
     memory_headroom: float = MEMORY_HEADROOM
     optimizer: str = ""
@@ -54,7 +57,7 @@ def build(ask: Ask) -> Workload:
         compute=ask.compute,
         clip_norm=ask.clip_norm,
     )
-    return replace(workload, **_optimizer(ask, workload))
+    return replace(workload, formats=ask.formats, **_optimizer(ask, workload))
 
 
 def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:
@@ -76,13 +79,3 @@ def default_precision(model: str, device: Device) -> str:
     """The default `--precision`: bf16-mixed on devices that multiply bfloat16, else fp32; fp32 for
     Keras models, whose own dtype policy decides on mixed precision."""
     return "bf16-mixed" if device.multiplies_bfloat16 and not is_keras(model) else "fp32"
-
-
-def dtypes_of(precision: str) -> tuple[str, str]:
-    """The dtype of parameters and that of products in mixed precision (else empty) for a
-    `--precision`, or for a torch dtype name. Raises `UnknownName` for any other."""
-    if precision in DTYPES:
-        return precision, ""
-    if precision not in PRECISIONS:
-        raise unknown_name("precision", precision, list(PRECISIONS))
-    return PRECISIONS[precision]

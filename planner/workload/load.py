@@ -12,8 +12,9 @@ from cost_models.errors import unknown_name
 from planner.models import MODELS, ModelSpec
 from planner.state.hung import check_hooks
 from planner.state.state import cast_constants, trained_parts
+from planner.workload.precision import DTYPES
 from planner.workload.sources import Sizes, source_of
-from planner.workload.workload import DTYPES, Workload
+from planner.workload.workload import Workload
 
 __all__ = ["known_models", "load_workload", "resolve_options"]
 

@@ -6,6 +6,7 @@ The same builder serves planning (called under fake tensors, no memory) and runn
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,22 +14,13 @@ import torch
 
 from cost_models.errors import BadValue
 from planner.kernels.clip import CLIP_EPSILON
+from planner.kernels.precision import precision
 from planner.models.reported import Reported
 from planner.state.state import State, state_of
 from planner.workload.batches import arguments
+from planner.workload.precision import PLAIN, Formats
 
-__all__ = ["DTYPES", "PRECISIONS", "Workload", "unused"]
-
-
-#: What `--precision` may be: the dtype of parameters and, in mixed precision, that of products.
-PRECISIONS = {
-    "fp32": ("float32", ""),
-    "fp64": ("float64", ""),
-    "bf16": ("bfloat16", ""),
-    "bf16-mixed": ("float32", "bfloat16"),
-}
-
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+__all__ = ["Workload", "unused"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,13 +30,13 @@ class Workload:
 
     `batch` holds the model's inputs and, last, the target; dim 0 of each is the batch. A nested
     batch is given by its tensors and its `nest` (`batches.py`). `compute` is the dtype of products
-    in mixed precision, empty if it is that of the parameters; gradients whose norm, over all of
-    them, is larger than `clip_norm` are scaled down to it, by the norm plus `clip_epsilon`.
-    `optimizer_settings` are the optimizer's own, over those that its name implies; `options` are
-    all sizes as resolved. `dim_names` gives the sub-dims of parameters the model's own words: a
-    glob of parameter names to one comma list of sub-dim names for each dim, as in
-    `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the first glob that fits a name
-    counts.
+    in mixed precision, empty if it is that of the parameters; `formats` has the optimizer's and
+    that of gradients. Gradients whose norm, over all of them, is larger than `clip_norm` are scaled
+    down to it, by the norm plus `clip_epsilon`. `optimizer_settings` are the optimizer's own, over
+    those that its name implies; `options` are all sizes as resolved. `dim_names` gives the sub-dims
+    of parameters the model's own words: a glob of parameter names to one comma list of sub-dim
+    names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the
+    first glob that fits a name counts.
     """
 
     name: str
@@ -53,6 +45,7 @@ class Workload:
     loss: Callable[[Any, Any], Any]
     nest: Any = None
     compute: str = ""
+    formats: Formats = PLAIN
     clip_norm: float | None = None
     clip_epsilon: float = CLIP_EPSILON
     optimizer: str = "adam"
@@ -73,6 +66,10 @@ class Workload:
     def state(self) -> State:
         """The tensors that a step reads beside its batch, as they are now."""
         return state_of(self.module, self.loss)
+
+    def precision(self) -> AbstractContextManager[None]:
+        """The context in which a step computes outputs and losses."""
+        return precision(self.compute, wide_losses=bool(self.formats.master))
 
     def losses(self, outputs: Any, target: Any) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The scalar to differentiate and, if it is a sum of several losses, these by name."""

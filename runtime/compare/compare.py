@@ -94,7 +94,7 @@ def run_rank(request: _Request, emit: Emit) -> Ran | None:
     from runtime.executor import Executor
     from runtime.groups import make_groups
     from runtime.parameters import build
-    from runtime.reference import in_dtypes
+    from runtime.plain_trainer import in_dtypes
     from runtime.worker import join
 
     plan = read_plan(request.plan)

@@ -14,7 +14,8 @@ from cost_models.errors import BadValue, UnknownName
 from planner.models import MODELS
 from planner.workload.ask import default_precision
 from planner.workload.load import known_models, load_workload, resolve_options
-from planner.workload.workload import DTYPES, Workload
+from planner.workload.precision import DTYPES
+from planner.workload.workload import Workload
 
 SMALL = {
     "lstm": {"vocab": "50", "embed": "8", "hidden": "12", "layers": "2", "seq": "7"},

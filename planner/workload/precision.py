@@ -1,0 +1,118 @@
+"""The formats of a training step: those of parameters, products, the optimizer's copy, gradients.
+
+`--precision` and its options -> `Precision`. Names are those of the combinations that people train
+in (docs/precision.md); an `Ask` holds the formats themselves.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from cost_models.errors import BadValue, unknown_name
+
+__all__ = ["DTYPES", "PLAIN", "PRECISIONS", "Formats", "Precision", "format_words", "precision_of"]
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Formats:
+    """Formats beside those of parameters and products. `master` is that of the copy of the
+    parameters that the optimizer updates, with its state; empty if it updates the parameters
+    themselves. Gradients are summed over ranks in `reduce`; empty: in the parameter's format."""
+
+    master: str = ""
+    reduce: str = ""
+
+    def updated(self, dtype: str) -> str:
+        """The format in which the optimizer updates parameters of `dtype`."""
+        return self.master or dtype
+
+    def reduced(self, dtype: str) -> str:
+        """The format in which the gradients of parameters of `dtype` are summed over ranks."""
+        return self.reduce or dtype
+
+
+#: The optimizer updates the parameters, by gradients of their format.
+PLAIN = Formats()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Precision:
+    """The dtype of parameters, that of products in mixed precision (else empty), and the other
+    formats."""
+
+    dtype: str
+    compute: str = ""
+    formats: Formats = PLAIN
+
+    def fields(self) -> dict[str, Any]:
+        """The fields of an `Ask`."""
+        return {"dtype": self.dtype, "compute": self.compute, "formats": self.formats}
+
+
+#: What `--precision` may be.
+PRECISIONS = {
+    "fp32": Precision(dtype="float32"),
+    "fp64": Precision(dtype="float64"),
+    "bf16": Precision(dtype="bfloat16"),
+    "bf16-mixed": Precision(dtype="float32", compute="bfloat16"),
+    "bf16-master": Precision(dtype="bfloat16", formats=Formats(master="float32", reduce="float32")),
+}
+
+#: The formats in which gradients may be reduced, by their short names.
+_REDUCED = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+def precision_of(name: str, reduce_gradients: str = "") -> Precision:
+    """The formats for a `--precision`, or for a torch dtype's name, and a `--reduce-gradients`.
+    Raises `UnknownName` for other names, `BadValue` for formats that do not go together."""
+    if name not in PRECISIONS and name not in DTYPES:
+        raise unknown_name("precision", name, list(PRECISIONS))
+    found = PRECISIONS[name] if name in PRECISIONS else Precision(dtype=name)
+    if not reduce_gradients:
+        return found
+    if reduce_gradients not in _REDUCED:
+        raise unknown_name("format of reduced gradients", reduce_gradients, list(_REDUCED))
+    wanted = _REDUCED[reduce_gradients]
+    if found.dtype == "float64":
+        raise BadValue(
+            f"--reduce-gradients {reduce_gradients} with --precision {name}: gradients of float64 "
+            "parameters are reduced in float64; leave it out, or train in another precision"
+        )
+    kept = "" if wanted == found.dtype and not found.formats.master else wanted
+    return replace(found, formats=replace(found.formats, reduce=kept))
+
+
+def format_words(dtype: str, computed: str, formats: Formats) -> str:
+    """The formats in words, for the report: `bfloat16 with a float32 master copy (bf16-master)`;
+    `computed` is the dtype of products."""
+    words = dtype
+    if formats.master:
+        words += f" with a {formats.master} master copy ({_name_of(dtype, '', formats)})"
+    elif computed != dtype:
+        words += f", products in {computed} ({_name_of(dtype, computed, formats)})"
+    usual = next(
+        (p.formats.reduce for p in PRECISIONS.values() if _fits(p, dtype, computed, formats)), ""
+    )
+    reduced = formats.reduced(dtype)
+    return words if reduced == (usual or dtype) else f"{words}, gradients reduced in {reduced}"
+
+
+def _fits(known: Precision, dtype: str, computed: str, formats: Formats) -> bool:
+    return (known.dtype, known.compute or known.dtype, known.formats.master) == (
+        dtype,
+        dtype if formats.master else computed,
+        formats.master,
+    )
+
+
+def _name_of(dtype: str, computed: str, formats: Formats) -> str:
+    """The `--precision` that these formats are; their own names if there is none."""
+    for name, known in PRECISIONS.items():
+        if _fits(known, dtype, computed or dtype, formats):
+            return name
+    return f"{dtype}, {computed or dtype}"
