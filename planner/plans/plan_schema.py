@@ -122,12 +122,15 @@ def part(body: Mapping[str, Any], name: str, kind: Any) -> Any:
 
 
 def _check_keys(name: str, value: Any, kind: Any) -> None:
-    """Raises Damaged for a key that records of the kind do not have."""
+    """Raises Damaged for a key that records of the kind, or those within them, do not have."""
     if isinstance(value, Mapping) and is_dataclass(kind):
         known = {field.name for field in fields(kind)}
         unknown = [key for key in value if key not in known]
         if unknown:
             raise Damaged(f"{name} has an unknown key {unknown[0]!r}")
+        hints = get_type_hints(kind)
+        for key, inner in value.items():
+            _check_keys(f"{name}.{key}", inner, hints[key])
 
 
 def undeclared(summary: Mapping[str, Any]) -> dict[str, Any]:

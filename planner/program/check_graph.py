@@ -166,22 +166,23 @@ def _output_faults(graph: Graph) -> Iterator[str]:
         if graph.values[value].numel != 1:
             yield f"{name} is value {value}, {kind_of(graph.values[value])}: one number is due"
     for parameter in graph.parameters:
-        value, gradient = graph.values[parameter.value], graph.values[parameter.gradient]
+        held, gradient = graph.values[parameter.value], graph.values[parameter.gradient]
         # Its format may be another: that in which gradients are summed.
-        if value.shape != gradient.shape or "float" not in gradient.dtype:
+        if held.shape != gradient.shape or "float" not in gradient.dtype:
             yield (
                 f"the gradient of {parameter.name!r} is value {gradient.id}, {kind_of(gradient)}, "
-                f"for {kind_of(value)}"
+                f"for {kind_of(held)}"
             )
-    for held, new in graph.updates:
-        if kind_of(graph.values[held]) != kind_of(graph.values[new]):
+    for buffer, new in graph.updates:
+        if kind_of(graph.values[buffer]) != kind_of(graph.values[new]):
             yield (
-                f"the new value of buffer {held} is value {new}, {kind_of(graph.values[new])}, for "
-                f"{kind_of(graph.values[held])}"
+                f"the new value of buffer {buffer} is value {new}, {kind_of(graph.values[new])}, for "
+                f"{kind_of(graph.values[buffer])}"
             )
-    for held, _ in graph.updates:
-        if graph.values[held].kind != "buffer":
-            yield f"the step changes value {held}, a {graph.values[held].kind}: only buffers are"
+    for buffer, _ in graph.updates:
+        kind = graph.values[buffer].kind
+        if kind != "buffer":
+            yield f"the step changes value {buffer}, a {kind}: only buffers are"
 
 
 def dims_faults(graph: Graph, shapes: Sequence[SubShape]) -> Iterator[str]:

@@ -155,6 +155,14 @@ def test_another_version(path: Path, version: Any) -> None:
             lambda body: body["ask"].update(compute="bfloat61"),
             "ask.compute is 'bfloat61': empty or one of float32",
         ),
+        (
+            lambda body: body["ask"].update(formats={"master": "bfloat61"}),
+            "ask.formats.master is 'bfloat61': empty or one of float32",
+        ),
+        (
+            lambda body: body["ask"].update(formats={"colour": "red"}),
+            "ask.formats has an unknown key 'colour'",
+        ),
         (lambda body: body["training"].update(optimizer="lion"), "training.optimizer is 'lion'"),
         (
             lambda body: body["mesh"].update(names=["a", "b", "c"]),
