@@ -33,6 +33,7 @@ ROOMS = (
     "planner/solver/large",
     "planner/solver/exact",
     "planner/strategy",
+    "planner/microbatch",
     "planner/lowering",
     "planner/predict",
     "planner/plans",

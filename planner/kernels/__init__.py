@@ -23,7 +23,7 @@ from planner.kernels.masked_recurrent import (
     masked_recurrent,
     masked_recurrent_backward,
 )
-from planner.kernels.microbatch import accumulate
+from planner.kernels.microbatch import accumulate, piece
 from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
@@ -60,6 +60,7 @@ __all__ = [
     "masked_recurrent_backward",
     "recurrent_backward",
     "recurrent_forward",
+    "piece",
     "precision",
     "rms_norm",
     "rms_norm_backward",

@@ -11,6 +11,7 @@ of it; the same seed gives the same masks.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -174,8 +175,14 @@ def _signed(x: int) -> int:
 
 
 @torch.library.custom_op("shardwright::dropout", mutates_args=())
-def _dropout(x: Tensor, key: Tensor, p: float, number: int) -> tuple[Tensor, Tensor]:
-    return dropout(x, key, p, number)
+def _dropout(
+    x: Tensor, key: Tensor, p: float, number: int, samples: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    return dropout(x, key, p, number, None, _samples(samples))
+
+
+def _samples(given: Sequence[int] | None) -> Samples | None:
+    return None if given is None else (given[0], given[1], given[2])
 
 
 @torch.library.custom_op("shardwright::dropout_backward", mutates_args=())
@@ -184,7 +191,9 @@ def _dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
 
 
 @_dropout.register_fake
-def _(x: Tensor, key: Tensor, p: float, number: int) -> tuple[Tensor, Tensor]:
+def _(
+    x: Tensor, key: Tensor, p: float, number: int, samples: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
     return torch.empty_like(x), torch.empty_like(x, dtype=torch.bool)
 
 
@@ -202,7 +211,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 def _differentiate(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
     (mask,) = ctx.saved_tensors
-    return torch.ops.shardwright.dropout_backward(grad, mask, ctx.p), None, None, None
+    return torch.ops.shardwright.dropout_backward(grad, mask, ctx.p), None, None, None, None
 
 
 _dropout.register_autograd(_differentiate, setup_context=_save)

@@ -51,12 +51,25 @@ def uniform(
 
 
 @torch.library.custom_op("shardwright::uniform", mutates_args=())
-def _uniform(key: Tensor, shape: Sequence[int], number: int, dtype: torch.dtype) -> Tensor:
-    return uniform(key, shape, number, dtype)
+def _uniform(
+    key: Tensor,
+    shape: Sequence[int],
+    number: int,
+    dtype: torch.dtype,
+    samples: Sequence[int] | None = None,
+) -> Tensor:
+    cut = None if samples is None else (samples[0], samples[1], samples[2])
+    return uniform(key, shape, number, dtype, samples=cut)
 
 
 @_uniform.register_fake
-def _(key: Tensor, shape: Sequence[int], number: int, dtype: torch.dtype) -> Tensor:
+def _(
+    key: Tensor,
+    shape: Sequence[int],
+    number: int,
+    dtype: torch.dtype,
+    samples: Sequence[int] | None = None,
+) -> Tensor:
     return torch.empty(tuple(shape), dtype=dtype)
 
 

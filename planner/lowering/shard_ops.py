@@ -20,7 +20,7 @@ from planner.program.operators import torch_constants
 from planner.program.program import AGAIN_SUFFIX, Compute, Ref
 from planner.rules import local_call
 from planner.strategy.costing import Costing
-from planner.strategy.strategies import Strategy
+from planner.strategy.strategies import Strategy, shape_of_result
 
 __all__ = ["ShardOps"]
 
@@ -121,7 +121,9 @@ class ShardOps:
     def _new_shard(self, node: Node, dims: OpDims, leaves: Layout, seconds: float) -> _Shard:
         sizes = self.local.sizes(dims.sizes, leaves)
         letters = dims.letter_sizes(sizes)
-        shapes = tuple(_shape_of(dims, i, letters, node) for i in range(len(node.results)))
+        shapes = tuple(
+            shape_of_result(dims, i, letters, whole) for i, whole in enumerate(node.result_shapes)
+        )
         local = self.local.call(dims, leaves, letters, shapes)
         op, args, kwargs = local_call(dims.signature, call_of(self.model.graph, node), local)
         nbytes = [
@@ -138,16 +140,3 @@ class ShardOps:
             nbytes=tuple(nbytes),
             seconds=seconds,
         )
-
-
-def _shape_of(dims: OpDims, result: int, letters: tuple[int, ...], node: Node) -> tuple[int, ...]:
-    """The local shape of a result. A result that is never read may have no letters and keeps its
-    global shape; so does a dim without letters (of size 1, or of size 0: statistics that were not
-    asked for)."""
-    table, whole = dims.signature.results[result], node.result_shapes[result]
-    if len(table) != len(whole):
-        return whole
-    return tuple(
-        math.prod(letters[letter] for letter in dim) if dim else size
-        for dim, size in zip(table, whole, strict=True)
-    )

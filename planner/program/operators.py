@@ -47,6 +47,7 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.masked_lstm_backward": kernels.masked_lstm_backward,
     "shardwright.masked_recurrent": kernels.masked_recurrent,
     "shardwright.masked_recurrent_backward": kernels.masked_recurrent_backward,
+    "shardwright.piece": kernels.piece,
     "shardwright.ready": kernels.ready,
     "shardwright.recurrent": kernels.recurrent_forward,
     "shardwright.recurrent_backward": kernels.recurrent_backward,
@@ -96,7 +97,7 @@ def bare(op: str) -> Callable[..., Any]:
 def may_alias(op: str) -> bool:
     """Whether a result of the op may share memory with an argument."""
     if op in _OURS:
-        return op in ("shardwright.accumulate", "shardwright.reshape")
+        return op in ("shardwright.accumulate", "shardwright.piece", "shardwright.reshape")
     overload = _overload(op)
     # The last are views whose schema promises that they are not written to.
     return (

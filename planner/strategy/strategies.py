@@ -30,6 +30,8 @@ __all__ = [
     "options_of",
     "parameter_options",
     "parameter_strategies",
+    "placed_by",
+    "shape_of_result",
 ]
 
 
@@ -96,7 +98,7 @@ def op_strategies(
     dims: OpDims, mesh_sizes: tuple[int, ...], allowed: Allowed
 ) -> tuple[Strategy, ...]:
     """All strategies of an op that the mesh divides and the pins allow."""
-    placed = {option: _placed(dims, option) for option in options_of(dims)}
+    placed = {option: placed_by(dims, option) for option in options_of(dims)}
     per_axis = [
         [(o, *found) for o, found in placed.items() if allowed(axis, o)]
         for axis in range(len(mesh_sizes))
@@ -117,7 +119,7 @@ def op_strategies(
     return tuple(out)
 
 
-def _placed(dims: OpDims, option: Option) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def placed_by(dims: OpDims, option: Option) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
     """The leaf that an option of one axis splits (or none), and the placements of all operands and
     results on that axis."""
     return (
@@ -199,6 +201,21 @@ def _parts(
         at = mesh.position(axes, rank)
         out[letter].append((dims.sizes[leaf], pieces[at], sum(pieces[:at])))
     return tuple(map(tuple, out))
+
+
+def shape_of_result(
+    dims: OpDims, result: int, letters: tuple[int, ...], whole: tuple[int, ...]
+) -> tuple[int, ...]:
+    """The local shape of a result, given the local sizes of the letters. A result that is never
+    read may have no letters and keeps its `whole` shape; so does a dim without letters (of size 1,
+    or of size 0: statistics that were not asked for)."""
+    table = dims.signature.results[result]
+    if len(table) != len(whole):
+        return whole
+    return tuple(
+        math.prod(letters[letter] for letter in dim) if dim else size
+        for dim, size in zip(table, whole, strict=True)
+    )
 
 
 def parameter_options(num_flat: int) -> tuple[Option, ...]:

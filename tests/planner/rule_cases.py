@@ -722,6 +722,15 @@ def _accumulate(g: Draw) -> Arguments:
     return (g.real(*g.shape()),), {"ahead": True} if g.chance() else {}
 
 
+@case("shardwright.piece")
+def _piece(g: Draw) -> Arguments:
+    shape, m = list(g.sizes(g.pick(1, 2, 3))), g.pick(2, 3)
+    dim, here = g.pick(*range(len(shape))), g.pick(1, 2, 4)
+    shape[dim] = g.pick(1, 2, 3) * m * here
+    key = key_of_microbatch(step_key(g.size(), g.size()), g.pick(*range(m)))
+    return (g.real(*shape), key, dim, m * here, here), {}
+
+
 @case("shardwright.dropout_backward")
 def _dropout_backward(g: Draw) -> Arguments:
     shape = g.shape()
