@@ -20,7 +20,7 @@ class Event:
     `kind` is an op kind (`gemm`, `elementwise`, ...) or a collective (`all_reduce`, ...); `phase`
     is `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`;
     `channel` names the communicator of a communication, if known: communications that overlap are
-    on different channels.
+    on different channels. An instruction that runs for several microbatches has an event for each.
     """
 
     id: str
@@ -32,6 +32,7 @@ class Event:
     end: float
     path: str = ""
     channel: str = ""
+    microbatch: int = 0
 
     @property
     def lane(self) -> str:
@@ -77,6 +78,7 @@ class Timeline:
         counter of memory."""
         rows: list[dict[str, Any]] = []
         lanes = sorted({event.lane for event in self.events})
+        several = any(event.microbatch for event in self.events)
         for device in sorted({event.device for event in self.events}):
             rows.append(
                 {
@@ -105,7 +107,8 @@ class Timeline:
                 "dur": event.duration * 1e6,
                 "name": event.path or event.id,
                 "cat": event.kind,
-                "args": {"id": event.id, "kind": event.kind, "phase": event.phase},
+                "args": {"id": event.id, "kind": event.kind, "phase": event.phase}
+                | ({"microbatch": event.microbatch} if several else {}),
             }
             for event in self.events
         )

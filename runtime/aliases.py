@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from planner.program.operators import may_alias
-from planner.program.program import Communicate, Compute, Program
+from planner.program.program import (
+    Communicate,
+    Compute,
+    Instruction,
+    Program,
+    in_place,
+    writes,
+)
 
 __all__ = ["reusable_sources"]
 
 
-def reusable_sources(program: Program) -> dict[str, list[bool]]:
-    """For each `Communicate`, by id, whether it may overwrite each of its sources."""
-    families = _families(program)
-    written, freed = _lifetimes(program)
+def reusable_sources(program: Program, body: str) -> dict[str, list[bool]]:
+    """For each `Communicate` of a body, by id, whether it may overwrite each of its sources."""
+    instructions = program.bodies[body]
+    families = _families(instructions)
+    written, freed = _lifetimes(program, instructions)
     kept = {state.value for state in program.inputs} | {program.loss}
     kept |= {value for _, value in (*program.stores, *program.reported)}
     kept |= {i for state in program.parameters for i in (state.value, state.shard)}
     out: dict[str, list[bool]] = {}
-    for at, instruction in enumerate(program.instructions):
+    for at, instruction in enumerate(instructions):
         if isinstance(instruction, Communicate):
             out[instruction.id] = [
                 source in instruction.frees
@@ -29,14 +39,14 @@ def reusable_sources(program: Program) -> dict[str, list[bool]]:
     return out
 
 
-def _families(program: Program) -> dict[int, set[int]]:
+def _families(instructions: Sequence[Instruction]) -> dict[int, set[int]]:
     """For each value, all values that may share its memory."""
     families: dict[int, set[int]] = {}
-    for instruction in program.instructions:
+    for instruction in instructions:
         if isinstance(instruction, Compute):
             results = [i for i in instruction.results if i is not None]
             sources = list(instruction.operands)
-            shared = may_alias(instruction.op)
+            shared = may_alias(instruction.op) and in_place(instruction) is None
         elif isinstance(instruction, Communicate):
             results, sources = list(instruction.results), list(instruction.sources)
             shared = True
@@ -48,13 +58,17 @@ def _families(program: Program) -> dict[int, set[int]]:
     return families
 
 
-def _lifetimes(program: Program) -> tuple[dict[int, int], dict[int, int]]:
-    """Where each value is written (-1: before the step), and where it is freed."""
+def _lifetimes(
+    program: Program, instructions: Sequence[Instruction]
+) -> tuple[dict[int, int], dict[int, int]]:
+    """Where each value is written (-1: before the action), and where it is freed."""
     written: dict[int, int] = {state.value: -1 for state in program.inputs}
+    made = {value for one in instructions if in_place(one) is None for value in writes(one)}
+    written |= dict.fromkeys(program.carried - made, -1)
     for state in program.parameters:
         written[state.value] = written[state.shard] = -1
     freed: dict[int, int] = {}
-    for at, instruction in enumerate(program.instructions):
+    for at, instruction in enumerate(instructions):
         freed.update(dict.fromkeys(instruction.frees, at))
         for result in getattr(instruction, "results", ()):
             if result is not None:

@@ -5,25 +5,25 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cost_models.errors import BadValue
 from cost_models.timeline import Timeline
 from planner.graph.layout import Layout, Mesh, SubShape, is_split, local_shape
-from planner.kernels import step_key
+from planner.kernels import key_of_microbatch, step_key
 from planner.kernels.shared import shared_memory_of
 from planner.program.program import Instruction, Program
 from planner.torch_private.allocator import allocations
 from planner.workload.workload import Workload
+from runtime.batch import local_batch, pieces_of
 from runtime.groups import Groups
 from runtime.indices import said
-from runtime.parameters import assemble, cut, shards
-from runtime.recorder import make_recorder
+from runtime.parameters import assemble, shards
+from runtime.recorder import Recorder, make_recorder
 from runtime.source import Step, generate, replaced
 from runtime.updater import Updater
 
@@ -31,7 +31,7 @@ __all__ = ["Executor", "gather_buffers", "gather_parameters"]
 
 
 class Executor:
-    """One rank's parameters, optimizer and compiled step.
+    """One rank's parameters, optimizer and compiled bodies.
 
     `workload` has the initial parameters and the optimizer; `groups` come from `make_groups`.
     Dropout's masks are drawn from `seed` and the number of the step; `num_steps` is the number of
@@ -61,11 +61,12 @@ class Executor:
         self.gradients: dict[str, Tensor] = {}
         self.peak_memory_bytes = 0
         self._groups = groups or {}
+        self._example = workload.batch
         self._state = shards(program, workload, rank, self.device)
         held = [self._state[state.shard] for state in program.parameters]
         self._updater = Updater(program, workload, held)
         self._fast = self._generate(recorded=False)
-        self._recorded: Step | None = None
+        self._recorded: Mapping[str, Step] | None = None
 
     def step(self, batch: Sequence[Tensor]) -> float:
         """The loss of one training step on the global batch, of which this rank takes its part."""
@@ -124,18 +125,8 @@ class Executor:
 
     def local_batch(self, batch: Sequence[Tensor]) -> dict[int, Tensor]:
         """This rank's part of the batch, by value id."""
-        out: dict[int, Tensor] = {}
-        for state in self.program.inputs:
-            if state.kind == "input":
-                full = batch[int(state.name)]
-                expected = tuple(math.prod(dim) for dim in state.subshape)
-                if tuple(full.shape) != expected:
-                    raise BadValue(
-                        f"batch tensor {state.name} has shape {tuple(full.shape)}: the plan was made for {expected}"
-                    )
-                piece = cut(full, state.subshape, state.layout, self.program.mesh, self.rank)
-                out[state.value] = piece.to(self.device, getattr(torch, state.dtype))
-        return out
+        local = local_batch(self.program, batch, self._example, self.rank)
+        return {value: tensor.to(self.device) for value, tensor in local.items()}
 
     def parameter_shards(self) -> dict[str, Tensor]:
         """The optimizer's shard of each parameter, by name, in the layout `updated`: that of its
@@ -149,33 +140,54 @@ class Executor:
         """This rank's shard of a buffer, by its value id."""
         return self._state[value]
 
-    def _generate(self, *, recorded: bool) -> Step:
-        return generate(
-            self.program,
-            rank=self.rank,
-            groups=self._groups,
-            device=self.device,
-            update=self._update,
-            recorded=recorded,
-        )
+    def _generate(self, *, recorded: bool) -> Mapping[str, Step]:
+        return {
+            body: generate(
+                self.program,
+                body,
+                rank=self.rank,
+                groups=self._groups,
+                device=self.device,
+                update=self._update,
+                recorded=recorded,
+            )
+            for body in self.program.bodies
+        }
 
     @torch.no_grad()
-    def _run(self, step: Step, local: dict[int, Tensor], recorder: Any) -> tuple[Tensor, ...]:
-        self._state.update(local)
+    def _run(
+        self, bodies: Mapping[str, Step], local: dict[int, Tensor], recorder: Recorder | None
+    ) -> tuple[Tensor, ...]:
+        """Runs all actions; returns what the last one gives."""
         key = step_key(self.seed, self.num_steps)
-        self._state.update(
-            {state.value: key for state in self.program.inputs if state.kind == "key"}
-        )
         self.num_steps += 1
+        given: tuple[Tensor, ...] = ()
+        try:
+            for action in self.program.actions:
+                self._state |= pieces_of(self.program, local, action.microbatch)
+                self._state |= self._keys(key, action.microbatch)
+                if recorder is not None:
+                    recorder.action = action
+                given = self._act(bodies[action.body], recorder)
+        finally:
+            for value in local:
+                self._state.pop(value, None)
+        return given
+
+    def _keys(self, key: Tensor, microbatch: int) -> dict[int, Tensor]:
+        """The key from which a microbatch's random masks are drawn, by value id."""
+        several = self.program.microbatches > 1
+        given = key_of_microbatch(key, microbatch) if several else key
+        return {state.value: given for state in self.program.inputs if state.kind == "key"}
+
+    def _act(self, step: Step, recorder: Recorder | None) -> tuple[Tensor, ...]:
+        """Runs one action. An error names the instruction that raised it."""
         try:
             return step.run(self._state, recorder)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             at, values = self._failed(step, error)
             kind, why = said(error, at, values)
             raise kind(f"rank {self.rank}: {_place(at)}{why}") from error
-        finally:
-            for value in local:
-                self._state.pop(value, None)
 
     def _failed(
         self, step: Step, error: BaseException
@@ -183,7 +195,7 @@ class Executor:
         """The instruction that raised `error`, and the step's variables at that time."""
         for frame, line in traceback.walk_tb(error.__traceback__):
             if frame.f_code.co_filename == step.filename and line in step.lines:
-                return self.program.instructions[step.lines[line]], frame.f_locals
+                return step.instructions[step.lines[line]], frame.f_locals
         return None, {}
 
     def _update(self, *gradients: Tensor) -> None:

@@ -21,7 +21,7 @@ Groups = Mapping[tuple[int, ...], dist.ProcessGroup]
 def axes_used(program: Program) -> list[tuple[int, ...]]:
     """All sets of mesh axes over which the program communicates, in order of first use."""
     found: dict[tuple[int, ...], None] = {}
-    for instruction in program.instructions:
+    for instruction in program.written:
         if isinstance(instruction, Communicate):
             found[instruction.axes] = None
         elif isinstance(instruction, Compute):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from cost_models.timeline import Event, MemorySample, Timeline
+from planner.program.actions import Action
 from planner.program.program import Communicate, Program
 from planner.torch_private.allocator import Allocations
 from runtime.collectives import Pending
@@ -30,7 +31,9 @@ class Recorder:
         self.program = program
         self.rank = rank
         self.held = held
-        self.spans: dict[int, list[Any]] = {}
+        #: The action that runs. A step notes instructions by their index in its body.
+        self.action = program.actions[0]
+        self.spans: dict[tuple[Action, int], list[Any]] = {}
         self.begun = time.time_ns()
         self.start = self.now()
 
@@ -44,35 +47,42 @@ class Recorder:
 
     def begin(self, index: int) -> None:
         """Notes that instruction `index` begins."""
-        self.spans[index] = [self.now(), None]
+        self.spans[self.action, index] = [self.now(), None]
 
     def end(self, index: int) -> None:
         """Notes that instruction `index` has ended."""
-        self.spans[index][1] = self.now()
+        self.close(self.spans[self.action, index])
+
+    def close(self, span: list[Any]) -> None:
+        """Notes that what began with `span` has ended."""
+        span[1] = self.now()
 
     def launched(self, index: int, pending: Pending) -> None:
         """Notes that the asynchronous instruction `index` is under way."""
         self.end(index)
         if pending.work is not None:
-            pending.work.get_future().add_done_callback(lambda _: self.end(index))
+            span = self.spans[self.action, index]
+            pending.work.get_future().add_done_callback(lambda _: self.close(span))
 
     def waiting(self, index: int, pending: Pending) -> None:
         """Notes that the wait for the asynchronous instruction `index` begins."""
         # No other thread works on it: its time is that of its start plus that of its end.
         if pending.work is None:
-            start, stop = self.spans[index]
-            self.spans[index] = [self.now() - (stop - start), None]
+            start, stop = self.spans[self.action, index]
+            self.spans[self.action, index] = [self.now() - (stop - start), None]
 
     def waited(self, index: int) -> None:
         """Notes that the wait for the asynchronous instruction `index` has ended."""
-        if self.spans[index][1] is None:  # else the thread that works on it notes its end
+        if (
+            self.spans[self.action, index][1] is None
+        ):  # else the thread that works on it notes its end
             self.end(index)
 
     def timeline(self, allocations: Allocations) -> Timeline:
         """The step as a `Timeline` of this device; `allocations` are those of the whole step."""
         stop = self.now()
         self.synchronize()
-        events = [self._event(index, *span) for index, span in self.spans.items()]
+        events = [self._event(*key, *span) for key, span in self.spans.items()]
         samples = [(0.0, self.held), *self.memory(allocations)]
         return Timeline(
             events=tuple(sorted(events, key=lambda event: event.start)),
@@ -92,8 +102,8 @@ class Recorder:
     def synchronize(self) -> None:
         """Makes all time stamps readable."""
 
-    def _event(self, index: int, start: Any, end: Any) -> Event:
-        instruction = self.program.instructions[index]
+    def _event(self, action: Action, index: int, start: Any, end: Any) -> Event:
+        instruction = self.program.bodies[action.body][index]
         talks = isinstance(instruction, Communicate) and instruction.kind != "slice"
         return Event(
             id=instruction.id,
@@ -104,13 +114,14 @@ class Recorder:
             start=self.seconds(start),
             end=self.seconds(end),
             path=instruction.path,
+            microbatch=action.microbatch,
         )
 
 
 class _CudaRecorder(Recorder):
     def __init__(self, *args: Any) -> None:
         self.side = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self.issued: list[tuple[int, int]] = []
+        self.issued: list[tuple[int, list[Any]]] = []
         super().__init__(*args)
 
     def now(self) -> Any:
@@ -122,8 +133,9 @@ class _CudaRecorder(Recorder):
         return float(self.start.elapsed_time(stamp)) / 1e3
 
     def begin(self, index: int) -> None:
-        self.issued.append((time.time_ns(), index))
+        at = time.time_ns()
         super().begin(index)
+        self.issued.append((at, self.spans[self.action, index]))
 
     def launched(self, index: int, pending: Pending) -> None:
         with torch.cuda.stream(self.side):
@@ -144,9 +156,7 @@ class _CudaRecorder(Recorder):
         out, times = [], [at for at, _ in self.issued]
         for at, nbytes in allocations.samples:
             place = bisect_right(times, at)
-            out.append(
-                (self.seconds(self.spans[self.issued[place - 1][1]][0]) if place else 0.0, nbytes)
-            )
+            out.append((self.seconds(self.issued[place - 1][1][0]) if place else 0.0, nbytes))
         return out
 
 

@@ -1,5 +1,5 @@
-"""A `Program` as the Python function that one rank runs each step: one line per op, with no
-look-ups at run time.
+"""The bodies of a `Program` as Python functions that one rank runs in each step: one line per op,
+with no look-ups at run time.
 
 Values are local variables, deleted where the program frees them. An asynchronous collective is
 waited for just before the first instruction that uses one of its results. Its sources are freed
@@ -19,7 +19,16 @@ import torch
 
 from planner.graph.graph import Group
 from planner.program.operators import callable_of, makes_tensors, returns_list
-from planner.program.program import Communicate, Compute, Instruction, Program, Ref, waits_for
+from planner.program.program import (
+    Communicate,
+    Compute,
+    Instruction,
+    Program,
+    Ref,
+    in_place,
+    waits_for,
+    writes,
+)
 from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
 from runtime.groups import Groups, group_size
@@ -31,18 +40,20 @@ _SERIAL = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """The compiled step: `run(state, recorder)` -> the loss, and the losses that it is the sum of;
-    `lines[n]` is the index of the instruction on line n."""
+    """A compiled body: `run(state, recorder)` -> the loss, and the losses that it is the sum of, if
+    it is the last of the step; `lines[n]` is the index of the instruction on line n."""
 
     run: Callable[[dict[int, torch.Tensor], Any], tuple[torch.Tensor, ...]]
     source: str
     filename: str
     lines: dict[int, int]
+    instructions: tuple[Instruction, ...]
 
 
 @dataclass(slots=True)
 class _Writer:
     program: Program
+    body: str
     rank: int
     groups: Groups
     device: torch.device
@@ -82,6 +93,7 @@ class _Writer:
 
 def generate(
     program: Program,
+    body: str,
     *,
     rank: int,
     groups: Groups,
@@ -89,11 +101,11 @@ def generate(
     update: Callable[..., None],
     recorded: bool,
 ) -> Step:
-    """The compiled step of one rank; `update(*gradients)` is what an `Update` calls."""
-    writer = _Writer(program, rank, groups, device, recorded, names={"update": update})
+    """A compiled body of one rank; `update(*gradients)` is what an `Update` calls."""
+    writer = _Writer(program, body, rank, groups, device, recorded, names={"update": update})
     _load(writer)
-    reusable = reusable_sources(program)
-    for writer.at, instruction in enumerate(program.instructions):
+    reusable = reusable_sources(program, body)
+    for writer.at, instruction in enumerate(program.bodies[body]):
         _instruction(writer, instruction, reusable)
     _store(writer)
     source = "def step(s, r):\n" + "\n".join(writer.lines) + "\n"
@@ -101,12 +113,12 @@ def generate(
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     space = writer.names
     exec(compile(source, filename, "exec"), space)
-    return Step(space["step"], source, filename, writer.origin)
+    return Step(space["step"], source, filename, writer.origin, program.bodies[body])
 
 
 def _load(writer: _Writer) -> None:
-    """Writes the lines that load values held before the step into variables; the batch, and values
-    that the program replaces, leave the state."""
+    """Writes the lines that load values held before the body into variables; the batch, and values
+    that the program replaces or frees here, leave the state."""
     writer.stale = _rewritten(writer.program)
     popped = writer.stale | {
         state.value for state in writer.program.inputs if state.kind != "buffer"
@@ -115,12 +127,33 @@ def _load(writer: _Writer) -> None:
     held += [i for p in writer.program.parameters for i in dict.fromkeys((p.value, p.shard))]
     for value in dict.fromkeys(held):
         writer.write(f"t{value} = s.pop({value})" if value in popped else f"t{value} = s[{value}]")
+    made, used, freed = _carried(writer)
+    for value in sorted(used - made):
+        writer.write(f"t{value} = s.pop({value})" if value in freed else f"t{value} = s[{value}]")
+
+
+def _carried(writer: _Writer) -> tuple[set[int], set[int], set[int]]:
+    """The values carried between actions that this one makes, uses and frees."""
+    body, carried = writer.program.bodies[writer.body], writer.program.carried
+    made = {value for one in body if in_place(one) is None for value in writes(one)}
+    used = {value for one in body for value in waits_for(one)}
+    freed = {value for one in body for value in one.frees}
+    return made & carried, used & carried, freed & carried
 
 
 def _store(writer: _Writer) -> None:
-    """Writes the lines that wait for collectives still under way, and store replaced parameters in
-    the state."""
+    """Writes the lines that wait for collectives still under way, and store in the state what
+    later actions or the next step read."""
     _wait(writer, list(writer.waits))
+    made, _, freed = _carried(writer)
+    for value in sorted(made - freed):
+        writer.write(f"s[{value}] = t{value}")
+    if writer.body != writer.program.actions[-1].body:
+        written = {value for one in writer.program.bodies[writer.body] for value in writes(one)}
+        for value, new in writer.program.stores:
+            if value in writer.program.stored_by_all and new in written:
+                writer.write(f"s[{value}] = t{new}")
+        return
     for value in sorted(_rewritten(writer.program)):
         writer.write(f"s[{value}] = t{value}")
     for value, new in writer.program.stores:
@@ -135,9 +168,7 @@ def replaced(program: Program) -> set[int]:
 
 
 def _rewritten(program: Program) -> set[int]:
-    written = {
-        i for instruction in program.instructions for i in getattr(instruction, "results", ())
-    }
+    written = {i for instruction in program.written for i in getattr(instruction, "results", ())}
     return {state.value for state in program.parameters} & written
 
 
@@ -209,7 +240,7 @@ def _bind_collective(writer: _Writer, instruction: Communicate, reusable: Sequen
 def _wait(writer: _Writer, values: Sequence[int]) -> None:
     """Writes the lines that wait for the collectives under way that write `values`."""
     for index in dict.fromkeys(writer.waits[value] for value in values if value in writer.waits):
-        instruction = writer.program.instructions[index]
+        instruction = writer.program.bodies[writer.body][index]
         assert isinstance(instruction, Communicate)
         if writer.recorded:
             writer.write(f"r.waiting({index}, p{index})")

@@ -15,6 +15,7 @@ from small_plans import Planned, ask_for, planned
 import planner.lowering.early
 from cost_models.cluster import load_cluster
 from planner.plans.words import atom_names, op_words
+from planner.program.actions import STEP
 from planner.program.program import Communicate, Compute, Program
 from planner.strategy.pinned import HEAVY
 from planner.strategy.strategies import options_of
@@ -234,7 +235,7 @@ def broken(program: Program) -> Program:
     )
     wrong = replace(program.instructions[at], reduce="max")
     return replace(
-        program, instructions=(*program.instructions[:at], wrong, *program.instructions[at + 1 :])
+        program, bodies={STEP: (*program.instructions[:at], wrong, *program.instructions[at + 1 :])}
     )
 
 

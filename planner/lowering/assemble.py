@@ -13,6 +13,7 @@ from planner.lowering.draft import Draft
 from planner.lowering.join_biases import join_biases
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.order import finish
+from planner.program.actions import STEP
 from planner.program.check import faults
 from planner.program.check_order import order_faults
 from planner.program.check_program import program_faults
@@ -65,7 +66,7 @@ def assemble(
     checked("freeing", lambda: order_faults(instructions, local.mesh))
     program = Program(
         mesh=local.mesh,
-        instructions=join_biases(instructions, _shapes(instructions, needed, local)),
+        bodies={STEP: join_biases(instructions, _shapes(instructions, needed, local))},
         parameters=needed.states,
         inputs=needed.inputs,
         loss=needed.loss,

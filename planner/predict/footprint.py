@@ -10,12 +10,14 @@ account of memory: the table, the picture and the simulated timeline all use it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from cost_models.memory import allocated_bytes, dtype_bytes
+from planner.predict.categories import CATEGORIES, NUMBER, categories_of
 from planner.predict.transfers import Buffers, buffers_of
 from planner.predict.workspace import workspace
+from planner.program.actions import runs
 from planner.program.copies import slice_copies
 from planner.program.program import (
     Communicate,
@@ -24,26 +26,12 @@ from planner.program.program import (
     Program,
     Update,
     given_kinds,
-    reads,
+    in_place,
     waits_for,
     writes,
 )
 
 __all__ = ["CATEGORIES", "Footprint", "footprint"]
-
-#: The categories of memory, in the order of the report. `inputs`: the batch; `gathered`: results of
-#: communication, and cast parameters; `temporaries`: workspaces of ops, and values of backward that
-#: are not gradients of parameters.
-CATEGORIES = (
-    "parameters",
-    "optimizer",
-    "gradients",
-    "activations",
-    "gathered",
-    "temporaries",
-    "inputs",
-)
-_NUMBER = {name: number for number, name in enumerate(CATEGORIES)}
 
 #: Bytes by category.
 Held = tuple[int, ...]
@@ -51,8 +39,8 @@ Held = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Footprint:
-    """Bytes by category (in the order of `CATEGORIES`): before the step and, for every instruction,
-    at its peak and at its end."""
+    """Bytes by category (in the order of `CATEGORIES`): before the step and, for every instruction
+    of every action, at its peak and at its end."""
 
     start: Held
     during: tuple[Held, ...]
@@ -71,10 +59,18 @@ def footprint(program: Program) -> Footprint:
     """The memory of one rank during the program."""
     walk = _Walk(program)
     start = tuple(walk.held)
-    during, after = [], []
-    for index, instruction in enumerate(program.instructions):
-        during.append(walk.run(index, instruction))
-        after.append(tuple(walk.held))
+    during: list[Held] = []
+    after: list[Held] = []
+    for alike in runs(program.actions):
+        for left in range(len(alike), 0, -1):
+            before, at = walk.state(), len(during)
+            for held in walk.action(program.bodies[alike[0].body]):
+                during.append(held)
+                after.append(tuple(walk.held))
+            if walk.state() == before:  # so all that are left are the same
+                during += during[at:] * (left - 1)
+                after += after[at:] * (left - 1)
+                break
     return Footprint(start=start, during=tuple(during), after=tuple(after))
 
 
@@ -99,19 +95,29 @@ class _Walk:
     def __init__(self, program: Program) -> None:
         self.program = program
         self.rounded = program.backend == "nccl"  # as by the caching allocator of a CUDA device
-        self.categories = _categories(program)
+        self.categories = categories_of(program)
         self.kinds = dict(given_kinds(program))
         self.blocks = _given(program)
         self.stale = {s.value for s in program.parameters} & {
-            v for i in program.instructions for v in writes(i)
+            v for i in program.written for v in writes(i)
         }
         self.waits: dict[int, _UnderWay] = {}
         self.held = [program.initial_bytes.get(name, 0) for name in CATEGORIES]
         self.total = sum(self.held)
         self.most, self.fullest = self.total, tuple(self.held)
 
-    def run(self, index: int, instruction: Instruction) -> Held:
-        """Accounts for an instruction; returns the bytes held at its peak."""
+    def state(self) -> tuple[Held, frozenset[int]]:
+        """The bytes held, and the values that hold them."""
+        return tuple(self.held), frozenset(self.blocks)
+
+    def action(self, body: tuple[Instruction, ...]) -> Iterator[Held]:
+        """Accounts for an action; gives the bytes held at the peak of each of its instructions."""
+        for index, instruction in enumerate(body, start=1):
+            yield self.run(instruction, last=index == len(body))
+
+    def run(self, instruction: Instruction, *, last: bool) -> Held:
+        """Accounts for an instruction, the `last` of its action or not; returns the bytes held at
+        its peak."""
         self.most = -1
         self._mark()
         for value in waits_for(instruction):
@@ -129,10 +135,18 @@ class _Walk:
                 if result is not None:
                     self.kinds[result] = shape, dtype
         self._free(instruction.frees)
-        if index == len(self.program.instructions) - 1:
+        if last:
             for pending in list({id(p): p for p in self.waits.values()}.values()):
                 self._finish(pending)
+            self._store()
         return self.fullest
+
+    def _store(self) -> None:
+        """Lets new values of buffers replace the old ones at the end of an action."""
+        for old, new in self.program.stores:
+            if old in self.program.stored_by_all and new in self.blocks:
+                self._drop(self.blocks[old])
+                self.blocks[old] = self.blocks.pop(new)
 
     # --------------------------------------------------------------------------------------- blocks
 
@@ -165,16 +179,18 @@ class _Walk:
     # ------------------------------------------------------------------------------------------ ops
 
     def _compute(self, op: Compute) -> None:
+        if in_place(op) is not None:
+            return
         nbytes = (
             0
             if op.kind == "view"
             else workspace(op, self.kinds, self.program.mesh.sizes, host=not self.rounded)
         )
-        unused = [self._take(nbytes, _NUMBER["temporaries"])] if nbytes else []
+        unused = [self._take(nbytes, NUMBER["temporaries"])] if nbytes else []
         for value, shape, dtype in zip(op.results, op.shapes, op.dtypes, strict=True):
             if value is None:
                 unused.append(
-                    self._take(math.prod(shape) * dtype_bytes(dtype), _NUMBER["temporaries"])
+                    self._take(math.prod(shape) * dtype_bytes(dtype), NUMBER["temporaries"])
                 )
             elif op.kind == "view" and op.operands and self.program.value_bytes[value] == 0:
                 self._share(value, self.blocks[op.operands[0]])
@@ -253,51 +269,5 @@ def _given(program: Program) -> dict[int, _Block]:
         ("parameters", [state.value for state in program.parameters]),
     ):
         for value in values:
-            blocks[value] = _Block(program.value_bytes[value], _NUMBER[name])
+            blocks[value] = _Block(program.value_bytes[value], NUMBER[name])
     return blocks
-
-
-def _categories(program: Program) -> dict[int, int]:
-    """The category of each value, as an index. Gradients are the values that the update reads, and
-    those reduced for it; others go by their writer and its phase."""
-    gradients: set[int] = set()
-    for instruction in reversed(program.instructions):
-        if instruction.kind == "optimizer" or (
-            gradients.intersection(writes(instruction))
-            and (isinstance(instruction, Communicate) or instruction.kind == "view")
-        ):
-            gradients.update(reads(instruction))
-    parameters = {state.value for state in program.parameters}
-    of_parameters = _of_parameters(program)
-    out: dict[int, int] = {}
-    for instruction in program.instructions:
-        for value in writes(instruction):
-            name = (
-                "parameters" if value in parameters else "gradients" if value in gradients else ""
-            )
-            out[value] = _NUMBER[name or _category(instruction, value in of_parameters)]
-    return out
-
-
-def _category(instruction: Instruction, of_parameter: bool) -> str:
-    if isinstance(instruction, Compute) and not of_parameter:
-        return "activations" if instruction.phase == "forward" else "temporaries"
-    return "gathered"
-
-
-def _of_parameters(program: Program) -> set[int]:
-    """The values that are parameters, gathered parameters, or either cast to another format."""
-    found = {state.value for state in program.parameters}
-    for instruction in program.instructions:
-        same = (
-            isinstance(instruction, Communicate)
-            or instruction.kind == "view"
-            or _casts(instruction)
-        )
-        if same and reads(instruction) and found.issuperset(reads(instruction)):
-            found.update(writes(instruction))
-    return found
-
-
-def _casts(instruction: Instruction) -> bool:
-    return isinstance(instruction, Compute) and instruction.op == "aten._to_copy.default"

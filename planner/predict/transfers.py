@@ -90,7 +90,7 @@ def shared_bytes(program: Program) -> int:
     if program.backend != "shared":
         return 0
     regions: dict[tuple[tuple[int, ...], str, int, str], int] = {}
-    for message in program.instructions:
+    for message in program.written:
         if isinstance(message, Communicate) and message.kind != "slice":
             ranks = math.prod(program.mesh.sizes[axis] for axis in message.axes)
             numel, dtype = _sent(message, ranks), message.dtypes[0]

@@ -13,6 +13,7 @@ from typing import Any
 
 from planner.graph.graph import Ref as GraphRef
 from planner.graph.graph import Serial
+from planner.program.actions import few
 from planner.program.copies import slice_copies
 from planner.program.program import (
     Communicate,
@@ -21,6 +22,7 @@ from planner.program.program import (
     Program,
     Ref,
     Update,
+    in_place,
     reads,
     writes,
 )
@@ -34,7 +36,10 @@ _PLAIN = frozenset((int, float, bool, str, type(None)))
 
 def faults(program: Program) -> tuple[str, ...]:
     """The faults of a program, one line each; none if it can be run."""
-    return (*foreign_faults(program.instructions), *_lifetimes(program), *_overwritten(program))
+    missing = {action.body for action in program.actions} - program.bodies.keys()
+    if missing:
+        return (f"the step runs {', '.join(sorted(missing))}, which have no instructions",)
+    return (*foreign_faults(program.written), *_lifetimes(program), *_overwritten(program))
 
 
 def foreign_faults(instructions: Iterable[Instruction]) -> Iterator[str]:
@@ -69,21 +74,18 @@ def _collect(items: Iterable[Any], found: list[Any]) -> None:
 
 def _lifetimes(program: Program) -> Iterator[str]:
     """Values that are read before they are written or after they are freed, and those written or
-    freed twice."""
+    freed twice; values that outlive their action, though they are not carried."""
     state = {value for one in program.parameters for value in (one.value, one.shard)}
-    alive = state | {one.value for one in program.inputs}
-    known = set(alive)
-    for instruction in program.instructions:
-        made, read, frees = writes(instruction), reads(instruction), instruction.frees
-        if not alive.issuperset(read):
-            yield f"{instruction.id} reads {sorted({*read} - alive)}, which are not written, or freed"
-        if not known.isdisjoint(made) and known.intersection(made) - state:
-            yield f"{instruction.id} writes {made}, of which some were written before"
-        alive.update(made)
-        known.update(made)
-        if frees and (not alive.issuperset(frees) or len({*frees}) != len(frees)):
-            yield f"{instruction.id} frees {frees}, of which some are not there"
-        alive.difference_update(frees)
+    given = state | {one.value for one in program.inputs}
+    replacing = {new for old, new in program.stores if old in program.stored_by_all}
+    alive = set(given)
+    actions = few(program.actions)
+    for number, action in enumerate(actions, start=1):
+        yield from _lifetimes_of(program.bodies[action.body], alive, state)
+        if number < len(actions):
+            alive -= replacing
+            if alive - given - program.carried:
+                yield f"{action} ends with {sorted(alive - given - program.carried)}, which are not carried"
     kept = {
         program.loss,
         *(value for _, value in program.reported),
@@ -91,6 +93,29 @@ def _lifetimes(program: Program) -> Iterator[str]:
     }
     if not alive.issuperset(kept | state):
         yield f"the step ends without {sorted((kept | state) - alive)}"
+    if not alive.isdisjoint(program.carried - kept):
+        yield f"the step ends with {sorted(alive & (program.carried - kept))}, carried to no action"
+
+
+def _lifetimes_of(
+    instructions: Iterable[Instruction], alive: set[int], state: set[int]
+) -> Iterator[str]:
+    """The same in one action, which begins with the values `alive`, and leaves there those that it
+    ends with."""
+    known = set(alive)
+    for instruction in instructions:
+        made, read, frees = writes(instruction), reads(instruction), instruction.frees
+        if not alive.issuperset(read):
+            yield f"{instruction.id} reads {sorted({*read} - alive)}, which are not written, or freed"
+        if not known.isdisjoint(made) and known.intersection(made) - state - {
+            in_place(instruction)
+        }:
+            yield f"{instruction.id} writes {made}, of which some were written before"
+        alive.update(made)
+        known.update(made)
+        if frees and (not alive.issuperset(frees) or len({*frees}) != len(frees)):
+            yield f"{instruction.id} frees {frees}, of which some are not there"
+        alive.difference_update(frees)
 
 
 def _overwritten(program: Program) -> Iterator[str]:
@@ -98,7 +123,7 @@ def _overwritten(program: Program) -> Iterator[str]:
     update has written to it."""
     trained = {value for one in program.parameters for value in (one.value, one.shard)}
     updated = False
-    for instruction in program.instructions:
+    for instruction in program.written:
         updated |= isinstance(instruction, Update)
         if updated and instruction.phase != "update" and trained.intersection(reads(instruction)):
             yield (

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from planner.graph.graph import Graph, Node, map_refs
 from planner.graph.layout import Mesh
+from planner.program.actions import STEP
 from planner.program.check_graph import GIVEN
 from planner.program.dry import Failure, first_failure
 from planner.program.operators import is_overload, torch_constants
@@ -33,7 +34,7 @@ def _one_rank(graph: Graph) -> Program:
     given = (value for value in graph.values if value.kind in GIVEN)
     return Program(
         mesh=Mesh((), ()),
-        instructions=tuple(_compute(node) for node in graph.nodes),
+        bodies={STEP: tuple(_compute(node) for node in graph.nodes)},
         parameters=(),
         loss=graph.loss,
         inputs=tuple(

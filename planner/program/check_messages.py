@@ -163,8 +163,8 @@ _SAME = Meeting._fields.index("expanded")
 
 
 def meetings(program: Program) -> tuple[Meeting, ...]:
-    """The collectives of a rank, in order."""
-    messages = (i for i in program.instructions if isinstance(i, Communicate) and i.kind != "slice")
+    """The collectives of a rank, in order, those of each body once."""
+    messages = (i for i in program.written if isinstance(i, Communicate) and i.kind != "slice")
     return tuple(
         Meeting(*(getattr(message, name) for name in Meeting._fields)) for message in messages
     )

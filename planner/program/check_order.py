@@ -16,7 +16,14 @@ from planner.graph.graph import Group
 from planner.graph.layout import Mesh
 from planner.program.check import foreign_faults
 from planner.program.check_messages import message_faults
-from planner.program.program import Communicate, Compute, Instruction, reads, writes
+from planner.program.program import (
+    Communicate,
+    Compute,
+    Instruction,
+    in_place,
+    reads,
+    writes,
+)
 
 __all__ = ["lost_faults", "order_faults"]
 
@@ -41,7 +48,7 @@ def _written_faults(instructions: Sequence[Instruction]) -> Iterator[str]:
     written: set[int] = set()
     for instruction in instructions:
         for value in dict.fromkeys(reads(instruction)):
-            if value in awaited and value not in written:
+            if value in awaited and value not in written and value != in_place(instruction):
                 yield f"{instruction.id} reads value {value}, which is written later"
         for value in writes(instruction):
             if value in written:

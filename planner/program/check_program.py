@@ -12,10 +12,18 @@ from collections.abc import Iterator
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import Mesh, local_shape
+from planner.program.actions import few, show_actions
 from planner.program.check import faults
 from planner.program.check_messages import Kind, meeting_faults, meetings, sent_faults
 from planner.program.check_order import order_faults
-from planner.program.program import Communicate, Program, Update, given_kinds, writes
+from planner.program.program import (
+    Communicate,
+    Instruction,
+    Program,
+    Update,
+    given_kinds,
+    writes,
+)
 
 __all__ = ["program_faults", "ranks_faults"]
 
@@ -24,7 +32,7 @@ def program_faults(program: Program) -> Iterator[str]:
     """All faults of a program by itself."""
     yield from faults(program)
     yield from _leaks(program)
-    unlike = [*order_faults(program.instructions, program.mesh)]
+    unlike = [f for body in program.bodies.values() for f in order_faults(body, program.mesh)]
     yield from unlike
     if not unlike:  # else some values have no shape
         yield from _shape_faults(program)
@@ -35,9 +43,15 @@ def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
     """Faults between the programs of several ranks of a mesh: all must run the same instructions,
     and meet in every collective."""
     first, *others = sorted(programs)
-    names = [instruction.id for instruction in programs[first].instructions]
+    names = [instruction.id for instruction in programs[first].written]
     for rank in others:
-        for number, instruction in enumerate(programs[rank].instructions):
+        if programs[rank].actions != programs[first].actions:
+            yield (
+                f"rank {rank} runs {show_actions(programs[rank].actions)}, rank {first} "
+                f"{show_actions(programs[first].actions)}"
+            )
+            continue
+        for number, instruction in enumerate(programs[rank].written):
             if number >= len(names) or instruction.id != names[number]:
                 has = names[number] if number < len(names) else "none"
                 yield f"instruction {number} of rank {rank} is {instruction.id}, of rank {first} {has}"
@@ -59,9 +73,9 @@ def _leaks(program: Program) -> Iterator[str]:
         *(value for _, value in program.reported),
         *(value for _, value in program.stores),
     }
-    freed = {value for instruction in program.instructions for value in instruction.frees}
+    freed = {value for instruction in program.written for value in instruction.frees}
     kept = given | _held(program)
-    for instruction in program.instructions:
+    for instruction in program.written:
         for value in writes(instruction):
             if value not in freed and value not in kept:
                 yield f"{instruction.id} writes value {value}, which is never freed"
@@ -70,7 +84,7 @@ def _leaks(program: Program) -> Iterator[str]:
 def _shape_faults(program: Program) -> Iterator[str]:
     """Wrong shapes and dtypes of messages, of the update and of the step's results."""
     kinds = dict(given_kinds(program))
-    for instruction in program.instructions:
+    for instruction in _in_few_actions(program):
         if isinstance(instruction, Update):
             yield from _update_faults(program, instruction, kinds)
             continue
@@ -89,6 +103,13 @@ def _shape_faults(program: Program) -> Iterator[str]:
     for held, new in program.stores:
         if kinds.get(held) != kinds.get(new):
             yield f"buffer value {held} is {_words(kinds.get(held))} and becomes value {new}, {_words(kinds.get(new))}"
+
+
+def _in_few_actions(program: Program) -> Iterator[Instruction]:
+    """The instructions in the order in which they run, without those of third and later actions of
+    the same body."""
+    for action in few(program.actions):
+        yield from program.bodies[action.body]
 
 
 def _update_faults(program: Program, update: Update, kinds: dict[int, Kind]) -> Iterator[str]:
@@ -126,7 +147,7 @@ def _bytes_faults(program: Program) -> Iterator[str]:
                 f"value {value}, given, is accounted as {program.value_bytes.get(value)} bytes, "
                 f"it is {_words((shape, dtype))}"
             )
-    for instruction in program.instructions:
+    for instruction in program.written:
         for value in writes(instruction):
             if program.value_bytes.get(value, -1) < 0:
                 yield f"{instruction.id} writes value {value}, accounted as {program.value_bytes.get(value)} bytes"

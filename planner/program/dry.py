@@ -75,7 +75,7 @@ def _first(program: Program) -> Failure | None:
     kinds = dict(given_kinds(program))
     made: _Tensors = {}
     seen: set[Any] = set()
-    for instruction in program.instructions:
+    for instruction in program.written:
         if isinstance(instruction, Compute):
             key = _key(instruction, kinds)
             if key is not None and key not in seen:

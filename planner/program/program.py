@@ -3,17 +3,18 @@
 All ranks run the same instructions, with the same ids, in the same order. If a split does not
 divide evenly, shapes and numbers in arguments are those of one rank. Rank 0's shards are the
 largest, so its program is the one that is simulated. Values are integers; every value is written
-once per step.
+once per action, and lives within it unless the program says that it is carried to later ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from planner.graph.graph import refs_in
 from planner.graph.layout import Layout, Mesh, SubShape, local_shape
+from planner.program.actions import WHOLE_STEP, Action
 
 __all__ = [
     "AGAIN_SUFFIX",
@@ -27,6 +28,7 @@ __all__ = [
     "Update",
     "freeing",
     "given_kinds",
+    "in_place",
     "reads",
     "runs_again",
     "writes",
@@ -134,6 +136,10 @@ class Update:
 
 Instruction = Compute | Communicate | Update
 
+#: Adds a microbatch's term (the second operand) to a sum in place (the first); with one operand,
+#: the first microbatch's term becomes the sum.
+ACCUMULATE = "shardwright.accumulate"
+
 
 def reads(instruction: Instruction) -> tuple[int, ...]:
     """The values that an instruction reads."""
@@ -160,6 +166,12 @@ def writes(instruction: Instruction) -> tuple[int, ...]:
         return ()
     results = instruction.results
     return tuple([r for r in results if r is not None]) if None in results else results  # type: ignore[return-value]
+
+
+def in_place(instruction: Instruction) -> int | None:
+    """The value that an instruction adds to in place, if it does: it reads and writes it."""
+    adds = isinstance(instruction, Compute) and instruction.op == ACCUMULATE
+    return instruction.operands[0] if adds and len(instruction.operands) == 2 else None  # type: ignore[union-attr]
 
 
 def freeing(instruction: Instruction, frees: tuple[int, ...]) -> Instruction:
@@ -197,7 +209,11 @@ class ParameterState:
 class InputState:
     """A value that comes into the step, in the layout of each rank's shard. `kind`: `input`, a
     batch tensor (`name` is its position in the batch); `buffer`, of the module; `key`, the number
-    from which the step's random masks are drawn."""
+    from which the step's random masks are drawn.
+
+    If the step runs in microbatches, `subshape` is that of one microbatch's piece, and `pieces` =
+    (outer, here): the whole tensor, row-major, is (outer, microbatches * here, inner), and
+    microbatch j reads `here` of it from j * here on. None: every microbatch reads all of it."""
 
     name: str
     value: int
@@ -205,27 +221,54 @@ class InputState:
     layout: Layout
     dtype: str
     kind: str = "input"
+    pieces: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """One training step of every rank of `mesh` or, if shapes or arguments differ between ranks, of
-    `rank`. `loss` is the id of a replicated scalar, and so are those of `reported`, by name;
+    `rank`: its `actions` in order, each of which runs the instructions of one of the `bodies`.
+
+    `loss` is the id of a replicated scalar, and so are those of `reported`, by name;
     `initial_bytes` are held before the step. `stores` are the buffers that the step changes: (id of
-    the old value, id of the new one). `backend` sends the messages: `shared` (memory shared by
-    ranks of one machine), `gloo` or `nccl`."""
+    the old value, id of the new one); those old values that are in `stored_by_all` are replaced at
+    the end of every action that writes the new one, the others at the end of the step. `carried`
+    are the values that live from one action to later ones: sums over microbatches, which every
+    microbatch adds to in place, and what is gathered once for the step. `backend` sends the
+    messages: `shared` (memory shared by ranks of one machine), `gloo` or `nccl`."""
 
     mesh: Mesh
-    instructions: tuple[Instruction, ...]
+    bodies: Mapping[str, tuple[Instruction, ...]]
     parameters: tuple[ParameterState, ...]
     inputs: tuple[InputState, ...]
     loss: int
     value_bytes: dict[int, int]
     initial_bytes: dict[str, int]
+    actions: tuple[Action, ...] = WHOLE_STEP
+    carried: frozenset[int] = frozenset()
     stores: tuple[tuple[int, int], ...] = ()
+    stored_by_all: frozenset[int] = frozenset()
     reported: tuple[tuple[str, int], ...] = ()
     rank: int | None = None
     backend: str = "shared"
+
+    @property
+    def instructions(self) -> tuple[Instruction, ...]:
+        """All instructions of the step in the order in which they run, action by action."""
+        if len(self.actions) == 1:
+            return self.bodies[self.actions[0].body]
+        return tuple(one for action in self.actions for one in self.bodies[action.body])
+
+    @property
+    def written(self) -> Iterator[Instruction]:
+        """The instructions of all bodies, each body once."""
+        for body in self.bodies.values():
+            yield from body
+
+    @property
+    def microbatches(self) -> int:
+        """The number of microbatches of a step."""
+        return 1 + max(action.microbatch for action in self.actions)
 
 
 def given_kinds(program: Program) -> Iterator[tuple[int, tuple[tuple[int, ...], str]]]:

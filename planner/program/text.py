@@ -18,6 +18,7 @@ from cost_models.units import US
 from planner.graph.columns import aligned
 from planner.graph.graph import Group
 from planner.graph.layout import SubShape, show_layout
+from planner.program.actions import WHOLE_STEP, show_actions
 from planner.program.program import (
     Communicate,
     Compute,
@@ -40,20 +41,18 @@ Shape = tuple[int, ...]
 
 def program_text(program: Program) -> str:
     """The program as lines: a header, its parameters and inputs with their layouts, its
-    instructions.
+    instructions, those of each body under its name if there are several.
 
     `%3` is a value, `@dp` the group of the ranks that differ only on axis dp, `_` a result that
     nothing reads. A message is followed by its axes, its arguments by their shapes in sub-dims;
     `packing` and `unpacking` are the microseconds of the copies around it. If the bytes of a value
     are not those of its shape, they are in brackets; views have no bytes.
     """
-    instructions = [COLUMNS, *(_row(program, one) for one in program.instructions)]
-    return (
-        "\n".join(
-            [*_head(program), "", *_states(program), "", *aligned(instructions, right=(0, 1))]
-        )
-        + "\n"
-    )
+    lines = [*_head(program), "", *_states(program)]
+    for name, body in program.bodies.items():
+        lines += ["", *([] if program.actions == WHOLE_STEP else [name])]
+        lines += aligned([COLUMNS, *(_row(program, one) for one in body)], right=(0, 1))
+    return "\n".join(lines) + "\n"
 
 
 # ---------------------------------------------------------------------------------------- the whole
@@ -80,8 +79,18 @@ def _head(program: Program) -> Iterator[str]:
         f"{', '.join(f'{name} {nbytes}' for name, nbytes in program.initial_bytes.items()) or 'nothing'} "
         "(bytes)"
     )
+    if program.actions != WHOLE_STEP:
+        yield f"actions   {show_actions(program.actions)}"
+    if program.carried:
+        yield f"carried   {_values(sorted(program.carried))}"
     yield f"loss      {', '.join([f'%{program.loss}', *(f'{name} %{value}' for name, value in program.reported)])}"
-    yield f"stores    {', '.join(f'%{after} in %{before}' for before, after in program.stores) or 'nothing'}"
+    yield f"stores    {', '.join(_stored(program)) or 'nothing'}"
+
+
+def _stored(program: Program) -> Iterator[str]:
+    for before, after in program.stores:
+        when = " after every microbatch" if before in program.stored_by_all else ""
+        yield f"%{after} in %{before}{when}"
 
 
 def _dtypes(dtypes: Iterator[str]) -> str:
@@ -89,7 +98,7 @@ def _dtypes(dtypes: Iterator[str]) -> str:
 
 
 def _of_products(program: Program) -> Iterator[str]:
-    for one in program.instructions:
+    for one in program.written:
         if isinstance(one, Compute) and one.kind == "gemm":
             yield from one.dtypes
 
@@ -103,7 +112,7 @@ def _masters(program: Program) -> str:
 def _buckets(program: Program) -> str:
     """The numbers of values in messages of several values, by phase and kind."""
     found: dict[str, list[str]] = {}
-    for one in program.instructions:
+    for one in program.written:
         if isinstance(one, Communicate) and one.kind != "slice":
             found.setdefault(f"{one.phase} {one.kind} of", []).append(str(len(one.sources)))
     return "; ".join(f"{name} {', '.join(sizes)}" for name, sizes in found.items())
@@ -124,13 +133,14 @@ def _states(program: Program) -> list[str]:
         )
     for s in program.inputs:
         piece = _kind(program, s.value, *kinds[s.value])
+        part = f"; {s.pieces[1]} of each of {s.pieces[0]} per microbatch" if s.pieces else ""
         rows.append(
             (
                 f"%{s.value}",
                 f"{s.kind} {s.name}",
                 piece,
                 _subshape(s.subshape),
-                show_layout(s.layout),
+                show_layout(s.layout) + part,
             )
         )
     return aligned(rows)

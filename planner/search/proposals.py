@@ -168,7 +168,7 @@ class Proposer:
             candidate,
             choices=choices,
             program=program,
-            prediction=prediction_of(program, run),
+            prediction=prediction_of(run),
             run=run,
         )
 
@@ -202,7 +202,7 @@ class Proposer:
         if self.shallow is None or whole:
             program = self._programs(proposal, choices)(choices.bucket)
             run = run_of(program, self.cluster)
-            prediction = prediction_of(program, run)
+            prediction = prediction_of(run)
         else:
             program, prediction = self.shallow.predict(
                 table, choice, proposal.mesh, self.cluster, recast=recast

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from planner.graph.layout import Mesh
+from planner.program.actions import STEP
 from planner.program.program import (
     Compute,
     InputState,
@@ -93,7 +94,7 @@ def _program(num_ops: int) -> Program:
     )
     return Program(
         mesh=Mesh(("dp",), (1,)),
-        instructions=tuple(chain),
+        bodies={STEP: tuple(chain)},
         parameters=(state,),
         loss=last + 1,
         value_bytes={},

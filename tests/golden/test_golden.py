@@ -14,6 +14,7 @@ from golden_cases import CASES, planned
 from golden_record import path_of, record_of
 from golden_words import differences
 
+from planner.program.actions import STEP
 from planner.program.program import Communicate, Compute, Program
 from planner.search.search import Found
 
@@ -73,7 +74,7 @@ def slower(program: Program) -> Program:
         replace(one, time=one.time * 1.3) if isinstance(one, Compute) else one
         for one in program.instructions
     ]
-    return replace(program, instructions=tuple(instructions))
+    return replace(program, bodies={STEP: tuple(instructions)})
 
 
 def larger(program: Program) -> Program:
@@ -91,7 +92,7 @@ def freed_later(program: Program) -> Program:
     value = instructions[at].frees[0]
     instructions[at] = replace(instructions[at], frees=instructions[at].frees[1:])
     instructions[at + 1] = replace(instructions[at + 1], frees=(value, *instructions[at + 1].frees))
-    return replace(program, instructions=tuple(instructions))
+    return replace(program, bodies={STEP: tuple(instructions)})
 
 
 def one_bucket_more(program: Program) -> Program:
@@ -107,7 +108,7 @@ def one_bucket_more(program: Program) -> Program:
     at = program.instructions.index(whole)
     return replace(
         program,
-        instructions=(*program.instructions[:at], first, rest, *program.instructions[at + 1 :]),
+        bodies={STEP: (*program.instructions[:at], first, rest, *program.instructions[at + 1 :])},
     )
 
 
@@ -163,5 +164,5 @@ def test_the_last_bit_of_another_processor_is_no_difference() -> None:
     )
     assert not differences(
         record_of(plan),
-        record_of(replace(plan, program=replace(plan.program, instructions=instructions))),
+        record_of(replace(plan, program=replace(plan.program, bodies={STEP: instructions}))),
     )

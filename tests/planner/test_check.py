@@ -11,6 +11,7 @@ from small_plans import ask_for, planned
 
 from planner.graph.graph import Ref as GraphRef
 from planner.graph.graph import Serial
+from planner.program.actions import STEP
 from planner.program.check import faults
 from planner.program.program import Compute, Program, Ref
 
@@ -27,7 +28,7 @@ def changed(program: Program, change: Callable[[Compute], Compute]) -> Program:
     )
     instructions = list(program.instructions)
     instructions[at] = change(instructions[at])  # type: ignore[arg-type]
-    return replace(program, instructions=tuple(instructions))
+    return replace(program, bodies={STEP: tuple(instructions)})
 
 
 def test_a_lowered_program_has_no_faults(program: Program) -> None:
@@ -77,7 +78,9 @@ def test_what_outlives_the_step_is_not_freed(program: Program) -> None:
     last = program.instructions[-1]
     freed = replace(
         program,
-        instructions=(*program.instructions[:-1], replace(last, frees=(*last.frees, program.loss))),
+        bodies={
+            STEP: (*program.instructions[:-1], replace(last, frees=(*last.frees, program.loss)))
+        },
     )
     assert any("ends without" in fault for fault in faults(freed))
 
@@ -91,13 +94,13 @@ def test_a_parameter_that_is_read_after_its_update_is_a_fault() -> None:
     )
     new = max(program.value_bytes) + 1
     late = replace(op, args=(Ref(weight),), results=(new,), frees=())
-    after = replace(program, instructions=(*program.instructions, late))
+    after = replace(program, bodies={STEP: (*program.instructions, late)})
     assert any("after their update" in fault for fault in faults(after))
     view, reader = (
         replace(late, kind="view"),
         replace(late, args=(Ref(new),), results=(new + 1,), kind="elementwise"),
     )
-    through = replace(program, instructions=(view, *program.instructions, reader))
+    through = replace(program, bodies={STEP: (view, *program.instructions, reader)})
     assert any("after their update" in fault for fault in faults(through))
     assert any(
         "which the update writes to" in fault

@@ -13,6 +13,7 @@ from small_plans import Planned, ask_for, planned
 from planner.graph.graph import Group
 from planner.graph.graph import Ref as GraphRef
 from planner.graph.layout import Mesh
+from planner.program.actions import STEP
 from planner.program.check_messages import meeting_faults, meetings
 from planner.program.check_order import lost_faults, order_faults
 from planner.program.check_program import program_faults, ranks_faults
@@ -55,7 +56,7 @@ def changing(which: Pick, change: Callable[[Any], Instruction]) -> Change:
         at = find(program, which)
         instructions = list(program.instructions)
         instructions[at] = change(instructions[at])
-        return replace(program, instructions=tuple(instructions))
+        return replace(program, bodies={STEP: tuple(instructions)})
 
     return apply
 
@@ -71,7 +72,7 @@ def moved(which: Pick, to: int) -> Change:
         at = find(program, which)
         instructions = list(program.instructions)
         instructions.insert(at + to, instructions.pop(at))
-        return replace(program, instructions=tuple(instructions))
+        return replace(program, bodies={STEP: tuple(instructions)})
 
     return apply
 
@@ -364,14 +365,16 @@ def test_ranks_meet_in_the_same_order(uneven: Planned) -> None:
     turned = list(programs[1].instructions)
     turned[a], turned[b] = turned[b], turned[a]
     found = list(
-        ranks_faults(uneven.mesh, {**programs, 1: replace(programs[1], instructions=tuple(turned))})
+        ranks_faults(
+            uneven.mesh, {**programs, 1: replace(programs[1], bodies={STEP: tuple(turned)})}
+        )
     )
     assert any(fault.startswith("collective 0 of rank 1 has id ") for fault in found), found
     less = replace(
         programs[1],
-        instructions=tuple(
-            i for at, i in enumerate(programs[1].instructions) if at != messages[-1]
-        ),
+        bodies={
+            STEP: tuple(i for at, i in enumerate(programs[1].instructions) if at != messages[-1])
+        },
     )
     found = list(ranks_faults(uneven.mesh, {**programs, 1: less}))
     assert any(

@@ -12,6 +12,7 @@ from small_plans import ask_for, planned
 
 from cost_models.cluster import load_cluster
 from planner.program import dry
+from planner.program.actions import STEP
 from planner.program.dry import CannotRun, dry_run
 from planner.program.program import Compute, Program
 from planner.search.search import search
@@ -32,7 +33,7 @@ def with_op(program: Program, op: str, change: Callable[[Compute], Compute]) -> 
     assert isinstance(found, Compute)
     return replace(
         program,
-        instructions=(*program.instructions[:at], change(found), *program.instructions[at + 1 :]),
+        bodies={STEP: (*program.instructions[:at], change(found), *program.instructions[at + 1 :])},
     )
 
 

@@ -11,6 +11,7 @@ from planner.graph.layout import Mesh
 from planner.predict.footprint import CATEGORIES, footprint
 from planner.predict.predict import memory_by_category
 from planner.predict.transfers import shared_bytes
+from planner.program.actions import STEP
 from planner.program.copies import slice_copies
 from planner.program.program import Communicate, Compute, Program, Update
 
@@ -73,7 +74,7 @@ def program(
     nbytes = {v: N if v < 10 else result for v in written}
     return Program(
         mesh=Mesh(("dp",), (4,)),
-        instructions=instructions,
+        bodies={STEP: instructions},
         parameters=(),
         inputs=(),
         loss=0,

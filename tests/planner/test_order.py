@@ -15,6 +15,7 @@ from planner.lowering.in_flight import PRODUCTS, continued_late
 from planner.lowering.lower import lower
 from planner.lowering.order import finish
 from planner.predict.footprint import CATEGORIES, footprint
+from planner.program.actions import STEP
 from planner.program.program import (
     Communicate,
     Compute,
@@ -108,7 +109,7 @@ def test_two_reductions_are_under_way_at_most(kind: str) -> None:
         replace(i, after=()) if isinstance(i, Communicate) else i for i in plan.program.instructions
     ]
     assert gradients(plan.program) < 0.8 * gradients(
-        replace(plan.program, instructions=tuple(free))
+        replace(plan.program, bodies={STEP: tuple(free)})
     )
 
 

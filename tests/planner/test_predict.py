@@ -26,6 +26,7 @@ from planner.predict.predict import (
     predict,
     simulate_program,
 )
+from planner.program.actions import STEP
 from planner.program.program import Communicate, Compute, Instruction, Program, Ref
 from planner.strategy.choices import recost
 
@@ -246,7 +247,7 @@ def programs(draw: st.DrawFn) -> Program:
             )
     return Program(
         mesh=Mesh(("dp", "tp"), (2, 8)),
-        instructions=tuple(instructions),
+        bodies={STEP: tuple(instructions)},
         parameters=(),
         inputs=(),
         loss=0,

@@ -12,6 +12,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from small_plans import ask_for, planned
 
+from planner.program.actions import STEP
 from planner.program.program import (
     Communicate,
     Compute,
@@ -67,7 +68,7 @@ def stripped(program: Program) -> Program:
     )
     return replace(
         program,
-        instructions=tuple(quick),
+        bodies={STEP: tuple(quick)},
         value_bytes={v: program.value_bytes[v] for v in sorted(told)},
     )
 
@@ -117,8 +118,8 @@ def test_every_field_of_an_instruction_is_told(
     name = data.draw(st.sampled_from([f.name for f in fields(one) if f.name not in NOT_TOLD]))
     assume(name != "results" or one.results[0] is not None)  # type: ignore[union-attr]
     changed = replace(one, **{name: _changed(one, name)})
-    instructions = (*program.instructions[:at], changed, *program.instructions[at + 1 :])
-    assert program_text(replace(program, instructions=instructions)) != program_text(program), name
+    bodies = {STEP: (*program.instructions[:at], changed, *program.instructions[at + 1 :])}
+    assert program_text(replace(program, bodies=bodies)) != program_text(program), name
 
 
 def _changed(one: Compute | Communicate | Update, name: str) -> Any:
@@ -141,10 +142,15 @@ def _changed(one: Compute | Communicate | Update, name: str) -> Any:
 @pytest.mark.parametrize("name", [f.name for f in fields(Program)])
 def test_every_field_of_a_program_is_told(programs: list[Program], name: str) -> None:
     program = programs[0]
+    if name == "stored_by_all":
+        program = replace(program, stores=((1, 2),))
     value = getattr(program, name)
     changed = {
         "mesh": lambda: replace(value, names=("x", "y")),
-        "instructions": lambda: value[:-1],
+        "bodies": lambda: {STEP: value[STEP][:-1]},
+        "actions": lambda: (replace(value[0], microbatch=1),),
+        "carried": lambda: frozenset({program.loss}),
+        "stored_by_all": lambda: frozenset({1}),
         "parameters": lambda: value[:-1],
         "inputs": lambda: value[:-1],
         "value_bytes": lambda: {**value, program.parameters[0].value: 7},
@@ -177,9 +183,12 @@ def test_every_field_of_an_input_is_told(programs: list[Program], name: str) -> 
     program = programs[0]
     first = program.inputs[0]
     value = getattr(first, name)
-    changed = {"value": 1, "subshape": ((2, 4), (8,)), "layout": (1, -1)}.get(name) or another(
-        value
-    )
+    changed = {
+        "value": 1,
+        "subshape": ((2, 4), (8,)),
+        "layout": (1, -1),
+        "pieces": (1, 2),
+    }.get(name) or another(value)
     assert program_text(
         replace(program, inputs=(replace(first, **{name: changed}), *program.inputs[1:]))
     ) != program_text(program)

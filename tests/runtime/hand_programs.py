@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_shape
+from planner.program.actions import STEP
 from planner.program.program import (
     Communicate,
     Compute,
@@ -117,7 +118,7 @@ class Builder:
         }
         return Program(
             mesh=self.mesh,
-            instructions=_with_frees(self.instructions, kept),
+            bodies={STEP: _with_frees(self.instructions, kept)},
             parameters=tuple(parameters),
             inputs=tuple(inputs),
             loss=self.loss,

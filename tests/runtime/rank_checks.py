@@ -22,6 +22,7 @@ from planner import kernels
 from planner.graph.layout import Mesh, piece_sizes, start_of
 from planner.kernels import shared
 from planner.predict.transfers import shared_bytes
+from planner.program.actions import STEP
 from planner.program.program import Communicate, Program, Ref
 from runtime.collectives import Collective, compile_collective
 from runtime.worker import RunRequest, join, train
@@ -58,7 +59,7 @@ def broken_program(payload: Any, emit: Any) -> None:
     program = perceptron(all_splits(2)["data"])
     first = dataclasses.replace(program.instructions[1], args=(Ref(0), Ref(1)), path="first")
     wrong = dataclasses.replace(
-        program, instructions=(program.instructions[0], first, *program.instructions[2:])
+        program, bodies={STEP: (program.instructions[0], first, *program.instructions[2:])}
     )
     with join(2) as place:
         train(wrong, make_workload, RunRequest(plan=""), place, emit)
@@ -252,7 +253,7 @@ def _check_shared_bytes(collective: Collective, instruction: Communicate, num_ra
     if collective.shared is not None:
         program = Program(
             mesh=Mesh(("dp",), (num_ranks,)),
-            instructions=(instruction,),
+            bodies={STEP: (instruction,)},
             parameters=(),
             inputs=(),
             loss=0,

@@ -14,6 +14,7 @@ from small_plans import ask_for, planned
 from torch import Tensor, nn
 
 from planner.kernels import step_key
+from planner.program.actions import STEP
 from planner.program.operators import makes_tensors
 from planner.program.program import Program
 from planner.torch_private.modes import TorchDispatchMode
@@ -67,7 +68,13 @@ def step_away(program: Program, ask: Ask) -> tuple[Executor, tuple[Tensor, ...]]
     local = executor.local_batch(workload.batch)
     key = {state.value: step_key(0, 0) for state in program.inputs if state.kind == "key"}
     step = generate(
-        program, rank=0, groups={}, device=AWAY, update=lambda *gradients: None, recorded=False
+        program,
+        STEP,
+        rank=0,
+        groups={},
+        device=AWAY,
+        update=lambda *gradients: None,
+        recorded=False,
     )
     with torch.no_grad(), NothingOnTheHost():
         return executor, step.run({**executor._state, **local, **key}, None)

@@ -18,6 +18,7 @@ from kinds import Kind, plan_of
 
 from cost_models.errors import BadValue, RunFailed, UnknownName
 from planner.graph.layout import REPLICATE, Layout, Mesh, SubShape
+from planner.program.actions import STEP
 from planner.program.program import Communicate, Compute, Program, Ref
 from planner.torch_private.allocator import allocations
 from planner.workload.ask import Ask
@@ -137,7 +138,7 @@ def test_unknown_op_is_refused() -> None:
     wrong = dataclasses.replace(program.instructions[0], op="shardwright.lstn")
     with pytest.raises(UnknownName, match=r"did you mean 'shardwright\.lstm'"):
         Executor(
-            dataclasses.replace(program, instructions=(wrong, *program.instructions[1:])),
+            dataclasses.replace(program, bodies={STEP: (wrong, *program.instructions[1:])}),
             make_workload(),
         )
 
@@ -146,7 +147,7 @@ def test_failing_instruction_is_named() -> None:
     program = perceptron(Split(ONE))
     wrong = dataclasses.replace(program.instructions[1], args=(Ref(0), Ref(1)), path="first")
     broken = dataclasses.replace(
-        program, instructions=(program.instructions[0], wrong, *program.instructions[2:])
+        program, bodies={STEP: (program.instructions[0], wrong, *program.instructions[2:])}
     )
     workload = make_workload()
     with pytest.raises(RunFailed, match=r"^rank 0: instruction c\d+ \(aten\.mm\.default, first\)"):
@@ -166,7 +167,7 @@ def test_a_collective_overwrites_only_what_nothing_else_reads() -> None:
     b.communicate("all_reduce", (0,), [(kept_view, (2, 2))], [(2, 2)])
     program = b.finish([], [])
     program = dataclasses.replace(program, inputs=(perceptron(Split(ONE)).inputs[0],))
-    assert list(reusable_sources(program).values()) == [[True], [False], [False]]
+    assert list(reusable_sources(program, STEP).values()) == [[True], [False], [False]]
 
 
 @st.composite
@@ -252,7 +253,7 @@ def test_a_message_that_nobody_reads_is_waited_for_and_freed() -> None:
     )
     more = dataclasses.replace(
         program,
-        instructions=(*program.instructions[:at], message, *program.instructions[at:]),
+        bodies={STEP: (*program.instructions[:at], message, *program.instructions[at:])},
     )
     workload = build(make_workload, 0)
     losses = [
@@ -299,4 +300,4 @@ def test_a_message_is_recorded_until_it_is_done() -> None:
         clock.waiting(0, pending)
         pending.work = None  # as `finish` leaves it
         clock.waited(0)
-        assert clock.spans[0] == span
+        assert clock.spans[program.actions[0], 0] == span
