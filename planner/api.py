@@ -31,7 +31,7 @@ from planner.search.budget import TIME_LIMIT, Budget
 from planner.search.search import Found, search
 from planner.state.hash_seed import chosen
 from planner.state.hung import check_hooks
-from planner.strategy.pins import parse_mesh, parse_pin
+from planner.strategy.pins import parse_mesh, parse_pin, recompute_pins
 from planner.workload.ask import Ask, default_precision
 from planner.workload.optimizers import by_name, of_torch
 from planner.workload.parts import workload_of
@@ -93,6 +93,7 @@ def plan(
     num_devices: int | None = None,
     mesh: str | None = None,
     pins: Sequence[str] = (),
+    recompute: str = "chosen",
     optimizer: str | torch.optim.Optimizer = "adam",
     learning_rate: float | None = None,
     optimizer_settings: Mapping[str, Any] | None = None,
@@ -110,10 +111,10 @@ def plan(
     a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
     with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
     one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
-    `pins`, `precision`, `reduce_gradients`, `clip_norm`, `memory_headroom` (a share below 1) and `time_limit` (seconds,
-    then the best plan so far is taken) are as on the command line. The model's values, as they are,
-    and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of
-    a run read them.
+    `pins`, `recompute`, `precision`, `reduce_gradients`, `clip_norm`, `memory_headroom` (a share
+    below 1) and `time_limit` (seconds, then the best plan so far is taken) are as on the command
+    line. The model's values, as they are, and the plan are written to `folder` (by default
+    `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
@@ -143,7 +144,8 @@ def plan(
         memory_headroom=memory_headroom,
     )
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
-    found = search(ask, on, mesh=pinned, pins=tuple(map(parse_pin, pins)), budget=budget)
+    rules = (*recompute_pins(recompute), *map(parse_pin, pins))
+    found = search(ask, on, mesh=pinned, pins=rules, budget=budget)
     write_plan(found.plan, where / "plan.json")
     if (
         not chosen()

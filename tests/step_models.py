@@ -129,3 +129,52 @@ def of_dict(batch: int = 8) -> Parts:
         {"x": torch.randn(batch, 8), "labels": torch.randint(0, 4, (batch,))},
         lambda out, _: out[0],
     )
+
+
+class Block(nn.Module):
+    """A layer whose attention is written out, with dropout."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.qkv = nn.LayerNorm(width), nn.Linear(width, 3 * width)
+        self.proj, self.drop = nn.Linear(width, width), nn.Dropout(0.2)
+        self.mlp = nn.Sequential(
+            nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in self.qkv(self.norm(x)).chunk(3, dim=-1)
+        )
+        scores = q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5
+        seen = (self.drop(scores.softmax(-1)) @ v).transpose(1, 2).flatten(2)
+        x = x + self.drop(self.proj(seen))
+        return x + self.mlp(x)
+
+
+class Unfused(nn.Module):
+    """A stack of such layers."""
+
+    def __init__(self, width: int = 16, heads: int = 4, layers: int = 2) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(32, width)
+        self.h = nn.ModuleList(Block(width, heads) for _ in range(layers))
+        self.head = nn.Linear(width, 32)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.embedding(ids)
+        for block in self.h:
+            x = self.run(block, x)
+        logits: Tensor = self.head(x).transpose(1, 2)
+        return logits
+
+    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+        out: Tensor = block(x)
+        return out
+
+
+def unfused(batch: int = 8, **sizes: int) -> Parts:
+    ids = torch.randint(0, 32, (2, batch, 8))
+    return Unfused(**sizes), (ids[0], ids[1]), F.cross_entropy

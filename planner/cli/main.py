@@ -146,8 +146,17 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     metavar="PART=HOW",
     multiple=True,
     help=(
-        "Fix how a part of the model runs (data, tensor, expert, replicate) or how its parameters "
-        "are kept (ddp, zero1, zero2, zero3). May be repeated; the last match wins."
+        "Fix how a part of the model runs (data, tensor, expert, replicate), how its parameters "
+        "are kept (ddp, zero1, zero2, zero3) or what backward computes again (recompute, selective, "
+        "keep). May be repeated; the last match wins."
+    ),
+)
+@click.option(
+    "--recompute",
+    metavar="HOW",
+    help=(
+        "What backward computes again to save memory: none, selective (cheap ops in layers), full "
+        "(of a layer only its input is kept) or chosen.  [default: chosen]"
     ),
 )
 @click.option(

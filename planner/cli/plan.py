@@ -47,6 +47,7 @@ def plan_model(
     memory_headroom: str,
     mesh: str | None,
     pins: tuple[str, ...],
+    recompute: str | None,
     time_limit: float | None,
     check: bool,
     out: Path | None,
@@ -65,7 +66,7 @@ def plan_model(
         progress("loading torch", 0.0)
         from planner.report.files import plan_files
         from planner.search.search import search
-        from planner.strategy.pins import parse_mesh, parse_pin
+        from planner.strategy.pins import parse_mesh, parse_pin, recompute_pins
         from planner.workload.ask import Ask, default_precision
         from planner.workload.precision import precision_of
 
@@ -92,7 +93,7 @@ def plan_model(
                 ask,
                 cluster,
                 mesh=pinned,
-                pins=tuple(map(parse_pin, pins)),
+                pins=(*recompute_pins(recompute or "chosen"), *map(parse_pin, pins)),
                 progress=progress,
                 own_process=True,
                 budget=budget,

@@ -11,7 +11,7 @@ from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
 from planner.plans.plan import Alternative
 from planner.search.proposals import Candidate, Proposer
-from planner.strategy.pins import Pin
+from planner.strategy.pins import MODE_PINS, Pin
 
 __all__ = ["Baseline", "baseline", "baselines", "comparisons"]
 
@@ -25,8 +25,10 @@ class Baseline:
     pins: tuple[Pin, ...] = ()
 
     def within(self, mesh: Mesh | None, pins: tuple[Pin, ...]) -> bool:
-        """Whether this baseline satisfies the mesh and pins that the user asked for."""
-        return (mesh is None or mesh == self.mesh) and set(pins) <= set(self.pins)
+        """Whether this baseline satisfies the mesh and pins that the user asked for; those on
+        modes hold for every baseline."""
+        of_splits = {pin for pin in pins if pin.choice not in MODE_PINS}
+        return (mesh is None or mesh == self.mesh) and of_splits <= set(self.pins)
 
 
 def baselines(cluster: Cluster) -> Iterator[Baseline]:
@@ -84,5 +86,6 @@ def _row(proposer: Proposer, one: Baseline, allowed: bool) -> Alternative:
 def baseline(proposer: Proposer, one: Baseline) -> tuple[Candidate, bool]:
     """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made to
     fit. Raises NoPlan if the model has no such plan."""
-    fitted, made = proposer.fitted(proposer.proposals(one.mesh, one.pins, last=True)[0])
+    pins = (*one.pins, *(pin for pin in proposer.pins if pin.choice in MODE_PINS))
+    fitted, made = proposer.fitted(proposer.proposals(one.mesh, pins, last=True)[0])
     return replace(fitted, name=one.name), made

@@ -56,6 +56,7 @@ class _Builder:
     def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
         self.model, self.costing, self.most_pairs = model, costing, most_pairs
         self.allowed = AllowedStrategies(model, costing.sizes, pins)
+        self.modes = pins.modes
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
@@ -84,6 +85,7 @@ class _Builder:
             pairs=self.pairs,
             overlappable_pairs=self.overlappable_pairs,
             names=(),
+            modes=self.modes,
         )
         self._connect(table)
         return replace(table, costs=tuple(self.costs), names=tuple(self.names))

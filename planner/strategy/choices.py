@@ -6,7 +6,7 @@ untied graph: a plan reports this objective, and it must equal the solver's.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import REPLICATE, Layout
@@ -35,11 +35,16 @@ class Choices:
 def read_choices(table: CostTable, choice: tuple[int, ...]) -> Choices:
     """The choices of a solution of the table's problem."""
     ties = table.model.ties
+    modes = table.modes(table.model)
     strategies = {}
     for node in table.model.graph.nodes:
         index = table.node_of[ties.node_class[node.index]]
         if index is not None:
-            strategies[node.index] = table.strategies[index][choice[index]]
+            strategy = table.strategies[index][choice[index]]
+            mode = modes.get(node.index, strategy.mode)
+            strategies[node.index] = (
+                strategy if mode == strategy.mode else replace(strategy, mode=mode)
+            )
     parameters = []
     for number in ties.parameter_class:
         index = table.parameter_of[number]

@@ -8,6 +8,7 @@ that `recost` computes by walking the whole, untied graph.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,7 +26,8 @@ __all__ = ["CostTable"]
 class CostTable:
     """The costs, and the numbers of the problem's nodes: `node_of[c]` for a class of ops (None for
     views), `parameter_of[c]` for a class of parameters, `hub_of[root value, phase]` for hubs.
-    `strategies[n]` (or the like) are the choices of problem node n."""
+    `strategies[n]` (or the like) are the choices of problem node n. `modes` are those that pins
+    decide on, by node of a model."""
 
     model: Model
     costing: Costing
@@ -40,6 +42,7 @@ class CostTable:
     pairs: dict[tuple[int, int], Array]
     overlappable_pairs: dict[tuple[int, int], Array]
     names: tuple[str, ...]
+    modes: Callable[[Model], Mapping[int, str]] = lambda model: {}
 
     @property
     def edges(self) -> tuple[tuple[int, int], ...]:

@@ -7,7 +7,7 @@ tensors never splits the batch.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from functools import partial
 
 from cost_models.errors import NoPlan, UnknownName
@@ -15,7 +15,8 @@ from planner.dims.subdims import OpDims
 from planner.dims.ties import pattern_of
 from planner.graph.graph import Node, Parameter
 from planner.graph.layout import Mesh
-from planner.strategy.pins import OP_PINS, PARAMETER_PINS, Pin, role_of
+from planner.strategy.mode_pins import check_mode_pins, modes_under, pinned_again
+from planner.strategy.pins import MODE_PINS, OP_PINS, PARAMETER_PINS, Pin, role_of
 from planner.strategy.strategies import Option, options_of
 from planner.strategy.traced_model import Model, Pins
 
@@ -29,16 +30,40 @@ def pins_for(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
     """The options that a mesh's names and some pins leave. Raises UnknownName for a pattern that
     matches nothing."""
     filters = _Filters(model, mesh, pins)
-    return Pins(op=filters.op, alike=filters.alike, parameter=filters.parameter)
+    return Pins(
+        op=filters.op,
+        alike=filters.alike,
+        parameter=filters.parameter,
+        again=pinned_again(model, pins),
+        modes=_modes_by_model(pins),
+    )
+
+
+def _modes_by_model(pins: tuple[Pin, ...]) -> Callable[[Model], Mapping[int, str]]:
+    """`modes_under` the pins, found once for each model."""
+    known: dict[int, tuple[Model, Mapping[int, str]]] = {}
+
+    def modes(model: Model) -> Mapping[int, str]:
+        if id(model) not in known:
+            known[id(model)] = model, modes_under(model, pins)
+        return known[id(model)][1]
+
+    return modes
 
 
 def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> None:
     """Raises UnknownName for a pin that matches nothing, NoPlan for one that changes nothing on any
     of the meshes: no axis is for it, or nothing that it matches can be split as it says. On one
-    device nothing is split, and every pin is accepted."""
+    device nothing is split, and every pin on splits is accepted. Raises BadValue for pins that
+    contradict each other."""
+    of_modes = [pin for pin in pins if pin.choice in MODE_PINS]
     filters = [
-        _Filters(model, mesh, (pin,)) for mesh in meshes for pin in pins if mesh.num_devices > 1
+        _Filters(model, mesh, (pin,))
+        for mesh in meshes
+        for pin in pins
+        if mesh.num_devices > 1 or pin in of_modes
     ]
+    check_mode_pins(model, tuple(of_modes))
     for pin in pins:
         reasons = [f.why_not(pin) for f in filters if f.pins == (pin,)]
         if reasons and all(reasons):
@@ -90,13 +115,13 @@ class _Filters:
     def _check_match(self, pin: Pin) -> None:
         modules = {n.path for n in self.model.graph.nodes if n.path}
         parameters = {p.name for p in self.model.graph.parameters}
-        of_ops = pin.choice in OP_PINS
+        of_ops = pin.choice not in PARAMETER_PINS
         matched = [path for path in parameters if pin.matches(path)]
         if not any(pin.matches(path) for path in (modules | {""} if of_ops else parameters)):
             if of_ops and matched:
                 raise UnknownName(
                     f"--pin '{pin.pattern}={pin.choice}' matches parameters only "
-                    f"({_some(matched)}), and {pin.choice} says how ops run: pin a "
+                    f"({_some(matched)}), and {pin.choice} is for ops: pin a "
                     f"module{_near(pin.pattern, modules)}, or {', '.join(PARAMETER_PINS)} for "
                     "parameters"
                 )
@@ -133,7 +158,7 @@ class _Filters:
 
     def why_not(self, pin: Pin) -> str:
         """Why the pin changes nothing on this mesh; empty if it does change something."""
-        if pin.choice in ("replicate", "ddp"):
+        if pin.choice in ("replicate", "ddp", *MODE_PINS):
             return ""
         if pin.choice in PARAMETER_PINS:
             return self._why_not_kept(pin)

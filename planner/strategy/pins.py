@@ -14,7 +14,18 @@ from dataclasses import dataclass
 from cost_models.errors import BadValue, unknown_name
 from planner.graph.layout import Mesh
 
-__all__ = ["OP_PINS", "PARAMETER_PINS", "PINS", "Pin", "parse_mesh", "parse_pin", "role_of"]
+__all__ = [
+    "OP_PINS",
+    "MODE_PINS",
+    "PARAMETER_PINS",
+    "PINS",
+    "Pin",
+    "RECOMPUTE",
+    "parse_mesh",
+    "parse_pin",
+    "recompute_pins",
+    "role_of",
+]
 
 _ROLES = {
     "dp": "data",
@@ -27,8 +38,8 @@ _ROLES = {
     "mp": "tensor",
 }
 
-#: The choices of a pin. The first five say how ops run, the others how parameters are kept on data
-#: axes.
+#: The choices of a pin. The first five say how ops run, the next four how parameters are kept on data
+#: axes, the last three what is kept from forward to backward.
 PINS = {
     "data": "split the batch on every axis",
     "tensor": "split something other than the batch on the innermost tensor axis",
@@ -40,9 +51,18 @@ PINS = {
     "reduce-scattered, as ZeRO-2)",
     "zero2": "the same as zero1",
     "zero3": "parameters, gradients and optimizer state in pieces, gathered where they are used",
+    "keep": "results that backward reads stay in memory from forward to backward",
+    "recompute": "results are freed in forward, and the ops run again in backward; of a layer, only "
+    "what it reads is kept",
+    "selective": "in layers, products with parameters and fused attention are kept, and what is "
+    "cheap between them runs again",
 }
 OP_PINS = ("data", "tensor", "tp", "expert", "replicate")
 PARAMETER_PINS = ("ddp", "zero1", "zero2", "zero3")
+MODE_PINS = ("keep", "recompute", "selective")
+
+#: `--recompute`: the first pin that it stands for, if any.
+RECOMPUTE = {"none": "keep", "selective": "selective", "full": "recompute", "chosen": None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +114,14 @@ def parse_pin(text: str) -> Pin:
     if choice not in PINS:
         raise unknown_name("pin", choice, tuple(PINS))
     return Pin(pattern, choice)
+
+
+def recompute_pins(name: str) -> tuple[Pin, ...]:
+    """The pins that `--recompute NAME` stands for. Raises UnknownName."""
+    if name not in RECOMPUTE:
+        raise unknown_name("recompute", name, tuple(RECOMPUTE))
+    choice = RECOMPUTE[name]
+    return () if choice is None else (Pin("*", choice),)
 
 
 def role_of(axis: str) -> str:

@@ -4,8 +4,8 @@ each value."""
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Hashable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from cost_models.memory import dtype_bytes
@@ -136,23 +136,33 @@ class Model:
         )
 
     @cached_property
+    def blocks(self) -> tuple[str, ...]:
+        """For every node, the block in which it runs again: its layer, empty if no layer owns it.
+        In a model without layers, a child of the root module."""
+        paths = [node.path for node in self.graph.nodes]
+        layered = {path: block_of(path) for path in paths}
+        if not any(layered.values()):
+            layered = {path: path.partition(".")[0] for path in paths}
+        return tuple(layered[path] for path in paths)
+
+    @cached_property
     def crossing(self) -> frozenset[int]:
-        """The root values that a layer writes and another layer, or the model outside of layers,
+        """The root values that a block writes and another block, or the model outside of blocks,
         reads in forward, such as the residual stream. They are kept for backward even if their
-        writer runs again: otherwise a later layer's backward would run the layers before it again,
-        and hold all that they compute. An approximation: a cheap op at the end of a layer is kept
-        too. Values that no layer writes do not count."""
-        graph, found = self.graph, set()
-        for (value, phase), uses in self.uses.items():
-            writer = graph.values[value].writer
-            if phase != "forward" or writer is None or not block_of(graph.nodes[writer].path):
-                continue
-            block = block_of(graph.nodes[writer].path)
-            if any(
-                u.node is not None and block_of(graph.nodes[u.node].path) != block for u in uses
-            ):
-                found.add(value)
-        return frozenset(found)
+        writer runs again: otherwise a later block's backward would run the blocks before it again,
+        and hold all that they compute. An approximation: a cheap op at the end of a block is kept
+        too. Values that no block writes do not count."""
+        return frozenset(
+            value
+            for (value, phase), uses in self.uses.items()
+            if phase == "forward" and self._is_read_outside(value, uses)
+        )
+
+    def _is_read_outside(self, value: int, uses: list[Use]) -> bool:
+        writer = self.graph.values[value].writer
+        block = "" if writer is None else self.blocks[writer]
+        blocks = {self.blocks[use.node] for use in uses if use.node is not None}
+        return bool(block) and blocks != {block}
 
     @cached_property
     def uses(self) -> dict[tuple[int, str], list[Use]]:
@@ -276,11 +286,15 @@ class Model:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pins:
     """The options that the user allows for node n on axis a, and for parameter p on axis a; the
-    same for tied nodes with the same `alike`."""
+    same for tied nodes with the same `alike`. `again` says, for every op of forward on whose mode a
+    pin decides, whether it is to run again in backward; `modes` are those of a model, if all other
+    ops are kept, without those of kept ops."""
 
     op: Callable[[Node, int, Option], bool] = lambda node, axis, option: True
     alike: Callable[[Node], Hashable] = lambda node: node.index
     parameter: Callable[[Parameter, int, Option], bool] = lambda parameter, axis, option: True
+    again: Mapping[int, bool] = field(default_factory=dict)
+    modes: Callable[[Model], Mapping[int, str]] = lambda model: {}
 
 
 def _adds_a_bias(graph: Graph, node: Node) -> bool:

@@ -187,7 +187,8 @@ def test_pins_that_are_no_pins(text: str) -> None:
 def test_an_unknown_choice_lists_what_is_known() -> None:
     with pytest.raises(
         UnknownName,
-        match=r"unknown pin 'zero4': did you mean 'zero\d'\? known: data, ddp, expert, replicate, tensor, tp",
+        match=r"unknown pin 'zero4': did you mean 'zero\d'\? known: data, ddp, expert, keep, "
+        r"recompute, replicate, selective, tensor, tp",
     ):
         parse_pin("*=zero4")
 
@@ -217,7 +218,7 @@ def test_what_says_how_ops_run_is_not_said_of_a_parameter(word: str) -> None:
     model, _ = traced(ask_for("lstm"))
     with pytest.raises(
         UnknownName,
-        match=rf"'lstm\.weight\*={word}' matches parameters only \(lstm\.weight_hh_l0, .*\), and {word} says",
+        match=rf"'lstm\.weight\*={word}' matches parameters only \(lstm\.weight_hh_l0, .*\), and {word} is for ops",
     ):
         pins_for(model, mesh_of("tp=2"), (Pin("lstm.weight*", word),))
 
