@@ -100,6 +100,8 @@ def plan(
     precision: str | None = None,
     reduce_gradients: str | None = None,
     clip_norm: float | None = None,
+    microbatches: int = 1,
+    per_microbatch: Sequence[str] = (),
     memory_headroom: float = MEMORY_HEADROOM,
     time_limit: float = TIME_LIMIT,
     folder: str | Path = "",
@@ -111,14 +113,21 @@ def plan(
     a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
     with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
     one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
-    `pins`, `recompute`, `precision`, `reduce_gradients`, `clip_norm`, `memory_headroom` (a share
-    below 1) and `time_limit` (seconds, then the best plan so far is taken) are as on the command
-    line. The model's values, as they are, and the plan are written to `folder` (by default
-    `plans/CLASS-DEVICES`), from which the ranks of a run read them.
+    `pins`, `recompute`, `precision`, `reduce_gradients`, `clip_norm`, `microbatches`,
+    `per_microbatch` (globs of modules), `memory_headroom` (a share below 1) and `time_limit`
+    (seconds, then the best plan so far is taken) are as on the command line. The model's values, as
+    they are, and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which
+    the ranks of a run read them.
 
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
     """
+    if microbatches < 1:
+        raise BadValue(f"microbatches={microbatches}: give a whole number of at least 1")
+    if isinstance(per_microbatch, str):
+        raise BadValue(
+            f"per_microbatch={per_microbatch!r}: give a list, as in [{per_microbatch!r}]"
+        )
     if isinstance(pins, str):
         raise BadValue(f"pins={pins!r}: give a list of pins, as in pins=[{pins!r}]")
     if not 0 <= memory_headroom < 1:
@@ -141,6 +150,8 @@ def plan(
         num_devices=on.num_devices,
         **formats.fields(),
         clip_norm=clip_norm,
+        microbatches=microbatches,
+        per_microbatch=tuple(per_microbatch),
         memory_headroom=memory_headroom,
     )
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)

@@ -178,6 +178,7 @@ def ask_for(
     compute: str = "",
     formats: Formats = PLAIN,
     clip_norm: float | None = None,
+    microbatches: int = 1,
     **sizes: int | str,
 ) -> Ask:
     """A small model of `SIZES`, some sizes replaced."""
@@ -193,6 +194,7 @@ def ask_for(
         compute=compute,
         formats=formats,
         clip_norm=clip_norm,
+        microbatches=microbatches,
     )
 
 
@@ -203,7 +205,7 @@ def traced(ask: Ask) -> tuple[Model, Workload]:
     if key not in _TRACED:
         with checking():
             found = trace(partial(build, replace(ask, num_devices=1)), ask.model)
-            _TRACED[key] = modelled(found), found.workload
+            _TRACED[key] = modelled(found, ask), found.workload
     return _TRACED[key]
 
 

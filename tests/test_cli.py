@@ -55,12 +55,22 @@ class Branches(Net):
         return super().forward(x)
 
 
+class Centred(Net):
+    def forward(self, x):
+        y = super().forward(x)
+        return y - y.mean(0)
+
+
 def make(batch=32, net=Net):
     return net(), (torch.randn(batch, 16), torch.randn(batch, 4)), nn.functional.mse_loss
 
 
 def branches():
     return make(net=Branches)
+
+
+def centred():
+    return make(net=Centred)
 
 
 def compiled():
@@ -184,6 +194,23 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         (
             "--model mlp --batch 7 --gpus 8",
             "NoPlan: a batch of 7 has fewer samples than 8 devices, and shares no factor with them: use --batch 8",
+        ),
+        (
+            "--model mlp --batch 8 --global-batch 16",
+            "BadValue: --batch 8 and --global-batch 16 are the same option: give one of them",
+        ),
+        (
+            "--model mlp --gpus 2 --global-batch 8 --microbatches 3",
+            "BadValue: --microbatches 3: 8 samples are not cut into 3 equal parts; use --microbatches 2 or 4",
+        ),
+        (
+            "--model resnet --set depth=10 --gpus 2 --batch 4 --microbatches 2",
+            "NoPlan: batch_norm in stem.1 takes statistics over all samples of a batch, which no microbatch has",
+        ),
+        (
+            "--model my_model.py:centred --gpus 2 --microbatches 2",
+            "NoPlan: sub in the model needs all samples of a batch at once, which no microbatch has: compute it "
+            "for each sample; or use --microbatches 1 (at /",
         ),
         (
             "--model mlp --mesh dp=3 --gpus 8",

@@ -84,6 +84,21 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option(
     "--batch", type=WHOLE, help="Global batch size.  [default: the model's own, per device]"
 )
+@click.option("--global-batch", type=WHOLE, help="The same as --batch.")
+@click.option(
+    "--microbatches",
+    type=WHOLE,
+    help="Run a step in so many equal parts of the batch, one after another.  [default: 1]",
+)
+@click.option(
+    "--per-microbatch",
+    metavar="PART",
+    multiple=True,
+    help=(
+        "Allow modules that match, '*' for all, to take statistics over each microbatch instead of "
+        "the batch (batch norm). May be repeated."
+    ),
+)
 @click.option("--seq", type=WHOLE, help="Sequence length.  [default: the model's own]")
 @click.option(
     "--set",

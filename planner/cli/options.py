@@ -13,7 +13,7 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "check_option",
+    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "check_global_batch", "check_option",
     "json_option", "optimizer_settings", "out_option", "plan_argument", "plan_file", "settings_of",
     "share_of", "slug",
 ]  # fmt: skip
@@ -115,6 +115,14 @@ def check_clip_norm(value: float | None) -> None:
     """Raises `BadValue` for a norm that is not positive."""
     if value is not None and not 0 < value < float("inf"):
         raise BadValue(f"--clip-norm {value}: give a positive number")
+
+
+def check_global_batch(batch: int | None, global_batch: int | None) -> None:
+    """Raises `BadValue` if the two names of one option have unlike values."""
+    if None not in (batch, global_batch) and batch != global_batch:
+        raise BadValue(
+            f"--batch {batch} and --global-batch {global_batch} are the same option: give one of them"
+        )
 
 
 def optimizer_settings(*, betas: str | None, **numbers: float | None) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from planner.cli.group import uncollected
 from planner.cli.options import (
     check_clip_norm,
     check_folder,
+    check_global_batch,
     optimizer_settings,
     settings_of,
     share_of,
@@ -34,6 +35,9 @@ def plan_model(
     nodes: int | None,
     hardware: str | None,
     batch: int | None,
+    global_batch: int | None,
+    microbatches: int | None,
+    per_microbatch: tuple[str, ...],
     seq: int | None,
     settings: tuple[str, ...],
     precision: str | None,
@@ -60,6 +64,7 @@ def plan_model(
     folder = check_folder(out or Path("plans") / f"{slug(model)}-{cluster.num_devices}")
     values = settings_of(settings)
     check_clip_norm(clip_norm)
+    check_global_batch(batch, global_batch)
     trained = optimizer_settings(weight_decay=weight_decay, momentum=momentum, betas=betas)
     headroom = share_of("--memory-headroom", memory_headroom)
     with progress_bar() as progress:
@@ -75,8 +80,10 @@ def plan_model(
         )
         ask = Ask(
             model=model,
-            batch=batch,
+            batch=global_batch if batch is None else batch,
             seq=seq,
+            microbatches=microbatches or 1,
+            per_microbatch=per_microbatch,
             settings=values,
             num_devices=cluster.num_devices,
             **formats.fields(),

@@ -13,7 +13,16 @@ from collections.abc import Iterable
 
 from planner.graph.graph import Graph, Node
 
-__all__ = ["ACCUMULATE", "AFTER", "BEFORE", "BODY", "is_accumulate", "is_total", "sections_of"]
+__all__ = [
+    "ACCUMULATE",
+    "AFTER",
+    "BEFORE",
+    "BODY",
+    "is_accumulate",
+    "is_total",
+    "repeats_of",
+    "sections_of",
+]
 
 ACCUMULATE = "shardwright.accumulate"
 
@@ -48,6 +57,11 @@ def sections_of(graph: Graph) -> tuple[str, ...]:
     return tuple(
         BEFORE if n.index in before else BODY if n.index in body else AFTER for n in graph.nodes
     )
+
+
+def repeats_of(graph: Graph) -> tuple[int, ...]:
+    """How often a step runs every node."""
+    return tuple(1 if s == AFTER else graph.microbatches for s in sections_of(graph))
 
 
 def _needed_by(graph: Graph, nodes: Iterable[Node], values: Iterable[int]) -> set[int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cost_models.errors import NoPlan
@@ -22,6 +22,11 @@ class CannotSplit(NoPlan):
         super().__init__(message)
         self.op, self.path = op, path
 
+    @property
+    def kind(self) -> str:
+        """The kind of error that the user is told."""
+        return NoPlan.__name__
+
 
 def shown(node: Node) -> str:
     """An op and its module, in words."""
@@ -34,20 +39,20 @@ def across(graph: Graph, node: Node, statistics: bool) -> CannotSplit:
         f"{shown(node)} takes statistics over all samples of a batch, which no microbatch has: "
         f"allow those of each microbatch with {PER_MICROBATCH} '{node.path}', or '*' for all modules"
         if statistics
-        else f"{shown(node)} needs all samples of a batch at once, which no microbatch has: its "
-        "result would be another"
+        else f"{shown(node)} needs all samples of a batch at once, which no microbatch has: "
+        "compute it for each sample"
     )
     return CannotSplit(f"{what}; or use --microbatches 1", node.op, node.path)
 
 
 @contextmanager
-def with_line(line_of: object) -> Iterator[None]:
-    """Adds the model's line, if it is known, to a refusal that names an op."""
+def with_line(line_of: Callable[[str, str], str]) -> Iterator[None]:
+    """Adds the model's line to a refusal that names an op: `line_of` is given the op and its
+    module's path, and returns ` at FILE:LINE (CODE)`, empty if it is not known."""
     try:
         yield
     except CannotSplit as error:
-        assert callable(line_of)
         line = line_of(error.op, error.path) if error.op else ""
         if not line:
             raise
-        raise CannotSplit(f"{error} ({line.removeprefix(' at ')})") from error
+        raise CannotSplit(f"{error} ({line.strip()})") from error

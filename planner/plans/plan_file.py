@@ -60,8 +60,12 @@ def plan_text(plan: Plan) -> str:
 
 
 def _ask(ask: Ask) -> dict[str, Any]:
-    """The ask as JSON; formats that are those of the parameters are left out."""
+    """The ask as JSON; formats that are those of the parameters are left out, and what says of
+    microbatches that there is one."""
     body = asdict(ask)
+    for key, default in (("microbatches", 1), ("per_microbatch", ())):
+        if body[key] == default:
+            del body[key]
     if ask.formats == PLAIN:
         del body["formats"]
     return body
@@ -152,6 +156,7 @@ def _check(plan: Plan) -> None:
             given,
             "a whole number of at least 1, or null",
         )
+    check(ask.microbatches >= 1, "ask.microbatches", ask.microbatches, "at least 1")
     check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {', '.join(DTYPES)}")
     check(
         ask.compute in ("", *DTYPES),

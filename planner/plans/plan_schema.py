@@ -73,6 +73,8 @@ class Summary(TypedDict):
     dtype: str
     num_parameters: Natural
     constants: NotRequired[list[str]]
+    microbatches: NotRequired[Count]
+    per_microbatch: NotRequired[list[str]]
     take_no_part: list[str]
     step_time_s: Positive
     compute_time_s: Share

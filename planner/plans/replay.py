@@ -6,6 +6,7 @@ Plan -> Model, Choices, Program. Every rank gets the plan's file, traces the mod
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,17 +15,19 @@ from pathlib import Path
 from cost_models.errors import BadPlan
 from cost_models.machine import Cluster
 from planner.dims.roots import is_view, roots_of
-from planner.dims.subdims import infer
+from planner.dims.subdims import SubDims, infer
 from planner.dims.ties import tie
 from planner.graph.checking import checked
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout, local_sizes
 from planner.lowering.lower import lower
+from planner.microbatch import microbatch_graph, with_line
 from planner.plans.plan import Plan
 from planner.plans.plan_file import option_text, write_plan
 from planner.plans.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
 from planner.predict.depth import Shallow, fits_together
-from planner.program.check_graph import dims_faults
+from planner.program.check_calls import called_faults
+from planner.program.check_graph import dims_faults, graph_faults
 from planner.program.program import Program
 from planner.state.hash_seed import chosen
 from planner.strategy.choices import Choices
@@ -33,9 +36,9 @@ from planner.strategy.modes import mode_faults
 from planner.strategy.strategies import KEPT, Strategy, op_strategies, parameter_strategies
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
-from planner.trace.trace import trace
+from planner.trace.trace import line_of, trace
 from planner.trace.traced import Traced
-from planner.workload.ask import build
+from planner.workload.ask import Ask, build
 from planner.workload.workload import Workload
 
 __all__ = [
@@ -51,17 +54,34 @@ __all__ = [
 ]
 
 
-def modelled(traced: Traced) -> Model:
-    """The traced graph with its sub-dims, ties and views."""
-    dims = infer(traced.graph)
-    checked("sub-dims", lambda: dims_faults(traced.graph, dims.shapes))
-    roots = roots_of(traced.graph, dims)
-    return Model(graph=traced.graph, dims=dims, ties=tie(traced.graph, dims, roots), roots=roots)
+def modelled(traced: Traced, ask: Ask | None = None) -> Model:
+    """The traced graph with its sub-dims, ties and views; if `ask` has several microbatches, the
+    graph of one of them. Raises BadValue and CannotSplit if it cannot be cut into so many."""
+    graph, dims = traced.graph, _dims(traced.graph)
+    if ask is not None and ask.microbatches > 1:
+        with with_line(lambda op, path: line_of(lambda: build(ask), op, path)):
+            graph = microbatch_graph(graph, dims, ask.microbatches, ask.per_microbatch)
+        checked("microbatch", lambda: itertools.chain(graph_faults(graph), called_faults(graph)))
+        dims = _dims(graph)
+    roots = roots_of(graph, dims)
+    return Model(
+        graph=graph,
+        dims=dims,
+        ties=tie(graph, dims, roots),
+        roots=roots,
+        whole=None if graph is traced.graph else traced.graph,
+    )
 
 
-def shallow_of(traced: Traced, model: Model) -> Shallow | None:
+def _dims(graph: Graph) -> SubDims:
+    dims = infer(graph)
+    checked("sub-dims", lambda: dims_faults(graph, dims.shapes))
+    return dims
+
+
+def shallow_of(traced: Traced, model: Model, ask: Ask | None = None) -> Shallow | None:
     """The model at smaller depths, if it is deep and its trace has them."""
-    models = [modelled(replace(traced, graph=graph)) for _, graph in traced.shallow]
+    models = [modelled(replace(traced, graph=graph), ask) for _, graph in traced.shallow]
     if len(models) != 2 or not all(fits_together(model, shallow) for shallow in models):
         return None
     return Shallow(
@@ -85,7 +105,7 @@ def graph_of(plan: Plan, seed: int = 0) -> Graph:
 def model_of(plan: Plan, seed: int = 0) -> Model:
     """The plan's model, traced again under a seed. Raises BadPlan if its graph is not the one that
     the plan was made for."""
-    return modelled(traced_of(plan, seed))
+    return modelled(traced_of(plan, seed), plan.ask)
 
 
 def traced_of(plan: Plan, seed: int = 0) -> Traced:

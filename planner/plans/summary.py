@@ -29,13 +29,13 @@ def ideal_seconds(model: Model, cluster: Cluster) -> float:
     recomputation), each at the peak of the format that its kernel uses (cuDNN's convolutions and
     recurrent layers take float32 as TF32)."""
     total = 0.0
-    for node, op in zip(model.graph.nodes, model.dims.ops, strict=True):
+    for node, op, times in zip(model.graph.nodes, model.dims.ops, model.repeats, strict=True):
         if (
             op.signature.kind in ("gemm", "conv", "attention", "lstm")
             and op.signature.cost is not None
         ):
             flops = op.signature.cost(op.letter_sizes(op.sizes)).flops
-            total += flops / matrix_peak(cluster.device, op.signature.kind, op_dtype(node))
+            total += times * flops / matrix_peak(cluster.device, op.signature.kind, op_dtype(node))
     return total
 
 
@@ -74,6 +74,8 @@ def summarise(
         "dtype": dtype,
         "num_parameters": model.graph.num_parameters,
         **_constants(model, workload),
+        **({"microbatches": ask.microbatches} if ask.microbatches > 1 else {}),
+        **({"per_microbatch": list(ask.per_microbatch)} if model.graph.carried else {}),
         "take_no_part": list(unused(workload.module, (p.name for p in model.graph.parameters))),
         "step_time_s": step,
         "compute_time_s": prediction.compute_time_s,

@@ -31,7 +31,7 @@ __all__ = ["explain", "explanation"]
 def explain(plan: Plan) -> dict[str, Any]:
     """The explanation as data: what `plan explain --json` prints."""
     traced = traced_of(plan)
-    model = modelled(traced)
+    model = modelled(traced, plan.ask)
     choices, costing = choices_of(plan, model), costing_of(plan, model)
     names = atom_names(model, traced.workload)
     axes = plan.mesh.names

@@ -28,7 +28,7 @@ def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
     """The whole report; `files` are the plan's files by what they hold."""
     summary = plan.summary
     return (
-        Section(title=title(plan), body=(_model_line(plan),)),
+        Section(title=title(plan), body=(_model_line(plan), *_microbatches(plan))),
         Section(title="Mesh", body=mesh_body(plan)),
         Section(title="One step", body=time_lines(summary)),
         Section(title="Memory per device", body=(*memory_table(summary), *_cast_again(plan))),
@@ -50,6 +50,25 @@ def _model_line(plan: Plan) -> str:
     sizes = ", ".join(f"{name} {value}" for name, value in summary["options"].items())
     parameters = format_rate(summary["num_parameters"], "").strip()
     return f"{parameters} parameters in {_formats(plan)}, optimizer {_optimizer(plan)}; {sizes}"
+
+
+def _microbatches(plan: Plan) -> tuple[str, ...]:
+    """Sentences on microbatches; none if there is one."""
+    number = plan.summary.get("microbatches", 1)
+    if number == 1:
+        return ()
+    allowed = plan.summary.get("per_microbatch")
+    return (
+        f"a step runs in {number} microbatches, one after another",
+        *(
+            (
+                f"statistics of {', '.join(allowed)} are taken over each microbatch, not over the "
+                "batch: the step is that of plain gradient accumulation",
+            )
+            if allowed
+            else ()
+        ),
+    )
 
 
 def _optimizer(plan: Plan) -> str:

@@ -65,7 +65,8 @@ class _Bound:
         for number, members in zip(self.table.node_of, self.model.ties.nodes_of, strict=True):
             if number is None:
                 continue
-            times = sum(member not in self.model.may_be_joined for member in members)
+            joined = self.model.may_be_joined
+            times = sum(self.model.runs[member] for member in members if member not in joined)
             node = graph.nodes[members[0]]
             seconds = [
                 costing.ops.simulated(node, dims.ops[node.index], s)
@@ -99,10 +100,11 @@ class _Bound:
         value, _, uses = alike[0]
         produced = self.table.produced(value)
         assert produced is not None
-        counts = Counter(tuple(map(self._counts, of)) for _, _, of in alike)
+        # For each reading, how often a step makes it.
+        counts = Counter(tuple(self._times(v, use) for use in of) for v, _, of in alike)
         # Backward keeps a layout that forward has made.
         if phase == "backward" and self._is_small(value):
-            counts = Counter({tuple(False for _ in uses): len(alike)})
+            counts = Counter({tuple(0 for _ in uses): len(alike)})
         hub = self.table.hub_of.get((value, phase))
         if hub is None:
             self._edge(
@@ -110,18 +112,14 @@ class _Bound:
                 phase,
                 produced,
                 self.table.consumed(uses[0]),
-                sum(n for (c,), n in counts.items() if c),
+                sum(n * c for (c,), n in counts.items()),
             )
             return
         at_hub = (hub, list(self.table.hub_layouts[hub]))
-        self._edge(
-            value, phase, produced, at_hub, sum(n for counted, n in counts.items() if any(counted))
-        )
+        self._edge(value, phase, produced, at_hub, sum(n * max(c) for c, n in counts.items()))
         for place, use in enumerate(uses):
-            times = sum(
-                n / _sharing(sum(counted)) for counted, n in counts.items() if counted[place]
-            )
-            self._edge(value, phase, at_hub, self.table.consumed(use), times)
+            shares = (n * c[place] / _sharing(sum(map(bool, c))) for c, n in counts.items())
+            self._edge(value, phase, at_hub, self.table.consumed(use), sum(shares))
 
     def _edge(
         self,
@@ -163,10 +161,11 @@ class _Bound:
         overlaps = self.least.costing.cluster.device.overlap > 0
         return "beside" if overlaps and starts_beside_backward(phase, phase) else "waited"
 
-    def _counts(self, use: Use) -> bool:
-        """Whether training needs the value that a use reads: if not, it is sent along with a
-        gradient's message."""
-        return use.node is None or use.node in self.model.trained_by
+    def _times(self, value: int, use: Use) -> int:
+        """How often a step reads a value in a use; 0 if training does not need it: then it is sent
+        along with a gradient's message."""
+        needed = use.node is None or use.node in self.model.trained_by
+        return self.model.readings(value, use) if needed else 0
 
     def _is_small(self, value: int) -> bool:
         found = self.model.graph.values[value]
@@ -206,7 +205,7 @@ def _host_seconds(model: Model, costing: Costing) -> float:
         for n in model.graph.nodes
         if n.index not in model.may_be_joined and not is_view(dims, n.index)
     )
-    ops = sum(host_time(device, dims.ops[n].signature.kind) for n in nodes)
+    ops = sum(host_time(device, dims.ops[n].signature.kind) * model.runs[n] for n in nodes)
     return ops + host_time(device, "optimizer")
 
 

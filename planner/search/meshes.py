@@ -15,6 +15,7 @@ from cost_models.errors import NoPlan
 from cost_models.group_links import GroupLinks
 from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
+from planner.strategy.pinned import batch_words
 from planner.strategy.traced_model import Model
 
 __all__ = ["check_batch", "meshes_of"]
@@ -73,10 +74,13 @@ def _links(cluster: Cluster, sizes: Sizes, axes: Sizes) -> tuple[GroupLinks, ...
 
 
 def check_batch(model: Model, cluster: Cluster) -> None:
-    """Raises NoPlan for a batch of fewer samples than devices, without a factor in common."""
+    """Raises NoPlan for a batch, or a microbatch, of fewer samples than devices, without a factor
+    in common."""
     batch, n = model.graph.values[model.graph.inputs[0]].shape[0], cluster.num_devices
     if batch < n and math.gcd(batch, n) == 1:
+        parts = model.graph.microbatches
+        fewer = "" if parts == 1 else " fewer --microbatches,"
         raise NoPlan(
-            f"a batch of {batch} has fewer samples than {n} devices, and shares no factor with them: use --batch {n}, "
-            f"or --mesh tp={n} to plan without splitting the batch"
+            f"{batch_words(model)} has fewer samples than {n} devices, and shares no factor with them: "
+            f"use --batch {n * parts},{fewer} or --mesh tp={n} to plan without splitting the batch"
         )

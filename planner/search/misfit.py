@@ -94,9 +94,9 @@ def _may_fit(
 ) -> bool:
     """Whether a lean plan on one or two axes fits: enough to decide whether to search."""
     traced = trace(lambda: build(ask), ask.model)
-    model = modelled(traced)
+    model = modelled(traced, ask)
     proposer = Proposer(
-        ask, model, traced.workload, cluster, asked.pins, shallow_of(traced, model), budget
+        ask, model, traced.workload, cluster, asked.pins, shallow_of(traced, model, ask), budget
     )
     return any(proposer.lean(one).fits(proposer.capacity) for one in _meshes(cluster, mesh))
 

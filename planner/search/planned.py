@@ -35,7 +35,7 @@ def plan_of(
     return Plan(
         ask=ask,
         mesh=mesh,
-        graph_hash=model.graph.digest(),
+        graph_hash=(model.whole or model.graph).digest(),
         hash_seed=hash_seed.chosen(),
         training=Training(
             optimizer=workload.optimizer,

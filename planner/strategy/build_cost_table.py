@@ -41,7 +41,8 @@ def build_cost_table(
 @dataclass(frozen=True, slots=True)
 class _Reading:
     """A value that is read in a phase: it goes from the layouts in which one problem node's choices
-    leave it to those in which another's read it. `times` is the number of such values."""
+    leave it to those in which another's read it. `times` is how often a step does so, for all values
+    that are alike."""
 
     value: int
     phase: str
@@ -108,7 +109,7 @@ class _Builder:
             found = self.allowed.of_ops([graph.nodes[m] for m in members])
             cost = np.array(
                 [self.costing.ops.cost(node, dims.ops[node.index], s) for s in found]
-            ) * len(members)
+            ) * sum(self.model.runs[m] for m in members)
             out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
             self.strategies[len(self.costs) - 1] = found
             if self.model.shortens(node):
@@ -166,8 +167,10 @@ class _Builder:
         produced = table.produced(value)
         assert produced is not None
         consumed = [table.consumed(use) for use in uses]
+        often = [[self.model.readings(v, use) for use in of] for v, _, of in alike]
+        times = sum(map(max, often))
         if len(uses) == 1:
-            return [_Reading(value, phase, produced, consumed[0], len(alike))]
+            return [_Reading(value, phase, produced, consumed[0], times)]
         layouts = self._layouts(value, phase)
         wanted = dict.fromkeys(
             [*produced[1], *(layout for _, after in consumed for layout in after)]
@@ -178,10 +181,13 @@ class _Builder:
         )
         self.hub_layouts[hub] = tuple(states)
         self.hub_of.update({(v, p): hub for v, p, _ in alike})
-        first = _Reading(value, phase, produced, (hub, states), len(alike))
+        first = _Reading(value, phase, produced, (hub, states), times)
         return [
             first,
-            *(_Reading(value, phase, (hub, states), read, len(alike)) for read in consumed),
+            *(
+                _Reading(value, phase, (hub, states), read, sum(of))
+                for read, of in zip(consumed, zip(*often, strict=True), strict=True)
+            ),
         ]
 
     def _edge(self, reading: _Reading) -> None:

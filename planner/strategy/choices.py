@@ -71,7 +71,7 @@ class _Walk:
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims
         seconds = sum(
-            self.costing.ops.cost(graph.nodes[n], dims.ops[n], s)
+            self.costing.ops.cost(graph.nodes[n], dims.ops[n], s) * self.model.runs[n]
             for n, s in self.choices.strategies.items()
         )
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
@@ -91,9 +91,14 @@ class _Walk:
         share = self.exposed if phase == "update" or value in self.model.formats else 1.0
         before = self._produced(value)
         hub = self.choices.hubs.get((value, phase), before)
-        seconds = self._change(value, phase, before, hub)
+        often = [self.model.readings(value, use) for use in uses]
+        seconds = max(often) * self._change(value, phase, before, hub)
         return share * (
-            seconds + sum(self._change(value, phase, hub, self._read(use)) for use in uses)
+            seconds
+            + sum(
+                times * self._change(value, phase, hub, self._read(use))
+                for times, use in zip(often, uses, strict=True)
+            )
         )
 
     def _read(self, use: Use) -> Layout:

@@ -20,7 +20,7 @@ from planner.strategy.pins import MODE_PINS, OP_PINS, PARAMETER_PINS, Pin, role_
 from planner.strategy.strategies import Option, options_of
 from planner.strategy.traced_model import Model, Pins
 
-__all__ = ["HEAVY", "check_pins", "pins_for"]
+__all__ = ["HEAVY", "batch_words", "check_pins", "pins_for"]
 
 #: Kinds of op that do a model's work: `tensor` must split one of them.
 HEAVY = ("gemm", "conv", "attention", "lstm", "embedding")
@@ -70,6 +70,12 @@ def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> Non
             raise NoPlan(f"--pin '{pin.pattern}={pin.choice}': {reasons[0]}")
 
 
+def batch_words(model: Model) -> str:
+    """`a batch of 8`, or `a microbatch of 2`: what the first tensor of the batch holds."""
+    what = "a batch" if model.graph.microbatches == 1 else "a microbatch"
+    return f"{what} of {model.graph.values[model.graph.inputs[0]].shape[0]}"
+
+
 def _near(pattern: str, known: Iterable[str]) -> str:
     """` 'a' or 'b'`: the module names most like the pattern; empty if none is like it."""
     parts = sorted({pattern_of(path) for path in known if path})
@@ -106,10 +112,10 @@ class _Filters:
         size = 1
         for name, n in zip(self.mesh.names, self.mesh.sizes, strict=True):
             size *= n if role_of(name) == "data" else 1
-        batch = self.model.graph.values[self.model.graph.inputs[0]].shape[0]
-        if batch < size:
+        if self.model.graph.values[self.model.graph.inputs[0]].shape[0] < size:
             raise NoPlan(
-                f"a batch of {batch} has fewer samples than {size} data-parallel devices: use --batch {size}"
+                f"{batch_words(self.model)} has fewer samples than {size} data-parallel devices: "
+                f"use --batch {size * self.model.graph.microbatches}"
             )
 
     def _check_match(self, pin: Pin) -> None:
@@ -267,12 +273,16 @@ class _Filters:
 
     def _kept_in_pieces(self, node: Node) -> bool:
         """Whether the op casts a parameter that may be stored in pieces over the data axes: then
-        each rank casts its own piece."""
-        if not self.model.casts_parameter(node):
+        each rank casts its own piece. Or it adds up over microbatches the gradient of a parameter
+        that may be updated in pieces: each rank may add up its own (ZeRO-2)."""
+        summed = node.index in self.model.summed
+        if not summed and not self.model.casts_parameter(node):
             return False
-        parameter = self.model.formats[node.results[0]]  # type: ignore[index]
+        parameter = (
+            self.model.summed[node.index] if summed else self.model.formats[node.results[0]]  # type: ignore[index]
+        )
         pin = self._of(self.model.graph.values[parameter].name, PARAMETER_PINS)
-        return pin is None or pin.choice == "zero3"
+        return pin is None or pin.choice == "zero3" or (summed and pin.choice != "ddp")
 
     def _can_split(self, dims: OpDims, axis: int, wanted: Callable[[Option], bool]) -> bool:
         """Whether the op has a split that is wanted, of at least as many elements as the axis has

@@ -13,6 +13,7 @@ from planner.dims.roots import Root, is_view
 from planner.dims.subdims import SubDims
 from planner.dims.ties import Ties, block_of
 from planner.graph.graph import Graph, Node, Parameter
+from planner.graph.sections import is_accumulate, repeats_of
 from planner.strategy.strategies import Option
 
 __all__ = ["Model", "Pins", "Use"]
@@ -32,12 +33,46 @@ class Use:
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """A traced model, computed once and shared by the tables of all meshes."""
+    """A traced model, computed once and shared by the tables of all meshes. If the step runs in
+    microbatches, `graph` is that of one of them, and `whole` the traced one."""
 
     graph: Graph
     dims: SubDims
     ties: Ties
     roots: tuple[Root, ...]
+    whole: Graph | None = None
+
+    @cached_property
+    def repeats(self) -> tuple[int, ...]:
+        """How often a step runs every node: once for each microbatch, or once."""
+        return repeats_of(self.graph)
+
+    @cached_property
+    def runs(self) -> tuple[int, ...]:
+        """How often a step pays for every node. Of a sum over microbatches the first term costs
+        nothing: it becomes the sum."""
+        return tuple(
+            times - is_accumulate(node)
+            for node, times in zip(self.graph.nodes, self.repeats, strict=True)
+        )
+
+    def readings(self, value: int, use: Use) -> int:
+        """How often a step brings a root value into the layout of one of its uses. What is whole
+        before the first microbatch, or after the last, is brought there once."""
+        writer = self.graph.values[value].writer
+        once = writer is not None and is_accumulate(self.graph.nodes[writer])
+        return 1 if use.node is None or once else self.repeats[use.node]
+
+    @cached_property
+    def summed(self) -> dict[int, int]:
+        """The nodes that add up a parameter's gradient over microbatches -> the parameter's
+        value."""
+        return {
+            writer: parameter.value
+            for parameter in self.graph.parameters
+            if (writer := self.graph.values[parameter.gradient].writer) is not None
+            and is_accumulate(self.graph.nodes[writer])
+        }
 
     @cached_property
     def parameter_index(self) -> dict[int, int]:
@@ -244,7 +279,7 @@ class Model:
 
     @cached_property
     def num_views(self) -> int:
-        """The number of views that every program has, under any choice: those that an op, the
+        """The number of views that every step makes, under any choice: those that an op, the
         update or the loss reads."""
         graph = self.graph
         read = [
@@ -255,18 +290,26 @@ class Model:
         ]
         seen: set[int] = set()
         for value in (*read, *(p.gradient for p in graph.parameters), graph.loss):
-            while self.roots[value].value != value and value not in seen:
-                seen.add(value)
+            while self.roots[value].value != value:
                 writer = graph.values[value].writer
                 assert writer is not None
+                if writer in seen:
+                    break
+                seen.add(writer)
                 (value,) = graph.nodes[writer].operands
-        return len(seen)
+        return sum(self.repeats[writer] for writer in seen)
 
     @cached_property
     def cast_gradients(self) -> frozenset[int]:
         """Root values in a short format that only the cast to a parameter's gradient reads: they
         are summed over ranks after the cast, in the parameter's format."""
         gradients = {self.roots[parameter.gradient].value for parameter in self.graph.parameters}
+        # Microbatches add gradients up after the cast, too.
+        gradients |= {
+            self.roots[n.operands[0]].value
+            for n in self.graph.nodes
+            if is_accumulate(n) and n.results[0] in gradients
+        }
         casts = [
             n
             for n in self.graph.nodes

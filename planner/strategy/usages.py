@@ -16,6 +16,7 @@ import numpy as np
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import Layout
+from planner.graph.sections import is_accumulate
 from planner.solver.problem.pairs import PairUsage
 from planner.solver.problem.problem import Array, Usage, spans_of
 from planner.strategy.cost_table import CostTable
@@ -47,6 +48,14 @@ class _Usages:
         self.horizon = len(table.model.graph.nodes) + 1
         self.nodes: dict[tuple[int, Hashable], tuple[Array, Array]] = {}
         self.edges: dict[tuple[int, int, Hashable], tuple[Array, Array]] = {}
+        graph = table.model.graph
+        self.in_microbatches = graph.microbatches > 1
+        #: The batch tensors of which every microbatch reads a piece; all pieces are held.
+        self.pieces = {
+            value: graph.microbatches
+            for value, piece in zip(graph.inputs, graph.pieces, strict=False)
+            if piece is not None
+        }
         self.reads: dict[Hashable, tuple[int, list[Layout]]] = {}
         self.last = self._last_readings()
 
@@ -150,14 +159,17 @@ class _Usages:
         return float(local_numel(flat, strategy.stored, self.table.costing.sizes) * itemsize)
 
     def _whole_in_step(self, node: int, value: int, kept: list[float]) -> None:
-        """Adds the usage of a gathered parameter from its first reading to its last."""
+        """Adds the usage of a gathered parameter from its first reading to its last, which with
+        microbatches are those of the first and the last of them."""
         uses = [
             use
             for phase in ("forward", "backward")
             for use in self.table.model.uses.get((value, phase), [])
         ]
         times = [use.node for use in uses if use.node is not None]
-        if times:
+        if times and self.in_microbatches:
+            self._hold(node, "whole", lambda: np.array(kept), 0, self.horizon)
+        elif times:
             self._hold(node, "whole", lambda: np.array(kept), min(times), self.last[value] + 1)
 
     def _value(self, value: int, uses: list[Use]) -> None:
@@ -169,7 +181,8 @@ class _Usages:
                 ("input", value),
                 lambda: self._bytes(value, after),
                 0,
-                self.last[value] + 1,
+                self.horizon if self.in_microbatches else self.last[value] + 1,
+                self.pieces.get(value, 1),
             )
             return
         if found.writer is None:
@@ -195,7 +208,7 @@ class _Usages:
                     "gradient",
                     lambda after=after: self._bytes(value, after),  # type: ignore[misc]
                     found.writer,
-                    self.horizon,
+                    found.writer + 1 if self._is_sum(found.writer) else self.horizon,
                 )
 
     def _held(
@@ -203,12 +216,18 @@ class _Usages:
     ) -> tuple[tuple[int, int], ...]:
         """The times at which a value is held: from its writer to its last reading. A parameter that
         can be cast again for backward is not held between the two phases: if memory is short, it is
-        cast again."""
+        cast again. A sum over microbatches is held from the first of them to the last: as long as
+        it is not smaller than its reduced form, that is its largest."""
+        if self._is_sum(start):
+            return ((0, self.horizon),)
         if value not in self.table.model.recastable:
             return ((start, end),)
         forward = [use.node for use in uses if use.node is not None and use.phase == "forward"]
         backward = [use.node for use in uses if use.node is not None and use.phase == "backward"]
         return (start, max([start, *forward]) + 1), (min(backward), end)
+
+    def _is_sum(self, writer: int) -> bool:
+        return is_accumulate(self.table.model.graph.nodes[writer])
 
     def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
         """Bytes of a result under each choice of its writer. The reserve that a kernel keeps for

@@ -24,7 +24,9 @@ class Ask:
     texts of `--set`; `dtype` is that of the parameters, `compute` that of products in mixed
     precision, `formats` has the optimizer's and that of gradients; `memory_headroom` the share of
     usable memory that is kept free. `optimizer`, `learning_rate` and `optimizer_settings`, if
-    given, override the model's own."""
+    given, override the model's own. A step runs in `microbatches` equal parts of the batch, one
+    after another; modules that match a glob of `per_microbatch` may take statistics over each of
+    them, where others would need the whole batch."""
 
     model: str
     batch: int | None
@@ -39,6 +41,8 @@ class Ask:
     optimizer: str = ""
     learning_rate: float | None = None
     optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
+    microbatches: int = 1
+    per_microbatch: tuple[str, ...] = ()
 
     def allowed_memory(self, device: Device) -> int:
         """Bytes per device that a plan may hold: usable memory less the headroom."""
