@@ -147,11 +147,10 @@ class Device:
         the communicators."""
         return self.memory - self.reserved_memory
 
-    @property
-    def multiplies_bfloat16(self) -> bool:
-        """Whether the device has units for bfloat16 products. A CPU without them converts, and
-        lists a peak all the same."""
-        return bool(self.gemm_tiles) and self.has_peak("bf16")
+    def multiplies(self, number_format: str) -> bool:
+        """Whether the device has units for products in `bf16` or `fp16`. A CPU without them
+        converts, and lists a peak all the same."""
+        return bool(self.gemm_tiles) and self.has_peak(number_format)
 
     def _check_names(
         self, what: str, table: tuple[tuple[str, float], ...], known: tuple[str, ...]

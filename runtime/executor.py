@@ -22,6 +22,7 @@ from planner.workload.workload import Workload
 from runtime.batch import local_batch, pieces_of
 from runtime.groups import Groups
 from runtime.indices import said
+from runtime.loss_scale import LossScale
 from runtime.parameters import assemble, shards
 from runtime.recorder import Recorder, make_recorder
 from runtime.source import Step, generate, replaced
@@ -36,7 +37,8 @@ class Executor:
     `workload` has the initial parameters and the optimizer; `groups` come from `make_groups`.
     Dropout's masks are drawn from `seed` and the number of the step; `num_steps` is the number of
     steps done. With `keep_gradients`, `gradients` has the gradients of the last update by parameter
-    name, as shards in the layout `updated`.
+    name, as shards in the layout `updated`. `loss_scale` is that of a loss that is scaled: a step
+    whose gradients overflow makes no update.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Executor:
         self._state = shards(program, workload, rank, self.device)
         held = [self._state[state.shard] for state in program.parameters]
         self._updater = Updater(program, workload, held)
+        self.loss_scale = LossScale() if workload.formats.scaled else None
         self._fast = self._generate(recorded=False)
         self._recorded: Mapping[str, Step] | None = None
 
@@ -165,7 +168,7 @@ class Executor:
         try:
             for action in self.program.actions:
                 self._state |= pieces_of(self.program, local, action.microbatch)
-                self._state |= self._keys(key, action.microbatch)
+                self._state |= self._numbers(key, action.microbatch)
                 if recorder is not None:
                     recorder.action = action
                 given = self._act(bodies[action.body], recorder)
@@ -174,11 +177,14 @@ class Executor:
                 self._state.pop(value, None)
         return given
 
-    def _keys(self, key: Tensor, microbatch: int) -> dict[int, Tensor]:
-        """The key from which a microbatch's random masks are drawn, by value id."""
+    def _numbers(self, key: Tensor, microbatch: int) -> dict[int, Tensor]:
+        """The key from which a microbatch's random masks are drawn, and the scale of the loss, by
+        value id."""
         several = self.program.microbatches > 1
-        given = key_of_microbatch(key, microbatch) if several else key
-        return {state.value: given for state in self.program.inputs if state.kind == "key"}
+        numbers = {"key": key_of_microbatch(key, microbatch) if several else key}
+        if self.loss_scale is not None:
+            numbers["scale"] = self.loss_scale.tensor(self.device)
+        return {s.value: numbers[s.kind] for s in self.program.inputs if s.kind in numbers}
 
     def _act(self, step: Step, recorder: Recorder | None) -> tuple[Tensor, ...]:
         """Runs one action. An error names the instruction that raised it."""
@@ -198,7 +204,11 @@ class Executor:
                 return step.instructions[step.lines[line]], frame.f_locals
         return None, {}
 
-    def _update(self, *gradients: Tensor) -> None:
+    def _update(self, *gradients: Tensor, squares: Tensor | None = None) -> None:
+        if self.loss_scale is not None:
+            assert squares is not None
+            if not self.loss_scale.passes(squares):
+                return
         if self.keep_gradients:
             names = [state.name for state in self.program.parameters]
             self.gradients = {

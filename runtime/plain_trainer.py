@@ -29,7 +29,8 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
 
 
 class PlainTrainer:
-    """The module in plain torch, with its batch and optimizer. `updated` are the tensors that the
+    """The module in plain torch, with its batch and optimizer and, if the loss is scaled, torch's
+    `GradScaler`. `updated` are the tensors that the
     optimizer updates, by name: the parameters, or their master copies; `coarsest` is the dtype of
     products or, if that has fewer bits, of gradients as they are reduced."""
 
@@ -58,6 +59,8 @@ class PlainTrainer:
         self.reduced = getattr(torch, reduce) if reduce else held
         computed = getattr(torch, self.workload.compute) if self.workload.compute else held
         self.coarsest = max(computed, self.reduced, key=lambda dtype: torch.finfo(dtype).eps)
+        self.scaler = torch.amp.GradScaler("cpu", enabled=self.workload.formats.scaled)
+        self.skipped = False
         self.optimizer = make_optimizer(
             self.workload.optimizer,
             list(self.updated.values()),
@@ -82,12 +85,16 @@ class PlainTrainer:
         with alone():  # a model with collectives of its own would wait for the other ranks
             with Random(step_key(self.seed, step)), self.workload.precision():
                 loss, _ = self.workload.loss_of(self.batch)
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for name, parameter in self.parameters.items():
             if parameter.grad is not None:
                 self.updated[name].grad = self._as_updated(parameter.grad, self.updated[name])
+        self.scaler.unscale_(self.optimizer)
         self._clip()
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        before = self.scaler.get_scale()
+        self.scaler.update()
+        self.skipped = self.scaler.get_scale() < before
         for name, tensor in self.updated.items():
             if tensor is not self.parameters[name]:
                 self.parameters[name].data.copy_(tensor)
@@ -112,7 +119,9 @@ class PlainTrainer:
             tensor.grad = tensor.grad * scale  # type: ignore[operator]
 
     def gradients(self) -> dict[str, Tensor]:
-        """The gradients that the optimizer has read, by name."""
+        """The gradients that the optimizer has read, by name; none if it has skipped the step."""
+        if self.skipped:
+            return {}
         return {name: t.grad.clone() for name, t in self.updated.items() if t.grad is not None}
 
     def buffers(self) -> dict[str, Tensor]:

@@ -35,7 +35,9 @@ class Reference:
     elements that differ) over the largest gradient that it has had, at the worst step; `noise`, the
     same for a tensor's largest elements; `buffer_rounding`, of the element of a buffer that differs
     most at the end; `loss_rounding`, of each loss. `moved` is how far training has moved the
-    element of a parameter that it has moved most. `limit` is the dtype's.
+    element of a parameter that it has moved most. `limit` is the dtype's. If the loss is scaled,
+    `scales` has the scale after every step, and the first gradients are those of the first step
+    that is not skipped.
     """
 
     losses: tuple[float, ...]
@@ -48,6 +50,7 @@ class Reference:
     buffer_rounding: Mapping[str, float]
     limit: float
     loss_rounding: tuple[float, ...] = ()
+    scales: tuple[float, ...] = ()
 
 
 def reference_run(
@@ -66,6 +69,7 @@ def reference_run(
     rounded.move_by_a_rounding()
     before = {name: tensor.detach().clone() for name, tensor in trainer.updated.items()}
     losses: list[float] = []
+    scales: list[float] = []
     loss_rounding: list[float] = []
     gradients: dict[str, Tensor] = {}
     rounding: dict[str, Tensor] = {}
@@ -74,7 +78,10 @@ def reference_run(
         losses.append(trainer.step(step))
         loss_rounding.append(abs(rounded.step(step) - losses[-1]))
         found, other = trainer.gradients(), rounded.gradients()
-        change = {name: (other[name] - g).abs() for name, g in found.items()}
+        scales += [trainer.scaler.get_scale()] if trainer.scaler.is_enabled() else []
+        change = {n: (other[n] - g).abs() for n, g in found.items() if n in other}
+        if len(change) < len(found):
+            continue  # one of the two has skipped the step
         gradients, rounding = gradients or found, rounding or change
         for name, gradient in found.items():
             doubts.setdefault(name, Doubt(gradient)).add(gradient, change[name])
@@ -91,6 +98,7 @@ def reference_run(
             for name, tensor in trainer.updated.items()
         },
         buffer_rounding=_far(rounded.buffers(), trainer.buffers()),
+        scales=tuple(scales),
         limit=LIMITS.get(trainer.coarsest, COARSE),
     )
 

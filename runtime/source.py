@@ -185,7 +185,8 @@ def _instruction(
     elif isinstance(instruction, Communicate):
         line = _communicate(writer, instruction, reusable[instruction.id])
     else:
-        line = f"update({', '.join(f't{g}' for g in instruction.gradients)})"
+        squares = "" if instruction.squares is None else f", squares=t{instruction.squares}"
+        line = f"update({', '.join(f't{g}' for g in instruction.gradients)}{squares})"
     if writer.recorded:
         writer.write(f"r.begin({writer.at})")
     writer.write(line)

@@ -56,9 +56,13 @@ def compare(
     parameters: Mapping[str, Tensor],
     reference: Reference,
     buffers: Mapping[str, Tensor] | None = None,
+    scales: Sequence[float] = (),
 ) -> Verification:
-    """The comparison of a run with the reference; `buffers` are those that the step changes."""
+    """The comparison of a run with the reference; `buffers` are those that the step changes,
+    `scales` the loss's scales after every step, if it is scaled: one that differs is wrong, since
+    a step was skipped in only one of the two."""
     limit = reference.limit
+    gradients = {name: g for name, g in gradients.items() if name in reference.gradients}
     floors = {
         name: MARGIN * largest(rounding) / limit for name, rounding in reference.rounding.items()
     }
@@ -81,8 +85,9 @@ def compare(
     gradient = worst_of("gradient", gradients, reference.gradients, floors)
     parameter = worst_of("parameter", near, reference.parameters, {}, shown=parameters)
     buffer = worst_of("buffer", buffers or {}, reference.parameters, buffer_floors)
+    scale = worst_of("loss scale", _by_step(scales), _by_step(reference.scales), {})
     worst = tuple(
-        sorted(filter(None, (loss, gradient, parameter, buffer)), key=lambda one: -one.error)
+        sorted(filter(None, (loss, gradient, parameter, buffer, scale)), key=lambda one: -one.error)
     )
     num_left_out = sum(int(mask.sum()) for mask in left_out.values())
     num_elements = sum(tensor.numel() for tensor in parameters.values())
@@ -92,7 +97,7 @@ def compare(
             limit=limit,
             same=_same(losses, gradients, {**parameters, **(buffers or {})}, reference),
             left_out=num_left_out / max(num_elements, 1),
-            vanished=bool(gradients)
+            vanished=bool(gradients or scales)
             and all(
                 largest(reference.gradients[n]) <= floors.get(n, 0.0) * limit for n in gradients
             ),

@@ -48,7 +48,8 @@ class RunRequest:
 class RunResult:
     """The result of a run. Step times are this rank's, in seconds; the peak is that of the device
     that holds most. `losses` has the loss of every step; if that is a sum, `losses_by_name` has its
-    terms."""
+    terms. If the loss is scaled, `loss_scales` has its scale after every step, and `num_skipped`
+    steps made no update, since gradients overflowed."""
 
     num_ranks: int
     backend: str
@@ -59,6 +60,8 @@ class RunResult:
     losses_by_name: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     verification: Verification | None = None
     timeline: Timeline | None = None
+    loss_scales: tuple[float, ...] = ()
+    num_skipped: int = 0
 
     def as_json(self) -> dict[str, Any]:
         """The keys of `plan run --json`."""
@@ -71,6 +74,8 @@ class RunResult:
             "step_times_s": list(self.step_times_s),
             "peak_memory_bytes": self.peak_memory_bytes,
             "shared_memory_bytes": self.shared_memory_bytes,
+            **({"loss_scales": list(self.loss_scales)} if self.loss_scales else {}),
+            **({"num_skipped": self.num_skipped} if self.loss_scales else {}),
             "verdict": self.verification.verdict if self.verification is not None else None,
             "verify": asdict(self.verification) if self.verification is not None else None,
         }
@@ -135,7 +140,8 @@ def train(
     """Trains `program` on the workload's example batch; returns the result on rank 0, None on the
     others.
 
-    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step. One more step is recorded,
+    Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step, with "loss_scale" and
+    "skipped" if the loss is scaled. One more step is recorded,
     for peak memory and the timeline.
     """
     if request.verify:
@@ -151,7 +157,7 @@ def train(
         keep_gradients=request.verify,
         seed=request.seed,
     )
-    losses, several, times, gradients = _steps(executor, workload, request, place, emit)
+    losses, several, times, gradients, scales = _steps(executor, workload, request, place, emit)
     parameters = gather_parameters(executor) if request.verify else {}
     buffers = gather_buffers(executor) if request.verify else {}
     timeline = _gather_timelines(executor.recorded_step(workload.batch), place)
@@ -163,7 +169,7 @@ def train(
         reference = reference_run(
             make, program, seed=request.seed, num_steps=request.num_steps, began=workload
         )
-        verification = compare(losses, gradients, parameters, reference, buffers)
+        verification = compare(losses, gradients, parameters, reference, buffers, scales)
     return RunResult(
         num_ranks=place.num_ranks,
         backend=place.backend,
@@ -174,18 +180,21 @@ def train(
         losses_by_name={name: tuple(step[name] for step in several) for name in several[0]},
         verification=verification,
         timeline=timeline if request.record else None,
+        loss_scales=tuple(scales),
+        num_skipped=0 if executor.loss_scale is None else executor.loss_scale.num_skipped,
     )
 
 
 def _steps(
     executor: Executor, workload: Workload, request: RunRequest, place: Place, emit: Emit
-) -> tuple[list[float], list[dict[str, float]], list[float], dict[str, torch.Tensor]]:
-    """The losses, their terms by name, the step times and, if verifying, the gradients of the first
-    step."""
+) -> tuple[list[float], list[dict[str, float]], list[float], dict[str, torch.Tensor], list[float]]:
+    """The losses, their terms by name, the step times; if verifying, the gradients of the first
+    step that is not skipped; if the loss is scaled, its scales after every step."""
     losses: list[float] = []
     several: list[dict[str, float]] = []
     times: list[float] = []
     gradients: dict[str, torch.Tensor] = {}
+    scales: list[float] = []
     local = executor.local_batch(workload.batch)
     for step in range(request.num_steps):
         _synchronize(place)
@@ -193,12 +202,26 @@ def _steps(
         losses.append(executor.step_local(local))
         times.append(time.perf_counter() - start)
         several.append(executor.reported)
-        if step == 0 and request.verify:
+        if executor.loss_scale is not None:
+            scales.append(executor.loss_scale.scale)
+        if request.verify and executor.keep_gradients and executor.gradients:
             gradients = gather_parameters(executor, executor.gradients)
             executor.keep_gradients = False
         if place.rank == 0:
-            emit({"step": step + 1, "loss": losses[-1], "time_s": times[-1], "losses": several[-1]})
-    return losses, several, times, gradients
+            done = {
+                "step": step + 1,
+                "loss": losses[-1],
+                "time_s": times[-1],
+                "losses": several[-1],
+            }
+            emit(done | _scaled(executor))
+    return losses, several, times, gradients, scales
+
+
+def _scaled(executor: Executor) -> dict[str, Any]:
+    """The loss's scale after a step, and whether that step was skipped, if the loss is scaled."""
+    scale = executor.loss_scale
+    return {} if scale is None else {"loss_scale": scale.scale, "skipped": scale.skipped}
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:

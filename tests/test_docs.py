@@ -203,7 +203,7 @@ def test_every_model_pin_optimizer_and_precision_is_on_its_page() -> None:
         name for name in OPTIMIZERS if not name.startswith("keras-") and "amsgrad" not in name
     } <= first_cells("optimizers.md")
     assert {setting for names in SETTINGS.values() for setting in names} <= in_code("optimizers.md")
-    assert set(PRECISIONS) <= first_cells("optimizers.md")
+    assert set(PRECISIONS) <= first_cells("precision.md")
 
 
 def test_the_files_that_pages_show_are_read(tmp_path: Path) -> None:

@@ -111,15 +111,16 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     "--precision",
     metavar="FORMAT",
     help=(
-        "fp32, fp64, bf16; bf16-mixed: parameters in float32, products in bfloat16; bf16-master: "
-        "parameters in bfloat16, updated from a float32 master copy.  "
-        "[default: bf16-mixed on GPUs that support it, else fp32]"
+        "fp32, fp64, bf16; bf16-mixed or fp16-mixed: parameters in float32, products in the short "
+        "format; bf16-master or fp16-master: parameters in the short format, updated from a float32 "
+        "master copy. fp16 scales the loss.  [default: bf16-mixed on GPUs that support it, "
+        "fp16-mixed on those that support only that, else fp32]"
     ),
 )
 @click.option(
     "--reduce-gradients",
     metavar="FORMAT",
-    help="Sum gradients over devices in fp32 or bf16.  [default: fp32, with bf16 bf16]",
+    help="Sum gradients over devices in fp32, bf16 or fp16.  [default: fp32; bf16 with bf16]",
 )
 @click.option(
     "--optimizer",

@@ -103,6 +103,8 @@ class StepBar:
             several = ", ".join(f"{name} {loss:.6f}" for name, loss in event["losses"].items())
             loss = f"loss {event['loss']:.6f}" + (f" ({several})" if several else "")
             line = f"step {event['step']:>{len(str(self.total))}}  {loss}  {format_time(event['time_s'])}"
+            if event.get("skipped"):
+                line += f"  skipped: gradients overflowed, loss scale now {event['loss_scale']:g}"
             if self.bar is not None and sys.stdout.isatty():
                 self.bar.console.print(line, highlight=False)  # above the bar, on the same terminal
             else:

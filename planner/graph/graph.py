@@ -54,8 +54,8 @@ class Group:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Value:
     """A tensor of the step; `writer` is the node that makes it. `kind`: `parameter`, `buffer`,
-    `input`, `activation`, or `key`: the number from which the step's random masks are drawn, a
-    new one in every step."""
+    `input`, `activation`, `key`: the number from which the step's random masks are drawn, a new one
+    in every step; or `scale`: the number by which the loss is multiplied before backward."""
 
     id: int
     shape: tuple[int, ...]
@@ -68,7 +68,7 @@ class Value:
     def is_given(self) -> bool:
         """Whether it comes into the step from outside and is not a parameter: it is there in
         whatever layout it is read."""
-        return self.kind in ("input", "buffer", "key")
+        return self.kind in ("input", "buffer", "key", "scale")
 
     @property
     def numel(self) -> int:

@@ -4,7 +4,7 @@ update."""
 from __future__ import annotations
 
 from cost_models.memory import dtype_bytes
-from planner.graph.layout import local_shape
+from planner.graph.layout import REPLICATE, local_shape
 from planner.lowering.draft import Draft
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.operands import Operands
@@ -69,11 +69,26 @@ class Parameters:
         )
         sizes, place = self.local.mesh.sizes, self.local.place
         shapes = [local_shape(s.subshape, s.updated, sizes, place) for s in states]
-        more, gradients = ready_gradients(gradients, states, shapes, timing, self.draft.new)
-        self.draft.instructions += more
-        self.draft.instructions.append(
-            Update(id="update.optimizer", gradients=gradients, time=seconds)
+        ready = ready_gradients(
+            gradients, states, shapes, timing, self.draft.new, scale=self._scale()
         )
+        self.draft.instructions += ready.instructions
+        self.draft.instructions.append(
+            Update(
+                id="update.optimizer",
+                gradients=ready.gradients,
+                squares=ready.squares if timing.updates.formats.scaled else None,
+                time=seconds,
+            )
+        )
+
+    def _scale(self) -> int | None:
+        """The program value of the loss's scale, if it is scaled."""
+        whole = tuple(REPLICATE for _ in self.local.mesh.sizes)
+        for value in self.graph.values:
+            if value.kind == "scale":
+                return self.operands.input(value.id, whole)
+        return None
 
     def nbytes(self, costing: Costing) -> dict[str, int]:
         """Bytes of this rank's parameters and optimizer state."""

@@ -1,14 +1,17 @@
-"""Makes reduced gradients ready for the optimizer: in its format, clipped by their global norm.
+"""Makes reduced gradients ready for the optimizer: in its format, without the loss's scale, clipped
+by their global norm.
 
 Gradients, as reduced for the update -> instructions, and the gradients that the update reads. The
 norm is that of all ranks: squares of this rank's shards, then one small all-reduce. A shard that
-several ranks hold counts once: each adds its share of it.
+several ranks hold counts once: each adds its share of it. If the loss is scaled, the same sum of
+squares shows whether any gradient has overflowed.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from cost_models.memory import dtype_bytes
@@ -18,7 +21,17 @@ from planner.program.program import Communicate, Compute, Instruction, Parameter
 from planner.strategy.costing import Costing
 from planner.strategy.message_costs import BUCKET_BYTES
 
-__all__ = ["ready_gradients"]
+__all__ = ["Ready", "ready_gradients"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ready:
+    """The instructions that make gradients ready, the ids of the gradients that the update reads
+    and, if it was needed, that of the sum of the squares of all reduced gradients."""
+
+    instructions: tuple[Instruction, ...]
+    gradients: tuple[int, ...]
+    squares: int | None = None
 
 
 def ready_gradients(
@@ -27,12 +40,13 @@ def ready_gradients(
     shapes: Sequence[tuple[int, ...]],
     costing: Costing,
     new: Callable[[int], int],
-) -> tuple[list[Instruction], tuple[int, ...]]:
-    """The instructions, and the ids of the gradients that the update reads. `shapes` are those of
-    the shards; `new(nbytes)` makes a value id."""
+    scale: int | None = None,
+) -> Ready:
+    """The gradients made ready. `shapes` are those of the shards; `new(nbytes)` makes a value id;
+    `scale` is the id of the loss's scale, if it has one."""
     updates = costing.updates
     if not any(updates.changes_gradients(state.dtype) for state in states):
-        return [], tuple(gradients)
+        return Ready(instructions=(), gradients=tuple(gradients))
     before = [
         _nbytes(updates.formats.reduced(s.dtype), x) for s, x in zip(states, shapes, strict=True)
     ]
@@ -41,17 +55,19 @@ def ready_gradients(
     ]
     out: list[Instruction] = []
     squares: int | None = None
+    name = "ready" if updates.clip_norm is None else "clip"
     if updates.sums_squares:
-        out, squares = _squares(gradients, states, sum(before), costing, new)
+        out, squares = _squares(name, gradients, states, sum(before), costing, new)
     ready: list[int] = []
+    given = _Given(squares, scale)
     for number, group in enumerate(_groups(after)):
         results = tuple(new(after[i]) for i in group)
         ready += results
         dtypes = tuple(updates.formats.updated(states[i].dtype) for i in group)
-        op, args = _call(tuple(Ref(gradients[i]) for i in group), dtypes, squares, costing)
+        op, args = _call(tuple(Ref(gradients[i]) for i in group), dtypes, given, costing)
         out.append(
             Compute(
-                id=f"update.{'ready' if squares is None else 'clip.scale'}#{number + 1}",
+                id=f"update.{name}.scale#{number + 1}",
                 op=op,
                 args=args,
                 results=results,
@@ -59,7 +75,7 @@ def ready_gradients(
                 dtypes=dtypes,
                 kind="elementwise",
                 phase="update",
-                path="ready" if squares is None else "clip",
+                path=name,
                 time=updates.scaling(
                     float(sum(before[i] for i in group)),
                     dtypes[0],
@@ -67,10 +83,11 @@ def ready_gradients(
                 ),
             )
         )
-    return out, tuple(ready)
+    return Ready(instructions=tuple(out), gradients=tuple(ready), squares=squares)
 
 
 def _squares(
+    name: str,
     gradients: Sequence[int],
     states: Sequence[ParameterState],
     nbytes: int,
@@ -87,7 +104,7 @@ def _squares(
     squares = new(dtype_bytes(wide))
     out: list[Instruction] = [
         Compute(
-            id="update.clip.square_sum",
+            id=f"update.{name}.square_sum",
             op="shardwright.square_sum",
             results=(squares,),
             shapes=((),),
@@ -98,23 +115,23 @@ def _squares(
             ),
             kind="reduction",
             phase="update",
-            path="clip",
+            path=name,
             time=costing.updates.square_sum(float(nbytes), wide),
         )
     ]
     if math.prod(costing.sizes[axis] for axis in axes) == 1:
         return out, squares
     total = new(dtype_bytes(wide))
-    return [*out, _summed(squares, total, axes, wide, costing)], total
+    return [*out, _summed(name, squares, total, axes, wide, costing)], total
 
 
 def _summed(
-    squares: int, total: int, axes: tuple[int, ...], dtype: str, costing: Costing
+    name: str, squares: int, total: int, axes: tuple[int, ...], dtype: str, costing: Costing
 ) -> Communicate:
     """The sum of the squares of all ranks that hold pieces."""
     nbytes = dtype_bytes(dtype)
     return Communicate(
-        id="update.clip.all_reduce",
+        id=f"update.{name}.all_reduce",
         kind="all_reduce",
         axes=axes,
         sources=(squares,),
@@ -123,23 +140,34 @@ def _summed(
         shapes=((),),
         dtypes=(dtype,),
         phase="update",
-        path="clip",
+        path=name,
         nbytes=nbytes,
         time=costing.messages.communication("all_reduce", axes, float(nbytes)),
     )
 
 
 def _call(
-    gradients: tuple[Ref, ...], dtypes: tuple[str, ...], squares: int | None, costing: Costing
+    gradients: tuple[Ref, ...], dtypes: tuple[str, ...], given: _Given, costing: Costing
 ) -> tuple[str, tuple[Any, ...]]:
-    """The op, and its arguments, that makes gradients ready: only clipped, or also cast."""
-    updates = costing.updates
+    """The op, and its arguments, that makes gradients ready: only clipped, or also cast and
+    unscaled."""
+    updates, clip = costing.updates, ()
     epsilon = () if updates.clip_epsilon == CLIP_EPSILON else (updates.clip_epsilon,)
-    sums = None if squares is None else Ref(squares)
-    if not updates.formats.reduce:
-        return "shardwright.clipped", (gradients, sums, updates.clip_norm, *epsilon)
-    clip = () if sums is None else (None, sums, updates.clip_norm, *epsilon)
-    return "shardwright.ready", (gradients, dtypes[0], *clip)
+    if updates.clip_norm is not None:
+        assert given.squares is not None
+        clip = (Ref(given.squares), updates.clip_norm, *epsilon)
+        if not updates.formats.reduce and given.scale is None:
+            return "shardwright.clipped", (gradients, *clip)
+    scale = None if given.scale is None else Ref(given.scale)
+    return "shardwright.ready", (gradients, dtypes[0], scale, *clip)
+
+
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """The values that change gradients: the ids of the sum of squares and of the loss's scale."""
+
+    squares: int | None
+    scale: int | None
 
 
 def _share(state: ParameterState, axes: tuple[int, ...], sizes: tuple[int, ...]) -> float:

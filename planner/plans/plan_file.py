@@ -164,7 +164,7 @@ def _check(plan: Plan) -> None:
         ask.compute,
         f"empty or one of {', '.join(DTYPES)}",
     )
-    for what, dtype in asdict(ask.formats).items():
+    for what, dtype in (("master", ask.formats.master), ("reduce", ask.formats.reduce)):
         check(
             dtype in ("", *DTYPES),
             f"ask.formats.{what}",

@@ -21,7 +21,7 @@ from planner.program.check_shapes import kind_of, name_of, signature_faults
 __all__ = ["GIVEN", "dims_faults", "graph_faults", "lint_faults"]
 
 #: The kinds of values that no node writes.
-GIVEN = ("parameter", "buffer", "input", "key")
+GIVEN = ("parameter", "buffer", "input", "key", "scale")
 _PHASES = ("forward", "backward")
 #: The phase of the nodes that add up gradients over microbatches.
 _SUMS = ("forward", "update")

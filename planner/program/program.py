@@ -123,10 +123,12 @@ class Communicate:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
     """The optimizer's step on all parameters: `gradients[i]` is the value id of the gradient of
-    `Program.parameters[i]`."""
+    `Program.parameters[i]`. If the loss is scaled, `squares` is that of the sum of the squares of
+    the gradients of all ranks: if it is not finite, the step is skipped."""
 
     id: str
     gradients: tuple[int, ...]
+    squares: int | None = None
     phase: str = "update"
     kind: str = "optimizer"
     path: str = "optimizer"
@@ -145,7 +147,10 @@ def reads(instruction: Instruction) -> tuple[int, ...]:
     """The values that an instruction reads."""
     if isinstance(instruction, Compute):
         return instruction.operands
-    return instruction.sources if isinstance(instruction, Communicate) else instruction.gradients
+    if isinstance(instruction, Communicate):
+        return instruction.sources
+    gradients, squares = instruction.gradients, instruction.squares
+    return gradients if squares is None else (*gradients, squares)
 
 
 def runs_again(name: str) -> bool:
@@ -209,7 +214,7 @@ class ParameterState:
 class InputState:
     """A value that comes into the step, in the layout of each rank's shard. `kind`: `input`, a
     batch tensor (`name` is its position in the batch); `buffer`, of the module; `key`, the number
-    from which the step's random masks are drawn.
+    from which the step's random masks are drawn; `scale`, that by which the loss is multiplied.
 
     If the step runs in microbatches, `subshape` is that of one microbatch's piece, and `pieces` =
     (outer, here): the whole tensor, row-major, is (outer, microbatches * here, inner), and

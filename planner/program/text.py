@@ -171,7 +171,8 @@ def _microseconds(seconds: float) -> str:
 
 def _op(program: Program, one: Compute | Update) -> str:
     if isinstance(one, Update):
-        return f"update({_values(one.gradients)})"
+        squares = "" if one.squares is None else f", unless %{one.squares} is not finite"
+        return f"update({_values(one.gradients)}{squares})"
     arguments = [
         *(_argument(program, a) for a in one.args),
         *(f"{k}={_argument(program, a)}" for k, a in one.kwargs),

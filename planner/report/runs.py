@@ -28,6 +28,7 @@ def run_section(plan: Plan, result: Mapping[str, Any], median: float) -> Section
             f"median {format_time(median)}, fastest {format_time(min(result['step_times_s']))}",
         ),
         ("peak memory", f"{format_bytes(result['peak_memory_bytes'])} per device{_beside(result)}"),
+        *_loss_scale(result),
     ]
     if result["verify"] is not None:
         rows += _against_one_process(result["verdict"], result["verify"])
@@ -52,6 +53,15 @@ def _against_one_process(verdict: str, verify: Mapping[str, Any]) -> list[tuple[
     return rows
 
 
+def _loss_scale(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The loss's scale, if it is scaled."""
+    scales, skipped = result.get("loss_scales", ()), result.get("num_skipped", 0)
+    if not scales:
+        return []
+    told = f"{skipped} step{'' if skipped == 1 else 's'} skipped, whose gradients overflowed"
+    return [("loss scale", f"{scales[-1]:g}; {told}")]
+
+
 def _beside(result: Mapping[str, Any]) -> str:
     nbytes = result.get("shared_memory_bytes", 0)
     return f", and {format_bytes(nbytes)} of shared send buffers" if nbytes else ""
@@ -60,6 +70,8 @@ def _beside(result: Mapping[str, Any]) -> str:
 def _verdict(verdict: str, verify: Mapping[str, Any]) -> str:
     """The verdict; of a wrong run the values that are furthest off, and why there is no proof."""
     wrong = [one for one in verify["worst"] if one["error"] > verify["limit"]]
+    if verdict == "no proof" and not verify["worst_gradient"]:
+        return "no proof: the gradients of every step overflowed; run more --steps"
     if verdict == "no proof" and not wrong:
         return (
             "no proof: rounding alone could explain the values of most elements or of every "

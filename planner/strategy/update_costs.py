@@ -82,12 +82,12 @@ class UpdateCosts:
 
     @property
     def sums_squares(self) -> bool:
-        """Whether a step needs the norm of all gradients."""
-        return self.clip_norm is not None
+        """Whether a step needs the norm of all gradients: to clip them, or to see an overflow."""
+        return self.clip_norm is not None or self.formats.scaled
 
     def changes_gradients(self, dtype: str) -> bool:
         """Whether the optimizer reads other gradients of parameters of `dtype` than those that are
-        reduced: clipped, or in another format."""
+        reduced: clipped, unscaled, or in another format."""
         return self.sums_squares or self.formats.reduced(dtype) != self.formats.updated(dtype)
 
     def ready(

@@ -113,11 +113,9 @@ class _Reader:
     def graph(self) -> Graph:
         placeholders = [n for n in self.fx_graph.nodes if n.op == "placeholder"]
         trained = set(self.trained)
-        named, key, batch = (
-            placeholders[: len(self.names)],
-            placeholders[len(self.names)],
-            placeholders[len(self.names) + 1 :],
-        )
+        count, scaled = len(self.names), self.workload.formats.scaled
+        named, key, batch = placeholders[:count], placeholders[count], placeholders[count + 1 :]
+        scale = batch.pop(0) if scaled else None
         for position, node in enumerate(named):
             kind = "parameter" if position in trained else "buffer"
             self.known[node] = self.made.value(node.meta["val"], kind, self.names[position])
@@ -125,6 +123,8 @@ class _Reader:
             self.known[node] = self.made.value(node.meta["val"], "input", str(position))
         if key.users:
             self.known[key] = self.made.value(key.meta["val"], "key", "key")
+        if scale is not None:
+            self.known[scale] = self.made.value(scale.meta["val"], "scale", "scale")
         for node in self.fx_graph.nodes:
             if node.op == "call_function":
                 self._read(node)

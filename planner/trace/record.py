@@ -60,10 +60,12 @@ def record_step(
 
     losses: list[str] = []
     unused: list[str] = []
+    scales = [torch.empty((), dtype=torch.float32)] if workload.formats.scaled else []
 
     def step(
-        weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *batch: Tensor
+        weights: dict[str, Tensor], state: dict[str, Tensor], key: Tensor, *given: Tensor
     ) -> tuple[Tensor, ...]:
+        scale, batch = given[: len(scales)], given[len(scales) :]
         with paths_of(module) as paths, _written_back(module, weights, state) as write:
             label_new_nodes({"phase": "forward", "path": ""})
             with Functional(), Canonical(key, module) as canonical, workload.precision():
@@ -77,10 +79,11 @@ def record_step(
             check_sparse(canonical.sparse, weights, workload)
             for one in (*several.values(), loss):
                 _check_loss(one, workload.name)
-            paths.label_backward(loss)
+            scaled = loss * scale[0] if scale else loss
+            paths.label_backward(scaled)
             check_leaves(paths.owner, before.constants, workload.name)
             with Functional():
-                gradients = gradients_of(loss, weights)
+                gradients = gradients_of(scaled, weights)
                 write(found)
         losses[:] = several
         unused[:] = [name for name, gradient in gradients.items() if gradient is None]
@@ -88,7 +91,7 @@ def record_step(
 
     # Detached: the model may hold the batch too.
     batch = tuple(tensor.detach().requires_grad_(tensor.requires_grad) for tensor in workload.batch)
-    arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *batch)
+    arguments = (parameters, buffers, torch.empty((), dtype=torch.int64), *scales, *batch)
     graph = joint_trace(step, arguments, decomposition_table(), lines=lines)
     if len(unused) == len(parameters):
         raise NotTraceable(

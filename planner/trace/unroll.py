@@ -125,7 +125,7 @@ class _Unroller:
                 )
             )
         for value in self.old.values:
-            if value.kind in ("input", "key"):
+            if value.kind in ("input", "key", "scale"):
                 self._keep(value.id, len(self.values))
                 self.values.append(replace(value, id=len(self.values)))
 

@@ -80,6 +80,11 @@ def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:
 
 
 def default_precision(model: str, device: Device) -> str:
-    """The default `--precision`: bf16-mixed on devices that multiply bfloat16, else fp32; fp32 for
-    Keras models, whose own dtype policy decides on mixed precision."""
-    return "bf16-mixed" if device.multiplies_bfloat16 and not is_keras(model) else "fp32"
+    """The default `--precision`: bf16-mixed on devices with units for bfloat16, fp16-mixed on those
+    that have them only for float16, else fp32; fp32 for Keras models, whose own dtype policy
+    decides on mixed precision."""
+    if is_keras(model):
+        return "fp32"
+    if device.multiplies("bf16"):
+        return "bf16-mixed"
+    return "fp16-mixed" if device.multiplies("fp16") else "fp32"

@@ -15,17 +15,25 @@ from cost_models.errors import BadValue, unknown_name
 
 __all__ = ["DTYPES", "PLAIN", "PRECISIONS", "Formats", "Precision", "format_words", "precision_of"]
 
-DTYPES = {"float32": torch.float32, "float64": torch.float64, "bfloat16": torch.bfloat16}
+DTYPES = {
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Formats:
     """Formats beside those of parameters and products. `master` is that of the copy of the
     parameters that the optimizer updates, with its state; empty if it updates the parameters
-    themselves. Gradients are summed over ranks in `reduce`; empty: in the parameter's format."""
+    themselves. Gradients are summed over ranks in `reduce`; empty: in the parameter's format. If
+    `scaled`, the loss is multiplied by a scale before backward, and gradients are divided by it
+    before they are clipped and used; a step whose gradients are not finite is skipped."""
 
     master: str = ""
     reduce: str = ""
+    scaled: bool = False
 
     def updated(self, dtype: str) -> str:
         """The format in which the optimizer updates parameters of `dtype`."""
@@ -61,15 +69,24 @@ PRECISIONS = {
     "bf16": Precision(dtype="bfloat16"),
     "bf16-mixed": Precision(dtype="float32", compute="bfloat16"),
     "bf16-master": Precision(dtype="bfloat16", formats=Formats(master="float32", reduce="float32")),
+    "fp16-mixed": Precision(dtype="float32", compute="float16", formats=Formats(scaled=True)),
+    "fp16-master": Precision(
+        dtype="float16", formats=Formats(master="float32", reduce="float32", scaled=True)
+    ),
 }
 
 #: The formats in which gradients may be reduced, by their short names.
-_REDUCED = {"fp32": "float32", "bf16": "bfloat16"}
+_REDUCED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 def precision_of(name: str, reduce_gradients: str = "") -> Precision:
     """The formats for a `--precision`, or for a torch dtype's name, and a `--reduce-gradients`.
     Raises `UnknownName` for other names, `BadValue` for formats that do not go together."""
+    if name in ("fp16", "float16"):
+        raise BadValue(
+            f"--precision {name}: parameters in float16 alone lose small updates and overflow; give "
+            "fp16-mixed or fp16-master"
+        )
     if name not in PRECISIONS and name not in DTYPES:
         raise unknown_name("precision", name, list(PRECISIONS))
     found = PRECISIONS[name] if name in PRECISIONS else Precision(dtype=name)
@@ -82,6 +99,11 @@ def precision_of(name: str, reduce_gradients: str = "") -> Precision:
         raise BadValue(
             f"--reduce-gradients {reduce_gradients} with --precision {name}: gradients of float64 "
             "parameters are reduced in float64; leave it out, or train in another precision"
+        )
+    if wanted == "float16" and not found.formats.scaled:
+        raise BadValue(
+            f"--reduce-gradients fp16 with --precision {name}: gradients that are not scaled are too "
+            "small for float16; give bf16, or --precision fp16-mixed or fp16-master"
         )
     kept = "" if wanted == found.dtype and not found.formats.master else wanted
     return replace(found, formats=replace(found.formats, reduce=kept))
