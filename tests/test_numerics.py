@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
+from microbatch_plans import planned_in
 from small_plans import Planned, ask_for, planned
 
 import planner.lowering.early
@@ -113,6 +114,19 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 SHORT_TOLERANCE = 0.15
 
+#: (model, kind) -> the number of microbatches of 20 samples.
+MICROBATCHES: dict[int, dict[tuple[str, str], int]] = {
+    2: {
+        ("gpt", "zero3"): 5,
+        ("gpt", "tensor"): 4,
+        ("lstm", "ddp"): 4,
+        ("cnn", "zero1"): 2,
+        ("seq2seq-lstm", "zero1"): 5,
+        ("dropped", "zero3"): 4,
+    },
+    4: {("gpt", "dp x tensor, zero3"): 5, ("dropped", "ddp"): 2},
+}
+
 RANDOM = {2: range(2), 4: range(3)}
 
 
@@ -194,6 +208,11 @@ def plans(num_ranks: int) -> dict[str, Planned]:
                 out[f"{name}: {kind}, cast again"] = planned(
                     ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind], recast=True
                 )
+    for (model, kind), microbatches in MICROBATCHES[num_ranks].items():
+        plan = planned_in(
+            ask_for(model, num_ranks, batch=20), microbatches, *KINDS[num_ranks][kind]
+        )
+        out[f"{model} in {microbatches}: {kind}"] = plan
     for name, (model, sizes, words) in WORDS.items():
         ask = ask_for(model, num_ranks, **sizes)
         out[f"{model}: {name}"] = planned(ask, f"t={num_ranks}", words=words)

@@ -8,10 +8,10 @@ from torch import Tensor
 __all__ = ["accumulate", "piece"]
 
 
-def accumulate(x: Tensor, ahead: bool = False) -> Tensor:
-    """x, one microbatch's term of the sum: a program adds the terms up. `ahead`: the sum is
-    complete before the first microbatch's forward."""
-    return x
+def accumulate(x: Tensor, term: Tensor | None = None, ahead: bool = False) -> Tensor:
+    """x, one microbatch's term of a sum; or, as programs call it, the sum x with one more `term`,
+    which is added in place. `ahead`: the sum is complete before the first microbatch's forward."""
+    return x if term is None else x.add_(term)
 
 
 def piece(x: Tensor, key: Tensor, dim: int, whole: int, here: int) -> Tensor:

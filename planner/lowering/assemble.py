@@ -3,17 +3,19 @@ seconds, joined biases, and the values held when a step begins."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 
 from cost_models.machine import Cluster
 from planner.graph.checking import checked
 from planner.graph.layout import local_shape
+from planner.lowering.bodies import Bodies
 from planner.lowering.copying import timed
 from planner.lowering.draft import Draft
 from planner.lowering.join_biases import join_biases
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.order import finish
-from planner.program.actions import STEP
 from planner.program.check import faults
 from planner.program.check_order import order_faults
 from planner.program.check_program import program_faults
@@ -26,21 +28,24 @@ __all__ = ["Needed", "assemble"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Needed:
     """The parts of a program that do not depend on the order of its instructions, and the
-    constraints on that order."""
+    constraints on that order. `held` are there before the step, `kept` after it too."""
 
     states: tuple[ParameterState, ...]
     inputs: tuple[InputState, ...]
     loss: int
     reported: tuple[tuple[str, int], ...]
     stores: tuple[tuple[int, int], ...]
+    held: frozenset[int]
     kept: frozenset[int]
     trained: frozenset[int]
     initial_bytes: dict[str, int]
+    stored_by_all: frozenset[int] = frozenset()
 
 
 def assemble(
     needed: Needed,
     draft: Draft,
+    bodies: Bodies,
     local: LocalShapes,
     bucket: int,
     *,
@@ -50,29 +55,35 @@ def assemble(
     """The program with buckets of `bucket` bytes, checked; `overlaps` says whether the device
     that was planned for runs large messages beside compute."""
     backend = _backend(timing.cluster)
-    instructions = finish(
-        draft.instructions,
-        draft.gathers,
-        draft.alias,
-        set(needed.kept),
-        timing,
-        local.mesh,
-        bucket,
-        needed.trained,
-        overlaps=overlaps,
-        buffered=backend != "shared",
-    )
-    instructions = timed(instructions, timing)
-    checked("freeing", lambda: order_faults(instructions, local.mesh))
+    ordered: dict[str, tuple[Instruction, ...]] = {}
+    for name, body in bodies.by_name.items():
+        instructions = finish(
+            body.instructions,
+            draft.gathers,
+            body.alias,
+            set(body.kept),
+            timing,
+            local.mesh,
+            bucket,
+            needed.trained,
+            overlaps=overlaps,
+            buffered=backend != "shared",
+        )
+        ordered[name] = timed(instructions, timing)
+        checked("freeing", partial(order_faults, ordered[name], local.mesh))
+    shapes = _shapes((one for body in ordered.values() for one in body), needed, local)
     program = Program(
         mesh=local.mesh,
-        bodies={STEP: join_biases(instructions, _shapes(instructions, needed, local))},
+        bodies={name: join_biases(body, shapes) for name, body in ordered.items()},
+        actions=bodies.actions,
+        carried=bodies.carried,
         parameters=needed.states,
         inputs=needed.inputs,
         loss=needed.loss,
-        value_bytes=draft.value_bytes,
+        value_bytes=draft.value_bytes | dict.fromkeys(bodies.lying, 0),
         initial_bytes=needed.initial_bytes,
         stores=needed.stores,
+        stored_by_all=needed.stored_by_all,
         reported=needed.reported,
         rank=local.rank if local.differs else None,
         backend=backend,
@@ -84,7 +95,7 @@ def assemble(
 
 
 def _shapes(
-    instructions: tuple[Instruction, ...], needed: Needed, local: LocalShapes
+    instructions: Iterable[Instruction], needed: Needed, local: LocalShapes
 ) -> dict[int, tuple[int, ...]]:
     """The local shapes of all values."""
     sizes, place, states = local.mesh.sizes, local.place, needed.states

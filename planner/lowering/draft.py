@@ -16,11 +16,12 @@ __all__ = ["Draft"]
 class Draft:
     """`value_bytes` are the bytes of each value, 0 for a view; `alias` maps a view to the value
     that it is a view of; `gathers` are the instructions that cast or gather a parameter, each with
-    the layer and phase that it is for."""
+    the layer and phase that it is for; those in `once` gather it for the whole step."""
 
     def __init__(self) -> None:
         self.instructions: list[Instruction] = []
         self.gathers: dict[str, str] = {}
+        self.once: set[str] = set()
         self.value_bytes: dict[int, int] = {}
         self.alias: dict[int, int] = {}
         self._names: dict[str, int] = defaultdict(int)

@@ -15,7 +15,14 @@ from collections import defaultdict
 from dataclasses import replace
 
 from cost_models.device import MATRIX_KINDS
-from planner.program.program import Communicate, Compute, Instruction, reads, writes
+from planner.program.program import (
+    ACCUMULATE,
+    Communicate,
+    Compute,
+    Instruction,
+    reads,
+    writes,
+)
 
 __all__ = ["SMALL", "starts_beside_backward", "started_early"]
 
@@ -51,6 +58,10 @@ def started_early(instructions: list[Instruction], *, overlaps: bool) -> list[In
             for waiting in after.pop(value, []):
                 write(waiting)
 
+    written = {value for instruction in instructions for value in writes(instruction)}
+    for carried in [source for source in after if source not in written]:
+        for waiting in after.pop(carried):  # its source is there from the beginning
+            write(waiting)
     for instruction in instructions:
         if instruction.id not in early:
             write(instruction)
@@ -118,13 +129,15 @@ def _parted(
     window: list[Instruction], message: Instruction
 ) -> tuple[list[Instruction], list[Instruction]]:
     """The instructions that stay before a message, and those that move behind its start: the
-    nearest products of backward that it does not depend on, ops on their results, and the
-    reductions of the gradients among these."""
+    nearest products of backward that it does not depend on, ops on their results, and the sums
+    over microbatches and reductions of the gradients among these."""
     needed = set(reads(message))
     moved: list[Instruction] = []
     num_products = 0
     for instruction in reversed(window):
-        kernel = isinstance(instruction, Compute) and instruction.phase == "backward"
+        kernel = isinstance(instruction, Compute) and (
+            instruction.phase == "backward" or instruction.op == ACCUMULATE
+        )
         movable = kernel or (isinstance(instruction, Communicate) and instruction.phase == "update")
         if movable and needed.isdisjoint(writes(instruction)):
             moved.append(instruction)

@@ -16,9 +16,10 @@ from functools import partial
 
 from planner.dims.roots import is_view
 from planner.graph.checking import checked
-from planner.graph.graph import Node
+from planner.graph.graph import Graph, Node
 from planner.graph.layout import Mesh
 from planner.lowering.assemble import Needed, assemble
+from planner.lowering.bodies import bodies_of
 from planner.lowering.draft import Draft
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.messages import Messages
@@ -27,7 +28,7 @@ from planner.lowering.outliving import Outliving
 from planner.lowering.parameters import Parameters
 from planner.lowering.shard_ops import ShardOps
 from planner.program.check_order import order_faults
-from planner.program.program import Compute, Program
+from planner.program.program import Compute, InputState, Program
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.strategy.modes import mode_faults
@@ -69,9 +70,17 @@ def lowered(
     needed = _in_order_of_need(choices, local, draft, costing, timing)
     checked("lowering", lambda: order_faults(draft.instructions, mesh))
     overlaps = costing.cluster.device.overlap > 0
+    bodies = bodies_of(
+        draft,
+        model.graph.microbatches,
+        kept=needed.kept,
+        held=needed.held,
+        stored_by_all={new for old, new in needed.stores if old in needed.stored_by_all},
+        timing=timing,
+    )
 
     def program(bucket: int) -> Program:
-        return assemble(needed, draft, local, bucket, timing=timing, overlaps=overlaps)
+        return assemble(needed, draft, bodies, local, bucket, timing=timing, overlaps=overlaps)
 
     return program
 
@@ -95,17 +104,28 @@ def _in_order_of_need(
     stores = outliving.stores()
     parameters.update(states, timing)
     inputs = tuple(operands.inputs.values())
+    held = outliving.held(states)
     return Needed(
         states=states,
         inputs=inputs,
         loss=loss,
         reported=reported,
         stores=stores,
-        kept=outliving.held(states) | {loss, *(value for _, value in (*stores, *reported))},
+        held=held,
+        kept=held | {loss, *(value for _, value in (*stores, *reported))},
         trained=trained,
         initial_bytes=parameters.nbytes(costing)
-        | {"inputs": sum(draft.value_bytes[state.value] for state in inputs)},
+        | {"inputs": sum(_input_bytes(draft, graph, state) for state in inputs)},
+        stored_by_all=frozenset(
+            state.value for (value, _), state in operands.inputs.items() if value in graph.carried
+        ),
     )
+
+
+def _input_bytes(draft: Draft, graph: Graph, state: InputState) -> int:
+    """Bytes of an input that are held before the step: those of all microbatches."""
+    pieces = 1 if state.pieces is None else graph.microbatches
+    return pieces * draft.value_bytes[state.value]
 
 
 def _forward_and_backward(

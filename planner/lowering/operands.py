@@ -42,6 +42,8 @@ class Operands:
         self.model, self.choices, self.local, self.draft = local.model, choices, local, draft
         self.messages, self.ops = messages, ops
         self.inputs: dict[tuple[int, Layout], InputState] = {}
+        graph = self.model.graph
+        self._pieces = dict(zip(graph.inputs, graph.pieces, strict=False))
         #: Root value -> its program value and layout.
         self._made: dict[int, tuple[int, Layout]] = {}
         #: Parameters that nothing has read yet, to be gathered to this layout.
@@ -120,6 +122,7 @@ class Operands:
                 layout=layout,
                 dtype=given.dtype,
                 kind=given.kind,
+                pieces=self._pieces.get(value),
             )
         return self.inputs[key].value
 
@@ -151,6 +154,7 @@ class Operands:
         for step in self.messages.chain(value, "forward", layout, whole):
             source = self.messages.send(value, phase, source, step, asynchronous=True)
             self._start_ahead(value, phase)
+            self.draft.once.add(self.draft.instructions[-1].id)
         self._made[value] = (source, whole)
         return self._made[value]
 

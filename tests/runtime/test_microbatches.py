@@ -1,0 +1,112 @@
+"""A step in microbatches on one process: loss, gradients and parameters of the whole batch."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from microbatch_plans import planned_in
+from small_plans import Planned, ask_for
+from torch import Tensor, nn
+
+from planner.predict.predict import memory_by_category
+from planner.program.program import Program
+from planner.workload.ask import Ask, build
+from runtime.executor import Executor
+from runtime.parameters import build as built
+from runtime.reference import reference_run
+from runtime.verify import compare
+
+BATCH = 8
+
+
+class Sharing(nn.Module):
+    """Two parameters with one gradient, one whose gradient is a broadcast number, and one whose
+    gradient is a part of a larger tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(6)), nn.Parameter(torch.randn(6))
+        self.broadcast, self.part = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(6))
+        self.rest = nn.Parameter(torch.randn(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        joined = torch.cat((self.part, self.rest))
+        out: Tensor = (x * (self.a + self.b)).sum(1) + x.mean(1) * self.broadcast.sum()
+        return out + (x @ joined[:6]) * joined[6:].sum()
+
+
+def sharing(batch: int = BATCH) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
+    """The model as the planner names it: `FILE:sharing`."""
+    return Sharing(), (torch.randn(batch, 6), torch.randn(batch)), nn.functional.mse_loss
+
+
+def ask(name: str, **more: Any) -> Ask:
+    if name != "sharing":
+        return ask_for(name, 1, batch=BATCH, **more)
+    return Ask(
+        model=f"{__file__}:sharing", batch=BATCH, seq=None, settings={}, dtype="float64",
+        num_devices=1, **more,
+    )  # fmt: skip
+
+
+def plan(name: str, microbatches: int, **more: Any) -> tuple[Ask, Planned]:
+    return ask(name, **more), planned_in(ask(name, **more), microbatches, "a=1")
+
+
+@pytest.mark.parametrize("microbatches", [2, 4])
+@pytest.mark.parametrize("name", ["gpt", "lstm", "dropped", "sharing"])
+def test_two_steps_are_those_of_the_whole_batch(name: str, microbatches: int) -> None:
+    """With unlike numbers of ignored targets in the microbatches, tied weights, dropout."""
+    more = {"clip_norm": 0.1} if name == "gpt" else {}
+    asked, found = plan(name, microbatches, **more)
+    workload = built(partial(build, asked), 0)
+    began = built(partial(build, asked), 0)
+    if name == "gpt":
+        for one in (workload, began):
+            one.batch[-1][0, :5] = -100
+    executor = Executor(found.program, workload, keep_gradients=True)
+    losses = [executor.step(workload.batch)]
+    gradients = dict(executor.gradients)
+    losses.append(executor.step(workload.batch))
+    reference = reference_run(
+        partial(build, asked), found.program, seed=0, num_steps=2, began=began
+    )
+    apart = compare(losses, gradients, executor.parameter_shards(), reference)
+    assert max(apart.loss_error, apart.gradient_error, apart.parameter_error) <= 1e-12, apart
+
+
+def test_a_sum_has_memory_of_its_own() -> None:
+    """The first term becomes the sum only if nothing else lies there."""
+    _, found = plan("sharing", 2)
+    sums = [one for one in found.program.bodies["FIRST"] if ".accumulate#" in one.id]
+    copied = [one for one in sums if getattr(one, "op", "") == "aten.clone.default"]
+    assert 3 <= len(copied) < len(sums)  # of a and b one, the broadcast one, a part
+
+
+@pytest.fixture(scope="module")
+def recorded() -> tuple[Program, Executor, Any]:
+    asked, found = plan("gpt", 4)
+    workload = built(partial(build, asked), 0)
+    executor = Executor(found.program, workload)
+    executor.step(workload.batch)  # makes the optimizer's state
+    return found.program, executor, executor.recorded_step(workload.batch)
+
+
+def test_a_recorded_step_has_an_event_of_every_microbatch(
+    recorded: tuple[Program, Executor, Any],
+) -> None:
+    program, _, timeline = recorded
+    assert sorted((event.id, event.microbatch) for event in timeline.events) == sorted(
+        (one.id, action.microbatch)
+        for action in program.actions
+        for one in program.bodies[action.body]
+    )
+
+
+def test_memory_is_as_predicted(recorded: tuple[Program, Executor, Any]) -> None:
+    program, executor, _ = recorded
+    predicted = sum(memory_by_category(program).values())
+    assert 0.99 <= predicted / executor.peak_memory_bytes <= 1.03
