@@ -12,6 +12,7 @@ from planner.kernels import Random, step_key
 from planner.program.program import Program
 from planner.trace.alone import alone
 from planner.workload.workload import Workload
+from runtime.norm_parts import norms_of_parts
 from runtime.optimizers import make_optimizer
 from runtime.parameters import build, full_tensors
 
@@ -83,7 +84,11 @@ class PlainTrainer:
         for tensor in (*self.parameters.values(), *self.updated.values()):
             tensor.grad = None
         with alone():  # a model with collectives of its own would wait for the other ranks
-            with Random(step_key(self.seed, step)), self.workload.precision():
+            with (
+                Random(step_key(self.seed, step)),
+                self.workload.precision(),
+                norms_of_parts(self.workload.module, self.workload.norm_parts),
+            ):
                 loss, _ = self.workload.loss_of(self.batch)
             self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         for name, parameter in self.parameters.items():

@@ -61,7 +61,8 @@ def build(ask: Ask) -> Workload:
         compute=ask.compute,
         clip_norm=ask.clip_norm,
     )
-    return replace(workload, formats=ask.formats, **_optimizer(ask, workload))
+    parts = ask.microbatches if ask.per_microbatch else 1
+    return replace(workload, formats=ask.formats, norm_parts=parts, **_optimizer(ask, workload))
 
 
 def _optimizer(ask: Ask, workload: Workload) -> dict[str, Any]:

@@ -36,7 +36,8 @@ class Workload:
     those that its name implies; `options` are all sizes as resolved. `dim_names` gives the sub-dims
     of parameters the model's own words: a glob of parameter names to one comma list of sub-dim
     names for each dim, as in `{"h.*.attn.qkv.weight": ("three,heads,head_dim", "embed")}`; the
-    first glob that fits a name counts.
+    first glob that fits a name counts. Batch norms in training take their statistics over each of
+    `norm_parts` equal parts of the batch.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Workload:
     options: Mapping[str, Any] = field(default_factory=dict)
     dim_names: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     tokens_per_sample: int = 1
+    norm_parts: int = 1
 
     def arguments(
         self, batch: Sequence[torch.Tensor]
