@@ -22,7 +22,17 @@ __all__ = [
 #: Kinds of kernel bound by the tensor cores' or the core's flops.
 MATRIX_KINDS = ("gemm", "conv", "attention", "lstm")
 #: Kinds bound by memory; their flops run on the ordinary (fp32, fp64) units.
-VECTOR_KINDS = ("elementwise", "reduction", "norm", "embedding", "softmax", "optimizer", "copy")
+#: `fused`: elementwise ops and norms compiled into one kernel.
+VECTOR_KINDS = (
+    "elementwise",
+    "fused",
+    "reduction",
+    "norm",
+    "embedding",
+    "softmax",
+    "optimizer",
+    "copy",
+)
 #: All kinds. A `view` only renames memory: no kernel, no dispatch.
 KINDS = (*MATRIX_KINDS, *VECTOR_KINDS, "view")
 #: The number formats that a datasheet gives a peak for.

@@ -99,6 +99,7 @@ def plan(
     optimizer_settings: Mapping[str, Any] | None = None,
     precision: str | None = None,
     reduce_gradients: str | None = None,
+    compile: bool = False,
     clip_norm: float | None = None,
     microbatches: int = 1,
     per_microbatch: Sequence[str] = (),
@@ -153,6 +154,7 @@ def plan(
         microbatches=microbatches,
         per_microbatch=tuple(per_microbatch),
         memory_headroom=memory_headroom,
+        compile=compile,
     )
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
     rules = (*recompute_pins(recompute), *map(parse_pin, pins))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from planner.program.program import Instruction, Program
 from planner.torch_private.allocator import allocations
 from planner.workload.workload import Workload
 from runtime.batch import local_batch, pieces_of
+from runtime.fused import Kernels, check_compiler
 from runtime.groups import Groups
 from runtime.indices import said
 from runtime.loss_scale import LossScale
@@ -36,9 +37,9 @@ class Executor:
 
     `workload` has the initial parameters and the optimizer; `groups` come from `make_groups`.
     Dropout's masks are drawn from `seed` and the number of the step; `num_steps` is the number of
-    steps done. With `keep_gradients`, `gradients` has the gradients of the last update by parameter
-    name, as shards in the layout `updated`. `loss_scale` is that of a loss that is scaled: a step
-    whose gradients overflow makes no update.
+    steps done, `kernels` the compiled ones of fused ops. With `keep_gradients`, `gradients` has the
+    gradients of the last update by parameter name, as shards in the layout `updated`. `loss_scale`
+    is that of a loss that is scaled: a step whose gradients overflow makes no update.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Executor:
         self.program = program
         self.rank = rank
         self.device = torch.device(device)
+        check_compiler(program, self.device)
         self.keep_gradients = keep_gradients
         self.seed = seed
         self.num_steps = 0
@@ -68,6 +70,7 @@ class Executor:
         held = [self._state[state.shard] for state in program.parameters]
         self._updater = Updater(program, workload, held)
         self.loss_scale = LossScale() if workload.formats.scaled else None
+        self.kernels: Kernels = {}
         self._fast = self._generate(recorded=False)
         self._recorded: Mapping[str, Step] | None = None
 
@@ -84,6 +87,16 @@ class Executor:
             for (name, _), value in zip(self.program.reported, several, strict=True)
         }
         return float(loss)
+
+    def warm(self, local: dict[int, Tensor]) -> None:
+        """Compiles the kernels of fused ops for the operands that they will get, by running the
+        step once without its update. All ranks call it together."""
+        if not self.kernels:
+            return
+        held, done = dict(self._state), self.num_steps
+        step = self._generate(recorded=False, update=lambda *gradients: None)
+        self._run(step, local, None)
+        self._state, self.num_steps = held, done
 
     def recorded_step(self, batch: Sequence[Tensor]) -> Timeline:
         """The timeline of one training step on this rank, which trains like `step`; also sets
@@ -143,7 +156,9 @@ class Executor:
         """This rank's shard of a buffer, by its value id."""
         return self._state[value]
 
-    def _generate(self, *, recorded: bool) -> Mapping[str, Step]:
+    def _generate(
+        self, *, recorded: bool, update: Callable[..., None] | None = None
+    ) -> Mapping[str, Step]:
         return {
             body: generate(
                 self.program,
@@ -151,8 +166,9 @@ class Executor:
                 rank=self.rank,
                 groups=self._groups,
                 device=self.device,
-                update=self._update,
+                update=update or self._update,
                 recorded=recorded,
+                kernels=self.kernels,
             )
             for body in self.program.bodies
         }

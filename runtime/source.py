@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from planner.graph.fused import FUSED, body_of
 from planner.graph.graph import Group
 from planner.program.operators import callable_of, makes_tensors, returns_list
 from planner.program.program import (
@@ -31,6 +32,7 @@ from planner.program.program import (
 )
 from runtime.aliases import reusable_sources
 from runtime.collectives import compile_collective
+from runtime.fused import Fused, Kernels
 from runtime.groups import Groups, group_size
 
 __all__ = ["Step", "generate", "replaced"]
@@ -58,6 +60,7 @@ class _Writer:
     groups: Groups
     device: torch.device
     recorded: bool
+    kernels: Kernels
     names: dict[str, Any] = field(default_factory=dict)
     lines: list[str] = field(default_factory=list)
     origin: dict[int, int] = field(default_factory=dict)
@@ -100,9 +103,13 @@ def generate(
     device: torch.device,
     update: Callable[..., None],
     recorded: bool,
+    kernels: Kernels,
 ) -> Step:
-    """A compiled body of one rank; `update(*gradients)` is what an `Update` calls."""
-    writer = _Writer(program, body, rank, groups, device, recorded, names={"update": update})
+    """A compiled body of one rank; `update(*gradients)` is what an `Update` calls, `kernels` are
+    those of fused ops, to which new ones are added."""
+    writer = _Writer(
+        program, body, rank, groups, device, recorded, kernels, names={"update": update}
+    )
     _load(writer)
     reusable = reusable_sources(program, body)
     for writer.at, instruction in enumerate(program.bodies[body]):
@@ -198,8 +205,12 @@ def _instruction(
 
 
 def _compute(writer: _Writer, instruction: Compute) -> str:
-    call = writer.bind("op", callable_of(instruction.op))
-    arguments = [writer.argument(argument) for argument in instruction.args]
+    if instruction.op == FUSED:
+        call = writer.bind("fused", _fused(writer, instruction))
+        arguments = [writer.argument(argument) for argument in instruction.args[:-1]]
+    else:
+        call = writer.bind("op", callable_of(instruction.op))
+        arguments = [writer.argument(argument) for argument in instruction.args]
     given = {key: value for key, value in instruction.kwargs if key != "pin_memory"}
     if given.get("device") is not None or makes_tensors(instruction.op):
         given["device"] = writer.device
@@ -207,6 +218,12 @@ def _compute(writer: _Writer, instruction: Compute) -> str:
     targets = ["_" if i is None else f"t{i}" for i in instruction.results]
     comma = "," if len(targets) == 1 and returns_list(instruction.op) else ""
     return f"{', '.join(targets)}{comma} = {call}({', '.join(arguments)})"
+
+
+def _fused(writer: _Writer, instruction: Compute) -> Fused:
+    """The instruction's kernel, which ops with the same body share."""
+    body = body_of(instruction.args)
+    return writer.kernels.setdefault(body, Fused(body))
 
 
 def _communicate(writer: _Writer, instruction: Communicate, reusable: Sequence[bool]) -> str:

@@ -196,6 +196,7 @@ def _steps(
     gradients: dict[str, torch.Tensor] = {}
     scales: list[float] = []
     local = executor.local_batch(workload.batch)
+    executor.warm(local)
     for step in range(request.num_steps):
         _synchronize(place)
         start = time.perf_counter()

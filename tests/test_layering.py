@@ -27,6 +27,7 @@ ROOMS = (
     "planner/models",
     "planner/workload",
     "planner/trace",
+    "planner/fusion",
     "planner/solver/problem",
     "planner/solver/reduce",
     "planner/solver/relax",

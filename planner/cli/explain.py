@@ -85,15 +85,15 @@ def _program_text(path: Path) -> str:
 
 
 def _graph_text(name: str, whole: bool) -> str:
-    """The graph of a plan's model as it was asked for, or of a named model in its own sizes."""
+    """The graph that a plan was made for, or that of a named model in its own sizes."""
     from planner.plans.plan_file import read_plan
-    from planner.plans.replay import traced_of
+    from planner.plans.replay import model_of
     from planner.report.graph_text import graph_text
     from planner.trace.trace import trace
     from planner.workload.ask import Ask, build
 
     if ":" not in name and (Path(name).exists() or len(Path(name).parts) > 1):
-        return graph_text(traced_of(read_plan(plan_file(name))).graph, whole=whole)
+        return graph_text(model_of(read_plan(plan_file(name))).graph, whole=whole)
     ask = Ask(model=name, batch=None, seq=None, settings={}, dtype="float32", num_devices=1)
     return graph_text(trace(lambda: build(ask), name).graph, whole=whole)
 

@@ -183,6 +183,15 @@ def _makes_a_persons_model(words: list[str]) -> bool:
         f"{TIME_LIMIT:g}]"
     ),
 )
+@click.option(
+    "--compile",
+    "compile_",
+    is_flag=True,
+    help=(
+        "Compile chains of elementwise ops and norms into one kernel each, with torch's compiler: "
+        "one pass over memory."
+    ),
+)
 @check_option(
     "the output of every pass and the programs of all ranks (planning takes 1.5 times as long)"
 )

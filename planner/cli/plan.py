@@ -53,6 +53,7 @@ def plan_model(
     pins: tuple[str, ...],
     recompute: str | None,
     time_limit: float | None,
+    compile_: bool,
     check: bool,
     out: Path | None,
     json_: bool,
@@ -92,6 +93,7 @@ def plan_model(
             optimizer=optimizer or "",
             learning_rate=lr,
             optimizer_settings=trained,
+            compile=compile_,
         )
         pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
         budget = Budget.start(time_limit or TIME_LIMIT)

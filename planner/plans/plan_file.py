@@ -61,9 +61,9 @@ def plan_text(plan: Plan) -> str:
 
 def _ask(ask: Ask) -> dict[str, Any]:
     """The ask as JSON; formats that are those of the parameters are left out, and what says of
-    microbatches that there is one."""
+    microbatches that there is one, or that nothing is compiled."""
     body = asdict(ask)
-    for key, default in (("microbatches", 1), ("per_microbatch", ())):
+    for key, default in (("microbatches", 1), ("per_microbatch", ()), ("compile", False)):
         if body[key] == default:
             del body[key]
     if ask.formats == PLAIN:

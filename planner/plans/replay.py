@@ -17,6 +17,7 @@ from cost_models.machine import Cluster
 from planner.dims.roots import is_view, roots_of
 from planner.dims.subdims import SubDims, infer
 from planner.dims.ties import tie
+from planner.fusion.fuse import fused_graph
 from planner.graph.checking import checked
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout, local_sizes
@@ -56,12 +57,17 @@ __all__ = [
 
 def modelled(traced: Traced, ask: Ask | None = None) -> Model:
     """The traced graph with its sub-dims, ties and views; if `ask` has several microbatches, the
-    graph of one of them. Raises BadValue and CannotSplit if it cannot be cut into so many."""
+    graph of one of them; if it asks to compile, with elementwise chains fused. Raises BadValue and
+    CannotSplit if it cannot be cut into so many."""
     graph, dims = traced.graph, _dims(traced.graph)
     if ask is not None and ask.microbatches > 1:
         with with_line(lambda op, path: line_of(lambda: build(ask), op, path)):
             graph = microbatch_graph(graph, dims, ask.microbatches, ask.per_microbatch)
         checked("microbatch", lambda: itertools.chain(graph_faults(graph), called_faults(graph)))
+        dims = _dims(graph)
+    if ask is not None and ask.compile:
+        graph = fused_graph(graph, dims)
+        checked("fusing", lambda: graph_faults(graph))
         dims = _dims(graph)
     roots = roots_of(graph, dims)
     return Model(

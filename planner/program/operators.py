@@ -6,11 +6,14 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cost_models.errors import unknown_name
 from planner import kernels
-from planner.graph.graph import Serial
+from planner.graph.fused import FUSED, Body
+from planner.graph.graph import Serial, map_refs
 from planner.kernels.formats import alike
+from planner.kernels.formulas import FORMULAS
 
 __all__ = [
     "bare",
@@ -19,6 +22,7 @@ __all__ = [
     "may_alias",
     "callable_of",
     "returns_list",
+    "run_body",
     "torch_constants",
 ]
 
@@ -39,6 +43,7 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.dropout_backward": kernels.dropout_backward,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
     "shardwright.embedding_shard": kernels.embedding_shard,
+    FUSED: lambda *args: run_body(args[-1], *args[:-1]),
     "shardwright.lstm": kernels.lstm_forward,
     "shardwright.lstm_backward": kernels.lstm_backward,
     "shardwright.masked_attention": kernels.masked_attention,
@@ -153,3 +158,25 @@ def torch_constants(argument: Any) -> Any:
     if isinstance(argument, str) and argument.startswith("torch."):
         return getattr(torch, argument.removeprefix("torch."))
     return argument
+
+
+def run_body(body: Body, *operands: Tensor) -> Any:
+    """The results of a fused op, member by member: what its kernel is compiled from, and what that
+    must give. One result is no tuple."""
+    held: dict[int, Any] = dict(enumerate(operands))
+    for member in body.members:
+        call = FORMULAS.get(member.op) or callable_of(member.op)
+        args, kwargs = map_refs(
+            (torch_constants(member.args), torch_constants(member.kwargs)), held.__getitem__
+        )
+        out = call(*_lists(args), **{key: value for key, value in kwargs if key != "pin_memory"})
+        results = out if isinstance(out, tuple | list) else (out,)
+        held.update(
+            {s: one for s, one in zip(member.results, results, strict=True) if s is not None}
+        )
+    made = tuple(held[slot] for slot in body.results)
+    return made if len(made) > 1 else made[0]
+
+
+def _lists(args: tuple[Any, ...]) -> list[Any]:
+    return [_lists(item) if isinstance(item, tuple) else item for item in args]

@@ -16,6 +16,7 @@ from typing import Any
 from cost_models.memory import dtype_bytes
 from cost_models.units import US
 from planner.graph.columns import aligned
+from planner.graph.fused import Body, body_text
 from planner.graph.graph import Group
 from planner.graph.layout import SubShape, show_layout
 from planner.program.actions import WHOLE_STEP, show_actions
@@ -189,6 +190,8 @@ def _argument(program: Program, value: Any) -> str:
     """An argument as in Python, except that a value is `%3` and a group is `@dp`."""
     if isinstance(value, Ref):
         return f"%{value.id}"
+    if isinstance(value, Body):
+        return body_text(value)
     if isinstance(value, Group):
         return f"@{_axes(program, value.axes)}"
     if isinstance(value, tuple | list):

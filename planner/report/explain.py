@@ -14,6 +14,8 @@ from typing import Any
 from cost_models.units import format_bytes, format_time
 from planner.dims.roots import is_view
 from planner.dims.ties import pattern_of
+from planner.graph.fused import FUSED, body_of, called
+from planner.graph.graph import Node
 from planner.graph.layout import show_layout
 from planner.plans.plan import Plan
 from planner.plans.replay import choices_of, costing_of, modelled, traced_of
@@ -68,7 +70,7 @@ def _ops(
         strategy = choices.strategies[node.index]
         yield {
             "group": pattern_of(node.path),
-            "op": node.op.split(".")[1],
+            "op": _name(node),
             "phase": node.phase,
             "count": len(members),
             "splits": {
@@ -78,6 +80,12 @@ def _ops(
             "results": [show_layout(layout) for layout in strategy.results],
             "time_s": costing.ops.cost(node, model.dims.ops[node.index], strategy),
         }
+
+
+def _name(node: Node) -> str:
+    """The op's name; of a fused op those of its members."""
+    name = node.op.split(".")[1]
+    return f"{name}: {called(body_of(node.args))}" if node.op == FUSED else name
 
 
 def _parameters(

@@ -11,6 +11,7 @@ from typing import Any
 
 from planner.dims.ties import pattern_of
 from planner.graph.columns import aligned
+from planner.graph.fused import Body, body_text
 from planner.graph.graph import Graph, Node, Ref, Serial, Value
 from planner.report.graph_fold import Repeat, repeats
 
@@ -126,6 +127,8 @@ def _argument(value: Any, whole: bool) -> str:
         return f"%{value.id}"
     if isinstance(value, Serial):
         return f"#{value.number}"
+    if isinstance(value, Body):
+        return body_text(value)
     if isinstance(value, tuple):
         short = (
             not whole

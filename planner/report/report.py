@@ -49,7 +49,8 @@ def _model_line(plan: Plan) -> str:
     summary = plan.summary
     sizes = ", ".join(f"{name} {value}" for name, value in summary["options"].items())
     parameters = format_rate(summary["num_parameters"], "").strip()
-    return f"{parameters} parameters in {_formats(plan)}, optimizer {_optimizer(plan)}; {sizes}"
+    compiled = "; elementwise chains compiled" if plan.ask.compile else ""
+    return f"{parameters} parameters in {_formats(plan)}, optimizer {_optimizer(plan)}; {sizes}{compiled}"
 
 
 def _microbatches(plan: Plan) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from cost_models.memory import dtype_bytes
 from planner.dims.roots import Root, is_view
 from planner.dims.subdims import SubDims
 from planner.dims.ties import Ties, block_of
+from planner.graph.biases import adds_a_bias
 from planner.graph.graph import Graph, Node, Parameter
 from planner.graph.sections import is_accumulate, repeats_of
 from planner.strategy.strategies import Option
@@ -271,11 +272,7 @@ class Model:
     def may_be_joined(self) -> frozenset[int]:
         """The nodes that lowering may remove: additions of a bias that are joined to its
         product."""
-        return frozenset(
-            node.index
-            for node in self.graph.nodes
-            if node.op == "aten.add.Tensor" and _adds_a_bias(self.graph, node)
-        )
+        return frozenset(node.index for node in self.graph.nodes if adds_a_bias(self.graph, node))
 
     @cached_property
     def num_views(self) -> int:
@@ -338,18 +335,3 @@ class Pins:
     parameter: Callable[[Parameter, int, Option], bool] = lambda parameter, axis, option: True
     again: Mapping[int, bool] = field(default_factory=dict)
     modes: Callable[[Model], Mapping[int, str]] = lambda model: {}
-
-
-def _adds_a_bias(graph: Graph, node: Node) -> bool:
-    if len(node.operands) != 2:
-        return False
-    product, bias = (graph.values[value] for value in node.operands)
-    if product.writer is None or graph.nodes[product.writer].op not in (
-        "aten.mm.default",
-        "aten.convolution.default",
-    ):
-        return False
-    viewed = None if bias.writer is None else graph.nodes[bias.writer].operands
-    return len(bias.shape) < len(product.shape) or bool(
-        viewed and len(graph.values[viewed[0]].shape) == 1
-    )

@@ -26,7 +26,8 @@ class Ask:
     usable memory that is kept free. `optimizer`, `learning_rate` and `optimizer_settings`, if
     given, override the model's own. A step runs in `microbatches` equal parts of the batch, one
     after another; modules that match a glob of `per_microbatch` may take statistics over each of
-    them, where others would need the whole batch."""
+    them, where others would need the whole batch. With `compile`, elementwise chains are compiled
+    into one kernel each."""
 
     model: str
     batch: int | None
@@ -43,6 +44,7 @@ class Ask:
     optimizer_settings: Mapping[str, Any] = field(default_factory=dict)
     microbatches: int = 1
     per_microbatch: tuple[str, ...] = ()
+    compile: bool = False
 
     def allowed_memory(self, device: Device) -> int:
         """Bytes per device that a plan may hold: usable memory less the headroom."""

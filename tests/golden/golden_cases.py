@@ -35,6 +35,7 @@ class Case:
     compute: str = ""
     clip_norm: float | None = None
     memory: int | None = None
+    compile: bool = False
 
     def ask(self) -> Ask:
         settings = {name: str(size) for name, size in self.sizes.items()}
@@ -48,6 +49,7 @@ class Case:
             num_devices=self.num_devices,
             compute=self.compute,
             clip_norm=self.clip_norm,
+            compile=self.compile,
             **headroom,
         )
 
@@ -150,6 +152,23 @@ CASES: dict[str, Case] = {
         compute="bfloat16",
         mesh="dp=4",
         pins=("*=zero1",),
+        sizes={
+            "layers": 1,
+            "width": 64,
+            "heads": 4,
+            "kv_heads": 4,
+            "mlp": 128,
+            "vocab": 256,
+            "seq": 32,
+        },
+    ),
+    "llama-compiled": Case(
+        model="llama",
+        num_devices=4,
+        compute="bfloat16",
+        mesh="dp=2,tp=2",
+        pins=("layers.*.mlp=tensor",),
+        compile=True,
         sizes={
             "layers": 1,
             "width": 64,

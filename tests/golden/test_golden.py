@@ -54,6 +54,7 @@ COVERS = {
     "moe": "experts.gate",
     "dropout-clipped": "shardwright.clipped(",
     "llama-mixed": "parameters float32; products bfloat16",
+    "llama-compiled": "shardwright.fused(",
     "hf-gpt2": "model.transformer.h.0.attn.c_attn",
 }
 

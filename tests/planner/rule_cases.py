@@ -12,6 +12,8 @@ import torch
 from rule_proof import run_op
 from torch import Tensor
 
+from planner.graph.fused import Body, Member
+from planner.graph.graph import Ref, map_refs
 from planner.kernels import key_of_microbatch, step_key
 from planner.rules.pointwise import POINTWISE
 
@@ -1187,3 +1189,85 @@ def _fft_c2r(g: Draw) -> Arguments:
 def _fft_r2c(g: Draw) -> Arguments:
     x, dims = _transformed(g)
     return (x.real.contiguous(), dims, 0, True), {}
+
+
+# ---------------------------------------------------------------------------------------- fused ops
+
+
+def _body(operands: tuple[Tensor, ...], *calls: tuple[Any, ...], results: tuple[int, ...]) -> Body:
+    """A body of calls (op, arguments with slots as Refs) on operands; every call has as many
+    results as its op gives."""
+    held: dict[int, Tensor] = dict(enumerate(operands))
+    members = []
+    for op, *args in calls:
+        made = run_op(op, map_refs(tuple(args), held.__getitem__), ())
+        slots = tuple(len(held) + i for i in range(len(made)))
+        held.update(zip(slots, made, strict=True))
+        members.append(
+            Member(
+                op=op,
+                args=tuple(args),
+                kwargs=(),
+                results=slots,
+                shapes=tuple(tuple(t.shape) for t in made),
+                dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in made),
+            )
+        )
+    kinds = tuple((tuple(t.shape), str(t.dtype).removeprefix("torch.")) for t in operands)
+    return Body(operands=kinds, members=tuple(members), results=results)
+
+
+@case("shardwright.fused")
+def _gate(g: Draw) -> Arguments:
+    """SwiGLU: both the gate and the product are read outside."""
+    shape = g.sizes(3)
+    tensors = g.real(*shape), g.real(*shape)
+    calls = ("aten.silu.default", Ref(0)), ("aten.mul.Tensor", Ref(2), Ref(1))
+    return (*tensors, _body(tensors, *calls, results=(2, 3))), {}
+
+
+@case("shardwright.fused")
+def _sum_and_norm(g: Draw) -> Arguments:
+    """A residual sum and its norm: the last dim cannot be split."""
+    shape = g.sizes(3)
+    tensors = g.real(*shape), g.real(*shape), g.real(shape[-1])
+    calls = (
+        ("aten.add.Tensor", Ref(0), Ref(1)),
+        ("shardwright.rms_norm", Ref(3), Ref(2), 1, shape[-1], 1e-5),
+    )
+    return (*tensors, _body(tensors, *calls, results=(3, 4))), {}
+
+
+@case("shardwright.fused")
+def _norm_backward_and_sum(g: Draw) -> Arguments:
+    """Backward of a norm, which is linear in both terms of its gradient; the weight's gradient is
+    partial over the rows."""
+    shape = g.sizes(3)
+    tensors = (
+        g.real(*shape),
+        g.real(*shape),
+        g.real(*shape),
+        g.real(shape[-1]),
+        g.positive(*shape[:-1], 1),
+    )
+    calls = (
+        ("aten.add.Tensor", Ref(0), Ref(1)),
+        ("shardwright.rms_norm_backward", Ref(5), Ref(2), Ref(3), Ref(4), 1, shape[-1]),
+    )
+    return (*tensors, _body(tensors, *calls, results=(6, 7))), {}
+
+
+@case("shardwright.fused")
+def _rotated(g: Draw) -> Arguments:
+    """Rotary positions: halves of the last dim change places; another shape between two members."""
+    batch, heads, length = g.sizes(3)
+    tensors = g.real(batch, heads, length, 4), g.real(length, 4)
+    calls = (
+        ("aten.split.Tensor", Ref(0), 2, -1),
+        ("aten.neg.default", Ref(3)),
+        ("aten.cat.default", (Ref(4), Ref(2)), -1),
+        ("aten.mul.Tensor", Ref(5), Ref(1)),
+        ("shardwright.reshape", Ref(6), (batch * heads, length, 4)),
+        ("aten.neg.default", Ref(7)),
+    )
+    return (*tensors, _body(tensors, *calls, results=(8,))), {}

@@ -440,7 +440,14 @@ def caught(trial: Trial, choice: Choice) -> bool | None:
     for n in counts:
         try:
             prove(trial, (n,), (choice,))
-        except (Wrong, RuntimeError, IndexError, ValueError, ZeroDivisionError, UserWarning):
+        except (
+            AssertionError,
+            RuntimeError,
+            IndexError,
+            ValueError,
+            ZeroDivisionError,
+            UserWarning,
+        ):
             return True
     return False if counts else None
 

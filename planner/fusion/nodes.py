@@ -1,0 +1,81 @@
+"""A graph's nodes as fusing looks at them: which may be members, in what order, and who reads what."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+
+from planner.dims.subdims import SubDims
+from planner.fusion.fusible import fusible_nodes, home_of, looks
+from planner.fusion.order import early_order
+from planner.graph.graph import Graph, Node
+
+__all__ = ["STEP", "Members", "Nodes"]
+
+#: The indices of the nodes of a group.
+Members = frozenset[int]
+#: The reader of what the step returns or keeps.
+STEP = -1
+
+
+class Nodes:
+    """The nodes of a graph. `fusible` are those that may be members, `homes` the layers in which
+    they may be; `order` are all indices as the fused graph has them, `place` is where each stands
+    there; `readers` has, for each value, the nodes that read it, itself or through views."""
+
+    def __init__(self, graph: Graph, dims: SubDims) -> None:
+        self.graph, self.dims = graph, dims
+        inner = frozenset(prefix for node in graph.nodes for prefix in _around(node.path))
+        self.homes = {node.index: home_of(node.path, inner) for node in graph.nodes}
+        self.fusible = fusible_nodes(graph, dims)
+        self.order = early_order(graph, dims, self.fusible, self.homes)
+        self.place = {index: place for place, index in enumerate(self.order)}
+        self.readers = self._all_readers()
+
+    def _all_readers(self) -> dict[int, Members]:
+        graph, readers = self.graph, defaultdict[int, set[int]](set)
+        outputs = (
+            graph.loss,
+            *(parameter.gradient for parameter in graph.parameters),
+            *(value for _, value in (*graph.updates, *graph.reported)),
+        )
+        for value in outputs:
+            readers[value].add(STEP)
+        for node in reversed(graph.nodes):
+            if looks(self.dims, node.index) and node.operands:
+                through = [readers[v] for v in node.results if v is not None]
+                readers[node.operands[0]] |= set().union(*through)
+            else:
+                for value in node.operands:
+                    readers[value].add(node.index)
+        return {value: frozenset(found) for value, found in readers.items()}
+
+    def origin(self, value: int) -> int | None:
+        """The node that writes the tensor that the value is a view of, if any does."""
+        writer = self.graph.values[value].writer
+        while writer is not None and looks(self.dims, writer) and self.graph.nodes[writer].operands:
+            writer = self.graph.values[self.graph.nodes[writer].operands[0]].writer
+        return writer
+
+    def sorted(self, indices: Iterable[int]) -> list[Node]:
+        """The nodes of some indices, in order."""
+        return [self.graph.nodes[n] for n in sorted(indices, key=self.place.__getitem__)]
+
+    def is_closed(self, members: Members) -> bool:
+        """Whether nobody outside reads a member's result before the last member: then nothing that
+        a member needs depends on another member from outside."""
+        last = max(map(self.place.__getitem__, members))
+        return all(
+            reader in members or reader == STEP or self.place[reader] > last
+            for member in members
+            for value in self.graph.nodes[member].results
+            if value is not None
+            for reader in self.readers.get(value, ())
+        )
+
+
+def _around(path: str) -> Iterator[str]:
+    """The paths of the modules around a module."""
+    while path:
+        path = path.rpartition(".")[0]
+        yield path
