@@ -99,6 +99,7 @@ def plan(
     optimizer_settings: Mapping[str, Any] | None = None,
     precision: str | None = None,
     reduce_gradients: str | None = None,
+    accumulate_gradients: str | None = None,
     compile: bool = False,
     clip_norm: float | None = None,
     microbatches: int = 1,
@@ -114,11 +115,11 @@ def plan(
     a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
     with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
     one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
-    `pins`, `recompute`, `precision`, `reduce_gradients`, `clip_norm`, `microbatches`,
-    `per_microbatch` (globs of modules), `memory_headroom` (a share below 1) and `time_limit`
-    (seconds, then the best plan so far is taken) are as on the command line. The model's values, as
-    they are, and the plan are written to `folder` (by default `plans/CLASS-DEVICES`), from which
-    the ranks of a run read them.
+    `pins`, `recompute`, `precision`, `reduce_gradients`, `accumulate_gradients`, `clip_norm`,
+    `microbatches`, `per_microbatch` (globs of modules), `memory_headroom` (a share below 1) and
+    `time_limit` (seconds, then the best plan so far is taken) are as on the command line. The
+    model's values, as they are, and the plan are written to `folder` (by default
+    `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
@@ -140,7 +141,11 @@ def plan(
     workload_of(type(model).__name__, model, batch, loss)
     # The file cannot hold hooks: the model would be planned without them.
     check_hooks(type(model).__name__, model)
-    formats = precision_of(precision or default_precision("", on.device), reduce_gradients or "")
+    formats = precision_of(
+        precision or default_precision("", on.device),
+        reduce_gradients or "",
+        accumulate_gradients or "",
+    )
     trained = _optimizer(optimizer, learning_rate, optimizer_settings or {}, model, loss)
     name = write_saved(where / "model.pt", model, batch, loss, trained)
     ask = Ask(

@@ -4,11 +4,12 @@ after an overflow, doubled after many steps without one."""
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["BACKOFF", "FIRST_SCALE", "GROWTH", "GROWTH_INTERVAL", "LossScale"]
+__all__ = ["BACKOFF", "FIRST_SCALE", "GROWTH", "GROWTH_INTERVAL", "LossScale", "scale_event"]
 
 #: Source: torch.amp.GradScaler, defaults of `init_scale`, `growth_factor`, `backoff_factor` and
 #: `growth_interval`.
@@ -41,3 +42,9 @@ class LossScale:
             self.scale = grown if grown <= torch.finfo(torch.float32).max else self.scale
             self._good = 0
         return True
+
+
+def scale_event(scale: LossScale | None) -> dict[str, Any]:
+    """What the event of a step says of the loss's scale: its value after the step, and whether the
+    step was skipped. Empty if the loss is not scaled."""
+    return {} if scale is None else {"loss_scale": scale.scale, "skipped": scale.skipped}

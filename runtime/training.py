@@ -27,6 +27,7 @@ from runtime.alike import begin
 from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
+from runtime.loss_scale import scale_event
 from runtime.parameters import full_tensors
 from runtime.worker import join
 
@@ -80,7 +81,8 @@ def train_plan(
     shapes; every rank takes its own part. The model starts from `seed` and uses the workload's
     optimizer, at its learning rate unless one is given. `device` is "cpu" or "cuda", by default
     CUDA if there is any. `on_event` is called with `{"step", "loss", "time_s", "losses"}` after
-    each step, in a thread; "losses" has the terms of a loss that is a sum, by name.
+    each step, in a thread; "losses" has the terms of a loss that is a sum, by name. If the loss is
+    scaled, "loss_scale" is its scale after the step, and "skipped" whether that made no update.
 
     Raises BadValue if there is no batch, or one of other shapes, BadPlan for a bad file, RunFailed
     if a rank fails for another reason.
@@ -140,6 +142,7 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
                         "loss": losses[-1],
                         "time_s": times[-1],
                         "losses": reported[-1],
+                        **scale_event(executor.loss_scale),
                     }
                 )
         parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}

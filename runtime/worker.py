@@ -24,6 +24,7 @@ from runtime.executor import Executor, gather_buffers, gather_parameters
 from runtime.groups import make_groups
 from runtime.heap import keep_freed_memory
 from runtime.launcher import Emit
+from runtime.loss_scale import scale_event
 from runtime.reference import reference_run
 from runtime.verify import Verification, compare
 
@@ -215,14 +216,8 @@ def _steps(
                 "time_s": times[-1],
                 "losses": several[-1],
             }
-            emit(done | _scaled(executor))
+            emit(done | scale_event(executor.loss_scale))
     return losses, several, times, gradients, scales
-
-
-def _scaled(executor: Executor) -> dict[str, Any]:
-    """The loss's scale after a step, and whether that step was skipped, if the loss is scaled."""
-    scale = executor.loss_scale
-    return {} if scale is None else {"loss_scale": scale.scale, "skipped": scale.skipped}
 
 
 def merge_timelines(timelines: Sequence[Timeline]) -> Timeline:

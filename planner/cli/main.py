@@ -123,6 +123,12 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     help="Sum gradients over devices in fp32, bf16 or fp16.  [default: fp32; bf16 with bf16]",
 )
 @click.option(
+    "--accumulate-gradients",
+    metavar="FORMAT",
+    help="Add gradients up over microbatches in fp32, bf16 or fp16.  [default: the wider of the "
+    "optimizer's format and that in which they are summed over devices]",
+)
+@click.option(
     "--optimizer",
     metavar="NAME",
     help="adam, adamw, sgd or sgd-momentum.  [default: the model's own]",

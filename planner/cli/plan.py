@@ -42,6 +42,7 @@ def plan_model(
     settings: tuple[str, ...],
     precision: str | None,
     reduce_gradients: str | None,
+    accumulate_gradients: str | None,
     optimizer: str | None,
     lr: float | None,
     weight_decay: float | None,
@@ -77,7 +78,9 @@ def plan_model(
         from planner.workload.precision import precision_of
 
         formats = precision_of(
-            precision or default_precision(model, cluster.device), reduce_gradients or ""
+            precision or default_precision(model, cluster.device),
+            reduce_gradients or "",
+            accumulate_gradients or "",
         )
         ask = Ask(
             model=model,

@@ -164,7 +164,12 @@ def _check(plan: Plan) -> None:
         ask.compute,
         f"empty or one of {', '.join(DTYPES)}",
     )
-    for what, dtype in (("master", ask.formats.master), ("reduce", ask.formats.reduce)):
+    formats = ask.formats
+    for what, dtype in (
+        ("master", formats.master),
+        ("reduce", formats.reduce),
+        ("accumulate", formats.accumulate),
+    ):
         check(
             dtype in ("", *DTYPES),
             f"ask.formats.{what}",

@@ -22,7 +22,7 @@ from planner.graph.checking import checked
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout, local_sizes
 from planner.lowering.lower import lower
-from planner.microbatch import microbatch_graph, with_line
+from planner.microbatch import accumulated_in, microbatch_graph, with_line
 from planner.plans.plan import Plan
 from planner.plans.plan_file import option_text, write_plan
 from planner.plans.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
@@ -63,6 +63,7 @@ def modelled(traced: Traced, ask: Ask | None = None) -> Model:
     if ask is not None and ask.microbatches > 1:
         with with_line(lambda op, path: line_of(lambda: build(ask), op, path)):
             graph = microbatch_graph(graph, dims, ask.microbatches, ask.per_microbatch)
+            graph = accumulated_in(graph, ask.formats)
         checked("microbatch", lambda: itertools.chain(graph_faults(graph), called_faults(graph)))
         dims = _dims(graph)
     if ask is not None and ask.compile:

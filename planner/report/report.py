@@ -7,7 +7,7 @@ plan can be reported again without its model.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from cost_models.axis_links import axis_links, links_in_words
@@ -86,7 +86,10 @@ def _optimizer(plan: Plan) -> str:
 def _formats(plan: Plan) -> str:
     """The format of the parameters, and those of products, master copies and gradients if they are
     others."""
-    return format_words(plan.ask.dtype, plan.summary["dtype"], plan.ask.formats)
+    formats = plan.ask.formats
+    if plan.summary.get("microbatches", 1) == 1:
+        formats = replace(formats, accumulate="")
+    return format_words(plan.ask.dtype, plan.summary["dtype"], formats)
 
 
 def _cast_again(plan: Plan) -> tuple[str, ...]:

@@ -168,10 +168,10 @@ def _import_for_both(proposer: Proposer) -> None:
         proposer.model.graph.values[parameter.value]
         for parameter in proposer.model.graph.parameters
     ]
-    optimizer = proposer.workload.optimizer
+    optimizer, formats = proposer.workload.optimizer, proposer.workload.formats
     held = sum(
         v.numel * dtype_bytes(v.dtype)
-        + optimizer_state_bytes(optimizer, numel=v.numel, dtype=v.dtype)
+        + optimizer_state_bytes(optimizer, numel=v.numel, dtype=formats.updated(v.dtype))
         for v in values
     )
     if held > proposer.capacity:

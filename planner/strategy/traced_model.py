@@ -298,29 +298,29 @@ class Model:
 
     @cached_property
     def cast_gradients(self) -> frozenset[int]:
-        """Root values in a short format that only the cast to a parameter's gradient reads: they
-        are summed over ranks after the cast, in the parameter's format."""
-        gradients = {self.roots[parameter.gradient].value for parameter in self.graph.parameters}
-        # Microbatches add gradients up after the cast, too.
-        gradients |= {
-            self.roots[n.operands[0]].value
-            for n in self.graph.nodes
-            if is_accumulate(n) and n.results[0] in gradients
-        }
-        casts = [
-            n
-            for n in self.graph.nodes
-            if n.op == "aten._to_copy.default" and n.results[0] in gradients
-        ]
-        if not casts:
-            return frozenset()
+        """Root values on the way to a parameter's gradient, from which only casts and sums over
+        microbatches lead to it, in another format than the gradient's: ranks sum it in its own."""
         readers: dict[int, int] = defaultdict(int)
         for (value, _), uses in self.uses.items():
             readers[value] += len(uses)
-        found = (self.roots[node.operands[0]].value for node in casts)
-        return frozenset(
-            v for v in found if readers[v] == 1 and self.graph.values[v].writer is not None
-        )
+        values, found = self.graph.values, set()
+        for parameter in self.graph.parameters:
+            root = self.roots[parameter.gradient].value
+            dtype = values[root].dtype
+            while (before := self._before_cast_or_sum(root)) is not None and readers[before] == 1:
+                root = before
+                if values[root].dtype != dtype and values[root].writer is not None:
+                    found.add(root)
+        return frozenset(found)
+
+    def _before_cast_or_sum(self, value: int) -> int | None:
+        """The root value that a root value is a cast of, or the sum of over microbatches; None if
+        it is neither."""
+        writer = self.graph.values[value].writer
+        node = None if writer is None else self.graph.nodes[writer]
+        if node is None or not (node.op == "aten._to_copy.default" or is_accumulate(node)):
+            return None
+        return self.roots[node.operands[0]].value
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

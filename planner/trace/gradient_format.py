@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from planner.graph.graph import Graph, Node, Ref, Value, map_refs, result_name, without_unread
 
-__all__ = ["CAST", "with_gradients_in"]
+__all__ = ["CAST", "cast_of", "with_gradients_in"]
 
 CAST = "aten._to_copy.default"
 
@@ -70,7 +70,8 @@ def _with_casts(graph: Graph, wrong: set[int], dtype: str) -> Graph:
             new[old] = value
             if old in wrong:
                 (result,) = add(
-                    _cast(node, values[value], dtype), (replace(values[value], dtype=dtype),)
+                    cast_of(values[value], dtype, phase=node.phase, path=node.path),
+                    (replace(values[value], dtype=dtype),),
                 )
                 assert result is not None
                 cast[old] = result
@@ -87,8 +88,8 @@ def _with_casts(graph: Graph, wrong: set[int], dtype: str) -> Graph:
     )
 
 
-def _cast(like: Node, value: Value, dtype: str) -> Node:
-    """A cast of a value that a node has made."""
+def cast_of(value: Value, dtype: str, *, phase: str, path: str) -> Node:
+    """A cast of a value, as recording would spell it; index and result are still to be set."""
     return Node(
         index=0,
         op=CAST,
@@ -97,6 +98,6 @@ def _cast(like: Node, value: Value, dtype: str) -> Node:
         results=(None,),
         result_shapes=(value.shape,),
         result_dtypes=(dtype,),
-        phase=like.phase,
-        path=like.path,
+        phase=phase,
+        path=path,
     )

@@ -27,12 +27,14 @@ DTYPES = {
 class Formats:
     """Formats beside those of parameters and products. `master` is that of the copy of the
     parameters that the optimizer updates, with its state; empty if it updates the parameters
-    themselves. Gradients are summed over ranks in `reduce`; empty: in the parameter's format. If
+    themselves. Gradients are summed over ranks in `reduce`; empty: in the parameter's format; and
+    over microbatches in `accumulate`; empty: in the wider of `reduce` and the optimizer's. If
     `scaled`, the loss is multiplied by a scale before backward, and gradients are divided by it
     before they are clipped and used; a step whose gradients are not finite is skipped."""
 
     master: str = ""
     reduce: str = ""
+    accumulate: str = ""
     scaled: bool = False
 
     def updated(self, dtype: str) -> str:
@@ -42,6 +44,12 @@ class Formats:
     def reduced(self, dtype: str) -> str:
         """The format in which the gradients of parameters of `dtype` are summed over ranks."""
         return self.reduce or dtype
+
+    def accumulated(self, dtype: str) -> str:
+        """The format in which the gradients of parameters of `dtype` are added up over
+        microbatches."""
+        either = (self.updated(dtype), self.reduced(dtype))
+        return self.accumulate or max(either, key=lambda name: DTYPES[name].itemsize)
 
 
 #: The optimizer updates the parameters, by gradients of their format.
@@ -75,13 +83,15 @@ PRECISIONS = {
     ),
 }
 
-#: The formats in which gradients may be reduced, by their short names.
-_REDUCED = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+#: The formats in which gradients may be reduced and accumulated, by their short names.
+_GRADIENTS = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
-def precision_of(name: str, reduce_gradients: str = "") -> Precision:
-    """The formats for a `--precision`, or for a torch dtype's name, and a `--reduce-gradients`.
-    Raises `UnknownName` for other names, `BadValue` for formats that do not go together."""
+def precision_of(
+    name: str, reduce_gradients: str = "", accumulate_gradients: str = ""
+) -> Precision:
+    """The formats for a `--precision`, or for a torch dtype's name, a `--reduce-gradients` and an
+    `--accumulate-gradients`. Raises `UnknownName` for other names, `BadValue` for formats that do not go together."""
     if name in ("fp16", "float16"):
         raise BadValue(
             f"--precision {name}: parameters in float16 alone lose small updates and overflow; give "
@@ -90,23 +100,34 @@ def precision_of(name: str, reduce_gradients: str = "") -> Precision:
     if name not in PRECISIONS and name not in DTYPES:
         raise unknown_name("precision", name, list(PRECISIONS))
     found = PRECISIONS[name] if name in PRECISIONS else Precision(dtype=name)
-    if not reduce_gradients:
+    reduce = _gradients("reduce", reduce_gradients, name, found)
+    if reduce:
+        kept = "" if reduce == found.dtype and not found.formats.master else reduce
+        found = replace(found, formats=replace(found.formats, reduce=kept))
+    accumulate = _gradients("accumulate", accumulate_gradients, name, found)
+    if accumulate == found.formats.accumulated(found.dtype):
         return found
-    if reduce_gradients not in _REDUCED:
-        raise unknown_name("format of reduced gradients", reduce_gradients, list(_REDUCED))
-    wanted = _REDUCED[reduce_gradients]
-    if found.dtype == "float64":
+    return replace(found, formats=replace(found.formats, accumulate=accumulate))
+
+
+def _gradients(what: str, wanted: str, name: str, known: Precision) -> str:
+    """The dtype in which gradients are reduced or accumulated, by its short name; empty if none is
+    `wanted`."""
+    if not wanted:
+        return ""
+    if wanted not in _GRADIENTS:
+        raise unknown_name(f"format to {what} gradients", wanted, list(_GRADIENTS))
+    if known.dtype == "float64":
         raise BadValue(
-            f"--reduce-gradients {reduce_gradients} with --precision {name}: gradients of float64 "
-            "parameters are reduced in float64; leave it out, or train in another precision"
+            f"--{what}-gradients {wanted} with --precision {name}: gradients of float64 parameters "
+            "stay in float64; leave it out, or train in another precision"
         )
-    if wanted == "float16" and not found.formats.scaled:
+    if wanted == "fp16" and not known.formats.scaled:
         raise BadValue(
-            f"--reduce-gradients fp16 with --precision {name}: gradients that are not scaled are too "
+            f"--{what}-gradients fp16 with --precision {name}: gradients that are not scaled are too "
             "small for float16; give bf16, or --precision fp16-mixed or fp16-master"
         )
-    kept = "" if wanted == found.dtype and not found.formats.master else wanted
-    return replace(found, formats=replace(found.formats, reduce=kept))
+    return _GRADIENTS[wanted]
 
 
 def format_words(dtype: str, computed: str, formats: Formats) -> str:
@@ -121,7 +142,10 @@ def format_words(dtype: str, computed: str, formats: Formats) -> str:
         (p.formats.reduce for p in PRECISIONS.values() if _fits(p, dtype, computed, formats)), ""
     )
     reduced = formats.reduced(dtype)
-    return words if reduced == (usual or dtype) else f"{words}, gradients reduced in {reduced}"
+    if reduced != (usual or dtype):
+        words += f", gradients reduced in {reduced}"
+    accumulated = f", accumulated in {formats.accumulate}" if formats.accumulate else ""
+    return words + accumulated
 
 
 def _fits(known: Precision, dtype: str, computed: str, formats: Formats) -> bool:

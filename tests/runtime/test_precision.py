@@ -63,11 +63,25 @@ def test_names_of_precisions() -> None:
     assert precision_of("bf16", "fp32").formats == replace(PLAIN, reduce="float32")
 
 
+def test_formats_to_add_up_in() -> None:
+    assert precision_of("fp32").formats.accumulated("float32") == "float32"
+    assert precision_of("bf16").formats.accumulated("bfloat16") == "bfloat16"
+    assert precision_of("bf16-master", "bf16").formats.accumulated("bfloat16") == "float32"
+    assert precision_of("fp16-mixed", "fp16").formats.accumulated("float32") == "float32"
+    assert precision_of("bf16-master", "", "fp32").formats.accumulate == ""
+    assert precision_of("bf16-master", "", "bf16").formats.accumulated("bfloat16") == "bfloat16"
+    with pytest.raises(BadValue, match="--accumulate-gradients bf16 with --precision fp64"):
+        precision_of("fp64", "", "bf16")
+
+
 @pytest.mark.parametrize(
     ("precision", "reduce", "message"),
     [
         ("bf61", "", "unknown precision 'bf61'"),
-        ("bf16", "fp8", "unknown format of reduced gradients 'fp8'"),
+        ("bf16", "fp8", "unknown format to reduce gradients 'fp8'"),
+        ("bf16-mixed", "fp16", "--reduce-gradients fp16 with --precision bf16-mixed"),
+        ("fp16", "", "float16 alone lose small updates and overflow; give fp16-mixed or"),
+        ("float16", "", "float16 alone lose small updates"),
         ("fp64", "bf16", "--reduce-gradients bf16 with --precision fp64"),
     ],
 )
