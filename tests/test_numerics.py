@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
-from microbatch_plans import planned_in
 from small_plans import Planned, ask_for, planned
 
 import planner.lowering.early
@@ -209,9 +208,8 @@ def plans(num_ranks: int) -> dict[str, Planned]:
                     ask_for(model, num_ranks, **more), *KINDS[num_ranks][kind], recast=True
                 )
     for (model, kind), microbatches in MICROBATCHES[num_ranks].items():
-        plan = planned_in(
-            ask_for(model, num_ranks, batch=20), microbatches, *KINDS[num_ranks][kind]
-        )
+        ask = ask_for(model, num_ranks, batch=20, microbatches=microbatches)
+        plan = planned(ask, *KINDS[num_ranks][kind])
         out[f"{model} in {microbatches}: {kind}"] = plan
     for name, (model, sizes, words) in WORDS.items():
         ask = ask_for(model, num_ranks, **sizes)

@@ -14,7 +14,6 @@ from functools import partial
 from importlib import import_module
 from typing import Any
 
-from cost_models.errors import NoPlan
 from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from planner.graph.checking import checked
@@ -151,11 +150,6 @@ def _of_the_search(proposer: Proposer, best: Candidate) -> dict[str, Any]:
 def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:
     traced = trace(lambda: build(ask), ask.model)
     model = modelled(traced, ask)
-    if ask.microbatches > 1:
-        raise NoPlan(
-            f"--microbatches {ask.microbatches}: the model can be cut so, but programs of several "
-            "microbatches are not made yet; use --microbatches 1"
-        )
     shallow = shallow_of(traced, model, ask)
     return Proposer(ask, model, traced.workload, cluster, pins, shallow, budget)
 

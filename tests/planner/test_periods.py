@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from microbatch_plans import planned_in
-from small_plans import ask_for
+from small_plans import ask_for, planned
 
 from cost_models.breakdown import breakdown
 from cost_models.cluster import load_cluster
@@ -17,26 +16,27 @@ from planner.predict.predict import predict, simulate_program
 from planner.program.actions import Action
 from planner.program.program import Program
 
-#: (model, ranks, hardware, mesh, pins). On CPU ranks a step waits for its messages; on GPUs they
-#: run beside compute and across the ends of microbatches, and the host is ahead of the device.
+#: (model, ranks, hardware, mesh, pins, numbers of microbatches). On CPU ranks a step waits for its
+#: messages; on GPUs they run beside compute and across the ends of microbatches, and the host is
+#: ahead of the device.
 PLANS = [
-    ("gpt", 4, "dgx-h100", "dp=4", ("*=zero3",)),
-    ("gpt", 4, "dgx-h100", "dp=2,tp=2", ("*=zero1", "*=tensor")),
-    ("lstm", 4, "dgx-a100", "dp=4", ("*=zero2",)),
-    ("mlp", 2, "cpu", "dp=2", ("*=ddp",)),
+    ("gpt", 4, "dgx-h100", "dp=2,tp=2", ("*=zero1", "*=tensor"), (8,)),
+    ("mlp", 4, "dgx-h100", "dp=4", ("*=zero3",), (2, 5, 8)),
+    ("lstm", 4, "dgx-a100", "dp=4", ("*=zero2",), (5, 8)),
+    ("mlp", 2, "cpu", "dp=2", ("*=ddp",), (2, 5)),
 ]
-MICROBATCHES = (2, 4, 5, 8)
 
 
 @pytest.fixture(scope="module", params=PLANS, ids=lambda plan: f"{plan[0]} {plan[3]}")
 def plans(request: pytest.FixtureRequest) -> list[tuple[Program, Simulated, Simulated]]:
     """Programs, each simulated in part and whole; with larger kernels, too, so that the host is
     not what a step waits for."""
-    model, ranks, hardware, mesh, pins = request.param
-    cluster, ask = load_cluster(hardware, num_devices=ranks), ask_for(model, ranks, batch=40)
+    model, ranks, hardware, mesh, pins, numbers = request.param
+    cluster = load_cluster(hardware, num_devices=ranks)
     out = []
-    for m in MICROBATCHES:
-        program = planned_in(ask, m, mesh, pins, cluster=cluster).program
+    for m in numbers:
+        ask = ask_for(model, ranks, batch=40, microbatches=m)
+        program = planned(ask, mesh, pins, cluster=cluster).program
         for times in (1.0, 30.0):
             slow = slower(program, times)
             out.append((slow, simulated(slow, cluster), simulated(slow, cluster, at_first=m)))
@@ -94,10 +94,11 @@ def test_memory_is_walked_once_for_like_microbatches(
 
 
 def test_more_microbatches_hold_less_and_their_timeline_says_so() -> None:
-    cluster, ask = load_cluster("dgx-h100", num_devices=2), ask_for("gpt", 2, batch=32)
+    cluster = load_cluster("dgx-h100", num_devices=2)
     held = []
     for m in (2, 8):
-        program = planned_in(ask, m, "dp=2", ("*=ddp",), cluster=cluster).program
+        ask = ask_for("lstm", 2, batch=32, microbatches=m)
+        program = planned(ask, "dp=2", ("*=ddp",), cluster=cluster).program
         timeline, found = simulate_program(program, cluster), predict(program, cluster)
         assert timeline.peak_memory == found.total_memory_bytes
         assert timeline.step_time == found.step_time_s

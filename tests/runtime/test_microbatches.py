@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from microbatch_plans import planned_in
-from small_plans import Planned, ask_for
+from small_plans import Planned, ask_for, planned
 from torch import Tensor, nn
 
 from planner.predict.predict import memory_by_category
@@ -53,7 +52,8 @@ def ask(name: str, **more: Any) -> Ask:
 
 
 def plan(name: str, microbatches: int, **more: Any) -> tuple[Ask, Planned]:
-    return ask(name, **more), planned_in(ask(name, **more), microbatches, "a=1")
+    asked = ask(name, microbatches=microbatches, **more)
+    return asked, planned(asked, "a=1")
 
 
 @pytest.mark.parametrize("microbatches", [2, 4])
