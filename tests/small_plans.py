@@ -113,7 +113,7 @@ SIZES: dict[str, dict[str, int]] = {
 #: The user's own models, by the file that they are in.
 OWN = {"bilstm": Path(__file__).resolve()}
 OWN |= dict.fromkeys(
-    ("dropped", "normed", "nested", "of_dict", "unfused"),
+    ("dropped", "normed", "nested", "of_dict", "unfused", "checkpointed"),
     Path(__file__).resolve().parent / "step_models.py",
 )
 

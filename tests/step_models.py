@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 Parts = tuple[nn.Module, Any, Any]
 
@@ -165,12 +166,12 @@ class Unfused(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         x = self.embedding(ids)
-        for block in self.h:
-            x = self.run(block, x)
+        for number, block in enumerate(self.h):
+            x = self.run(number, block, x)
         logits: Tensor = self.head(x).transpose(1, 2)
         return logits
 
-    def run(self, block: nn.Module, x: Tensor) -> Tensor:
+    def run(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
         out: Tensor = block(x)
         return out
 
@@ -178,3 +179,22 @@ class Unfused(nn.Module):
 def unfused(batch: int = 8, **sizes: int) -> Parts:
     ids = torch.randint(0, 32, (2, batch, 8))
     return Unfused(**sizes), (ids[0], ids[1]), F.cross_entropy
+
+
+class Checkpointed(Unfused):
+    """The same with layers under `torch.utils.checkpoint`: every one, or every few, of the first."""
+
+    def __init__(self, every: int = 1, first: int = 99, **sizes: int) -> None:
+        super().__init__(**sizes)
+        self.every, self.first = every, first
+
+    def run(self, number: int, block: nn.Module, x: Tensor) -> Tensor:
+        if number % self.every or number >= self.first:
+            return super().run(number, block, x)
+        out: Tensor = checkpoint(block, x, use_reentrant=False)
+        return out
+
+
+def checkpointed(batch: int = 8, **sizes: int) -> Parts:
+    _, given, loss = unfused(batch)
+    return Checkpointed(**sizes), given, loss

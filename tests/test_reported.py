@@ -224,7 +224,8 @@ def test_models_train_as_plain_torch_does_under_every_kind(ranks: int) -> None:
 
 @pytest.mark.parametrize("kind", ["dropped", "dropped, reentrant"])
 def test_a_checkpoint_adds_nothing_to_the_step(kind: str) -> None:
-    """A plan keeps activations: nothing is computed twice, and neither time nor MFU counts it."""
+    """The graph has forward once: what runs again is a choice of the plan, and MFU does not count
+    it."""
     plans = [
         plan_of(ask_of(name, RIGHT[name]), Kind(mesh="a=2"))
         for name in (f"checkpointed:{kind}", "checkpointed:kept")

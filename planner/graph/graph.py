@@ -81,7 +81,8 @@ class Node:
     schema: `kwargs` holds its keyword-only arguments, by name. `path` is the module that ran it
     (or whose backward it is); `results[i]` is None if the op's i-th result is never read;
     `operands` are the values read, in the order of `args` and then of `kwargs`, one entry per
-    use."""
+    use. `checkpoint`: the model runs it inside of a `torch.utils.checkpoint`, which is to compute
+    it again in backward (`recompute`) or has rules of its own (`selective`); else empty."""
 
     index: int
     op: str
@@ -92,6 +93,7 @@ class Node:
     result_dtypes: tuple[str, ...]
     phase: str
     path: str
+    checkpoint: str = ""
     operands: tuple[int, ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

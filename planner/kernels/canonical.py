@@ -66,7 +66,7 @@ class Canonical(Random):
             raise NotTraceable(
                 "a block under torch.utils.checkpoint changes buffers "
                 f"({', '.join(changed[:3])}): torch runs the block twice and changes them twice, "
-                "but a plan keeps activations and runs it once: call the block without checkpoint"
+                "but a plan changes them once: call the block without checkpoint"
             )
 
     def other(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -1,10 +1,11 @@
 """What pins say of the modes of ops: which run again in backward, and which are kept.
 
-Model, pins -> modes by node. Of the pins that match an op, the last decides. `recompute` on a layer
-is what Megatron calls full recompute: only what the layer reads is kept. `selective` is what
-torchtitan calls selective by ops, which includes Megatron's core attention: in layers, products
-with parameters, convolutions, recurrent layers and fused attention are kept, and all else runs
-again, unless it would need more memory for what it reads than its result takes.
+Model, pins -> modes by node. Of the pins that match an op, the last decides; before all pins, what
+the model itself runs under `torch.utils.checkpoint`. `recompute` on a layer is what Megatron calls
+full recompute: only what the layer reads is kept. `selective` is what torchtitan calls selective by
+ops, which includes Megatron's core attention: in layers, products with parameters, convolutions,
+recurrent layers and fused attention are kept, and all else runs again, unless it would need more
+memory for what it reads than its result takes.
 """
 
 from __future__ import annotations
@@ -30,23 +31,26 @@ _DEAR = ("conv", "attention", "lstm", "embedding")
 
 
 def pinned_again(model: Model, pins: tuple[Pin, ...]) -> dict[int, bool]:
-    """For every op of forward on whose mode a pin decides: whether it is to run again, not kept."""
+    """For every op of forward on whose mode a pin decides: whether it is to run again, not kept.
+    What the model runs inside of a `torch.utils.checkpoint` is pinned by that, before all pins."""
     again: dict[int, bool] = {}
-    for node in model.graph.nodes if any(pin.choice in MODE_PINS for pin in pins) else ():
+    if not model.has_checkpoints and not any(pin.choice in MODE_PINS for pin in pins):
+        return again
+    for node in model.graph.nodes:
         if not _has_mode(model, node):
             continue
         pin = _last(node, pins)
-        if pin is None:
+        choice = node.checkpoint if pin is None else pin.choice
+        # What no block owns, such as the head and the loss, is needed as soon as backward begins: a
+        # pin on all modules leaves it alone.
+        meant = pin is None or pin.pattern != "*" or bool(model.blocks[node.index])
+        if not choice:
             if _looks(model, node, again):
                 again[node.index] = True
-        elif pin.choice == "selective":
-            in_block = bool(model.blocks[node.index])
-            again[node.index] = in_block and _is_cheap(model, node) and _saves(model, node, again)
+        elif choice == "selective":
+            again[node.index] = meant and _is_cheap(model, node) and _saves(model, node, again)
         else:
-            # What no block owns, such as the head and the loss, is needed as soon as backward
-            # begins: a pin on all modules leaves it alone.
-            meant = bool(model.blocks[node.index]) or pin.pattern != "*"
-            again[node.index] = pin.choice == "recompute" and meant
+            again[node.index] = meant and choice == "recompute"
     return again
 
 
@@ -81,7 +85,9 @@ def check_mode_pins(model: Model, pins: tuple[Pin, ...]) -> None:
         if first.pattern == second.pattern:
             what = "are the same" if first == second else "contradict each other"
             raise BadValue(f"{_shown(first)} and {_shown(second)} {what}: leave one of them out")
-    nodes = [n for n in model.graph.nodes if of_modes and _has_mode(model, n)]
+    if not of_modes:
+        return
+    nodes = [n for n in model.graph.nodes if _has_mode(model, n)]
     modes = modes_under(model, pins)
     for pin in of_modes:
         decided = [n for n in nodes if _last(n, pins) == pin]

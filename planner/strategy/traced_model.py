@@ -172,6 +172,11 @@ class Model:
         )
 
     @cached_property
+    def has_checkpoints(self) -> bool:
+        """Whether the model runs ops inside of a `torch.utils.checkpoint`."""
+        return any(node.checkpoint for node in self.graph.nodes)
+
+    @cached_property
     def blocks(self) -> tuple[str, ...]:
         """For every node, the block in which it runs again: its layer, empty if no layer owns it.
         In a model without layers, a child of the root module."""

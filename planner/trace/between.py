@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from planner.torch_private.checkpoints import running_in
 from planner.torch_private.modes import TorchDispatchMode
 from planner.torch_private.trees import tree_flatten, tree_leaves, tree_unflatten
 from planner.trace.spelling import NUMBERED
@@ -245,7 +246,7 @@ def _stand_in(module: nn.Module, log: _Log, run: int, block: int) -> Iterator[No
     @functools.wraps(forward)
     def stand_in(*args: Any, **kwargs: Any) -> Any:
         log.enter((run, "forward", block))
-        log.note("call", args, kwargs)
+        log.note("call", args, kwargs, running_in())
         inputs = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
         if block < 2:
             log.templates[run] = _template(log, inputs, lambda: forward(*args, **kwargs))

@@ -151,7 +151,8 @@ class Homes:
             lambda s: self._relative(self.serials, s, block),
         )
         results = tuple(r is None for r in node.results)
-        return node.op, arguments, results, node.result_shapes, node.result_dtypes, path
+        made = results, node.result_shapes, node.result_dtypes
+        return node.op, arguments, *made, path, node.checkpoint
 
     def _given_word(self, value: int, block: int) -> Any:
         found = self.graph.values[value]

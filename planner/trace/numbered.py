@@ -66,6 +66,7 @@ class Numbered:
                 result_dtypes=tuple(str(t.dtype).removeprefix("torch.") for t in present),
                 phase=labels.get("phase", "forward"),
                 path=labels.get("path", ""),
+                checkpoint=labels.get("checkpoint", ""),
             )
         )
         return ids

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from planner.torch_private.checkpoints import running_in
 from planner.torch_private.recording import label_new_nodes, sequence_number
 from planner.torch_private.trees import tree_leaves
 
@@ -33,11 +34,11 @@ class Paths:
     def enter(self, path: str, inputs: Any) -> None:
         self._own(inputs, self.stack[-1])
         self.stack.append(path)
-        label_new_nodes({"phase": "forward", "path": path})
+        label_new_nodes(_in_forward(path))
 
     def leave(self, output: Any) -> None:
         self._own(output, self.stack.pop())
-        label_new_nodes({"phase": "forward", "path": self.stack[-1]})
+        label_new_nodes(_in_forward(self.stack[-1]))
 
     def _own(self, output: Any, path: str) -> None:
         """Makes `path` the owner of every autograd node behind `output` that has none yet."""
@@ -58,6 +59,12 @@ class Paths:
             labels = {"phase": "backward", "path": path, "sequence": sequence_number(node)}
             node.register_prehook(lambda *_, labels=labels: label_new_nodes(labels))
         label_new_nodes({"phase": "backward", "path": ""})
+
+
+def _in_forward(path: str) -> dict[str, Any]:
+    """The labels of the ops that a module runs in forward."""
+    inside = running_in()
+    return {"phase": "forward", "path": path} | ({"checkpoint": inside} if inside else {})
 
 
 def _enter(paths: Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:

@@ -188,6 +188,7 @@ class _Unroller:
                 result_dtypes=node.result_dtypes,
                 phase=node.phase,
                 path=path,
+                checkpoint=node.checkpoint,
             )
         )
 

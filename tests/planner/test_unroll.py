@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from trace_models import built_in, workload
 
 import planner.trace.trace
@@ -144,6 +145,22 @@ class Inside(Chain):
         return out
 
 
+class Checkpointed(Chain):
+    """Has some blocks computed again in backward."""
+
+    def __init__(self, chosen: Callable[[int], bool]) -> None:
+        super().__init__([nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(10)])
+        self.chosen = chosen
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        for number, block in enumerate(self.blocks):
+            again = self.chosen(number)
+            x = checkpoint(block, x, use_reentrant=False) if again else block(x)
+        out: Tensor = self.last(x)
+        return out
+
+
 class TwoLists(nn.Module):
     """Two lists of like modules that take turns: no list's blocks stand by themselves."""
 
@@ -195,6 +212,7 @@ REPEATED: dict[str, Callable[[], Workload]] = {
     "moe": built_in("moe", layers=8, width=8, heads=2, kv_heads=2, vocab=16, seq=4),
     "a parent that does the same to all": step(lambda: Parent(_alike)),
     "mlp": built_in("mlp", layers=10, inputs=4, hidden=6, outputs=4),
+    "every block under a checkpoint": step(lambda: Checkpointed(lambda number: True)),
 }
 
 WHOLE: dict[str, Callable[[], Workload]] = {
@@ -210,6 +228,10 @@ WHOLE: dict[str, Callable[[], Workload]] = {
     "less of a gradient behind one block": step(lambda: Parent(_slowed)),
     "divided by the number of blocks": step(lambda: Counting([Block(i) for i in range(10)])),
     "a block that asks for its number": step(lambda: Chain([ByOwnNumber(i) for i in range(10)])),
+    "every second block under a checkpoint": step(
+        lambda: Checkpointed(lambda number: number % 2 == 0)
+    ),
+    "the first blocks under a checkpoint": step(lambda: Checkpointed(lambda number: number < 6)),
     "parts of blocks": step(lambda: Inside([Block(i) for i in range(10)])),
 }
 
