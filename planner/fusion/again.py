@@ -61,8 +61,8 @@ def _backward_readers(
         group = group_of.get(reader, none)
         if reader == STEP or not group or nodes.graph.nodes[reader].phase != "backward":
             return []
-        if nodes.homes[reader] != nodes.homes[index]:
-            return []
+        if nodes.homes[reader][::2] != nodes.homes[index][::2]:
+            return []  # of another layer or section
         found.append(group)
     return list(dict.fromkeys(found))
 

@@ -90,9 +90,9 @@ class Groups:
         return list(dict.fromkeys(found))
 
     def _alike(self, node: Node, group: Members) -> bool:
-        """Whether the node is of the group's layer and phase."""
-        other, homes = self.nodes.graph.nodes[next(iter(group))], self.nodes.homes
-        return (homes[other.index], other.phase) == (homes[node.index], node.phase)
+        """Whether the node is of the group's layer, phase and section."""
+        homes = self.nodes.homes
+        return homes[next(iter(group))] == homes[node.index]
 
     def _may_be_one(self, members: Members) -> bool:
         if not self.nodes.is_closed(members):

@@ -9,24 +9,31 @@ from planner.dims.subdims import SubDims
 from planner.fusion.fusible import fusible_nodes, home_of, looks
 from planner.fusion.order import early_order
 from planner.graph.graph import Graph, Node
+from planner.graph.sections import sections_of
 
-__all__ = ["STEP", "Members", "Nodes"]
+__all__ = ["STEP", "Home", "Members", "Nodes"]
 
 #: The indices of the nodes of a group.
 Members = frozenset[int]
+#: Layer, phase, section.
+Home = tuple[str, str, str]
 #: The reader of what the step returns or keeps.
 STEP = -1
 
 
 class Nodes:
-    """The nodes of a graph. `fusible` are those that may be members, `homes` the layers in which
-    they may be; `order` are all indices as the fused graph has them, `place` is where each stands
-    there; `readers` has, for each value, the nodes that read it, itself or through views."""
+    """The nodes of a graph. `fusible` are those that may be members; those of one op have the same
+    of `homes`: layer, phase and section of the step in microbatches. `order` are all indices as the
+    fused graph has them, `place` is where each stands there; `readers` has, for each value, the
+    nodes that read it, itself or through views."""
 
     def __init__(self, graph: Graph, dims: SubDims) -> None:
         self.graph, self.dims = graph, dims
         inner = frozenset(prefix for node in graph.nodes for prefix in _around(node.path))
-        self.homes = {node.index: home_of(node.path, inner) for node in graph.nodes}
+        self.homes: list[Home] = [
+            (home_of(node.path, inner), node.phase, section)
+            for node, section in zip(graph.nodes, sections_of(graph), strict=True)
+        ]
         self.fusible = fusible_nodes(graph, dims)
         self.order = early_order(graph, dims, self.fusible, self.homes)
         self.place = {index: place for place, index in enumerate(self.order)}

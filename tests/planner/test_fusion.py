@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from plain_graph import far, interpreted, plain
 from rule_proof import assignments, map_refs_in_order, prove, run_op, trial
 from torch import Tensor, nn
 from trace_models import BUILDERS, built_in, workload
@@ -19,12 +20,14 @@ from planner.dims.subdims import infer
 from planner.fusion.fuse import fused_graph
 from planner.graph.fused import FUSED, Body, body_of, called
 from planner.graph.graph import Graph, Node
+from planner.microbatch import microbatch_graph
 from planner.plans.replay import modelled
 from planner.program.check_graph import graph_faults
 from planner.strategy.op_costs import OpCosts
 from planner.trace.trace import trace
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask
+from planner.workload.workload import Workload
 
 LLAMA = {"layers": 2, "width": 16, "heads": 4, "kv_heads": 2, "mlp": 24, "vocab": 32, "seq": 8}
 NAMES = ("gpt", "encoder", "decoder", "norms", "activations", "joins", "bilstm")
@@ -246,3 +249,23 @@ def test_a_dear_value_is_not_computed_at_two_places(gated: bool) -> None:
     forward = [called(body_of(n.args)) for n in fused_nodes(made) if n.phase == "forward"]
     (joined,) = [ops for ops in forward if "cat" in ops]
     assert ("silu" in joined, "neg" in joined) == (False, not gated)
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama of two layers"])
+def test_a_microbatch_is_fused_like_a_batch(name: str) -> None:
+    """Of two microbatches, interpreted one op after another, loss and gradients are those of the
+    graph that is not fused."""
+    graph = traced(name).graph
+    cut = microbatch_graph(graph, infer(graph), 2)
+    made = fused_graph(cut, infer(cut))
+    assert [*graph_faults(made)] == [] and fused_nodes(made)
+    assert far(interpreted(made, _plain(name)), interpreted(cut, _plain(name))) < 1e-12
+
+
+def _plain(name: str) -> Workload:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        return plain(MODELS[name])
+    finally:
+        torch.set_default_dtype(before)
