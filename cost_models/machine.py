@@ -165,14 +165,14 @@ class Cluster:
 
     def slowdown(self, kind: str) -> float:
         """How many times as long kernels of `kind` take if all used devices of a node compute at
-        once; 1 if not measured.
+        once; 1 if not measured. A fused kernel is as slow as elementwise ones if only those are.
 
         Log-log between the numbers of devices measured (one device: 1); proportional to their
         number beyond the last.
         """
         measured = {row.num_devices: row.slowdown for row in self.contention if row.kind == kind}
         if not measured:
-            return 1.0
+            return self.slowdown("elementwise") if kind == "fused" else 1.0
         points = sorted({1: 1.0, **measured}.items())
         for (n0, s0), (n1, s1) in itertools.pairwise(points):
             if self.node_width <= n1:

@@ -137,9 +137,12 @@ _BY_BYTES = tuple(kind for kind in VECTOR_KINDS if kind != "embedding")
 
 @lru_cache(maxsize=4096)
 def _curve(device: Device, op: str, kind: str, dtype: str) -> tuple[tuple[float, float], ...]:
-    """(bytes, seconds) measured for `op` in `dtype`, else in float32, else for its kind."""
+    """(bytes, seconds) measured for `op` in `dtype`, else in float32, else for its kind. A fused
+    kernel is as fast as elementwise ones if no fused kernel was measured."""
     rows = _rows(device)
-    found = rows.get((op, dtype)) or rows.get((op, "float32")) or rows.get((kind, "float32")) or []
+    kinds = (kind, "elementwise") if kind == "fused" else (kind,)
+    keys = ((op, dtype), (op, "float32"), *((one, "float32") for one in kinds))
+    found: list[OpRow] = next((rows[key] for key in keys if key in rows), [])
     seconds: dict[float, list[float]] = {}
     for row in found:
         seconds.setdefault(row.nbytes, []).append(row.seconds)

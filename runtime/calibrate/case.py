@@ -12,10 +12,12 @@ from torch import Tensor
 
 from cost_models.device import OpRow
 from cost_models.memory import dtype_bytes
+from planner.graph.fused import FUSED
 from planner.graph.graph import Ref
 from planner.kernels.formats import tensors_in
 from planner.program.operators import callable_of
 from planner.rules import RULES, Call, OpCost
+from runtime.fused import Fused, Kernels
 
 __all__ = ["Arguments", "Case", "ids", "on_a_gpu", "random", "row_of", "several"]
 
@@ -36,6 +38,8 @@ class Case:
 
     def call(self) -> Callable[..., Any]:
         """The callable that the executor uses for the op."""
+        if self.op == FUSED:
+            return _compiled
         function, kwargs = callable_of(self.op), dict(self.kwargs)
         return (lambda *arguments: function(*arguments, **kwargs)) if kwargs else function
 
@@ -43,7 +47,7 @@ class Case:
 def row_of(case: Case, arguments: Arguments, seconds: float) -> OpRow:
     """The measured row, with the work as counted by the op's rule, as the planner will look it
     up."""
-    results = case.call()(*arguments)
+    results = callable_of(case.op)(*arguments, **dict(case.kwargs))
     call = Call(
         op=case.op,
         args=_refs(arguments),
@@ -71,6 +75,16 @@ def row_of(case: Case, arguments: Arguments, seconds: float) -> OpRow:
         steps=cost.steps,
         seconds=seconds,
     )
+
+
+#: The compiled chains, each of which is called many times.
+_KERNELS: Kernels = {}
+
+
+def _compiled(*arguments: Any) -> Any:
+    """A fused op as the executor runs it; the last argument is its body."""
+    *operands, body = arguments
+    return _KERNELS.setdefault(body, Fused(body))(*operands)
 
 
 def _with_reserve(call: Call) -> Call:

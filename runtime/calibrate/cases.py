@@ -15,13 +15,15 @@ import torch
 
 from planner.program.operators import callable_of
 from runtime.calibrate.case import Arguments, Case, ids, on_a_gpu, random, several
+from runtime.calibrate.chains import chains
 from runtime.calibrate.layers import attentions, convolutions, embeddings, lstms
 
 __all__ = ["cases"]
 
 
 def cases(device: torch.device, *, quick: bool = False) -> list[Case]:
-    """All calls except products. `quick` keeps the smallest of each family."""
+    """All calls except products. `quick` keeps the smallest of each family,
+    and none that must be compiled."""
     families = (
         _pointwise,
         _reductions,
@@ -32,6 +34,7 @@ def cases(device: torch.device, *, quick: bool = False) -> list[Case]:
         attentions,
         lstms,
         _copies,
+        *(() if quick else (chains,)),
     )
     out: list[Case] = []
     for family in families:

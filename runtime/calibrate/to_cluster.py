@@ -10,6 +10,7 @@ from dataclasses import replace
 from cost_models.device import KINDS, Device, ElementwiseRow, GemmRow, OpRow
 from cost_models.machine import Cluster, CollectiveRow, ContentionRow
 from cost_models.roofline import op_time
+from planner.graph.fused import FUSED
 from runtime.calibrate.measured import Measured
 
 __all__ = ["fit"]
@@ -115,6 +116,7 @@ def _with_shipped(peaks: dict[str, float], base: Device) -> dict[str, float]:
 #: The op that represents those of its kind that were not measured.
 _STAND_INS = {
     "elementwise": "aten.mul.Tensor",
+    "fused": FUSED,
     "reduction": "aten.sum.dim_IntList",
     "norm": "aten.native_layer_norm.default",
     "softmax": "shardwright.cross_entropy",

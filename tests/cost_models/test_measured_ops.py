@@ -127,3 +127,13 @@ def test_rows_of_unknown_kinds_are_refused() -> None:
         row("mm", "gem", 1.0, 1.0)
     with pytest.raises(BadHardware, match="contention: unknown kind of op"):
         ContentionRow(num_devices=2, kind="matmul", slowdown=1.0)
+
+
+def test_fused_kernels_slow_down_as_elementwise_ones_until_they_are_measured() -> None:
+    rows = (
+        ContentionRow(num_devices=2, kind="elementwise", slowdown=1.5),
+        ContentionRow(num_devices=2, kind="fused", slowdown=1.25),
+    )
+    for table, slowdown in ((rows[:1], 1.5), (rows, 1.25)):
+        two = replace(CPU, num_devices=2, node_width=2, contention=table)
+        assert two.slowdown("fused") == pytest.approx(slowdown)

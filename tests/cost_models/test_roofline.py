@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cost_models.cluster import load_device
-from cost_models.device import ElementwiseRow, GemmRow
+from cost_models.device import ElementwiseRow, GemmRow, OpRow
 from cost_models.errors import BadHardware, BadValue, UnknownName
 from cost_models.hardware_toml import list_devices
 from cost_models.roofline import KINDS, host_time, op_time
@@ -239,3 +239,25 @@ def test_other_kernels_never_fall_with_flops_or_bytes(device, kind, flops, nbyte
 def test_a_product_of_complex_numbers_is_four_of_real_ones() -> None:
     real, made = gemm(1, 1280, 1280, 1280, "float32"), gemm(1, 1280, 1280, 1280, "complex64")
     assert made - 1e-6 == pytest.approx(4 * (real - 1e-6))
+
+
+def test_a_fused_kernel_is_as_fast_as_elementwise_ones_until_it_is_measured() -> None:
+    """A file that was calibrated before fused kernels were has none in its tables."""
+    core = load_device("cpu-core")
+    rows = tuple(
+        OpRow(
+            op=op,
+            kind=op,
+            dtype="float32",
+            flops=1,
+            nbytes=1e6,
+            gemm=(1, 1, 1, 1),
+            steps=1,
+            seconds=seconds,
+        )
+        for op, seconds in (("elementwise", 2e-4), ("fused", 1e-4))
+    )
+    call = {"kind": "fused", "flops": 1.0, "nbytes": 1e6, "dtype": "float32"}
+    for table, seconds in ((rows[:1], 2e-4), (rows, 1e-4)):
+        device = replace(core, op_table=table)
+        assert op_time(device, op="shardwright.fused", **call) == pytest.approx(seconds)  # type: ignore[arg-type]
