@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from provenance import provenance
-from running_ranks import BASELINES, Request
+from running_ranks import Request
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan, RunFailed
@@ -33,6 +33,8 @@ from planner.search.search import search
 from planner.strategy.pins import Pin
 from planner.workload.ask import Ask
 from runtime.launcher import launch
+
+RIVALS = ("DDP", "FSDP2")
 
 CASES = "lstm@2,gru@2,gpt@2,bert@2,t5@2,llama@2,resnet@2,gpt@4,lstm@4"
 
@@ -89,14 +91,14 @@ def row_of(model: str, ranks: int, hardware: str, rounds: int) -> dict[str, Any]
         paths = {name: str(Path(folder) / f"{name}.json") for name in plans}
         for name, plan in plans.items():
             write_plan(plan, Path(paths[name]))
-        results = launch("running_ranks:measure", ranks, Request(paths, rounds))
+        results = launch("running_ranks:measure", ranks, Request(paths, rounds, RIVALS))
     check_losses(results[0]["losses"])
     times = {
         name: [max(step) for step in zip(*(r["times"][name] for r in results), strict=True)]
         for name in results[0]["times"]
     }
     medians = {name: statistics.median(taken) for name, taken in times.items()}
-    rival = min(BASELINES, key=lambda name: medians[name])
+    rival = min(RIVALS, key=lambda name: medians[name])
     best = min(plans, key=lambda name: medians[name])
     return {
         "model": model,
@@ -107,7 +109,7 @@ def row_of(model: str, ranks: int, hardware: str, rounds: int) -> dict[str, Any]
         "predicted_s": {name: plan.summary["step_time_s"] for name, plan in plans.items()},
         **{
             key: value
-            for name in BASELINES
+            for name in RIVALS
             for key, value in _ratio(times["chosen"], times[name], name).items()
         },
         "best": best,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,17 +21,19 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from planner.graph.layout import Mesh
 from planner.plans.plan_file import read_plan
 from planner.plans.replay import program_of, workload_of
+from planner.torch_private.allocator import allocations
 from planner.workload.workload import Workload
 from runtime.executor import Executor
 from runtime.groups import make_groups
 from runtime.parameters import build, cut
 from runtime.worker import Place, join
 
-__all__ = ["BASELINES", "Request", "measure"]
+__all__ = ["BASELINES", "Request", "measure", "peaks"]
 
 #: Steps before the first that counts.
 WARM_UP = 3
@@ -40,10 +43,11 @@ Step = Callable[[], Tensor | float]
 
 @dataclass(frozen=True)
 class Request:
-    """Plan files by name, the model that they are of, and how many rounds of steps count."""
+    """Plan files by name, how many rounds of steps count, and the baselines beside them."""
 
     plans: Mapping[str, str]
     rounds: int
+    baselines: tuple[str, ...] = ("DDP", "FSDP2")
 
 
 def measure(request: Request, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
@@ -57,8 +61,8 @@ def measure(request: Request, emit: Callable[[dict[str, Any]], None]) -> dict[st
     with join(first.mesh.num_devices, "cpu") as place:
         runs: dict[str, Step] = {name: _ours(path, place) for name, path in request.plans.items()}
         runs |= {
-            name: made(build(lambda: workload_of(first), 0), place)
-            for name, made in BASELINES.items()
+            name: BASELINES[name](build(lambda: workload_of(first), 0), place)
+            for name in request.baselines
         }
         losses = {
             name: _over_ranks(step(), place, name in BASELINES) for name, step in runs.items()
@@ -93,6 +97,13 @@ def _ddp(workload: Workload, place: Place) -> Step:
     return _trained(
         DistributedDataParallel(workload.module, gradient_as_bucket_view=True), workload, place
     )
+
+
+def _checkpointed(workload: Workload, place: Place) -> Step:
+    """DDP with every block run again in backward."""
+    for block in _blocks(workload.module):
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    return _ddp(workload, place)
 
 
 def _fsdp2(workload: Workload, place: Place) -> Step:
@@ -131,7 +142,29 @@ def _trained(module: nn.Module, workload: Workload, place: Place) -> Step:
 
 
 #: torch's data parallelism, by name.
-BASELINES: dict[str, Callable[[Workload, Place], Step]] = {"DDP": _ddp, "FSDP2": _fsdp2}
+BASELINES: dict[str, Callable[[Workload, Place], Step]] = {
+    "DDP": _ddp,
+    "FSDP2": _fsdp2,
+    "checkpoint": _checkpointed,
+}
+
+
+def peaks(request: tuple[str, str], emit: Callable[[dict[str, Any]], None]) -> int:
+    """The most bytes that torch's allocator holds on this rank in the third step of a plan
+    (`request[1]` is `ours`) or of a baseline on the plan's model, all that was made for it
+    included."""
+    path, name = request
+    plan = read_plan(path)
+    with join(plan.mesh.num_devices, "cpu") as place, allocations(place.device) as recorded:
+        step = (
+            _ours(path, place)
+            if name == "ours"
+            else BASELINES[name](build(lambda: workload_of(plan), 0), place)
+        )
+        step(), step()
+        began = time.time_ns()
+        step()
+    return max(held for at, held in recorded.samples if at >= began) - recorded.before
 
 
 def _over_ranks(loss: Tensor | float, place: Place, local: bool) -> float:

@@ -102,7 +102,7 @@ def plan(
     accumulate_gradients: str | None = None,
     compile: bool = False,
     clip_norm: float | None = None,
-    microbatches: int = 1,
+    microbatches: int | None = None,
     per_microbatch: Sequence[str] = (),
     memory_headroom: float = MEMORY_HEADROOM,
     time_limit: float = TIME_LIMIT,
@@ -124,8 +124,10 @@ def plan(
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
     """
-    if microbatches < 1:
-        raise BadValue(f"microbatches={microbatches}: give a whole number of at least 1")
+    if microbatches is not None and microbatches < 1:
+        raise BadValue(
+            f"microbatches={microbatches}: give a whole number of at least 1, or None to have it chosen"
+        )
     if isinstance(per_microbatch, str):
         raise BadValue(
             f"per_microbatch={per_microbatch!r}: give a list, as in [{per_microbatch!r}]"
@@ -156,14 +158,21 @@ def plan(
         num_devices=on.num_devices,
         **formats.fields(),
         clip_norm=clip_norm,
-        microbatches=microbatches,
+        microbatches=microbatches or 1,
         per_microbatch=tuple(per_microbatch),
         memory_headroom=memory_headroom,
         compile=compile,
     )
     pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
     rules = (*recompute_pins(recompute), *map(parse_pin, pins))
-    found = search(ask, on, mesh=pinned, pins=rules, budget=budget)
+    found = search(
+        ask,
+        on,
+        mesh=pinned,
+        pins=rules,
+        any_microbatches=microbatches is None,
+        budget=budget,
+    )
     write_plan(found.plan, where / "plan.json")
     if (
         not chosen()

@@ -19,6 +19,7 @@ from planner.cli.explain import explain
 from planner.cli.group import PlanGroup, end_on_interrupt
 from planner.cli.inspect import hardware, models, report, simulate
 from planner.cli.options import (
+    MICROBATCHES,
     SECONDS,
     WHOLE,
     check_option,
@@ -87,8 +88,12 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option("--global-batch", type=WHOLE, help="The same as --batch.")
 @click.option(
     "--microbatches",
-    type=WHOLE,
-    help="Run a step in so many equal parts of the batch, one after another.  [default: 1]",
+    type=MICROBATCHES,
+    default="auto",
+    help=(
+        "Run a step in so many equal parts of the batch, one after another; auto: one, or more if "
+        "memory is short.  [default: auto]"
+    ),
 )
 @click.option(
     "--per-microbatch",

@@ -13,9 +13,9 @@ import click
 from cost_models.errors import BadPlan, BadValue
 
 __all__ = [
-    "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder", "check_global_batch", "check_option",
-    "json_option", "optimizer_settings", "out_option", "plan_argument", "plan_file", "settings_of",
-    "share_of", "slug",
+    "MICROBATCHES", "NATURAL", "SECONDS", "WHOLE", "as_json", "check_clip_norm", "check_folder",
+    "check_global_batch", "check_option", "json_option", "optimizer_settings", "out_option",
+    "plan_argument", "plan_file", "settings_of", "share_of", "slug",
 ]  # fmt: skip
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -35,6 +35,19 @@ class _Whole(click.ParamType[int]):
         return int(text)
 
 
+class _Microbatches(_Whole):
+    name = "N|auto"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip()
+        if text == "auto":
+            return 0
+        try:
+            return super().convert(text, param, ctx)
+        except BadValue as error:
+            raise BadValue(f"{error}, or auto") from None
+
+
 class _Seconds(click.ParamType[float]):
     name = "SECONDS"
 
@@ -50,9 +63,11 @@ class _Seconds(click.ParamType[float]):
         return seconds
 
 
-#: A whole number from 1 on, and one from 0 on; seconds of a time limit.
+#: A whole number from 1 on, and one from 0 on; a number of microbatches, 0 for `auto`; seconds of a
+#: time limit.
 WHOLE = _Whole(1)
 NATURAL = _Whole(0)
+MICROBATCHES = _Microbatches(1)
 SECONDS = _Seconds()
 
 

@@ -36,7 +36,7 @@ def plan_model(
     hardware: str | None,
     batch: int | None,
     global_batch: int | None,
-    microbatches: int | None,
+    microbatches: int,
     per_microbatch: tuple[str, ...],
     seq: int | None,
     settings: tuple[str, ...],
@@ -107,6 +107,7 @@ def plan_model(
                 mesh=pinned,
                 pins=(*recompute_pins(recompute or "chosen"), *map(parse_pin, pins)),
                 progress=progress,
+                any_microbatches=microbatches == 0,
                 own_process=True,
                 budget=budget,
             )

@@ -180,9 +180,7 @@ class _Contest:
         """The plan: among the fastest and those practically equal to it, but not slower than any
         row, the one with the fewest axes, then one with a name, then the least memory."""
         if not self.whole:
-            raise Misfit(
-                min([*self.waiting, *self.misfits], key=lambda c: c.prediction.total_memory_bytes)
-            )
+            raise Misfit(self.proposer, [*self.waiting, *self.misfits])
         rows = [
             row.step_time_s
             for row in self.rows

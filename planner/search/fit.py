@@ -37,19 +37,30 @@ class OutOfTime(Exception):
 
 
 def explain_misfit(
-    name: str, ask: Ask, cluster: Cluster, least: Prediction, where: str, mesh: str, change: str
+    name: str,
+    ask: Ask,
+    cluster: Cluster,
+    least: Prediction,
+    where: str,
+    mesh: str,
+    microbatches: int,
+    change: str,
 ) -> str:
-    """The one line of `DoesNotFit`."""
+    """The one line of `DoesNotFit`: the leanest plan is on `mesh`, in so many microbatches."""
     allowed = ask.allowed_memory(cluster.device)
     missing = least.total_memory_bytes - allowed
     largest = sorted(least.memory_bytes.items(), key=lambda item: -item[1])[:3]
     terms = ", ".join(f"{what} {format_bytes(nbytes)}" for what, nbytes in largest)
     return (
         f"{name!r} does not fit {cluster.num_devices} x {cluster.device.name}: the plan with the "
-        f"least memory (mesh {mesh}) needs {format_bytes(least.total_memory_bytes)} per device, "
+        f"least memory (mesh {mesh}{_parts(microbatches)}) needs {format_bytes(least.total_memory_bytes)} per device, "
         f"of {format_bytes(allowed)} allowed{_headroom(ask, cluster)}, "
         f"{format_bytes(missing)} too much, at {where}; largest: {terms}; {change}"
     )
+
+
+def _parts(microbatches: int) -> str:
+    return f", {microbatches} microbatches" if microbatches > 1 else ""
 
 
 def _headroom(ask: Ask, cluster: Cluster) -> str:

@@ -104,6 +104,8 @@ class Proposer:
         self.gradient_bytes = total_gradient_bytes(model.graph)
         self.costings: dict[tuple[int, ...], Costing] = {}
         self.made: dict[tuple[Mesh, tuple[Pin, ...], bool], list[Proposal]] = {}
+        #: Whether some plan did not fit as it was and had to be made to fit.
+        self.is_short_of_memory = False
 
     def proposals(
         self,
@@ -246,6 +248,7 @@ class Proposer:
     def _made_to_fit(self, proposal: Proposal, *, whole: bool = False, name: str = "") -> Candidate:
         """The best plan of the proposal's mesh that fits. The problem's limit is reduced as needed,
         because a lowered program may hold more than the problem accounts for."""
+        self.is_short_of_memory = True
         limit = self.capacity
         for _ in range(4):
             time, table = self.budget.until(_FITTED), proposal.table

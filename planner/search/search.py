@@ -6,9 +6,8 @@ lowered and simulated, and the one with the shortest simulated step that fits is
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
@@ -16,11 +15,12 @@ from typing import Any
 
 from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
+from planner.dims.subdims import infer
 from planner.graph.checking import checked
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
+from planner.microbatch import possible_microbatches
 from planner.plans.plan import Plan, SolverRecord
-from planner.plans.replay import modelled, shallow_of
 from planner.plans.words import axis_names
 from planner.predict.predict import Run
 from planner.program.check_program import ranks_faults
@@ -29,36 +29,32 @@ from planner.program.program import Program
 from planner.search.baselines import comparisons
 from planner.search.bounds import bounded
 from planner.search.budget import Budget
-from planner.search.choose import choose, shortlist
-from planner.search.meshes import check_batch, meshes_of
-from planner.search.misfit import Misfit, misfit_error
+from planner.search.choose import choose
+from planner.search.microbatches import with_more_microbatches
+from planner.search.misfit import Misfit, Search, misfit_error
 from planner.search.padding import cheaper_sizes, resized, vocabulary
 from planner.search.planned import plan_of
 from planner.search.proposals import Candidate, Proposal, Proposer
+from planner.search.searched import (
+    Progress,
+    Searched,
+    best_of,
+    meshes_to_search,
+    proposer_of,
+)
 from planner.search.second_process import beside
-from planner.strategy.build_cost_table import TooLarge
 from planner.strategy.pinned import check_pins
 from planner.strategy.pins import Pin
 from planner.strategy.traced_model import Model
 from planner.trace.trace import line_of, trace
+from planner.trace.traced import Traced
 from planner.workload.ask import Ask, build
 from planner.workload.workload import Workload
 
 __all__ = ["Found", "search"]
 
-#: A mesh whose table has more pairs of strategies than this is left out unless the user asked for
-#: it: 25 million pairs are 200 MB.
-MOST_PAIRS = 25_000_000
-
 #: The share of the step time that a padded vocabulary must save to be reported.
 WORTH = 0.005
-
-#: The share of a search's time for proposals; the rest is for simulating them, making them fit and
-#: the baselines.
-_PROPOSED = 0.7
-
-#: Called with the current activity, in words, and the share done (0 to 1).
-Progress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,11 +76,13 @@ def search(
     mesh: Mesh | None = None,
     pins: tuple[Pin, ...] = (),
     progress: Progress = lambda what, done: None,
+    any_microbatches: bool = False,
     own_process: bool = False,
     budget: Budget | None = None,
 ) -> Found:
     """The best plan for `ask` on `cluster`, on `mesh` if it is given and under `pins`; or the best
-    that was found before the `budget` was over (default: no limit). `own_process`: this process
+    that was found before the `budget` was over (default: no limit). If `any_microbatches`, more
+    microbatches than the ask's are tried if memory is short. `own_process`: this process
     runs nothing but the search, so a second process may be forked to share the work.
 
     Raises NoPlan if the batch, the pins or the budget leave no plan, DoesNotFit if none fits the
@@ -92,26 +90,33 @@ def search(
     """
     budget, started = budget or Budget.unlimited(), time.perf_counter()
     progress("tracing the model", 0.0)
-    proposer = _proposer(ask, cluster, pins, budget)
-    meshes = _meshes(proposer, mesh)
-    if own_process:
-        _import_for_both(proposer)
+    traced = trace(lambda: build(ask), ask.model)
+    proposer = proposer_of(ask, cluster, pins, budget, traced)
     try:
-        with beside(
-            comparisons(proposer, mesh), lambda: budget.left / 2, own_process=own_process
-        ) as alternatives_found:
-            proposals, left_out = _proposals(proposer, meshes, progress)
-            progress("simulating the candidates", 0.7)
-            candidates = shortlist(proposer, proposals)
-            progress("comparing with the baselines", 0.8)
-            best, alternatives = choose(proposer, candidates, alternatives_found())
+        searched, why_one = _searched(
+            proposer,
+            mesh,
+            progress,
+            own_process=own_process,
+            traced=traced if any_microbatches else None,
+        )
     except Misfit as misfit:
         progress("looking for a change that fits", 0.9)
-        raise misfit_error(proposer, misfit.least, mesh, partial(_chosen, mesh, pins)) from None
+        failed = Search(
+            ask=ask,
+            cluster=cluster,
+            mesh=mesh,
+            pins=pins,
+            any_microbatches=any_microbatches,
+            plans=partial(_chosen, mesh),
+            why_one=misfit.why_one,
+        )
+        raise misfit_error(misfit, failed) from None
+    proposer, best = searched.proposer, searched.best
     _check_runs(best.program, ask)
     checked("all ranks", lambda: _ranks_faults(proposer.model, best))
     progress("proving the bound", 0.9)
-    proof = _proved(proposer, proposals, best)
+    proof = _proved(proposer, searched.proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
     named = (
         Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes)
@@ -119,10 +124,10 @@ def search(
         else mesh
     )
     padding = _padded(proposer, best)
-    plan = plan_of(
-        ask, cluster, workload, best, named, proof, alternatives, time.perf_counter() - started
-    )
-    more = _of_the_search(proposer, best) | {"padding": padding, **left_out}
+    elapsed = time.perf_counter() - started
+    plan = plan_of(proposer.ask, cluster, workload, best, named, proof, searched.rows, elapsed)
+    more = _of_the_search(proposer, best) | {"padding": padding, **searched.left_out}
+    more |= {"only_one_microbatch": why_one}
     plan = replace(
         plan, summary={**plan.summary, **{key: found for key, found in more.items() if found}}
     )
@@ -134,8 +139,61 @@ def search(
         workload=workload,
         program=best.program,
         run=best.run,
-        candidates=tuple(candidates),
+        candidates=tuple(searched.candidates),
     )
+
+
+def _searched(
+    proposer: Proposer,
+    mesh: Mesh | None,
+    progress: Progress,
+    *,
+    own_process: bool,
+    traced: Traced | None,
+    compared: bool = True,
+) -> tuple[Searched, str]:
+    """The best plans with the asked number of microbatches or, if `traced` is given and these are
+    short of memory, with more; and why the batch cannot be cut. `compared`: with the baselines.
+    Raises Misfit if nothing fits."""
+    meshes = meshes_to_search(proposer, mesh)
+    if own_process:
+        _import_for_both(proposer)
+    tasks = comparisons(proposer, mesh) if compared else []
+    with beside(tasks, lambda: proposer.budget.left / 2, own_process=own_process) as rows:
+        try:
+            searched: Searched | Misfit = best_of(proposer, meshes, rows, progress)
+        except Misfit as misfit:
+            searched = misfit
+    why_one = ""
+    if traced is not None and proposer.is_short_of_memory:
+        progress("trying more microbatches", 0.85)
+        more = partial(_with_microbatches, proposer, traced)
+        possible = possible_microbatches(traced.graph, infer(traced.graph))
+        searched, why_one = with_more_microbatches(searched, more, possible, proposer.budget)
+    if isinstance(searched, Misfit):
+        searched.why_one = why_one
+        raise searched
+    if compared and searched.proposer is not proposer:
+        searched = _compared(searched, mesh)
+    return searched, why_one
+
+
+def _with_microbatches(
+    first: Proposer, traced: Traced, number: int, meshes: list[Mesh]
+) -> Searched:
+    """The search of some meshes with another number of microbatches, without baselines."""
+    ask = replace(first.ask, microbatches=number)
+    proposer = proposer_of(ask, first.cluster, first.pins, first.budget, traced)
+    check_pins(proposer.model, meshes, proposer.pins)
+    return best_of(proposer, meshes, lambda: (), lambda what, done: None)
+
+
+def _compared(searched: Searched, mesh: Mesh | None) -> Searched:
+    """The search with its baselines, in the same number of microbatches."""
+    proposer = searched.proposer
+    rows = tuple(row() for row in comparisons(proposer, mesh))
+    best, rows = choose(proposer, [searched.best], rows)
+    return replace(searched, best=best, rows=rows)
 
 
 def _of_the_search(proposer: Proposer, best: Candidate) -> dict[str, Any]:
@@ -145,13 +203,6 @@ def _of_the_search(proposer: Proposer, best: Candidate) -> dict[str, Any]:
         "extrapolated_from": [] if proposer.shallow is None else list(proposer.shallow.depths),
         "time_limit_s": proposer.budget.over() and proposer.budget.limit,
     }
-
-
-def _proposer(ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget) -> Proposer:
-    traced = trace(lambda: build(ask), ask.model)
-    model = modelled(traced, ask)
-    shallow = shallow_of(traced, model, ask)
-    return Proposer(ask, model, traced.workload, cluster, pins, shallow, budget)
 
 
 def _import_for_both(proposer: Proposer) -> None:
@@ -172,47 +223,26 @@ def _import_for_both(proposer: Proposer) -> None:
         import_module("planner.solver.relax.lagrange")
 
 
-def _meshes(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
-    """The meshes to search. Raises NoPlan if the batch or the pins leave no plan on any."""
-    meshes = [mesh] if mesh is not None else list(meshes_of(proposer.cluster))
-    if mesh is None:
-        check_batch(proposer.model, proposer.cluster)
-    check_pins(proposer.model, meshes, proposer.pins)
-    return meshes
-
-
 def _chosen(
-    mesh: Mesh | None, pins: tuple[Pin, ...], ask: Ask, cluster: Cluster, budget: Budget
-) -> Candidate:
-    """The candidate that a search would choose, without baselines. Raises Misfit and NoPlan."""
-    proposer = _proposer(ask, cluster, pins, budget)
-    proposals, _ = _proposals(proposer, _meshes(proposer, mesh), lambda what, done: None)
-    return choose(proposer, shortlist(proposer, proposals), ())[0]
-
-
-def _proposals(
-    proposer: Proposer, meshes: list[Mesh], progress: Progress
-) -> tuple[list[Proposal], dict[str, list[str]]]:
-    """The proposals of all meshes, and the sizes of the meshes left out: those of three axes whose
-    tables have too many pairs (`left_out`), and all but the first mesh after the end of the time
-    for proposals (`late`)."""
-    proposals: list[Proposal] = []
-    left_out: dict[str, list[str]] = {"left_out": [], "late": []}
-    budget = proposer.budget.until(_PROPOSED)
-    for index, mesh in enumerate(meshes):
-        size = "x".join(map(str, mesh.sizes))
-        progress(f"planning a mesh of {size}", 0.1 + 0.6 * index / len(meshes))
-        if proposals and budget.over():
-            left_out["late"].append(size)
-            continue
-        most_pairs = MOST_PAIRS if len(mesh.sizes) > 2 and len(meshes) > 1 else math.inf
-        try:
-            proposals += proposer.proposals(
-                mesh, most_pairs=most_pairs, budget=budget.one_of(len(meshes) - index)
-            )
-        except TooLarge:
-            left_out["left_out"].append(size)
-    return proposals, left_out
+    mesh: Mesh | None,
+    ask: Ask,
+    cluster: Cluster,
+    pins: tuple[Pin, ...],
+    any_microbatches: bool,
+    budget: Budget,
+) -> Proposer:
+    """The proposer of what a search would choose, without baselines. Raises Misfit and NoPlan."""
+    traced = trace(lambda: build(ask), ask.model)
+    proposer = proposer_of(ask, cluster, pins, budget, traced)
+    found, _ = _searched(
+        proposer,
+        mesh,
+        lambda what, done: None,
+        own_process=False,
+        traced=traced if any_microbatches else None,
+        compared=False,
+    )
+    return found.proposer
 
 
 def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> SolverRecord:

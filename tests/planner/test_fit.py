@@ -112,7 +112,7 @@ def test_the_line_has_all_parts_in_si_and_words() -> None:
         memory_bytes=held,
     )
     line = explain_misfit(
-        "mlp", ask(), cluster, least, "backward.h.0.mm#1", "2x2", "what fits: --batch 8"
+        "mlp", ask(), cluster, least, "backward.h.0.mm#1", "2x2", 1, "what fits: --batch 8"
     )
     assert line.startswith(
         "'mlp' does not fit 4 x h100-sxm: the plan with the least memory (mesh 2x2) needs "

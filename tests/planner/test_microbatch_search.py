@@ -1,0 +1,80 @@
+"""The number of microbatches that a search chooses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from cost_models.cluster import load_cluster
+from cost_models.errors import DoesNotFit
+from cost_models.machine import Cluster
+from planner.search.microbatches import doublings
+from planner.search.search import Found, search
+from planner.strategy.pins import recompute_pins
+from planner.workload.ask import Ask
+
+_GPT = {"layers": "2", "width": "64", "heads": "4", "vocab": "64", "positions": "64"}
+_ONLY_KEPT = recompute_pins("none")
+
+
+def _ask(**settings: str) -> Ask:
+    return Ask(
+        model="gpt", batch=16, seq=64, settings={**_GPT, **settings}, dtype="float32",
+        num_devices=2, memory_headroom=0.0,
+    )  # fmt: skip
+
+
+def _limited(nbytes: float) -> Cluster:
+    cluster = load_cluster("dgx-h100", num_devices=2)
+    device = cluster.device
+    return replace(cluster, device=replace(device, memory=int(nbytes) + device.reserved_memory))
+
+
+def _held(found: Found) -> int:
+    return int(found.plan.summary["memory_bytes"]["total"])
+
+
+@pytest.fixture(scope="module")
+def plain() -> Found:
+    return search(_ask(), load_cluster("dgx-h100", num_devices=2), any_microbatches=True)
+
+
+def test_one_microbatch_if_memory_is_not_short(plain: Found) -> None:
+    assert plain.plan.ask.microbatches == 1
+
+
+def test_more_microbatches_if_memory_is_short(plain: Found) -> None:
+    limit = _limited(0.5 * _held(plain))
+    with pytest.raises(DoesNotFit, match=r"what fits: --microbatches [248]"):
+        search(_ask(), limit, pins=_ONLY_KEPT, mesh=plain.plan.mesh)
+    found = search(_ask(), limit, pins=_ONLY_KEPT, any_microbatches=True)
+    assert found.plan.ask.microbatches > 1
+    assert found.plan.summary["microbatches"] == found.plan.ask.microbatches
+    assert _held(found) <= 0.5 * _held(plain)
+    # The next number that would be tried is no faster: the search stopped for a reason.
+    more = replace(found.plan.ask, microbatches=2 * found.plan.ask.microbatches)
+    slower = search(more, limit, pins=_ONLY_KEPT)
+    assert slower.plan.summary["step_time_s"] > found.plan.summary["step_time_s"] * 0.995
+
+
+def test_a_batch_that_cannot_be_cut_says_why() -> None:
+    ask = Ask(
+        model="resnet", batch=2, seq=None, settings={"image": "32", "classes": "10", "depth": "10", "width": "8"},
+        dtype="float32", num_devices=1, memory_headroom=0.0,
+    )  # fmt: skip
+    cluster = load_cluster("dgx-h100", num_devices=1)
+    whole = search(ask, cluster, pins=_ONLY_KEPT, any_microbatches=True)
+    device = cluster.device
+    small = replace(
+        cluster,
+        device=replace(device, memory=int(0.6 * _held(whole)) + device.reserved_memory),
+    )
+    with pytest.raises(DoesNotFit, match="statistics over all samples"):
+        search(ask, small, pins=_ONLY_KEPT, any_microbatches=True)
+
+
+def test_numbers_tried_double() -> None:
+    assert [*doublings((1, 2, 3, 4, 6, 12))] == [2, 4, 12]
+    assert [*doublings((1, 3, 5, 15))] == [3, 15]
+    assert [*doublings((1,))] == []
