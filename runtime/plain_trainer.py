@@ -3,7 +3,9 @@ program."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,7 +18,7 @@ from runtime.norm_parts import norms_of_parts
 from runtime.optimizers import make_optimizer
 from runtime.parameters import build, full_tensors
 
-__all__ = ["PlainTrainer", "in_dtypes"]
+__all__ = ["PlainTrainer", "Scaled", "in_dtypes"]
 
 
 def in_dtypes(workload: Workload, program: Program) -> Workload:
@@ -27,6 +29,22 @@ def in_dtypes(workload: Workload, program: Program) -> Workload:
         if name in wanted:
             tensor.data = tensor.data.to(getattr(torch, wanted[name]))
     return workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scaled:
+    """A step of a run whose loss is scaled: by `scale`, and `skipped` or not. The run adds gradients
+    up in `num_parts`."""
+
+    scale: float
+    skipped: bool
+    num_parts: int
+
+    @property
+    def slack(self) -> float:
+        """How many times as large a scale may be before a sum overflows in one process, if it
+        overflowed in parts, and the other way round: a power of two of at least twice the parts."""
+        return 2.0 ** math.ceil(math.log2(2 * self.num_parts))
 
 
 class PlainTrainer:
@@ -61,7 +79,8 @@ class PlainTrainer:
         computed = getattr(torch, self.workload.compute) if self.workload.compute else held
         self.coarsest = max(computed, self.reduced, key=lambda dtype: torch.finfo(dtype).eps)
         self.scaler = torch.amp.GradScaler("cpu", enabled=self.workload.formats.scaled)
-        self.skipped = False
+        self.skipped, self.scale, self.stretch = False, self.scaler.get_scale(), 1.0
+        self.scaler.scale(torch.zeros(()))  # it makes its own state at its first use
         self.optimizer = make_optimizer(
             self.workload.optimizer,
             list(self.updated.values()),
@@ -79,8 +98,36 @@ class PlainTrainer:
             tensor.data *= 1 + torch.finfo(self.coarsest).eps * signs.to(tensor.dtype)
             self.parameters[name].data.copy_(tensor.data)
 
-    def step(self, step: int) -> float:
-        """The loss of a training step; afterwards `updated` has its clipped gradients."""
+    def step(self, step: int, run: Scaled | None = None) -> float:
+        """The loss of a training step; afterwards `updated` has its clipped gradients. With `run`,
+        the step that it is compared with, the loss has the scale of that or, if it is skipped in
+        one of the two only, the nearest that explains it."""
+        loss = self._backward(step) if run is None else self._backward_as(step, run)
+        self.skipped = not self._is_finite()
+        self._clip()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.scale = self.scaler.get_scale() / (1.0 if run is None else self.stretch)
+        for name, tensor in self.updated.items():
+            if tensor is not self.parameters[name]:
+                self.parameters[name].data.copy_(tensor)
+        return loss
+
+    def _backward_as(self, step: int, run: Scaled) -> float:
+        """Like `_backward`, with the run's scale times `stretch`: 1 or, if only one of the two then
+        overflows, what explains that."""
+        before = {name: buffer.clone() for name, buffer in self.buffers().items()}
+        for self.stretch in (1.0, run.slack if run.skipped else 1 / run.slack):
+            for name, buffer in self.buffers().items():
+                buffer.copy_(before[name])
+            self.scaler.update(run.scale * self.stretch)
+            loss = self._backward(step)
+            if self._is_finite() != run.skipped:
+                break
+        return loss
+
+    def _backward(self, step: int) -> float:
+        """The loss, of which `updated` gets the gradients, unscaled."""
         for tensor in (*self.parameters.values(), *self.updated.values()):
             tensor.grad = None
         with alone():  # a model with collectives of its own would wait for the other ranks
@@ -95,15 +142,12 @@ class PlainTrainer:
             if parameter.grad is not None:
                 self.updated[name].grad = self._as_updated(parameter.grad, self.updated[name])
         self.scaler.unscale_(self.optimizer)
-        self._clip()
-        self.scaler.step(self.optimizer)
-        before = self.scaler.get_scale()
-        self.scaler.update()
-        self.skipped = self.scaler.get_scale() < before
-        for name, tensor in self.updated.items():
-            if tensor is not self.parameters[name]:
-                self.parameters[name].data.copy_(tensor)
         return float(loss.item())
+
+    def _is_finite(self) -> bool:
+        """Whether the step may be made: always, if the loss is not scaled."""
+        gradients = (tensor.grad for tensor in self.updated.values() if tensor.grad is not None)
+        return not self.scaler.is_enabled() or all(bool(g.isfinite().all()) for g in gradients)
 
     def _as_updated(self, gradient: Tensor, updated: Tensor) -> Tensor:
         """A gradient in the format of the tensor that it updates, by way of that in which ranks sum

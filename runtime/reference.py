@@ -4,7 +4,7 @@ how far rounding alone moves them."""
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from planner.program.program import Program
 from planner.workload.workload import Workload
-from runtime.plain_trainer import PlainTrainer
+from runtime.loss_scale import FIRST_SCALE
+from runtime.plain_trainer import PlainTrainer, Scaled
 from runtime.verdict import largest
 
 __all__ = ["Doubt", "Reference", "reference_run"]
@@ -60,25 +61,28 @@ def reference_run(
     seed: int,
     num_steps: int,
     began: Workload | None = None,
+    scales: Sequence[float] = (),
 ) -> Reference:
     """`num_steps` of plain training in this process, in the program's dtypes, with the same dropout
     masks. If `began` is given, it starts from that run's values and batch, since building the model
-    again might give others."""
+    again might give others. `scales` are the run's after every step, if its loss is scaled: a step
+    that it skipped is skipped here too, if rounding may explain that."""
     trainer = PlainTrainer(make, program, seed, began)
     rounded = PlainTrainer(make, program, seed, began or trainer.workload)
     rounded.move_by_a_rounding()
     before = {name: tensor.detach().clone() for name, tensor in trainer.updated.items()}
     losses: list[float] = []
-    scales: list[float] = []
+    found_scales: list[float] = []
     loss_rounding: list[float] = []
     gradients: dict[str, Tensor] = {}
     rounding: dict[str, Tensor] = {}
     doubts: dict[str, Doubt] = {}
     for step in range(num_steps):
-        losses.append(trainer.step(step))
-        loss_rounding.append(abs(rounded.step(step) - losses[-1]))
+        run = _scaled(program, (FIRST_SCALE, *scales), step) if scales else None
+        losses.append(trainer.step(step, run))
+        loss_rounding.append(abs(rounded.step(step, run) - losses[-1]))
         found, other = trainer.gradients(), rounded.gradients()
-        scales += [trainer.scaler.get_scale()] if trainer.scaler.is_enabled() else []
+        found_scales += [trainer.scale] if trainer.scaler.is_enabled() else []
         change = {n: (other[n] - g).abs() for n, g in found.items() if n in other}
         if len(change) < len(found):
             continue  # one of the two has skipped the step
@@ -98,9 +102,16 @@ def reference_run(
             for name, tensor in trainer.updated.items()
         },
         buffer_rounding=_far(rounded.buffers(), trainer.buffers()),
-        scales=tuple(scales),
+        scales=tuple(found_scales),
         limit=LIMITS.get(trainer.coarsest, COARSE),
     )
+
+
+def _scaled(program: Program, scales: Sequence[float], step: int) -> Scaled:
+    """A step of a run, by the scales before and after each."""
+    before, after = scales[step : step + 2]
+    parts = program.mesh.num_devices * program.microbatches
+    return Scaled(scale=before, skipped=after < before, num_parts=parts)
 
 
 class Doubt:

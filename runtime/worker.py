@@ -168,7 +168,12 @@ def train(
     verification = None
     if request.verify:
         reference = reference_run(
-            make, program, seed=request.seed, num_steps=request.num_steps, began=workload
+            make,
+            program,
+            seed=request.seed,
+            num_steps=request.num_steps,
+            began=workload,
+            scales=scales,
         )
         verification = compare(losses, gradients, parameters, reference, buffers, scales)
     return RunResult(

@@ -173,8 +173,9 @@ def test_the_reference_is_torchs_grad_scaler_and_verification_sees_another_scale
         assert executor.loss_scale is not None
         scales.append(executor.loss_scale.scale)
         gradients = gradients or dict(executor.gradients)
-    reference = reference_run(make, plan.program, seed=0, num_steps=5)
-    assert reference.scales == tuple(scales)
+    for given in ((), scales):
+        reference = reference_run(make, plan.program, seed=0, num_steps=5, scales=given)
+        assert reference.scales == tuple(scales)
     parameters = executor.parameter_shards()
     found = compare(losses, gradients, parameters, reference, None, scales)
     assert found.verdict in ("equal", "equal to rounding"), found.worst
@@ -184,6 +185,32 @@ def test_the_reference_is_torchs_grad_scaler_and_verification_sees_another_scale
     assert (wrong.worst[0].what, wrong.worst[0].name) == ("loss scale", "of step 5")
     none = replace(reference, gradients={}, losses=(), scales=tuple(scales[:1]))
     assert compare([], {}, {}, none, None, scales[:1]).verdict == "no proof"
+
+
+def test_a_run_may_overflow_where_one_process_does_not_by_the_order_of_sums_alone() -> None:
+    """The reference skips what a run skipped, if a scale that is a few times as large explains
+    it."""
+    plan = plan_of("fp16-mixed", 2)
+
+    def make() -> Any:
+        return build_workload(plan.ask)
+
+    def reference(*scales: float) -> tuple[float, ...]:
+        given = tuple(FIRST_SCALE * scale for scale in scales)
+        found = reference_run(make, plan.program, seed=0, num_steps=len(given), scales=given)
+        return tuple(scale / FIRST_SCALE for scale in found.scales)
+
+    own = reference_run(make, plan.program, seed=0, num_steps=4).scales
+    assert [scale / FIRST_SCALE for scale in own] == [1 / 2, 1 / 4, 1 / 8, 1 / 8]
+    for explained in (
+        (1 / 2, 1 / 4, 1 / 8, 1 / 8),
+        (1 / 2, 1 / 4, 1 / 4, 1 / 4),  # in parts, the third step does not overflow
+        (1 / 2, 1 / 4, 1 / 8, 1 / 16),  # or the fourth one does
+    ):
+        assert reference(*explained) == explained
+    assert reference(1.0)[0] == 1 / 2  # the first overflows in any parts
+    skipped = [1 / 2**n for n in range(1, 8)]
+    assert reference(*skipped)[-1] == skipped[-2]  # the last does in none
 
 
 def test_the_program_reads_the_scale_and_sends_one_number() -> None:
