@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from planner.graph.graph import Graph, Node, Ref, Value, map_refs, result_name
-from planner.graph.sections import AFTER, BEFORE, BODY, is_accumulate, is_total, sections_of
+from planner.graph.sections import is_accumulate, is_total
 
 __all__ = ["in_sections"]
 
@@ -24,17 +24,20 @@ def in_sections(graph: Graph, values: Mapping[int, Value]) -> Graph:
     outputs = [graph.loss, *(p.gradient for p in graph.parameters)]
     outputs += [v for _, v in (*graph.reported, *graph.updates)]
     rest = _needed(nodes, outputs, stop=totals)
-    read = {v for node in rest for v in node.operands}
-    before, forms = _copied(_needed(nodes, totals & read), values, totals)
-    numbered = _numbered(graph, [*before, *rest], {**values, **forms})
-    sections = sections_of(numbered)
-    ordered = [
-        node
-        for section in (BEFORE, BODY, AFTER)
-        for node, own in zip(numbered.nodes, sections, strict=True)
-        if own == section
-    ]
-    return _numbered(numbered, ordered, {v.id: v for v in numbered.values})
+    before, forms = _copied(
+        _needed(nodes, totals & {v for node in rest for v in node.operands}), values, totals
+    )
+    body, after = _body_first(graph, rest)
+    return _numbered(graph, [*before, *body, *after], {**values, **forms})
+
+
+def _body_first(graph: Graph, nodes: Sequence[Node]) -> tuple[list[Node], list[Node]]:
+    """The nodes that run in every microbatch, and those that run once at the end."""
+    wanted = [node.results[0] for node in nodes if is_accumulate(node)]
+    wanted += [new for buffer, new in graph.updates if buffer in graph.carried]
+    body = _needed(nodes, [v for v in wanted if v is not None])
+    mine = {id(node) for node in body}
+    return body, [node for node in nodes if id(node) not in mine]
 
 
 def _sums_after_terms(nodes: Sequence[Node]) -> list[Node]:
@@ -78,14 +81,11 @@ def _copied(
     return copies, {number: replace(values[old], id=number) for old, number in new.items()}
 
 
-def _renamed(node: Node, new: Mapping[int, int]) -> Node:
-    """The node with other numbers for the values that it names."""
-    return replace(
-        node,
-        args=map_refs(node.args, lambda v: Ref(new.get(v, v))),
-        kwargs=map_refs(node.kwargs, lambda v: Ref(new.get(v, v))),
-        results=tuple(None if r is None else new.get(r, r) for r in node.results),
-    )
+def _renamed(node: Node, new: Mapping[int, int], index: int = -1) -> Node:
+    """The node with other numbers for the values that it names, as node number `index`."""
+    args, kwargs = map_refs((node.args, node.kwargs), lambda v: Ref(new.get(v, v)))
+    results = tuple([None if r is None else new.get(r, r) for r in node.results])
+    return replace(node, args=args, kwargs=kwargs, results=results, index=index)
 
 
 def _numbered(graph: Graph, nodes: Sequence[Node], values: Mapping[int, Value]) -> Graph:
@@ -94,7 +94,9 @@ def _numbered(graph: Graph, nodes: Sequence[Node], values: Mapping[int, Value]) 
     outputs += [v for _, v in (*graph.reported, *graph.updates)]
     read = {*outputs, *(v for node in nodes for v in node.operands)}
     nodes = [
-        replace(node, results=tuple(r if r in read else None for r in node.results))
+        node
+        if read.issuperset(node.results)
+        else replace(node, results=tuple(r if r in read else None for r in node.results))
         for node in nodes
     ]
     given = [v for v in sorted(values) if values[v].writer is None]
@@ -104,7 +106,7 @@ def _numbered(graph: Graph, nodes: Sequence[Node], values: Mapping[int, Value]) 
     names = [result_name(node.op, counts) for node in nodes]
     return replace(
         graph,
-        nodes=tuple(replace(_renamed(node, new), index=i) for i, node in enumerate(nodes)),
+        nodes=tuple(_renamed(node, new, i) for i, node in enumerate(nodes)),
         values=(
             *(replace(values[v], id=new[v]) for v in given),
             *(replace(values[r], id=new[r], writer=i, name=names[i]) for r, i in made),

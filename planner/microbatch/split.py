@@ -100,15 +100,18 @@ class _Split:
     # ---------------------------------------------------------------------------------------- nodes
 
     def _node(self, node: Node) -> None:
-        operands = [self._operand(node, p, v) for p, v in enumerate(node.operands)]
+        operands = tuple([self._operand(node, p, v) for p, v in enumerate(node.operands)])
         leaf, op = self.walked.leaves[node.index], self.dims.ops[node.index]
         made = node if leaf is None else self._cut_node(node, op, leaf)
-        queue = iter(operands)
-        args, kwargs = map_refs((made.args, made.kwargs), lambda _: Ref(next(queue)))
-        self.nodes.append(replace(made, args=args, kwargs=kwargs))
+        if operands != node.operands:
+            queue = iter(operands)
+            args, kwargs = map_refs((made.args, made.kwargs), lambda _: Ref(next(queue)))
+            made = replace(made, args=args, kwargs=kwargs)
+        self.nodes.append(made)
         for value, shape in zip(made.results, made.result_shapes, strict=True):
             if value is not None:
-                self.values[value] = replace(self.values[value], shape=shape)
+                if leaf is not None:
+                    self.values[value] = replace(self.values[value], shape=shape)
                 self.path_of[value] = node.path
 
     def _cut_node(self, node: Node, op: OpDims, leaf: int) -> Node:
@@ -120,15 +123,14 @@ class _Split:
         )
         call, own = call_of(self.whole, node), node.index in self.walked.own
         leaves = (REPLICATE if own else leaf,)
-        calls = []
-        for microbatch in (0, self.num - 1):
-            local = local_of(op, leaves, self.mesh, microbatch, letters, shapes)
-            if op.signature.placed:  # the step's key says which microbatch it is
-                local = replace(local, split={})
-            calls.append(local_call(op.signature, call, local))
-        if calls[0] != calls[1]:
-            raise across(self.whole, node, statistics=False)
-        name, args, kwargs = calls[0]
+        local = local_of(op, leaves, self.mesh, self.num - 1, letters, shapes)
+        if op.signature.placed:  # the step's key says which microbatch it is
+            local = replace(local, split={})
+        name, args, kwargs = local_call(op.signature, call, local)
+        if local.offsets:
+            first = local_of(op, leaves, self.mesh, 0, letters, shapes)
+            if local_call(op.signature, call, first) != (name, args, kwargs):
+                raise across(self.whole, node, statistics=False)
         if op.signature.placed:
             kwargs = (*kwargs, ("samples", self._samples(op, leaf)))
         return replace(node, op=name, args=args, kwargs=kwargs, result_shapes=shapes)
