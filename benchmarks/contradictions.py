@@ -3,7 +3,7 @@
 
 python benchmarks/contradictions.py [--only TEXT] [--families lstm,gpt,...] [--clusters
 cpu,dgx-h100,...] [--gpus 1,4,8,64]
-    [--processes 2] [--out FILE.json]
+    [--microbatches 4] [--processes 2] [--out FILE.json]
 
 `--only` keeps the cases whose name (`gpt 8 dgx-h100`) contains a text. A case whose plan does not
 fit, or that no plan is possible for, is counted apart. Exit code 1 if anything contradicts
@@ -97,11 +97,12 @@ def _said(sections: Sequence[Section], gap: float) -> list[str]:
     return said + re.findall(r"(?<![\d,.\w])(?:0 variables|nan|inf)\b", text)
 
 
-def planned(case: tuple[str, int, str]) -> dict[str, Any]:
+def planned(case: tuple[str, int, str, int]) -> dict[str, Any]:
     """The row of one case."""
-    model, num_devices, hardware = case
+    model, num_devices, hardware, microbatches = case
     torch.set_num_threads(1)
-    began, row = time.perf_counter(), {"case": f"{model} {num_devices} {hardware}"}
+    parts = f" in {microbatches}" if microbatches > 1 else ""
+    began, row = time.perf_counter(), {"case": f"{model} {num_devices} {hardware}{parts}"}
     ask = Ask(
         model=model,
         batch=None,
@@ -109,6 +110,8 @@ def planned(case: tuple[str, int, str]) -> dict[str, Any]:
         settings={},
         **precision_of("fp32").fields(),
         num_devices=num_devices,
+        microbatches=microbatches,
+        per_microbatch=("*",) if microbatches > 1 else (),
     )
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
@@ -140,11 +143,12 @@ def main() -> int:
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--clusters", default=",".join(CLUSTERS))
     parser.add_argument("--gpus", default=",".join(map(str, GPUS)))
+    parser.add_argument("--microbatches", type=int, default=1)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     cases = [
-        (model, int(n), hardware)
+        (model, int(n), hardware, asked.microbatches)
         for model in asked.families.split(",")
         for hardware in asked.clusters.split(",")
         for n in asked.gpus.split(",")
