@@ -204,6 +204,11 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
             "BadValue: --microbatches 3: 8 samples are not cut into 3 equal parts; use --microbatches 2 or 4",
         ),
         (
+            "--model mlp --gpus 4 --batch 12 --microbatches 6 --mesh dp=4",
+            "NoPlan: a microbatch of 2 has fewer samples than 4 data-parallel devices: use --batch 24 or "
+            "--microbatches 3",
+        ),
+        (
             "--model resnet --set depth=10 --gpus 2 --batch 4 --microbatches 2",
             "NoPlan: batch_norm in stem.1 takes statistics over all samples of a batch, which no microbatch has",
         ),

@@ -14,13 +14,15 @@ from fnmatch import fnmatchcase
 from functools import cached_property
 from typing import Any
 
+from cost_models.errors import unknown_name
 from planner.dims.subdims import OpDims, SubDims, call_of
+from planner.dims.ties import pattern_of
 from planner.graph.graph import Graph, Node, Ref, Value, map_refs
 from planner.graph.layout import PARTIAL_SUM, REPLICATE, Mesh
 from planner.graph.sections import ACCUMULATE
 from planner.microbatch.numbered import in_sections
 from planner.microbatch.possible import check_microbatches, samples_of
-from planner.microbatch.refused import CannotSplit, across
+from planner.microbatch.refused import PER_MICROBATCH, CannotSplit, across
 from planner.microbatch.walk import OWN, Walked, walk
 from planner.rules import local_call
 from planner.strategy.strategies import local_of, shape_of_result
@@ -34,20 +36,25 @@ def microbatch_graph(
     """The graph of one of `microbatches` equal parts of the batch; `graph` itself if there is one.
     Modules that match a glob of `per_microbatch` may take statistics over each microbatch.
 
-    Raises BadValue for a number that the batch cannot be cut into, and CannotSplit, naming the op,
-    if the model looks at samples of several microbatches at once.
+    Raises BadValue for a number that the batch cannot be cut into, UnknownName for a glob that
+    matches nothing, and CannotSplit, naming the op, if the model looks at samples of several
+    microbatches at once.
     """
     if microbatches == 1:
         return graph
     check_microbatches(graph, dims, microbatches)
-
-    def allowed(path: str) -> bool:
-        return any(
-            fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}.*") for glob in per_microbatch
-        )
-
-    walked = walk(graph, dims, allowed)
+    paths = {node.path for node in graph.nodes}
+    for glob in per_microbatch:
+        if not any(_matches(path, glob) for path in paths):
+            shown = {pattern_of(path) for path in paths if path}
+            raise unknown_name(f"module for {PER_MICROBATCH}", glob, sorted(shown))
+    walked = walk(graph, dims, lambda path: any(_matches(path, glob) for glob in per_microbatch))
     return _Split(graph, dims, walked, microbatches).graph()
+
+
+def _matches(path: str, glob: str) -> bool:
+    """Whether a module, or one that it is in, matches."""
+    return fnmatchcase(path, glob) or fnmatchcase(path, f"{glob}.*")
 
 
 class _Split:

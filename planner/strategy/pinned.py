@@ -76,6 +76,15 @@ def batch_words(model: Model) -> str:
     return f"{what} of {model.graph.values[model.graph.inputs[0]].shape[0]}"
 
 
+def _fewer_parts(model: Model, devices: int) -> str:
+    """` or --microbatches 2`: the most microbatches of which each has a sample for each of the
+    devices; empty if the batch is not cut, or too small itself."""
+    whole = batch = model.graph.values[model.graph.inputs[0]].shape[0]
+    whole *= model.graph.microbatches
+    most = next((n for n in range(whole // devices, 0, -1) if whole % n == 0), 0)
+    return f" or --microbatches {most}" if most and whole > batch else ""
+
+
 def _near(pattern: str, known: Iterable[str]) -> str:
     """` 'a' or 'b'`: the module names most like the pattern; empty if none is like it."""
     parts = sorted({pattern_of(path) for path in known if path})
@@ -115,7 +124,7 @@ class _Filters:
         if self.model.graph.values[self.model.graph.inputs[0]].shape[0] < size:
             raise NoPlan(
                 f"{batch_words(self.model)} has fewer samples than {size} data-parallel devices: "
-                f"use --batch {size * self.model.graph.microbatches}"
+                f"use --batch {size * self.model.graph.microbatches}{_fewer_parts(self.model, size)}"
             )
 
     def _check_match(self, pin: Pin) -> None:

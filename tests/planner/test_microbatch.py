@@ -15,7 +15,7 @@ from small_plans import ask_for
 from torch import Tensor, nn
 from trace_models import BUILDERS, workload
 
-from cost_models.errors import BadValue
+from cost_models.errors import BadValue, UnknownName
 from planner.dims.subdims import infer
 from planner.graph.graph import Graph
 from planner.graph.sections import AFTER, BEFORE, is_accumulate, sections_of
@@ -226,6 +226,8 @@ def test_statistics_of_each_microbatch_are_those_of_plain_accumulation() -> None
     assert far(interpreted(one, plain(make)), torch_step(plain(make), 4)) < 1e-12
     with pytest.raises(CannotSplit, match=r"batch_norm in blocks\.0"):
         cut(graph, 4, ("stem",))
+    with pytest.raises(UnknownName, match="'block': did you mean 'blocks"):
+        cut(graph, 4, ("stem", "block"))
 
 
 def test_sections() -> None:
