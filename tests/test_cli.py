@@ -633,6 +633,9 @@ MAY_BE_EMPTY = (
     "verify",
     "inter",
     "losses_by_name",
+    "recomputed",
+    "checkpoints",
+    "ops[].again",
 )
 
 

@@ -64,6 +64,25 @@ class Padding(TypedDict):
     step_time_s: Positive
 
 
+class RecomputedGroup(TypedDict):
+    """What runs again in like layers."""
+
+    group: str
+    count: Count
+    ops: dict[str, Count]
+    time_s: Share
+    held_less_bytes: int
+
+
+class Recomputed(TypedDict):
+    """What runs again in backward, its seconds of a step, and what is held less for it."""
+
+    time_s: Share
+    messages_time_s: Share
+    held_less_bytes: int
+    groups: list[RecomputedGroup]
+
+
 class Summary(TypedDict):
     """The figures of a plan. Only for the report and `--json`: nothing is lowered from them."""
 
@@ -96,6 +115,8 @@ class Summary(TypedDict):
     planning_time_s: Share
     standard_name: NotRequired[str]
     padding: NotRequired[Padding]
+    recomputed: NotRequired[Recomputed]
+    checkpoints: NotRequired[list[str]]
     left_out: NotRequired[list[str]]
     late: NotRequired[list[str]]
     time_limit_s: NotRequired[Share]

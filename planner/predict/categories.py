@@ -9,6 +9,7 @@ from planner.program.program import (
     Instruction,
     Program,
     reads,
+    runs_again,
     writes,
 )
 
@@ -62,7 +63,8 @@ def _passes_on(instruction: Instruction) -> bool:
 
 def _category(instruction: Instruction, of_parameter: bool) -> str:
     if isinstance(instruction, Compute) and not of_parameter:
-        return "activations" if instruction.phase == "forward" else "temporaries"
+        of_forward = instruction.phase == "forward" or runs_again(instruction.id)
+        return "activations" if of_forward else "temporaries"
     return "gathered"
 
 

@@ -7,7 +7,7 @@ its layer is repeated.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,6 +17,7 @@ from planner.dims.ties import pattern_of
 from planner.graph.fused import FUSED, body_of, called
 from planner.graph.graph import Node
 from planner.graph.layout import show_layout
+from planner.plans.kept import kept_rows
 from planner.plans.plan import Plan
 from planner.plans.replay import choices_of, costing_of, modelled, traced_of
 from planner.plans.words import atom_names, op_words, parameter_words
@@ -25,9 +26,13 @@ from planner.report.report import proof_lines, title
 from planner.report.sections import Section, Table
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
+from planner.strategy.strategies import AGAIN
 from planner.strategy.traced_model import Model
 
 __all__ = ["explain", "explanation"]
+
+#: The most rows of what is kept.
+_KEPT_ROWS = 12
 
 
 def explain(plan: Plan) -> dict[str, Any]:
@@ -51,6 +56,7 @@ def explain(plan: Plan) -> dict[str, Any]:
             for row in plan.summary["groups"]
         ],
         "ops": list(_ops(plan, model, choices, costing, names)),
+        "kept": [asdict(row) for row in kept_rows(model, choices, costing)],
         "parameters": list(_parameters(plan, model, choices, costing, names)),
         "replicated_ops": list(plan.summary["replicated_ops"]),
         "discovered_ops": list(plan.summary.get("discovered_ops", [])),
@@ -73,6 +79,7 @@ def _ops(
             "op": _name(node),
             "phase": node.phase,
             "count": len(members),
+            **_again(choices, members),
             "splits": {
                 plan.mesh.names[axis]: op_words(model, names, choices, node, axis, plan.mesh)
                 for axis in axes
@@ -80,6 +87,12 @@ def _ops(
             "results": [show_layout(layout) for layout in strategy.results],
             "time_s": costing.ops.cost(node, model.dims.ops[node.index], strategy),
         }
+
+
+def _again(choices: Choices, members: tuple[int, ...]) -> dict[str, int]:
+    """How many of some tied ops run again in backward; nothing if none does."""
+    count = sum(choices.strategies[member].mode == AGAIN for member in members)
+    return {"again": count} if count else {}
 
 
 def _name(node: Node) -> str:
@@ -127,7 +140,7 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
     ops = tuple(
         (
             _times(row["group"] or "(loss and top level)", row["count"]),
-            f"{row['op']} ({row['phase']})",
+            f"{row['op']} ({row['phase']}{_how_many_again(row)})",
             *row["splits"].values(),
             format_time(row["time_s"]),
             f"{100 * row['time_s'] * row['count'] / total:.1f} %",
@@ -166,8 +179,43 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
                 ),
             ),
         ),
+        *_kept(record["kept"]),
         Section(title="Proof", body=proof_lines(plan)),
     )
+
+
+def _how_many_again(row: Mapping[str, Any]) -> str:
+    """`, and again` for ops that run again in backward; how many, if not all of a class do."""
+    again = row.get("again", 0)
+    if not again:
+        return ""
+    return ", and again" if again == row["count"] else f", {again} of them again"
+
+
+def _kept(rows: Sequence[Mapping[str, Any]]) -> tuple[Section, ...]:
+    """What is held between forward and backward, the largest first."""
+    if not rows:
+        return ()
+    total = sum(row["nbytes"] for row in rows)
+    shown = [
+        (
+            _times(row["group"] or "(loss and top level)", row["count"]),
+            row["op"],
+            format_bytes(row["nbytes"]),
+            f"{100 * row['nbytes'] / total:.1f} %",
+        )
+        for row in rows[:_KEPT_ROWS]
+    ]
+    rest = sum(row["nbytes"] for row in rows[_KEPT_ROWS:])
+    if rest:
+        share = f"{100 * rest / total:.1f} %"
+        shown.append((f"{len(rows) - _KEPT_ROWS} more", "", format_bytes(rest), share))
+    table = Table(
+        header=("layers", "result of", "memory", "of all"),
+        rows=(*shown, ("all", "", format_bytes(total), "")),
+        right=frozenset({2, 3}),
+    )
+    return (Section(title="Kept from forward to backward (memory per device)", body=(table,)),)
 
 
 def _times(name: str, count: int) -> str:

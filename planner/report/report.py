@@ -32,6 +32,7 @@ def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
         Section(title="Mesh", body=mesh_body(plan)),
         Section(title="One step", body=time_lines(summary)),
         Section(title="Memory per device", body=(*memory_table(summary), *_cast_again(plan))),
+        *_recomputed(plan),
         Section(title="Baselines", body=_alternatives(plan)),
         Section(title="Proof", body=proof_lines(plan)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
@@ -100,6 +101,39 @@ def _cast_again(plan: Plan) -> tuple[str, ...]:
         f"parameters are cast to {plan.summary['dtype']} again in backward: the casts of forward "
         "would not fit if they were kept",
     )
+
+
+def _recomputed(plan: Plan) -> tuple[Section, ...]:
+    """What runs again in backward, what that costs and what is not held for it; none if nothing
+    does."""
+    found, checkpoints = plan.summary.get("recomputed"), plan.summary.get("checkpoints", ())
+    asked = f"the model has {', '.join(checkpoints)} under torch.utils.checkpoint"
+    if found is None:
+        lines = (f"{asked}; --recompute or pins keep it",) if checkpoints else ()
+        return tuple(Section(title="Recomputed in backward", body=(line,)) for line in lines)
+    rows = tuple(
+        (
+            f"{row['group'] or '(top level)'} (x{row['count']})",
+            ", ".join(f"{name} x{n}" if n > 1 else name for name, n in row["ops"].items()),
+            format_time(row["time_s"]),
+            format_bytes(row["held_less_bytes"]),
+        )
+        for row in found["groups"]
+    )
+    share = percent(found["time_s"] / plan.summary["step_time_s"])
+    messages = found["messages_time_s"]
+    of_it = f", {format_time(messages)} of that messages" if messages else ""
+    total = (
+        f"{format_time(found['time_s'])}, {share} of the step{of_it}; "
+        f"{format_bytes(found['held_less_bytes'])} less is held from forward to backward"
+    )
+    table = Table(
+        header=("layers", "what runs again", "time", "held less"),
+        rows=rows,
+        right=frozenset({2, 3}),
+    )
+    body = (table, total, *((asked,) if checkpoints else ()))
+    return (Section(title="Recomputed in backward", body=body),)
 
 
 def _alternatives(plan: Plan) -> tuple[str | Table, ...]:

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from cost_models.timeline import Event, Timeline
 from cost_models.units import format_time
+from planner.program.program import runs_again
 
 __all__ = ["OTHER", "draw_timeline", "png", "time_unit"]
 
@@ -46,6 +47,8 @@ _KINDS = {
 _PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
 #: The colour of kinds that have none of their own.
 OTHER = "#777777"
+#: The hatch of what runs again in backward.
+_AGAIN = "////"
 _DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", OTHER)
 #: A bar is named if it has this share of the picture's width for every letter of the name.
 _LETTER = 0.0072
@@ -177,11 +180,12 @@ def _draw_phase(
 
 def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, width: float) -> None:
     """All bars of a stream, one collection per kind; the narrowest remain visible, wide ones are
-    set apart by a white edge."""
-    groups: dict[tuple[str, bool], list[Event]] = defaultdict(list)
+    set apart by a white edge, and hatched if they run again."""
+    groups: dict[tuple[str, bool, bool], list[Event]] = defaultdict(list)
     for event in events:
-        groups[event.kind, event.duration > 0.006 * width].append(event)
-    for (kind, edged), some in groups.items():
+        wide = event.duration > 0.006 * width
+        groups[event.kind, wide, runs_again(event.id)].append(event)
+    for (kind, edged, again), some in groups.items():
         left = np.array([e.start for e in some]) * scale
         right = np.maximum(np.array([e.end for e in some]) * scale, left + width * scale * 3e-4)
         low, high = np.full_like(left, row - 0.36), np.full_like(left, row + 0.36)
@@ -198,6 +202,7 @@ def _draw_bars(axes: Axes, events: Sequence[Event], row: int, scale: float, widt
             facecolor=_KINDS.get(kind, OTHER),
             edgecolor=edge,
             linewidth=width_of,
+            hatch=_AGAIN if again and edged else None,
             zorder=2,
         )
         axes.add_collection(bars)
@@ -237,6 +242,10 @@ def _legend(figure: Figure, events: Sequence[Event], step: float) -> None:
         )
         for kind, seconds in sorted(spent.items(), key=lambda item: -item[1])
     ]
+    again = sum(event.duration for event in events if runs_again(event.id))
+    if again:
+        label = f"of these, recompute {100 * again / step:.1f} %"
+        handles.append(Patch(facecolor=OTHER, edgecolor="white", hatch=_AGAIN, label=label))
     figure.legend(
         handles=handles,
         loc="outside lower center",

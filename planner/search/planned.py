@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from cost_models.cluster_text import cluster_text
 from cost_models.machine import Cluster
+from planner.dims.ties import pattern_of
 from planner.graph.layout import Mesh
 from planner.plans.plan import Alternative, Hardware, Plan, SolverRecord, Training
+from planner.plans.recomputed import recomputed
 from planner.plans.summary import summarise
 from planner.search.proposals import Candidate
 from planner.state import hash_seed
 from planner.strategy.choices import recost
 from planner.strategy.strategies import KEPT
+from planner.strategy.traced_model import Model
 from planner.workload.ask import Ask
 from planner.workload.workload import Workload
 
@@ -60,16 +65,28 @@ def plan_of(
         recast=best.choices.recast,
         modes={node: one.mode for node, one in chosen.items() if one.mode != KEPT},
         solver=proof,
-        summary=summarise(
-            ask,
-            model,
-            workload,
-            cluster,
-            mesh,
-            best.choices,
-            table.costing,
-            best.prediction,
-            elapsed,
-        ),
+        summary={
+            **summarise(
+                ask,
+                model,
+                workload,
+                cluster,
+                mesh,
+                best.choices,
+                table.costing,
+                best.prediction,
+                elapsed,
+            ),
+            **_of_modes(best, model),
+        },
         alternatives=alternatives,
     )
+
+
+def _of_modes(best: Candidate, model: Model) -> dict[str, Any]:
+    """What a summary says of what runs again in backward; what does not is left out of it."""
+    found = {
+        "recomputed": recomputed(best.program, model, best.choices, best.proposal.table.costing),
+        "checkpoints": sorted({pattern_of(n.path) for n in model.graph.nodes if n.checkpoint}),
+    }
+    return {name: value for name, value in found.items() if value}
