@@ -38,7 +38,16 @@ from cost_models.errors import BadValue
 from cost_models.task import COMMUNICATION, COMPUTE, HOST, Task
 from cost_models.timeline import Event, MemorySample, Timeline
 
-__all__ = ["COMMUNICATION", "COMPUTE", "HOST", "Breakdown", "Task", "breakdown", "simulate"]
+__all__ = [
+    "COMMUNICATION",
+    "COMPUTE",
+    "HOST",
+    "Breakdown",
+    "Simulation",
+    "Task",
+    "breakdown",
+    "simulate",
+]
 
 Place = tuple[int, str]
 
@@ -58,14 +67,13 @@ class _Run:
         self.version = 0
 
 
-class _Simulation:
-    """The state of one simulation. A heap entry is the end of a run, or a place (device, lane) to
-    look at again."""
+class Simulation:
+    """The state of one simulation: tasks are loaded, in program order on each device, and run. More
+    may be loaded while the last ones of before have not started. A heap entry is the end of a run,
+    or a place (device, lane) to look at again."""
 
-    def __init__(
-        self, tasks: Sequence[Task], num_devices: int, initial_memory: int, overlap: float
-    ) -> None:
-        self.slow = 1.0 / (2.0 - overlap)
+    def __init__(self, num_devices: int, initial_memory: int, overlap: float) -> None:
+        self.overlap, self.slow = overlap, 1.0 / (2.0 - overlap)
         self.now = 0.0
         self.sequence = 0
         self.heap: list[tuple[float, int, _Run | Place, int]] = []
@@ -83,22 +91,37 @@ class _Simulation:
         self.samples = [
             MemorySample(device=d, time=0.0, nbytes=initial_memory) for d in range(num_devices)
         ]
+
+    def load(self, tasks: Sequence[Task]) -> None:
+        """Adds tasks behind those loaded before."""
         for task in tasks:
             self.program[task.device].append(task)
             if task.stream == COMMUNICATION and task.lane not in self.lanes[task.device]:
                 self.lanes[task.device].append(task.lane)
+        for device in range(len(self.program)):
+            self.issue(device)
+
+    def run_until(self, tasks: Sequence[Task]) -> None:
+        """Runs until these tasks have ended."""
+        left = {(task.device, task.id) for task in tasks} - self.done
+        while left and self.heap:
+            number = len(self.events)
+            self.advance_clock()
+            left.difference_update((e.device, e.id) for e in self.events[number:])
+
+    def advance_clock(self) -> None:
+        """Takes the next entry from the heap."""
+        self.now, _, what, version = heapq.heappop(self.heap)
+        if isinstance(what, tuple):
+            self.wake_times.pop(what, None)
+            self.look(*what)
+        elif what.version == version:
+            self.finish(what)
 
     def run(self) -> None:
         """Drains the heap. Raises `BadValue` if tasks are left that cannot start."""
-        for device in range(len(self.program)):
-            self.issue(device)
         while self.heap:
-            self.now, _, what, version = heapq.heappop(self.heap)
-            if isinstance(what, tuple):
-                self.wake_times.pop(what, None)
-                self.look(*what)
-            elif what.version == version:
-                self.finish(what)
+            self.advance_clock()
         left = [task.id for program in self.program for task in program]
         left += [task.id for queue in self.queues.values() for task, _ in queue]
         if left:
@@ -258,6 +281,18 @@ class _Simulation:
             )
         )
 
+    def timeline(self) -> Timeline:
+        """The timeline of all that has run."""
+        events = tuple(
+            sorted(self.events, key=lambda event: (event.start, event.device, event.end))
+        )
+        return Timeline(
+            events=events,
+            memory=tuple(self.samples),
+            step_time=max((event.end for event in events), default=0.0),
+            metadata={"overlap": self.overlap},
+        )
+
     def hold(self, device: int, nbytes: int) -> None:
         if nbytes:
             self.held[device] += nbytes
@@ -284,15 +319,7 @@ def simulate(
         raise BadValue(
             f"task {outside.id!r} is on device {outside.device}, but there are {num_devices} devices"
         )
-    simulation = _Simulation(tasks, num_devices, initial_memory, overlap)
+    simulation = Simulation(num_devices, initial_memory, overlap)
+    simulation.load(tasks)
     simulation.run()
-    events = tuple(
-        sorted(simulation.events, key=lambda event: (event.start, event.device, event.end))
-    )
-    step_time = max((event.end for event in events), default=0.0)
-    return Timeline(
-        events=events,
-        memory=tuple(simulation.samples),
-        step_time=step_time,
-        metadata={"overlap": overlap},
-    )
+    return simulation.timeline()

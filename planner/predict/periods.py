@@ -2,7 +2,7 @@
 
 Program, cluster -> Simulated. Actions of one body that follow each other do the same, so after the
 first few each is the one before it, a period later: a task starts when its inputs, its lane and the
-host are ready, and all of these are then a period later too. So only as many actions of a long run
+host are ready, and all of these are then a period later too. So of a long run only as many actions
 are simulated as it takes to see that; the others are inserted, exactly. `whole` has their events.
 """
 
@@ -14,16 +14,15 @@ from dataclasses import dataclass, replace
 
 from cost_models.breakdown import Breakdown, breakdown
 from cost_models.machine import Cluster
-from cost_models.simulator import simulate
+from cost_models.simulator import Simulation
+from cost_models.task import COMPUTE, Task
 from cost_models.timeline import Event, Timeline
-from planner.predict.tasks import prefix_of, tasks_of
+from planner.predict.tasks import Tasks, prefix_of
 from planner.program.actions import Action, runs
 from planner.program.program import Program
 
 __all__ = ["Simulated", "parts_of", "simulated", "whole"]
 
-#: So many actions of a run are simulated first; if they are not periodic yet, twice as many.
-_FIRST_TRY = 2
 #: Two times are the same if they differ by no more than this share of the step: rounding.
 _ROUNDING = 1e-12
 
@@ -46,68 +45,89 @@ class Simulated:
         return self.timeline.step_time + self.left_out * self.period
 
 
-def simulated(program: Program, cluster: Cluster, *, at_first: int = _FIRST_TRY) -> Simulated:
-    """The simulation of a program: of its longest run of like actions, `at_first` and then twice
-    as many are simulated until they are periodic."""
-    longest = max(runs(program.actions), key=len)
+def simulated(program: Program, cluster: Cluster, *, every_action: bool = False) -> Simulated:
+    """The simulation of a program: of the run of like actions that has the most instructions, those
+    until they are periodic, or all of them."""
+    longest = max(
+        runs(program.actions), key=lambda run: len(run) * len(program.bodies[run[0].body])
+    )
     begin = program.actions.index(longest[0])
-    count = at_first
-    while count < len(longest):
-        kept = longest[: count - 1] + longest[-1:]
-        actions = (
-            *program.actions[:begin],
-            *kept,
-            *program.actions[begin + len(longest) :],
-        )
-        timeline = _simulate(program, actions, cluster)
-        at = begin + count - 2
-        period = _period(program, timeline, actions[at], actions[at + 1])
-        host = _host_seconds(program, actions[at], cluster)
-        if period is not None and period >= host * (1 - _ROUNDING):
-            return Simulated(
-                program=program,
-                actions=actions,
-                timeline=timeline,
-                after=at,
-                left_out=len(longest) - count,
-                period=period,
-            )
-        count *= 2
+    end = begin + len(longest)
+    steps = _Steps(program, cluster)
+    steps.load(program.actions[:begin])
+    after, period = 0, None
+    if not every_action and len(longest) > 3:
+        after, period = steps.until_periodic(longest)
+    left_out = 0 if period is None else len(longest) - (len(steps.actions) - begin)
+    if period is None:
+        steps = _Steps(program, cluster)
+        steps.load(program.actions[:end])
+    steps.load(program.actions[end:])
+    steps.simulation.run()
     return Simulated(
         program=program,
-        actions=program.actions,
-        timeline=_simulate(program, program.actions, cluster),
+        actions=tuple(steps.actions),
+        timeline=steps.simulation.timeline(),
+        after=after,
+        left_out=left_out,
+        period=period or 0.0,
     )
 
 
-def _simulate(program: Program, actions: Sequence[Action], cluster: Cluster) -> Timeline:
-    tasks = tasks_of(program, actions, cluster)
-    return simulate(tasks, num_devices=1, initial_memory=0, overlap=cluster.device.overlap)
+class _Steps:
+    """A simulation to which actions are added one by one."""
 
+    def __init__(self, program: Program, cluster: Cluster) -> None:
+        self.program, self.tasks = program, Tasks(program, cluster)
+        self.simulation = Simulation(1, 0, cluster.device.overlap)
+        self.actions: list[Action] = []
+        self.loaded: list[list[Task]] = []
 
-def _host_seconds(program: Program, action: Action, cluster: Cluster) -> float:
-    """Seconds of the host to issue an action. If they are longer than the period, the host is ahead
-    now, and it will not be for ever."""
-    return math.fsum(task.host_duration for task in tasks_of(program, (action,), cluster))
+    def load(self, actions: Sequence[Action]) -> None:
+        """Adds actions behind those before."""
+        for action in actions:
+            self.actions.append(action)
+            self.loaded.append(self.tasks.of(action))
+            self.simulation.load(self.loaded[-1])
 
+    def until_periodic(self, alike: Sequence[Action]) -> tuple[int, float | None]:
+        """Adds actions of one body until one is the one before it, a period later: that action's
+        index, and the period. None if none is, or if one has ended before the next was added."""
+        before: list[float] = []
+        for action in alike:
+            self.load([action])
+            at = len(self.actions) - 2
+            if action == alike[0]:
+                continue
+            self.simulation.run_until(self.loaded[at])
+            if self._has_computed():
+                break
+            now = self._times(at)
+            period = self._period(before, now, at)
+            if period is not None:
+                return at, period
+            before = now
+        return 0, None
 
-def _period(program: Program, timeline: Timeline, one: Action, two: Action) -> float | None:
-    """The seconds from each event of an action to the same of the next; None if they differ."""
-    first, second = (_times(program, timeline, action) for action in (one, two))
-    later = [b - a for a, b in zip(first, second, strict=True)]
-    near = max(later) - min(later) <= _ROUNDING * timeline.step_time
-    return later[-1] if near else None
+    def _has_computed(self) -> bool:
+        """Whether the last action's compute has ended: the next one's could have begun by now."""
+        computes = [task for task in self.loaded[-1] if task.stream == COMPUTE]
+        return not computes or (0, computes[-1].id) in self.simulation.done
 
+    def _times(self, at: int) -> list[float]:
+        """The starts and ends of an action's events, in an order that depends on their ids only."""
+        prefix = prefix_of(self.actions[at], self.program)
+        found = sorted((e.id, e) for e in self.simulation.events if e.id.startswith(prefix))
+        return [time for _, event in found for time in (event.start, event.end)]
 
-def _times(program: Program, timeline: Timeline, action: Action) -> list[float]:
-    """The starts and ends of an action's events, in an order that depends on their ids only."""
-    prefix = prefix_of(action, program)
-    found = sorted((e.id.removeprefix(prefix), e) for e in _of(timeline, prefix))
-    return [time for _, event in found for time in (event.start, event.end)]
-
-
-def _of(timeline: Timeline, prefix: str) -> Iterator[Event]:
-    return (event for event in timeline.events if event.id.startswith(prefix))
+    def _period(self, before: list[float], now: list[float], at: int) -> float | None:
+        """The seconds from each event of an action to the same of the next; None if they differ,
+        or if the host takes longer: then it is ahead, and will not be for ever."""
+        later = [b - a for a, b in zip(before, now, strict=False)]
+        if not later or max(later) - min(later) > _ROUNDING * max(now):
+            return None
+        host = math.fsum(task.host_duration for task in self.loaded[at])
+        return later[-1] if later[-1] >= host * (1 - _ROUNDING) else None
 
 
 def parts_of(found: Simulated) -> Breakdown:
@@ -128,7 +148,7 @@ def _one_period(found: Simulated) -> Timeline:
     """What runs in one period: the events of an action, and the ends of those of the one before it
     that run on into it."""
     prefix = prefix_of(found.actions[found.after], found.program)
-    alike = list(_of(found.timeline, prefix))
+    alike = [event for event in found.timeline.events if event.id.startswith(prefix)]
     begin, period = min(event.start for event in alike), found.period
     events: list[Event] = []
     for event in alike:
@@ -143,18 +163,24 @@ def _one_period(found: Simulated) -> Timeline:
 
 def whole(found: Simulated) -> Timeline:
     """The timeline of all actions. The id of an event is that of its instruction."""
-    names = {str(action): action for action in found.actions}
     if len(found.program.actions) == 1:
         return found.timeline
+    places = {str(action): place for place, action in enumerate(found.actions)}
+    copied = found.actions[found.after]
     shift = found.left_out * found.period
-    later = {str(action) for action in found.actions[found.after + 1 :]}
-    copied = str(found.actions[found.after])
     events: list[Event] = []
     for event in found.timeline.events:
-        action, _, name = event.id.partition(" ")
-        plain = replace(event, id=name, microbatch=names[action].microbatch)
-        if action in later:
-            plain = replace(plain, start=event.start + shift, end=event.end + shift)
+        text, _, name = event.id.partition(" ")
+        place = places[text]
+        action, later = found.actions[place], shift if place > found.after else 0.0
+        more = found.left_out if place > found.after and action.body == copied.body else 0
+        plain = replace(
+            event,
+            id=name,
+            microbatch=action.microbatch + more,
+            start=event.start + later,
+            end=event.end + later,
+        )
         events.append(plain)
         if action == copied:
             events += _copies(plain, found)

@@ -6,8 +6,6 @@ of a task is that of its instruction; if the step has several actions, after the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from cost_models.collectives import collective_model
 from cost_models.machine import Cluster
 from cost_models.roofline import host_time
@@ -15,7 +13,7 @@ from cost_models.task import Task
 from planner.program.actions import WHOLE_STEP, Action
 from planner.program.program import Communicate, Instruction, Program, waits_for, writes
 
-__all__ = ["PACKED", "UNPACKED", "instruction_of", "prefix_of", "tasks_of"]
+__all__ = ["PACKED", "UNPACKED", "Tasks", "instruction_of", "prefix_of"]
 
 #: Endings of the ids of events that are copies before and after a collective.
 PACKED, UNPACKED = ".packed", ".unpacked"
@@ -31,16 +29,8 @@ def prefix_of(action: Action, program: Program) -> str:
     return "" if program.actions == WHOLE_STEP else f"{action} "
 
 
-def tasks_of(program: Program, actions: Sequence[Action], cluster: Cluster) -> list[Task]:
-    """The tasks of some actions of a program, one after another."""
-    tasks = _Tasks(program, cluster)
-    for action in actions:
-        tasks.run(action)
-    return tasks.out
-
-
-class _Tasks:
-    """Makes the simulator's tasks, in the order of the program."""
+class Tasks:
+    """Makes the simulator's tasks, action by action."""
 
     def __init__(self, program: Program, cluster: Cluster) -> None:
         self.program, self.cluster = program, cluster
@@ -53,12 +43,13 @@ class _Tasks:
         self.channels: dict[tuple[int, ...], tuple[str, str]] = {}
         self.out: list[Task] = []
 
-    def run(self, action: Action) -> None:
-        """Adds the tasks of an action, which ends when its last message does."""
-        self.prefix = prefix_of(action, self.program)
+    def of(self, action: Action) -> list[Task]:
+        """The tasks of the next action, which ends when its last message does."""
+        self.prefix, self.out = prefix_of(action, self.program), []
         for instruction in self.program.bodies[action.body]:
             self.add(instruction)
         self.wait(list(self.under_way))
+        return self.out
 
     def add(self, instruction: Instruction) -> None:
         """Adds the tasks of the next instruction."""
