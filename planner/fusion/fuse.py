@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 
-from planner.dims.subdims import SubDims
+from planner.dims.subdims import infer
+from planner.fusion.drawn import hashed_dropout
 from planner.fusion.fusible import NORMS
 from planner.fusion.groups import Groups
 from planner.graph.fused import FUSED
@@ -20,10 +21,11 @@ from planner.graph.graph import Graph, Node, Ref, Value, map_refs, result_name
 __all__ = ["fused_graph"]
 
 
-def fused_graph(graph: Graph, dims: SubDims) -> Graph:
+def fused_graph(graph: Graph) -> Graph:
     """The graph with its elementwise chains fused."""
-    groups = Groups(graph, dims)
-    return _numbered(graph, list(_nodes(graph, groups))) if groups.members else graph
+    hashed = hashed_dropout(graph)
+    groups = Groups(hashed, infer(hashed))
+    return _numbered(hashed, list(_nodes(hashed, groups))) if groups.members else graph
 
 
 def _nodes(graph: Graph, groups: Groups) -> Iterator[Node]:

@@ -13,7 +13,7 @@ from planner.graph.biases import adds_a_bias
 from planner.graph.graph import Graph, Node, Serial
 from planner.rules.pointwise import POINTWISE
 
-__all__ = ["NORMS", "REPEATABLE", "fusible_nodes", "home_of", "looks"]
+__all__ = ["ALONE", "NORMS", "REPEATABLE", "fusible_nodes", "home_of", "looks"]
 
 #: Ops that reduce the last dims of a row and go over the row again.
 NORMS = (
@@ -39,11 +39,18 @@ _ELEMENTWISE = frozenset(
         "aten.where.self",
         "aten.cat.default",
         "aten.slice_backward.default",
+        "shardwright.drop_by",
         "shardwright.dropout_backward",
     )
 )
+#: Members that are worth compiling alone: a kernel of theirs takes many passes.
+ALONE = ("shardwright.drop_by",)
 #: Members that are cheap to run again: element by element, and nothing else.
-REPEATABLE = _ELEMENTWISE - {"aten.cat.default", "aten.slice_backward.default"}
+REPEATABLE = _ELEMENTWISE - {
+    "aten.cat.default",
+    "aten.slice_backward.default",
+    "shardwright.drop_by",
+}
 #: Reductions that are members if they are over the last dim and keep it: then their result is read
 #: beside the row.
 _REDUCTIONS = ("aten.sum.dim_IntList", "aten.amax.default", "aten.amin.default")

@@ -14,6 +14,7 @@ from planner.dims.subdims import SubDims
 from planner.fusion.again import computed_again
 from planner.fusion.bodies import body_for
 from planner.fusion.compose import composed
+from planner.fusion.fusible import ALONE
 from planner.fusion.keeps import keeps_its_choices
 from planner.fusion.nodes import STEP, Members, Nodes
 from planner.fusion.one_pass import is_one_pass
@@ -37,7 +38,11 @@ class Groups:
             if index in self.nodes.fusible:
                 self._join(graph.nodes[index])
         self.again = computed_again(self.nodes, self._of)
-        self.members = {n: g for n, g in self._of.items() if len(g) > 1 or g in self.again}
+        self.members = {
+            n: g
+            for n, g in self._of.items()
+            if len(g) > 1 or g in self.again or graph.nodes[n].op in ALONE
+        }
 
     def body(self, group: Members) -> tuple[Body, list[int], list[int]]:
         """The group's body, and the graph's values that are its operands and its results."""

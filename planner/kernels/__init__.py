@@ -12,7 +12,14 @@ from planner.kernels.canonical import Canonical
 from planner.kernels.clip import clipped, square_sum
 from planner.kernels.constant import constant
 from planner.kernels.cross_entropy import count_targets, cross_entropy, cross_entropy_backward
-from planner.kernels.dropout import dropout, dropout_backward, key_of_microbatch, step_key
+from planner.kernels.dropout import (
+    drop_by,
+    drop_hashes,
+    dropout,
+    dropout_backward,
+    key_of_microbatch,
+    step_key,
+)
 from planner.kernels.embedding import embedding_backward_shard, embedding_shard
 from planner.kernels.in_range import checked_ids
 from planner.kernels.lstm import lstm_backward, lstm_forward
@@ -45,6 +52,8 @@ __all__ = [
     "count_targets",
     "cross_entropy",
     "cross_entropy_backward",
+    "drop_by",
+    "drop_hashes",
     "dropout",
     "dropout_backward",
     "embedding_backward_shard",

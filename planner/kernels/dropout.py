@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "DRAW_STEPS",
     "Places",
     "Samples",
     "draws",
+    "drop_by",
+    "drop_hashes",
+    "drop_threshold",
     "dropout",
     "dropout_backward",
     "key_of_microbatch",
@@ -70,15 +74,37 @@ def dropout(
     `places` says which part of the whole tensor x is (None: all of it). With `samples`, the whole
     tensor is that of one microbatch, and x gets the part of the whole batch's mask.
     """
+    return drop_by(x, *_hashes(x.shape, x.device, key, number, places, samples), p)
+
+
+def drop_hashes(
+    key: Tensor,
+    shape: Sequence[int],
+    number: int,
+    places: Places | None = None,
+    samples: Samples | None = None,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """A 32-bit hash for every row [*shape but the last] and every column [last] of a tensor of one
+    dim at least: all that `drop_by` needs of the key."""
+    made = _hashes(shape, device or torch.get_default_device(), key, number, places, samples)
+    return made[0].view(tuple(shape[:-1])), made[1]
+
+
+def drop_by(x: Tensor, rows: Tensor, columns: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Dropout of x and its mask, as `dropout`, by the hashes of its rows and columns."""
     mask = torch.empty(x.shape, dtype=torch.bool, device=x.device)
-    rows, columns = _hashes(x.shape, x.device, key, number, places, samples)
-    flat = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1))
-    # A share p of the signed draws lies below the threshold.
-    threshold = min(2**31 - 1, round(p * 2**32) - 2**31)
+    flat, rows = mask.view(-1, max(1, x.shape[-1] if x.dim() else 1)), rows.reshape(-1)
+    threshold = drop_threshold(p)
     step = max(1, (_CHUNK_CPU if x.device.type == "cpu" else _CHUNK_DEVICE) // flat.shape[1])
     for at in range(0, flat.shape[0], step):
         torch.ge(_draw(rows[at : at + step], columns), threshold, out=flat[at : at + step])
     return dropout_backward(x, mask, p), mask
+
+
+def drop_threshold(p: float) -> int:
+    """The draw from which on an element is kept: a share p of the signed draws lies below."""
+    return min(2**31 - 1, round(p * 2**32) - 2**31)
 
 
 def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -100,19 +126,23 @@ def draws(
     return _draw(*_hashes(shape, device, key, number, places, samples)).view(shape)
 
 
+#: The finaliser's steps: (shift, factor). Its last is left out: it changes low bits only.
+DRAW_STEPS = ((16, _MURMUR_A), (13, _MURMUR_B))
+
+
 def _draw(rows: Tensor, columns: Tensor) -> Tensor:
     """A draw of 32 bits for every pair of a row and a column. Shifts of signed integers copy the
     sign, which is masked away."""
     draw = torch.bitwise_xor(rows[:, None], columns[None])
-    for shift, factor in ((16, _MURMUR_A), (13, _MURMUR_B)):
+    for shift, factor in DRAW_STEPS:
         draw.bitwise_xor_(
             torch.bitwise_right_shift(draw, shift).bitwise_and_((1 << (32 - shift)) - 1)
         ).mul_(factor)
-    return draw  # the finaliser's last step is left out: it changes low bits only
+    return draw
 
 
 def _hashes(
-    shape: tuple[int, ...],
+    shape: Sequence[int],
     device: torch.device,
     key: Tensor,
     number: int,

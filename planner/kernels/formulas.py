@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from planner.kernels.dropout import DRAW_STEPS, drop_threshold
+
 __all__ = ["FORMULAS", "cat", "dropout_backward", "rms_norm", "rms_norm_backward", "slice_backward"]
 
 
@@ -38,6 +40,17 @@ def rms_norm_backward(
     if weight is None:
         return gx, grad.new_zeros(1)
     return gx, (wide_grad * normed).sum(list(range(x.dim() - dims))).to(x.dtype)
+
+
+def drop_by(x: Tensor, rows: Tensor, columns: Tensor, p: float) -> tuple[Tensor, Tensor]:
+    """Dropout of x and its mask by the hashes of its rows and columns: every element's draw stays in
+    registers."""
+    draw = torch.bitwise_xor(rows.unsqueeze(-1), columns)
+    for shift, factor in DRAW_STEPS:
+        shifted = torch.bitwise_and(torch.bitwise_right_shift(draw, shift), (1 << (32 - shift)) - 1)
+        draw = torch.bitwise_xor(draw, shifted) * factor
+    mask = draw >= drop_threshold(p)
+    return dropout_backward(x, mask, p), mask
 
 
 def dropout_backward(grad: Tensor, mask: Tensor, p: float) -> Tensor:
@@ -89,6 +102,7 @@ _MOST_JOINED = 4
 FORMULAS: dict[str, Callable[..., Any]] = {
     "aten.cat.default": cat,
     "aten.slice_backward.default": slice_backward,
+    "shardwright.drop_by": drop_by,
     "shardwright.dropout_backward": dropout_backward,
     "shardwright.reshape": torch.reshape,
     "shardwright.rms_norm": rms_norm,

@@ -67,7 +67,7 @@ def modelled(traced: Traced, ask: Ask | None = None) -> Model:
         checked("microbatch", lambda: itertools.chain(graph_faults(graph), called_faults(graph)))
         dims = _dims(graph)
     if ask is not None and ask.compile:
-        graph = fused_graph(graph, dims)
+        graph = fused_graph(graph)
         checked("fusing", lambda: graph_faults(graph))
         dims = _dims(graph)
     roots = roots_of(graph, dims)

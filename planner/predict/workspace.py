@@ -143,13 +143,18 @@ def _embedding_backward(call: KernelCall) -> int:
     return call.nbytes(0) + 9 * math.prod(call.shape(1))
 
 
+def _drop_by(call: KernelCall) -> int:
+    """Two copies of a chunk of 32-bit draws, before the result is allocated."""
+    chunk = min(math.prod(call.shape(0)), _DROPOUT_CHUNK[call.host])
+    return max(0, 8 * chunk - nbytes_of(call.result))
+
+
 def _dropout(call: KernelCall) -> int:
-    """Two copies of a chunk of 32-bit draws, before the result is allocated; a hash per row and per
-    column."""
+    """A hash per row and per column, beside what `drop_by` takes."""
     shape = call.shape(0)
     numel, columns = math.prod(shape), shape[-1] if shape else 1
     hashes = 4 * (numel // max(1, columns) + columns)
-    return hashes + max(0, 8 * min(numel, _DROPOUT_CHUNK[call.host]) - nbytes_of(call.result))
+    return hashes + _drop_by(call)
 
 
 _RULES: dict[str, Callable[[KernelCall], int]] = {
@@ -161,6 +166,7 @@ _RULES: dict[str, Callable[[KernelCall], int]] = {
     "shardwright.count_targets": _count,
     "shardwright.cross_entropy": _loss,
     "shardwright.cross_entropy_backward": _loss_backward,
+    "shardwright.drop_by": _drop_by,
     "shardwright.dropout": _dropout,
     "shardwright.embedding_backward_shard": _embedding_backward,
     "shardwright.embedding_shard": _embedding,

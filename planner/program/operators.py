@@ -39,6 +39,8 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.square_sum": kernels.square_sum,
     "shardwright.cross_entropy": kernels.cross_entropy,
     "shardwright.cross_entropy_backward": kernels.cross_entropy_backward,
+    "shardwright.drop_by": kernels.drop_by,
+    "shardwright.drop_hashes": kernels.drop_hashes,
     "shardwright.dropout": kernels.dropout,
     "shardwright.dropout_backward": kernels.dropout_backward,
     "shardwright.embedding_backward_shard": kernels.embedding_backward_shard,
@@ -116,7 +118,7 @@ def makes_tensors(op: str) -> bool:
     """Whether the op makes a tensor without tensor operands. It must be given a device: the default
     would be the host's memory."""
     if op in _OURS:
-        return op in ("shardwright.constant", "shardwright.uniform")
+        return op in ("shardwright.constant", "shardwright.drop_hashes", "shardwright.uniform")
     overload = None if op in _DIRECT else _overload(op)
     if overload is None:
         return False

@@ -12,6 +12,8 @@ from planner.rules.signature import Call, Letters, Local, LocalCall, OpCost, Sig
 #: which has three operands, takes 1.9 (torch 2.13, one thread of an EPYC, float32 4096 x 4096,
 #: 2026-11-24); torch's own dropout took 10.
 _PASSES = 8.0
+#: Integer ops of a draw, and of selecting by it.
+_DRAW_FLOPS = 12.0
 
 
 def _with_places(call: Call, local: Local) -> LocalCall:
@@ -55,7 +57,7 @@ def _dropout_backward(call: Call) -> Signature:
 
 
 def _local_with_places(call: Call, local: Local) -> LocalCall:
-    args = (call.args[0], local.results[0], *call.args[2:])
+    args = (call.args[0], tuple(local.sizes), *call.args[2:])
     return call.op, args, _places(call, local)
 
 
@@ -70,4 +72,34 @@ def _uniform(call: Call) -> Signature:
         results=(tuple((d,) for d in range(len(shape))),),
         placed=True,
         cost=lambda s: OpCost(flops=0.0, elements=_PASSES * math.prod(s)),
+    )
+
+
+@register("shardwright.drop_hashes", localize=_local_with_places)
+def _drop_hashes(call: Call) -> Signature:
+    """key -> hashes of the rows and of the columns of a tensor: every dim of it can be split."""
+    shape = call.args[1]
+    x = tuple((d,) for d in range(len(shape)))
+    return Signature(
+        kind="elementwise",
+        sizes=shape,
+        operands=(_key(call.operands[0]),),
+        results=(x[:-1], x[-1:]),
+        placed=True,
+        cost=lambda s: OpCost(flops=0.0, elements=float(math.prod(s[:-1]) + s[-1])),
+    )
+
+
+@register("shardwright.drop_by")
+def _drop_by(call: Call) -> Signature:
+    """x, hashes of its rows and columns -> result, mask: as `dropout`. The flops are those of one
+    draw an element."""
+    shape = call.operands[0]
+    x = tuple((d,) for d in range(len(shape)))
+    return Signature(
+        kind="elementwise",
+        sizes=shape,
+        operands=(x, x[:-1], x[-1:]),
+        results=(x, x),
+        cost=lambda s: OpCost(flops=_DRAW_FLOPS * math.prod(s), elements=_PASSES * math.prod(s)),
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from planner.graph.fused import Body, Member
 from planner.graph.graph import Ref, map_refs
-from planner.kernels import key_of_microbatch, step_key
+from planner.kernels import drop_hashes, key_of_microbatch, step_key
 from planner.rules.pointwise import POINTWISE
 
 __all__ = ["CASES", "Draw", "draw"]
@@ -731,6 +731,24 @@ def _piece(g: Draw) -> Arguments:
     shape[dim] = g.pick(1, 2, 3) * m * here
     key = key_of_microbatch(step_key(g.size(), g.size()), g.pick(*range(m)))
     return (g.real(*shape), key, dim, m * here, here), {}
+
+
+@case("shardwright.drop_hashes")
+def _drop_hashes(g: Draw) -> Arguments:
+    return (step_key(g.size(), g.size()), g.shape(1), g.size()), {}
+
+
+@case("shardwright.drop_hashes")
+def _drop_hashes_of_a_microbatch(g: Draw) -> Arguments:
+    key, samples = _key_and_samples(g, shape := g.shape(1))
+    return (key, shape, g.size()), samples
+
+
+@case("shardwright.drop_by")
+def _drop_by(g: Draw) -> Arguments:
+    shape = g.shape(1)
+    rows, columns = drop_hashes(step_key(g.size(), g.size()), shape, g.size())
+    return (g.real(*shape), rows, columns, g.pick(0.1, 0.5, 0.9)), {}
 
 
 @case("shardwright.dropout_backward")

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from plain_graph import far, interpreted, plain
+from plain_graph import KEY, far, interpreted, plain
 from rule_proof import assignments, map_refs_in_order, prove, run_op, trial
 from torch import Tensor, nn
 from trace_models import BUILDERS, built_in, workload
@@ -23,6 +23,7 @@ from planner.graph.graph import Graph, Node
 from planner.microbatch import microbatch_graph
 from planner.plans.replay import modelled
 from planner.program.check_graph import graph_faults
+from planner.program.operators import torch_constants
 from planner.strategy.op_costs import OpCosts
 from planner.trace.trace import trace
 from planner.trace.traced import Traced
@@ -53,7 +54,7 @@ def traced(name: str) -> Traced:
 
 def fused_step(name: str) -> Graph:
     graph = traced(name).graph
-    return fused_graph(graph, infer(graph))
+    return fused_graph(graph)
 
 
 def fused_nodes(graph: Graph) -> list[Node]:
@@ -65,7 +66,7 @@ def ran(graph: Graph, given: dict[str, Tensor]) -> dict[int, Tensor]:
     values = {v.id: given[f"{v.kind} {v.name}"] for v in graph.values if v.writer is None}
     for node in graph.nodes:
         args = map_refs_in_order(node.args, [values[v] for v in node.operands])
-        out = run_op(node.op, args, node.kwargs)
+        out = run_op(node.op, torch_constants(args), node.kwargs)
         values.update({v: r for v, r in zip(node.results, out, strict=True) if v is not None})
     return values
 
@@ -86,7 +87,7 @@ def test_the_fused_step_is_the_step(name: str) -> None:
     """Loss, gradients and new buffers are those of the graph as traced, and every fused op of it in
     shards is the op whole."""
     graph = traced(name).graph
-    made = fused_graph(graph, infer(graph))
+    made = fused_graph(graph)
     assert [*graph_faults(made)] == []
     given = given_of(graph)
     before, after = ran(graph, given), ran(made, given)
@@ -142,7 +143,7 @@ def test_products_that_are_added_stay_one_message() -> None:
 
 def _graph(module: nn.Module, *batch: Tensor) -> Graph:
     graph = trace(lambda: workload(module, *batch)).graph
-    return fused_graph(graph, infer(graph))
+    return fused_graph(graph)
 
 
 class Chain(nn.Module):
@@ -257,7 +258,7 @@ def test_a_microbatch_is_fused_like_a_batch(name: str) -> None:
     graph that is not fused."""
     graph = traced(name).graph
     cut = microbatch_graph(graph, infer(graph), 2)
-    made = fused_graph(cut, infer(cut))
+    made = fused_graph(cut)
     assert [*graph_faults(made)] == [] and fused_nodes(made)
     assert far(interpreted(made, _plain(name)), interpreted(cut, _plain(name))) < 1e-12
 
@@ -269,3 +270,31 @@ def _plain(name: str) -> Workload:
         return plain(MODELS[name])
     finally:
         torch.set_default_dtype(before)
+
+
+class Dropping(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.drop, self.norm = nn.Linear(8, 8), nn.Dropout(0.5), nn.LayerNorm(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.norm(x + self.drop(self.first(x)))
+        return out
+
+
+def test_dropout_is_drawn_in_the_chain_that_reads_it() -> None:
+    """From the hashes of rows and columns: the mask is that of the op by itself, and in shards that
+    of the whole."""
+    torch.manual_seed(0)
+    once = trace(lambda: workload(Dropping().double(), *(torch.randn(6, 8).double(),) * 2)).graph
+    made = fused_graph(once)
+    (node,) = [n for n in fused_nodes(made) if n.phase == "forward" and "drop_by" in str(n.args)]
+    assert "drop_by, add, native_layer_norm" in called(body_of(node.args))
+    given = given_of(once) | {f"key {v.name}": KEY for v in once.values if v.kind == "key"}
+    before, after = ran(once, given), ran(made, given)
+    for old, new in zip(once.parameters, made.parameters, strict=True):
+        assert torch.allclose(before[old.gradient], after[new.gradient], rtol=1e-12)
+    args = map_refs_in_order(node.args, [after[v] for v in node.operands])
+    it = trial(node.op, args, {}, taken_apart=True)
+    for mesh, choices in assignments(it.op):
+        prove(it, mesh, choices)

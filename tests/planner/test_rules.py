@@ -125,6 +125,7 @@ _TRUE = {
     ): "the depth of the values: fused kernels want it equal to that of the keys",
     ("shardwright.masked_attention", "free 5"): "the same",
     ("shardwright.dropout", "linear 0"): "true of the result; of a mask there is no partial sum",
+    ("shardwright.drop_by", "linear 0"): "the same",
     (
         "shardwright.lstm_backward",
         "free 2",

@@ -14,6 +14,7 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import RunFailed
 from planner.fusion.fusible import NORMS
 from planner.graph.fused import FUSED, body_of
+from planner.kernels import drop_hashes, step_key
 from planner.kernels.formulas import FORMULAS
 from planner.predict.predict import memory_by_category
 from planner.program.operators import bare
@@ -133,6 +134,7 @@ def test_formulas_are_our_kernels(dtype: torch.dtype) -> None:
         "shardwright.rms_norm": [(x, weight, dims, count, eps), (x, None, dims, count, eps)],
         "shardwright.rms_norm_backward": [(grad, x, weight, rstd, dims, count)],
         "shardwright.dropout_backward": [(grad, torch.rand(6, 8) < 0.5, 0.25)],
+        "shardwright.drop_by": [(x, *drop_hashes(step_key(1, 2), (6, 8), 3), 0.25)],
         "shardwright.reshape": [(x, [3, 16])],
         "aten.cat.default": [([*pieces], 1), ([*pieces], -1), ([x.int(), x.int()], 0)],
         "aten.slice_backward.default": [

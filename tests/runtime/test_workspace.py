@@ -28,6 +28,10 @@ def heads_inside(*shape: int) -> Tensor:
     return torch.randn(batch, length, heads, width).transpose(1, 2)
 
 
+def hashes(*shape: int) -> tuple[Tensor, Tensor]:
+    return kernels.drop_hashes(torch.tensor(3), shape, 1)
+
+
 def loss(rows: int, classes: int, dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return torch.randn(rows, classes, dtype=dtype), torch.randint(0, classes, (rows,)), -100
 
@@ -140,6 +144,7 @@ CASES: list[tuple[str, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = [
         lambda: (*(randn(8, 32, 32, 32),) * 2, *(torch.ones(32),) * 3, 1e-5),
         (),
     ),
+    ("shardwright.drop_by", lambda: (randn(512, 128), *hashes(512, 128), 0.1), ()),
     ("shardwright.dropout", lambda: (randn(512, 128), torch.tensor(3), 0.1, 1), ()),
     ("shardwright.lstm", layer, (4, 16, 8, 128, 128, 2)),
     ("shardwright.lstm", layer, (4, 16, 8, 64, 128, 2)),
