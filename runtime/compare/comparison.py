@@ -32,8 +32,8 @@ class KindRow:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Comparison:
-    """Predicted and measured, per device and step. `events` has a row per event (id, kind, phase,
-    ...); `measured_step_time_s` is the median of unrecorded steps, whose times are in
+    """Predicted and measured, per device and step. `events` has a row per instruction (id, kind,
+    phase, ...); `measured_step_time_s` is the median of unrecorded steps, whose times are in
     `step_times_s`."""
 
     model: str

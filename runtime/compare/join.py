@@ -7,7 +7,7 @@ collective's measured time is that of the rank that waited least, and the rest h
 from __future__ import annotations
 
 import statistics
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 
 import pandas as pd
@@ -60,8 +60,8 @@ def compare_programs(
 def join_events(
     simulated: Timeline, recorded: Sequence[Sequence[Timeline]], *, uneven: bool = False
 ) -> tuple[pd.DataFrame, float]:
-    """One row per event id, predicted and measured, and the seconds per step for which ranks waited
-    for each other in collectives.
+    """One row per instruction, predicted and measured, summed over the `count` microbatches that run
+    it; and the seconds per step for which ranks waited for each other in collectives.
 
     `recorded` has the recorded steps, each the timelines of all ranks. The measured time is the
     median, over steps, of the mean over ranks; or of rank 0's time if its shards are larger than
@@ -71,6 +71,7 @@ def join_events(
     predicted = {
         event.id: event for event in simulated.events if instruction_of(event.id) == event.id
     }
+    counts = Counter(event.id for event in simulated.events)
     seconds: dict[str, float] = defaultdict(float)  # recorded collectives include their copies
     for event in simulated.events:
         seconds[instruction_of(event.id)] += event.duration
@@ -89,6 +90,7 @@ def join_events(
                 "phase": event.phase,
                 "stream": event.stream,
                 "path": event.path,
+                "count": counts[name],
                 "predicted_s": seconds[name],
                 "measured_s": measured,
             }
@@ -97,24 +99,27 @@ def join_events(
 
 
 def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tuple[float, float]]:
-    """id -> (seconds, seconds of waiting) in one recorded step on all ranks."""
-    durations: dict[str, list[float]] = defaultdict(list)
+    """id -> (seconds, seconds of waiting) in one recorded step on all ranks, summed over
+    microbatches: each is a meeting of its own."""
+    durations: dict[tuple[str, int], list[float]] = defaultdict(list)
     talks: set[str] = set()
     for timeline in timelines:
         for event in timeline.events:
-            durations[event.id].append(event.duration)
+            durations[event.id, event.microbatch].append(event.duration)
             if event.stream == "communication":
                 talks.add(event.id)
-    for name, found in durations.items():
+    out: dict[str, tuple[float, float]] = {}
+    for (name, _), found in durations.items():
         assert len(found) == len(timelines), (
             f"{name} was recorded on {len(found)} of {len(timelines)} ranks"
         )
-    return {
-        name: (min(found), statistics.mean(found) - min(found))
-        if name in talks
-        else (found[0] if uneven else statistics.mean(found), 0.0)
-        for name, found in durations.items()
-    }
+        seconds, waiting = out.get(name, (0.0, 0.0))
+        if name in talks:
+            least = min(found)
+            out[name] = seconds + least, waiting + statistics.mean(found) - least
+        else:
+            out[name] = seconds + (found[0] if uneven else statistics.mean(found)), waiting
+    return out
 
 
 def _covered(recorded: Sequence[Sequence[Timeline]]) -> float:
@@ -138,6 +143,11 @@ def _group(events: pd.DataFrame, key: str) -> tuple[KindRow, ...]:
     for name, part in events.groupby(key):
         predicted, measured = float(part["predicted_s"].sum()), float(part["measured_s"].sum())
         rows.append(
-            KindRow(kind=str(name), count=len(part), predicted_s=predicted, measured_s=measured)
+            KindRow(
+                kind=str(name),
+                count=int(part["count"].sum()),
+                predicted_s=predicted,
+                measured_s=measured,
+            )
         )
     return tuple(sorted(rows, key=lambda row: -row.measured_s))

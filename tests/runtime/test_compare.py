@@ -4,6 +4,7 @@ to end."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,27 @@ def test_compute_is_the_mean_over_ranks_and_a_collective_the_least() -> None:
     assert rows.loc["mm", ["predicted_s", "measured_s"]].tolist() == [2.0, 2.0]
     assert rows.loc["sum", ["predicted_s", "measured_s"]].tolist() == [1.0, 0.5]
     assert waiting == pytest.approx(1.0)  # the mean 1.5, less the 0.5 of the rank that came last
+
+
+def test_an_instruction_is_summed_over_the_microbatches_that_run_it() -> None:
+    """Ranks wait for each other in each of them: one that is late in the first and early in the
+    second has not waited for nothing."""
+
+    def ranks(first: float, second: float) -> list[Event]:
+        talks = [event("sum", 0, s, stream="communication") for s in (first, second)]
+        return [replace(one, microbatch=number) for number, one in enumerate(talks)]
+
+    simulated = timeline(*ranks(1.0, 1.0), event("once", 0, 3.0))
+    recorded = [
+        timeline(*(replace(e, device=rank) for e in (*ranks(*s), event("once", 0, 2.0))))
+        for rank, s in enumerate(((1.0, 3.0), (2.0, 1.0)))
+    ]
+    events, waiting = join_events(simulated, [recorded])
+    rows = events.set_index("id")
+    columns = ["count", "predicted_s", "measured_s"]
+    assert rows.loc["sum", columns].tolist() == [2, 2.0, 2.0]
+    assert rows.loc["once", columns].tolist() == [1, 3.0, 2.0]
+    assert waiting == pytest.approx(0.5 + 1.0)
 
 
 def test_several_recorded_steps_count_by_their_median() -> None:
