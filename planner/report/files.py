@@ -3,6 +3,7 @@ the first is written."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from planner.search.search import Found
 
 __all__ = ["file_names", "plan_files", "timeline_files"]
+
+#: With more microbatches than this, pictures show three of them; a trace does if it would have more
+#: events than this.
+_MOST_DRAWN, _MOST_EVENTS = 4, 100_000
 
 _TIMELINE = {
     "timeline": "timeline.json",
@@ -60,15 +65,24 @@ def timeline_files(
     """The paths of the files of a simulated step, and their contents by name; `memory` is the
     program's, if known."""
     from planner.report.memory_picture import draw_memory
+    from planner.report.shown_microbatches import shown
     from planner.report.timeline_picture import draw_timeline
 
     title = f"{plan.ask.model} on {cluster.num_devices} x {cluster.device.name}, {plan.mesh}"
-    times, held = memory_over_time(program, timeline, memory)
+    drawn = shown(timeline, _MOST_DRAWN)
+    times, held = drawn.cut(*memory_over_time(program, timeline, memory))
+    title += f", {drawn.words}" if drawn.words else ""
+    traced = shown(
+        timeline, max(_MOST_DRAWN, _MOST_EVENTS * program.microbatches // len(timeline.events))
+    )
+    trace = traced.timeline
+    if traced.words:
+        trace = replace(trace, metadata={**trace.metadata, "shown": traced.words})
     contents: dict[str, str | bytes] = {
-        "timeline.json": timeline.to_chrome_trace(),
-        "timeline.png": draw_timeline(timeline, title),
+        "timeline.json": trace.to_chrome_trace(),
+        "timeline.png": draw_timeline(drawn.timeline, title, timeline.step_time),
         "memory.png": draw_memory(
-            times, held, timeline.step_time, cluster.device.usable_memory, title
+            times, held, drawn.timeline.step_time, cluster.device.usable_memory, title
         ),
     }
     return {what: str(folder / name) for what, name in _TIMELINE.items()}, contents

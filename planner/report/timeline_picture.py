@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,11 +16,14 @@ from matplotlib.patches import Patch
 from cost_models.timeline import Event, Timeline
 from cost_models.units import format_time
 from planner.program.program import runs_again
+from planner.report.shown_microbatches import begins_of
 
 __all__ = ["OTHER", "draw_timeline", "png", "time_unit"]
 
 #: Start and end, in seconds.
 Window = tuple[float, float]
+#: A phase, with its start and end in seconds.
+Span = tuple[str, float, float]
 
 #: Compute in blues and yellows, communication in reds and greens: told apart by colour-blind
 #: readers too. Source: Okabe and Ito, "Color Universal Design", 2008, and lighter and darker steps
@@ -57,9 +60,10 @@ _LETTER = 0.0072
 _MANY, _CLOSE = 250, 36
 
 
-def draw_timeline(timeline: Timeline, title: str) -> bytes:
+def draw_timeline(timeline: Timeline, title: str, step_time: float | None = None) -> bytes:
     """A PNG of device 0's step: a row for each stream and communicator, coloured by kind, phases
-    shaded; with close-ups if there are many ops."""
+    shaded; with close-ups if there are many ops. `step_time` is the whole step's, if the timeline
+    is only of a part."""
     events = [event for event in timeline.on(0) if event.duration > 0]
     lanes = _lanes(events)
     spans = _phase_spans(events, timeline.step_time)
@@ -87,7 +91,8 @@ def draw_timeline(timeline: Timeline, title: str) -> bytes:
         )
         below.spines[:].set_color("#cc0000")
     _legend(figure, events, timeline.step_time)
-    figure.suptitle(f"{title}: {format_time(timeline.step_time)} per step, simulated", fontsize=11)
+    seconds = timeline.step_time if step_time is None else step_time
+    figure.suptitle(f"{title}: {format_time(seconds)} per step, simulated", fontsize=11)
     return png(canvas)
 
 
@@ -110,23 +115,30 @@ def time_unit(seconds: float) -> tuple[float, str]:
     return (1e6, "us") if seconds < 1e-3 else (1e3, "ms") if seconds < 1 else (1.0, "s")
 
 
-def _phase_spans(events: Sequence[Event], step: float) -> dict[str, tuple[float, float]]:
-    """The span of each phase, from its first op on the compute stream to the next phase's."""
-    starts: dict[str, float] = {}
-    for event in events:
-        if event.stream == "compute":
-            starts.setdefault(event.phase, event.start)
+def _phase_spans(events: Sequence[Event], step: float) -> list[Span]:
+    """The span of each phase of each microbatch, from its first op on the compute stream to the
+    next phase's. Sums over microbatches are of the update, but run in backward."""
+    begins = begins_of(events)  # not of what runs ahead of the first microbatch
+    computes = [e for e in events if e.stream == "compute" and e.start >= min(begins, default=0.0)]
+    several = len({event.microbatch for event in computes}) > 1
+    last = max((e.start for e in computes if e.phase == "backward"), default=0.0)
+    starts: dict[tuple[int, str], float] = {}
+    for event in computes:
+        if not several or event.phase != "update" or event.start > last:
+            starts.setdefault((event.microbatch, event.phase), event.start)
     edges = [0.0, *list(starts.values())[1:], step]
-    return {phase: (edges[i], edges[i + 1]) for i, phase in enumerate(starts)}
+    return [(phase, edges[i], edges[i + 1]) for i, (_, phase) in enumerate(starts)]
 
 
-def _close_ups(events: Sequence[Event], spans: Mapping[str, tuple[float, float]]) -> list[Window]:
-    """The windows of some ops in the middle of forward and of backward."""
+def _close_ups(events: Sequence[Event], spans: Sequence[Span]) -> list[Window]:
+    """The windows of some ops in the middle of forward and of backward, of the middle
+    microbatch."""
     out = []
     for phase in ("forward", "backward"):
+        own = [(low, high) for name, low, high in spans if name == phase]
         some = [e for e in events if e.stream == "compute" and e.phase == phase]
         if some:
-            low, high = spans[phase]
+            low, high = own[len(own) // 2]
             middle = next(
                 (i for i, e in enumerate(some) if e.end >= (low + high) / 2), len(some) - 1
             )
@@ -139,14 +151,14 @@ def _draw_window(
     axes: Axes,
     events: Sequence[Event],
     lanes: Sequence[str],
-    spans: Mapping[str, tuple[float, float]],
+    spans: Sequence[Span],
     window: Window,
     share: float,
 ) -> None:
     """The lanes between two times, on axes that take `share` of the picture's width."""
     scale, unit = time_unit(window[1])
     width = window[1] - window[0]
-    for phase, (low, high) in spans.items():
+    for phase, low, high in spans:
         low, high = max(low, window[0]), min(high, window[1])
         if low < high:
             _draw_phase(axes, phase, low, high, window, scale, share)
