@@ -4,7 +4,8 @@ Two nodes are tied if they are the same op at the same place of two modules whos
 in a number (`h.3.attn`, `h.7.attn`) and whose whole sequences of ops are the same. An op that one
 module runs several times, such as a functional ReLU or a residual sum between its blocks, has no
 number of its own. It is tied by place: to ops of that module that read from tied ops, and are read
-by tied ops, in the same way. The tied problem does not grow with depth. It still has every edge of
+by tied ops, in the same way. Ops that run in every microbatch are not tied to those that run before
+or after all of them. The tied problem does not grow with depth. It still has every edge of
 the whole graph, counted as often as it occurs, so its objective is that of the whole graph.
 """
 
@@ -18,6 +19,7 @@ from typing import Any
 from planner.dims.roots import Root
 from planner.dims.subdims import SubDims
 from planner.graph.graph import Graph, Node, Serial, map_refs
+from planner.graph.sections import sections_of
 
 __all__ = ["Ties", "block_of", "layer_of", "pattern_of", "tie"]
 
@@ -84,20 +86,20 @@ def tie(graph: Graph, dims: SubDims, roots: tuple[Root, ...]) -> Ties:
 def _by_number(graph: Graph, dims: SubDims) -> tuple[list[Hashable], dict[int, Hashable]]:
     """A key for each node, the same for nodes at the same place of like modules; and, for nodes
     that their module runs in several places, a key that all those places share."""
-    sequences: dict[tuple[str, str], list[Node]] = defaultdict(list)
-    for node in graph.nodes:
-        sequences[node.path, node.phase].append(node)
+    sequences: dict[tuple[str, str, str], list[Node]] = defaultdict(list)
+    for node, section in zip(graph.nodes, sections_of(graph), strict=True):
+        sequences[node.path, node.phase, section].append(node)
     keys: list[Hashable] = [None] * len(graph.nodes)
     repeated: dict[int, Hashable] = {}
-    for (path, phase), nodes in sequences.items():
+    for (path, phase, section), nodes in sequences.items():
         words = [_word(graph, dims, node) for node in nodes]
         if "*" not in pattern_of(path).split("."):
             words = [(path, word) for word in words]
         times, whole = Counter(words), hash(tuple(words))
         for place, (node, word) in enumerate(zip(nodes, words, strict=True)):
-            keys[node.index] = (pattern_of(path), phase, place, whole, word)
+            keys[node.index] = (pattern_of(path), phase, section, place, whole, word)
             if times[word] > 1:
-                repeated[node.index] = (pattern_of(path), phase, whole, word)
+                repeated[node.index] = (pattern_of(path), phase, section, whole, word)
     return keys, repeated
 
 

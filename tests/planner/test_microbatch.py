@@ -16,9 +16,11 @@ from torch import Tensor, nn
 from trace_models import BUILDERS, workload
 
 from cost_models.errors import BadValue, UnknownName
+from planner.dims.roots import roots_of
 from planner.dims.subdims import infer
+from planner.dims.ties import tie
 from planner.graph.graph import Graph
-from planner.graph.sections import AFTER, BEFORE, is_accumulate, sections_of
+from planner.graph.sections import AFTER, BEFORE, BODY, is_accumulate, sections_of
 from planner.microbatch import CannotSplit, microbatch_graph, possible_microbatches
 from planner.program.check_calls import called_faults
 from planner.program.check_graph import graph_faults
@@ -244,6 +246,17 @@ def test_sections() -> None:
     buffers = cut(traced(ALIKE["buffers"]), 2)
     late = [n.op for n, s in zip(buffers.nodes, sections_of(buffers), strict=True) if s == AFTER]
     assert late == ["aten.mul.Tensor", "aten.add.Tensor"] and not buffers.carried
+
+
+def test_ops_of_two_sections_share_no_choice() -> None:
+    """A mask that is drawn to be counted, and again in every microbatch: only the latter has the
+    batch's samples."""
+    graph = cut(traced(ALIKE["drawn mask"]), 2)
+    dims, sections = infer(graph), sections_of(graph)
+    drawn = [n.index for n in graph.nodes if "uniform" in n.op]
+    assert [sections[n] for n in drawn] == [BEFORE, BODY]
+    for members in tie(graph, dims, roots_of(graph, dims)).nodes_of:
+        assert len({sections[n] for n in members}) == 1
 
 
 @pytest.mark.parametrize(
