@@ -10,6 +10,7 @@ is lowered and simulated whole.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from cost_models.machine import Cluster
@@ -21,7 +22,8 @@ from planner.program.program import Program
 from planner.strategy.choices import read_choices
 from planner.strategy.cost_table import CostTable
 from planner.strategy.message_costs import BUCKET_BYTES
-from planner.strategy.traced_model import Model, Use
+from planner.strategy.recompute import Readings, Recompute, readings_in
+from planner.strategy.traced_model import Model, Use, UseGroups
 from planner.strategy.update_costs import total_gradient_bytes
 
 __all__ = ["Shallow", "fits_together"]
@@ -67,7 +69,8 @@ class Shallow:
         """The program at one depth. A bucket takes at most the gradients of one `block`: if a
         shallow model did not fill a bucket, extrapolation would assume that nothing is sent before
         the end."""
-        groups = _groups(table.model)
+        again = table.may_run_again
+        groups = _groups(table.readings.groups)
         hubs = {
             key: table.hub_of[alike[0][:2]]
             for key, alike in groups.items()
@@ -75,7 +78,7 @@ class Shallow:
         }
         hub_of = {
             (v, phase): hubs[key]
-            for key, alike in _groups(model).items()
+            for key, alike in _groups(_readings(model, again).groups).items()
             if key in hubs
             for v, phase, _ in alike
         }
@@ -107,18 +110,25 @@ class Shallow:
 def fits_together(whole: Model, shallow: Model) -> bool:
     """Whether the two have the same classes of ops, parameters and readings, so that a choice
     for one is a choice for the other."""
-    distinct = all(len(_groups(model)) == len(model.use_groups) for model in (whole, shallow))
+    distinct = all(
+        len(_groups(model.use_groups)) == len(model.use_groups) for model in (whole, shallow)
+    )
     return (
         distinct
         and _classes(whole) == _classes(shallow)
-        and _groups(whole).keys() == _groups(shallow).keys()
+        and _groups(whole.use_groups).keys() == _groups(shallow.use_groups).keys()
     )
 
 
-def _groups(model: Model) -> dict[Hashable, list[tuple[int, str, list[Use]]]]:
-    """`Model.use_groups` by their distinct readers: a value that all blocks read has more of the
+def _groups(groups: UseGroups) -> dict[Hashable, list[tuple[int, str, list[Use]]]]:
+    """Groups of readings by their distinct readers: a value that all blocks read has more of the
     same readers in a deeper model."""
-    return {(*key[:2], frozenset(key[2])): alike for key, alike in model.use_groups.items()}
+    return {(*key[:2], frozenset(key[2])): alike for key, alike in groups.items()}
+
+
+def _readings(model: Model, again: AbstractSet[int]) -> Readings:
+    """The readings of a model in which the ops of some classes may run again."""
+    return Recompute(model).readings(again) if again else readings_in(model)
 
 
 def _classes(model: Model) -> Hashable:

@@ -10,6 +10,7 @@ from cost_models.errors import NoPlan
 from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
 from planner.plans.plan import Alternative
+from planner.search.fitting import fitted
 from planner.search.proposals import Candidate, Proposer
 from planner.strategy.pins import MODE_PINS, Pin
 
@@ -87,5 +88,5 @@ def baseline(proposer: Proposer, one: Baseline) -> tuple[Candidate, bool]:
     """The ILP's plan under a baseline's mesh and pins, simulated, and whether it had to be made to
     fit. Raises NoPlan if the model has no such plan."""
     pins = (*one.pins, *(pin for pin in proposer.pins if pin.choice in MODE_PINS))
-    fitted, made = proposer.fitted(proposer.proposals(one.mesh, pins, last=True)[0])
-    return replace(fitted, name=one.name), made
+    candidate, made = fitted(proposer, proposer.proposals(one.mesh, pins, last=True)[0])
+    return replace(candidate, name=one.name), made

@@ -22,7 +22,7 @@ from planner.lowering.early import SMALL, starts_beside_backward
 from planner.search.least import Least, Sent, weights_of
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array, Choice, Edge, Problem
-from planner.strategy.cost_table import CostTable
+from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.costing import Costing
 from planner.strategy.traced_model import Model, Use
 
@@ -52,7 +52,11 @@ class _Bound:
         self._parameters()
         for (_, phase, _), alike in self.model.use_groups.items():
             self._changes(phase, alike)
-        edges = tuple(Edge(u=u, v=v, cost=self.pairs[u, v]) for u, v in self.table.edges)
+        edges = tuple(
+            # what only second runs read costs nothing here
+            Edge(u=u, v=v, cost=self.pairs.get((u, v), self.table.forbidden((u, v))))
+            for u, v in self.table.edges
+        )
         horizon = len(self.model.graph.nodes) + 1
         return Problem(
             costs=tuple(self.costs), edges=edges, horizon=horizon, names=self.table.names
@@ -125,8 +129,8 @@ class _Bound:
         self,
         value: int,
         phase: str,
-        before: tuple[int, list[Layout]],
-        after: tuple[int, list[Layout]],
+        before: tuple[int, Layouts],
+        after: tuple[int, Layouts],
         times: float,
     ) -> None:
         (u, left), (v, right) = before, after
@@ -143,11 +147,11 @@ class _Bound:
             self.pairs[key] = self.table.forbidden(key)
         self.pairs[key] = self.pairs[key] + table
 
-    def _change(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
+    def _change(self, value: int, phase: str, before: Layouts, after: Layouts) -> Array:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
         cost = self.least.layouts(
             self.model.dims.flat(value), itemsize, self._sent(value, phase)
-        ).cost_table(before, after)
+        ).cost_table(_known(before), _known(after))
         # The table has already forbidden the impossible changes.
         return np.where(np.isfinite(cost), cost, 0.0)
 
@@ -170,6 +174,13 @@ class _Bound:
     def _is_small(self, value: int) -> bool:
         found = self.model.graph.values[value]
         return value not in self.model.formats and found.numel * dtype_bytes(found.dtype) <= SMALL
+
+
+def _known(layouts: Layouts) -> list[Layout]:
+    """The layouts of a value that no second run reads alone: none is missing."""
+    known = [x for x in layouts if x is not None]
+    assert len(known) == len(layouts)
+    return known
 
 
 def _sharing(readers: int) -> int:

@@ -15,6 +15,7 @@ from functools import partial
 from planner.plans.plan import Alternative
 from planner.search.baselines import baseline, baselines
 from planner.search.buckets import with_best_bucket
+from planner.search.fitting import by_layer, fitted, fitting, is_hopeless
 from planner.search.misfit import Misfit
 from planner.search.proposals import Candidate, Proposal, Proposer
 
@@ -65,7 +66,7 @@ def shortlist(proposer: Proposer, proposals: list[Proposal]) -> list[Candidate]:
             and proposal.overlapped == 0.0
             and not (found and proposer.budget.over())
         ):
-            found.append(proposer.fitted(proposal)[0])
+            found.append(fitted(proposer, proposal)[0])
     return found
 
 
@@ -78,11 +79,11 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
             break
         worth = proposal.solution.bound <= least * (1 - WORTH_FITTING)
         if not worth and (
-            proposer.is_hopeless(proposal)
+            is_hopeless(proposer, proposal)
             or not proposer.candidate(proposal).fits(proposer.capacity)
         ):
             continue
-        candidate, _ = proposer.fitted(proposal)
+        candidate, _ = fitted(proposer, proposal)
         if candidate.fits(proposer.capacity):
             least = min(least, candidate.proposal.solution.objective)
         found.append(candidate)
@@ -155,7 +156,8 @@ class _Contest:
             found = with_best_bucket(
                 found, self.proposer.capacity, partial(self.proposer.bucketed, found)
             )
-        found = replace(self.proposer.fitting(found), name=candidate.name)
+        found = by_layer(self.proposer, fitting(self.proposer, found))
+        found = replace(found, name=candidate.name)
         (self.whole if found.fits(self.proposer.capacity) else self.misfits).append(found)
         return found
 

@@ -14,6 +14,7 @@ from planner.plans.replay import modelled, shallow_of
 from planner.predict.predict import peak_position
 from planner.search.budget import Budget
 from planner.search.fit import OutOfTime, explain_misfit, nearest_change
+from planner.search.fitting import lean
 from planner.search.meshes import meshes_of
 from planner.search.proposals import Candidate, Proposer
 from planner.strategy.pins import Pin
@@ -158,7 +159,7 @@ def _may_fit(budget: Budget, ask: Ask, cluster: Cluster, search: Search, asked: 
     proposer = Proposer(
         ask, model, traced.workload, cluster, asked.pins, shallow_of(traced, model, ask), budget
     )
-    return any(proposer.lean(one).fits(proposer.capacity) for one in _meshes(cluster, search.mesh))
+    return any(lean(proposer, one).fits(proposer.capacity) for one in _meshes(cluster, search.mesh))
 
 
 def _meshes(cluster: Cluster, mesh: Mesh | None) -> Iterator[Mesh]:

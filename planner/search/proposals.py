@@ -10,9 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from cost_models.machine import Cluster
-from cost_models.memory import dtype_bytes
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lowered
 from planner.predict.depth import Shallow
@@ -20,17 +20,16 @@ from planner.predict.predict import Prediction, Run, prediction_of, run_of
 from planner.program.program import Program
 from planner.search.budget import Budget
 from planner.solver.exact.ilp import solve
-from planner.solver.exact.relaxed import solve_with_pairs
-from planner.solver.problem.pairs import completed, peak_with_pairs
-from planner.solver.problem.solution import Solution, not_found
-from planner.solver.relax.peak import leanest
+from planner.solver.problem.solution import Solution
 from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import Choices, read_choices
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.pinned import pins_for
 from planner.strategy.pins import Pin
-from planner.strategy.problem import problem_of, with_memory
+from planner.strategy.problem import problem_of
+from planner.strategy.recompute import Recompute
+from planner.strategy.strategies import AGAIN
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.workload.ask import Ask
@@ -44,31 +43,30 @@ __all__ = ["Candidate", "Proposal", "Proposer"]
 #: 4 % faster by 0.8. Inside a node 0.8 found nothing faster.
 HIDDEN, HIDDEN_OVER_NODES = (0.9,), (0.8, 0.9)
 
-#: The share of a search's time after which no plan is made to fit any more.
-_FITTED = 0.9
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """The ILP's answer for one mesh and objective."""
+    """The ILP's answer for one mesh, under some pins, and one objective."""
 
     mesh: Mesh
     overlapped: float
     table: CostTable
     solution: Solution
+    pins: tuple[Pin, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
     """A proposal with its program and prediction. For a deep model, the program is that of a
     shallower one, and the prediction is extrapolated from such, until the candidate is `whole`. A
-    whole one keeps the `run` that was simulated."""
+    whole one keeps the `run` that was simulated. `by_layer`: modes differ between like layers."""
 
     proposal: Proposal
     choices: Choices
     program: Program
     prediction: Prediction
     whole: bool = True
+    by_layer: bool = False
     name: str = ""  # a baseline's
     run: Run | None = field(default=None, compare=False, repr=False)
 
@@ -106,6 +104,7 @@ class Proposer:
         self.made: dict[tuple[Mesh, tuple[Pin, ...], bool], list[Proposal]] = {}
         #: Whether some plan did not fit as it was and had to be made to fit.
         self.is_short_of_memory = False
+        self.with_modes: dict[tuple[Mesh, tuple[Pin, ...]], CostTable] = {}
 
     def proposals(
         self,
@@ -127,8 +126,7 @@ class Proposer:
     def _proposals(
         self, mesh: Mesh, pins: tuple[Pin, ...], last: bool, most_pairs: float, budget: Budget
     ) -> list[Proposal]:
-        costing, allowed = self._costing(mesh), pins_for(self.model, mesh, pins)
-        table = build_cost_table(self.model, costing, allowed, most_pairs=most_pairs)
+        table = self.table(mesh, pins, most_pairs=most_pairs)
         overlap = self.cluster.device.overlap
         parts = HIDDEN if self.cluster.num_nodes == 1 else HIDDEN_OVER_NODES
         hides = overlap > 0 and mesh.num_devices > 1
@@ -144,8 +142,45 @@ class Proposer:
                 time_limit=time.left,
                 stopped=time.over,
             )
-            found.append(Proposal(mesh=mesh, overlapped=overlapped, table=table, solution=solution))
+            found.append(
+                Proposal(
+                    mesh=mesh, pins=pins, overlapped=overlapped, table=table, solution=solution
+                )
+            )
         return found
+
+    def table(
+        self,
+        mesh: Mesh,
+        pins: tuple[Pin, ...],
+        *,
+        most_pairs: float = math.inf,
+        modes: bool = False,
+    ) -> CostTable:
+        """The cost table of a mesh under some pins; if `modes`, the one in which ops may run again
+        without a pin, which is made once."""
+        key, allowed = (mesh, pins), pins_for(self.model, mesh, pins)
+        costing = self._costing(mesh)
+        if not modes:
+            pinned = any(allowed.again.values())
+            return build_cost_table(
+                self.model,
+                costing,
+                allowed,
+                most_pairs=most_pairs,
+                recompute=self.recompute if pinned else None,
+                free=False,
+            )
+        if key not in self.with_modes:
+            self.with_modes[key] = build_cost_table(
+                self.model, costing, allowed, most_pairs=most_pairs, recompute=self.recompute
+            )
+        return self.with_modes[key]
+
+    @cached_property
+    def recompute(self) -> Recompute:
+        """What may run again."""
+        return Recompute(self.model)
 
     def _costing(self, mesh: Mesh) -> Costing:
         """Costs under a mesh, sharing caches with other meshes of the same sizes."""
@@ -163,8 +198,11 @@ class Proposer:
 
     def bucketed(self, candidate: Candidate, size: int) -> Candidate:
         """The whole candidate with gradients reduced in buckets of `size` bytes."""
-        choices = replace(candidate.choices, bucket=size)
-        program = self._programs(candidate.proposal, choices)(size)
+        return self.with_choices(candidate, replace(candidate.choices, bucket=size))
+
+    def with_choices(self, candidate: Candidate, choices: Choices) -> Candidate:
+        """The whole candidate with other choices on the same mesh."""
+        program = self._programs(candidate.proposal, choices)(choices.bucket)
         run = run_of(program, self.cluster)
         return replace(
             candidate,
@@ -177,7 +215,8 @@ class Proposer:
     def _programs(self, proposal: Proposal, choices: Choices) -> Callable[[int], Program]:
         """Whole programs by bucket size. Only those of the last choices are cached, since a deep
         model has very many instructions."""
-        key = (id(proposal.table), proposal.solution.choice, choices.recast)
+        again = tuple(n for n, s in choices.strategies.items() if s.mode == AGAIN)
+        key = (id(proposal.table), proposal.solution.choice, choices.recast, again)
         if self.last is None or self.last[0] != key:
             self.last = (key, lowered(self.model, proposal.mesh, choices, proposal.table.costing))
         return self.last[1]
@@ -217,90 +256,3 @@ class Proposer:
             whole=whole,
             run=run,
         )
-
-    def fitting(self, candidate: Candidate) -> Candidate:
-        """The candidate if it fits the memory, else the best plan of its mesh that does (or the
-        leanest if none does)."""
-        if candidate.fits(self.capacity):
-            return candidate
-        return self._made_to_fit(candidate.proposal, whole=candidate.whole, name=candidate.name)
-
-    def fitted(self, proposal: Proposal) -> tuple[Candidate, bool]:
-        """The `fitting` candidate of a proposal, and whether it had to be made to fit. A hopeless
-        proposal is not simulated first."""
-        if self.is_hopeless(proposal):
-            return self._made_to_fit(proposal), True
-        candidate = self.candidate(proposal)
-        return self.fitting(candidate), not candidate.fits(self.capacity)
-
-    def is_hopeless(self, proposal: Proposal) -> bool:
-        """Whether the parameters and the optimizer's state alone exceed the memory."""
-        table, graph, held = proposal.table, self.model.graph, 0
-        for number, members in zip(table.parameter_of, self.model.ties.parameters_of, strict=True):
-            value = graph.values[graph.parameters[members[0]].value]
-            strategy = table.parameter_strategies[number][proposal.solution.choice[number]]
-            parts = table.costing.updates.parameter_bytes(
-                table.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
-            )
-            held += len(members) * sum(parts.values())
-        return held > self.capacity
-
-    def _made_to_fit(self, proposal: Proposal, *, whole: bool = False, name: str = "") -> Candidate:
-        """The best plan of the proposal's mesh that fits. The problem's limit is reduced as needed,
-        because a lowered program may hold more than the problem accounts for."""
-        self.is_short_of_memory = True
-        limit = self.capacity
-        for _ in range(4):
-            time, table = self.budget.until(_FITTED), proposal.table
-            problem, pairs = with_memory(
-                table, problem_of(table, overlapped=proposal.overlapped), limit
-            )
-            # nodes of pair usages, which differ with the limit, follow the table's own nodes
-            guess = proposal.solution.choice[: len(table.costs)]
-            solution = solve_with_pairs(
-                problem, pairs, guess=guess, time_limit=time.left, stopped=time.over
-            )
-            # It does not fit by the problem's memory: the leanest choice may still fit when
-            # lowered.
-            none = solution.status in ("infeasible", "unknown")
-            candidate = replace(
-                self.candidate(replace(proposal, solution=solution), whole=whole), name=name
-            )
-            if none or time.over() or candidate.fits(self.capacity):
-                break
-            held = peak_with_pairs(problem, pairs, solution.choice)
-            less = min(0.99, self.capacity / candidate.prediction.total_memory_bytes)
-            limit *= less
-            while 0.0 < held <= limit:  # else the solver would find the same choice again
-                limit *= less
-            proposal = candidate.proposal
-        return candidate
-
-    def lean(self, mesh: Mesh) -> Candidate:
-        """A plan of a mesh that fits the memory, or a lean one, in well under a second, without
-        regard to its step time."""
-        table = build_cost_table(
-            self.model, self._costing(mesh), pins_for(self.model, mesh, self.pins)
-        )
-        limit = self.capacity
-        for _ in range(3):
-            problem = problem_of(table, limit=limit)
-            lean = leanest(problem, None)
-            if lean.choice is None:  # every choice read off is forbidden
-                lean = leanest(
-                    problem,
-                    completed(
-                        problem, solve(problem_of(table), time_limit=self.budget.left).choice
-                    ),
-                )
-            assert lean.choice is not None
-            solution = not_found(
-                problem, lean.choice, began=0.0, bound=-math.inf, lean=lean.peak, known=False
-            )
-            found = self.candidate(
-                Proposal(mesh=mesh, overlapped=0.0, table=table, solution=solution)
-            )
-            if found.fits(self.capacity) or lean.peak > limit:
-                break
-            limit *= min(0.99, self.capacity / found.prediction.total_memory_bytes)
-        return found

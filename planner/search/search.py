@@ -30,6 +30,7 @@ from planner.search.baselines import comparisons
 from planner.search.bounds import bounded
 from planner.search.budget import Budget
 from planner.search.choose import choose
+from planner.search.fitting import fitting
 from planner.search.microbatches import with_more_microbatches
 from planner.search.misfit import Misfit, Search, misfit_error
 from planner.search.padding import cheaper_sizes, resized, vocabulary
@@ -285,7 +286,7 @@ def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:
         same = next(
             p for p in other.proposals(best.mesh) if p.overlapped == best.proposal.overlapped
         )
-        larger = other.fitting(other.candidate(same))
+        larger = fitting(other, other.candidate(same))
         seconds = larger.prediction.step_time_s
         if larger.fits(proposer.capacity) and seconds < best.prediction.step_time_s * (1 - WORTH):
             return {"setting": f"{setting}={size}", "step_time_s": seconds}

@@ -14,10 +14,13 @@ from planner.dims.roots import is_view
 from planner.graph.layout import REPLICATE, Layout, is_split
 from planner.solver.problem.problem import Array
 from planner.strategy.allowed_strategies import AllowedStrategies
-from planner.strategy.cost_table import CostTable
+from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.costing import Costing
-from planner.strategy.redistribute import Layouts
+from planner.strategy.recompute import Readings, Recompute, readings_in
+from planner.strategy.redistribute import Layouts as LayoutCosts
 from planner.strategy.strategies import (
+    AGAIN,
+    KEPT,
     ParameterStrategy,
     Strategy,
 )
@@ -31,11 +34,18 @@ class TooLarge(Exception):
 
 
 def build_cost_table(
-    model: Model, costing: Costing, pins: Pins, *, most_pairs: float = float("inf")
+    model: Model,
+    costing: Costing,
+    pins: Pins,
+    *,
+    most_pairs: float = float("inf"),
+    recompute: Recompute | None = None,
+    free: bool = True,
 ) -> CostTable:
-    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave. Raises
-    TooLarge if there are more than `most_pairs` pairs of strategies."""
-    return _Builder(model, costing, pins, most_pairs).table()
+    """The costs of `model` under `costing`'s mesh, with the options that `pins` leave and, if
+    `recompute` is given, the modes that it has for each of them; unless `free`, only those that
+    pins decide on. Raises TooLarge if there are more than `most_pairs` pairs of strategies."""
+    return _Builder(model, costing, pins, most_pairs, recompute, free).table()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,23 +56,32 @@ class _Reading:
 
     value: int
     phase: str
-    before: tuple[int, list[Layout]]
-    after: tuple[int, list[Layout]]
+    before: tuple[int, Layouts]
+    after: tuple[int, Layouts]
     times: int
 
 
 class _Builder:
     """Collects nodes and edges, class by class, into a `CostTable`."""
 
-    def __init__(self, model: Model, costing: Costing, pins: Pins, most_pairs: float) -> None:
+    def __init__(
+        self,
+        model: Model,
+        costing: Costing,
+        pins: Pins,
+        most_pairs: float,
+        recompute: Recompute | None,
+        free: bool,
+    ) -> None:
         self.model, self.costing, self.most_pairs = model, costing, most_pairs
+        self.recompute, self.free = recompute, free
         self.allowed = AllowedStrategies(model, costing.sizes, pins)
-        self.modes = pins.modes
+        self.modes, self.again = pins.modes, pins.again
         self.costs: list[Array] = []
         self.names: list[str] = []
         self.strategies: dict[int, tuple[Strategy, ...]] = {}
         self.parameter_strategies: dict[int, tuple[ParameterStrategy, ...]] = {}
-        self.hub_layouts: dict[int, tuple[Layout, ...]] = {}
+        self.hub_layouts: dict[int, tuple[Layout | None, ...]] = {}
         self.hub_of: dict[tuple[int, str], int] = {}
         self.casts: set[int] = set()
         self.overlappable_costs: dict[int, Array] = {}
@@ -74,6 +93,7 @@ class _Builder:
         node_of, parameter_of = self._ops(), self._parameters()
         table = CostTable(
             model=self.model,
+            readings=self._all_readings(node_of),
             costing=self.costing,
             node_of=node_of,
             parameter_of=parameter_of,
@@ -110,11 +130,41 @@ class _Builder:
             cost = np.array(
                 [self.costing.ops.cost(node, dims.ops[node.index], s) for s in found]
             ) * sum(self.model.runs[m] for m in members)
+            found, cost = self._with_modes(members, found, cost)
             out.append(self._node(f"{node.phase}:{node.path}:{node.op}", cost))
             self.strategies[len(self.costs) - 1] = found
             if self.model.shortens(node):
                 self.casts.add(len(self.costs) - 1)
         return tuple(out)
+
+    def _with_modes(
+        self, members: tuple[int, ...], strategies: tuple[Strategy, ...], cost: Array
+    ) -> tuple[tuple[Strategy, ...], Array]:
+        """The strategies of a class in each of its modes, and their costs: those of running again
+        as often as a member would."""
+        if self.recompute is None:
+            return strategies, cost
+        modes = self.recompute.modes_under(
+            members, self.again, self.modes(self.model), free=self.free
+        )
+        runs = self.model.runs
+        may = [member for member in members if member in self.recompute.runs_at]
+        again = sum(runs[m] for m in may) / (sum(runs[m] for m in members) or 1)
+        return (
+            tuple(s if s.mode == m else replace(s, mode=m) for m in modes for s in strategies),
+            np.concatenate([cost * (1.0 + again) if m == AGAIN else cost for m in modes]),
+        )
+
+    def _all_readings(self, node_of: tuple[int | None, ...]) -> Readings:
+        """The readings of ops, and of those that may run again."""
+        again = {
+            number
+            for number, node in enumerate(node_of)
+            if node is not None and any(s.mode == AGAIN for s in self.strategies[node])
+        }
+        if self.recompute is None or not again:
+            return readings_in(self.model)
+        return self.recompute.readings(again)
 
     def _parameters(self) -> tuple[int, ...]:
         graph, dims = self.model.graph, self.model.dims
@@ -146,7 +196,7 @@ class _Builder:
         refused by its sizes alone."""
         readings = [
             reading
-            for alike in self.model.use_groups.values()
+            for alike in table.readings.groups.values()
             for reading in self._readings(table, alike)
         ]
         if (
@@ -156,6 +206,7 @@ class _Builder:
             raise TooLarge
         for reading in readings:
             self._edge(reading)
+        self._views(table)
         self._loss(table)
 
     def _readings(
@@ -164,7 +215,7 @@ class _Builder:
         """The readings of a value in a phase: by its only reader, or by a hub and from there by its
         readers."""
         value, phase, uses = alike[0]
-        produced = table.produced(value)
+        produced = table.produced(value, phase)
         assert produced is not None
         consumed = [table.consumed(use) for use in uses]
         often = [[self.model.readings(v, use) for use in of] for v, _, of in alike]
@@ -175,7 +226,10 @@ class _Builder:
         wanted = dict.fromkeys(
             [*produced[1], *(layout for _, after in consumed for layout in after)]
         )
+        states: Layouts
         states = [x for x in wanted if x in layouts.index]
+        if all(use.again for use in uses):
+            states.append(None)
         hub = self._node(
             f"hub:{phase}:{self.model.graph.values[value].name}", np.zeros(len(states))
         )
@@ -206,7 +260,9 @@ class _Builder:
             else:
                 self.costs[u] = self.costs[u] + diagonal
             return
-        pairs = self.overlappable_pairs if overlappable else self.pairs
+        self._add(u, v, cost, self.overlappable_pairs if overlappable else self.pairs)
+
+    def _add(self, u: int, v: int, cost: Array, pairs: dict[tuple[int, int], Array]) -> None:
         key, table = ((u, v), cost) if u < v else ((v, u), cost.T)
         pairs[key] = pairs[key] + table if key in pairs else table.copy()
 
@@ -215,17 +271,48 @@ class _Builder:
         before they are gathered."""
         return value in self.model.formats and reader in self.casts
 
-    def _layouts(self, value: int, phase: str) -> Layouts:
+    def _layouts(self, value: int, phase: str) -> LayoutCosts:
         itemsize = dtype_bytes(self.model.graph.values[value].dtype)
         flat = self.model.dims.flat(value)
         return self.costing.messages.layouts(flat, itemsize, phase)
 
-    def _conversion(
-        self, value: int, phase: str, before: list[Layout], after: list[Layout]
-    ) -> Array:
+    def _conversion(self, value: int, phase: str, before: Layouts, after: Layouts) -> Array:
+        """Seconds from each layout to each. What does not read costs nothing, and what reads needs
+        a value that was left."""
+        cost = np.full((len(before), len(after)), np.inf)
+        left, read = (
+            [i for i, layout in enumerate(of) if layout is not None] for of in (before, after)
+        )
+        cost[:, [i for i, layout in enumerate(after) if layout is None]] = 0.0
+        cost[np.ix_(left, read)] = self._changes(
+            value, phase, [x for x in before if x is not None], [x for x in after if x is not None]
+        )
+        return cost
+
+    def _changes(self, value: int, phase: str, before: list[Layout], after: list[Layout]) -> Array:
         if self._is_opaque(value) or value in self.model.cast_gradients:
             return np.where([[a == b for b in after] for a in before], 0.0, np.inf)
         return self._layouts(value, phase).cost_table(before, after)
+
+    def _views(self, table: CostTable) -> None:
+        """Forbids that an op that returns a view of its operand is kept, for backward, if the
+        operand is not."""
+        for number, members in zip(table.node_of, self.model.ties.nodes_of, strict=True):
+            node = self.model.graph.nodes[members[0]]
+            under = self.model.roots[node.operands[0]].value if node.operands else -1
+            if (
+                number is None
+                or node.index not in table.readings.runs_at
+                or self.model.dims.ops[node.index].signature.kind != "view"
+                or self.model.graph.values[under].writer is None
+            ):
+                continue
+            produced = table.produced(under)
+            assert produced is not None
+            kept = [s.mode == KEPT for s in self.strategies[number]]
+            held = [s.mode == KEPT for s in self.strategies[produced[0]]]
+            cost = np.where(np.outer(np.logical_not(held), kept), np.inf, 0.0)
+            self._add(produced[0], number, cost, self.pairs)
 
     def _is_opaque(self, value: int) -> bool:
         writer = self.model.graph.values[value].writer
@@ -244,11 +331,12 @@ class _Builder:
         self.costs[produced[0]] = self.costs[produced[0]] + cost[:, 0]
 
 
-def _gathered(before: list[Layout], after: list[Layout]) -> Array:
+def _gathered(before: Layouts, after: Layouts) -> Array:
     """Which pairs of layouts take a gather: a sub-dim split by an axis before is not so after."""
-    return np.array(
-        [
-            [any(is_split(x) and x != y for x, y in zip(b, a, strict=True)) for a in after]
-            for b in before
-        ]
-    )
+    return np.array([[_is_gather(b, a) for a in after] for b in before])
+
+
+def _is_gather(before: Layout | None, after: Layout | None) -> bool:
+    if before is None or after is None:
+        return False
+    return any(is_split(x) and x != y for x, y in zip(before, after, strict=True))

@@ -13,7 +13,8 @@ from planner.graph.layout import REPLICATE, Layout
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.message_costs import BUCKET_BYTES
-from planner.strategy.strategies import ParameterStrategy, Strategy
+from planner.strategy.recompute import second_runs
+from planner.strategy.strategies import AGAIN, ParameterStrategy, Strategy
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["Choices", "read_choices", "recost"]
@@ -49,7 +50,8 @@ def read_choices(table: CostTable, choice: tuple[int, ...]) -> Choices:
     for number in ties.parameter_class:
         index = table.parameter_of[number]
         parameters.append(table.parameter_strategies[index][choice[index]])
-    hubs = {key: table.hub_layouts[hub][choice[hub]] for key, hub in table.hub_of.items()}
+    at = {key: table.hub_layouts[hub][choice[hub]] for key, hub in table.hub_of.items()}
+    hubs = {key: layout for key, layout in at.items() if layout is not None}
     return Choices(
         strategies=strategies,
         parameters=tuple(parameters),
@@ -67,11 +69,18 @@ def recost(model: Model, costing: Costing, choices: Choices, *, overlapped: floa
 class _Walk:
     def __init__(self, model: Model, costing: Costing, choices: Choices, exposed: float) -> None:
         self.model, self.costing, self.choices, self.exposed = model, costing, choices, exposed
+        self.readings = second_runs(model, choices.strategies)
+
+    def _again(self, node: int) -> bool:
+        """Whether an op runs again."""
+        return self.choices.strategies[node].mode == AGAIN and node in self.readings.runs_at
 
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims
         seconds = sum(
-            self.costing.ops.cost(graph.nodes[n], dims.ops[n], s) * self.model.runs[n]
+            self.costing.ops.cost(graph.nodes[n], dims.ops[n], s)
+            * self.model.runs[n]
+            * (2 if self._again(n) else 1)
             for n, s in self.choices.strategies.items()
         )
         for parameter, strategy in zip(graph.parameters, self.choices.parameters, strict=True):
@@ -79,8 +88,13 @@ class _Walk:
             given = self.model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
             seconds += self.costing.updates.update(*given) + self.costing.updates.ready(*given)
             seconds += self.exposed * self.costing.updates.gather(*given[:2], strategy)
-        for (value_id, phase), uses in self.model.uses.items():
+        for (value_id, phase), uses in self.readings.uses.items():
             seconds += self._group(value_id, phase, uses)
+        seconds += sum(  # hubs that were chosen for second runs which then were not
+            self._change(value, phase, self._produced(value), hub)
+            for (value, phase), hub in self.choices.hubs.items()
+            if (value, phase) not in self.readings.uses
+        )
         whole = tuple(REPLICATE for _ in self.costing.sizes)
         root = self.model.roots[graph.loss].value
         return seconds + self._change(root, "forward", self._produced(root), whole)
@@ -91,13 +105,15 @@ class _Walk:
         share = self.exposed if phase == "update" or value in self.model.formats else 1.0
         before = self._produced(value)
         hub = self.choices.hubs.get((value, phase), before)
-        often = [self.model.readings(value, use) for use in uses]
-        seconds = max(often) * self._change(value, phase, before, hub)
+        read = [u for u in uses if not u.again or (u.node is not None and self._again(u.node))]
+        seconds = max(self.model.readings(value, use) for use in uses) * self._change(
+            value, phase, before, hub
+        )
         return share * (
             seconds
             + sum(
-                times * self._change(value, phase, hub, self._read(use))
-                for times, use in zip(often, uses, strict=True)
+                self.model.readings(value, use) * self._change(value, phase, hub, self._read(use))
+                for use in read
             )
         )
 

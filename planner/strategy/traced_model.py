@@ -15,21 +15,27 @@ from planner.dims.ties import Ties, block_of
 from planner.graph.biases import adds_a_bias
 from planner.graph.graph import Graph, Node, Parameter
 from planner.graph.sections import is_accumulate, repeats_of
-from planner.strategy.strategies import Option
+from planner.strategy.strategies import AGAIN, Option
 
-__all__ = ["Model", "Pins", "Use"]
+__all__ = ["Model", "Pins", "Use", "UseGroups", "Uses"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
     """One reading of a root value: by operand `position` of graph node `node`, or as the
-    gradient of parameter `parameter`."""
+    gradient of parameter `parameter`. `again`: by the node's second run, in backward."""
 
     root: Root
     phase: str
     node: int | None = None
     position: int = 0
     parameter: int | None = None
+    again: bool = False
+
+
+#: Readings by (root value, phase); and those that are alike, by what they have in common.
+Uses = dict[tuple[int, str], list[Use]]
+UseGroups = dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,9 +212,9 @@ class Model:
         return bool(block) and blocks != {block}
 
     @cached_property
-    def uses(self) -> dict[tuple[int, str], list[Use]]:
+    def uses(self) -> Uses:
         """All readings of root values, by (root value, phase), in order."""
-        found: dict[tuple[int, str], list[Use]] = defaultdict(list)
+        found: Uses = defaultdict(list)
         for node in self.graph.nodes:
             if is_view(self.dims, node.index):
                 continue
@@ -223,15 +229,15 @@ class Model:
         return dict(found)
 
     @cached_property
-    def use_groups(
-        self,
-    ) -> dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]]:
+    def use_groups(self) -> UseGroups:
+        """All readings, `grouped`."""
+        return self.grouped(self.uses)
+
+    def grouped(self, readings: Uses) -> UseGroups:
         """The readings of values by phase, grouped: readings are alike if writers are tied and
         readers too. Values from outside the step are read in any layout, and left out."""
-        groups: dict[
-            tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str, list[Use]]]
-        ] = defaultdict(list)
-        for (value, phase), uses in self.uses.items():
+        groups: UseGroups = defaultdict(list)
+        for (value, phase), uses in readings.items():
             producer = self.producer_key(value)
             if producer is not None:
                 groups[producer, phase, tuple(map(self.consumer_key, uses))].append(
@@ -259,7 +265,8 @@ class Model:
         if use.parameter is not None:
             return ("update", self.ties.parameter_class[use.parameter], use.root.places)
         assert use.node is not None
-        return (self.ties.node_class[use.node], use.position, use.root.places)
+        key = (self.ties.node_class[use.node], use.position, use.root.places)
+        return (*key, AGAIN) if use.again else key
 
     @cached_property
     def trained_by(self) -> frozenset[int]:

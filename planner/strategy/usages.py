@@ -3,7 +3,8 @@
 CostTable -> usages. Held are: parameters in their `updated` layout and optimizer state, at all
 times; a parameter that is kept whole, from its first reading to its last; a value, from its writer
 to its last reader; a reduced gradient, until the update; the result of a change of layout, while it
-is read. Usages that are alike become one, with a profile over time.
+is read. Usages that are alike become one, with a profile over time. An op that runs again holds its
+results in forward, and again from its second run to their last reader in backward.
 """
 
 from __future__ import annotations
@@ -15,16 +16,16 @@ from collections.abc import Callable, Hashable
 import numpy as np
 
 from cost_models.memory import dtype_bytes
-from planner.graph.layout import Layout
 from planner.graph.sections import is_accumulate
 from planner.solver.problem.pairs import PairUsage
 from planner.solver.problem.problem import Array, Usage, spans_of
-from planner.strategy.cost_table import CostTable
-from planner.strategy.strategies import ParameterStrategy
+from planner.strategy.cost_table import CostTable, Layouts
+from planner.strategy.held import Held
+from planner.strategy.strategies import KEPT, ParameterStrategy
 from planner.strategy.traced_model import Use
 from planner.strategy.update_costs import local_numel
 
-__all__ = ["usages"]
+__all__ = ["result_bytes", "usages"]
 
 
 #: A copy of a value counts as large if the whole value is more than this share of the limit.
@@ -37,6 +38,32 @@ def usages(
     """The usages of nodes, and those of pairs: the results of changes of layout, which the choices
     at both ends determine. `limit` is the bytes per device."""
     return _Usages(table, edge_number, _LARGE * limit).all()
+
+
+def result_bytes(table: CostTable, value: int) -> Array:
+    """Bytes of a result under each choice of its writer's problem node. The reserve that a kernel
+    keeps for its backward has the kernel's own size."""
+    model, produced = table.model, table.produced(value)
+    writer = model.graph.values[value].writer
+    assert writer is not None and produced is not None
+    node, dims = model.graph.nodes[writer], model.dims.ops[writer]
+    if node.results.index(value) in dims.signature.opaque:
+        kept = [
+            table.costing.ops.reserve_bytes(node, dims, s.sizes)
+            for s in table.strategies[produced[0]]
+        ]
+        if None not in kept:
+            return np.array(kept, dtype=float)
+    return _bytes(table, value, produced[1])
+
+
+def _bytes(table: CostTable, value: int, layouts: Layouts) -> Array:
+    """Bytes of a value in each layout; none where there is no layout."""
+    flat, sizes = table.model.dims.flat(value), table.costing.sizes
+    itemsize = dtype_bytes(table.model.graph.values[value].dtype)
+    return np.array(
+        [0 if x is None else local_numel(flat, x, sizes) * itemsize for x in layouts], dtype=float
+    )
 
 
 class _Usages:
@@ -56,13 +83,17 @@ class _Usages:
             for value, piece in zip(graph.inputs, graph.pieces, strict=False)
             if piece is not None
         }
-        self.reads: dict[Hashable, tuple[int, list[Layout]]] = {}
-        self.last = self._last_readings()
+        self.reads: dict[Hashable, tuple[int, Layouts]] = {}
+        self.readings, self.held = table.readings, Held(table)
+        #: Parameter -> its casts that may be made again for backward.
+        self.casts: dict[int, list[int]] = defaultdict(list)
+        for cast in sorted(table.model.recastable):
+            self.casts[table.model.formats[cast]].append(cast)
 
     def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
         """All usages; alike ones become one with a profile over time."""
         self._states()
-        groups = self.table.model.uses
+        groups = self.readings.uses
         by_value: dict[int, list[Use]] = defaultdict(list)
         for (value, phase), uses in groups.items():
             by_value[value] += uses
@@ -79,29 +110,7 @@ class _Usages:
         ]
         return tuple(nodes), tuple(pairs)
 
-    def _looked_at(self, value: int) -> int | None:
-        """The root value whose memory a value shares, if the op that made it returns a view that
-        has a layout of its own (expand, slice, split); else None."""
-        model, writer = self.table.model, self.table.model.graph.values[value].writer
-        if writer is None or model.dims.ops[writer].signature.kind != "view":
-            return None
-        return model.roots[model.graph.nodes[writer].operands[0]].value
-
-    def _last_readings(self) -> dict[int, int]:
-        """When each root value, or a view that shares its memory, is read last."""
-        last: dict[int, int] = {}
-        for (value, _), uses in self.table.model.uses.items():
-            last[value] = max(
-                [last.get(value, -1), *(use.node for use in uses if use.node is not None)]
-            )
-        # Views come after the values that they are views of.
-        for value in sorted(last, reverse=True):
-            under = self._looked_at(value)
-            if under is not None:
-                last[under] = max(last.get(under, -1), last[value])
-        return last
-
-    def _consumed(self, use: Use) -> tuple[int, list[Layout]]:
+    def _consumed(self, use: Use) -> tuple[int, Layouts]:
         """`CostTable.consumed`, computed once for uses that are alike."""
         key = self.table.model.consumer_key(use)
         if key not in self.reads:
@@ -121,13 +130,8 @@ class _Usages:
             self.nodes[node, key] = (nbytes(), np.zeros(self.horizon))
         self.nodes[node, key][1][start:end] += times
 
-    def _bytes(self, value: int, layouts: list[Layout]) -> Array:
-        flat = self.table.model.dims.flat(value)
-        itemsize = dtype_bytes(self.table.model.graph.values[value].dtype)
-        return np.array(
-            [local_numel(flat, x, self.table.costing.sizes) * itemsize for x in layouts],
-            dtype=float,
-        )
+    def _bytes(self, value: int, layouts: Layouts) -> Array:
+        return _bytes(self.table, value, layouts)
 
     def _states(self) -> None:
         model, costing = self.table.model, self.table.costing
@@ -150,6 +154,7 @@ class _Usages:
             if any(kept):
                 for member in members:
                     self._whole_in_step(node, model.graph.parameters[member].value, kept)
+                    self._casts_of_whole(node, model.graph.parameters[member].value, kept)
 
     def _kept(self, flat: tuple[int, ...], itemsize: int, strategy: ParameterStrategy) -> float:
         """Bytes of a parameter that is gathered and kept in a step (ZeRO-1/2); 0 if it is always
@@ -166,11 +171,27 @@ class _Usages:
             for phase in ("forward", "backward")
             for use in self.table.model.uses.get((value, phase), [])
         ]
-        times = [use.node for use in uses if use.node is not None]
+        times = self.held.times(uses)
         if times and self.in_microbatches:
             self._hold(node, "whole", lambda: np.array(kept), 0, self.horizon)
         elif times:
-            self._hold(node, "whole", lambda: np.array(kept), min(times), self.last[value] + 1)
+            self._hold(node, "whole", lambda: np.array(kept), min(times), self.held.last[value] + 1)
+
+    def _casts_of_whole(self, node: int, parameter: int, kept: list[float]) -> None:
+        """Adds the usage, between the phases, of the casts of a gathered parameter: they are kept
+        from forward, since the gathered parameter, which has more bytes, is not."""
+        values = self.table.model.graph.values
+        for value in self.casts.get(parameter, ()):
+            share = dtype_bytes(values[value].dtype) / dtype_bytes(values[parameter].dtype)
+            uses = self.readings.uses[value, "forward"], self.readings.uses[value, "backward"]
+            last, first = max(self.held.times(uses[0])), min(self.held.times(uses[1]))
+            self._hold(
+                node,
+                ("cast", share),
+                lambda share=share: share * np.array(kept),  # type: ignore[misc]
+                last + 1,
+                first,
+            )
 
     def _value(self, value: int, uses: list[Use]) -> None:
         found, table = self.table.model.graph.values[value], self.table
@@ -181,7 +202,7 @@ class _Usages:
                 ("input", value),
                 lambda: self._bytes(value, after),
                 0,
-                self.horizon if self.in_microbatches else self.last[value] + 1,
+                self.horizon if self.in_microbatches else self.held.last[value] + 1,
                 self.pieces.get(value, 1),
             )
             return
@@ -189,17 +210,8 @@ class _Usages:
             return
         produced = table.produced(value)
         assert produced is not None
-        last = max(self.last[value], found.writer)
-        place = table.model.graph.nodes[found.writer].results.index(value)
-        if self._looked_at(value) is None:
-            for start, end in self._held(value, uses, found.writer, last + 1):
-                self._hold(
-                    produced[0],
-                    ("result", place),
-                    lambda: self._result_bytes(value, place, produced),
-                    start,
-                    end,
-                )
+        if self.held.looked_at(value) is None:
+            self._result(value, uses, produced)
         for use in uses:
             if use.parameter is not None:
                 consumer, after = self._consumed(use)
@@ -211,44 +223,41 @@ class _Usages:
                     found.writer + 1 if self._is_sum(found.writer) else self.horizon,
                 )
 
-    def _held(
-        self, value: int, uses: list[Use], start: int, end: int
-    ) -> tuple[tuple[int, int], ...]:
-        """The times at which a value is held: from its writer to its last reading. A parameter that
-        can be cast again for backward is not held between the two phases: if memory is short, it is
-        cast again. A sum over microbatches is held from the first of them to the last: as long as
-        it is not smaller than its reduced form, that is its largest."""
-        if self._is_sum(start):
-            return ((0, self.horizon),)
-        if value not in self.table.model.recastable:
-            return ((start, end),)
-        forward = [use.node for use in uses if use.node is not None and use.phase == "forward"]
-        backward = [use.node for use in uses if use.node is not None and use.phase == "backward"]
-        return (start, max([start, *forward]) + 1), (min(backward), end)
-
     def _is_sum(self, writer: int) -> bool:
         return is_accumulate(self.table.model.graph.nodes[writer])
 
-    def _result_bytes(self, value: int, place: int, produced: tuple[int, list[Layout]]) -> Array:
-        """Bytes of a result under each choice of its writer. The reserve that a kernel keeps for
-        its backward has the kernel's own size."""
-        writer = self.table.model.graph.values[value].writer
+    def _result(self, value: int, uses: list[Use], produced: tuple[int, Layouts]) -> None:
+        """Adds the usages of a result: one for all modes of its writer, or one for each."""
+        graph, strategies = self.table.model.graph, self.table.strategies[produced[0]]
+        writer = graph.values[value].writer
         assert writer is not None
-        node, dims = self.table.model.graph.nodes[writer], self.table.model.dims.ops[writer]
-        if place not in dims.signature.opaque:
-            return self._bytes(value, produced[1])
-        kept = [
-            self.table.costing.ops.reserve_bytes(node, dims, s.sizes)
-            for s in self.table.strategies[produced[0]]
-        ]
-        return self._bytes(value, produced[1]) if None in kept else np.array(kept, dtype=float)
+        place = graph.nodes[writer].results.index(value)
+        modes = dict.fromkeys(s.mode for s in strategies)
+        only_kept = list(modes) == [KEPT]
+        for mode in () if only_kept else modes:
+            chosen = np.array([s.mode == mode for s in strategies], dtype=float)
+            for start, end in self.held.under(mode, value, uses, writer):
+                self._hold(
+                    produced[0],
+                    ("result", place, mode),
+                    lambda chosen=chosen: chosen * result_bytes(self.table, value),  # type: ignore[misc]
+                    start,
+                    end,
+                )
+        for start, end in self.held.throughout(value, uses, writer) if only_kept else ():
+            self._hold(
+                produced[0],
+                ("result", place),
+                lambda: result_bytes(self.table, value),
+                start,
+                end,
+            )
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
         """Adds the usages of changes of layout: a value is then there twice, as it is written and,
         until its last reading in a phase, as it is read. If several ops read it, the copy is that
         of their hub; a further copy for one reader counts only if it may be large."""
-        times = [use.node for use in uses if use.node is not None]
-        produced = self.table.produced(value)
+        times, produced = self.held.times(uses), self.table.produced(value, phase)
         if not times or produced is None:
             return
         hub = self.table.hub_of.get((value, phase))
@@ -257,20 +266,20 @@ class _Usages:
         self._copy(value, produced, read, key, (min(times), max(times) + 1))
         if hub is not None and self._whole(value) >= self.large:
             for use in uses:
-                if use.node is not None:
+                for at in self.held.times([use]):
                     self._copy(
                         value,
                         read,
                         self._consumed(use),
                         (*key, use.position),
-                        (use.node, use.node + 1),
+                        (at, at + 1),
                     )
 
     def _copy(
         self,
         value: int,
-        before: tuple[int, list[Layout]],
-        after: tuple[int, list[Layout]],
+        before: tuple[int, Layouts],
+        after: tuple[int, Layouts],
         key: Hashable,
         span: tuple[int, int],
     ) -> None:

@@ -17,6 +17,7 @@ from planner.report.report import proof_lines
 from planner.search import misfit
 from planner.search import search as module
 from planner.search.budget import Budget
+from planner.search.fitting import lean
 from planner.search.meshes import meshes_of
 from planner.search.proposals import Proposer
 from planner.search.search import search
@@ -191,8 +192,8 @@ def test_a_lean_plan_needs_no_more_than_the_fastest(cluster: Cluster) -> None:
     found = search(ask, cluster)
     proposer = Proposer(ask, found.model, found.workload, with_memory(cluster, 1000), ())
     for mesh in meshes_of(cluster):
-        lean = proposer.lean(mesh)
+        leanest = lean(proposer, mesh)
         assert (
-            lean.prediction.total_memory_bytes
+            leanest.prediction.total_memory_bytes
             <= found.plan.summary["memory_bytes"]["total"] * 1.001
         )

@@ -22,6 +22,7 @@ import numpy as np
 import pulp
 
 from planner.solver.problem.problem import Array, Choice, Problem
+from planner.solver.problem.solution import TOLERANCE
 from planner.solver.reduce.working import Labels
 from planner.solver.relax.bound import Reparametrised
 from planner.solver.relax.quiet import silence_banner
@@ -153,16 +154,16 @@ class Model:
         )
         self.rows[at] = less
 
-    def best_fitting(self, time_limit: float) -> Found | None:
-        """The best choice of the model that fits at every time; rows are added until none is
-        violated. None if there is none, or none was found in time. If HiGHS's tolerances let a
-        choice break a row, they are made strict; if that does not suffice, the row is tightened,
-        and the bound stays as it was."""
+    def best_fitting(self, time_limit: float, near: float = 0.0) -> Found | None:
+        """The best choice of the model that fits at every time, or one within a share `near` of it;
+        rows are added until none is violated. None if there is none, or none was found in time. If
+        HiGHS's tolerances let a choice break a row, they are made strict; if that does not suffice,
+        the row is tightened, and the bound stays as it was."""
         deadline, bound = time.perf_counter() + time_limit, float("-inf")
         for at in self.start.prices:
             self.add_memory_row(at)
         while True:
-            found = self._solve(max(1.0, deadline - time.perf_counter()))
+            found = self._solve(max(1.0, deadline - time.perf_counter()), near)
             tightened = any(self.rows.values())
             self.exhausted = self.exhausted and not tightened
             if found is None or self.problem.limit == float("inf"):
@@ -185,10 +186,11 @@ class Model:
                     self.tolerances = _STRICT
                     break
 
-    def _solve(self, time_limit: float) -> Found | None:
-        self.model.solve(
-            pulp.HiGHS(msg=False, timeLimit=time_limit, gapRel=1e-9, **self.tolerances)
-        )
+    def _solve(self, time_limit: float, near: float) -> Found | None:
+        options = {"timeLimit": time_limit, "gapRel": 1e-9, **self.tolerances}
+        if near > TOLERANCE:  # the objective is that above the bound
+            options["gapAbs"] = near * abs(self.start.bound) * self.scale
+        self.model.solve(pulp.HiGHS(msg=False, **options))
         info = self.model.solverModel.getInfo()
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible
             self.exhausted = "nfeasible" in self.model.solverModel.modelStatusToString(

@@ -18,7 +18,7 @@ import numpy as np
 from planner.solver.exact.ilp import CHEAP, solve
 from planner.solver.problem.pairs import PairUsage, with_pair_usages
 from planner.solver.problem.problem import Choice, Edge, Problem
-from planner.solver.problem.solution import Solution
+from planner.solver.problem.solution import TOLERANCE, Solution
 from planner.solver.reduce.level import Level
 from planner.solver.reduce.reduce import reduce
 from planner.solver.reduce.working import Contradiction, Labels
@@ -40,9 +40,11 @@ def solve_with_pairs(
     time_limit: float,
     guess: Choice,
     stopped: Callable[[], bool],
+    near: float = TOLERANCE,
 ) -> Solution:
-    """The solution of the problem with the memory of its `pairs`. Its choice begins with the
-    problem's own nodes; nodes of pairs may follow."""
+    """The solution of the problem with the memory of its `pairs`, within a share `near` of the best
+    if that is quicker. Its choice begins with the problem's own nodes; nodes of pairs may
+    follow."""
     began = time.perf_counter()
 
     def left() -> float:
@@ -57,7 +59,13 @@ def solve_with_pairs(
             break
     if best is not None:
         return best
-    return solve(with_pair_usages(problem, pairs), guess=guess, time_limit=left(), stopped=stopped)
+    return solve(
+        with_pair_usages(problem, pairs),
+        guess=guess,
+        time_limit=left(),
+        stopped=stopped,
+        near=near,
+    )
 
 
 def _cheap(problem: Problem, deadline: float) -> Iterator[tuple[float, list[Labels]]]:

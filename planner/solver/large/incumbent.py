@@ -24,12 +24,17 @@ Tell = Callable[[float, float], None]
 class Incumbent:
     """`choice` costs `cost` by the problem's own numbers; no choice costs less than `bound`.
     `exhausted`: it was proved that there is no choice, or no better one; `ended`: the threads of
-    the search are to end."""
+    the search are to end. A choice within a share `near` of the bound is good enough."""
 
     def __init__(
-        self, problem: Problem, deadline: float, tell: Tell, stopped: Callable[[], bool]
+        self,
+        problem: Problem,
+        deadline: float,
+        tell: Tell,
+        stopped: Callable[[], bool],
+        near: float = TOLERANCE,
     ) -> None:
-        self.problem, self.deadline, self.stopped = problem, deadline, stopped
+        self.problem, self.deadline, self.stopped, self.near = problem, deadline, stopped, near
         self.choice: Choice | None = None
         self.cost, self.bound = float("inf"), -float("inf")
         self.exhausted = self.ended = False
@@ -44,7 +49,7 @@ class Incumbent:
         return self.exhausted or self._proved() or self.hurry()
 
     def _proved(self) -> bool:
-        return self.choice is not None and self.cost - self.bound <= TOLERANCE * abs(self.cost)
+        return self.choice is not None and self.cost - self.bound <= self.near * abs(self.cost)
 
     def take(self, choice: Choice) -> bool:
         """Takes a choice if it is the best so far by the problem's own numbers; returns whether it

@@ -13,9 +13,15 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.solver.problem.problem import Choice, Edge, Numbers, Problem, Span, Usage
+from planner.solver.problem.problem import Array, Choice, Edge, Numbers, Problem, Span, Usage
 
-__all__ = ["PairUsage", "completed", "peak_with_pairs", "with_pair_usages"]
+__all__ = [
+    "PairUsage",
+    "completed",
+    "memory_with_pairs",
+    "peak_with_pairs",
+    "with_pair_usages",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -85,8 +91,8 @@ def completed(problem: Problem, choice: Choice) -> Choice:
     return tuple(out)
 
 
-def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice) -> float:
-    """The most bytes held at any time under a choice of the problem's nodes, those of `pairs`
+def memory_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice) -> Array:
+    """Bytes held at every time under a choice of the problem's nodes, those of `pairs`
     included."""
     steps = np.zeros(problem.horizon + 1)
     for pair in pairs:
@@ -95,6 +101,10 @@ def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice
         for start, end, times in pair.spans if nbytes else ():
             steps[start] += nbytes * times
             steps[end] -= nbytes * times
-    return float(
-        (problem.memory(choice[: len(problem.costs)]) + np.cumsum(steps[:-1])).max(initial=0.0)
-    )
+    held: Array = problem.memory(choice[: len(problem.costs)]) + np.cumsum(steps[:-1])
+    return held
+
+
+def peak_with_pairs(problem: Problem, pairs: Sequence[PairUsage], choice: Choice) -> float:
+    """The most bytes held at any time, those of `pairs` included."""
+    return float(memory_with_pairs(problem, pairs, choice).max(initial=0.0))

@@ -1,0 +1,178 @@
+"""Plans that fit the memory: proposals made again within the limit, with ops that run again in
+backward if that costs less than other ways to hold less.
+
+Proposal -> Candidate. A proposal that fits as it is stays as it is: nothing runs again if memory
+does not bind.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from cost_models.memory import dtype_bytes
+from planner.graph.layout import Mesh
+from planner.search.proposals import Candidate, Proposal, Proposer
+from planner.solver.exact.ilp import solve
+from planner.solver.exact.relaxed import solve_with_pairs
+from planner.solver.problem.pairs import completed, peak_with_pairs
+from planner.solver.problem.solution import not_found
+from planner.solver.relax.peak import leanest
+from planner.strategy.build_cost_table import TooLarge
+from planner.strategy.cost_table import CostTable
+from planner.strategy.problem import problem_of, with_memory
+from planner.strategy.untied import untied
+
+__all__ = ["by_layer", "fitted", "fitting", "is_hopeless", "lean"]
+
+#: The share of a search's time after which no plan is made to fit any more.
+_FITTED = 0.9
+
+#: A choice that fits is good enough within this share of the bound on all that fit.
+_NEAR = 3e-3
+
+#: The same if every op has a mode of its own; how often the limit is lowered, and the seconds for
+#: one such problem.
+_NEAR_BY_LAYER, _ROUNDS, _PATIENCE = 5e-4, 3, 10.0
+
+#: A table whose modes make more pairs than this is made to fit without.
+_MOST_PAIRS = 25_000_000
+
+
+def fitting(proposer: Proposer, candidate: Candidate) -> Candidate:
+    """The candidate if it fits the memory, else the best plan of its mesh that does (or the leanest
+    if none does)."""
+    if candidate.fits(proposer.capacity):
+        return candidate
+    return _made_to_fit(proposer, candidate.proposal, whole=candidate.whole, name=candidate.name)
+
+
+def fitted(proposer: Proposer, proposal: Proposal) -> tuple[Candidate, bool]:
+    """The `fitting` candidate of a proposal, and whether it had to be made to fit. A hopeless
+    proposal is not simulated first."""
+    if is_hopeless(proposer, proposal):
+        return _made_to_fit(proposer, proposal), True
+    candidate = proposer.candidate(proposal)
+    return fitting(proposer, candidate), not candidate.fits(proposer.capacity)
+
+
+def is_hopeless(proposer: Proposer, proposal: Proposal) -> bool:
+    """Whether the parameters and the optimizer's state alone exceed the memory."""
+    model, table, held = proposer.model, proposal.table, 0
+    for number, members in zip(table.parameter_of, model.ties.parameters_of, strict=True):
+        value = model.graph.values[model.graph.parameters[members[0]].value]
+        strategy = table.parameter_strategies[number][proposal.solution.choice[number]]
+        parts = table.costing.updates.parameter_bytes(
+            model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
+        )
+        held += len(members) * sum(parts.values())
+    return held > proposer.capacity
+
+
+def _made_to_fit(
+    proposer: Proposer, proposal: Proposal, *, whole: bool = False, name: str = ""
+) -> Candidate:
+    """The best plan of the proposal's mesh that fits. The problem's limit is reduced as needed,
+    because a lowered program may hold more than the problem accounts for."""
+    proposer.is_short_of_memory = True
+    limit, proposal = proposer.capacity, _with_modes(proposer, proposal)
+    for _ in range(4):
+        time, table = proposer.budget.until(_FITTED), proposal.table
+        problem, pairs = with_memory(
+            table, problem_of(table, overlapped=proposal.overlapped), limit
+        )
+        # nodes of pair usages, which differ with the limit, follow the table's own nodes
+        guess = proposal.solution.choice[: len(table.costs)]
+        solution = solve_with_pairs(
+            problem, pairs, guess=guess, time_limit=time.left, stopped=time.over, near=_NEAR
+        )
+        # It does not fit by the problem's memory: the leanest choice may still fit when lowered.
+        none = solution.status in ("infeasible", "unknown")
+        candidate = replace(
+            proposer.candidate(replace(proposal, solution=solution), whole=whole), name=name
+        )
+        if none or time.over() or candidate.fits(proposer.capacity):
+            break
+        held = peak_with_pairs(problem, pairs, solution.choice)
+        less = min(0.99, proposer.capacity / candidate.prediction.total_memory_bytes)
+        limit *= less
+        while 0.0 < held <= limit:  # else the solver would find the same choice again
+            limit *= less
+        proposal = candidate.proposal
+    return candidate
+
+
+def by_layer(proposer: Proposer, candidate: Candidate) -> Candidate:
+    """A whole candidate in which ops may run again, with modes of its own for every op, if that is
+    faster: only as many layers run an op again as it takes to fit. The limit is that under which
+    the problem's memory is the program's."""
+    table, choices = candidate.proposal.table, candidate.choices
+    if not table.readings.runs_at or proposer.budget.over():
+        return candidate
+    own = untied(table, candidate.proposal.solution.choice[: len(table.costs)], math.inf)
+    best, found = candidate, candidate
+    over = candidate.prediction.total_memory_bytes - own.problem.peak(own.tied)
+    for _ in range(_ROUNDS):
+        time = proposer.budget.until(_FITTED)
+        solution = solve(
+            replace(own.problem, limit=max(0.0, proposer.capacity - over)),
+            guess=own.tied,
+            near=_NEAR_BY_LAYER,
+            time_limit=min(time.left, _PATIENCE),
+            stopped=time.over,
+        )
+        if solution.status in ("infeasible", "unknown"):
+            break
+        modes = own.strategies(solution.choice)
+        found = proposer.with_choices(
+            replace(candidate, by_layer=True),
+            replace(choices, strategies={**choices.strategies, **modes}),
+        )
+        if found.fits(proposer.capacity):
+            break
+        over += found.prediction.total_memory_bytes - proposer.capacity
+    return min(best, found, key=lambda c: (not c.fits(proposer.capacity), c.prediction.step_time_s))
+
+
+def _with_modes(proposer: Proposer, proposal: Proposal) -> Proposal:
+    """The same proposal on a table in which ops may run again; as it is, if that would be too
+    large."""
+    table = proposal.table
+    if table is proposer.with_modes.get((proposal.mesh, proposal.pins)):
+        return proposal
+    try:
+        with_modes = proposer.table(
+            proposal.mesh, proposal.pins, most_pairs=_MOST_PAIRS, modes=True
+        )
+    except TooLarge:
+        return proposal
+    choice = with_modes.choice_from(table, proposal.solution.choice)
+    return replace(proposal, table=with_modes, solution=replace(proposal.solution, choice=choice))
+
+
+def lean(proposer: Proposer, mesh: Mesh) -> Candidate:
+    """A plan of a mesh that fits the memory, or a lean one, in well under a second, without regard
+    to its step time."""
+    table = proposer.table(mesh, proposer.pins, modes=True)
+    limit = proposer.capacity
+    for _ in range(3):
+        problem = problem_of(table, limit=limit)
+        found = leanest(problem, None)
+        if found.choice is None:  # every choice read off is forbidden
+            found = leanest(problem, completed(problem, _any(proposer, table)))
+        assert found.choice is not None
+        solution = not_found(
+            problem, found.choice, began=0.0, bound=-math.inf, lean=found.peak, known=False
+        )
+        candidate = proposer.candidate(
+            Proposal(mesh=mesh, pins=proposer.pins, overlapped=0.0, table=table, solution=solution)
+        )
+        if candidate.fits(proposer.capacity) or found.peak > limit:
+            break
+        limit *= min(0.99, proposer.capacity / candidate.prediction.total_memory_bytes)
+    return candidate
+
+
+def _any(proposer: Proposer, table: CostTable) -> tuple[int, ...]:
+    """A choice that nothing forbids."""
+    return solve(problem_of(table), time_limit=proposer.budget.left).choice
