@@ -1,10 +1,12 @@
 """Predicted peak memory against the allocator's, of plans that run here on two ranks.
 
-    python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen] [--out FILE]
+    python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen]
+        [--recompute none,selective,full] [--microbatches 1,4] [--out FILE]
 
-Every family is planned for two CPU ranks under each strategy and run: two steps, and one that is
-recorded, whose peak is what torch's allocator held at most (`planner.torch_private.allocator.allocations`). A
-row a plan: predicted, measured, predicted / measured - 1.
+Every family is planned for two CPU ranks under each strategy, recomputing in each way and in so
+many microbatches, and run: two steps, and one that is recorded, whose peak is what torch's allocator
+held at most (`planner.torch_private.allocator.allocations`). A row a plan: predicted, measured,
+predicted / measured - 1.
 """
 
 from __future__ import annotations
@@ -18,12 +20,13 @@ from typing import Any
 from provenance import provenance
 
 from cost_models.cluster import load_cluster
+from cost_models.errors import NoPlan, NotTraceable
 from planner.graph.layout import Mesh
 from planner.plans.plan_file import read_plan, write_plan
 from planner.plans.replay import program_of, workload_of
 from planner.predict.predict import memory_by_category
 from planner.search.search import search
-from planner.strategy.pins import Pin
+from planner.strategy.pins import Pin, recompute_pins
 from planner.workload.ask import Ask
 from runtime.executor import Executor
 from runtime.groups import make_groups
@@ -65,6 +68,9 @@ FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
     "dlrm": (256, {}),
 }
 
+#: Strategy, way of recomputing, number of microbatches.
+Case = tuple[str, str, int]
+
 STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
     "ddp": (Mesh(("dp",), (2,)), (Pin("*", "ddp"),)),
     "zero3": (Mesh(("dp",), (2,)), (Pin("*", "zero3"),)),
@@ -73,15 +79,28 @@ STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
 }
 
 
-def plan(family: str, strategy: str, path: Path) -> None:
-    """Plans a family for two CPU ranks."""
+def plan(family: str, case: Case, path: Path) -> bool:
+    """Plans a family for two CPU ranks; whether it has such a plan."""
     batch, sizes = FAMILIES[family]
+    strategy, recompute, microbatches = case
     mesh, pins = STRATEGIES[strategy]
-    settings = {name: str(size) for name, size in sizes.items()}
     ask = Ask(
-        model=family, batch=batch, seq=None, settings=settings, dtype="float32", num_devices=2
+        model=family,
+        batch=batch,
+        seq=None,
+        settings={name: str(size) for name, size in sizes.items()},
+        dtype="float32",
+        num_devices=2,
+        microbatches=microbatches,
     )
-    write_plan(search(ask, load_cluster("cpu", num_devices=2), mesh=mesh, pins=pins).plan, path)
+    cluster = load_cluster("cpu", num_devices=2)
+    try:
+        found = search(ask, cluster, mesh=mesh, pins=(*recompute_pins(recompute), *pins))
+    except (NoPlan, NotTraceable) as error:
+        print(f"{family}, {case}: left out: {error}")
+        return False
+    write_plan(found.plan, path)
+    return True
 
 
 def run_rank(paths: list[str], emit: Emit) -> list[tuple[int, int]]:
@@ -106,20 +125,25 @@ def run_rank(paths: list[str], emit: Emit) -> list[tuple[int, int]]:
     return found
 
 
-def measure(family: str, strategies: list[str]) -> list[dict[str, Any]]:
-    """The rows of a family: of each strategy, the rank that holds most."""
+def measure(family: str, cases: list[Case]) -> list[dict[str, Any]]:
+    """The rows of a family: of each case, the rank that holds most."""
     with tempfile.TemporaryDirectory() as folder:
-        paths = [Path(folder) / f"{strategy}.json" for strategy in strategies]
-        for strategy, path in zip(strategies, paths, strict=True):
-            plan(family, strategy, path)
-        ranks = launch("memory:run_rank", 2, [str(path) for path in paths])
+        paths = {case: Path(folder) / f"{number}.json" for number, case in enumerate(cases)}
+        paths = {case: path for case, path in paths.items() if plan(family, case, path)}
+        if not paths:
+            return []
+        ranks = launch("memory:run_rank", 2, [str(path) for path in paths.values()])
     rows = []
-    for strategy, pairs in zip(strategies, zip(*ranks, strict=True), strict=True):
+    for (strategy, recompute, microbatches), pairs in zip(
+        paths, zip(*ranks, strict=True), strict=True
+    ):
         predicted, measured = max(pairs, key=lambda pair: pair[1])
         rows.append(
             {
                 "family": family,
                 "strategy": strategy,
+                "recompute": recompute,
+                "microbatches": microbatches,
                 "predicted_bytes": predicted,
                 "measured_bytes": measured,
             }
@@ -133,17 +157,26 @@ def main() -> None:
     )
     parser.add_argument("--families", default=",".join(FAMILIES))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
+    parser.add_argument("--recompute", default="none")
+    parser.add_argument("--microbatches", default="1")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
+    cases = [
+        (strategy, recompute, int(microbatches))
+        for strategy in asked.strategies.split(",")
+        for recompute in asked.recompute.split(",")
+        for microbatches in asked.microbatches.split(",")
+    ]
     rows: list[dict[str, Any]] = []
     for family in asked.families.split(","):
-        for row in measure(family, asked.strategies.split(",")):
+        for row in measure(family, cases):
             row["error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
             rows.append(row)
             sizes = [row[f"{kind}_bytes"] / 2**20 for kind in ("predicted", "measured")]
             print(
-                f"{family:13s} {row['strategy']:7s} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} "
-                f"MiB {row['error']:+.2%}",
+                f"{family:13s} {row['strategy']:7s} {row['recompute']:9s} "
+                f"x{row['microbatches']} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} MiB "
+                f"{row['error']:+.2%}",
                 flush=True,
             )
     errors = [row["error"] for row in rows]

@@ -107,7 +107,8 @@ def _recomputed(plan: Plan) -> tuple[Section, ...]:
     """What runs again in backward, what that costs and what is not held for it; none if nothing
     does."""
     found, checkpoints = plan.summary.get("recomputed"), plan.summary.get("checkpoints", ())
-    asked = f"the model has {', '.join(checkpoints)} under torch.utils.checkpoint"
+    modules = ", ".join(path or "(top level)" for path in checkpoints)
+    asked = f"the model has {modules} under torch.utils.checkpoint"
     if found is None:
         lines = (f"{asked}; --recompute or pins keep it",) if checkpoints else ()
         return tuple(Section(title="Recomputed in backward", body=(line,)) for line in lines)

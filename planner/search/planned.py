@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from cost_models.cluster_text import cluster_text
@@ -92,6 +93,13 @@ def _of_modes(best: Candidate, model: Model) -> dict[str, Any]:
     """What a summary says of what runs again in backward; what does not is left out of it."""
     found = {
         "recomputed": recomputed(best.program, model, best.choices, best.proposal.table.costing),
-        "checkpoints": sorted({pattern_of(n.path) for n in model.graph.nodes if n.checkpoint}),
+        "checkpoints": _outermost(pattern_of(n.path) for n in model.graph.nodes if n.checkpoint),
     }
     return {name: value for name, value in found.items() if value}
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Of modules, those that no other is around."""
+    known = set(paths)
+    inside = {path for path in known if any(path.startswith(f"{other}.") for other in known)}
+    return sorted(known - inside)

@@ -131,3 +131,17 @@ def test_explain_says_what_is_kept_and_which_ops_run_again(plan: Plan) -> None:
         for cell in row
     ]
     assert "gelu (forward, 1 of them again)" in shown
+
+
+def test_the_report_names_the_models_own_checkpoints() -> None:
+    ask = ask_for("checkpointed", 1, dtype="float32", layers=1)
+    cluster = load_cluster("cpu", num_devices=1)
+    found = search(ask, cluster).plan
+    assert found.summary["checkpoints"] == ["h.*"] and found.summary["recomputed"]
+    (section,) = (s for s in report(found, {}) if s.title == "Recomputed in backward")
+    assert section.body[-1] == "the model has h.* under torch.utils.checkpoint"
+    kept = search(ask, cluster, pins=recompute_pins("none")).plan
+    (section,) = (s for s in report(kept, {}) if s.title == "Recomputed in backward")
+    assert section.body == (
+        "the model has h.* under torch.utils.checkpoint; --recompute or pins keep it",
+    )

@@ -105,8 +105,8 @@ def test_a_gather_serves_the_second_run_and_backward(mesh: str, pin: str) -> Non
     assert (len(messages[1]) > len(messages[0])) == (pin == "*=tensor")
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("model", ["gpt", "lstm", "cnn", "t5", "dropped", "normed"])
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("model", ["gpt", "lstm", "cnn", "dropped", "normed"])
 def test_any_ops_may_run_again(model: str, seed: int) -> None:
     """Any subset of forward: the program is checked after each pass, and holds no more between the
     phases than if all is kept."""
