@@ -13,9 +13,13 @@ from planner.search.least import Least, weights_of
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.pairs import peak_with_pairs
 from planner.solver.problem.problem import Choice
+from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import read_choices, recost
 from planner.strategy.cost_table import CostTable
 from planner.strategy.problem import problem_of, with_memory
+from planner.strategy.recompute import Recompute
+from planner.strategy.strategies import AGAIN
+from planner.strategy.traced_model import Pins
 
 CASES = [("gpt", "dp=2,tp=2"), ("lstm", "dp=4"), ("moe", "dp=2"), ("nested", "dp=2")]
 
@@ -28,6 +32,19 @@ def test_the_objective_is_that_of_the_walk(model: str, mesh: str) -> None:
         choice = chosen_at_random(problem, seed)
         again = recost(table.model, table.costing, read_choices(table, choice))
         assert again == pytest.approx(problem.cost(choice), rel=1e-12)
+
+
+def test_the_objective_with_second_runs_is_that_of_the_walk() -> None:
+    """Ops may run again in the backward of every microbatch, which some choices have them do."""
+    plain = table_of(ask_for("mlp", microbatches=2), "dp=2")
+    table = build_cost_table(plain.model, plain.costing, Pins(), recompute=Recompute(plain.model))
+    problem, modes = problem_of(table), set()
+    for seed in range(4):
+        choices = read_choices(table, choice := chosen_at_random(problem, seed))
+        modes |= {s.mode for s in choices.strategies.values()}
+        again = recost(table.model, table.costing, choices)
+        assert again == pytest.approx(problem.cost(choice), rel=1e-12)
+    assert AGAIN in modes
 
 
 @pytest.mark.parametrize(("model", "mesh"), [("gpt", "dp=2,tp=2"), ("lstm", "dp=2")])
