@@ -49,8 +49,8 @@ def begins_of(events: Sequence[Event]) -> list[float]:
         computes = event.stream == "compute" and event.phase != "update"
         if computes and (not runs or runs[-1][0] != event.microbatch):
             runs.append((event.microbatch, event.start))
-    number = 1 + max((microbatch for microbatch, _ in runs), default=0)
-    return [start for _, start in runs[-number:]]
+    again = [i for i in range(1, len(runs)) if runs[i][0] < runs[i - 1][0]]
+    return [start for _, start in runs[again[-1] if again else 0 :]]
 
 
 def shown(timeline: Timeline, most: int) -> Shown:

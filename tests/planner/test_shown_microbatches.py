@@ -63,6 +63,8 @@ def test_of_many_three_are_shown_without_a_gap() -> None:
     assert sum(e.duration for e in computes) == pytest.approx(32.0)
     forward = [(e.microbatch, e.start) for e in computes if e.id == "f"]
     assert forward == [(0, 16.0), (8, 21.0), (15, 26.0)]
+    spans = _phase_spans(found.timeline.events, found.timeline.step_time)
+    assert [phase for phase, _, _ in spans] == ["forward", "backward"] * 3 + ["update"]
     sent = [e.duration for e in found.timeline.events if e.id == "sent"]
     assert sent == [1.0, 0.5, 1.0, 0.5, 1.5]
     args = json.loads(found.timeline.to_chrome_trace())["traceEvents"][-1]
