@@ -211,6 +211,9 @@ def plans(num_ranks: int) -> dict[str, Planned]:
         ask = ask_for(model, num_ranks, batch=20, microbatches=microbatches)
         plan = planned(ask, *KINDS[num_ranks][kind])
         out[f"{model} in {microbatches}: {kind}"] = plan
+    for seed in range(2):  # sums over microbatches in other layouts, also in pieces
+        ask = ask_for(("gpt", "lstm")[seed], num_ranks, batch=20, microbatches=4)
+        out[f"in 4: random {seed}"] = planned(ask, f"a={num_ranks}", seed=seed)
     for name, (model, sizes, words) in WORDS.items():
         ask = ask_for(model, num_ranks, **sizes)
         out[f"{model}: {name}"] = planned(ask, f"t={num_ranks}", words=words)

@@ -6,6 +6,7 @@ from collections.abc import Hashable
 
 from planner.lowering.late_reports import needed_in_training
 from planner.lowering.merging import kind_key, merge
+from planner.lowering.reduced_sums import summing, term_of
 from planner.program.program import Communicate, Instruction, Update, reads, writes
 from planner.strategy.costing import Costing
 
@@ -26,6 +27,8 @@ class _Buckets:
         self.pending: dict[int, Hashable] = {}
         # Bucket -> the messages that are kept for the last one of its kind.
         self.riding: dict[Hashable, list[Communicate]] = {}
+        # Bucket -> the sums over microbatches that add its results, and views for these.
+        self.summing: dict[Hashable, list[Instruction]] = {}
         self.deferred: list[Instruction] = []
         self.late: set[int] = set()
 
@@ -56,10 +59,24 @@ class _Buckets:
         self.riding.setdefault(kind_key(part), []).append(part)
         self.pending.update(dict.fromkeys(part.results, kind_key(part)))
 
+    def sum_up(self, instruction: Instruction) -> None:
+        """Writes a sum over microbatches, or a view for one, or keeps it until its bucket is
+        sent."""
+        key = self.pending.get(term_of(instruction))
+        if key is None:
+            self.out.append(instruction)
+            return
+        self.summing.setdefault(key, []).append(instruction)
+        self.pending.update(dict.fromkeys(writes(instruction), key))
+
     def defer(self, instruction: Instruction) -> None:
         """Keeps an instruction until the update."""
         self.deferred.append(instruction)
         self.late.update(writes(instruction))
+
+    def is_late(self, instruction: Instruction) -> bool:
+        """Whether the instruction reads a value that is written just before the update."""
+        return any(value in self.late for value in reads(instruction))
 
     def waits(self, instruction: Instruction) -> bool:
         """Whether the instruction reads a value that is not written yet."""
@@ -69,14 +86,17 @@ class _Buckets:
         """Sends a bucket, with its riders if it is the last of its kind; the next steps of its
         values go to buckets of their own."""
         parts, following = self.open.pop(key, []), self.following.pop(key, [])
+        sums = self.summing.pop(key, [])
         parts += self.riding.pop(key, []) if last else []
         if parts:
             self.out.append(merge(parts, self.costing))
-        for part in (*parts, *following):
-            for result in part.results:
+        for part in (*parts, *following, *sums):
+            for result in writes(part):
                 self.pending.pop(result, None)
         for part in following:
             self.add(part)
+        for part in sums:
+            self.sum_up(part)
 
     def _settle(self, value: int) -> None:
         while value in self.pending:
@@ -109,7 +129,7 @@ def bucketed(instructions: list[Instruction], costing: Costing, size: int) -> li
     starts when it is full, and all start before the update. A value that is only reported (the
     loss) goes in the last bucket of its kind, which saves a message."""
     buckets = _Buckets(costing, size)
-    riding = _riders(instructions)
+    riding, sums = _riders(instructions), summing(instructions)
     for instruction in instructions:
         if (
             isinstance(instruction, Communicate)
@@ -126,6 +146,8 @@ def bucketed(instructions: list[Instruction], costing: Costing, size: int) -> li
         elif isinstance(instruction, Update):
             buckets.flush_all()
             buckets.out.append(instruction)
+        elif instruction.id in sums and not buckets.is_late(instruction):
+            buckets.sum_up(instruction)
         elif buckets.waits(instruction):
             buckets.defer(instruction)
         else:

@@ -16,9 +16,9 @@ from __future__ import annotations
 from collections import defaultdict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TypeGuard
 
 from cost_models.device import MATRIX_KINDS
+from planner.lowering.reduced_sums import summing, term_of
 from planner.program.program import Communicate, Instruction, reads, writes
 
 __all__ = ["IN_FLIGHT", "bounded", "continued_late"]
@@ -62,30 +62,45 @@ class _Next:
     """The delayed next step of a reduced gradient, and the message that it waits for; with the
     numbers of messages on that communicator and of products since the message was sent."""
 
-    instruction: Communicate
+    instruction: Instruction
     message: Communicate
     started: int = 0
     products: int = 0
 
     @property
     def is_due(self) -> bool:
-        """Whether the step is due. A message is delayed less than a slice, since others follow."""
-        return (
-            self.started >= IN_FLIGHT
-            if self.instruction.kind == "slice"
-            else self.products >= PRODUCTS
-        )
+        """Whether the step is due. A message is delayed less than a slice or a sum, since others
+        follow."""
+        return self.products >= PRODUCTS if self.sends else self.started >= IN_FLIGHT
+
+    @property
+    def needs(self) -> int:
+        """The value that the step goes on from."""
+        return term_of(self.instruction)
+
+    @property
+    def waits_for(self) -> tuple[int, ...]:
+        """The values from which on the delay counts. Views and the sum that reads them are delayed
+        as one."""
+        sends = isinstance(self.instruction, Communicate)
+        return reads(self.instruction) if sends else self.message.results
+
+    @property
+    def sends(self) -> bool:
+        """Whether the step is a message."""
+        return isinstance(self.instruction, Communicate) and self.instruction.kind != "slice"
 
 
 def continued_late(instructions: list[Instruction]) -> list[Instruction]:
     """The instructions with next steps of asynchronous messages of the update phase delayed. A
-    slice comes after the start of the next message on the communicator, just before a third would
-    be under way; a further message comes just before the `PRODUCTS`-th product. Both come before
-    their readers."""
+    slice, or a sum over microbatches, comes after the start of the next message on the
+    communicator, just before a third would be under way; a further message comes just before the
+    `PRODUCTS`-th product. All come before their readers."""
     # Values that are under way, and delayed values made of them -> the message.
     sent: dict[int, Communicate] = {}
     waiting: list[_Next] = []
     unwritten: set[int] = set()  # results of delayed instructions
+    sums = summing(instructions)
     out: list[Instruction] = []
 
     def write(instruction: Instruction) -> None:
@@ -97,10 +112,11 @@ def continued_late(instructions: list[Instruction]) -> list[Instruction]:
             else None
         )
         if started or instruction.kind in MATRIX_KINDS:
-            for one in [one for one in waiting if unwritten.isdisjoint(reads(one.instruction))]:
+            for one in [one for one in waiting if unwritten.isdisjoint(one.waits_for)]:
                 one.started += started is not None and started.axes == one.message.axes
                 one.products += started is None
-        settle([one for one in waiting if one.is_due])
+        while ready := [one for one in waiting if one.is_due and one.needs not in unwritten]:
+            settle(ready)
         if started:
             sent.update(dict.fromkeys(started.results, started))
         unwritten.difference_update(writes(instruction))
@@ -117,26 +133,20 @@ def continued_late(instructions: list[Instruction]) -> list[Instruction]:
                 write(one.instruction)
 
     for instruction in instructions:
-        if _continues(instruction, sent):
-            message = sent[instruction.sources[0]]
-            waiting.append(_Next(instruction, message))
-            unwritten.update(instruction.results)
-            sent.update(
-                dict.fromkeys(
-                    instruction.results, message if instruction.kind == "slice" else instruction
-                )
-            )
+        if _continues(instruction, sent, sums):
+            message = sent[term_of(instruction)]
+            following = _Next(instruction, message)
+            waiting.append(following)
+            unwritten.update(writes(instruction))
+            now = instruction if following.sends else message
+            sent.update(dict.fromkeys(writes(instruction), now))  # type: ignore[arg-type]
             continue
         if waiting:
             used = set(reads(instruction))
             if not used.isdisjoint(unwritten):
                 settle(list(waiting))
             settle(
-                [
-                    one
-                    for one in waiting
-                    if one.instruction.kind != "slice" and not used.isdisjoint(one.message.results)
-                ]
+                [one for one in waiting if one.sends and not used.isdisjoint(one.message.results)]
             )
         write(instruction)
     settle(list(waiting))
@@ -147,8 +157,11 @@ def _is_reduction(message: Communicate) -> bool:
     return message.phase == "update" and message.asynchronous
 
 
-def _continues(instruction: Instruction, sent: Mapping[int, Communicate]) -> TypeGuard[Communicate]:
-    """Whether an instruction is a slice or a message of a result of the messages in `sent`."""
+def _continues(instruction: Instruction, sent: Mapping[int, Communicate], sums: set[str]) -> bool:
+    """Whether an instruction is a slice or a message of a result of the messages in `sent`, or one
+    of `sums` that adds it."""
+    if instruction.id in sums:
+        return term_of(instruction) in sent
     if not isinstance(instruction, Communicate) or instruction.phase != "update":
         return False
     return (instruction.kind == "slice" or instruction.asynchronous) and sent.keys() >= set(

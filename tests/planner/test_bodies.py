@@ -7,8 +7,11 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import small_plans
 from small_plans import ask_for, planned
 
+from planner.graph.graph import Node
+from planner.graph.layout import Mesh
 from planner.program.actions import Action, parse_actions
 from planner.program.check_program import program_faults
 from planner.program.program import (
@@ -19,8 +22,13 @@ from planner.program.program import (
     Ref,
     Update,
     in_place,
+    reads,
     writes,
 )
+from planner.strategy.pinned import pins_for
+from planner.strategy.pins import Pin
+from planner.strategy.strategies import Option, options_of
+from planner.strategy.traced_model import Model, Pins
 
 #: name -> (model, ranks, mesh, pins).
 PLANS = {
@@ -105,6 +113,52 @@ def test_a_sum_is_reduced_beside_the_rest_of_the_last_microbatch() -> None:
     }
     products = [at for at, one in enumerate(last) if one.kind == "gemm"]
     assert min(at for v, at in sent.items() if v in adds) < max(products)
+
+
+def test_a_term_that_is_reduced_first_is_added_when_it_has_had_time_to_arrive(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """After the start of two more reductions or at the end of the microbatch, and before the
+    third: neither at once, which would wait for the links, nor all of them at the end."""
+    monkeypatch.setattr(small_plans, "pins_for", in_pieces)
+    ask = ask_for("mlp", 2, batch=12, microbatches=3, layers=6)
+    middle = planned(ask, "dp=2", ("*=zero3",), bucket=1).program.bodies["MIDDLE"]
+    started = [at for at, one in enumerate(middle) if is_reduction(one)]
+    sent = {v: at for at in started for v in writes(middle[at])}
+    delays = []
+    for at, one in enumerate(middle):
+        if in_place(one) is not None and one.phase == "update":
+            term = _origin(middle, reads(one)[1])
+            delays.append(sum(sent[term] < start < at for start in started))
+    assert len(delays) > 8
+    assert set(delays[:-4]) <= {1, 2} and middle[-1].kind != "reduce_scatter"
+
+
+def is_reduction(one: Instruction) -> bool:
+    return isinstance(one, Communicate) and one.kind in ("reduce_scatter", "all_reduce")
+
+
+def _origin(body: tuple[Instruction, ...], value: int) -> int:
+    """The value that a value is a view or a slice of."""
+    writer = next(one for one in body if value in writes(one))
+    return value if is_reduction(writer) else _origin(body, reads(writer)[0])
+
+
+def in_pieces(model: Model, mesh: Mesh, pins: tuple[Pin, ...]) -> Pins:
+    """Those pins, with sums over microbatches in pieces wherever they can be."""
+    given = pins_for(model, mesh, pins)
+
+    def op(node: Node, axis: int, option: Option) -> bool:
+        sizes = model.dims.ops[node.index].sizes
+
+        def splits(one: Option) -> bool:
+            return one.kind == "split" and sizes[one.number] >= mesh.sizes[axis]
+
+        able = any(map(splits, options_of(model.dims.ops[node.index])))
+        summed = node.index in model.summed and able
+        return splits(option) if summed else given.op(node, axis, option)
+
+    return replace(given, op=op)
 
 
 # -------------------------------------------------------------------------------------------- faults
