@@ -1,10 +1,11 @@
 """Predicted peak memory against the allocator's, of plans that run here on two ranks.
 
     python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen]
-        [--recompute none,selective,full] [--microbatches 1,4] [--out FILE]
+        [--recompute none,selective,full] [--microbatches 1,4]
+        [--precisions fp32,bf16-master,...] [--out FILE]
 
-Every family is planned for two CPU ranks under each strategy, recomputing in each way and in so
-many microbatches, and run: two steps, and one that is recorded, whose peak is what torch's allocator
+Every family is planned for two CPU ranks under each strategy, in each precision, recomputing in each
+way and in so many microbatches, and run: two steps, and one that is recorded, whose peak is what torch's allocator
 held at most (`planner.torch_private.allocator.allocations`). A row a plan: predicted, measured,
 predicted / measured - 1.
 """
@@ -28,6 +29,7 @@ from planner.predict.predict import memory_by_category
 from planner.search.search import search
 from planner.strategy.pins import Pin, recompute_pins
 from planner.workload.ask import Ask
+from planner.workload.precision import precision_of
 from runtime.executor import Executor
 from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
@@ -69,7 +71,7 @@ FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
 }
 
 #: Strategy, way of recomputing, number of microbatches.
-Case = tuple[str, str, int]
+Case = tuple[str, str, int, str]
 
 STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
     "ddp": (Mesh(("dp",), (2,)), (Pin("*", "ddp"),)),
@@ -82,16 +84,16 @@ STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
 def plan(family: str, case: Case, path: Path) -> bool:
     """Plans a family for two CPU ranks; whether it has such a plan."""
     batch, sizes = FAMILIES[family]
-    strategy, recompute, microbatches = case
+    strategy, recompute, microbatches, precision = case
     mesh, pins = STRATEGIES[strategy]
     ask = Ask(
         model=family,
         batch=batch,
         seq=None,
         settings={name: str(size) for name, size in sizes.items()},
-        dtype="float32",
         num_devices=2,
         microbatches=microbatches,
+        **precision_of(precision).fields(),
     )
     cluster = load_cluster("cpu", num_devices=2)
     try:
@@ -134,9 +136,8 @@ def measure(family: str, cases: list[Case]) -> list[dict[str, Any]]:
             return []
         ranks = launch("memory:run_rank", 2, [str(path) for path in paths.values()])
     rows = []
-    for (strategy, recompute, microbatches), pairs in zip(
-        paths, zip(*ranks, strict=True), strict=True
-    ):
+    for case, pairs in zip(paths, zip(*ranks, strict=True), strict=True):
+        strategy, recompute, microbatches, precision = case
         predicted, measured = max(pairs, key=lambda pair: pair[1])
         rows.append(
             {
@@ -144,6 +145,7 @@ def measure(family: str, cases: list[Case]) -> list[dict[str, Any]]:
                 "strategy": strategy,
                 "recompute": recompute,
                 "microbatches": microbatches,
+                "precision": precision,
                 "predicted_bytes": predicted,
                 "measured_bytes": measured,
             }
@@ -159,10 +161,12 @@ def main() -> None:
     parser.add_argument("--strategies", default=",".join(STRATEGIES))
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--microbatches", default="1")
+    parser.add_argument("--precisions", default="fp32")
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     cases = [
-        (strategy, recompute, int(microbatches))
+        (strategy, recompute, int(microbatches), precision)
+        for precision in asked.precisions.split(",")
         for strategy in asked.strategies.split(",")
         for recompute in asked.recompute.split(",")
         for microbatches in asked.microbatches.split(",")
@@ -175,7 +179,7 @@ def main() -> None:
             sizes = [row[f"{kind}_bytes"] / 2**20 for kind in ("predicted", "measured")]
             print(
                 f"{family:13s} {row['strategy']:7s} {row['recompute']:9s} "
-                f"x{row['microbatches']} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} MiB "
+                f"{row['precision']:11s} x{row['microbatches']} predicted {sizes[0]:7.2f} of {sizes[1]:7.2f} MiB "
                 f"{row['error']:+.2%}",
                 flush=True,
             )

@@ -101,6 +101,7 @@ STEPS: dict[str, tuple[str, dict[str, Any]]] = {
     "mixed": ("gpt", {"dtype": "float32", "compute": "bfloat16"}),
     "mixed batch norm": ("normed", {"dtype": "float32", "compute": "bfloat16", "clip_norm": 1.0}),
     "short with a master copy": ("gpt", precision_of("bf16-master").fields()),
+    "short batch norm": ("normed", precision_of("bf16-master").fields()),
     "short with a master copy, reduced short": (
         "mlp",
         {**precision_of("bf16-master", "bf16").fields(), "clip_norm": 0.01},

@@ -43,9 +43,13 @@ def batch_norm(
         return out, mean, rstd, new_mean, new_var
     count, mean, squares = _joined(x, group)
     var = squares / count
-    out = torch.native_batch_norm(x, weight, bias, mean, var, False, momentum, eps)[0]
+    # The kernel takes weights in the format of x or of the statistics, but of one of the two.
+    scale, shift = (None if w is None else w.to(mean.dtype) for w in (weight, bias))
+    out = torch.native_batch_norm(x, scale, shift, mean, var, False, momentum, eps)[0]
+    new_mean = old_mean * (1 - momentum) + momentum * mean
     new_var = old_var * (1 - momentum) + momentum * squares / (count - 1)
-    return out, mean, (var + eps).rsqrt(), old_mean * (1 - momentum) + momentum * mean, new_var
+    running = new_mean.to(old_mean.dtype), new_var.to(old_var.dtype)
+    return out, mean, (var + eps).rsqrt(), *running
 
 
 def batch_norm_backward(
@@ -73,7 +77,8 @@ def batch_norm_backward(
     count, gb, along = sums[:1], *sums[1:].chunk(2)
     inner = grad - (gb / count).view(shape) - centred * (along * rstd**2 / count).view(shape)
     gx = inner * (rstd if weight is None else rstd * weight).view(shape)
-    return gx.to(x.dtype), along * rstd, gb
+    like = mean if weight is None else weight
+    return gx.to(x.dtype), (along * rstd).to(like.dtype), gb.to(like.dtype)
 
 
 def _over(x: Tensor) -> list[int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from cost_models.memory import dtype_bytes
 
@@ -17,13 +18,19 @@ Kind = tuple[tuple[int, ...], str]
 class KernelCall:
     """One op on one rank: the kinds of its arguments by position (None: not a tensor); that of its
     first result; `ranks`, the number of ranks over which the kernel itself communicates (1: it does
-    not); `host`, whether a CPU runs it; `last`, its last argument."""
+    not); `host`, whether a CPU runs it; `settings`, all its arguments, of which those that are no
+    tensors say how it runs."""
 
     arguments: tuple[Kind | None, ...]
     result: Kind
     ranks: int = 1
     host: bool = True
-    last: object = None
+    settings: tuple[Any, ...] = ()
+
+    @property
+    def last(self) -> object:
+        """The last argument; None if there is none."""
+        return self.settings[-1] if self.settings else None
 
     def kind(self, place: int) -> Kind:
         """The kind of an argument that is a tensor."""

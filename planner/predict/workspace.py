@@ -20,6 +20,7 @@ from planner.predict.attention_workspace import (
     masked,
     masked_backward,
 )
+from planner.predict.convolution_workspace import convolution, convolution_backward
 from planner.predict.kernel_call import KernelCall, Kind, nbytes_of
 from planner.predict.recurrent_workspace import lstm, lstm_backward, recurrent, recurrent_backward
 from planner.program.program import Compute, Ref
@@ -48,7 +49,7 @@ def workspace(op: Compute, kinds: dict[int, Kind], sizes: tuple[int, ...], *, ho
             result=(op.shapes[0], op.dtypes[0]),
             ranks=math.prod(sizes[axis] for axis in groups[0].axes) if groups else 1,
             host=host,
-            last=op.args[-1] if op.args else None,
+            settings=op.args,
         )
     )
 
@@ -98,38 +99,6 @@ def _count(call: KernelCall) -> int:
     return 9 * math.prod(call.shape(0))
 
 
-def _convolution(call: KernelCall) -> int:
-    """Copies in oneDNN's own order of channels: of the image and the weights, then of the result.
-    Kernels of one pixel need none."""
-    if not call.host or math.prod(call.shape(1)[2:]) == 1:
-        return 0
-    image, weights, result = _image(call.kind(0)), call.nbytes(1), _padded(call.result)
-    if image and call.shape(1)[0] < _BLOCK:
-        return image + nbytes_of(call.result) + 2 * weights
-    return max(image + weights if image else 0, result)
-
-
-def _convolution_backward(call: KernelCall) -> int:
-    if not call.host or math.prod(call.shape(2)[2:]) == 1:
-        return 0
-    return max(_padded(call.kind(0)) + _image(call.kind(1)), call.nbytes(2))
-
-
-#: Channels that oneDNN keeps together.
-_BLOCK = 16
-
-
-def _image(image: Kind) -> int:
-    """Bytes of the image in oneDNN's order; 0 if it has too few channels to be reordered."""
-    channels = image[0][1]
-    return 0 if channels < 4 else nbytes_of(image) if channels < _BLOCK else _padded(image)
-
-
-def _padded(image: Kind) -> int:
-    channels = image[0][1]
-    return nbytes_of(image) // channels * (-(-channels // _BLOCK) * _BLOCK)
-
-
 def _norm_backward(call: KernelCall) -> int:
     """With a group, by ops that hold whole images: centred, products, the part subtracted."""
     return (4 if call.ranks > 1 else 1) * call.nbytes(1)
@@ -158,8 +127,8 @@ def _dropout(call: KernelCall) -> int:
 
 
 _RULES: dict[str, Callable[[KernelCall], int]] = {
-    "aten.convolution.default": _convolution,
-    "aten.convolution_backward.default": _convolution_backward,
+    "aten.convolution.default": convolution,
+    "aten.convolution_backward.default": convolution_backward,
     "shardwright.attention": attention,
     "shardwright.attention_backward": attention_backward,
     "shardwright.batch_norm_backward": _norm_backward,

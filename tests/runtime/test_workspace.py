@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -41,24 +42,43 @@ def loss_backward(*sizes: Any) -> tuple[Any, ...]:
     return torch.ones(()), logits, target, torch.logsumexp(logits.float(), 1), ignored
 
 
-def convolution(channels: int, outputs: int, image: int, kernel: int = 3) -> tuple[Any, ...]:
-    weight = randn(outputs, channels, kernel, kernel)
+def convolution(
+    channels: int,
+    outputs: int,
+    image: int,
+    kernel: int = 3,
+    dtype: torch.dtype = torch.float32,
+    *,
+    stride: int = 1,
+    dilation: int = 1,
+    groups: int = 1,
+    transposed: bool = False,
+) -> tuple[Any, ...]:
+    shape = (channels, outputs) if transposed else (outputs, channels)
+    weight = randn(shape[0], shape[1] // groups, kernel, kernel).to(dtype)
+    padding = (dilation * (kernel // 2),) * 2
+    settings = (stride,) * 2, padding, (dilation,) * 2, transposed, (0, 0), groups
+    return (randn(4, channels, image, image).to(dtype), weight, None, *settings)
+
+
+def convolution_backward(
+    channels: int, outputs: int, image: int, *more: Any, **settings_: Any
+) -> tuple[Any, ...]:
+    arguments = convolution(channels, outputs, image, *more, **settings_)
+    image_, weight, _, *settings = arguments
+    gradient = torch.ops.aten.convolution.default(*arguments)
     return (
-        randn(4, channels, image, image),
+        randn(*gradient.shape).to(gradient.dtype),
+        image_,
         weight,
-        None,
-        (1, 1),
-        (kernel // 2,) * 2,
-        (1, 1),
-        False,
-        (0, 0),
-        1,
+        (0,),
+        *settings,
+        (
+            True,
+            True,
+            False,
+        ),
     )
-
-
-def convolution_backward(channels: int, outputs: int, image: int) -> tuple[Any, ...]:
-    image_, weight, _, *settings = convolution(channels, outputs, image)
-    return randn(4, outputs, image, image), image_, weight, (0,), *settings, (True, True, False)
 
 
 def attention(kv_heads: int) -> tuple[Any, ...]:
@@ -119,7 +139,16 @@ def recurrent_backward(gates: int, mode: str, *sizes: int) -> tuple[Any, ...]:
     return torch.randn_like(y), None, x, h0, w_ih, w_hh, y, reserve, mode
 
 
-BF16 = torch.bfloat16
+BF16, FP16 = torch.bfloat16, torch.float16
+#: Convolutions in float16.
+SETTINGS: list[dict[str, Any]] = [
+    {},
+    {"stride": 2},
+    {"dilation": 2},
+    {"groups": 4},
+    {"groups": 32},
+    {"transposed": True},
+]
 #: Ops of oneDNN's whose workspace is bounded, not known.
 BOUNDED = (
     "aten.convolution.default",
@@ -167,6 +196,17 @@ CASES: list[tuple[str, Callable[..., tuple[Any, ...]], tuple[Any, ...]]] = [
     ),
     ("aten.convolution.default", convolution, (32, 32, 32)),
     ("aten.convolution_backward.default", convolution_backward, (32, 32, 32)),
+    ("aten.convolution.default", convolution, (32, 32, 32, 1, BF16)),
+    ("aten.convolution_backward.default", convolution_backward, (32, 32, 32, 3, BF16)),
+    ("aten.convolution_backward.default", convolution_backward, (64, 64, 8, 3, BF16)),
+    *(
+        (f"aten.{name}.default", partial(make, **settings), (32, 32, 32, kernel, FP16))
+        for name, make in (
+            ("convolution", convolution),
+            ("convolution_backward", convolution_backward),
+        )
+        for kernel, settings in (*((3, given) for given in SETTINGS), (1, {}), (1, {"stride": 2}))
+    ),
     ("aten.mul.Tensor", lambda: (randn(256, 256), torch.ones(256, 256, dtype=torch.bool)), ()),
 ]
 
