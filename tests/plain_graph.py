@@ -35,7 +35,10 @@ def torch_step(workload: Workload, microbatches: int = 1) -> Result:
     microbatches of it."""
     before = {name: t.clone() for name, t in workload.state().buffers.items()}
     losses: dict[str, Tensor] = {}
-    for part in zip(*(t.chunk(microbatches) for t in workload.batch), strict=True):
+    parts = [workload.batch]
+    if microbatches > 1:
+        parts = list(zip(*(t.chunk(microbatches) for t in workload.batch), strict=True))
+    for part in parts:
         with Random(KEY), precision(workload.compute):
             loss, parts = workload.loss_of(part)
         (loss / microbatches).backward()

@@ -133,6 +133,36 @@ ALIKE: dict[str, Callable[[], Workload]] = {
 }
 
 
+class OfPositions(nn.Module):
+    """Reads, beside its samples, a mask of positions and a number, and is given flat targets."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.out = nn.Embedding(9, 6), nn.Linear(6, 9)
+
+    def forward(self, ids: Tensor, mask: Tensor, scale: Tensor) -> Tensor:
+        x = self.table(ids)
+        scores = (x @ x.transpose(1, 2)).masked_fill(mask, -10.0)
+        return self.out(scores.softmax(-1) @ x * scale)
+
+
+def of_positions() -> Workload:
+    hidden, scale = torch.ones(5, 5, dtype=torch.bool).triu(1), torch.tensor(0.7)
+    targets = torch.randint(0, 9, (SAMPLES * 5,))
+    ids = torch.randint(0, 9, (SAMPLES, 5))
+    return workload(
+        OfPositions(),
+        ids,
+        hidden,
+        scale,
+        targets,
+        loss=lambda o, t: F.cross_entropy(o.flatten(0, 1), t),
+    )
+
+
+ALIKE["positions"] = of_positions
+
+
 def cut(graph: Graph, microbatches: int, per_microbatch: tuple[str, ...] = ()) -> Graph:
     """The graph of a microbatch, checked."""
     found = microbatch_graph(graph, infer(graph), microbatches, per_microbatch)
