@@ -117,6 +117,7 @@ class Summary(TypedDict):
     padding: NotRequired[Padding]
     recomputed: NotRequired[Recomputed]
     checkpoints: NotRequired[list[str]]
+    bound_of_fitting: NotRequired[bool]
     left_out: NotRequired[list[str]]
     late: NotRequired[list[str]]
     time_limit_s: NotRequired[Share]

@@ -202,8 +202,7 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
     lines = [
         f"step time {step}, lower bound {bound}, gap {percent(solver.gap)}",
         f"the bound holds for all plans on {meshes} searched that split repeated layers in the "
-        "same "
-        "way, whether they fit or not",
+        f"same way{' and fit' if summary.get('bound_of_fitting') else ', whether they fit or not'}",
         f"proved in {solver.time_s:.2f} s; planned in {summary['planning_time_s']:.1f} s in total",
     ]
     if left_out := summary.get("left_out"):

@@ -24,6 +24,7 @@ from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array, Choice, Edge, Problem
 from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.costing import Costing
+from planner.strategy.strategies import AGAIN
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["bound_problem", "bounded"]
@@ -50,7 +51,7 @@ class _Bound:
         """The bounding problem, node by node and edge by edge."""
         self._ops()
         self._parameters()
-        for (_, phase, _), alike in self.model.use_groups.items():
+        for (_, phase, _), alike in self.table.readings.groups.items():
             self._changes(phase, alike)
         edges = tuple(
             # what only second runs read costs nothing here
@@ -70,13 +71,16 @@ class _Bound:
             if number is None:
                 continue
             joined = self.model.may_be_joined
-            times = sum(self.model.runs[member] for member in members if member not in joined)
+            counted = [member for member in members if member not in joined]
+            times = sum(self.model.runs[member] for member in counted)
+            again = sum(self.model.runs[m] for m in counted if m in self.table.readings.runs_at)
             node = graph.nodes[members[0]]
             seconds = [
                 costing.ops.simulated(node, dims.ops[node.index], s)
+                * (times + again if s.mode == AGAIN else times)
                 for s in self.table.strategies[number]
             ]
-            self.costs[number] += self.least.compute * times * np.array(seconds)
+            self.costs[number] += self.least.compute * np.array(seconds)
 
     def _parameters(self) -> None:
         """Adds every update, the gathers of parameters that are updated in pieces and kept whole,
@@ -100,12 +104,18 @@ class _Bound:
     # -------------------------------------------------------------------------------- communication
 
     def _changes(self, phase: str, alike: list[tuple[int, str, list[Use]]]) -> None:
-        """Adds the changes of layout of values that are alike; only those that training needs."""
-        value, _, uses = alike[0]
+        """Adds the changes of layout of values that are alike; only those that training needs, and
+        none for second runs, which may share those of others."""
+        value, _, every = alike[0]
+        uses = [use for use in every if not use.again]
+        if not uses:
+            return
         produced = self.table.produced(value)
         assert produced is not None
         # For each reading, how often a step makes it.
-        counts = Counter(tuple(self._times(v, use) for use in of) for v, _, of in alike)
+        counts = Counter(
+            tuple(self._times(v, use) for use in of if not use.again) for v, _, of in alike
+        )
         # Backward keeps a layout that forward has made.
         if phase == "backward" and self._is_small(value):
             counts = Counter({tuple(0 for _ in uses): len(alike)})
@@ -122,7 +132,10 @@ class _Bound:
         at_hub = (hub, list(self.table.hub_layouts[hub]))
         self._edge(value, phase, produced, at_hub, sum(n * max(c) for c, n in counts.items()))
         for place, use in enumerate(uses):
-            shares = (n * c[place] / _sharing(sum(map(bool, c))) for c, n in counts.items())
+            shares = (
+                n * c[place] / _sharing(sum(map(bool, c)), also=len(every) > len(uses))
+                for c, n in counts.items()
+            )
             self._edge(value, phase, at_hub, self.table.consumed(use), sum(shares))
 
     def _edge(
@@ -183,10 +196,10 @@ def _known(layouts: Layouts) -> list[Layout]:
     return known
 
 
-def _sharing(readers: int) -> int:
+def _sharing(readers: int, *, also: bool) -> int:
     """The most readers that may share one redistribution from their hub: if all of them did, the
-    hub itself would have that layout."""
-    return max(1, readers - 1)
+    hub itself would have that layout, unless second runs read the value `also`."""
+    return max(1, readers - (0 if also else 1))
 
 
 # --------------------------------------------------------------------------------------- the search

@@ -23,7 +23,7 @@ from planner.strategy.cost_table import CostTable
 from planner.strategy.problem import problem_of, with_memory
 from planner.strategy.untied import untied
 
-__all__ = ["by_layer", "fitted", "fitting", "is_hopeless", "lean"]
+__all__ = ["MOST_PAIRS", "by_layer", "fitted", "fitting", "is_hopeless", "lean"]
 
 #: The share of a search's time after which no plan is made to fit any more.
 _FITTED = 0.9
@@ -36,7 +36,7 @@ _NEAR = 3e-3
 _NEAR_BY_LAYER, _ROUNDS, _PATIENCE = 5e-4, 3, 10.0
 
 #: A table whose modes make more pairs than this is made to fit without.
-_MOST_PAIRS = 25_000_000
+MOST_PAIRS = 25_000_000
 
 
 def fitting(proposer: Proposer, candidate: Candidate) -> Candidate:
@@ -141,9 +141,7 @@ def _with_modes(proposer: Proposer, proposal: Proposal) -> Proposal:
     if table is proposer.with_modes.get((proposal.mesh, proposal.pins)):
         return proposal
     try:
-        with_modes = proposer.table(
-            proposal.mesh, proposal.pins, most_pairs=_MOST_PAIRS, modes=True
-        )
+        with_modes = proposer.table(proposal.mesh, proposal.pins, most_pairs=MOST_PAIRS, modes=True)
     except TooLarge:
         return proposal
     choice = with_modes.choice_from(table, proposal.solution.choice)

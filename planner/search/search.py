@@ -27,7 +27,8 @@ from planner.program.check_program import ranks_faults
 from planner.program.dry import CannotRun, dry_run
 from planner.program.program import Program
 from planner.search.baselines import comparisons
-from planner.search.bounds import bounded
+from planner.search.bounds import GOOD, bounded
+from planner.search.bounds_in_memory import bound_of_fitting
 from planner.search.budget import Budget
 from planner.search.choose import choose
 from planner.search.fitting import fitting
@@ -117,7 +118,7 @@ def search(
     _check_runs(best.program, ask)
     checked("all ranks", lambda: _ranks_faults(proposer.model, best))
     progress("proving the bound", 0.9)
-    proof = _proved(proposer, searched.proposals, best)
+    proof, if_fits = _proved(proposer, searched.proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
     named = (
         Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes)
@@ -128,7 +129,7 @@ def search(
     elapsed = time.perf_counter() - started
     plan = plan_of(proposer.ask, cluster, workload, best, named, proof, searched.rows, elapsed)
     more = _of_the_search(proposer, best) | {"padding": padding, **searched.left_out}
-    more |= {"only_one_microbatch": why_one}
+    more |= {"only_one_microbatch": why_one, "bound_of_fitting": if_fits}
     plan = replace(
         plan, summary={**plan.summary, **{key: found for key, found in more.items() if found}}
     )
@@ -246,9 +247,11 @@ def _chosen(
     return found.proposer
 
 
-def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> SolverRecord:
+def _proved(
+    proposer: Proposer, proposals: list[Proposal], best: Candidate
+) -> tuple[SolverRecord, bool]:
     """The proof of the plan, from the tables of all meshes that were searched (the plan's own mesh
-    is one of them)."""
+    is one of them); and whether its bound is only one of plans that fit."""
     began = time.perf_counter()
     own = (
         []
@@ -258,12 +261,18 @@ def _proved(proposer: Proposer, proposals: list[Proposal], best: Candidate) -> S
     tables = {p.mesh.sizes: (p.table, p.solution.choice) for p in (*proposals, *own)}
     step = best.prediction.step_time_s
     bound = bounded(list(tables.values()), step, lambda: max(1.0, proposer.budget.left / 2))
-    return SolverRecord(
-        bound=bound,
-        gap=(step - bound) / step,
+    of_fitting = 0.0
+    made_to_fit = any(table is best.proposal.table for table in proposer.with_modes.values())
+    if made_to_fit and bound < step * (1 - GOOD):
+        meshes = {p.mesh.sizes: p.mesh for p in (*proposals, *own)}
+        of_fitting = bound_of_fitting(proposer, list(meshes.values()))
+    record = SolverRecord(
+        bound=max(bound, of_fitting),
+        gap=(step - max(bound, of_fitting)) / step,
         num_meshes=len(tables),
         time_s=time.perf_counter() - began,
     )
+    return record, of_fitting > bound
 
 
 def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:

@@ -161,7 +161,8 @@ class Recompute:
     def modes(self) -> tuple[tuple[str, ...], ...]:
         """The modes that each class of ops may have. An op whose results backward reads is kept or
         runs again. One that only second runs read is run once, runs again or, if that holds less
-        than what follows from it, is kept."""
+        than what follows from it, is kept. The first mode is that of a step in which nothing runs
+        again."""
         return tuple(map(self._modes_of, self.model.ties.nodes_of))
 
     def _modes_of(self, members: tuple[int, ...]) -> tuple[str, ...]:
@@ -172,6 +173,8 @@ class Recompute:
         again = (AGAIN,) if all(node.index not in barred for node in nodes) else ()
         if any(map(self._direct, nodes)):
             return (KEPT, *again)
+        if self._is_looked_at(nodes[0]):
+            return (KEPT, ONCE, *again)
         return (ONCE, *again, *((KEPT,) if self._worth_keeping(nodes[0]) else ()))
 
     def modes_under(

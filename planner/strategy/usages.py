@@ -25,7 +25,7 @@ from planner.strategy.strategies import KEPT, ParameterStrategy
 from planner.strategy.traced_model import Use
 from planner.strategy.update_costs import local_numel
 
-__all__ = ["result_bytes", "usages"]
+__all__ = ["result_bytes", "state_bytes", "usages"]
 
 
 #: A copy of a value counts as large if the whole value is more than this share of the limit.
@@ -38,6 +38,22 @@ def usages(
     """The usages of nodes, and those of pairs: the results of changes of layout, which the choices
     at both ends determine. `limit` is the bytes per device."""
     return _Usages(table, edge_number, _LARGE * limit).all()
+
+
+def state_bytes(table: CostTable) -> dict[int, Array]:
+    """Bytes that all parameters of a problem node hold between steps, with their optimizer's state,
+    under each choice."""
+    model, out = table.model, {}
+    for node, members in zip(table.parameter_of, model.ties.parameters_of, strict=True):
+        value = model.graph.values[model.graph.parameters[members[0]].value]
+        given = model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype
+        out[node] = float(len(members)) * np.array(
+            [
+                float(sum(table.costing.updates.parameter_bytes(*given, s).values()))
+                for s in table.parameter_strategies[node]
+            ]
+        )
+    return out
 
 
 def result_bytes(table: CostTable, value: int) -> Array:
@@ -134,22 +150,11 @@ class _Usages:
         return _bytes(self.table, value, layouts)
 
     def _states(self) -> None:
-        model, costing = self.table.model, self.table.costing
+        model, states = self.table.model, state_bytes(self.table)
         for node, members in zip(self.table.parameter_of, model.ties.parameters_of, strict=True):
             value = model.graph.values[model.graph.parameters[members[0]].value]
             flat, itemsize = self.table.model.dims.flat(value.id), dtype_bytes(value.dtype)
-            held = [
-                float(sum(costing.updates.parameter_bytes(flat, itemsize, value.dtype, s).values()))
-                for s in self.table.parameter_strategies[node]
-            ]
-            self._hold(
-                node,
-                "state",
-                lambda held=held: np.array(held),  # type: ignore[misc]
-                0,
-                self.horizon,
-                len(members),
-            )
+            self._hold(node, "state", lambda node=node: states[node], 0, self.horizon)  # type: ignore[misc]
             kept = [self._kept(flat, itemsize, s) for s in self.table.parameter_strategies[node]]
             if any(kept):
                 for member in members:

@@ -15,6 +15,7 @@ from small_plans import ask_for, chosen_at_random, mesh_of, traced
 from torch import Tensor, nn
 
 import planner.predict.footprint
+import planner.search.bounds_in_memory as bounds_in_memory
 from cost_models.cluster import load_cluster
 from planner.lowering.lower import lower
 from planner.plans.replay import modelled
@@ -227,3 +228,44 @@ def test_a_search_runs_ops_again_only_if_memory_binds(share: float) -> None:
         assert made.prediction.step_time_s > free.prediction.step_time_s
         tied: Candidate = fitting(proposer, free)
         assert made.prediction.step_time_s <= tied.prediction.step_time_s
+
+
+# ---------------------------------------------------------------------------------------- the bound
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "bert", "moe", "t5"])
+def test_what_is_held_at_the_turn_is_no_more_than_the_program_holds(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of plans within limits on one device, and of the best plan on four: else the bound of plans
+    that fit would be none."""
+    monkeypatch.setattr(bounds_in_memory, "SMALL", 0)
+    shares = []
+    for mesh, limits in (("a=1", (1.0, 0.9, 0.8, 0.7)), ("a=4", (2.0,))):
+        found = table(name, mesh)
+        wide, held = problem_of(found, limit=1e18), bounds_in_memory.held_at_turn(found)
+        whole = wide.peak(completed(wide, solve(problem_of(found)).choice))
+        for limit in limits:
+            problem = replace(wide, limit=limit * whole) if limit < 2 else problem_of(found)
+            choice = solve(problem).choice[: len(found.costs)]
+            least = sum(float(nbytes[choice[n]]) for n, nbytes in held.items())
+            choices = read_choices(found, choice)
+            shares.append(least / program_peak(found, choices.strategies, choice))
+    assert max(shares) <= 1.0 and min(shares) > 0.3, shares
+
+
+def test_the_bound_of_plans_that_fit_is_below_the_best_of_them() -> None:
+    """And above that of all plans, if memory binds."""
+    ask = ask_for("gpt", 1, dtype="float32", layers=6)
+    found = trace(partial(build, ask), ask.model)
+    cluster = load_cluster("dgx-h100", num_devices=1)
+    proposer = Proposer(ask, modelled(found), found.workload, cluster, ())
+    free = proposer.candidate(proposer.proposals(mesh_of("a=1"))[0], whole=True)
+    bounds = []
+    for share in (1.0, 0.8, 0.7):
+        proposer.capacity = share * free.prediction.total_memory_bytes
+        best = by_layer(proposer, fitting(proposer, free))
+        assert best.fits(proposer.capacity)
+        bounds.append(bounds_in_memory.bound_of_fitting(proposer, [free.mesh]))
+        assert bounds[-1] <= best.prediction.step_time_s
+    assert bounds == sorted(bounds)

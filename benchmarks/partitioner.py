@@ -1,0 +1,351 @@
+"""What is recomputed, against torch's own partitioner of joint graphs, on one device.
+
+    python benchmarks/partitioner.py [--models gpt2,llama,...] [--out FILE]
+
+The planner's graph of a step becomes an FX graph; `torch._functorch.partitioners` chooses what it
+saves for backward under `activation_memory_budget` 0.1 to 0.9, with each of its solvers and with our
+seconds of every op as its runtime estimator. The same graph is then planned by our problem within
+the bytes that torch's choice saves. Both are priced alike: bytes of what is kept from forward to
+backward, and seconds of the ops that must run again. A row a choice: bytes, torch's seconds, ours.
+Private torch APIs: only here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import operator
+import statistics
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from provenance import provenance
+from torch import fx
+from torch._functorch import config
+from torch._functorch import partitioners as torchs
+from torch.utils._ordered_set import OrderedSet
+
+from cost_models.cluster import load_cluster
+from cost_models.memory import dtype_bytes
+from planner.graph.graph import Node
+from planner.plans.replay import modelled
+from planner.solver.exact.ilp import solve
+from planner.solver.problem.problem import Usage
+from planner.strategy.build_cost_table import build_cost_table
+from planner.strategy.cost_table import CostTable
+from planner.strategy.costing import Costing
+from planner.strategy.recompute import Recompute
+from planner.strategy.strategies import AGAIN, Option
+from planner.strategy.traced_model import Model, Pins
+from planner.strategy.untied import Untied, untied
+from planner.strategy.update_costs import total_gradient_bytes
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
+
+#: Realistic shapes: model, batch and settings.
+MODELS: dict[str, tuple[str, int, dict[str, str]]] = {
+    "gpt2": ("gpt2", 8, {}),
+    "llama": (
+        "llama3-8b",
+        2,
+        {
+            "layers": "4",
+            "width": "1024",
+            "heads": "16",
+            "kv_heads": "4",
+            "mlp": "3584",
+            "seq": "2048",
+        },
+    ),
+    "bert": ("bert-base", 16, {}),
+    "vit": ("vit-base-16", 32, {}),
+    "t5": ("t5-base", 8, {}),
+}
+BUDGETS = tuple(n / 10 for n in range(1, 10))
+SOLVERS = ("dp", "greedy", "ilp")
+
+#: Ops whose kind decides what torch's partitioner may do, by ours.
+_ALIKE: dict[str, Any] = {
+    "shardwright.reshape": torch.ops.aten.view.default,
+    "shardwright.attention": torch.ops.aten._scaled_dot_product_flash_attention.default,
+    "shardwright.masked_attention": torch.ops.aten._scaled_dot_product_flash_attention.default,
+    "shardwright.rms_norm": torch.ops.aten.native_layer_norm.default,
+    "shardwright.dropout": torch.ops.aten.native_dropout.default,
+    "shardwright.cross_entropy": torch.ops.aten._log_softmax.default,
+    "shardwright.count_targets": torch.ops.aten.sum.default,
+    "shardwright.uniform": torch.ops.aten.rand.default,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Priced:
+    """Seconds of the ops that run again, and bytes kept from forward to backward."""
+
+    seconds: float
+    nbytes: float
+
+
+class Prices:
+    """What a set of saved values costs, by walking the graph."""
+
+    def __init__(self, table: CostTable) -> None:
+        self.table, self.model = table, table.model
+        self.seconds: dict[int, float] = {}
+        for number, members in zip(table.node_of, self.model.ties.nodes_of, strict=True):
+            for member in members if number is not None else ():
+                self.seconds[member] = table.costing.ops.cost(
+                    self.model.graph.nodes[member],
+                    self.model.dims.ops[member],
+                    table.strategies[number][0],
+                )
+
+    def nbytes(self, value: int) -> int:
+        found = self.model.graph.values[value]
+        return found.numel * dtype_bytes(found.dtype)
+
+    def is_free(self, value: int) -> bool:
+        """Whether a value is there anyway: an input, a parameter, or a parameter in a format."""
+        return self.model.graph.values[value].writer is None or value in self.model.formats
+
+    def of(self, saved: set[int]) -> Priced:
+        """The price of keeping some root values. Views take no memory of their own."""
+        graph, again, kept = self.model.graph, set[int](), set[int]()
+        pending = [v for v, phase in self.model.uses if phase == "backward"]
+        pending = [
+            v for v in pending if graph.nodes[graph.values[v].writer or 0].phase == "forward"
+        ]
+        while pending:
+            value = pending.pop()
+            if self.is_free(value) or value in kept:
+                continue
+            if value in saved:
+                kept.add(value)
+                continue
+            writer = graph.values[value].writer
+            assert writer is not None
+            if writer not in again:
+                again.add(writer)
+                pending += [self.model.roots[v].value for v in graph.nodes[writer].operands]
+        storages = {self._storage(value) for value in kept}
+        return Priced(
+            seconds=sum(self.seconds[n] for n in again),
+            nbytes=sum(self.nbytes(v) for v in storages if not self.is_free(v)),
+        )
+
+    def _storage(self, value: int) -> int:
+        """The value whose memory a view (a slice, an expansion) shares."""
+        writer = self.model.graph.values[value].writer
+        while writer is not None and self.model.dims.ops[writer].signature.kind == "view":
+            value = self.model.roots[self.model.graph.nodes[writer].operands[0]].value
+            writer = self.model.graph.values[value].writer
+        return value
+
+
+class Estimator(torchs.CustomRuntimeEstimator):
+    """Our seconds of every op."""
+
+    def __init__(self, seconds: dict[str, float]) -> None:
+        self.seconds = seconds
+
+    def __call__(self, node: fx.Node) -> float:
+        return self.seconds.get(node.name, 0.0)
+
+    def uuid(self) -> None:
+        return None
+
+
+class Joint:
+    """The planner's graph as torch's partitioner reads it."""
+
+    def __init__(self, model: Model, prices: Prices) -> None:
+        self.model, self.graph = model, fx.Graph()
+        self.node_of: dict[int, fx.Node] = {}
+        self.value_of: dict[fx.Node, int] = {}
+        self.seconds: dict[str, float] = {}
+        self.forward: list[fx.Node] = []
+        self.backward: list[fx.Node] = []
+        for number, value in enumerate(model.graph.values):
+            if value.writer is None or value.id in model.formats:
+                self._is(value.id, self.graph.placeholder(f"primals_{number + 1}"))
+        for node in model.graph.nodes:
+            if not (node.results and node.results[0] in model.formats):
+                self._add(node, prices)
+        self.graph.output(tuple(self.node_of[p.gradient] for p in model.graph.parameters))
+        self._distances()
+
+    def _is(self, value: int, node: fx.Node) -> None:
+        found = self.model.graph.values[value]
+        node.meta["val"] = torch.empty(
+            found.shape, dtype=getattr(torch, found.dtype), device="meta"
+        )
+        self.node_of[value], self.value_of[node] = node, value
+
+    def _add(self, node: Node, prices: Prices) -> None:
+        section = self.forward if node.phase == "forward" else self.backward
+        operands = tuple(self.node_of[v] for v in node.operands)
+        made = self.graph.call_function(_target(node), operands)
+        self.seconds[made.name] = prices.seconds.get(node.index, 0.0)
+        section.append(made)
+        if len(node.results) == 1:
+            if node.results[0] is not None:
+                self._is(node.results[0], made)
+            return
+        made.meta["val"] = tuple(
+            torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
+            for shape, dtype in zip(node.result_shapes, node.result_dtypes, strict=True)
+        )
+        for place, value in enumerate(node.results):
+            if value is not None:
+                part = self.graph.call_function(operator.getitem, (made, place))
+                self._is(value, part)
+                section.append(part)
+
+    def _distances(self) -> None:
+        """How far every node of forward is from backward, as the partitioner counts."""
+        forward = {*self.forward, *(n for n in self.graph.nodes if n.op == "placeholder")}
+        for node in reversed(self.graph.nodes):
+            node.dist_from_bw = 0 if node in {*self.backward} else int(1e9)
+            if node in forward:
+                for user in node.users:
+                    node.dist_from_bw = min(node.dist_from_bw, user.dist_from_bw + 1)
+
+    def info(self) -> torchs.NodeInfo:
+        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
+        parameters = [n for n in inputs if self.value_of[n] in self.model.formats]
+        forward = [*inputs, *self.forward]
+        return torchs.NodeInfo(
+            inputs,
+            OrderedSet(forward),
+            OrderedSet(self.backward),
+            OrderedSet(self.backward),
+            OrderedSet(),
+            {node: number for number, node in enumerate(forward)},
+            OrderedSet(parameters),
+        )
+
+    def saved(self, budget: float, solver: str) -> set[int]:
+        """The root values that torch's partitioner keeps."""
+        with config.patch(
+            activation_memory_budget_solver=solver,
+            activation_memory_budget_runtime_estimator=Estimator(self.seconds),
+        ):
+            found = torchs.choose_saved_values_set(self.graph, self.info(), budget)
+        return {self.model.roots[self.value_of[n]].value for n in found if n in self.value_of}
+
+
+def _target(node: Node) -> Any:
+    if node.op in _ALIKE:
+        return _ALIKE[node.op]
+    if not node.op.startswith("aten."):
+        return torch.ops.aten.clone.default
+    _, packet, overload = node.op.split(".")
+    return getattr(getattr(torch.ops.aten, packet), overload)
+
+
+def kept_only(own: Untied, turn: int) -> Untied:
+    """The problem in which only what is held between forward and backward counts."""
+    usages = tuple(
+        Usage(node=u.node, nbytes=u.nbytes, spans=((0, 1, 1.0),))
+        for u in own.problem.usages
+        if any(start < turn < end for start, end, _ in u.spans)
+    )
+    return replace(own, problem=replace(own.problem, usages=usages, horizon=1, base=None))
+
+
+def table_of(model: Model) -> CostTable:
+    costing = Costing(
+        load_cluster("dgx-h100", num_devices=1), (1,), "adamw", total_gradient_bytes(model.graph)
+    )
+    whole = Pins(
+        op=lambda node, axis, option: option == Option("whole"),
+        parameter=lambda parameter, axis, option: option == Option("whole"),
+    )
+    return build_cost_table(model, costing, whole, recompute=Recompute(model))
+
+
+def rows_of(name: str) -> Iterator[dict[str, Any]]:
+    """A row for every budget and solver of torch's."""
+    given, batch, settings = MODELS[name]
+    ask = Ask(
+        model=given,
+        batch=batch,
+        seq=None,
+        settings=settings,
+        dtype="float32",
+        num_devices=1,
+        compute="bfloat16",
+    )
+    model = modelled(trace(lambda: build(ask), ask.model))
+    table = table_of(model)
+    prices, first = Prices(table), tuple(0 for _ in table.costs)
+    joint = Joint(model, prices)
+    turn = next(n.index for n in model.graph.nodes if n.phase == "backward")
+    own = kept_only(untied(table, first, 1e30), turn)
+    for solver in SOLVERS:
+        for budget in BUDGETS:
+            theirs = prices.of(joint.saved(budget, solver))
+            ours = _ours(own, prices, theirs.nbytes)
+            yield {
+                "model": name,
+                "solver": solver,
+                "budget": budget,
+                "bytes": theirs.nbytes,
+                "torch_s": theirs.seconds,
+                "ours_s": None if ours is None else ours.seconds,
+                "ours_bytes": None if ours is None else ours.nbytes,
+            }
+
+
+def _ours(own: Untied, prices: Prices, nbytes: float) -> Priced | None:
+    """Our choice within some bytes, priced as torch's is; None if nothing fits."""
+    fixed = prices.of(_saved(own, prices, own.tied)).nbytes - own.problem.peak(own.tied)
+    problem = replace(own.problem, limit=max(0.0, nbytes - fixed))
+    solution = solve(problem, guess=own.tied, near=1e-3, time_limit=20.0)
+    if solution.status not in ("optimal", "feasible"):
+        return None
+    return prices.of(_saved(own, prices, solution.choice))
+
+
+def _saved(own: Untied, prices: Prices, choice: tuple[int, ...]) -> set[int]:
+    """The values that are kept: results of all ops of forward that do not run again."""
+    modes = {n: s.mode for n, s in own.strategies(choice).items()}
+    return {
+        value
+        for node in prices.model.graph.nodes
+        if node.phase == "forward" and modes.get(node.index) != AGAIN
+        for value in node.results
+        if value is not None
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    command = " ".join(["python", *sys.argv])
+    rows = []
+    for name in given.models.split(","):
+        for row in rows_of(name):
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    shares = [r["ours_s"] / r["torch_s"] for r in rows if r["ours_s"] is not None and r["torch_s"]]
+    summary = {
+        "rows": len(rows),
+        "without_ours": sum(r["ours_s"] is None for r in rows),
+        "most": max(shares),
+        "median": statistics.median(shares),
+    }
+    print(json.dumps(summary))
+    if given.out:
+        given.out.write_text(
+            json.dumps({**provenance(command), "summary": summary, "rows": rows}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()
