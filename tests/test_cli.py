@@ -230,6 +230,18 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
             "--model mlp --gpus 2 --pin nothing=tensor",
             "UnknownName: --pin 'nothing' matches nothing in the model",
         ),
+        (
+            "--model mlp --gpus 2 --recompute all",
+            "UnknownName: unknown recompute 'all': known: chosen, full, none, selective",
+        ),
+        (
+            "--model gpt --gpus 1 --pin h.*=keep --pin h.*=recompute",
+            "BadValue: --pin 'h.*=keep' and --pin 'h.*=recompute' contradict each other: leave one",
+        ),
+        (
+            "--model gpt --gpus 1 --pin h.*.mlp.proj=recompute",
+            "NoPlan: --pin 'h.*.mlp.proj=recompute': nothing that it matches is held for backward",
+        ),
         ("--modle mlp", "UnknownName: unknown option --modle: did you mean --model?"),
         (
             "--model mlp --hidden 128",
