@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from plain_graph import torch_step
 from small_plans import Planned, ask_for, planned
 from torch import Tensor, nn
 
@@ -42,11 +43,17 @@ def sharing(batch: int = BATCH) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
     return Sharing(), (torch.randn(batch, 6), torch.randn(batch)), nn.functional.mse_loss
 
 
+def batch_normed(batch: int = BATCH) -> tuple[nn.Module, tuple[Tensor, ...], Any]:
+    """A model with statistics over samples, and a buffer that each microbatch changes."""
+    module = nn.Sequential(nn.Linear(6, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Linear(5, 3))
+    return module, (torch.randn(batch, 6), torch.randn(batch, 3)), nn.functional.mse_loss
+
+
 def ask(name: str, **more: Any) -> Ask:
-    if name != "sharing":
+    if name not in ("sharing", "batch_normed"):
         return ask_for(name, 1, batch=BATCH, **more)
     return Ask(
-        model=f"{__file__}:sharing", batch=BATCH, seq=None, settings={}, dtype="float64",
+        model=f"{__file__}:{name}", batch=BATCH, seq=None, settings={}, dtype="float64",
         num_devices=1, **more,
     )  # fmt: skip
 
@@ -84,6 +91,24 @@ def test_a_sum_has_memory_of_its_own() -> None:
     sums = [one for one in found.program.bodies["FIRST"] if ".accumulate#" in one.id]
     copied = [one for one in sums if getattr(one, "op", "") == "aten.clone.default"]
     assert 3 <= len(copied) < len(sums)  # of a and b one, the broadcast one, a part
+
+
+def test_buffers_that_every_microbatch_changes_go_from_one_to_the_next() -> None:
+    """Batch norm over each microbatch, as gradient accumulation in plain torch has it."""
+    asked, found = plan("batch_normed", 4, per_microbatch=("*",))
+    workload, theirs = (built(partial(build, asked), 0) for _ in range(2))
+    executor = Executor(found.program, workload, keep_gradients=True)
+    loss = executor.step(workload.batch)
+    expected = torch_step(theirs, 4)
+    assert loss == pytest.approx(float(expected.losses[""]), rel=1e-12)
+    for name, gradient in executor.gradients.items():
+        torch.testing.assert_close(gradient, expected.gradients[name], rtol=1e-10, atol=1e-14)
+    names = {state.value: state.name for state in found.program.inputs}
+    stored = {names[value]: executor.buffer(value) for value, _ in found.program.stores}
+    assert stored.keys() == {"1.running_mean", "1.running_var", "1.num_batches_tracked"}
+    for name, buffer in stored.items():
+        torch.testing.assert_close(buffer, dict(theirs.module.named_buffers())[name])
+    assert int(stored["1.num_batches_tracked"]) == 4
 
 
 @pytest.fixture(scope="module")
