@@ -70,7 +70,7 @@ FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
     "dlrm": (256, {}),
 }
 
-#: Strategy, way of recomputing, number of microbatches.
+#: Strategy, way of recomputing, number of microbatches, precision.
 Case = tuple[str, str, int, str]
 
 STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {

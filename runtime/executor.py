@@ -94,7 +94,7 @@ class Executor:
         if not self.kernels:
             return
         held, done = dict(self._state), self.num_steps
-        step = self._generate(recorded=False, update=lambda *gradients: None)
+        step = self._generate(recorded=False, update=lambda *gradients, **squares: None)
         self._run(step, local, None)
         self._state, self.num_steps = held, done
 
