@@ -23,6 +23,7 @@ from planner.search.search import search
 from planner.torch_private.compiling import missing_compiler
 from planner.workload.ask import Ask
 from planner.workload.ask import build as build_workload
+from planner.workload.precision import precision_of
 from runtime.executor import Executor, gather_parameters
 from runtime.parameters import build
 from runtime.reference import reference_run
@@ -53,20 +54,20 @@ def make_block() -> tuple[nn.Module, tuple[Tensor, ...], Any]:
     return Block(), (torch.randn(256, 24), torch.randn(256, 24)), F.mse_loss
 
 
-def asked(compile: bool = True) -> Ask:
+def asked(precision: str = "fp64") -> Ask:
     return Ask(
         model=f"{__file__}:make_block",
         batch=None,
         seq=None,
         settings={},
-        dtype="float64",
         num_devices=1,
-        compile=compile,
+        compile=True,
+        **precision_of(precision).fields(),
     )
 
 
-def planned() -> Program:
-    return search(asked(), load_cluster("cpu", num_devices=1)).program
+def planned(precision: str = "fp64") -> Program:
+    return search(asked(precision), load_cluster("cpu", num_devices=1)).program
 
 
 def fused_ops(program: Program) -> list[Compute]:
@@ -95,6 +96,26 @@ def test_compiled_kernels_train_as_plain_torch() -> None:
     executor.recorded_step(workload.batch)
     predicted = sum(memory_by_category(program).values())
     assert predicted == pytest.approx(executor.peak_memory_bytes, rel=0.03)
+
+
+@pytest.mark.parametrize("precision", ["fp64", "fp16-mixed"])
+def test_warming_changes_nothing(precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parameters, the number of the step and the scale of the loss stay; the first step is that of
+    an executor that was not warmed."""
+    monkeypatch.setattr(runtime.fused, "compiled_kernel", lambda function, operands: function)
+    program, losses = planned(precision), []
+    for warm in (False, True):
+        workload = build(lambda: build_workload(asked(precision)), 0)
+        executor = Executor(program, workload)
+        local = executor.local_batch(workload.batch)
+        if warm:
+            before = {name: t.clone() for name, t in executor.parameter_shards().items()}
+            executor.warm(local)
+            after = executor.parameter_shards()
+            assert executor.num_steps == 0
+            assert all(torch.equal(before[name], after[name]) for name in before)
+        losses.append([executor.step_local(local) for _ in range(2)])
+    assert losses[0] == losses[1]
 
 
 def test_without_a_compiler_the_run_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
