@@ -5,8 +5,10 @@
 The planner's graph of a step becomes an FX graph; `torch._functorch.partitioners` chooses what it
 saves for backward under `activation_memory_budget` 0.1 to 0.9, with each of its solvers and with our
 seconds of every op as its runtime estimator. The same graph is then planned by our problem within
-the bytes that torch's choice saves. Both are priced alike: bytes of what is kept from forward to
-backward, and seconds of the ops that must run again. A row a choice: bytes, torch's seconds, ours.
+the peak memory of torch's choice. Both are priced alike, by one walk over the graph: seconds of the
+ops that must run again, and bytes held at every node, where an op runs again just before its first
+reader in backward and what it makes is held until its last. A row a choice: peak, torch's seconds,
+ours.
 Private torch APIs: only here.
 """
 
@@ -19,9 +21,11 @@ import statistics
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from provenance import provenance
 from torch import fx
@@ -31,10 +35,11 @@ from torch.utils._ordered_set import OrderedSet
 
 from cost_models.cluster import load_cluster
 from cost_models.memory import dtype_bytes
+from planner.dims.roots import is_view
 from planner.graph.graph import Node
 from planner.plans.replay import modelled
 from planner.solver.exact.ilp import solve
-from planner.solver.problem.problem import Usage
+from planner.solver.problem.problem import Array
 from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
@@ -83,10 +88,10 @@ _ALIKE: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Priced:
-    """Seconds of the ops that run again, and bytes kept from forward to backward."""
+    """Seconds of the ops that run again, and bytes of forward's values at every node."""
 
     seconds: float
-    nbytes: float
+    held: Array
 
 
 class Prices:
@@ -113,28 +118,63 @@ class Prices:
 
     def of(self, saved: set[int]) -> Priced:
         """The price of keeping some root values. Views take no memory of their own."""
-        graph, again, kept = self.model.graph, set[int](), set[int]()
-        pending = [v for v, phase in self.model.uses if phase == "backward"]
-        pending = [
-            v for v in pending if graph.nodes[graph.values[v].writer or 0].phase == "forward"
-        ]
-        while pending:
-            value = pending.pop()
-            if self.is_free(value) or value in kept:
+        graph, roots = self.model.graph, self.model.roots
+        again: dict[int, int] = {}  # node -> when it runs again
+        last: dict[int, int] = {}  # value -> when backward reads it last
+        for node in graph.nodes:
+            if node.phase != "backward":
                 continue
-            if value in saved:
-                kept.add(value)
-                continue
+            pending = [roots[v].value for v in node.operands]
+            while pending:
+                value = pending.pop()
+                writer = graph.values[value].writer
+                if self.is_free(value) or writer is None:
+                    continue
+                if graph.nodes[writer].phase != "forward":
+                    continue
+                last[value] = node.index
+                if value not in saved and writer not in again:
+                    again[writer] = node.index
+                    pending += [roots[v].value for v in graph.nodes[writer].operands]
+        steps = np.zeros(len(graph.nodes) + 2)
+        for storage, spans in self._spans(saved, again, last).items():
+            for start, end in spans:
+                steps[start] += self.nbytes(storage)
+                steps[end + 1] -= self.nbytes(storage)
+        return Priced(seconds=sum(self.seconds[n] for n in again), held=np.cumsum(steps)[:-1])
+
+    def _spans(
+        self, saved: set[int], again: dict[int, int], last: dict[int, int]
+    ) -> dict[int, list[tuple[int, int]]]:
+        """From which node to which every storage is held."""
+        graph, forward = self.model.graph, self._forward_last
+        spans: dict[int, list[tuple[int, int]]] = {}
+        for value, read in forward.items():
             writer = graph.values[value].writer
-            assert writer is not None
-            if writer not in again:
-                again.add(writer)
-                pending += [self.model.roots[v].value for v in graph.nodes[writer].operands]
-        storages = {self._storage(value) for value in kept}
-        return Priced(
-            seconds=sum(self.seconds[n] for n in again),
-            nbytes=sum(self.nbytes(v) for v in storages if not self.is_free(v)),
-        )
+            if self.is_free(value) or writer is None:
+                continue
+            found, storage = spans.setdefault(self._storage(value), []), self._storage(value)
+            first = graph.values[storage].writer
+            start = writer if first is None else first
+            if value not in last:
+                found.append((start, read))
+            elif value in saved or writer not in again:
+                found.append((start, max(read, last[value])))
+            else:
+                found += [(start, read), (again[writer], last[value])]
+        return {
+            storage: _joined(found) for storage, found in spans.items() if not self.is_free(storage)
+        }
+
+    @cached_property
+    def _forward_last(self) -> dict[int, int]:
+        """The last reading of every value of forward in forward."""
+        graph, out = self.model.graph, {}
+        for node in graph.nodes:
+            if node.phase == "forward" and not is_view(self.model.dims, node.index):
+                out |= {v: node.index for v in node.results if v is not None}
+                out |= {self.model.roots[v].value: node.index for v in node.operands}
+        return out
 
     def _storage(self, value: int) -> int:
         """The value whose memory a view (a slice, an expansion) shares."""
@@ -143,6 +183,17 @@ class Prices:
             value = self.model.roots[self.model.graph.nodes[writer].operands[0]].value
             writer = self.model.graph.values[value].writer
         return value
+
+
+def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
+    """Spans without overlaps."""
+    out: list[tuple[int, int]] = []
+    for start, end in sorted(spans):
+        if out and start <= out[-1][1]:
+            out[-1] = out[-1][0], max(end, out[-1][1])
+        else:
+            out.append((start, end))
+    return out
 
 
 class Estimator(torchs.CustomRuntimeEstimator):
@@ -246,16 +297,6 @@ def _target(node: Node) -> Any:
     return getattr(getattr(torch.ops.aten, packet), overload)
 
 
-def kept_only(own: Untied, turn: int) -> Untied:
-    """The problem in which only what is held between forward and backward counts."""
-    usages = tuple(
-        Usage(node=u.node, nbytes=u.nbytes, spans=((0, 1, 1.0),))
-        for u in own.problem.usages
-        if any(start < turn < end for start, end, _ in u.spans)
-    )
-    return replace(own, problem=replace(own.problem, usages=usages, horizon=1, base=None))
-
-
 def table_of(model: Model) -> CostTable:
     costing = Costing(
         load_cluster("dgx-h100", num_devices=1), (1,), "adamw", total_gradient_bytes(model.graph)
@@ -283,31 +324,40 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
     table = table_of(model)
     prices, first = Prices(table), tuple(0 for _ in table.costs)
     joint = Joint(model, prices)
-    turn = next(n.index for n in model.graph.nodes if n.phase == "backward")
-    own = kept_only(untied(table, first, 1e30), turn)
+    own = untied(table, first, 1e30)
+    rest = own.problem.memory(own.tied) - prices.of(_saved(own, prices, own.tied)).held
+    known: dict[frozenset[int], dict[str, Any]] = {}
     for solver in SOLVERS:
         for budget in BUDGETS:
-            theirs = prices.of(joint.saved(budget, solver))
-            ours = _ours(own, prices, theirs.nbytes)
-            yield {
-                "model": name,
-                "solver": solver,
-                "budget": budget,
-                "bytes": theirs.nbytes,
-                "torch_s": theirs.seconds,
-                "ours_s": None if ours is None else ours.seconds,
-                "ours_bytes": None if ours is None else ours.nbytes,
-            }
+            saved = frozenset(joint.saved(budget, solver))
+            if saved not in known:
+                theirs = prices.of(set(saved))
+                peak = float((theirs.held + rest).max())
+                ours = _ours(own, prices, rest, peak)
+                known[saved] = {
+                    "peak_bytes": peak,
+                    "torch_s": theirs.seconds,
+                    "ours_s": None if ours is None else ours.seconds,
+                    "ours_peak_bytes": None if ours is None else float((ours.held + rest).max()),
+                }
+            yield {"model": name, "solver": solver, "budget": budget, **known[saved]}
 
 
-def _ours(own: Untied, prices: Prices, nbytes: float) -> Priced | None:
-    """Our choice within some bytes, priced as torch's is; None if nothing fits."""
-    fixed = prices.of(_saved(own, prices, own.tied)).nbytes - own.problem.peak(own.tied)
-    problem = replace(own.problem, limit=max(0.0, nbytes - fixed))
-    solution = solve(problem, guess=own.tied, near=1e-3, time_limit=20.0)
-    if solution.status not in ("optimal", "feasible"):
-        return None
-    return prices.of(_saved(own, prices, solution.choice))
+def _ours(own: Untied, prices: Prices, rest: Array, peak: float) -> Priced | None:
+    """Our fastest choice within a peak; None if there is none. The problem's limit is lowered as
+    long as its choice, priced as torch's is, holds more."""
+    limit = peak
+    for _ in range(6):
+        problem = replace(own.problem, limit=limit)
+        solution = solve(problem, guess=own.tied, near=1e-3, time_limit=20.0)
+        if solution.status not in ("optimal", "feasible"):
+            return None
+        found = prices.of(_saved(own, prices, solution.choice))
+        over = float((found.held + rest).max()) - peak
+        if over <= 1e-6 * peak:
+            return found
+        limit -= over
+    return None
 
 
 def _saved(own: Untied, prices: Prices, choice: tuple[int, ...]) -> set[int]:
