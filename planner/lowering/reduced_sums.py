@@ -17,8 +17,10 @@ __all__ = ["summing", "term_of"]
 
 def summing(instructions: Sequence[Instruction]) -> set[str]:
     """The ids of sums over microbatches, and of views that only these read."""
-    readers: dict[int, set[str]] = defaultdict(set)
     found: set[str] = set()
+    if not any(map(_is_sum, instructions)):
+        return found  # at once, for a step without microbatches
+    readers: dict[int, set[str]] = defaultdict(set)
     for one in reversed(instructions):
         for value in reads(one):
             readers[value].add(one.id)
