@@ -67,7 +67,7 @@ def measure(model: str, share: float, hardware: str, rounds: int) -> dict[str, A
         write_plan(plain, path)
         eager = launch("running_ranks:peaks", RANKS, (str(path), "checkpoint"))
         limit = min(int(share * held_by(plain)), max(eager))
-        chosen = search(ask, limited(cluster, limit), microbatches=None).plan
+        chosen = search(ask, limited(cluster, limit), any_microbatches=True).plan
         paths = {"chosen": str(Path(folder) / "chosen.json"), "plain": str(path)}
         write_plan(chosen, Path(paths["chosen"]))
         results = launch(
