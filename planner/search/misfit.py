@@ -89,7 +89,10 @@ def _change(proposer: Proposer, search: Search) -> str:
     budget = proposer.budget
 
     def quickly(ask: Ask, cluster: Cluster) -> bool:
-        return _may_fit(_in_time(budget), ask, cluster, search, proposer)
+        try:
+            return _may_fit(_in_time(budget), ask, cluster, search, proposer)
+        except (BadValue, NoPlan):  # a smaller batch may not be cut into as many microbatches
+            return False
 
     def surely(ask: Ask, cluster: Cluster) -> bool:
         try:

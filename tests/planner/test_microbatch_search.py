@@ -74,6 +74,12 @@ def test_a_batch_that_cannot_be_cut_says_why() -> None:
         search(ask, small, pins=_ONLY_KEPT, any_microbatches=True)
 
 
+def test_what_fits_is_a_batch_that_can_be_cut(plain: Found) -> None:
+    ask = replace(_ask(), batch=20, microbatches=4)  # half of 20 cannot be cut into 4
+    with pytest.raises(DoesNotFit, match="gpt"):
+        search(ask, _limited(0.2 * _held(plain)), mesh=plain.plan.mesh)
+
+
 def test_numbers_tried_double() -> None:
     assert [*doublings((1, 2, 3, 4, 6, 12))] == [2, 4, 12]
     assert [*doublings((1, 3, 5, 15))] == [3, 15]
