@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
+from cost_models.errors import NoPlan
 from planner.graph.layout import Mesh
 from planner.microbatch import CannotSplit
 from planner.search.budget import Budget
@@ -55,6 +56,8 @@ def with_more_microbatches(
             found = misfit
         except CannotSplit as reason:
             return best, str(reason)
+        except NoPlan:  # microbatches of fewer samples than a data axis that was asked for
+            break
         if not _is_better(found, best):
             break
         best = found

@@ -46,7 +46,7 @@ def test_one_microbatch_if_memory_is_not_short(plain: Found) -> None:
 
 def test_more_microbatches_if_memory_is_short(plain: Found) -> None:
     limit = _limited(0.5 * _held(plain))
-    with pytest.raises(DoesNotFit, match=r"what fits: --microbatches [248]"):
+    with pytest.raises(DoesNotFit, match=r"what fits: --recompute chosen$"):
         search(_ask(), limit, pins=_ONLY_KEPT, mesh=plain.plan.mesh)
     found = search(_ask(), limit, pins=_ONLY_KEPT, any_microbatches=True)
     assert found.plan.ask.microbatches > 1
