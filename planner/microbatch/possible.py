@@ -32,7 +32,8 @@ def possible_microbatches(graph: Graph, dims: SubDims) -> tuple[int, ...]:
     order: 1 is always one. Whether the model may be cut at all is found by cutting it."""
     sizes = [size for _, size in samples_of(graph, dims).values()]
     whole = max(1, math.gcd(*sizes))
-    return tuple(n for n in range(1, whole + 1) if whole % n == 0)
+    small = [n for n in range(1, math.isqrt(whole) + 1) if whole % n == 0]
+    return tuple(sorted({*small, *(whole // n for n in small)}))
 
 
 def check_microbatches(graph: Graph, dims: SubDims, microbatches: int) -> None:

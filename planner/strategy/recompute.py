@@ -193,7 +193,9 @@ class Recompute:
         if decided and all(decided):
             return (pinned.get(members[0], KEPT),)
         if any(choice is not None for choice in decided):
-            return tuple(mode for mode in modes if mode != AGAIN) or (KEPT,)
+            # Kept for second runs, even if that is not worth it: a pin may have them run.
+            left = tuple(mode for mode in modes if mode != AGAIN)
+            return left if KEPT in left else (*left, KEPT)
         return modes if free else (KEPT,)
 
     @cached_property

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import pytest
 from small_plans import ask_for, mesh_of, planned, traced
 
+from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue, NoPlan, UnknownName
+from planner.search.budget import Budget
+from planner.search.searched import proposer_of
 from planner.strategy.mode_pins import modes_under, pinned_again
 from planner.strategy.pinned import check_pins
 from planner.strategy.pins import RECOMPUTE, parse_pin, recompute_pins
 from planner.strategy.traced_model import Model
+from planner.trace.trace import trace
+from planner.workload.ask import build
 
 
 def modes(model: str, *pins: str) -> dict[str, set[str]]:
@@ -150,3 +156,15 @@ def test_pins_that_say_nothing_are_refused(
     meshes = [mesh_of("dp=1"), mesh_of("dp=2")]
     with pytest.raises(error, match=re.escape(words)):
         check_pins(model(), meshes, tuple(map(parse_pin, pins)))
+
+
+@pytest.mark.parametrize("name", ["gpt", "llama", "unfused", "t5"])
+def test_pins_leave_a_plan_in_mixed_precision(name: str) -> None:
+    """A result that only second runs read can be kept, if a pin keeps its op."""
+    ask = replace(ask_for(name, 2), compute="bfloat16")
+    seen = trace(lambda: build(ask), ask.model)
+    cluster = load_cluster("dgx-h100", num_devices=2)
+    for recompute in ("selective", "full"):
+        proposer = proposer_of(ask, cluster, recompute_pins(recompute), Budget.unlimited(), seen)
+        (first, *_) = proposer.proposals(mesh_of("dp=2"))
+        assert first.solution.status == "optimal"
