@@ -12,6 +12,7 @@ import networkx as nx
 import pytest
 from small_plans import ask_for, mesh_of
 
+import planner.search.search as searching
 from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from cost_models.group_links import find_groups
@@ -227,8 +228,11 @@ def test_where_memory_binds_the_plan_is_cut_and_proved(roomy: Found, share: floa
     )
 
 
-def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -> None:
-    """Activations are nearly all that is held, so a smaller batch fits, and so do more devices."""
+def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Activations are nearly all that is held, so microbatches fit; if the batch could not be cut, a
+    smaller one, or more devices."""
     ask = ask_for(
         "gpt", 2, dtype="float32", batch=64, layers=1, width=16, vocab=512, positions=64, seq=64
     )
@@ -237,6 +241,10 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits() -
     least = with_memory(
         cluster, 0.6 * min(row.memory_bytes for row in needed.plan.alternatives if row.memory_bytes)
     )
+    with pytest.raises(DoesNotFit, match=r"; what fits: --microbatches 2$"):
+        search(ask, least)
+    assert search(replace(ask, microbatches=2), least).plan.summary["fits"]
+    monkeypatch.setattr(searching, "possible_microbatches", lambda graph, dims: (1,))
     with pytest.raises(DoesNotFit) as caught:
         search(ask, least)
     message = str(caught.value)
