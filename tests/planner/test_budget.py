@@ -167,15 +167,20 @@ def test_the_search_for_what_fits_ends_in_time(
 def test_what_is_told_to_fit_was_searched_as_it_would_be_typed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """With the mesh and pins of the command; what `_may_fit` hopes for is not enough."""
+    """With the mesh and pins of the command; what `_may_fit` hopes for is not enough. More
+    microbatches, which would fit, are ruled out."""
     searched: list[tuple[int | None, object]] = []
     chosen = module._chosen
 
-    def record(mesh: object, pins: object, ask: object, *rest: object) -> object:
+    def record(
+        mesh: object, ask: object, on: object, pins: object, more: bool, budget: object
+    ) -> object:
+        if more:
+            raise NoPlan("not in microbatches")
         searched.append((ask.batch, pins))  # type: ignore[attr-defined]
         if len(searched) == 1:
             raise NoPlan("not this one")
-        return chosen(mesh, pins, ask, *rest)  # type: ignore[arg-type]
+        return chosen(mesh, ask, on, pins, more, budget)  # type: ignore[arg-type]
 
     monkeypatch.setattr(module, "_chosen", record)
     monkeypatch.setattr(misfit, "_may_fit", lambda budget, ask, *rest: ask.batch <= 128)
