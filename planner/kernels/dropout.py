@@ -28,6 +28,7 @@ __all__ = [
     "dropout",
     "dropout_backward",
     "key_of_microbatch",
+    "numbers_of_key",
     "step_key",
 ]
 
@@ -58,6 +59,12 @@ def step_key(seed: int, step: int) -> Tensor:
 def key_of_microbatch(key: Tensor, number: int) -> Tensor:
     """The step's key as microbatch `number` reads it: the key and that number, in host memory."""
     return torch.tensor((int(key), number))
+
+
+def numbers_of_key(key: Tensor) -> tuple[int, int]:
+    """The 64-bit key of a step, and the number of the microbatch (0 if there is one only)."""
+    found: int | list[int] = key.tolist()  # reads host memory, and makes no tensor
+    return (found, 0) if isinstance(found, int) else (found[0], found[1])
 
 
 def dropout(
@@ -150,7 +157,8 @@ def _hashes(
     samples: Samples | None,
 ) -> tuple[Tensor, Tensor]:
     """A 32-bit hash for every row and every column of a shard, by their numbers in the whole."""
-    own = _mix(_mix(int(key.view(-1)[0])) + number)
+    first, microbatch = numbers_of_key(key)
+    own = _mix(_mix(first) + number)
     if places is None:
         places = tuple(((size, size, 0),) for size in shape)
     row = torch.zeros(1, dtype=torch.int64, device=device)
@@ -158,7 +166,7 @@ def _hashes(
     for dim, runs in enumerate(places):
         size, index = _indices(runs, device)
         if samples is not None and samples[0] == dim:
-            size, index = _in_batch(size, index, samples, int(key[1]))
+            size, index = _in_batch(size, index, samples, microbatch)
         if dim < len(places) - 1:
             row = (row[:, None] * size + index).view(-1)
         else:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from planner.kernels.dropout import numbers_of_key
+
 __all__ = ["accumulate", "piece"]
 
 
@@ -19,5 +21,5 @@ def piece(x: Tensor, key: Tensor, dim: int, whole: int, here: int) -> Tensor:
     `whole` elements, and the microbatch has `here` elements of each."""
     shape = x.shape
     runs = x.reshape(*shape[:dim], shape[dim] // whole, whole, *shape[dim + 1 :])
-    mine = runs.narrow(dim + 1, int(key[1]) * here, here)
+    mine = runs.narrow(dim + 1, numbers_of_key(key)[1] * here, here)
     return mine.reshape(*shape[:dim], shape[dim] // whole * here, *shape[dim + 1 :])

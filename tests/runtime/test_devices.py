@@ -75,6 +75,7 @@ def step_away(program: Program, ask: Ask) -> tuple[Executor, tuple[Tensor, ...]]
         device=AWAY,
         update=lambda *gradients: None,
         recorded=False,
+        kernels={},
     )
     with torch.no_grad(), NothingOnTheHost():
         return executor, step.run({**executor._state, **local, **key}, None)
