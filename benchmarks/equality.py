@@ -219,10 +219,11 @@ def main() -> None:
         for one, reason in row["refused"].items():
             print(f"    {one}: {reason}", flush=True)
     if asked.out is not None:
-        asked.out.write_text(
-            json.dumps({**provenance("python benchmarks/equality.py"), "rows": rows}, indent=1)
-            + "\n"
+        command = (
+            f"python benchmarks/equality.py --families {asked.families} --ranks {asked.ranks} --microbatches "
+            f"{asked.microbatches} --recompute {asked.recompute} --strategies {asked.strategies}"
         )
+        asked.out.write_text(json.dumps({**provenance(command), "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
