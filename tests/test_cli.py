@@ -645,6 +645,7 @@ MAY_BE_EMPTY = (
     "verify",
     "inter",
     "losses_by_name",
+    "per_microbatch",
     "recomputed",
     "checkpoints",
     "ops[].again",
@@ -665,6 +666,19 @@ def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> Non
     one = succeeds("hardware", "dgx-h100", "--gpus", "16", "--out", str(tmp_path))
     assert Path(one.pop("files")["picture"]).is_file()
     check_keys("hardware", one)
+
+
+def test_json_says_what_runs_again_and_in_how_many_microbatches(tmp_path: Path) -> None:
+    sizes = ("layers=2", "width=16", "heads=2", "vocab=16", "positions=8", "seq=8")
+    given = [word for size in sizes for word in ("--set", size)]
+    asked = ("--recompute", "full", "--microbatches", "2", "--batch", "4", "--out", str(tmp_path))
+    found = succeeds("--model", "gpt", "--gpus", "1", "--hardware", "cpu", *given, *asked)
+    listed, there = documented(""), set(keys(found))
+    assert [key for key in there if not any(stands_for(d, key) for d in listed)] == []
+    again = {d for d in listed if d.startswith("recomputed.")}
+    assert {d for d in again if not any(stands_for(d, key) for key in there)} == set()
+    assert found["microbatches"] == 2 and found["recomputed"]["time_s"] > 0
+    assert found == succeeds("report", str(tmp_path))
 
 
 def test_the_program_is_printed_as_the_plan_is_lowered(planned: tuple[Path, Any]) -> None:

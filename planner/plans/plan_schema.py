@@ -118,6 +118,7 @@ class Summary(TypedDict):
     recomputed: NotRequired[Recomputed]
     checkpoints: NotRequired[list[str]]
     bound_of_fitting: NotRequired[bool]
+    only_one_microbatch: NotRequired[str]
     left_out: NotRequired[list[str]]
     late: NotRequired[list[str]]
     time_limit_s: NotRequired[Share]

@@ -199,9 +199,11 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
     solver, summary = plan.solver, plan.summary
     step, bound = format_time(summary["step_time_s"]), format_time(solver.bound)
     meshes = "the one mesh" if solver.num_meshes == 1 else f"the {solver.num_meshes} meshes"
+    number = plan.ask.microbatches
+    parts = f" in {number} microbatches" if number > 1 else ""
     lines = [
         f"step time {step}, lower bound {bound}, gap {percent(solver.gap)}",
-        f"the bound holds for all plans on {meshes} searched that split repeated layers in the "
+        f"the bound holds for all plans{parts} on {meshes} searched that split repeated layers in the "
         f"same way{' and fit' if summary.get('bound_of_fitting') else ', whether they fit or not'}",
         f"proved in {solver.time_s:.2f} s; planned in {summary['planning_time_s']:.1f} s in total",
     ]
@@ -211,6 +213,8 @@ def proof_lines(plan: Plan) -> tuple[str, ...]:
             f"not searched: {', '.join(left_out)}; their tables of strategy pairs do not fit in "
             "memory; --mesh plans one of them",
         )
+    if why := summary.get("only_one_microbatch"):
+        lines.append(f"memory is short, and more microbatches were not searched: {why}")
     if limit := summary.get("time_limit_s"):
         late = summary.get("late")
         meshes = f"; not searched: {', '.join(late)}" if late else ""

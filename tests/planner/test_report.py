@@ -121,6 +121,10 @@ def test_the_proof_in_words(found: Found) -> None:
         "way, whether they fit or not",
         "proved in 0.10 s; planned in 2.0 s in total",
     )
+    cut = replace(found.plan, solver=solver, ask=replace(found.plan.ask, microbatches=4))
+    several = proof_lines(replace(cut, summary={**summary, "only_one_microbatch": "batch norm"}))
+    assert several[1].startswith("the bound holds for all plans in 4 microbatches on the 7 meshes")
+    assert several[-1].endswith("more microbatches were not searched: batch norm")
     one = replace(
         found.plan, solver=replace(solver, num_meshes=1), summary={**summary, "left_out": ["2x2x2"]}
     )
