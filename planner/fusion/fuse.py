@@ -7,16 +7,14 @@ read are gone. Everything after this pass sees an op like any other, whose rule 
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
 
 from planner.dims.subdims import infer
 from planner.fusion.drawn import hashed_dropout
 from planner.fusion.fusible import NORMS
 from planner.fusion.groups import Groups
 from planner.graph.fused import FUSED
-from planner.graph.graph import Graph, Node, Ref, Value, map_refs, result_name
+from planner.graph.graph import Graph, Node, Ref, renumbered
 
 __all__ = ["fused_graph"]
 
@@ -25,7 +23,9 @@ def fused_graph(graph: Graph) -> Graph:
     """The graph with its elementwise chains fused."""
     hashed = hashed_dropout(graph)
     groups = Groups(hashed, infer(hashed))
-    return _numbered(hashed, list(_nodes(hashed, groups))) if groups.members else graph
+    if not groups.members:
+        return graph
+    return renumbered(hashed, list(_nodes(hashed, groups)), hashed.values)
 
 
 def _nodes(graph: Graph, groups: Groups) -> Iterator[Node]:
@@ -68,8 +68,7 @@ def _ready(made: Node | None, waiting: list[Node], there: set[int]) -> Iterator[
 def _wanted(graph: Graph, groups: Groups) -> set[int | None]:
     """The values that the fused graph needs: all but those that only members read. A group is
     wanted by its last member, whatever that writes."""
-    wanted: set[int | None] = {graph.loss, *(p.gradient for p in graph.parameters)}
-    wanted |= {value for _, value in (*graph.updates, *graph.reported)}
+    wanted: set[int | None] = {*graph.outputs}
     seen: set[frozenset[int]] = set()
     for index in reversed(groups.nodes.order):
         node, group = graph.nodes[index], groups.members.get(index)
@@ -100,51 +99,4 @@ def _fused_node(graph: Graph, groups: Groups, group: frozenset[int]) -> Node:
         result_dtypes=tuple(value.dtype for value in values),
         phase=nodes[-1].phase,
         path=(norms or nodes)[-1].path,
-    )
-
-
-# ------------------------------------------------------------------------------------- new numbers
-
-
-def _numbered(graph: Graph, nodes: list[Node]) -> Graph:
-    """The graph of these nodes, with nodes and values numbered, and results named, in order."""
-    given = [value.id for value in graph.values if value.writer is None]
-    written = [value for node in nodes for value in node.results if value is not None]
-    new = {value: number for number, value in enumerate((*given, *written))}
-    counts: Counter[str] = Counter()
-    names = [result_name(f"{node.op}.default", counts) for node in nodes]
-    values = [replace(graph.values[value], id=new[value]) for value in given]
-    for index, node in enumerate(nodes):
-        values += _values(graph, node, index, names[index], new)
-    return replace(
-        graph,
-        nodes=tuple(_renumbered(node, index, new) for index, node in enumerate(nodes)),
-        values=tuple(values),
-        loss=new[graph.loss],
-        parameters=tuple(
-            replace(p, value=new[p.value], gradient=new[p.gradient]) for p in graph.parameters
-        ),
-        inputs=tuple(new[v] for v in graph.inputs),
-        buffers=tuple(new[v] for v in graph.buffers),
-        updates=tuple((new[a], new[b]) for a, b in graph.updates),
-        reported=tuple((name, new[v]) for name, v in graph.reported),
-    )
-
-
-def _values(
-    graph: Graph, node: Node, index: int, name: str, new: dict[int, int]
-) -> Iterator[Value]:
-    for value in node.results:
-        if value is not None:
-            yield replace(graph.values[value], id=new[value], writer=index, name=name)
-
-
-def _renumbered(node: Node, index: int, new: dict[int, int]) -> Node:
-    number: Callable[[int], Ref] = lambda value: Ref(new[value])  # noqa: E731
-    return replace(
-        node,
-        index=index,
-        args=map_refs(node.args, number),
-        kwargs=map_refs(node.kwargs, number),
-        results=tuple(None if value is None else new[value] for value in node.results),
     )

@@ -117,8 +117,7 @@ def _from_parameters(graph: Graph) -> frozenset[int]:
 def _outputs(graph: Graph, dims: SubDims) -> set[int | None]:
     """The values that the step returns or keeps, and those that they are views of. A norm's
     gradient of its weight is one of two results, and may be a member's."""
-    out: set[int | None] = {graph.loss, *(value for _, value in (*graph.updates, *graph.reported))}
-    out |= {parameter.gradient for parameter in graph.parameters}
+    out: set[int | None] = {*graph.outputs}
     for node in reversed(graph.nodes):
         if looks(dims, node.index) and not out.isdisjoint(node.results):
             out.update(node.operands)

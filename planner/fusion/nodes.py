@@ -41,12 +41,7 @@ class Nodes:
 
     def _all_readers(self) -> dict[int, Members]:
         graph, readers = self.graph, defaultdict[int, set[int]](set)
-        outputs = (
-            graph.loss,
-            *(parameter.gradient for parameter in graph.parameters),
-            *(value for _, value in (*graph.updates, *graph.reported)),
-        )
-        for value in outputs:
+        for value in graph.outputs:
             readers[value].add(STEP)
         for node in reversed(graph.nodes):
             if looks(self.dims, node.index) and node.operands:

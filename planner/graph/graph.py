@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,7 +23,10 @@ __all__ = [
     "Serial",
     "Value",
     "map_refs",
+    "needed",
     "refs_in",
+    "renamed",
+    "renumbered",
     "result_name",
     "without_unread",
 ]
@@ -144,6 +148,16 @@ class Graph:
         return out
 
     @property
+    def outputs(self) -> tuple[int, ...]:
+        """The values that the step makes for others: the loss, the gradients, the reported scalars
+        and the new values of buffers."""
+        return (
+            self.loss,
+            *(p.gradient for p in self.parameters),
+            *(value for _, value in (*self.reported, *self.updates)),
+        )
+
+    @property
     def num_parameters(self) -> int:
         return sum(self.values[p.value].numel for p in self.parameters)
 
@@ -165,47 +179,40 @@ class Graph:
         return state.hexdigest()
 
 
+def needed(nodes: Sequence[Node], wanted: Iterable[int], stop: Iterable[int] = ()) -> list[Node]:
+    """The nodes on which the wanted values depend, in order, without those of `stop` and the nodes
+    that only these need."""
+    due, stops, kept = {*wanted}, {*stop}, []
+    for node in reversed(nodes):
+        if not due.isdisjoint(node.results) and stops.isdisjoint(node.results):
+            kept.append(node)
+            due.update(node.operands)
+    return kept[::-1]
+
+
 def without_unread(graph: Graph) -> Graph:
     """The graph without the nodes on which no output of the step depends. Nodes and values are
     numbered, and results named, as if those nodes had never been there."""
-    wanted = {graph.loss, *(p.gradient for p in graph.parameters)}
-    wanted |= {value for _, value in (*graph.updates, *graph.reported)}
-    kept: list[Node] = []
-    for node in reversed(graph.nodes):
-        if not wanted.isdisjoint(node.results):
-            kept.append(node)
-            wanted.update(node.operands)
-    return graph if len(kept) == len(graph.nodes) else _only(graph, kept[::-1])
+    kept = needed(graph.nodes, graph.outputs)
+    return graph if len(kept) == len(graph.nodes) else renumbered(graph, kept, graph.values)
 
 
-def _only(graph: Graph, kept: list[Node]) -> Graph:
-    indices = {node.index: new for new, node in enumerate(kept)}
-    values = [value for value in graph.values if value.writer is None or value.writer in indices]
-    new = {value.id: number for number, value in enumerate(values)}
+def renumbered(graph: Graph, nodes: Sequence[Node], values: Iterable[Value]) -> Graph:
+    """The graph of these nodes, with nodes and values numbered, and results named, in order; values
+    that no node writes come first. Nodes and outputs of `graph` name `values` by other numbers."""
+    by_id = {value.id: value for value in values}
+    given = [value for value in by_id.values() if value.writer is None]
+    made = [(r, i) for i, node in enumerate(nodes) for r in node.results if r is not None]
+    new = {v: number for number, v in enumerate([*(v.id for v in given), *(r for r, _ in made)])}
     counts: Counter[str] = Counter()
-    names = [result_name(node.op, counts) for node in kept]
-    nodes = tuple(
-        replace(
-            node,
-            index=index,
-            results=tuple(None if r is None else new[r] for r in node.results),
-            args=map_refs(node.args, lambda v: Ref(new[v])),
-            kwargs=map_refs(node.kwargs, lambda v: Ref(new[v])),
-        )
-        for index, node in enumerate(kept)
-    )
-    renumbered = (
-        replace(value, id=new[value.id])
-        if value.writer is None
-        else replace(
-            value, id=new[value.id], writer=indices[value.writer], name=names[indices[value.writer]]
-        )
-        for value in values
-    )
+    names = [result_name(node.op, counts) for node in nodes]
     return replace(
         graph,
-        nodes=nodes,
-        values=tuple(renumbered),
+        nodes=tuple(renamed(node, new, index) for index, node in enumerate(nodes)),
+        values=(
+            *(replace(value, id=new[value.id]) for value in given),
+            *(replace(by_id[r], id=new[r], writer=i, name=names[i]) for r, i in made),
+        ),
         loss=new[graph.loss],
         parameters=tuple(
             replace(p, value=new[p.value], gradient=new[p.gradient]) for p in graph.parameters
@@ -216,6 +223,13 @@ def _only(graph: Graph, kept: list[Node]) -> Graph:
         reported=tuple((n, new[v]) for n, v in graph.reported),
         carried=tuple(new[v] for v in graph.carried),
     )
+
+
+def renamed(node: Node, new: Mapping[int, int], index: int) -> Node:
+    """The node as number `index`, with the numbers `new` for the values that it names."""
+    args, kwargs = map_refs((node.args, node.kwargs), lambda v: Ref(new[v]))
+    results = tuple([None if r is None else new[r] for r in node.results])
+    return replace(node, index=index, args=args, kwargs=kwargs, results=results)
 
 
 def result_name(op: str, counts: Counter[str]) -> str:

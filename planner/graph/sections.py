@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from planner.graph.graph import Graph, Node
+from planner.graph.graph import Graph, Node, needed
 
 __all__ = [
     "ACCUMULATE",
@@ -50,10 +50,10 @@ def sections_of(graph: Graph) -> tuple[str, ...]:
     two: an op whose result both a total and the body need is there twice."""
     if graph.microbatches == 1:
         return (BODY,) * len(graph.nodes)
-    before = _needed_by(graph, (n for n in graph.nodes if is_total(n)), ())
-    sums = [n for n in graph.nodes if is_accumulate(n) and not is_total(n)]
+    before = _needed(graph, _results(n for n in graph.nodes if is_total(n)))
+    sums = _results(n for n in graph.nodes if is_accumulate(n) and not is_total(n))
     stored = [new for buffer, new in graph.updates if buffer in graph.carried]
-    body = _needed_by(graph, sums, stored) - before
+    body = _needed(graph, [*sums, *stored]) - before
     return tuple(
         BEFORE if n.index in before else BODY if n.index in body else AFTER for n in graph.nodes
     )
@@ -64,15 +64,10 @@ def repeats_of(graph: Graph) -> tuple[int, ...]:
     return tuple(1 if s == AFTER else graph.microbatches for s in sections_of(graph))
 
 
-def _needed_by(graph: Graph, nodes: Iterable[Node], values: Iterable[int]) -> set[int]:
-    """The numbers of the given nodes and of all that they, or the given values, depend on."""
-    found: set[int] = set()
-    due = [n.index for n in nodes]
-    due += [writer for v in values if (writer := graph.values[v].writer) is not None]
-    while due:
-        index = due.pop()
-        if index not in found:
-            found.add(index)
-            writers = (graph.values[v].writer for v in graph.nodes[index].operands)
-            due += [writer for writer in writers if writer is not None]
-    return found
+def _results(nodes: Iterable[Node]) -> list[int]:
+    return [value for node in nodes for value in node.results if value is not None]
+
+
+def _needed(graph: Graph, values: Iterable[int]) -> set[int]:
+    """The numbers of the nodes on which the values depend."""
+    return {node.index for node in needed(graph.nodes, values)}

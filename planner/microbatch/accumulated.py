@@ -13,7 +13,7 @@ from dataclasses import replace
 from planner.graph.graph import Graph, Node, Ref, Value
 from planner.graph.sections import is_accumulate
 from planner.microbatch.numbered import in_sections
-from planner.trace.gradient_format import CAST, cast_of
+from planner.trace.gradient_format import before_cast, cast_of
 from planner.workload.precision import Formats
 
 __all__ = ["accumulated_in"]
@@ -24,13 +24,12 @@ def accumulated_in(graph: Graph, formats: Formats) -> Graph:
     graph if they are already."""
     values = graph.values
     wanted = {
-        p.gradient: formats.accumulated(values[p.value].dtype)
+        p.gradient: dtype
         for p in graph.parameters
         if _is_sum(graph, p.gradient)
+        and (dtype := formats.accumulated(values[p.value].dtype)) != values[p.gradient].dtype
     }
-    if all(values[gradient].dtype == dtype for gradient, dtype in wanted.items()):
-        return graph
-    return _Accumulated(graph, wanted).graph()
+    return _Accumulated(graph, wanted).graph() if wanted else graph
 
 
 def _is_sum(graph: Graph, value: int) -> bool:
@@ -44,7 +43,6 @@ class _Accumulated:
     def __init__(self, graph: Graph, wanted: Mapping[int, str]) -> None:
         self.old, self.wanted = graph, wanted
         self.values = {value.id: value for value in graph.values}
-        self.readers = graph.readers()
 
     def graph(self) -> Graph:
         """The graph with other sums."""
@@ -52,13 +50,13 @@ class _Accumulated:
         late: list[Node] = []
         new: dict[int, int] = {}
         for node in self.old.nodes:
-            gradient = node.results[0] if is_accumulate(node) else None
-            dtype = self.wanted.get(-1 if gradient is None else gradient, "")
-            if gradient is None or dtype in ("", self.values[gradient].dtype):
+            gradient = node.results[0]
+            if gradient is None or gradient not in self.wanted:
                 nodes.append(node)
                 continue
+            dtype = self.wanted[gradient]
             source = self._source(node, dtype, nodes)
-            total = self._value(self.values[gradient], dtype)
+            total = self._value(gradient, dtype).id
             nodes.append(
                 replace(node, args=(Ref(source),), results=(total,), result_dtypes=(dtype,))
             )
@@ -75,22 +73,17 @@ class _Accumulated:
     def _source(self, node: Node, dtype: str, nodes: list[Node]) -> int:
         """One microbatch's gradient in a format: as it was before a cast, or cast."""
         (value,) = node.operands
-        writer = self.old.values[value].writer
-        maker = None if writer is None else self.old.nodes[writer]
-        if maker is not None and maker.op == CAST and len(self.readers[value]) == 1:
-            before = maker.operands[0]
-            if self.values[before].dtype == dtype:
-                return before
-        return self._cast(value, dtype, node.path, nodes)
+        before = before_cast(self.old, value, dtype)
+        return self._cast(value, dtype, node.path, nodes) if before is None else before
 
     def _cast(self, value: int, dtype: str, path: str, nodes: list[Node]) -> int:
         """Adds a cast; returns its result."""
-        result = self._value(self.values[value], dtype)
-        node = cast_of(self.values[value], dtype, phase="backward", path=path)
-        nodes.append(replace(node, results=(result,)))
-        return result
+        result = self._value(value, dtype)
+        nodes.append(cast_of(self.values[value], result, phase="backward", path=path))
+        return result.id
 
-    def _value(self, like: Value, dtype: str) -> int:
-        number = len(self.values)
-        self.values[number] = replace(like, id=number, dtype=dtype, writer=-1)
-        return number
+    def _value(self, like: int, dtype: str) -> Value:
+        """A further value, which differs from another in its format."""
+        made = replace(self.values[like], id=len(self.values), dtype=dtype)
+        self.values[made.id] = made
+        return made

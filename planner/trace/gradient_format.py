@@ -6,12 +6,11 @@ start there. A gradient that backward itself casts from the wanted format is tak
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
 
-from planner.graph.graph import Graph, Node, Ref, Value, map_refs, result_name, without_unread
+from planner.graph.graph import Graph, Node, Ref, Value, renumbered, without_unread
 
-__all__ = ["CAST", "cast_of", "with_gradients_in"]
+__all__ = ["before_cast", "cast_of", "with_gradients_in"]
 
 CAST = "aten._to_copy.default"
 
@@ -31,73 +30,49 @@ def _before_casts(graph: Graph, dtype: str) -> Graph:
     """The graph whose gradients are what backward casts, if that has the format `dtype`."""
     taken = []
     for parameter in graph.parameters:
-        writer = graph.values[parameter.gradient].writer
-        node = None if writer is None else graph.nodes[writer]
-        if node is not None and node.op == CAST:
-            source = graph.values[node.operands[0]]
-            if source.dtype == dtype and source.kind == "activation":
-                parameter = replace(parameter, gradient=source.id)
-        taken.append(parameter)
+        source = before_cast(graph, parameter.gradient, dtype)
+        taken.append(parameter if source is None else replace(parameter, gradient=source))
     return without_unread(replace(graph, parameters=tuple(taken)))
 
 
 def _with_casts(graph: Graph, wrong: set[int], dtype: str) -> Graph:
     """The graph with a cast of each value in `wrong`, which replaces it as a gradient. Nodes and
     values are numbered, and results named, as if the casts had been recorded."""
-    new = {value.id: value.id for value in graph.values if value.writer is None}
-    values = [value for value in graph.values if value.writer is None]
-    assert [value.id for value in values] == list(range(len(values)))
-    cast: dict[int, int] = {}
-    nodes: list[Node] = []
-    counts: Counter[str] = Counter()
-
-    def add(node: Node, results: tuple[Value | None, ...]) -> tuple[int | None, ...]:
-        name, ids = result_name(node.op, counts), []
-        for value in results:
-            ids.append(None if value is None else len(values))
-            if value is not None:
-                values.append(replace(value, id=len(values), name=name, writer=len(nodes)))
-        nodes.append(replace(node, index=len(nodes), results=tuple(ids)))
-        return tuple(ids)
-
+    values, nodes, cast = list(graph.values), list[Node](), dict[int, int]()
     for node in graph.nodes:
-        args, kwargs = map_refs((node.args, node.kwargs), lambda v: Ref(new[v]))
-        results = tuple(None if r is None else graph.values[r] for r in node.results)
-        made = add(replace(node, args=args, kwargs=kwargs), results)
-        for old, value in zip(node.results, made, strict=True):
-            if old is None or value is None:
-                continue
-            new[old] = value
-            if old in wrong:
-                (result,) = add(
-                    cast_of(values[value], dtype, phase=node.phase, path=node.path),
-                    (replace(values[value], dtype=dtype),),
-                )
-                assert result is not None
-                cast[old] = result
-    return replace(
-        graph,
-        nodes=tuple(nodes),
-        values=tuple(values),
-        loss=new[graph.loss],
-        parameters=tuple(
-            replace(p, gradient=cast.get(p.gradient, new[p.gradient])) for p in graph.parameters
-        ),
-        updates=tuple((new[a], new[b]) for a, b in graph.updates),
-        reported=tuple((n, new[v]) for n, v in graph.reported),
+        nodes.append(node)
+        for value in node.results:
+            if value is not None and value in wrong:
+                result = replace(values[value], id=len(values), dtype=dtype)
+                cast[value] = result.id
+                values.append(result)
+                nodes.append(cast_of(values[value], result, phase=node.phase, path=node.path))
+    parameters = tuple(
+        replace(p, gradient=cast.get(p.gradient, p.gradient)) for p in graph.parameters
     )
+    return renumbered(replace(graph, parameters=parameters), nodes, values)
 
 
-def cast_of(value: Value, dtype: str, *, phase: str, path: str) -> Node:
-    """A cast of a value, as recording would spell it; index and result are still to be set."""
+def before_cast(graph: Graph, value: int, dtype: str) -> int | None:
+    """The value in `dtype`, made by an op, that `value` is a cast of; None if it is not one."""
+    writer = graph.values[value].writer
+    if writer is None or graph.nodes[writer].op != CAST:
+        return None
+    source = graph.values[graph.nodes[writer].operands[0]]
+    return source.id if source.dtype == dtype and source.kind == "activation" else None
+
+
+def cast_of(value: Value, result: Value, *, phase: str, path: str) -> Node:
+    """The cast of a value to `result`, as recording would spell it; its index is still to be
+    set."""
     return Node(
-        index=0,
+        index=-1,
         op=CAST,
         args=(Ref(value.id),),
-        kwargs=(("dtype", f"torch.{dtype}"),),
-        results=(None,),
-        result_shapes=(value.shape,),
-        result_dtypes=(dtype,),
+        kwargs=(("dtype", f"torch.{result.dtype}"),),
+        results=(result.id,),
+        result_shapes=(result.shape,),
+        result_dtypes=(result.dtype,),
         phase=phase,
         path=path,
     )
