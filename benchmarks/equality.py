@@ -18,7 +18,7 @@ import json
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,6 @@ from provenance import provenance
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
-from cost_models.machine import Cluster
 from planner.graph.layout import Mesh
 from planner.plans.plan import Plan
 from planner.plans.plan_file import read_plan, write_plan
@@ -102,12 +101,6 @@ class Combination:
         return f"{self.strategy}, {self.microbatches} microbatches, recompute {self.recompute}"
 
 
-def _limited(cluster: Cluster, nbytes: int) -> Cluster:
-    """The cluster with `nbytes` of memory per device."""
-    device = cluster.device
-    return replace(cluster, device=replace(device, memory=nbytes + device.reserved_memory))
-
-
 def planned(family: str, ranks: int, asked: Combination) -> Plan:
     """The plan of a combination. Raises UserError if there is none."""
     settings = {name: str(size) for name, size in FAMILIES[family].items()}
@@ -127,7 +120,7 @@ def planned(family: str, ranks: int, asked: Combination) -> Plan:
     plan = search(ask, cluster, mesh=mesh, pins=pins).plan
     if asked.recompute == "chosen":
         held = plan.summary["memory_bytes"]["total"]
-        return search(ask, _limited(cluster, int(LIMIT * held)), mesh=mesh, pins=pins).plan
+        return search(ask, cluster.with_memory(LIMIT * held), mesh=mesh, pins=pins).plan
     return plan
 
 

@@ -14,7 +14,6 @@ import argparse
 import json
 import statistics
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,6 @@ from provenance import provenance
 from running_ranks import Request
 
 from cost_models.cluster import load_cluster
-from cost_models.machine import Cluster
 from planner.plans.plan import Plan
 from planner.plans.plan_file import write_plan
 from planner.search.search import search
@@ -51,12 +49,6 @@ def held_by(plan: Plan) -> int:
     return int(plan.summary["memory_bytes"]["total"])
 
 
-def limited(cluster: Cluster, nbytes: int) -> Cluster:
-    """The cluster with `nbytes` of memory per device."""
-    device = cluster.device
-    return replace(cluster, device=replace(device, memory=nbytes + device.reserved_memory))
-
-
 def measure(model: str, share: float, hardware: str, rounds: int) -> dict[str, Any]:
     """The row of one model."""
     ask = Ask(model=model, dtype="float32", num_devices=RANKS, memory_headroom=0.0, **SIZES[model])
@@ -67,7 +59,7 @@ def measure(model: str, share: float, hardware: str, rounds: int) -> dict[str, A
         write_plan(plain, path)
         eager = launch("running_ranks:peaks", RANKS, (str(path), "checkpoint"))
         limit = min(int(share * held_by(plain)), max(eager))
-        chosen = search(ask, limited(cluster, limit), any_microbatches=True).plan
+        chosen = search(ask, cluster.with_memory(limit), any_microbatches=True).plan
         paths = {"chosen": str(Path(folder) / "chosen.json"), "plain": str(path)}
         write_plan(chosen, Path(paths["chosen"]))
         results = launch(

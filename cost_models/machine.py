@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cost_models.device import KINDS, Device
 from cost_models.errors import BadHardware, unknown_name
@@ -162,6 +162,11 @@ class Cluster:
                 len(self.collective_table),
             )
         )
+
+    def with_memory(self, nbytes: float) -> Cluster:
+        """The same cluster with `nbytes` of usable memory per device, rounded down."""
+        memory = int(nbytes) + self.device.reserved_memory
+        return replace(self, device=replace(self.device, memory=memory))
 
     def slowdown(self, kind: str) -> float:
         """How many times as long kernels of `kind` take if all used devices of a node compute at

@@ -4,7 +4,7 @@ differently from one plan to another."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cost_models.cluster import load_cluster
@@ -55,12 +55,7 @@ class Case:
 
     def cluster(self) -> Cluster:
         cluster = load_cluster(self.hardware, num_devices=self.num_devices, num_nodes=self.nodes)
-        if self.memory is None:
-            return cluster
-        return replace(
-            cluster,
-            device=replace(cluster.device, memory=self.memory + cluster.device.reserved_memory),
-        )
+        return cluster if self.memory is None else cluster.with_memory(self.memory)
 
 
 _GPT = {"layers": 2, "width": 64, "heads": 4, "vocab": 512, "positions": 32, "seq": 32}

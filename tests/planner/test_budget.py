@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
 from small_plans import ask_for
@@ -114,12 +113,6 @@ def test_a_limit_that_is_over_before_the_first_mesh_still_gives_a_plan(
     assert hurried.solver.bound <= hurried.summary["step_time_s"]
 
 
-def with_memory(cluster: Cluster, nbytes: float) -> Cluster:
-    return replace(
-        cluster, device=replace(cluster.device, memory=int(nbytes) + cluster.device.reserved_memory)
-    )
-
-
 def test_where_nothing_that_fits_was_found_in_time_the_line_says_the_limit(
     clock: Clock, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,7 +123,7 @@ def test_where_nothing_that_fits_was_found_in_time_the_line_says_the_limit(
     ):
         search(
             ask_for("mlp", 8, batch=64),
-            with_memory(cluster, 1000),
+            cluster.with_memory(1000),
             budget=Budget.start(60.0, clock),
         )
 
@@ -155,7 +148,7 @@ def test_the_search_for_what_fits_ends_in_time(
 
     monkeypatch.setattr(misfit, "_may_fit", look)
     on = load_cluster("cpu", num_devices=2)
-    small = with_memory(on, 10_000)
+    small = on.with_memory(10_000)
     error = error_of(
         lambda: search(ask_for("mlp", 2, batch=2**30), small, budget=Budget.start(25.0, clock))
     )
@@ -186,7 +179,7 @@ def test_what_is_told_to_fit_was_searched_as_it_would_be_typed(
     monkeypatch.setattr(misfit, "_may_fit", lambda budget, ask, *rest: ask.batch <= 128)
     on = load_cluster("cpu", num_devices=2)
     plan = search(ask_for("mlp", 2, batch=64), on)
-    small = with_memory(on, 1.06 * plan.plan.summary["memory_bytes"]["total"])
+    small = on.with_memory(1.06 * plan.plan.summary["memory_bytes"]["total"])
     error = error_of(lambda: search(ask_for("mlp", 2, batch=1024), small))
     assert "what fits: --batch 64" in str(error)
     assert [batch for batch, _ in searched][:2] == [128, 64]
@@ -195,7 +188,7 @@ def test_what_is_told_to_fit_was_searched_as_it_would_be_typed(
 def test_a_lean_plan_needs_no_more_than_the_fastest(cluster: Cluster) -> None:
     ask = ask_for("mlp", 8, batch=64)
     found = search(ask, cluster)
-    proposer = Proposer(ask, found.model, found.workload, with_memory(cluster, 1000), ())
+    proposer = Proposer(ask, found.model, found.workload, cluster.with_memory(1000), ())
     for mesh in meshes_of(cluster):
         leanest = lean(proposer, mesh)
         assert (

@@ -26,9 +26,7 @@ def _ask(**settings: str) -> Ask:
 
 
 def _limited(nbytes: float) -> Cluster:
-    cluster = load_cluster("dgx-h100", num_devices=1)
-    device = cluster.device
-    return replace(cluster, device=replace(device, memory=int(nbytes) + device.reserved_memory))
+    return load_cluster("dgx-h100", num_devices=1).with_memory(nbytes)
 
 
 def _held(found: Found) -> int:
@@ -65,13 +63,8 @@ def test_a_batch_that_cannot_be_cut_says_why() -> None:
     )  # fmt: skip
     cluster = load_cluster("dgx-h100", num_devices=1)
     whole = search(ask, cluster, pins=_ONLY_KEPT, any_microbatches=True)
-    device = cluster.device
-    small = replace(
-        cluster,
-        device=replace(device, memory=int(0.6 * _held(whole)) + device.reserved_memory),
-    )
     with pytest.raises(DoesNotFit, match="statistics over all samples"):
-        search(ask, small, pins=_ONLY_KEPT, any_microbatches=True)
+        search(ask, _limited(0.6 * _held(whole)), pins=_ONLY_KEPT, any_microbatches=True)
 
 
 def test_what_fits_is_a_batch_that_can_be_cut(plain: Found) -> None:

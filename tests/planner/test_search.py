@@ -40,8 +40,7 @@ SIZES = {"vocab": 512, "embed": 32, "hidden": 32, "layers": 1, "seq": 10}
 
 def with_memory(cluster: Cluster, nbytes: float) -> Cluster:
     """The cluster whose plans may hold so many bytes per device."""
-    device, usable = cluster.device, math.ceil(nbytes / (1 - MEMORY_HEADROOM))
-    return replace(cluster, device=replace(device, memory=usable + device.reserved_memory))
+    return cluster.with_memory(math.ceil(nbytes / (1 - MEMORY_HEADROOM)))
 
 
 def check(found: Found, num_devices: int) -> None:
@@ -296,7 +295,7 @@ def test_a_plan_keeps_the_headroom_free_and_one_without_says_so() -> None:
     needed = search(ask, on, mesh=mesh_of("dp=2"), pins=(parse_pin("*=ddp"),)).plan.summary[
         "memory_bytes"
     ]["total"]
-    tight = replace(on, device=replace(on.device, memory=needed + on.device.reserved_memory))
+    tight = on.with_memory(needed)
     pinned = {"mesh": mesh_of("dp=2"), "pins": (parse_pin("*=ddp"),)}
     with pytest.raises(DoesNotFit, match=r"5 % of .* is kept free"):
         search(ask, tight, **pinned)
