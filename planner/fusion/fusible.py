@@ -92,8 +92,6 @@ def _is_member(node: Node) -> bool:
         return False
     if node.op in _REDUCTIONS:
         return len(node.args) > 2 and node.args[2] is True and _of_rows(node)
-    if node.op == "shardwright.rms_norm" or node.op == "shardwright.rms_norm_backward":
-        return True
     return node.op in NORMS or node.op in _ELEMENTWISE
 
 
