@@ -9,6 +9,7 @@ and two dims that an op identifies have the same atoms.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -71,6 +72,11 @@ class SubDims:
     def flat(self, value: int) -> tuple[int, ...]:
         """The sub-dim sizes of value v, in one row: what a layout's placements count."""
         return tuple(size for dim in self.shapes[value] for size in dim)
+
+    def atoms_by_dim(self, value: int) -> tuple[tuple[int, ...], ...]:
+        """The atoms of every dim of value v."""
+        atoms = iter(self.atoms[value])
+        return tuple(tuple(itertools.islice(atoms, len(dim))) for dim in self.shapes[value])
 
 
 def call_of(graph: Graph, node: Node) -> Call:

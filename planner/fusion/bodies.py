@@ -4,9 +4,11 @@ goes out."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import dropwhile
 
+from planner.dims.roots import is_view
 from planner.dims.subdims import SubDims
-from planner.fusion.fusible import looks
+from planner.fusion.fusible import looks_of
 from planner.graph.fused import Body, Member
 from planner.graph.graph import Graph, Node, Ref, map_refs
 
@@ -56,32 +58,21 @@ def _with_looks(graph: Graph, dims: SubDims, nodes: Sequence[Node]) -> list[Node
     of tensors that it reads: it is one pass over the whole tensor, not one over each piece."""
     members = {node.index for node in nodes}
     out: dict[int, Node] = {}
-
-    def add(node: Node) -> None:
-        if node.index in out:
-            return
+    for node in nodes:
         for value in node.operands:
             for look in _looks_before(graph, dims, value, members):
                 out.setdefault(look.index, look)
         out[node.index] = node
-
-    for node in nodes:
-        add(node)
     return list(out.values())
 
 
 def _looks_before(graph: Graph, dims: SubDims, value: int, members: set[int]) -> list[Node]:
     """The views that lead to a value from a member's result; if it comes from outside, from the
     tensor that it is a piece of."""
-    chain: list[Node] = []
-    writer = graph.values[value].writer
-    while writer is not None and looks(dims, writer) and graph.nodes[writer].operands:
-        chain.append(graph.nodes[writer])
-        writer = graph.values[graph.nodes[writer].operands[0]].writer
-    chain.reverse()
+    chain, base = looks_of(graph, dims, value)
+    writer = graph.values[base].writer
     if writer in members:
         return chain
-    first = next(
-        (i for i, node in enumerate(chain) if not dims.ops[node.index].signature.view), len(chain)
-    )
-    return chain[first:] if writer is not None and first < len(chain) else []
+    if writer is None:
+        return []
+    return [*dropwhile(lambda node: is_view(dims, node.index), chain)]

@@ -19,7 +19,7 @@ from planner.graph.fused import FUSED, Body, Member, as_graph, body_of
 from planner.graph.graph import Graph, Group, Node
 from planner.graph.layout import PARTIAL_SUM, REPLICATE
 from planner.rules import Call, Local, OpCost, Signature, local_call
-from planner.rules.signature import Letters, LocalCall, register
+from planner.rules.signature import LocalCall, register
 
 __all__ = ["composed"]
 
@@ -41,8 +41,8 @@ def composed(body: Body) -> Signature:
     return Signature(
         kind="fused",
         sizes=sizes,
-        operands=tuple(_letters(dims, slot) for slot in operands),
-        results=tuple(_letters(dims, slot) for slot in body.results),
+        operands=tuple(dims.atoms_by_dim(slot) for slot in operands),
+        results=tuple(dims.atoms_by_dim(slot) for slot in body.results),
         fixed=frozenset(fixed),
         reduced=tuple(
             frozenset(
@@ -63,11 +63,6 @@ def _atom_sizes(dims: SubDims) -> tuple[int, ...]:
         found.update(zip(atoms, dims.flat(value), strict=True))
     assert sorted(found) == list(range(len(found)))
     return tuple(found[atom] for atom in range(len(found)))
-
-
-def _letters(dims: SubDims, value: int) -> Letters:
-    atoms = iter(dims.atoms[value])
-    return tuple(tuple(next(atoms) for _ in dim) for dim in dims.shapes[value])
 
 
 # ---------------------------------------------------------------- what one axis does to every value
@@ -198,7 +193,7 @@ def _shape(graph: Graph, dims: SubDims, value: int, sizes: tuple[int, ...]) -> t
     whole = graph.values[value].shape
     return tuple(
         math.prod(sizes[atom] for atom in dim) if dim else size
-        for dim, size in zip(_letters(dims, value), whole, strict=True)
+        for dim, size in zip(dims.atoms_by_dim(value), whole, strict=True)
     )
 
 

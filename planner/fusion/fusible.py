@@ -13,7 +13,7 @@ from planner.graph.biases import adds_a_bias
 from planner.graph.graph import Graph, Node, Serial
 from planner.rules.pointwise import POINTWISE
 
-__all__ = ["ALONE", "NORMS", "REPEATABLE", "fusible_nodes", "home_of", "looks"]
+__all__ = ["ALONE", "NORMS", "REPEATABLE", "fusible_nodes", "home_of", "looks", "looks_of"]
 
 #: Ops that reduce the last dims of a row and go over the row again.
 NORMS = (
@@ -68,13 +68,27 @@ def fusible_nodes(graph: Graph, dims: SubDims) -> frozenset[int]:
         and node.index in trained
         and not last.intersection(node.results)
         and not adds_a_bias(graph, node)
-        and not (node.op == "aten._to_copy.default" and _base(graph, dims, node) in held)
+        and not (
+            node.op == "aten._to_copy.default"
+            and looks_of(graph, dims, node.operands[0])[1] in held
+        )
     )
 
 
 def looks(dims: SubDims, node: int) -> bool:
     """Whether the node only looks at its operand: a view, or a piece of it."""
-    return dims.ops[node].signature.kind == "view"
+    op = dims.ops[node]
+    return op.signature.kind == "view" and bool(op.operands)
+
+
+def looks_of(graph: Graph, dims: SubDims, value: int) -> tuple[list[Node], int]:
+    """The nodes through which a value looks at another, in order, and that other: the value itself
+    if it is no view."""
+    chain: list[Node] = []
+    while (writer := graph.values[value].writer) is not None and looks(dims, writer):
+        chain.append(graph.nodes[writer])
+        value = chain[-1].operands[0]
+    return chain[::-1], value
 
 
 def home_of(path: str, inner: frozenset[str]) -> str:
@@ -123,11 +137,3 @@ def _outputs(graph: Graph, dims: SubDims) -> set[int | None]:
         if node.op in NORMS and len(node.results) > 1:
             out.difference_update(node.results[1:])
     return out
-
-
-def _base(graph: Graph, dims: SubDims, node: Node) -> int:
-    """The value that the node's first operand is a view of."""
-    value = node.operands[0]
-    while (writer := graph.values[value].writer) is not None and looks(dims, writer):
-        value = graph.nodes[writer].operands[0]
-    return value

@@ -41,14 +41,8 @@ def _atoms(
 ) -> Iterator[tuple[int, int]]:
     """(atom of the graph, letter of the fused op), wherever an operand has both in one dim."""
     for value, dims in zip(operands, letters, strict=True):
-        for found, own in zip(_by_dim(nodes, value), dims, strict=True):
+        for found, own in zip(nodes.dims.atoms_by_dim(value), dims, strict=True):
             yield from ((atom, letter) for atom in found for letter in own)
-
-
-def _by_dim(nodes: Nodes, value: int) -> list[list[int]]:
-    """The atoms of every dim of a value."""
-    atoms = iter(nodes.dims.atoms[value])
-    return [[next(atoms) for _ in dim] for dim in nodes.dims.shapes[value]]
 
 
 def _loses(nodes: Nodes, node: Node, fixed: set[int]) -> bool:
@@ -58,7 +52,7 @@ def _loses(nodes: Nodes, node: Node, fixed: set[int]) -> bool:
     if value is None:
         return False
     free = {op.atoms[leaf] for leaf in range(len(op.sizes)) if leaf not in op.fixed}
-    return any(atom in fixed & free for dim in _by_dim(nodes, value)[:-1] for atom in dim)
+    return any(atom in fixed & free for dim in nodes.dims.atoms_by_dim(value)[:-1] for atom in dim)
 
 
 def _sums(nodes: Nodes, members: Sequence[Node], operands: Members) -> Iterator[Members]:

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from planner.dims.subdims import SubDims
-from planner.fusion.fusible import fusible_nodes, home_of, looks
+from planner.fusion.fusible import fusible_nodes, home_of, looks, looks_of
 from planner.fusion.order import early_order
 from planner.graph.graph import Graph, Node
 from planner.graph.sections import sections_of
@@ -44,7 +44,7 @@ class Nodes:
         for value in graph.outputs:
             readers[value].add(STEP)
         for node in reversed(graph.nodes):
-            if looks(self.dims, node.index) and node.operands:
+            if looks(self.dims, node.index):
                 through = [readers[v] for v in node.results if v is not None]
                 readers[node.operands[0]] |= set().union(*through)
             else:
@@ -54,10 +54,7 @@ class Nodes:
 
     def origin(self, value: int) -> int | None:
         """The node that writes the tensor that the value is a view of, if any does."""
-        writer = self.graph.values[value].writer
-        while writer is not None and looks(self.dims, writer) and self.graph.nodes[writer].operands:
-            writer = self.graph.values[self.graph.nodes[writer].operands[0]].writer
-        return writer
+        return self.graph.values[looks_of(self.graph, self.dims, value)[1]].writer
 
     def sorted(self, indices: Iterable[int]) -> list[Node]:
         """The nodes of some indices, in order."""

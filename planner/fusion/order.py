@@ -24,7 +24,7 @@ def early_order(
     anchors: dict[int, int] = {}
     first = _runs(graph, homes)
     for node in graph.nodes:
-        if node.index in fusible or (looks(dims, node.index) and node.operands):
+        if node.index in fusible or looks(dims, node.index):
             writers = [graph.values[value].writer for value in node.operands]
             needed = [anchors[w] for w in writers if w is not None]
             anchors[node.index] = max([*needed, first[node.index]])

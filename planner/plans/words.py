@@ -79,13 +79,11 @@ def _from_hints(
     )
     if hint is None:
         return
-    atoms = iter(model.dims.atoms[value])
-    for words, sizes in zip(hint, model.dims.shapes[value], strict=False):
+    for words, atoms in zip(hint, model.dims.atoms_by_dim(value), strict=False):
         parts = words.split(",")
-        for place in range(len(sizes)):
-            atom = next(atoms)
-            if len(parts) == len(sizes):
-                names.setdefault(atom, parts[place].strip())
+        if len(parts) == len(atoms):
+            for atom, part in zip(atoms, parts, strict=True):
+                names.setdefault(atom, part.strip())
 
 
 def axis_names(
