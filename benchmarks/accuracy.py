@@ -12,7 +12,6 @@ that processes other than the run's had meanwhile: above a few percent the row m
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import os
 import resource
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from provenance import write_results
 from running import SIZES
 
 from cost_models.cluster import load_cluster
@@ -169,17 +168,8 @@ def main() -> None:
     found, one = summary([r["error"] for r in rows]), summary(baseline(rows))
     show("simulated", found)
     show("one rate", one)
-    if asked.out is not None:
-        record = {
-            **provenance(
-                f"python benchmarks/accuracy.py --steps {asked.steps} --rounds {asked.rounds}"
-            ),
-            "calibration": provenance_of(calibrated_path()),
-            "rows": rows,
-            "summary": found,
-            "baseline": one,
-        }
-        asked.out.write_text(json.dumps(record, indent=1) + "\n")
+    calibration = provenance_of(calibrated_path())
+    write_results(asked, calibration=calibration, rows=rows, summary=found, baseline=one)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,8 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
-import json
 import multiprocessing
 import re
-import sys
 import time
 import warnings
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from provenance import provenance
+from provenance import write_results
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
@@ -172,13 +170,7 @@ def main() -> int:
     print(
         f"{count} contradictions in {len(rows)} cases ({errors} without a plan), {time.perf_counter() - began:.0f} s"
     )
-    if asked.out:
-        asked.out.write_text(
-            json.dumps(
-                {**provenance(" ".join(sys.argv)), "contradictions": count, "rows": rows}, indent=1
-            )
-            + "\n"
-        )
+    write_results(asked, contradictions=count, rows=rows)
     return int(count > 0)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import math
 import tempfile
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from provenance import write_results
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import UserError
@@ -211,12 +210,7 @@ def main() -> None:
         )
         for one, reason in row["refused"].items():
             print(f"    {one}: {reason}", flush=True)
-    if asked.out is not None:
-        command = (
-            f"python benchmarks/equality.py --families {asked.families} --ranks {asked.ranks} --microbatches "
-            f"{asked.microbatches} --recompute {asked.recompute} --strategies {asked.strategies}"
-        )
-        asked.out.write_text(json.dumps({**provenance(command), "rows": rows}, indent=1) + "\n")
+    write_results(asked, rows=rows)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,11 @@ predicted / measured - 1.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from provenance import write_results
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import NoPlan, NotTraceable
@@ -188,10 +187,7 @@ def main() -> None:
         f"{len(errors)} plans: {min(errors):+.2%} to {max(errors):+.2%}, mean of sizes "
         f"{sum(map(abs, errors)) / len(errors):.2%}"
     )
-    if asked.out is not None:
-        asked.out.write_text(
-            json.dumps({**provenance("python benchmarks/memory.py"), "rows": rows}, indent=1) + "\n"
-        )
+    write_results(asked, rows=rows)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import argparse
 import json
 import operator
 import statistics
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -27,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import write_results
 from torch import fx
 from torch._functorch import config
 from torch._functorch import partitioners as torchs
@@ -377,7 +376,6 @@ def main() -> None:
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    command = " ".join(["python", *sys.argv])
     rows = []
     for name in given.models.split(","):
         for row in rows_of(name):
@@ -391,10 +389,7 @@ def main() -> None:
         "median": statistics.median(shares),
     }
     print(json.dumps(summary))
-    if given.out:
-        given.out.write_text(
-            json.dumps({**provenance(command), "summary": summary, "rows": rows}, indent=1)
-        )
+    write_results(given, summary=summary, rows=rows)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ allocator held at most. Every round has a step of each; the ratio is the median 
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from provenance import write_results
+from running import ratio_of, times_of
 from running_ranks import Request
 
 from cost_models.cluster import load_cluster
@@ -66,15 +66,12 @@ def measure(model: str, share: float, hardware: str, rounds: int) -> dict[str, A
             "running_ranks:measure", RANKS, Request(paths, rounds, ("checkpoint", "DDP"))
         )
         ours = launch("running_ranks:peaks", RANKS, (paths["chosen"], "ours"))
-    times = {
-        name: [max(step) for step in zip(*(r["times"][name] for r in results), strict=True)]
-        for name in results[0]["times"]
-    }
-    pairs = sorted(a / b for a, b in zip(times["chosen"], times["checkpoint"], strict=True))
+    times = times_of(results)
+    ratio, quartiles = ratio_of(times["chosen"], times["checkpoint"])
     return {
         "model": model,
-        "ratio": statistics.median(pairs),
-        "quartiles": [pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]],
+        "ratio": ratio,
+        "quartiles": quartiles,
         "median_s": {name: statistics.median(taken) for name, taken in times.items()},
         "predicted_s": {
             "chosen": chosen.summary["step_time_s"],
@@ -111,9 +108,7 @@ def main() -> None:
     asked = parser.parse_args()
     row = measure(asked.model, asked.share, asked.hardware, asked.rounds)
     print(line_of(row))
-    if asked.out is not None:
-        command = f"python benchmarks/recomputing.py --model {asked.model} --share {asked.share}"
-        asked.out.write_text(json.dumps({**provenance(command), "rows": [row]}, indent=1) + "\n")
+    write_results(asked, rows=[row])
 
 
 if __name__ == "__main__":

@@ -13,14 +13,13 @@ baseline whose first loss is not ours is refused, since it would train another m
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from provenance import provenance
+from provenance import write_results
 from running_ranks import Request
 
 from cost_models.cluster import load_cluster
@@ -93,10 +92,7 @@ def row_of(model: str, ranks: int, hardware: str, rounds: int) -> dict[str, Any]
             write_plan(plan, Path(paths[name]))
         results = launch("running_ranks:measure", ranks, Request(paths, rounds, RIVALS))
     check_losses(results[0]["losses"])
-    times = {
-        name: [max(step) for step in zip(*(r["times"][name] for r in results), strict=True)]
-        for name in results[0]["times"]
-    }
+    times = times_of(results)
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     rival = min(RIVALS, key=lambda name: medians[name])
     best = min(plans, key=lambda name: medians[name])
@@ -113,7 +109,7 @@ def row_of(model: str, ranks: int, hardware: str, rounds: int) -> dict[str, Any]
             for key, value in _ratio(times["chosen"], times[name], name).items()
         },
         "best": best,
-        "regret": max(0.0, statistics.median(_pairs(times["chosen"], times[best])) - 1),
+        "regret": max(0.0, ratio_of(times["chosen"], times[best])[0] - 1),
         "losses": results[0]["losses"],
         "rounds": rounds,
     }
@@ -128,14 +124,24 @@ def check_losses(losses: Mapping[str, float]) -> None:
             )
 
 
-def _pairs(ours: Sequence[float], theirs: Sequence[float]) -> list[float]:
-    return sorted(a / b for a, b in zip(ours, theirs, strict=True))
+def times_of(results: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """The seconds of every step, by name, from the results of all ranks: a step lasts until its last
+    rank is done."""
+    return {
+        name: [max(step) for step in zip(*(r["times"][name] for r in results), strict=True)]
+        for name in results[0]["times"]
+    }
+
+
+def ratio_of(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, list[float]]:
+    """The median of ours / theirs over pairs of steps, and its quartiles."""
+    pairs = sorted(a / b for a, b in zip(ours, theirs, strict=True))
+    return statistics.median(pairs), [pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]]
 
 
 def _ratio(ours: Sequence[float], theirs: Sequence[float], name: str) -> dict[str, Any]:
-    pairs = _pairs(ours, theirs)
-    quartiles = [pairs[len(pairs) // 4], pairs[3 * len(pairs) // 4]]
-    return {f"ratio_{name}": statistics.median(pairs), f"ratio_{name}_quartiles": quartiles}
+    median, quartiles = ratio_of(ours, theirs)
+    return {f"ratio_{name}": median, f"ratio_{name}_quartiles": quartiles}
 
 
 def line_of(row: Mapping[str, Any]) -> str:
@@ -173,12 +179,7 @@ def main() -> None:
     print(
         f"mean ratio {statistics.mean(ratios):.3f}, largest {max(ratios):.3f}, largest regret {worst:.1%}"
     )
-    if asked.out is not None:
-        command = (
-            f"python benchmarks/running.py --cases {asked.cases} --hardware "
-            f"{Path(asked.hardware).name} --rounds {asked.rounds}"
-        )
-        asked.out.write_text(json.dumps({**provenance(command), "rows": rows}, indent=1) + "\n")
+    write_results(asked, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""What one rank of `running.py` does: our plans and torch's own data parallelism, a step of each in
-turn.
+"""One rank of `running.py` and `recomputing.py`: our plans and torch's own data parallelism, a step
+of each in turn.
 
 The baselines are what one would type: DDP with `gradient_as_bucket_view=True`, FSDP2 with
 `fully_shard` for every block and the root, both with torch's fused Adam, on this rank's part of the
@@ -47,7 +47,7 @@ class Request:
 
     plans: Mapping[str, str]
     rounds: int
-    baselines: tuple[str, ...] = ("DDP", "FSDP2")
+    baselines: tuple[str, ...]
 
 
 def measure(request: Request, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
