@@ -26,7 +26,7 @@ Kernels = dict[Body, "Fused"]
 
 def check_compiler(program: Program, device: torch.device) -> None:
     """Raises RunFailed if the program has fused ops and this machine cannot compile them."""
-    if not any(isinstance(i, Compute) and i.op == FUSED for i in program.instructions):
+    if not any(isinstance(i, Compute) and i.op == FUSED for i in program.written):
         return
     missing = missing_compiler(device)
     if missing:

@@ -1,5 +1,5 @@
-"""Training in one process of plain torch: the module, its loss and its optimizer, in the formats of a
-program."""
+"""Training in one process of plain torch: the module, its loss and its optimizer, in the formats of
+a program."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ class Scaled:
 
 class PlainTrainer:
     """The module in plain torch, with its batch and optimizer and, if the loss is scaled, torch's
-    `GradScaler`. `updated` are the tensors that the
-    optimizer updates, by name: the parameters, or their master copies; `coarsest` is the dtype of
-    products or, if that has fewer bits, of gradients as they are reduced."""
+    `GradScaler`. `updated` are the tensors that the optimizer updates, by name: the parameters, or
+    their master copies; `coarsest` is the dtype of products or, if that has fewer bits, of
+    gradients as they are reduced."""
 
     def __init__(
         self, make: Callable[[], Workload], program: Program, seed: int, began: Workload | None

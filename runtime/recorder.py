@@ -73,9 +73,8 @@ class Recorder:
 
     def waited(self, index: int) -> None:
         """Notes that the wait for the asynchronous instruction `index` has ended."""
-        if (
-            self.spans[self.action, index][1] is None
-        ):  # else the thread that works on it notes its end
+        # If another thread works on it, that thread notes its end.
+        if self.spans[self.action, index][1] is None:
             self.end(index)
 
     def timeline(self, allocations: Allocations) -> Timeline:

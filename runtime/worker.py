@@ -142,8 +142,7 @@ def train(
     others.
 
     Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step, with "loss_scale" and
-    "skipped" if the loss is scaled. One more step is recorded,
-    for peak memory and the timeline.
+    "skipped" if the loss is scaled. One more step is recorded, for peak memory and the timeline.
     """
     if request.verify:
         torch.backends.cudnn.allow_tf32 = False  # the reference is in full float32
