@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -53,8 +54,7 @@ def traced(name: str) -> Traced:
 
 
 def fused_step(name: str) -> Graph:
-    graph = traced(name).graph
-    return fused_graph(graph)
+    return fused_graph(traced(name).graph)
 
 
 def fused_nodes(graph: Graph) -> list[Node]:
@@ -107,17 +107,22 @@ def test_the_fused_step_is_the_step(name: str) -> None:
 
 
 def test_a_llama_layer_is_nine_fused_ops() -> None:
-    made = fused_step("llama of two layers")
-    found = {(n.path, n.phase, called(body_of(n.args))) for n in fused_nodes(made)}
-    of_last = {(path, phase, ops) for path, phase, ops in found if path.startswith("layers.1")}
-    rotated = "split, mul, neg, cat, mul, add"
-    assert {
-        ("layers.1.post_norm", "forward", "add, rms_norm"),
-        ("layers.1.mlp", "forward", "silu, mul"),
-        ("layers.1.mlp", "backward", "silu, mul, mul, silu_backward"),
-    } <= of_last
-    turned = [ops for _, phase, ops in of_last if phase == "forward" and ops.count("mul") == 2]
-    assert turned and all(sorted(ops.split(", ")) == sorted(rotated.split(", ")) for ops in turned)
+    """Rotary positions of queries and keys, the residual sums with the norms that read them, the
+    gate; each with its backward."""
+    made = [
+        (n.path.removeprefix("layers.1."), n.phase, called(body_of(n.args)))
+        for n in fused_nodes(fused_step("llama of two layers"))
+        if n.path.startswith("layers.1.")
+    ]
+    assert made == [
+        *[("attn", "forward", "mul, split, neg, cat, mul, add")] * 2,
+        ("post_norm", "forward", "add, rms_norm"),
+        ("mlp", "forward", "silu, mul"),
+        ("mlp", "backward", "silu, mul, mul, silu_backward"),
+        ("post_norm", "backward", "add, rms_norm_backward"),
+        *[("attn", "backward", "mul, slice, neg, mul, slice, cat, add")] * 2,
+        ("input_norm", "backward", "add, add, rms_norm_backward"),
+    ]
 
 
 def test_every_layer_is_fused_alike() -> None:
@@ -142,8 +147,7 @@ def test_products_that_are_added_stay_one_message() -> None:
 
 
 def _graph(module: nn.Module, *batch: Tensor) -> Graph:
-    graph = trace(lambda: workload(module, *batch)).graph
-    return fused_graph(graph)
+    return fused_graph(trace(lambda: workload(module, *batch)).graph)
 
 
 class Chain(nn.Module):
@@ -173,7 +177,7 @@ def test_the_cost_is_one_read_and_one_write() -> None:
         op, body = made.dims.ops[node.index], body_of(node.args)
         kinds = body.kinds()
         outside = [*range(len(body.operands)), *body.results]
-        nbytes = sum(_numel(kinds[slot][0]) * dtype_bytes(kinds[slot][1]) for slot in outside)
+        nbytes = sum(math.prod(kinds[slot][0]) * dtype_bytes(kinds[slot][1]) for slot in outside)
         assert op.signature.cost is not None
         counted = op.signature.cost(op.letter_sizes(op.sizes))
         assert counted.elements * 8 == pytest.approx(nbytes)
@@ -181,13 +185,6 @@ def test_the_cost_is_one_read_and_one_write() -> None:
         floor = nbytes / (device.memory_bandwidth * device.memory_efficiency)
         seconds = costs.device_time(node, op, op.letter_sizes(op.sizes))
         assert seconds >= floor
-
-
-def _numel(shape: tuple[int, ...]) -> int:
-    out = 1
-    for size in shape:
-        out *= size
-    return out
 
 
 def test_like_bodies_are_equal() -> None:

@@ -25,6 +25,7 @@ from planner.workload.ask import Ask
 from planner.workload.ask import build as build_workload
 from planner.workload.precision import precision_of
 from runtime.executor import Executor, gather_parameters
+from runtime.loss_scale import LossScale
 from runtime.parameters import build
 from runtime.reference import reference_run
 from runtime.verify import compare
@@ -113,6 +114,8 @@ def test_warming_changes_nothing(precision: str, monkeypatch: pytest.MonkeyPatch
             executor.warm(local)
             after = executor.parameter_shards()
             assert executor.num_steps == 0
+            if executor.loss_scale is not None:
+                assert vars(executor.loss_scale) == vars(LossScale())
             assert all(torch.equal(before[name], after[name]) for name in before)
         losses.append([executor.step_local(local) for _ in range(2)])
     assert losses[0] == losses[1]

@@ -145,22 +145,6 @@ def test_one_device_trains_as_torchs_amp(precision: str, clip_norm: float | None
         assert torch.equal(held[0][name], begun[name])  # a skipped step changes nothing
 
 
-def test_a_step_without_its_update_leaves_the_scale_as_it_is(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """As kernels are compiled before training."""
-    plan = plan_of("fp16-mixed")
-    workload = build(lambda: build_workload(plan.ask), 0)
-    executor = Executor(plan.program, workload)
-    monkeypatch.setattr(executor, "kernels", ("any",))
-    before = {name: shard.clone() for name, shard in executor.parameter_shards().items()}
-    executor.warm(executor.local_batch(workload.batch))
-    assert executor.loss_scale is not None and executor.loss_scale.scale == FIRST_SCALE
-    assert (executor.loss_scale.skipped, executor.num_steps) == (False, 0)
-    for name, shard in executor.parameter_shards().items():
-        assert torch.equal(shard, before[name])
-
-
 def test_gradients_of_a_skipped_step_are_not_kept() -> None:
     plan = plan_of("fp16-mixed")
     workload = build(lambda: build_workload(plan.ask), 0)
