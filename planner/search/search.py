@@ -7,19 +7,18 @@ lowered and simulated, and the one with the shortest simulated step that fits is
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from importlib import import_module
 from typing import Any
 
 from cost_models.machine import Cluster
-from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from planner.dims.subdims import infer
 from planner.graph.checking import checked
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
-from planner.microbatch import possible_microbatches
+from planner.microbatch import CannotSplit, possible_microbatches
 from planner.plans.plan import Plan, SolverRecord
 from planner.plans.words import axis_names
 from planner.predict.predict import Run
@@ -32,7 +31,13 @@ from planner.search.bounds_in_memory import bound_of_fitting
 from planner.search.budget import Budget
 from planner.search.choose import choose
 from planner.search.fitting import fitting
-from planner.search.microbatches import with_more_microbatches
+from planner.search.microbatches import (
+    best_meshes,
+    best_number,
+    doublings,
+    microbatches_needed,
+    unlimited,
+)
 from planner.search.misfit import Misfit, Search, misfit_error
 from planner.search.padding import cheaper_sizes, resized, vocabulary
 from planner.search.planned import plan_of
@@ -41,7 +46,9 @@ from planner.search.searched import (
     Progress,
     Searched,
     best_of,
+    bytes_of_state,
     meshes_to_search,
+    proposals_of,
     proposer_of,
 )
 from planner.search.second_process import beside
@@ -161,33 +168,59 @@ def _searched(
     if own_process:
         _import_for_both(proposer)
     tasks = comparisons(proposer, mesh) if compared else []
+    numbers: tuple[int, ...] = (1,)
+    searched, why_one, start = None, "", 1
     with beside(tasks, lambda: proposer.budget.left / 2, own_process=own_process) as rows:
+        if traced is not None:
+            proposals, _ = proposals_of(proposer, meshes, progress)
+            ideal = unlimited(proposer, proposals)
+            needed = microbatches_needed(proposer, ideal)
+            if needed > 1:
+                possible = possible_microbatches(traced.graph, infer(traced.graph))
+                numbers = (1, *doublings(possible))
+                start = next((number for number in numbers if number >= needed), 1)
+        if start == 1:
+            searched = _or_misfit(partial(best_of, proposer, meshes, rows, progress))
+    if traced is not None and len(numbers) > 1 and (start > 1 or proposer.is_short_of_memory):
+        progress("trying microbatches", 0.75)
         try:
-            searched: Searched | Misfit = best_of(proposer, meshes, rows, progress)
-        except Misfit as misfit:
-            searched = misfit
-    why_one = ""
-    if traced is not None and proposer.is_short_of_memory:
-        progress("trying more microbatches", 0.85)
-        more = partial(_with_microbatches, proposer, traced)
-        possible = possible_microbatches(traced.graph, infer(traced.graph))
-        searched, why_one = with_more_microbatches(searched, more, possible, proposer.budget)
+            searched = best_number(
+                partial(_with_microbatches, proposer, traced),
+                numbers,
+                proposer.budget,
+                start=start,
+                ideal=ideal.prediction.step_time_s,
+                first=best_meshes(proposals) if searched is None else searched,
+            )
+        except CannotSplit as reason:
+            why_one = str(reason)
+    if searched is None:
+        searched = _or_misfit(partial(best_of, proposer, meshes, tuple, progress))
     if isinstance(searched, Misfit):
         searched.why_one = why_one
         raise searched
-    if compared and searched.proposer is not proposer:
+    if compared and not searched.rows:
         searched = _compared(searched, mesh)
     return searched, why_one
+
+
+def _or_misfit(search: Callable[[], Searched]) -> Searched | Misfit:
+    try:
+        return search()
+    except Misfit as misfit:
+        return misfit
 
 
 def _with_microbatches(
     first: Proposer, traced: Traced, number: int, meshes: list[Mesh]
 ) -> Searched:
-    """The search of some meshes with another number of microbatches, without baselines."""
-    ask = replace(first.ask, microbatches=number)
-    proposer = proposer_of(ask, first.cluster, first.pins, first.budget, traced)
-    check_pins(proposer.model, meshes, proposer.pins)
-    return best_of(proposer, meshes, lambda: (), lambda what, done: None)
+    """The search of some meshes with a number of microbatches, without baselines."""
+    proposer = first
+    if number != first.ask.microbatches:
+        ask = replace(first.ask, microbatches=number)
+        proposer = proposer_of(ask, first.cluster, first.pins, first.budget, traced)
+        check_pins(proposer.model, meshes, proposer.pins)
+    return best_of(proposer, meshes, tuple, lambda what, done: None)
 
 
 def _compared(searched: Searched, mesh: Mesh | None) -> Searched:
@@ -211,17 +244,7 @@ def _import_for_both(proposer: Proposer) -> None:
     """Imports compiled code before the fork, if one device cannot hold all parameters with their
     optimizer's state: then the baselines need it to look for the leanest plan, and large tables
     need it too. Otherwise each process would spend half a second on the import."""
-    values = [
-        proposer.model.graph.values[parameter.value]
-        for parameter in proposer.model.graph.parameters
-    ]
-    optimizer, formats = proposer.workload.optimizer, proposer.workload.formats
-    held = sum(
-        v.numel * dtype_bytes(v.dtype)
-        + optimizer_state_bytes(optimizer, numel=v.numel, dtype=formats.updated(v.dtype))
-        for v in values
-    )
-    if held > proposer.capacity:
+    if bytes_of_state(proposer) > proposer.capacity:
         import_module("planner.solver.relax.lagrange")
 
 

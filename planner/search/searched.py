@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cost_models.machine import Cluster
+from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from planner.graph.layout import Mesh
 from planner.plans.plan import Alternative
 from planner.plans.replay import modelled, shallow_of
@@ -21,7 +22,15 @@ from planner.strategy.pins import Pin
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask
 
-__all__ = ["Progress", "Searched", "best_of", "meshes_to_search", "proposer_of"]
+__all__ = [
+    "Progress",
+    "Searched",
+    "best_of",
+    "bytes_of_state",
+    "meshes_to_search",
+    "proposals_of",
+    "proposer_of",
+]
 
 #: A mesh whose table has more pairs of strategies than this is left out unless the user asked for
 #: it: 25 million pairs are 200 MB.
@@ -60,6 +69,20 @@ def proposer_of(
     return Proposer(ask, model, traced.workload, cluster, pins, shallow, budget)
 
 
+def bytes_of_state(proposer: Proposer) -> int:
+    """Bytes of all parameters and the optimizer's state, master copies included."""
+    optimizer, formats = proposer.workload.optimizer, proposer.workload.formats
+    held = 0
+    for parameter in proposer.model.graph.parameters:
+        value = proposer.model.graph.values[parameter.value]
+        updated = formats.updated(value.dtype)
+        held += value.numel * (
+            dtype_bytes(value.dtype) + (dtype_bytes(updated) if formats.master else 0)
+        )
+        held += optimizer_state_bytes(optimizer, numel=value.numel, dtype=updated)
+    return held
+
+
 def meshes_to_search(proposer: Proposer, mesh: Mesh | None) -> list[Mesh]:
     """The meshes to search. Raises NoPlan if the batch or the pins leave no plan on any."""
     meshes = [mesh] if mesh is not None else list(meshes_of(proposer.cluster))
@@ -76,7 +99,7 @@ def best_of(
     progress: Progress,
 ) -> Searched:
     """The search of some meshes at one number of microbatches. Raises Misfit if nothing fits."""
-    proposals, left_out = _proposals(proposer, meshes, progress)
+    proposals, left_out = proposals_of(proposer, meshes, progress)
     progress("simulating the candidates", 0.7)
     candidates = shortlist(proposer, proposals)
     progress("comparing with the baselines", 0.8)
@@ -91,7 +114,7 @@ def best_of(
     )
 
 
-def _proposals(
+def proposals_of(
     proposer: Proposer, meshes: list[Mesh], progress: Progress
 ) -> tuple[list[Proposal], dict[str, list[str]]]:
     """The proposals of all meshes, and the sizes of the meshes left out: those of three axes whose

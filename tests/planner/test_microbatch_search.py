@@ -56,6 +56,20 @@ def test_more_microbatches_if_memory_is_short(plain: Found) -> None:
     assert slower.plan.summary["step_time_s"] > found.plan.summary["step_time_s"] * 0.995
 
 
+def test_a_batch_that_is_far_too_large_is_not_run_in_one(plain: Found) -> None:
+    """The search begins near the number that fits; half and twice as many are no faster."""
+    limit = _limited(0.3 * _held(plain))
+    found = search(_ask(), limit, any_microbatches=True)
+    number = found.plan.ask.microbatches
+    assert number > 1 and _held(found) <= 0.3 * _held(plain)
+    for other in (number // 2, number * 2):
+        try:
+            plan = search(replace(_ask(), microbatches=other), limit).plan
+        except DoesNotFit:
+            continue
+        assert plan.summary["step_time_s"] > found.plan.summary["step_time_s"] * 0.98
+
+
 def test_a_batch_that_cannot_be_cut_says_why() -> None:
     ask = Ask(
         model="resnet", batch=2, seq=None, settings={"image": "32", "classes": "10", "depth": "10", "width": "8"},
