@@ -10,7 +10,6 @@ is lowered and simulated whole.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 
 from cost_models.machine import Cluster
@@ -22,7 +21,7 @@ from planner.program.program import Program
 from planner.strategy.choices import read_choices
 from planner.strategy.cost_table import CostTable
 from planner.strategy.message_costs import BUCKET_BYTES
-from planner.strategy.recompute import Readings, Recompute, readings_in
+from planner.strategy.recompute import readings_in
 from planner.strategy.traced_model import Model, Use, UseGroups
 from planner.strategy.update_costs import total_gradient_bytes
 
@@ -78,7 +77,7 @@ class Shallow:
         }
         hub_of = {
             (v, phase): hubs[key]
-            for key, alike in _groups(_readings(model, again).groups).items()
+            for key, alike in _groups(readings_in(model, again).groups).items()
             if key in hubs
             for v, phase, _ in alike
         }
@@ -124,11 +123,6 @@ def _groups(groups: UseGroups) -> dict[Hashable, list[tuple[int, str, list[Use]]
     """Groups of readings by their distinct readers: a value that all blocks read has more of the
     same readers in a deeper model."""
     return {(*key[:2], frozenset(key[2])): alike for key, alike in groups.items()}
-
-
-def _readings(model: Model, again: AbstractSet[int]) -> Readings:
-    """The readings of a model in which the ops of some classes may run again."""
-    return Recompute(model).readings(again) if again else readings_in(model)
 
 
 def _classes(model: Model) -> Hashable:

@@ -16,7 +16,7 @@ from planner.solver.problem.problem import Array
 from planner.strategy.allowed_strategies import AllowedStrategies
 from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.costing import Costing
-from planner.strategy.recompute import Readings, Recompute, readings_in
+from planner.strategy.recompute import Recompute, readings_in
 from planner.strategy.redistribute import Layouts as LayoutCosts
 from planner.strategy.strategies import (
     AGAIN,
@@ -93,7 +93,7 @@ class _Builder:
         node_of, parameter_of = self._ops(), self._parameters()
         table = CostTable(
             model=self.model,
-            readings=self._all_readings(node_of),
+            readings=readings_in(self.model),
             costing=self.costing,
             node_of=node_of,
             parameter_of=parameter_of,
@@ -108,6 +108,8 @@ class _Builder:
             names=(),
             modes=self.modes,
         )
+        if self.recompute is not None:
+            table = replace(table, readings=self.recompute.readings(table.may_run_again))
         self._connect(table)
         return replace(table, costs=tuple(self.costs), names=tuple(self.names))
 
@@ -154,17 +156,6 @@ class _Builder:
             tuple(s if s.mode == m else replace(s, mode=m) for m in modes for s in strategies),
             np.concatenate([cost * (1.0 + again) if m == AGAIN else cost for m in modes]),
         )
-
-    def _all_readings(self, node_of: tuple[int | None, ...]) -> Readings:
-        """The readings of ops, and of those that may run again."""
-        again = {
-            number
-            for number, node in enumerate(node_of)
-            if node is not None and any(s.mode == AGAIN for s in self.strategies[node])
-        }
-        if self.recompute is None or not again:
-            return readings_in(self.model)
-        return self.recompute.readings(again)
 
     def _parameters(self) -> tuple[int, ...]:
         graph, dims = self.model.graph, self.model.dims

@@ -46,17 +46,17 @@ class Readings:
         return self.runs_at[use.node] if use.again and use.node is not None else use.node
 
 
-def readings_in(model: Model) -> Readings:
-    """The readings of a model in which nothing runs again."""
+def readings_in(model: Model, again: frozenset[int] = frozenset()) -> Readings:
+    """The readings of a model in which the ops of some classes may run again."""
+    if again:
+        return Recompute(model).readings(again)
     return Readings(uses=model.uses, groups=model.use_groups, runs_at={})
 
 
 def second_runs(model: Model, strategies: dict[int, Strategy]) -> Readings:
     """The readings under given strategies, by node: those of the ops that run again in addition."""
-    again = {
-        model.ties.node_class[n] for n, strategy in strategies.items() if strategy.mode == AGAIN
-    }
-    return Recompute(model).readings(again) if again else readings_in(model)
+    again = (n for n, strategy in strategies.items() if strategy.mode == AGAIN)
+    return readings_in(model, frozenset(model.ties.node_class[n] for n in again))
 
 
 class Recompute:
@@ -68,6 +68,7 @@ class Recompute:
         self.read_again: dict[int, list[int]] = defaultdict(list)
         #: Node -> the node of backward before which it would run again.
         self.runs_at: dict[int, int] = {}
+        self._known: dict[frozenset[int], Readings] = {}
         self._find()
 
     # ------------------------------------------------------------------------------- what may run
@@ -75,7 +76,6 @@ class Recompute:
     def _find(self) -> None:
         """Walks forward from its end: the ops whose results backward reads, and those that an op
         needs that may run again."""
-        barred = self._barred()
         for node in reversed(self.model.graph.nodes):
             if not self._has_choice(node):
                 continue
@@ -85,10 +85,11 @@ class Recompute:
                 for reader in self.read_again.get(-1 if v is None else v, ())
             ]
             self.runs_at[node.index] = min(times)
-            if node.index not in barred:
+            if node.index not in self._barred:
                 for value in dict.fromkeys(self._operands(node)):
                     self.read_again[value].append(node.index)
 
+    @cached_property
     def _barred(self) -> frozenset[int]:
         """The ops that never run again: those that leave a value to another layer, those that cast
         a parameter (`Choices.recast`), and those that would need a value which nothing keeps."""
@@ -169,8 +170,7 @@ class Recompute:
         nodes = [self.model.graph.nodes[m] for m in members if m in self.runs_at]
         if not nodes:
             return (KEPT,)
-        barred = self._barred_nodes
-        again = (AGAIN,) if all(node.index not in barred for node in nodes) else ()
+        again = (AGAIN,) if all(node.index not in self._barred for node in nodes) else ()
         if any(map(self._direct, nodes)):
             return (KEPT, *again)
         if self._is_looked_at(nodes[0]):
@@ -197,10 +197,6 @@ class Recompute:
             left = tuple(mode for mode in modes if mode != AGAIN)
             return left if KEPT in left else (*left, KEPT)
         return modes if free else (KEPT,)
-
-    @cached_property
-    def _barred_nodes(self) -> frozenset[int]:
-        return self._barred()
 
     def _worth_keeping(self, node: Node) -> bool:
         """Whether keeping an op's results for second runs alone may pay: not if all that follows
@@ -245,8 +241,15 @@ class Recompute:
 
     # ----------------------------------------------------------------------------------- readings
 
-    def readings(self, classes: AbstractSet[int]) -> Readings:
-        """The readings if the ops of some classes may run again."""
+    def readings(self, classes: frozenset[int]) -> Readings:
+        """The readings if the ops of some classes may run again, found once for the same ones."""
+        if classes not in self._known:
+            self._known[classes] = self._readings(classes)
+        return self._known[classes]
+
+    def _readings(self, classes: frozenset[int]) -> Readings:
+        if not classes:
+            return readings_in(self.model)
         model = self.model
         uses = {key: list(found) for key, found in model.uses.items()}
         for node in model.graph.nodes:
