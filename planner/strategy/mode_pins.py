@@ -11,20 +11,15 @@ memory for what it reads than its result takes.
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Mapping
-from dataclasses import replace
 
 from cost_models.errors import BadValue, NoPlan
-from cost_models.memory import dtype_bytes
-from planner.dims.roots import is_view
 from planner.graph.graph import Node
-from planner.strategy.choices import Choices
 from planner.strategy.pins import MODE_PINS, RECOMPUTE, Pin
 from planner.strategy.strategies import AGAIN, ONCE
 from planner.strategy.traced_model import Model
 
-__all__ = ["check_mode_pins", "modes_under", "pinned_again", "with_modes"]
+__all__ = ["check_mode_pins", "modes_under", "pinned_again"]
 
 #: Kinds of op that `selective` keeps; products only if they are with a parameter.
 _DEAR = ("conv", "attention", "lstm", "embedding")
@@ -37,7 +32,7 @@ def pinned_again(model: Model, pins: tuple[Pin, ...]) -> dict[int, bool]:
     if not model.has_checkpoints and not any(pin.choice in MODE_PINS for pin in pins):
         return again
     for node in model.graph.nodes:
-        if not _has_mode(model, node):
+        if not model.may_have_mode(node):
             continue
         pin = _last(node, pins)
         choice = node.checkpoint if pin is None else pin.choice
@@ -72,12 +67,6 @@ def modes_under(model: Model, pins: tuple[Pin, ...]) -> dict[int, str]:
     return modes
 
 
-def with_modes(choices: Choices, modes: Mapping[int, str]) -> Choices:
-    """The choices with other modes of some ops."""
-    changed = {n: replace(choices.strategies[n], mode=mode) for n, mode in modes.items()}
-    return replace(choices, strategies={**choices.strategies, **changed}) if modes else choices
-
-
 def check_mode_pins(model: Model, pins: tuple[Pin, ...]) -> None:
     """Raises BadValue for pins that contradict each other, NoPlan for one that changes nothing."""
     of_modes = [pin for pin in pins if pin.choice in MODE_PINS]
@@ -87,7 +76,7 @@ def check_mode_pins(model: Model, pins: tuple[Pin, ...]) -> None:
             raise BadValue(f"{_shown(first)} and {_shown(second)} {what}: leave one of them out")
     if not of_modes:
         return
-    nodes = [n for n in model.graph.nodes if _has_mode(model, n)]
+    nodes = [n for n in model.graph.nodes if model.may_have_mode(n)]
     modes = modes_under(model, pins)
     for pin in of_modes:
         decided = [n for n in nodes if _last(n, pins) == pin]
@@ -121,16 +110,6 @@ def _last(node: Node, pins: tuple[Pin, ...]) -> Pin | None:
     )
 
 
-def _has_mode(model: Model, node: Node) -> bool:
-    """Whether a node may have any mode but `kept`: an op of forward that is no view. A parameter
-    that is cast is kept or cast again as `Choices.recast` says."""
-    return (
-        node.phase == "forward"
-        and not is_view(model.dims, node.index)
-        and not model.casts_parameter(node)
-    )
-
-
 def _looks(model: Model, node: Node, again: Mapping[int, bool]) -> bool:
     """Whether a node returns a view of the result of an op that is to run again: kept, it would
     hold the memory of that result."""
@@ -155,8 +134,8 @@ def _saves(model: Model, node: Node, again: Mapping[int, bool]) -> bool:
         for value in (model.roots[v].value for v in node.operands)
         if not _is_there(model, value, again)
     }
-    held = sum(_bytes(model, value) for value in more)
-    return held < sum(_bytes(model, value) for value in node.results if value is not None)
+    held = sum(map(model.whole_bytes, more))
+    return held < sum(model.whole_bytes(value) for value in node.results if value is not None)
 
 
 def _is_there(model: Model, value: int, again: Mapping[int, bool]) -> bool:
@@ -168,7 +147,3 @@ def _is_there(model: Model, value: int, again: Mapping[int, bool]) -> bool:
         or again.get(writer, False)
         or (value, "backward") in model.uses
     )
-
-
-def _bytes(model: Model, value: int) -> int:
-    return math.prod(model.dims.flat(value)) * dtype_bytes(model.graph.values[value].dtype)

@@ -11,15 +11,12 @@ reading, even if another op that runs again needs it earlier.
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
 
-from cost_models.memory import dtype_bytes
-from planner.dims.roots import is_view
 from planner.graph.graph import Node
 from planner.strategy.strategies import AGAIN, KEPT, ONCE, Strategy
 from planner.strategy.traced_model import Model, Use, UseGroups, Uses
@@ -127,11 +124,7 @@ class Recompute:
     def _has_choice(self, node: Node) -> bool:
         """Whether an op of forward may be worth running again: backward reads enough of it, or
         second runs read what backward does not."""
-        if (
-            node.phase != "forward"
-            or is_view(self.model.dims, node.index)
-            or self.model.casts_parameter(node)
-        ):
+        if not self.model.may_have_mode(node):
             return False
         number = self.model.ties.node_class[node.index]
         return self._class_bytes[number] > self._least_bytes or any(
@@ -147,10 +140,10 @@ class Recompute:
 
     def _kept_bytes(self, index: int) -> int:
         node = self.model.graph.nodes[index]
-        if node.phase != "forward" or self.model.casts_parameter(node):
+        if not self.model.may_have_mode(node):
             return 0
         read = (v for v in node.results if v is not None and (v, "backward") in self.model.uses)
-        return sum(map(self._bytes, read))
+        return sum(map(self.model.whole_bytes, read))
 
     @cached_property
     def _least_bytes(self) -> float:
@@ -208,7 +201,9 @@ class Recompute:
         targets = self._targets(node, set())
         if len(targets) != 1:
             return True
-        return self._bytes(next(iter(targets))) > sum(map(self._bytes, self._read_results(node)))
+        return self.model.whole_bytes(next(iter(targets))) > sum(
+            map(self.model.whole_bytes, self._read_results(node))
+        )
 
     def _read_results(self, node: Node) -> list[int]:
         return [v for v in node.results if v is not None and self.read_again.get(v)]
@@ -233,11 +228,6 @@ class Recompute:
                 if not direct:
                     out |= self._targets(following, seen)
         return out
-
-    def _bytes(self, value: int) -> int:
-        return math.prod(self.model.dims.flat(value)) * dtype_bytes(
-            self.model.graph.values[value].dtype
-        )
 
     # ----------------------------------------------------------------------------------- readings
 

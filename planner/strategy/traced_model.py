@@ -3,6 +3,7 @@ each value."""
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, field
@@ -152,6 +153,19 @@ class Model:
     def casts_parameter(self, node: Node) -> bool:
         """Whether the op brings a parameter to another format."""
         return bool(node.results) and node.results[0] in self.formats
+
+    def may_have_mode(self, node: Node) -> bool:
+        """Whether a node may have any mode but `kept`: an op of forward that is no view. A
+        parameter that is cast is kept, or cast again as `Choices.recast` says."""
+        return (
+            node.phase == "forward"
+            and not is_view(self.dims, node.index)
+            and not self.casts_parameter(node)
+        )
+
+    def whole_bytes(self, value: int) -> int:
+        """Bytes of a value, not split."""
+        return math.prod(self.dims.flat(value)) * dtype_bytes(self.graph.values[value].dtype)
 
     @cached_property
     def of_batch_alone(self) -> frozenset[int]:

@@ -9,7 +9,6 @@ results in forward, and again from its second run to their last reader in backwa
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Callable, Hashable
 
@@ -269,7 +268,7 @@ class _Usages:
         key = (phase, self.table.model.producer_key(value), hub)
         read = self._consumed(uses[0]) if hub is None else (hub, list(self.table.hub_layouts[hub]))
         self._copy(value, produced, read, key, (min(times), max(times) + 1))
-        if hub is not None and self._whole(value) >= self.large:
+        if hub is not None and self.table.model.whole_bytes(value) >= self.large:
             for use in uses:
                 for at in self.held.times([use]):
                     self._copy(
@@ -297,8 +296,3 @@ class _Usages:
             nbytes = changed * self._bytes(value, after[1])[None, :]
             self.edges[where] = (nbytes if u < v else nbytes.T, np.zeros(self.horizon))
         self.edges[where][1][span[0] : span[1]] += 1
-
-    def _whole(self, value: int) -> int:
-        return math.prod(self.table.model.dims.flat(value)) * dtype_bytes(
-            self.table.model.graph.values[value].dtype
-        )
