@@ -13,7 +13,6 @@ modes. What is held is counted low: nothing that is gathered, cast, or sent on, 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -31,8 +30,6 @@ from planner.strategy.build_cost_table import TooLarge
 from planner.strategy.cost_table import CostTable
 from planner.strategy.held import Held
 from planner.strategy.problem import problem_of
-from planner.strategy.strategies import KEPT
-from planner.strategy.traced_model import Use
 from planner.strategy.usages import result_bytes, state_bytes
 
 __all__ = ["bound_of_fitting", "bounded_in_memory", "held_at_turn"]
@@ -118,11 +115,8 @@ def held_at_turn(table: CostTable) -> dict[int, Array]:
     graph, timing = table.model.graph, Held(table)
     out: dict[int, Array] = dict(state_bytes(table))
     turn = next((n.index for n in graph.nodes if n.phase == "backward"), len(graph.nodes))
-    by_value: dict[int, list[Use]] = defaultdict(list)
-    for (value, _), uses in table.readings.uses.items():
-        by_value[value] += uses
     known: dict[tuple[int, int], Array] = {}
-    for value, uses in by_value.items():
+    for value, uses in table.readings.by_value.items():
         writer = graph.values[value].writer
         if (
             writer is None
@@ -138,14 +132,9 @@ def held_at_turn(table: CostTable) -> dict[int, Array]:
         if key not in known:
             known[key] = result_bytes(table, value)
         strategies = table.strategies[number]
-        for mode in dict.fromkeys(s.mode for s in strategies):
-            alone = mode == KEPT and all(s.mode == KEPT for s in strategies)
-            spans = (timing.throughout if alone else _under(timing, mode))(value, uses, writer)
+        modes = (s.mode for s in strategies)
+        for mode, spans in timing.by_mode(modes, value, uses, writer).items():
             if any(start < turn < end for start, end in spans):
                 chosen = np.array([s.mode == mode for s in strategies])
                 out[number] = out.get(number, np.zeros(len(strategies))) + chosen * known[key]
     return out
-
-
-def _under(timing: Held, mode: str) -> Callable[[int, list[Use], int], tuple[tuple[int, int], ...]]:
-    return lambda value, uses, start: timing.under(mode, value, uses, start)

@@ -6,11 +6,12 @@ CostTable -> the times of each value, by the mode of its writer.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 
 from planner.graph.sections import is_accumulate
 from planner.strategy.cost_table import CostTable
-from planner.strategy.strategies import AGAIN
+from planner.strategy.strategies import AGAIN, KEPT
 from planner.strategy.traced_model import Use, Uses
 
 __all__ = ["Held"]
@@ -64,7 +65,7 @@ class Held:
                 last[under] = max(last.get(under, -1), last[value])
         return last
 
-    def throughout(self, value: int, uses: list[Use], start: int) -> Times:
+    def _throughout(self, value: int, uses: list[Use], start: int) -> Times:
         """The times of a value that its writer, node `start`, keeps: up to its last reading. A
         parameter that can be cast again for backward is not held between the two phases: if memory
         is short, it is cast again. A sum over microbatches is held from the first of them to the
@@ -80,7 +81,16 @@ class Held:
         )
         return (start, max([start, *forward]) + 1), (min(backward), end)
 
-    def under(self, mode: str, value: int, uses: list[Use], start: int) -> Times:
+    def by_mode(
+        self, modes: Iterable[str], value: int, uses: list[Use], start: int
+    ) -> dict[str, Times]:
+        """The times of a value under each of the modes that its writer, node `start`, may have."""
+        distinct = dict.fromkeys(modes)
+        if list(distinct) == [KEPT]:
+            return {KEPT: self._throughout(value, uses, start)}
+        return {mode: self._under(mode, value, uses, start) for mode in distinct}
+
+    def _under(self, mode: str, value: int, uses: list[Use], start: int) -> Times:
         """The times of a value under a mode of its writer, node `start`."""
         forward = max(start, self._last_in["forward"].get(value, -1)) + 1
         direct = self.times([use for use in uses if not use.again])

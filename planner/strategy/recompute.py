@@ -38,6 +38,14 @@ class Readings:
     groups: UseGroups
     runs_at: dict[int, int]
 
+    @cached_property
+    def by_value(self) -> dict[int, list[Use]]:
+        """The readings of each root value in all phases."""
+        found: dict[int, list[Use]] = defaultdict(list)
+        for (value, _), uses in self.uses.items():
+            found[value] += uses
+        return dict(found)
+
     def time(self, use: Use) -> int | None:
         """When a value is read: the number of the node of that moment; None for the update."""
         return self.runs_at[use.node] if use.again and use.node is not None else use.node

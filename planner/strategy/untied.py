@@ -8,7 +8,6 @@ layout that several second runs share is charged to each of them.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -161,9 +160,7 @@ class _Builder:
 
     def _usages(self) -> tuple[Usage, ...]:
         """What every op with a choice holds, under each of its modes."""
-        by_value: dict[int, list[Use]] = defaultdict(list)
-        for (value, _), uses in self.table.readings.uses.items():
-            by_value[value] += uses
+        by_value = self.table.readings.by_value
         return tuple(
             Usage(node=number, nbytes=nbytes, spans=tuple((a, b, 1.0) for a, b in spans))
             for number, (index, options) in enumerate(self.options)
@@ -180,12 +177,10 @@ class _Builder:
         key = self.model.ties.node_class[index], self.model.graph.nodes[index].results.index(value)
         if key not in self._bytes:
             self._bytes[key] = float(result_bytes(self.table, value)[self.choice[produced[0]]])
+        modes = (s.mode for s in options)
         return [
-            (
-                np.array([self._bytes[key] if s.mode == option.mode else 0.0 for s in options]),
-                self.held.under(option.mode, value, uses, index),
-            )
-            for option in options
+            (np.array([self._bytes[key] if s.mode == mode else 0.0 for s in options]), spans)
+            for mode, spans in self.held.by_mode(modes, value, uses, index).items()
         ]
 
     def _whole(self) -> Array:

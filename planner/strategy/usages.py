@@ -20,7 +20,7 @@ from planner.solver.problem.pairs import PairUsage
 from planner.solver.problem.problem import Array, Usage, spans_of
 from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.held import Held
-from planner.strategy.strategies import KEPT, ParameterStrategy
+from planner.strategy.strategies import ParameterStrategy
 from planner.strategy.traced_model import Use
 from planner.strategy.update_costs import local_numel
 
@@ -108,12 +108,9 @@ class _Usages:
     def all(self) -> tuple[tuple[Usage, ...], tuple[PairUsage, ...]]:
         """All usages; alike ones become one with a profile over time."""
         self._states()
-        groups = self.readings.uses
-        by_value: dict[int, list[Use]] = defaultdict(list)
-        for (value, phase), uses in groups.items():
-            by_value[value] += uses
+        for (value, phase), uses in self.readings.uses.items():
             self._copies(value, phase, uses)
-        for value, uses in by_value.items():
+        for value, uses in self.readings.by_value.items():
             self._value(value, uses)
         nodes = [
             Usage(node=n, nbytes=nbytes, spans=spans_of(profile))
@@ -231,16 +228,15 @@ class _Usages:
         return is_accumulate(self.table.model.graph.nodes[writer])
 
     def _result(self, value: int, uses: list[Use], produced: tuple[int, Layouts]) -> None:
-        """Adds the usages of a result: one for all modes of its writer, or one for each."""
+        """Adds the usages of a result: one for each mode of its writer."""
         graph, strategies = self.table.model.graph, self.table.strategies[produced[0]]
         writer = graph.values[value].writer
         assert writer is not None
         place = graph.nodes[writer].results.index(value)
-        modes = dict.fromkeys(s.mode for s in strategies)
-        only_kept = list(modes) == [KEPT]
-        for mode in () if only_kept else modes:
+        modes = (s.mode for s in strategies)
+        for mode, spans in self.held.by_mode(modes, value, uses, writer).items():
             chosen = np.array([s.mode == mode for s in strategies], dtype=float)
-            for start, end in self.held.under(mode, value, uses, writer):
+            for start, end in spans:
                 self._hold(
                     produced[0],
                     ("result", place, mode),
@@ -248,14 +244,6 @@ class _Usages:
                     start,
                     end,
                 )
-        for start, end in self.held.throughout(value, uses, writer) if only_kept else ():
-            self._hold(
-                produced[0],
-                ("result", place),
-                lambda: result_bytes(self.table, value),
-                start,
-                end,
-            )
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
         """Adds the usages of changes of layout: a value is then there twice, as it is written and,
