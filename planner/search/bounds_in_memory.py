@@ -72,6 +72,10 @@ def bound_of_fitting(proposer: Proposer, meshes: Sequence[Mesh]) -> float:
     """A lower bound, in seconds, on the step of every plan on some meshes that fits the memory; 0
     if a mesh's table is too large, or the time is up."""
     bounds = []
+
+    def seconds() -> float:
+        return max(1.0, proposer.budget.left / 2)
+
     for mesh in meshes:
         if proposer.budget.over():
             return 0.0
@@ -80,12 +84,8 @@ def bound_of_fitting(proposer: Proposer, meshes: Sequence[Mesh]) -> float:
         except TooLarge:
             return 0.0
         least = Least(proposer.model, table.costing, weights_of(table.costing)[0])
-        guess = solve(problem_of(table)).choice
-        bounds.append(
-            bounded_in_memory(
-                table, least, proposer.capacity, guess, lambda: max(1.0, proposer.budget.left / 2)
-            )
-        )
+        guess = solve(problem_of(table), time_limit=seconds()).choice
+        bounds.append(bounded_in_memory(table, least, proposer.capacity, guess, seconds))
     return min(bounds, default=0.0)
 
 

@@ -8,6 +8,7 @@ import random
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cache, partial
+from typing import Any
 
 import pytest
 import torch
@@ -20,10 +21,13 @@ from cost_models.cluster import load_cluster
 from planner.lowering.lower import lower
 from planner.plans.replay import modelled
 from planner.predict.predict import memory_by_category
+from planner.search.budget import Budget
 from planner.search.fitting import by_layer, fitting
 from planner.search.proposals import Candidate, Proposer
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.pairs import completed
+from planner.solver.problem.problem import Problem
+from planner.solver.problem.solution import Solution
 from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import read_choices, recost
 from planner.strategy.cost_table import CostTable
@@ -269,3 +273,24 @@ def test_the_bound_of_plans_that_fit_is_below_the_best_of_them() -> None:
         bounds.append(bounds_in_memory.bound_of_fitting(proposer, [free.mesh]))
         assert bounds[-1] <= best.prediction.step_time_s
     assert bounds == sorted(bounds)
+
+
+def test_the_bound_of_plans_that_fit_is_sought_in_the_time_that_is_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No problem on the way may take more than half of it."""
+    ask = ask_for("mlp", 1)
+    found = trace(partial(build, ask), ask.model)
+    cluster = load_cluster("cpu", num_devices=1)
+    budget = Budget.start(6.0, lambda: 0.0)
+    proposer = Proposer(ask, modelled(found), found.workload, cluster, (), budget=budget)
+    limits = []
+    real = bounds_in_memory.solve
+
+    def noted(problem: Problem, **options: Any) -> Solution:
+        limits.append(options.get("time_limit"))
+        return real(problem, **options)
+
+    monkeypatch.setattr(bounds_in_memory, "solve", noted)
+    bounds_in_memory.bound_of_fitting(proposer, [mesh_of("a=1")])
+    assert len(limits) > 1 and set(limits) == {3.0}
