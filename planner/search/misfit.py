@@ -39,7 +39,7 @@ class Misfit(Exception):
 class Search:
     """The search that found no plan: what was asked of which cluster, and whether any number of
     microbatches was allowed. `plans` is the same search for another ask, under other pins and with
-    or without other numbers of microbatches; `why_one` says why the batch cannot be cut."""
+    or without other numbers of microbatches."""
 
     ask: Ask
     cluster: Cluster
@@ -47,7 +47,6 @@ class Search:
     pins: tuple[Pin, ...]
     any_microbatches: bool
     plans: Callable[[Ask, Cluster, tuple[Pin, ...], bool, Budget], Proposer]
-    why_one: str = ""
 
 
 def misfit_error(misfit: Misfit, search: Search) -> UserError:
@@ -66,7 +65,7 @@ def misfit_error(misfit: Misfit, search: Search) -> UserError:
             peak_position(least.program),
             "x".join(map(str, least.mesh.sizes)),
             proposer.ask.microbatches,
-            _change(proposer, search) + (f"; {search.why_one}" if search.why_one else ""),
+            _change(proposer, search) + (f"; {misfit.why_one}" if misfit.why_one else ""),
         )
     )
 

@@ -34,15 +34,9 @@ def plan_of(
     elapsed: float,
 ) -> Plan:
     """The plan of candidate `best`; the axes of `mesh` have their final names."""
-    table, solution, chosen = best.proposal.table, best.proposal.solution, best.choices.strategies
+    table, chosen = best.proposal.table, best.choices.strategies
     model, ties = table.model, table.model.ties
-    objective = recost(model, table.costing, best.choices, overlapped=best.proposal.overlapped)
-    # Modes that differ between like layers are not the solver's.
-    alike = not best.by_layer and not table.modes(model)
-    assert not alike or abs(objective - solution.objective) <= 1e-9 * objective, (
-        objective,
-        solution.objective,
-    )
+    _check_objective(best)
     return Plan(
         ask=ask,
         mesh=mesh,
@@ -87,6 +81,17 @@ def plan_of(
         },
         alternatives=alternatives,
     )
+
+
+def _check_objective(best: Candidate) -> None:
+    """Asserts that the solver's objective is the cost of the choices on the whole graph. Modes that
+    differ between like layers are not the solver's."""
+    table = best.proposal.table
+    if best.by_layer or table.modes(table.model):
+        return
+    solved, overlapped = best.proposal.solution.objective, best.proposal.overlapped
+    walked = recost(table.model, table.costing, best.choices, overlapped=overlapped)
+    assert abs(walked - solved) <= 1e-9 * walked, (walked, solved)
 
 
 def _of_modes(best: Candidate, model: Model) -> dict[str, Any]:

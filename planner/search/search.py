@@ -118,7 +118,6 @@ def search(
             pins=pins,
             any_microbatches=any_microbatches,
             plans=partial(_chosen, mesh),
-            why_one=misfit.why_one,
         )
         raise misfit_error(misfit, failed) from None
     proposer, best = searched.proposer, searched.best
@@ -127,19 +126,18 @@ def search(
     progress("proving the bound", 0.9)
     proof, if_fits = _proved(proposer, searched.proposals, best)
     model, workload, costing = proposer.model, proposer.workload, best.proposal.table.costing
-    named = (
-        Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes)
-        if mesh is None
-        else mesh
-    )
-    padding = _padded(proposer, best)
+    if mesh is None:
+        mesh = Mesh(axis_names(model, best.choices, costing, best.mesh.sizes), best.mesh.sizes)
+    more = {
+        "padding": _padded(proposer, best),
+        **searched.left_out,
+        "only_one_microbatch": why_one,
+        "bound_of_fitting": if_fits,
+    }
     elapsed = time.perf_counter() - started
-    plan = plan_of(proposer.ask, cluster, workload, best, named, proof, searched.rows, elapsed)
-    more = _of_the_search(proposer, best) | {"padding": padding, **searched.left_out}
-    more |= {"only_one_microbatch": why_one, "bound_of_fitting": if_fits}
-    plan = replace(
-        plan, summary={**plan.summary, **{key: found for key, found in more.items() if found}}
-    )
+    plan = plan_of(proposer.ask, cluster, workload, best, mesh, proof, searched.rows, elapsed)
+    more = {key: said for key, said in (_of_the_search(proposer, best) | more).items() if said}
+    plan = replace(plan, summary={**plan.summary, **more})
     progress("done", 1.0)
     assert best.run is not None  # the chosen candidate is whole
     return Found(
