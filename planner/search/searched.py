@@ -14,6 +14,7 @@ from planner.plans.plan import Alternative
 from planner.plans.replay import modelled, shallow_of
 from planner.search.budget import Budget
 from planner.search.choose import choose, shortlist
+from planner.search.fitting import MOST_PAIRS
 from planner.search.meshes import check_batch, meshes_of
 from planner.search.proposals import Candidate, Proposal, Proposer
 from planner.strategy.build_cost_table import TooLarge
@@ -31,10 +32,6 @@ __all__ = [
     "proposals_of",
     "proposer_of",
 ]
-
-#: A mesh whose table has more pairs of strategies than this is left out unless the user asked for
-#: it: 25 million pairs are 200 MB.
-MOST_PAIRS = 25_000_000
 
 #: The share of a search's time for proposals; the rest is for simulating them, making them fit and
 #: the baselines.
@@ -117,9 +114,9 @@ def best_of(
 def proposals_of(
     proposer: Proposer, meshes: list[Mesh], progress: Progress
 ) -> tuple[list[Proposal], dict[str, list[str]]]:
-    """The proposals of all meshes, and the sizes of the meshes left out: those of three axes whose
-    tables have too many pairs (`left_out`), and all but the first mesh after the end of the time
-    for proposals (`late`)."""
+    """The proposals of all meshes, and the sizes of the meshes left out: of several meshes, those of
+    three axes whose tables have over `MOST_PAIRS` (`left_out`), and all but the first after the end
+    of the time for proposals (`late`)."""
     proposals: list[Proposal] = []
     left_out: dict[str, list[str]] = {"left_out": [], "late": []}
     budget = proposer.budget.until(_PROPOSED)
