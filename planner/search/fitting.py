@@ -104,11 +104,11 @@ def _made_to_fit(
 
 
 def by_layer(proposer: Proposer, candidate: Candidate) -> Candidate:
-    """A whole candidate in which ops may run again, with modes of its own for every op, if that is
-    faster: only as many layers run an op again as it takes to fit. The limit is that under which
-    the problem's memory is the program's."""
+    """A whole candidate in which ops may run again, or not, with modes of its own for every op, if
+    that is faster: only as many layers run an op again as it takes to fit. The limit is that under
+    which the problem's memory is the program's."""
     table, choices = candidate.proposal.table, candidate.choices
-    if not table.readings.runs_at or proposer.budget.over():
+    if not table.has_choice_of_modes or proposer.budget.over():
         return candidate
     own = untied(table, candidate.proposal.solution.choice[: len(table.costs)], math.inf)
     best, found = candidate, candidate

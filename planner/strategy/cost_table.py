@@ -67,6 +67,11 @@ class CostTable:
             if node is not None and any(s.mode == AGAIN for s in self.strategies[node])
         )
 
+    @property
+    def has_choice_of_modes(self) -> bool:
+        """Whether some op may run again, or not."""
+        return any({AGAIN} < {s.mode for s in options} for options in self.strategies.values())
+
     def forbidden(self, edge: tuple[int, int]) -> Array:
         """Infinite for pairs of choices that are impossible, else 0."""
         known = [table[edge] for table in (self.pairs, self.overlappable_pairs) if edge in table]

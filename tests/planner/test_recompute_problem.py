@@ -33,6 +33,7 @@ from planner.strategy.choices import read_choices, recost
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.modes import mode_faults
+from planner.strategy.pins import recompute_pins
 from planner.strategy.problem import problem_of
 from planner.strategy.recompute import Recompute
 from planner.strategy.strategies import AGAIN, Option, Strategy
@@ -232,6 +233,18 @@ def test_a_search_runs_ops_again_only_if_memory_binds(share: float) -> None:
         assert made.prediction.step_time_s > free.prediction.step_time_s
         tied: Candidate = fitting(proposer, free)
         assert made.prediction.step_time_s <= tied.prediction.step_time_s
+
+
+def test_modes_that_pins_decide_are_not_sought_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program would only be made and simulated once more."""
+    ask = ask_for("gpt", 1, dtype="float32")
+    found = trace(partial(build, ask), ask.model)
+    cluster, pins = load_cluster("dgx-h100", num_devices=1), recompute_pins("full")
+    proposer = Proposer(ask, modelled(found), found.workload, cluster, pins)
+    made = proposer.candidate(proposer.proposals(mesh_of("a=1"))[0], whole=True)
+    assert made.proposal.table.may_run_again
+    monkeypatch.delattr(Proposer, "with_choices")
+    assert by_layer(proposer, made) is made
 
 
 # ---------------------------------------------------------------------------------------- the bound
