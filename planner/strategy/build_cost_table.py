@@ -146,7 +146,7 @@ class _Builder:
         as often as a member would."""
         if self.recompute is None:
             return strategies, cost
-        modes = self.recompute.modes_under(
+        modes = self.recompute.modes_left(
             members, self.again, self.modes(self.model), free=self.free
         )
         runs = self.model.runs

@@ -178,7 +178,7 @@ class Recompute:
             return (KEPT, ONCE, *again)
         return (ONCE, *again, *((KEPT,) if self._worth_keeping(nodes[0]) else ()))
 
-    def modes_under(
+    def modes_left(
         self,
         members: tuple[int, ...],
         again: Mapping[int, bool],
