@@ -230,25 +230,23 @@ def cli(context: click.Context, /, json_: bool, **asked: Any) -> None:
 
     PLAN is a plan's folder or its plan.json.
     """
-    if context.invoked_subcommand is not None:
-        given = [
-            n
-            for n in asked
-            if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE
-        ]
+    given = [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in asked
+        and context.get_parameter_source(option.name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    verb = context.invoked_subcommand
+    if verb is not None:
         if given:
-            verb, option = (
-                context.invoked_subcommand,
-                "--" + {"settings": "set", "pins": "pin"}.get(given[0], given[0]),
-            )
             raise BadValue(
-                f"{option} comes before {verb!r}: put the options of {verb} after it (plan "
+                f"{given[0]} comes before {verb!r}: put the options of {verb} after it (plan "
                 f"{verb} --help)"
             )
         context.obj = json_
     elif asked["model"] is not None:
         plan_model(json_=json_, **asked)
-    elif json_ or any(value for name, value in asked.items() if name != "memory_headroom"):
+    elif json_ or given:
         raise BadValue(
             "--model is missing: plan --model lstm --gpus 8; plan models lists the built-in ones"
         )
