@@ -35,6 +35,7 @@ _KINDS = {
     "conv": "#2f8fd0",
     "embedding": "#a6d8f5",
     "elementwise": "#f0e442",
+    "fused": "#5c5500",
     "norm": "#c7b800",
     "softmax": "#f7f2a5",
     "reduction": "#8f8500",
@@ -52,7 +53,7 @@ _PHASES = {"forward": "#ffffff", "backward": "#ececec", "update": "#d9d9d9"}
 OTHER = "#777777"
 #: The hatch of what runs again in backward.
 _AGAIN = "////"
-_DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", OTHER)
+_DARK = ("#0072b2", "#004c77", "#2f8fd0", "#d55e00", "#8c3d00", "#8f8500", "#5c5500", OTHER)
 #: A bar is named if it has this share of the picture's width for every letter of the name.
 _LETTER = 0.0072
 #: With more ops than this, two close-ups of about `_CLOSE` ops each, in forward and in backward,

@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from cost_models.cluster import load_cluster
+from cost_models.device import KINDS
 from cost_models.timeline import Event, Timeline
 from planner.plans.plan import SolverRecord
 from planner.predict.predict import memory_by_category, memory_over_time, simulate_program
@@ -318,6 +319,13 @@ def test_timeline_picture(number: int, tall: bool) -> None:
 def test_memory_picture(peak: int) -> None:
     held = {"parameters": [peak // 2] * 3, "activations": [0, peak - peak // 2, 0]}
     assert png_size(draw_memory([0.0, 1e-3, 2e-3], held, 3e-3, 80 * 2**30, "title")) == (1320, 484)
+
+
+def test_every_kind_of_kernel_has_a_colour_of_its_own() -> None:
+    from planner.report.timeline_picture import _KINDS
+
+    colours = [_KINDS[kind] for kind in KINDS]
+    assert len(set(colours)) == len(KINDS)
 
 
 def test_pictures_can_be_looked_at(found: Found, tmp_path: Path) -> None:
