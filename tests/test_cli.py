@@ -213,6 +213,10 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
             "NoPlan: batch_norm in stem.1 takes statistics over all samples of a batch, which no microbatch has",
         ),
         (
+            "--model mlp --gpus 2 --per-microbatch layer",
+            "UnknownName: unknown module for --per-microbatch 'layer': did you mean 'layers.*'?",
+        ),
+        (
             "--model my_model.py:centred --gpus 2 --microbatches 2",
             "NoPlan: sub in the model needs all samples of a batch at once, which no microbatch has: compute it "
             "for each sample; or use --microbatches 1 (at /",

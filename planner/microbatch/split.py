@@ -27,7 +27,7 @@ from planner.microbatch.walk import OWN, Walked, walk
 from planner.rules import local_call
 from planner.strategy.strategies import local_of, shape_of_result
 
-__all__ = ["microbatch_graph"]
+__all__ = ["check_globs", "microbatch_graph"]
 
 
 def microbatch_graph(
@@ -36,20 +36,23 @@ def microbatch_graph(
     """The graph of one of `microbatches` equal parts of the batch; `graph` itself if there is one.
     Modules that match a glob of `per_microbatch` may take statistics over each microbatch.
 
-    Raises BadValue for a number that the batch cannot be cut into, UnknownName for a glob that
-    matches nothing, and CannotSplit, naming the op, if the model looks at samples of several
-    microbatches at once.
+    Raises BadValue for a number that the batch cannot be cut into, and CannotSplit, naming the op,
+    if the model looks at samples of several microbatches at once.
     """
     if microbatches == 1:
         return graph
     check_microbatches(graph, dims, microbatches)
+    walked = walk(graph, dims, lambda path: any(_matches(path, glob) for glob in per_microbatch))
+    return _Split(graph, dims, walked, microbatches).graph()
+
+
+def check_globs(graph: Graph, per_microbatch: Sequence[str]) -> None:
+    """Raises UnknownName for a glob that matches no module of the whole model."""
     paths = {node.path for node in graph.nodes}
     for glob in per_microbatch:
         if not any(_matches(path, glob) for path in paths):
             shown = {pattern_of(path) for path in paths if path}
             raise unknown_name(f"module for {PER_MICROBATCH}", glob, sorted(shown))
-    walked = walk(graph, dims, lambda path: any(_matches(path, glob) for glob in per_microbatch))
-    return _Split(graph, dims, walked, microbatches).graph()
 
 
 def _matches(path: str, glob: str) -> bool:

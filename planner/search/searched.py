@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from planner.graph.layout import Mesh
+from planner.microbatch import check_globs
 from planner.plans.plan import Alternative
 from planner.plans.replay import modelled, shallow_of
 from planner.search.budget import Budget
@@ -60,7 +61,9 @@ class Searched:
 def proposer_of(
     ask: Ask, cluster: Cluster, pins: tuple[Pin, ...], budget: Budget, traced: Traced
 ) -> Proposer:
-    """The proposer for the number of microbatches that `ask` has."""
+    """The proposer for the number of microbatches that `ask` has. Raises UnknownName for a module
+    that may take statistics over each of them, but does not exist."""
+    check_globs(traced.graph, ask.per_microbatch)
     model = modelled(traced, ask)
     shallow = shallow_of(traced, model, ask)
     return Proposer(ask, model, traced.workload, cluster, pins, shallow, budget)
