@@ -115,27 +115,16 @@ def plan(
     a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
     with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
     one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
-    `pins`, `recompute`, `precision`, `reduce_gradients`, `accumulate_gradients`, `clip_norm`,
-    `microbatches`, `per_microbatch` (globs of modules), `memory_headroom` (a share below 1) and
-    `time_limit` (seconds, then the best plan so far is taken) are as on the command line. The
-    model's values, as they are, and the plan are written to `folder` (by default
+    `pins`, `recompute`, `precision`, `reduce_gradients`, `accumulate_gradients`, `compile`,
+    `clip_norm`, `microbatches`, `per_microbatch` (globs of modules), `memory_headroom` (a share
+    below 1) and `time_limit` (seconds, then the best plan so far is taken) are as on the command
+    line. The model's values, as they are, and the plan are written to `folder` (by default
     `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
     """
-    if microbatches is not None and microbatches < 1:
-        raise BadValue(
-            f"microbatches={microbatches}: give a whole number of at least 1, or None to have it chosen"
-        )
-    if isinstance(per_microbatch, str):
-        raise BadValue(
-            f"per_microbatch={per_microbatch!r}: give a list, as in [{per_microbatch!r}]"
-        )
-    if isinstance(pins, str):
-        raise BadValue(f"pins={pins!r}: give a list of pins, as in pins=[{pins!r}]")
-    if not 0 <= memory_headroom < 1:
-        raise BadValue(f"memory_headroom={memory_headroom}: give a share of at least 0 and below 1")
+    _check(microbatches, per_microbatch, pins, clip_norm, memory_headroom)
     budget = Budget.start(time_limit)
     on = load_cluster(cluster, num_devices=num_devices) if isinstance(cluster, str) else cluster
     where = Path(folder) if folder else Path("plans") / f"{type(model).__name__}-{on.num_devices}"
@@ -181,6 +170,31 @@ def plan(
     ):
         raise BadValue(f"{type(model).__name__} cannot be run in other processes: {SET_ORDER}")
     return Planned(found=found, cluster=on, folder=where)
+
+
+def _check(
+    microbatches: int | None,
+    per_microbatch: Sequence[str],
+    pins: Sequence[str],
+    clip_norm: float | None,
+    memory_headroom: float,
+) -> None:
+    """Raises BadValue for an argument that cannot be. Others are checked where they are read."""
+    if microbatches is not None and not (isinstance(microbatches, int) and microbatches >= 1):
+        raise BadValue(
+            f"microbatches={microbatches!r}: give a whole number of at least 1, or None to have it "
+            "chosen"
+        )
+    if isinstance(per_microbatch, str):
+        raise BadValue(
+            f"per_microbatch={per_microbatch!r}: give a list, as in [{per_microbatch!r}]"
+        )
+    if isinstance(pins, str):
+        raise BadValue(f"pins={pins!r}: give a list of pins, as in pins=[{pins!r}]")
+    if clip_norm is not None and not 0 < clip_norm < float("inf"):
+        raise BadValue(f"clip_norm={clip_norm}: give a positive number")
+    if not 0 <= memory_headroom < 1:
+        raise BadValue(f"memory_headroom={memory_headroom}: give a share of at least 0 and below 1")
 
 
 def _optimizer(

@@ -119,6 +119,8 @@ def test_a_saved_model_that_is_gone_is_named(tmp_path: Path) -> None:
     [
         ({"learning_rate": "x"}, "learning rate 'x': give a number of at least 0"),
         ({"memory_headroom": 2}, "memory_headroom=2: give a share of at least 0 and below 1"),
+        ({"clip_norm": -1.0}, "clip_norm=-1.0: give a positive number"),
+        ({"microbatches": 2.0}, "microbatches=2.0: give a whole number of at least 1, or None"),
         ({"pins": "h=tensor"}, "pins='h=tensor': give a list of pins"),
     ],
 )
