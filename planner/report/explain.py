@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from cost_models.memory import dtype_bytes
 from cost_models.units import format_bytes, format_time
 from planner.dims.roots import is_view
 from planner.dims.ties import pattern_of
@@ -110,7 +111,9 @@ def _parameters(
         parameter, strategy = model.graph.parameters[index], choices.parameters[index]
         value = model.graph.values[parameter.value]
         flat = model.dims.flat(value.id)
-        held = costing.updates.parameter_bytes(flat, _itemsize(value.dtype), value.dtype, strategy)
+        held = costing.updates.parameter_bytes(
+            flat, dtype_bytes(value.dtype), value.dtype, strategy
+        )
         yield {
             "name": pattern_of(parameter.name),
             "shape": list(value.shape),
@@ -125,12 +128,6 @@ def _parameters(
             "updated": show_layout(strategy.updated),
             "memory_bytes": sum(held.values()),
         }
-
-
-def _itemsize(dtype: str) -> int:
-    from cost_models.memory import dtype_bytes
-
-    return dtype_bytes(dtype)
 
 
 def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:

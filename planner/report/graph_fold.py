@@ -153,15 +153,14 @@ class _Homes:
                     self.graph.nodes[one].operands, self.graph.nodes[two].operands, strict=True
                 )
                 if not all(
-                    self._like(block, a, b) or (ends and self._outside(number, a, b))
-                    for a, b in pairs
+                    self._like(a, b) or (ends and self._outside(number, a, b)) for a, b in pairs
                 ):
                     return False
         return True
 
-    def _like(self, block: int, a: int, b: int) -> bool:
-        """Whether `a`, read by block `block`, corresponds to `b`, read by the next one: it is the
-        same, or the value that the next block of some run wrote at the same place."""
+    def _like(self, a: int, b: int) -> bool:
+        """Whether `a`, read by a block, corresponds to `b`, read by the next one: it is the same,
+        or the value that the next block of some run wrote at the same place."""
         if a == b or (self.graph.values[a].writer is None and self.graph.values[b].writer is None):
             return True
         one, two = self.of.get(a), self.of.get(b)

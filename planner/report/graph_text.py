@@ -31,7 +31,7 @@ def graph_text(graph: Graph, *, whole: bool = False) -> str:
     """
     runs = () if whole else repeats(graph)
     rows = [("node", "phase", "module", "call")]
-    lines = aligned([*rows, *(_row(graph, node, whole) for node in _shown(graph, runs))])
+    lines = aligned([*rows, *(_row(node, whole) for node in _shown(graph, runs))])
     return (
         "\n".join([*_head(graph), "", *_given(graph, whole), "", *_with_runs(graph, lines, runs)])
         + "\n"
@@ -103,7 +103,7 @@ def _times(value: Value, count: int) -> str:
 # -------------------------------------------------------------------------------------------- nodes
 
 
-def _row(graph: Graph, node: Node, whole: bool) -> tuple[str, ...]:
+def _row(node: Node, whole: bool) -> tuple[str, ...]:
     arguments = [
         *(_argument(a, whole) for a in node.args),
         *(f"{key}={_argument(a, whole)}" for key, a in node.kwargs),
