@@ -157,25 +157,7 @@ def _check(plan: Plan) -> None:
             "a whole number of at least 1, or null",
         )
     check(ask.microbatches >= 1, "ask.microbatches", ask.microbatches, "at least 1")
-    check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {', '.join(DTYPES)}")
-    check(
-        ask.compute in ("", *DTYPES),
-        "ask.compute",
-        ask.compute,
-        f"empty or one of {', '.join(DTYPES)}",
-    )
-    formats = ask.formats
-    for what, dtype in (
-        ("master", formats.master),
-        ("reduce", formats.reduce),
-        ("accumulate", formats.accumulate),
-    ):
-        check(
-            dtype in ("", *DTYPES),
-            f"ask.formats.{what}",
-            dtype,
-            f"empty or one of {', '.join(DTYPES)}",
-        )
+    _check_dtypes(ask)
     check(
         0 <= ask.memory_headroom < 1,
         "ask.memory_headroom",
@@ -203,6 +185,19 @@ def _check(plan: Plan) -> None:
     check(not phases, "the phase of a hub", phases, "forward, backward or update")
     for name, rows in (("options", plan.options), ("parameters", plan.parameters)):
         same_length(rows, len(mesh.sizes), name)
+
+
+def _check_dtypes(ask: Ask) -> None:
+    """Raises Damaged for a format that is none."""
+    known = ", ".join(DTYPES)
+    check(ask.dtype in DTYPES, "ask.dtype", ask.dtype, f"one of {known}")
+    for what, dtype in (
+        ("compute", ask.compute),
+        ("formats.master", ask.formats.master),
+        ("formats.reduce", ask.formats.reduce),
+        ("formats.accumulate", ask.formats.accumulate),
+    ):
+        check(dtype in ("", *DTYPES), f"ask.{what}", dtype, f"empty or one of {known}")
 
 
 def option_text(option: Option) -> str:
