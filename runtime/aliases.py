@@ -22,9 +22,8 @@ def reusable_sources(program: Program, body: str) -> dict[str, list[bool]]:
     instructions = program.bodies[body]
     families = _families(instructions)
     written, freed = _lifetimes(program, instructions)
-    kept = {state.value for state in program.inputs} | {program.loss}
+    kept = program.trained | {state.value for state in program.inputs} | {program.loss}
     kept |= {value for _, value in (*program.stores, *program.reported)}
-    kept |= {i for state in program.parameters for i in (state.value, state.shard)}
     out: dict[str, list[bool]] = {}
     for at, instruction in enumerate(instructions):
         if isinstance(instruction, Communicate):

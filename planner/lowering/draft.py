@@ -6,11 +6,20 @@ Every step of lowering adds to it; the passes that merge, move and free instruct
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 
 from planner.dims.ties import layer_of
 from planner.program.program import Instruction
 
-__all__ = ["Draft"]
+__all__ = ["Draft", "base_of"]
+
+
+def base_of(alias: Mapping[int, int], value: int) -> int:
+    """The value whose memory `value` uses; `alias` maps a view to the value that it is a view
+    of."""
+    while value in alias:
+        value = alias[value]
+    return value
 
 
 class Draft:
@@ -41,9 +50,7 @@ class Draft:
 
     def base(self, value: int) -> int:
         """The value whose memory `value` uses."""
-        while value in self.alias:
-            value = self.alias[value]
-        return value
+        return base_of(self.alias, value)
 
     def start_ahead(self, parameter: str, phase: str) -> None:
         """Marks the last instruction, which casts or gathers the parameter of this name, as being

@@ -104,7 +104,7 @@ def _in_order_of_need(
     stores = outliving.stores()
     parameters.update(states, timing)
     inputs = tuple(operands.inputs.values())
-    held = outliving.held(states)
+    held = trained | {state.value for state in inputs}
     return Needed(
         states=states,
         inputs=inputs,

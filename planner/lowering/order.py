@@ -15,6 +15,7 @@ from functools import partial
 
 from planner.graph.checking import checked
 from planner.graph.layout import Mesh
+from planner.lowering.draft import base_of
 from planner.lowering.early import started_early
 from planner.lowering.gradient_buckets import bucketed
 from planner.lowering.in_flight import bounded, continued_late
@@ -68,16 +69,10 @@ def _freed(
     instructions: list[Instruction], alias: dict[int, int], kept: set[int]
 ) -> tuple[Instruction, ...]:
     """The instructions with each value freed after its own last use and that of its views."""
-
-    def base(value: int) -> int:
-        while value in alias:
-            value = alias[value]
-        return value
-
     last: dict[int, int] = {}
     for position, instruction in enumerate(instructions):
         for value in (*reads(instruction), *writes(instruction)):
-            last[value] = last[base(value)] = position
+            last[value] = last[base_of(alias, value)] = position
     frees: dict[int, list[int]] = defaultdict(list)
     for value, position in last.items():
         if value not in kept:

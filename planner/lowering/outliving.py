@@ -7,7 +7,7 @@ from planner.graph.layout import REPLICATE, Layout
 from planner.lowering.draft import Draft
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.operands import Operands
-from planner.program.program import Compute, ParameterState, Ref
+from planner.program.program import Compute, Ref
 from planner.strategy.costing import Costing
 
 __all__ = ["Outliving"]
@@ -65,8 +65,3 @@ class Outliving:
                 for layout, state in states
             ]
         return tuple(out)
-
-    def held(self, states: tuple[ParameterState, ...]) -> frozenset[int]:
-        """Inputs and parameters, which no step frees."""
-        inputs = {state.value for state in self.operands.inputs.values()}
-        return frozenset({*inputs, *(s.value for s in states), *(s.shard for s in states)})

@@ -75,7 +75,7 @@ def _collect(items: Iterable[Any], found: list[Any]) -> None:
 def _lifetimes(program: Program) -> Iterator[str]:
     """Values that are read before they are written or after they are freed, and those written or
     freed twice; values that outlive their action, though they are not carried."""
-    state = {value for one in program.parameters for value in (one.value, one.shard)}
+    state = program.trained
     given = state | {one.value for one in program.inputs}
     replacing = {new for old, new in program.stores if old in program.stored_by_all}
     alive = set(given)
@@ -98,7 +98,7 @@ def _lifetimes(program: Program) -> Iterator[str]:
 
 
 def _lifetimes_of(
-    instructions: Iterable[Instruction], alive: set[int], state: set[int]
+    instructions: Iterable[Instruction], alive: set[int], state: frozenset[int]
 ) -> Iterator[str]:
     """The same in one action, which begins with the values `alive`, and leaves there those that it
     ends with."""
@@ -121,7 +121,7 @@ def _lifetimes_of(
 def _overwritten(program: Program) -> Iterator[str]:
     """Readings of a parameter's old value, by forward, backward or the step's results, after the
     update has written to it."""
-    trained = {value for one in program.parameters for value in (one.value, one.shard)}
+    trained = set(program.trained)
     updated = False
     for instruction in program.written:
         updated |= isinstance(instruction, Update)

@@ -59,13 +59,6 @@ def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
     yield from meeting_faults(mesh, {rank: meetings(program) for rank, program in programs.items()})
 
 
-def _held(program: Program) -> set[int]:
-    """The values that are held both before the step and after it."""
-    return {v for p in program.parameters for v in (p.value, p.shard)} | {
-        state.value for state in program.inputs
-    }
-
-
 def _leaks(program: Program) -> Iterator[str]:
     """Values that are never freed and are no result of the step."""
     given = {
@@ -74,7 +67,7 @@ def _leaks(program: Program) -> Iterator[str]:
         *(value for _, value in program.stores),
     }
     freed = {value for instruction in program.written for value in instruction.frees}
-    kept = given | _held(program)
+    kept = given | program.trained | {state.value for state in program.inputs}
     for instruction in program.written:
         for value in writes(instruction):
             if value not in freed and value not in kept:

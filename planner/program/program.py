@@ -271,6 +271,11 @@ class Program:
             yield from body
 
     @property
+    def trained(self) -> frozenset[int]:
+        """The values of parameters, as stored and as updated."""
+        return frozenset(value for one in self.parameters for value in (one.value, one.shard))
+
+    @property
     def microbatches(self) -> int:
         """The number of microbatches of a step."""
         return 1 + max(action.microbatch for action in self.actions)
