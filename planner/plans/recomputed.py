@@ -1,7 +1,8 @@
 """What a plan computes again in backward: by layer, what it costs, and what is not held for it.
 
 Program, model, choices -> the part of a summary that says so. Costs are the seconds of ops that run
-a second time, and of messages that only they read.
+a second time, and of messages that only they read. Casts of parameters do not count: a plan says
+elsewhere that they run again (`Choices.recast`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import Any
 
 from planner.dims.ties import block_of, pattern_of
 from planner.plans.kept import held_for_backward
+from planner.predict.categories import values_of_parameters
 from planner.program.program import (
     Communicate,
     Compute,
@@ -35,8 +37,8 @@ def recomputed(
 ) -> dict[str, Any]:
     """The layers whose ops run again, with their ops by name, the seconds of a step, and the bytes
     that are held less from forward to backward; empty if nothing runs again."""
-    ops = next((some for some in map(_ops, program.bodies.values()) if some), [])
-    ops = [op for op in ops if not _casts_parameter(op, program)]
+    again = {i.id for i in second_runs(program)}
+    ops = next((some for b in program.bodies.values() if (some := _ops(b, again))), [])
     if not ops:
         return {}
     spent: dict[str, float] = defaultdict(float)
@@ -67,33 +69,28 @@ def recomputed(
     }
 
 
-def _ops(body: tuple[Instruction, ...]) -> list[Compute]:
+def _ops(body: tuple[Instruction, ...], again: set[str]) -> list[Compute]:
     """The ops of a body that run again; views are left out."""
-    again = (i for i in body if isinstance(i, Compute) and runs_again(i.id))
-    return [op for op in again if op.kind != "view"]
-
-
-def _casts_parameter(op: Compute, program: Program) -> bool:
-    """Whether an op casts a parameter, which a plan says elsewhere (`Choices.recast`)."""
-    held = {state.value for state in program.parameters}
-    return op.op == "aten._to_copy.default" and not held.isdisjoint(op.operands)
+    return [i for i in body if isinstance(i, Compute) and i.kind != "view" and i.id in again]
 
 
 def second_runs(program: Program) -> Iterator[Instruction]:
     """The instructions of a step that are there only because ops run again, as often as they run:
     these ops, and the messages that only they read."""
-    alone = {i.id for body in program.bodies.values() for i in _of_second_runs(body)}
+    casts = values_of_parameters(program)
+    alone = {i.id for body in program.bodies.values() for i in _of_second_runs(body, casts)}
     return (i for i in program.instructions if i.id in alone)
 
 
-def _of_second_runs(body: tuple[Instruction, ...]) -> Iterator[Instruction]:
-    """Of one body: an instruction counts if it runs again, or is a message of backward whose
-    results only such instructions read, directly or through views."""
+def _of_second_runs(body: tuple[Instruction, ...], casts: set[int]) -> Iterator[Instruction]:
+    """Of one body: an instruction counts if it runs again and makes none of `casts`, or is a
+    message of backward whose results only such instructions read, directly or through views."""
     read_otherwise: set[int] = set()
     for instruction in reversed(body):
         alone = read_otherwise.isdisjoint(writes(instruction))
         message = isinstance(instruction, Communicate) and instruction.phase == "backward"
-        if runs_again(instruction.id) or (message and alone):
+        again = runs_again(instruction.id) and casts.isdisjoint(writes(instruction))
+        if again or (message and alone):
             yield instruction
         elif instruction.kind != "view" or not alone:
             read_otherwise.update(reads(instruction))

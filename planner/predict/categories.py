@@ -13,7 +13,7 @@ from planner.program.program import (
     writes,
 )
 
-__all__ = ["CATEGORIES", "NUMBER", "categories_of"]
+__all__ = ["CATEGORIES", "NUMBER", "categories_of", "values_of_parameters"]
 
 #: The categories of memory, in the order of the report. `inputs`: the batch; `gathered`: results of
 #: communication, and cast parameters; `temporaries`: workspaces of ops, and values of backward that
@@ -41,7 +41,7 @@ def categories_of(program: Program) -> dict[int, int]:
         ):
             gradients.update(reads(instruction))
     parameters = {state.value for state in program.parameters}
-    of_parameters = _of_parameters(program)
+    of_parameters = values_of_parameters(program)
     out: dict[int, int] = {}
     for instruction in program.written:
         for value in writes(instruction):
@@ -68,7 +68,7 @@ def _category(instruction: Instruction, of_parameter: bool) -> str:
     return "gathered"
 
 
-def _of_parameters(program: Program) -> set[int]:
+def values_of_parameters(program: Program) -> set[int]:
     """The values that are parameters, gathered parameters, or either cast to another format."""
     found = {state.value for state in program.parameters}
     for instruction in program.written:

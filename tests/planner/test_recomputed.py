@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from small_plans import Planned, ask_for, planned
 
 from cost_models.cluster import load_cluster
 from cost_models.memory import dtype_bytes
+from planner.lowering.lower import lower
 from planner.plans.kept import held_for_backward, kept_rows
 from planner.plans.plan import Plan
 from planner.plans.plan_file import read_plan, write_plan
@@ -82,6 +84,27 @@ def test_the_seconds_are_those_of_ops_and_of_messages_that_only_they_need() -> N
     assert found["time_s"] == pytest.approx(math.fsum(i.time for i in second_runs(again)))
     assert 0 < found["messages_time_s"] < found["time_s"]
     assert not any(isinstance(i, Update) for i in second_runs(again))
+
+
+@pytest.mark.parametrize(
+    ("mesh", "pin"), [("dp=2", "*=ddp"), ("dp=2", "*=zero3"), ("tp=2", "*=tensor")]
+)
+def test_casts_of_parameters_do_not_count_as_recomputed(mesh: str, pin: str) -> None:
+    plan = planned(
+        ask_for("gpt", 2, dtype="float32", compute="bfloat16"), mesh, (pin, "*=recompute")
+    )
+    costing = plan.table.costing
+    found = []
+    for recast in (False, True):
+        choices = replace(plan.choices, recast=recast)
+        program = lower(plan.model, plan.mesh, choices, costing)
+        found.append(recomputed(program, plan.model, choices, costing))
+    kept, again = found
+    assert again["groups"] == [
+        {**group, "time_s": pytest.approx(group["time_s"])} for group in kept["groups"]
+    ]
+    for name in ("time_s", "messages_time_s", "held_less_bytes"):
+        assert again[name] == pytest.approx(kept[name])
 
 
 def test_nothing_is_said_if_nothing_runs_again() -> None:
