@@ -107,6 +107,8 @@ class Operands:
             return self.input(value, wanted)
         source, layout = self._source(value, phase)
         hub = self.choices.hubs.get((value, phase), layout)
+        if hub != wanted and (kept := self._kept(value, phase, wanted)) is not None:
+            return kept  # nothing would read what is sent to the hub
         source = self._convert(value, phase, source, layout, hub)
         return self._convert(value, phase, source, hub, wanted)
 
@@ -162,9 +164,8 @@ class Operands:
         if before == after:
             return source
         key = (value, phase, after)
-        earlier = self._delivered.get((value, "forward", after)) if phase == "backward" else None
-        if earlier is not None and value in self._small and value not in self._remade:
-            return earlier  # cheaper to keep than to send again
+        if (kept := self._kept(value, phase, after)) is not None:
+            return kept
         if key not in self._delivered:
             of_parameter = value in self.model.formats
             beside = of_parameter or phase == "update"
@@ -174,6 +175,13 @@ class Operands:
                     self._start_ahead(value, phase)
             self._delivered[key] = source
         return self._delivered[key]
+
+    def _kept(self, value: int, phase: str, layout: Layout) -> int | None:
+        """A small value in the layout in which forward read it: for backward it is cheaper to keep
+        than to send again."""
+        if phase != "backward" or value not in self._small or value in self._remade:
+            return None
+        return self._delivered.get((value, "forward", layout))
 
     def _start_ahead(self, value: int, phase: str) -> None:
         """Marks the last instruction, which gathers or casts a parameter."""

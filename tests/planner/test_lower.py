@@ -332,6 +332,16 @@ def test_tensor_parallel_gpt_moves_four_all_reduces_a_layer() -> None:
         ], path
 
 
+@pytest.mark.parametrize(("model", "seed"), [("dropped", 0), ("gpt", 0), ("lstm", 1)])
+def test_every_message_is_read(model: str, seed: int) -> None:
+    """Also if backward keeps a small value of forward instead of having it sent by its hub."""
+    program = planned(ask_for(model, 2), "a=2", seed=seed).program
+    read = {value for one in program.instructions for value in reads(one)}
+    read |= {program.loss, *(value for _, value in (*program.reported, *program.stores))}
+    messages = [one for one in program.instructions if isinstance(one, Communicate)]
+    assert messages and [one.id for one in messages if read.isdisjoint(one.results)] == []
+
+
 def test_one_device_communicates_nothing() -> None:
     assert not any(isinstance(i, Communicate) for i in plan("mlp", "a=1").program.instructions)
 

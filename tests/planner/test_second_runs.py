@@ -108,8 +108,7 @@ def test_a_gather_serves_the_second_run_and_backward(mesh: str, pin: str) -> Non
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("model", ["gpt", "lstm", "cnn", "dropped", "normed"])
 def test_any_ops_may_run_again(model: str, seed: int) -> None:
-    """Any subset of forward: the program is checked after each pass, and holds no more between the
-    phases than if all is kept."""
+    """Any subset of forward: the program is checked after each pass, and run dry."""
     draw = random.Random(seed)
     plain = planned(ask_for(model, 2), "a=2", seed=seed)
     some = {n for n in plain.choices.strategies if draw.random() < 0.5}
