@@ -19,47 +19,6 @@ from torch.overrides import TorchFunctionMode
 
 __all__ = ["precision"]
 
-#: In float32, from CUDA's list. Source: torch.amp, "CUDA Ops that can autocast to float32".
-_WIDE = {
-    F.layer_norm,
-    F.group_norm,
-    F.rms_norm,
-    torch.rms_norm,
-    F.softmax,
-    torch.softmax,
-    Tensor.softmax,
-    F.log_softmax,
-    torch.log_softmax,
-    Tensor.log_softmax,
-    F.cross_entropy,
-    F.nll_loss,
-    F.mse_loss,
-    F.l1_loss,
-    F.smooth_l1_loss,
-    F.huber_loss,
-    F.kl_div,
-    F.softplus,
-    F.cosine_similarity,
-    F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits,
-    torch.exp,
-    Tensor.exp,
-    torch.log,
-    Tensor.log,
-    torch.pow,
-    Tensor.pow,
-    torch.rsqrt,
-    Tensor.rsqrt,
-    torch.sum,
-    Tensor.sum,
-    torch.prod,
-    Tensor.prod,
-    torch.cumsum,
-    Tensor.cumsum,
-    torch.norm,
-    Tensor.norm,
-}
-
 #: Losses. In parameters of a short format with a master copy, they too are computed in float32, as
 #: training code for such parameters does: Megatron-LM (`vocab_parallel_cross_entropy` of
 #: `logits.float()`), torchtitan (`cross_entropy_loss` of `pred.float()`), Hugging Face
@@ -77,6 +36,36 @@ _LOSSES = {
     F.kl_div,
     F.binary_cross_entropy,
     F.binary_cross_entropy_with_logits,
+}
+
+#: In float32, from CUDA's list. Source: torch.amp, "CUDA Ops that can autocast to float32".
+_WIDE = {
+    *_LOSSES,
+    F.layer_norm,
+    F.group_norm,
+    F.rms_norm,
+    torch.rms_norm,
+    F.softmax,
+    torch.softmax,
+    Tensor.softmax,
+    F.softplus,
+    F.cosine_similarity,
+    torch.exp,
+    Tensor.exp,
+    torch.log,
+    Tensor.log,
+    torch.pow,
+    Tensor.pow,
+    torch.rsqrt,
+    Tensor.rsqrt,
+    torch.sum,
+    Tensor.sum,
+    torch.prod,
+    Tensor.prod,
+    torch.cumsum,
+    Tensor.cumsum,
+    torch.norm,
+    Tensor.norm,
 }
 
 #: Functions of torch's that become fused ops of ours, which autocast does not know: they run in
