@@ -38,7 +38,7 @@ Places = tuple[tuple[tuple[int, int, int], ...], ...]
 
 #: Which dim of a microbatch's tensor holds samples, and how: the dim is runs of `here` elements,
 #: each one microbatch's part of a run of `whole` elements of the whole batch: (dim, whole, here).
-Samples = tuple[int, int, int]
+Samples = Sequence[int]
 
 #: Rows are drawn in chunks of about this many elements: their temporaries stay in a CPU core's L2
 #: cache, or a GPU's.
@@ -216,11 +216,7 @@ def _signed(x: int) -> int:
 def _dropout(
     x: Tensor, key: Tensor, p: float, number: int, samples: Sequence[int] | None = None
 ) -> tuple[Tensor, Tensor]:
-    return dropout(x, key, p, number, None, _samples(samples))
-
-
-def _samples(given: Sequence[int] | None) -> Samples | None:
-    return None if given is None else (given[0], given[1], given[2])
+    return dropout(x, key, p, number, samples=samples)
 
 
 @torch.library.custom_op("shardwright::dropout_backward", mutates_args=())

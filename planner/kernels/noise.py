@@ -58,8 +58,7 @@ def _uniform(
     dtype: torch.dtype,
     samples: Sequence[int] | None = None,
 ) -> Tensor:
-    cut = None if samples is None else (samples[0], samples[1], samples[2])
-    return uniform(key, shape, number, dtype, samples=cut)
+    return uniform(key, shape, number, dtype, samples=samples)
 
 
 @_uniform.register_fake
