@@ -91,7 +91,8 @@ def precision_of(
     name: str, reduce_gradients: str = "", accumulate_gradients: str = ""
 ) -> Precision:
     """The formats for a `--precision`, or for a torch dtype's name, a `--reduce-gradients` and an
-    `--accumulate-gradients`. Raises `UnknownName` for other names, `BadValue` for formats that do not go together."""
+    `--accumulate-gradients`. Raises `UnknownName` for other names, `BadValue` for formats that do
+    not go together."""
     if name in ("fp16", "float16"):
         raise BadValue(
             f"--precision {name}: parameters in float16 alone lose small updates and overflow; give "
@@ -133,19 +134,24 @@ def _gradients(what: str, wanted: str, name: str, known: Precision) -> str:
 def format_words(dtype: str, computed: str, formats: Formats) -> str:
     """The formats in words, for the report: `bfloat16 with a float32 master copy (bf16-master)`;
     `computed` is the dtype of products."""
+    name, usual = next(
+        (
+            (f" ({name})", known.formats.reduced(dtype))
+            for name, known in PRECISIONS.items()
+            if _fits(known, dtype, computed, formats)
+        ),
+        ("", dtype),
+    )
     words = dtype
     if formats.master:
-        words += f" with a {formats.master} master copy ({_name_of(dtype, '', formats)})"
+        words += f" with a {formats.master} master copy{name}"
     elif computed != dtype:
-        words += f", products in {computed} ({_name_of(dtype, computed, formats)})"
-    usual = next(
-        (p.formats.reduce for p in PRECISIONS.values() if _fits(p, dtype, computed, formats)), ""
-    )
-    reduced = formats.reduced(dtype)
-    if reduced != (usual or dtype):
-        words += f", gradients reduced in {reduced}"
-    accumulated = f", accumulated in {formats.accumulate}" if formats.accumulate else ""
-    return words + accumulated
+        words += f", products in {computed}{name}"
+    if formats.reduced(dtype) != usual:
+        words += f", gradients reduced in {formats.reduced(dtype)}"
+    if formats.accumulate:
+        words += f", accumulated in {formats.accumulate}"
+    return words
 
 
 def _fits(known: Precision, dtype: str, computed: str, formats: Formats) -> bool:
@@ -154,11 +160,3 @@ def _fits(known: Precision, dtype: str, computed: str, formats: Formats) -> bool
         dtype if formats.master else computed,
         formats.master,
     )
-
-
-def _name_of(dtype: str, computed: str, formats: Formats) -> str:
-    """The `--precision` that these formats are; their own names if there is none."""
-    for name, known in PRECISIONS.items():
-        if _fits(known, dtype, computed or dtype, formats):
-            return name
-    return f"{dtype}, {computed or dtype}"
