@@ -75,8 +75,7 @@ def as_graph(body: Body) -> Graph:
     """The body as a graph of its own, whose values are the slots and whose inputs the operands."""
     writer = {slot: index for index, member in enumerate(body.members) for slot in member.results}
     kinds = body.kinds()
-    numbered = {slot: number for number, slot in enumerate(sorted(kinds))}
-    assert all(slot == number for slot, number in numbered.items()), body
+    assert sorted(kinds) == list(range(len(kinds))), body
     return Graph(
         nodes=tuple(_node(index, member) for index, member in enumerate(body.members)),
         values=tuple(

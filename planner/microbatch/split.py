@@ -86,8 +86,6 @@ class _Split:
             self._node(node)
         made = replace(
             whole,
-            nodes=tuple(self.nodes),
-            values=(),
             loss=self._output(whole.loss, "forward", "the loss"),
             reported=tuple(
                 (name, self._output(v, "forward", f"the reported {name!r}"))

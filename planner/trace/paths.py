@@ -63,8 +63,7 @@ class Paths:
 
 def _in_forward(path: str) -> dict[str, Any]:
     """The labels of the ops that a module runs in forward."""
-    inside = running_in()
-    return {"phase": "forward", "path": path} | ({"checkpoint": inside} if inside else {})
+    return {"phase": "forward", "path": path, "checkpoint": running_in()}
 
 
 def _enter(paths: Paths, path: str, _: Any, args: Any, kwargs: Any) -> None:

@@ -170,8 +170,6 @@ def test_blocks_with_numbered_random_ops_are_folded() -> None:
         return workload(nn.Sequential(*blocks), torch.randn(8, 4), torch.randn(8, 4))
 
     graph = trace(build).graph
-    assert [run.count for run in repeats(graph)] == [
-        5,
-        5,
-    ]  # the first makes no gradient of its input
+    # The first block makes no gradient of its input.
+    assert [run.count for run in repeats(graph)] == [5, 5]
     assert nodes_in(graph_text(graph)) < nodes_in(graph_text(graph, whole=True))
