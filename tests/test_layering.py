@@ -24,6 +24,7 @@ ROOMS = (
     "planner/state",
     "planner/kernels",
     "planner/program",
+    "planner/schedules",
     "planner/models",
     "planner/workload",
     "planner/trace",
