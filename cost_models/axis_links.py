@@ -19,6 +19,7 @@ _WORDS = {
     "nvlink": "NVLink",
     "pcie": "PCIe",
     "infiniband": "InfiniBand",
+    "roce": "RoCE",
     "ethernet": "Ethernet",
     "shared_memory": "shared memory",
 }

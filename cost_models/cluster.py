@@ -21,16 +21,18 @@ from cost_models.hardware_toml import (
     read_toml,
     rows_of,
     table_of,
+    tables_of,
     texts_of,
 )
 from cost_models.library import Library, Protocol
-from cost_models.machine import Cluster, CollectiveRow, ContentionRow, Inter, Intra
+from cost_models.machine import Cluster, CollectiveRow, ContentionRow, Inter, Intra, Level
 from cost_models.placement import place
 from cost_models.schema import (
     CLUSTER_KEYS,
     DEVICE_KEYS,
     INTER_KEYS,
     INTRA_KEYS,
+    LEVEL_KEYS,
     LIBRARY_KEYS,
     PEAK_UNIT,
     PROTOCOL_KEYS,
@@ -124,6 +126,18 @@ def load_device(name: str) -> Device:
     return _device(str(path), read_toml(path))
 
 
+def _inter(where: str, raw: Mapping[str, Any]) -> Inter | None:
+    """The network between nodes, None if the file has none."""
+    if "inter" not in raw:
+        return None
+    table, at = table_of(where, raw, "inter"), f"{where} [inter]"
+    levels = tables_of(at, table, "levels")
+    return Inter(
+        **read_table(at, table, INTER_KEYS, ("levels",)),
+        levels=tuple(Level(**read_table(name, level, LEVEL_KEYS)) for name, level in levels),
+    )
+
+
 def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
     """The cluster of a file, of one full node."""
     extra = ("device", "library", "intra", "inter", "collective_table", "contention", *PLAIN)
@@ -131,7 +145,6 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
     for name in PLAIN:
         texts_of(where, raw, name)
     intra = table_of(where, raw, "intra")
-    inter = raw.get("inter")
     collectives = rows_of(where, raw, "collective_table", (str, int, int, float, float))
     contention = rows_of(where, raw, "contention", (int, str, float))
     try:
@@ -143,9 +156,7 @@ def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
                 **read_table(f"{where} [intra]", intra, INTRA_KEYS, ("links",)),
                 links=links_of(f"{where} [intra]", intra.get("links", [])),
             ),
-            inter=None
-            if inter is None
-            else Inter(**read_table(f"{where} [inter]", inter, INTER_KEYS)),
+            inter=_inter(where, raw),
             collective_table=tuple(
                 CollectiveRow(
                     kind=kind, group_size=size, num_groups=groups, nbytes=nbytes, seconds=seconds

@@ -17,6 +17,7 @@ from cost_models.schema import (
     DEVICE_KEYS,
     INTER_KEYS,
     INTRA_KEYS,
+    LEVEL_KEYS,
     LIBRARY_KEYS,
     PEAK_UNIT,
     PROTOCOL_KEYS,
@@ -95,6 +96,7 @@ def cluster_text(
         table["intra"]["links"] = [list(link) for link in cluster.intra.links]
     if cluster.inter is not None:
         table["inter"] = write_table(cluster.inter, INTER_KEYS)
+        table["inter"]["levels"] = [write_table(x, LEVEL_KEYS) for x in cluster.inter.levels]
     table["device"] = _device_table(cluster.device)
     table["library"] = _library_table(cluster.library)
     return tomli_w.dumps(_without_empty(table))

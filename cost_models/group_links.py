@@ -3,7 +3,7 @@ node and bytes/s per rank.
 
 The mesh is laid on devices 0..P-1 in row-major order (last axis fastest); a group of `axes` is the
 ranks that differ only on these. All groups work at the same time, so they share the links that
-several of them cross: NICs, the host's bus.
+several of them cross: NICs, the host's bus, the links out of a block of nodes.
 """
 
 from __future__ import annotations
@@ -15,16 +15,32 @@ from dataclasses import dataclass
 from typing import Literal
 
 import networkx as nx
+import numpy as np
+from numpy.typing import NDArray
 
 from cost_models.errors import BadValue
-from cost_models.machine import Cluster, device_name
+from cost_models.group_cells import Cells, Groups, Ints, groups_of, unique_rows
+from cost_models.machine import Cluster, Level, device_name
 from cost_models.rings import num_chains, num_rings
 
-__all__ = ["GroupLinks", "LinkClass", "find_groups", "group_links", "link_class"]
+__all__ = ["BlockLinks", "GroupLinks", "LinkClass", "group_links", "link_class"]
 
 #: The links that limit a collective's rate: those inside nodes, or the NICs and switches between
 #: nodes. Collectives over different classes run beside each other at full rate.
 LinkClass = Literal["node", "network"]
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class BlockLinks:
+    """The links of a group out of the blocks of one level of the network: the group is on
+    `num_blocks` blocks, with at most `width` ranks on each; all of them together send `rate`
+    bytes/s out of a block. A message that leaves a block takes `latency` seconds more."""
+
+    num_blocks: int
+    width: int
+    rate: float
+    latency: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +51,8 @@ class GroupLinks:
     `ring`, `tree`: a rank's rate inside its node along a ring, and along a tree, in which up and
     down share its port. `node`: the rate of all the group's members on one node together through
     its NICs. `pairs`: a rank's rate when it sends to all others at once. `pass_time`: seconds per
-    byte of one pass of a rank over its own buffer.
+    byte of one pass of a rank over its own buffer. `blocks`: the levels above the nodes that slow
+    the group down.
     """
 
     size: int
@@ -48,21 +65,7 @@ class GroupLinks:
     node: float
     in_switch: float
     pass_time: float
-
-
-def find_groups(mesh_sizes: tuple[int, ...], axes: tuple[int, ...]) -> list[tuple[int, ...]]:
-    """The groups of ranks that differ only on `axes`, each in mesh order."""
-    if not set(axes) <= set(range(len(mesh_sizes))):
-        raise BadValue(f"axes {axes} are not axes of a mesh of {len(mesh_sizes)} axes")
-    found: dict[tuple[int, ...], list[int]] = {}
-    for rank in range(math.prod(mesh_sizes)):
-        place, rest = [], rank
-        for size in reversed(mesh_sizes):
-            rest, position = divmod(rest, size)
-            place.append(position)
-        key = tuple(p for axis, p in enumerate(reversed(place)) if axis not in axes)
-        found.setdefault(key, []).append(rank)
-    return [tuple(group) for group in found.values()]
+    blocks: tuple[BlockLinks, ...] = ()
 
 
 def group_links(
@@ -75,11 +78,52 @@ def group_links(
         raise BadValue(
             f"a mesh of {shape} does not fit on the {cluster.num_devices} devices of {cluster.name!r}"
         )
-    groups = [group for group in find_groups(mesh_sizes, axes) if len(group) > 1]
-    nic_users = _nic_users(cluster, groups)
-    active = Counter(cluster.node_of(rank) for group in groups for rank in group)
-    kinds = {_signature(cluster, group, active, nic_users): group for group in groups}
-    return tuple({_links(cluster, group, active, nic_users): None for group in kinds.values()})
+    levels = cluster.narrow_levels
+    width = cluster.node_width * (levels[-1].nodes if levels else 1)
+    groups = groups_of(mesh_sizes, axes, width=width, first=cluster.first)
+    if len(groups.steps) == 1:
+        return ()
+    cells = groups.cells(cluster.node_width)
+    inside = [cells.least(column) for column in _cell_rates(cluster, cells)]
+    counts = cells.most(cells.count)
+    blocks = [_block_rates(cluster, level, groups) for level in levels]
+    flat = [*inside, counts.astype(float), *(column for pair in blocks for column in pair)]
+    examples, _ = unique_rows([*flat, groups.phases.astype(float)])
+    return tuple(dict.fromkeys(_made(cluster, groups, flat, np.sort(examples))))
+
+
+def _made(
+    cluster: Cluster, groups: Groups, columns: list[Floats], examples: Ints
+) -> list[GroupLinks]:
+    """The records of some groups. `columns` are, for each group: ring, tree, pairs and node rate,
+    width, and of each level the rate out of a block and the ranks on one."""
+    intra, levels = cluster.intra, cluster.narrow_levels
+    nodes = groups.num_units(examples, cluster.node_width)
+    blocks = [groups.num_units(examples, cluster.node_width * level.nodes) for level in levels]
+    reduction = intra.in_switch_reduction_efficiency
+    out = []
+    for at, group in enumerate(examples.tolist()):
+        ring, tree, pairs, node, width, *above = (float(column[group]) for column in columns)
+        out.append(
+            GroupLinks(
+                size=len(groups.steps),
+                num_nodes=int(nodes[at]),
+                width=int(width),
+                hop=intra.link,
+                ring=ring,
+                tree=tree,
+                pairs=pairs,
+                node=node,
+                in_switch=intra.bandwidth * reduction if reduction is not None else 0.0,
+                pass_time=1.0 / intra.pass_bandwidth if intra.pass_bandwidth is not None else 0.0,
+                blocks=tuple(
+                    BlockLinks(int(count[at]), int(above[2 * i + 1]), above[2 * i], level.latency)
+                    for i, (level, count) in enumerate(zip(levels, blocks, strict=True))
+                    if count[at] > 1
+                ),
+            )
+        )
+    return out
 
 
 def link_class(groups: tuple[GroupLinks, ...]) -> LinkClass:
@@ -88,86 +132,65 @@ def link_class(groups: tuple[GroupLinks, ...]) -> LinkClass:
     return "network" if any(links.num_nodes > 1 for links in groups) else "node"
 
 
-def _members(cluster: Cluster, group: tuple[int, ...]) -> dict[int, tuple[int, ...]]:
-    """node -> local indices of the group's ranks there."""
-    out: dict[int, tuple[int, ...]] = {}
-    for rank in group:
-        node = cluster.node_of(rank)
-        out[node] = (*out.get(node, ()), cluster.local_index(rank))
-    return out
+def _cell_rates(cluster: Cluster, cells: Cells) -> list[Floats]:
+    """(ring, tree, pairs, node) of every cell; cells of one kind are computed once."""
+    users = _nic_users(cluster, cells)
+    _, sharing = unique_rows(list(users.T)) if users.size else (None, cells.active * 0)
+    spans = cells.spans
+    columns = [cells.pattern, cells.active[cells.unit], sharing[cells.unit], spans.astype(np.int64)]
+    examples, kind = unique_rows(columns)
+    rates = [
+        (
+            *_inside(cluster, cells.patterns[cells.pattern[c]], int(columns[1][c]), bool(spans[c])),
+            _through_nics(cluster, cells.patterns[cells.pattern[c]], users[cells.unit[c]])
+            if spans[c]
+            else math.inf,
+        )
+        for c in examples
+    ]
+    return list(np.array(rates, float)[kind].T)
 
 
-def _nic_users(cluster: Cluster, groups: list[tuple[int, ...]]) -> Counter[tuple[int, int]]:
-    """(node, NIC) -> number of groups that cross it."""
-    users: Counter[tuple[int, int]] = Counter()
-    for group in groups:
-        members = _members(cluster, group)
-        if len(members) > 1:
-            users.update(
-                {(node, nic) for node, local in members.items() for nic in _nics(cluster, local)}
-            )
-    return users
+def _nic_users(cluster: Cluster, cells: Cells) -> Ints:
+    """[node, NIC] -> number of groups that cross it."""
+    nodes, kinds = len(cells.active), len(cells.patterns)
+    if cluster.inter is None:
+        return np.zeros((nodes, 0), np.int64)
+    crossing = (cells.unit * kinds + cells.pattern)[cells.spans]
+    num = np.bincount(crossing, minlength=nodes * kinds).reshape(nodes, kinds)
+    near = np.zeros((kinds, cluster.inter.nics_per_node), np.int64)
+    for kind, local in enumerate(cells.patterns):
+        near[kind, sorted(_nics(cluster, local))] = 1
+    return num @ near
 
 
 def _nics(cluster: Cluster, local: tuple[int, ...]) -> set[int]:
     return {nic for index in local for nic in cluster.nic_of(index)}
 
 
-def _signature(
-    cluster: Cluster, group: tuple[int, ...], active: Counter[int], users: Counter[tuple[int, int]]
-) -> tuple[object, ...]:
-    """A key that determines a group's links: its places in each node, and how many groups share
-    them. Groups with one key are computed once."""
-    members = _members(cluster, group)
-    shared = len(members) > 1
-    return tuple(
-        sorted(
-            (
-                local,
-                active[node],
-                tuple(sorted(users[node, nic] for nic in _nics(cluster, local))) if shared else (),
-            )
-            for node, local in members.items()
-        )
-    )
-
-
-def _links(
-    cluster: Cluster, group: tuple[int, ...], active: Counter[int], users: Counter[tuple[int, int]]
-) -> GroupLinks:
-    members = _members(cluster, group)
-    intra, width = cluster.intra, max(len(local) for local in members.values())
-    inside = [
-        _inside(cluster, local, active[node], len(members) > 1) for node, local in members.items()
-    ]
-    through = math.inf
-    if len(members) > 1:
-        through = min(_through_nics(cluster, node, local, users) for node, local in members.items())
-    reduction = intra.in_switch_reduction_efficiency
-    return GroupLinks(
-        size=len(group),
-        num_nodes=len(members),
-        width=width,
-        hop=intra.link,
-        ring=min(ring for ring, _, _ in inside),
-        tree=min(tree for _, tree, _ in inside),
-        pairs=min(pairs for _, _, pairs in inside),
-        node=through,
-        in_switch=intra.bandwidth * reduction if reduction is not None else 0.0,
-        pass_time=1.0 / intra.pass_bandwidth if intra.pass_bandwidth is not None else 0.0,
-    )
-
-
-def _through_nics(
-    cluster: Cluster, node: int, local: tuple[int, ...], users: Counter[tuple[int, int]]
-) -> float:
+def _through_nics(cluster: Cluster, local: tuple[int, ...], users: Ints) -> float:
     """Bytes/s of a group through the NICs next to its members; each NIC is shared by the groups
     that cross it."""
     inter = cluster.inter
     assert inter is not None
     return sum(
-        inter.bandwidth * inter.efficiency / users[node, nic] for nic in _nics(cluster, local)
+        inter.bandwidth * inter.efficiency / int(users[nic]) for nic in _nics(cluster, local)
     )
+
+
+def _block_rates(cluster: Cluster, level: Level, groups: Groups) -> tuple[Floats, Floats]:
+    """(rate out of a block, ranks on a block) of every group. The links out of a block carry what
+    the NICs of those of its nodes that the mesh uses do, by the oversubscription: others may use
+    the rest. The groups that leave the block share them."""
+    inter = cluster.inter
+    assert inter is not None
+    cells = groups.cells(cluster.node_width * level.nodes)
+    leaving = np.bincount(cells.unit[cells.spans], minlength=len(cells.active))
+    places = np.unique(groups.ranks // cluster.node_width) // level.nodes
+    nodes = np.bincount(places, minlength=len(cells.active))
+    rate = inter.nics_per_node * inter.bandwidth * inter.efficiency / level.oversubscription
+    out = np.where(leaving > 0, nodes * rate / np.maximum(leaving, 1), math.inf)
+    return cells.least(out[cells.unit]), cells.most(cells.count).astype(float)
 
 
 def _inside(

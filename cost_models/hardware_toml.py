@@ -20,6 +20,7 @@ __all__ = [
     "read_toml",
     "rows_of",
     "table_of",
+    "tables_of",
     "texts_of",
 ]
 
@@ -69,6 +70,14 @@ def table_of(where: str, raw: Mapping[str, Any], name: str) -> Mapping[str, Any]
         raise BadHardware(f"{where}: missing table [{name}]")
     value: Mapping[str, Any] = raw[name]
     return value
+
+
+def tables_of(where: str, raw: Mapping[str, Any], name: str) -> list[tuple[str, Mapping[str, Any]]]:
+    """The tables [[name]], which the file may have, each with what to call it in errors."""
+    found = raw.get(name, [])
+    if not isinstance(found, list) or not all(isinstance(one, Mapping) for one in found):
+        raise BadHardware(f"{where}: {name} must be tables [[{name}]], got {found!r}")
+    return [(f"{where} {name} {index + 1}", one) for index, one in enumerate(found)]
 
 
 def rows_of(

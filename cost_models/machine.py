@@ -2,7 +2,8 @@
 them.
 
 Device `r` is local device `r % node_width` of node `r // node_width`: meshes are laid on
-consecutive devices.
+consecutive devices. A slice of a cluster begins at place `first`: its device `r` is where the whole
+cluster has its device `first + r`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,16 @@ from cost_models.device import KINDS, Device
 from cost_models.errors import BadHardware, unknown_name
 from cost_models.library import COLLECTIVES, Library
 
-__all__ = ["Cluster", "CollectiveRow", "ContentionRow", "Inter", "Intra", "Link", "device_name"]
+__all__ = [
+    "Cluster",
+    "CollectiveRow",
+    "ContentionRow",
+    "Inter",
+    "Intra",
+    "Level",
+    "Link",
+    "device_name",
+]
 
 FABRICS = ("switch", "mesh", "host")
 
@@ -105,21 +115,54 @@ class Intra:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Level:
+    """A level of the network: blocks of `nodes` consecutive nodes (a rack, a scalable unit, a pod).
+
+    The NICs of a block together have `oversubscription` times the bandwidth of the links out of it;
+    a message that leaves the block takes `latency` seconds more. `rails`: inside a block, NIC i of
+    every node is on a switch of its own.
+    """
+
+    name: str
+    nodes: int
+    oversubscription: float = 1.0
+    latency: float = 0.0
+    rails: bool = False
+
+    def __post_init__(self) -> None:
+        if self.oversubscription < 1:
+            raise BadHardware(
+                f"level {self.name!r}: oversubscription is {self.oversubscription:g}: give how many "
+                "times the bandwidth out of a block its NICs have, 1 or more"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Inter:
-    """What connects nodes: NICs of `bandwidth` bytes/s per direction each, all on one non-blocking
-    fabric."""
+    """What connects nodes: NICs of `bandwidth` bytes/s per direction each, on one fabric. Blocks of
+    nodes are limited by `levels`, the smallest first; without levels nothing blocks."""
 
     link: str
     nics_per_node: int
     bandwidth: float
     efficiency: float
     overhead: float
+    levels: tuple[Level, ...] = ()
+
+    def __post_init__(self) -> None:
+        for below, above in itertools.pairwise(self.levels):
+            if above.nodes <= below.nodes or above.nodes % below.nodes:
+                raise BadHardware(
+                    f"level {above.name!r} has blocks of {above.nodes} nodes, which are not several "
+                    f"blocks of level {below.name!r}, of {below.nodes}: list the smallest blocks first"
+                )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cluster:
     """`num_devices` devices on `num_nodes` nodes, `node_width` of them used on each (the last
-    node may use fewer)."""
+    node may use fewer). `first` is the place of the first device in its node and block of nodes: 0
+    but for a slice."""
 
     name: str
     device: Device
@@ -133,6 +176,7 @@ class Cluster:
     node_width: int
     collective_table: tuple[CollectiveRow, ...] = ()
     contention: tuple[ContentionRow, ...] = ()
+    first: int = 0
 
     def __post_init__(self) -> None:
         if self.inter is None and self.max_nodes > 1:
@@ -159,6 +203,7 @@ class Cluster:
                 self.num_devices,
                 self.num_nodes,
                 self.node_width,
+                self.first,
                 len(self.collective_table),
             )
         )
@@ -184,13 +229,19 @@ class Cluster:
                 return float(s0 * (s1 / s0) ** (math.log(self.node_width / n0) / math.log(n1 / n0)))
         return points[-1][1] * self.node_width / points[-1][0]
 
+    @property
+    def narrow_levels(self) -> tuple[Level, ...]:
+        """The levels of the network that slow messages down, the smallest blocks first."""
+        levels = () if self.inter is None else self.inter.levels
+        return tuple(one for one in levels if one.oversubscription > 1 or one.latency > 0)
+
     def node_of(self, rank: int) -> int:
         """The node of device `rank`."""
-        return rank // self.node_width
+        return (self.first + rank) // self.node_width
 
     def local_index(self, rank: int) -> int:
         """The place of device `rank` in its node."""
-        return rank % self.node_width
+        return (self.first + rank) % self.node_width
 
     def nic_of(self, local_index: int) -> tuple[int, ...]:
         """The NICs nearest to a local device: `nics_per_node / devices_per_node` of its own, or one

@@ -15,14 +15,16 @@ from cost_models.errors import BadHardware
 from cost_models.units import GB, GIB, TERA, US
 
 __all__ = [
-    "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LIBRARY_KEYS", "PEAK_UNIT",
+    "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LEVEL_KEYS", "LIBRARY_KEYS", "PEAK_UNIT",
     "PROTOCOL_KEYS", "Key", "in_unit", "read_numbers", "read_table", "write_table",
 ]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """One key of a file: `field = type(value * unit)`. `minimum` is inclusive unless `positive`."""
+    """One key of a file: `field = type(value * unit)`, at least 0, or more if `positive`. An
+    optional key that is missing is None, or `default` if it has one; a key is written only if it
+    is not its default."""
 
     name: str
     field: str
@@ -30,6 +32,7 @@ class Key:
     unit: float = 1.0
     positive: bool = False
     optional: bool = False
+    default: float | bool | None = None
 
 
 DEVICE_KEYS = (
@@ -79,6 +82,13 @@ INTER_KEYS = (
     Key("efficiency", "efficiency", positive=True),
     Key("overhead_us", "overhead", float, US),
 )
+LEVEL_KEYS = (
+    Key("name", "name", str),
+    Key("nodes", "nodes", int, positive=True),
+    Key("oversubscription", "oversubscription", positive=True, default=1.0),
+    Key("latency_us", "latency", float, US, default=0.0),
+    Key("rails", "rails", bool, default=False),
+)
 LIBRARY_KEYS = (Key("name", "name", str),)
 PROTOCOL_KEYS = (
     Key("algorithm", "algorithm", str),
@@ -88,6 +98,10 @@ PROTOCOL_KEYS = (
 )
 #: Units of the tables whose keys are free (`[device.peak_tflops]` and the like).
 PEAK_UNIT = TERA
+
+
+#: The types of values that are taken as they are, in words.
+_WORDS = {str: "a string", bool: "true or false"}
 
 
 def _number(where: str, key: Key, value: Any) -> float | int:
@@ -119,17 +133,22 @@ def read_table(
     out: dict[str, Any] = {}
     for key in keys:
         if key.name not in raw:
-            if not key.optional:
-                needed = ", ".join(k.name for k in keys if not k.optional)
+            if _needed(key):
+                needed = ", ".join(k.name for k in keys if _needed(k))
                 raise BadHardware(f"{where}: missing key {key.name!r}, needed: {needed}")
-            out[key.field] = None
-        elif key.type is str:
-            if not isinstance(raw[key.name], str):
-                raise BadHardware(f"{where}: {key.name} must be a string, got {raw[key.name]!r}")
+            out[key.field] = key.default
+        elif key.type in _WORDS:
+            if not isinstance(raw[key.name], key.type):
+                what = _WORDS[key.type]
+                raise BadHardware(f"{where}: {key.name} must be {what}, got {raw[key.name]!r}")
             out[key.field] = raw[key.name]
         else:
             out[key.field] = _number(where, key, raw[key.name])
     return out
+
+
+def _needed(key: Key) -> bool:
+    return not key.optional and key.default is None
 
 
 def read_numbers(where: str, raw: Any, unit: float = 1.0) -> tuple[tuple[str, float], ...]:
@@ -155,8 +174,8 @@ def write_table(record: Any, keys: tuple[Key, ...]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for key in keys:
         value = getattr(record, key.field)
-        if value is not None:
+        if value != key.default:
             out[key.name] = (
-                value if key.type is str or key.unit == 1.0 else in_unit(value, key.unit)
+                value if key.type in _WORDS or key.unit == 1.0 else in_unit(value, key.unit)
             )
     return out

@@ -1,5 +1,5 @@
-"""The networkx graph of a cluster: devices, switches or hosts, NICs and the fabric, with the
-links between them."""
+"""The networkx graph of a cluster: devices, switches or hosts, NICs, blocks of nodes and the
+fabric, with the links between them. For looking at small clusters: costs never build it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["build_graph"]
 def build_graph(cluster: Cluster) -> nx.DiGraph:
     """The used devices, switches, NICs and the fabric as a directed graph.
 
-    Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `fabric`) and `node`; edges `bandwidth`
+    Nodes carry `kind` (`device`, `switch`, `host`, `nic`, `block`, `fabric`) and `node`; edges `bandwidth`
     (bytes/s in that direction), `latency` (seconds, of the library's fastest protocol),
     `kind` and the `Link` itself as `link`.
     """
@@ -26,6 +26,7 @@ def build_graph(cluster: Cluster) -> nx.DiGraph:
         graph.add_node("fabric", kind="fabric", node=-1)
         for node in range(cluster.num_nodes):
             _add_nics(graph, cluster, node)
+        _add_blocks(graph, cluster)
     return graph
 
 
@@ -93,7 +94,27 @@ def _add_nics(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
     for nic in range(inter.nics_per_node):
         name = f"node{node}/nic{nic}"
         graph.add_node(name, kind="nic", node=node)
-        _connect(graph, cluster, name, "fabric", inter.bandwidth, inter.link)
+        _connect(graph, cluster, name, _above(cluster, node, 0), inter.bandwidth, inter.link)
         for rank in _ranks(cluster, node):
             if nic in cluster.nic_of(cluster.local_index(rank)):
                 _connect(graph, cluster, device_name(rank), name, inter.bandwidth, "pcie")
+
+
+def _above(cluster: Cluster, node: int, index: int) -> str:
+    """The block of level `index` that a node is in, or the fabric above all levels."""
+    levels = cluster.narrow_levels
+    return f"{levels[index].name}{node // levels[index].nodes}" if index < len(levels) else "fabric"
+
+
+def _add_blocks(graph: nx.DiGraph, cluster: Cluster) -> None:
+    """Adds the blocks of the levels that slow messages down, each linked to the one around it by
+    what the NICs of its nodes move, by the oversubscription."""
+    inter = cluster.inter
+    assert inter is not None
+    for index, level in enumerate(cluster.narrow_levels):
+        for first in range(0, cluster.num_nodes, level.nodes):
+            name = _above(cluster, first, index)
+            graph.add_node(name, kind="block", node=-1)
+            nodes = min(level.nodes, cluster.num_nodes - first)
+            rate = nodes * inter.nics_per_node * inter.bandwidth / level.oversubscription
+            _connect(graph, cluster, name, _above(cluster, first, index + 1), rate, inter.link)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyBboxPatch
 
 from cost_models.atomic_write import write_atomically
-from cost_models.machine import Cluster
+from cost_models.machine import Cluster, Level
 from cost_models.units import format_bytes, format_rate
 
 __all__ = ["draw_cluster"]
@@ -29,11 +29,13 @@ _COLOURS = {
     "nvlink": "#009e73",
     "pcie": "#888888",
     "infiniband": "#cc79a7",
+    "roce": "#cc79a7",
     "ethernet": "#cc79a7",
     "shared_memory": "#888888",
 }
 _DRAWN_NODES = 2
 _DRAWN_DEVICES = 8
+_DRAWN_NICS = 16
 _NODE_WIDTH = 10.0
 _GAP = 1.2
 Point = tuple[float, float]
@@ -200,13 +202,14 @@ def _draw_nics(axes: Axes, cluster: Cluster, left: float, places: list[Point]) -
     the fabric."""
     inter = cluster.inter
     assert inter is not None
-    nics = _row_places(left, inter.nics_per_node, 5.75)
+    shown = min(inter.nics_per_node, _DRAWN_NICS)
+    nics = _row_places(left, shown, 5.75)
     for nic, place in enumerate(nics):
         _line(axes, place, (place[0], 7.6), inter.link, 2.0)
         _box(
             axes,
             place,
-            (min(1.0, 0.85 * _NODE_WIDTH / inter.nics_per_node), 0.5),
+            (min(1.0, 0.85 * _NODE_WIDTH / shown), 0.5),
             f"NIC {nic}",
             "nic",
             8,
@@ -224,4 +227,12 @@ def _draw_fabric(axes: Axes, cluster: Cluster, width: float, drawn: int) -> None
     text += f" of {format_rate(inter.bandwidth, 'B/s')} per direction"
     if more:
         text += f"; {more} more node{'s' if more > 1 else ''} like these"
-    _box(axes, (width / 2, 7.8), (width - 0.4, 0.7), text, "fabric", 10)
+    levels = "; ".join(map(_level_words, inter.levels))
+    box = (width / 2, 7.8), (width - 0.4, 0.7)
+    _box(axes, *box, f"{text}\n{levels}" if levels else text, "fabric", 9 if levels else 10)
+
+
+def _level_words(level: Level) -> str:
+    narrow = level.oversubscription > 1
+    out = f", oversubscribed {level.oversubscription:g}:1" if narrow else ""
+    return f"{level.name}s of {level.nodes} nodes{out}"

@@ -185,7 +185,7 @@ def altered(planned: tuple[Path, Any], to: Path, change: dict[str, Any]) -> str:
         ("--model mlp --gpus -3", "BadValue: --gpus -3: give a whole number of at least 1"),
         ("--model mlp --gpus 2.5", "BadValue: --gpus 2.5: give a whole number of at least 1"),
         ("--model mlp --gpus two", "BadValue: --gpus two: give a whole number of at least 1"),
-        ("--model mlp --gpus 2000", "BadValue: 'dgx-h100' has at most 1024 devices"),
+        ("--model mlp --gpus 20000", "BadValue: 'dgx-h100' has at most 16384 devices"),
         (
             "--model mlp --gpus 32 --nodes 2",
             "BadValue: 2 nodes of 'dgx-h100' have 16 devices, but 32 were asked for",

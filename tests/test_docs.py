@@ -165,6 +165,7 @@ def test_every_key_of_the_hardware_file_is_on_its_page() -> None:
         schema.INTRA_KEYS,
         schema.INTER_KEYS,
         schema.DEVICE_KEYS,
+        schema.LEVEL_KEYS,
         schema.LIBRARY_KEYS,
         schema.PROTOCOL_KEYS,
     )

@@ -84,5 +84,5 @@ class LocalShapes:
             for axis, p in enumerate(step.before)
         )
         counts = tuple(self.mesh.sizes[axis] for axis in step.axes)
-        pieces = piece_sizes(self.sizes(flat, outer)[dim], counts)
-        return pieces if len(set(pieces)) > 1 else ()
+        size = self.sizes(flat, outer)[dim]
+        return piece_sizes(size, counts) if size % math.prod(counts) else ()

@@ -167,4 +167,11 @@ def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
             ),
         )
     else:
-        yield prefix, f"{value:.6g}" if isinstance(value, float) else str(value)
+        yield prefix, _figure(value)
+
+
+def _figure(value: Any) -> str:
+    """One value of a file, in a table."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

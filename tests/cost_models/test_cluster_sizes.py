@@ -41,8 +41,12 @@ def test_sizes(devices: int | None, nodes: int | None, expected: tuple[int, int,
         (-1, None, "got -1"),
         (1.5, None, "got 1.5"),
         (None, 0, "number of nodes must be a whole number of at least 1, got 0"),
-        (1025, None, r"'dgx-h100' has at most 1024 devices, but 1025 devices were asked for"),
-        (None, 129, "'dgx-h100' has at most 128 nodes of 8 devices, but 129 nodes were asked for"),
+        (16385, None, r"'dgx-h100' has at most 16384 devices, but 16385 devices were asked for"),
+        (
+            None,
+            2049,
+            "'dgx-h100' has at most 2048 nodes of 8 devices, but 2049 nodes were asked for",
+        ),
         (
             17,
             2,
@@ -54,6 +58,25 @@ def test_sizes(devices: int | None, nodes: int | None, expected: tuple[int, int,
 def test_impossible_sizes(devices: int, nodes: int, message: str) -> None:
     with pytest.raises(BadValue, match=message):
         load_cluster("dgx-h100", num_devices=devices, num_nodes=nodes)
+
+
+@pytest.mark.parametrize(
+    ("devices", "nodes", "width"),
+    [(64, 1, 64), (72, 1, 72), (73, 2, 37), (576, 8, 72), (512, 8, 64), (16384, 256, 64)],
+)
+def test_domains_of_72_are_filled_alike_if_few_devices_are_spared(
+    devices: int, nodes: int, width: int
+) -> None:
+    cluster = load_cluster("gb200-nvl72", num_devices=devices)
+    assert (cluster.num_nodes, cluster.node_width) == (nodes, width)
+
+
+def test_the_graph_of_pods() -> None:
+    """Two pods of 384 nodes: the way from one to the other passes the narrow links."""
+    graph = build_graph(load_cluster("h100-roce-24k", num_devices=772, num_nodes=386))
+    path = nx.shortest_path(graph, "device0", "device770")
+    assert path[2:5] == ["rack0", "pod0", "fabric"]
+    assert graph.edges["pod0", "fabric"]["bandwidth"] == pytest.approx(384 * 8 * 50e9 / 7)
 
 
 @pytest.mark.parametrize("name", list_clusters())
@@ -70,6 +93,7 @@ def test_graphs_are_connected_and_labelled(name: str, num_nodes: int) -> None:
         "switch",
         "host",
         "nic",
+        "block",
         "fabric",
     }
 

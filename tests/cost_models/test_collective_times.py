@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from cost_models.cluster import load_cluster
 from cost_models.collectives import collective_model, collective_time
 from cost_models.errors import BadHardware, BadValue, UnknownName
-from cost_models.group_links import find_groups, group_links
+from cost_models.group_links import group_links
 from cost_models.hardware_toml import list_clusters
 from cost_models.library import COLLECTIVES, Library, Protocol
-from cost_models.machine import Cluster, CollectiveRow
+from cost_models.machine import Cluster, CollectiveRow, Level
 from cost_models.rings import num_chains, num_rings
 
 HOPS = (("nvlink", 1e-6), ("pcie", 2e-6), ("infiniband", 5e-6), ("ethernet", 9e-6))
@@ -78,6 +78,41 @@ def test_a_ring_over_nodes_uses_all_nics() -> None:
     between nodes each way."""
     expected = 1e-5 + 2 * (14e-6 + 5e-6) + 2 * 15 / 16 * N / 80e9
     assert seconds(round_cluster(devices=16), "all_reduce") == pytest.approx(expected)
+
+
+def pods(*algorithms: str) -> Cluster:
+    """16 devices on eight nodes of two, in two pods of four nodes. A group over all nodes has one
+    NIC of 10 GB/s in each, and of the 80 / 8 GB/s out of a pod the half that two groups share; a
+    hop between pods takes 3 us more."""
+    cluster = round_cluster(*algorithms, devices=16, nodes=8)
+    assert cluster.inter is not None
+    level = Level(name="pod", nodes=4, oversubscription=8 * 4 * 2, latency=3e-6)
+    return replace(cluster, inter=replace(cluster.inter, levels=(level,)))
+
+
+def test_groups_over_pods_share_the_links_out_of_them() -> None:
+    """Each group of eight has 8 x 4 x 10 / 64 / 2 = 2.5 GB/s out of a pod. A ring leaves each pod
+    once, a tree twice if there are more than two, all-to-all sends half of all to the other pod."""
+
+    def taken(algorithm: str, kind: str) -> float:
+        return seconds(pods(algorithm), kind, (8, 2), (0,))
+
+    ring = 1e-5 + 7 * 5e-6 + 3e-6 + 7 / 8 * N / 2.5e9
+    assert taken("ring", "all_gather") == pytest.approx(ring)
+    assert taken("tree", "all_reduce") == pytest.approx(1e-5 + 2 * (15e-6 + 3e-6) + N / 2.5e9)
+    halving = 1e-5 + 2 * (15e-6 + 3e-6) + 2 * 4 * N / 2 / 2.5e9
+    assert taken("halving_doubling", "all_reduce") == pytest.approx(halving)
+    between = 1e-5 + 2 * (35e-6 + 3e-6) + 2 * 7 / 8 * N / 2.5e9
+    assert taken("hierarchical", "all_reduce") == pytest.approx(between)
+    pairs = 1e-5 + 7 * 5e-6 + 4 * 3e-6 + 4 * 4 / 8 * N / 2.5e9
+    assert taken("pairwise", "all_to_all") == pytest.approx(pairs)
+
+
+def test_groups_inside_a_pod_do_not_see_its_edge() -> None:
+    flat = replace(pods(), inter=round_cluster(devices=16, nodes=8).inter)
+    for kind in ("all_gather", "all_reduce", "all_to_all"):
+        assert seconds(pods(), kind, (2, 8), (1,)) == seconds(flat, kind, (2, 8), (1,))
+        assert seconds(pods(), kind, (8, 2), (0,)) > seconds(flat, kind, (8, 2), (0,))
 
 
 def test_groups_on_the_same_nic_share_it() -> None:
@@ -174,13 +209,6 @@ def test_devices_without_a_direct_link_go_over_the_host() -> None:
     assert rings == [pytest.approx(22.5e9), pytest.approx(45e9)]
     odd = replace(cluster, intra=replace(cluster.intra, links=((0, 1, 1),)))
     assert group_links(odd, (2, 4), (0,))[0].ring == 10e9
-
-
-def test_groups_lie_in_row_major_order() -> None:
-    assert find_groups((2, 3), (1,)) == [(0, 1, 2), (3, 4, 5)]
-    assert find_groups((2, 3), (0,)) == [(0, 3), (1, 4), (2, 5)]
-    assert find_groups((2, 3), (0, 1)) == [(0, 1, 2, 3, 4, 5)]
-    assert find_groups((2, 3), ()) == [(rank,) for rank in range(6)]
 
 
 def test_nothing_to_do_takes_no_time() -> None:

@@ -32,7 +32,7 @@ def numbers(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield from numbers(value, f"{prefix}{key}.")
         elif isinstance(value, list) and value and isinstance(value[0], dict):
             for row in value:
-                yield from numbers(row)
+                yield from numbers(row, f"{prefix}{key}.{row['name']}.")
         elif isinstance(value, int | float | list):
             yield f"{prefix}{key}", key
 
@@ -43,7 +43,8 @@ def test_every_number_has_a_source(path: Path) -> None:
     sources = table["sources"]
     for full, key in numbers(table):
         parent = full.rpartition(".")[0]
-        assert any(len(sources.get(name, "")) > 8 for name in (full, key, parent)), (
+        table_name = parent.rpartition(".")[2]
+        assert any(len(sources.get(name, "")) > 8 for name in (full, key, parent, table_name)), (
             f"{full} has no source"
         )
 
@@ -65,6 +66,9 @@ def test_the_shelf() -> None:
         "dgx-h200",
         "dgx-a100",
         "dgx-a100-40gb",
+        "gb200-nvl72",
+        "h100-roce-24k",
+        "h100-spectrum-100k",
         "p3.16xlarge",
         "g6.48xlarge",
         "cpu",
@@ -148,6 +152,19 @@ def edited(tmp_path: Path, old: str, new: str, name: str = "dgx-h100") -> Path:
             r"bandwidth_share must be in \(0, 1\], got 2",
         ),
         ("[device]", "[devices]", r"unknown key 'devices'"),
+        ("rails = true", 'rails = "yes"', r"levels 1: rails must be true or false, got 'yes'"),
+        ("nodes = 32, ", "", r"levels 1: missing key 'nodes', needed: name, nodes"),
+        (
+            "rails = true",
+            "oversubscription = 0.5",
+            r"level 'scalable unit': oversubscription is 0.5: give how many times",
+        ),
+        (
+            "rails = true",
+            'rails = true }, { name = "pod", nodes = 48',
+            r"level 'pod' has blocks of 48 nodes, which are not several blocks of level 'scalable "
+            r"unit', of 32",
+        ),
     ],
 )
 def test_bad_files_name_file_and_key(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -176,8 +193,8 @@ def test_bad_links_of_a_mesh(tmp_path: Path) -> None:
 def test_bad_rows_of_a_measured_table(tmp_path: Path) -> None:
     path = edited(
         tmp_path,
-        "max_nodes = 128\n",
-        'max_nodes = 128\ncollective_table = [["all_reduce", 2, 1, 1024]]\n',
+        "max_nodes = 2048\n",
+        'max_nodes = 2048\ncollective_table = [["all_reduce", 2, 1, 1024]]\n',
     )
     with pytest.raises(
         BadHardware, match=r"a row of collective_table must be \[string, positive number"
@@ -185,8 +202,8 @@ def test_bad_rows_of_a_measured_table(tmp_path: Path) -> None:
         load_cluster(str(path))
     path = edited(
         tmp_path,
-        "max_nodes = 128\n",
-        'max_nodes = 128\ncollective_table = [["all_produce", 2, 1, 1024, 1e-3]]\n',
+        "max_nodes = 2048\n",
+        'max_nodes = 2048\ncollective_table = [["all_produce", 2, 1, 1024, 1e-3]]\n',
     )
     with pytest.raises(
         BadHardware, match="unknown collective 'all_produce': did you mean 'all_reduce'"

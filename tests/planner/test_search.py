@@ -15,7 +15,6 @@ from small_plans import ask_for, mesh_of
 import planner.search.search as searching
 from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
-from cost_models.group_links import find_groups
 from cost_models.machine import Cluster
 from cost_models.memory import MEMORY_HEADROOM
 from cost_models.topology import build_graph
@@ -164,7 +163,7 @@ def test_orders_that_are_left_out_have_the_links_of_one_that_is_searched() -> No
     def kinds(sizes: tuple[int, ...]) -> set[tuple[int, frozenset[str]]]:
         out = set()
         for axis, size in enumerate(sizes):
-            (first, *others), *_ = find_groups(sizes, (axis,))
+            (first, *others), *_ = Mesh(("a", "b", "c"), sizes).groups((axis,))
             passed = [
                 nx.shortest_path(graph, f"device{first}", f"device{other}") for other in others
             ]
