@@ -25,6 +25,7 @@ ROOMS = (
     "planner/kernels",
     "planner/program",
     "planner/schedules",
+    "planner/partition",
     "planner/models",
     "planner/workload",
     "planner/trace",
@@ -55,7 +56,7 @@ HALLS = ("planner/solver",)
 #: what runs.
 REACHES_UP_LAZILY = "planner/cli"
 SAYS_NOTHING = {"utils.py", "util.py", "common.py", "base.py", "helpers.py", "misc.py"}
-NEEDS_NO_TORCH = ("cost_models", "planner/solver")
+NEEDS_NO_TORCH = ("cost_models", "planner/solver", "planner/partition")
 #: The one room that uses names of torch's that are private. Ops are public whatever their names:
 #: `torch.ops.aten._softmax`, `torch._foreach_add`.
 MAY_USE_PRIVATE_NAMES = "planner/torch_private"

@@ -1,0 +1,197 @@
+"""The exact dynamic programme over splits of a chain, from the last stage to the first.
+
+A label is a split of the last units: what it has taken so far (devices, the sum of stages, the
+slowest of them, updates, syncs). A label is left out if another one before the same unit, with the
+same way in its first stage and no more stages, has taken no more of anything, or if the bounds of
+`cover` say that it cannot end below the incumbent.
+
+In-flight microbatches count from the end, which is why the programme begins there. At most one
+stage mixes kinds of devices: with two kinds, devices moved between two mixed stages at their rate
+of exchange make one of them pure and need no more devices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from planner.partition.chain import Chain, Split, Stage
+from planner.partition.cover import Cover, Floors
+
+__all__ = ["best_split"]
+
+_NONE = -1
+
+
+@dataclass(slots=True)
+class _Label:
+    """A split of units `start` on, never changed. `open`, the seconds of its first stage, and
+    `total` lack what that stage returns to the stage before it. `used` lacks the devices of the
+    stage whose way, `mixed`, mixes kinds; `spent` is the price of all under each of the prices."""
+
+    total: float
+    slowest: float
+    open: float
+    update: float
+    sync: float
+    used: tuple[int, ...]
+    spent: tuple[float, ...]
+    mixed: int
+    start: int
+    way: int
+    after: _Label | None
+
+    def takes_no_less(self, other: _Label) -> bool:
+        """Whether the other one has taken no more of anything."""
+        return (
+            other.total <= self.total
+            and other.slowest <= self.slowest
+            and other.open <= self.open
+            and other.update <= self.update
+            and other.sync <= self.sync
+            and all(map(int.__le__, other.used, self.used))
+        )
+
+
+def best_split(
+    chain: Chain, floors: Floors, needs: Cover, limit: float, incumbent: float
+) -> Split | None:
+    """The split that takes the fewest seconds, if that is below `incumbent`, which asks that no
+    stage takes longer than `limit`, the limit of `needs`."""
+    search = _Search(chain, floors, needs, limit, incumbent)
+    unused, unspent = (0,) * len(chain.devices), (0.0,) * len(floors.costs)
+    labels = [_Label(0.0, 0.0, 0.0, 0.0, 0.0, unused, unspent, _NONE, chain.units, _NONE, None)]
+    stages = 0
+    while labels:
+        stages += 1
+        labels.sort(key=lambda label: label.total)
+        labels = [new for label in labels for new in search.extended(label, stages)]
+    if search.best is None:
+        return None
+    return Split(_stages(chain, search.best), search.incumbent, search.incumbent)
+
+
+@dataclass(slots=True)
+class _Search:
+    chain: Chain
+    floors: Floors
+    needs: Cover
+    limit: float
+    incumbent: float
+    best: _Label | None = None
+    #: Labels worth extending by start, way and mixed way.
+    front: dict[tuple[int, int, int], list[_Label]] = field(default_factory=dict)
+
+    def extended(self, after: _Label, stages: int) -> Iterator[_Label]:
+        """The labels with one stage more, the `stages`-th from the end, that are worth keeping."""
+        cut = after.start
+        for way in range(len(self.chain.ways)):
+            first = self.needs.starts[way][cut]
+            if first == cut:
+                continue
+            costs = [price[way] for price in self.floors.costs]
+            spent = tuple(map(float.__add__, after.spent, costs))
+            last = min(self.needs.last_start(spent, stages), cut - 1)
+            if first <= last:
+                yield from self._extended(after, way, spent, stages, range(first, last + 1))
+
+    def _extended(
+        self, after: _Label, way: int, spent: tuple[float, ...], stages: int, starts: range
+    ) -> Iterator[_Label]:
+        chain, cut, number = self.chain, after.start, way
+        taken = _taken(chain, after, way)
+        if taken is None:
+            return
+        used, mixed = taken
+        sent = returned = 0.0
+        if after.after is not None:
+            sent, returned = chain.transfer(way, after.way, cut)
+            returned *= chain.last_returns if stages == 2 else 1.0
+        slowest = max(after.slowest, after.open + returned)
+        if slowest > self.limit:
+            return
+        held = chain.in_flight(stages)
+        for start in starts:
+            run = chain.run(way, start, cut)
+            if run is None or run.most_in_flight < held:
+                continue
+            now = run.seconds + sent * (chain.first_sends(stages) if start == 0 else 1.0)
+            if now > self.limit:
+                continue
+            update, sync = chain.after(way, start, cut)
+            new = _Label(
+                after.total + returned + now,
+                slowest,
+                now,
+                max(after.update, update),
+                max(after.sync, sync),
+                used,
+                spent,
+                mixed,
+                start,
+                number,
+                after,
+            )
+            if self._worth(new):
+                yield new
+
+    def _worth(self, new: _Label) -> bool:
+        """Whether a label may lead to a better split. A whole split becomes the best instead."""
+        update, sync = self.floors.after[new.start]
+        seconds = (
+            new.total
+            + self.chain.least[new.start]
+            + (self.chain.microbatches - 1) * max(new.slowest, new.open)
+            + max(new.update, update)
+            + max(new.sync, sync)
+        )
+        if seconds >= self.incumbent:
+            return False
+        if new.start == 0:
+            self.best, self.incumbent = new, seconds
+            return False
+        rivals = self.front.setdefault((new.start, new.way, new.mixed), [])
+        if any(new.takes_no_less(rival) for rival in rivals):
+            return False
+        rivals.append(new)
+        return True
+
+
+def _taken(chain: Chain, after: _Label, way: int) -> tuple[tuple[int, ...], int] | None:
+    """Devices in use and the mixed way with one stage more; None if there are not enough."""
+    more, used, mixed = chain.ways[way], after.used, after.mixed
+    if more.mixes:
+        if mixed != _NONE:
+            return None
+        mixed = way
+    else:
+        used = tuple(u + more.replicas * d for u, d in zip(used, more.devices, strict=True))
+    return None if _shares(chain, used, mixed) is None else (used, mixed)
+
+
+def _shares(chain: Chain, used: tuple[int, ...], mixed: int) -> tuple[int, ...] | None:
+    """How many replicas of the mixed way are of which kind, the first kinds as many as there are
+    devices for beside those in use; None if the devices do not suffice."""
+    left = tuple(map(int.__sub__, chain.devices, used))
+    if min(left) < 0:
+        return None
+    if mixed == _NONE:
+        return ()
+    way = chain.ways[mixed]
+    missing, shares = way.replicas, []
+    for free, each in zip(left, way.devices, strict=True):
+        shares.append(min(missing, free // each) if each else 0)
+        missing -= shares[-1]
+    return None if missing else tuple(shares)
+
+
+def _stages(chain: Chain, label: _Label) -> tuple[Stage, ...]:
+    """The stages of a label of the whole chain, first to last."""
+    mixture = _shares(chain, label.used, label.mixed) or ()
+    stages, at = [], label
+    while at.after is not None:
+        way = chain.ways[at.way]
+        pure = tuple(way.replicas if count else 0 for count in way.devices)
+        stages.append(Stage(at.start, at.after.start, at.way, mixture if way.mixes else pure))
+        at = at.after
+    return tuple(stages)
