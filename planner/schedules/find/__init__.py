@@ -1,0 +1,1 @@
+"""A schedule found for given times and memory, with a bound on all schedules."""
