@@ -5,37 +5,27 @@
 The planner's graph of a step becomes an FX graph; `torch._functorch.partitioners` chooses what it
 saves for backward under `activation_memory_budget` 0.1 to 0.9, with each of its solvers and with our
 seconds of every op as its runtime estimator. The same graph is then planned by our problem within
-the peak memory of torch's choice. Both are priced alike, by one walk over the graph: seconds of the
-ops that must run again, and bytes held at every node, where an op runs again just before its first
-reader in backward and what it makes is held until its last. A row a choice: peak, torch's seconds,
-ours.
-Private torch APIs: only here.
+the memory of torch's choice: its peak, and, apart from that, the bytes that it saves at the turn from
+forward to backward. Both are priced alike, by one walk over the graph (`joint_graph.py`): seconds of
+the ops that must run again, and bytes held at every node, where an op runs again just before its
+first reader in backward and what it makes is held until its last. A row a choice: peak and bytes
+saved, torch's seconds, ours at the same peak and at the same bytes saved.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import operator
 import statistics
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
+from joint_graph import Joint, Priced, Prices
 from provenance import write_results
-from torch import fx
-from torch._functorch import config
-from torch._functorch import partitioners as torchs
-from torch.utils._ordered_set import OrderedSet
 
 from cost_models.cluster import load_cluster
-from cost_models.memory import dtype_bytes
-from planner.dims.roots import is_view
-from planner.graph.graph import Node
 from planner.plans.replay import modelled
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array
@@ -43,7 +33,7 @@ from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.recompute import Recompute
-from planner.strategy.strategies import AGAIN, Option
+from planner.strategy.strategies import SECOND, Option
 from planner.strategy.traced_model import Model, Pins
 from planner.strategy.untied import Untied, untied
 from planner.strategy.update_costs import total_gradient_bytes
@@ -71,229 +61,6 @@ MODELS: dict[str, tuple[str, int, dict[str, str]]] = {
 }
 BUDGETS = tuple(n / 10 for n in range(1, 10))
 SOLVERS = ("dp", "greedy", "ilp")
-
-#: Ops whose kind decides what torch's partitioner may do, by ours.
-_ALIKE: dict[str, Any] = {
-    "shardwright.reshape": torch.ops.aten.view.default,
-    "shardwright.attention": torch.ops.aten._scaled_dot_product_flash_attention.default,
-    "shardwright.masked_attention": torch.ops.aten._scaled_dot_product_flash_attention.default,
-    "shardwright.rms_norm": torch.ops.aten.native_layer_norm.default,
-    "shardwright.dropout": torch.ops.aten.native_dropout.default,
-    "shardwright.cross_entropy": torch.ops.aten._log_softmax.default,
-    "shardwright.count_targets": torch.ops.aten.sum.default,
-    "shardwright.uniform": torch.ops.aten.rand.default,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Priced:
-    """Seconds of the ops that run again, and bytes of forward's values at every node."""
-
-    seconds: float
-    held: Array
-
-
-class Prices:
-    """What a set of saved values costs, by walking the graph."""
-
-    def __init__(self, table: CostTable) -> None:
-        self.table, self.model = table, table.model
-        self.seconds: dict[int, float] = {}
-        for number, members in zip(table.node_of, self.model.ties.nodes_of, strict=True):
-            for member in members if number is not None else ():
-                self.seconds[member] = table.costing.ops.cost(
-                    self.model.graph.nodes[member],
-                    self.model.dims.ops[member],
-                    table.strategies[number][0],
-                )
-
-    def nbytes(self, value: int) -> int:
-        found = self.model.graph.values[value]
-        return found.numel * dtype_bytes(found.dtype)
-
-    def is_free(self, value: int) -> bool:
-        """Whether a value is there anyway: an input, a parameter, or a parameter in a format."""
-        return self.model.graph.values[value].writer is None or value in self.model.formats
-
-    def of(self, saved: set[int]) -> Priced:
-        """The price of keeping some root values. Views take no memory of their own."""
-        graph, roots = self.model.graph, self.model.roots
-        again: dict[int, int] = {}  # node -> when it runs again
-        last: dict[int, int] = {}  # value -> when backward reads it last
-        for node in graph.nodes:
-            if node.phase != "backward":
-                continue
-            pending = [roots[v].value for v in node.operands]
-            while pending:
-                value = pending.pop()
-                writer = graph.values[value].writer
-                if self.is_free(value) or writer is None:
-                    continue
-                if graph.nodes[writer].phase != "forward":
-                    continue
-                last[value] = node.index
-                if value not in saved and writer not in again:
-                    again[writer] = node.index
-                    pending += [roots[v].value for v in graph.nodes[writer].operands]
-        steps = np.zeros(len(graph.nodes) + 2)
-        for storage, spans in self._spans(saved, again, last).items():
-            for start, end in spans:
-                steps[start] += self.nbytes(storage)
-                steps[end + 1] -= self.nbytes(storage)
-        return Priced(seconds=sum(self.seconds[n] for n in again), held=np.cumsum(steps)[:-1])
-
-    def _spans(
-        self, saved: set[int], again: dict[int, int], last: dict[int, int]
-    ) -> dict[int, list[tuple[int, int]]]:
-        """From which node to which every storage is held."""
-        graph, forward = self.model.graph, self._forward_last
-        spans: dict[int, list[tuple[int, int]]] = {}
-        for value, read in forward.items():
-            writer = graph.values[value].writer
-            if self.is_free(value) or writer is None:
-                continue
-            found, storage = spans.setdefault(self._storage(value), []), self._storage(value)
-            first = graph.values[storage].writer
-            start = writer if first is None else first
-            if value not in last:
-                found.append((start, read))
-            elif value in saved or writer not in again:
-                found.append((start, max(read, last[value])))
-            else:
-                found += [(start, read), (again[writer], last[value])]
-        return {
-            storage: _joined(found) for storage, found in spans.items() if not self.is_free(storage)
-        }
-
-    @cached_property
-    def _forward_last(self) -> dict[int, int]:
-        """The last reading of every value of forward in forward."""
-        graph, out = self.model.graph, {}
-        for node in graph.nodes:
-            if node.phase == "forward" and not is_view(self.model.dims, node.index):
-                out |= {v: node.index for v in node.results if v is not None}
-                out |= {self.model.roots[v].value: node.index for v in node.operands}
-        return out
-
-    def _storage(self, value: int) -> int:
-        """The value whose memory a view (a slice, an expansion) shares."""
-        writer = self.model.graph.values[value].writer
-        while writer is not None and self.model.dims.ops[writer].signature.kind == "view":
-            value = self.model.roots[self.model.graph.nodes[writer].operands[0]].value
-            writer = self.model.graph.values[value].writer
-        return value
-
-
-def _joined(spans: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Spans without overlaps."""
-    out: list[tuple[int, int]] = []
-    for start, end in sorted(spans):
-        if out and start <= out[-1][1]:
-            out[-1] = out[-1][0], max(end, out[-1][1])
-        else:
-            out.append((start, end))
-    return out
-
-
-class Estimator(torchs.CustomRuntimeEstimator):
-    """Our seconds of every op."""
-
-    def __init__(self, seconds: dict[str, float]) -> None:
-        self.seconds = seconds
-
-    def __call__(self, node: fx.Node) -> float:
-        return self.seconds.get(node.name, 0.0)
-
-    def uuid(self) -> None:
-        return None
-
-
-class Joint:
-    """The planner's graph as torch's partitioner reads it."""
-
-    def __init__(self, model: Model, prices: Prices) -> None:
-        self.model, self.graph = model, fx.Graph()
-        self.node_of: dict[int, fx.Node] = {}
-        self.value_of: dict[fx.Node, int] = {}
-        self.seconds: dict[str, float] = {}
-        self.forward: list[fx.Node] = []
-        self.backward: list[fx.Node] = []
-        for number, value in enumerate(model.graph.values):
-            if value.writer is None or value.id in model.formats:
-                self._is(value.id, self.graph.placeholder(f"primals_{number + 1}"))
-        for node in model.graph.nodes:
-            if not (node.results and node.results[0] in model.formats):
-                self._add(node, prices)
-        self.graph.output(tuple(self.node_of[p.gradient] for p in model.graph.parameters))
-        self._distances()
-
-    def _is(self, value: int, node: fx.Node) -> None:
-        found = self.model.graph.values[value]
-        node.meta["val"] = torch.empty(
-            found.shape, dtype=getattr(torch, found.dtype), device="meta"
-        )
-        self.node_of[value], self.value_of[node] = node, value
-
-    def _add(self, node: Node, prices: Prices) -> None:
-        section = self.forward if node.phase == "forward" else self.backward
-        operands = tuple(self.node_of[v] for v in node.operands)
-        made = self.graph.call_function(_target(node), operands)
-        self.seconds[made.name] = prices.seconds.get(node.index, 0.0)
-        section.append(made)
-        if len(node.results) == 1:
-            if node.results[0] is not None:
-                self._is(node.results[0], made)
-            return
-        made.meta["val"] = tuple(
-            torch.empty(shape, dtype=getattr(torch, dtype), device="meta")
-            for shape, dtype in zip(node.result_shapes, node.result_dtypes, strict=True)
-        )
-        for place, value in enumerate(node.results):
-            if value is not None:
-                part = self.graph.call_function(operator.getitem, (made, place))
-                self._is(value, part)
-                section.append(part)
-
-    def _distances(self) -> None:
-        """How far every node of forward is from backward, as the partitioner counts."""
-        forward = {*self.forward, *(n for n in self.graph.nodes if n.op == "placeholder")}
-        for node in reversed(self.graph.nodes):
-            node.dist_from_bw = 0 if node in {*self.backward} else int(1e9)
-            if node in forward:
-                for user in node.users:
-                    node.dist_from_bw = min(node.dist_from_bw, user.dist_from_bw + 1)
-
-    def info(self) -> torchs.NodeInfo:
-        inputs = [n for n in self.graph.nodes if n.op == "placeholder"]
-        parameters = [n for n in inputs if self.value_of[n] in self.model.formats]
-        forward = [*inputs, *self.forward]
-        return torchs.NodeInfo(
-            inputs,
-            OrderedSet(forward),
-            OrderedSet(self.backward),
-            OrderedSet(self.backward),
-            OrderedSet(),
-            {node: number for number, node in enumerate(forward)},
-            OrderedSet(parameters),
-        )
-
-    def saved(self, budget: float, solver: str) -> set[int]:
-        """The root values that torch's partitioner keeps."""
-        with config.patch(
-            activation_memory_budget_solver=solver,
-            activation_memory_budget_runtime_estimator=Estimator(self.seconds),
-        ):
-            found = torchs.choose_saved_values_set(self.graph, self.info(), budget)
-        return {self.model.roots[self.value_of[n]].value for n in found if n in self.value_of}
-
-
-def _target(node: Node) -> Any:
-    if node.op in _ALIKE:
-        return _ALIKE[node.op]
-    if not node.op.startswith("aten."):
-        return torch.ops.aten.clone.default
-    _, packet, overload = node.op.split(".")
-    return getattr(getattr(torch.ops.aten, packet), overload)
 
 
 def table_of(model: Model) -> CostTable:
@@ -323,23 +90,34 @@ def rows_of(name: str) -> Iterator[dict[str, Any]]:
     table = table_of(model)
     prices, first = Prices(table), tuple(0 for _ in table.costs)
     joint = Joint(model, prices)
-    own = untied(table, first, 1e30)
-    rest = own.problem.memory(own.tied) - prices.of(_saved(own, prices, own.tied)).held
+    own = [untied(table, first, 1e30, across=across) for across in (False, True)]
     known: dict[frozenset[int], dict[str, Any]] = {}
     for solver in SOLVERS:
         for budget in BUDGETS:
             saved = frozenset(joint.saved(budget, solver))
             if saved not in known:
-                theirs = prices.of(set(saved))
-                peak = float((theirs.held + rest).max())
-                ours = _ours(own, prices, rest, peak)
-                known[saved] = {
-                    "peak_bytes": peak,
-                    "torch_s": theirs.seconds,
-                    "ours_s": None if ours is None else ours.seconds,
-                    "ours_peak_bytes": None if ours is None else float((ours.held + rest).max()),
-                }
+                known[saved] = _row(own, prices, prices.of(set(saved)))
             yield {"model": name, "solver": solver, "budget": budget, **known[saved]}
+
+
+def _row(own: list[Untied], prices: Prices, theirs: Priced) -> dict[str, Any]:
+    """Torch's choice, and ours within its peak and within what it saves."""
+    of_layers, across = own
+    rest = of_layers.problem.memory(of_layers.tied)
+    rest = rest - prices.of(_saved(of_layers, prices, of_layers.tied)).held
+    peak = float((theirs.held + rest).max())
+    within = [found for one in own if (found := _ours(one, prices, rest, peak)) is not None]
+    ours = min(within, key=lambda found: found.seconds, default=None)
+    turn = _at_turn(across, prices, theirs.saved)
+    return {
+        "peak_bytes": peak,
+        "saved_bytes": theirs.saved,
+        "torch_s": theirs.seconds,
+        "ours_s": None if ours is None else ours.seconds,
+        "ours_peak_bytes": None if ours is None else float((ours.held + rest).max()),
+        "ours_at_turn_s": None if turn is None else turn.seconds,
+        "ours_saved_bytes": None if turn is None else turn.saved,
+    }
 
 
 def _ours(own: Untied, prices: Prices, rest: Array, peak: float) -> Priced | None:
@@ -359,15 +137,50 @@ def _ours(own: Untied, prices: Prices, rest: Array, peak: float) -> Priced | Non
     return None
 
 
+def _at_turn(own: Untied, prices: Prices, nbytes: int) -> Priced | None:
+    """Our fastest choice that saves at most some bytes at the turn, whatever it holds elsewhere;
+    None if there is none."""
+    turn = next(n.index for n in prices.model.graph.nodes if n.phase == "backward")
+    usages = tuple(
+        replace(usage, spans=((0, 1, 1.0),))
+        for usage in own.problem.usages
+        if any(start < turn < end for start, end, _ in usage.spans)
+    )
+    problem = replace(own.problem, usages=usages, horizon=1, base=None)
+    fixed = prices.of(_saved(own, prices, own.tied)).saved - problem.peak(own.tied)
+    problem = replace(problem, limit=max(0.0, nbytes - fixed))
+    solution = solve(problem, guess=own.tied, near=1e-3, time_limit=20.0)
+    if solution.status not in ("optimal", "feasible"):
+        return None
+    found = prices.of(_saved(own, prices, solution.choice))
+    return found if found.saved <= nbytes * (1 + 1e-6) else None
+
+
 def _saved(own: Untied, prices: Prices, choice: tuple[int, ...]) -> set[int]:
     """The values that are kept: results of all ops of forward that do not run again."""
     modes = {n: s.mode for n, s in own.strategies(choice).items()}
     return {
         value
         for node in prices.model.graph.nodes
-        if node.phase == "forward" and modes.get(node.index) != AGAIN
+        if node.phase == "forward" and modes.get(node.index) not in SECOND
         for value in node.results
         if value is not None
+    }
+
+
+def _summary(rows: list[dict[str, Any]], ours: str) -> dict[str, Any]:
+    """Our time recomputed over torch's: of all rows, and in the median of each model's."""
+    shares: dict[str, list[float]] = {}
+    for row in rows:
+        if row[ours] is not None and row["torch_s"]:
+            shares.setdefault(row["model"], []).append(row[ours] / row["torch_s"])
+    every = [share for some in shares.values() for share in some]
+    return {
+        "rows": len(rows),
+        "without_ours": sum(row[ours] is None for row in rows),
+        "most": max(every),
+        "median": statistics.median(every),
+        "median_by_model": {name: statistics.median(some) for name, some in shares.items()},
     }
 
 
@@ -381,12 +194,9 @@ def main() -> None:
         for row in rows_of(name):
             rows.append(row)
             print(json.dumps(row), flush=True)
-    shares = [r["ours_s"] / r["torch_s"] for r in rows if r["ours_s"] is not None and r["torch_s"]]
     summary = {
-        "rows": len(rows),
-        "without_ours": sum(r["ours_s"] is None for r in rows),
-        "most": max(shares),
-        "median": statistics.median(shares),
+        "at_the_same_peak": _summary(rows, "ours_s"),
+        "at_the_same_bytes_saved": _summary(rows, "ours_at_turn_s"),
     }
     print(json.dumps(summary))
     write_results(given, summary=summary, rows=rows)

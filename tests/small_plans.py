@@ -3,7 +3,7 @@ cost would. What each pass makes is checked after it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -31,10 +31,11 @@ from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import Choices, read_choices
 from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
+from planner.strategy.modes import mode_faults
 from planner.strategy.pinned import pins_for
 from planner.strategy.pins import parse_pin
 from planner.strategy.problem import problem_of
-from planner.strategy.strategies import Option, options_of
+from planner.strategy.strategies import AGAIN, Option, options_of
 from planner.strategy.traced_model import Model, Pins
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.trace.trace import trace
@@ -52,6 +53,7 @@ __all__ = [
     "split_by",
     "table_of",
     "traced",
+    "with_again",
     "with_choice",
     "words_of",
 ]
@@ -370,3 +372,18 @@ def chosen_at_random(problem: Problem, seed: int) -> tuple[int, ...]:
     noise = replace(problem, costs=tuple(finite), edges=edges, usages=(), limit=float("inf"))
     choice = decode(noise, reparametrise(noise, sweeps=10))
     return choice if np.isfinite(noise.cost(choice)) else solve(noise).choice
+
+
+def with_again(plan: Planned, again: Callable[[Node], bool], mode: str = AGAIN) -> Planned:
+    """The plan with another mode of the ops of forward for which `again` is true."""
+    nodes, chosen = plan.model.graph.nodes, plan.choices.strategies
+    strategies = {
+        n: replace(s, mode=mode) if nodes[n].phase == "forward" and again(nodes[n]) else s
+        for n, s in chosen.items()
+    }
+    choices = replace(plan.choices, strategies=strategies)
+    assert not [*mode_faults(plan.model, strategies)]
+    with checking():
+        program = lower(plan.model, plan.mesh, choices, plan.table.costing)
+    dry_run(program)
+    return replace(plan, choices=choices, program=program)

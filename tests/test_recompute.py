@@ -11,9 +11,10 @@ from collections.abc import Iterator
 
 import pytest
 from matrix import TOLERANCE, Case, errors_of
-from small_plans import Planned, ask_for, planned
+from small_plans import Planned, ask_for, planned, with_again
 
 from planner.program.program import runs_again
+from planner.strategy.strategies import ACROSS
 
 #: name -> pins on what runs again.
 WAYS = {
@@ -21,6 +22,7 @@ WAYS = {
     "selective": ("*=selective",),
     "full": ("*=recompute",),
     "by pattern": ("h.*.mlp=recompute", "h.0=recompute"),
+    "across": ("*=keep",),
 }
 #: name -> mesh and pins, on one and on two ranks.
 KINDS = {
@@ -44,12 +46,18 @@ SAMPLE = (
     ("t5", "full", "tensor"),
     ("dropped", "full", "ddp"),
     ("unfused", "selective", "zero3"),
+    ("llama", "across", "zero3"),
+    ("bert", "across", "tensor"),
+    ("lstm", "across", "zero1"),
 )
 
 
 def plan_of(name: str, way: str, kind: str, ranks: int) -> Planned:
     mesh, pins = KINDS[ranks][kind]
-    return planned(ask_for(name, ranks), mesh, (*pins, *WAYS[way]))
+    plan = planned(ask_for(name, ranks), mesh, (*pins, *WAYS[way]))
+    if way != "across":
+        return plan
+    return with_again(plan, lambda node: bool(plan.model.blocks[node.index]), ACROSS)
 
 
 def errors_above(plans: dict[str, Planned], ranks: int) -> dict[str, float | str]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from planner.graph.graph import Node
 from planner.strategy.choices import Choices
 from planner.strategy.modes import rerun
-from planner.strategy.strategies import AGAIN
+from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model
 
 __all__ = ["SecondRuns"]
@@ -64,5 +64,5 @@ def _read_in_backward(model: Model, choices: Choices) -> set[int]:
         value
         for (value, phase), uses in model.uses.items()
         if phase == "backward"
-        or any(u.node is not None and strategies[u.node].mode == AGAIN for u in uses)
+        or any(u.node is not None and strategies[u.node].mode in SECOND for u in uses)
     }

@@ -15,7 +15,7 @@ from planner.graph.graph import Node
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.strategy.modes import rerun
-from planner.strategy.strategies import AGAIN
+from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import local_numel
 
@@ -71,7 +71,7 @@ def kept_rows(model: Model, choices: Choices, costing: Costing) -> tuple[KeptRow
 
 def _in_backward(choices: Choices, node: Node) -> bool:
     """Whether an op reads its operands in backward: it belongs there, or runs again."""
-    return node.phase == "backward" or choices.strategies[node.index].mode == AGAIN
+    return node.phase == "backward" or choices.strategies[node.index].mode in SECOND
 
 
 def _memory_of(model: Model, value: int) -> int:

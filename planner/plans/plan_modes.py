@@ -12,9 +12,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from planner.plans.plan_schema import Damaged, check, part
-from planner.strategy.strategies import AGAIN, KEPT, ONCE
+from planner.strategy.strategies import KEPT, MODES
 
 __all__ = ["read_modes", "show_modes"]
+
+#: The modes that a file lists.
+_LISTED = tuple(mode for mode in MODES if mode != KEPT)
 
 #: No graph has as many nodes: a damaged range must not fill the memory.
 _MOST = 10**7
@@ -24,7 +27,7 @@ def show_modes(modes: Mapping[int, str]) -> dict[str, str]:
     """The nodes of each mode that some node has."""
     return {
         mode: _ranges(sorted(node for node, other in modes.items() if other == mode))
-        for mode in (AGAIN, ONCE)
+        for mode in _LISTED
         if mode in modes.values()
     }
 
@@ -34,7 +37,7 @@ def read_modes(body: Mapping[str, Any]) -> dict[int, str]:
     if "modes" not in body:
         return {}
     shown = part(body, "modes", dict[str, str])
-    known = set(shown) <= {AGAIN, ONCE}
+    known = set(shown) <= set(_LISTED)
     check(known, "modes", sorted(shown), f"only ops that are not {KEPT} are listed")
     pairs = [(node, mode) for mode, text in shown.items() for node in _nodes(text)]
     modes = dict(sorted(pairs))

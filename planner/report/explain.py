@@ -27,7 +27,7 @@ from planner.report.report import proof_lines, title
 from planner.report.sections import Section, Table
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
-from planner.strategy.strategies import AGAIN
+from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model
 
 __all__ = ["explain", "explanation"]
@@ -92,7 +92,7 @@ def _ops(
 
 def _again(choices: Choices, members: tuple[int, ...]) -> dict[str, int]:
     """How many of some tied ops run again in backward; nothing if none does."""
-    count = sum(choices.strategies[member].mode == AGAIN for member in members)
+    count = sum(choices.strategies[member].mode in SECOND for member in members)
     return {"again": count} if count else {}
 
 

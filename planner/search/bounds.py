@@ -24,7 +24,7 @@ from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array, Choice, Edge, Problem
 from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.costing import Costing
-from planner.strategy.strategies import AGAIN
+from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["bound_problem", "bounded"]
@@ -77,7 +77,7 @@ class _Bound:
             node = graph.nodes[members[0]]
             seconds = [
                 costing.ops.simulated(node, dims.ops[node.index], s)
-                * (times + again if s.mode == AGAIN else times)
+                * (times + again if s.mode in SECOND else times)
                 for s in self.table.strategies[number]
             ]
             self.costs[number] += self.least.compute * np.array(seconds)

@@ -80,7 +80,7 @@ def bound_of_fitting(proposer: Proposer, meshes: Sequence[Mesh]) -> float:
         if proposer.budget.over():
             return 0.0
         try:
-            table = proposer.table(mesh, proposer.pins, most_pairs=MOST_PAIRS, modes=True)
+            table = proposer.table_across(mesh, most_pairs=MOST_PAIRS)
         except TooLarge:
             return 0.0
         least = Least(proposer.model, table.costing, weights_of(table.costing)[0])

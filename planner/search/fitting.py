@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 from cost_models.memory import dtype_bytes
 from planner.graph.layout import Mesh
@@ -20,6 +21,7 @@ from planner.solver.problem.solution import not_found
 from planner.solver.relax.peak import leanest
 from planner.strategy.build_cost_table import TooLarge
 from planner.strategy.cost_table import CostTable
+from planner.strategy.mode_pins import pinned_again
 from planner.strategy.problem import problem_of, with_memory
 from planner.strategy.untied import untied
 
@@ -31,9 +33,13 @@ _FITTED = 0.9
 #: A choice that fits is good enough within this share of the bound on all that fit.
 _NEAR = 3e-3
 
-#: The same if every op has a mode of its own; how often the limit is lowered, and the seconds for
-#: one such problem.
-_NEAR_BY_LAYER, _ROUNDS, _PATIENCE = 5e-4, 3, 10.0
+#: The same if every op has a mode of its own; how often such a problem is solved, the seconds for
+#: each, and the share of what a choice holds to which the limit is lowered at the least.
+_NEAR_BY_LAYER, _ROUNDS, _PATIENCE, _LESS = 5e-4, 4, 10.0, 0.998
+
+#: What runs again takes a notable share of a step if it is more than this: making again what goes
+#: from layer to layer saves up to a fifth of it.
+_NOTABLE = 0.05
 
 #: A table of more pairs of strategies than this is too large: 25 million pairs are 200 MB. A mesh
 #: of three axes is then left out, and a plan is made to fit without other modes.
@@ -105,18 +111,32 @@ def _made_to_fit(
 
 def by_layer(proposer: Proposer, candidate: Candidate) -> Candidate:
     """A whole candidate in which ops may run again, or not, with modes of its own for every op, if
-    that is faster: only as many layers run an op again as it takes to fit. The limit is that under
-    which the problem's memory is the program's."""
-    table, choices = candidate.proposal.table, candidate.choices
+    that is faster: only as many layers run an op again as it takes to fit. If what runs again takes
+    a notable share of the step, values that go from layer to layer may be made again, too."""
+    table = candidate.proposal.table
     if not table.has_choice_of_modes or proposer.budget.over():
         return candidate
-    own = untied(table, candidate.proposal.solution.choice[: len(table.costs)], math.inf)
-    best, found = candidate, candidate
+    best, again = _by_layer(proposer, candidate, across=False)
+    pinned = pinned_again(proposer.model, candidate.proposal.pins)
+    notable = again > _NOTABLE * best.prediction.step_time_s
+    if pinned or proposer.budget.over() or not (notable or not best.fits(proposer.capacity)):
+        return best
+    return min(best, _by_layer(proposer, candidate, across=True)[0], key=partial(_rank, proposer))
+
+
+def _by_layer(proposer: Proposer, candidate: Candidate, *, across: bool) -> tuple[Candidate, float]:
+    """The candidate with the best modes by layer, and the seconds of what runs again. The limit is
+    that under which the problem's memory is the program's."""
+    table, choices = candidate.proposal.table, candidate.choices
+    choice = candidate.proposal.solution.choice[: len(table.costs)]
+    own = untied(table, choice, math.inf, across=across)
+    best, again = candidate, own.problem.cost(own.tied)
     over = candidate.prediction.total_memory_bytes - own.problem.peak(own.tied)
+    limit = proposer.capacity - over
     for _ in range(_ROUNDS):
         time = proposer.budget.until(_FITTED)
         solution = solve(
-            replace(own.problem, limit=max(0.0, proposer.capacity - over)),
+            replace(own.problem, limit=max(0.0, limit)),
             guess=own.tied,
             near=_NEAR_BY_LAYER,
             time_limit=min(time.left, _PATIENCE),
@@ -129,10 +149,20 @@ def by_layer(proposer: Proposer, candidate: Candidate) -> Candidate:
             replace(candidate, by_layer=True),
             replace(choices, strategies={**choices.strategies, **modes}),
         )
-        if found.fits(proposer.capacity):
+        if _rank(proposer, found) < _rank(proposer, best):
+            best, again = found, solution.objective
+        if found.fits(proposer.capacity) or time.over():
             break
-        over += found.prediction.total_memory_bytes - proposer.capacity
-    return min(best, found, key=lambda c: (not c.fits(proposer.capacity), c.prediction.step_time_s))
+        limit -= found.prediction.total_memory_bytes - proposer.capacity
+        # a little less than the same choice holds, or it would be found again
+        limit = min(limit, _LESS * own.problem.peak(solution.choice))
+    return best, again
+
+
+def _rank(proposer: Proposer, candidate: Candidate) -> tuple[float, float]:
+    """Of candidates that fit, the fastest is first; of those that do not, the leanest."""
+    found, fits = candidate.prediction, candidate.fits(proposer.capacity)
+    return 0.0 if fits else found.total_memory_bytes, found.step_time_s
 
 
 def _with_modes(proposer: Proposer, proposal: Proposal) -> Proposal:

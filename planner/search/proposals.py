@@ -29,7 +29,7 @@ from planner.strategy.pinned import pins_for
 from planner.strategy.pins import Pin
 from planner.strategy.problem import problem_of
 from planner.strategy.recompute import Recompute
-from planner.strategy.strategies import AGAIN
+from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
 from planner.workload.ask import Ask
@@ -177,6 +177,17 @@ class Proposer:
             )
         return self.with_modes[key]
 
+    def table_across(self, mesh: Mesh, *, most_pairs: float) -> CostTable:
+        """The cost table of a mesh in which also what one layer leaves to another may be made again,
+        for bounds on plans that do so."""
+        return build_cost_table(
+            self.model,
+            self._costing(mesh),
+            pins_for(self.model, mesh, self.pins),
+            most_pairs=most_pairs,
+            recompute=Recompute(self.model, across=True),
+        )
+
     @cached_property
     def recompute(self) -> Recompute:
         """What may run again."""
@@ -215,7 +226,7 @@ class Proposer:
     def _programs(self, proposal: Proposal, choices: Choices) -> Callable[[int], Program]:
         """Whole programs by bucket size. Only those of the last choices are cached, since a deep
         model has very many instructions."""
-        again = tuple(n for n, s in choices.strategies.items() if s.mode == AGAIN)
+        again = tuple((n, s.mode) for n, s in choices.strategies.items() if s.mode in SECOND)
         key = (id(proposal.table), proposal.solution.choice, choices.recast, again)
         if self.last is None or self.last[0] != key:
             self.last = (key, lowered(self.model, proposal.mesh, choices, proposal.table.costing))

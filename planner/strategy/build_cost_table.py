@@ -18,12 +18,7 @@ from planner.strategy.cost_table import CostTable, Layouts
 from planner.strategy.costing import Costing
 from planner.strategy.recompute import Recompute, readings_in
 from planner.strategy.redistribute import Layouts as LayoutCosts
-from planner.strategy.strategies import (
-    AGAIN,
-    KEPT,
-    ParameterStrategy,
-    Strategy,
-)
+from planner.strategy.strategies import KEPT, SECOND, ParameterStrategy, Strategy
 from planner.strategy.traced_model import Model, Pins, Use
 
 __all__ = ["TooLarge", "build_cost_table"]
@@ -154,7 +149,7 @@ class _Builder:
         again = sum(runs[m] for m in may) / (sum(runs[m] for m in members) or 1)
         return (
             tuple(s if s.mode == m else replace(s, mode=m) for m in modes for s in strategies),
-            np.concatenate([cost * (1.0 + again) if m == AGAIN else cost for m in modes]),
+            np.concatenate([cost * (1.0 + again) if m in SECOND else cost for m in modes]),
         )
 
     def _parameters(self) -> tuple[int, ...]:
@@ -300,6 +295,8 @@ class _Builder:
                 continue
             produced = table.produced(under)
             assert produced is not None
+            if table.may_cross(produced[0]):
+                continue
             kept = [s.mode == KEPT for s in self.strategies[number]]
             held = [s.mode == KEPT for s in self.strategies[produced[0]]]
             cost = np.where(np.outer(np.logical_not(held), kept), np.inf, 0.0)

@@ -14,7 +14,7 @@ from planner.strategy.cost_table import CostTable
 from planner.strategy.costing import Costing
 from planner.strategy.message_costs import BUCKET_BYTES
 from planner.strategy.recompute import second_runs
-from planner.strategy.strategies import AGAIN, ParameterStrategy, Strategy
+from planner.strategy.strategies import SECOND, ParameterStrategy, Strategy
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["Choices", "read_choices", "recost"]
@@ -73,7 +73,7 @@ class _Walk:
 
     def _again(self, node: int) -> bool:
         """Whether an op runs again."""
-        return self.choices.strategies[node].mode == AGAIN and node in self.readings.runs_at
+        return self.choices.strategies[node].mode in SECOND and node in self.readings.runs_at
 
     def total(self) -> float:
         graph, dims = self.model.graph, self.model.dims

@@ -20,7 +20,7 @@ from planner.graph.layout import Layout
 from planner.solver.problem.problem import Array
 from planner.strategy.costing import Costing
 from planner.strategy.recompute import Readings
-from planner.strategy.strategies import AGAIN, KEPT, ONCE, ParameterStrategy, Strategy
+from planner.strategy.strategies import ACROSS, KEPT, MODES, SECOND, ParameterStrategy, Strategy
 from planner.strategy.traced_model import Model, Use
 
 __all__ = ["CostTable", "Layouts"]
@@ -64,13 +64,14 @@ class CostTable:
         return frozenset(
             number
             for number, node in enumerate(self.node_of)
-            if node is not None and any(s.mode == AGAIN for s in self.strategies[node])
+            if node is not None and any(s.mode in SECOND for s in self.strategies[node])
         )
 
     @property
     def has_choice_of_modes(self) -> bool:
         """Whether some op may run again, or not."""
-        return any({AGAIN} < {s.mode for s in options} for options in self.strategies.values())
+        modes = ({s.mode for s in options} for options in self.strategies.values())
+        return any(not some <= SECOND and not some.isdisjoint(SECOND) for some in modes)
 
     def forbidden(self, edge: tuple[int, int]) -> Array:
         """Infinite for pairs of choices that are impossible, else 0."""
@@ -79,7 +80,8 @@ class CostTable:
 
     def produced(self, value: int, phase: str = "forward") -> tuple[int, Layouts] | None:
         """The problem node that writes a root value, and the layout in which each of its choices
-        leaves it to a phase; None for inputs."""
+        leaves it to a phase; None for inputs. A result that may be made again across layers counts
+        as left: whether it is depends on another layer, and tied ones may differ (`untied.py`)."""
         found = self.model.graph.values[value]
         if found.kind == "parameter":
             index = self.parameter_of[
@@ -91,11 +93,15 @@ class CostTable:
         writer = self.node_of[self.model.ties.node_class[found.writer]]
         assert writer is not None
         place = self.model.graph.nodes[found.writer].results.index(value)
-        left = self.leaving(value) if phase == "backward" else None
+        left = self.leaving(value) if phase == "backward" and not self.may_cross(writer) else None
         return writer, [
             s.results[place] if left is None or s.mode in left else None
             for s in self.strategies[writer]
         ]
+
+    def may_cross(self, node: int) -> bool:
+        """Whether the ops of a problem node may run again across layers."""
+        return any(s.mode == ACROSS for s in self.strategies[node])
 
     def leaving(self, value: int) -> frozenset[str]:
         """The modes of its writer that leave a value to backward. If backward reads other results
@@ -103,13 +109,13 @@ class CostTable:
         writer = self.model.graph.values[value].writer
         assert writer is not None
         if (value, "backward") in self.model.uses or not self.readings.runs_at:
-            return frozenset({KEPT, AGAIN, ONCE})
+            return frozenset(MODES)
         results = self.model.graph.nodes[writer].results
         others = any((-1 if v is None else v, "backward") in self.model.uses for v in results)
         index = self.node_of[self.model.ties.node_class[writer]]
         assert index is not None
-        again = any(s.mode == AGAIN for s in self.strategies[index])
-        return frozenset({AGAIN} if others and again else {KEPT, AGAIN})
+        again = any(s.mode in SECOND for s in self.strategies[index])
+        return SECOND if others and again else SECOND | {KEPT}
 
     def consumed(self, use: Use) -> tuple[int, Layouts]:
         """The problem node of a use, and the root's layout in which each of its choices reads."""
@@ -124,7 +130,7 @@ class CostTable:
         if not use.again:
             return found, [*layouts]
         return found, [
-            x if s.mode == AGAIN else None for x, s in zip(layouts, strategies, strict=True)
+            x if s.mode in SECOND else None for x, s in zip(layouts, strategies, strict=True)
         ]
 
     def choice_from(self, other: CostTable, choice: tuple[int, ...]) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from functools import cached_property
 
 from planner.graph.sections import is_accumulate
 from planner.strategy.cost_table import CostTable
-from planner.strategy.strategies import AGAIN, KEPT
+from planner.strategy.strategies import AGAIN, KEPT, SECOND
 from planner.strategy.traced_model import Use, Uses
 
 __all__ = ["Held"]
@@ -100,4 +100,5 @@ class Held:
         if mode not in self.table.leaving(value) or not later:
             return ((start, forward),)
         end = max(self._last_in["backward"].get(value, -1), *later) + 1
-        return ((start, forward), (min(later), end)) if mode == AGAIN else ((start, end),)
+        stays = mode not in SECOND or (mode == AGAIN and value in self.model.crossing)
+        return ((start, end),) if stays else ((start, forward), (min(later), end))

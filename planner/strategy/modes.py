@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from planner.dims.roots import is_view
-from planner.strategy.strategies import AGAIN, KEPT, ONCE, Strategy
+from planner.strategy.strategies import AGAIN, KEPT, ONCE, SECOND, Strategy
 from planner.strategy.traced_model import Model
 
 __all__ = ["mode_faults", "rerun"]
@@ -18,13 +18,13 @@ __all__ = ["mode_faults", "rerun"]
 
 def rerun(model: Model, strategies: Mapping[int, Strategy]) -> frozenset[int]:
     """The root values that backward reads from a second run of their op: results of ops that run
-    again, except those that other layers read (`Model.crossing`), which are kept."""
+    again. Of mode `again`, those that other layers read (`Model.crossing`) are kept."""
     return frozenset(
         value
         for index, strategy in strategies.items()
-        if strategy.mode == AGAIN
+        if strategy.mode in SECOND
         for value in model.graph.nodes[index].results
-        if value is not None and value not in model.crossing
+        if value is not None and (strategy.mode != AGAIN or value not in model.crossing)
     )
 
 
@@ -37,7 +37,7 @@ def mode_faults(model: Model, strategies: Mapping[int, Strategy]) -> Iterator[st
         mode = strategies[node.index].mode
         if node.phase != "forward" and mode != KEPT:
             yield f"{node.op} in {node.path!r} is of phase {node.phase} and has mode {mode}"
-        if node.phase != "backward" and mode != AGAIN:
+        if node.phase != "backward" and mode not in SECOND:
             continue
         for operand in node.operands:
             writer = graph.values[model.roots[operand].value].writer

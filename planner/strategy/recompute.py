@@ -3,10 +3,11 @@
 Model -> the modes that each class of ops may have, and all readings of values, those of second runs
 included. An op runs again on demand: before the first op of backward that reads its results, or
 that runs again itself and reads them. The values that one layer leaves to another are not made
-again (`Model.crossing`), so a second run never leaves its layer.
+again (`Model.crossing`), so a second run never leaves its layer; unless it may `across` layers.
 
 An approximation: an op whose results backward reads is assumed to run again just before that
-reading, even if another op that runs again needs it earlier.
+reading, even if another op that runs again needs it earlier. Within a layer that is a few ops
+earlier; a chain of second runs across layers may hold all that it makes from the start of backward.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from planner.graph.graph import Node
-from planner.strategy.strategies import AGAIN, KEPT, ONCE, Strategy
+from planner.strategy.strategies import ACROSS, AGAIN, KEPT, ONCE, SECOND, Strategy
 from planner.strategy.traced_model import Model, Use, UseGroups, Uses
 
 __all__ = ["Readings", "Recompute", "readings_in", "second_runs"]
@@ -51,24 +52,28 @@ class Readings:
         return self.runs_at[use.node] if use.again and use.node is not None else use.node
 
 
-def readings_in(model: Model, again: frozenset[int] = frozenset()) -> Readings:
+def readings_in(
+    model: Model, again: frozenset[int] = frozenset(), *, across: bool = False
+) -> Readings:
     """The readings of a model in which the ops of some classes may run again."""
     if again:
-        return Recompute(model).readings(again)
+        return Recompute(model, across=across).readings(again)
     return Readings(uses=model.uses, groups=model.use_groups, runs_at={})
 
 
 def second_runs(model: Model, strategies: dict[int, Strategy]) -> Readings:
     """The readings under given strategies, by node: those of the ops that run again in addition."""
-    again = (n for n, strategy in strategies.items() if strategy.mode == AGAIN)
-    return readings_in(model, frozenset(model.ties.node_class[n] for n in again))
+    again = (n for n, strategy in strategies.items() if strategy.mode in SECOND)
+    across = any(strategy.mode == ACROSS for strategy in strategies.values())
+    return readings_in(model, frozenset(model.ties.node_class[n] for n in again), across=across)
 
 
 class Recompute:
-    """What may run again in a model's backward; found once for all meshes."""
+    """What may run again in a model's backward; found once for all meshes. `across`: also what one
+    layer leaves to another."""
 
-    def __init__(self, model: Model) -> None:
-        self.model = model
+    def __init__(self, model: Model, *, across: bool = False) -> None:
+        self.model, self.across = model, across
         #: Root value -> the nodes that read it if they run again.
         self.read_again: dict[int, list[int]] = defaultdict(list)
         #: Node -> the node of backward before which it would run again.
@@ -101,7 +106,7 @@ class Recompute:
         model, found = self.model, set[int]()
         for node in model.graph.nodes:
             if (
-                not model.crossing.isdisjoint(node.results)
+                (not self.across and not model.crossing.isdisjoint(node.results))
                 or model.casts_parameter(node)
                 or any(self._is_lost(value, found) for value in self._operands(node))
             ):
@@ -171,7 +176,10 @@ class Recompute:
         nodes = [self.model.graph.nodes[m] for m in members if m in self.runs_at]
         if not nodes:
             return (KEPT,)
-        again = (AGAIN,) if all(node.index not in self._barred for node in nodes) else ()
+        crosses = any(not self.model.crossing.isdisjoint(node.results) for node in nodes)
+        again = () if any(node.index in self._barred for node in nodes) else (ACROSS,)
+        if not crosses and again:
+            again = (AGAIN,)
         if any(map(self._direct, nodes)):
             return (KEPT, *again)
         if self._is_looked_at(nodes[0]):
@@ -195,7 +203,7 @@ class Recompute:
             return (pinned.get(members[0], KEPT),)
         if any(choice is not None for choice in decided):
             # Kept for second runs, even if that is not worth it: a pin may have them run.
-            left = tuple(mode for mode in modes if mode != AGAIN)
+            left = tuple(mode for mode in modes if mode not in SECOND)
             return left if KEPT in left else (*left, KEPT)
         return modes if free else (KEPT,)
 
@@ -206,7 +214,7 @@ class Recompute:
         restriction."""
         if self._is_looked_at(node):
             return True
-        targets = self._targets(node, set())
+        targets = self._targets(node)
         if len(targets) != 1:
             return True
         return self.model.whole_bytes(next(iter(targets))) > sum(
@@ -224,17 +232,18 @@ class Recompute:
         nodes = [self.model.graph.nodes[r] for r in views]
         return any(self._direct(view) or self._worth_keeping(view) for view in nodes)
 
-    def _targets(self, node: Node, seen: set[int]) -> set[int]:
+    def _targets(self, node: Node) -> set[int]:
         """The values that backward reads and that second runs make from a node's results."""
-        out: set[int] = set()
-        for value in self._read_results(node):
-            for reader in set(self.read_again[value]) - seen:
-                seen.add(reader)
-                following = self.model.graph.nodes[reader]
-                direct = {v for v in following.results if (v, "backward") in self.model.uses}
-                out |= {v for v in direct if v is not None}
-                if not direct:
-                    out |= self._targets(following, seen)
+        out, seen, pending = set[int](), set[int](), [node]
+        while pending:
+            for value in self._read_results(pending.pop()):
+                for reader in set(self.read_again[value]) - seen:
+                    seen.add(reader)
+                    following = self.model.graph.nodes[reader]
+                    direct = {v for v in following.results if (v, "backward") in self.model.uses}
+                    out |= {v for v in direct if v is not None}
+                    if not direct:
+                        pending.append(following)
         return out
 
     # ----------------------------------------------------------------------------------- readings

@@ -18,10 +18,12 @@ from planner.graph.layout import PARTIAL_SUM, REPLICATE, Layout, Mesh, local_siz
 from planner.rules import Local
 
 __all__ = [
+    "ACROSS",
     "AGAIN",
     "KEPT",
     "MODES",
     "ONCE",
+    "SECOND",
     "Option",
     "ParameterStrategy",
     "Strategy",
@@ -49,8 +51,12 @@ WHOLE = Option("whole")
 
 #: What becomes of an op's results between forward and backward. `kept`: results that backward reads
 #: stay. `again`: they are freed after their last reader in forward, and the op runs once more in
-#: backward. `once`: nothing in backward needs them.
-KEPT, AGAIN, ONCE = MODES = ("kept", "again", "once")
+#: backward; those that other layers read stay. `across`: the same, and those do not stay either.
+#: `once`: nothing in backward needs them.
+KEPT, AGAIN, ONCE, ACROSS = MODES = ("kept", "again", "once", "across")
+
+#: The modes of ops that run again.
+SECOND = frozenset({AGAIN, ACROSS})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -209,10 +209,9 @@ class Model:
     @cached_property
     def crossing(self) -> frozenset[int]:
         """The root values that a block writes and another block, or the model outside of blocks,
-        reads in forward, such as the residual stream. They are kept for backward even if their
-        writer runs again: otherwise a later block's backward would run the blocks before it again,
-        and hold all that they compute. An approximation: a cheap op at the end of a block is kept
-        too. Values that no block writes do not count."""
+        reads in forward, such as the residual stream. Under pins they are kept for backward even if
+        their writer runs again: otherwise a later block's backward would run the blocks before it
+        again, and hold all that they compute. Values that no block writes do not count."""
         return frozenset(
             value
             for (value, phase), uses in self.uses.items()

@@ -15,10 +15,11 @@ import numpy as np
 from cost_models.memory import dtype_bytes
 from planner.solver.problem.pairs import memory_with_pairs
 from planner.solver.problem.problem import Array, Choice, Edge, Problem, Usage
+from planner.strategy.across import across_layers
 from planner.strategy.cost_table import CostTable
 from planner.strategy.held import Held
 from planner.strategy.problem import problem_of, with_memory
-from planner.strategy.strategies import AGAIN, KEPT, Strategy
+from planner.strategy.strategies import KEPT, SECOND, Strategy
 from planner.strategy.traced_model import Use
 from planner.strategy.usages import result_bytes
 
@@ -40,10 +41,16 @@ class Untied:
         return {node: strategies[x] for (node, strategies), x in pairs}
 
 
-def untied(table: CostTable, choice: Choice, limit: float) -> Untied:
+def untied(table: CostTable, choice: Choice, limit: float, *, across: bool = False) -> Untied:
     """The problem of the modes of all ops under a tied choice of the table, within `limit` bytes
-    per device."""
-    return _Builder(table, choice).untied(limit)
+    per device. `across`: what one layer leaves to another may be made again, too. Then the problem
+    counts too little memory: all that a chain of second runs through layers makes is held from its
+    first reading on, and not, as is counted, each value from its own."""
+    problem, pairs = with_memory(table, problem_of(table), 1e30)
+    whole = memory_with_pairs(problem, pairs, choice)
+    return _Builder(*(across_layers(table, choice) if across else (table, choice))).untied(
+        limit, whole
+    )
 
 
 class _Builder:
@@ -72,7 +79,8 @@ class _Builder:
                 self.options.append((member, modes))
                 self.tied.append(modes.index(mine))
 
-    def untied(self, limit: float) -> Untied:
+    def untied(self, limit: float, whole: Array) -> Untied:
+        """The problem; `whole` is the memory of the tied choice over time."""
         self._ops()
         for (value, phase), uses in self.table.readings.uses.items():
             again = [use for use in uses if use.again and use.node in self.number]
@@ -83,7 +91,7 @@ class _Builder:
         edges = tuple(Edge(u=u, v=v, cost=cost) for (u, v), cost in self.pairs.items())
         horizon = len(self.model.graph.nodes) + 1
         free = Problem(costs=tuple(self.costs), edges=edges, usages=usages, horizon=horizon)
-        base = self._whole() - free.memory(tuple(self.tied))
+        base = whole - free.memory(tuple(self.tied))
         return Untied(
             problem=replace(free, limit=limit, base=np.maximum(base, 0.0)),
             tied=tuple(self.tied),
@@ -97,7 +105,7 @@ class _Builder:
         for (index, options), costs in zip(self.options, self.costs, strict=True):
             node, dims = self.model.graph.nodes[index], self.model.dims.ops[index]
             seconds = self.table.costing.ops.cost(node, dims, options[0]) * self.model.runs[index]
-            costs += [seconds if s.mode == AGAIN else 0.0 for s in options]
+            costs += [seconds if s.mode in SECOND else 0.0 for s in options]
 
     def _second_readings(self, value: int, uses: list[Use], again: list[Use]) -> None:
         """Adds the changes of layout for second runs, and forbids those that read what is not
@@ -122,7 +130,7 @@ class _Builder:
             _, options = self.options[number]
             read = use.root.layout(options[0].operands[use.position])
             seconds = self.model.readings(value, use) * (first + costs.cost(at, read))
-            self.costs[number] += [seconds if s.mode == AGAIN else 0.0 for s in options]
+            self.costs[number] += [seconds if s.mode in SECOND else 0.0 for s in options]
             self._forbid(value, number, options)
 
     def _forbid(self, value: int, reader: int, options: tuple[Strategy, ...]) -> None:
@@ -131,7 +139,7 @@ class _Builder:
         if writer is None:
             return
         left = self.table.leaving(value)
-        again = np.array([s.mode == AGAIN for s in options])
+        again = np.array([s.mode in SECOND for s in options])
         if writer in self.number:
             gone = np.array([s.mode not in left for s in self.options[self.number[writer]][1]])
             self._add(self.number[writer], reader, np.outer(gone, again))
@@ -182,8 +190,3 @@ class _Builder:
             (np.array([self._bytes[key] if s.mode == mode else 0.0 for s in options]), spans)
             for mode, spans in self.held.by_mode(modes, value, uses, index).items()
         ]
-
-    def _whole(self) -> Array:
-        """The memory of the tied choice over time, that of pairs included."""
-        problem, pairs = with_memory(self.table, problem_of(self.table), 1e30)
-        return memory_with_pairs(problem, pairs, self.choice)

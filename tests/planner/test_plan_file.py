@@ -75,11 +75,11 @@ def test_modes_are_written_only_if_some_op_is_not_kept(found: Found, path: Path)
     assert "modes" not in json.loads(path.read_text())
     model = model_of(found.plan)
     ops = [n for n in model.graph.nodes if n.phase == "forward" and "ln_1" in n.path]
-    modes = {ops[0].index: "again", ops[1].index: "once"}
+    modes = {ops[0].index: "again", ops[1].index: "once", 2: "across"}
     plan = replace(found.plan, modes=modes | dict.fromkeys(range(5, 8), "once"))
     write_plan(plan, path)
     shown = json.loads(path.read_text())["modes"]
-    assert shown == {"again": f"{ops[0].index}", "once": f"5-7,{ops[1].index}"}
+    assert shown == {"again": f"{ops[0].index}", "once": f"5-7,{ops[1].index}", "across": "2"}
     assert read_plan(path) == plan
 
 

@@ -4,36 +4,15 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable
-from dataclasses import replace
 
 import pytest
-from small_plans import Planned, ask_for, planned
+from small_plans import Planned, ask_for, planned, with_again
 
 from planner.dims.ties import block_of
-from planner.graph.checking import checking
 from planner.graph.graph import Node
-from planner.lowering.lower import lower
 from planner.predict.footprint import footprint
-from planner.program.dry import dry_run
 from planner.program.program import Communicate, Compute, Program, runs_again
-from planner.strategy.modes import mode_faults
-from planner.strategy.strategies import AGAIN, ONCE
-
-
-def with_again(plan: Planned, again: Callable[[Node], bool], mode: str = AGAIN) -> Planned:
-    """The plan with another mode of the ops of forward for which `again` is true."""
-    nodes, chosen = plan.model.graph.nodes, plan.choices.strategies
-    strategies = {
-        n: replace(s, mode=mode) if nodes[n].phase == "forward" and again(nodes[n]) else s
-        for n, s in chosen.items()
-    }
-    choices = replace(plan.choices, strategies=strategies)
-    assert not [*mode_faults(plan.model, strategies)]
-    with checking():
-        program = lower(plan.model, plan.mesh, choices, plan.table.costing)
-    dry_run(program)
-    return replace(plan, choices=choices, program=program)
+from planner.strategy.strategies import ACROSS, ONCE
 
 
 def in_layer(node: Node) -> bool:
@@ -57,6 +36,17 @@ def test_of_a_layer_that_runs_again_only_its_input_is_held() -> None:
     ]
     block_input = 8 * 8 * 16 * 8  # batch, sequence, width, bytes of a float64
     assert [b - a for a, b in itertools.pairwise(held)] == [block_input, 2 * block_input]
+
+
+def test_of_layers_that_run_again_across_nothing_is_held() -> None:
+    """Backward begins with a chain of second runs from the first layer to the last."""
+    programs = [
+        with_again(planned(ask_for("gpt", 1, layers=n), "a=1"), in_layer, ACROSS).program
+        for n in (2, 3, 5)
+    ]
+    assert len({kept(program) for program in programs}) == 1
+    sums = [i for i in programs[0].instructions if runs_again(i.id) and i.kind == "elementwise"]
+    assert [i.path for i in sums if "add" in i.id] == ["h.0", "h.0", "h.1", "h.1"]
 
 
 def test_an_op_runs_again_once_in_backward_and_only_if_backward_needs_it() -> None:
