@@ -22,8 +22,9 @@ def reusable_sources(program: Program, body: str) -> dict[str, list[bool]]:
     instructions = program.bodies[body]
     families = _families(instructions)
     written, freed = _lifetimes(program, instructions)
-    kept = program.trained | {state.value for state in program.inputs} | {program.loss}
-    kept |= {value for _, value in (*program.stores, *program.reported)}
+    kept = program.trained | {state.value for state in program.inputs}
+    kept |= {value for _, value in (*program.stores, *program.told)}
+    kept |= program.stashed | {one.value for one in program.sent}
     out: dict[str, list[bool]] = {}
     for at, instruction in enumerate(instructions):
         if isinstance(instruction, Communicate):

@@ -165,8 +165,8 @@ def _store(writer: _Writer) -> None:
         writer.write(f"s[{value}] = t{value}")
     for value, new in writer.program.stores:
         writer.write(f"s[{value}] = t{new}")
-    reported = (value for _, value in writer.program.reported)
-    writer.write(f"return {', '.join(f't{value}' for value in (writer.program.loss, *reported))},")
+    told = [f"t{value}" for _, value in writer.program.told]
+    writer.write(f"return ({', '.join(told)}{',' if told else ''})")
 
 
 def replaced(program: Program) -> set[int]:

@@ -69,6 +69,10 @@ class SubDims:
     atoms: tuple[tuple[int, ...], ...]
     ops: tuple[OpDims, ...]
 
+    def first(self, value: int, dim: int) -> int:
+        """The place of a dim's outermost sub-dim among those of a value."""
+        return sum(map(len, self.shapes[value][:dim]))
+
     def flat(self, value: int) -> tuple[int, ...]:
         """The sub-dim sizes of value v, in one row: what a layout's placements count."""
         return tuple(size for dim in self.shapes[value] for size in dim)

@@ -169,7 +169,9 @@ def _ends(
     graph: Graph, parameter_class: Mapping[int, int]
 ) -> Iterator[tuple[int, tuple[Hashable, ...]]]:
     """The values that are read at the end of the step, each with its role there."""
-    yield graph.loss, ("loss",)
+    if graph.loss is not None:
+        yield graph.loss, ("loss",)
+    yield from ((value, ("sent", number)) for number, value in graph.sent)
     yield from ((p.gradient, ("gradient", parameter_class[p.value])) for p in graph.parameters)
     yield from (
         (value, ("update", pattern_of(graph.values[buffer].name)))

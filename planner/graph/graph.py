@@ -59,7 +59,8 @@ class Group:
 class Value:
     """A tensor of the step; `writer` is the node that makes it. `kind`: `parameter`, `buffer`,
     `input`, `activation`, `key`: the number from which the step's random masks are drawn, a new one
-    in every step; or `scale`: the number by which the loss is multiplied before backward."""
+    in every step; `scale`: the number by which the loss is multiplied before backward; or
+    `received`: it comes from another pipeline stage."""
 
     id: int
     shape: tuple[int, ...]
@@ -72,7 +73,7 @@ class Value:
     def is_given(self) -> bool:
         """Whether it comes into the step from outside and is not a parameter: it is there in
         whatever layout it is read."""
-        return self.kind in ("input", "buffer", "key", "scale")
+        return self.kind in ("input", "buffer", "key", "scale", "received")
 
     @property
     def numel(self) -> int:
@@ -125,19 +126,27 @@ class Graph:
     is (outer, here from j x here on, inner); None: every microbatch reads all of it. The step's
     key then holds two numbers: the key itself and the microbatch's number. The buffers in
     `carried` are stored after every microbatch, for the next one to read; all others once, at the
-    end of the step."""
+    end of the step.
+
+    The graph of one pipeline stage (`planner/stages/`) has the values that other stages send it,
+    `received`, and those that it makes for them, `sent`: (number of the crossing, value); `samples`
+    are the dims of received values whose outermost part is samples: (value, dim). Only the stage
+    that computes the loss has a `loss`."""
 
     nodes: tuple[Node, ...]
     values: tuple[Value, ...]
     parameters: tuple[Parameter, ...]
     inputs: tuple[int, ...]
     buffers: tuple[int, ...]
-    loss: int
+    loss: int | None
     updates: tuple[tuple[int, int], ...] = ()
     reported: tuple[tuple[str, int], ...] = ()
     microbatches: int = 1
     pieces: tuple[tuple[int, int] | None, ...] = ()
     carried: tuple[int, ...] = ()
+    sent: tuple[tuple[int, int], ...] = ()
+    received: tuple[tuple[int, int], ...] = ()
+    samples: tuple[tuple[int, int], ...] = ()
 
     def readers(self) -> dict[int, list[tuple[int, int]]]:
         """For each value, the (node index, operand position) pairs that read it, in order."""
@@ -148,13 +157,19 @@ class Graph:
         return out
 
     @property
+    def told(self) -> tuple[tuple[str, int], ...]:
+        """The scalars that the step reports, by name: the loss, if it is computed here, and those
+        that it is the sum of."""
+        return (*(() if self.loss is None else (("loss", self.loss),)), *self.reported)
+
+    @property
     def outputs(self) -> tuple[int, ...]:
         """The values that the step makes for others: the loss, the gradients, the reported scalars
         and the new values of buffers."""
         return (
-            self.loss,
+            *(() if self.loss is None else (self.loss,)),
             *(p.gradient for p in self.parameters),
-            *(value for _, value in (*self.reported, *self.updates)),
+            *(value for _, value in (*self.reported, *self.updates, *self.sent)),
         )
 
     @property
@@ -176,6 +191,8 @@ class Graph:
             state.update(f"{self.updates} {self.reported}".encode())
         if self.microbatches > 1:
             state.update(f"{self.microbatches} {self.pieces} {self.carried}".encode())
+        if self.sent or self.received:
+            state.update(f"{self.sent} {self.received} {self.samples}".encode())
         return state.hexdigest()
 
 
@@ -213,7 +230,7 @@ def renumbered(graph: Graph, nodes: Sequence[Node], values: Iterable[Value]) -> 
             *(replace(value, id=new[value.id]) for value in given),
             *(replace(by_id[r], id=new[r], writer=i, name=names[i]) for r, i in made),
         ),
-        loss=new[graph.loss],
+        loss=None if graph.loss is None else new[graph.loss],
         parameters=tuple(
             replace(p, value=new[p.value], gradient=new[p.gradient]) for p in graph.parameters
         ),
@@ -222,6 +239,9 @@ def renumbered(graph: Graph, nodes: Sequence[Node], values: Iterable[Value]) -> 
         updates=tuple((new[a], new[b]) for a, b in graph.updates),
         reported=tuple((n, new[v]) for n, v in graph.reported),
         carried=tuple(new[v] for v in graph.carried),
+        sent=tuple((n, new[v]) for n, v in graph.sent),
+        received=tuple((n, new[v]) for n, v in graph.received),
+        samples=tuple((new[v], dim) for v, dim in graph.samples),
     )
 
 

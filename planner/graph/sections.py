@@ -53,7 +53,8 @@ def sections_of(graph: Graph) -> tuple[str, ...]:
     before = _needed(graph, _results(n for n in graph.nodes if is_total(n)))
     sums = _results(n for n in graph.nodes if is_accumulate(n) and not is_total(n))
     stored = [new for buffer, new in graph.updates if buffer in graph.carried]
-    body = _needed(graph, [*sums, *stored]) - before
+    sent = [value for _, value in graph.sent if not _is_sum(graph, value)]
+    body = _needed(graph, [*sums, *stored, *sent]) - before
     return tuple(
         BEFORE if n.index in before else BODY if n.index in body else AFTER for n in graph.nodes
     )
@@ -62,6 +63,14 @@ def sections_of(graph: Graph) -> tuple[str, ...]:
 def repeats_of(graph: Graph) -> tuple[int, ...]:
     """How often a step runs every node."""
     return tuple(1 if s == AFTER else graph.microbatches for s in sections_of(graph))
+
+
+def _is_sum(graph: Graph, sent: int) -> bool:
+    """Whether a value that leaves the stage is whole only after the last microbatch."""
+    writer = graph.values[sent].writer
+    assert writer is not None
+    source = graph.values[graph.nodes[writer].operands[0]].writer
+    return source is not None and is_accumulate(graph.nodes[source])
 
 
 def _results(nodes: Iterable[Node]) -> list[int]:

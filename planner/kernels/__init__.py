@@ -31,6 +31,7 @@ from planner.kernels.masked_recurrent import (
     masked_recurrent_backward,
 )
 from planner.kernels.microbatch import accumulate, piece
+from planner.kernels.stages import receive, send, sum_of_stages
 from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
@@ -77,4 +78,7 @@ __all__ = [
     "square_sum",
     "step_key",
     "uniform",
+    "receive",
+    "send",
+    "sum_of_stages",
 ]

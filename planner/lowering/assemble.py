@@ -32,7 +32,7 @@ class Needed:
 
     states: tuple[ParameterState, ...]
     inputs: tuple[InputState, ...]
-    loss: int
+    loss: int | None
     reported: tuple[tuple[str, int], ...]
     stores: tuple[tuple[int, int], ...]
     held: frozenset[int]

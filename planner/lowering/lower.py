@@ -99,7 +99,7 @@ def _in_order_of_need(
     states = parameters.hold(costing.updates.formats)
     trained = frozenset(value for state in states for value in (state.value, state.shard))
     _forward_and_backward(choices, local, draft, operands, parameters)
-    loss = outliving.read_whole(graph.loss, trained)
+    loss = None if graph.loss is None else outliving.read_whole(graph.loss, trained)
     reported = tuple((name, outliving.read_whole(value, trained)) for name, value in graph.reported)
     stores = outliving.stores()
     parameters.update(states, timing)
@@ -112,7 +112,7 @@ def _in_order_of_need(
         reported=reported,
         stores=stores,
         held=held,
-        kept=held | {loss, *(value for _, value in (*stores, *reported))},
+        kept=held | {v for v in (loss, *(v for _, v in (*stores, *reported))) if v is not None},
         trained=trained,
         initial_bytes=parameters.nbytes(costing)
         | {"inputs": sum(_input_bytes(draft, graph, state) for state in inputs)},

@@ -86,7 +86,7 @@ class _Split:
             self._node(node)
         made = replace(
             whole,
-            loss=self._output(whole.loss, "forward", "the loss"),
+            loss=None if whole.loss is None else self._output(whole.loss, "forward", "the loss"),
             reported=tuple(
                 (name, self._output(v, "forward", f"the reported {name!r}"))
                 for name, v in whole.reported

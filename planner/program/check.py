@@ -87,8 +87,7 @@ def _lifetimes(program: Program) -> Iterator[str]:
             if alive - given - program.carried:
                 yield f"{action} ends with {sorted(alive - given - program.carried)}, which are not carried"
     kept = {
-        program.loss,
-        *(value for _, value in program.reported),
+        *(value for _, value in program.told),
         *(value for pair in program.stores for value in pair),
     }
     if not alive.issuperset(kept | state):
@@ -132,7 +131,7 @@ def _overwritten(program: Program) -> Iterator[str]:
             )
         if _is_view(instruction) and trained.intersection(reads(instruction)):
             trained.update(writes(instruction))
-    given = trained.intersection({program.loss, *(value for _, value in program.reported)})
+    given = trained.intersection({value for _, value in program.told})
     if given:
         yield f"the step gives {sorted(given)}, which the update writes to"
 

@@ -21,7 +21,7 @@ from planner.program.check_shapes import kind_of, name_of, signature_faults
 __all__ = ["GIVEN", "dims_faults", "graph_faults", "lint_faults"]
 
 #: The kinds of values that no node writes.
-GIVEN = ("parameter", "buffer", "input", "key", "scale")
+GIVEN = ("parameter", "buffer", "input", "key", "scale", "received")
 _PHASES = ("forward", "backward")
 #: The phase of the nodes that add up gradients over microbatches.
 _SUMS = ("forward", "update")
@@ -93,13 +93,15 @@ def _read_faults(graph: Graph) -> Iterator[str]:
 
 def _outputs(graph: Graph) -> Iterator[tuple[str, int]]:
     """The outputs of the step, by name."""
-    yield "the loss", graph.loss
+    if graph.loss is not None:
+        yield "the loss", graph.loss
     yield from ((f"reported {name!r}", value) for name, value in graph.reported)
     yield from (
         (f"the gradient of {parameter.name!r}", parameter.gradient)
         for parameter in graph.parameters
     )
     yield from ((f"the new value of buffer {buffer}", new) for buffer, new in graph.updates)
+    yield from ((f"sent {number}", value) for number, value in graph.sent)
 
 
 # ------------------------------------------------------------------------------------------- shapes
@@ -159,10 +161,7 @@ def _given_faults(graph: Graph) -> Iterator[str]:
 
 def _output_faults(graph: Graph) -> Iterator[str]:
     """Outputs of the step that do not have the shape and dtype of their target."""
-    for name, value in (
-        ("the loss", graph.loss),
-        *((f"reported {name!r}", value) for name, value in graph.reported),
-    ):
+    for name, value in graph.told:
         if graph.values[value].numel != 1:
             yield f"{name} is value {value}, {kind_of(graph.values[value])}: one number is due"
     for parameter in graph.parameters:

@@ -62,8 +62,8 @@ def ranks_faults(mesh: Mesh, programs: dict[int, Program]) -> Iterator[str]:
 def _leaks(program: Program) -> Iterator[str]:
     """Values that are never freed and are no result of the step."""
     given = {
-        program.loss,
-        *(value for _, value in program.reported),
+        *(value for _, value in program.told),
+        *(one.value for one in program.sent),
         *(value for _, value in program.stores),
     }
     freed = {value for instruction in program.written for value in instruction.frees}
@@ -90,7 +90,7 @@ def _shape_faults(program: Program) -> Iterator[str]:
             )
             if value is not None
         }
-    for name, value in (("loss", program.loss), *program.reported):
+    for name, value in program.told:
         if value in kinds and math.prod(kinds[value][0]) != 1:
             yield f"the step gives {name} as value {value} of shape {kinds[value][0]}: one number is due"
     for held, new in program.stores:

@@ -56,13 +56,21 @@ _OURS: dict[str, Callable[..., Any]] = {
     "shardwright.masked_recurrent_backward": kernels.masked_recurrent_backward,
     "shardwright.piece": kernels.piece,
     "shardwright.ready": kernels.ready,
+    "shardwright.receive": kernels.receive,
     "shardwright.recurrent": kernels.recurrent_forward,
     "shardwright.recurrent_backward": kernels.recurrent_backward,
     "shardwright.reshape": torch.reshape,
     "shardwright.rms_norm": kernels.rms_norm,
     "shardwright.rms_norm_backward": kernels.rms_norm_backward,
+    "shardwright.send": kernels.send,
+    "shardwright.sum_of_stages": kernels.sum_of_stages,
     "shardwright.uniform": kernels.uniform,
 }
+
+#: Those whose result may be an operand, or a part of it.
+_ALIASING = frozenset(
+    f"shardwright.{name}" for name in ("accumulate", "piece", "receive", "reshape", "send")
+)
 
 #: torch's own bindings of frequent ops: the same arguments, about 0.5 us less per call than
 #: `torch.ops` (measured, 2.13).
@@ -104,7 +112,7 @@ def bare(op: str) -> Callable[..., Any]:
 def may_alias(op: str) -> bool:
     """Whether a result of the op may share memory with an argument."""
     if op in _OURS:
-        return op in ("shardwright.accumulate", "shardwright.piece", "shardwright.reshape")
+        return op in _ALIASING
     overload = _overload(op)
     # The last are views whose schema promises that they are not written to.
     return (

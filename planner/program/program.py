@@ -25,6 +25,7 @@ __all__ = [
     "ParameterState",
     "Program",
     "Ref",
+    "Sent",
     "Update",
     "freeing",
     "given_kinds",
@@ -214,7 +215,8 @@ class ParameterState:
 class InputState:
     """A value that comes into the step, in the layout of each rank's shard. `kind`: `input`, a
     batch tensor (`name` is its position in the batch); `buffer`, of the module; `key`, the number
-    from which the step's random masks are drawn; `scale`, that by which the loss is multiplied.
+    from which the step's random masks are drawn; `scale`, that by which the loss is multiplied;
+    `received`, from another pipeline stage (`name` is the number of the crossing).
 
     If the step runs in microbatches, `subshape` is that of one microbatch's piece, and `pieces` =
     (outer, here): the whole tensor, row-major, is (outer, microbatches * here, inner), and
@@ -230,6 +232,19 @@ class InputState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A value that a pipeline stage sends: the number of its crossing, this program's value and its
+    layout. The program that receives it has an input of kind `received` with the same number as its
+    name."""
+
+    crossing: int
+    value: int
+    subshape: SubShape
+    layout: Layout
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Program:
     """One training step of every rank of `mesh` or, if shapes or arguments differ between ranks, of
     `rank`: its `actions` in order, each of which runs the instructions of one of the `bodies`.
@@ -240,13 +255,16 @@ class Program:
     the end of every action that writes the new one, the others at the end of the step. `carried`
     are the values that live from one action to later ones: sums over microbatches, which every
     microbatch adds to in place, and what is gathered once for the step. `backend` sends the
-    messages: `shared` (memory shared by ranks of one machine), `gloo` or `nccl`."""
+    messages: `shared` (memory shared by ranks of one machine), `gloo` or `nccl`.
+
+    The program of a pipeline stage also has the values that it `sent`, and those `stashed`: what a
+    microbatch's forward leaves for its backward. Only the stage that computes the loss has one."""
 
     mesh: Mesh
     bodies: Mapping[str, tuple[Instruction, ...]]
     parameters: tuple[ParameterState, ...]
     inputs: tuple[InputState, ...]
-    loss: int
+    loss: int | None
     value_bytes: dict[int, int]
     initial_bytes: dict[str, int]
     actions: tuple[Action, ...] = WHOLE_STEP
@@ -256,6 +274,14 @@ class Program:
     reported: tuple[tuple[str, int], ...] = ()
     rank: int | None = None
     backend: str = "shared"
+    sent: tuple[Sent, ...] = ()
+    stashed: frozenset[int] = frozenset()
+
+    @property
+    def told(self) -> tuple[tuple[str, int], ...]:
+        """The scalars that the step reports, by name: the loss, if it is computed here, and those
+        that it is the sum of."""
+        return (*(() if self.loss is None else (("loss", self.loss),)), *self.reported)
 
     @property
     def instructions(self) -> tuple[Instruction, ...]:

@@ -84,7 +84,8 @@ def _head(program: Program) -> Iterator[str]:
         yield f"actions   {show_actions(program.actions)}"
     if program.carried:
         yield f"carried   {_values(sorted(program.carried))}"
-    yield f"loss      {', '.join([f'%{program.loss}', *(f'{name} %{value}' for name, value in program.reported)])}"
+    if program.loss is not None:
+        yield f"loss      {', '.join([f'%{program.loss}', *(f'{name} %{value}' for name, value in program.reported)])}"
     yield f"stores    {', '.join(_stored(program)) or 'nothing'}"
 
 

@@ -70,7 +70,8 @@ def _head(graph: Graph) -> Iterator[str]:
         f"{len(graph.values)} values"
     )
     yield f"trained   {len(graph.parameters)} parameters, {graph.num_parameters} elements"
-    yield f"loss      {', '.join([f'%{graph.loss}', *(f'{name} %{value}' for name, value in graph.reported)])}"
+    if graph.loss is not None:
+        yield f"loss      {', '.join([f'%{graph.loss}', *(f'{name} %{value}' for name, value in graph.reported)])}"
 
 
 def _given(graph: Graph, whole: bool) -> list[str]:

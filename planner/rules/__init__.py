@@ -14,6 +14,7 @@ from planner.rules import (
     recurrent,
     reductions,
     slicing,
+    stages,
     viewing,
 )
 from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule, Signature
@@ -21,7 +22,7 @@ from planner.rules.signature import RULES, Call, Local, LocalCall, OpCost, Rule,
 __all__ = [
     "RULES", "Call", "Local", "OpCost", "Rule", "Signature", "attention", "cross_entropy", "joining",
     "local_call", "lookups", "microbatch", "norms", "pointwise", "products", "random", "recurrent", "reductions",
-    "signature_of", "slicing", "viewing",
+    "signature_of", "slicing", "stages", "viewing",
 ]  # fmt: skip
 
 

@@ -310,7 +310,9 @@ class _Builder:
         return place in self.model.dims.ops[writer].signature.opaque
 
     def _loss(self, table: CostTable) -> None:
-        """Adds the cost of reducing the loss, which every device returns."""
+        """Adds the cost of reducing the loss, which every device of its stage returns."""
+        if self.model.graph.loss is None:
+            return
         root = self.model.roots[self.model.graph.loss]
         produced = table.produced(root.value)
         assert produced is not None

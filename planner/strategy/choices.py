@@ -95,6 +95,8 @@ class _Walk:
             for (value, phase), hub in self.choices.hubs.items()
             if (value, phase) not in self.readings.uses
         )
+        if graph.loss is None:
+            return seconds
         whole = tuple(REPLICATE for _ in self.costing.sizes)
         root = self.model.roots[graph.loss].value
         return seconds + self._change(root, "forward", self._produced(root), whole)

@@ -91,7 +91,8 @@ class Model:
     def batch_atoms(self) -> frozenset[int]:
         """The atoms of dim 0 of the batch tensors."""
         dims = self.dims
-        return frozenset(
+        received = frozenset(dims.atoms[v][dims.first(v, dim)] for v, dim in self.graph.samples)
+        return received | frozenset(
             a
             for v in self.graph.inputs
             for a in dims.atoms[v][: len(dims.shapes[v][0]) if dims.shapes[v] else 0]
@@ -311,7 +312,8 @@ class Model:
             for v in n.operands
         ]
         seen: set[int] = set()
-        for value in (*read, *(p.gradient for p in graph.parameters), graph.loss):
+        loss = () if graph.loss is None else (graph.loss,)
+        for value in (*read, *(p.gradient for p in graph.parameters), *loss):
             while self.roots[value].value != value:
                 writer = graph.values[value].writer
                 assert writer is not None

@@ -243,7 +243,7 @@ class _Unroller:
                 Parameter(name=self.values[v].name, value=v, gradient=made[v])
                 for v in kinds["parameter"]
             ),
-            loss=self._value(self.old.loss, None),
+            loss=None if self.old.loss is None else self._value(self.old.loss, None),
             updates=tuple(sorted(kept.items())),
             reported=tuple((name, self._value(value, None)) for name, value in self.old.reported),
         )
