@@ -130,7 +130,8 @@ class Graph:
 
     The graph of one pipeline stage (`planner/stages/`) has the values that other stages send it,
     `received`, and those that it makes for them, `sent`: (number of the crossing, value); `samples`
-    are the dims of received values whose outermost part is samples: (value, dim). Only the stage
+    are the dims of received values whose outermost part is samples: (value, dim). `copies` are the
+    parameters that an earlier stage holds too. Only the stage
     that computes the loss has a `loss`."""
 
     nodes: tuple[Node, ...]
@@ -147,6 +148,7 @@ class Graph:
     sent: tuple[tuple[int, int], ...] = ()
     received: tuple[tuple[int, int], ...] = ()
     samples: tuple[tuple[int, int], ...] = ()
+    copies: tuple[int, ...] = ()
 
     def readers(self) -> dict[int, list[tuple[int, int]]]:
         """For each value, the (node index, operand position) pairs that read it, in order."""
@@ -242,6 +244,7 @@ def renumbered(graph: Graph, nodes: Sequence[Node], values: Iterable[Value]) -> 
         sent=tuple((n, new[v]) for n, v in graph.sent),
         received=tuple((n, new[v]) for n, v in graph.received),
         samples=tuple((new[v], dim) for v, dim in graph.samples),
+        copies=tuple(new[v] for v in graph.copies),
     )
 
 

@@ -18,13 +18,25 @@ __all__ = [
     "AFTER",
     "BEFORE",
     "BODY",
+    "OF_UPDATE",
+    "RECEIVE",
+    "SEND",
+    "SUM_OF_STAGES",
     "is_accumulate",
+    "is_sent_once",
     "is_total",
     "repeats_of",
     "sections_of",
 ]
 
 ACCUMULATE = "shardwright.accumulate"
+
+#: Where a value comes into the graph of a pipeline stage, and where it leaves.
+RECEIVE, SEND = "shardwright.receive", "shardwright.send"
+#: Adds up the shares that stages have in the gradient of a parameter that several of them read.
+SUM_OF_STAGES = "shardwright.sum_of_stages"
+#: The ops that may be of phase `update`: they run once a step, or complete a sum over microbatches.
+OF_UPDATE = frozenset({ACCUMULATE, RECEIVE, SEND, SUM_OF_STAGES})
 
 #: Once for each microbatch, all of them before the first one's body: the totals, and what makes
 #: them.
@@ -53,7 +65,7 @@ def sections_of(graph: Graph) -> tuple[str, ...]:
     before = _needed(graph, _results(n for n in graph.nodes if is_total(n)))
     sums = _results(n for n in graph.nodes if is_accumulate(n) and not is_total(n))
     stored = [new for buffer, new in graph.updates if buffer in graph.carried]
-    sent = [value for _, value in graph.sent if not _is_sum(graph, value)]
+    sent = [value for _, value in graph.sent if not is_sent_once(graph, value)]
     body = _needed(graph, [*sums, *stored, *sent]) - before
     return tuple(
         BEFORE if n.index in before else BODY if n.index in body else AFTER for n in graph.nodes
@@ -65,12 +77,11 @@ def repeats_of(graph: Graph) -> tuple[int, ...]:
     return tuple(1 if s == AFTER else graph.microbatches for s in sections_of(graph))
 
 
-def _is_sum(graph: Graph, sent: int) -> bool:
-    """Whether a value that leaves the stage is whole only after the last microbatch."""
+def is_sent_once(graph: Graph, sent: int) -> bool:
+    """Whether a value leaves the stage once a step, after the last microbatch."""
     writer = graph.values[sent].writer
     assert writer is not None
-    source = graph.values[graph.nodes[writer].operands[0]].writer
-    return source is not None and is_accumulate(graph.nodes[source])
+    return graph.nodes[writer].phase == "update"
 
 
 def _results(nodes: Iterable[Node]) -> list[int]:

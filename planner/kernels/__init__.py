@@ -31,13 +31,13 @@ from planner.kernels.masked_recurrent import (
     masked_recurrent_backward,
 )
 from planner.kernels.microbatch import accumulate, piece
-from planner.kernels.stages import receive, send, sum_of_stages
 from planner.kernels.noise import uniform
 from planner.kernels.precision import precision
 from planner.kernels.random import Random
 from planner.kernels.ready import ready
 from planner.kernels.recurrent import recurrent_backward, recurrent_forward
 from planner.kernels.rms_norm import rms_norm, rms_norm_backward
+from planner.kernels.stages import receive, send, sum_of_stages
 
 __all__ = [
     "Canonical",

@@ -16,10 +16,19 @@ from planner.lowering.draft import Draft
 from planner.lowering.join_biases import join_biases
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.order import finish
+from planner.lowering.stage_bodies import StageEnds
 from planner.program.check import faults
 from planner.program.check_order import order_faults
 from planner.program.check_program import program_faults
-from planner.program.program import InputState, Instruction, ParameterState, Program, Update
+from planner.program.program import (
+    InputState,
+    Instruction,
+    ParameterState,
+    Program,
+    Sent,
+    Update,
+    freeing,
+)
 from planner.strategy.costing import Costing
 
 __all__ = ["Needed", "assemble"]
@@ -40,6 +49,9 @@ class Needed:
     trained: frozenset[int]
     initial_bytes: dict[str, int]
     stored_by_all: frozenset[int] = frozenset()
+    sent: tuple[Sent, ...] = ()
+    squares: tuple[int, int] | None = None
+    ends: StageEnds | None = None
 
 
 def assemble(
@@ -69,7 +81,7 @@ def assemble(
             overlaps=overlaps,
             buffered=backend != "shared",
         )
-        ordered[name] = timed(instructions, timing)
+        ordered[name] = timed(_ending(instructions, body.ends), timing)
         checked("freeing", partial(order_faults, ordered[name], local.mesh))
     shapes = _shapes((one for body in ordered.values() for one in body), needed, local)
     program = Program(
@@ -77,6 +89,9 @@ def assemble(
         bodies={name: join_biases(body, shapes) for name, body in ordered.items()},
         actions=bodies.actions,
         carried=bodies.carried,
+        stashed=bodies.stashed,
+        sent=needed.sent,
+        squares=needed.squares,
         parameters=needed.states,
         inputs=needed.inputs,
         loss=needed.loss,
@@ -92,6 +107,14 @@ def assemble(
     assert not wrong, wrong
     checked("program", lambda: program_faults(program))
     return program
+
+
+def _ending(instructions: tuple[Instruction, ...], ends: frozenset[int]) -> tuple[Instruction, ...]:
+    """The instructions, the last of which also frees the values `ends`."""
+    if not ends:
+        return instructions
+    *rest, last = instructions
+    return (*rest, freeing(last, (*last.frees, *sorted(ends))))
 
 
 def _shapes(

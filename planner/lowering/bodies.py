@@ -26,7 +26,10 @@ from planner.program.program import (
 )
 from planner.strategy.costing import Costing
 
-__all__ = ["FIRST", "LAST", "MIDDLE", "TOTALS", "TOTALS_FIRST", "Bodies", "Body", "bodies_of"]
+__all__ = [
+    "FIRST", "LAST", "MIDDLE", "TOTALS", "TOTALS_FIRST", "Bodies", "Body", "Parts", "accumulates",
+    "bodies_of", "entering", "needed",
+]  # fmt: skip
 
 #: Sums that ops of the microbatches read, such as the number of targets: complete before the first.
 TOTALS_FIRST, TOTALS = "TOTALS_FIRST", "TOTALS"
@@ -36,22 +39,25 @@ FIRST, MIDDLE, LAST = "FIRST", "MIDDLE", "LAST"
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Body:
     """A body in order of need; `alias` is the draft's, as it is here, and `kept` are the values
-    that outlive an action of it."""
+    that outlive an action of it; those of `ends` end with it, though nothing in it reads them."""
 
     instructions: list[Instruction]
     alias: dict[int, int]
     kept: frozenset[int]
+    ends: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Bodies:
     """All bodies of a step by name, its actions, and the values carried between them; `lying` are
-    those of the sums that lie in the memory of their first terms."""
+    those of the sums that lie in the memory of their first terms, `stashed` what forward leaves for
+    backward, if other microbatches come in between."""
 
     by_name: dict[str, Body]
     actions: tuple[Action, ...] = WHOLE_STEP
     carried: frozenset[int] = frozenset()
     lying: frozenset[int] = frozenset()
+    stashed: frozenset[int] = frozenset()
 
 
 def bodies_of(
@@ -68,13 +74,13 @@ def bodies_of(
     if microbatches == 1:
         whole = Body(instructions=draft.instructions, alias=draft.alias, kept=kept)
         return Bodies(by_name={STEP: whole})
-    parts = _Parts(draft, frozenset(stored_by_all), kept - held, timing)
+    parts = Parts(draft, frozenset(stored_by_all), kept - held, timing)
     actions = _actions(microbatches, totals=bool(parts.ahead))
     listed = {name: parts.listed(name) for name in dict.fromkeys(a.body for a in actions)}
-    entering = {name: _entering(body) - held for name, body in listed.items()}
+    entering = {name: entering(body) - held for name, body in listed.items()}
     by_name = {}
     for name, body in listed.items():
-        begun = [one for one in body if one.kind == "view" and _accumulates(one)]
+        begun = [one for one in body if one.kind == "view" and accumulates(one)]
         alias = draft.alias | {v: reads(one)[0] for one in begun for v in writes(one)}
         later = _later(name, actions, entering) | held
         more = kept if name == LAST else parts.stored
@@ -91,7 +97,7 @@ def _actions(microbatches: int, *, totals: bool) -> tuple[Action, ...]:
     return (*(ahead if totals else ()), *(Action(name, j) for j, name in enumerate(body)))
 
 
-def _entering(body: Sequence[Instruction]) -> frozenset[int]:
+def entering(body: Sequence[Instruction]) -> frozenset[int]:
     """The values that a body reads before it writes them."""
     written: set[int] = set()
     found: set[int] = set()
@@ -109,14 +115,14 @@ def _later(
     return frozenset().union(*(entering[action.body] for action in actions[at + 1 :]))
 
 
-class _Parts:
+class Parts:
     """The instructions of a draft, by what they are needed for."""
 
     def __init__(
         self, draft: Draft, stored: frozenset[int], outliving: frozenset[int], timing: Costing
     ) -> None:
         self.draft, self.stored, self.outliving = draft, stored, outliving
-        sums = [one for one in draft.instructions if _accumulates(one)]
+        sums = [one for one in draft.instructions if accumulates(one)]
         self.ahead = frozenset(v for one in sums if _is_ahead(one) for v in writes(one))
         self.sums = frozenset(v for one in sums for v in writes(one)) - self.ahead
         self.once = self._once()
@@ -138,21 +144,13 @@ class _Parts:
         else:
             given = self.ahead if name == FIRST else self.ahead | self.once_made
             body = self._needed(self.sums | self.stored, given)
-        change = self.first.of if name in (TOTALS_FIRST, FIRST) else _added
-        return [change(one) if _accumulates(one) else one for one in body]
+        change = self.first.of if name in (TOTALS_FIRST, FIRST) else self.added
+        return [change(one) if accumulates(one) else one for one in body]
 
     def _needed(
         self, wanted: Collection[int], given: Collection[int], *, updates: bool = False
     ) -> list[Instruction]:
-        """The instructions that make the wanted values, from those given; and the update with all
-        that it needs."""
-        due, found = set(wanted), []
-        due.difference_update(given)
-        for one in reversed(self.draft.instructions):
-            if not due.isdisjoint(writes(one)) or (updates and one.kind == "optimizer"):
-                found.append(one)
-                due.update(value for value in reads(one) if value not in given)
-        return found[::-1]
+        return needed(self.draft, wanted, given, updates=updates)
 
     def _once(self) -> set[str]:
         """The instructions that run once for all microbatches: gathers of parameters that are kept
@@ -164,23 +162,37 @@ class _Parts:
                 ready.update(one.results)
         return found
 
+    @staticmethod
+    def added(one: Instruction) -> Instruction:
+        """A sum as the second and later microbatches add to it, in place."""
+        assert isinstance(one, Compute)
+        (total,), (term,) = one.results, one.operands
+        assert total is not None
+        return replace(one, args=(Ref(total), Ref(term)), kwargs=())
+
     def _ahead(self, one: Instruction) -> Instruction:
         """An instruction as it runs ahead of the microbatches: under an id of its own, if they run
         it too."""
         return replace(one, id=f"{one.id}.ahead") if one.id in self.names else one
 
 
-def _accumulates(one: Instruction) -> bool:
+def needed(
+    draft: Draft, wanted: Collection[int], given: Collection[int], *, updates: bool = False
+) -> list[Instruction]:
+    """The instructions that make the wanted values, from those given; and the update with all that
+    it needs."""
+    due, found = set(wanted), []
+    due.difference_update(given)
+    for one in reversed(draft.instructions):
+        if not due.isdisjoint(writes(one)) or (updates and one.kind == "optimizer"):
+            found.append(one)
+            due.update(value for value in reads(one) if value not in given)
+    return found[::-1]
+
+
+def accumulates(one: Instruction) -> bool:
     return isinstance(one, Compute) and one.op == ACCUMULATE
 
 
 def _is_ahead(one: Instruction) -> bool:
     return isinstance(one, Compute) and ("ahead", True) in one.kwargs
-
-
-def _added(one: Instruction) -> Instruction:
-    """A sum as the second and later microbatches add to it, in place."""
-    assert isinstance(one, Compute)
-    (total,), (term,) = one.results, one.operands
-    assert total is not None
-    return replace(one, args=(Ref(total), Ref(term)), kwargs=())

@@ -11,13 +11,14 @@ depend on anything that differs between ranks.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 
 from planner.dims.roots import is_view
 from planner.graph.checking import checked
 from planner.graph.graph import Graph, Node
 from planner.graph.layout import Mesh
+from planner.graph.sections import RECEIVE, is_sent_once
 from planner.lowering.assemble import Needed, assemble
 from planner.lowering.bodies import bodies_of
 from planner.lowering.draft import Draft
@@ -27,8 +28,10 @@ from planner.lowering.operands import Operands
 from planner.lowering.outliving import Outliving
 from planner.lowering.parameters import Parameters
 from planner.lowering.shard_ops import ShardOps
+from planner.lowering.stage_bodies import StageEnds, stage_bodies_of
+from planner.program.actions import Action
 from planner.program.check_order import order_faults
-from planner.program.program import Compute, InputState, Program
+from planner.program.program import Compute, InputState, Program, Sent
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.strategy.modes import mode_faults
@@ -46,11 +49,14 @@ def lower(
     *,
     timing: Costing | None = None,
     rank: int = 0,
+    actions: Sequence[Action] = (),
 ) -> Program:
     """The program of one training step of `rank`; rank 0 has the largest shards. `costing` decides
     the steps by which layouts change; `timing` (by default the same) the seconds of every
-    instruction, which are those of rank 0 on every rank."""
-    return lowered(model, mesh, choices, costing, timing=timing, rank=rank)(choices.bucket)
+    instruction, which are those of rank 0 on every rank. If the model is a pipeline stage, it runs
+    `actions` of the letters of schedules."""
+    made = lowered(model, mesh, choices, costing, timing=timing, rank=rank, actions=actions)
+    return made(choices.bucket)
 
 
 def lowered(
@@ -61,6 +67,7 @@ def lowered(
     *,
     timing: Costing | None = None,
     rank: int = 0,
+    actions: Sequence[Action] = (),
 ) -> Callable[[int], Program]:
     """A function from the bytes of a bucket to the program with such buckets; the bucket of
     `choices` is ignored. All these programs have the same instructions in order of need, which are
@@ -70,14 +77,27 @@ def lowered(
     needed = _in_order_of_need(choices, local, draft, costing, timing)
     checked("lowering", lambda: order_faults(draft.instructions, mesh))
     overlaps = costing.cluster.device.overlap > 0
-    bodies = bodies_of(
-        draft,
-        model.graph.microbatches,
-        kept=needed.kept,
-        held=needed.held,
-        stored_by_all={new for old, new in needed.stores if old in needed.stored_by_all},
-        timing=timing,
-    )
+    stored = {new for old, new in needed.stores if old in needed.stored_by_all}
+    if actions:
+        assert needed.ends is not None
+        bodies = stage_bodies_of(
+            draft,
+            actions,
+            needed.ends,
+            kept=needed.kept,
+            held=needed.held,
+            stored_by_all=stored,
+            timing=timing,
+        )
+    else:
+        bodies = bodies_of(
+            draft,
+            model.graph.microbatches,
+            kept=needed.kept,
+            held=needed.held,
+            stored_by_all=stored,
+            timing=timing,
+        )
 
     def program(bucket: int) -> Program:
         return assemble(needed, draft, bodies, local, bucket, timing=timing, overlaps=overlaps)
@@ -102,8 +122,9 @@ def _in_order_of_need(
     loss = None if graph.loss is None else outliving.read_whole(graph.loss, trained)
     reported = tuple((name, outliving.read_whole(value, trained)) for name, value in graph.reported)
     stores = outliving.stores()
-    parameters.update(states, timing)
-    inputs = tuple(operands.inputs.values())
+    squares = parameters.update(states, timing)
+    sent = tuple(_sent(number, value, choices, local, operands) for number, value in graph.sent)
+    inputs = (*operands.inputs.values(), *((squares[1],) if squares else ()))
     held = trained | {state.value for state in inputs}
     return Needed(
         states=states,
@@ -116,8 +137,51 @@ def _in_order_of_need(
         trained=trained,
         initial_bytes=parameters.nbytes(costing)
         | {"inputs": sum(_input_bytes(draft, graph, state) for state in inputs)},
+        sent=sent,
+        squares=None if squares is None else (squares[0], squares[1].value),
+        ends=_ends(graph, sent, inputs, squares),
         stored_by_all=frozenset(
             state.value for (value, _), state in operands.inputs.items() if value in graph.carried
+        ),
+    )
+
+
+def _sent(
+    number: int, value: int, choices: Choices, local: LocalShapes, operands: Operands
+) -> Sent:
+    """A value that leaves the stage, in the layout in which the op that sends it leaves it."""
+    graph = local.model.graph
+    writer = graph.values[value].writer
+    assert writer is not None
+    (layout,) = choices.strategies[writer].results
+    return Sent(
+        crossing=number,
+        value=operands.operand(value, graph.nodes[writer].phase, layout),
+        subshape=local.model.dims.shapes[value],
+        layout=layout,
+        dtype=graph.values[value].dtype,
+    )
+
+
+def _ends(
+    graph: Graph,
+    sent: tuple[Sent, ...],
+    inputs: Sequence[InputState],
+    squares: tuple[int, InputState] | None,
+) -> StageEnds:
+    """Where a stage meets others."""
+    once = {number for number, value in graph.sent if is_sent_once(graph, value)}
+    late = {
+        str(number)
+        for number, value in graph.received
+        if any(n.phase == "update" and value in n.operands for n in graph.nodes if n.op == RECEIVE)
+    }
+    own, total = ((), ()) if squares is None else ((squares[0],), (squares[1].value,))
+    return StageEnds(
+        sent=frozenset(one.value for one in sent if one.crossing not in once),
+        shares=frozenset((*own, *(one.value for one in sent if one.crossing in once))),
+        late=frozenset(
+            (*total, *(s.value for s in inputs if s.kind == "received" and s.name in late))
         ),
     )
 

@@ -9,7 +9,7 @@ from planner.lowering.draft import Draft
 from planner.lowering.local_shapes import LocalShapes
 from planner.lowering.operands import Operands
 from planner.lowering.ready_gradients import ready_gradients
-from planner.program.program import ParameterState, Update
+from planner.program.program import InputState, ParameterState, Update
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.workload.precision import Formats
@@ -56,8 +56,12 @@ class Parameters:
         parameter, strategy = self.chosen[index]
         self.operands.deliver(self.roots[parameter.gradient], "update", strategy.updated)
 
-    def update(self, states: tuple[ParameterState, ...], timing: Costing) -> None:
-        """Adds the optimizer's step and, before it, what makes the gradients ready for it."""
+    def update(
+        self, states: tuple[ParameterState, ...], timing: Costing
+    ) -> tuple[int, InputState] | None:
+        """Adds the optimizer's step and, before it, what makes the gradients ready for it. In a
+        pipeline stage that needs the squares of all gradients: the value of their sum here, and
+        that of all stages, which comes in."""
         gradients = tuple(
             self.operands.operand(p.gradient, "update", s.updated) for p, s in self.chosen
         )
@@ -70,7 +74,14 @@ class Parameters:
         sizes, place = self.local.mesh.sizes, self.local.place
         shapes = [local_shape(s.subshape, s.updated, sizes, place) for s in states]
         ready = ready_gradients(
-            gradients, states, shapes, timing, self.draft.new, scale=self._scale()
+            gradients,
+            states,
+            shapes,
+            timing,
+            self.draft.new,
+            scale=self._scale(),
+            copies={self.graph.values[v].name for v in self.graph.copies},
+            of_stages=bool(self.graph.sent or self.graph.received),
         )
         self.draft.instructions += ready.instructions
         self.draft.instructions.append(
@@ -81,6 +92,18 @@ class Parameters:
                 time=seconds,
             )
         )
+        if ready.of_stage is None or ready.squares is None:
+            return None
+        whole = tuple(REPLICATE for _ in self.local.mesh.sizes)
+        total = InputState(
+            name="squares",
+            value=ready.squares,
+            subshape=(),
+            layout=whole,
+            dtype=ready.dtype,
+            kind="squares",
+        )
+        return ready.of_stage, total
 
     def _scale(self) -> int | None:
         """The program value of the loss's scale, if it is scaled."""

@@ -10,7 +10,7 @@ squares shows whether any gradient has overflowed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +27,14 @@ __all__ = ["Ready", "ready_gradients"]
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ready:
     """The instructions that make gradients ready, the ids of the gradients that the update reads
-    and, if it was needed, that of the sum of the squares of all reduced gradients."""
+    and, if it was needed, that of the sum of the squares of all reduced gradients; if it comes in
+    from other stages, `of_stage` is this one's, of `dtype`."""
 
     instructions: tuple[Instruction, ...]
     gradients: tuple[int, ...]
     squares: int | None = None
+    of_stage: int | None = None
+    dtype: str = ""
 
 
 def ready_gradients(
@@ -41,9 +44,13 @@ def ready_gradients(
     costing: Costing,
     new: Callable[[int], int],
     scale: int | None = None,
+    copies: Collection[str] = (),
+    *,
+    of_stages: bool = False,
 ) -> Ready:
     """The gradients made ready. `shapes` are those of the shards; `new(nbytes)` makes a value id;
-    `scale` is the id of the loss's scale, if it has one."""
+    `scale` is the id of the loss's scale, if it has one. With `of_stages`, the sum of squares is
+    that of all pipeline stages, of which an earlier one counts the parameters `copies`."""
     updates = costing.updates
     if not any(updates.changes_gradients(state.dtype) for state in states):
         return Ready(instructions=(), gradients=tuple(gradients))
@@ -57,7 +64,11 @@ def ready_gradients(
     squares: int | None = None
     name = "ready" if updates.clip_norm is None else "clip"
     if updates.sums_squares:
-        out, squares = _squares(name, gradients, states, sum(before), costing, new)
+        own = [None if s.name in copies else s for s in states]
+        out, squares = _squares(name, gradients, states, own, sum(before), costing, new)
+    of_stage, wide = squares, _wide(states)
+    if of_stages and squares is not None:
+        squares = new(dtype_bytes(wide))
     ready: list[int] = []
     given = _Given(squares, scale)
     for number, group in enumerate(_groups(after)):
@@ -83,24 +94,36 @@ def ready_gradients(
                 ),
             )
         )
-    return Ready(instructions=tuple(out), gradients=tuple(ready), squares=squares)
+    return Ready(
+        instructions=tuple(out),
+        gradients=tuple(ready),
+        squares=squares,
+        of_stage=of_stage if of_stages else None,
+        dtype=wide,
+    )
+
+
+def _wide(states: Sequence[ParameterState]) -> str:
+    """The format in which squares are added up."""
+    return "float64" if any(state.dtype == "float64" for state in states) else "float32"
 
 
 def _squares(
     name: str,
     gradients: Sequence[int],
     states: Sequence[ParameterState],
+    own: Sequence[ParameterState | None],
     nbytes: int,
     costing: Costing,
     new: Callable[[int], int],
 ) -> tuple[list[Instruction], int]:
     """The instructions that sum the squares of all gradients, of `nbytes` on this rank, over all
-    ranks that hold pieces; and the id of the sum."""
+    ranks that hold pieces; and the id of the sum. Those that are not its `own` count for nothing."""
     split = {
         axis for state in states for axis, place in enumerate(state.updated) if is_split(place)
     }
     axes = tuple(sorted(split))
-    wide = "float64" if any(state.dtype == "float64" for state in states) else "float32"
+    wide = _wide(states)
     squares = new(dtype_bytes(wide))
     out: list[Instruction] = [
         Compute(
@@ -111,7 +134,7 @@ def _squares(
             dtypes=(wide,),
             args=(
                 tuple(map(Ref, gradients)),
-                tuple(_share(state, axes, costing.sizes) for state in states),
+                tuple(0.0 if s is None else _share(s, axes, costing.sizes) for s in own),
             ),
             kind="reduction",
             phase="update",

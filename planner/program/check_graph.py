@@ -15,7 +15,7 @@ import torch.fx
 
 from planner.graph.graph import Graph, Node
 from planner.graph.layout import SubShape
-from planner.graph.sections import is_accumulate
+from planner.graph.sections import OF_UPDATE
 from planner.program.check_shapes import kind_of, name_of, signature_faults
 
 __all__ = ["GIVEN", "dims_faults", "graph_faults", "lint_faults"]
@@ -23,8 +23,6 @@ __all__ = ["GIVEN", "dims_faults", "graph_faults", "lint_faults"]
 #: The kinds of values that no node writes.
 GIVEN = ("parameter", "buffer", "input", "key", "scale", "received")
 _PHASES = ("forward", "backward")
-#: The phase of the nodes that add up gradients over microbatches.
-_SUMS = ("forward", "update")
 
 
 def graph_faults(graph: Graph) -> Iterator[str]:
@@ -46,7 +44,7 @@ def _number_faults(graph: Graph) -> Iterator[str]:
     for place, node in enumerate(graph.nodes):
         if node.index != place:
             yield f"node {place} ({node.op}) has index {node.index}"
-        phases = _SUMS if is_accumulate(node) else _PHASES
+        phases = (*_PHASES, "update") if node.op in OF_UPDATE else _PHASES
         if node.phase not in phases:
             yield f"node {place} ({node.op}) is of phase {node.phase!r}: {' or '.join(phases)}"
     for place, value in enumerate(graph.values):

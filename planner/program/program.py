@@ -216,7 +216,8 @@ class InputState:
     """A value that comes into the step, in the layout of each rank's shard. `kind`: `input`, a
     batch tensor (`name` is its position in the batch); `buffer`, of the module; `key`, the number
     from which the step's random masks are drawn; `scale`, that by which the loss is multiplied;
-    `received`, from another pipeline stage (`name` is the number of the crossing).
+    `received`, from another pipeline stage (`name` is the number of the crossing); `squares`, the
+    sum of the squares of the gradients of all stages.
 
     If the step runs in microbatches, `subshape` is that of one microbatch's piece, and `pieces` =
     (outer, here): the whole tensor, row-major, is (outer, microbatches * here, inner), and
@@ -258,7 +259,9 @@ class Program:
     messages: `shared` (memory shared by ranks of one machine), `gloo` or `nccl`.
 
     The program of a pipeline stage also has the values that it `sent`, and those `stashed`: what a
-    microbatch's forward leaves for its backward. Only the stage that computes the loss has one."""
+    microbatch's forward leaves for its backward. Only the stage that computes the loss has one.
+    `squares` are the values of the sum of the squares of this stage's gradients, and of that of all
+    stages."""
 
     mesh: Mesh
     bodies: Mapping[str, tuple[Instruction, ...]]
@@ -276,6 +279,7 @@ class Program:
     backend: str = "shared"
     sent: tuple[Sent, ...] = ()
     stashed: frozenset[int] = frozenset()
+    squares: tuple[int, int] | None = None
 
     @property
     def told(self) -> tuple[tuple[str, int], ...]:

@@ -13,7 +13,8 @@ from planner.rules.signature import Call, OpCost, Signature, register
 @register("shardwright.receive", "shardwright.send")
 def _crossing(call: Call) -> Signature:
     """A value crosses whole or in pieces, not as partial sums; the op itself moves nothing."""
-    return replace(pointwise_signature(call), cost=lambda s: OpCost(flops=0.0, elements=0.0))
+    found = replace(pointwise_signature(call), cost=lambda s: OpCost(flops=0.0, elements=0.0))
+    return replace(found, kind="view") if call.op == "shardwright.send" else found
 
 
 @register("shardwright.sum_of_stages")

@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from cost_models.errors import UserError
 from planner.dims.subdims import SubDims
 from planner.graph.graph import Graph, Node
+from planner.graph.sections import SUM_OF_STAGES
 from planner.stages.free import free_nodes
 
-__all__ = ["SUM_OF_STAGES", "Assigned", "CannotCut", "assigned"]
-
-#: Adds up the shares that stages have in the gradient of a parameter that several of them read.
-SUM_OF_STAGES = "shardwright.sum_of_stages"
+__all__ = ["Assigned", "CannotCut", "assigned"]
 
 
 class CannotCut(UserError):
@@ -147,9 +145,7 @@ class _Assignment:
             # Of a module on several stages, what can runs on the first: only its gradient crosses.
             self.stage[node.index] = min(own) if own else max(possible)
 
-    def _lowest(
-        self, nodes: Sequence[Node], holders: dict[int, tuple[int, ...]]
-    ) -> dict[int, int]:
+    def _lowest(self, nodes: Sequence[Node], holders: dict[int, tuple[int, ...]]) -> dict[int, int]:
         """The first stage on which each node can run: what it, or a node that reads its result,
         reads of forward is there, and so is the parameter that it makes a gradient for."""
         due: dict[int, int] = defaultdict(int)

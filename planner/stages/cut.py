@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 
 from planner.dims.subdims import SubDims, infer
 from planner.graph.graph import Graph, Node, Ref, Value, map_refs, renumbered
+from planner.graph.sections import RECEIVE, SEND
 from planner.stages.assign import Assigned, assigned
 from planner.stages.tied import is_late, with_shares
 
 __all__ = ["Crossing", "Cut", "StageGraph", "stage_graphs"]
-
-RECEIVE, SEND = "shardwright.receive", "shardwright.send"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,7 +175,9 @@ class _Stage:
         first: dict[int, int] = {}
         for node in reversed(self.members):
             first |= dict.fromkeys(node.operands, node.index)
-        backward = next((n.index for n in self.members if n.phase != "forward"), len(self.whole.nodes))
+        backward = next(
+            (n.index for n in self.members if n.phase != "forward"), len(self.whole.nodes)
+        )
         for (value, target), crossing in self.cut.comes.items():
             if target == self.stage:
                 at = min(first[value], backward) if crossing.phase == "forward" else first[value]
@@ -223,6 +224,11 @@ class _Stage:
             sent=tuple(self.sent),
             received=tuple(self.received),
             samples=tuple(self.samples),
+            copies=tuple(
+                p.value
+                for p, holders in zip(whole.parameters, self.cut.holders, strict=True)
+                if self.stage in holders[1:]
+            ),
         )
         return renumbered(
             graph, nodes, [v for v in self.values.values() if mine(v.id) or v.id in kept]
@@ -232,9 +238,7 @@ class _Stage:
         """The node, reading what is received instead of what another stage makes."""
         if self.given.keys().isdisjoint(node.operands):
             return node
-        args, kwargs = map_refs(
-            (node.args, node.kwargs), lambda v: Ref(self.given.get(v, v))
-        )
+        args, kwargs = map_refs((node.args, node.kwargs), lambda v: Ref(self.given.get(v, v)))
         return replace(node, args=args, kwargs=kwargs)
 
     def _receive(self, value: int, crossing: Crossing, at: int) -> None:
@@ -244,8 +248,7 @@ class _Stage:
         self.received.append((crossing.number, came))
         self.samples += [(came, dim) for dim in self._sample_dims(value)]
         self.given[value] = result
-        phase = "forward" if crossing.phase == "forward" else "backward"
-        self.placed.append(((at, 0), self._node(RECEIVE, came, result, value, phase)))
+        self.placed.append(((at, 0), self._node(RECEIVE, came, result, value, crossing.phase)))
 
     def _send(self, value: int, crossing: Crossing, first: dict[int, int]) -> None:
         source = self.given.get(value, value)
@@ -253,8 +256,7 @@ class _Stage:
         self.sent.append((crossing.number, result))
         writer = self.cut._writer(value)
         at = (first[value], 0) if value in self.given else (writer, 2)
-        phase = "forward" if crossing.phase == "forward" else "backward"
-        self.placed.append((at, self._node(SEND, source, result, value, phase)))
+        self.placed.append((at, self._node(SEND, source, result, value, crossing.phase)))
 
     def _node(self, op: str, source: int, result: int, value: int, phase: str) -> Node:
         like = self.values[source]

@@ -12,9 +12,9 @@ from collections import defaultdict
 from dataclasses import dataclass, replace
 
 from planner.graph.graph import Graph, Node, Ref, Value
-from planner.graph.sections import ACCUMULATE, is_accumulate
+from planner.graph.sections import ACCUMULATE, SUM_OF_STAGES, is_accumulate
 from planner.microbatch.numbered import in_sections
-from planner.stages.assign import SUM_OF_STAGES, Assigned
+from planner.stages.assign import Assigned
 
 __all__ = ["is_late", "with_shares"]
 
@@ -29,9 +29,7 @@ def is_late(node: Node) -> bool:
 
 def with_shares(graph: Graph, assigned: Assigned) -> Graph:
     """The graph with shares; the same graph if no parameter is read by several stages."""
-    tied = [
-        place for place, holders in enumerate(assigned.holders) if len(holders) > 1
-    ]
+    tied = [place for place, holders in enumerate(assigned.holders) if len(holders) > 1]
     return _Shares(graph, assigned).graph(tied) if tied else graph
 
 
@@ -86,7 +84,7 @@ class _Shares:
         shares = [self._share(by_stage[stage], found) for stage in sorted(by_stage)]
         total = self._value(shares[0])
         path = self.old.nodes[self.old.values[found.terms[0]].writer or 0].path
-        self.late.append(self._node(SUM_OF_STAGES, tuple(map(Ref, shares)), total, path, "backward"))
+        self.late.append(self._node(SUM_OF_STAGES, tuple(map(Ref, shares)), total, path, "update"))
         for cast in found.outer:
             self.late.append(self._like(cast, total))
             total = self.late[-1].results[0]  # type: ignore[assignment]
@@ -98,14 +96,18 @@ class _Shares:
         total, *rest = terms
         for term in rest:
             made = self._value(total)
-            self.early[after].append(self._node(_ADD, (Ref(total), Ref(term)), made, self._path(term), "backward"))
+            self.early[after].append(
+                self._node(_ADD, (Ref(total), Ref(term)), made, self._path(term), "backward")
+            )
             total = made
         for cast in found.inner:
             self.early[after].append(self._like(cast, total))
             total = self.early[after][-1].results[0]  # type: ignore[assignment]
         if found.accumulate is not None:
             made = self._value(total)
-            self.early[after].append(self._node(ACCUMULATE, (Ref(total),), made, self._path(terms[0]), "update"))
+            self.early[after].append(
+                self._node(ACCUMULATE, (Ref(total),), made, self._path(terms[0]), "update")
+            )
             total = made
         return total
 

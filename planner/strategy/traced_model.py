@@ -15,7 +15,7 @@ from planner.dims.subdims import SubDims
 from planner.dims.ties import Ties, block_of
 from planner.graph.biases import adds_a_bias
 from planner.graph.graph import Graph, Node, Parameter
-from planner.graph.sections import is_accumulate, repeats_of
+from planner.graph.sections import RECEIVE, SEND, is_accumulate, repeats_of
 from planner.strategy.strategies import AGAIN, Option
 
 __all__ = ["Model", "Pins", "Use", "UseGroups", "Uses"]
@@ -157,11 +157,13 @@ class Model:
 
     def may_have_mode(self, node: Node) -> bool:
         """Whether a node may have any mode but `kept`: an op of forward that is no view. A
-        parameter that is cast is kept, or cast again as `Choices.recast` says."""
+        parameter that is cast is kept, or cast again as `Choices.recast` says. What crosses between
+        stages does so once."""
         return (
             node.phase == "forward"
             and not is_view(self.dims, node.index)
             and not self.casts_parameter(node)
+            and node.op not in (RECEIVE, SEND)
         )
 
     def whole_bytes(self, value: int) -> int:

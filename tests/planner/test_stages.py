@@ -92,7 +92,11 @@ def stepped(cut: Cut, workload: Workload) -> Result:
             stage.values |= {b: stage.values[buffers[b]] for b in stage.graph.carried}
     for stage in stages:
         stage.values |= stage.sums
-        stage.done = {n.index for n, s in zip(stage.graph.nodes, stage.sections, strict=True) if s != AFTER} if microbatches > 1 else set()
+        stage.done = (
+            {n.index for n, s in zip(stage.graph.nodes, stage.sections, strict=True) if s != AFTER}
+            if microbatches > 1
+            else set()
+        )
     for _ in range(2):
         for stage in stages:
             for node in stage.graph.nodes:
@@ -104,7 +108,10 @@ def stepped(cut: Cut, workload: Workload) -> Result:
     buffers_: dict[str, Tensor] = {}
     for stage in stages:
         graph = stage.graph
-        losses |= {"" if name == "loss" and v == graph.loss else name: stage.values[v] for name, v in graph.told}
+        losses |= {
+            "" if name == "loss" and v == graph.loss else name: stage.values[v]
+            for name, v in graph.told
+        }
         for p in graph.parameters:
             if p.name in gradients:
                 assert torch.equal(gradients[p.name], stage.values[p.gradient]), p.name

@@ -1,0 +1,205 @@
+"""The bodies of a pipeline stage: forward, backward (whole, or the half that others wait for and
+the half that no one does) and the update.
+
+Draft, actions of the stage -> bodies in order of need, and the actions by the names of their bodies.
+The bodies of a step of one stage (`bodies.py`) are one microbatch whole; here each is divided by
+phase. What forward leaves for backward is *stashed*: it is there once for every microbatch under
+way. `F`, `B`, `I` and `W` are the letters of schedules; a first or last action has a body of its
+own: it begins sums, or completes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from planner.lowering.bodies import (
+    TOTALS,
+    TOTALS_FIRST,
+    Bodies,
+    Body,
+    Parts,
+    accumulates,
+    entering,
+    needed,
+)
+from planner.lowering.draft import Draft
+from planner.program.actions import Action
+from planner.program.program import Instruction, reads, writes
+from planner.strategy.costing import Costing
+
+__all__ = ["UPDATE", "StageEnds", "stage_bodies_of"]
+
+#: The update, if it waits for what other stages send at the end of the step.
+UPDATE = "UPDATE"
+
+_FIRST, _LAST = "_FIRST", "_LAST"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageEnds:
+    """The values in which a stage meets others: `sent` in every microbatch by forward and by
+    backward, `shares` at the end of the step; `late` are those that come in then."""
+
+    sent: frozenset[int]
+    shares: frozenset[int]
+    late: frozenset[int]
+
+
+def stage_bodies_of(
+    draft: Draft,
+    actions: Sequence[Action],
+    ends: StageEnds,
+    *,
+    kept: frozenset[int],
+    held: frozenset[int],
+    stored_by_all: Iterable[int],
+    timing: Costing,
+) -> Bodies:
+    """The bodies of a stage that runs `actions` (bodies `F` and `B`, or `F`, `I` and `W`), each
+    once for every microbatch."""
+    return _Stage(draft, actions, ends, kept, held, frozenset(stored_by_all), timing).bodies()
+
+
+class _Stage:
+    def __init__(
+        self,
+        draft: Draft,
+        actions: Sequence[Action],
+        ends: StageEnds,
+        kept: frozenset[int],
+        held: frozenset[int],
+        stored: frozenset[int],
+        timing: Costing,
+    ) -> None:
+        self.draft, self.ends, self.kept, self.held = draft, ends, kept, held
+        self.microbatches = 1 + max(action.microbatch for action in actions)
+        outliving = (kept - held) | ends.shares
+        self.parts = Parts(draft, stored | ends.sent, outliving, timing)
+        self.stored = stored
+        self.late = self._late()
+        self.letters = "FB" if any(a.body == "B" for a in actions) else "FIW"
+        self.actions = self._actions(actions)
+        self.listed = self._listed()
+
+    def bodies(self) -> Bodies:
+        """The bodies, and what lives from one of them to others."""
+        enter = {name: entering(body) - self.held for name, body in self.listed.items()}
+        made_by = {
+            name: frozenset(v for one in body for v in writes(one))
+            for name, body in self.listed.items()
+        }
+        once = self.parts.ahead | self.parts.sums | self.parts.once_made
+        per_microbatch = [n for n in self.listed if n != UPDATE and not n.startswith(TOTALS)]
+        stashed = frozenset().union(*(enter[name] for name in per_microbatch)) - once
+        last = self.actions[-1].body
+        crossing = self.ends.sent | self.ends.shares
+        carried = (frozenset().union(*enter.values()) - stashed) | enter.get(UPDATE, frozenset())
+        carried |= frozenset().union(*(made_by[n] for n in per_microbatch if n != last)) & (
+            self.kept - self.held - self.stored
+        )
+        by_name = {}
+        for name, body in self.listed.items():
+            begun = [one for one in body if one.kind == "view" and accumulates(one)]
+            alias = {v: a for v, a in self.draft.alias.items() if v in made_by[name]}
+            alias |= {v: reads(one)[0] for one in begun for v in writes(one)}
+            outlive = self.held | crossing | self.stored
+            outlive |= self._stash_after(name, enter) & stashed
+            outlive |= self.kept if name == last else carried | self.kept
+            ends = frozenset() if name != last else carried - self.kept - enter[name]
+            by_name[name] = Body(instructions=body, alias=alias, kept=frozenset(outlive), ends=ends)
+        return Bodies(
+            by_name=by_name,
+            actions=self.actions,
+            carried=carried,
+            lying=frozenset(self.parts.first.lying),
+            stashed=stashed,
+        )
+
+    def _stash_after(self, name: str, enter: dict[str, frozenset[int]]) -> frozenset[int]:
+        """What later actions of a microbatch read."""
+        letter = name[0]
+        later = self.letters[self.letters.index(letter) + 1 :] if letter in self.letters else ""
+        return frozenset().union(*(enter[n] for n in enter if n[0] in later and n != UPDATE))
+
+    # -------------------------------------------------------------------------------------- actions
+
+    def _actions(self, actions: Sequence[Action]) -> tuple[Action, ...]:
+        """The actions, by the names of their bodies."""
+        stage = actions[0].stage
+        first = {letter: _place(actions, letter, first=True) for letter in self.letters}
+        last = _place(actions, self.letters[-1], first=False)
+        last_input = _place(actions, "I", first=False) if "I" in self.letters else -1
+        out = [
+            Action(TOTALS if j else TOTALS_FIRST, j, stage)
+            for j in range(self.microbatches if self.parts.ahead else 0)
+        ]
+        for place, action in enumerate(actions):
+            ends = place in (last, last_input) and self.microbatches > 1
+            name = action.body
+            name += _FIRST if place == first[action.body] else ""
+            name += _LAST if ends else ""
+            out.append(Action(name, action.microbatch, stage))
+        if self.late:
+            out.append(Action(UPDATE, self.microbatches - 1, stage))
+        return tuple(out)
+
+    # --------------------------------------------------------------------------------- instructions
+
+    def _listed(self) -> dict[str, list[Instruction]]:
+        """The instructions of every body, in order of need."""
+        found: dict[str, list[Instruction]] = {}
+        for name in dict.fromkeys(action.body for action in self.actions):
+            if name.startswith(TOTALS):
+                found[name] = self.parts.listed(name)
+            elif name == UPDATE:
+                found[name] = self._update()
+            else:
+                body = self._of_microbatch(name)
+                change = self.parts.first.of if _FIRST in name else self.parts.added
+                found[name] = [change(one) if accumulates(one) else one for one in body]
+        return found
+
+    def _of_microbatch(self, name: str) -> list[Instruction]:
+        """The instructions of one microbatch's forward, backward, or half of it."""
+        letter, parts = name[0], self.parts
+        whole = self.microbatches == 1 or _LAST in name
+        first = _FIRST in name
+        given = parts.ahead if first else parts.ahead | parts.once_made
+        wanted = parts.sums | parts.stored
+        every = needed(
+            self.draft,
+            wanted | (parts.outliving if self.microbatches == 1 else frozenset()),
+            given,
+            updates=self.microbatches == 1,
+        )
+        forward = {one.id for one in every if one.phase == "forward"}
+        if letter == "F":
+            return [one for one in every if one.id in forward and one.id not in self.late]
+        if whole:
+            every = needed(self.draft, wanted | parts.outliving, given, updates=True)
+        back = [one for one in every if one.id not in forward and one.id not in self.late]
+        if letter == "B":
+            return back
+        sent = needed(self.draft, self.ends.sent, given)
+        inputs = {one.id for one in sent}
+        return [one for one in back if (one.id in inputs) == (letter == "I")]
+
+    def _update(self) -> list[Instruction]:
+        """What waits for other stages at the end of the step."""
+        return [one for one in self.draft.instructions if one.id in self.late]
+
+    def _late(self) -> frozenset[str]:
+        """The ids of the instructions that depend on what comes in at the end of the step; and the
+        update, if any of its gradients does."""
+        due, found = set(self.ends.late), set[str]()
+        for one in self.draft.instructions:
+            if not due.isdisjoint(reads(one)):
+                found.add(one.id)
+                due.update(writes(one))
+        return frozenset(found)
+
+
+def _place(actions: Sequence[Action], body: str, *, first: bool) -> int:
+    places = [place for place, action in enumerate(actions) if action.body == body]
+    return places[0] if first else places[-1]
