@@ -16,6 +16,7 @@ from cost_models.timeline import Timeline
 from planner.graph.layout import Layout, Mesh, SubShape, is_split, local_shape
 from planner.kernels import key_of_microbatch, step_key
 from planner.kernels.shared import shared_memory_of
+from planner.program.actions import Action
 from planner.program.program import Instruction, Program
 from planner.torch_private.allocator import allocations
 from planner.workload.workload import Workload
@@ -178,20 +179,35 @@ class Executor:
         self, bodies: Mapping[str, Step], local: dict[int, Tensor], recorder: Recorder | None
     ) -> tuple[Tensor, ...]:
         """Runs all actions; returns what the last one gives."""
-        key = step_key(self.seed, self.num_steps)
-        self.num_steps += 1
+        key = self.next_key()
         given: tuple[Tensor, ...] = ()
         try:
             for action in self.program.actions:
-                self._state |= pieces_of(self.program, local, action.microbatch)
-                self._state |= self._numbers(key, action.microbatch)
-                if recorder is not None:
-                    recorder.action = action
-                given = self._act(bodies[action.body], recorder)
+                given = self.act(bodies, action, local, key, recorder)
         finally:
             for value in local:
                 self._state.pop(value, None)
         return given
+
+    def next_key(self) -> Tensor:
+        """The key from which the next step's random masks are drawn."""
+        self.num_steps += 1
+        return step_key(self.seed, self.num_steps - 1)
+
+    def act(
+        self,
+        bodies: Mapping[str, Step],
+        action: Action,
+        local: dict[int, Tensor],
+        key: Tensor,
+        recorder: Recorder | None,
+    ) -> tuple[Tensor, ...]:
+        """Runs one action of a step; returns what its body gives."""
+        self._state |= pieces_of(self.program, local, action.microbatch)
+        self._state |= self._numbers(key, action.microbatch)
+        if recorder is not None:
+            recorder.action = action
+        return self._act(bodies[action.body], recorder)
 
     def _numbers(self, key: Tensor, microbatch: int) -> dict[int, Tensor]:
         """The key from which a microbatch's random masks are drawn, and the scale of the loss, by

@@ -130,18 +130,28 @@ def _load(writer: _Writer) -> None:
     popped = writer.stale | {
         state.value for state in writer.program.inputs if state.kind != "buffer"
     }
-    held = [s.value for s in writer.program.inputs]
+    used = {value for one in writer.program.bodies[writer.body] for value in waits_for(one)}
+    held = [
+        s.value
+        for s in writer.program.inputs
+        if s.kind not in ("received", "squares") or s.value in used
+    ]
     held += [i for p in writer.program.parameters for i in dict.fromkeys((p.value, p.shard))]
     for value in dict.fromkeys(held):
         writer.write(f"t{value} = s.pop({value})" if value in popped else f"t{value} = s[{value}]")
     made, used, freed = _carried(writer)
+    if writer.body == writer.program.actions[-1].body:
+        used |= {value for _, value in writer.program.told} & writer.program.carried
     for value in sorted(used - made):
         writer.write(f"t{value} = s.pop({value})" if value in freed else f"t{value} = s[{value}]")
 
 
 def _carried(writer: _Writer) -> tuple[set[int], set[int], set[int]]:
-    """The values carried between actions that this one makes, uses and frees."""
-    body, carried = writer.program.bodies[writer.body], writer.program.carried
+    """The values carried between actions, or stashed for later ones of the same microbatch, that
+    this one makes, uses and frees; what leaves for other stages is made for them."""
+    program, body = writer.program, writer.program.bodies[writer.body]
+    carried = program.carried | program.stashed | {one.value for one in program.sent}
+    carried |= set() if program.squares is None else {program.squares[0]}
     made = {value for one in body if in_place(one) is None for value in writes(one)}
     used = {value for one in body for value in waits_for(one)}
     freed = {value for one in body for value in one.frees}

@@ -26,12 +26,16 @@ class Updater:
             shard.to(getattr(torch, state.master)) if state.master else shard
             for state, shard in zip(program.parameters, shards, strict=True)
         ]
-        self.optimizer = make_optimizer(
-            workload.optimizer,
-            self.updated,
-            workload.learning_rate,
-            workload.optimizer_settings,
-            [state.name for state in program.parameters],
+        self.optimizer = (
+            make_optimizer(
+                workload.optimizer,
+                self.updated,
+                workload.learning_rate,
+                workload.optimizer_settings,
+                [state.name for state in program.parameters],
+            )
+            if self.updated  # a pipeline stage may have no parameters
+            else None
         )
         self._copies = [
             (shard, master)
@@ -46,7 +50,8 @@ class Updater:
             tensor.grad = (
                 gradient if gradient.stride() == tensor.stride() else gradient.contiguous()
             )
-        self.optimizer.step()
+        if self.optimizer is not None:
+            self.optimizer.step()
         for tensor in self.updated:
             tensor.grad = None
         for shard, master in self._copies:
@@ -55,4 +60,5 @@ class Updater:
     @property
     def nbytes(self) -> int:
         """The bytes of the optimizer's state and of master copies."""
-        return state_bytes(self.optimizer) + sum(master.nbytes for _, master in self._copies)
+        state = 0 if self.optimizer is None else state_bytes(self.optimizer)
+        return state + sum(master.nbytes for _, master in self._copies)

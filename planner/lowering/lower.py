@@ -180,9 +180,8 @@ def _ends(
     return StageEnds(
         sent=frozenset(one.value for one in sent if one.crossing not in once),
         shares=frozenset((*own, *(one.value for one in sent if one.crossing in once))),
-        late=frozenset(
-            (*total, *(s.value for s in inputs if s.kind == "received" and s.name in late))
-        ),
+        late=frozenset(s.value for s in inputs if s.kind == "received" and s.name in late),
+        squares=frozenset(total),
     )
 
 

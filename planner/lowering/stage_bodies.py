@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from planner.graph.sections import RECEIVE
 from planner.lowering.bodies import (
     TOTALS,
     TOTALS_FIRST,
@@ -25,25 +26,31 @@ from planner.lowering.bodies import (
 )
 from planner.lowering.draft import Draft
 from planner.program.actions import Action
-from planner.program.program import Instruction, reads, writes
+from planner.program.program import Compute, Instruction, reads, writes
 from planner.strategy.costing import Costing
 
-__all__ = ["UPDATE", "StageEnds", "stage_bodies_of"]
+__all__ = ["SHARES", "UPDATE", "StageEnds", "stage_bodies_of"]
 
-#: The update, if it waits for what other stages send at the end of the step.
-UPDATE = "UPDATE"
+#: What waits for what other stages send at the end of the step: for their shares in the gradients of
+#: tied parameters, before the norm of all gradients is known; and the update.
+SHARES, UPDATE = "SHARES", "UPDATE"
 
 _FIRST, _LAST = "_FIRST", "_LAST"
+
+#: The bodies that run after one of a letter, for the same microbatch.
+_LATER = {"F": "BIW", "I": "W"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StageEnds:
     """The values in which a stage meets others: `sent` in every microbatch by forward and by
-    backward, `shares` at the end of the step; `late` are those that come in then."""
+    backward, `shares` at the end of the step; `late` are those that come in then, and `squares` the
+    sum of the squares of the gradients of all stages, which comes last."""
 
     sent: frozenset[int]
     shares: frozenset[int]
     late: frozenset[int]
+    squares: frozenset[int] = frozenset()
 
 
 def stage_bodies_of(
@@ -56,8 +63,8 @@ def stage_bodies_of(
     stored_by_all: Iterable[int],
     timing: Costing,
 ) -> Bodies:
-    """The bodies of a stage that runs `actions` (bodies `F` and `B`, or `F`, `I` and `W`), each
-    once for every microbatch."""
+    """The bodies of a stage that runs `actions`: for every microbatch once `F`, and `B` or both `I`
+    and `W`."""
     return _Stage(draft, actions, ends, kept, held, frozenset(stored_by_all), timing).bodies()
 
 
@@ -77,8 +84,11 @@ class _Stage:
         outliving = (kept - held) | ends.shares
         self.parts = Parts(draft, stored | ends.sent, outliving, timing)
         self.stored = stored
-        self.late = self._late()
-        self.letters = "FB" if any(a.body == "B" for a in actions) else "FIW"
+        last = self._after(ends.squares)
+        early = self._after(ends.late) - last
+        self.ends_of = {SHARES: early, UPDATE: last} if ends.squares else {UPDATE: early}
+        self.ends_of = {name: ids for name, ids in self.ends_of.items() if ids}
+        self.late = last | early
         self.actions = self._actions(actions)
         self.listed = self._listed()
 
@@ -90,11 +100,14 @@ class _Stage:
             for name, body in self.listed.items()
         }
         once = self.parts.ahead | self.parts.sums | self.parts.once_made
-        per_microbatch = [n for n in self.listed if n != UPDATE and not n.startswith(TOTALS)]
+        per_microbatch = [
+            n for n in self.listed if n not in self.ends_of and not n.startswith(TOTALS)
+        ]
         stashed = frozenset().union(*(enter[name] for name in per_microbatch)) - once
         last = self.actions[-1].body
         crossing = self.ends.sent | self.ends.shares
-        carried = (frozenset().union(*enter.values()) - stashed) | enter.get(UPDATE, frozenset())
+        at_end = frozenset().union(*(enter[name] for name in self.ends_of))
+        carried = (frozenset().union(*enter.values()) - stashed) | at_end
         carried |= frozenset().union(*(made_by[n] for n in per_microbatch if n != last)) & (
             self.kept - self.held - self.stored
         )
@@ -118,30 +131,31 @@ class _Stage:
 
     def _stash_after(self, name: str, enter: dict[str, frozenset[int]]) -> frozenset[int]:
         """What later actions of a microbatch read."""
-        letter = name[0]
-        later = self.letters[self.letters.index(letter) + 1 :] if letter in self.letters else ""
-        return frozenset().union(*(enter[n] for n in enter if n[0] in later and n != UPDATE))
+        later = "" if name in self.ends_of else _LATER.get(name[0], "")
+        read = (enter[n] for n in enter if n[0] in later and n not in self.ends_of)
+        return frozenset().union(*read)
 
     # -------------------------------------------------------------------------------------- actions
 
     def _actions(self, actions: Sequence[Action]) -> tuple[Action, ...]:
         """The actions, by the names of their bodies."""
         stage = actions[0].stage
-        first = {letter: _place(actions, letter, first=True) for letter in self.letters}
-        last = _place(actions, self.letters[-1], first=False)
-        last_input = _place(actions, "I", first=False) if "I" in self.letters else -1
+        ends = {
+            letters: [place for place, action in enumerate(actions) if action.body in letters]
+            for letters in ("F", "BI", "BW")
+        }
+        firsts = {places[0] for places in ends.values() if places}
+        lasts = {ends["BW"][-1]} if self.microbatches > 1 else set()
         out = [
             Action(TOTALS if j else TOTALS_FIRST, j, stage)
             for j in range(self.microbatches if self.parts.ahead else 0)
         ]
         for place, action in enumerate(actions):
-            ends = place in (last, last_input) and self.microbatches > 1
             name = action.body
-            name += _FIRST if place == first[action.body] else ""
-            name += _LAST if ends else ""
+            name += _FIRST if place in firsts else ""
+            name += _LAST if place in lasts else ""
             out.append(Action(name, action.microbatch, stage))
-        if self.late:
-            out.append(Action(UPDATE, self.microbatches - 1, stage))
+        out += [Action(name, self.microbatches - 1, stage) for name in self.ends_of]
         return tuple(out)
 
     # --------------------------------------------------------------------------------- instructions
@@ -152,8 +166,8 @@ class _Stage:
         for name in dict.fromkeys(action.body for action in self.actions):
             if name.startswith(TOTALS):
                 found[name] = self.parts.listed(name)
-            elif name == UPDATE:
-                found[name] = self._update()
+            elif name in self.ends_of:
+                found[name] = [o for o in self.draft.instructions if o.id in self.ends_of[name]]
             else:
                 body = self._of_microbatch(name)
                 change = self.parts.first.of if _FIRST in name else self.parts.added
@@ -167,13 +181,10 @@ class _Stage:
         first = _FIRST in name
         given = parts.ahead if first else parts.ahead | parts.once_made
         wanted = parts.sums | parts.stored
-        every = needed(
-            self.draft,
-            wanted | (parts.outliving if self.microbatches == 1 else frozenset()),
-            given,
-            updates=self.microbatches == 1,
-        )
-        forward = {one.id for one in every if one.phase == "forward"}
+        one = self.microbatches == 1
+        some = wanted | parts.outliving if one else wanted
+        every = needed(self.draft, some, given, updates=one)
+        forward = _forward(every)
         if letter == "F":
             return [one for one in every if one.id in forward and one.id not in self.late]
         if whole:
@@ -181,18 +192,13 @@ class _Stage:
         back = [one for one in every if one.id not in forward and one.id not in self.late]
         if letter == "B":
             return back
-        sent = needed(self.draft, self.ends.sent, given)
-        inputs = {one.id for one in sent}
+        inputs = {one.id for one in needed(self.draft, self.ends.sent, given)}
+        inputs |= {one.id for one in back if isinstance(one, Compute) and one.op == RECEIVE}
         return [one for one in back if (one.id in inputs) == (letter == "I")]
 
-    def _update(self) -> list[Instruction]:
-        """What waits for other stages at the end of the step."""
-        return [one for one in self.draft.instructions if one.id in self.late]
-
-    def _late(self) -> frozenset[str]:
-        """The ids of the instructions that depend on what comes in at the end of the step; and the
-        update, if any of its gradients does."""
-        due, found = set(self.ends.late), set[str]()
+    def _after(self, values: frozenset[int]) -> frozenset[str]:
+        """The ids of the instructions that depend on values that come in."""
+        due, found = set(values), set[str]()
         for one in self.draft.instructions:
             if not due.isdisjoint(reads(one)):
                 found.add(one.id)
@@ -200,6 +206,13 @@ class _Stage:
         return frozenset(found)
 
 
-def _place(actions: Sequence[Action], body: str, *, first: bool) -> int:
-    places = [place for place, action in enumerate(actions) if action.body == body]
-    return places[0] if first else places[-1]
+def _forward(instructions: Iterable[Instruction]) -> set[str]:
+    """The ids of the instructions of forward, without views of what backward makes (a piece of a
+    value, say): these belong to backward."""
+    found, later = set[str](), set[int]()
+    for one in instructions:
+        if one.phase == "forward" and later.isdisjoint(reads(one)):
+            found.add(one.id)
+        else:
+            later.update(writes(one))
+    return found

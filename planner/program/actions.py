@@ -18,6 +18,9 @@ __all__ = ["STEP", "WHOLE_STEP", "Action", "few", "parse_actions", "runs", "show
 #: The body of a step without microbatches: everything from the first forward op to the update.
 STEP = "STEP"
 
+#: The letters of the bodies of pipeline stages.
+_OF_SCHEDULES = ("F", "B", "I", "W")
+
 _ACTION = re.compile(r"(\d+)([A-Z_]+)(\d+)")
 
 
@@ -65,5 +68,9 @@ def runs(actions: Sequence[Action]) -> Iterator[tuple[Action, ...]]:
 
 def few(actions: Sequence[Action]) -> tuple[Action, ...]:
     """The actions without the third and later ones of a run: what holds for two that follow each
-    other holds for all of the run."""
-    return tuple(action for run in runs(actions) for action in run[:2])
+    other holds for all of the run. Of a pipeline stage, whose bodies take turns, those of the first
+    two microbatches and of the last."""
+    if not any(action.body.partition("_")[0] in _OF_SCHEDULES for action in actions):
+        return tuple(action for run in runs(actions) for action in run[:2])
+    last = max(action.microbatch for action in actions)
+    return tuple(action for action in actions if action.microbatch in (0, 1, last))

@@ -8,6 +8,7 @@ lowering checks each program that it makes.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -78,14 +79,25 @@ def _lifetimes(program: Program) -> Iterator[str]:
     state = program.trained
     given = state | {one.value for one in program.inputs}
     replacing = {new for old, new in program.stores if old in program.stored_by_all}
+    sent = {one.value for one in program.sent}
+    own = set() if program.squares is None else {program.squares[0]}
     alive = set(given)
     actions = few(program.actions)
+    stash: dict[int, set[int]] = defaultdict(set)
     for number, action in enumerate(actions, start=1):
+        alive |= stash.pop(action.microbatch, set())
         yield from _lifetimes_of(program.bodies[action.body], alive, state)
+        alive -= sent  # they leave at the end of the action
         if number < len(actions):
             alive -= replacing
-            if alive - given - program.carried:
-                yield f"{action} ends with {sorted(alive - given - program.carried)}, which are not carried"
+            stash[action.microbatch] = alive & program.stashed
+            alive -= program.stashed
+            left = alive - given - program.carried - own
+            if left:
+                yield f"{action} ends with {sorted(left)}, which are not carried"
+    for microbatch, stashed in stash.items():
+        if stashed:
+            yield f"microbatch {microbatch} ends with {sorted(stashed)}, stashed for no action"
     kept = {
         *(value for _, value in program.told),
         *(value for pair in program.stores for value in pair),

@@ -64,6 +64,7 @@ def _leaks(program: Program) -> Iterator[str]:
     given = {
         *(value for _, value in program.told),
         *(one.value for one in program.sent),
+        *(() if program.squares is None else program.squares[:1]),
         *(value for _, value in program.stores),
     }
     freed = {value for instruction in program.written for value in instruction.frees}

@@ -238,7 +238,11 @@ class _Stage:
         """The node, reading what is received instead of what another stage makes."""
         if self.given.keys().isdisjoint(node.operands):
             return node
-        args, kwargs = map_refs((node.args, node.kwargs), lambda v: Ref(self.given.get(v, v)))
+
+        def named(value: int) -> Ref:
+            return Ref(self.given.get(value, value))
+
+        args, kwargs = map_refs((node.args, node.kwargs), named)
         return replace(node, args=args, kwargs=kwargs)
 
     def _receive(self, value: int, crossing: Crossing, at: int) -> None:

@@ -1,0 +1,146 @@
+"""A pipeline: the programs of its stages, the schedule of their actions, and what they send to each
+other.
+
+Ranks are numbered place after place. A value crosses in parcels, one for each pair of ranks of which
+one holds a piece that the other needs: each element is sent to a rank once, by one of the ranks that
+hold it, and ranks that hold the same share the sending.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from planner.graph.layout import Layout, Mesh, SubShape, is_split, piece_sizes, start_of
+from planner.program.program import Program
+from planner.schedules.schedule import Schedule
+
+__all__ = ["Indices", "Parcel", "Piece", "Pipeline", "Transfer", "indices_of", "parcels"]
+
+#: The elements of a dim, in order.
+Indices = tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Piece:
+    """How a stage holds a value that crosses."""
+
+    subshape: SubShape
+    layout: Layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Transfer:
+    """A value that stage `source` sends to stage `target`, by the number of its crossing. `phase`:
+    `forward` or `backward`, in every microbatch, or `update`, once a step."""
+
+    number: int
+    source: int
+    target: int
+    phase: str
+    dtype: str
+    sent: Piece
+    received: Piece
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parcel:
+    """What one rank sends to another of a value: which elements of the sender's shard, dim by dim,
+    go to which of the receiver's. None: all of the shard, as it is. `shape` is that of the parcel.
+    Ranks count from the first one of their stage."""
+
+    sender: int
+    receiver: int
+    take: tuple[Indices, ...] | None
+    put: tuple[Indices, ...] | None
+    shape: tuple[int, ...]
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """`programs[s]` is the program of stage `s`, on a mesh of its own; `firsts[p]` the first rank of
+    place `p`."""
+
+    programs: tuple[Program, ...]
+    schedule: Schedule
+    transfers: tuple[Transfer, ...]
+    firsts: tuple[int, ...]
+
+    @property
+    def num_ranks(self) -> int:
+        """The ranks of all places."""
+        return (
+            self.firsts[-1] + self.programs[self.schedule.stages_at(self._last)[0]].mesh.num_devices
+        )
+
+    @property
+    def _last(self) -> int:
+        return self.schedule.num_places - 1
+
+    def place_of(self, rank: int) -> int:
+        """The place that a rank belongs to."""
+        return max(place for place, first in enumerate(self.firsts) if first <= rank)
+
+    def first_rank(self, stage: int) -> int:
+        """The first rank of a stage."""
+        return self.firsts[self.schedule.places[stage]]
+
+
+def indices_of(piece: Piece, mesh: Mesh, rank: int) -> tuple[Indices, ...]:
+    """The elements of every dim that a rank of the mesh holds, in the order of its shard."""
+    place = mesh.coordinate(rank)
+    flat = [(0, size) for dim in piece.subshape for size in dim]
+    for axis, placement in enumerate(piece.layout):
+        if is_split(placement):
+            start, size = flat[placement]
+            count = mesh.sizes[axis]
+            flat[placement] = (
+                start + start_of(size, count, place[axis]),
+                piece_sizes(size, (count,))[place[axis]],
+            )
+    out, at = [], 0
+    for dim in piece.subshape:
+        found: Indices = (0,)
+        for size, (start, length) in zip(dim, flat[at : at + len(dim)], strict=True):
+            found = tuple(i * size + j for i in found for j in range(start, start + length))
+        out.append(found)
+        at += len(dim)
+    return tuple(out)
+
+
+def parcels(transfer: Transfer, source: Mesh, target: Mesh) -> Iterator[Parcel]:
+    """All parcels of a value that crosses from the ranks of one mesh to those of another."""
+    holders: dict[tuple[Indices, ...], list[int]] = defaultdict(list)
+    for rank in range(source.num_devices):
+        holders[indices_of(transfer.sent, source, rank)].append(rank)
+    turn: dict[tuple[Indices, ...], int] = defaultdict(int)
+    for receiver in range(target.num_devices):
+        wanted = indices_of(transfer.received, target, receiver)
+        for held, ranks in holders.items():
+            common = [sorted(set(a) & set(b)) for a, b in zip(held, wanted, strict=True)]
+            if not all(common):
+                continue
+            sender = ranks[turn[held] % len(ranks)]
+            turn[held] += 1
+            yield Parcel(
+                sender=sender,
+                receiver=receiver,
+                take=None if held == tuple(map(tuple, common)) else _within(common, held),
+                put=None if wanted == tuple(map(tuple, common)) else _within(common, wanted),
+                shape=tuple(map(len, common)),
+            )
+
+
+def _within(common: Sequence[Sequence[int]], held: tuple[Indices, ...]) -> tuple[Indices, ...]:
+    """The places of elements among those that a rank holds, dim by dim."""
+    out = []
+    for some, own in zip(common, held, strict=True):
+        at = {element: place for place, element in enumerate(own)}
+        out.append(tuple(at[element] for element in some))
+    return tuple(out)
