@@ -18,7 +18,7 @@ from torch import Tensor
 
 from planner.graph.layout import local_shape
 from planner.program.actions import Action
-from planner.program.pipeline import Indices, Parcel, Pipeline, Transfer, parcels
+from planner.stages.pipeline import Indices, Parcel, Pipeline, Transfer, parcels
 from planner.program.program import InputState
 
 __all__ = ["Parcels"]

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from planner.program.actions import Action
-from planner.program.pipeline import Pipeline, Transfer
+from planner.stages.pipeline import Pipeline, Transfer
 from planner.program.program import Program
 from planner.schedules.exchanges import Exchange, exchanges
 from planner.schedules.flow import Flow

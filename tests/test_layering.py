@@ -38,6 +38,7 @@ ROOMS = (
     "planner/schedules/find",
     "planner/strategy",
     "planner/microbatch",
+    "planner/stages",
     "planner/lowering",
     "planner/predict",
     "planner/plans",

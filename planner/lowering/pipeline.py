@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
 from planner.program.actions import Action
-from planner.program.pipeline import Piece, Pipeline, Transfer
+from planner.stages.pipeline import Piece, Pipeline, Transfer
 from planner.program.program import Program
 from planner.schedules.schedule import Schedule
 from planner.stages import Crossing

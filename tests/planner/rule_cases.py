@@ -724,6 +724,17 @@ def _accumulate(g: Draw) -> Arguments:
     return (g.real(*g.shape()),), {"ahead": True} if g.chance() else {}
 
 
+@case("shardwright.receive", "shardwright.send")
+def _crossing(g: Draw) -> Arguments:
+    return (g.real(*g.shape()),), {}
+
+
+@case("shardwright.sum_of_stages")
+def _sum_of_stages(g: Draw) -> Arguments:
+    shape = g.shape()
+    return tuple(g.real(*shape) for _ in range(g.pick(2, 3))), {}
+
+
 @case("shardwright.piece")
 def _piece(g: Draw) -> Arguments:
     shape, m = list(g.sizes(g.pick(1, 2, 3))), g.pick(2, 3)

@@ -126,6 +126,8 @@ _TRUE = {
     ("shardwright.masked_attention", "free 5"): "the same",
     ("shardwright.dropout", "linear 0"): "true of the result; of a mask there is no partial sum",
     ("shardwright.drop_by", "linear 0"): "the same",
+    ("shardwright.receive", "linear 0"): "a value crosses between stages whole or in pieces",
+    ("shardwright.send", "linear 0"): "the same",
     (
         "shardwright.lstm_backward",
         "free 2",
