@@ -18,8 +18,8 @@ from torch import Tensor
 
 from planner.graph.layout import local_shape
 from planner.program.actions import Action
-from planner.stages.pipeline import Indices, Parcel, Pipeline, Transfer, parcels
 from planner.program.program import InputState
+from planner.stages.pipeline import Indices, Parcel, Pipeline, Transfer, parcels
 
 __all__ = ["Parcels"]
 

@@ -11,10 +11,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from planner.program.actions import Action
-from planner.stages.pipeline import Pipeline, Transfer
 from planner.program.program import Program
 from planner.schedules.exchanges import Exchange, exchanges
 from planner.schedules.flow import Flow
+from planner.stages.pipeline import Pipeline, Transfer
 from planner.workload.workload import Workload
 from runtime.executor import Executor
 from runtime.groups import axes_used, group_size

@@ -77,15 +77,15 @@ def bodies_of(
     parts = Parts(draft, frozenset(stored_by_all), kept - held, timing)
     actions = _actions(microbatches, totals=bool(parts.ahead))
     listed = {name: parts.listed(name) for name in dict.fromkeys(a.body for a in actions)}
-    entering = {name: entering(body) - held for name, body in listed.items()}
+    enters = {name: entering(body) - held for name, body in listed.items()}
     by_name = {}
     for name, body in listed.items():
         begun = [one for one in body if one.kind == "view" and accumulates(one)]
         alias = draft.alias | {v: reads(one)[0] for one in begun for v in writes(one)}
-        later = _later(name, actions, entering) | held
+        later = _later(name, actions, enters) | held
         more = kept if name == LAST else parts.stored
         by_name[name] = Body(instructions=body, alias=alias, kept=later | more)
-    carried = frozenset().union(*entering.values())
+    carried = frozenset().union(*enters.values())
     lying = frozenset(parts.first.lying)
     return Bodies(by_name=by_name, actions=actions, carried=carried, lying=lying)
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
 from planner.program.actions import Action
-from planner.stages.pipeline import Piece, Pipeline, Transfer
 from planner.program.program import Program
 from planner.schedules.schedule import Schedule
 from planner.stages import Crossing
+from planner.stages.pipeline import Piece, Pipeline, Transfer
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.strategy.traced_model import Model

@@ -91,15 +91,20 @@ def _read_faults(graph: Graph) -> Iterator[str]:
 
 def _outputs(graph: Graph) -> Iterator[tuple[str, int]]:
     """The outputs of the step, by name."""
-    if graph.loss is not None:
-        yield "the loss", graph.loss
-    yield from ((f"reported {name!r}", value) for name, value in graph.reported)
+    yield from _told(graph)
     yield from (
         (f"the gradient of {parameter.name!r}", parameter.gradient)
         for parameter in graph.parameters
     )
     yield from ((f"the new value of buffer {buffer}", new) for buffer, new in graph.updates)
     yield from ((f"sent {number}", value) for number, value in graph.sent)
+
+
+def _told(graph: Graph) -> Iterator[tuple[str, int]]:
+    """The loss and the other scalars that the step reports, in words."""
+    if graph.loss is not None:
+        yield "the loss", graph.loss
+    yield from ((f"reported {name!r}", value) for name, value in graph.reported)
 
 
 # ------------------------------------------------------------------------------------------- shapes
@@ -159,7 +164,7 @@ def _given_faults(graph: Graph) -> Iterator[str]:
 
 def _output_faults(graph: Graph) -> Iterator[str]:
     """Outputs of the step that do not have the shape and dtype of their target."""
-    for name, value in graph.told:
+    for name, value in _told(graph):
         if graph.values[value].numel != 1:
             yield f"{name} is value {value}, {kind_of(graph.values[value])}: one number is due"
     for parameter in graph.parameters:
