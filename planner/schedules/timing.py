@@ -64,15 +64,19 @@ class Timing:
     starts: tuple[tuple[float, ...], ...]
     ends: tuple[tuple[float, ...], ...]
     step_time: float
-    #: Seconds that each place spends outside its actions: before the first and after the last.
-    fixed: tuple[float, ...]
+    #: Seconds that each place spends before its actions and after them, and when the latter begin.
+    before: tuple[float, ...]
+    after: tuple[float, ...]
+    after_starts: tuple[float, ...]
 
     @property
     def busy(self) -> tuple[float, ...]:
         """Seconds that each place works."""
         return tuple(
-            fixed + sum(map(float.__sub__, ends, starts))
-            for fixed, starts, ends in zip(self.fixed, self.starts, self.ends, strict=True)
+            before + after + sum(map(float.__sub__, ends, starts))
+            for before, after, starts, ends in zip(
+                self.before, self.after, self.starts, self.ends, strict=True
+            )
         )
 
     @property
@@ -112,7 +116,9 @@ def timed(schedule: Schedule, costs: Costs, flow: Flow | None = None) -> Timing:
         starts=tuple(tuple(starts[first:end]) for first, end in edges),
         ends=tuple(tuple(ends[first:end]) for first, end in edges),
         step_time=max(map(float.__add__, last, after)),
-        fixed=tuple(map(float.__add__, before, after)),
+        before=before,
+        after=after,
+        after_starts=tuple(last),
     )
 
 
