@@ -18,6 +18,7 @@ from cost_models.hardware_toml import (
     PLAIN,
     find_file,
     links_of,
+    list_mixed,
     read_toml,
     rows_of,
     table_of,
@@ -41,7 +42,7 @@ from cost_models.schema import (
 )
 from cost_models.units import US
 
-__all__ = ["load_cluster", "load_device", "parse_cluster", "read_sources"]
+__all__ = ["cluster_of", "load_cluster", "load_device", "parse_cluster", "read_sources"]
 
 
 def _device(where: str, raw: Mapping[str, Any]) -> Device:
@@ -138,8 +139,16 @@ def _inter(where: str, raw: Mapping[str, Any]) -> Inter | None:
     )
 
 
-def _cluster(where: str, raw: Mapping[str, Any]) -> Cluster:
-    """The cluster of a file, of one full node."""
+#: Why a file of unlike nodes is no `Cluster`.
+_UNLIKE = (
+    "[[nodes]] of unlike kinds, which only a plan in stages can use: name a cluster of one kind"
+)
+
+
+def cluster_of(where: str, raw: Mapping[str, Any]) -> Cluster:
+    """The cluster of a file's tables, of one full node; `where` names the file in errors."""
+    if "nodes" in raw:
+        raise BadHardware(f"{where}: {_UNLIKE}")
     extra = ("device", "library", "intra", "inter", "collective_table", "contention", *PLAIN)
     fields = read_table(where, raw, CLUSTER_KEYS, extra)
     for name in PLAIN:
@@ -184,8 +193,10 @@ def load_cluster(
     Raises `UnknownName` for a name that does not exist, `BadHardware` for a bad file and `BadValue`
     for more devices or nodes than there are.
     """
+    if name_or_path in list_mixed():
+        raise BadHardware(f"{name_or_path}: {_UNLIKE}")
     path = find_file("clusters", "hardware", str(name_or_path))
-    cluster = _cluster(str(path), read_toml(path))
+    cluster = cluster_of(str(path), read_toml(path))
     devices, nodes, width = place(cluster, num_devices, num_nodes)
     return replace(cluster, num_devices=devices, num_nodes=nodes, node_width=width)
 
@@ -199,7 +210,7 @@ def read_sources(name_or_path: str) -> dict[str, str]:
 def parse_cluster(text: str, where: str, *, num_devices: int, num_nodes: int) -> Cluster:
     """The cluster of a TOML text made by `cluster_text`; `where` names the text in errors."""
     try:
-        cluster = _cluster(where, tomllib.loads(text))
+        cluster = cluster_of(where, tomllib.loads(text))
     except tomllib.TOMLDecodeError as error:
         raise BadHardware(f"{where}: not TOML ({error})") from error
     devices, nodes, width = place(cluster, num_devices, num_nodes)

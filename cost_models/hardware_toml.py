@@ -17,6 +17,7 @@ __all__ = [
     "links_of",
     "list_clusters",
     "list_devices",
+    "list_mixed",
     "read_toml",
     "rows_of",
     "table_of",
@@ -38,6 +39,11 @@ def _names(folder: str) -> tuple[str, ...]:
 def list_clusters() -> tuple[str, ...]:
     """The names of the clusters that come with the package."""
     return _names("clusters")
+
+
+def list_mixed() -> tuple[str, ...]:
+    """The names of the clusters of unlike nodes that come with the package."""
+    return _names("mixed")
 
 
 def list_devices() -> tuple[str, ...]:

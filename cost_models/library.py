@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 from cost_models.errors import BadHardware
 
-__all__ = ["ALGORITHMS", "COLLECTIVES", "Library", "Protocol"]
+__all__ = ["ALGORITHMS", "COLLECTIVES", "MEASURED", "Library", "Protocol"]
 
 #: The collectives. `slice` keeps a part of the tensor that a rank already holds: nothing is sent.
 COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "slice")
+#: What a measured table may have: the collectives, and a message from one rank to another.
+MEASURED = (*COLLECTIVES, "send")
 
-#: The algorithms that `collectives` can cost.
-ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls", "pairwise")
+#: The algorithms that `collectives` can cost, and that of `point_to_point`.
+ALGORITHMS = ("ring", "tree", "halving_doubling", "hierarchical", "nvls", "pairwise", "send")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,8 @@ import math
 from dataclasses import dataclass, replace
 
 from cost_models.device import KINDS, Device
-from cost_models.errors import BadHardware, unknown_name
-from cost_models.library import COLLECTIVES, Library
+from cost_models.errors import BadHardware, BadValue, unknown_name
+from cost_models.library import MEASURED, Library
 
 __all__ = [
     "Cluster",
@@ -45,7 +45,7 @@ class Link:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectiveRow:
     """One measured collective: `num_groups` groups of `group_size` ranks at once, `nbytes` of
-    the whole logical buffer."""
+    the whole logical buffer. Of the kind `send`, `num_groups` pairs at once, `nbytes` for each."""
 
     kind: str
     group_size: int
@@ -54,9 +54,9 @@ class CollectiveRow:
     seconds: float
 
     def __post_init__(self) -> None:
-        if self.kind not in COLLECTIVES:
+        if self.kind not in MEASURED:
             raise BadHardware(
-                f"collective_table: {unknown_name('collective', self.kind, COLLECTIVES)}"
+                f"collective_table: {unknown_name('collective', self.kind, MEASURED)}"
             )
 
 
@@ -140,7 +140,8 @@ class Level:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inter:
     """What connects nodes: NICs of `bandwidth` bytes/s per direction each, on one fabric. Blocks of
-    nodes are limited by `levels`, the smallest first; without levels nothing blocks."""
+    nodes are limited by `levels`, the smallest first; without levels nothing blocks. One pair of
+    devices moves at most `pair_bandwidth`, as over one TCP stream."""
 
     link: str
     nics_per_node: int
@@ -148,6 +149,7 @@ class Inter:
     efficiency: float
     overhead: float
     levels: tuple[Level, ...] = ()
+    pair_bandwidth: float | None = None
 
     def __post_init__(self) -> None:
         for below, above in itertools.pairwise(self.levels):
@@ -212,6 +214,38 @@ class Cluster:
         """The same cluster with `nbytes` of usable memory per device, rounded down."""
         memory = int(nbytes) + self.device.reserved_memory
         return replace(self, device=replace(self.device, memory=memory))
+
+    def slice(self, first: int, count: int) -> Cluster:
+        """`count` devices from device `first` on, as a cluster: the devices of one stage. Slices
+        that lie in the same way in nodes and blocks are equal; all devices are the cluster itself.
+
+        Raises `BadValue` for devices that are not there.
+        """
+        if first < 0 or count < 1 or first + count > self.num_devices:
+            raise BadValue(
+                f"{self.name!r} has {self.num_devices} devices: {count} from device {first} on are "
+                "no slice of it"
+            )
+        if count == self.num_devices:
+            return self
+        start = self.first + first
+        place = self._phase(start, count)
+        nodes = (start % self.node_width + count - 1) // self.node_width + 1
+        return replace(self, num_devices=count, num_nodes=nodes, first=place)
+
+    def _phase(self, start: int, count: int) -> int:
+        """The place in its node and blocks of a slice from place `start` on: within the largest
+        unit out of which the slice reaches, since nothing beyond is crossed."""
+        units = [self.node_width, *(self.node_width * one.nodes for one in self.narrow_levels)]
+        crossed = [unit for unit in units if start % unit + count > unit]
+        if crossed:
+            return start % crossed[-1]
+        return start % self.node_width if self.intra.fabric == "mesh" else 0
+
+    def ranks_of(self, node: int) -> range:
+        """The devices of a node."""
+        start = node * self.node_width - self.first
+        return range(max(start, 0), min(start + self.node_width, self.num_devices))
 
     def slowdown(self, kind: str) -> float:
         """How many times as long kernels of `kind` take if all used devices of a node compute at

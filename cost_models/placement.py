@@ -11,10 +11,10 @@ __all__ = ["place"]
 def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> tuple[int, int, int]:
     """(num_devices, num_nodes, node_width) for a request, of which either part may be None.
 
-    Without devices: all of the nodes. Without nodes: as few as hold the devices, or up to an eighth
-    more if then all have the same number: of 16,384 devices in domains of 72, 64 in each. The
-    devices are spread evenly, `ceil(num_devices / num_nodes)` per node. Raises `BadValue` for less than one of
-    either and for more than the cluster has.
+    Without devices: all of the nodes. Without nodes: as few as hold the devices, or a few more if
+    then all use the same number, and each eight ninths of its switch or more: of 16,384 devices in
+    domains of 72, 64 in each. The devices are spread evenly, `ceil(num_devices / num_nodes)` per
+    node. Raises `BadValue` for less than one of either and for more than the cluster has.
     """
     per_node = cluster.devices_per_node
     for what, unit, value, most in (
@@ -40,8 +40,11 @@ def place(cluster: Cluster, num_devices: int | None, num_nodes: int | None) -> t
 
 def _fewest(cluster: Cluster, devices: int) -> int:
     """The nodes that a number of devices takes, if the user does not say."""
-    fewest = -(-devices // cluster.devices_per_node)
-    most = min(fewest + fewest // 8, cluster.max_nodes)
+    per_node = cluster.devices_per_node
+    fewest = -(-devices // per_node)
+    most = fewest
+    if cluster.intra.fabric == "switch":
+        most = min(devices * 9 // (per_node * 8), cluster.max_nodes)
     return next((nodes for nodes in range(fewest, most + 1) if devices % nodes == 0), fewest)
 
 

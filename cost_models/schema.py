@@ -15,8 +15,9 @@ from cost_models.errors import BadHardware
 from cost_models.units import GB, GIB, TERA, US
 
 __all__ = [
-    "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LEVEL_KEYS", "LIBRARY_KEYS", "PEAK_UNIT",
-    "PROTOCOL_KEYS", "Key", "in_unit", "read_numbers", "read_table", "write_table",
+    "BRIDGE_KEYS", "CLUSTER_KEYS", "DEVICE_KEYS", "INTER_KEYS", "INTRA_KEYS", "LEVEL_KEYS",
+    "LIBRARY_KEYS", "MIXED_KEYS", "NODES_KEYS", "PEAK_UNIT", "PROTOCOL_KEYS", "Key", "in_unit",
+    "read_numbers", "read_table", "write_table",
 ]  # fmt: skip
 
 
@@ -81,6 +82,7 @@ INTER_KEYS = (
     Key("bandwidth_gb_s", "bandwidth", float, GB, positive=True),
     Key("efficiency", "efficiency", positive=True),
     Key("overhead_us", "overhead", float, US),
+    Key("pair_bandwidth_gb_s", "pair_bandwidth", float, GB, positive=True, optional=True),
 )
 LEVEL_KEYS = (
     Key("name", "name", str),
@@ -88,6 +90,18 @@ LEVEL_KEYS = (
     Key("oversubscription", "oversubscription", positive=True, default=1.0),
     Key("latency_us", "latency", float, US, default=0.0),
     Key("rails", "rails", bool, default=False),
+)
+MIXED_KEYS = (Key("name", "name", str), Key("library", "library", str, optional=True))
+NODES_KEYS = (
+    Key("name", "name", str),
+    Key("count", "count", int, positive=True),
+    Key("cluster", "cluster", str, optional=True),
+)
+BRIDGE_KEYS = (
+    Key("link", "link", str),
+    Key("latency_us", "latency", float, US, default=0.0),
+    Key("bandwidth_gb_s", "bandwidth", float, GB, positive=True, optional=True),
+    Key("pair_bandwidth_gb_s", "pair_bandwidth", float, GB, positive=True, optional=True),
 )
 LIBRARY_KEYS = (Key("name", "name", str),)
 PROTOCOL_KEYS = (

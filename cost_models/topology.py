@@ -30,11 +30,6 @@ def build_graph(cluster: Cluster) -> nx.DiGraph:
     return graph
 
 
-def _ranks(cluster: Cluster, node: int) -> range:
-    start = node * cluster.node_width
-    return range(start, min(start + cluster.node_width, cluster.num_devices))
-
-
 def _connect(
     graph: nx.DiGraph, cluster: Cluster, a: str, b: str, bandwidth: float, kind: str
 ) -> None:
@@ -58,7 +53,7 @@ def _connect(
 
 
 def _add_node_fabric(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
-    intra, ranks = cluster.intra, _ranks(cluster, node)
+    intra, ranks = cluster.intra, cluster.ranks_of(node)
     if intra.fabric == "mesh":
         for a in ranks:
             for b in ranks:
@@ -83,7 +78,7 @@ def _add_hub(
     """Adds a switch or host, with every device of the node linked to it."""
     hub = f"node{node}/{kind}"
     graph.add_node(hub, kind=kind, node=node)
-    for rank in _ranks(cluster, node):
+    for rank in cluster.ranks_of(node):
         _connect(graph, cluster, device_name(rank), hub, bandwidth, link)
 
 
@@ -95,7 +90,7 @@ def _add_nics(graph: nx.DiGraph, cluster: Cluster, node: int) -> None:
         name = f"node{node}/nic{nic}"
         graph.add_node(name, kind="nic", node=node)
         _connect(graph, cluster, name, _above(cluster, node, 0), inter.bandwidth, inter.link)
-        for rank in _ranks(cluster, node):
+        for rank in cluster.ranks_of(node):
             if nic in cluster.nic_of(cluster.local_index(rank)):
                 _connect(graph, cluster, device_name(rank), name, inter.bandwidth, "pcie")
 

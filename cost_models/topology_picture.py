@@ -103,15 +103,10 @@ def _line(axes: Axes, a: Point, b: Point, kind: str, width: float = 1.4) -> None
     )
 
 
-def _ranks(cluster: Cluster, node: int) -> list[int]:
-    start = node * cluster.node_width
-    return list(range(start, min(start + cluster.node_width, cluster.num_devices)))
-
-
 def _draw_node(axes: Axes, cluster: Cluster, node: int, left: float) -> None:
     """Draws one node in a frame: its devices in a row over the switch or host, or as a mesh; its
     NICs above them."""
-    ranks = _ranks(cluster, node)
+    ranks = cluster.ranks_of(node)
     multi = cluster.num_nodes > 1
     frame = FancyBboxPatch(
         (left, 0),

@@ -676,6 +676,18 @@ def test_json_is_as_documented(planned: tuple[Path, Any], tmp_path: Path) -> Non
     check_keys("hardware", one)
 
 
+def test_json_of_unlike_nodes_is_as_documented(tmp_path: Path) -> None:
+    (listed,) = succeeds("hardware")["mixed"]
+    found = succeeds("hardware", "a100-v100", "--out", str(tmp_path))
+    pictures = found.pop("files")
+    assert found == listed and all(Path(path).is_file() for path in pictures.values())
+    check_keys("hardware MIXED", found)
+    few = succeeds("hardware", "a100-v100", "--gpus", "17", "--out", str(tmp_path))
+    assert [group["num_devices"] for group in few["groups"]] == [16, 1]
+    assert "of unlike kinds" in fails("--model", "mlp", "--hardware", "a100-v100")
+    assert "of unlike kinds" in fails("hardware", "a100-v100", "--nodes", "2")
+
+
 def test_json_says_what_runs_again_and_in_how_many_microbatches(tmp_path: Path) -> None:
     sizes = ("layers=2", "width=16", "heads=2", "vocab=16", "positions=8", "seq=8")
     given = [word for size in sizes for word in ("--set", size)]

@@ -122,28 +122,45 @@ def hardware(
     """
     from planner.report.hardware_sheet import (
         all_clusters,
+        all_mixed,
         cluster_record,
         draw,
         list_section,
         sheet,
     )
+    from planner.report.mixed_sheet import mixed_record, mixed_section, mixed_sheet
 
     json_ = as_json(context, json_)
     if name is None:
-        clusters = all_clusters()
+        clusters, mixed = all_clusters(), all_mixed()
         if json_:
-            print_json({"hardware": [cluster_record(cluster) for cluster in clusters]})
+            record = {"hardware": [*map(cluster_record, clusters)]}
+            print_json(record | {"mixed": [*map(mixed_record, mixed)]})
         else:
-            print_sections([list_section(clusters)])
+            print_sections([mixed_section(mixed), list_section(clusters)])
         return
     from cost_models.cluster import load_cluster
+    from cost_models.mixed import MixedCluster
+    from cost_models.mixed_file import load_machine
 
-    cluster = load_cluster(name, num_devices=gpus, num_nodes=nodes)
+    machine = (
+        load_machine(name, num_devices=gpus)
+        if nodes is None
+        else load_cluster(name, num_devices=gpus, num_nodes=nodes)
+    )
+    groups = machine.groups if isinstance(machine, MixedCluster) else (machine,)
     folder = check_folder(out or Path("plans") / "hardware")
-    files = {"picture": str(folder / f"{cluster.name}.png")}
     write_files(folder, {})
-    draw(cluster, files["picture"])
-    if json_:
-        print_json({**cluster_record(cluster), "files": files})
+    files = {}
+    for group in groups:
+        what = "picture" if len(groups) == 1 else f"picture of {group.name}"
+        files[what] = str(folder / f"{group.name}.png")
+        draw(group, files[what])
+    if isinstance(machine, MixedCluster):
+        record, sections = mixed_record(machine), mixed_sheet(machine, files)
     else:
-        print_sections(sheet(name, cluster, files))
+        record, sections = cluster_record(machine), sheet(name, machine, files)
+    if json_:
+        print_json({**record, "files": files})
+    else:
+        print_sections(sections)

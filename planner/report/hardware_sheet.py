@@ -9,12 +9,22 @@ from typing import Any
 
 from cost_models.cluster import load_cluster, read_sources
 from cost_models.cluster_text import cluster_text
-from cost_models.hardware_toml import HARDWARE, list_clusters
+from cost_models.hardware_toml import HARDWARE, list_clusters, list_mixed
 from cost_models.machine import Cluster
+from cost_models.mixed import MixedCluster
+from cost_models.mixed_file import load_mixed
 from cost_models.units import format_bytes, format_rate
 from planner.report.sections import Section, Table
 
-__all__ = ["all_clusters", "cluster_record", "draw", "list_section", "sheet"]
+__all__ = [
+    "all_clusters",
+    "all_mixed",
+    "cluster_record",
+    "draw",
+    "in_words_between",
+    "list_section",
+    "sheet",
+]
 
 _TABLES = (
     "gemm_table",
@@ -30,6 +40,11 @@ _TABLES = (
 def all_clusters() -> tuple[Cluster, ...]:
     """Every cluster that comes with the package, one full node of each."""
     return tuple(load_cluster(name) for name in list_clusters())
+
+
+def all_mixed() -> tuple[MixedCluster, ...]:
+    """Every cluster of unlike nodes that comes with the package."""
+    return tuple(load_mixed(name) for name in list_mixed())
 
 
 def cluster_record(cluster: Cluster) -> dict[str, Any]:
@@ -69,7 +84,7 @@ def list_section(clusters: tuple[Cluster, ...]) -> Section:
             format_bytes(c.device.memory),
             _peak(c),
             f"{c.intra.link} {format_rate(c.intra.bandwidth, 'B/s')}",
-            _between(c),
+            in_words_between(c),
             f"{c.max_nodes}",
         )
         for c in clusters
@@ -89,7 +104,8 @@ def _peak(cluster: Cluster) -> str:
     return f"{format_rate(cluster.device.peak(formats[0]), 'FLOP/s')} {formats[0]}"
 
 
-def _between(cluster: Cluster) -> str:
+def in_words_between(cluster: Cluster) -> str:
+    """The NICs of a node, in a table."""
     inter = cluster.inter
     return (
         "-"

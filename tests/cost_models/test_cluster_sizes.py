@@ -79,6 +79,13 @@ def test_the_graph_of_pods() -> None:
     assert graph.edges["pod0", "fabric"]["bandwidth"] == pytest.approx(384 * 8 * 50e9 / 7)
 
 
+def test_nodes_of_eight_are_never_spared() -> None:
+    for name in ("dgx-h100", "p3.16xlarge", "cpu"):
+        full = load_cluster(name)
+        for devices in range(1, min(1025, full.devices_per_node * full.max_nodes + 1)):
+            assert place(full, devices, None)[1] == -(-devices // full.devices_per_node)
+
+
 @pytest.mark.parametrize("name", list_clusters())
 @pytest.mark.parametrize("num_nodes", [1, 2])
 def test_graphs_are_connected_and_labelled(name: str, num_nodes: int) -> None:
