@@ -3,14 +3,19 @@ choices."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from planner.solver.exact import relaxed
+from planner.solver.exact.ilp import solve
 from planner.solver.exact.relaxed import solve_with_pairs
 from planner.solver.problem.pairs import PairUsage, completed, peak_with_pairs, with_pair_usages
 from planner.solver.problem.problem import Problem
+from planner.solver.problem.solution import Solution
 from tests.planner.small_problems import (
     INF,
     array_of,
@@ -63,3 +68,55 @@ def test_a_choice_within_what_is_kept_fits_and_no_choice_is_below_the_bound(
     best = min(fitting.values())
     assert found.objective == pytest.approx(fitting[found.choice[: len(problem.costs)]])
     assert found.bound <= best * (1 + 1e-6) + 1e-9 and best <= found.objective * (1 + 1e-9) + 1e-9
+
+
+def test_a_bound_of_what_is_kept_holds_up_to_what_it_was_kept_for() -> None:
+    """Choices left out cost more than `upper`: the bound on those kept holds only below it."""
+
+    def bound(objective: float, inside: float) -> float:
+        found = Solution(
+            choice=(0,),
+            objective=objective,
+            bound=inside,
+            status="feasible",
+            num_variables=0,
+            time_s=0.0,
+        )
+        return relaxed._Cheap(bound=1.0, upper=1.1, kept=[]).bound_of(found)
+
+    assert bound(1.3, 1.05) == 1.05
+    assert bound(1.3, 1.2) == 1.1
+    assert bound(1.08, 1.08) == 1.08
+    assert bound(1.3, 0.9) == 1.0
+
+
+def test_more_strategies_are_tried_only_as_long_as_they_may_help(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each round keeps more strategies, and takes longer: a choice near the bound ends them, and
+    so do rounds that do not improve it."""
+    tried: list[float] = []
+
+    def rounds(costs: list[float]) -> list[float]:
+        tried.clear()
+
+        def solved(*args: object) -> Solution | None:
+            tried.append(costs[len(tried)])
+            return None if tried[-1] == INF else replace(one, objective=tried[-1], bound=1.0)
+
+        monkeypatch.setattr(relaxed, "_solved", solved)
+        solve_with_pairs(problem, [], time_limit=60.0, guess=(0,), stopped=lambda: False)
+        return list(tried)
+
+    problem = Problem(costs=(np.array([1.0]),), edges=(), usages=(), horizon=1, limit=1.0)
+    one = solve(problem)
+    cheap = [
+        relaxed._Cheap(bound=1.0, upper=1.0 + share, kept=[np.array([0])])
+        for share in (1e-4, 1e-3, 5e-3, 0.02, 0.1)
+    ]
+    monkeypatch.setattr(relaxed, "_LARGE", 0)
+    monkeypatch.setattr(relaxed, "_cheap", lambda *args: iter(cheap))
+    assert rounds([INF, 1.004, 1.0, 1.0, 1.0]) == [INF, 1.004]
+    assert rounds([1.02, 1.02, 1.0, 1.0, 1.0]) == [1.02, 1.02]
+    assert rounds([1.02, 1.01, 1.008, 1.0, 1.0]) == [1.02, 1.01, 1.008, 1.0]
+    assert rounds([1.5, 1.5, 1.5, 1.0, 1.0]) == [1.5, 1.5, 1.5]

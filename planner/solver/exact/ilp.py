@@ -37,6 +37,10 @@ INF = float("inf")
 #: most this many seconds and, as a rule, only in problems of up to this many pairs.
 _PATIENCE, _FEW_PAIRS = 20.0, 20_000
 
+#: The same if a choice near the bound is good enough: to know exactly how much is missing in a
+#: problem of 15,000 pairs took 5 to 15 seconds.
+_FEW_PAIRS_IF_NEAR = 5_000
+
 #: Dominance compares every two of a node's hundreds of strategies. It would take half of the time
 #: to plan llama on 8 devices, for what message passing rules out anyway.
 CHEAP = [step for step in STEPS if step != "dominate"]
@@ -251,7 +255,7 @@ def _infeasible(problem: Problem, guess: Choice | None, best: Incumbent, began: 
     if guess is None:
         return not_found(problem, None, began=began, bound=INF, lean=INF, known=True)
     lean = leanest(problem, completed(problem, guess))
-    if not best.hurry() and (lean.peak <= problem.limit or _num_possible(problem) <= _FEW_PAIRS):
+    if not best.hurry() and _worth_proving(problem, lean, best):
         exact = smallest_peak(problem, _patience(best), best.stopped)
         lean = (
             exact
@@ -269,6 +273,13 @@ def _infeasible(problem: Problem, guess: Choice | None, best: Incumbent, began: 
         at=lean.at,
         known=known,
     )
+
+
+def _worth_proving(problem: Problem, lean: Peak, best: Incumbent) -> bool:
+    """Whether an integer program should find the leanest choice: if it is open whether one fits; or
+    to say how much is missing, if the problem is small."""
+    few = _FEW_PAIRS if best.near <= TOLERANCE else _FEW_PAIRS_IF_NEAR
+    return lean.peak <= problem.limit or _num_possible(problem) <= few
 
 
 def _patience(best: Incumbent) -> float:

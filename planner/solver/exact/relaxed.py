@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,12 +25,16 @@ from planner.solver.reduce.working import Contradiction, Labels
 
 __all__ = ["solve_with_pairs"]
 
-#: From this many pairs on it is worth it; the tables of two mesh axes have fewer.
-_LARGE = 1_000_000
+INF = float("inf")
 
-#: Strategies are kept up to these marginals, as shares of the bound; a choice is near the bound if
-#: it costs at most a share `_NEAR` more.
-_KEPT, _NEAR = (1e-4, 5e-3, 0.02, 0.1), 0.03
+#: From this many pairs on it is worth it: the bound takes a quarter of a second, and what is left
+#: of the problem a fraction of the time that the whole would.
+_LARGE = 20_000
+
+#: Strategies are kept up to these marginals, as shares of the bound. A choice within a share
+#: `_NEAR` of the bound is good enough. So is one within `_ENOUGH` that more strategies have not
+#: improved by `_WORTH`, and any that they have not improved twice.
+_KEPT, _NEAR, _ENOUGH, _WORTH = (1e-4, 1e-3, 5e-3, 0.02, 0.1), 5e-3, 0.03, 1e-3
 
 
 def solve_with_pairs(
@@ -51,12 +55,19 @@ def solve_with_pairs(
         return max(0.0, began + time_limit - time.perf_counter())
 
     best: Solution | None = None
-    for bound, kept in _cheap(problem, began + time_limit) if problem.num_pairs >= _LARGE else ():
-        found = _solved(problem, pairs, kept, guess, left(), stopped)
-        if found is not None and (best is None or found.objective < best.objective):
-            best = replace(found, status="feasible", bound=min(bound, found.objective))
-        if stopped() or (best is not None and best.objective <= bound + _NEAR * abs(bound)):
+    unimproved = 0
+    for cheap in _cheap(problem, began + time_limit) if problem.num_pairs >= _LARGE else ():
+        known = guess if best is None else best.choice[: len(problem.costs)]
+        found = _solved(problem, pairs, cheap.kept, known, left(), stopped, near)
+        before = INF if best is None else best.objective
+        if found is not None and found.objective < before:
+            best = replace(found, status="feasible", bound=cheap.bound_of(found))
+        if stopped() or not left():
             break
+        if best is not None:
+            unimproved = unimproved + 1 if best.objective > before * (1 - _WORTH) else 0
+            if best.objective <= cheap.near or unimproved > (best.objective > cheap.enough):
+                break
     if best is not None:
         return best
     return solve(
@@ -68,9 +79,32 @@ def solve_with_pairs(
     )
 
 
-def _cheap(problem: Problem, deadline: float) -> Iterator[tuple[float, list[Labels]]]:
-    """Yields a bound and the strategies of every node with small marginals, more each time; yields
-    nothing if no choice fits."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Cheap:
+    """The strategies `kept` of every node: all those in a choice that costs at most `upper`. No
+    choice costs less than `bound`."""
+
+    bound: float
+    upper: float
+    kept: list[Labels]
+
+    def bound_of(self, found: Solution) -> float:
+        """The bound on all choices, after the solution of those kept."""
+        return min(found.objective, max(self.bound, min(found.bound, self.upper)))
+
+    @property
+    def near(self) -> float:
+        """A choice of this cost is near the bound, or would be improved by no strategy left out."""
+        return max(self.upper, self.bound + _NEAR * abs(self.bound))
+
+    @property
+    def enough(self) -> float:
+        return self.bound + _ENOUGH * abs(self.bound)
+
+
+def _cheap(problem: Problem, deadline: float) -> Iterator[_Cheap]:
+    """Yields the strategies of every node with small marginals, more each time; yields nothing if
+    no choice fits."""
     from planner.solver.large.within import risen
 
     try:
@@ -85,10 +119,11 @@ def _cheap(problem: Problem, deadline: float) -> Iterator[tuple[float, list[Labe
     for share in _KEPT:
         kept = [np.arange(len(costs)) for costs in problem.costs]
         dual.settle(0)
-        few = dual.kept(bound + share * abs(bound) - level.offset)
+        upper = bound + share * abs(bound)
+        few = dual.kept(upper - level.offset)
         for node, own, labels in zip(reduced.nodes, reduced.strategies, few, strict=True):
             kept[node] = own[labels]
-        yield bound, kept
+        yield _Cheap(bound=bound, upper=upper, kept=kept)
 
 
 def _solved(
@@ -98,6 +133,7 @@ def _solved(
     guess: Choice,
     time_limit: float,
     stopped: Callable[[], bool],
+    near: float,
 ) -> Solution | None:
     """The solution within the strategies `kept`, as one of the whole problem; None if no choice
     that fits was found."""
@@ -123,7 +159,11 @@ def _solved(
     places = [np.flatnonzero(few == label) for few, label in zip(kept, guess, strict=True)]
     known = tuple(int(place[0]) for place in places) if all(map(len, places)) else None
     found = solve(
-        with_pair_usages(cut, few_pairs), guess=known, time_limit=time_limit, stopped=stopped
+        with_pair_usages(cut, few_pairs),
+        guess=known,
+        time_limit=time_limit,
+        stopped=stopped,
+        near=near,
     )
     if found.status not in ("optimal", "feasible"):
         return None

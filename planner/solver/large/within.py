@@ -32,8 +32,9 @@ _LEVELS, _ROUNDS, _RUNS, _MOVES = 4, 100, 4, 20
 #: A further level must have less than this share of the states.
 _LESS = 0.3
 
-#: Factors on the best prices at which choices are read off until one fits; sweeps before each.
-_ABOVE, _SWEEPS = (1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 10.0), 10
+#: Factors on the best prices at which choices are read off until one fits, only the first few if
+#: one that fits is known; sweeps before each.
+_ABOVE, _FEW, _SWEEPS = (1.0, 1.1, 1.3, 1.6, 2.0, 4.0, 10.0), 2, 10
 
 
 def narrow_within(level: Level, steps: Collection[str], best: Incumbent, few: int) -> Level:
@@ -79,7 +80,7 @@ def risen(level: Level, prices: Array | None, deadline: float) -> Dual:
 def _read_off(level: Level, dual: Dual, best: Incumbent) -> Labels:
     """The first of the choices read off that fits, which `best` takes, or the last one. Leaves the
     messages at the best prices again."""
-    for factor in _ABOVE:
+    for factor in _ABOVE if best.choice is None else _ABOVE[:_FEW]:
         dual.settle(0)
         priced = replace(dual.flat, costs=dual.priced(factor * dual.prices))
         for index in range(_SWEEPS):
