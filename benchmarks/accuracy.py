@@ -27,8 +27,8 @@ from provenance import write_results
 from running import SIZES
 
 from cost_models.cluster import load_cluster
+from planner.plans.models import modelled
 from planner.plans.plan_file import write_plan
-from planner.plans.replay import modelled
 from planner.search.search import search
 from planner.trace.trace import trace
 from planner.workload.ask import Ask

@@ -26,7 +26,7 @@ from joint_graph import Joint, Priced, Prices
 from provenance import write_results
 
 from cost_models.cluster import load_cluster
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array
 from planner.strategy.build_cost_table import build_cost_table

@@ -10,27 +10,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from planner.predict.stages import flow_of
 from planner.program.actions import Action
 from planner.program.program import Program
 from planner.schedules.exchanges import Exchange, exchanges
-from planner.schedules.flow import Flow
 from planner.stages.pipeline import Pipeline, Transfer
 from planner.workload.workload import Workload
 from runtime.executor import Executor
 from runtime.groups import axes_used, group_size
 from runtime.parcels import BACKWARD, FORWARD, UPDATE, Parcels, state_of
 
-__all__ = ["PipelineExecutor", "flow_of", "make_pipeline_groups"]
-
-
-def flow_of(pipeline: Pipeline) -> Flow:
-    """Which stages send to which, in forward and in backward."""
-
-    def pairs(phase: str) -> tuple[tuple[int, int], ...]:
-        found = ((t.source, t.target) for t in pipeline.transfers if t.phase == phase)
-        return tuple(sorted(set(found)))
-
-    return Flow(forward=pairs(FORWARD), backward=pairs(BACKWARD))
+__all__ = ["PipelineExecutor", "make_pipeline_groups"]
 
 
 def make_pipeline_groups(pipeline: Pipeline, rank: int) -> dict[int, dict[tuple[int, ...], Any]]:

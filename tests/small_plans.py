@@ -18,7 +18,7 @@ from planner.graph.checking import checked, checking
 from planner.graph.graph import Node
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.plans.words import atom_names
 from planner.program.check_program import ranks_faults
 from planner.program.dry import dry_run

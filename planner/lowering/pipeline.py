@@ -19,7 +19,7 @@ from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.strategy.traced_model import Model
 
-__all__ = ["ChosenStage", "actions_of", "lower_pipeline", "transfers_of"]
+__all__ = ["ChosenStage", "actions_of", "first_ranks", "lower_pipeline", "transfers_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,7 +41,7 @@ def lower_pipeline(
 ) -> Pipeline:
     """The pipeline as `rank` runs it: the programs of its own stages are those of its place in
     their meshes, all others those of the first rank."""
-    firsts = _firsts(stages, schedule)
+    firsts = first_ranks([stage.mesh.num_devices for stage in stages], schedule)
     place = max(p for p, first in enumerate(firsts) if first <= rank)
     programs = []
     for number, stage in enumerate(stages):
@@ -100,12 +100,13 @@ def transfers_of(
     )
 
 
-def _firsts(stages: Sequence[ChosenStage], schedule: Schedule) -> tuple[int, ...]:
-    """The first rank of every place. Stages of one place share its devices."""
+def first_ranks(sizes: Sequence[int], schedule: Schedule) -> tuple[int, ...]:
+    """The first rank of every place; `sizes` are the numbers of devices of the stages. Stages of one
+    place share its devices."""
     out, at = [], 0
     for place in range(schedule.num_places):
-        sizes = {stages[stage].mesh.num_devices for stage in schedule.stages_at(place)}
-        assert len(sizes) == 1, (place, sizes)
+        found = {sizes[stage] for stage in schedule.stages_at(place)}
+        assert len(found) == 1, (place, found)
         out.append(at)
-        at += sizes.pop()
+        at += found.pop()
     return tuple(out)

@@ -13,7 +13,15 @@ from planner.kernels.clip import CLIP_EPSILON
 from planner.strategy.strategies import Option
 from planner.workload.ask import Ask
 
-__all__ = ["Alternative", "Hardware", "Plan", "SolverRecord", "Training"]
+__all__ = [
+    "Alternative",
+    "Hardware",
+    "PipelinePlan",
+    "Plan",
+    "PlanStage",
+    "SolverRecord",
+    "Training",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,13 +82,43 @@ class Alternative:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PlanStage:
+    """A pipeline stage: it begins with unit `begins` of the forward pass (`stages.units_of`), whose
+    first op is `at`. Its choices are those of the graph of the stage on a mesh of its own, as in
+    `Plan`."""
+
+    begins: int
+    at: str
+    mesh: Mesh
+    options: tuple[tuple[Option, ...] | None, ...]
+    parameters: tuple[tuple[Option, ...], ...]
+    hubs: tuple[tuple[int, str, Layout], ...]
+    bucket_bytes: int
+    recast: bool
+    modes: Mapping[int, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipelinePlan:
+    """The stages of a pipeline and the order of their actions: `orders` is the schedule in torch's
+    CSV, a row for each place (`schedules.csv_text`), `schedule` its name."""
+
+    schedule: str
+    orders: str
+    stages: tuple[PlanStage, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """A plan as in its file. `options[c]` are the options of node class c (None for views),
     `parameters[c]` of parameter class c; `hubs` are (root value, phase, layout); gradients are
     reduced in buckets of `bucket_bytes`, and parameters cast again for backward if `recast`;
     `modes` are those of the graph's nodes whose results are not kept: ops that share options may
     have different ones. `hash_seed` is that of the process that planned, empty if Python drew one.
-    `summary` is only for reports."""
+    `summary` is only for reports.
+
+    If the plan is a pipeline, its choices are in `pipeline`, stage by stage, and `options`,
+    `parameters`, `hubs` and `modes` are empty; `mesh` then counts the devices."""
 
     ask: Ask
     training: Training
@@ -97,3 +135,4 @@ class Plan:
     hash_seed: str = ""
     summary: Mapping[str, Any] = field(default_factory=dict)
     alternatives: tuple[Alternative, ...] = ()
+    pipeline: PipelinePlan | None = None

@@ -11,21 +11,19 @@ from typing import Any
 from cost_models.atomic_write import write_atomically
 from cost_models.errors import BadPlan
 from cost_models.optimizers import OPTIMIZERS
-from planner.graph.layout import Layout, Mesh
+from planner.graph.layout import Mesh
 from planner.plans.plan import Alternative, Hardware, Plan, SolverRecord, Training
-from planner.plans.plan_modes import read_modes, show_modes
-from planner.plans.plan_schema import (
-    Count,
-    Damaged,
-    Hub,
-    Summary,
-    check,
-    check_summary,
-    part,
-    same_length,
-    undeclared,
+from planner.plans.plan_choices import (
+    check_choices,
+    check_pipeline,
+    option_text,
+    read_choices,
+    read_pipeline,
+    show_choices,
+    show_pipeline,
 )
-from planner.strategy.strategies import Option
+from planner.plans.plan_modes import read_modes, show_modes
+from planner.plans.plan_schema import Damaged, Summary, check, check_summary, part, undeclared
 from planner.workload.ask import Ask
 from planner.workload.precision import DTYPES, PLAIN
 
@@ -46,12 +44,9 @@ def plan_text(plan: Plan) -> str:
         "graph_hash": plan.graph_hash,
         "hash_seed": plan.hash_seed,
         "mesh": {"names": plan.mesh.names, "sizes": plan.mesh.sizes},
-        "options": [None if o is None else [option_text(x) for x in o] for o in plan.options],
-        "parameters": [[option_text(x) for x in o] for o in plan.parameters],
-        "hubs": _show_hubs(plan.hubs),
-        "bucket_bytes": plan.bucket_bytes,
-        "recast": plan.recast,
+        **show_choices(plan),
         **({"modes": show_modes(plan.modes)} if plan.modes else {}),
+        **({"pipeline": show_pipeline(plan.pipeline)} if plan.pipeline is not None else {}),
         "solver": asdict(plan.solver),
         "summary": dict(plan.summary),
         "alternatives": [asdict(a) for a in plan.alternatives],
@@ -107,7 +102,6 @@ def _parse(body: dict[str, Any]) -> Plan:
     mesh = part(body, "mesh", Mesh)
     summary = {**part(body, "summary", Summary), **undeclared(body["summary"])}
     check_summary(summary, len(mesh.sizes))
-    options = part(body, "options", list[list[str] | None])
     plan = Plan(
         ask=part(body, "ask", Ask),
         training=part(body, "training", Training),
@@ -115,18 +109,9 @@ def _parse(body: dict[str, Any]) -> Plan:
         graph_hash=part(body, "graph_hash", str),
         hash_seed=part(body, "hash_seed", str),
         mesh=mesh,
-        options=tuple(None if o is None else tuple(map(_read_option, o)) for o in options),
-        parameters=tuple(
-            tuple(map(_read_option, o)) for o in part(body, "parameters", list[list[str]])
-        ),
-        hubs=tuple(
-            (value, h["phase"], h["layout"])
-            for h in part(body, "hubs", list[Hub])
-            for value in h["values"]
-        ),
-        bucket_bytes=part(body, "bucket_bytes", Count),
-        recast=part(body, "recast", bool),
+        **read_choices(body),
         modes=read_modes(body),
+        pipeline=read_pipeline(body),
         solver=part(body, "solver", SolverRecord),
         summary=summary,
         alternatives=part(body, "alternatives", tuple[Alternative, ...]),
@@ -181,10 +166,10 @@ def _check(plan: Plan) -> None:
         training.optimizer,
         f"one of {', '.join(OPTIMIZERS)}",
     )
-    phases = sorted({phase for _, phase, _ in plan.hubs} - {"forward", "backward", "update"})
-    check(not phases, "the phase of a hub", phases, "forward, backward or update")
-    for name, rows in (("options", plan.options), ("parameters", plan.parameters)):
-        same_length(rows, len(mesh.sizes), name)
+    if plan.pipeline is None:
+        check_choices(plan, mesh)
+    else:
+        check_pipeline(plan.pipeline, ask.microbatches, mesh.num_devices)
 
 
 def _check_dtypes(ask: Ask) -> None:
@@ -198,27 +183,3 @@ def _check_dtypes(ask: Ask) -> None:
         ("formats.accumulate", ask.formats.accumulate),
     ):
         check(dtype in ("", *DTYPES), f"ask.{what}", dtype, f"empty or one of {known}")
-
-
-def option_text(option: Option) -> str:
-    """An option as text, as in plan files and messages."""
-    return option.kind if option.number < 0 else f"{option.kind}:{option.number}"
-
-
-def _read_option(text: str) -> Option:
-    kind, _, number = text.partition(":")
-    if kind not in ("whole", "split", "linear", "update"):
-        raise Damaged(f"unknown option {text!r}")
-    if number and not (number.isascii() and number.isdigit()):
-        raise Damaged(f"option {text!r} has no number")
-    return Option(kind, int(number) if number else -1)
-
-
-def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, Layout], list[int]] = {}
-    for value, phase, layout in hubs:
-        groups.setdefault((phase, layout), []).append(value)
-    return [
-        {"phase": phase, "layout": layout, "values": values}
-        for (phase, layout), values in groups.items()
-    ]

@@ -6,7 +6,6 @@ Plan -> Model, Choices, Program. Every rank gets the plan's file, traces the mod
 
 from __future__ import annotations
 
-import itertools
 import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,21 +13,16 @@ from pathlib import Path
 
 from cost_models.errors import BadPlan
 from cost_models.machine import Cluster
-from planner.dims.roots import is_view, roots_of
-from planner.dims.subdims import SubDims, infer
-from planner.dims.ties import tie
-from planner.fusion.fuse import fused_graph
-from planner.graph.checking import checked
+from planner.dims.roots import is_view
 from planner.graph.graph import Graph
 from planner.graph.layout import Layout, local_sizes
 from planner.lowering.lower import lower
-from planner.microbatch import accumulated_in, microbatch_graph, with_line
+from planner.plans.models import modelled
 from planner.plans.plan import Plan
-from planner.plans.plan_file import option_text, write_plan
+from planner.plans.plan_choices import option_text
+from planner.plans.plan_file import write_plan
 from planner.plans.retrace import HASH_SEEDS, SET_ORDER, digest_elsewhere
 from planner.predict.depth import Shallow, fits_together
-from planner.program.check_calls import called_faults
-from planner.program.check_graph import dims_faults, graph_faults
 from planner.program.program import Program
 from planner.state.hash_seed import chosen
 from planner.strategy.choices import Choices
@@ -37,7 +31,7 @@ from planner.strategy.modes import mode_faults
 from planner.strategy.strategies import KEPT, Strategy, op_strategies, parameter_strategies
 from planner.strategy.traced_model import Model
 from planner.strategy.update_costs import total_gradient_bytes
-from planner.trace.trace import line_of, trace
+from planner.trace.trace import trace
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask, build
 from planner.workload.workload import Workload
@@ -47,43 +41,11 @@ __all__ = [
     "costing_of",
     "graph_of",
     "model_of",
-    "modelled",
     "program_of",
     "shallow_of",
     "traced_of",
     "workload_of",
 ]
-
-
-def modelled(traced: Traced, ask: Ask | None = None) -> Model:
-    """The traced graph with its sub-dims, ties and views; if `ask` has several microbatches, the
-    graph of one of them; if it asks to compile, with elementwise chains fused. Raises BadValue and
-    CannotSplit if it cannot be cut into so many."""
-    graph, dims = traced.graph, _dims(traced.graph)
-    if ask is not None and ask.microbatches > 1:
-        with with_line(lambda op, path: line_of(lambda: build(ask), op, path)):
-            graph = microbatch_graph(graph, dims, ask.microbatches, ask.per_microbatch)
-            graph = accumulated_in(graph, ask.formats)
-        checked("microbatch", lambda: itertools.chain(graph_faults(graph), called_faults(graph)))
-        dims = _dims(graph)
-    if ask is not None and ask.compile:
-        graph = fused_graph(graph)
-        checked("fusing", lambda: graph_faults(graph))
-        dims = _dims(graph)
-    roots = roots_of(graph, dims)
-    return Model(
-        graph=graph,
-        dims=dims,
-        ties=tie(graph, dims, roots),
-        roots=roots,
-        whole=None if graph is traced.graph else traced.graph,
-    )
-
-
-def _dims(graph: Graph) -> SubDims:
-    dims = infer(graph)
-    checked("sub-dims", lambda: dims_faults(graph, dims.shapes))
-    return dims
 
 
 def shallow_of(traced: Traced, model: Model, ask: Ask | None = None) -> Shallow | None:

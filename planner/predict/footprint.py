@@ -17,7 +17,7 @@ from cost_models.memory import allocated_bytes, dtype_bytes
 from planner.predict.categories import CATEGORIES, NUMBER, categories_of
 from planner.predict.transfers import Buffers, buffers_of
 from planner.predict.workspace import workspace
-from planner.program.actions import runs
+from planner.program.actions import Action, runs
 from planner.program.copies import slice_copies
 from planner.program.program import (
     Communicate,
@@ -31,7 +31,7 @@ from planner.program.program import (
     writes,
 )
 
-__all__ = ["CATEGORIES", "Footprint", "footprint"]
+__all__ = ["CATEGORIES", "ActionMemory", "Footprint", "Held", "footprint", "memory_of_actions"]
 
 #: Bytes by category.
 Held = tuple[int, ...]
@@ -53,6 +53,43 @@ class Footprint:
         totals = [sum(self.start), *map(sum, self.during)]
         place = max(range(len(totals)), key=totals.__getitem__) - 1
         return (self.start if place < 0 else self.during[place]), place
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ActionMemory:
+    """Bytes by category, at the peak of an action and at its end."""
+
+    action: Action
+    during: Held
+    after: Held
+
+
+def memory_of_actions(program: Program) -> tuple[ActionMemory, ...]:
+    """The memory of a pipeline stage, action by action. Actions of one body are alike, so those of
+    microbatches between the second and the last are not walked: they take and leave what the others
+    of their body do."""
+    walk = _Walk(program)
+    last = program.microbatches - 1
+    known: dict[str, tuple[Held, Held]] = {}
+    out: list[ActionMemory] = []
+    held = tuple(walk.held)
+    for action in program.actions:
+        if action.microbatch in (0, 1, last) or action.body not in known:
+            before = tuple(walk.held)
+            during = walk.whole_action(action)
+            known[action.body] = _less(during, before), _less(tuple(walk.held), before)
+        peak, change = known[action.body]
+        during, held = _plus(held, peak), _plus(held, change)
+        out.append(ActionMemory(action=action, during=during, after=held))
+    return tuple(out)
+
+
+def _plus(a: Held, b: Held) -> Held:
+    return tuple(x + y for x, y in zip(a, b, strict=True))
+
+
+def _less(a: Held, b: Held) -> Held:
+    return tuple(x - y for x, y in zip(a, b, strict=True))
 
 
 def footprint(program: Program) -> Footprint:
@@ -105,6 +142,18 @@ class _Walk:
         self.held = [program.initial_bytes.get(name, 0) for name in CATEGORIES]
         self.total = sum(self.held)
         self.most, self.fullest = self.total, tuple(self.held)
+        self.stash: dict[int, dict[int, _Block]] = {}
+
+    def whole_action(self, action: Action) -> Held:
+        """Accounts for an action of a pipeline stage, which takes up what earlier ones of its
+        microbatch left; returns the bytes held at its peak."""
+        self.blocks |= self.stash.pop(action.microbatch, {})
+        peaks = [tuple(self.held), *self.action(self.program.bodies[action.body])]
+        self._free(v for v in [one.value for one in self.program.sent] if v in self.blocks)
+        left = self.program.stashed & self.blocks.keys()
+        if left:
+            self.stash[action.microbatch] = {v: self.blocks.pop(v) for v in left}
+        return max(peaks, key=sum)
 
     def state(self) -> tuple[Held, frozenset[int]]:
         """The bytes held, and the values that hold them."""

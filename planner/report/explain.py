@@ -19,8 +19,9 @@ from planner.graph.fused import FUSED, body_of, called
 from planner.graph.graph import Node
 from planner.graph.layout import show_layout
 from planner.plans.kept import kept_rows
+from planner.plans.models import modelled
 from planner.plans.plan import Plan
-from planner.plans.replay import choices_of, costing_of, modelled, traced_of
+from planner.plans.replay import choices_of, costing_of, traced_of
 from planner.plans.words import atom_names, op_words, parameter_words
 from planner.report.mesh_words import mesh_body
 from planner.report.report import proof_lines, title

@@ -10,7 +10,8 @@ from cost_models.errors import BadValue, DoesNotFit, NoPlan, UserError
 from cost_models.machine import Cluster
 from cost_models.units import format_bytes
 from planner.graph.layout import Mesh
-from planner.plans.replay import modelled, shallow_of
+from planner.plans.models import modelled
+from planner.plans.replay import shallow_of
 from planner.predict.predict import peak_position
 from planner.search.budget import Budget
 from planner.search.fit import OutOfTime, explain_misfit, nearest_change

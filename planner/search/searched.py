@@ -11,8 +11,9 @@ from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from planner.graph.layout import Mesh
 from planner.microbatch import check_globs
+from planner.plans.models import modelled
 from planner.plans.plan import Alternative
-from planner.plans.replay import modelled, shallow_of
+from planner.plans.replay import shallow_of
 from planner.search.budget import Budget
 from planner.search.choose import choose, shortlist
 from planner.search.fitting import MOST_PAIRS

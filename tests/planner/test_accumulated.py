@@ -12,7 +12,7 @@ from planner.dims.subdims import infer
 from planner.graph.graph import Graph
 from planner.graph.sections import AFTER, is_accumulate, sections_of
 from planner.microbatch import accumulated_in, microbatch_graph
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.program.check_calls import called_faults
 from planner.program.check_graph import graph_faults
 from planner.strategy.traced_model import Model

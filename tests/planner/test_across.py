@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import planner.search.bounds_in_memory as bounds_in_memory
 from cost_models.cluster import load_cluster
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.search.fitting import by_layer, fitting
 from planner.search.proposals import Proposer
 from planner.solver.exact.ilp import solve

@@ -8,7 +8,8 @@ import pytest
 import planner.trace.repeated
 from cost_models.cluster import load_cluster
 from cost_models.machine import Cluster
-from planner.plans.replay import modelled, shallow_of
+from planner.plans.models import modelled
+from planner.plans.replay import shallow_of
 from planner.search.search import Found, search
 from planner.trace.trace import trace
 from planner.workload.ask import Ask, build

@@ -22,7 +22,7 @@ from planner.fusion.fuse import fused_graph
 from planner.graph.fused import FUSED, Body, body_of, called
 from planner.graph.graph import Graph, Node
 from planner.microbatch import microbatch_graph
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.program.check_graph import graph_faults
 from planner.program.operators import torch_constants
 from planner.strategy.op_costs import OpCosts

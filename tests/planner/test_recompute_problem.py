@@ -19,7 +19,7 @@ import planner.predict.footprint
 import planner.search.bounds_in_memory as bounds_in_memory
 from cost_models.cluster import load_cluster
 from planner.lowering.lower import lower
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.predict.predict import memory_by_category
 from planner.search.budget import Budget
 from planner.search.fitting import by_layer, fitting

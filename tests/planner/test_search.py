@@ -19,8 +19,9 @@ from cost_models.machine import Cluster
 from cost_models.memory import MEMORY_HEADROOM
 from cost_models.topology import build_graph
 from planner.graph.layout import Mesh, local_shape
+from planner.plans.models import modelled
 from planner.plans.plan_file import read_plan, write_plan
-from planner.plans.replay import modelled, program_of
+from planner.plans.replay import program_of
 from planner.report.report import report
 from planner.search.fitting import fitted, fitting, is_hopeless
 from planner.search.meshes import meshes_of

@@ -17,7 +17,7 @@ from planner import plan
 from planner.graph.layout import Mesh
 from planner.kernels import cross_entropy, embedding_shard
 from planner.lowering.lower import lower
-from planner.plans.replay import modelled
+from planner.plans.models import modelled
 from planner.program.program import Program
 from planner.solver.exact.ilp import solve
 from planner.strategy.build_cost_table import build_cost_table

@@ -1,0 +1,87 @@
+"""The models of the stages of a pipeline: each is planned like a model of its own.
+
+Traced model, ask, units at which stages begin -> models, and what crosses between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cost_models.errors import BadPlan
+from planner.dims.subdims import SubDims
+from planner.graph.checking import checked
+from planner.graph.graph import Graph
+from planner.plans.models import dims_of, model_of_graph, of_microbatch
+from planner.program.check_graph import graph_faults
+from planner.stages import Crossing, Unit, stage_graphs, units_of
+from planner.strategy.traced_model import Model
+from planner.trace.traced import Traced
+from planner.workload.ask import Ask
+
+__all__ = ["Cuttable", "StageModels", "check_begins", "cuttable", "stage_models"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cuttable:
+    """A model that stages can be cut from: the graph of a microbatch, and its units."""
+
+    whole: Graph
+    graph: Graph
+    dims: SubDims
+    units: tuple[Unit, ...]
+    compile: bool
+
+    def at(self, unit: int) -> str:
+        """The first op of a unit, in words."""
+        node = self.graph.nodes[self.units[unit].nodes[0]]
+        return f"{node.op} in {node.path or 'the model'}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageModels:
+    """The models of all stages, and what crosses between them."""
+
+    models: tuple[Model, ...]
+    crossings: tuple[Crossing, ...]
+
+
+def cuttable(traced: Traced, ask: Ask) -> Cuttable:
+    """The traced model with the microbatches that `ask` has. Raises BadValue and CannotSplit as
+    `modelled` does."""
+    graph = of_microbatch(traced.graph, ask)
+    dims = dims_of(graph)
+    return Cuttable(
+        whole=traced.graph,
+        graph=graph,
+        dims=dims,
+        units=units_of(graph, dims),
+        compile=ask.compile,
+    )
+
+
+def stage_models(model: Cuttable, begins: Sequence[int]) -> StageModels:
+    """The stages that begin with these units, the first of which is 0. Raises CannotCut."""
+    firsts = [model.units[unit].nodes[0] for unit in begins]
+    cut = stage_graphs(model.graph, model.dims, firsts)
+    return StageModels(
+        models=tuple(
+            model_of_graph(_checked(stage.graph), model.whole, compiled=model.compile)
+            for stage in cut.stages
+        ),
+        crossings=cut.crossings,
+    )
+
+
+def check_begins(model: Cuttable, begins: int, at: str) -> None:
+    """Raises BadPlan if a unit is not the one that a plan was made for."""
+    if begins >= len(model.units) or model.at(begins) != at:
+        raise BadPlan(
+            f"the plan has a stage that begins at {at}, unit {begins}, which the model does not "
+            "have there; plan again"
+        )
+
+
+def _checked(graph: Graph) -> Graph:
+    checked("stages", lambda: graph_faults(graph))
+    return graph
