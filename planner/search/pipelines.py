@@ -16,8 +16,8 @@ from cost_models.memory import dtype_bytes
 from cost_models.point_to_point import send_time
 from planner.graph.graph import Graph, map_refs
 from planner.graph.layout import Mesh
-from planner.lowering.pipeline import ChosenStage, actions_of, first_ranks, transfers_of
 from planner.lowering.lower import lower
+from planner.lowering.pipeline import ChosenStage, actions_of, first_ranks, transfers_of
 from planner.plans.stage_models import Cuttable, StageModels, cuttable, stage_models
 from planner.predict.stages import (
     PipelinePrediction,
@@ -328,4 +328,3 @@ def transfer_seconds(pipeline: Pipeline, cluster: Cluster) -> dict[tuple[int, in
             seconds = send_time(cluster, tuple(pairs), float(most))
             found[ends] = found.get(ends, 0.0) + seconds
     return found
-
