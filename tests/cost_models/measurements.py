@@ -153,6 +153,22 @@ def multi_node_rows() -> Iterator[Row]:
         )
 
 
+def domain_rows() -> Iterator[Row]:
+    """All-reduces and all-to-alls in one NVL72 domain and over two and three, 64 GPUs of each."""
+    for row in _table("collectives.csv"):
+        if not row["source"].startswith("OCI GB200"):
+            continue
+        size, nbytes = int(row["n_gpus"]), float(row["nbytes"])
+        cluster = load_cluster("gb200-nvl72", num_devices=size, num_nodes=-(-size // 64))
+        yield Row(
+            group=f"{row['op']} domains of 72",
+            what=f"{size} x {nbytes:.0f} B",
+            work=nbytes,
+            measured=float(row["time_us"]) * 1e-6,
+            predicted=collective_time(cluster, (size,), (0,), row["op"], nbytes),
+        )
+
+
 def summary(rows: list[Row]) -> dict[str, float]:
     """n, mean, median and largest absolute error, signed bias, and the mean error of the best
     single rate (the baseline)."""
@@ -178,7 +194,12 @@ def by_group(rows: Iterator[Row]) -> dict[str, list[Row]]:
 
 
 def main() -> None:
-    for rows in (list(gemm_rows()), list(collective_rows()), list(multi_node_rows())):
+    for rows in (
+        list(gemm_rows()),
+        list(collective_rows()),
+        list(multi_node_rows()),
+        list(domain_rows()),
+    ):
         for group, members in {"all": rows, **by_group(iter(rows))}.items():
             s = summary(members)
             print(
