@@ -183,7 +183,7 @@ def _nets(graph: dict[str, Any], number: dict[int, int]) -> tuple[Net, ...]:
 def load_in(graph: dict[str, Any], nodes: set[int], on_cpu: bool) -> float:
     """The load of a device from the edges of the file, for the check."""
     if on_cpu:
-        return sum(node["cpuLatency"] for node in graph["nodes"] if node["id"] in nodes)
+        return float(sum(n["cpuLatency"] for n in graph["nodes"] if n["id"] in nodes))
     sent = {
         edge["sourceId"]: edge["cost"]
         for edge in graph["edges"]
@@ -191,7 +191,7 @@ def load_in(graph: dict[str, Any], nodes: set[int], on_cpu: bool) -> float:
     }
     own = [node for node in graph["nodes"] if node["id"] in nodes]
     assert sum(node.get("size", 0.0) for node in own) <= graph["maxSizePerFPGA"]
-    return sum(node["fpgaLatency"] for node in own) + sum(sent.values())
+    return float(sum(node["fpgaLatency"] for node in own) + sum(sent.values()))
 
 
 def solved(path: Path) -> dict[str, Any]:
