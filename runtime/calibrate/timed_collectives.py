@@ -1,4 +1,5 @@
-"""Collectives by kind, bytes and ranks, with compute between them as in a step."""
+"""Collectives by kind, bytes and ranks, and messages between two ranks, with compute between them
+as in a step."""
 
 from __future__ import annotations
 
@@ -21,7 +22,9 @@ from runtime.worker import Place
 __all__ = ["time_collectives"]
 
 
+#: What is measured in groups of every size, and what of two ranks.
 _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
+_SEND = "send"
 _COLLECTIVE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
 #: Products between two collectives: about two milliseconds of a core, as between the collectives of
 #: a step. If ranks share a core, about six, longer than the scheduler's time slice.
@@ -31,7 +34,7 @@ _ROUNDS = 4
 
 def time_collectives(settings: Settings, place: Place, emit: Emit) -> tuple[CollectiveRow, ...]:
     """Measures every collective by size, in groups of 2, 4, ... ranks; groups of 2 also all at
-    once."""
+    once, and these also messages from one to the other."""
     sizes = _COLLECTIVE_SIZES[:2] if settings.quick else _COLLECTIVE_SIZES
     rows: list[CollectiveRow] = []
     layouts = [
@@ -41,14 +44,20 @@ def time_collectives(settings: Settings, place: Place, emit: Emit) -> tuple[Coll
         groups = _groups(place.rank, size, num_groups)
         dist.barrier()
         burst = _Burst(settings, place, size * num_groups)
-        for index, kind in enumerate(_KINDS):
-            done = (at + index / len(_KINDS)) / len(layouts)
+        kinds = (*_KINDS, _SEND) if size == 2 else _KINDS
+        for index, kind in enumerate(kinds):
+            done = (at + index / len(kinds)) / len(layouts)
             emit({"what": f"measuring {kind} of {size} ranks", "done": 0.7 + 0.3 * done})
             for nbytes in sizes:
                 dist.barrier()
                 if groups:
-                    calls = [_collective(kind, nbytes, size, place, group) for group in groups]
-                    seconds = burst.seconds(calls, 5 if nbytes <= 1 << 19 else 3)
+                    windows = 5 if nbytes <= 1 << 19 else 3
+                    if kind == _SEND:
+                        there_and_back = _there_and_back(nbytes, place, groups[0])
+                        seconds = burst.seconds([there_and_back], windows) / 2
+                    else:
+                        calls = [_collective(kind, nbytes, size, place, group) for group in groups]
+                        seconds = burst.seconds(calls, windows)
                     rows.append(
                         CollectiveRow(
                             kind=kind,
@@ -140,3 +149,21 @@ def _collective(
     )
     value = torch.randn(part, device=place.device)
     return lambda: collective(value)
+
+
+def _there_and_back(nbytes: int, place: Place, pair: dist.ProcessGroup) -> Callable[[], Any]:
+    """A message to the other rank of a pair, and one back: a message has left its rank long before
+    the other has it, so only the way back shows how long both took."""
+    value = torch.randn(nbytes // 4, device=place.device)
+    buffer = torch.empty_like(value)
+    mine = dist.get_rank(pair)
+    other = dist.get_global_rank(pair, 1 - mine)
+
+    def call() -> None:
+        for sender in (0, 1):
+            if mine == sender:
+                dist.send(value, other, group=pair)
+            else:
+                dist.recv(buffer, other, group=pair)
+
+    return call

@@ -63,7 +63,10 @@ def test_every_table_is_filled_and_has_a_source(
         "all_gather",
         "reduce_scatter",
         "all_to_all",
+        "send",
     }
+    (size,) = {row.group_size for row in cluster.collective_table if row.kind == "send"}
+    assert size == 2
     assert {row.dtype for row in cluster.device.gemm_table} == {"float32", "float64", "bfloat16"}
     assert {
         "conv",
