@@ -13,7 +13,7 @@ What the profiles do not have is added with a reason:
   updated, gradients of the second and later microbatches are added up, and the gradient of the
   embedding, which the profile's hooks miss, is made (12 bytes a parameter each).
 * Gradients are reduced after the last backward of a stage, in a ring over nodes, all ranks of a
-  node at once.
+  node at once, once they lie in flat buffers (`FLATTENING`).
 * Memory is 16 bytes a parameter (weights, gradients, Adam), 4 for the flat copy that is reduced, what
   forward keeps of the microbatches in flight, the same once more for the largest layer (its
   gradients); and what no profile has: see `RESERVED` and `CACHED`.
@@ -43,6 +43,10 @@ __all__ = ["Body", "Predicted", "predicted", "stage_ends"]
 UPDATE_TRAFFIC, ADD_TRAFFIC = 28, 12
 #: Bytes held a parameter: weights, gradients, two states; the flat copy of the gradients.
 STATE_BYTES, COPY_BYTES = 16, 4
+#: Seconds of a reduction beside the ring: gradients are copied tensor by tensor into flat buffers,
+#: which are allocated, and back. The median of the measured reductions (`grad_reduce_s`, which is no
+#: part of what is predicted here) on GH200 less the ring, 2026-11-28.
+FLATTENING = 0.033
 #: Of what forward keeps, the share by which the allocator's cache is larger: blocks freed in one
 #: size are asked for in another. The median over the measured plans on GH200, 2026-11-28.
 CACHED = 0.08
@@ -180,9 +184,15 @@ class Model:
         """Seconds of a message in parts: the groups of a node send at once."""
         groups = max(1, source.per_node // source.tp)
         if groups == 1:
-            return self.network.seconds(nbytes, source.end, target.end)
+            return self._over(nbytes, source.end, target.end)
         ends = [End(replica.gpu, replica.per_node) for replica in (source, target)]
-        return self.network.seconds(groups * nbytes, *ends)
+        return self._over(groups * nbytes, *ends)
+
+    def _over(self, nbytes: float, source: End, target: End) -> float:
+        """Seconds over a link, by the fit of the other direction if it has none of its own."""
+        known = (source, target) in self.network.fits
+        ends = (source, target) if known else (target, source)
+        return self.network.seconds(nbytes, *ends)
 
     def gathered(self, nbytes: float, group: Replica) -> float:
         """Seconds until every rank of a group has all parts."""
@@ -191,13 +201,14 @@ class Model:
         return self.inside.seconds((group.tp - 1) * nbytes, *(group.end,) * 2)
 
     def reduced(self, replicas: Sequence[Replica], layers: range) -> float:
-        """Seconds of the ring over the replicas of a stage, all ranks of a group at once."""
+        """Seconds in which the replicas of a stage add up their gradients."""
         count, tp = len(replicas), min(replica.tp for replica in replicas)
         if count == 1:
             return 0.0
         part = FLOAT_BYTES * self.parameters(tp, layers) * tp / count
         around = [*itertools.pairwise([*replicas, replicas[0]])]
-        return 2 * (count - 1) * max(self.network.seconds(part, a.end, b.end) for a, b in around)
+        ring = 2 * (count - 1) * max(self._over(part, a.end, b.end) for a, b in around)
+        return ring + FLATTENING
 
 
 def _fit(row: dict[str, str]) -> tuple[float, float, float]:

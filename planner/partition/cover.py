@@ -12,6 +12,7 @@ import itertools
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from planner.partition.chain import Chain, Way
 
@@ -23,38 +24,52 @@ Prices = tuple[float, ...]
 _STEPS = 4
 _ROUNDING = 1e-9
 _NEVER = float("inf")
+#: `starts[way][end]`: where the longest run of the way begins that ends there; at the end itself if
+#: there is none.
+Starts = tuple[tuple[int, ...], ...]
 #: `needs[price][end]`: the least price of units 0 to end.
 Needs = tuple[tuple[float, ...], ...]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Floors:
     """What no split can avoid: `hops[way]`, the fewest seconds (sent, returned) of a stage that is
-    not alone; `after[end]`, seconds of update and of sync of units 0 to end; for each of some prices
-    on devices the price of each way, `costs[price][way]`, the cheapest of its kinds if it mixes
-    kinds; and by what memory allows `fits[j - 1][way][end]`, the start of the longest run of the
-    way, as stage j from the end (as the last of them for more). Longer lists for more stages than
-    there are devices for would say nothing."""
+    not alone; `after[end]`, seconds of update and of sync of units 0 to end; and for each of some
+    prices on devices the price of each way, `costs[price][way]`, the cheapest of its kinds if it
+    mixes kinds."""
 
+    chain: Chain
     hops: tuple[tuple[float, float], ...]
     after: tuple[tuple[float, float], ...]
     costs: tuple[tuple[float, ...], ...]
-    fits: tuple[tuple[tuple[int, ...], ...], ...]
+
+    @cached_property
+    def fits(self) -> tuple[Starts, ...]:
+        """What memory allows: `fits[j - 1]` of stage j from the end, the last of them for more.
+        There is one if all are the same, and none for more stages than there are devices for."""
+        most = int((1 + _ROUNDING) / max(map(min, self.costs)))
+        return _fits(self.chain, max(min(self.chain.units, most), 1))
+
+    @cached_property
+    def fits_last(self) -> Starts:
+        """What memory allows in the last stage, which holds the fewest microbatches."""
+        held = self.chain.in_flight(1)
+        return tuple(_fit(self.chain, way, held) for way in range(len(self.chain.ways)))
 
 
 def floors_of(chain: Chain) -> Floors:
     """The floors of a chain, which depend on no limit."""
     hops = tuple(chain.least_hops) or ((0.0, 0.0),) * len(chain.ways)
     after = tuple(chain.least_after) or ((0.0, 0.0),) * (chain.units + 1)
-    costs = tuple(_costs(chain, prices) for prices in _prices(chain.devices))
-    most = min(chain.units, int((1 + _ROUNDING) / max(map(min, costs))))
-    return Floors(hops, after, costs, _fits(chain, max(most, 1)))
+    return Floors(
+        chain, hops, after, tuple(_costs(chain, prices) for prices in _prices(chain.devices))
+    )
 
 
-def _fits(chain: Chain, most: int) -> tuple[tuple[tuple[int, ...], ...], ...]:
+def _fits(chain: Chain, most: int) -> tuple[Starts, ...]:
     """The starts by memory of stages 1 to `most` from the end; of one if they are all the same."""
     ways = range(len(chain.ways))
-    levels: dict[int, tuple[tuple[int, ...], ...]] = {}
+    levels: dict[int, Starts] = {}
     for held in sorted({chain.in_flight(j) for j in (1, most)}, reverse=True):
         levels[held] = tuple(_fit(chain, way, held) for way in ways)
     if len({*levels.values()}) == 1:
@@ -98,12 +113,10 @@ def _cost(way: Way, prices: Prices) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Cover:
-    """At one limit: `starts[way][end]`, where the longest run of the way within the limit begins
-    that ends there (at the end itself if there is none), as the last stage; and
-    `needs[stages][price][end]`, the least price of devices for units 0 to end before that many
-    other stages (before the last, for more)."""
+    """At one limit: the starts of last stages, and `needs[stages][price][end]`, the least price of
+    devices for units 0 to end before that many other stages (before the last, for more)."""
 
-    starts: tuple[tuple[int, ...], ...]
+    starts: Starts
     needs: tuple[Needs, ...]
 
     def last_start(self, spent: Sequence[float], stages: int) -> int:
@@ -117,30 +130,56 @@ class Cover:
         return last
 
 
-def cover(chain: Chain, floors: Floors, limit: float) -> Cover:
+def cover(floors: Floors, limit: float) -> Cover:
     """The cover at a limit on the seconds of a stage. Where memory binds, stages further from the
     end hold more microbatches: their longest runs are shorter."""
-    ways = range(len(chain.ways))
-    within = tuple(_within(chain, way, floors.hops[way], limit) for way in ways)
-    pure = [way for way in ways if not chain.ways[way].mixes]
-    rests: Needs = tuple((0.0, *[_NEVER] * chain.units) for _ in floors.costs)
-    needs: list[Needs] = [] if len(floors.fits) == 1 else [rests]
-    for fits in reversed(floors.fits):
-        starts = [tuple(map(max, within[way], fits[way])) for way in pure]
-        own = len(floors.fits) == 1
-        rests = tuple(
-            _needs(chain.units, starts, [costs[way] for way in pure], None if own else rest)
-            for costs, rest in zip(floors.costs, rests, strict=True)
-        )
-        needs.append(rests)
-    return Cover(_longer(within, floors.fits[0]), tuple(reversed(needs)))
+    within = _all_within(floors, limit)
+    return Cover(_shorter(within, floors.fits[0]), _levels(floors, within))
 
 
-def _longer(
-    within: tuple[tuple[int, ...], ...], fits: tuple[tuple[int, ...], ...]
-) -> tuple[tuple[int, ...], ...]:
+def possible(floors: Floors, limit: float) -> bool:
+    """Whether the bounds leave a split whose slowest stage is within the limit."""
+    within = _all_within(floors, limit)
+    simple = _level(floors, _shorter(within, floors.fits_last), None)
+    if any(need[-1] > 1.0 + _ROUNDING for need in simple):
+        return False
+    return all(need[-1] <= 1.0 + _ROUNDING for need in _levels(floors, within)[0])
+
+
+def _all_within(floors: Floors, limit: float) -> Starts:
+    ways = range(len(floors.chain.ways))
+    return tuple(_within(floors.chain, way, floors.hops[way], limit) for way in ways)
+
+
+def _shorter(within: Starts, fits: Starts) -> Starts:
     """The starts by time and by memory: both allow all shorter runs."""
     return tuple(tuple(map(max, a, b)) for a, b in zip(within, fits, strict=True))
+
+
+def _levels(floors: Floors, within: Starts) -> tuple[Needs, ...]:
+    """The needs before 0, 1, 2, ... stages."""
+    if len(floors.fits) == 1:
+        return (_level(floors, _shorter(within, floors.fits[0]), None),)
+    needs: list[Needs] = [tuple((0.0, *[_NEVER] * floors.chain.units) for _ in floors.costs)]
+    for fits in reversed(floors.fits):
+        needs.append(_level(floors, _shorter(within, fits), needs[-1]))
+    return tuple(reversed(needs))
+
+
+def _level(floors: Floors, starts: Starts, rests: Needs | None) -> Needs:
+    """The needs of units whose last stage has these starts, the stages before it the needs `rests`
+    (or the same again). A way that mixes kinds covers no more, for no less, than one of them."""
+    pure = [number for number, way in enumerate(floors.chain.ways) if not way.mixes]
+    chosen = [starts[way] for way in pure]
+    return tuple(
+        _needs(
+            floors.chain.units,
+            chosen,
+            [costs[way] for way in pure],
+            None if rests is None else rests[index],
+        )
+        for index, costs in enumerate(floors.costs)
+    )
 
 
 def _needs(
@@ -178,8 +217,3 @@ def _within(chain: Chain, way: int, hops: tuple[float, float], limit: float) -> 
             start += 1
         starts.append(start)
     return tuple(starts)
-
-
-def possible(chain: Chain, floors: Floors, limit: float) -> bool:
-    """Whether the bounds leave a split whose slowest stage is within the limit."""
-    return all(need[-1] <= 1.0 + _ROUNDING for need in cover(chain, floors, limit).needs[0])

@@ -81,27 +81,42 @@ class _Search:
     best: _Label | None = None
     #: Labels worth extending by start, way and mixed way.
     front: dict[tuple[int, int, int], list[_Label]] = field(default_factory=dict)
+    #: Each way and its price under each of the prices, those that mix kinds last.
+    ways: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
+    pure: int = 0
+
+    def __post_init__(self) -> None:
+        mixes = [way.mixes for way in self.chain.ways]
+        self.pure = mixes.count(False)
+        order = sorted(range(len(mixes)), key=mixes.__getitem__)
+        costs = list(zip(*self.floors.costs, strict=True))
+        self.ways = [(way, costs[way]) for way in order]
 
     def extended(self, after: _Label, stages: int) -> Iterator[_Label]:
         """The labels with one stage more, the `stages`-th from the end, that are worth keeping."""
-        cut = after.start
-        for way in range(len(self.chain.ways)):
-            first = self.needs.starts[way][cut]
+        cut, starts = after.start, self.needs.starts
+        for way, costs in self.ways[: self.pure if after.mixed != _NONE else None]:
+            first = starts[way][cut]
             if first == cut:
                 continue
-            costs = [price[way] for price in self.floors.costs]
+            taken = _taken(self.chain, after, way)
+            if taken is None:
+                continue
             spent = tuple(map(float.__add__, after.spent, costs))
             last = min(self.needs.last_start(spent, stages), cut - 1)
             if first <= last:
-                yield from self._extended(after, way, spent, stages, range(first, last + 1))
+                yield from self._extended(after, way, taken, spent, stages, range(first, last + 1))
 
     def _extended(
-        self, after: _Label, way: int, spent: tuple[float, ...], stages: int, starts: range
+        self,
+        after: _Label,
+        way: int,
+        taken: tuple[tuple[int, ...], int],
+        spent: tuple[float, ...],
+        stages: int,
+        starts: range,
     ) -> Iterator[_Label]:
-        chain, cut, number = self.chain, after.start, way
-        taken = _taken(chain, after, way)
-        if taken is None:
-            return
+        chain, cut = self.chain, after.start
         used, mixed = taken
         sent = returned = 0.0
         if after.after is not None:
@@ -129,7 +144,7 @@ class _Search:
                 spent,
                 mixed,
                 start,
-                number,
+                way,
                 after,
             )
             if self._worth(new):
@@ -161,8 +176,6 @@ def _taken(chain: Chain, after: _Label, way: int) -> tuple[tuple[int, ...], int]
     """Devices in use and the mixed way with one stage more; None if there are not enough."""
     more, used, mixed = chain.ways[way], after.used, after.mixed
     if more.mixes:
-        if mixed != _NONE:
-            return None
         mixed = way
     else:
         used = tuple(u + more.replicas * d for u, d in zip(used, more.devices, strict=True))

@@ -68,7 +68,7 @@ def _run_next(
     chain, floor = chains[number], floors[number]
     if below > bound:
         limit = _longest_stage(chain, floor, below)
-        split = best_split(chain, floor, cover(chain, floor, limit), limit, below)
+        split = best_split(chain, floor, cover(floor, limit), limit, below)
         if split is not None:
             return number, split
         if runs + 1 < len(_MORE) and below < _seconds(best):
@@ -108,13 +108,13 @@ def _bound(chain: Chain, floors: Floors, below: float) -> float:
     if below < _NEVER:
         most = min(most, _longest_stage(chain, floors, below))
     low, high = 0.0, min(most, chain.least[-1])
-    while not possible(chain, floors, high):
+    while not possible(floors, high):
         if high >= most:
             return below
         low, high = high, min(2 * high, most)
     while high - low > _CLOSE * high and chain.microbatches > 1:
         middle = (low + high) / 2
-        low, high = (low, middle) if possible(chain, floors, middle) else (middle, high)
+        low, high = (low, middle) if possible(floors, middle) else (middle, high)
     return least + (chain.microbatches - 1) * low
 
 
