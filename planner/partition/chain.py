@@ -66,8 +66,9 @@ class Chain:
     that there are.
 
     `run(way, start, end)` is the cost of units start to end (exclusive), None if the way cannot run
-    them. `after(way, start, end)` are its seconds of (update, sync) after the last microbatch. A run
-    inside another must take no more seconds and fit wherever the other fits: the search relies on it.
+    them. `after(way, start, end)` are its seconds of (update, sync) after the last microbatch. The
+    search relies on this: a run takes no fewer seconds than its parts together, and its parts fit
+    wherever it fits.
     `transfer(before, after, cut)` are the seconds (sent, returned) that a microbatch's values take
     over the cut between unit cut - 1 and unit cut, charged to the stage before and to the stage
     after; `first_sends(stages)` and `last_returns`, not below 1, weigh them at the two ends.

@@ -54,21 +54,26 @@ class _Label:
 
 
 def best_split(
-    chain: Chain, floors: Floors, needs: Cover, limit: float, incumbent: float
-) -> Split | None:
+    floors: Floors, needs: Cover, limit: float, incumbent: float, most_labels: int
+) -> tuple[Split | None, bool]:
     """The split that takes the fewest seconds, if that is below `incumbent`, which asks that no
-    stage takes longer than `limit`, the limit of `needs`."""
+    stage takes longer than `limit`, the limit of `needs`; and whether that is proved. It is not if
+    there were more than `most_labels` of one number of stages: those that could be the fastest were
+    kept."""
+    chain = floors.chain
     search = _Search(chain, floors, needs, limit, incumbent)
     unused, unspent = (0,) * len(chain.devices), (0.0,) * len(floors.costs)
     labels = [_Label(0.0, 0.0, 0.0, 0.0, 0.0, unused, unspent, _NONE, chain.units, _NONE, None)]
-    stages = 0
+    stages, proved = 0, True
     while labels:
         stages += 1
+        if len(labels) > most_labels:
+            labels, proved = sorted(labels, key=search.least_seconds)[:most_labels], False
         labels.sort(key=lambda label: label.total)
         labels = [new for label in labels for new in search.extended(label, stages)]
     if search.best is None:
-        return None
-    return Split(_stages(chain, search.best), search.incumbent, search.incumbent)
+        return None, proved
+    return Split(_stages(chain, search.best), search.incumbent, 0.0), proved
 
 
 @dataclass(slots=True)
@@ -150,16 +155,20 @@ class _Search:
             if self._worth(new):
                 yield new
 
+    def least_seconds(self, label: _Label) -> float:
+        """The fewest seconds of any split that ends as the label says."""
+        update, sync = self.floors.after[label.start]
+        return (
+            label.total
+            + self.chain.least[label.start]
+            + (self.chain.microbatches - 1) * max(label.slowest, label.open)
+            + max(label.update, update)
+            + max(label.sync, sync)
+        )
+
     def _worth(self, new: _Label) -> bool:
         """Whether a label may lead to a better split. A whole split becomes the best instead."""
-        update, sync = self.floors.after[new.start]
-        seconds = (
-            new.total
-            + self.chain.least[new.start]
-            + (self.chain.microbatches - 1) * max(new.slowest, new.open)
-            + max(new.update, update)
-            + max(new.sync, sync)
-        )
+        seconds = self.least_seconds(new)
         if seconds >= self.incumbent:
             return False
         if new.start == 0:

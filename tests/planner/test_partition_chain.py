@@ -90,6 +90,7 @@ def test_no_split_is_faster(seed: int, kinds: int) -> None:
         assert split is not None
         assert split.seconds == pytest.approx(least, rel=1e-12)
         assert price(chain, split.stages) == pytest.approx(least, rel=1e-12)
+        assert split.bound == split.seconds
         assert lower_bound(chain) <= least * (1 + 1e-9)
 
 
@@ -105,6 +106,16 @@ def test_the_best_of_several_chains(seed: int) -> None:
         assert best is not None
         assert best[1].seconds == pytest.approx(least, rel=1e-12)
         assert price(chains[best[0]], best[1].stages) == pytest.approx(least, rel=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(0, 30, 3))
+def test_with_few_labels_the_bound_is_no_more_than_the_least_seconds(seed: int) -> None:
+    chain = random_chain(seed, 2)
+    least, split = split_chain(chain), split_chain(chain, most_labels=1)
+    if split is not None:
+        assert least is not None
+        assert split.bound <= least.seconds * (1 + 1e-9) <= split.seconds * (1 + 2e-9)
+        assert price(chain, split.stages) == pytest.approx(split.seconds, rel=1e-12)
 
 
 def test_replicas_of_a_mixed_stage_are_those_there_are_devices_for() -> None:
