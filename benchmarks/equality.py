@@ -2,35 +2,38 @@
 whole batch in one process, in float64.
 
     python benchmarks/equality.py [--families gpt,lstm] [--ranks 1,2,4] [--microbatches 1,2,4,5]
-        [--recompute none,selective,full,chosen] [--strategies ddp,zero1,zero3,tensor,chosen] [--out FILE]
+        [--recompute none,selective,full,chosen,across] [--strategies ddp,zero1,zero3,tensor,chosen] [--out FILE]
 
 A row a family and number of ranks: how many plans ran, and the worst relative error of the loss and
 of a gradient (the largest difference in a tensor over its largest value), with the plan that has
 it. Combinations that are no plan are listed with the reason. `chosen` recompute plans under a
-memory limit of 70 % of what the same plan holds without it.
+memory limit of a share of what the same plan holds without it, the least of `LIMITS` that it fits.
+`across` makes all ops of layers run again, what goes from layer to layer among them.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import math
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from provenance import write_results
 
 from cost_models.cluster import load_cluster
-from cost_models.errors import UserError
+from cost_models.errors import DoesNotFit, UserError
 from planner.graph.layout import Mesh
 from planner.plans.plan import Plan
 from planner.plans.plan_file import read_plan, write_plan
-from planner.plans.replay import program_of, workload_of
+from planner.plans.replay import model_of, program_of, workload_of
 from planner.search.search import search
 from planner.strategy.pins import Pin, recompute_pins
+from planner.strategy.strategies import ACROSS
 from planner.workload.ask import Ask
 from runtime.executor import Executor, gather_parameters
 from runtime.groups import make_groups
@@ -43,8 +46,8 @@ from runtime.worker import join
 
 BATCH = 20
 
-#: The memory limit of `chosen` recompute, as a share of what the plan holds without any.
-LIMIT = 0.7
+#: The memory limits of `chosen` recompute, as shares of what the plan holds without any.
+LIMITS = (0.7, 0.8, 0.9)
 
 _TEXT = {"layers": 2, "width": 32, "heads": 4, "vocab": 96}
 _RECURRENT = {"vocab": 64, "embed": 16, "hidden": 16, "layers": 2, "seq": 6}
@@ -115,12 +118,25 @@ def planned(family: str, ranks: int, asked: Combination) -> Plan:
     )
     cluster = load_cluster("cpu", num_devices=ranks)
     mesh, pins = _strategy(asked.strategy, ranks)
-    pins = (*recompute_pins(asked.recompute), *pins)
+    way = "none" if asked.recompute == "across" else asked.recompute
+    pins = (*recompute_pins(way), *pins)
     plan = search(ask, cluster, mesh=mesh, pins=pins).plan
+    if asked.recompute == "across":
+        return _across(plan)
     if asked.recompute == "chosen":
         held = plan.summary["memory_bytes"]["total"]
-        return search(ask, cluster.with_memory(LIMIT * held), mesh=mesh, pins=pins).plan
+        for limit in LIMITS[:-1]:
+            with contextlib.suppress(DoesNotFit):
+                return search(ask, cluster.with_memory(limit * held), mesh=mesh, pins=pins).plan
+        return search(ask, cluster.with_memory(LIMITS[-1] * held), mesh=mesh, pins=pins).plan
     return plan
+
+
+def _across(plan: Plan) -> Plan:
+    """The plan in which all ops of layers run again, across layers."""
+    model = model_of(plan)
+    again = (n.index for n in model.graph.nodes if model.may_have_mode(n) and model.blocks[n.index])
+    return replace(plan, modes=dict.fromkeys(again, ACROSS))
 
 
 def run_rank(paths: list[str], emit: Emit) -> list[dict[str, Any]] | None:

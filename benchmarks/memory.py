@@ -1,27 +1,30 @@
 """Predicted peak memory against the allocator's, of plans that run here on two ranks.
 
     python benchmarks/memory.py [--families mlp,gpt,...] [--strategies ddp,zero3,tensor,chosen]
-        [--recompute none,selective,full] [--microbatches 1,4]
-        [--precisions fp32,bf16-master,...] [--out FILE]
+        [--recompute none,selective,full,chosen] [--microbatches 1,4]
+        [--precisions fp32,bf16-master,...] [--times 4] [--out FILE]
 
 Every family is planned for two CPU ranks under each strategy, in each precision, recomputing in each
 way and in so many microbatches, and run: two steps, and one that is recorded, whose peak is what torch's allocator
 held at most (`planner.torch_private.allocator.allocations`). A row a plan: predicted, measured,
-predicted / measured - 1.
+predicted / measured - 1. `chosen` recompute plans under a memory limit of a share of what the same plan
+holds without it: the least of `LIMITS` under which there is a plan. `--times` multiplies the batch.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from provenance import write_results
 
 from cost_models.cluster import load_cluster
-from cost_models.errors import NoPlan, NotTraceable
+from cost_models.errors import DoesNotFit, NoPlan, NotTraceable
 from planner.graph.layout import Mesh
+from planner.plans.plan import Plan
 from planner.plans.plan_file import read_plan, write_plan
 from planner.plans.replay import program_of, workload_of
 from planner.predict.predict import memory_by_category
@@ -69,6 +72,9 @@ FAMILIES: dict[str, tuple[int, dict[str, int]]] = {
     "dlrm": (256, {}),
 }
 
+#: The memory limits of `chosen` recompute, as shares of what the plan holds without any.
+LIMITS = (0.7, 0.8, 0.9, 0.95)
+
 #: Strategy, way of recomputing, number of microbatches, precision.
 Case = tuple[str, str, int, str]
 
@@ -80,14 +86,14 @@ STRATEGIES: dict[str, tuple[Mesh | None, tuple[Pin, ...]]] = {
 }
 
 
-def plan(family: str, case: Case, path: Path) -> bool:
+def plan(family: str, case: Case, path: Path, times: int) -> bool:
     """Plans a family for two CPU ranks; whether it has such a plan."""
     batch, sizes = FAMILIES[family]
     strategy, recompute, microbatches, precision = case
     mesh, pins = STRATEGIES[strategy]
     ask = Ask(
         model=family,
-        batch=batch,
+        batch=batch * times,
         seq=None,
         settings={name: str(size) for name, size in sizes.items()},
         num_devices=2,
@@ -95,13 +101,31 @@ def plan(family: str, case: Case, path: Path) -> bool:
         **precision_of(precision).fields(),
     )
     cluster = load_cluster("cpu", num_devices=2)
+    pins = (*recompute_pins(recompute), *pins)
     try:
-        found = search(ask, cluster, mesh=mesh, pins=(*recompute_pins(recompute), *pins))
+        found = search(ask, cluster, mesh=mesh, pins=pins).plan
+        if recompute == "chosen":
+            found = _chosen(ask, found, pins)
     except (NoPlan, NotTraceable) as error:
         print(f"{family}, {case}: left out: {error}")
         return False
-    write_plan(found.plan, path)
+    write_plan(found, path)
     return True
+
+
+def _chosen(ask: Ask, free: Plan, pins: tuple[Pin, ...]) -> Plan:
+    """The plan within the least of `LIMITS` within which there is one, on the same mesh. Raises
+    NoPlan if none fits or nothing runs again in it."""
+    cluster, held = load_cluster("cpu", num_devices=2), free.summary["memory_bytes"]["total"]
+    ask = replace(ask, memory_headroom=0.0)
+    for limit in LIMITS:
+        try:
+            plan = search(ask, cluster.with_memory(limit * held), mesh=free.mesh, pins=pins).plan
+        except DoesNotFit:
+            continue
+        if plan.summary.get("recomputed"):
+            return plan
+    raise NoPlan(f"nothing runs again in a plan within {LIMITS} of {held} bytes")
 
 
 def run_rank(paths: list[str], emit: Emit) -> list[tuple[int, int]]:
@@ -126,11 +150,11 @@ def run_rank(paths: list[str], emit: Emit) -> list[tuple[int, int]]:
     return found
 
 
-def measure(family: str, cases: list[Case]) -> list[dict[str, Any]]:
+def measure(family: str, cases: list[Case], times: int) -> list[dict[str, Any]]:
     """The rows of a family: of each case, the rank that holds most."""
     with tempfile.TemporaryDirectory() as folder:
         paths = {case: Path(folder) / f"{number}.json" for number, case in enumerate(cases)}
-        paths = {case: path for case, path in paths.items() if plan(family, case, path)}
+        paths = {case: path for case, path in paths.items() if plan(family, case, path, times)}
         if not paths:
             return []
         ranks = launch("memory:run_rank", 2, [str(path) for path in paths.values()])
@@ -161,6 +185,7 @@ def main() -> None:
     parser.add_argument("--recompute", default="none")
     parser.add_argument("--microbatches", default="1")
     parser.add_argument("--precisions", default="fp32")
+    parser.add_argument("--times", type=int, default=1)
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     cases = [
@@ -172,7 +197,7 @@ def main() -> None:
     ]
     rows: list[dict[str, Any]] = []
     for family in asked.families.split(","):
-        for row in measure(family, cases):
+        for row in measure(family, cases, asked.times):
             row["error"] = row["predicted_bytes"] / row["measured_bytes"] - 1
             rows.append(row)
             sizes = [row[f"{kind}_bytes"] / 2**20 for kind in ("predicted", "measured")]
