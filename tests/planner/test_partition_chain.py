@@ -139,6 +139,33 @@ def test_replicas_of_a_mixed_stage_are_those_there_are_devices_for() -> None:
     assert split.seconds == 2 + 3 * 2
 
 
+def test_the_first_stage_takes_the_way_that_holds_less() -> None:
+    """Two ways with the same devices, one slower that keeps half as much: under 1F1B only the first
+    of two stages, with two microbatches in flight, needs it."""
+    ways = (Way(name="keeps", devices=(1,)), Way(name="runs again", devices=(1,)))
+
+    def run(way: int, start: int, end: int) -> Run:
+        units = end - start
+        return Run(units * (1.0, 1.25)[way], int((8 - units) / (units * (2.0, 1.0)[way])))
+
+    chain = Chain(
+        units=4,
+        ways=ways,
+        devices=(2,),
+        microbatches=8,
+        run=run,
+        in_flight=in_flight_1f1b(8),
+        least=(0.0, 1.0, 2.0, 3.0, 4.0),
+    )
+    split = split_chain(chain)
+    assert split is not None
+    assert [(s.start, s.end, ways[s.way].name) for s in split.stages] == [
+        (0, 2, "runs again"),
+        (2, 4, "keeps"),
+    ]
+    assert split.seconds == 2.5 + 2 + 7 * 2.5
+
+
 def test_a_chain_that_says_nothing_is_refused() -> None:
     with pytest.raises(BadValue, match="0 replicas"):
         Way(name="none", devices=(1,), replicas=0)
