@@ -8,7 +8,7 @@ explain.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -91,11 +91,15 @@ def _fitting_ones(proposer: Proposer, proposals: list[Proposal]) -> list[Candida
 
 
 def choose(
-    proposer: Proposer, candidates: list[Candidate], rows: tuple[Alternative, ...]
+    proposer: Proposer,
+    candidates: Sequence[Candidate],
+    rows: tuple[Alternative, ...],
+    whole: Sequence[Candidate] = (),
 ) -> tuple[Candidate, tuple[Alternative, ...]]:
     """The plan, lowered whole, and the rows of the baselines. No baseline that fits and is allowed
-    is faster than the plan. Raises Misfit if no plan fits."""
-    contest = _Contest(proposer, list(candidates), rows)
+    is faster than the plan. `whole` are plans that were chosen before. Raises Misfit if no plan
+    fits."""
+    contest = _Contest(proposer, list(candidates), rows, list(whole))
     while contest.next_one():
         pass
     return contest.winner(), contest.rows

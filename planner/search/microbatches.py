@@ -67,11 +67,13 @@ def best_number(
     start: int,
     ideal: float,
     first: Searched | Misfit | list[Mesh],
+    bound: Callable[[int, list[Mesh], float], float],
 ) -> Searched | Misfit:
     """The best of the searches `at` some of the `numbers` of microbatches, around `start`; `first`
     is the search at `start`, or the meshes for it. No step is expected to be shorter than `ideal`
-    seconds. If nothing fits, the leanest of the misfits. Raises CannotSplit if the batch cannot be
-    cut at all."""
+    seconds, nor that of a number and meshes than their `bound`, which need not be above a given
+    step. If nothing fits, the leanest of the misfits. Raises CannotSplit if the batch cannot be cut
+    at all."""
     place = numbers.index(start)
     fewer, more = [*reversed(numbers[:place])], [*numbers[place + 1 :]]
     best = first
@@ -87,8 +89,11 @@ def best_number(
         for number in way:
             if budget.over() or _step_time(best) <= ideal * (1 + _PROMISED):
                 return best
+            meshes, worth = _meshes(best), _step_time(best) * (1 - _WORTH)
             try:
-                found = _tried(at, number, _meshes(best))
+                if worth < math.inf and bound(number, meshes, worth) >= worth:
+                    break
+                found = _tried(at, number, meshes)
             except CannotSplit:
                 raise
             except NoPlan:

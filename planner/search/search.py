@@ -7,56 +7,34 @@ lowered and simulated, and the one with the shortest simulated step that fits is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from importlib import import_module
 from typing import Any
 
 from cost_models.machine import Cluster
-from planner.dims.subdims import infer
 from planner.graph.checking import checked
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lower
-from planner.microbatch import CannotSplit, possible_microbatches
 from planner.plans.plan import Plan, SolverRecord
 from planner.plans.words import axis_names
 from planner.predict.predict import Run
 from planner.program.check_program import ranks_faults
 from planner.program.dry import CannotRun, dry_run
 from planner.program.program import Program
-from planner.search.baselines import comparisons
 from planner.search.bounds import GOOD, bounded
 from planner.search.bounds_in_memory import bound_of_fitting
 from planner.search.budget import Budget
-from planner.search.choose import choose
 from planner.search.fitting import fitting
-from planner.search.microbatches import (
-    best_meshes,
-    best_number,
-    doublings,
-    microbatches_needed,
-    unlimited,
-)
 from planner.search.misfit import Misfit, Search, misfit_error
+from planner.search.over_numbers import searched_over_numbers
 from planner.search.padding import cheaper_sizes, resized, vocabulary
 from planner.search.planned import plan_of
 from planner.search.proposals import Candidate, Proposal, Proposer
-from planner.search.searched import (
-    Progress,
-    Searched,
-    best_of,
-    bytes_of_state,
-    meshes_to_search,
-    proposals_of,
-    proposer_of,
-)
-from planner.search.second_process import beside
-from planner.strategy.pinned import check_pins
+from planner.search.searched import Progress, proposer_of
 from planner.strategy.pins import Pin
 from planner.strategy.traced_model import Model
 from planner.trace.trace import line_of, trace
-from planner.trace.traced import Traced
 from planner.workload.ask import Ask, build
 from planner.workload.workload import Workload
 
@@ -102,7 +80,7 @@ def search(
     traced = trace(lambda: build(ask), ask.model)
     proposer = proposer_of(ask, cluster, pins, budget, traced)
     try:
-        searched, why_one = _searched(
+        searched, why_one = searched_over_numbers(
             proposer,
             mesh,
             progress,
@@ -150,85 +128,6 @@ def search(
     )
 
 
-def _searched(
-    proposer: Proposer,
-    mesh: Mesh | None,
-    progress: Progress,
-    *,
-    own_process: bool,
-    traced: Traced | None,
-    compared: bool = True,
-) -> tuple[Searched, str]:
-    """The best plans with the asked number of microbatches or, if `traced` is given and these are
-    short of memory, with more; and why the batch cannot be cut. `compared`: with the baselines.
-    Raises Misfit if nothing fits."""
-    meshes = meshes_to_search(proposer, mesh)
-    if own_process:
-        _import_for_both(proposer)
-    tasks = comparisons(proposer, mesh) if compared else []
-    numbers: tuple[int, ...] = (1,)
-    searched, why_one, start = None, "", 1
-    with beside(tasks, lambda: proposer.budget.left / 2, own_process=own_process) as rows:
-        if traced is not None:
-            proposals, _ = proposals_of(proposer, meshes, progress)
-            ideal = unlimited(proposer, proposals)
-            needed = microbatches_needed(proposer, ideal)
-            if needed > 1:
-                possible = possible_microbatches(traced.graph, infer(traced.graph))
-                numbers = (1, *doublings(possible))
-                start = next((number for number in numbers if number >= needed), 1)
-        if start == 1:
-            searched = _or_misfit(partial(best_of, proposer, meshes, rows, progress))
-    if traced is not None and len(numbers) > 1 and (start > 1 or proposer.is_short_of_memory):
-        progress("trying microbatches", 0.75)
-        try:
-            searched = best_number(
-                partial(_with_microbatches, proposer, traced),
-                numbers,
-                proposer.budget,
-                start=start,
-                ideal=ideal.prediction.step_time_s,
-                first=best_meshes(proposals) if searched is None else searched,
-            )
-        except CannotSplit as reason:
-            why_one = str(reason)
-    if searched is None:
-        searched = _or_misfit(partial(best_of, proposer, meshes, tuple, progress))
-    if isinstance(searched, Misfit):
-        searched.why_one = why_one
-        raise searched
-    if compared and not searched.rows:
-        searched = _compared(searched, mesh)
-    return searched, why_one
-
-
-def _or_misfit(search: Callable[[], Searched]) -> Searched | Misfit:
-    try:
-        return search()
-    except Misfit as misfit:
-        return misfit
-
-
-def _with_microbatches(
-    first: Proposer, traced: Traced, number: int, meshes: list[Mesh]
-) -> Searched:
-    """The search of some meshes with a number of microbatches, without baselines."""
-    proposer = first
-    if number != first.ask.microbatches:
-        ask = replace(first.ask, microbatches=number)
-        proposer = proposer_of(ask, first.cluster, first.pins, first.budget, traced)
-        check_pins(proposer.model, meshes, proposer.pins)
-    return best_of(proposer, meshes, tuple, lambda what, done: None)
-
-
-def _compared(searched: Searched, mesh: Mesh | None) -> Searched:
-    """The search with its baselines, in the same number of microbatches."""
-    proposer = searched.proposer
-    rows = tuple(row() for row in comparisons(proposer, mesh))
-    best, rows = choose(proposer, [searched.best], rows)
-    return replace(searched, best=best, rows=rows)
-
-
 def _of_the_search(proposer: Proposer, best: Candidate) -> dict[str, Any]:
     """What a summary says of how its plan was found; what is empty or false is left out of it."""
     return {
@@ -236,14 +135,6 @@ def _of_the_search(proposer: Proposer, best: Candidate) -> dict[str, Any]:
         "extrapolated_from": [] if proposer.shallow is None else list(proposer.shallow.depths),
         "time_limit_s": proposer.budget.over() and proposer.budget.limit,
     }
-
-
-def _import_for_both(proposer: Proposer) -> None:
-    """Imports compiled code before the fork, if one device cannot hold all parameters with their
-    optimizer's state: then the baselines need it to look for the leanest plan, and large tables
-    need it too. Otherwise each process would spend half a second on the import."""
-    if bytes_of_state(proposer) > proposer.capacity:
-        import_module("planner.solver.relax.lagrange")
 
 
 def _chosen(
@@ -257,7 +148,7 @@ def _chosen(
     """The proposer of what a search would choose, without baselines. Raises Misfit and NoPlan."""
     traced = trace(lambda: build(ask), ask.model)
     proposer = proposer_of(ask, cluster, pins, budget, traced)
-    found, _ = _searched(
+    found, _ = searched_over_numbers(
         proposer,
         mesh,
         lambda what, done: None,

@@ -1,5 +1,9 @@
 """Work on a second core: a forked process, with all the state of this one, takes its share of the
-tasks and sends back their results."""
+tasks and sends back their results.
+
+Which tasks these are may be decided later, by a number: a process that waits for it is forked
+before HiGHS starts threads, which a forked process would not have.
+"""
 
 from __future__ import annotations
 
@@ -13,73 +17,151 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NoReturn, TypeVar
+from typing import Generic, NoReturn, TypeVar
 
 from planner.solver.relax.quiet import highs_has_begun
 
-__all__ = ["beside"]
+__all__ = ["Beside", "beside"]
 
 Result = TypeVar("Result")
 
 #: Linux's prctl option: the signal that a process gets when the one that forked it ends.
 _SET_PARENT_DEATH_SIGNAL = 1
 
+#: The bytes of a number sent to a waiting process.
+_WORD = 8
+
 
 @contextmanager
 def beside(
-    tasks: Sequence[Callable[[], Result]],
+    tasks: Callable[[int], Sequence[Callable[[], Result]]],
     patience: Callable[[], float],
     *,
     own_process: bool = True,
-) -> Iterator[Callable[[], tuple[Result, ...]]]:
-    """Starts the tasks in a forked process; yields a function that waits for their results. The
-    later tasks are expected to take longer: the last is started first, and once the results are
-    asked for, both processes share the rest. A task is done in this process, and its error raised
-    here, if this is not our own process, there is no second core, the other process fails for any
-    reason, or it has not finished `patience()` seconds after no task is left to share. The other
-    process ends with the context, or with this process.
+    waiting: int = 1,
+) -> Iterator[Beside[Result]]:
+    """Yields what does the tasks of a number in another process, of which `waiting` are forked. The
+    other processes end with the context, or with this process.
 
-    Only for a process of our own: a forked process does not have the user's threads, but keeps the
-    locks that they held, for ever.
+    Only for a process of our own (`own_process`): a forked process does not have the user's threads,
+    but keeps the locks that they held, for ever.
     """
-    if not own_process or not tasks or not _can_fork():
-        yield lambda: tuple(task() for task in tasks)
-        return
-    this, queue = os.getpid(), _queue(range(len(tasks) - 1))
-    reading, writing = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(reading)
-        numbers = itertools.chain([len(tasks) - 1], _taken(queue))
-        _send(lambda: {number: tasks[number]() for number in numbers}, writing, this)
-    os.close(writing)
-    ended = False
-
-    def results() -> tuple[Result, ...]:
-        nonlocal ended
-        done = {number: tasks[number]() for number in _taken(queue)}
-        sent = _received(reading, time.monotonic() + patience())
-        ended = True
-        if _end(child, at_once=sent is None) == 0 and sent is not None:
-            done |= pickle.loads(sent)
-        return tuple(done[n] if n in done else task() for n, task in enumerate(tasks))
-
+    forked: list[_Process[Result]] = []
+    if own_process and _can_fork():
+        for _ in range(waiting):
+            forked.append(_Process(tasks, forked))
+    found = Beside(tasks, patience, forked)
     try:
-        yield results
+        yield found
     finally:
-        os.close(reading)
-        os.close(queue)
-        if not ended:
-            _end(child, at_once=True)
+        for process in forked:
+            process.end()
 
 
-def _queue(numbers: range) -> int:
-    """The reading end of a pipe of numbers, one byte each, the last one first: a number read by one
-    process is read by no other."""
-    taking, giving = os.pipe()
-    os.write(giving, bytes(reversed(numbers)))
-    os.close(giving)
-    return taking
+class Beside(Generic[Result]):
+    """The tasks of one number at a time, in another process. A task is done in this process, and
+    its error raised here, if there is no other process, it fails for any reason, or it has not
+    finished `patience()` seconds after no task is left to share."""
+
+    def __init__(
+        self,
+        tasks: Callable[[int], Sequence[Callable[[], Result]]],
+        patience: Callable[[], float],
+        waiting: Sequence[_Process[Result]],
+    ) -> None:
+        self._tasks, self._patience, self._waiting = tasks, patience, list(waiting)
+        self._at_work: tuple[int, _Process[Result]] | None = None
+
+    def begin(self, number: int) -> None:
+        """Starts the tasks of a number; those of another number end unfinished. The later tasks are
+        expected to take longer: the last is started first."""
+        if (self._at_work is not None and self._at_work[0] == number) or not self._waiting:
+            return
+        if self._at_work is not None:
+            self._at_work[1].end()
+        process = self._waiting.pop(0)
+        self._at_work = number, process
+        process.begin(number, len(self._tasks(number)))
+
+    def results(self, number: int) -> tuple[Result, ...]:
+        """The results of all tasks of a number; the two processes share those that none has
+        begun."""
+        self.begin(number)
+        tasks, done = self._tasks(number), dict[int, Result]()
+        if self._at_work is not None and self._at_work[0] == number:
+            process, self._at_work = self._at_work[1], None
+            done = {at: tasks[at]() for at in process.left()}
+            done |= process.results(time.monotonic() + self._patience())
+        return tuple(done[at] if at in done else task() for at, task in enumerate(tasks))
+
+
+class _Process(Generic[Result]):
+    """A forked process that waits for the number of its tasks."""
+
+    def __init__(
+        self,
+        tasks: Callable[[int], Sequence[Callable[[], Result]]],
+        others: Sequence[_Process[Result]],
+    ) -> None:
+        going, self._go = os.pipe()
+        self._queue, self._fill = os.pipe()
+        self._reading, writing = os.pipe()
+        self._open = {self._go, self._queue, self._fill, self._reading}
+        this = os.getpid()
+        self._child = os.fork()
+        if self._child == 0:
+            for end in {self._go, self._fill, self._reading}.union(*(o._open for o in others)):
+                os.close(end)
+            _send(lambda: _done(tasks, going, self._queue), writing, this)
+        os.close(going)
+        os.close(writing)
+
+    def begin(self, number: int, num_tasks: int) -> None:
+        """Starts the tasks of a number."""
+        with suppress(BrokenPipeError):  # the process has failed
+            os.write(self._go, number.to_bytes(_WORD))
+        # A number read by one process is read by no other: the last first.
+        os.write(self._fill, bytes(reversed(range(num_tasks - 1))))
+        self._close(self._fill)
+
+    def left(self) -> Iterator[int]:
+        """The tasks that no process has started, until there are none."""
+        return _taken(self._queue)
+
+    def results(self, deadline: float) -> dict[int, Result]:
+        """The results of this process, by task; none if it fails or has not sent them before the
+        deadline. Ends it."""
+        sent = _received(self._reading, deadline)
+        status = self.end(at_once=sent is None)
+        return pickle.loads(sent) if status == 0 and sent is not None else {}
+
+    def end(self, *, at_once: bool = True) -> int:
+        """Waits for the process, which has closed its pipe, or kills it if `at_once`. Returns its
+        status."""
+        if self._child == 0:
+            return 0
+        for end in list(self._open):
+            self._close(end)
+        if at_once:
+            with suppress(ProcessLookupError):
+                os.kill(self._child, signal.SIGKILL)
+        child, self._child = self._child, 0
+        return os.waitpid(child, 0)[1]
+
+    def _close(self, end: int) -> None:
+        self._open.remove(end)
+        os.close(end)
+
+
+def _done(
+    tasks: Callable[[int], Sequence[Callable[[], Result]]], going: int, queue: int
+) -> dict[int, Result]:
+    """Waits for a number, and does its tasks: the last, and those that no process has started."""
+    word = os.read(going, _WORD)
+    if not word:
+        return {}
+    mine = tasks(int.from_bytes(word))
+    return {at: mine[at]() for at in itertools.chain([len(mine) - 1], _taken(queue)) if mine}
 
 
 def _taken(queue: int) -> Iterator[int]:
@@ -103,14 +185,6 @@ def _received(pipe: int, deadline: float) -> bytes | None:
             return b"".join(parts)
         parts.append(part)
     return None
-
-
-def _end(child: int, *, at_once: bool) -> int:
-    """Waits for a child that has closed its pipe, or kills it if `at_once`. Returns its status."""
-    if at_once:
-        with suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    return os.waitpid(child, 0)[1]
 
 
 def _send(work: Callable[[], object], pipe: int, parent: int) -> NoReturn:

@@ -37,8 +37,8 @@ def where(also: Callable[[], object] = lambda: None) -> Callable[[], int]:
 
 
 def result_of(work: Callable[[], int], patience: float = 60.0) -> int:
-    with beside([work], lambda: patience) as results:
-        return results()[0]
+    with beside(lambda number: [work], lambda: patience) as rows:
+        return rows.results(1)[0]
 
 
 @pytest.mark.usefixtures("forks")
@@ -58,9 +58,37 @@ def test_both_share_what_nobody_has_begun() -> None:
             assert os.read(ends[0], 4) == b"done"
         return os.getpid()
 
-    with beside([*tasks, last], lambda: 60.0) as results:
-        done = results()
+    with beside(lambda number: [*tasks, last], lambda: 60.0) as rows:
+        rows.begin(1)
+        done = rows.results(1)
     assert done[1] == this and done[3] != this and {*done} <= {this, done[3]}
+
+
+@pytest.mark.usefixtures("forks")
+def test_each_number_has_tasks_of_its_own_and_ends_those_before() -> None:
+    """The tasks of another number end unfinished; if no process waits any more, this one does
+    them."""
+    this, ends = os.getpid(), os.pipe()
+
+    def tasks(number: int) -> list[Callable[[], tuple[int, int]]]:
+        def work() -> tuple[int, int]:
+            if number == 1 and os.getpid() != this:
+                time.sleep(600)
+            return number, os.getpid()
+
+        return [work]
+
+    with beside(tasks, lambda: 60.0, waiting=2) as rows:
+        rows.begin(1)
+        rows.begin(300)
+        rows.begin(300)
+        first = rows.results(300)[0]
+        second = rows.results(2)[0]
+        os.close(ends[1])
+        assert os.read(ends[0], 1) == b""  # those of the first number have ended
+    os.close(ends[0])
+    assert first[0] == 300 and first[1] != this
+    assert second == (2, this)
 
 
 @pytest.mark.usefixtures("forks")
@@ -107,7 +135,9 @@ def test_what_takes_too_long_is_done_here_and_ended() -> None:
 @pytest.mark.usefixtures("forks")
 def test_it_ends_with_the_context() -> None:
     ends = os.pipe()
-    with pytest.raises(ArithmeticError), beside([lambda: time.sleep(600)], lambda: 60.0):
+    sleeping = beside(lambda number: [lambda: time.sleep(600)], lambda: 60.0, waiting=2)
+    with pytest.raises(ArithmeticError), sleeping as rows:
+        rows.begin(1)
         raise ArithmeticError
     os.close(ends[1])
     assert os.read(ends[0], 1) == b""
@@ -118,8 +148,8 @@ def test_it_ends_with_the_process_that_began_it() -> None:
     """Killed, so that nothing is cleaned up: the pipe that both hold is closed."""
     code = (
         "import os, signal, time; from planner.search import second_process as b; b._can_fork = lambda: True\n"
-        "with b.beside([lambda: time.sleep(600)], lambda: 60.0):\n"
-        "    time.sleep(1.0); os.kill(os.getpid(), signal.SIGKILL)"
+        "with b.beside(lambda number: [lambda: time.sleep(600)], lambda: 60.0, waiting=2) as rows:\n"
+        "    rows.begin(1); time.sleep(1.0); os.kill(os.getpid(), signal.SIGKILL)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=300)
     # The output was read to its end, which comes when the last process has closed it.
@@ -138,7 +168,7 @@ def test_without_a_second_process_it_is_done_here(
 
 
 def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
-    """And without is one process, with is two where there are two cores."""
+    """And without is one process, with is more where there are two cores."""
     code = (
         "import os, sys; from planner.search import second_process as beside; {}; "
         "from planner.cli.main import cli; cli(sys.argv[1:])"
@@ -157,4 +187,6 @@ def test_the_command_says_the_same_with_and_without(tmp_path: Path) -> None:
     (one, told), (other, nothing) = said
     assert one["alternatives"] == other["alternatives"]
     assert one["solver"]["bound"] == other["solver"]["bound"]
-    assert nothing == "" and told == ("forked " if len(os.sched_getaffinity(0)) > 1 else "")
+    assert nothing == "" and {*told.split()} == (
+        {"forked"} if len(os.sched_getaffinity(0)) > 1 else set()
+    )
