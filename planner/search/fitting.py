@@ -8,6 +8,7 @@ does not bind.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -16,7 +17,8 @@ from planner.graph.layout import Mesh
 from planner.search.proposals import Candidate, Proposal, Proposer
 from planner.solver.exact.ilp import solve
 from planner.solver.exact.relaxed import solve_with_pairs
-from planner.solver.problem.pairs import completed, peak_with_pairs
+from planner.solver.problem.pairs import PairUsage, completed, peak_with_pairs
+from planner.solver.problem.problem import Problem
 from planner.solver.problem.solution import not_found
 from planner.solver.relax.peak import leanest
 from planner.strategy.build_cost_table import TooLarge
@@ -30,12 +32,20 @@ __all__ = ["MOST_PAIRS", "by_layer", "fitted", "fitting", "is_hopeless", "lean"]
 #: The share of a search's time after which no plan is made to fit any more.
 _FITTED = 0.9
 
+#: How often the limit is set for a plan that is to fit.
+_LIMITS = 4
+
+#: A plan that holds so many times the memory by the problem's account will not fit when it is
+#: lowered: the two are within a few per cent of each other.
+_FAR = 1.1
+
 #: A choice that fits is good enough within this share of the bound on all that fit.
 _NEAR = 3e-3
 
-#: The same if every op has a mode of its own; how often such a problem is solved, the seconds for
-#: each, and the share of what a choice holds to which the limit is lowered at the least.
-_NEAR_BY_LAYER, _ROUNDS, _PATIENCE, _LESS = 5e-4, 4, 10.0, 0.998
+#: The same, as a share of the step, if every op has a mode of its own; how often such a problem is
+#: solved, the seconds for each, and the share of what a choice holds to which the limit is lowered
+#: at the least.
+_NEAR_BY_LAYER, _ROUNDS, _PATIENCE, _LESS = 1e-4, 4, 10.0, 0.998
 
 #: What runs again takes a notable share of a step if it is more than this: making again what goes
 #: from layer to layer saves up to a fifth of it.
@@ -64,7 +74,9 @@ def fitted(proposer: Proposer, proposal: Proposal) -> tuple[Candidate, bool]:
 
 
 def is_hopeless(proposer: Proposer, proposal: Proposal) -> bool:
-    """Whether the parameters and the optimizer's state alone exceed the memory."""
+    """Whether a proposal need not be simulated to see that it does not fit: the parameters and the
+    optimizer's state alone exceed the memory or, if memory is short, the problem's account does by
+    far."""
     model, table, held = proposer.model, proposal.table, 0
     for number, members in zip(table.parameter_of, model.ties.parameters_of, strict=True):
         value = model.graph.values[model.graph.parameters[members[0]].value]
@@ -73,7 +85,23 @@ def is_hopeless(proposer: Proposer, proposal: Proposal) -> bool:
             model.dims.flat(value.id), dtype_bytes(value.dtype), value.dtype, strategy
         )
         held += len(members) * sum(parts.values())
-    return held > proposer.capacity
+    if held > proposer.capacity or not proposer.is_short_of_memory:
+        return held > proposer.capacity
+    proposal = _with_modes(proposer, proposal)
+    problem, pairs = _within(proposer, proposal)
+    return peak_with_pairs(problem, pairs, proposal.solution.choice) > _FAR * proposer.capacity
+
+
+def _within(proposer: Proposer, proposal: Proposal) -> tuple[Problem, Sequence[PairUsage]]:
+    """The problem of a proposal within the memory, and the memory of its pairs."""
+    table = proposal.table
+    problem = problem_of(table, overlapped=proposal.overlapped)
+    key = id(table)
+    if key not in proposer.held:
+        limited, pairs = with_memory(table, problem, proposer.capacity)
+        proposer.held[key] = table, limited.usages, pairs
+    _, usages, pairs = proposer.held[key]
+    return replace(problem, limit=proposer.capacity, usages=usages), pairs
 
 
 def _made_to_fit(
@@ -82,29 +110,31 @@ def _made_to_fit(
     """The best plan of the proposal's mesh that fits. The problem's limit is reduced as needed,
     because a lowered program may hold more than the problem accounts for."""
     proposer.is_short_of_memory = True
-    limit, proposal = proposer.capacity, _with_modes(proposer, proposal)
-    for _ in range(4):
-        time, table = proposer.budget.until(_FITTED), proposal.table
-        problem, pairs = with_memory(
-            table, problem_of(table, overlapped=proposal.overlapped), limit
-        )
-        # nodes of pair usages, which differ with the limit, follow the table's own nodes
-        guess = proposal.solution.choice[: len(table.costs)]
+    capacity, proposal = proposer.capacity, _with_modes(proposer, proposal)
+    problem, pairs = _within(proposer, proposal)
+    limit = capacity
+    for _ in range(_LIMITS):
+        time = proposer.budget.until(_FITTED)
+        # nodes of pair usages follow the table's own nodes
+        guess = proposal.solution.choice[: len(proposal.table.costs)]
         solution = solve_with_pairs(
-            problem, pairs, guess=guess, time_limit=time.left, stopped=time.over, near=_NEAR
+            replace(problem, limit=limit),
+            pairs,
+            guess=guess,
+            time_limit=time.left,
+            stopped=time.over,
+            near=_NEAR,
         )
         # It does not fit by the problem's memory: the leanest choice may still fit when lowered.
         none = solution.status in ("infeasible", "unknown")
         candidate = replace(
             proposer.candidate(replace(proposal, solution=solution), whole=whole), name=name
         )
-        if none or time.over() or candidate.fits(proposer.capacity):
+        if none or time.over() or candidate.fits(capacity):
             break
+        # below what it holds, or the solver would find the same choice again
         held = peak_with_pairs(problem, pairs, solution.choice)
-        less = min(0.99, proposer.capacity / candidate.prediction.total_memory_bytes)
-        limit *= less
-        while 0.0 < held <= limit:  # else the solver would find the same choice again
-            limit *= less
+        limit = min(limit, held) * capacity / candidate.prediction.total_memory_bytes
         proposal = candidate.proposal
     return candidate
 
@@ -130,13 +160,16 @@ def _by_layer(proposer: Proposer, candidate: Candidate, *, across: bool) -> tupl
     table, choices = candidate.proposal.table, candidate.choices
     choice = candidate.proposal.solution.choice[: len(table.costs)]
     own = untied(table, choice, math.inf, across=across)
+    if not own.options:
+        return candidate, 0.0
     best, again = candidate, own.problem.cost(own.tied)
     over = candidate.prediction.total_memory_bytes - own.problem.peak(own.tied)
     limit = proposer.capacity - over
+    problem = own.problem.plus(candidate.prediction.step_time_s - again)
     for _ in range(_ROUNDS):
         time = proposer.budget.until(_FITTED)
         solution = solve(
-            replace(own.problem, limit=max(0.0, limit)),
+            replace(problem, limit=max(0.0, limit)),
             guess=own.tied,
             near=_NEAR_BY_LAYER,
             time_limit=min(time.left, _PATIENCE),
@@ -150,7 +183,7 @@ def _by_layer(proposer: Proposer, candidate: Candidate, *, across: bool) -> tupl
             replace(choices, strategies={**choices.strategies, **modes}),
         )
         if _rank(proposer, found) < _rank(proposer, best):
-            best, again = found, solution.objective
+            best, again = found, own.problem.cost(solution.choice)
         if found.fits(proposer.capacity) or time.over():
             break
         limit -= found.prediction.total_memory_bytes - proposer.capacity

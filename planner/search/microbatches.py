@@ -6,7 +6,7 @@ fits, that is the number. If not, the search begins at the number in which it wo
 from there it goes to fewer, in which ops run again, or to more, as long as the step gets shorter.
 Approximation: each number is about twice the one before; those beyond the first that is slower are
 not looked at, nor any if the step is nearly that of one microbatch without a limit; and of the meshes
-only the best few of the number before are.
+only the best few of the number before are, less those that a lower bound rules out.
 """
 
 from __future__ import annotations
@@ -67,13 +67,13 @@ def best_number(
     start: int,
     ideal: float,
     first: Searched | Misfit | list[Mesh],
-    bound: Callable[[int, list[Mesh], float], float],
+    better: Callable[[int, list[Mesh], float], list[Mesh]],
 ) -> Searched | Misfit:
     """The best of the searches `at` some of the `numbers` of microbatches, around `start`; `first`
     is the search at `start`, or the meshes for it. No step is expected to be shorter than `ideal`
-    seconds, nor that of a number and meshes than their `bound`, which need not be above a given
-    step. If nothing fits, the leanest of the misfits. Raises CannotSplit if the batch cannot be cut
-    at all."""
+    seconds. Of some meshes, those on which a step at a number may be `better` than a given one are
+    searched. If nothing fits, the leanest of the misfits. Raises CannotSplit if the batch cannot be
+    cut at all."""
     place = numbers.index(start)
     fewer, more = [*reversed(numbers[:place])], [*numbers[place + 1 :]]
     best = first
@@ -91,7 +91,9 @@ def best_number(
                 return best
             meshes, worth = _meshes(best), _step_time(best) * (1 - _WORTH)
             try:
-                if worth < math.inf and bound(number, meshes, worth) >= worth:
+                if worth < math.inf:
+                    meshes = better(number, meshes, worth)
+                if not meshes:
                     break
                 found = _tried(at, number, meshes)
             except CannotSplit:
@@ -136,13 +138,14 @@ def best_meshes(proposals: Sequence[Proposal]) -> list[Mesh]:
 
 
 def _meshes(best: Searched | Misfit) -> list[Mesh]:
-    """The meshes of the fastest candidates that fit, or of the leanest if none does."""
+    """The meshes of the fastest candidates that fit, then those of the best proposals, whose plans
+    may have needed too much memory; or those of the leanest candidates if none fits."""
     if isinstance(best, Searched):
         capacity = best.proposer.capacity
         fitting = [c for c in best.candidates if c.fits(capacity)]
         ordered = sorted(fitting, key=lambda c: c.prediction.step_time_s)
-        ordered = [best.best, *ordered]
+        meshes = [*(c.mesh for c in (best.best, *ordered)), *best_meshes(best.proposals)]
     else:
-        ordered = sorted(best.candidates, key=lambda c: c.prediction.total_memory_bytes)
-    distinct = {candidate.mesh.sizes: candidate.mesh for candidate in ordered}
-    return list(distinct.values())[:_MESHES]
+        leanest = sorted(best.candidates, key=lambda c: c.prediction.total_memory_bytes)
+        meshes = [candidate.mesh for candidate in leanest]
+    return list({mesh.sizes: mesh for mesh in meshes}.values())[:_MESHES]

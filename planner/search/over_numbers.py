@@ -97,6 +97,7 @@ class _Numbers:
             assert self.traced is not None
             first, ask = self.first, replace(self.first.ask, microbatches=number)
             made = proposer_of(ask, first.cluster, first.pins, first.budget, self.traced)
+            made.is_short_of_memory = True  # or no other number would be tried
             self.proposers[number] = made
         return self.proposers[number]
 
@@ -131,15 +132,21 @@ class _Numbers:
             self.begin(number)
         return found
 
-    def bound(self, number: int, meshes: list[Mesh], step: float) -> float:
-        """A lower bound on the step of all plans on some meshes at a number, raised up to `step` at
-        the most."""
+    def better(self, number: int, meshes: list[Mesh], step: float) -> list[Mesh]:
+        """The meshes on which some plan at a number may be faster than `step`: no bound rules that
+        out."""
         proposer = self._checked(number, meshes)
         proposals, _ = proposals_of(proposer, meshes, _quietly)
-        tables = {p.mesh.sizes: (p.table, p.solution.choice) for p in proposals}
-        return bounded(
-            list(tables.values()), step / (1 - GOOD), lambda: max(1.0, proposer.budget.left / 2)
-        )
+        tables = {p.mesh: (p.table, p.solution.choice) for p in proposals}
+
+        def seconds() -> float:
+            return max(1.0, proposer.budget.left / 2)
+
+        return [
+            mesh
+            for mesh, table in tables.items()
+            if bounded([table], step / (1 - GOOD), seconds) < step
+        ]
 
     def _checked(self, number: int, meshes: list[Mesh]) -> Proposer:
         proposer = self.proposer(number)
@@ -180,7 +187,7 @@ def _best(
             start=start,
             ideal=ideal.prediction.step_time_s,
             first=first,
-            bound=numbers.bound,
+            better=numbers.better,
         ), ""
     except CannotSplit as reason:
         if isinstance(first, list):

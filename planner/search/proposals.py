@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cost_models.machine import Cluster
+from cost_models.memory import dtype_bytes
 from planner.graph.layout import Mesh
 from planner.lowering.lower import lowered
 from planner.predict.depth import Shallow
@@ -20,6 +21,8 @@ from planner.predict.predict import Prediction, Run, prediction_of, run_of
 from planner.program.program import Program
 from planner.search.budget import Budget
 from planner.solver.exact.ilp import solve
+from planner.solver.problem.pairs import PairUsage
+from planner.solver.problem.problem import Usage
 from planner.solver.problem.solution import Solution
 from planner.strategy.build_cost_table import build_cost_table
 from planner.strategy.choices import Choices, read_choices
@@ -105,6 +108,8 @@ class Proposer:
         #: Whether some plan did not fit as it was and had to be made to fit.
         self.is_short_of_memory = False
         self.with_modes: dict[tuple[Mesh, tuple[Pin, ...]], CostTable] = {}
+        #: By id of a table, which is kept with it: what its choices hold, and its pairs of choices.
+        self.held: dict[int, tuple[CostTable, tuple[Usage, ...], tuple[PairUsage, ...]]] = {}
 
     def proposals(
         self,
@@ -241,11 +246,20 @@ class Proposer:
         if key not in self.lowered:
             found = self._simulated(proposal, whole, recast=False)
             over = found.prediction.total_memory_bytes - self.capacity
-            if self.model.recastable and 0 < over <= found.prediction.memory_bytes["gathered"]:
+            most = min(self._bytes_of_casts, found.prediction.memory_bytes["gathered"])
+            if 0 < over <= most:
                 again = self._simulated(proposal, whole, recast=True)
                 found = min(found, again, key=lambda c: c.prediction.total_memory_bytes)
             self.lowered[key] = found
         return replace(self.lowered[key], proposal=proposal)
+
+    @cached_property
+    def _bytes_of_casts(self) -> int:
+        """The bytes of all parameters cast to a shorter format, which may be cast again."""
+        values = self.model.graph.values
+        return sum(
+            values[cast].numel * dtype_bytes(values[cast].dtype) for cast in self.model.recastable
+        )
 
     def _simulated(self, proposal: Proposal, whole: bool, *, recast: bool) -> Candidate:
         table, choice = proposal.table, proposal.solution.choice

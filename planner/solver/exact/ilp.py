@@ -166,7 +166,9 @@ def _improve(
         model = Model(problem, start, slack * (1 + 1e-9))
         variables = max(variables, model.num_variables)
         left = max(1.0, known.deadline - time.perf_counter())
-        found = model.best_fitting(left, known.near)
+        rough = known.near > TOLERANCE and np.isfinite(known.cost)
+        near = known.near * abs(known.cost) if rough else 0.0
+        found = model.best_fitting(left, near)
         if found is not None and problem.cost(found.choice) < problem.cost(best):
             best = found.choice
         if found is None and not model.exhausted:

@@ -22,7 +22,6 @@ import numpy as np
 import pulp
 
 from planner.solver.problem.problem import Array, Choice, Problem
-from planner.solver.problem.solution import TOLERANCE
 from planner.solver.reduce.working import Labels
 from planner.solver.relax.bound import Reparametrised
 from planner.solver.relax.quiet import silence_banner
@@ -155,7 +154,7 @@ class Model:
         self.rows[at] = less
 
     def best_fitting(self, time_limit: float, near: float = 0.0) -> Found | None:
-        """The best choice of the model that fits at every time, or one within a share `near` of it;
+        """The best choice of the model that fits at every time, or one that costs at most `near` more;
         rows are added until none is violated. None if there is none, or none was found in time. If
         HiGHS's tolerances let a choice break a row, they are made strict; if that does not suffice,
         the row is tightened, and the bound stays as it was."""
@@ -188,8 +187,8 @@ class Model:
 
     def _solve(self, time_limit: float, near: float) -> Found | None:
         options = {"timeLimit": time_limit, "gapRel": 1e-9, **self.tolerances}
-        if near > TOLERANCE:  # the objective is that above the bound
-            options["gapAbs"] = near * abs(self.start.bound) * self.scale
+        if near > 0.0:
+            options["gapAbs"] = near * self.scale
         self.model.solve(pulp.HiGHS(msg=False, **options))
         info = self.model.solverModel.getInfo()
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible

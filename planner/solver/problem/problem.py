@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -123,6 +123,12 @@ class Problem:
         if len(values) and max(values) >= FORBIDDEN:
             return float("inf")
         return sum(int(v) for v in taken) if self.is_integral else float(sum(map(float, taken)))
+
+    def plus(self, cost: float) -> Problem:
+        """The problem with a constant cost: what counts as a small share of the cost depends on
+        it."""
+        first, *others = self.costs
+        return replace(self, costs=(first + cost, *others))
 
     def room(self, at: int) -> float:
         """Bytes left for choices at a time: the limit less what is always held."""
