@@ -32,8 +32,9 @@ __all__ = ["MOST_PAIRS", "by_layer", "fitted", "fitting", "is_hopeless", "lean"]
 #: The share of a search's time after which no plan is made to fit any more.
 _FITTED = 0.9
 
-#: How often the limit is set for a plan that is to fit.
-_LIMITS = 4
+#: How often the limit is set for a plan that is to fit, and the share of what the last choice holds
+#: that is the most to be tried next.
+_LIMITS, _LOWER = 4, 0.99
 
 #: A plan that holds so many times the memory by the problem's account will not fit when it is
 #: lowered: the two are within a few per cent of each other.
@@ -134,7 +135,8 @@ def _made_to_fit(
             break
         # below what it holds, or the solver would find the same choice again
         held = peak_with_pairs(problem, pairs, solution.choice)
-        limit = min(limit, held) * capacity / candidate.prediction.total_memory_bytes
+        total = candidate.prediction.total_memory_bytes
+        limit = min(limit, held) * min(_LOWER, capacity / total)
         proposal = candidate.proposal
     return candidate
 

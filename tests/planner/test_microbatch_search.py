@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit
 from cost_models.machine import Cluster
-from planner.search.microbatches import doublings
+from planner.graph.layout import Mesh
+from planner.search.budget import Budget
+from planner.search.microbatches import best_number, doublings
+from planner.search.over_numbers import _Numbers
 from planner.search.search import Found, search
+from planner.search.searched import Searched, meshes_to_search, proposer_of
 from planner.strategy.pins import recompute_pins
-from planner.workload.ask import Ask
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
 
 _GPT = {"layers": "2", "width": "64", "heads": "4", "vocab": "64", "positions": "64"}
 _ONLY_KEPT = recompute_pins("none")
@@ -91,3 +98,57 @@ def test_numbers_tried_double() -> None:
     assert [*doublings((1, 2, 3, 4, 6, 12))] == [2, 4, 12]
     assert [*doublings((1, 3, 5, 15))] == [3, 15]
     assert [*doublings((1,))] == []
+
+
+def test_meshes_that_a_bound_rules_out_are_not_searched() -> None:
+    """Those on which a faster plan is known are not ruled out."""
+    ask = replace(_ask(), num_devices=4)
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    traced = trace(lambda: build(ask), ask.model)
+    first = proposer_of(ask, cluster, (), Budget.unlimited(), traced)
+    numbers = _Numbers(first, None, traced)
+    meshes = meshes_to_search(first, None)
+    found = numbers.search(2, meshes)
+    assert found.best.mesh in numbers.better(2, meshes, found.step_time_s * (1 + 1e-9))
+    assert numbers.better(2, meshes, 1.0) == meshes
+    assert numbers.better(2, meshes, 0.1 * found.step_time_s) == []
+
+
+def test_meshes_of_the_best_proposals_are_tried_with_another_number() -> None:
+    """Of mixtral-8x7b on 16 A100, none of the candidates in 2 microbatches was on the mesh of the
+    best plan in one: its proposals in 2 had to be made to fit."""
+    names = "abcd"
+    meshes = [Mesh((name,), (2 + number,)) for number, name in enumerate(names)]
+
+    def candidate(mesh: Mesh, step: float, fits: bool) -> Any:
+        prediction = SimpleNamespace(step_time_s=step, total_memory_bytes=step)
+        return SimpleNamespace(mesh=mesh, prediction=prediction, fits=lambda capacity: fits)
+
+    def proposal(mesh: Mesh, objective: float) -> Any:
+        return SimpleNamespace(mesh=mesh, solution=SimpleNamespace(objective=objective))
+
+    proposer: Any = SimpleNamespace(capacity=1.0)
+    slow, misfit, fast = (
+        candidate(meshes[at], step, fits)
+        for at, step, fits in ((0, 3.0, True), (1, 1.0, False), (2, 2.0, True))
+    )
+    searched = Searched(
+        proposer=proposer,
+        proposals=[proposal(meshes[1], 2.0), proposal(meshes[3], 1.0)],
+        left_out={},
+        candidates=[slow, misfit, fast],
+        best=fast,
+    )
+    tried: list[tuple[int, list[Mesh]]] = []
+
+    def at(number: int, meshes: list[Mesh]) -> Searched:
+        tried.append((number, meshes))
+        return searched
+
+    def better(number: int, meshes: list[Mesh], step: float) -> list[Mesh]:
+        return meshes[1:] if number == 1 else []
+
+    best_number(
+        at, (1, 2, 4), Budget.unlimited(), start=2, ideal=1.0, first=searched, better=better
+    )
+    assert tried == [(1, [meshes[0], meshes[3], meshes[1]])]

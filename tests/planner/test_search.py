@@ -12,7 +12,6 @@ import networkx as nx
 import pytest
 from small_plans import ask_for, mesh_of
 
-import planner.search.search as searching
 from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit, NoPlan
 from cost_models.machine import Cluster
@@ -23,6 +22,7 @@ from planner.plans.models import modelled
 from planner.plans.plan_file import read_plan, write_plan
 from planner.plans.replay import program_of
 from planner.report.report import report
+from planner.search import over_numbers
 from planner.search.fitting import fitted, fitting, is_hopeless
 from planner.search.meshes import meshes_of
 from planner.search.proposals import Candidate, Proposal, Proposer
@@ -243,7 +243,7 @@ def test_what_does_not_fit_is_told_with_all_its_parts_and_a_change_that_fits(
     with pytest.raises(DoesNotFit, match=r"; what fits: --microbatches 2$"):
         search(ask, least)
     assert search(replace(ask, microbatches=2), least).plan.summary["fits"]
-    monkeypatch.setattr(searching, "possible_microbatches", lambda graph, dims: (1,))
+    monkeypatch.setattr(over_numbers, "possible_microbatches", lambda graph, dims: (1,))
     with pytest.raises(DoesNotFit) as caught:
         search(ask, least)
     message = str(caught.value)
