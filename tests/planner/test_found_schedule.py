@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 
+import numpy as np
 import pytest
 
 from cost_models.errors import DoesNotFit
@@ -16,7 +17,8 @@ from planner.program.actions import Action
 from planner.schedules.check_schedule import schedule_faults
 from planner.schedules.find.found import find
 from planner.schedules.find.least_step import least_step
-from planner.schedules.find.task import Task
+from planner.schedules.find.list_scheduling import list_schedule
+from planner.schedules.find.task import Task, lanes_of, schedule_of
 from planner.schedules.in_flight import Kept, peaks
 from planner.schedules.registry import SCHEDULES, scheduled
 from planner.schedules.timing import Costs, StageSeconds, timed, uniform
@@ -215,6 +217,44 @@ def test_what_is_found_fits_and_is_never_longer_than_a_named_schedule_that_fits(
                 )
                 if named.places == places and fits:
                     assert found.timing.step_time <= timed(named, task.costs).step_time
+
+
+def test_no_ranks_and_no_windows_lock_memory_up() -> None:
+    """Random priorities under limits of one to two microbatches: every place reaches its end."""
+    draw = random.Random(17)
+    for number in range(120):
+        p, m = draw.randint(1, 4), draw.randint(1, 9)
+        task = drawn(draw, draw.choice(shapes(p)), m, draw.random() < 0.5)
+        lanes = lanes_of(task, task.in_two)
+        numbers = np.random.default_rng(number)
+        free, turns = list_schedule(
+            lanes, m, np.zeros(p), np.array(task.limits), numbers.integers(1, m + 2, p), True,
+            numbers.random((len(lanes.place), m)), draw.random() < 0.5, draw.choice((0.0, 1.0, 9.0)),
+            False, draw.random() < 0.5,
+        )  # fmt: skip
+        assert np.isfinite(free).all()
+        rows = [turns[a:b].tolist() for a, b in itertools.pairwise(lanes.at * m)]
+        schedule = schedule_of(task, lanes, rows)
+        assert schedule_faults(schedule) == []
+        assert all(
+            map(float.__le__, peaks(schedule, task.kept), (x * (1 + 1e-9) for x in task.limits))
+        )
+
+
+def test_two_stages_a_place_under_a_tight_limit() -> None:
+    """Two microbatches and a half fit. Room for the oldest one is kept beside those that are not
+    older, not beside all: older ones free theirs in time. Beside all, the step would be 40."""
+    task = Task(
+        places=(0, 1, 1, 0),
+        microbatches=6,
+        costs=Costs(stages=uniform(4, 1.0, 1.0, 1.0)),
+        kept=(Kept(1.0, 0.5),) * 4,
+        limits=(5.0, 5.0),
+        in_two=False,
+    )
+    found = find(task, actions=0, seconds=0)
+    assert found.timing.step_time == pytest.approx(39.0)
+    assert found.gap < 1e-9
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,10 @@ def test_interleaving_divides_the_bubble_by_the_chunks(p: int, m: int, v: int) -
 @pytest.mark.parametrize(("p", "m"), [(p, m) for p, m in SIZES if m >= p])
 def test_zb_h1_fills_the_bubble_with_weight_gradients(p: int, m: int) -> None:
     """The bubble is (p-1)(F + I - W), a third of 1F1B's if the three are equal."""
-    timing = step_of(scheduled("zbh1", p, m), F, F, F)
-    assert timing.step_time == near(m * 3 * F + (p - 1) * F)
+    equal = step_of(scheduled("zbh1", p, m), F, F, F)
+    assert equal.step_time == near(m * 3 * F + (p - 1) * F)
+    timing = step_of(scheduled("zbh1", p, m), F, G, W)
+    assert timing.step_time == near(m * (F + G + W) + (p - 1) * (F + G - W))
 
 
 @pytest.mark.parametrize(("p", "m"), [(p, m) for p, m in SIZES if m >= 2 * p])

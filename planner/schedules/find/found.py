@@ -28,6 +28,9 @@ __all__ = ["Found", "find"]
 #: A step within this of the bound is proved best.
 _TOLERANCE = 1e-9
 
+#: As many of the best schedules are changed, each with the same share of the effort.
+_STARTS = 4
+
 #: Integer programs of more pairs are not tried: they prove nothing in a minute.
 _MOST_PAIRS = 400
 
@@ -55,16 +58,26 @@ def find(task: Task, *, actions: int = 200_000, seconds: float = 10.0) -> Found:
     """
     _must_fit(task)
     bound = least_step(task)
-    best = min(_timings(task), key=lambda pair: pair[1].step_time)
-    for in_two in (True, False) if task.in_two else (False,):
-        if not _proved(best[1], bound):
-            near = improved(task, best[1].schedule, in_two, actions)
-            best = _better(task, best, [("changed", near)])
+    candidates = sorted(_timings(task), key=lambda pair: pair[1].step_time)
+    best = candidates[0]
+    if not _proved(best[1], bound):
+        for in_two in _ways(task):
+            for _, timing in candidates[:_STARTS]:
+                near = improved(task, timing.schedule, in_two, actions // _STARTS)
+                best = _better(task, best, [("changed", near)])
     if not _proved(best[1], bound) and seconds > 0:
         best, bound = _exact(task, best, bound, seconds)
     name, timing = best
     schedule = replace(timing.schedule, name="found")
     return Found(timing=replace(timing, schedule=schedule), candidate=name, bound=bound)
+
+
+def _ways(task: Task) -> tuple[bool, ...]:
+    """Whether backward is tried in two, and whole: not whole if the halves take no longer."""
+    if not task.in_two:
+        return (False,)
+    halves = all(s.input + s.weight <= s.backward * (1 + _TOLERANCE) for s in task.costs.stages)
+    return (True,) if halves else (True, False)
 
 
 def _must_fit(task: Task) -> None:
@@ -84,8 +97,7 @@ def _timings(task: Task) -> Iterator[tuple[str, Timing]]:
     """Candidates: what has a name, and what policies schedule."""
     candidates = [*_named(task)]
     for in_two in (True, False) if task.in_two else (False,):
-        schedule = by_policies(task, in_two)
-        candidates += [("policy", schedule)] if schedule else []
+        candidates += [("policy", one) for one in by_policies(task, in_two, _STARTS)]
     for name, schedule in candidates:
         timing = _best_of(task, schedule)
         if timing is not None:
