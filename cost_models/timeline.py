@@ -21,6 +21,7 @@ class Event:
     is `forward`, `backward` or `update`; `stream` is `compute`, `communication` or `host`;
     `channel` names the communicator of a communication, if known: communications that overlap are
     on different channels. An instruction that runs for several microbatches has an event for each.
+    `stage` is that of a pipeline: ids are those of one stage.
     """
 
     id: str
@@ -33,6 +34,7 @@ class Event:
     path: str = ""
     channel: str = ""
     microbatch: int = 0
+    stage: int = 0
 
     @property
     def lane(self) -> str:
@@ -79,6 +81,7 @@ class Timeline:
         rows: list[dict[str, Any]] = []
         lanes = sorted({event.lane for event in self.events})
         several = any(event.microbatch for event in self.events)
+        stages = any(event.stage for event in self.events)
         for device in sorted({event.device for event in self.events}):
             rows.append(
                 {
@@ -108,7 +111,8 @@ class Timeline:
                 "name": event.path or event.id,
                 "cat": event.kind,
                 "args": {"id": event.id, "kind": event.kind, "phase": event.phase}
-                | ({"microbatch": event.microbatch} if several else {}),
+                | ({"microbatch": event.microbatch} if several else {})
+                | ({"stage": event.stage} if stages else {}),
             }
             for event in self.events
         )

@@ -9,6 +9,7 @@ collectives meet is checked if checks are on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch.distributed as dist
@@ -18,6 +19,7 @@ from cost_models.errors import BadValue
 from planner.graph.checking import checked
 from planner.program.check_messages import meeting_faults, meetings
 from planner.program.program import Program
+from planner.stages.pipeline import Pipeline
 from planner.state.digests import digests
 from planner.workload.workload import Workload
 from runtime.parameters import build
@@ -26,11 +28,11 @@ from runtime.plain_trainer import in_dtypes
 __all__ = ["begin", "check_alike", "check_meetings", "first_difference"]
 
 
-def begin(make: Callable[[], Workload], program: Program, seed: int) -> Workload:
+def begin(make: Callable[[], Workload], program: Program | Pipeline, seed: int) -> Workload:
     """The workload for the first step, in the program's dtypes. Raises BadValue, on all ranks, if
     these differ."""
     workload = in_dtypes(build(make, seed), program)
-    if program.mesh.num_devices > 1:
+    if dist.is_initialized():
         check_alike(workload)
     return workload
 
@@ -45,14 +47,22 @@ def check_alike(workload: Workload) -> None:
         raise BadValue(f"model {workload.name!r}: {message}")
 
 
-def check_meetings(program: Program) -> None:
+def check_meetings(program: Program | Pipeline, rank: int = 0) -> None:
     """Raises FailedCheck if the collectives of all ranks' programs do not meet. All ranks call
     it together."""
-    if program.mesh.num_devices == 1:
+    if not dist.is_initialized():
         return
-    found: list[Any] = [None] * program.mesh.num_devices
-    dist.all_gather_object(found, meetings(program))
-    checked("all ranks", lambda: meeting_faults(program.mesh, dict(enumerate(found))))
+    mine = (
+        {0: meetings(program)}
+        if isinstance(program, Program)
+        else {stage: meetings(program.programs[stage]) for stage in program.stages_of(rank)}
+    )
+    every: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, mine)
+    programs = (program,) if isinstance(program, Program) else program.programs
+    for stage, one in enumerate(programs):
+        found = [by_stage[stage] for by_stage in every if stage in by_stage]
+        checked("all ranks", partial(meeting_faults, one.mesh, dict(enumerate(found))))
 
 
 def first_difference(by_rank: Sequence[dict[str, int]]) -> str:

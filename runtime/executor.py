@@ -62,6 +62,8 @@ class Executor:
         self.keep_gradients = keep_gradients
         self.seed = seed
         self.num_steps = 0
+        #: What runs, in words, for messages.
+        self.running = f"rank {rank}"
         self.reported: dict[str, float] = {}
         self.gradients: dict[str, Tensor] = {}
         self.peak_memory_bytes = 0
@@ -95,14 +97,13 @@ class Executor:
         if not self.kernels:
             return
         held, done = dict(self._state), self.num_steps
-        step = self._generate(recorded=False, update=lambda *gradients, **squares: None)
-        self._run(step, local, None)
+        self._run(self.without_update(), local, None)
         self._state, self.num_steps = held, done
 
     def recorded_step(self, batch: Sequence[Tensor]) -> Timeline:
         """The timeline of one training step on this rank, which trains like `step`; also sets
         `peak_memory_bytes`."""
-        self._recorded = self._recorded or self._generate(recorded=True)
+        bodies = self.recorded_bodies()
         local = self.local_batch(batch)
         if dist.is_initialized() and self.program.mesh.num_devices > 1:
             dist.barrier()
@@ -110,10 +111,10 @@ class Executor:
         if cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
             torch.cuda.synchronize(self.device)
-        self._renew()
+        self.renew()
         with allocations(self.device) as recorded:
-            recorder = make_recorder(self.program, self.rank, self._held(local), self.device)
-            self._run(self._recorded, local, recorder)
+            recorder = make_recorder({0: self.program}, self.rank, self.held(local), self.device)
+            self._run(bodies, local, recorder)
         timeline = recorder.timeline(recorded)
         self.peak_memory_bytes = (
             torch.cuda.max_memory_allocated(self.device) if cuda else timeline.peak_memory
@@ -126,7 +127,7 @@ class Executor:
         memories = {id(m): m for m in map(shared_memory_of, self._groups.values()) if m is not None}
         return sum(memory.nbytes // memory.num_ranks for memory in memories.values())
 
-    def _renew(self) -> None:
+    def renew(self) -> None:
         """Reallocates, while recording, the values that a step replaces: the allocator's record
         does not count frees of memory that was allocated before it began."""
         if self.device.type == "cpu":
@@ -134,7 +135,7 @@ class Executor:
                 for value in replaced(self.program):
                     self._state[value] = self._state[value].clone()
 
-    def _held(self, local: dict[int, Tensor]) -> int:
+    def held(self, local: dict[int, Tensor]) -> int:
         """Bytes held before the step: parameters, buffers, this rank's part of the batch, the
         optimizer's state."""
         storages = (tensor.untyped_storage() for tensor in (*self._state.values(), *local.values()))
@@ -156,6 +157,15 @@ class Executor:
     def buffer(self, value: int) -> Tensor:
         """This rank's shard of a buffer, by its value id."""
         return self._state[value]
+
+    def recorded_bodies(self) -> Mapping[str, Step]:
+        """The bodies that note every instruction."""
+        self._recorded = self._recorded or self._generate(recorded=True)
+        return self._recorded
+
+    def without_update(self) -> Mapping[str, Step]:
+        """The bodies of a step that changes no parameters."""
+        return self._generate(recorded=False, update=lambda *gradients, **squares: None)
 
     def _generate(
         self, *, recorded: bool, update: Callable[..., None] | None = None
@@ -225,7 +235,7 @@ class Executor:
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
             at, values = self._failed(step, error)
             kind, why = said(error, at, values)
-            raise kind(f"rank {self.rank}: {_place(at)}{why}") from error
+            raise kind(f"{self.running}: {_place(at)}{why}") from error
 
     def _failed(
         self, step: Step, error: BaseException
@@ -237,7 +247,7 @@ class Executor:
         return None, {}
 
     def _update(self, *gradients: Tensor, squares: Tensor | None = None) -> None:
-        if self.loss_scale is not None:
+        if self.loss_scale is not None and gradients:
             assert squares is not None
             if not self.loss_scale.passes(squares):
                 return

@@ -29,6 +29,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from cost_models.errors import BadValue, RunFailed, UserError
 from planner.state.hash_seed import same_for_children
+from runtime.progress import FOLDER, progress_of
 
 __all__ = ["Emit", "launch"]
 
@@ -87,10 +88,10 @@ def launch(
         try:
             with _reader(readers, writers, on_event, errors), _interrupts_held():
                 results = elastic_launch(_config(num_ranks, logs), _rank)(
-                    function, payload, writers
+                    function, payload, writers, logs
                 )
         except ChildFailedError as error:
-            raise _first(error, errors) from None
+            raise _first(error, errors, logs) from None
         except SignalException:
             raise KeyboardInterrupt from None
     return [results[rank] for rank in range(num_ranks)]
@@ -112,9 +113,10 @@ def _config(num_ranks: int, logs: str) -> LaunchConfig:
     )
 
 
-def _rank(function: str, payload: Any, writers: list[Connection]) -> Any:
+def _rank(function: str, payload: Any, writers: list[Connection], logs: str) -> Any:
     """Runs in each process. It reports its own error before its exit makes the others fail too."""
     torch.set_num_threads(1)
+    os.environ[FOLDER] = logs
     emit = writers[int(os.environ["RANK"])].send
     module, name = function.split(":")
     # Ctrl-C ends it silently; an exception in torch's C++ would abort.
@@ -138,7 +140,9 @@ def _one_line(error: Exception) -> str:
     return text if isinstance(error, UserError) and text else f"{type(error).__name__}: {text}"
 
 
-def _first(agent: ChildFailedError, told: list[UserError]) -> UserError | KeyboardInterrupt:
+def _first(
+    agent: ChildFailedError, told: list[UserError], logs: str
+) -> UserError | KeyboardInterrupt:
     """The cause of a failure: the process ended by a signal, which cannot report its error; else
     the error that was reported first. On Ctrl-C, a rank may die before this process has got the
     signal."""
@@ -147,13 +151,18 @@ def _first(agent: ChildFailedError, told: list[UserError]) -> UserError | Keyboa
             return KeyboardInterrupt()
         if failure.exitcode < 0:
             return RunFailed(
-                f"rank {rank}: ended by {signal.Signals(-failure.exitcode).name}; SIGKILL "
+                f"{_at(logs, rank)}: ended by {signal.Signals(-failure.exitcode).name}; SIGKILL "
                 "usually means that memory ran out"
             )
     if told:
         return told[0]
     rank, failure = agent.get_first_failure()
-    return RunFailed(f"rank {rank}: exit code {failure.exitcode}")
+    return RunFailed(f"{_at(logs, rank)}: exit code {failure.exitcode}")
+
+
+def _at(logs: str, rank: int) -> str:
+    """A rank and, in a pipeline, what it did last."""
+    return progress_of(logs, rank) or f"rank {rank}"
 
 
 @contextlib.contextmanager

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from planner.kernels import Random, step_key
 from planner.program.program import Program
+from planner.stages.pipeline import Pipeline
 from planner.trace.alone import alone
 from planner.workload.workload import Workload
 from runtime.norm_parts import norms_of_parts
@@ -21,7 +22,7 @@ from runtime.parameters import build, full_tensors
 __all__ = ["PlainTrainer", "Scaled", "in_dtypes"]
 
 
-def in_dtypes(workload: Workload, program: Program) -> Workload:
+def in_dtypes(workload: Workload, program: Program | Pipeline) -> Workload:
     """The workload with its parameters and buffers in the program's dtypes."""
     wanted = {state.name: state.dtype for state in program.parameters}
     wanted |= {state.name: state.dtype for state in program.inputs if state.kind == "buffer"}
@@ -54,7 +55,11 @@ class PlainTrainer:
     gradients as they are reduced."""
 
     def __init__(
-        self, make: Callable[[], Workload], program: Program, seed: int, began: Workload | None
+        self,
+        make: Callable[[], Workload],
+        program: Program | Pipeline,
+        seed: int,
+        began: Workload | None,
     ) -> None:
         self.workload, self.seed = in_dtypes(build(make, seed), program), seed
         if began is not None:

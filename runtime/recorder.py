@@ -9,8 +9,11 @@ which the device runs the instruction that the host was issuing.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from bisect import bisect_right
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,16 +27,30 @@ from runtime.collectives import Pending
 __all__ = ["Recorder", "make_recorder"]
 
 
-class Recorder:
-    """The times of one step, on CPU; `start` is when it began, `held` the bytes held before it."""
+@dataclass(frozen=True, slots=True)
+class Passing:
+    """What goes from one stage of a pipeline to another: `stage` is the one that this rank has."""
 
-    def __init__(self, program: Program, rank: int, held: int) -> None:
-        self.program = program
+    id: str
+    kind: str
+    phase: str
+    stage: int
+    microbatch: int
+
+
+class Recorder:
+    """The times of one step, on CPU, of the programs of a rank's stages; `start` is when it began,
+    `held` the bytes held before it."""
+
+    def __init__(self, programs: Mapping[int, Program], rank: int, held: int) -> None:
+        self.programs = programs
         self.rank = rank
         self.held = held
         #: The action that runs. A step notes instructions by their index in its body.
-        self.action = program.actions[0]
+        self.action = next(iter(programs.values())).actions[0]
         self.spans: dict[tuple[Action, int], list[Any]] = {}
+        #: What goes between stages, and when.
+        self.messages: list[tuple[Passing, list[Any]]] = []
         self.begun = time.time_ns()
         self.start = self.now()
 
@@ -77,11 +94,22 @@ class Recorder:
         if self.spans[self.action, index][1] is None:
             self.end(index)
 
+    @contextlib.contextmanager
+    def passing(
+        self, kind: str, number: int, phase: str, stage: int, microbatch: int
+    ) -> Iterator[None]:
+        """A context that sends a value to another stage, or waits for it."""
+        span = [self.now(), None]
+        self.messages.append((Passing(f"{kind}.{number}", kind, phase, stage, microbatch), span))
+        yield
+        self.close(span)
+
     def timeline(self, allocations: Allocations) -> Timeline:
         """The step as a `Timeline` of this device; `allocations` are those of the whole step."""
         stop = self.now()
         self.synchronize()
         events = [self._event(*key, *span) for key, span in self.spans.items()]
+        events += [self._message(message, *span) for message, span in self.messages]
         samples = [(0.0, self.held), *self.memory(allocations)]
         return Timeline(
             events=tuple(sorted(events, key=lambda event: event.start)),
@@ -102,7 +130,7 @@ class Recorder:
         """Makes all time stamps readable."""
 
     def _event(self, action: Action, index: int, start: Any, end: Any) -> Event:
-        instruction = self.program.bodies[action.body][index]
+        instruction = self.programs[action.stage].bodies[action.body][index]
         talks = isinstance(instruction, Communicate) and instruction.kind != "slice"
         return Event(
             id=instruction.id,
@@ -114,6 +142,21 @@ class Recorder:
             end=self.seconds(end),
             path=instruction.path,
             microbatch=action.microbatch,
+            stage=action.stage,
+        )
+
+    def _message(self, message: Passing, start: Any, end: Any) -> Event:
+        return Event(
+            id=message.id,
+            kind=message.kind,
+            phase=message.phase,
+            device=self.rank,
+            stream="communication",
+            start=self.seconds(start),
+            end=self.seconds(end),
+            channel="stages",
+            microbatch=message.microbatch,
+            stage=message.stage,
         )
 
 
@@ -159,7 +202,9 @@ class _CudaRecorder(Recorder):
         return out
 
 
-def make_recorder(program: Program, rank: int, held: int, device: torch.device) -> Recorder:
-    """A recorder for one step on `device`; `held` are the bytes of the values held before it and
-    of the optimizer's state."""
-    return (_CudaRecorder if device.type == "cuda" else Recorder)(program, rank, held)
+def make_recorder(
+    programs: Mapping[int, Program], rank: int, held: int, device: torch.device
+) -> Recorder:
+    """A recorder for one step on `device`, by the programs of a rank's stages; `held` are the bytes
+    of the values held before it and of the optimizer's state."""
+    return (_CudaRecorder if device.type == "cuda" else Recorder)(programs, rank, held)

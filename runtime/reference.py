@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from planner.program.program import Program
+from planner.stages.pipeline import Pipeline
 from planner.workload.workload import Workload
 from runtime.loss_scale import FIRST_SCALE
 from runtime.plain_trainer import PlainTrainer, Scaled
@@ -56,7 +57,7 @@ class Reference:
 
 def reference_run(
     make: Callable[[], Workload],
-    program: Program,
+    program: Program | Pipeline,
     *,
     seed: int,
     num_steps: int,
@@ -107,11 +108,10 @@ def reference_run(
     )
 
 
-def _scaled(program: Program, scales: Sequence[float], step: int) -> Scaled:
+def _scaled(program: Program | Pipeline, scales: Sequence[float], step: int) -> Scaled:
     """A step of a run, by the scales before and after each."""
     before, after = scales[step : step + 2]
-    parts = program.mesh.num_devices * program.microbatches
-    return Scaled(scale=before, skipped=after < before, num_parts=parts)
+    return Scaled(scale=before, skipped=after < before, num_parts=program.num_parts)
 
 
 class Doubt:

@@ -115,7 +115,8 @@ def generate(
     for writer.at, instruction in enumerate(program.bodies[body]):
         _instruction(writer, instruction, reusable)
     _store(writer)
-    source = "def step(s, r):\n" + "\n".join(writer.lines) + "\n"
+    lines = writer.lines or ["    pass"]  # half of a backward may have nothing to do
+    source = "def step(s, r):\n" + "\n".join(lines) + "\n"
     filename = f"<shardwright program {next(_SERIAL)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     space = writer.names

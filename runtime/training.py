@@ -20,15 +20,14 @@ from torch import Tensor
 from cost_models.errors import BadValue
 from planner.models.keras_model import batch_of, is_keras
 from planner.plans.plan_file import read_plan
-from planner.plans.replay import program_of, workload_of
+from planner.plans.replay import workload_of
 from planner.workload.batches import flatten
 from planner.workload.workload import Workload, unused
 from runtime.alike import begin
-from runtime.executor import Executor, gather_buffers, gather_parameters
-from runtime.groups import make_groups
 from runtime.launcher import Emit, launch
 from runtime.loss_scale import scale_event
 from runtime.parameters import full_tensors
+from runtime.runner import lowered, make_runner, whole_buffers, whole_parameters
 from runtime.worker import join
 
 __all__ = ["TrainRequest", "Trained", "train_plan", "train_rank"]
@@ -113,19 +112,11 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
     plan = read_plan(request.plan)
     batches = torch.load(request.batches, weights_only=True, mmap=True)
     with join(plan.mesh.num_devices, request.device) as place:
-        program = program_of(plan, rank=place.rank, seed=request.seed)
+        program = lowered(plan, place.rank, request.seed)
         workload = begin(lambda: workload_of(plan), program, request.seed)
         if request.learning_rate is not None:
             workload = replace(workload, learning_rate=request.learning_rate)
-        groups = make_groups(program, place.rank)
-        executor = Executor(
-            program,
-            workload,
-            rank=place.rank,
-            groups=groups,
-            device=place.device,
-            seed=request.seed,
-        )
+        executor = make_runner(program, workload, place.rank, place.device, seed=request.seed)
         losses: list[float] = []
         times: list[float] = []
         reported: list[Mapping[str, float]] = []
@@ -145,10 +136,10 @@ def train_rank(request: TrainRequest, emit: Emit) -> None:
                         **scale_event(executor.loss_scale),
                     }
                 )
-        parameters = {name: tensor.cpu() for name, tensor in gather_parameters(executor).items()}
+        parameters = {name: tensor.cpu() for name, tensor in whole_parameters(executor).items()}
         begun = full_tensors(workload)
         parameters |= {name: begun[name].cpu() for name in unused(workload.module, parameters)}
-        buffers = {name: tensor.cpu() for name, tensor in gather_buffers(executor).items()}
+        buffers = {name: tensor.cpu() for name, tensor in whole_buffers(executor).items()}
         if place.rank == 0:
             trained = Trained(
                 losses=tuple(losses),

@@ -17,15 +17,22 @@ import torch.distributed as dist
 from cost_models.errors import BadValue, RunFailed
 from cost_models.timeline import Timeline
 from planner.graph.checking import checking, is_checking
-from planner.program.program import Program
 from planner.workload.workload import Workload
 from runtime.alike import begin, check_meetings
-from runtime.executor import Executor, gather_buffers, gather_parameters
-from runtime.groups import make_groups
 from runtime.heap import keep_freed_memory
 from runtime.launcher import Emit
 from runtime.loss_scale import scale_event
 from runtime.reference import reference_run
+from runtime.runner import (
+    Lowered,
+    Runner,
+    has_updated,
+    lowered,
+    make_runner,
+    whole_buffers,
+    whole_gradients,
+    whole_parameters,
+)
 from runtime.verify import Verification, compare
 
 __all__ = ["Place", "RunRequest", "RunResult", "join", "merge_timelines", "run", "train"]
@@ -124,22 +131,22 @@ def join(num_ranks: int, device: str = "") -> Iterator[Place]:
 def run(request: RunRequest, emit: Emit) -> RunResult | None:
     """Runs a plan on this rank; returns the result on rank 0, None on the others."""
     from planner.plans.plan_file import read_plan
-    from planner.plans.replay import program_of, workload_of
+    from planner.plans.replay import workload_of
 
     plan = read_plan(request.plan)
     with join(plan.mesh.num_devices, request.device) as place:
         with checking(request.check):
-            program = program_of(plan, rank=place.rank, seed=request.seed)
+            program = lowered(plan, place.rank, request.seed)
             if is_checking():
-                check_meetings(program)
+                check_meetings(program, place.rank)
         return train(program, lambda: workload_of(plan), request, place, emit)
 
 
 def train(
-    program: Program, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit
+    program: Lowered, make: Callable[[], Workload], request: RunRequest, place: Place, emit: Emit
 ) -> RunResult | None:
-    """Trains `program` on the workload's example batch; returns the result on rank 0, None on the
-    others.
+    """Trains a program, or the stages of a pipeline, on the workload's example batch; returns the
+    result on rank 0, None on the others.
 
     Rank 0 emits `{"step", "loss", "time_s", "losses"}` after each step, with "loss_scale" and
     "skipped" if the loss is scaled. One more step is recorded, for peak memory and the timeline.
@@ -147,19 +154,17 @@ def train(
     if request.verify:
         torch.backends.cudnn.allow_tf32 = False  # the reference is in full float32
     workload = begin(make, program, request.seed)
-    groups = make_groups(program, place.rank)
-    executor = Executor(
+    executor = make_runner(
         program,
         workload,
-        rank=place.rank,
-        groups=groups,
-        device=place.device,
-        keep_gradients=request.verify,
+        place.rank,
+        place.device,
         seed=request.seed,
+        keep_gradients=request.verify,
     )
     losses, several, times, gradients, scales = _steps(executor, workload, request, place, emit)
-    parameters = gather_parameters(executor) if request.verify else {}
-    buffers = gather_buffers(executor) if request.verify else {}
+    parameters = whole_parameters(executor) if request.verify else {}
+    buffers = whole_buffers(executor) if request.verify else {}
     timeline = _gather_timelines(executor.recorded_step(workload.batch), place)
     peak = _largest(executor.peak_memory_bytes, place)
     if place.rank != 0:
@@ -191,7 +196,7 @@ def train(
 
 
 def _steps(
-    executor: Executor, workload: Workload, request: RunRequest, place: Place, emit: Emit
+    executor: Runner, workload: Workload, request: RunRequest, place: Place, emit: Emit
 ) -> tuple[list[float], list[dict[str, float]], list[float], dict[str, torch.Tensor], list[float]]:
     """The losses, their terms by name, the step times; if verifying, the gradients of the first
     step that is not skipped; if the loss is scaled, its scales after every step."""
@@ -200,7 +205,7 @@ def _steps(
     times: list[float] = []
     gradients: dict[str, torch.Tensor] = {}
     scales: list[float] = []
-    local = executor.local_batch(workload.batch)
+    local: Any = executor.local_batch(workload.batch)
     executor.warm(local)
     for step in range(request.num_steps):
         _synchronize(place)
@@ -210,8 +215,8 @@ def _steps(
         several.append(executor.reported)
         if executor.loss_scale is not None:
             scales.append(executor.loss_scale.scale)
-        if request.verify and executor.keep_gradients and executor.gradients:
-            gradients = gather_parameters(executor, executor.gradients)
+        if request.verify and executor.keep_gradients and has_updated(executor):
+            gradients = whole_gradients(executor)
             executor.keep_gradients = False
         if place.rank == 0:
             done = {

@@ -15,33 +15,31 @@ on; anywhere else, and for a group over several machines, `shared_memory_of` ret
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import itertools
 import mmap
 import os
 import platform
 import secrets
 import sys
-import time
 from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Region", "SharedMemory", "is_gloo", "region_bytes", "shared_memory_of"]
+from planner.kernels.futex import LINE, looks_for, wait_until, wake
+
+__all__ = [
+    "Region",
+    "SharedMemory",
+    "is_gloo",
+    "region_bytes",
+    "row_bytes",
+    "shared_memory_of",
+    "up_to_pages",
+]
 
 _PAGE = mmap.ALLOCATIONGRANULARITY
-#: Bytes of a cache line; each counter has a line of its own.
-_LINE = 64
-#: Source: Linux uapi, asm/unistd_64.h and linux/futex.h.
-_SYS_FUTEX, _WAIT, _WAKE = 202, 0, 1
-_EVERYONE = 2**31 - 1
-#: How long a wait may last in all: gloo's default.
-_TIMEOUT_S = 1800.0
-#: How often a rank polls a counter (some 70 ns each) before it sleeps, if every rank has a core of
-#: its own: waking takes longer.
-_LOOKS = 1500
 
 _WRITTEN, _REDUCED, _READ = range(3)
 
@@ -59,15 +57,26 @@ class SharedMemory:
         same region, to one program after another."""
         key = (name, numel, dtype)
         if key not in self._regions:
-            region = Region(self.fd, self._end, self.num_ranks, self.position, numel, dtype)
-            self._end += region.nbytes
-            self._regions[key] = region
+            nbytes = region_bytes(numel, dtype.itemsize, self.num_ranks)
+            offset = self.reserve(nbytes)
+            self._regions[key] = Region(
+                self.fd, offset, self.num_ranks, self.position, numel, dtype
+            )
         return self._regions[key]
+
+    def reserve(self, nbytes: int) -> int:
+        """The offset of so many bytes, whole pages, for something else than a region. All ranks
+        reserve the same, in the same order."""
+        offset = self._end
+        # If memory runs out, this raises an error; else the first write would be a fatal signal.
+        os.posix_fallocate(self.fd, offset, nbytes)
+        self._end += nbytes
+        return offset
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all regions, which all ranks hold together."""
-        return sum(region.nbytes for region in self._regions.values())
+        """Bytes of all regions and of what else is reserved, which all ranks hold together."""
+        return self._end - _PAGE
 
     def __del__(self) -> None:
         with contextlib.suppress(OSError):
@@ -77,15 +86,16 @@ class SharedMemory:
 def region_bytes(numel: int, itemsize: int, num_ranks: int) -> int:
     """Bytes of a region of `num_ranks` rows of `numel` elements: counters and rows, rounded up to
     whole pages."""
-    return _up(_head(num_ranks) + num_ranks * _row(numel, itemsize), _PAGE)
+    return up_to_pages(_head(num_ranks) + num_ranks * row_bytes(numel, itemsize))
 
 
 def _head(num_ranks: int) -> int:
-    return 3 * num_ranks * _LINE
+    return 3 * num_ranks * LINE
 
 
-def _row(numel: int, itemsize: int) -> int:
-    return _up(max(numel, 1) * itemsize, _LINE)
+def row_bytes(numel: int, itemsize: int) -> int:
+    """Bytes of a row of so many elements, in whole cache lines."""
+    return _up(max(numel, 1) * itemsize, LINE)
 
 
 class Region:
@@ -97,10 +107,8 @@ class Region:
         self, fd: int, offset: int, num_ranks: int, position: int, numel: int, dtype: torch.dtype
     ) -> None:
         self.num_ranks, self.position, self.numel = num_ranks, position, numel
-        row, head = _row(numel, dtype.itemsize), _head(num_ranks)
+        row, head = row_bytes(numel, dtype.itemsize), _head(num_ranks)
         self.nbytes = region_bytes(numel, dtype.itemsize, num_ranks)
-        # If memory runs out, this raises an error; else the first write would be a fatal signal.
-        os.posix_fallocate(fd, offset, self.nbytes)
         whole = torch.frombuffer(mmap.mmap(fd, self.nbytes, offset=offset), dtype=torch.uint8)
         self._counters = whole[:head].view(torch.int32).numpy()
         self._address = whole.data_ptr()
@@ -109,7 +117,7 @@ class Region:
             for r in range(num_ranks)
         ]
         self._round = 0
-        self._looks = _LOOKS if num_ranks <= len(os.sched_getaffinity(0)) else 0
+        self._looks = looks_for(num_ranks)
 
     def begin(self) -> Tensor:
         """This rank's row [numel], to be written; waits until all ranks have read its last
@@ -169,32 +177,21 @@ class Region:
 
     def _at(self, stage: int, rank: int) -> int:
         """The byte offset of a counter."""
-        return (stage * self.num_ranks + rank) * _LINE
+        return (stage * self.num_ranks + rank) * LINE
 
     def _count(self, stage: int) -> None:
         at = self._at(stage, self.position)
         self._counters[at // 4] = self._round
-        _futex(self._address + at, _WAKE, _EVERYONE)
+        wake(self._address + at)
 
     def _wait(self, stage: int, target: int) -> None:
         for rank in range(self.num_ranks):
             self._wait_for(rank, stage, target)
 
     def _wait_for(self, rank: int, stage: int, target: int) -> None:
-        at, looks = self._at(stage, rank), self._looks
-        index, counters = at // 4, self._counters
-        if counters[index] >= target:
-            return
-        until = time.monotonic() + _TIMEOUT_S
-        while (now := int(counters[index])) < target:
-            if looks:
-                looks -= 1
-            elif time.monotonic() > until:
-                raise RuntimeError(
-                    f"rank {rank} of the group has sent nothing for {_TIMEOUT_S:.0f} s"
-                )
-            else:
-                _futex(self._address + at, _WAIT, now, 1.0)
+        at = self._at(stage, rank)
+        who = f"rank {rank} of the group"
+        wait_until(self._counters, at // 4, self._address + at, target, self._looks, who)
 
 
 #: Up to this many bytes, it is faster if every rank reduces everything than to wait for the others'
@@ -264,27 +261,10 @@ def _reduce(rows: list[Tensor], out: Tensor, reduce: str) -> None:
         join(out, row, out=out)
 
 
+def up_to_pages(size: int) -> int:
+    """Bytes rounded up to whole pages."""
+    return _up(size, _PAGE)
+
+
 def _up(size: int, unit: int) -> int:
     return -(-size // unit) * unit
-
-
-class _Timespec(ctypes.Structure):
-    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
-
-
-_LIBC = ctypes.CDLL(None, use_errno=True)
-
-
-def _futex(address: int, what: int, value: int, seconds: float = 0.0) -> None:
-    """Wakes all who wait at `address`, or waits there while it holds `value`. Waits may end early:
-    callers must check again."""
-    limit = ctypes.byref(_Timespec(int(seconds), int(seconds % 1 * 1e9))) if seconds else None
-    _LIBC.syscall(
-        ctypes.c_long(_SYS_FUTEX),
-        ctypes.c_void_p(address),
-        ctypes.c_int(what),
-        ctypes.c_int(value),
-        limit,
-        None,
-        ctypes.c_int(0),
-    )

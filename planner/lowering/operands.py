@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from cost_models.memory import dtype_bytes
 from planner.dims.roots import Root
 from planner.graph.graph import Node
 from planner.graph.layout import REPLICATE, Layout
@@ -25,6 +26,9 @@ from planner.strategy.strategies import Strategy
 from planner.strategy.traced_model import Model
 
 __all__ = ["Operands"]
+
+#: In place of a value of the graph, for an input that the graph does not have.
+_NO_VALUE = -1
 
 
 class Operands:
@@ -127,6 +131,20 @@ class Operands:
                 pieces=self._pieces.get(value),
             )
         return self.inputs[key].value
+
+    def scale(self, layout: Layout) -> int:
+        """The program value of a loss's scale that no op of the graph reads."""
+        dtype = "float32"
+        state = InputState(
+            name="scale",
+            value=self.draft.new(dtype_bytes(dtype)),
+            subshape=(),
+            layout=layout,
+            dtype=dtype,
+            kind="scale",
+        )
+        self.inputs[_NO_VALUE, layout] = state
+        return state.value
 
     def _through_views(self, value: int, source: int, seen: Layout, phase: str | None) -> int:
         """The view `value` of a delivered root, of its own phase or of another."""

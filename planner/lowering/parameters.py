@@ -79,7 +79,7 @@ class Parameters:
             shapes,
             timing,
             self.draft.new,
-            scale=self._scale(),
+            scale=self._scale() if timing.updates.formats.scaled else None,
             copies={self.graph.values[v].name for v in self.graph.copies},
             of_stages=bool(self.graph.sent or self.graph.received),
         )
@@ -105,13 +105,14 @@ class Parameters:
         )
         return ready.of_stage, total
 
-    def _scale(self) -> int | None:
-        """The program value of the loss's scale, if it is scaled."""
+    def _scale(self) -> int:
+        """The program value of the loss's scale. The graph of a pipeline stage has it only if the
+        loss is computed there."""
         whole = tuple(REPLICATE for _ in self.local.mesh.sizes)
         for value in self.graph.values:
             if value.kind == "scale":
                 return self.operands.input(value.id, whole)
-        return None
+        return self.operands.scale(whole)
 
     def nbytes(self, costing: Costing) -> dict[str, int]:
         """Bytes of this rank's parameters and optimizer state."""

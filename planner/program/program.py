@@ -310,6 +310,11 @@ class Program:
         """The number of microbatches of a step."""
         return 1 + max(action.microbatch for action in self.actions)
 
+    @property
+    def num_parts(self) -> int:
+        """The parts in which gradients are added up: of every device, of every microbatch."""
+        return self.mesh.num_devices * self.microbatches
+
 
 def given_kinds(program: Program) -> Iterator[tuple[int, tuple[tuple[int, ...], str]]]:
     """The local shape and dtype of every value held before the step."""

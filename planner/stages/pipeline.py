@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from planner.graph.layout import Layout, Mesh, SubShape, is_split, piece_sizes, start_of
-from planner.program.program import Program
+from planner.program.program import InputState, ParameterState, Program
 from planner.schedules.schedule import Schedule
 
 __all__ = ["Indices", "Parcel", "Piece", "Pipeline", "Transfer", "indices_of", "parcels"]
@@ -80,12 +80,36 @@ class Pipeline:
         )
 
     @property
+    def parameters(self) -> tuple[ParameterState, ...]:
+        """The parameters of all stages."""
+        return tuple(state for program in self.programs for state in program.parameters)
+
+    @property
+    def inputs(self) -> tuple[InputState, ...]:
+        """What comes into the stages."""
+        return tuple(state for program in self.programs for state in program.inputs)
+
+    @property
+    def microbatches(self) -> int:
+        """The number of microbatches of a step."""
+        return self.schedule.microbatches
+
+    @property
+    def num_parts(self) -> int:
+        """The most parts in which a gradient is added up."""
+        return max(program.num_parts for program in self.programs)
+
+    @property
     def _last(self) -> int:
         return self.schedule.num_places - 1
 
     def place_of(self, rank: int) -> int:
         """The place that a rank belongs to."""
         return max(place for place, first in enumerate(self.firsts) if first <= rank)
+
+    def stages_of(self, rank: int) -> tuple[int, ...]:
+        """The stages that a rank runs."""
+        return self.schedule.stages_at(self.place_of(rank))
 
     def first_rank(self, stage: int) -> int:
         """The first rank of a stage."""

@@ -82,7 +82,7 @@ def test_a_call_is_timed_by_the_device_without_its_launches(
 
 def test_a_step_is_recorded_by_events(device: Device) -> None:
     program = perceptron(Split(mesh=Mesh(("dp",), (1,))))
-    recorder = make_recorder(program, 0, 116, torch.device("cuda", 0))
+    recorder = make_recorder({0: program}, 0, 116, torch.device("cuda", 0))
     recorded = Allocations()
     for index, seconds in enumerate((1e-3, 2e-3)):
         recorder.begin(index)

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from planner.kernels import shared
+from planner.kernels import futex, shared
+from planner.kernels.mailbox import Mailbox, mailbox_bytes
 from planner.kernels.shared import SharedMemory
 
 pytestmark = pytest.mark.skipif(
@@ -110,9 +111,35 @@ def test_the_file_of_another_process_is_taken_only_if_it_is_the_one_that_was_tol
 
 
 def test_a_rank_that_says_nothing_is_named(file: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared, "_TIMEOUT_S", 0.0)
+    monkeypatch.setattr(futex, "_TIMEOUT_S", 0.0)
     region = SharedMemory(os.dup(file), 2, 0).region("a", 1, torch.float64)
     region.begin()
     region.publish()
     with pytest.raises(RuntimeError, match="rank 1 of the group has sent nothing for 0 s"):
         region.rows()
+
+
+def test_messages_lie_in_a_mailbox_until_they_are_read(file: int) -> None:
+    """The writer is never more than the slots ahead; what is read is what was written."""
+    slots, messages = 2, 50
+    log: list[tuple[str, int]] = []
+
+    def work(place: int) -> None:
+        memory = SharedMemory(os.dup(file), 2, place)
+        offset = memory.reserve(mailbox_bytes(3, 8, slots))
+        box = Mailbox(memory, offset, slots, 3, torch.float64)
+        for number in range(messages):
+            if place == 0:
+                box.empty(number).fill_(number)
+                log.append(("write", number))
+                box.written(number)
+            else:
+                assert box.full(number).tolist() == [number] * 3
+                log.append(("read", number))
+                box.read(number)
+
+    on_threads(2, work)
+    for number in range(messages):
+        assert log.index(("write", number)) < log.index(("read", number))
+        if number >= slots:
+            assert log.index(("read", number - slots)) < log.index(("write", number))
