@@ -24,8 +24,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from sailor_costs import Costs, cells_of, chain_of, kinds_of
-from sailor_profiles import DATA, Network, Profiles, rows
+from sailor_costs import Costs, all_costs, chain_of, kinds_of
+from sailor_profiles import DATA, ZONE, Network, Profiles, rows
 
 from planner.partition.chain import Split
 from planner.partition.split import best_of
@@ -48,22 +48,15 @@ class Plan:
 def plan_for(model: str, cluster: str, batch: int) -> Plan | None:
     """The fastest plan by the rules, None if none fits."""
     kinds, profiles = kinds_of(cluster), Profiles.of(model)
-    network = Network.read([kind.name for kind in kinds])
-    sizes = sorted({size for _, size, _ in profiles.times if batch % size == 0})
-    chains = [
-        chain_of(profiles, network, kinds, batch, replicas, size, cells)
-        for size in sizes
-        if (cells := cells_of(profiles, kinds, size))
-        for replicas in range(1, min(sum(kind.count for kind in kinds), batch // size) + 1)
-        if batch % (size * replicas) == 0
-    ]
-    best = best_of([chain for chain, _ in chains])
+    network = Network.read({kind.name for kind in kinds}, {kind.zone for kind in kinds})
+    costs = list(all_costs(profiles, network, kinds, batch))
+    best = best_of([chain_of(own, batch) for own in costs])
     if best is None:
         return None
     number, split = best
-    costs = chains[number][1]
     gap = 1 - min(split.bound, split.seconds) / split.seconds
-    return Plan(costs.microbatch, *shape_of(costs, split), split.seconds, gap)
+    shape = shape_of(costs[number], split)
+    return Plan(costs[number].microbatch, *shape, split.seconds, gap)
 
 
 def shape_of(costs: Costs, split: Split) -> tuple[str, str]:
@@ -73,12 +66,13 @@ def shape_of(costs: Costs, split: Split) -> tuple[str, str]:
     )
     stages = []
     for stage in split.stages:
-        cells = {cell.kind.name: cell for cell in costs.ways[stage.way]}
-        counts = [count for count in stage.replicas if count]
+        cells = {cell.kind: cell for cell in costs.ways[stage.way]}
         stages.append(
             "|".join(
-                f"{count}*{cell.kind.name}x{cell.kind.per_node}:tp{cell.tp}"
-                for count, cell in zip(counts, cells.values(), strict=False)
+                f"{count}*{kind.name}x{kind.per_node}:tp{cells[kind].tp}"
+                + ("" if kind.zone == ZONE else f"@{kind.zone}")
+                for kind, count in zip(costs.kinds, stage.replicas, strict=True)
+                if count
             )
         )
     return layers, ";".join(stages)

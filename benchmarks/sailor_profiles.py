@@ -10,18 +10,20 @@ from __future__ import annotations
 import csv
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-__all__ = ["DATA", "FLOAT_BYTES", "End", "Held", "Layer", "Network", "Profiles", "rows"]
+__all__ = ["DATA", "FLOAT_BYTES", "End", "Held", "Layer", "Network", "Profiles", "ZONE", "rows"]
 
 DATA = (
     Path(os.environ.get("SHARDWRIGHT_DATA", Path(__file__).parents[2] / "shared" / "data"))
     / "sailor"
 )
 FLOAT_BYTES = 4
+#: Where GPUs are that name no zone.
+ZONE = "us-central1-a"
 
 
 def rows(name: str) -> Iterator[dict[str, str]]:
@@ -88,30 +90,32 @@ def _layers(row: dict[str, str]) -> range:
 
 
 class End(NamedTuple):
-    """One side of a message: the kind of GPU, and how many of a node send at once."""
+    """One side of a message: the kind of GPU, how many of a node send at once, and where it is."""
 
     gpu: str
     at_once: int
+    zone: str = ZONE
 
 
 @dataclass(frozen=True)
 class Network:
-    """Fitted bandwidths between nodes of one zone."""
+    """Fitted bandwidths between nodes."""
 
     fits: dict[tuple[End, End], tuple[float, float, float]]
 
     @classmethod
-    def read(cls, gpus: Sequence[str], zone: str = "us-central1-a") -> Network:
-        """The fits between the kinds of GPUs that are named."""
+    def read(cls, gpus: Collection[str], zones: Collection[str] = (ZONE,)) -> Network:
+        """The fits between the kinds of GPUs and the zones that are named."""
         fits = {}
         for row in rows("network_inter.csv"):
             if (
-                row["send_zone"] == row["recv_zone"] == zone
+                row["send_zone"] in zones
+                and row["recv_zone"] in zones
                 and row["send_gpu"] in gpus
                 and row["recv_gpu"] in gpus
             ):
-                source = End(row["send_gpu"], int(row["send_count"]))
-                target = End(row["recv_gpu"], int(row["recv_count"]))
+                source = End(row["send_gpu"], int(row["send_count"]), row["send_zone"])
+                target = End(row["recv_gpu"], int(row["recv_count"]), row["recv_zone"])
                 fits[source, target] = float(row["c2"]), float(row["c1"]), float(row["c0"])
         return cls(fits)
 
@@ -126,13 +130,12 @@ class Network:
         rate = (c2 * size + c1) * size + c0
         return nbytes / 1e9 / rate if rate > 0 else math.inf
 
-    def best_rate(self, nbytes: float) -> float:
-        """Bytes a second that no message of one to `nbytes` bytes between single GPUs exceeds: a
-        quadratic is largest at an end or at its vertex."""
+    def best_rate(self, nbytes: float, pair: tuple[End, End]) -> float:
+        """Bytes a second that no message of one to `nbytes` bytes exceeds: a quadratic is largest
+        at an end or at its vertex."""
+        if pair not in self.fits:
+            return 0.0
+        c2, c1, c0 = self.fits[pair]
         low, high = math.log2(1e-6), math.log2(nbytes / 1e6)
-        return 1e9 * max(
-            (c2 * x + c1) * x + c0
-            for (source, target), (c2, c1, c0) in self.fits.items()
-            if source.at_once == target.at_once == 1
-            for x in (low, high, *([min(max(-c1 / 2 / c2, low), high)] if c2 else []))
-        )
+        vertex = min(max(-c1 / 2 / c2, low), high) if c2 else low
+        return 1e9 * max((c2 * x + c1) * x + c0 for x in (low, high, vertex))

@@ -31,12 +31,13 @@ class Run:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Way:
     """One way to give devices to a stage: `replicas` groups, each of `devices[k]` devices of kind
-    k. A way with more than one entry above zero mixes kinds: each replica is of one of them, and
-    the split says how many replicas are of which."""
+    k. If more than one entry is above zero, each replica is of one of these kinds: `shares` says
+    how many are of which; without it the way mixes kinds, and the split says so."""
 
     name: str
     devices: tuple[int, ...]
     replicas: int = 1
+    shares: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.replicas < 1 or min(self.devices) < 0 or not any(self.devices):
@@ -44,11 +45,20 @@ class Way:
                 f"{self.name}: {self.replicas} replicas of {self.devices} devices: give a replica "
                 "at least one device of one kind"
             )
+        if self.shares and sum(self.shares) != self.replicas:
+            raise BadValue(
+                f"{self.name}: shares {self.shares} of {self.replicas} replicas: they must add up"
+            )
 
     @property
     def mixes(self) -> bool:
-        """Whether replicas may be of more than one kind."""
-        return sum(count > 0 for count in self.devices) > 1
+        """Whether replicas may be of more than one kind, in any proportion."""
+        return not self.shares and sum(count > 0 for count in self.devices) > 1
+
+    @property
+    def split(self) -> tuple[int, ...]:
+        """Replicas of each kind, if the way does not mix kinds."""
+        return self.shares or tuple(self.replicas if count else 0 for count in self.devices)
 
 
 def in_flight_1f1b(microbatches: int) -> Callable[[int], int]:

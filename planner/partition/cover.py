@@ -107,8 +107,12 @@ def _costs(chain: Chain, prices: Prices) -> tuple[float, ...]:
 
 
 def _cost(way: Way, prices: Prices) -> float:
-    counted = zip(prices, way.devices, strict=True)
-    return way.replicas * min(price * count for price, count in counted if count)
+    counted = list(zip(prices, way.devices, strict=True))
+    if way.mixes:
+        return way.replicas * min(price * count for price, count in counted if count)
+    return sum(
+        price * count * share for (price, count), share in zip(counted, way.split, strict=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)

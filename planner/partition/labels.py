@@ -187,7 +187,9 @@ def _taken(chain: Chain, after: _Label, way: int) -> tuple[tuple[int, ...], int]
     if more.mixes:
         mixed = way
     else:
-        used = tuple(u + more.replicas * d for u, d in zip(used, more.devices, strict=True))
+        used = tuple(
+            u + d * share for u, d, share in zip(used, more.devices, more.split, strict=True)
+        )
     return None if _shares(chain, used, mixed) is None else (used, mixed)
 
 
@@ -213,7 +215,7 @@ def _stages(chain: Chain, label: _Label) -> tuple[Stage, ...]:
     stages, at = [], label
     while at.after is not None:
         way = chain.ways[at.way]
-        pure = tuple(way.replicas if count else 0 for count in way.devices)
-        stages.append(Stage(at.start, at.after.start, at.way, mixture if way.mixes else pure))
+        replicas = mixture if way.mixes else way.split
+        stages.append(Stage(at.start, at.after.start, at.way, replicas))
         at = at.after
     return tuple(stages)

@@ -23,8 +23,9 @@ __all__ = ["best_of", "lower_bound", "split_chain"]
 #: much costs more than all runs for too little.
 _MORE = (1.01, 1.02, 1.03, 1.04, *(1.05,) * 8, 1.2, 2.0, 8.0, float("inf"))
 _NEVER = float("inf")
-#: Labels of one number of stages that are kept at most: more take minutes.
-MOST_LABELS = 200_000
+#: Labels of one number of stages that are kept at most: more take minutes. Two kinds of devices
+#: need some thousands.
+MOST_LABELS = 30_000
 #: Relative width at which the search for the least possible bottleneck ends.
 _CLOSE = 4e-3
 #: A stage that takes longer than all units at their fastest by this factor is no stage.

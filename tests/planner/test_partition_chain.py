@@ -24,6 +24,8 @@ def random_chain(seed: int, kinds: int) -> Chain:
     pure = [tuple(size if k == kind else 0 for k in range(kinds)) for kind, size in sizes]
     mixed = [(1,) * kinds] if kinds > 1 and replicas > 1 else []
     ways = [Way(name=str(d), devices=d, replicas=replicas) for d in [*pure, *mixed]]
+    if draw.random() < 0.3 and mixed:
+        ways[-1] = Way(name="one of each", devices=(1, 1), replicas=2, shares=(1, 1))
     seconds = [[draw.uniform(1, 5) / (1 + sum(d)) for _ in range(units)] for d in pure]
     seconds += [[max(s) for s in zip(*seconds, strict=True)] for _ in mixed]
     state = [draw.uniform(1, 4) for _ in range(units)]
@@ -72,7 +74,7 @@ def enough(chain: Chain, ways: tuple[int, ...]) -> bool:
     left = list(chain.devices)
     for way in chosen:
         for kind, size in enumerate(way.devices):
-            left[kind] -= 0 if way.mixes else size * way.replicas
+            left[kind] -= 0 if way.mixes else size * way.split[kind]
     if min(left) < 0 or len(mixed) > 1:
         return False
     return all(sum(free // 1 for free in left) >= way.replicas for way in mixed)
@@ -169,6 +171,8 @@ def test_the_first_stage_takes_the_way_that_holds_less() -> None:
 def test_a_chain_that_says_nothing_is_refused() -> None:
     with pytest.raises(BadValue, match="0 replicas"):
         Way(name="none", devices=(1,), replicas=0)
+    with pytest.raises(BadValue, match="add up"):
+        Way(name="half", devices=(1, 1), replicas=3, shares=(1, 1))
     with pytest.raises(BadValue, match="each kind"):
         Chain(
             units=1,
