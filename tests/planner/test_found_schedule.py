@@ -16,6 +16,7 @@ from cost_models.errors import DoesNotFit
 from planner.program.actions import Action
 from planner.schedules.check_schedule import schedule_faults
 from planner.schedules.find.found import find
+from planner.schedules.find.lane_paths import num_unordered, reach, unordered
 from planner.schedules.find.least_step import least_step
 from planner.schedules.find.list_scheduling import list_schedule
 from planner.schedules.find.task import Task, lanes_of, schedule_of
@@ -183,6 +184,15 @@ def test_bounds_hold_if_a_whole_backward_is_shorter_than_its_halves() -> None:
         found = find(task, actions=4000)
         assert found.bound <= found.timing.step_time * (1 + 1e-9)
         assert found.timing.step_time <= best * (1 + 1e-9)
+
+
+def test_pairs_are_counted_without_listing_them() -> None:
+    draw = random.Random(2)
+    for places in ((0, 1), (0, 1, 0, 1), (0, 1, 1, 0)):
+        for in_two in (True, False):
+            lanes = lanes_of(drawn(draw, places, 4, in_two), in_two)
+            pairs = unordered(lanes, reach(lanes), 4)
+            assert num_unordered(lanes, reach(lanes), 4) == len(pairs) > 0
 
 
 def shapes(p: int) -> list[tuple[int, ...]]:

@@ -30,6 +30,7 @@ from planner.schedules.find.lane_paths import (
     earliest,
     lags,
     least_after,
+    num_unordered,
     reach,
     unordered,
 )
@@ -56,7 +57,7 @@ class Proved:
 def num_pairs(task: Task, in_two: bool) -> int:
     """How many pairs of actions the integer program must order."""
     lanes = lanes_of(task, in_two)
-    return len(unordered(lanes, reach(lanes), task.microbatches))
+    return num_unordered(lanes, reach(lanes), task.microbatches)
 
 
 def solve_exactly(task: Task, in_two: bool, least: float, step: float, seconds: float) -> Proved:

@@ -96,7 +96,7 @@ def _must_fit(task: Task) -> None:
 def _timings(task: Task) -> Iterator[tuple[str, Timing]]:
     """Candidates: what has a name, and what policies schedule."""
     candidates = [*_named(task)]
-    for in_two in (True, False) if task.in_two else (False,):
+    for in_two in _ways(task):
         candidates += [("policy", one) for one in by_policies(task, in_two, _STARTS)]
     for name, schedule in candidates:
         timing = _best_of(task, schedule)
@@ -120,9 +120,10 @@ def _named(task: Task) -> Iterator[tuple[str, Schedule]]:
 def _best_of(task: Task, schedule: Schedule) -> Timing | None:
     """The schedule's timing, or that with halves joined where they follow each other if this is
     shorter; None if it takes too much memory."""
+    several = (schedule, _joined(schedule)) if len(_ways(task)) > 1 else (schedule,)
     fits = [
         timed(one, task.costs, task.flow)
-        for one in dict.fromkeys((schedule, _joined(schedule)))
+        for one in several
         if all(map(float.__le__, peaks(one, task.kept), _with_rounding(task.limits)))
     ]
     return min(fits, key=lambda timing: timing.step_time, default=None)

@@ -17,6 +17,7 @@ __all__ = [
     "earliest",
     "lags",
     "least_after",
+    "num_unordered",
     "reach",
     "unordered",
 ]
@@ -49,6 +50,16 @@ def unordered(lanes: Lanes, reaches: Reach, microbatches: int) -> list[Pair]:
             for i, j in itertools.product(range(microbatches), repeat=2):
                 if not (reaches[a, b] and i <= j) and not (reaches[b, a] and j <= i):
                     out.append(((a, i), (b, j)))
+    return out
+
+
+def num_unordered(lanes: Lanes, reaches: Reach, microbatches: int) -> int:
+    """How many pairs `unordered` lists."""
+    m, out = microbatches, 0
+    for place in range(len(lanes.at) - 1):
+        own = lanes.lanes[lanes.at[place] : lanes.at[place + 1]].tolist()
+        for a, b in itertools.combinations(own, 2):
+            out += m * (m - 1) // 2 if reaches[a, b] or reaches[b, a] else m * m
     return out
 
 
