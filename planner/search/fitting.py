@@ -27,7 +27,7 @@ from planner.strategy.mode_pins import pinned_again
 from planner.strategy.problem import problem_of, with_memory
 from planner.strategy.untied import untied
 
-__all__ = ["MOST_PAIRS", "by_layer", "fitted", "fitting", "is_hopeless", "lean"]
+__all__ = ["MOST_PAIRS", "by_layer", "fitted", "fitting", "is_hopeless", "lean", "rank"]
 
 #: The share of a search's time after which no plan is made to fit any more.
 _FITTED = 0.9
@@ -153,7 +153,7 @@ def by_layer(proposer: Proposer, candidate: Candidate) -> Candidate:
     notable = again > _NOTABLE * best.prediction.step_time_s
     if pinned or proposer.budget.over() or not (notable or not best.fits(proposer.capacity)):
         return best
-    return min(best, _by_layer(proposer, candidate, across=True)[0], key=partial(_rank, proposer))
+    return min(best, _by_layer(proposer, candidate, across=True)[0], key=partial(rank, proposer))
 
 
 def _by_layer(proposer: Proposer, candidate: Candidate, *, across: bool) -> tuple[Candidate, float]:
@@ -184,7 +184,7 @@ def _by_layer(proposer: Proposer, candidate: Candidate, *, across: bool) -> tupl
             replace(candidate, by_layer=True),
             replace(choices, strategies={**choices.strategies, **modes}),
         )
-        if _rank(proposer, found) < _rank(proposer, best):
+        if rank(proposer, found) < rank(proposer, best):
             best, again = found, own.problem.cost(solution.choice)
         if found.fits(proposer.capacity) or time.over():
             break
@@ -194,7 +194,7 @@ def _by_layer(proposer: Proposer, candidate: Candidate, *, across: bool) -> tupl
     return best, again
 
 
-def _rank(proposer: Proposer, candidate: Candidate) -> tuple[float, float]:
+def rank(proposer: Proposer, candidate: Candidate) -> tuple[float, float]:
     """Of candidates that fit, the fastest is first; of those that do not, the leanest."""
     found, fits = candidate.prediction, candidate.fits(proposer.capacity)
     return 0.0 if fits else found.total_memory_bytes, found.step_time_s

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 import planner.search.bounds_in_memory as bounds_in_memory
 from cost_models.cluster import load_cluster
 from planner.plans.models import modelled
-from planner.search.fitting import by_layer, fitting
+from planner.search.fitting import by_layer, fitting, rank
 from planner.search.proposals import Proposer
 from planner.solver.exact.ilp import solve
 from planner.strategy.build_cost_table import build_cost_table
@@ -161,3 +161,21 @@ def test_layers_run_again_across_only_if_that_is_faster(share: float, expected: 
     assert made.fits(proposer.capacity) and bool(across) == expected
     if expected:
         assert made.prediction.step_time_s < tied.prediction.step_time_s
+
+
+def test_a_plan_that_cannot_fit_is_never_given_for_one_that_holds_more() -> None:
+    """What is missing is what the leanest plan needs, however slow it is."""
+    ask = ask_for("gpt", 1, dtype="float32")
+    found = trace(partial(build, ask), ask.model)
+    cluster = load_cluster("dgx-h100", num_devices=1)
+    proposer = Proposer(ask, modelled(found), found.workload, cluster, ())
+    slow = proposer.candidate(proposer.proposals(mesh_of("a=1"))[0], whole=True)
+    held, step = slow.prediction.total_memory_bytes, slow.prediction.step_time_s
+    proposer.capacity = 0.5 * held
+    memory = {**slow.prediction.memory_bytes, "temporaries": held}
+    fast = replace(
+        slow, prediction=replace(slow.prediction, step_time_s=step / 2, memory_bytes=memory)
+    )
+    assert min(slow, fast, key=partial(rank, proposer)) is slow
+    proposer.capacity = 4.0 * held
+    assert min(slow, fast, key=partial(rank, proposer)) is fast
