@@ -3,6 +3,7 @@ as in a step."""
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,8 +11,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cost_models.machine import CollectiveRow
+from planner.kernels.mailbox import Mailbox, mailbox_bytes
+from planner.kernels.shared import SharedMemory, shared_memory_of
 from planner.program.program import Communicate
 from runtime.calibrate.measured import Settings, counts
 from runtime.calibrate.timer import device_seconds
@@ -25,6 +29,8 @@ __all__ = ["time_collectives"]
 #: What is measured in groups of every size, and what of two ranks.
 _KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
 _SEND = "send"
+#: As few as a schedule has: one in use, and one more.
+_SLOTS = 2
 _COLLECTIVE_SIZES = (1 << 10, 1 << 14, 1 << 17, 1 << 19, 1 << 21, 1 << 23, 1 << 25)
 #: Products between two collectives: about two milliseconds of a core, as between the collectives of
 #: a step. If ranks share a core, about six, longer than the scheduler's time slice.
@@ -152,11 +158,14 @@ def _collective(
 
 
 def _there_and_back(nbytes: int, place: Place, pair: dist.ProcessGroup) -> Callable[[], Any]:
-    """A message to the other rank of a pair, and one back: a message has left its rank long before
-    the other has it, so only the way back shows how long both took."""
+    """A message to the other rank of a pair, and one back, as between stages of a pipeline. A
+    message has left its rank long before the other has it, so only the way back shows how long both
+    took."""
     value = torch.randn(nbytes // 4, device=place.device)
-    buffer = torch.empty_like(value)
     mine = dist.get_rank(pair)
+    memory = shared_memory_of(pair) if place.device.type == "cpu" else None
+    if memory is not None:
+        return _through_mailboxes(value, mine, memory)
     other = dist.get_global_rank(pair, 1 - mine)
 
     def call() -> None:
@@ -164,6 +173,28 @@ def _there_and_back(nbytes: int, place: Place, pair: dist.ProcessGroup) -> Calla
             if mine == sender:
                 dist.send(value, other, group=pair)
             else:
-                dist.recv(buffer, other, group=pair)
+                dist.recv(torch.empty_like(value), other, group=pair)
+
+    return call
+
+
+def _through_mailboxes(value: Tensor, mine: int, memory: SharedMemory) -> Callable[[], Any]:
+    """There and back through two mailboxes in the memory that the ranks share."""
+    nbytes = mailbox_bytes(value.numel(), value.itemsize, _SLOTS)
+    boxes = [
+        Mailbox(memory, memory.reserve(nbytes), _SLOTS, value.numel(), value.dtype)
+        for _ in range(2)
+    ]
+    numbers = itertools.count()
+
+    def call() -> None:
+        number = next(numbers)
+        for sender, box in enumerate(boxes):
+            if mine == sender:
+                box.empty(number).copy_(value)
+                box.written(number)
+            else:
+                torch.empty_like(value).copy_(box.full(number))
+                box.read(number)
 
     return call
