@@ -15,6 +15,7 @@ import pytest
 from cost_models.errors import DoesNotFit
 from planner.program.actions import Action
 from planner.schedules.check_schedule import schedule_faults
+from planner.schedules.exchanges import exchanges
 from planner.schedules.find.found import find
 from planner.schedules.find.lane_paths import num_unordered, reach, unordered
 from planner.schedules.find.least_step import least_step
@@ -23,6 +24,7 @@ from planner.schedules.find.task import Task, lanes_of, schedule_of
 from planner.schedules.in_flight import Kept, peaks
 from planner.schedules.registry import SCHEDULES, scheduled
 from planner.schedules.timing import Costs, StageSeconds, timed, uniform
+from tests.planner.rendezvous import stuck
 
 Order = tuple[Action, ...]
 UNLIMITED = float("inf")
@@ -229,8 +231,9 @@ def test_what_is_found_fits_and_is_never_longer_than_a_named_schedule_that_fits(
                     assert found.timing.step_time <= timed(named, task.costs).step_time
 
 
-def test_no_ranks_and_no_windows_lock_memory_up() -> None:
-    """Random priorities under limits of one to two microbatches: every place reaches its end."""
+def test_random_schedules_lock_up_neither_memory_nor_messages() -> None:
+    """Random priorities under limits of one to two microbatches: every place reaches its end; and
+    whatever the order, sends that block until they are received do not block each other."""
     draw = random.Random(17)
     for number in range(120):
         p, m = draw.randint(1, 4), draw.randint(1, 9)
@@ -246,6 +249,7 @@ def test_no_ranks_and_no_windows_lock_memory_up() -> None:
         rows = [turns[a:b].tolist() for a, b in itertools.pairwise(lanes.at * m)]
         schedule = schedule_of(task, lanes, rows)
         assert schedule_faults(schedule) == []
+        assert stuck(exchanges(schedule, ahead=number % 3), rendezvous=True) == []
         assert all(
             map(float.__le__, peaks(schedule, task.kept), (x * (1 + 1e-9) for x in task.limits))
         )
@@ -311,6 +315,19 @@ def test_unequal_stages_are_scheduled_in_less_than_any_named_schedule() -> None:
     assert found.timing.step_time < min(named)
     assert found.gap < 0.02
     assert find(task, actions=50_000, seconds=0) == found
+
+
+def test_halves_that_keep_more_between_them_are_run_whole_if_memory_is_short() -> None:
+    task = Task(
+        places=(0, 1),
+        microbatches=3,
+        costs=Costs(stages=uniform(2, 1.0, 1.0, 1.0)),
+        kept=(Kept(1.0, 1.5),) * 2,
+        limits=(1.0, 1.0),
+    )
+    found = find(task, actions=1000)
+    assert {a.body for order in found.timing.schedule.orders for a in order} == {"F", "B"}
+    assert found.timing.step_time == pytest.approx(18.0)
 
 
 def test_a_place_that_cannot_hold_one_microbatch_is_named() -> None:

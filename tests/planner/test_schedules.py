@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,10 +13,11 @@ from cost_models.errors import BadValue, UnknownName
 from planner.program.actions import Action, parse_actions
 from planner.schedules.check_schedule import checked, schedule_faults
 from planner.schedules.csv_text import load_schedule, read_csv, show_csv
-from planner.schedules.exchanges import Exchange, Message, exchanges
+from planner.schedules.exchanges import Message, exchanges
 from planner.schedules.flow import Flow, chain
 from planner.schedules.registry import SCHEDULES, scheduled
 from planner.schedules.schedule import Schedule
+from tests.planner.rendezvous import stuck
 
 
 def every_schedule(places: int = 5, microbatches: int = 13) -> Iterator[Schedule]:
@@ -64,6 +65,8 @@ def test_a_csv_file_has_empty_cells_and_pairs_that_torch_overlaps(tmp_path: Path
         ("0F0,0B0,1B0\n1F0\n", "1B0 is in the order of place 0, its stage is at place 1"),
         ("0F0,0F1,0B0\n", "stage 0 runs F for microbatch 1: it must run F and B, or F, I and W"),
         ("0F0,0F0,0B0\n", "0F0 runs 2 times"),
+        ("0F0 0B0\n", "row 1, column 1: '0F0 0B0' is no action"),
+        ("0F0,0F2,0B0,0B2\n", "stage 0 runs nothing for microbatch 1"),
         ("0F0,0W0,0I0\n", "0W0 runs before 0I0"),
         ("0B0,0F0\n", "0B0 runs before 0F0"),
         (
@@ -205,40 +208,6 @@ def test_a_channel_has_few_buffers() -> None:
 
 def channel_of(message: Message) -> tuple[int, bool]:
     return message.source.stage, message.source.stage < message.target.stage
-
-
-def stuck(orders: Sequence[Sequence[Exchange]], rendezvous: bool) -> list[Exchange]:
-    """The exchange at which each place is stuck, none if all places reach their end."""
-    at, ran = [0] * len(orders), [False] * len(orders)
-    posted: set[Message] = set()
-    arrived: set[Message] = set()
-    queues: dict[tuple[int, int], list[Message]] = defaultdict(list)
-    place_of = {e.action: place for place, order in enumerate(orders) for e in order}
-
-    def deliver() -> None:
-        for queue in queues.values():
-            while queue and queue[0] in posted:
-                arrived.add(queue.pop(0))
-
-    moved = True
-    while moved:
-        moved = False
-        for place, order in enumerate(orders):
-            while at[place] < len(order):
-                exchange = order[at[place]]
-                posted.update(exchange.posts)
-                deliver()
-                if not ran[place]:
-                    if not arrived.issuperset(exchange.waits):
-                        break
-                    for message in exchange.sends:
-                        queues[place, place_of[message.target]].append(message)
-                    ran[place] = moved = True
-                    deliver()
-                if rendezvous and not arrived.issuperset(exchange.sends):
-                    break
-                at[place], ran[place], moved = at[place] + 1, False, True
-    return [order[i] for order, i in zip(orders, at, strict=True) if i < len(order)]
 
 
 def test_checked_returns_the_schedule() -> None:

@@ -47,7 +47,7 @@ class Found:
     @property
     def gap(self) -> float:
         """Share of the step that is not proved to be needed."""
-        return max(0.0, 1.0 - self.bound / self.timing.step_time)
+        return max(0.0, 1.0 - self.bound / (self.timing.step_time or 1.0))
 
 
 def find(task: Task, *, actions: int = 200_000, seconds: float = 10.0) -> Found:
@@ -73,11 +73,13 @@ def find(task: Task, *, actions: int = 200_000, seconds: float = 10.0) -> Found:
 
 
 def _ways(task: Task) -> tuple[bool, ...]:
-    """Whether backward is tried in two, and whole: not whole if the halves take no longer."""
+    """Whether backward is tried in two, and whole: not whole if the halves take no longer and keep
+    no more between them."""
     if not task.in_two:
         return (False,)
-    halves = all(s.input + s.weight <= s.backward * (1 + _TOLERANCE) for s in task.costs.stages)
-    return (True,) if halves else (True, False)
+    quick = all(s.input + s.weight <= s.backward * (1 + _TOLERANCE) for s in task.costs.stages)
+    lean = all(kept.after_input <= kept.after_forward for kept in task.kept)
+    return (True,) if quick and lean else (True, False)
 
 
 def _must_fit(task: Task) -> None:

@@ -156,9 +156,10 @@ def _held(task: Task, path: _Paths, stages: Sequence[int], fixed: float) -> floa
     limit = _limit(task, task.places[stages[0]])
     if not 0 < limit < np.inf:
         return 0.0
+    kept = task.kept  # a whole backward keeps what forward left until it ends
     area = sum(
-        task.kept[s].after_forward * path.round[s]
-        + (task.kept[s].after_input * path.weight[s] if task.in_two else 0.0)
+        kept[s].after_forward * path.round[s]
+        + min(kept[s].after_input, kept[s].after_forward) * path.weight[s] * task.in_two
         for s in stages
     )
     return float(fixed + task.microbatches * area / limit)
