@@ -29,7 +29,7 @@ from planner.program.actions import Action
 from planner.program.program import Compute, Instruction, reads, writes
 from planner.strategy.costing import Costing
 
-__all__ = ["SHARES", "UPDATE", "StageEnds", "stage_bodies_of"]
+__all__ = ["SHARES", "UPDATE", "StageEnds", "named_actions", "stage_bodies_of"]
 
 #: What waits for what other stages send at the end of the step: for their shares in the gradients of
 #: tied parameters, before the norm of all gradients is known; and the update.
@@ -66,6 +66,27 @@ def stage_bodies_of(
     """The bodies of a stage that runs `actions`: for every microbatch once `F`, and `B` or both `I`
     and `W`."""
     return _Stage(draft, actions, ends, kept, held, frozenset(stored_by_all), timing).bodies()
+
+
+def named_actions(
+    actions: Sequence[Action], *, totals: bool, ends: Sequence[str]
+) -> tuple[Action, ...]:
+    """The actions of a stage by the names of their bodies; with those for `totals` before them, and
+    those that wait for other stages at the end."""
+    stage, microbatches = actions[0].stage, 1 + max(action.microbatch for action in actions)
+    places = {
+        letters: [place for place, action in enumerate(actions) if action.body in letters]
+        for letters in ("F", "BI", "BW")
+    }
+    firsts = {found[0] for found in places.values() if found}
+    lasts = {places["BW"][-1]} if microbatches > 1 else set()
+    out = [Action(TOTALS if j else TOTALS_FIRST, j, stage) for j in range(microbatches * totals)]
+    for place, action in enumerate(actions):
+        name = action.body
+        name += _FIRST if place in firsts else ""
+        name += _LAST if place in lasts else ""
+        out.append(Action(name, action.microbatch, stage))
+    return (*out, *(Action(name, microbatches - 1, stage) for name in ends))
 
 
 class _Stage:
@@ -139,24 +160,7 @@ class _Stage:
 
     def _actions(self, actions: Sequence[Action]) -> tuple[Action, ...]:
         """The actions, by the names of their bodies."""
-        stage = actions[0].stage
-        ends = {
-            letters: [place for place, action in enumerate(actions) if action.body in letters]
-            for letters in ("F", "BI", "BW")
-        }
-        firsts = {places[0] for places in ends.values() if places}
-        lasts = {ends["BW"][-1]} if self.microbatches > 1 else set()
-        out = [
-            Action(TOTALS if j else TOTALS_FIRST, j, stage)
-            for j in range(self.microbatches if self.parts.ahead else 0)
-        ]
-        for place, action in enumerate(actions):
-            name = action.body
-            name += _FIRST if place in firsts else ""
-            name += _LAST if place in lasts else ""
-            out.append(Action(name, action.microbatch, stage))
-        out += [Action(name, self.microbatches - 1, stage) for name in self.ends_of]
-        return tuple(out)
+        return named_actions(actions, totals=bool(self.parts.ahead), ends=tuple(self.ends_of))
 
     # --------------------------------------------------------------------------------- instructions
 

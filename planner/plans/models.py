@@ -30,13 +30,13 @@ def modelled(traced: Traced, ask: Ask | None = None) -> Model:
     return model_of_graph(graph, traced.graph, compiled=ask is not None and ask.compile)
 
 
-def of_microbatch(graph: Graph, ask: Ask) -> Graph:
-    """The graph of one of the ask's microbatches; the same graph if there is one. Raises BadValue
-    and CannotSplit."""
+def of_microbatch(graph: Graph, ask: Ask, dims: SubDims | None = None) -> Graph:
+    """The graph of one of the ask's microbatches; the same graph if there is one. `dims` are the
+    graph's, if known. Raises BadValue and CannotSplit."""
     if ask.microbatches == 1:
         return graph
     with with_line(lambda op, path: line_of(lambda: build(ask), op, path)):
-        cut = microbatch_graph(graph, dims_of(graph), ask.microbatches, ask.per_microbatch)
+        cut = microbatch_graph(graph, dims or dims_of(graph), ask.microbatches, ask.per_microbatch)
         cut = accumulated_in(cut, ask.formats)
     checked("microbatch", lambda: itertools.chain(graph_faults(cut), called_faults(cut)))
     return cut

@@ -5,13 +5,14 @@ Traced model, ask, units at which stages begin -> models, and what crosses betwe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, replace
 
 from cost_models.errors import BadPlan
 from planner.dims.subdims import SubDims
+from planner.dims.ties import pattern_of
 from planner.graph.checking import checked
-from planner.graph.graph import Graph
+from planner.graph.graph import Graph, map_refs
 from planner.plans.models import dims_of, model_of_graph, of_microbatch
 from planner.program.check_graph import graph_faults
 from planner.stages import Crossing, Unit, stage_graphs, units_of
@@ -19,7 +20,7 @@ from planner.strategy.traced_model import Model
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask
 
-__all__ = ["Cuttable", "StageModels", "check_begins", "cuttable", "stage_models"]
+__all__ = ["Cuttable", "StageModels", "check_begins", "cuttable", "stage_models", "structure_of"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,11 +47,11 @@ class StageModels:
     crossings: tuple[Crossing, ...]
 
 
-def cuttable(traced: Traced, ask: Ask) -> Cuttable:
-    """The traced model with the microbatches that `ask` has. Raises BadValue and CannotSplit as
-    `modelled` does."""
-    graph = of_microbatch(traced.graph, ask)
-    dims = dims_of(graph)
+def cuttable(traced: Traced, ask: Ask, whole: SubDims | None = None) -> Cuttable:
+    """The traced model with the microbatches that `ask` has; `whole` are the sub-dims of the traced
+    graph, if known. Raises BadValue and CannotSplit as `modelled` does."""
+    graph = of_microbatch(traced.graph, ask, whole)
+    dims = whole if whole is not None and graph is traced.graph else dims_of(graph)
     return Cuttable(
         whole=traced.graph,
         graph=graph,
@@ -64,12 +65,35 @@ def stage_models(model: Cuttable, begins: Sequence[int]) -> StageModels:
     """The stages that begin with these units, the first of which is 0. Raises CannotCut."""
     firsts = [model.units[unit].nodes[0] for unit in begins]
     cut = stage_graphs(model.graph, model.dims, firsts)
-    return StageModels(
-        models=tuple(
-            model_of_graph(_checked(stage.graph), model.whole, compiled=model.compile)
-            for stage in cut.stages
+    known: dict[Hashable, Model] = {}
+    models = []
+    for stage in cut.stages:
+        key = structure_of(stage.graph)
+        if key in known and not model.compile:
+            models.append(replace(known[key], graph=stage.graph))
+            continue
+        known[key] = model_of_graph(_checked(stage.graph), model.whole, compiled=model.compile)
+        models.append(known[key])
+    return StageModels(models=tuple(models), crossings=cut.crossings)
+
+
+def structure_of(graph: Graph) -> Hashable:
+    """All of a graph but the names of its layers and the numbers of what crosses: graphs with the
+    same structure have the same sub-dims, ties, strategies and costs."""
+
+    def plain(args: object) -> str:
+        return repr(map_refs(args, lambda v: ("value", v)))
+
+    return (
+        tuple((v.shape, v.dtype, v.kind) for v in graph.values),
+        tuple(
+            (n.op, plain((n.args, n.kwargs)), n.results, n.phase, n.checkpoint, pattern_of(n.path))
+            for n in graph.nodes
         ),
-        crossings=cut.crossings,
+        tuple((p.value, p.gradient, pattern_of(p.name)) for p in graph.parameters),
+        (graph.loss, graph.reported, graph.updates, graph.samples, graph.copies),
+        tuple(v for _, v in graph.sent),
+        tuple(v for _, v in graph.received),
     )
 
 

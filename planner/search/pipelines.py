@@ -9,16 +9,29 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from cost_models.errors import NoPlan
 from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes
 from cost_models.point_to_point import send_time
-from planner.graph.graph import Graph, map_refs
+from planner.dims.subdims import SubDims
+from planner.graph.graph import Graph
 from planner.graph.layout import Mesh
+from planner.lowering.bodies import TOTALS_FIRST
 from planner.lowering.lower import lower
 from planner.lowering.pipeline import ChosenStage, actions_of, first_ranks, transfers_of
-from planner.plans.stage_models import Cuttable, StageModels, cuttable, stage_models
+from planner.lowering.stage_bodies import SHARES, UPDATE, named_actions
+from planner.plans.models import dims_of
+from planner.plans.stage_models import (
+    Cuttable,
+    StageModels,
+    cuttable,
+    stage_models,
+    structure_of,
+)
+from planner.predict.footprint import memory_of_actions
+from planner.predict.predict import Prediction
 from planner.predict.stages import (
     PipelinePrediction,
     StagePrediction,
@@ -26,22 +39,22 @@ from planner.predict.stages import (
     stage_prediction,
     timed_pipeline,
 )
+from planner.program.actions import Action
 from planner.program.program import Program
 from planner.schedules.registry import scheduled
 from planner.schedules.schedule import Schedule
 from planner.search.budget import Budget
 from planner.search.fitting import fitting
-from planner.search.proposals import Candidate, Proposer
-from planner.search.stage_costs import balanced, unit_seconds
+from planner.search.proposals import Candidate, Proposal, Proposer
+from planner.search.stage_costs import UnitCosts, balanced
+from planner.stages import Unit
 from planner.stages.pipeline import Pipeline, parcels
+from planner.strategy.choices import read_choices
 from planner.strategy.pins import Pin
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask
 
-__all__ = ["PipelineCandidate", "Pipelines", "Spec"]
-
-#: How often the memory that a stage's choices may take is lowered.
-_ROUNDS = 4
+__all__ = ["PipelineCandidate", "Pipelines", "Spec", "cuts", "transfer_seconds"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +82,6 @@ class PipelineCandidate:
     model: Cuttable
     begins: tuple[int, ...]
     stages: tuple[ChosenStage, ...]
-    found: tuple[Candidate, ...]
     pipeline: Pipeline
     prediction: PipelinePrediction
     capacity: float = field(default=math.inf)
@@ -89,34 +101,47 @@ class Pipelines:
         self.budget, self.traced = budget, traced
         self.capacity = float(ask.allowed_memory(cluster.device))
         self._cuttable: dict[int, Cuttable] = {}
-        self._seconds: dict[int, tuple[float, ...]] = {}
-        self._solved: dict[Hashable, Candidate] = {}
-        self._predicted: dict[Hashable, tuple[Program, StagePrediction]] = {}
+        self._begins: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        self.solved: dict[Hashable, _Solved] = {}
 
     def model(self, microbatches: int) -> Cuttable:
         """The model in that many microbatches. Raises BadValue and CannotSplit."""
         if microbatches not in self._cuttable:
             self._cuttable[microbatches] = cuttable(
-                self.traced, replace(self.ask, microbatches=microbatches)
+                self.traced, replace(self.ask, microbatches=microbatches), self.dims
             )
         return self._cuttable[microbatches]
 
-    def seconds(self, microbatches: int) -> tuple[float, ...]:
-        """The seconds of the model's units."""
-        if microbatches not in self._seconds:
-            self._seconds[microbatches] = unit_seconds(
-                self.model(microbatches), self.cluster, self.traced.workload.optimizer
-            )
-        return self._seconds[microbatches]
+    @cached_property
+    def dims(self) -> SubDims:
+        """The sub-dims of the traced graph."""
+        return dims_of(self.traced.graph)
+
+    @cached_property
+    def costs(self) -> UnitCosts:
+        """What the units of the whole batch cost."""
+        whole = self.model(1)
+        return UnitCosts(
+            model=whole, cluster=self.cluster, optimizer=self.traced.workload.optimizer
+        )
 
     def begins(self, spec: Spec, stages: int) -> tuple[int, ...]:
         """Where the stages begin, by the seconds of units."""
         units = self.model(spec.microbatches).units
-        return balanced(self.seconds(spec.microbatches), stages, _cuts(units, stages))
+        key = (len(units), stages, spec.microbatches)
+        if key not in self._begins:
+            seconds = self.costs.both(spec.microbatches)
+            if len(seconds) != len(units):  # what runs ahead of all microbatches is a unit there
+                seconds = _per_unit(units, self.costs.model.units, seconds)
+            self._begins[key] = balanced(seconds, stages, cuts(units, stages))
+        return self._begins[key]
 
-    def candidate(self, spec: Spec, begins: Sequence[int] | None = None) -> PipelineCandidate:
+    def candidate(
+        self, spec: Spec, begins: Sequence[int] | None = None, *, below: float = math.inf
+    ) -> PipelineCandidate:
         """The pipeline, its stages each at their best within the memory; the leanest if they do not
-        fit. Raises NoPlan, BadValue, CannotCut and CannotSplit for what cannot be."""
+        fit. If even without a memory limit a step takes `below` seconds or more, what holds too much
+        is not made to fit. Raises NoPlan, BadValue, CannotCut and CannotSplit for what cannot be."""
         if spec.num_devices > self.cluster.num_devices:
             raise NoPlan(
                 f"{spec.places} stages on {spec.mesh.num_devices} devices each need "
@@ -126,7 +151,11 @@ class Pipelines:
         at = tuple(begins or self.begins(spec, schedule.num_stages))
         model = self.model(spec.microbatches)
         cut = stage_models(model, at)
-        return _Candidate(self, spec, schedule, at, cut).made()
+        made = _Candidate(self, spec, schedule, at, cut)
+        free = made.made(math.inf)
+        if free.fits or free.prediction.step_time_s >= below:
+            return free
+        return made.made(self.capacity)
 
 
 class _Candidate:
@@ -147,71 +176,32 @@ class _Candidate:
             given.cluster.slice(self.firsts[schedule.places[s]], spec.mesh.num_devices)
             for s in range(len(cut.models))
         ]
-        self.proposers = [
-            Proposer(
-                self.ask,
-                model,
-                given.traced.workload,
-                cluster,
-                given.pins,
-                budget=given.budget,
-            )
-            for model, cluster in zip(cut.models, self.clusters, strict=True)
-        ]
 
-    def made(self) -> PipelineCandidate:
-        """The candidate: stages are solved without a limit; those of places that then hold too much
-        are solved again within less and less."""
-        capacity = self.given.capacity
-        limits = [capacity] * len(self.cut.models)
-        found = [self._solved(stage, limits[stage]) for stage in range(len(limits))]
-        best = self._with(found)
-        for _ in range(_ROUNDS):
-            over = [
-                place for place, held in enumerate(best.prediction.place_bytes) if held > capacity
-            ]
-            if not over or self.given.budget.over():
-                break
-            for place in over:
-                held = best.prediction.place_bytes[place]
-                for stage in self.schedule.stages_at(place):
-                    own = found[stage].prediction.total_memory_bytes
-                    limits[stage] = min(limits[stage], own) * max(0.3, capacity / held) * 0.995
-                    found[stage] = self._solved(stage, limits[stage])
-            new = self._with(found)
-            if new.prediction.place_bytes == best.prediction.place_bytes:
-                break
-            best = new
-        return best
-
-    def _with(self, found: Sequence[Candidate]) -> PipelineCandidate:
-        chosen = [
-            ChosenStage(
-                model=model,
-                mesh=self.spec.mesh,
-                choices=one.choices,
-                costing=one.proposal.table.costing,
-            )
-            for model, one in zip(self.cut.models, found, strict=True)
-        ]
-        programs, predictions = [], []
-        for stage, one in enumerate(chosen):
-            program, prediction = self._lowered(stage, one, found[stage])
-            programs.append(program)
-            predictions.append(prediction)
+    def made(self, capacity: float) -> PipelineCandidate:
+        """The candidate: every stage within the memory that its place has for it."""
+        found = [self._solved(stage, capacity) for stage in range(len(self.cut.models))]
+        programs = [self._program(stage, one) for stage, one in enumerate(found)]
         pipeline = Pipeline(
             programs=tuple(programs),
             schedule=self.schedule,
             transfers=transfers_of(programs, self.cut.crossings),
             firsts=self.firsts,
         )
+        predictions = [one.stage for one in found]
         return PipelineCandidate(
             spec=self.spec,
             ask=self.ask,
             model=self.given.model(self.spec.microbatches),
             begins=self.begins,
-            stages=tuple(chosen),
-            found=tuple(found),
+            stages=tuple(
+                ChosenStage(
+                    model=model,
+                    mesh=self.spec.mesh,
+                    choices=one.candidate.choices,
+                    costing=one.candidate.proposal.table.costing,
+                )
+                for model, one in zip(self.cut.models, found, strict=True)
+            ),
             pipeline=pipeline,
             prediction=timed_pipeline(
                 predictions,
@@ -223,48 +213,127 @@ class _Candidate:
             capacity=self.given.capacity,
         )
 
-    def _lowered(
-        self, stage: int, one: ChosenStage, found: Candidate
-    ) -> tuple[Program, StagePrediction]:
-        program = lower(
-            one.model,
-            one.mesh,
-            one.choices,
-            one.costing,
-            actions=actions_of(self.schedule, stage),
+    def _program(self, stage: int, one: _Solved) -> Program:
+        """The stage's program: that of a stage of the same structure names other crossings."""
+        graph, made = self.cut.models[stage].graph, one.candidate.program
+        if one.graph is graph:
+            return made
+        sent = dict(zip((n for n, _ in one.graph.sent), (n for n, _ in graph.sent), strict=True))
+        came = dict(
+            zip((n for n, _ in one.graph.received), (n for n, _ in graph.received), strict=True)
         )
-        key = (
-            _structure(one.model.graph),
-            one.mesh.sizes,
-            id(found.choices),
-            tuple((a.body, a.microbatch) for a in program.actions),
-            _place_in_node(self.clusters[stage]),
+        return replace(
+            made,
+            sent=tuple(replace(s, crossing=sent[s.crossing]) for s in made.sent),
+            inputs=tuple(
+                replace(s, name=str(came[int(s.name)])) if s.kind == "received" else s
+                for s in made.inputs
+            ),
         )
-        if key not in self.given._predicted:
-            self.given._predicted[key] = program, stage_prediction(program, self.clusters[stage])
-        return program, self.given._predicted[key][1]
 
-    def _solved(self, stage: int, limit: float) -> Candidate:
-        """The best choices of a stage alone, of which one microbatch is in flight, within a
-        limit."""
-        model, proposer = self.cut.models[stage], self.proposers[stage]
-        key = (
-            _structure(model.graph),
-            self.spec.mesh,
-            _place_in_node(self.clusters[stage]),
-            limit,
+    def _solved(self, stage: int, capacity: float) -> _Solved:
+        """The best choices of a stage within the memory that its place has for it. Stages of the
+        same structure share those without a limit; what they hold depends on their actions."""
+        model, actions = self.cut.models[stage], actions_of(self.schedule, stage)
+        share = capacity / len(self.schedule.stages_at(self.schedule.places[stage]))
+        names = frozenset(a.body for a in named_actions(actions, totals=False, ends=()))
+        shared = (structure_of(model.graph), self.spec.mesh, self.clusters[stage], names)
+        if shared not in self.given.solved:
+            self.given.solved[shared] = self._best(stage, actions, math.inf)
+        free = self.given.solved[shared]
+        own = free.with_actions(actions)
+        if own.stage.peak_bytes <= share:
+            return own
+        key = (shared, tuple((action.body, action.microbatch) for action in actions), share)
+        if key not in self.given.solved:
+            self.given.solved[key] = self._best(stage, actions, share)
+        return self.given.solved[key]
+
+    def _best(self, stage: int, actions: tuple[Action, ...], limit: float) -> _Solved:
+        """The best choices of a stage within a limit."""
+        model = self.cut.models[stage]
+        proposer = StageProposer(
+            self.ask,
+            model,
+            self.given.traced.workload,
+            self.clusters[stage],
+            self.given.pins,
+            budget=self.given.budget,
         )
-        if key not in self.given._solved:
-            proposer.capacity = limit
-            proposals = proposer.proposals(self.spec.mesh)
-            best: Candidate | None = None
-            for proposal in proposals:
-                one = fitting(proposer, proposer.candidate(proposal, whole=True))
-                if best is None or _rank(one, limit) < _rank(best, limit):
-                    best = one
-            assert best is not None
-            self.given._solved[key] = best
-        return self.given._solved[key]
+        proposer.actions, proposer.capacity = actions, limit
+        found = [
+            fitting(proposer, proposer.candidate(proposal))
+            for proposal in proposer.proposals(self.spec.mesh, last=True)
+        ]
+        best = min(found, key=lambda one: _rank(one, limit))
+        return _Solved(
+            candidate=best, stage=proposer.predicted[id(best.program)], graph=model.graph
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Solved:
+    """A stage's choices with its program and prediction, and the graph that they were made for."""
+
+    candidate: Candidate
+    stage: StagePrediction
+    graph: Graph
+
+    def with_actions(self, actions: tuple[Action, ...]) -> _Solved:
+        """The same stage in another order of the same actions."""
+        one = self.candidate
+        bodies = one.program.bodies
+        named = named_actions(
+            actions,
+            totals=TOTALS_FIRST in bodies,
+            ends=[name for name in (SHARES, UPDATE) if name in bodies],
+        )
+        if named == one.program.actions:
+            return self
+        program = replace(one.program, actions=named)
+        return replace(
+            self,
+            candidate=replace(one, program=program),
+            stage=replace(self.stage, memory=memory_of_actions(program)),
+        )
+
+
+class StageProposer(Proposer):
+    """Proposals for one stage, which runs `actions`: its time is that of its own actions, its memory
+    that with all microbatches in flight."""
+
+    actions: tuple[Action, ...] = ()
+
+    @cached_property
+    def predicted(self) -> dict[int, StagePrediction]:
+        """Predictions by the id of the program, which lives as long as its candidate."""
+        return {}
+
+    def _simulated(self, proposal: Proposal, whole: bool, *, recast: bool) -> Candidate:
+        del whole  # a stage is lowered whole
+        choices = replace(read_choices(proposal.table, proposal.solution.choice), recast=recast)
+        program = lower(
+            self.model,
+            proposal.mesh,
+            choices,
+            proposal.table.costing,
+            actions=self.actions,
+        )
+        found = stage_prediction(program, self.cluster)
+        self.predicted[id(program)] = found
+        times = [found.bodies[action.body] for action in program.actions]
+        return Candidate(
+            proposal=proposal,
+            choices=choices,
+            program=program,
+            prediction=Prediction(
+                step_time_s=sum(one.seconds for one in times),
+                compute_time_s=sum(one.compute for one in times),
+                exposed_communication_time_s=sum(one.exposed_communication for one in times),
+                idle_time_s=0.0,
+                memory_bytes=found.memory_bytes,
+            ),
+        )
 
 
 def _rank(one: Candidate, limit: float) -> tuple[bool, float]:
@@ -273,39 +342,26 @@ def _rank(one: Candidate, limit: float) -> tuple[bool, float]:
     return over, held if over else one.prediction.step_time_s
 
 
-def _place_in_node(cluster: Cluster) -> Hashable:
-    """What of a slice's place matters to the costs within it."""
-    return cluster
+def cuts(units: Sequence[Unit], stages: int) -> list[int]:
+    """The units at which a stage may begin: the first ones of blocks, and what comes before and
+    after all of them; anywhere, if there are fewer of these than four for each stage. Stages of
+    whole blocks are alike."""
+    last = max((at for at, unit in enumerate(units) if unit.block), default=-1)
+    whole = [
+        at
+        for at, unit in enumerate(units)
+        if at > last or not at or (unit.block and unit.block != units[at - 1].block)
+    ]
+    return whole if len(whole) >= 4 * stages else list(range(len(units)))
 
 
-def _cuts(units: Sequence[object], stages: int) -> list[int]:
-    """The units at which a stage may begin."""
-    return list(range(len(units)))
-
-
-def _structure(graph: Graph) -> Hashable:
-    """All of a graph but the names of its layers."""
-
-    def plain(args: object) -> Hashable:
-        return map_refs(args, lambda v: ("value", v))  # type: ignore[no-any-return]
-
-    return hash(
-        (
-            tuple((v.shape, v.dtype, v.kind) for v in graph.values),
-            tuple(
-                (n.op, repr(plain((n.args, n.kwargs))), n.results, n.phase, n.checkpoint)
-                for n in graph.nodes
-            ),
-            tuple((p.value, p.gradient) for p in graph.parameters),
-            graph.loss,
-            graph.reported,
-            graph.updates,
-            tuple(v for _, v in graph.sent),
-            tuple(v for _, v in graph.received),
-            graph.samples,
-            graph.copies,
-        )
-    )
+def _per_unit(
+    units: Sequence[Unit], whole: Sequence[Unit], seconds: Sequence[float]
+) -> tuple[float, ...]:
+    """The seconds of units by those of the whole batch's, if these are not the same: in proportion
+    to the ops."""
+    share = sum(seconds) / sum(len(unit.nodes) for unit in whole)
+    return tuple(share * len(unit.nodes) for unit in units)
 
 
 def transfer_seconds(pipeline: Pipeline, cluster: Cluster) -> dict[tuple[int, int], float]:

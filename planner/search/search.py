@@ -66,18 +66,21 @@ def search(
     any_microbatches: bool = False,
     own_process: bool = False,
     budget: Budget | None = None,
+    traced: Traced | None = None,
 ) -> Found:
     """The best plan for `ask` on `cluster`, on `mesh` if it is given and under `pins`; or the best
     that was found before the `budget` was over (default: no limit). If `any_microbatches`, more
     microbatches than the ask's are tried if memory is short. `own_process`: this process
-    runs nothing but the search, so a second process may be forked to share the work.
+    runs nothing but the search, so a second process may be forked to share the work. `traced` is the
+    traced model, if there is one already.
 
     Raises NoPlan if the batch, the pins or the budget leave no plan, DoesNotFit if none fits the
     memory.
     """
     budget, started = budget or Budget.unlimited(), time.perf_counter()
-    progress("tracing the model", 0.0)
-    traced = trace(lambda: build(ask), ask.model)
+    if traced is None:
+        progress("tracing the model", 0.0)
+        traced = trace(lambda: build(ask), ask.model)
     proposer = proposer_of(ask, cluster, pins, budget, traced)
     try:
         searched, why_one = searched_over_numbers(
