@@ -44,7 +44,7 @@ class _Elements:
     def __init__(self, indices: Sequence[Indices] | None, device: torch.device) -> None:
         self.runs: list[tuple[int, int, int]] = []
         self.grid: tuple[Tensor, ...] | None = None
-        if any(found != tuple(range(found[0], found[0] + len(found))) for found in indices or ()):
+        if any(not isinstance(found, range) for found in indices or ()):
             each = (torch.tensor(found, device=device) for found in indices or ())
             self.grid = torch.meshgrid(*each, indexing="ij")
         else:

@@ -35,6 +35,7 @@ from planner.search.searched import Progress, proposer_of
 from planner.strategy.pins import Pin
 from planner.strategy.traced_model import Model
 from planner.trace.trace import line_of, trace
+from planner.trace.traced import Traced
 from planner.workload.ask import Ask, build
 from planner.workload.workload import Workload
 

@@ -10,17 +10,25 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from planner.graph.layout import Layout, Mesh, SubShape, is_split, piece_sizes, start_of
+from planner.graph.layout import (
+    Layout,
+    Mesh,
+    SubShape,
+    is_split,
+    local_shape,
+    piece_sizes,
+    start_of,
+)
 from planner.program.program import InputState, ParameterState, Program
 from planner.schedules.schedule import Schedule
 
 __all__ = ["Indices", "Parcel", "Piece", "Pipeline", "Transfer", "indices_of", "parcels"]
 
 #: The elements of a dim, in order.
-Indices = tuple[int, ...]
+Indices = range | tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +125,8 @@ class Pipeline:
 
 
 def indices_of(piece: Piece, mesh: Mesh, rank: int) -> tuple[Indices, ...]:
-    """The elements of every dim that a rank of the mesh holds, in the order of its shard."""
+    """The elements of every dim that a rank of the mesh holds, in the order of its shard: a range
+    wherever they follow each other."""
     place = mesh.coordinate(rank)
     flat = [(0, size) for dim in piece.subshape for size in dim]
     for axis, placement in enumerate(piece.layout):
@@ -130,41 +139,77 @@ def indices_of(piece: Piece, mesh: Mesh, rank: int) -> tuple[Indices, ...]:
             )
     out, at = [], 0
     for dim in piece.subshape:
-        found: Indices = (0,)
-        for size, (start, length) in zip(dim, flat[at : at + len(dim)], strict=True):
-            found = tuple(i * size + j for i in found for j in range(start, start + length))
-        out.append(found)
+        out.append(_elements(dim, flat[at : at + len(dim)]))
         at += len(dim)
     return tuple(out)
 
 
-def parcels(transfer: Transfer, source: Mesh, target: Mesh) -> Iterator[Parcel]:
-    """All parcels of a value that crosses from the ranks of one mesh to those of another."""
+def _elements(sizes: Sequence[int], parts: Sequence[tuple[int, int]]) -> Indices:
+    """The elements of a dim, made of sub-dims of which some parts (first, number) are held."""
+    found: Indices = range(1)
+    for size, (start, length) in zip(sizes, parts, strict=True):
+        if isinstance(found, range) and (length == size or len(found) == 1):
+            first = found.start * size + start
+            found = range(first, first + (len(found) - 1) * size + length)
+        else:
+            found = tuple(i * size + j for i in found for j in range(start, start + length))
+    return found
+
+
+def parcels(
+    transfer: Transfer, source: Mesh, target: Mesh, receivers: Iterable[int] | None = None
+) -> Iterator[Parcel]:
+    """All parcels of a value that crosses from the ranks of one mesh to those of another, or those
+    for some `receivers`."""
+    sent, received = transfer.sent, transfer.received
+    every = range(target.num_devices) if receivers is None else receivers
+    if sent == received and source.sizes == target.sizes:
+        for rank in every:  # each rank sends its shard to the same rank of the other stage
+            shape = local_shape(sent.subshape, sent.layout, source.sizes, source.coordinate(rank))
+            yield Parcel(sender=rank, receiver=rank, take=None, put=None, shape=shape)
+        return
     holders: dict[tuple[Indices, ...], list[int]] = defaultdict(list)
     for rank in range(source.num_devices):
-        holders[indices_of(transfer.sent, source, rank)].append(rank)
+        holders[indices_of(sent, source, rank)].append(rank)
     turn: dict[tuple[Indices, ...], int] = defaultdict(int)
-    for receiver in range(target.num_devices):
-        wanted = indices_of(transfer.received, target, receiver)
+    for receiver in every:
+        wanted = indices_of(received, target, receiver)
         for held, ranks in holders.items():
-            common = [sorted(set(a) & set(b)) for a, b in zip(held, wanted, strict=True)]
-            if not all(common):
+            common = _common(held, wanted)
+            if common is None:
                 continue
             sender = ranks[turn[held] % len(ranks)]
             turn[held] += 1
             yield Parcel(
                 sender=sender,
                 receiver=receiver,
-                take=None if held == tuple(map(tuple, common)) else _within(common, held),
-                put=None if wanted == tuple(map(tuple, common)) else _within(common, wanted),
+                take=None if held == common else _within(common, held),
+                put=None if wanted == common else _within(common, wanted),
                 shape=tuple(map(len, common)),
             )
 
 
-def _within(common: Sequence[Sequence[int]], held: tuple[Indices, ...]) -> tuple[Indices, ...]:
+def _common(one: tuple[Indices, ...], other: tuple[Indices, ...]) -> tuple[Indices, ...] | None:
+    """The elements that two pieces have in common, dim by dim; None if there are none."""
+    out: list[Indices] = []
+    for a, b in zip(one, other, strict=True):
+        if isinstance(a, range) and isinstance(b, range):
+            both: Indices = range(max(a.start, b.start), min(a.stop, b.stop))
+        else:
+            both = tuple(sorted({*a} & {*b}))
+        if not both:
+            return None
+        out.append(both)
+    return tuple(out)
+
+
+def _within(common: Sequence[Indices], held: tuple[Indices, ...]) -> tuple[Indices, ...]:
     """The places of elements among those that a rank holds, dim by dim."""
-    out = []
+    out: list[Indices] = []
     for some, own in zip(common, held, strict=True):
-        at = {element: place for place, element in enumerate(own)}
-        out.append(tuple(at[element] for element in some))
+        if isinstance(some, range) and isinstance(own, range):
+            out.append(range(some.start - own.start, some.stop - own.start))
+        else:
+            at = {element: place for place, element in enumerate(own)}
+            out.append(tuple(at[element] for element in some))
     return tuple(out)
