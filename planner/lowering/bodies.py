@@ -116,12 +116,19 @@ def _later(
 
 
 class Parts:
-    """The instructions of a draft, by what they are needed for."""
+    """The instructions of a draft, by what they are needed for. Those of `once` run once for all
+    microbatches, like gathers of parameters that are kept whole."""
 
     def __init__(
-        self, draft: Draft, stored: frozenset[int], outliving: frozenset[int], timing: Costing
+        self,
+        draft: Draft,
+        stored: frozenset[int],
+        outliving: frozenset[int],
+        timing: Costing,
+        once: Collection[str] = (),
     ) -> None:
         self.draft, self.stored, self.outliving = draft, stored, outliving
+        self.more_once = frozenset(once)
         sums = [one for one in draft.instructions if accumulates(one)]
         self.ahead = frozenset(v for one in sums if _is_ahead(one) for v in writes(one))
         self.sums = frozenset(v for one in sums for v in writes(one)) - self.ahead
@@ -155,7 +162,7 @@ class Parts:
     def _once(self) -> set[str]:
         """The instructions that run once for all microbatches: gathers of parameters that are kept
         whole, and messages of sums that are complete."""
-        found, ready = set(self.draft.once), set(self.ahead)
+        found, ready = {*self.draft.once, *self.more_once}, set(self.ahead)
         for one in self.draft.instructions:
             if isinstance(one, Communicate) and ready.issuperset(one.sources):
                 found.add(one.id)

@@ -87,6 +87,7 @@ def lowered(
             kept=needed.kept,
             held=needed.held,
             stored_by_all=stored,
+            trained=needed.trained,
             timing=timing,
         )
     else:

@@ -61,11 +61,13 @@ def stage_bodies_of(
     kept: frozenset[int],
     held: frozenset[int],
     stored_by_all: Iterable[int],
+    trained: frozenset[int],
     timing: Costing,
 ) -> Bodies:
     """The bodies of a stage that runs `actions`: for every microbatch once `F`, and `B` or both `I`
-    and `W`."""
-    return _Stage(draft, actions, ends, kept, held, frozenset(stored_by_all), timing).bodies()
+    and `W`. `trained` are the values of parameters."""
+    stored = frozenset(stored_by_all)
+    return _Stage(draft, actions, ends, kept, held, stored, trained, timing).bodies()
 
 
 def named_actions(
@@ -98,12 +100,14 @@ class _Stage:
         kept: frozenset[int],
         held: frozenset[int],
         stored: frozenset[int],
+        trained: frozenset[int],
         timing: Costing,
     ) -> None:
         self.draft, self.ends, self.kept, self.held = draft, ends, kept, held
         self.microbatches = 1 + max(action.microbatch for action in actions)
         outliving = (kept - held) | ends.shares
-        self.parts = Parts(draft, stored | ends.sent, outliving, timing)
+        casts = _casts_for_backward(draft, trained)
+        self.parts = Parts(draft, stored | ends.sent, outliving, timing, casts)
         self.stored = stored
         last = self._after(ends.squares)
         early = self._after(ends.late) - last
@@ -219,4 +223,25 @@ def _forward(instructions: Iterable[Instruction]) -> set[str]:
             found.add(one.id)
         else:
             later.update(writes(one))
+    return found
+
+
+def _casts_for_backward(draft: Draft, trained: frozenset[int]) -> set[str]:
+    """The ids of the instructions that cast parameters, as held or as gathered for the step, and
+    that backward reads: made once, they are not stashed for every microbatch."""
+    ready, found = set(trained), set[str]()
+    back = {v for one in draft.instructions if one.phase != "forward" for v in reads(one)}
+    back |= {draft.base(value) for value in back}
+    for one in draft.instructions:
+        if one.id in draft.once or (one.kind == "view" and ready.issuperset(reads(one))):
+            ready.update(writes(one))
+        elif (
+            isinstance(one, Compute)
+            and one.op == "aten._to_copy.default"
+            and one.phase == "forward"
+            and ready.issuperset(reads(one))
+            and not back.isdisjoint(writes(one))
+        ):
+            found.add(one.id)
+            ready.update(writes(one))
     return found

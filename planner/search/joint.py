@@ -36,7 +36,9 @@ __all__ = ["joint_search"]
 #: devices, by this factor.
 _WORTH = 1.03
 #: The share of the time for plans without stages, and that after which no further pipeline is tried.
-_SINGLE, _TRIED = 0.5, 0.85
+_SINGLE, _TRIED = 0.5, 0.7
+#: On more devices than this, plans without stages, which then rarely fit, have a smaller share.
+_MANY, _SINGLE_OF_MANY = 1024, 0.2
 #: Pipelines that are tried at most, and those beside the fastest whose schedule is changed.
 _MOST_TRIED = 8
 #: Estimates leave out what cannot be known before: they are this much too low at most.
@@ -95,8 +97,9 @@ def joint_search(
         )
     progress("tracing the model", 0.0)
     traced = trace(lambda: build(ask), ask.model)
+    share = _SINGLE_OF_MANY if cluster.num_devices > _MANY else _SINGLE
     found, error = _single(
-        ask, cluster, pins, progress, budget.until(_SINGLE), traced, own_process=own_process
+        ask, cluster, pins, progress, budget.until(share), traced, own_process=own_process
     )
     step = math.inf if found is None else found.plan.summary["step_time_s"]
     progress("trying pipelines", 0.6)
@@ -127,7 +130,7 @@ def _single(
             cluster,
             pins=pins,
             progress=lambda what, done: progress(what, 0.6 * done),
-            any_microbatches=True,
+            any_microbatches=cluster.num_devices <= _MANY,
             own_process=own_process,
             budget=budget,
             traced=traced,

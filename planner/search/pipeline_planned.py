@@ -22,7 +22,7 @@ from planner.plans.plan import (
 from planner.plans.summary import ideal_seconds
 from planner.plans.words import axis_names, describe
 from planner.schedules.csv_text import show_csv
-from planner.search.pipelines import PipelineCandidate
+from planner.search.pipelines import PipelineCandidate, in_flight
 from planner.state import hash_seed
 from planner.strategy.strategies import KEPT
 from planner.workload.workload import Workload, unused
@@ -227,16 +227,6 @@ def _of_stage(best: PipelineCandidate, stage: int) -> dict[str, Any]:
         "before_s": found.extra(first=True),
         "after_s": found.extra(first=False),
         "memory_bytes": {**found.memory_bytes, "total": found.peak_bytes},
-        "in_flight": _in_flight(best, stage),
+        "in_flight": in_flight(best.pipeline.programs[stage].actions),
         "recomputed_ops": sum(s.mode == "again" for s in one.choices.strategies.values()),
     }
-
-
-def _in_flight(best: PipelineCandidate, stage: int) -> int:
-    """The most microbatches whose forward a stage has run and whose backward it has not ended."""
-    now, most = 0, 0
-    for action in best.pipeline.programs[stage].actions:
-        letter = action.body.partition("_")[0]
-        now += {"F": 1, "B": -1, "W": -1}.get(letter, 0)
-        most = max(most, now)
-    return most

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
+from cost_models.point_to_point import send_time
 from planner.graph.layout import Mesh
 from planner.search.pipelines import Spec, cuts
 from planner.search.stage_costs import UnitCosts, balanced
@@ -107,7 +108,9 @@ def _estimate(
     )
     runs = [slice(a, b) for a, b in zip(begins, ends, strict=True)]
     messages = _tensor_seconds(costs, costing, parts, tensor)
-    times = [(sum(both[run]) / tensor + sum(messages[run])) for run in runs]
+    crossing = [units[begin].out_bytes / (parts * tensor) for begin in begins]
+    sent = _sent_seconds(cluster, places, data * tensor, max(crossing))
+    times = [(sum(both[run]) / tensor + sum(messages[run])) + sent for run in runs]
     again = [(sum(forward[run]) / tensor + sum(messages[run]) / 3) for run in runs]
     held = [sum(costs.parameters[run]) / tensor for run in runs]
     kept = [sum(costs.kept[run]) / (parts * tensor) for run in runs]
@@ -119,8 +122,7 @@ def _estimate(
             return None
         if state + kept[stage] * in_flight > capacity:
             recomputes = True
-            crossing = units[begins[stage]].out_bytes / (parts * tensor)
-            if state + crossing * in_flight > capacity:
+            if state + crossing[stage] * in_flight > capacity:
                 return None
     if recomputes:
         times = [t + a for t, a in zip(times, again, strict=True)]
@@ -139,6 +141,13 @@ def _estimate(
         seconds=seconds,
         recomputes=recomputes,
     )
+
+
+def _sent_seconds(cluster: Cluster, places: int, num: int, nbytes: float) -> float:
+    """Seconds in which what a stage sends to the next one, and back, arrives: from one device."""
+    if places == 1:
+        return 0.0
+    return 2 * send_time(cluster, ((0, min(num, cluster.num_devices - 1)),), nbytes)
 
 
 def _tensor_seconds(costs: UnitCosts, costing: Costing, parts: int, tensor: int) -> list[float]:

@@ -54,7 +54,14 @@ from planner.strategy.pins import Pin
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask
 
-__all__ = ["PipelineCandidate", "Pipelines", "Spec", "cuts", "transfer_seconds"]
+__all__ = [
+    "PipelineCandidate",
+    "Pipelines",
+    "Spec",
+    "cuts",
+    "in_flight",
+    "transfer_seconds",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -251,7 +258,7 @@ class _Candidate:
 
     def _best(self, stage: int, actions: tuple[Action, ...], limit: float) -> _Solved:
         """The best choices of a stage within a limit."""
-        model = self.cut.models[stage]
+        model = replace(self.cut.models[stage], in_flight=in_flight(actions))
         proposer = StageProposer(
             self.ask,
             model,
@@ -269,6 +276,15 @@ class _Candidate:
         return _Solved(
             candidate=best, stage=proposer.predicted[id(best.program)], graph=model.graph
         )
+
+
+def in_flight(actions: Sequence[Action]) -> int:
+    """The most microbatches whose forward a stage has run and whose backward it has not ended."""
+    now, most = 0, 0
+    for action in actions:
+        now += {"F": 1, "B": -1, "W": -1}.get(action.body.partition("_")[0], 0)
+        most = max(most, now)
+    return most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

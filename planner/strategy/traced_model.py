@@ -42,13 +42,15 @@ UseGroups = dict[tuple[Hashable, str, tuple[Hashable, ...]], list[tuple[int, str
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A traced model, computed once and shared by the tables of all meshes. If the step runs in
-    microbatches, `graph` is that of one of them, and `whole` the traced one."""
+    microbatches, `graph` is that of one of them, and `whole` the traced one; if it is a pipeline
+    stage, what forward leaves for backward is there for as many as are `in_flight`."""
 
     graph: Graph
     dims: SubDims
     ties: Ties
     roots: tuple[Root, ...]
     whole: Graph | None = None
+    in_flight: int = 1
 
     @cached_property
     def repeats(self) -> tuple[int, ...]:

@@ -98,6 +98,9 @@ class _Usages:
             for value, piece in zip(graph.inputs, graph.pieces, strict=False)
             if piece is not None
         }
+        #: Microbatches that wait for backward beside the one that runs, and where its backward begins.
+        self.others = table.model.in_flight - 1
+        self.turn = next((n.index for n in graph.nodes if n.phase == "backward"), self.horizon)
         self.reads: dict[Hashable, tuple[int, Layouts]] = {}
         self.readings, self.held = table.readings, Held(table)
         #: Parameter -> its casts that may be made again for backward.
@@ -224,6 +227,12 @@ class _Usages:
                     found.writer + 1 if self._is_sum(found.writer) else self.horizon,
                 )
 
+    def _is_of_step(self, writer: int) -> bool:
+        """Whether all microbatches share what a node writes: a sum over them, or a parameter's
+        cast."""
+        node = self.table.model.graph.nodes[writer]
+        return is_accumulate(node) or self.table.model.casts_parameter(node)
+
     def _is_sum(self, writer: int) -> bool:
         return is_accumulate(self.table.model.graph.nodes[writer])
 
@@ -234,15 +243,20 @@ class _Usages:
         assert writer is not None
         place = graph.nodes[writer].results.index(value)
         modes = (s.mode for s in strategies)
-        for mode, spans in self.held.by_mode(modes, value, uses, writer).items():
+        for mode, held in self.held.by_mode(modes, value, uses, writer).items():
             chosen = np.array([s.mode == mode for s in strategies], dtype=float)
-            for start, end in spans:
+            spans = [(start, end, 1) for start, end in held]
+            waits = writer < self.turn and not self._is_of_step(writer)
+            if waits and self.others and any(a < self.turn < b for a, b, _ in spans):
+                spans.append((0, self.horizon, self.others))
+            for start, end, times in spans:
                 self._hold(
                     produced[0],
                     ("result", place, mode),
                     lambda chosen=chosen: chosen * result_bytes(self.table, value),  # type: ignore[misc]
                     start,
                     end,
+                    times,
                 )
 
     def _copies(self, value: int, phase: str, uses: list[Use]) -> None:
