@@ -29,8 +29,8 @@ _WORD = 63
 @dataclass(frozen=True, slots=True)
 class Cells:
     """The cells of all groups, group by group. Of cell c: `group[c]`, `unit[c]`, and `count[c]`
-    ranks, the places of which in their unit are `patterns[pattern[c]]`. `starts` are the first cells of the
-    groups, `active[u]` the ranks on unit u."""
+    ranks, the places of which in their unit are `patterns[pattern[c]]`. `starts` are the first
+    cells of the groups, `active[u]` the ranks on unit u."""
 
     group: Ints
     unit: Ints
