@@ -20,8 +20,6 @@ __all__ = ["Cover", "Floors", "cover", "floors_of", "possible"]
 
 #: Prices of one device of each kind, such that all devices together cost 1.
 Prices = tuple[float, ...]
-#: Steps on the way from a price on one kind alone to a price on another alone.
-_STEPS = 4
 _ROUNDING = 1e-9
 _NEVER = float("inf")
 #: `starts[way][end]`: where the longest run of the way begins that ends there; at the end itself if
@@ -94,11 +92,18 @@ def _fit(chain: Chain, way: int, held: int) -> tuple[int, ...]:
 
 
 def _prices(devices: Sequence[int]) -> tuple[Prices, ...]:
-    """All mixtures, in quarters, of prices on one kind alone."""
+    """All devices at the same share of the whole, and mixtures of prices on one kind alone: in
+    quarters of up to three kinds, in halves of more."""
+    steps = 4 if len(devices) <= 3 else 2
+    mixtures = {
+        tuple(share / steps for share in shares)
+        for shares in itertools.product(range(steps + 1), repeat=len(devices))
+        if sum(shares) == steps
+    }
+    even = (1 / len(devices),) * len(devices)
     return tuple(
-        tuple(share / _STEPS / count for share, count in zip(shares, devices, strict=True))
-        for shares in itertools.product(range(_STEPS + 1), repeat=len(devices))
-        if sum(shares) == _STEPS
+        tuple(share / count for share, count in zip(shares, devices, strict=True))
+        for shares in (even, *sorted(mixtures - {even}))
     )
 
 

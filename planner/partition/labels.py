@@ -84,8 +84,10 @@ class _Search:
     limit: float
     incumbent: float
     best: _Label | None = None
-    #: Labels worth extending by start, way and mixed way.
-    front: dict[tuple[int, int, int], list[_Label]] = field(default_factory=dict)
+    #: Labels worth extending by start and way.
+    front: dict[tuple[int, int], list[_Label]] = field(default_factory=dict)
+    #: By mixed way, the others that can do with any devices that it can do with; none can best.
+    no_worse: dict[int, set[int]] = field(default_factory=dict)
     #: Each way and its price under each of the prices, those that mix kinds last.
     ways: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
     pure: int = 0
@@ -96,6 +98,7 @@ class _Search:
         order = sorted(range(len(mixes)), key=mixes.__getitem__)
         costs = list(zip(*self.floors.costs, strict=True))
         self.ways = [(way, costs[way]) for way in order]
+        self.no_worse = _no_worse(self.chain)
 
     def extended(self, after: _Label, stages: int) -> Iterator[_Label]:
         """The labels with one stage more, the `stages`-th from the end, that are worth keeping."""
@@ -174,11 +177,29 @@ class _Search:
         if new.start == 0:
             self.best, self.incumbent = new, seconds
             return False
-        rivals = self.front.setdefault((new.start, new.way, new.mixed), [])
-        if any(new.takes_no_less(rival) for rival in rivals):
+        rivals = self.front.setdefault((new.start, new.way), [])
+        no_worse = self.no_worse[new.mixed]
+        if any(rival.mixed in no_worse and new.takes_no_less(rival) for rival in rivals):
             return False
         rivals.append(new)
         return True
+
+
+def _no_worse(chain: Chain) -> dict[int, set[int]]:
+    mixed = [number for number, way in enumerate(chain.ways) if way.mixes]
+    sizes = {number: chain.ways[number].devices for number in mixed}
+    no_worse = {_NONE: {_NONE}}
+    for number in mixed:
+        no_worse[number] = {_NONE} | {
+            other
+            for other in mixed
+            if all(
+                0 < less <= size
+                for size, less in zip(sizes[number], sizes[other], strict=True)
+                if size
+            )
+        }
+    return no_worse
 
 
 def _taken(chain: Chain, after: _Label, way: int) -> tuple[tuple[int, ...], int] | None:
