@@ -27,7 +27,7 @@ from planner.strategy.costing import Costing
 from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model, Use
 
-__all__ = ["bound_problem", "bounded"]
+__all__ = ["GOOD", "MeshBound", "bound_problem", "bounded", "bounded_meshes"]
 
 #: A bound within this share of the step is not raised further.
 GOOD = 0.01
@@ -205,19 +205,22 @@ def _sharing(readers: int, *, also: bool) -> int:
 # --------------------------------------------------------------------------------------- the search
 
 
-class _Mesh:
-    """The best bound of one mesh so far, and the weights that may raise it."""
+class MeshBound:
+    """The best `bound` of one mesh so far, the `weights` that gave it (at first those that usually
+    do), and those that may raise it."""
 
     def __init__(self, table: CostTable, guess: Choice) -> None:
         self.table, self.guess, self.left = table, guess, list(weights_of(table.costing))
-        self.bound = _host_seconds(table.model, table.costing)
+        self.bound, self.weights = _host_seconds(table.model, table.costing), self.left[0]
 
     def raised(self, time_limit: float) -> None:
         """Raises the bound by solving the problem of the next weights."""
-        least = Least(self.table.model, self.table.costing, self.left.pop(0))
+        weights = self.left.pop(0)
+        least = Least(self.table.model, self.table.costing, weights)
         solution = solve(bound_problem(self.table, least), guess=self.guess, time_limit=time_limit)
         self.guess = solution.choice or self.guess
-        self.bound = max(self.bound, solution.bound)
+        if solution.bound > self.bound:
+            self.bound, self.weights = solution.bound, weights
 
 
 def _host_seconds(model: Model, costing: Costing) -> float:
@@ -238,14 +241,24 @@ def bounded(
     step: float,
     seconds: Callable[[], float] = lambda: math.inf,
 ) -> float:
-    """A lower bound, in seconds, on the simulated step of every choice on the tables' meshes. Each
-    table comes with a choice that may be good. The mesh with the lowest bound is raised until it is
-    within `GOOD` of the plan's `step`. `seconds()` is the time that the next problem may take."""
-    meshes = [_Mesh(table, guess) for table, guess in tables]
+    """A lower bound, in seconds, on the simulated step of every choice on the tables' meshes, as by
+    `bounded_meshes`."""
+    return min(mesh.bound for mesh in bounded_meshes(tables, step, seconds))
+
+
+def bounded_meshes(
+    tables: Sequence[tuple[CostTable, Choice]],
+    step: float,
+    seconds: Callable[[], float] = lambda: math.inf,
+) -> list[MeshBound]:
+    """A lower bound on the simulated step of every choice of each table. Each comes with a choice
+    that may be good. The mesh with the lowest bound is raised until it is within `GOOD` of the
+    plan's `step`. `seconds()` is the time that the next problem may take."""
+    meshes = [MeshBound(table, guess) for table, guess in tables]
     for mesh in meshes:
         mesh.raised(seconds())
     while True:
         lowest = min(meshes, key=lambda mesh: mesh.bound)
         if lowest.bound >= step * (1 - GOOD) or not lowest.left:
-            return lowest.bound
+            return meshes
         lowest.raised(seconds())

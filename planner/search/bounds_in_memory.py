@@ -13,16 +13,16 @@ modes. What is held is counted low: nothing that is gathered, cast, or sent on, 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 import numpy as np
 
 from planner.graph.layout import Mesh
 from planner.lowering.early import SMALL
-from planner.search.bounds import bound_problem
+from planner.search.bounds import GOOD, MeshBound, bound_problem
 from planner.search.fitting import MOST_PAIRS
-from planner.search.least import Least, weights_of
+from planner.search.least import Least
 from planner.search.proposals import Proposer
 from planner.solver.exact.ilp import solve
 from planner.solver.problem.problem import Array, Choice, Problem
@@ -68,25 +68,32 @@ def bounded_in_memory(
     return best
 
 
-def bound_of_fitting(proposer: Proposer, meshes: Sequence[Mesh]) -> float:
-    """A lower bound, in seconds, on the step of every plan on some meshes that fits the memory; 0
-    if a mesh's table is too large, or the time is up."""
-    bounds = []
+def bound_of_fitting(
+    proposer: Proposer, meshes: Mapping[Mesh, MeshBound], step: float = math.inf
+) -> float:
+    """A lower bound, in seconds, on the step of every plan on some meshes that fits the memory.
+    `meshes` have their bounds without memory. The lowest is raised, under the weights that gave it,
+    until it is within `GOOD` of the plan's `step`, cannot be raised (also as the mesh's table is too
+    large), or the time is up."""
+    bounds, left = {mesh: known.bound for mesh, known in meshes.items()}, {*meshes}
 
     def seconds() -> float:
         return max(1.0, proposer.budget.left / 2)
 
-    for mesh in meshes:
-        if proposer.budget.over():
-            return 0.0
+    while True:
+        lowest = min(bounds, key=lambda mesh: bounds[mesh])
+        good = bounds[lowest] >= step * (1 - GOOD)
+        if good or lowest not in left or proposer.budget.over():
+            return bounds[lowest]
+        left.remove(lowest)
         try:
-            table = proposer.table_across(mesh, most_pairs=MOST_PAIRS)
+            table = proposer.table_across(lowest, most_pairs=MOST_PAIRS)
         except TooLarge:
-            return 0.0
-        least = Least(proposer.model, table.costing, weights_of(table.costing)[0])
+            continue
+        least = Least(proposer.model, table.costing, meshes[lowest].weights)
         guess = solve(problem_of(table), time_limit=seconds()).choice
-        bounds.append(bounded_in_memory(table, least, proposer.capacity, guess, seconds))
-    return min(bounds, default=0.0)
+        raised = bounded_in_memory(table, least, proposer.capacity, guess, seconds)
+        bounds[lowest] = max(bounds[lowest], raised)
 
 
 class _Line:

@@ -22,7 +22,7 @@ from planner.predict.predict import Run
 from planner.program.check_program import ranks_faults
 from planner.program.dry import CannotRun, dry_run
 from planner.program.program import Program
-from planner.search.bounds import GOOD, bounded
+from planner.search.bounds import bounded_meshes
 from planner.search.bounds_in_memory import bound_of_fitting
 from planner.search.budget import Budget
 from planner.search.fitting import fitting
@@ -174,21 +174,19 @@ def _proved(
         if any(p.mesh.sizes == best.mesh.sizes for p in proposals)
         else proposer.proposals(replace(best.mesh, names=tuple("abc"[: len(best.mesh.sizes)])))
     )
-    tables = {p.mesh.sizes: (p.table, p.solution.choice) for p in (*proposals, *own)}
+    tables = {p.mesh: (p.table, p.solution.choice) for p in (*proposals, *own)}
     step = best.prediction.step_time_s
-    bound = bounded(list(tables.values()), step, lambda: max(1.0, proposer.budget.left / 2))
-    of_fitting = 0.0
-    made_to_fit = any(table is best.proposal.table for table in proposer.with_modes.values())
-    if made_to_fit and bound < step * (1 - GOOD):
-        meshes = {p.mesh.sizes: p.mesh for p in (*proposals, *own)}
-        of_fitting = bound_of_fitting(proposer, list(meshes.values()))
+    found = bounded_meshes(list(tables.values()), step, lambda: max(1.0, proposer.budget.left / 2))
+    bound = of_all = min(mesh.bound for mesh in found)
+    if any(table is best.proposal.table for table in proposer.with_modes.values()):
+        bound = bound_of_fitting(proposer, dict(zip(tables, found, strict=True)), step)
     record = SolverRecord(
-        bound=max(bound, of_fitting),
-        gap=(step - max(bound, of_fitting)) / step,
+        bound=bound,
+        gap=(step - bound) / step,
         num_meshes=len(tables),
         time_s=time.perf_counter() - began,
     )
-    return record, of_fitting > bound
+    return record, bound > of_all
 
 
 def _padded(proposer: Proposer, best: Candidate) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from cost_models.cluster import load_cluster
 from planner.lowering.lower import lower
 from planner.plans.models import modelled
 from planner.predict.predict import memory_by_category
+from planner.search.bounds import MeshBound
 from planner.search.budget import Budget
 from planner.search.fitting import by_layer, fitting
 from planner.search.proposals import Candidate, Proposer
@@ -278,12 +279,13 @@ def test_the_bound_of_plans_that_fit_is_below_the_best_of_them() -> None:
     cluster = load_cluster("dgx-h100", num_devices=1)
     proposer = Proposer(ask, modelled(found), found.workload, cluster, ())
     free = proposer.candidate(proposer.proposals(mesh_of("a=1"))[0], whole=True)
+    known = {free.mesh: MeshBound(free.proposal.table, free.proposal.solution.choice)}
     bounds = []
     for share in (1.0, 0.8, 0.7):
         proposer.capacity = share * free.prediction.total_memory_bytes
         best = by_layer(proposer, fitting(proposer, free))
         assert best.fits(proposer.capacity)
-        bounds.append(bounds_in_memory.bound_of_fitting(proposer, [free.mesh]))
+        bounds.append(bounds_in_memory.bound_of_fitting(proposer, known))
         assert bounds[-1] <= best.prediction.step_time_s
     assert bounds == sorted(bounds)
 
@@ -305,5 +307,7 @@ def test_the_bound_of_plans_that_fit_is_sought_in_the_time_that_is_left(
         return real(problem, **options)
 
     monkeypatch.setattr(bounds_in_memory, "solve", noted)
-    bounds_in_memory.bound_of_fitting(proposer, [mesh_of("a=1")])
+    free = proposer.proposals(mesh_of("a=1"))[0]
+    known = {free.mesh: MeshBound(free.table, free.solution.choice)}
+    bounds_in_memory.bound_of_fitting(proposer, known)
     assert len(limits) > 1 and set(limits) == {3.0}
