@@ -41,8 +41,11 @@ _SINGLE, _TRIED = 0.5, 0.7
 _MANY, _SINGLE_OF_MANY = 1024, 0.2
 #: Pipelines that are tried at most, and those beside the fastest whose schedule is changed.
 _MOST_TRIED = 8
-#: Estimates leave out what cannot be known before: they are this much too low at most.
-_OPTIMISM = 1.0
+#: Estimates leave out what only a simulation knows; of those that were simulated, all were too low by
+#: this factor or more.
+_OPTIMISM = 1.1
+#: If there is a plan without stages, pipelines get as many seconds as it took, and at least these.
+_LEAST_SECONDS = 2.0
 
 
 @dataclass(slots=True)
@@ -53,6 +56,7 @@ class _Tried:
     simulated: int = 0
     cut_off: int = 0
     priced: int = 0
+    bound: float = 0.0
     refused: list[str] = field(default_factory=list)
 
     def add(self, one: PipelineCandidate) -> None:
@@ -103,7 +107,11 @@ def joint_search(
     )
     step = math.inf if found is None else found.plan.summary["step_time_s"]
     progress("trying pipelines", 0.6)
-    tried = _pipelines(ask, cluster, pins, budget, traced, step)
+    time_left = budget.until(_TRIED)
+    if found is not None:
+        spent = time.perf_counter() - began
+        time_left = Budget(max(_LEAST_SECONDS, spent), time.perf_counter, time.perf_counter())
+    tried = _pipelines(ask, cluster, pins, time_left, traced, step)
     if tried.step_time_s < step:
         assert tried.best is not None
         return _chosen(tried, found, cluster, traced, began)
@@ -151,7 +159,8 @@ def _pipelines(
     """The pipelines that may be faster than `step`."""
     tried = _Tried()
     made = Pipelines(ask, cluster, pins, budget, traced)
-    if step <= _WORTH * compute_bound(made.costs, cluster.num_devices):
+    tried.bound = compute_bound(made.costs, cluster.num_devices)
+    if step <= _WORTH * tried.bound:
         return tried
     optimizer = traced.workload.optimizer
     every = estimates(
@@ -168,7 +177,7 @@ def _pipelines(
         if one.seconds * _OPTIMISM >= below or tried.simulated >= _MOST_TRIED:
             tried.cut_off = len(every) - tried.simulated
             break
-        if budget.until(_TRIED).over():
+        if budget.over():
             tried.cut_off = len(every) - tried.simulated
             break
         _try(made, one.spec, tried, below)
@@ -192,7 +201,7 @@ def _improve(made: Pipelines, tried: _Tried, budget: Budget, step: float) -> Non
         return
     spec = tried.best.spec
     for name, kind in SCHEDULES.items():
-        if name == spec.schedule or budget.until(_TRIED).over():
+        if name == spec.schedule or budget.over():
             continue
         if kind.misfit(spec.places, spec.microbatches):
             continue
@@ -209,9 +218,7 @@ def _chosen(
     """The plan of the best pipeline."""
     best = tried.best
     assert best is not None
-    bound = compute_bound_of(best, cluster)
-    if found is not None:
-        bound = min(bound, found.plan.solver.bound)
+    bound = tried.bound if found is None else min(tried.bound, found.plan.solver.bound)
     step = best.prediction.step_time_s
     proof = SolverRecord(
         bound=bound,
@@ -240,10 +247,3 @@ def _chosen(
     }
     summary = {**plan.plan.summary, "pipelines": counts}
     return replace(plan, plan=replace(plan.plan, summary=summary))
-
-
-def compute_bound_of(best: PipelineCandidate, cluster: Cluster) -> float:
-    """Seconds that no pipeline of the searched kind is below."""
-    from planner.search.typed_pipelines import work_bound
-
-    return work_bound(best, cluster)
