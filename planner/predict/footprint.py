@@ -65,16 +65,17 @@ class ActionMemory:
 
 
 def memory_of_actions(program: Program) -> tuple[ActionMemory, ...]:
-    """The memory of a pipeline stage, action by action. Actions of one body are alike, so those of
-    microbatches between the second and the last are not walked: they take and leave what the others
-    of their body do."""
+    """The memory of a pipeline stage, action by action. Actions of one body are alike, so no more
+    microbatches are walked than the first two, the last, and one for every body: the others take and
+    leave what those do."""
     walk = _Walk(program)
-    last = program.microbatches - 1
+    first = {action.body: action.microbatch for action in reversed(program.actions)}
+    walked = {0, 1, program.microbatches - 1, *first.values()}
     known: dict[str, tuple[Held, Held]] = {}
     out: list[ActionMemory] = []
     held = tuple(walk.held)
     for action in program.actions:
-        if action.microbatch in (0, 1, last) or action.body not in known:
+        if action.microbatch in walked:
             before = tuple(walk.held)
             during = walk.whole_action(action)
             known[action.body] = _less(during, before), _less(tuple(walk.held), before)
