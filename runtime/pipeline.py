@@ -269,7 +269,7 @@ class PipelineExecutor:
         if kept:
             self._stash[stage, action.microbatch] = {v: executor._state.pop(v) for v in kept}
         for (name, _), value in zip(executor.program.told, given or (), strict=False):
-            self._told[name] = value
+            self._told[name] = value.clone()  # not the bucket in which it was summed
 
     def _all_of(self, body: str, stage: int, run: _Run) -> None:
         """Runs the actions of a stage whose body has a name that begins so."""

@@ -19,6 +19,7 @@ import torch
 
 from planner.graph.fused import FUSED, body_of
 from planner.graph.graph import Group
+from planner.graph.sections import RECEIVE
 from planner.program.operators import callable_of, makes_tensors, returns_list
 from planner.program.program import (
     Communicate,
@@ -141,10 +142,13 @@ def _load(writer: _Writer) -> None:
     for value in dict.fromkeys(held):
         writer.write(f"t{value} = s.pop({value})" if value in popped else f"t{value} = s[{value}]")
     made, used, freed = _carried(writer)
+    told = set[int]()  # by the last body, which gives them back: they may lie in a large buffer
     if writer.body == writer.program.actions[-1].body:
-        used |= {value for _, value in writer.program.told} & writer.program.carried
+        told = {value for _, value in writer.program.told} & writer.program.carried
+    used |= told
     for value in sorted(used - made):
-        writer.write(f"t{value} = s.pop({value})" if value in freed else f"t{value} = s[{value}]")
+        popped = value in freed or value in told
+        writer.write(f"t{value} = s.pop({value})" if popped else f"t{value} = s[{value}]")
 
 
 def _carried(writer: _Writer) -> tuple[set[int], set[int], set[int]]:
@@ -213,6 +217,8 @@ def _instruction(
     if writer.recorded:
         writer.write(f"r.end({writer.at})")
     _free(writer, instruction.frees)
+    if isinstance(instruction, Compute) and instruction.op == RECEIVE:
+        _free(writer, instruction.operands)  # the same tensor, by its name as an input
 
 
 def _compute(writer: _Writer, instruction: Compute) -> str:

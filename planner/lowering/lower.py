@@ -187,7 +187,10 @@ def _ends(
 
 
 def _input_bytes(draft: Draft, graph: Graph, state: InputState) -> int:
-    """Bytes of an input that are held before the step: those of all microbatches."""
+    """Bytes of an input that are held before the step: those of all microbatches. What comes from
+    another stage is not there yet; it is the result of the op that receives it."""
+    if state.kind == "received":
+        return 0
     pieces = 1 if state.pieces is None else graph.microbatches
     return pieces * draft.value_bytes[state.value]
 
