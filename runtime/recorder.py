@@ -24,7 +24,10 @@ from planner.program.program import Communicate, Program
 from planner.torch_private.allocator import Allocations
 from runtime.collectives import Pending
 
-__all__ = ["Recorder", "make_recorder"]
+__all__ = ["PASSING", "Recorder", "make_recorder"]
+
+#: The kinds of events of what goes between stages.
+PASSING = ("send", "receive")
 
 
 @dataclass(frozen=True, slots=True)

@@ -147,8 +147,8 @@ def _load(writer: _Writer) -> None:
         told = {value for _, value in writer.program.told} & writer.program.carried
     used |= told
     for value in sorted(used - made):
-        popped = value in freed or value in told
-        writer.write(f"t{value} = s.pop({value})" if popped else f"t{value} = s[{value}]")
+        leaves = value in freed or value in told
+        writer.write(f"t{value} = s.pop({value})" if leaves else f"t{value} = s[{value}]")
 
 
 def _carried(writer: _Writer) -> tuple[set[int], set[int], set[int]]:

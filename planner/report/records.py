@@ -81,7 +81,8 @@ def compare_record(result: Mapping[str, Any]) -> dict[str, Any]:
         {key: row[key] for key in ("kind", "predicted_s", "measured_s", "error")}
         for row in result["by_kind"]
     ]
-    return {**{key: result[key] for key in (*steps, *peaks)}, "by_kind": kinds}
+    bodies = {"by_body": result["by_body"]} if "by_body" in result else {}
+    return {**{key: result[key] for key in (*steps, *peaks)}, "by_kind": kinds, **bodies}
 
 
 def simulate_record(

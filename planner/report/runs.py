@@ -131,7 +131,7 @@ _NUMBERS = frozenset({1, 2, 3})
 def _by_part(result: Mapping[str, Any]) -> list[Table]:
     """A table for each way to split the step's time, without tables that have no rows."""
     tables = []
-    for part in ("kind", "phase", "collective"):
+    for part in ("body", "kind", "phase", "collective"):
         rows = tuple(
             (
                 row["kind"],
@@ -139,7 +139,7 @@ def _by_part(result: Mapping[str, Any]) -> list[Table]:
                 format_time(row["measured_s"]),
                 _error(row["error"]),
             )
-            for row in result[f"by_{part}"]
+            for row in result.get(f"by_{part}", ())  # only pipelines have bodies
         )
         if rows:
             header = (part, "predicted", "measured", "error")

@@ -19,6 +19,7 @@ from cost_models.atomic_write import write_atomically
 from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
 from cost_models.timeline import Timeline
+from planner.plans.pipeline_replay import pipeline_of
 from planner.plans.plan import Plan
 from planner.plans.plan_file import read_plan
 from planner.plans.replay import program_of, workload_of
@@ -26,6 +27,7 @@ from planner.predict.predict import simulate_program
 from runtime.calibrate.calibrate import calibrated_path
 from runtime.compare.comparison import Comparison, Ran
 from runtime.compare.join import compare_programs
+from runtime.compare.stages import compare_pipelines
 from runtime.launcher import Emit, launch
 
 __all__ = ["compare", "run_rank", "write_comparison"]
@@ -63,15 +65,20 @@ def compare(
     name = calibrated_path(hardware)
     progress("simulating", 0.0)
     cluster = load_cluster(name, num_devices=plan.mesh.num_devices)
+    if plan.pipeline is not None:
+        pipeline = pipeline_of(plan, cluster)
+        ran = _run(plan_path, plan, num_steps, device, progress)
+        progress("done", 1.0)
+        return compare_pipelines(plan, cluster, pipeline, ran)
     program = program_of(plan, cluster)
     simulated = simulate_program(program, cluster)
-    progress("starting processes", 0.1)
     ran = _run(plan_path, plan, num_steps, device, progress)
     progress("done", 1.0)
     return compare_programs(plan, cluster.name, program, simulated, ran)
 
 
 def _run(plan_path: str | Path, plan: Plan, num_steps: int, device: str, progress: Progress) -> Ran:
+    progress("starting processes", 0.1)
     request = _Request(plan=str(plan_path), num_steps=num_steps, device=device)
     found = launch(
         "runtime.compare.compare:run_rank",
@@ -91,24 +98,17 @@ def run_rank(request: _Request, emit: Emit) -> Ran | None:
     on the others."""
     import torch.distributed as dist
 
-    from runtime.executor import Executor
-    from runtime.groups import make_groups
     from runtime.parameters import build
     from runtime.plain_trainer import in_dtypes
+    from runtime.runner import lowered, make_runner
     from runtime.worker import join
 
     plan = read_plan(request.plan)
     with join(plan.mesh.num_devices, request.device) as place:
-        program = program_of(plan, rank=place.rank)
+        program = lowered(plan, place.rank)
         workload = in_dtypes(build(lambda: workload_of(plan), 0), program)
-        executor = Executor(
-            program,
-            workload,
-            rank=place.rank,
-            groups=make_groups(program, place.rank),
-            device=place.device,
-        )
-        local = executor.local_batch(workload.batch)
+        executor = make_runner(program, workload, place.rank, place.device)
+        local: Any = executor.local_batch(workload.batch)
         executor.recorded_step(workload.batch)
         times = []
         gc.collect()

@@ -34,7 +34,7 @@ class KindRow:
 class Comparison:
     """Predicted and measured, per device and step. `events` has a row per instruction (id, kind,
     phase, ...); `measured_step_time_s` is the median of unrecorded steps, whose times are in
-    `step_times_s`."""
+    `step_times_s`. `by_body` has the bodies of pipeline stages, each on the devices of its stage."""
 
     model: str
     mesh: str
@@ -50,6 +50,7 @@ class Comparison:
     by_collective: tuple[KindRow, ...]
     events: pd.DataFrame
     hardware: str
+    by_body: tuple[KindRow, ...] = ()
 
     @property
     def error(self) -> float:
@@ -71,6 +72,7 @@ class Comparison:
                 ("kind", self.by_kind),
                 ("phase", self.by_phase),
                 ("collective", self.by_collective),
+                ("body", self.by_body),
             )
             for row in part
         ]
@@ -93,6 +95,7 @@ class Comparison:
             "by_kind": [row.as_json() for row in self.by_kind],
             "by_phase": [row.as_json() for row in self.by_phase],
             "by_collective": [row.as_json() for row in self.by_collective],
+            **({"by_body": [row.as_json() for row in self.by_body]} if self.by_body else {}),
         }
 
 

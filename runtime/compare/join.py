@@ -18,7 +18,7 @@ from planner.predict.predict import instruction_of
 from planner.program.program import Program
 from runtime.compare.comparison import Comparison, KindRow, Ran
 
-__all__ = ["BETWEEN", "WAITING", "compare_programs", "join_events"]
+__all__ = ["BETWEEN", "WAITING", "compare_programs", "covered", "grouped", "join_events"]
 
 #: Rows of the table that are no op: waiting for other ranks, and the time between ops (reading the
 #: loss, Python).
@@ -33,7 +33,7 @@ def compare_programs(
     recorded = statistics.median(
         statistics.mean(t.step_time for t in step) for step in ran.timelines
     )
-    between = max(0.0, recorded - _covered(ran.timelines))
+    between = max(0.0, recorded - covered(ran.timelines))
     extra = [
         KindRow(kind=WAITING, count=0, predicted_s=0.0, measured_s=waiting),
         KindRow(kind=BETWEEN, count=0, predicted_s=0.0, measured_s=between),
@@ -51,9 +51,9 @@ def compare_programs(
         recorded_step_time_s=recorded,
         step_times_s=ran.step_times_s,
         events=events,
-        by_kind=(*_group(events, "kind"), *(row for row in extra if row.measured_s > 0)),
-        by_phase=_group(events, "phase"),
-        by_collective=_group(talks, "kind"),
+        by_kind=(*grouped(events, "kind"), *(row for row in extra if row.measured_s > 0)),
+        by_phase=grouped(events, "phase"),
+        by_collective=grouped(talks, "kind"),
     )
 
 
@@ -122,7 +122,7 @@ def _measured_step(timelines: Sequence[Timeline], uneven: bool) -> dict[str, tup
     return out
 
 
-def _covered(recorded: Sequence[Sequence[Timeline]]) -> float:
+def covered(recorded: Sequence[Sequence[Timeline]]) -> float:
     """Seconds per step in which some event runs: the median over steps of the mean over ranks."""
     return statistics.median(
         statistics.mean(_union(timeline.events) for timeline in step) for step in recorded
@@ -137,7 +137,7 @@ def _union(events: Sequence[Event]) -> float:
     return total
 
 
-def _group(events: pd.DataFrame, key: str) -> tuple[KindRow, ...]:
+def grouped(events: pd.DataFrame, key: str) -> tuple[KindRow, ...]:
     """Sums of seconds by the values of column `key`, largest measured first."""
     rows = []
     for name, part in events.groupby(key):

@@ -292,7 +292,7 @@ def test_a_message_is_recorded_until_it_is_done() -> None:
         (Pending(None, work), [2.0, 4.0]),
         (Pending(None, None), [4.0 - 1.0, 5.0]),
     ):
-        clock = Clock(program, 0, 0)
+        clock = Clock({0: program}, 0, 0)
         clock.begin(0)
         clock.launched(0, pending)
         if pending.work is not None:

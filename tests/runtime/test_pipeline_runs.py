@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from cost_models.cluster import load_cluster
 from cost_models.errors import RunFailed
 from planner.graph.layout import Mesh
+from planner.plans.pipeline_replay import pipeline_of
 from planner.plans.plan import Plan
 from planner.plans.plan_file import write_plan
 from planner.search.pipelines import Spec
@@ -21,6 +22,8 @@ from planner.search.typed_pipelines import typed_pipeline
 from planner.strategy.pins import parse_pin
 from planner.workload.ask import Ask
 from planner.workload.precision import precision_of
+from runtime.compare.comparison import Ran as Measured
+from runtime.compare.stages import STAGES, compare_pipelines
 from runtime.launcher import launch
 from runtime.worker import RunResult
 
@@ -143,6 +146,29 @@ def test_a_pipeline_holds_what_is_predicted(ran: dict[str, Ran], name: str) -> N
     measured = ran[name].result.peak_memory_bytes
     assert predicted == pytest.approx(measured, rel=0.03), (predicted, measured)
     assert predicted >= 0.99 * measured
+
+
+def test_bodies_of_stages_are_compared(ran: dict[str, Ran]) -> None:
+    """Every instruction that was recorded was predicted (`join_events` checks it), stage by stage;
+    peaks are those of the plan."""
+    one = ran["zero-bubble V, values that cross several stages"]
+    timeline = one.result.timeline
+    assert timeline is not None
+    ranks = tuple(replace(timeline, events=timeline.on(rank)) for rank in range(4))
+    measured = Measured(
+        step_times_s=one.result.step_times_s,
+        timelines=(ranks,),
+        peak_memory_bytes=one.result.peak_memory_bytes,
+    )
+    cluster = load_cluster("cpu", num_devices=4)
+    found = compare_pipelines(one.plan, cluster, pipeline_of(one.plan, cluster), measured)
+    counts = {row.kind: row.count for row in found.by_body}
+    assert [counts[f"stage {stage} F"] for stage in range(4)] == [4] * 4
+    assert all(row.measured_s > 0 for row in found.by_body)
+    assert all(row.predicted_s > 0 for row in found.by_body if row.count == 4)
+    assert found.predicted_step_time_s == pytest.approx(one.plan.summary["step_time_s"])
+    assert found.predicted_peak_memory_bytes == one.plan.summary["memory_bytes"]["total"]
+    assert {row.kind for row in found.by_kind} >= {STAGES, "gemm"}
 
 
 @pytest.mark.parametrize("killed", [False, True])
