@@ -21,17 +21,22 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import BadValue
 from cost_models.machine import Cluster
 from cost_models.memory import MEMORY_HEADROOM
+from planner.plans.pipeline_replay import pipeline_of
 from planner.plans.plan import Plan
 from planner.plans.plan_file import write_plan
 from planner.plans.replay import program_of
 from planner.plans.retrace import SET_ORDER, digest_elsewhere, may_follow_a_set
+from planner.predict.places import prediction_of_places
 from planner.predict.predict import Prediction, predict
 from planner.report.files import plan_files
+from planner.search.asked import plan_asked
 from planner.search.budget import TIME_LIMIT, Budget
-from planner.search.search import Found, search
+from planner.search.pipeline_planned import FoundPipeline
+from planner.search.search import Found
+from planner.search.transfer_times import predicted
 from planner.state.hash_seed import chosen
 from planner.state.hung import check_hooks
-from planner.strategy.pins import parse_mesh, parse_pin, recompute_pins
+from planner.strategy.pipeline_options import pipeline_options
 from planner.workload.ask import Ask, default_precision
 from planner.workload.optimizers import by_name, of_torch
 from planner.workload.parts import workload_of
@@ -46,7 +51,7 @@ class Planned:
     """A plan, the cluster that it is for, and the folder that holds its model and, with `save`,
     its report and pictures too."""
 
-    found: Found
+    found: Found | FoundPipeline
     cluster: Cluster
     folder: Path
 
@@ -62,13 +67,16 @@ class Planned:
 
     def simulate(self, cluster: Cluster | str | None = None) -> Prediction:
         """One step, predicted: on the plan's cluster, or on another of as many devices."""
-        if cluster is None:
-            return predict(self.found.program, self.cluster)
         other = (
             load_cluster(cluster, num_devices=self.cluster.num_devices)
             if isinstance(cluster, str)
-            else cluster
+            else cluster or self.cluster
         )
+        if isinstance(self.found, FoundPipeline):
+            pipeline = pipeline_of(self.plan, other)
+            return prediction_of_places(pipeline, predicted(pipeline, other))
+        if cluster is None:
+            return predict(self.found.program, self.cluster)
         return predict(program_of(self.plan, other), other)
 
     def save(self) -> Path:
@@ -94,6 +102,9 @@ def plan(
     mesh: str | None = None,
     pins: Sequence[str] = (),
     recompute: str = "chosen",
+    pipeline: int | None = None,
+    schedule: str | None = None,
+    chunks: int | None = None,
     optimizer: str | torch.optim.Optimizer = "adam",
     learning_rate: float | None = None,
     optimizer_settings: Mapping[str, Any] | None = None,
@@ -115,11 +126,11 @@ def plan(
     a scalar, or several in a dict or tuple, of which the sum is trained. `optimizer` is a name,
     with `learning_rate` (by default 1e-3) and `optimizer_settings` (`{"weight_decay": 0.1}`), or
     one of torch's own over the module's parameters, also in groups; it is not stepped. `mesh`,
-    `pins`, `recompute`, `precision`, `reduce_gradients`, `accumulate_gradients`, `compile`,
-    `clip_norm`, `microbatches`, `per_microbatch` (globs of modules), `memory_headroom` (a share
-    below 1) and `time_limit` (seconds, then the best plan so far is taken) are as on the command
-    line. The model's values, as they are, and the plan are written to `folder` (by default
-    `plans/CLASS-DEVICES`), from which the ranks of a run read them.
+    `pins`, `recompute`, `pipeline`, `schedule`, `chunks`, `precision`, `reduce_gradients`,
+    `accumulate_gradients`, `compile`, `clip_norm`, `microbatches`, `per_microbatch` (globs of
+    modules), `memory_headroom` (a share below 1) and `time_limit` (seconds, then the best plan so
+    far is taken) are as on the command line. The model's values, as they are, and the plan are
+    written to `folder` (by default `plans/CLASS-DEVICES`), from which the ranks of a run read them.
 
     Raises BadValue for a model or loss that cannot be passed to processes, NotTraceable, NoPlan
     and DoesNotFit as planning does.
@@ -152,16 +163,17 @@ def plan(
         memory_headroom=memory_headroom,
         compile=compile,
     )
-    pinned = None if mesh is None else parse_mesh(mesh, on.num_devices)
-    rules = (*recompute_pins(recompute), *map(parse_pin, pins))
-    found = search(
-        ask,
-        on,
-        mesh=pinned,
-        pins=rules,
-        any_microbatches=microbatches is None,
-        budget=budget,
+    options = pipeline_options(
+        num_devices=on.num_devices,
+        pipeline=pipeline,
+        schedule=schedule,
+        chunks=chunks,
+        mesh=mesh,
+        microbatches=microbatches or 0,
+        recompute=recompute,
+        pins=pins,
     )
+    found = plan_asked(ask, on, options, any_microbatches=microbatches is None, budget=budget)
     write_plan(found.plan, where / "plan.json")
     if (
         not chosen()

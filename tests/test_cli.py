@@ -657,6 +657,11 @@ MAY_BE_EMPTY = (
     "recomputed",
     "checkpoints",
     "ops[].again",
+    "pipeline.",
+    "files.schedule",
+    "ops[].stage",
+    "kept[].stage",
+    "parameters[].stage",
 )
 
 

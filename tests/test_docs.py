@@ -16,6 +16,7 @@ import pytest
 
 from cost_models import schema
 from cost_models.device import KINDS, NUMBER_FORMATS
+from cost_models.errors import BadValue
 from cost_models.hardware_toml import list_clusters, list_devices
 from cost_models.library import ALGORITHMS
 from cost_models.mixed_file import load_machine
@@ -24,7 +25,8 @@ from planner.cli.main import cli
 from planner.cli.options import slug
 from planner.models import MODELS
 from planner.solver.problem.contest import read_contest
-from planner.strategy.pins import PINS, parse_mesh, parse_pin
+from planner.strategy.pins import PINS
+from planner.strategy.pipeline_options import pipeline_options
 from planner.workload.load import resolve_options
 from planner.workload.precision import PRECISIONS, precision_of
 
@@ -81,10 +83,11 @@ def check_names(page: Path, given: dict[str, Any]) -> None:
     )
     if model.partition(":")[0].endswith(".py") and page.name != "README.md":
         assert model.partition(":")[0] in files or (ROOT / model.partition(":")[0]).is_file()
-    if given["mesh"]:
-        parse_mesh(given["mesh"], given["gpus"])
-    for pin in given["pins"]:
-        parse_pin(pin)
+    names = ("pipeline", "schedule", "chunks", "mesh", "microbatches", "recompute", "pins")
+    try:
+        pipeline_options(num_devices=given["gpus"] or 8, **{name: given[name] for name in names})
+    except BadValue as error:  # a page may show what cannot be
+        assert f"plan: error: {str(error)[:50]}" in page.read_text()
     if given["precision"]:
         precision_of(given["precision"])
     if given["optimizer"]:

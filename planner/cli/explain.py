@@ -47,8 +47,9 @@ def explain(
     """Show every choice of a plan and its cost.
 
     Prints what each op splits, how each parameter is kept, and how close the plan is to the best
-    possible. --program prints the instructions of a step instead, as rank 0 runs them: what each
-    one reads, writes and frees, and its simulated time. --graph prints the ops of the step on
+    possible. --program prints the instructions of a step instead, as rank 0 runs them (of a
+    pipeline, the first rank of every stage): what each one reads, writes and frees, and its
+    simulated time. --graph prints the ops of the step on
     whole tensors, as traced, and only the first of a stack of equal blocks.
     """
     if program_ and graph_:
@@ -77,11 +78,16 @@ def explain(
 
 
 def _program_text(path: Path) -> str:
+    from planner.plans.pipeline_replay import pipeline_of
     from planner.plans.plan_file import read_plan
     from planner.plans.replay import program_of
     from planner.program.text import program_text
+    from planner.report.pipeline_text import pipeline_text
 
-    return program_text(program_of(read_plan(path)))
+    plan = read_plan(path)
+    if plan.pipeline is not None:
+        return pipeline_text(pipeline_of(plan))
+    return program_text(program_of(plan))
 
 
 def _graph_text(name: str, whole: bool) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -17,6 +19,10 @@ from planner.cli.options import (
 )
 from planner.cli.output import print_json, print_plan, print_sections, progress_bar, write_files
 
+if TYPE_CHECKING:
+    from cost_models.machine import Cluster
+    from planner.plans.plan import Plan
+
 __all__ = ["hardware", "models", "report", "simulate"]
 
 
@@ -30,7 +36,9 @@ def report(context: click.Context, /, plan_path: str, json_: bool) -> None:
     from planner.plans.plan_file import read_plan
     from planner.report.files import file_names
 
-    print_plan(read_plan(path), file_names(path.parent, plan=path.name), as_json(context, json_))
+    plan = read_plan(path)
+    files = file_names(path.parent, plan=path.name, pipeline=plan.pipeline is not None)
+    print_plan(plan, files, as_json(context, json_))
 
 
 @click.command()
@@ -56,10 +64,6 @@ def simulate(
         progress("tracing the model", 0.0)
         from cost_models.cluster import load_cluster
         from planner.plans.plan_file import read_plan
-        from planner.plans.replay import program_of
-        from planner.predict.predict import memory_by_category, simulate_program
-        from planner.report.files import timeline_files
-        from planner.report.records import simulate_record
         from planner.report.report import simulation
 
         plan = read_plan(path)
@@ -72,16 +76,49 @@ def simulate(
         folder = check_folder(
             out or (path.parent if hardware is None else path.parent / cluster.name)
         )
-        program = program_of(plan, cluster)
-        progress("simulating", 0.6)
-        timeline = simulate_program(program, cluster)
-        files, contents = timeline_files(plan, program, timeline, cluster, folder)
-        record = simulate_record(timeline, memory_by_category(program), cluster, plan.ask)
+        simulated = _simulated if plan.pipeline is None else _simulated_pipeline
+        record, files, contents = simulated(plan, cluster, folder, progress)
     write_files(folder, contents)
     if as_json(context, json_):
         print_json(record)
     else:
         print_sections(simulation(plan, cluster, record, files))
+
+
+_Simulated = tuple[dict[str, Any], dict[str, str], dict[str, str | bytes]]
+
+
+def _simulated(
+    plan: Plan, cluster: Cluster, folder: Path, progress: Callable[[str, float], None]
+) -> _Simulated:
+    """The record of a simulation, its files by what they hold, and their contents."""
+    from planner.plans.replay import program_of
+    from planner.predict.predict import memory_by_category, simulate_program
+    from planner.report.files import timeline_files
+    from planner.report.records import simulate_record
+
+    program = program_of(plan, cluster)
+    progress("simulating", 0.6)
+    timeline = simulate_program(program, cluster)
+    files, contents = timeline_files(plan, program, timeline, cluster, folder)
+    record = simulate_record(timeline, memory_by_category(program), cluster, plan.ask)
+    return record, files, contents
+
+
+def _simulated_pipeline(
+    plan: Plan, cluster: Cluster, folder: Path, progress: Callable[[str, float], None]
+) -> _Simulated:
+    """The same for a pipeline."""
+    from planner.plans.pipeline_replay import pipeline_of
+    from planner.report.pipeline_files import pipeline_contents
+    from planner.report.records import simulate_pipeline_record
+    from planner.search.transfer_times import predicted
+
+    pipeline = pipeline_of(plan, cluster)
+    progress("simulating", 0.6)
+    found = predicted(pipeline, cluster)
+    files, contents = pipeline_contents(plan, pipeline, found, cluster, folder)
+    return simulate_pipeline_record(pipeline, found, cluster, plan.ask), files, contents
 
 
 @click.command()

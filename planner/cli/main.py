@@ -165,7 +165,34 @@ def _makes_a_persons_model(words: list[str]) -> bool:
 @click.option(
     "--mesh",
     metavar="AXES",
-    help="Use this mesh, such as dp=4,tp=2: dp splits the batch, tp does not, others are free.",
+    help=(
+        "Use this mesh, such as dp=4,tp=2: dp splits the batch, tp does not, others are free. With "
+        "--pipeline: the mesh of a stage."
+    ),
+)
+@click.option(
+    "--pipeline",
+    metavar="N",
+    type=WHOLE,
+    help=(
+        "Run the model in stages, on N pipeline ranks of GPUS / N devices each.  [default: one "
+        "stage]"
+    ),
+)
+@click.option(
+    "--schedule",
+    metavar="NAME|FILE",
+    help=(
+        "The order of a pipeline's actions: gpipe, 1f1b, interleaved, zbh1, interleaved-zb, zbv, "
+        "dualpipev, found (for the times of the stages), or a CSV file as torch writes it.  "
+        "[default: 1f1b]"
+    ),
+)
+@click.option(
+    "--chunks",
+    metavar="N",
+    type=WHOLE,
+    help="Stages of a pipeline rank.  [default: as few as the schedule can have]",
 )
 @click.option(
     "--pin",
@@ -175,7 +202,8 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     help=(
         "Fix how a part of the model runs (data, tensor, expert, replicate), how its parameters "
         "are kept (ddp, zero1, zero2, zero3) or what backward computes again (recompute, selective, "
-        "keep). May be repeated; the last match wins."
+        "keep). May be repeated; the last match wins. Or all at once in Megatron's names: "
+        "pp=4,tp=2,dp=1,microbatch=2,schedule=1f1b,recompute=full,zero=1."
     ),
 )
 @click.option(

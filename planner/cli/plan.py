@@ -53,6 +53,9 @@ def plan_model(
     mesh: str | None,
     pins: tuple[str, ...],
     recompute: str | None,
+    pipeline: int | None,
+    schedule: str | None,
+    chunks: int | None,
     time_limit: float | None,
     compile_: bool,
     check: bool,
@@ -72,8 +75,8 @@ def plan_model(
     with progress_bar() as progress:
         progress("loading torch", 0.0)
         from planner.report.files import plan_files
-        from planner.search.search import search
-        from planner.strategy.pins import parse_mesh, parse_pin, recompute_pins
+        from planner.search.asked import plan_asked
+        from planner.strategy.pipeline_options import pipeline_options
         from planner.workload.ask import Ask, default_precision
         from planner.workload.precision import precision_of
 
@@ -98,14 +101,22 @@ def plan_model(
             optimizer_settings=trained,
             compile=compile_,
         )
-        pinned = None if mesh is None else parse_mesh(mesh, cluster.num_devices)
+        options = pipeline_options(
+            num_devices=cluster.num_devices,
+            pipeline=pipeline,
+            schedule=schedule,
+            chunks=chunks,
+            mesh=mesh,
+            microbatches=microbatches,
+            recompute=recompute,
+            pins=pins,
+        )
         budget = Budget.start(time_limit or TIME_LIMIT)
         with checking(check) as passes:
-            found = search(
+            found = plan_asked(
                 ask,
                 cluster,
-                mesh=pinned,
-                pins=(*recompute_pins(recompute or "chosen"), *map(parse_pin, pins)),
+                options,
                 progress=progress,
                 any_microbatches=microbatches == 0,
                 own_process=True,

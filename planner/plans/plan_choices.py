@@ -6,6 +6,7 @@ Choices <-> JSON, each part checked.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from typing import Any, NotRequired, Protocol, TypedDict
 
@@ -15,11 +16,13 @@ from planner.plans.plan import PipelinePlan, PlanStage
 from planner.plans.plan_modes import read_modes, show_modes
 from planner.plans.plan_schema import Count, Damaged, Hub, Natural, check, part, same_length
 from planner.schedules.csv_text import read_csv
+from planner.schedules.schedule import Schedule
 from planner.strategy.strategies import Option
 
 __all__ = [
     "check_choices",
     "check_pipeline",
+    "in_file_order",
     "option_text",
     "read_choices",
     "read_pipeline",
@@ -137,8 +140,8 @@ def check_choices(plan: _Chosen, mesh: Mesh) -> None:
         same_length(rows, len(mesh.sizes), name)
 
 
-def check_pipeline(pipeline: PipelinePlan, microbatches: int, num_devices: int) -> None:
-    """Raises Damaged for stages and a schedule that do not go together."""
+def check_pipeline(pipeline: PipelinePlan, microbatches: int, num_devices: int) -> Schedule:
+    """The schedule. Raises Damaged for stages and a schedule that do not go together."""
     try:
         schedule = read_csv(pipeline.orders, pipeline.schedule)
     except BadValue as error:
@@ -166,6 +169,7 @@ def check_pipeline(pipeline: PipelinePlan, microbatches: int, num_devices: int) 
     check(used == num_devices, "mesh", num_devices, f"the stages have {used} devices")
     for stage in stages:
         check_choices(stage, stage.mesh)
+    return schedule
 
 
 def option_text(option: Option) -> str:
@@ -180,6 +184,15 @@ def _read_option(text: str) -> Option:
     if number and not (number.isascii() and number.isdigit()):
         raise Damaged(f"option {text!r} has no number")
     return Option(kind, int(number) if number else -1)
+
+
+def in_file_order(hubs: Mapping[tuple[int, str], Layout]) -> tuple[tuple[int, str, Layout], ...]:
+    """Layouts of hubs by (value, phase), in the order in which a file lists them: a plan read back
+    equals the plan written."""
+    groups: dict[tuple[str, Layout], list[tuple[int, str, Layout]]] = {}
+    for (value, phase), layout in hubs.items():
+        groups.setdefault((phase, layout), []).append((value, phase, layout))
+    return tuple(itertools.chain(*groups.values()))
 
 
 def _show_hubs(hubs: tuple[tuple[int, str, Layout], ...]) -> list[dict[str, Any]]:

@@ -23,7 +23,15 @@ from planner.plans.plan_choices import (
     show_pipeline,
 )
 from planner.plans.plan_modes import read_modes, show_modes
-from planner.plans.plan_schema import Damaged, Summary, check, check_summary, part, undeclared
+from planner.plans.plan_schema import (
+    Damaged,
+    Summary,
+    check,
+    check_stages,
+    check_summary,
+    part,
+    undeclared,
+)
 from planner.workload.ask import Ask
 from planner.workload.precision import DTYPES, PLAIN
 
@@ -169,7 +177,8 @@ def _check(plan: Plan) -> None:
     if plan.pipeline is None:
         check_choices(plan, mesh)
     else:
-        check_pipeline(plan.pipeline, ask.microbatches, mesh.num_devices)
+        schedule = check_pipeline(plan.pipeline, ask.microbatches, mesh.num_devices)
+        check_stages(plan.summary, schedule.num_stages, schedule.num_places)
 
 
 def _check_dtypes(ask: Ask) -> None:

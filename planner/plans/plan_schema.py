@@ -22,6 +22,7 @@ __all__ = [
     "Hub",
     "Summary",
     "check",
+    "check_stages",
     "check_summary",
     "part",
     "same_length",
@@ -83,6 +84,28 @@ class Recomputed(TypedDict):
     groups: list[RecomputedGroup]
 
 
+class StageFigures(TypedDict):
+    """A stage of a pipeline: its place and devices (the first and the last), what it holds of the
+    model, the seconds of its bodies, the most microbatches in flight, its memory at the peak."""
+
+    stage: Natural
+    place: Natural
+    devices: Annotated[list[Natural], msgspec.Meta(min_length=2, max_length=2)]
+    mesh: str
+    layers: list[str]
+    begins_at: str
+    forward_s: Share
+    backward_s: Share
+    input_s: Share
+    weight_s: Share
+    before_s: Share
+    after_s: Share
+    memory_bytes: dict[str, Natural]
+    in_flight: Natural
+    recomputed_ops: Natural
+    recomputed: NotRequired[Recomputed]
+
+
 class Summary(TypedDict):
     """The figures of a plan. Only for the report and `--json`: nothing is lowered from them."""
 
@@ -123,6 +146,9 @@ class Summary(TypedDict):
     late: NotRequired[list[str]]
     time_limit_s: NotRequired[Share]
     extrapolated_from: NotRequired[list[Natural]]
+    stages: NotRequired[list[StageFigures]]
+    bubble: NotRequired[list[Share]]
+    pipelines: NotRequired[dict[str, Natural]]
 
 
 class Hub(TypedDict):
@@ -178,6 +204,22 @@ def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
                 f"summary.groups: {row['group']!r} does not have a value for each of {num_axes} "
                 "axes"
             )
+
+
+def check_stages(summary: Mapping[str, Any], num_stages: int, num_places: int) -> None:
+    """Raises Damaged for figures of stages that are not those of the pipeline."""
+    stages, bubble = summary.get("stages", ()), summary.get("bubble", ())
+    check(len(stages) == num_stages, "summary.stages", len(stages), f"{num_stages} stages")
+    check(len(bubble) == num_places, "summary.bubble", len(bubble), f"{num_places} ranks")
+    for number, row in enumerate(stages):
+        check(row["stage"] == number, "summary.stages", row["stage"], f"stage {number}")
+        check(row["place"] < num_places, "summary.stages", row["place"], f"one of {num_places}")
+        known = {*CATEGORIES, "total"}
+        held = row["memory_bytes"]
+        check(set(held) == known, "summary.stages.memory_bytes", sorted(held), "all categories")
+    words = {f"stage {number}" for number in range(num_stages)}
+    for row in summary["groups"]:
+        check(row["ops"][0] in words, "summary.groups", row["ops"][0], "one of the stages")
 
 
 def check(good: bool, what: str, value: object, wanted: str) -> None:

@@ -27,7 +27,9 @@ __all__ = [
     "PipelinePrediction",
     "StagePrediction",
     "flow_of",
+    "place_memory",
     "predict_pipeline",
+    "stage_costs",
     "stage_prediction",
 ]
 
@@ -60,7 +62,8 @@ class StagePrediction:
 
     def extra(self, *, first: bool) -> float:
         """Seconds that the first actions take longer than those in the middle, with the totals
-        before them; or the last ones, with the update."""
+        before them; or the last ones, with the update. 0 if they take less: a schedule cannot begin
+        before the step."""
         seconds = 0.0
         for name, times in self.bodies.items():
             letter, _, which = name.partition("_")
@@ -70,7 +73,7 @@ class StagePrediction:
                     seconds += times.seconds - self.of(letter)
             elif (letter == "TOTALS") == first:
                 seconds += times.seconds
-        return seconds
+        return max(0.0, seconds)
 
     @property
     def peak(self) -> ActionMemory:
@@ -144,19 +147,7 @@ def timed_pipeline(
 ) -> PipelinePrediction:
     """The schedule of these stages in time, and the memory of every place."""
     together = any(program.squares for program in pipeline.programs)
-    costs = Costs(
-        stages=tuple(
-            StageSeconds(
-                forward=one.of("F"), backward=one.of("B"), input=one.of("I"), weight=one.of("W")
-            )
-            for one in stages
-        ),
-        transfers=transfers,
-        overlapped=True,
-        before=_of_places(schedule, [one.extra(first=True) for one in stages]),
-        after=_of_places(schedule, [one.extra(first=False) for one in stages]),
-        together=together,
-    )
+    costs = stage_costs(stages, schedule, transfers, together=together)
     return PipelinePrediction(
         stages=tuple(stages),
         timing=timed(schedule, costs, flow),
@@ -171,6 +162,30 @@ def timed_pipeline(
     )
 
 
+def stage_costs(
+    stages: Sequence[StagePrediction],
+    schedule: Schedule,
+    transfers: Mapping[tuple[int, int], float],
+    *,
+    together: bool,
+) -> Costs:
+    """The seconds of the stages, for a schedule; `together`: gradients are clipped by the norm of
+    all, so all places wait for the last before the update."""
+    return Costs(
+        stages=tuple(
+            StageSeconds(
+                forward=one.of("F"), backward=one.of("B"), input=one.of("I"), weight=one.of("W")
+            )
+            for one in stages
+        ),
+        transfers=transfers,
+        overlapped=True,
+        before=_of_places(schedule, [one.extra(first=True) for one in stages]),
+        after=_of_places(schedule, [one.extra(first=False) for one in stages]),
+        together=together,
+    )
+
+
 def _of_places(schedule: Schedule, seconds: Sequence[float]) -> tuple[float, ...]:
     return tuple(
         sum(seconds[stage] for stage in schedule.stages_at(place))
@@ -182,25 +197,34 @@ def _place_bytes(
     stages: Sequence[StagePrediction], order: Sequence[Action], numbers: Sequence[int]
 ) -> int:
     """The most that the stages of a place hold together, in the order of its actions."""
-    if len(stages) == 1:
-        return stages[0].peak_bytes
+    return max(most for most, _ in place_memory(stages, order, numbers))
+
+
+def place_memory(
+    stages: Sequence[StagePrediction], order: Sequence[Action], numbers: Sequence[int]
+) -> list[tuple[int, int]]:
+    """The bytes that the stages of a place hold together: at the peak of each action of its order
+    and at its end, and at last for what runs after all of them."""
     memory = dict(zip(numbers, (iter(one.memory) for one in stages), strict=True))
-    held = {number: sum(one.memory[0].after) for number, one in zip(numbers, stages, strict=True)}
     # What runs before the first actions of the schedule is of little weight.
-    most = sum(held.values())
+    held = {number: sum(one.memory[0].after) for number, one in zip(numbers, stages, strict=True)}
+    out: list[tuple[int, int]] = []
     for action in order:
+        most = 0
         for found in memory[action.stage]:
             others = sum(held.values()) - held[action.stage]
             most = max(most, others + sum(found.during))
             held[action.stage] = sum(found.after)
             if _runs(found.action, action):
                 break
+        out.append((most, sum(held.values())))
+    most = sum(held.values())
     for number in numbers:
         for found in memory[number]:
             others = sum(held.values()) - held[number]
             most = max(most, others + sum(found.during))
             held[number] = sum(found.after)
-    return most
+    return [*out, (most, sum(held.values()))]
 
 
 def _runs(action: Action, scheduled: Action) -> bool:

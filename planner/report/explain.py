@@ -8,7 +8,7 @@ its layer is repeated.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cost_models.memory import dtype_bytes
@@ -20,30 +20,35 @@ from planner.graph.graph import Node
 from planner.graph.layout import show_layout
 from planner.plans.kept import kept_rows
 from planner.plans.models import modelled
+from planner.plans.pipeline_replay import clusters_of, models_of, stage_plans
 from planner.plans.plan import Plan
 from planner.plans.replay import choices_of, costing_of, traced_of
 from planner.plans.words import atom_names, op_words, parameter_words
 from planner.report.mesh_words import mesh_body
+from planner.report.pipeline_sections import pipeline_section, stage_splits
 from planner.report.report import proof_lines, title
 from planner.report.sections import Section, Table
 from planner.strategy.choices import Choices
 from planner.strategy.costing import Costing
 from planner.strategy.strategies import SECOND
 from planner.strategy.traced_model import Model
+from planner.trace.traced import Traced
 
 __all__ = ["explain", "explanation"]
+
+#: What is told of every graph.
+_ROWS = ("ops", "kept", "parameters")
 
 #: The most rows of what is kept.
 _KEPT_ROWS = 12
 
 
 def explain(plan: Plan) -> dict[str, Any]:
-    """The explanation as data: what `plan explain --json` prints."""
+    """The explanation as data: what `plan explain --json` prints. Rows of a pipeline have the
+    number of their stage."""
     traced = traced_of(plan)
-    model = modelled(traced, plan.ask)
-    choices, costing = choices_of(plan, model), costing_of(plan, model)
-    names = atom_names(model, traced.workload)
     axes = plan.mesh.names
+    parts = list(_parts(plan, traced))
     return {
         "model": plan.ask.model,
         "hardware": plan.hardware.name,
@@ -57,14 +62,38 @@ def explain(plan: Plan) -> dict[str, Any]:
             }
             for row in plan.summary["groups"]
         ],
-        "ops": list(_ops(plan, model, choices, costing, names)),
-        "kept": [asdict(row) for row in kept_rows(model, choices, costing)],
-        "parameters": list(_parameters(plan, model, choices, costing, names)),
+        **{key: [row for part in parts for row in part[key]] for key in _ROWS},
         "replicated_ops": list(plan.summary["replicated_ops"]),
         "discovered_ops": list(plan.summary.get("discovered_ops", [])),
         "ops_without_rule": list(plan.summary.get("ops_without_rule", [])),
         "solver": asdict(plan.solver),
     }
+
+
+def _parts(plan: Plan, traced: Traced) -> Iterator[dict[str, list[dict[str, Any]]]]:
+    """The rows of the plan, or of each of its stages."""
+    if plan.pipeline is None:
+        model = modelled(traced, plan.ask)
+        yield _rows(plan, model, costing_of(plan, model), traced, {})
+        return
+    models = models_of(plan, traced).models
+    owns = zip(stage_plans(plan), models, clusters_of(plan), strict=True)
+    for stage, (own, model, devices) in enumerate(owns):
+        yield _rows(own, model, costing_of(own, model, devices), traced, {"stage": stage})
+
+
+def _rows(
+    plan: Plan, model: Model, costing: Costing, traced: Traced, more: dict[str, int]
+) -> dict[str, list[dict[str, Any]]]:
+    """The rows of one graph, each with `more`."""
+    choices = choices_of(plan, model)
+    names = atom_names(model, traced.workload)
+    found = (
+        _ops(plan, model, choices, costing, names),
+        map(asdict, kept_rows(model, choices, costing)),
+        _parameters(plan, model, choices, costing, names),
+    )
+    return {key: [more | row for row in rows] for key, rows in zip(_ROWS, found, strict=True)}
 
 
 def _ops(
@@ -133,7 +162,50 @@ def _parameters(
 
 def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
     """The explanation as sections to read."""
-    axes = tuple(f"{name}={size}" for name, size in record["mesh"].items())
+    head: tuple[Section, ...]
+    if plan.pipeline is not None:
+        head = (pipeline_section(plan), stage_splits(plan))
+        mesh = plan.pipeline.stages[0].mesh
+    else:
+        head, mesh = (Section(title=title(plan), body=mesh_body(plan)),), plan.mesh
+    axes = tuple(f"{name}={size}" for name, size in zip(mesh.names, mesh.sizes, strict=True))
+    return (
+        *head,
+        *(
+            replace(section, title=words + section.title)
+            for words, rows in _by_stage(record)
+            for section in _sections(rows, axes)
+        ),
+        Section(title="Proof", body=proof_lines(plan)),
+    )
+
+
+def _by_stage(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[Any]]]]:
+    """The rows of each stage, with the words before a section's title; stages with the same rows
+    are told once."""
+    stages = list(dict.fromkeys(row.get("stage") for row in record["ops"]))
+    found: list[tuple[list[Any], dict[str, list[Any]]]] = []
+    for stage in stages:
+        rows = {
+            key: [_without_stage(r) for r in record[key] if r.get("stage") == stage]
+            for key in _ROWS
+        }
+        same = next((some for some, other in found if other == rows), None)
+        if same is None:
+            found.append(([stage], rows))
+        else:
+            same.append(stage)
+    for some, rows in found:
+        words = f"Stage{'s' * (len(some) > 1)} {', '.join(map(str, some))}: "
+        yield ("" if some == [None] else words), rows
+
+
+def _without_stage(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "stage"}
+
+
+def _sections(record: Mapping[str, Any], axes: tuple[str, ...]) -> tuple[Section, ...]:
+    """What the ops of a graph split, how its parameters are kept, what is held for backward."""
     total = sum(row["time_s"] * row["count"] for row in record["ops"]) or 1.0
     ops = tuple(
         (
@@ -156,7 +228,6 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
     )
     last = len(axes) + 2
     return (
-        Section(title=title(plan), body=mesh_body(plan)),
         Section(
             title="What every op splits",
             body=(
@@ -178,7 +249,6 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
             ),
         ),
         *_kept(record["kept"]),
-        Section(title="Proof", body=proof_lines(plan)),
     )
 
 

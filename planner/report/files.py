@@ -1,5 +1,5 @@
-"""The files of a plan: plan.json, report.md, timeline.json and two pictures, made whole before
-the first is written."""
+"""The files of a plan: plan.json, report.md, timeline.json and two pictures, for a pipeline its
+schedule too, made whole before the first is written."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING
 
 from planner.plans.plan_file import plan_text
 from planner.predict.predict import memory_over_time
+from planner.report.pipeline_files import PIPELINE_FILES, pipeline_contents
 from planner.report.report import report
 from planner.report.sections import markdown
+from planner.search.pipeline_planned import FoundPipeline
 
 if TYPE_CHECKING:
     from cost_models.machine import Cluster
@@ -33,20 +35,25 @@ _TIMELINE = {
 }
 
 
-def file_names(folder: Path, *, plan: str = "plan.json") -> dict[str, str]:
+def file_names(folder: Path, *, plan: str = "plan.json", pipeline: bool = False) -> dict[str, str]:
     """The files of a plan by what they hold."""
-    names = {"plan": plan, "report": "report.md", **_TIMELINE}
+    names = {"plan": plan, "report": "report.md", **(PIPELINE_FILES if pipeline else _TIMELINE)}
     return {what: str(folder / name) for what, name in names.items()}
 
 
 def plan_files(
-    found: Found, cluster: Cluster, folder: Path
+    found: Found | FoundPipeline, cluster: Cluster, folder: Path
 ) -> tuple[dict[str, str], dict[str, str | bytes]]:
     """The paths of the files of a plan, and their contents by name; plan.json is the last."""
-    names, plan = file_names(folder), found.plan
-    _, contents = timeline_files(
-        plan, found.program, found.run.timeline, cluster, folder, found.run.memory
-    )
+    plan = found.plan
+    names = file_names(folder, pipeline=plan.pipeline is not None)
+    if isinstance(found, FoundPipeline):
+        best = found.candidate
+        _, contents = pipeline_contents(plan, best.pipeline, best.prediction, cluster, folder)
+    else:
+        _, contents = timeline_files(
+            plan, found.program, found.run.timeline, cluster, folder, found.run.memory
+        )
     return names, {
         **contents,
         "report.md": markdown(report(plan, names)),

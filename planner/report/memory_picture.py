@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cost_models.units import format_bytes
 from planner.report.timeline_picture import OTHER, png, time_unit
 
-__all__ = ["draw_memory"]
+__all__ = ["byte_unit", "draw_capacity", "draw_memory"]
 
 
 _CATEGORIES = {
@@ -45,7 +45,7 @@ def draw_memory(
     table = np.array([held[name] for name in held], dtype=float)
     total = table.sum(axis=0)
     at = int(total.argmax())
-    scale, unit = _byte_unit(float(total[at]))
+    scale, unit = byte_unit(float(total[at]))
     seconds, seconds_unit = time_unit(step)
     figure = Figure(figsize=(12, 4.4), dpi=110, layout="constrained")
     canvas = FigureCanvasAgg(figure)
@@ -63,7 +63,7 @@ def draw_memory(
     left.set_xlim(0, step * seconds or 1.0)
     left.set_xlabel(f"time ({seconds_unit})")
     left.set_ylabel(f"memory held ({unit})")
-    _capacity(left, float(total[at]), capacity, scale)
+    draw_capacity(left, float(total[at]), capacity, scale)
     _bars(right, {name: float(values[at]) for name, values in held.items()}, unit, scale)
     share = 100 * float(total[at]) / capacity
     figure.suptitle(
@@ -74,12 +74,14 @@ def draw_memory(
     return png(canvas)
 
 
-def _byte_unit(nbytes: float) -> tuple[float, str]:
+def byte_unit(nbytes: float) -> tuple[float, str]:
+    """The bytes of the unit in which a number of bytes is drawn, and its name."""
     powers = ((2.0**40, "TiB"), (2.0**30, "GiB"), (2.0**20, "MiB"), (2.0**10, "KiB"))
     return next(((size, name) for size, name in powers if nbytes >= size), (1.0, "B"))
 
 
-def _capacity(axes: Axes, peak: float, capacity: int, scale: float) -> None:
+def draw_capacity(axes: Axes, peak: float, capacity: int, scale: float) -> None:
+    """The line of the usable memory, if the peak comes near it; the scale of the axis."""
     if peak >= _NEAR * capacity:
         axes.axhline(capacity / scale, color="#cc0000", linewidth=1.2)
         axes.text(

@@ -8,18 +8,30 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from cost_models.breakdown import breakdown
+from planner.predict.places import prediction_of_places, stage_figures
+from planner.predict.predict import Prediction
 
 if TYPE_CHECKING:
     from cost_models.machine import Cluster
     from cost_models.timeline import Timeline
     from planner.models import ModelSpec, Preset
     from planner.plans.plan import Plan
+    from planner.predict.stages import PipelinePrediction
+    from planner.stages.pipeline import Pipeline
     from planner.workload.ask import Ask
 
-__all__ = ["compare_record", "models_record", "plan_record", "run_record", "simulate_record"]
+__all__ = [
+    "compare_record",
+    "models_record",
+    "plan_record",
+    "run_record",
+    "simulate_pipeline_record",
+    "simulate_record",
+]
 
 _STEP = ("step_time_s", "compute_time_s", "exposed_communication_time_s", "idle_time_s")
 _RATES = ("samples_per_s", "tokens_per_s", "mfu")
+_FILES = ("plan", "report", "timeline", "schedule")
 _MEMORY = ("memory_bytes", "memory_capacity_bytes", "memory_allowed_bytes", "fits")
 
 
@@ -39,6 +51,7 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "only_one_microbatch": summary.get("only_one_microbatch"),
         "recomputed": summary.get("recomputed"),
         "checkpoints": summary.get("checkpoints", []),
+        "pipeline": _pipeline(plan),
         "standard_name": summary.get("standard_name"),
         "alternatives": [asdict(row) for row in plan.alternatives],
         "solver": asdict(plan.solver),
@@ -52,7 +65,18 @@ def plan_record(plan: Plan, files: Mapping[str, str]) -> dict[str, Any]:
         "late": summary.get("late", []),
         "time_limit_s": summary.get("time_limit_s"),
         "planning_time_s": summary["planning_time_s"],
-        "files": {key: files[key] for key in ("plan", "report", "timeline")},
+        "files": {key: files[key] for key in _FILES if key in files},
+    }
+
+
+def _pipeline(plan: Plan) -> dict[str, Any] | None:
+    """The stages of a pipeline; None for a plan of one stage."""
+    if plan.pipeline is None:
+        return None
+    return {
+        "schedule": plan.pipeline.schedule,
+        "stages": [{"recomputed": None, **row} for row in plan.summary["stages"]],
+        "bubble": list(plan.summary["bubble"]),
     }
 
 
@@ -90,13 +114,39 @@ def simulate_record(
 ) -> dict[str, Any]:
     """The object of `plan simulate`."""
     parts = breakdown(timeline, 0)
-    total = sum(memory_bytes.values())
+    found = Prediction(
+        step_time_s=timeline.step_time,
+        compute_time_s=parts.compute,
+        exposed_communication_time_s=parts.exposed_communication,
+        idle_time_s=parts.idle,
+        memory_bytes=dict(memory_bytes),
+    )
+    return {**_predicted(found, cluster, ask), "pipeline": None}
+
+
+def simulate_pipeline_record(
+    pipeline: Pipeline, found: PipelinePrediction, cluster: Cluster, ask: Ask
+) -> dict[str, Any]:
+    """The object of `plan simulate` for a pipeline."""
+    step = found.step_time_s
     return {
-        "step_time_s": timeline.step_time,
-        "compute_time_s": parts.compute,
-        "exposed_communication_time_s": parts.exposed_communication,
-        "idle_time_s": parts.idle,
-        "memory_bytes": {**memory_bytes, "total": total},
+        **_predicted(prediction_of_places(pipeline, found), cluster, ask),
+        "pipeline": {
+            "schedule": pipeline.schedule.name,
+            "stages": [stage_figures(pipeline, found, stage) for stage in range(len(found.stages))],
+            "bubble": [max(0.0, waits / step) for waits in found.timing.bubbles],
+        },
+    }
+
+
+def _predicted(found: Prediction, cluster: Cluster, ask: Ask) -> dict[str, Any]:
+    total = found.total_memory_bytes
+    return {
+        "step_time_s": found.step_time_s,
+        "compute_time_s": found.compute_time_s,
+        "exposed_communication_time_s": found.exposed_communication_time_s,
+        "idle_time_s": found.idle_time_s,
+        "memory_bytes": {**found.memory_bytes, "total": total},
         "memory_capacity_bytes": cluster.device.usable_memory,
         "memory_allowed_bytes": ask.allowed_memory(cluster.device),
         "fits": total <= ask.allowed_memory(cluster.device),

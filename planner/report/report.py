@@ -13,6 +13,14 @@ from typing import TYPE_CHECKING, Any
 from cost_models.axis_links import axis_links, links_in_words
 from cost_models.units import format_bytes, format_rate, format_time
 from planner.report.mesh_words import mesh_body
+from planner.report.pipeline_sections import (
+    pipeline_proof,
+    pipeline_section,
+    stage_memory,
+    stage_recomputed,
+    stage_splits,
+    stage_table,
+)
 from planner.report.sections import Section, Table
 from planner.report.step import memory_table, percent, time_lines
 from planner.workload.precision import format_words
@@ -27,6 +35,8 @@ __all__ = ["proof_lines", "report", "simulation", "title"]
 def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
     """The whole report; `files` are the plan's files by what they hold."""
     summary = plan.summary
+    if plan.pipeline is not None:
+        return _of_pipeline(plan, files)
     return (
         Section(title=title(plan), body=(_model_line(plan), *_microbatches(plan))),
         Section(title="Mesh", body=mesh_body(plan)),
@@ -34,6 +44,27 @@ def report(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
         Section(title="Memory per device", body=(*memory_table(summary), *_cast_again(plan))),
         *_recomputed(plan),
         Section(title="Baselines", body=_alternatives(plan)),
+        Section(title="Proof", body=proof_lines(plan)),
+        Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
+    )
+
+
+def _of_pipeline(plan: Plan, files: Mapping[str, str]) -> tuple[Section, ...]:
+    """The report of a pipeline, stage by stage."""
+    summary = plan.summary
+    baselines = Section(title="Baselines", body=_alternatives(plan))
+    return (
+        Section(title=title(plan), body=(_model_line(plan),)),
+        pipeline_section(plan),
+        stage_splits(plan),
+        Section(title="One step, of the pipeline rank that waits least", body=time_lines(summary)),
+        stage_memory(plan),
+        Section(
+            title="Memory per device, of the pipeline rank that holds most",
+            body=memory_table(summary),
+        ),
+        *stage_recomputed(plan),
+        *((baselines,) if plan.alternatives else ()),
         Section(title="Proof", body=proof_lines(plan)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )
@@ -196,6 +227,8 @@ def _extrapolated_from(depths: Sequence[int]) -> tuple[str, ...]:
 
 def proof_lines(plan: Plan) -> tuple[str, ...]:
     """How good the plan is, and how that is known."""
+    if plan.pipeline is not None:
+        return pipeline_proof(plan)
     solver, summary = plan.solver, plan.summary
     step, bound = format_time(summary["step_time_s"]), format_time(solver.bound)
     meshes = "the one mesh" if solver.num_meshes == 1 else f"the {solver.num_meshes} meshes"
@@ -230,9 +263,20 @@ def simulation(
     """The report of `plan simulate`."""
     where = f"simulated on {cluster.num_devices} x {cluster.device.name} ({cluster.name})"
     runs = links_in_words(map(asdict, axis_links(cluster, plan.mesh.names, plan.mesh.sizes)))
+    stages = _simulated_stages(record)
     return (
         Section(title=title(plan), body=(f"{where}, mesh {plan.mesh}", *((runs,) if runs else ()))),
+        *stages,
         Section(title="One step", body=time_lines(record)),
         Section(title="Memory per device", body=memory_table(record)),
         Section(title="Files", body=(Table(header=(), rows=tuple(files.items())),)),
     )
+
+
+def _simulated_stages(record: Mapping[str, Any]) -> tuple[Section, ...]:
+    """The stages of a pipeline that was simulated; none for a plan of one stage."""
+    pipeline = record["pipeline"]
+    if pipeline is None:
+        return ()
+    table = stage_table(pipeline["stages"], pipeline["bubble"])
+    return (Section(title="Pipeline", body=(table,)),)

@@ -10,10 +10,10 @@ from cost_models.memory import MEMORY_HEADROOM
 from cost_models.units import format_bytes, format_rate, format_time
 from planner.report.sections import Table
 
-__all__ = ["memory_table", "percent", "time_lines"]
+__all__ = ["CATEGORY_WORDS", "memory_table", "percent", "time_lines"]
 
-
-_CATEGORY_WORDS = {
+#: The categories of memory in words.
+CATEGORY_WORDS = {
     "parameters": "parameters",
     "optimizer": "optimizer state",
     "gradients": "gradients",
@@ -67,7 +67,7 @@ def memory_table(summary: Mapping[str, Any]) -> tuple[str | Table, ...]:
     held = dict(summary["memory_bytes"])
     total = held.pop("total")
     rows: list[tuple[str, ...]] = [
-        (_CATEGORY_WORDS[name], format_bytes(nbytes), percent(nbytes / capacity))
+        (CATEGORY_WORDS[name], format_bytes(nbytes), percent(nbytes / capacity))
         for name, nbytes in held.items()
         if nbytes
     ]

@@ -19,12 +19,16 @@ from planner.plans.plan import (
     SolverRecord,
     Training,
 )
+from planner.plans.plan_choices import in_file_order
+from planner.plans.recomputed import recomputed
 from planner.plans.summary import ideal_seconds
-from planner.plans.words import axis_names, describe
+from planner.plans.words import axis_names, describe, ops_by_source, replicated_ops
+from planner.predict.places import prediction_of_places, stage_figures
 from planner.schedules.csv_text import show_csv
-from planner.search.pipelines import PipelineCandidate, in_flight
+from planner.search.pipelines import PipelineCandidate
+from planner.stages import Unit
 from planner.state import hash_seed
-from planner.strategy.strategies import KEPT
+from planner.strategy.strategies import KEPT, SECOND
 from planner.workload.workload import Workload, unused
 
 __all__ = ["FoundPipeline", "plan_of_pipeline"]
@@ -112,7 +116,7 @@ def _stage(best: PipelineCandidate, stage: int) -> PlanStage:
         parameters=tuple(
             one.choices.parameters[members[0]].options for members in ties.parameters_of
         ),
-        hubs=tuple((value, phase, layout) for (value, phase), layout in one.choices.hubs.items()),
+        hubs=in_file_order(one.choices.hubs),
         bucket_bytes=one.choices.bucket,
         recast=one.choices.recast,
         modes={node: s.mode for node, s in chosen.items() if s.mode != KEPT},
@@ -122,13 +126,13 @@ def _stage(best: PipelineCandidate, stage: int) -> PlanStage:
 def _summary(
     best: PipelineCandidate, cluster: Cluster, workload: Workload, mesh: Mesh, elapsed: float
 ) -> dict[str, Any]:
-    prediction, ask = best.prediction, best.ask
+    ask, timing = best.ask, best.prediction.timing
+    prediction = prediction_of_places(best.pipeline, best.prediction)
     step, batch = prediction.step_time_s, int(workload.batch[0].shape[0])
     models = [stage.model for stage in best.stages]
-    busiest = _busiest(best)
     copies = sum(m.graph.values[v].numel for m in models for v in m.graph.copies)
     ideal = sum(ideal_seconds(model, cluster) for model in models)
-    memory = _memory(best)
+    total = prediction.total_memory_bytes
     return {
         "model": workload.name,
         "options": dict(workload.options),
@@ -140,28 +144,42 @@ def _summary(
             unused(workload.module, {p.name for m in models for p in m.graph.parameters})
         ),
         "step_time_s": step,
-        "compute_time_s": busiest["compute_time_s"],
-        "exposed_communication_time_s": busiest["exposed_communication_time_s"],
-        "idle_time_s": max(0.0, step - sum(busiest.values())),
+        "compute_time_s": prediction.compute_time_s,
+        "exposed_communication_time_s": prediction.exposed_communication_time_s,
+        "idle_time_s": prediction.idle_time_s,
         "samples_per_s": batch / step,
         "tokens_per_s": batch * workload.tokens_per_sample / step,
         "mfu": ideal / (step * cluster.num_devices),
-        "memory_bytes": memory,
+        "memory_bytes": {**prediction.memory_bytes, "total": total},
         "memory_capacity_bytes": cluster.device.usable_memory,
         "memory_allowed_bytes": ask.allowed_memory(cluster.device),
-        "fits": memory["total"] <= ask.allowed_memory(cluster.device),
-        "replicated_ops": [],
-        "discovered_ops": [],
-        "ops_without_rule": [],
+        "fits": total <= ask.allowed_memory(cluster.device),
+        "replicated_ops": _replicated(best),
+        "discovered_ops": _by_source(best, "discovered"),
+        "ops_without_rule": _by_source(best, "replicated"),
         "groups": [row for stage in range(len(models)) for row in _groups(best, stage, workload)],
         "axes": [
             asdict(axis) | {"links": list(axis.links)}
             for axis in axis_links(cluster, mesh.names, mesh.sizes)
         ],
         "stages": [_of_stage(best, stage) for stage in range(len(models))],
-        "bubble": [1 - busy / step for busy in prediction.timing.busy],
+        "bubble": [max(0.0, waits / step) for waits in timing.bubbles],
         "planning_time_s": elapsed,
     }
+
+
+def _replicated(best: PipelineCandidate) -> list[str]:
+    """The ops that take time and that all devices of some stage run whole."""
+    names: dict[str, None] = {}
+    for one in best.stages if best.spec.mesh.num_devices > 1 else ():
+        names |= dict.fromkeys(replicated_ops(one.model, one.choices, one.costing, one.mesh))
+    return list(names)
+
+
+def _by_source(best: PipelineCandidate, source: str) -> list[str]:
+    """The ops of all stages whose rules are of this source."""
+    models = (stage.model for stage in best.stages)
+    return list(dict.fromkeys(op for model in models for op in ops_by_source(model, source)))
 
 
 def _groups(best: PipelineCandidate, stage: int, workload: Workload) -> list[dict[str, Any]]:
@@ -174,59 +192,32 @@ def _groups(best: PipelineCandidate, stage: int, workload: Workload) -> list[dic
     ]
 
 
-def _busiest(best: PipelineCandidate) -> dict[str, float]:
-    """Seconds of compute and of exposed communication of the place that is idle least."""
-    schedule, found = best.pipeline.schedule, []
-    for place in range(schedule.num_places):
-        parts = {"compute_time_s": 0.0, "exposed_communication_time_s": 0.0}
-        for stage in schedule.stages_at(place):
-            times = best.prediction.stages[stage].bodies
-            for action in best.pipeline.programs[stage].actions:
-                parts["compute_time_s"] += times[action.body].compute
-                parts["exposed_communication_time_s"] += times[action.body].exposed_communication
-        found.append(parts)
-    return max(found, key=lambda parts: sum(parts.values()))
-
-
-def _memory(best: PipelineCandidate) -> dict[str, int]:
-    """Bytes by category of the place that holds most; those of several stages at their own peaks,
-    activations less what is not held at one time."""
-    schedule = best.pipeline.schedule
-    held = best.prediction.place_bytes
-    place = max(range(schedule.num_places), key=held.__getitem__)
-    parts: dict[str, int] = {}
-    for stage in schedule.stages_at(place):
-        for name, nbytes in best.prediction.stages[stage].memory_bytes.items():
-            parts[name] = parts.get(name, 0) + nbytes
-    less = sum(parts.values()) - held[place]
-    for name in ("activations", "temporaries", "gathered", "gradients", "inputs"):
-        taken = min(less, parts[name])
-        parts[name], less = parts[name] - taken, less - taken
-    return {**parts, "total": sum(parts.values())}
-
-
 def _of_stage(best: PipelineCandidate, stage: int) -> dict[str, Any]:
     """A stage's figures for the report."""
-    one, found = best.stages[stage], best.prediction.stages[stage]
-    schedule, units = best.pipeline.schedule, best.model.units
-    end = best.begins[stage + 1] if stage + 1 < len(best.begins) else len(units)
-    blocks = list(dict.fromkeys(u.block for u in units[best.begins[stage] : end] if u.block))
-    place = schedule.places[stage]
-    first = best.pipeline.firsts[place]
+    one = best.stages[stage]
+    again = recomputed(best.pipeline.programs[stage], one.model, one.choices, one.costing)
     return {
-        "stage": stage,
-        "place": place,
-        "devices": [first, first + one.mesh.num_devices - 1],
+        **stage_figures(best.pipeline, best.prediction, stage),
         "mesh": str(_named(best)),
-        "layers": blocks,
+        "layers": _layers(best, stage),
         "begins_at": best.model.at(best.begins[stage]),
-        "forward_s": found.of("F"),
-        "backward_s": found.of("B"),
-        "input_s": found.of("I"),
-        "weight_s": found.of("W"),
-        "before_s": found.extra(first=True),
-        "after_s": found.extra(first=False),
-        "memory_bytes": {**found.memory_bytes, "total": found.peak_bytes},
-        "in_flight": in_flight(best.pipeline.programs[stage].actions),
-        "recomputed_ops": sum(s.mode == "again" for s in one.choices.strategies.values()),
+        "recomputed_ops": sum(s.mode in SECOND for s in one.choices.strategies.values()),
+        **({"recomputed": again} if again else {}),
     }
+
+
+def _layers(best: PipelineCandidate, stage: int) -> list[str]:
+    """The layers of a stage, and its modules outside of layers, in order; `(part)` of those that
+    other stages have parts of."""
+    units, begin = best.model.units, best.begins[stage]
+    end = best.begins[stage + 1] if stage + 1 < len(best.begins) else len(units)
+    names = [_names(best, unit) for unit in units]
+    others = {name for some in (*names[:begin], *names[end:]) for name in some}
+    own = dict.fromkeys(name for some in names[begin:end] for name in some)
+    layers = [f"{name} (part)" if name in others else name for name in own if name]
+    return layers or ["(top level)"]
+
+
+def _names(best: PipelineCandidate, unit: Unit) -> list[str]:
+    """The layer of a unit, or the modules of its ops."""
+    return [unit.block] if unit.block else [best.model.graph.nodes[n].path for n in unit.nodes]

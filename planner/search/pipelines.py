@@ -12,9 +12,7 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 from cost_models.errors import NoPlan
-from cost_models.machine import Cluster, Level
-from cost_models.memory import dtype_bytes
-from cost_models.point_to_point import send_time
+from cost_models.machine import Cluster
 from planner.dims.subdims import SubDims
 from planner.graph.graph import Graph
 from planner.graph.layout import Mesh
@@ -31,6 +29,7 @@ from planner.plans.stage_models import (
     structure_of,
 )
 from planner.predict.footprint import memory_of_actions
+from planner.predict.places import in_flight
 from planner.predict.predict import Prediction
 from planner.predict.stages import (
     PipelinePrediction,
@@ -47,9 +46,11 @@ from planner.search.budget import Budget
 from planner.search.fitting import fitting
 from planner.search.proposals import Candidate, Proposal, Proposer
 from planner.search.stage_costs import UnitCosts, balanced
+from planner.search.transfer_times import transfer_seconds
 from planner.stages import Unit
-from planner.stages.pipeline import Pipeline, Transfer, parcels
+from planner.stages.pipeline import Pipeline
 from planner.strategy.choices import read_choices
+from planner.strategy.pinned import matched_nodes, matching
 from planner.strategy.pins import Pin
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask
@@ -59,21 +60,21 @@ __all__ = [
     "Pipelines",
     "Spec",
     "cuts",
-    "in_flight",
-    "transfer_seconds",
 ]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
     """What a pipeline is to be: `places` in a row, each with the devices of `mesh`; `chunks` stages
-    a place, 0 for as many as the schedule has if nobody says."""
+    a place, 0 for as many as the schedule has if nobody says. The schedule is `given`, or made by
+    its name."""
 
     places: int
     mesh: Mesh
     microbatches: int
     schedule: str = "1f1b"
     chunks: int = 0
+    given: Schedule | None = None
 
     @property
     def num_devices(self) -> int:
@@ -154,7 +155,9 @@ class Pipelines:
                 f"{spec.places} stages on {spec.mesh.num_devices} devices each need "
                 f"{spec.num_devices}, there are {self.cluster.num_devices}"
             )
-        schedule = scheduled(spec.schedule, spec.places, spec.microbatches, spec.chunks)
+        schedule = spec.given or scheduled(
+            spec.schedule, spec.places, spec.microbatches, spec.chunks
+        )
         at = tuple(begins or self.begins(spec, schedule.num_stages))
         model = self.model(spec.microbatches)
         cut = stage_models(model, at)
@@ -244,7 +247,8 @@ class _Candidate:
         model, actions = self.cut.models[stage], actions_of(self.schedule, stage)
         share = capacity / len(self.schedule.stages_at(self.schedule.places[stage]))
         names = frozenset(a.body for a in named_actions(actions, totals=False, ends=()))
-        shared = (structure_of(model.graph), self.spec.mesh, self.clusters[stage], names)
+        pinned = matched_nodes(model, self.given.pins)
+        shared = (structure_of(model.graph), self.spec.mesh, self.clusters[stage], names, pinned)
         if shared not in self.given.solved:
             self.given.solved[shared] = self._best(stage, actions, math.inf)
         free = self.given.solved[shared]
@@ -264,7 +268,7 @@ class _Candidate:
             model,
             self.given.traced.workload,
             self.clusters[stage],
-            self.given.pins,
+            matching(model, self.given.pins),
             budget=self.given.budget,
         )
         proposer.actions, proposer.capacity = actions, limit
@@ -276,15 +280,6 @@ class _Candidate:
         return _Solved(
             candidate=best, stage=proposer.predicted[id(best.program)], graph=model.graph
         )
-
-
-def in_flight(actions: Sequence[Action]) -> int:
-    """The most microbatches whose forward a stage has run and whose backward it has not ended."""
-    now, most = 0, 0
-    for action in actions:
-        now += {"F": 1, "B": -1, "W": -1}.get(action.body.partition("_")[0], 0)
-        most = max(most, now)
-    return most
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -378,60 +373,3 @@ def _per_unit(
     to the ops."""
     share = sum(seconds) / sum(len(unit.nodes) for unit in whole)
     return tuple(share * len(unit.nodes) for unit in units)
-
-
-#: Of the ranks of a stage, no more than this are looked at to find how long what they receive takes:
-#: the first and last ones, and those in the middle, are like all others.
-_MOST_RECEIVERS = 64
-
-
-def _sampled(ranks: int) -> range | list[int]:
-    """The ranks of a stage, or some of them, from each part of it."""
-    if ranks <= _MOST_RECEIVERS:
-        return range(ranks)
-    quarter = _MOST_RECEIVERS // 4
-    return [
-        first + rank
-        for first in (0, ranks // 3, 2 * ranks // 3, ranks - quarter)
-        for rank in range(quarter)
-    ]
-
-
-def transfer_seconds(pipeline: Pipeline, cluster: Cluster) -> dict[tuple[int, int], float]:
-    """Seconds in which what one stage sends to another for a microbatch arrives: all parcels of all
-    its ranks at once, over the links that they cross."""
-    found: dict[tuple[int, int], float] = {}
-    known: dict[Hashable, float] = {}
-    for transfer in pipeline.transfers:
-        if transfer.phase == "update":
-            continue
-        ends = (transfer.source, transfer.target)
-        first, then = map(pipeline.first_rank, ends)
-        meshes = [pipeline.programs[stage].mesh for stage in ends]
-        key = (
-            (transfer.sent, transfer.received, transfer.dtype, meshes[0].sizes, meshes[1].sizes),
-            (first % cluster.node_width, then - first),
-            tuple(_block(cluster, level, first, then) for level in cluster.narrow_levels),
-        )
-        if key not in known:
-            known[key] = _send_seconds(transfer, meshes[0], meshes[1], first, then, cluster)
-        found[ends] = found.get(ends, 0.0) + known[key]
-    return found
-
-
-def _block(cluster: Cluster, level: Level, first: int, then: int) -> bool:
-    """Whether two stages lie in the same block of nodes."""
-    return cluster.node_of(first) // level.nodes == cluster.node_of(then) // level.nodes
-
-
-def _send_seconds(
-    transfer: Transfer, source: Mesh, target: Mesh, first: int, then: int, cluster: Cluster
-) -> float:
-    """Seconds of all parcels of a value at once."""
-    pairs, most = [], 0
-    for parcel in parcels(transfer, source, target, _sampled(target.num_devices)):
-        sender, receiver = first + parcel.sender, then + parcel.receiver
-        if sender != receiver:
-            pairs.append((sender, receiver))
-            most = max(most, parcel.numel * dtype_bytes(transfer.dtype))
-    return send_time(cluster, tuple(pairs), float(most)) if pairs else 0.0

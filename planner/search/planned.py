@@ -10,6 +10,7 @@ from cost_models.machine import Cluster
 from planner.dims.ties import pattern_of
 from planner.graph.layout import Mesh
 from planner.plans.plan import Alternative, Hardware, Plan, SolverRecord, Training
+from planner.plans.plan_choices import in_file_order
 from planner.plans.recomputed import recomputed
 from planner.plans.summary import summarise
 from planner.search.proposals import Candidate
@@ -60,7 +61,7 @@ def plan_of(
         parameters=tuple(
             best.choices.parameters[members[0]].options for members in ties.parameters_of
         ),
-        hubs=tuple((value, phase, layout) for (value, phase), layout in best.choices.hubs.items()),
+        hubs=in_file_order(best.choices.hubs),
         bucket_bytes=best.choices.bucket,
         recast=best.choices.recast,
         modes={node: one.mode for node, one in chosen.items() if one.mode != KEPT},

@@ -123,7 +123,7 @@ class _Assignment:
             for n in self.graph.nodes
             if n.phase != "forward" and n.index not in self.free | self.late
         ]
-        lowest = self._lowest(nodes, holders)
+        lowest, wanted = self._lowest(nodes, holders), self._wanted(nodes)
         made = {v: n for n in nodes for v in n.results if v is not None}
         of_gradient = {p.gradient: holders[p.value] for p in self.graph.parameters}
         for node in nodes:
@@ -143,7 +143,21 @@ class _Assignment:
                 )
             own = self.stages_of_path[node.path].intersection(possible)
             # Of a module on several stages, what can runs on the first: only its gradient crosses.
-            self.stage[node.index] = min(own) if own else max(possible)
+            # But not earlier than what reads its results, which could then run no later either.
+            late = [s for s in own if s >= wanted[node.index]]
+            self.stage[node.index] = min(late) if late else max(own or possible)
+
+    def _wanted(self, nodes: Sequence[Node]) -> dict[int, int]:
+        """The latest of the stages of the modules of a node and of what is made of its results; of
+        a module on several stages the first counts."""
+        due: dict[int, int] = defaultdict(int)
+        wanted = {}
+        for node in reversed(nodes):
+            own = min(self.stages_of_path.get(node.path, (0,)))
+            wanted[node.index] = max([own, *(due[r] for r in node.results if r is not None)])
+            for value in node.operands:
+                due[value] = max(due[value], wanted[node.index])
+        return wanted
 
     def _lowest(self, nodes: Sequence[Node], holders: dict[int, tuple[int, ...]]) -> dict[int, int]:
         """The first stage on which each node can run: what it, or a node that reads its result,

@@ -79,8 +79,6 @@ class _Shares:
             stage = None if writer is None else self.assigned.stages[writer]
             assert stage is not None, term
             by_stage[stage].append(term)
-        if len(by_stage) == 1:
-            return gradient
         shares = [self._share(by_stage[stage], found) for stage in sorted(by_stage)]
         total = self._value(shares[0])
         path = self.old.nodes[self.old.values[found.terms[0]].writer or 0].path

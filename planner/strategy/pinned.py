@@ -20,7 +20,7 @@ from planner.strategy.pins import MODE_PINS, OP_PINS, PARAMETER_PINS, Pin, role_
 from planner.strategy.strategies import Option, options_of
 from planner.strategy.traced_model import Model, Pins
 
-__all__ = ["HEAVY", "batch_words", "check_pins", "pins_for"]
+__all__ = ["HEAVY", "batch_words", "check_pins", "matched_nodes", "matching", "pins_for"]
 
 #: Kinds of op that do a model's work: `tensor` must split one of them.
 HEAVY = ("gemm", "conv", "attention", "lstm", "embedding")
@@ -68,6 +68,32 @@ def check_pins(model: Model, meshes: Sequence[Mesh], pins: Iterable[Pin]) -> Non
         reasons = [f.why_not(pin) for f in filters if f.pins == (pin,)]
         if reasons and all(reasons):
             raise NoPlan(f"--pin '{pin.pattern}={pin.choice}': {reasons[0]}")
+
+
+def matching(model: Model, pins: Iterable[Pin]) -> tuple[Pin, ...]:
+    """The pins that match a module or a parameter of the model: those of other stages of a pipeline
+    do not."""
+    modules = {"", *(n.path for n in model.graph.nodes)}
+    parameters = {p.name for p in model.graph.parameters}
+    return tuple(
+        pin
+        for pin in pins
+        if any(map(pin.matches, parameters if pin.choice in PARAMETER_PINS else modules))
+    )
+
+
+def matched_nodes(model: Model, pins: Iterable[Pin]) -> Hashable:
+    """What of a model each pin matches, by number: graphs that differ in the names of their layers
+    alone differ to a pin of one layer."""
+    return tuple(
+        (
+            pin,
+            tuple(n.index for n in model.graph.nodes if pin.matches(n.path)),
+            tuple(p.value for p in model.graph.parameters if pin.matches(p.name)),
+        )
+        for pin in pins
+        if any(map(str.isdigit, pin.pattern))
+    )
 
 
 def batch_words(model: Model) -> str:

@@ -23,7 +23,7 @@ from planner.predict.stages import PipelinePrediction, predict_pipeline
 from planner.predict.tasks import prefix_of
 from planner.program.actions import Action
 from planner.program.program import Program
-from planner.search.pipelines import transfer_seconds
+from planner.search.transfer_times import transfer_seconds
 from planner.stages.pipeline import Pipeline
 from runtime.compare.comparison import Comparison, KindRow, Ran
 from runtime.compare.join import BETWEEN, WAITING, covered, grouped, join_events

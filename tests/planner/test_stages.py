@@ -150,3 +150,19 @@ def test_stages_compute_what_torch_does(name: str) -> None:
             assert not list(called_faults(stage.graph))
         far_off = far(stepped(cut, plain(lambda: build(ask))), wanted)
         assert far_off < 1e-10, (microbatches, num, far_off)
+
+
+@pytest.mark.parametrize("microbatches", [1, 2])
+def test_a_tied_model_is_cut_anywhere(microbatches: int) -> None:
+    """The embedding is the head's too, so wherever the cut is its gradient has a share on each
+    side; the loss and the embedding are both outside of all modules."""
+    ask = ask_for("gpt")
+    graph = trace(lambda: build(ask), ask.model, whole=True).graph
+    wanted = torch_step(plain(lambda: build(ask)))
+    one = microbatch_graph(graph, infer(graph), microbatches, ("*",))
+    dims = infer(one)
+    units = units_of(one, dims)
+    for begin in range(1, len(units)):
+        cut = stage_graphs(one, dims, [0, units[begin].nodes[0]])
+        crossing = [c for c in cut.crossings if c.phase == "backward"]
+        assert len(crossing) <= 1 and far(stepped(cut, plain(lambda: build(ask))), wanted) < 1e-10
