@@ -12,7 +12,8 @@ from small_plans import ask_for
 from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit
 from planner.graph.layout import Mesh
-from planner.schedules.registry import scheduled
+from planner.predict.footprint import _Walk, memory_of_actions
+from planner.schedules.registry import SCHEDULES, scheduled
 from planner.search.budget import Budget
 from planner.search.joint import joint_search
 from planner.search.pipeline_planned import FoundPipeline
@@ -63,6 +64,16 @@ def test_a_typed_pipeline_holds_what_its_microbatches_leave() -> None:
         assert [stage["in_flight"] for stage in stages] == wanted
         assert found.plan.summary["fits"]
     assert all(a < b for a, b in zip(held["1f1b"], held["gpipe"], strict=True))
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_memory_of_actions_is_that_of_walking_all_of_them(schedule: str) -> None:
+    cluster = load_cluster("dgx-h100", num_devices=2)
+    spec = Spec(places=2, mesh=Mesh(("dp",), (1,)), microbatches=8, schedule=schedule)
+    for program in typed_pipeline(ask_for("gpt"), cluster, spec).candidate.pipeline.programs:
+        walk = _Walk(program)
+        for one in memory_of_actions(program):
+            assert (walk.whole_action(one.action), tuple(walk.held)) == (one.during, one.after)
 
 
 def test_a_pipeline_that_does_not_fit_names_its_stage() -> None:
