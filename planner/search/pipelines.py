@@ -140,7 +140,7 @@ class Pipelines:
         if key not in self._begins:
             seconds = self.costs.both(spec.microbatches)
             if len(seconds) != len(units):  # what runs ahead of all microbatches is a unit there
-                seconds = _per_unit(units, self.costs.model.units, seconds)
+                seconds = _per_unit(self.model(spec.microbatches), self.costs.model, seconds)
             self._begins[key] = balanced(seconds, stages, cuts(units, stages))
         return self._begins[key]
 
@@ -366,10 +366,14 @@ def cuts(units: Sequence[Unit], stages: int) -> list[int]:
     return whole if len(whole) >= 4 * stages else list(range(len(units)))
 
 
-def _per_unit(
-    units: Sequence[Unit], whole: Sequence[Unit], seconds: Sequence[float]
-) -> tuple[float, ...]:
-    """The seconds of units by those of the whole batch's, if these are not the same: in proportion
-    to the ops."""
-    share = sum(seconds) / sum(len(unit.nodes) for unit in whole)
-    return tuple(share * len(unit.nodes) for unit in units)
+def _per_unit(model: Cuttable, whole: Cuttable, seconds: Sequence[float]) -> tuple[float, ...]:
+    """The seconds of a microbatch's units by those of the whole batch's that begin with the same op;
+    none for units that only the microbatches have, such as sums that run ahead of all of them."""
+    names = [whole.at(unit) for unit in range(len(whole.units))]
+    out, at = [], 0
+    for unit in range(len(model.units)):
+        name = model.at(unit)
+        end = next((i + 1 for i in range(at, len(names)) if names[i] == name), at)
+        out.append(sum(seconds[at:end]))
+        at = end
+    return tuple(out)

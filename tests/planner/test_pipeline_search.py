@@ -13,15 +13,18 @@ from cost_models.cluster import load_cluster
 from cost_models.errors import DoesNotFit
 from planner.graph.layout import Mesh
 from planner.predict.footprint import _Walk, memory_of_actions
+from planner.predict.places import in_flight
 from planner.schedules.registry import SCHEDULES, scheduled
 from planner.search.budget import Budget
 from planner.search.joint import joint_search
 from planner.search.pipeline_planned import FoundPipeline
-from planner.search.pipelines import Spec, in_flight
+from planner.search.pipelines import Pipelines, Spec
 from planner.search.search import Found
 from planner.search.stage_costs import balanced
 from planner.search.typed_pipelines import typed_pipeline
 from planner.stages import CannotCut
+from planner.trace.trace import trace
+from planner.workload.ask import Ask, build
 
 
 def test_stages_begin_where_the_slowest_is_fastest() -> None:
@@ -99,3 +102,20 @@ def test_no_stages_where_they_are_not() -> None:
     fast = load_cluster("dgx-h100", num_devices=2)
     found = joint_search(ask_for("mlp", 2), fast, any_microbatches=True)
     assert isinstance(found, Found)
+
+
+def test_layers_of_an_lstm_are_spread_over_stages() -> None:
+    """In microbatches the loss has one unit more, which sums ahead of all; the seconds of all others
+    are still their own."""
+    ask = Ask(
+        model="lstm", batch=256, seq=16, settings={"layers": "4", "hidden": "512"},
+        dtype="float32", num_devices=4,
+    )  # fmt: skip
+    cluster = load_cluster("dgx-h100", num_devices=4)
+    made = Pipelines(ask, cluster, (), Budget.unlimited(), trace(lambda: build(ask), ask.model))
+    spec = Spec(places=4, mesh=Mesh(("dp",), (1,)), microbatches=8)
+    model, begins = made.model(8), made.begins(spec, 4)
+    assert len(model.units) > len(made.model(1).units)
+    layers = [at for at in range(len(model.units)) if "shardwright.lstm" in model.at(at)]
+    ends = (*begins[1:], len(model.units))
+    assert [sum(b <= at < e for at in layers) for b, e in zip(begins, ends, strict=True)] == [1] * 4
