@@ -1,4 +1,4 @@
-"""What was asked for -> its plan: a pipeline that was typed, or the best plan of one stage.
+"""What was asked for -> its plan: a pipeline that was typed, or the best plan, in stages or not.
 
 The one place where the command line and the Python API call the search.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from cost_models.machine import Cluster
 from planner.search.budget import Budget
+from planner.search.joint import joint_search
 from planner.search.pipeline_planned import FoundPipeline
-from planner.search.search import Found, search
+from planner.search.search import Found
 from planner.search.searched import Progress
 from planner.search.typed_pipelines import plan_typed, with_microbatches
 from planner.strategy.pipeline_options import PipelineOptions
@@ -27,11 +28,11 @@ def plan_asked(
     budget: Budget | None = None,
     progress: Progress = lambda what, done: None,
 ) -> Found | FoundPipeline:
-    """The plan of `ask` on `cluster` under the options that were typed. Raises what `search` and
+    """The plan of `ask` on `cluster` under the options that were typed. Raises what `joint_search` and
     `plan_typed` raise."""
     if options.is_pipeline:
         return plan_typed(ask, cluster, options, budget=budget, progress=progress)
-    return search(
+    return joint_search(
         with_microbatches(ask, options),
         cluster,
         mesh=options.mesh,

@@ -25,7 +25,7 @@ from planner.search.pipelines import PipelineCandidate, Pipelines, Spec
 from planner.search.search import Found, search
 from planner.search.searched import Progress
 from planner.stages import CannotCut
-from planner.strategy.pins import Pin
+from planner.strategy.pins import MODE_PINS, Pin
 from planner.trace.trace import trace
 from planner.trace.traced import Traced
 from planner.workload.ask import Ask, build
@@ -83,12 +83,14 @@ def joint_search(
     budget: Budget | None = None,
 ) -> Found | FoundPipeline:
     """The best plan, with stages or without. As `search`, of which it takes the arguments; without
-    `any_microbatches`, or with a mesh, only plans without stages are searched.
+    `any_microbatches`, with a mesh, or with pins on single modules or on splits, only plans without
+    stages are searched.
 
     Raises as `search`, if no pipeline fits either.
     """
     budget, began = budget or Budget.unlimited(), time.perf_counter()
-    if mesh is not None or not any_microbatches or cluster.num_devices == 1:
+    splits = [pin for pin in pins if pin.choice not in MODE_PINS or pin.pattern != "*"]
+    if mesh is not None or splits or not any_microbatches or cluster.num_devices == 1:
         return search(
             ask,
             cluster,
@@ -143,7 +145,11 @@ def _single(
             budget=budget,
             traced=traced,
         )
-    except (DoesNotFit, NoPlan) as error:
+    except DoesNotFit as error:
+        return None, error
+    except NoPlan as error:
+        if not budget.over():  # a batch or pins that leave no plan
+            raise
         return None, error
     return found, None
 
@@ -159,7 +165,11 @@ def _pipelines(
     """The pipelines that may be faster than `step`."""
     tried = _Tried()
     made = Pipelines(ask, cluster, pins, budget, traced)
-    tried.bound = compute_bound(made.costs, cluster.num_devices)
+    try:
+        tried.bound = compute_bound(made.costs, cluster.num_devices)
+    except CannotCut as error:
+        tried.refused.append(str(error))
+        return tried
     if step <= _WORTH * tried.bound:
         return tried
     optimizer = traced.workload.optimizer
