@@ -118,7 +118,8 @@ class Plan:
     `summary` is only for reports.
 
     If the plan is a pipeline, its choices are in `pipeline`, stage by stage, and `options`,
-    `parameters`, `hubs` and `modes` are empty; `mesh` then counts the devices."""
+    `parameters`, `hubs` and `modes` are empty; `mesh` then counts the devices: places and
+    the axes of their mesh, or, if places have unlike meshes, one axis `devices`."""
 
     ask: Ask
     training: Training

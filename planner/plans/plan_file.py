@@ -109,7 +109,9 @@ def _parse(body: dict[str, Any]) -> Plan:
     """The plan made of a file's parts, each checked. Raises Damaged."""
     mesh = part(body, "mesh", Mesh)
     summary = {**part(body, "summary", Summary), **undeclared(body["summary"])}
-    check_summary(summary, len(mesh.sizes))
+    pipeline = read_pipeline(body)
+    stages = () if pipeline is None else pipeline.stages
+    check_summary(summary, {1 + len(one.mesh.sizes) for one in stages} or {len(mesh.sizes)})
     plan = Plan(
         ask=part(body, "ask", Ask),
         training=part(body, "training", Training),
@@ -119,7 +121,7 @@ def _parse(body: dict[str, Any]) -> Plan:
         mesh=mesh,
         **read_choices(body),
         modes=read_modes(body),
-        pipeline=read_pipeline(body),
+        pipeline=pipeline,
         solver=part(body, "solver", SolverRecord),
         summary=summary,
         alternatives=part(body, "alternatives", tuple[Alternative, ...]),

@@ -8,7 +8,7 @@ once the model has been traced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Annotated, Any, NotRequired, TypedDict, get_type_hints
 
@@ -191,18 +191,19 @@ def undeclared(summary: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key not in declared}
 
 
-def check_summary(summary: Mapping[str, Any], num_axes: int) -> None:
-    """Raises Damaged for figures that contradict each other."""
+def check_summary(summary: Mapping[str, Any], num_axes: Collection[int]) -> None:
+    """Raises Damaged for figures that contradict each other. `num_axes` are the numbers of words that
+    a row of `groups` may have: of axes, those of the mesh, or the stage and those of its mesh."""
     if set(summary["memory_bytes"]) != {*CATEGORIES, "total"}:
         raise Damaged(
             f"summary.memory_bytes has {', '.join(summary['memory_bytes'])}: not the categories "
             "of memory and their total"
         )
+    wanted = " or ".join(map(str, sorted(num_axes)))
     for row in summary["groups"]:
-        if len(row["ops"]) != num_axes or len(row["parameters"]) != num_axes:
+        if len(row["ops"]) not in num_axes or len(row["parameters"]) != len(row["ops"]):
             raise Damaged(
-                f"summary.groups: {row['group']!r} does not have a value for each of {num_axes} "
-                "axes"
+                f"summary.groups: {row['group']!r} does not have a value for each of {wanted} axes"
             )
 
 

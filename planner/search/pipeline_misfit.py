@@ -84,7 +84,9 @@ def _tries(made: Pipelines, best: PipelineCandidate, options: PipelineOptions) -
         sharded = _with_pins(made, [*free.pins, Pin("*", "zero3")])
         yield "zero=3", partial(sharded.candidate, spec)
     for places in (2 * spec.places, 4 * spec.places):
-        mesh = _smaller(spec.mesh, places // spec.places)
+        if not spec.is_uniform:
+            break
+        mesh = _smaller(spec.meshes[0], places // spec.places)
         if mesh is not None and spec.given is None:
             deeper = replace(spec, places=places, mesh=mesh)
             yield (

@@ -88,14 +88,17 @@ def plan_of_pipeline(
 
 
 def whole_mesh(best: PipelineCandidate) -> Mesh:
-    """The mesh of all devices: the places, and the axes of each."""
-    one = _named(best)
+    """The mesh of all devices: the places, and the axes of each; one axis if these are unlike."""
+    if not best.spec.is_uniform:
+        return Mesh(("devices",), (best.spec.num_devices,))
+    one = _named(best, 0)
     return Mesh(("pp", *one.names), (best.spec.places, *one.sizes))
 
 
-def _named(best: PipelineCandidate) -> Mesh:
-    """The mesh of every stage, its axes named by what they split in the first one."""
-    first = best.stages[0]
+def _named(best: PipelineCandidate, stage: int) -> Mesh:
+    """The mesh of a stage, its axes named by what they split in the first one of such a mesh."""
+    sizes = best.stages[stage].mesh.sizes
+    first = next(one for one in best.stages if one.mesh.sizes == sizes)
     if set(first.mesh.names) & {"a", "b", "c"}:
         names = axis_names(first.model, first.choices, first.costing, first.mesh.sizes)
         return Mesh(names, first.mesh.sizes)
@@ -108,7 +111,7 @@ def _stage(best: PipelineCandidate, stage: int) -> PlanStage:
     return PlanStage(
         begins=at,
         at=best.model.at(at),
-        mesh=_named(best),
+        mesh=_named(best, stage),
         options=tuple(
             chosen[members[0]].options if members[0] in chosen else None
             for members in ties.nodes_of
@@ -171,7 +174,9 @@ def _summary(
 def _replicated(best: PipelineCandidate) -> list[str]:
     """The ops that take time and that all devices of some stage run whole."""
     names: dict[str, None] = {}
-    for one in best.stages if best.spec.mesh.num_devices > 1 else ():
+    for one in best.stages:
+        if one.mesh.num_devices == 1:
+            continue
         names |= dict.fromkeys(replicated_ops(one.model, one.choices, one.costing, one.mesh))
     return list(names)
 
@@ -198,7 +203,7 @@ def _of_stage(best: PipelineCandidate, stage: int) -> dict[str, Any]:
     again = recomputed(best.pipeline.programs[stage], one.model, one.choices, one.costing)
     return {
         **stage_figures(best.pipeline, best.prediction, stage),
-        "mesh": str(_named(best)),
+        "mesh": str(_named(best, stage)),
         "layers": _layers(best, stage),
         "begins_at": best.model.at(best.begins[stage]),
         "recomputed_ops": sum(s.mode in SECOND for s in one.choices.strategies.values()),

@@ -17,8 +17,8 @@ from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes, optimizer_state_bytes
 from cost_models.point_to_point import send_time
 from planner.graph.layout import Mesh
-from planner.search.pipelines import Spec, cuts
-from planner.search.stage_costs import UnitCosts, balanced
+from planner.search.pipeline_spec import Spec
+from planner.search.stage_costs import UnitCosts, balanced, cuts
 from planner.strategy.costing import Costing
 from planner.workload.precision import Formats
 

@@ -15,7 +15,6 @@ from cost_models.errors import NoPlan
 from cost_models.machine import Cluster
 from planner.dims.subdims import SubDims
 from planner.graph.graph import Graph
-from planner.graph.layout import Mesh
 from planner.lowering.bodies import TOTALS_FIRST
 from planner.lowering.lower import lower
 from planner.lowering.pipeline import ChosenStage, actions_of, first_ranks, transfers_of
@@ -44,10 +43,10 @@ from planner.schedules.registry import scheduled
 from planner.schedules.schedule import Schedule
 from planner.search.budget import Budget
 from planner.search.fitting import fitting
+from planner.search.pipeline_spec import Spec
 from planner.search.proposals import Candidate, Proposal, Proposer
-from planner.search.stage_costs import UnitCosts, balanced
+from planner.search.stage_costs import UnitCosts, balanced, cuts, per_unit
 from planner.search.transfer_times import transfer_seconds
-from planner.stages import Unit
 from planner.stages.pipeline import Pipeline
 from planner.strategy.choices import read_choices
 from planner.strategy.pinned import matched_nodes, matching
@@ -59,26 +58,7 @@ __all__ = [
     "PipelineCandidate",
     "Pipelines",
     "Spec",
-    "cuts",
 ]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spec:
-    """What a pipeline is to be: `places` in a row, each with the devices of `mesh`; `chunks` stages
-    a place, 0 for as many as the schedule has if nobody says. The schedule is `given`, or made by
-    its name."""
-
-    places: int
-    mesh: Mesh
-    microbatches: int
-    schedule: str = "1f1b"
-    chunks: int = 0
-    given: Schedule | None = None
-
-    @property
-    def num_devices(self) -> int:
-        return self.places * self.mesh.num_devices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -109,7 +89,7 @@ class Pipelines:
         self.budget, self.traced = budget, traced
         self.capacity = float(ask.allowed_memory(cluster.device))
         self._cuttable: dict[int, Cuttable] = {}
-        self._begins: dict[tuple[int, int, int], tuple[int, ...]] = {}
+        self._begins: dict[Hashable, tuple[int, ...]] = {}
         self.solved: dict[Hashable, _Solved] = {}
 
     def model(self, microbatches: int) -> Cuttable:
@@ -133,15 +113,15 @@ class Pipelines:
             model=whole, cluster=self.cluster, optimizer=self.traced.workload.optimizer
         )
 
-    def begins(self, spec: Spec, stages: int) -> tuple[int, ...]:
-        """Where the stages begin, by the seconds of units."""
-        units = self.model(spec.microbatches).units
-        key = (len(units), stages, spec.microbatches)
+    def begins(self, spec: Spec, schedule: Schedule) -> tuple[int, ...]:
+        """Where the stages begin, by the seconds of units over the devices of each stage."""
+        model, stages = self.model(spec.microbatches), schedule.num_stages
+        devices = tuple(spec.meshes[place].num_devices for place in schedule.places)
+        key = (len(model.units), devices, spec.microbatches)
         if key not in self._begins:
             seconds = self.costs.both(spec.microbatches)
-            if len(seconds) != len(units):  # what runs ahead of all microbatches is a unit there
-                seconds = _per_unit(self.model(spec.microbatches), self.costs.model, seconds)
-            self._begins[key] = balanced(seconds, stages, cuts(units, stages))
+            seconds = per_unit(model, self.costs.model, seconds)
+            self._begins[key] = balanced(seconds, stages, cuts(model.units, stages), devices)
         return self._begins[key]
 
     def candidate(
@@ -152,13 +132,13 @@ class Pipelines:
         is not made to fit. Raises NoPlan, BadValue, CannotCut and CannotSplit for what cannot be."""
         if spec.num_devices > self.cluster.num_devices:
             raise NoPlan(
-                f"{spec.places} stages on {spec.mesh.num_devices} devices each need "
-                f"{spec.num_devices}, there are {self.cluster.num_devices}"
+                f"{spec.places} stages on {spec.counts} need {spec.num_devices}, there are "
+                f"{self.cluster.num_devices}"
             )
         schedule = spec.given or scheduled(
             spec.schedule, spec.places, spec.microbatches, spec.chunks
         )
-        at = tuple(begins or self.begins(spec, schedule.num_stages))
+        at = tuple(begins or self.begins(spec, schedule))
         model = self.model(spec.microbatches)
         cut = stage_models(model, at)
         made = _Candidate(self, spec, schedule, at, cut)
@@ -180,11 +160,11 @@ class _Candidate:
         self.given, self.spec, self.schedule = given, spec, schedule
         self.begins, self.cut = begins, cut
         self.ask = replace(given.ask, microbatches=spec.microbatches)
-        sizes = [spec.mesh.num_devices] * len(cut.models)
-        self.firsts = first_ranks(sizes, schedule)
+        self.meshes = [spec.meshes[place] for place in schedule.places]
+        self.firsts = first_ranks([mesh.num_devices for mesh in self.meshes], schedule)
         self.clusters = [
-            given.cluster.slice(self.firsts[schedule.places[s]], spec.mesh.num_devices)
-            for s in range(len(cut.models))
+            given.cluster.slice(self.firsts[place], mesh.num_devices)
+            for place, mesh in zip(schedule.places, self.meshes, strict=True)
         ]
 
     def made(self, capacity: float) -> PipelineCandidate:
@@ -206,11 +186,11 @@ class _Candidate:
             stages=tuple(
                 ChosenStage(
                     model=model,
-                    mesh=self.spec.mesh,
+                    mesh=mesh,
                     choices=one.candidate.choices,
                     costing=one.candidate.proposal.table.costing,
                 )
-                for model, one in zip(self.cut.models, found, strict=True)
+                for model, mesh, one in zip(self.cut.models, self.meshes, found, strict=True)
             ),
             pipeline=pipeline,
             prediction=timed_pipeline(
@@ -248,7 +228,13 @@ class _Candidate:
         share = capacity / len(self.schedule.stages_at(self.schedule.places[stage]))
         names = frozenset(a.body for a in named_actions(actions, totals=False, ends=()))
         pinned = matched_nodes(model, self.given.pins)
-        shared = (structure_of(model.graph), self.spec.mesh, self.clusters[stage], names, pinned)
+        shared = (
+            structure_of(model.graph),
+            self.meshes[stage],
+            self.clusters[stage],
+            names,
+            pinned,
+        )
         if shared not in self.given.solved:
             self.given.solved[shared] = self._best(stage, actions, math.inf)
         free = self.given.solved[shared]
@@ -274,7 +260,7 @@ class _Candidate:
         proposer.actions, proposer.capacity = actions, limit
         found = [
             fitting(proposer, proposer.candidate(proposal))
-            for proposal in proposer.proposals(self.spec.mesh, last=True)
+            for proposal in proposer.proposals(self.meshes[stage], last=True)
         ]
         best = min(found, key=lambda one: _rank(one, limit))
         return _Solved(
@@ -351,29 +337,3 @@ def _rank(one: Candidate, limit: float) -> tuple[bool, float]:
     held = one.prediction.total_memory_bytes
     over = held > limit
     return over, held if over else one.prediction.step_time_s
-
-
-def cuts(units: Sequence[Unit], stages: int) -> list[int]:
-    """The units at which a stage may begin: the first ones of blocks, and what comes before and
-    after all of them; anywhere, if there are fewer of these than four for each stage. Stages of
-    whole blocks are alike."""
-    last = max((at for at, unit in enumerate(units) if unit.block), default=-1)
-    whole = [
-        at
-        for at, unit in enumerate(units)
-        if at > last or not at or (unit.block and unit.block != units[at - 1].block)
-    ]
-    return whole if len(whole) >= 4 * stages else list(range(len(units)))
-
-
-def _per_unit(model: Cuttable, whole: Cuttable, seconds: Sequence[float]) -> tuple[float, ...]:
-    """The seconds of a microbatch's units by those of the whole batch's that begin with the same op;
-    none for units that only the microbatches have, such as sums that run ahead of all of them."""
-    names = [whole.at(unit) for unit in range(len(whole.units))]
-    out, at = [], 0
-    for unit in range(len(model.units)):
-        name = model.at(unit)
-        end = next((i + 1 for i in range(at, len(names)) if names[i] == name), at)
-        out.append(sum(seconds[at:end]))
-        at = end
-    return tuple(out)

@@ -6,6 +6,7 @@ which the estimates of `pipeline_specs.py` take into account roughly, and candid
 
 from __future__ import annotations
 
+from collections import defaultdict, deque
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,10 +19,10 @@ from cost_models.machine import Cluster
 from cost_models.memory import dtype_bytes
 from planner.dims.roots import is_view
 from planner.plans.stage_models import Cuttable
-from planner.stages import CannotCut, assigned
+from planner.stages import CannotCut, Unit, assigned
 from planner.strategy.costing import Costing
 
-__all__ = ["UnitCosts", "balanced"]
+__all__ = ["UnitCosts", "balanced", "cuts", "per_unit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +119,13 @@ class UnitCosts:
         return tuple(out)
 
 
-def balanced(seconds: Sequence[float], stages: int, cuts: Sequence[int]) -> tuple[int, ...]:
+def balanced(
+    seconds: Sequence[float], stages: int, cuts: Sequence[int], devices: Sequence[int] = ()
+) -> tuple[int, ...]:
     """The first units of `stages` runs of which the slowest is as fast as possible. Runs may begin
-    only at `cuts`. Raises CannotCut if there are too few."""
+    only at `cuts`. A run takes the seconds of its units, divided by the number of its `devices`
+    over the most that a run has (default: all have the same number). Raises CannotCut if there are
+    too few cuts."""
     starts = sorted({0, *cuts})
     if stages < 1:
         raise BadValue(f"a pipeline has at least one stage, got {stages}")
@@ -134,8 +139,9 @@ def balanced(seconds: Sequence[float], stages: int, cuts: Sequence[int]) -> tupl
     # best[j]: the slowest of the runs so far, if they are the first j pieces.
     best = np.where(np.arange(num + 1) == 0, 0.0, np.inf)
     backs = []
-    for _ in range(stages):
-        slowest = np.maximum(best[:, None], at[None, :] - at[:, None])
+    for count in devices or (1,) * stages:
+        share = count / max(devices, default=1)
+        slowest = np.maximum(best[:, None], (at[None, :] - at[:, None]) / share)
         slowest[np.tril_indices(num + 1)] = np.inf
         backs.append(slowest.argmin(axis=0))
         best = slowest.min(axis=0)
@@ -144,3 +150,33 @@ def balanced(seconds: Sequence[float], stages: int, cuts: Sequence[int]) -> tupl
         j = int(back[j])
         out.append(starts[j])
     return tuple(reversed(out))
+
+
+def cuts(units: Sequence[Unit], stages: int) -> list[int]:
+    """The units at which a stage may begin: the first ones of blocks, and what comes before and
+    after all of them; anywhere, if there are fewer of these than four for each stage. Stages of
+    whole blocks are alike."""
+    last = max((at for at, unit in enumerate(units) if unit.block), default=-1)
+    whole = [
+        at
+        for at, unit in enumerate(units)
+        if at > last or not at or (unit.block and unit.block != units[at - 1].block)
+    ]
+    return whole if len(whole) >= 4 * stages else list(range(len(units)))
+
+
+def per_unit(model: Cuttable, whole: Cuttable, seconds: Sequence[float]) -> tuple[float, ...]:
+    """The seconds of a model's units by those of the whole batch's, op by op in the order of ops of
+    one name and layer. What only microbatches have, such as sums over them, takes none."""
+    queues: dict[tuple[str, str], deque[float]] = defaultdict(deque)
+    for unit, one in zip(whole.units, seconds, strict=True):
+        for index in unit.nodes:
+            node = whole.graph.nodes[index]
+            queues[node.op, node.path].append(one / len(unit.nodes))
+    out = []
+    for unit in model.units:
+        found = (
+            queues[node.op, node.path] for node in map(model.graph.nodes.__getitem__, unit.nodes)
+        )
+        out.append(sum(queue.popleft() for queue in found if queue))
+    return tuple(out)

@@ -86,7 +86,8 @@ def typed_pipeline(
     """The plan of one pipeline, of which all is given. Raises as `plan_typed`."""
     options = PipelineOptions(
         places=spec.places,
-        mesh=spec.mesh,
+        mesh=spec.meshes[0],
+        meshes=() if spec.is_uniform else spec.meshes,
         microbatches=spec.microbatches,
         schedule=spec.schedule,
         given=spec.given,
@@ -130,7 +131,7 @@ def _best(made: Pipelines, options: PipelineOptions, cluster: Cluster) -> _Made:
     tried: list[PipelineCandidate] = []
     reasons: list[UserError] = []
 
-    def try_one(mesh: Mesh, number: int) -> None:
+    def try_one(mesh: Mesh | tuple[Mesh, ...], number: int) -> None:
         spec = Spec(
             places=options.places,
             mesh=mesh,
@@ -166,8 +167,11 @@ def _rank(one: PipelineCandidate) -> tuple[bool, float]:
     return not one.fits, one.prediction.step_time_s if one.fits else max(one.prediction.place_bytes)
 
 
-def _meshes(options: PipelineOptions, cluster: Cluster) -> Iterator[Mesh]:
-    """The mesh of a stage that was typed, or all of one and two axes."""
+def _meshes(options: PipelineOptions, cluster: Cluster) -> Iterator[Mesh | tuple[Mesh, ...]]:
+    """The mesh of a stage that was typed, or those of all ranks, or all of one and two axes."""
+    if options.meshes:
+        yield options.meshes
+        return
     if options.mesh is not None:
         yield options.mesh
         return
@@ -222,7 +226,7 @@ def _check_pins(best: PipelineCandidate, pins: tuple[Pin, ...]) -> None:
         own = [stage for stage in best.stages if matching(stage.model, (pin,))]
         if not own:
             whole = model_of_graph(best.model.graph, best.model.whole, compiled=False)
-            check_pins(whole, [best.spec.mesh], (pin,))
+            check_pins(whole, list(dict.fromkeys(best.spec.meshes)), (pin,))
         reasons: list[UserError] = []
         for stage in own:
             try:

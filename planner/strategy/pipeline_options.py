@@ -48,12 +48,14 @@ _ZERO = {"0": "ddp", "1": "zero1", "3": "zero3"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PipelineOptions:
     """What was typed. `places`: pipeline ranks, 0 if nobody said. `mesh`: that of a stage, None for
-    the best. `microbatches`: 0 for the best; or `samples` of a microbatch on each of `data` ranks.
-    `schedule`: a name, or one read from a file in `given`. `chunks`: stages of a pipeline rank, 0
-    for as few as the schedule can have. `recompute` is as for `--recompute`."""
+    the best; or `meshes`, one for each pipeline rank, if they are unlike. `microbatches`: 0 for the
+    best; or `samples` of a microbatch on each of `data` ranks. `schedule`: a name, or one read from
+    a file in `given`. `chunks`: stages of a pipeline rank, 0 for as few as the schedule can have.
+    `recompute` is as for `--recompute`."""
 
     places: int = 0
     mesh: Mesh | None = None
+    meshes: tuple[Mesh, ...] = ()
     microbatches: int = 0
     samples: int = 0
     data: int = 1

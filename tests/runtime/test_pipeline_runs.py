@@ -30,12 +30,14 @@ from runtime.worker import RunResult
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """A pipeline: its model, places, devices of each, microbatches and schedule."""
+    """A pipeline: its model, places, meshes (of all places, or of each), microbatches and
+    schedule."""
 
     model: str
     settings: dict[str, str]
     places: int
     dp: int = 1
+    meshes: tuple[Mesh, ...] = ()
     microbatches: int = 4
     schedule: str = "1f1b"
     chunks: int | None = None
@@ -46,29 +48,30 @@ class Case:
     def plan(self) -> Plan:
         """The plan on CPU ranks."""
         formats = precision_of(self.precision).fields()
+        spec = Spec(
+            places=self.places,
+            mesh=self.meshes or Mesh(("dp",), (self.dp,)),
+            microbatches=self.microbatches,
+            schedule=self.schedule,
+            chunks=self.chunks,
+        )
         ask = Ask(
             model=self.model,
             batch=8,
             seq=None if "inputs" in self.settings else 6,
             settings=self.settings,
-            num_devices=self.places * self.dp,
+            num_devices=spec.num_devices,
             **formats,
             **self.more,
         )
-        spec = Spec(
-            places=self.places,
-            mesh=Mesh(("dp",), (self.dp,)),
-            microbatches=self.microbatches,
-            schedule=self.schedule,
-            chunks=self.chunks,
-        )
-        cluster = load_cluster("cpu", num_devices=self.places * self.dp)
+        cluster = load_cluster("cpu", num_devices=spec.num_devices)
         return typed_pipeline(ask, cluster, spec, tuple(map(parse_pin, self.pins))).plan
 
 
 GPT = {"layers": "2", "width": "16", "heads": "2", "vocab": "32"}
 MLP = {"inputs": "16", "hidden": "32", "layers": "4", "outputs": "8"}
 LSTM = {"layers": "2", "hidden": "8", "vocab": "16"}
+ONE = Mesh(("dp",), (1,))
 
 CASES = {
     "tied weights, clipped, with data": Case(
@@ -79,6 +82,20 @@ CASES = {
         settings={"hidden": "8", "vocab": "16"},
         places=2,
         dp=2,
+        schedule="zbv",
+    ),
+    "unlike places, tied weights, clipped": Case(
+        model="gpt",
+        settings=GPT,
+        places=3,
+        meshes=(Mesh(("dp",), (2,)), ONE, ONE),
+        more={"clip_norm": 0.1},
+    ),
+    "unlike places, two stages each": Case(
+        model="gpt",
+        settings=GPT,
+        places=2,
+        meshes=(ONE, Mesh(("tp",), (3,))),
         schedule="zbv",
     ),
     "interleaved": Case(
