@@ -114,7 +114,7 @@ def test_layers_of_an_lstm_are_spread_over_stages() -> None:
     cluster = load_cluster("dgx-h100", num_devices=4)
     made = Pipelines(ask, cluster, (), Budget.unlimited(), trace(lambda: build(ask), ask.model))
     spec = Spec(places=4, mesh=Mesh(("dp",), (1,)), microbatches=8)
-    model, begins = made.model(8), made.begins(spec, 4)
+    model, begins = made.model(8), made.begins(spec, scheduled("1f1b", 4, 8))
     assert len(model.units) > len(made.model(1).units)
     layers = [at for at in range(len(model.units)) if "shardwright.lstm" in model.at(at)]
     ends = (*begins[1:], len(model.units))
