@@ -85,6 +85,18 @@ def test_every_verb_takes_a_pipelines_plan(planned: tuple[Path, Any], tmp_path: 
     assert "== stage 1 on ranks 2-3: " in program and "-- receives value 0 (forward" in program
 
 
+def test_ranks_with_unlike_meshes(tmp_path: Path) -> None:
+    words = ("--gpus", "3", "--hardware", "cpu", "--mesh", "dp=2+dp=1", "--microbatches", "4")
+    record = succeeds(*MLP, *words, "--out", str(tmp_path), "--json")
+    assert record["mesh"] == {"devices": 3}
+    assert [row["devices"] for row in record["pipeline"]["stages"]] == [[0, 1], [2, 2]]
+    assert "unlike devices (dp=2 + dp=1), 2 stages" in (tmp_path / "report.md").read_text()
+    told = succeeds("explain", str(tmp_path), "--json")
+    assert {tuple(row["splits"]) for row in told["ops"]} == {("dp",)}
+    text = plan("explain", str(tmp_path)).stdout
+    assert "dp=2" in text and "Stage 1: What every op splits" in text
+
+
 def test_a_schedule_from_a_file_and_one_that_is_found(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     file.write_text("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1\n")
@@ -120,6 +132,10 @@ def test_one_stage_is_the_plan_without_a_pipeline(tmp_path: Path) -> None:
         ("--pin pp=2 --pipeline 4", "--pipeline 4 and --pin pp=2 say two things"),
         ("--pin pp=2,dp=2 --mesh dp=2", "--mesh dp=2 and --pin pp=2,dp=2 say two things"),
         ("--pipeline 3", "--pipeline 3 does not divide 4 devices: use --pipeline 2 or 4, or --gpus 6"),
+        ("--pipeline 3", "or say the devices of each rank, as in --mesh dp=2+dp=1+dp=1"),
+        ("--mesh dp=2+dp=1", "--mesh dp=2+dp=1 needs 3 devices and --gpus is 4: use --gpus 3, or other meshes"),
+        ("--pipeline 3 --mesh dp=2+dp=2", "has 2 meshes and there are 3 pipeline ranks: give one mesh for all"),
+        ("--pin microbatch=2 --mesh dp=3+dp=1", "unlike numbers of them: use --microbatches N"),
         ("--pipeline 2 --mesh dp=4", "needs 8 devices and --gpus is 4: use --gpus 8, or a mesh of 2"),
         ("--schedule 1f1b", "--schedule 1f1b is for a pipeline: say of how many ranks, as in --pipeline 2"),
         ("--pipeline 2 --schedule interleave", "unknown schedule 'interleave': did you mean 'interleaved'?"),

@@ -167,7 +167,7 @@ def _makes_a_persons_model(words: list[str]) -> bool:
     metavar="AXES",
     help=(
         "Use this mesh, such as dp=4,tp=2: dp splits the batch, tp does not, others are free. With "
-        "--pipeline: the mesh of a stage."
+        "--pipeline: the mesh of a stage, or of each rank as in dp=2+dp=1."
     ),
 )
 @click.option(

@@ -17,7 +17,7 @@ from planner.dims.roots import is_view
 from planner.dims.ties import pattern_of
 from planner.graph.fused import FUSED, body_of, called
 from planner.graph.graph import Node
-from planner.graph.layout import show_layout
+from planner.graph.layout import Mesh, show_layout
 from planner.plans.kept import kept_rows
 from planner.plans.models import modelled
 from planner.plans.pipeline_replay import clusters_of, models_of, stage_plans
@@ -43,22 +43,28 @@ _ROWS = ("ops", "kept", "parameters")
 _KEPT_ROWS = 12
 
 
+def _axes_of(plan: Plan, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """The axes that a row of groups has words for: those of its stage's mesh, after the stage."""
+    if plan.pipeline is None:
+        return plan.mesh.names
+    return ("pp", *plan.pipeline.stages[int(row["ops"][0].removeprefix("stage "))].mesh.names)
+
+
 def explain(plan: Plan) -> dict[str, Any]:
     """The explanation as data: what `plan explain --json` prints. Rows of a pipeline have the
     number of their stage."""
     traced = traced_of(plan)
-    axes = plan.mesh.names
     parts = list(_parts(plan, traced))
     return {
         "model": plan.ask.model,
         "hardware": plan.hardware.name,
-        "mesh": dict(zip(axes, plan.mesh.sizes, strict=True)),
+        "mesh": dict(zip(plan.mesh.names, plan.mesh.sizes, strict=True)),
         "groups": [
             {
                 "group": row["group"],
                 "count": row["count"],
-                "ops": dict(zip(axes, row["ops"], strict=True)),
-                "parameters": dict(zip(axes, row["parameters"], strict=True)),
+                "ops": dict(zip(_axes_of(plan, row), row["ops"], strict=True)),
+                "parameters": dict(zip(_axes_of(plan, row), row["parameters"], strict=True)),
             }
             for row in plan.summary["groups"]
         ],
@@ -165,39 +171,40 @@ def explanation(plan: Plan, record: Mapping[str, Any]) -> tuple[Section, ...]:
     head: tuple[Section, ...]
     if plan.pipeline is not None:
         head = (pipeline_section(plan), stage_splits(plan))
-        mesh = plan.pipeline.stages[0].mesh
     else:
-        head, mesh = (Section(title=title(plan), body=mesh_body(plan)),), plan.mesh
-    axes = tuple(f"{name}={size}" for name, size in zip(mesh.names, mesh.sizes, strict=True))
+        head = (Section(title=title(plan), body=mesh_body(plan)),)
     return (
         *head,
         *(
             replace(section, title=words + section.title)
-            for words, rows in _by_stage(record)
-            for section in _sections(rows, axes)
+            for words, mesh, rows in _by_stage(plan, record)
+            for section in _sections(rows, tuple(str(mesh).split(",")))
         ),
         Section(title="Proof", body=proof_lines(plan)),
     )
 
 
-def _by_stage(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, list[Any]]]]:
-    """The rows of each stage, with the words before a section's title; stages with the same rows
-    are told once."""
+def _by_stage(
+    plan: Plan, record: Mapping[str, Any]
+) -> Iterator[tuple[str, Mesh, dict[str, list[Any]]]]:
+    """The rows of each stage and its mesh, with the words before a section's title; stages with the
+    same rows on the same mesh are told once."""
     stages = list(dict.fromkeys(row.get("stage") for row in record["ops"]))
-    found: list[tuple[list[Any], dict[str, list[Any]]]] = []
+    found: list[tuple[list[Any], Mesh, dict[str, list[Any]]]] = []
     for stage in stages:
+        mesh = plan.mesh if plan.pipeline is None else plan.pipeline.stages[stage].mesh
         rows = {
             key: [_without_stage(r) for r in record[key] if r.get("stage") == stage]
             for key in _ROWS
         }
-        same = next((some for some, other in found if other == rows), None)
+        same = next((some for some, *other in found if other == [mesh, rows]), None)
         if same is None:
-            found.append(([stage], rows))
+            found.append(([stage], mesh, rows))
         else:
             same.append(stage)
-    for some, rows in found:
+    for some, mesh, rows in found:
         words = f"Stage{'s' * (len(some) > 1)} {', '.join(map(str, some))}: "
-        yield ("" if some == [None] else words), rows
+        yield ("" if some == [None] else words), mesh, rows
 
 
 def _without_stage(row: Mapping[str, Any]) -> dict[str, Any]:

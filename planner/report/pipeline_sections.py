@@ -46,11 +46,14 @@ def pipeline_words(plan: Plan) -> str:
     assert plan.pipeline is not None
     places = 1 + max(row["place"] for row in plan.summary["stages"])
     stages, number = len(plan.summary["stages"]), plan.ask.microbatches
+    meshes = {row["place"]: row["mesh"] for row in plan.summary["stages"]}
     each = plan.mesh.num_devices // places
     axes = ",".join(
         f"{n}={s}" for n, s in list(zip(plan.mesh.names, plan.mesh.sizes, strict=True))[1:]
     )
     devices = f"{each} devices each ({axes})" if each > 1 else "1 device each"
+    if _is_unlike(plan):
+        devices = f"unlike devices ({' + '.join(meshes[place] for place in range(places))})"
     parts = f"{number} microbatches" if number > 1 else "1 microbatch"
     return (
         f"{places} pipeline ranks of {devices}, {stages} stages; schedule "
@@ -138,13 +141,35 @@ def stage_memory(plan: Plan) -> Section:
     return Section(title="Memory per device by stage, at its peak", body=(table,))
 
 
+def _is_unlike(plan: Plan) -> bool:
+    """Whether the places of a pipeline have unlike meshes."""
+    assert plan.pipeline is not None
+    return len({stage.mesh.sizes for stage in plan.pipeline.stages}) > 1
+
+
+def _split_words(plan: Plan, row: Mapping[str, Any]) -> tuple[str, ...]:
+    """What the axes split in a group of layers, a word for each axis; all in one if stages have
+    unlike axes."""
+    assert plan.pipeline is not None
+    if not _is_unlike(plan):
+        return tuple(row["ops"][1:])
+    mesh = plan.pipeline.stages[int(row["ops"][0].removeprefix("stage "))].mesh
+    axes = str(mesh).split(",")
+    return (", ".join(f"{axis}: {word}" for axis, word in zip(axes, row["ops"][1:], strict=True)),)
+
+
 def stage_splits(plan: Plan) -> Section:
     """What the axes of the stages' meshes split, stages with the same words in one row."""
+    assert plan.pipeline is not None
     mesh, summary = plan.mesh, plan.summary
     axes = [f"{n}={s}" for n, s in list(zip(mesh.names, mesh.sizes, strict=True))[1:]]
+    unlike = _is_unlike(plan)
+    axes = ["split"] if unlike else axes
     found: dict[tuple[str, ...], list[tuple[str, int]]] = {}
     for row in summary["groups"]:
-        words = (row["group"], *row["ops"][1:], _parameter_words(mesh.names, row["parameters"]))
+        stage = plan.pipeline.stages[int(row["ops"][0].removeprefix("stage "))]
+        names = ("pp", *stage.mesh.names)
+        words = (row["group"], *_split_words(plan, row), _parameter_words(names, row["parameters"]))
         found.setdefault(words, []).append((row["ops"][0].removeprefix("stage "), row["count"]))
     rows = tuple(
         (
@@ -166,7 +191,11 @@ def stage_splits(plan: Plan) -> Section:
         title="Mesh of the stages",
         body=(
             *links,
-            *(table if plan.mesh.num_devices > mesh.sizes[0] else ("one device a stage",)),
+            *(
+                table
+                if unlike or plan.mesh.num_devices > mesh.sizes[0]
+                else ("one device a stage",)
+            ),
             *(words + ", ".join(names) for words, names in told if names),
         ),
     )

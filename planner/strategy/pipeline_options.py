@@ -28,6 +28,7 @@ from planner.strategy.pins import (
     recompute_pins,
     role_of,
 )
+from planner.strategy.rank_meshes import devices_of, example, rank_meshes
 
 __all__ = ["PipelineOptions", "pipeline_options"]
 
@@ -120,7 +121,8 @@ def pipeline_options(
             raise BadValue(f"{option} {value} and --pin {typed[0]} say two things: leave one out")
     if schedule and given is None and schedule not in NAMES:
         raise unknown_name("schedule", schedule, NAMES)
-    places = pipeline or said.places or (given.num_places if given else 0)
+    typed_meshes = mesh.split("+") if mesh is not None and "+" in mesh else []
+    places = pipeline or said.places or (given.num_places if given else len(typed_meshes))
     options = replace(
         said,
         places=places,
@@ -134,6 +136,10 @@ def pipeline_options(
     _check_needs_pipeline(options, schedule, chunks)
     if given is not None:
         _check_file(options, given)
+    if typed_meshes:
+        return replace(
+            options, meshes=rank_meshes(typed_meshes, num_devices, options.places, options.samples)
+        )
     return replace(options, mesh=_stage_mesh(options, mesh, num_devices))
 
 
@@ -178,13 +184,14 @@ def _stage_mesh(options: PipelineOptions, mesh: str | None, num_devices: int) ->
     if num_devices % places:
         raise BadValue(
             f"--pipeline {places} does not divide {num_devices} devices: use --pipeline "
-            f"{_near_divisors(num_devices, places)}, or --gpus {places * -(-num_devices // places)}"
+            f"{_near_divisors(num_devices, places)}, or --gpus {places * -(-num_devices // places)}, or say "
+            f"the devices of each rank, as in --mesh {example(num_devices, places)}"
         )
     if mesh is None:
         return options.mesh
     if places == 1:
         return parse_mesh(mesh, num_devices)
-    each = math.prod(int(size) for size in re.findall(r"=\s*([1-9][0-9]*)", mesh))
+    each = devices_of(mesh)
     if each * places != num_devices:
         raise BadValue(
             f"--pipeline {places} with --mesh {mesh} for each of its ranks needs {places * each} "
