@@ -170,10 +170,9 @@ class _Assignment:
             of_forward = (
                 self._stage_of(source) for v in node.operands for source in self.sources_of(v)
             )
-            held = (holders[v][0] for v in self._made_of(node) if v in holders)
-            least = max(
-                [*of_forward, *held, *(due[r] for r in node.results if r is not None)], default=0
-            )
+            least = max([*of_forward, *(due[r] for r in node.results if r is not None)], default=0)
+            for stages in (holders[v] for v in self._made_of(node) if v in holders):
+                least = max(least, next((s for s in stages if s >= least), stages[-1]))
             lowest[node.index] = least
             for value in node.operands:
                 due[value] = max(due[value], least)

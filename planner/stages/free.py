@@ -25,10 +25,13 @@ def free_nodes(graph: Graph, dims: SubDims) -> frozenset[int]:
     only_parameter = set(of_parameters)
     found = set()
     for node in graph.nodes:
-        if node.phase != "forward":
-            continue
         reads = set(node.operands)
         writes = {r for r in node.results if r is not None}
+        if node.phase != "forward":
+            if reads and reads <= only_parameter and is_view(dims, node.index):
+                found.add(node.index)
+                only_parameter |= writes
+            continue
         if writes & stored or writes & outputs:
             bound |= writes
         elif not reads & bound or is_view(dims, node.index):

@@ -128,11 +128,12 @@ def _through_ops(graph: Graph, sources: _Sources) -> set[int]:
         least = max(
             [
                 *(sources.written.get(v, 0) for v in made_of),
-                *(min(found) for found in held),
                 *(due[r] for r in node.results if r is not None),
             ],
             default=0,
         )
+        for found in held:
+            least = max(least, next((at for at in found if at >= least), found[-1]))
         highest = [max(found) for found in held]
         highest += [latest[r] for r in node.results if r in latest]
         through.update(range(min(highest, default=least), least))

@@ -9,6 +9,7 @@ from plain_graph import KEY, Result, far, plain, run_node, torch_step
 from small_plans import ask_for
 from torch import Tensor
 
+from planner.dims.roots import roots_of
 from planner.dims.subdims import infer
 from planner.graph.graph import Graph, Node
 from planner.graph.sections import AFTER, BEFORE, BODY, is_accumulate, sections_of
@@ -166,3 +167,21 @@ def test_a_tied_model_is_cut_anywhere(microbatches: int) -> None:
         cut = stage_graphs(one, dims, [0, units[begin].nodes[0]])
         crossing = [c for c in cut.crossings if c.phase == "backward"]
         assert len(crossing) <= 1 and far(stepped(cut, plain(lambda: build(ask))), wanted) < 1e-10
+
+
+@pytest.mark.parametrize("name", ["seq2seq-lstm", "gpt", "t5"])
+def test_parameters_never_cross(name: str) -> None:
+    """A stage's update may write to a parameter before what views it has left."""
+    ask = ask_for(name)
+    graph = trace(lambda: build(ask), ask.model, whole=True).graph
+    dims = infer(graph)
+    units = units_of(graph, dims)
+    for unit in range(1, len(units)):
+        cut = stage_graphs(graph, dims, [units[0].nodes[0], units[unit].nodes[0]])
+        for stage in cut.stages:
+            roots = roots_of(stage.graph, infer(stage.graph))
+            for _, value in stage.graph.sent:
+                writer = stage.graph.values[value].writer
+                assert writer is not None
+                (source,) = stage.graph.nodes[writer].operands
+                assert stage.graph.values[roots[source].value].kind != "parameter", (unit, value)
