@@ -114,14 +114,20 @@ class Pipelines:
         )
 
     def begins(self, spec: Spec, schedule: Schedule) -> tuple[int, ...]:
-        """Where the stages begin, by the seconds of units over the devices of each stage."""
+        """Where the stages begin, by the seconds of units on the devices of each stage."""
         model, stages = self.model(spec.microbatches), schedule.num_stages
         devices = tuple(spec.meshes[place].num_devices for place in schedule.places)
         key = (len(model.units), devices, spec.microbatches)
         if key not in self._begins:
-            seconds = self.costs.both(spec.microbatches)
-            seconds = per_unit(model, self.costs.model, seconds)
-            self._begins[key] = balanced(seconds, stages, cuts(model.units, stages), devices)
+            counts = () if spec.is_uniform else devices
+            seconds, *runs = (
+                per_unit(model, self.costs.model, one)
+                for one in (
+                    self.costs.both(spec.microbatches),
+                    *(self.costs.on(spec.microbatches, count) for count in counts),
+                )
+            )
+            self._begins[key] = balanced(seconds, stages, cuts(model.units, stages), runs)
         return self._begins[key]
 
     def candidate(

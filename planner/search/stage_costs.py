@@ -45,6 +45,15 @@ class UnitCosts:
         """Seconds of forward and backward together."""
         return tuple(f + b for f, b in zip(*self.seconds(parts), strict=True))
 
+    def on(self, microbatches: int, devices: int) -> tuple[float, ...]:
+        """Seconds of forward and backward of every unit for a microbatch on so many devices: those
+        of the largest share of its samples; devices beyond one for each sample split the rest."""
+        batch = int(self.model.graph.values[self.model.graph.inputs[0]].shape[0])
+        samples = max(1, batch // microbatches)
+        largest = -(-samples // devices)
+        less = min(1.0, samples / devices)
+        return tuple(less * one for one in self.both(max(1, batch // largest)))
+
     @cached_property
     def stages(self) -> tuple[int | None, ...]:
         """The unit of every node, None for those that every stage runs for itself."""
@@ -120,12 +129,14 @@ class UnitCosts:
 
 
 def balanced(
-    seconds: Sequence[float], stages: int, cuts: Sequence[int], devices: Sequence[int] = ()
+    seconds: Sequence[float],
+    stages: int,
+    cuts: Sequence[int],
+    runs: Sequence[Sequence[float]] = (),
 ) -> tuple[int, ...]:
     """The first units of `stages` runs of which the slowest is as fast as possible. Runs may begin
-    only at `cuts`. A run takes the seconds of its units, divided by the number of its `devices`
-    over the most that a run has (default: all have the same number). Raises CannotCut if there are
-    too few cuts."""
+    only at `cuts`. The seconds of units are the same in all runs, or are those in `runs`, if it is
+    given. Raises CannotCut if there are too few cuts."""
     starts = sorted({0, *cuts})
     if stages < 1:
         raise BadValue(f"a pipeline has at least one stage, got {stages}")
@@ -134,14 +145,13 @@ def balanced(
             f"the model can be cut into at most {len(starts)} stages, got {stages}: use fewer"
         )
     num = len(starts)
-    sums = [0.0, *accumulate(seconds)]
-    at = np.array([*(sums[s] for s in starts), sums[-1]])
     # best[j]: the slowest of the runs so far, if they are the first j pieces.
     best = np.where(np.arange(num + 1) == 0, 0.0, np.inf)
     backs = []
-    for count in devices or (1,) * stages:
-        share = count / max(devices, default=1)
-        slowest = np.maximum(best[:, None], (at[None, :] - at[:, None]) / share)
+    for own in runs or (seconds,) * stages:
+        sums = [0.0, *accumulate(own)]
+        at = np.array([*(sums[s] for s in starts), sums[-1]])
+        slowest = np.maximum(best[:, None], at[None, :] - at[:, None])
         slowest[np.tril_indices(num + 1)] = np.inf
         backs.append(slowest.argmin(axis=0))
         best = slowest.min(axis=0)

@@ -52,17 +52,18 @@ def test_the_slowest_stage_is_as_fast_as_the_best_of_all_cuts(
 
     units = range(len(seconds))
     every = (slowest((0, *cut)) for cut in itertools.combinations(units[1:], len(devices) - 1))
-    begins = balanced(seconds, len(devices), units, devices)
+    runs = [[one / count for one in seconds] for count in devices]
+    begins = balanced(seconds, len(devices), units, runs)
     assert slowest(begins) == pytest.approx(min(every), rel=1e-12)
 
 
 @pytest.mark.parametrize("meshes", [(TWO, ONE), (ONE, TWO)])
-def test_no_other_cut_has_stages_more_even(meshes: tuple[Mesh, ...]) -> None:
-    """By seconds of ops, whatever the loss and the sums over microbatches add in units: 10 like
-    products on three devices are 7 and 3, or 3 and 7."""
+def test_a_place_of_two_devices_has_more_layers(meshes: tuple[Mesh, ...]) -> None:
+    """Of 10 like products, two devices have more: 7 if they come first, 6 of the last (the first one
+    has no gradient of its input, and half of a product takes more than half of its time)."""
     rows = _found(*meshes).plan.summary["stages"]
     layers = [len(row["layers"]) for row in rows]
-    wanted = [7, 3] if meshes[0] is TWO else [3, 7]
+    wanted = [7, 3] if meshes[0] is TWO else [4, 6]
     assert [layers[0], 10 - layers[0]] == wanted
 
 
