@@ -36,7 +36,7 @@ __all__ = ["joint_search"]
 #: devices, by this factor.
 _WORTH = 1.03
 #: The share of the time for plans without stages, and that after which no further pipeline is tried.
-_SINGLE, _TRIED = 0.5, 0.7
+_SINGLE, _TRIED = 0.5, 0.6
 #: On more devices than this, plans without stages, which then rarely fit, have a smaller share.
 _MANY, _SINGLE_OF_MANY = 1024, 0.2
 #: Pipelines that are tried at most, and those beside the fastest whose schedule is changed.
