@@ -249,11 +249,23 @@ def pipeline_proof(plan: Plan) -> tuple[str, ...]:
     step, gap = summary["step_time_s"], percent(solver.gap)
     return (
         f"step time {format_time(step)}, lower bound {format_time(solver.bound)}, gap {gap}",
-        "the bound is all products of the model at the peak of all devices, without messages or "
-        "bubbles: no plan on these devices is faster, and few come near",
+        _bound(plan),
         f"{_searched(plan)}; the splits within each stage are solved, where the stages begin is "
         "balanced",
         f"planned in {summary['planning_time_s']:.1f} s in total",
+    )
+
+
+def _bound(plan: Plan) -> str:
+    """What the bound is."""
+    if plan.summary.get("pipelines"):
+        return (
+            "the bound is the time of all kernels, each on the whole batch on one device, over the "
+            "number of devices, without messages or bubbles: few plans come near"
+        )
+    return (
+        "the bound is all products of the model at the peak of all devices, without messages or "
+        "bubbles: no plan on these devices is faster, and few come near"
     )
 
 
