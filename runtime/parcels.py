@@ -101,7 +101,9 @@ class Parcels:
         self.memory = None if world is None else shared_memory_of(world)
         by_message = several and self.memory is None
         self.groups = {
-            phase: dist.new_group() if by_message else None for phase in (FORWARD, BACKWARD, UPDATE)
+            (phase, up): dist.new_group() if by_message else None
+            for phase in (FORWARD, BACKWARD, UPDATE)
+            for up in (False, True)
         }
         self.going: list[tuple[Any, Tensor]] = []
         self.coming: dict[tuple[int, int], list[_Coming]] = {}
@@ -182,10 +184,16 @@ class Parcels:
         work = dist.isend(
             piece,
             mine.other,
-            group=self.groups[transfer.phase],
+            group=self.groups[self._way(transfer)],
             tag=self._tag(transfer, microbatch),
         )
         self.going.append((work, piece))
+
+    def _way(self, transfer: Transfer) -> tuple[str, bool]:
+        """The phase, and whether a value goes to a later place: NCCL takes the messages of a pair of
+        ranks in a group in one order, so the two directions have groups of their own."""
+        places = self.pipeline.schedule.places
+        return transfer.phase, places[transfer.source] < places[transfer.target]
 
     def post(self, transfer: Transfer, microbatch: int) -> None:
         """Asks for a value; does not wait. Values in mailboxes need not be asked for."""
@@ -198,7 +206,7 @@ class Parcels:
                 work = dist.irecv(
                     buffer,
                     mine.other,
-                    group=self.groups[transfer.phase],
+                    group=self.groups[self._way(transfer)],
                     tag=self._tag(transfer, microbatch),
                 )
                 asked.append(_Coming(buffer, work))

@@ -144,9 +144,11 @@ def test_ranks_compare_their_programs(planned: Path, monkeypatch: pytest.MonkeyP
     program = program_of(read_plan(planned / "plan.json"))
 
     def gather(into: list[object], mine: object) -> None:
-        into[:] = [mine, ()]
+        into[:] = [mine, {0: ()}]
 
     monkeypatch.setattr(alike.dist, "all_gather_object", gather)
+    monkeypatch.setattr(alike.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(alike.dist, "get_world_size", lambda: 2)
     with (
         checking(),
         pytest.raises(FailedCheck, match=r"^after all ranks: rank 1 has 0 collectives, rank 0 "),

@@ -84,6 +84,14 @@ def _head(program: Program) -> Iterator[str]:
         yield f"actions   {show_actions(program.actions)}"
     if program.carried:
         yield f"carried   {_values(sorted(program.carried))}"
+    if program.stashed:
+        yield f"stashed   {_values(sorted(program.stashed))}"
+    for one in program.sent:
+        yield (
+            f"sent      {one.crossing}: %{one.value} {one.dtype} {one.subshape} {show_layout(one.layout)}"
+        )
+    if program.squares is not None:
+        yield f"squares   %{program.squares[0]} here, %{program.squares[1]} of all stages"
     if program.loss is not None:
         yield f"loss      {', '.join([f'%{program.loss}', *(f'{name} %{value}' for name, value in program.reported)])}"
     yield f"stores    {', '.join(_stored(program)) or 'nothing'}"

@@ -20,6 +20,10 @@ from planner.stages.free import free_nodes
 __all__ = ["Unit", "units_of"]
 
 
+#: The most values that cross between two parts of a model where it is cut.
+_FEW = 4
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Unit:
     """Ops of forward that stay together: `nodes` are their numbers in order, without those that
@@ -33,18 +37,24 @@ class Unit:
 
 
 def units_of(graph: Graph, dims: SubDims) -> tuple[Unit, ...]:
-    """The units of a graph's forward pass: at every place between two of them no more than one
-    value crosses that not all places between blocks have (such as an encoder's output)."""
+    """The units of a graph's forward pass. One ends where only one value crosses to later ones, where
+    a block ends, and where a part of the model does (an encoder, say), if few values cross there."""
     free = free_nodes(graph, dims)
     placed = [n.index for n in graph.nodes if n.phase == "forward" and n.index not in free]
     sources = _Sources(graph, placed, free)
     crossing = _crossing(graph, placed, sources)
     blocks = [block_of(graph.nodes[index].path) for index in placed]
+    children = [graph.nodes[index].path.partition(".")[0] for index in placed]
     through = _through_ops(graph, sources)
     cuts = [
         at
         for at in range(len(placed) - 1)
-        if at not in through and (len(crossing[at]) == 1 or blocks[at] != blocks[at + 1])
+        if at not in through
+        and (
+            len(crossing[at]) == 1
+            or blocks[at] != blocks[at + 1]
+            or (_ends(children, at) and len(crossing[at]) <= _FEW)
+        )
     ]
     out: list[Unit] = []
     first = 0
@@ -59,6 +69,11 @@ def units_of(graph: Graph, dims: SubDims) -> tuple[Unit, ...]:
         )
         first = at + 1
     return tuple(out)
+
+
+def _ends(children: Sequence[str], at: int) -> bool:
+    """Whether a part of the model, of several ops, ends with the op at a place."""
+    return children[at] not in ("", *children[at + 1 :]) and children[at] in children[:at]
 
 
 def _only(blocks: Collection[str]) -> str:

@@ -20,6 +20,7 @@ from planner.program.program import (
     ParameterState,
     Program,
     Ref,
+    Sent,
     Update,
     writes,
 )
@@ -104,6 +105,8 @@ def another(value: Any) -> Any:
         return 1
     if isinstance(value, tuple):
         return (another(value[0]), *value[1:]) if value else (1,)
+    if isinstance(value, frozenset):
+        return value ^ {1}
     raise AssertionError(f"no other value than {value!r}")
 
 
@@ -157,6 +160,8 @@ def test_every_field_of_a_program_is_told(programs: list[Program], name: str) ->
         "initial_bytes": lambda: {**value, "inputs": 7},
         "stores": lambda: (*value, (1, 2)),
         "reported": lambda: (*value, ("part", 1)),
+        "sent": lambda: (Sent(crossing=3, value=1, subshape=(), layout=(), dtype="float32"),),
+        "squares": lambda: (1, 2),
     }.get(name, lambda: another(value))()
     assert program_text(replace(program, **{name: changed})) != program_text(program)
 

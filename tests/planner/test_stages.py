@@ -185,3 +185,11 @@ def test_parameters_never_cross(name: str) -> None:
                 assert writer is not None
                 (source,) = stage.graph.nodes[writer].operands
                 assert stage.graph.values[roots[source].value].kind != "parameter", (unit, value)
+
+
+def test_an_encoder_is_cut_from_its_decoder() -> None:
+    """Though two states cross there, and neither is one of a row of blocks."""
+    ask = ask_for("seq2seq-lstm")
+    graph = trace(lambda: build(ask), ask.model, whole=True).graph
+    ends = {graph.nodes[unit.nodes[-1]].path for unit in units_of(graph, infer(graph))}
+    assert "encoder" in ends

@@ -168,7 +168,7 @@ class _Model:
 
     def solve(self, seconds: float) -> Proved:
         """What HiGHS finds and proves in so many seconds."""
-        self.model.solve(pulp.HiGHS(msg=False, timeLimit=seconds, gapRel=1e-9, threads=1))
+        self.model.solve(pulp.HiGHS(msg=False, timeLimit=seconds, gapRel=1e-9))
         solver = self.model.solverModel
         info = solver.getInfo()
         if "nfeasible" in solver.modelStatusToString(solver.getModelStatus()):
