@@ -171,7 +171,9 @@ class _Model:
         self.model.solve(pulp.HiGHS(msg=False, timeLimit=seconds, gapRel=1e-9))
         solver = self.model.solverModel
         info = solver.getInfo()
-        if "nfeasible" in solver.modelStatusToString(solver.getModelStatus()):
+        status = solver.modelStatusToString(solver.getModelStatus())
+        assert status != "Not Set", "HiGHS did not begin"  # it says so with a status alone
+        if "nfeasible" in status:
             return Proved(None, self.step)  # none is as short as the best known
         bound = max(self.least, min(float(info.mip_dual_bound) / self.scale, self.step))
         if info.primal_solution_status != 2:  # kSolutionStatusFeasible
