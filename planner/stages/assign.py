@@ -7,6 +7,7 @@ ones. Within these limits it is where its module is. Any choice within them comp
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -43,10 +44,9 @@ def assigned(graph: Graph, dims: SubDims, firsts: Sequence[int]) -> Assigned:
     forward: dict[int, int] = {}
     for node in graph.nodes:
         if node.phase == "forward" and node.index not in free:
-            forward[node.index] = sum(node.index >= first for first in firsts[1:])
-    for stage in range(len(firsts)):
-        if stage not in forward.values():
-            raise CannotCut(f"stage {stage} of {len(firsts)} has no op: cut in fewer stages")
+            forward[node.index] = bisect_right(firsts, node.index, lo=1) - 1
+    for stage in sorted({*range(len(firsts))} - {*forward.values()}):
+        raise CannotCut(f"stage {stage} of {len(firsts)} has no op: cut in fewer stages")
     return _Assignment(graph, forward, free, len(firsts)).assigned()
 
 
