@@ -45,8 +45,9 @@ def assigned(graph: Graph, dims: SubDims, firsts: Sequence[int]) -> Assigned:
     for node in graph.nodes:
         if node.phase == "forward" and node.index not in free:
             forward[node.index] = bisect_right(firsts, node.index, lo=1) - 1
-    for stage in sorted({*range(len(firsts))} - {*forward.values()}):
-        raise CannotCut(f"stage {stage} of {len(firsts)} has no op: cut in fewer stages")
+    empty = {*range(len(firsts))} - {*forward.values()}
+    if empty:
+        raise CannotCut(f"stage {min(empty)} of {len(firsts)} has no op: cut in fewer stages")
     return _Assignment(graph, forward, free, len(firsts)).assigned()
 
 
